@@ -1,0 +1,1 @@
+"""What every part of Fluffle speaks: models, updates, messages and the broker. Imports none of the parts."""

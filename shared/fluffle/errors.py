@@ -1,0 +1,70 @@
+"""Every exception that Fluffle raises on purpose, in one tree.
+
+    FluffleError
+    ├── ConfigError           a setting is wrong: correct it and start again
+    ├── TaskError             the task cannot be imported, or its data is not there
+    ├── LayoutError           a model's tensors are not those of the federation
+    ├── WireError             a message cannot be read; the operator finds it in F.rejected
+    └── BrokerError
+        ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
+        ├── AccessRefused     user, password, virtual host or rights are wrong: ask who runs the broker
+        ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
+        ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
+        ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
+        ├── Unroutable        no queue takes the message: run `fluffle broker setup`
+        └── MessageTooLarge   larger than the broker may carry: a smaller model or another codec
+
+What is expected in daily work (an update that is too stale, a duplicate) is a return value, not an exception.
+"""
+
+
+class FluffleError(Exception):
+    """Anything that Fluffle says on purpose; the message tells what was found, expected, and what to do."""
+
+
+class ConfigError(FluffleError):
+    """A setting is wrong, unknown, or does not go with another one."""
+
+
+class TaskError(FluffleError):
+    """The task cannot be imported, is no task, or its data is not there."""
+
+
+class LayoutError(FluffleError):
+    """The names, shapes or dtypes of a model's tensors are not the expected ones."""
+
+
+class WireError(FluffleError):
+    """A message's bytes are not what the protocol says; the text names the field."""
+
+
+class BrokerError(FluffleError):
+    """Something between this process and RabbitMQ."""
+
+
+class ConnectionLost(BrokerError):
+    """The connection or its channel is gone; whatever was not confirmed may or may not have arrived."""
+
+
+class AccessRefused(BrokerError):
+    """The broker knows neither this user nor password, or does not grant the right."""
+
+
+class TopologyMissing(BrokerError):
+    """A queue or exchange that the federation needs is not on the broker."""
+
+
+class TopologyMismatch(BrokerError):
+    """A queue or exchange exists with other arguments than the federation's."""
+
+
+class QueueFull(BrokerError):
+    """The broker refused a message because its queue is full."""
+
+
+class Unroutable(BrokerError):
+    """No queue is bound where the message was sent."""
+
+
+class MessageTooLarge(BrokerError):
+    """The message is larger than the protocol or the broker allows."""

@@ -1,0 +1,102 @@
+"""A Task is what a user writes: the model, this site's data and the evaluation, in numpy arrays.
+
+With Keras, write two or three functions and let `fluffle_worker.keras_task.KerasTask` make a task of them.
+With anything else (PyTorch, scikit-learn, plain numpy), write a class with the methods of `Task`: only numpy
+arrays cross the border, and nothing here imports TensorFlow. `examples/` has one of each.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from fluffle.errors import TaskError
+from fluffle.model import Weights
+from fluffle.plan import Plan
+
+READY_TASKS: Mapping[str, str] = {
+    name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """Where the data lies: site `index` of `count`, and how a shared data set is split among the sites.
+
+    A task that reads its own site's data needs none of this. The ready tasks cut one public data set into
+    `count` parts by `split` ("iid", "dirichlet:0.5" or "shards:2"), the same way on every machine for the
+    same `seed`.
+    """
+
+    index: int = 0
+    count: int = 1
+    split: str = "dirichlet:0.5"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What one round of local training gave: the weights, the number of examples seen, and metrics."""
+
+    weights: Weights
+    examples: int
+    metrics: Mapping[str, float]
+
+
+class Progress(Protocol):
+    """How a task reports how far a round is: `done` of `total` minibatches."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Report; cheap enough to call after every minibatch."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One model and its data. A process makes one task and calls it from one thread."""
+
+    def initial_weights(self, seed: int) -> Weights:
+        """Return the named arrays of a fresh model; the same seed gives the same bits."""
+
+    def prepare(self, site: Site) -> int:
+        """Load this site's training data and return its number of examples.
+
+        Raises TaskError when the data is not there, saying where it was looked for and how to get it.
+        """
+
+    def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
+        """Train from `weights` on the prepared data as the plan says; `seed` orders the minibatches."""
+
+    def evaluate(self, weights: Weights) -> Mapping[str, float]:
+        """Return metrics of `weights` on held-out data, at least one of "accuracy" and "loss"."""
+
+    def save(self, weights: Weights, path: Path) -> None:
+        """Write the model in the framework's own format, for example `.keras`."""
+
+    def load(self, path: Path) -> Weights:
+        """Read weights from a file of the framework's own format; the reverse of `save`."""
+
+
+def load_task(name: str) -> Task:
+    """Find a task by the name of a ready one or as "package.module:attribute".
+
+    Raises TaskError when the module cannot be imported, or when the attribute is missing or is no task.
+    """
+    if ":" not in name and name not in READY_TASKS:
+        known = ", ".join(READY_TASKS)
+        raise TaskError(f"unknown task {name!r}: say one of {known}, or your own as package.module:name")
+    module_name, _, attribute = READY_TASKS.get(name, name).partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise TaskError(f"the task {name!r} cannot be imported: {error}") from error
+    found = getattr(module, attribute, None)
+    if not isinstance(found, Task):
+        missing = [part for part in vars(Task) if not part.startswith("_") and not hasattr(found, part)]
+        raise TaskError(f"{name!r} is no task: it lacks {', '.join(missing) or attribute}")
+    return found

@@ -1,0 +1,94 @@
+"""Weight updates, their identity, and the memory of which of them a model already contains. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fluffle.model import Vector
+from fluffle.plan import Sends
+
+MAX_GAPS_PER_RUN = 256
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class UpdateId:
+    """Names one update for ever: the worker, its run (one life of its process) and a number from 1 up."""
+
+    worker: str
+    run: str
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.worker}/{self.run}/{self.sequence}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightUpdate:
+    """What one worker learnt in one round.
+
+    `vector` is float32 of the layout's size: trained minus base where `sends` is "delta", else the trained
+    weights. `integers` are the bytes of the layout's integer tensors.
+    """
+
+    federation: str
+    id: UpdateId
+    base_version: int
+    layout_digest: str
+    sends: Sends
+    codec: str
+    vector: Vector
+    integers: bytes
+    examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    train_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """The sequence numbers of one run that are applied: all up to `highest` but those in the `gaps`.
+
+    A gap is a pair (first, last) of numbers that have not come, both inclusive; gaps ascend.
+    """
+
+    highest: int = 0
+    gaps: tuple[tuple[int, int], ...] = ()
+
+    def __contains__(self, sequence: int) -> bool:
+        return sequence <= self.highest and not any(first <= sequence <= last for first, last in self.gaps)
+
+    def adding(self, sequence: int) -> RunLog:
+        """Return the log with one more number in it."""
+        if sequence > self.highest:
+            skipped = ((self.highest + 1, sequence - 1),) if sequence > self.highest + 1 else ()
+            # Bounded: the oldest gap closes, so that an update as late as that is refused as a duplicate,
+            # with its reason in F.rejected, and never counts twice.
+            return RunLog(sequence, (self.gaps + skipped)[-MAX_GAPS_PER_RUN:])
+        gaps: list[tuple[int, int]] = []
+        for first, last in self.gaps:
+            if not first <= sequence <= last:
+                gaps.append((first, last))
+                continue
+            if first < sequence:
+                gaps.append((first, sequence - 1))
+            if sequence < last:
+                gaps.append((sequence + 1, last))
+        return RunLog(self.highest, tuple(gaps[-MAX_GAPS_PER_RUN:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Which updates a model contains: for each run of each worker a watermark, and the gaps below it."""
+
+    runs: Mapping[tuple[str, str], RunLog] = field(default_factory=dict)
+
+    def __contains__(self, update: UpdateId) -> bool:
+        return update.sequence in self.runs.get((update.worker, update.run), RunLog())
+
+    def adding(self, updates: Iterable[UpdateId]) -> Applied:
+        """Return the memory with more updates in it."""
+        runs = dict(self.runs)
+        for update in updates:
+            key = update.worker, update.run
+            runs[key] = runs.get(key, RunLog()).adding(update.sequence)
+        return Applied(runs)
