@@ -1,0 +1,63 @@
+"""`python -m fluffle_aggregator`, the same as `fluffle aggregator`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fluffle.command_line import run_program, settings_command
+from fluffle.connection import connect
+from fluffle.errors import ConnectionLost
+from fluffle.stopping import stop_on_signals
+from fluffle.topology import topology_of
+from fluffle_aggregator.first_version import first_version
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.service import Charge, serve
+from fluffle_aggregator.settings import AggregatorSettings
+
+
+def charge_of(settings: AggregatorSettings) -> Charge:
+    """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
+    strategy, goal, rhythm = settings.make_strategy(), settings.make_goal(), settings.make_rhythm()
+    plan = settings.make_plan(strategy)
+
+    def continue_from(head: Head) -> GlobalModel:
+        return GlobalModel(
+            head.record, head.moments, strategy=strategy, plan=plan, goal=goal, term=head.term + 1
+        )
+
+    return Charge(
+        name=settings.name,
+        topology=topology_of(settings.federation),
+        policy=settings.make_policy(),
+        rhythm=rhythm,
+        # All that one commit holds, one evaluation, and one message on its way.
+        prefetch=strategy.buffer_size * rhythm.every + 2,
+        first_version=partial(first_version, settings, strategy),
+        continue_from=continue_from,
+    )
+
+
+def run(settings: AggregatorSettings) -> None:
+    """Be an aggregator until the federation has finished, or until SIGTERM or Ctrl-C."""
+    charge = charge_of(settings)
+    stop = stop_on_signals()
+    name = f"{settings.federation}/aggregator/{settings.name}"
+    try:
+        serve(charge, lambda: connect(settings, name=name, stop=stop), stop)
+    except ConnectionLost:
+        if not stop.is_set():
+            raise
+
+
+command = settings_command(
+    AggregatorSettings,
+    run,
+    about="Weigh updates by their staleness and publish new versions of the model.\n\n"
+    "Start a second one as a standby: RabbitMQ lets one of them lead, and the other takes over within a "
+    "second when it dies. The aggregator keeps nothing on disk, and needs no TensorFlow but to build "
+    "version 0 of a task.",
+)
+
+if __name__ == "__main__":
+    run_program("fluffle_aggregator", command)

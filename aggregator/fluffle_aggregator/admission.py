@@ -1,0 +1,123 @@
+"""Whether an update may become part of the model, and if not, why. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fluffle.model import is_finite
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.global_model import GlobalModel
+
+
+class Reason(StrEnum):
+    """Why a message is refused, in a word; the refusal's detail says the rest."""
+
+    UNREADABLE = "unreadable"
+    WRONG_FEDERATION = "wrong-federation"
+    WRONG_LAYOUT = "wrong-layout"
+    WRONG_CONTENT = "wrong-content"
+    NOT_FINITE = "not-finite"
+    BAD_EXAMPLES = "bad-examples"
+    FUTURE_VERSION = "future-version"
+    TOO_STALE = "too-stale"
+    DUPLICATE = "duplicate"
+    SECOND_IN_ROUND = "second-in-round"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an update is not applied: a word to count by, and a sentence for whoever sent it."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The limits that the operator sets; a `max_staleness` of None lets any update in."""
+
+    max_staleness: int | None = None
+    max_examples: int = 1_000_000_000
+
+
+def refusal(
+    update: WeightUpdate, model: GlobalModel, policy: Policy, *, finished: str = ""
+) -> Refusal | None:
+    """Return why this update may not be folded into this model, or None when it may."""
+    if finished:
+        return Refusal(Reason.FINISHED, f"the federation has finished: {finished}")
+    return (
+        _misfit(update, model)
+        or _repeated(update, model)
+        or _untimely(update, model, policy)
+        or _unsound(update, policy)
+    )
+
+
+def _misfit(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    layout = model.record.layout
+    if update.federation != model.record.federation:
+        return Refusal(
+            Reason.WRONG_FEDERATION,
+            f"the update is for {update.federation!r}, this is {model.record.federation!r}",
+        )
+    if update.layout_digest != layout.digest:
+        return Refusal(
+            Reason.WRONG_LAYOUT,
+            f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
+            "worker and federation run different models",
+        )
+    if update.vector.size != layout.size or len(update.integers) != layout.integers_size_bytes:
+        return Refusal(
+            Reason.WRONG_LAYOUT,
+            f"the update has {update.vector.size} floats and {len(update.integers)} bytes of integers, "
+            f"the model {layout.size} and {layout.integers_size_bytes}",
+        )
+    if update.sends != model.strategy.sends:
+        return Refusal(
+            Reason.WRONG_CONTENT,
+            f"the update carries {update.sends}, but {model.strategy.name} needs {model.strategy.sends}: "
+            "it was trained for a plan that is no longer in force",
+        )
+    return None
+
+
+def _repeated(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    if update.id in model.applied:
+        return Refusal(Reason.DUPLICATE, f"the model contains update {update.id} already")
+    if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
+        return Refusal(
+            Reason.SECOND_IN_ROUND,
+            f"worker {update.id.worker} has given its update for version {model.version} already",
+        )
+    return None
+
+
+def _untimely(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusal | None:
+    staleness = model.staleness(update.base_version)
+    if staleness < 0:
+        return Refusal(
+            Reason.FUTURE_VERSION,
+            f"the update started from version {update.base_version}, but the newest is {model.version}",
+        )
+    limit = 0 if model.strategy.one_update_per_version else policy.max_staleness
+    if limit is not None and staleness > limit:
+        return Refusal(
+            Reason.TOO_STALE,
+            f"the update started from version {update.base_version}, {staleness} versions ago; "
+            f"at most {limit} are allowed",
+        )
+    return None
+
+
+def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
+    if not 1 <= update.examples <= policy.max_examples:
+        return Refusal(
+            Reason.BAD_EXAMPLES,
+            f"the update claims {update.examples} examples; expected 1 to {policy.max_examples}",
+        )
+    if not is_finite(update.vector):
+        return Refusal(Reason.NOT_FINITE, "the update's vector holds a NaN or an infinity")
+    return None

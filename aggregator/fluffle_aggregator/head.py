@@ -1,0 +1,57 @@
+"""The head queue: the truth from which every aggregator starts, and from which the stream is rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fluffle.broker import Broker
+from fluffle.errors import TopologyMissing
+from fluffle.logs import get_logger
+from fluffle.model import Vector
+from fluffle.models import version_at_hand
+from fluffle.record import ModelVersion, Moments
+from fluffle.topology import Topology
+from fluffle.wire import decode_record, record_digest
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The newest committed version, as it lies in the head queue.
+
+    `term` is the highest term that anybody has published under; a new leader goes one above it.
+    """
+
+    record: ModelVersion
+    moments: Mapping[str, Vector]
+    digest: str
+    term: int
+
+
+def read_head(broker: Broker, topology: Topology) -> Head | None:
+    """Return the newest committed version, None in a new federation; the stream is brought up to it.
+
+    Raises TopologyMissing when versions are in the stream but the head queue is empty: it was deleted.
+    """
+    records = [(decode_record(body), body) for body in broker.peek(topology.head.name)]
+    versions = [(record, body) for record, body in records if isinstance(record, ModelVersion)]
+    in_stream = version_at_hand(broker, topology)
+    if not versions:
+        if in_stream is not None:
+            raise TopologyMissing(
+                f"the stream {topology.models.name} holds version {in_stream.rank}, but the queue "
+                f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, export "
+                f"the newest model (`fluffle model export`), delete the stream, and start with --initial-model"
+            )
+        return None
+    record, body = max(versions, key=lambda version: version[0].rank)
+    if in_stream is None or in_stream.rank < record.rank:
+        log.warning("the stream is behind the head and gets its version again", version=record.version)
+        broker.publish("", topology.models.name, body, {"kind": "version"})
+    moments: Mapping[str, Vector] = {}
+    for other, _ in records:
+        if isinstance(other, Moments) and other.rank == record.rank and record.moments_checksum is not None:
+            moments = other.vectors
+    return Head(record, moments, record_digest(body), max(record.term, in_stream.term if in_stream else 0))

@@ -1,0 +1,297 @@
+"""The aggregator's loop: decode, refuse or fold, step, commit, ack. Read this first.
+
+Rule 4 of docs/architecture.md holds here: consuming, publishing and acking share one channel. When it is
+lost, nothing is retried: everything held is dropped, and the next turn starts again from the head queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fluffle.broker import Broker, Delivery
+from fluffle.errors import ConnectionLost, WireError
+from fluffle.logs import get_logger
+from fluffle.record import Evaluation, Hello, ModelVersion
+from fluffle.topology import Topology
+from fluffle.update import WeightUpdate
+from fluffle.wire import (
+    decode_inbound,
+    encode_hello,
+    encode_moments,
+    encode_version,
+    record_digest,
+)
+from fluffle_aggregator.admission import Policy, Reason, Refusal, refusal
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.head import Head, read_head
+
+log = get_logger(__name__)
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rhythm:
+    """When to commit: after `every` steps, or `after_s` seconds after the last commit if there was a step.
+
+    What waits in a buffer that does not fill is flushed after `buffer_timeout_s`, far below the broker's
+    consumer timeout (30 minutes).
+    """
+
+    every: int = 1
+    after_s: float | None = None
+    buffer_timeout_s: float = 60.0
+
+    def is_due(self, steps: int, *, since_commit_s: float) -> bool:
+        """Tell whether the steps made since the last commit are to be published now."""
+        if steps == 0:
+            return False
+        return steps >= self.every or (self.after_s is not None and since_commit_s >= self.after_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a message before looking at the clock again."""
+        return min(POLL_S, self.buffer_timeout_s, POLL_S if self.after_s is None else self.after_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """All that an aggregator is told when it starts."""
+
+    name: str
+    topology: Topology
+    policy: Policy
+    rhythm: Rhythm
+    prefetch: int
+    first_version: Callable[[], ModelVersion]
+    continue_from: Callable[[Head], GlobalModel]
+
+
+def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) -> None:
+    """Stand by, lead when it is this process's turn, and return when the federation has finished.
+
+    After a lost connection it starts again; any other error is the caller's.
+    """
+    while not stop.is_set():
+        with connect() as broker:
+            try:
+                stand_by_and_lead(charge, broker, stop)
+            except ConnectionLost as error:
+                log.warning("lost the broker; starting again from the head", because=str(error))
+            else:
+                return
+
+
+def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> None:
+    """Be one aggregator for the life of one connection."""
+    broker.declare(charge.topology)
+    broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
+    say_hello(charge, broker)
+    log.info("standing by", aggregator=charge.name)
+    delivery = None
+    while delivery is None:
+        if stop.is_set():
+            return
+        # The broker gives messages to one consumer only: whoever gets the first one leads.
+        delivery = broker.next_delivery(POLL_S)
+    leader = Leader(charge, broker)
+    while True:
+        if delivery is not None:
+            leader.receive(delivery)
+        leader.commit_when_due()
+        delivery = broker.next_delivery(charge.rhythm.patience_s)
+        if stop.is_set():
+            return  # what is held goes back to the queue, for the next leader
+        if leader.finished and delivery is None:
+            break
+    hand_over(charge, broker)
+
+
+def say_hello(charge: Charge, broker: Broker) -> None:
+    """Send a message through the updates queue, so that whoever is the active consumer wakes up."""
+    hello = encode_hello(Hello(charge.topology.federation, charge.name))
+    broker.publish(charge.topology.updates.exchange.name, "", hello, {"kind": "hello"})
+
+
+def hand_over(charge: Charge, broker: Broker) -> None:
+    """Wake a standby after the end, so that it sees the end too and leaves."""
+    broker.cancel()
+    if broker.state(charge.topology.updates.name).consumers:
+        say_hello(charge, broker)
+
+
+class Leader:
+    """The one aggregator that folds and commits."""
+
+    def __init__(
+        self,
+        charge: Charge,
+        broker: Broker,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """Take over: read the head, or publish version 0 in a new federation."""
+        self._charge = charge
+        self._broker = broker
+        self._clock = clock
+        self._now = now
+        self._held: list[int] = []
+        self._held_evaluation: int | None = None
+        head = read_head(broker, charge.topology)
+        if head is None:
+            first = charge.first_version()
+            head = Head(first, {}, self._publish(first), first.term - 1)
+            log.info("new federation", version=0, parameters=first.layout.size)
+        self._parent = head.digest
+        self._model = charge.continue_from(head)
+        self.finished = head.record.finished
+        self._started = self._committed = self._oldest_held = clock()
+        log.info("leading", version=head.record.version, term=self._model.term, finished=self.finished)
+
+    @property
+    def elapsed_s(self) -> float:
+        """The seconds in which the federation had a leader."""
+        return self._model.record.elapsed_s + self._clock() - self._started
+
+    def receive(self, delivery: Delivery) -> None:
+        """Take in one message: fold it, note it, or refuse it."""
+        try:
+            message = decode_inbound(delivery.body)
+        except WireError as error:
+            self._refuse(delivery, Refusal(Reason.UNREADABLE, str(error)), {})
+            return
+        match message:
+            case WeightUpdate():
+                self._receive_update(delivery, message)
+            case Evaluation():
+                self._receive_evaluation(delivery, message)
+            case Hello():
+                log.info("an aggregator said hello", aggregator=message.aggregator)
+                self._broker.ack([delivery.tag])
+
+    def commit_when_due(self) -> None:
+        """Commit if there is reason to; sets `finished` when the goal is reached."""
+        if self.finished:
+            return
+        model, rhythm = self._model, self._charge.rhythm
+        self.finished = model.goal.reached(
+            version=model.version,
+            updates=model.updates,
+            elapsed_s=self.elapsed_s,
+            target_held=model.target_held,
+        )
+        if self.finished:
+            self._close_the_federation()
+            return
+        waited_s = self._clock() - self._oldest_held
+        if self._held and waited_s >= rhythm.buffer_timeout_s:
+            log.info("flushing what has waited long enough", updates=len(self._held))
+            model.step()
+            self._commit()
+        elif rhythm.is_due(model.steps, since_commit_s=self._clock() - self._committed):
+            self._commit()
+
+    def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
+        if delivery.redeliveries and update.id in self._model.applied:
+            # The commit that contains it was confirmed, but the leader died before its ack arrived.
+            log.info("update is in the model already", update=str(update.id))
+            self._broker.ack([delivery.tag])
+            return
+        refused = refusal(update, self._model, self._charge.policy, finished=self.finished)
+        if refused:
+            self._refuse(delivery, refused, {"id": str(update.id), "worker": update.id.worker})
+            return
+        if not self._held:
+            self._oldest_held = self._clock()
+        folded = self._model.fold(update, now=self._now())
+        # Held until committed: if this process dies now, the broker delivers them again.
+        self._held.append(delivery.tag)
+        log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)
+
+    def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
+        if evaluation.federation != self._charge.topology.federation:
+            detail = f"the evaluation is for {evaluation.federation!r}"
+            self._refuse(delivery, Refusal(Reason.WRONG_FEDERATION, detail), {})
+            return
+        if evaluation.version > self._model.version:
+            detail = f"version {evaluation.version} is not made yet: the newest is {self._model.version}"
+            self._refuse(delivery, Refusal(Reason.FUTURE_VERSION, detail), {})
+            return
+        self._model.note_evaluation(evaluation)
+        metrics = {name: round(value, 4) for name, value in evaluation.metrics.items()}
+        log.info("evaluated", version=evaluation.version, held=self._model.target_held, **metrics)
+        if self.finished:
+            self._broker.ack([delivery.tag])
+            return
+        # Only the newest one waits for the record that has it, so that they never fill the prefetch window.
+        if self._held_evaluation is not None:
+            self._broker.ack([self._held_evaluation])
+        self._held_evaluation = delivery.tag
+
+    def _refuse(self, delivery: Delivery, refused: Refusal, headers: dict[str, str]) -> None:
+        """Move a message to F.rejected with the reason, and count it."""
+        log.warning("refused", reason=str(refused.reason), detail=refused.detail, **headers)
+        self._model.note_refusal(headers.get("worker"))
+        self._broker.publish(
+            self._charge.topology.rejected.exchange.name,
+            "",
+            delivery.body,
+            headers
+            | {
+                "reason": str(refused.reason),
+                "detail": refused.detail[:1000],
+                "user": delivery.user or "",
+                "from": self._charge.topology.updates.name,
+            },
+        )
+        self._broker.ack([delivery.tag])
+
+    def _close_the_federation(self) -> None:
+        self._model.step()
+        if not self._model.steps:
+            self._model.version += (
+                1  # the closing record is a version of its own: readers look for newer ones
+            )
+        self._commit()
+        log.info("the federation has finished", because=self.finished, version=self._model.version)
+
+    def _commit(self) -> None:
+        """Publish the model as a new version, and then ack what it contains."""
+        model = self._model
+        checksum = None
+        moments = model.next_moments()
+        if moments:
+            body, checksum = encode_moments(moments)
+            # To the head alone, before the record that names it: the workers have no use for it.
+            self._broker.publish("", self._charge.topology.head.name, body, {"kind": "moments"})
+        record = model.next_record(
+            parent=self._parent,
+            moments_checksum=checksum,
+            elapsed_s=self.elapsed_s,
+            now=self._now(),
+            finished=self.finished,
+        )
+        self._parent = self._publish(record)
+        held = self._held if self._held_evaluation is None else [*self._held, self._held_evaluation]
+        self._broker.ack(held)
+        log.info(
+            "version committed",
+            version=record.version,
+            term=record.term,
+            updates=len(record.folded),
+            mean_staleness=round(sum(one.staleness for one in record.folded) / max(1, len(record.folded)), 2),
+        )
+        model.advance(record)
+        self._held, self._held_evaluation = [], None
+        self._started = self._committed = self._oldest_held = self._clock()
+
+    def _publish(self, record: ModelVersion) -> str:
+        """Publish a version's record to head and stream with one confirm, and return its digest."""
+        body = encode_version(record)
+        headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
+        self._broker.publish(self._charge.topology.models.exchange.name, "", body, headers)
+        return record_digest(body)

@@ -1,0 +1,160 @@
+"""What can be set about an aggregator, and what an aggregator makes of it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from fluffle.compression import CODECS
+from fluffle.errors import ConfigError
+from fluffle.plan import Plan
+from fluffle.settings import SharedSettings
+from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.goal import Goal, parse_target
+from fluffle_aggregator.server_optimizers import make_server_optimizer
+from fluffle_aggregator.service import Rhythm
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies import Strategy, make_strategy
+
+
+class AggregatorSettings(SharedSettings):
+    """Flags of `fluffle aggregator`, keys of the table [aggregator]."""
+
+    part: ClassVar[str] = "aggregator"
+
+    name: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="Name of this aggregator in logs and in RabbitMQ's UI.",
+    )
+    task: str = Field(
+        "digits",
+        description="Task whose seeded weights become version 0: digits, fashion_mnist, diabetes, or your "
+        "own as package.module:name.",
+    )
+    initial_model: Path | None = Field(
+        None, description="File that becomes version 0 instead: .safetensors, or .keras (needs the task)."
+    )
+    seed: int = Field(0, description="Seed of the task's initial weights.")
+
+    strategy: Literal["fedasync", "fedbuff", "fedavg"] = Field(
+        "fedbuff",
+        description="How updates become versions: each at once, a buffer at a time, or in synchronous rounds.",
+    )
+    buffer_size: int = Field(
+        4,
+        ge=1,
+        description="Updates in one version: FedBuff's K, FedAvg's cohort.",
+    )
+    staleness: str = Field(
+        "polynomial:0.5",
+        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A:B].",
+    )
+    mixing: float = Field(0.6, gt=0, le=1, description="FedAsync's mixing weight alpha.")
+    server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
+        "sgd", description="What is made of a buffer's mean delta."
+    )
+    server_learning_rate: float = Field(1.0, gt=0, description="The server optimizer's learning rate.")
+    server_momentum: float | None = Field(
+        None, ge=0, lt=1, description="The server optimizer's beta1; by default 0.9, and 0 for adagrad."
+    )
+
+    commit_every: int = Field(
+        1, ge=1, description="Steps of the model from one published version to the next."
+    )
+    commit_after: float | None = Field(
+        None, gt=0, description="Seconds after which a step is published even if fewer than commit_every are."
+    )
+    buffer_timeout: float = Field(
+        60.0, gt=0, le=900, description="Seconds after which a buffer that does not fill is used as it is."
+    )
+    max_staleness: int | None = Field(
+        None, ge=0, description="Versions by which an update may be late; an older one is rejected."
+    )
+
+    target: str | None = Field(
+        None, description='What ends the federation: 0.95 (accuracy), "accuracy>=0.95" or "mae<=45".'
+    )
+    target_hold: int = Field(3, ge=1, description="Evaluations in a row that must reach the target.")
+    max_versions: int | None = Field(None, ge=1, description="Versions after which the federation ends.")
+    max_updates: int | None = Field(None, ge=1, description="Updates after which the federation ends.")
+    max_seconds: float | None = Field(None, gt=0, description="Seconds after which the federation ends.")
+
+    local_epochs: int = Field(1, ge=1, description="Epochs that a worker trains in one round.")
+    local_steps: int | None = Field(None, ge=1, description="Minibatches in one round, instead of epochs.")
+    batch_size: int = Field(32, ge=1, description="Examples in one minibatch.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the workers; by default the one that the task compiled in."
+    )
+    proximal_mu: float = Field(
+        0.0, ge=0, description="Weight of FedAsync's proximal term, which holds workers near their base."
+    )
+    codec: str = Field("float32", description="How an update's vector travels: float32 or bfloat16.")
+
+    @field_validator("codec")
+    @classmethod
+    def _is_known(cls, codec: str) -> str:
+        if codec not in CODECS:
+            raise ValueError(f"must be one of {', '.join(CODECS)}, not {codec!r}")
+        return codec
+
+    @field_validator("staleness")
+    @classmethod
+    def _is_a_discount(cls, text: str) -> str:
+        try:
+            parse_discount(text)
+        except ConfigError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+        return text
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields that each log line of this process carries."""
+        return {**super().log_fields(), "aggregator": self.name}
+
+    def make_strategy(self) -> Strategy:
+        """Return the strategy; ConfigError when the settings do not go together."""
+        return make_strategy(
+            self.strategy,
+            buffer_size=self.buffer_size,
+            mixing=self.mixing,
+            discount=parse_discount(self.staleness),
+            optimizer=make_server_optimizer(
+                self.server_optimizer, learning_rate=self.server_learning_rate, beta1=self.server_momentum
+            ),
+        )
+
+    def make_plan(self, strategy: Strategy) -> Plan:
+        """Return what the workers are asked for."""
+        return Plan(
+            local_epochs=self.local_epochs,
+            local_steps=self.local_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            proximal_mu=self.proximal_mu,
+            sends=strategy.sends,
+            codec=self.codec,
+            one_update_per_version=strategy.one_update_per_version,
+        )
+
+    def make_goal(self) -> Goal:
+        """Return what ends the federation."""
+        return Goal(
+            target=None if self.target is None else parse_target(self.target),
+            target_hold=self.target_hold,
+            max_versions=self.max_versions,
+            max_updates=self.max_updates,
+            max_seconds=self.max_seconds,
+        )
+
+    def make_policy(self) -> Policy:
+        """Return what is refused."""
+        return Policy(max_staleness=self.max_staleness)
+
+    def make_rhythm(self) -> Rhythm:
+        """Return when to commit."""
+        return Rhythm(
+            every=self.commit_every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout
+        )

@@ -1,0 +1,94 @@
+"""What Fluffle asks of a broker: one contract, kept by RabbitBroker and by FakeBroker (tests/contract)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Protocol, Self
+
+from fluffle.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that stays the broker's until it is acked.
+
+    `redeliveries` counts how often it was given to a consumer before. `user` is the RabbitMQ user that the
+    broker verified as its sender, or None when the sender did not say.
+    """
+
+    tag: int
+    body: bytes
+    redeliveries: int = 0
+    user: str | None = None
+    headers: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """What can be seen of a queue from outside: messages that wait, and active consumers (no standbys)."""
+
+    messages: int
+    consumers: int
+
+
+class StreamReader(Protocol):
+    """Reads the bodies of a stream in their order."""
+
+    def next_body(self, timeout_s: float) -> bytes | None:
+        """Return the next body, or None when none came within the time."""
+
+
+class Broker(Protocol):
+    """One connection, for one user. It never reconnects: whoever lost it starts again with a new one.
+
+    Every method may raise ConnectionLost. What was given to `publish` before may then have arrived or not.
+    """
+
+    def declare(self, topology: Topology) -> None:
+        """Make the exchanges, queues and bindings that are missing; TopologyMismatch when one differs."""
+
+    def check(self, topology: Topology) -> None:
+        """Look whether the exchange for updates and the stream of models are there, else TopologyMissing."""
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Send a message and wait until the broker has taken responsibility for it in every queue.
+
+        Raises QueueFull when a queue refuses it for now, Unroutable when no queue takes it, AccessRefused
+        without the right, MessageTooLarge when the broker's limit is smaller.
+        """
+
+    def consume(self, queue: str, *, prefetch: int) -> None:
+        """Ask for the messages of a queue, at most `prefetch` of them unacked at a time."""
+
+    def cancel(self) -> None:
+        """Stop consuming, so that a standby becomes the active consumer; what is unacked stays so."""
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """Return the next message of the consumed queue, or None when none came within the time."""
+
+    def ack(self, tags: Iterable[int]) -> None:
+        """Tell the broker that these messages are done with."""
+
+    def peek(self, queue: str) -> list[bytes]:
+        """Return the bodies that wait in a queue, in their order, and leave them there."""
+
+    def state(self, queue: str) -> QueueState:
+        """Count what waits in a queue and who consumes it."""
+
+    def read_stream(self, queue: str, *, offset: str) -> AbstractContextManager[StreamReader]:
+        """Read a stream from "first" or "last" on; "last" means the last chunk, one message or more."""
+
+    def rebuild(self, topology: Topology) -> None:
+        """Delete the stream of models and make it anew, empty."""
+
+    def close(self) -> None:
+        """Leave; unacked messages go back to their queue."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

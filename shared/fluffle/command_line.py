@@ -1,0 +1,171 @@
+"""A command from a settings class: each setting is a flag, so that no flag is written twice.
+
+A flag's text goes to the settings class unread, and so a wrong value is refused with the same sentence
+whether it came from a flag, the environment or the file. Nothing slow is imported here: `--help` is quick,
+and works without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from rich.markup import escape
+
+from fluffle import logs
+from fluffle.errors import FluffleError
+from fluffle.settings import (
+    CONFIG_VARIABLE,
+    DEFAULT_CONFIG,
+    SharedSettings,
+    env_name,
+    flag_name,
+    load_settings,
+)
+
+S = TypeVar("S", bound=SharedSettings)
+
+EXIT_WRONG = 2
+EXIT_INTERRUPTED = 130
+
+_SHORT_FLAGS = {"verbose": "-v"}
+_METAVARS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
+
+
+def new_app(about: str = "") -> typer.Typer:
+    """Return a typer app without its rich tracebacks, which may print local variables and so passwords."""
+    return typer.Typer(
+        help=about,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run_program(name: str, command: Callable[..., None]) -> None:
+    """Run one command as a program of its own (`python -m fluffle_aggregator`), and exit with its code."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command()(command)
+    app(prog_name=name)
+
+
+def settings_command(settings_class: type[S], run: Callable[[S], None], *, about: str) -> Callable[..., None]:
+    """Return a typer command with one flag per setting: it loads the settings, sets up logs and calls `run`.
+
+    `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones.
+    A field may say more in its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES"}.
+    """
+
+    def command(*, config: Path | None, **flags: object) -> None:
+        given = {name: value for name, value in flags.items() if value is not None}
+        with clean_exit(verbose=given.get("verbose") is True):
+            settings = load_settings(settings_class, given, config=config)
+        part = settings.part or "fluffle"
+        logs.configure(settings.log_format, verbose=settings.verbose, part=part, fields=settings.log_fields())
+        with clean_exit(verbose=settings.verbose):
+            run(settings)
+
+    fields = settings_class.model_fields
+    own = [name for name in fields if name not in SharedSettings.model_fields]
+    shared = [name for name in fields if name in SharedSettings.model_fields]
+    parameters = [
+        _parameter(name, fields[name], settings_class.part.capitalize() or "Settings") for name in own
+    ]
+    parameters += [_parameter(name, fields[name], "Shared") for name in shared]
+    parameters.append(_config_parameter())
+    # typer reads the signature to learn what the flags are.
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__name__ = settings_class.part or "command"
+    command.__doc__ = about
+    return command
+
+
+@contextmanager
+def clean_exit(*, verbose: bool = False) -> Iterator[None]:
+    """Turn what Fluffle says on purpose into one sentence on stderr and exit code 2, and Ctrl-C into 130.
+
+    With `verbose` the traceback is shown above the sentence. Anything else is a bug and passes through.
+    """
+    try:
+        yield
+    except FluffleError as error:
+        if verbose:
+            typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+        typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED)
+        typer.echo(str(error), err=True)
+        sys.exit(EXIT_WRONG)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind = _kind(field)
+    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    flags = [flag_name(name)] if kind is not bool else [f"{flag_name(name)}/{flag_name('no_' + name)}"]
+    if name in _SHORT_FLAGS:
+        flags.append(_SHORT_FLAGS[name])
+    metavar = ""
+    if kind is not bool:
+        unit = "SECONDS" if name.endswith("_s") else _METAVARS.get(kind, "VALUE")
+        metavar = f"[{'|'.join(choices)}]" if choices else str(extra.get("metavar", unit))
+    option = typer.Option(
+        *flags,
+        help=_help(name, field),
+        metavar=metavar,
+        show_default=False,
+        rich_help_panel=str(extra.get("panel", panel)),
+        autocompletion=(lambda: choices) if choices else None,
+    )
+    return _optional(name, Annotated[bool | None if kind is bool else str | None, option])
+
+
+def _config_parameter() -> inspect.Parameter:
+    text = (
+        f"TOML file with these settings. [env: {CONFIG_VARIABLE}] [default: {DEFAULT_CONFIG} if there is one]"
+    )
+    option = typer.Option(
+        "--config", help=escape(text), metavar="FILE", show_default=False, rich_help_panel="Shared"
+    )
+    return _optional("config", Annotated[Path | None, option])
+
+
+def _optional(name: str, annotation: object) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _kind(field: FieldInfo) -> object:
+    """Return the type of a field's value, of `X | None` the X."""
+    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+    is_optional = len(kinds) == 1 and NoneType in get_args(field.annotation)
+    return kinds[0] if is_optional else field.annotation
+
+
+def _help(name: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True)
+    if field.is_required():
+        last = " [required]"
+    elif default is None:
+        last = ""
+    elif isinstance(default, bool):
+        last = f" [default: {'on' if default else 'off'}]"
+    else:
+        last = f" [default: {default}]"
+    # Escaped: the text goes through rich's markup, in which [env: ...] would be a style.
+    return escape(f"{field.description or name} [env: {env_name(name)}]{last}")

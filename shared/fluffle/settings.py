@@ -1,0 +1,312 @@
+"""The settings that all parts share, and how every part's settings are read.
+
+A setting has one name everywhere: `--broker-url` is `FLUFFLE_BROKER_URL` is `broker_url` in the TOML file.
+A flag wins over the environment, that over the part's own table of the file, that over the file's top level,
+and that over the default. A wrong setting becomes one sentence that names it by where it was written.
+
+A part subclasses `SharedSettings`, sets `part` (the name of its table) and adds fields: text, numbers,
+choices, paths and yes-or-no, each with a description. A field's validator raises
+ValueError("must be ..., not ..."), and the setting's name is put in front; a validator of the whole raises
+ValueError with a whole sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import ClassVar, Literal, Self, TypeVar
+from urllib.parse import SplitResult, quote, urlsplit
+
+from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from fluffle.errors import ConfigError
+
+ENV_PREFIX = "FLUFFLE_"
+CONFIG_VARIABLE = "FLUFFLE_CONFIG"
+DEFAULT_CONFIG = Path("fluffle.toml")
+# The tables of one file that several parts read: each part passes over those of the others.
+TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected")
+
+LogFormat = Literal["auto", "pretty", "json"]
+S = TypeVar("S", bound="SharedSettings")
+
+
+class SharedSettings(BaseSettings):
+    """What every process of a federation needs to know. Frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+    )
+    part: ClassVar[str] = ""
+
+    federation: str = Field("digits", description="Name of the federation; its queues begin with it.")
+    broker_url: str = Field(
+        "amqp://127.0.0.1:5672/%2F",
+        description="Where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS.",
+        repr=False,
+    )
+    broker_password_file: Path | None = Field(
+        None, description="File with the broker password (a container secret), instead of one in the URL."
+    )
+    heartbeat_s: int = Field(
+        20,
+        ge=1,
+        le=3600,
+        description="Seconds between heartbeats; a frozen process is replaced after 3.",
+    )
+    connect_timeout_s: float = Field(
+        300.0, gt=0, description="Seconds to wait for a broker that is not there yet."
+    )
+    log_format: LogFormat = Field(
+        "auto", description="How log lines look; auto is pretty on a terminal and json elsewhere."
+    )
+    verbose: bool = Field(False, description="Log details, and show the traceback of an error.")
+
+    @field_validator("federation")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", name):
+            raise ValueError(
+                f"must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, such as digits, not {name!r}"
+            )
+        return name
+
+    @field_validator("broker_url")
+    @classmethod
+    def _is_an_amqp_url(cls, url: str) -> str:
+        fault = _fault_of_url(url)
+        if fault:
+            raise ValueError(
+                f"must look like amqp://user:password@host:5672/%2F (percent-encode special characters), "
+                f"but {_without_password(url)!r} {fault}"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _has_one_password_at_most(self) -> Self:
+        if self.broker_password_file is None:
+            return self
+        url = urlsplit(self.broker_url)
+        if url.password is not None:
+            raise ValueError("broker_url has a password and broker_password_file is set too: give only one")
+        if not url.username:
+            raise ValueError(
+                f"broker_password_file needs a user in broker_url, as in amqp://{self.part or 'user'}@"
+                f"{url.netloc.rpartition('@')[2]}, but there is none"
+            )
+        return self
+
+    @field_serializer("broker_url")
+    def _dump_broker_url(self, url: str) -> str:
+        return _without_password(url)
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, object]]:
+        """Show every setting, the URL without its password."""
+        yield from super().__repr_args__()
+        yield "shown_broker_url", self.shown_broker_url
+
+    @property
+    def shown_broker_url(self) -> str:
+        """The broker's URL for logs and screens: never with a password."""
+        return _without_password(self.broker_url)
+
+    def secret_broker_url(self) -> str:
+        """Return the URL to connect with, the password filled in from `broker_password_file`; never log it.
+
+        Read anew at each call, so that a changed password file is seen. Raises ConfigError when the file
+        cannot be read or is empty.
+        """
+        if self.broker_password_file is None:
+            return self.broker_url
+        name = f"broker_password_file {self.broker_password_file}"
+        try:
+            password = self.broker_password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name} cannot be read: {_reason(error)}") from error
+        if not password:
+            raise ConfigError(f"{name} is empty: it must hold the broker password")
+        url = urlsplit(self.broker_url)
+        user, _, host = url.netloc.rpartition("@")
+        return url._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields that each log line of this process carries."""
+        return {"federation": self.federation}
+
+
+def load_settings(settings_class: type[S], given: Mapping[str, object], *, config: Path | None = None) -> S:
+    """Build settings from flags (`given`), the environment, the TOML file and the defaults, in that order.
+
+    `config` is the TOML file; without it FLUFFLE_CONFIG, or `fluffle.toml` in the working folder if there is
+    one. Raises ConfigError with one sentence that names each wrong setting by where it was written.
+    """
+    in_environment = {name.upper() for name, value in os.environ.items() if value}
+    written = _read_config(settings_class, config)
+    origin = {name: where for name, (_, where) in written.items()}
+    origin |= {name: env for name in settings_class.model_fields if (env := env_name(name)) in in_environment}
+    origin |= {name: flag_name(name) for name in given}
+    values = {name: value for name, (value, where) in written.items() if origin[name] == where}
+    try:
+        return settings_class.model_validate(values | dict(given))
+    except ValidationError as error:
+        # The chained error hides its inputs (hide_input_in_errors): a traceback shows no password either.
+        sentences = [_sentence(settings_class, origin, fault) for fault in error.errors(include_url=False)]
+        raise ConfigError("; ".join(sentences)) from error
+
+
+def env_name(name: str) -> str:
+    """Return the environment variable of a setting: FLUFFLE_BUFFER_SIZE for buffer_size."""
+    return ENV_PREFIX + name.upper()
+
+
+def flag_name(name: str) -> str:
+    """Return the flag of a setting: --buffer-size for buffer_size."""
+    return "--" + name.replace("_", "-")
+
+
+def _read_config(settings_class: type[SharedSettings], config: Path | None) -> dict[str, tuple[object, str]]:
+    """Return what the TOML file says: a setting's value and where it stands, by the setting's name."""
+    path, said_by = config, "--config"
+    if path is None and os.environ.get(CONFIG_VARIABLE):
+        path, said_by = Path(os.environ[CONFIG_VARIABLE]), CONFIG_VARIABLE
+    if path is None and not DEFAULT_CONFIG.exists():
+        return {}
+    path = path or DEFAULT_CONFIG
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{said_by} names the file {path}, but there is none") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} cannot be read: {_reason(error)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the configuration {path} is not valid TOML: {error}") from error
+
+    part, own = settings_class.part, set(settings_class.model_fields)
+    shared = set(SharedSettings.model_fields)
+    top = {key: value for key, value in document.items() if key not in {*TABLES, part}}
+    for key in top:
+        if key in own - shared:
+            raise ConfigError(f"{key} in {path} must stand in the table [{part}], not at the top level")
+        _check_known(key, shared, f"in {path}", tables=sorted({*TABLES, part} - {""}))
+    table = document.get(part, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{part} in {path} must be a table, written [{part}], not {table!r}")
+    for key in table:
+        _check_known(key, own, f"in [{part}] of {path}")
+    return {key: (value, f"{key} in {path}") for key, value in top.items()} | {
+        key: (value, f"{key} in [{part}] of {path}") for key, value in table.items()
+    }
+
+
+def _check_known(key: str, known: set[str], where: str, *, tables: list[str] | None = None) -> None:
+    if key in known:
+        return
+    close = get_close_matches(key.replace("-", "_").lower(), [*known, *(tables or [])], n=1)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    also = f", and the tables {', '.join(tables)}" if tables else ""
+    raise ConfigError(f"unknown setting {key!r} {where}{meant}: known are {', '.join(sorted(known))}{also}")
+
+
+def _sentence(settings_class: type[SharedSettings], origin: Mapping[str, str], fault: ErrorDetails) -> str:
+    """Turn one of pydantic's faults into a sentence, such as "--buffer-size must be at least 1, not 0"."""
+    ctx, kind = fault.get("ctx", {}), fault["type"]
+    if not fault["loc"]:
+        return str(ctx.get("error", fault["msg"]))
+    name = str(fault["loc"][0])
+    if kind == "missing":
+        table = f" in [{settings_class.part}] of the TOML file" if settings_class.part else ""
+        return f"{name} is not set: give {flag_name(name)}, {env_name(name)} or {name}{table}"
+    where = origin.get(name, name)
+    if kind == "value_error":
+        return f"{where} {ctx['error']}"
+    field = settings_class.model_fields.get(name)
+    found = f", not {_shown(fault['input'])}" if field is not None and field.repr else ""
+    return f"{where} {_demand(kind, ctx, fault['msg'])}{found}"
+
+
+def _demand(kind: str, ctx: Mapping[str, object], message: str) -> str:
+    exact = {
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be more than {gt}",
+        "less_than_equal": "must be at most {le}",
+        "less_than": "must be less than {lt}",
+        "literal_error": "must be one of {expected}",
+        "enum": "must be one of {expected}",
+        "string_too_short": "must have at least {min_length} characters",
+        "string_too_long": "must have at most {max_length} characters",
+        "string_pattern_mismatch": "must match {pattern}",
+        "finite_number": "must be a finite number",
+    }
+    if kind in exact:
+        return exact[kind].format(**{key: _shown(value, quoted=False) for key, value in ctx.items()})
+    for prefix, demand in (
+        ("int", "must be a whole number"),
+        ("float", "must be a number"),
+        ("bool", "must be true or false"),
+        ("string", "must be text"),
+        ("path", "must be a path"),
+    ):
+        if kind.startswith(prefix):
+            return demand
+    return message[:1].lower() + message[1:]
+
+
+def _shown(value: object, *, quoted: bool = True) -> str:
+    """Show a number as a person types it, and text in quotes."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    is_number = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+([.][0-9]+)?", value)
+    return repr(value) if isinstance(value, str) and quoted and not is_number else str(value)
+
+
+def _fault_of_url(url: str) -> str | None:
+    """Say what keeps `url` from being a broker's URL, or None."""
+    if "#" in url or any(character.isspace() for character in url):
+        return "holds a # or a space"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "has a port that is no number from 1 to 65535, or a broken host"
+    if parts.scheme not in {"amqp", "amqps"}:
+        return f"begins with {parts.scheme}://" if "://" in url else "has no amqp://"
+    return _fault_of_place(parts, port)
+
+
+def _fault_of_place(parts: SplitResult, port: int | None) -> str | None:
+    if not parts.hostname:
+        return "names no host"
+    if port == 0:
+        return "has port 0"
+    if "/" in parts.path[1:]:
+        return "has a / in the virtual host (write %2F)"
+    return None
+
+
+def _without_password(url: str) -> str:
+    # Everything up to the last @ counts as credentials, and what stands where a port should, but is none,
+    # too: a password that should have been percent-encoded makes a wrong URL, and must not be shown either.
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    login, at, place = rest.rpartition("@")
+    if ":" in login:
+        login = login.partition(":")[0] + ":***"
+    # A query may hold a private key's password.
+    place, question, _ = place.partition("?")
+    if not at:
+        place = re.sub(r"^([^:/\[]*):(?![0-9]*(/|$)).*", r"\1:***", place)
+    return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "it is not UTF-8 text"

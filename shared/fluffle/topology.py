@@ -1,0 +1,116 @@
+"""The exchanges, queues and bindings of a federation, as values that both ends share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MIB = 1024 * 1024
+
+# The broker's own cap for one message, and so for one model or update.
+MAX_MESSAGE_BYTES = 512 * MIB
+
+# Retention may delete whole segments only: room for two segments and two models of the largest size, so that
+# it can never take the newest model with it.
+STREAM_SEGMENT_BYTES = 64 * MIB
+STREAM_MAX_BYTES = 2 * (STREAM_SEGMENT_BYTES + MAX_MESSAGE_BYTES)
+
+# A full queue refuses (back-pressure on the workers) long before the broker's memory or disk alarm.
+UPDATES_MAX_BYTES = 4096 * MIB
+REJECTED_MAX_BYTES = 1024 * MIB
+
+HEAD_LENGTH = 3
+
+Argument = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A durable fanout exchange: routing keys come from whoever publishes, so nothing trusts them."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable queue, and the exchange that it is bound to."""
+
+    name: str
+    exchange: Exchange
+    arguments: Mapping[str, Argument]
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """All that a federation needs on the broker."""
+
+    federation: str
+    updates: Queue
+    rejected: Queue
+    head: Queue
+    models: Queue
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """Every queue; what dead-letters comes after what it dead-letters to."""
+        return self.rejected, self.updates, self.head, self.models
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Every exchange, once."""
+        return self.rejected.exchange, self.updates.exchange, self.models.exchange
+
+
+def topology_of(federation: str) -> Topology:
+    """Return the exchanges and queues of a federation."""
+    updates, rejected, models = (
+        Exchange(f"{federation}.{name}") for name in ("updates", "rejected", "models")
+    )
+    return Topology(
+        federation,
+        updates=Queue(
+            updates.name,
+            updates,
+            {
+                "x-queue-type": "quorum",
+                "x-single-active-consumer": True,
+                # A message that kills its consumer again and again ends in F.rejected, not in a loop. The
+                # limit is always set: 4.0 has a default of its own that would drop in silence.
+                "x-delivery-limit": 20,
+                "x-dead-letter-exchange": rejected.name,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+                "x-max-length-bytes": UPDATES_MAX_BYTES,
+            },
+        ),
+        rejected=Queue(
+            rejected.name,
+            rejected,
+            {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": 1_000_000_000,
+                "x-overflow": "drop-head",
+                "x-max-length-bytes": REJECTED_MAX_BYTES,
+            },
+        ),
+        head=Queue(
+            f"{federation}.head",
+            models,
+            {
+                "x-queue-type": "quorum",
+                # Each takeover reads the head and puts it back, which counts as a delivery.
+                "x-delivery-limit": 1_000_000_000,
+                "x-overflow": "drop-head",
+                "x-max-length": HEAD_LENGTH,
+            },
+        ),
+        models=Queue(
+            models.name,
+            models,
+            {
+                "x-queue-type": "stream",
+                "x-max-length-bytes": STREAM_MAX_BYTES,
+                "x-stream-max-segment-size-bytes": STREAM_SEGMENT_BYTES,
+            },
+        ),
+    )

@@ -1,0 +1,51 @@
+"""Arithmetic on whole model vectors, in place and in blocks that stay in the cache. Pure.
+
+A model may have a hundred million parameters, so nothing here makes a second vector of that size, except
+`scaled`, whose result is one. Every element is computed by itself, so the blocks do not show in the bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fluffle.model import Vector
+
+# 256 KiB of float32: a few such blocks fit into the cache of one core.
+BLOCK_SIZE = 65_536
+
+
+def matching_blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
+    """Walk through vectors of one size together, as views of at most BLOCK_SIZE elements each.
+
+    Raises ValueError before the first block when the sizes differ: numpy would broadcast a single element.
+    """
+    if len({vector.shape for vector in vectors}) != 1:
+        shapes = ", ".join(str(vector.shape) for vector in vectors)
+        raise ValueError(f"vectors of one model must have one shape, not {shapes}")
+    for start in range(0, vectors[0].size, BLOCK_SIZE):
+        yield tuple(vector[start : start + BLOCK_SIZE] for vector in vectors)
+
+
+def scratch_block(size: int) -> Vector:
+    """Return room for one block of a vector of `size` elements; what lies in it is arbitrary."""
+    return np.empty(min(size, BLOCK_SIZE), np.float32)
+
+
+def scaled(vector: Vector, scale: float) -> Vector:
+    """Return scale * vector as a new vector; the scale is rounded once, to float32."""
+    product: Vector = np.multiply(vector, np.float32(scale), dtype=np.float32)
+    return product
+
+
+def add_scaled(total: Vector, vector: Vector, scale: float) -> None:
+    """Add scale * vector to `total` in place; the scale is rounded once, to float32.
+
+    `vector` is only read: it may be a view of a message's bytes. Product and sum are rounded one after the
+    other, never fused, so that every machine gives the same bits.
+    """
+    scratch = scratch_block(total.size)
+    for sums, values in matching_blocks(total, vector):
+        product = np.multiply(values, np.float32(scale), out=scratch[: values.size])
+        np.add(sums, product, out=sums)

@@ -1,0 +1,449 @@
+"""FedAsync, FedBuff and FedAvg: numbers by hand, a float64 reference, the known faults of other systems."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from fluffle import vector_math
+from fluffle.errors import ConfigError
+from fluffle.model import Vector
+from fluffle_aggregator.server_optimizers import SERVER_OPTIMIZERS, Moments, make_server_optimizer
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies import STRATEGIES, Buffer, Strategy, make_strategy
+
+SIZE = 7
+
+
+@dataclass(frozen=True)
+class Update:
+    """What fold is told of one update."""
+
+    vector: Vector
+    staleness: int = 0
+    examples: int = 1
+
+
+def vector(*values: float) -> Vector:
+    return np.array(values, np.float32)
+
+
+def a_strategy(
+    name: str,
+    *,
+    buffer_size: int = 1,
+    mixing: float = 0.6,
+    staleness: str = "polynomial",
+    optimizer: str = "sgd",
+    learning_rate: float = 1.0,
+) -> Strategy:
+    return make_strategy(
+        name,
+        buffer_size=buffer_size,
+        mixing=mixing,
+        discount=parse_discount(staleness),
+        optimizer=make_server_optimizer(optimizer, learning_rate=learning_rate),
+    )
+
+
+def folded(strategy: Strategy, updates: Sequence[Update], buffer: Buffer | None = None) -> Buffer:
+    buffer = buffer or strategy.init()
+    for update in updates:
+        buffer = strategy.fold(buffer, update.vector, staleness=update.staleness, examples=update.examples)
+    return buffer
+
+
+def aggregate(strategy: Strategy, model: Vector, updates: Sequence[Update]) -> Vector:
+    """Fold updates into a copy of the model, step whenever the buffer is full, and flush what is left."""
+    model, buffer = model.copy(), strategy.init()
+    moments: Moments = strategy.optimizer.init(model.size)
+    for update in updates:
+        buffer = folded(strategy, [update], buffer)
+        if strategy.is_full(buffer):
+            model, moments = strategy.step(model, buffer, moments)
+            buffer = strategy.init()
+    if buffer.count:
+        model, _ = strategy.step(model, buffer, moments)
+    return model
+
+
+def reference(
+    name: str, model: Vector, updates: Sequence[Update], *, size: int, rate: float, s: Callable[[int], float]
+) -> NDArray[np.float64]:
+    """The three formulas in float64; `rate` is alpha for FedAsync and eta for the others."""
+    x = model.astype(np.float64)
+    size = 1 if name == "fedasync" else size
+    for start in range(0, len(updates), size):
+        buffer = updates[start : start + size]
+        vectors = [update.vector.astype(np.float64) for update in buffer]
+        if name == "fedasync":
+            a = rate * s(buffer[0].staleness)
+            x = (1 - a) * x + a * vectors[0]
+        elif name == "fedbuff":
+            discounted = [s(update.staleness) * v for update, v in zip(buffer, vectors, strict=True)]
+            x = x + rate * np.sum(discounted, axis=0) / len(buffer)
+        else:
+            x = x + rate * np.average(vectors, axis=0, weights=[update.examples for update in buffer])
+    return x
+
+
+names = st.sampled_from(tuple(STRATEGIES))
+elements = st.floats(-8.0, 8.0, width=32)
+vectors = arrays(np.float32, SIZE, elements=elements)
+fresh_updates = st.builds(Update, vectors, st.just(0), st.integers(1, 10**6))
+late_updates = st.builds(Update, vectors, st.integers(0, 50), st.integers(1, 10**6))
+
+
+def updates_for(name: str) -> st.SearchStrategy[list[Update]]:
+    """FedAvg takes fresh updates only."""
+    return st.lists(fresh_updates if name == "fedavg" else late_updates, min_size=1, max_size=8)
+
+
+names_with_updates = names.flatmap(lambda name: st.tuples(st.just(name), updates_for(name)))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "updates", "expected"),
+    [
+        # 0.75 * 8 + 0.25 * 4, and with staleness 3 by alpha / sqrt(4): 0.875 * 8 + 0.125 * 4.
+        (a_strategy("fedasync", mixing=0.25), [Update(vector(4))], 7),
+        (a_strategy("fedasync", mixing=0.25), [Update(vector(4), staleness=3)], 7.5),
+        # 8 + 0.5 * (4 + 8 / sqrt(4)) / 2, and a buffer that is not full: 8 + (4 + 6) / 2.
+        (
+            a_strategy("fedbuff", buffer_size=2, learning_rate=0.5),
+            [Update(vector(4)), Update(vector(8), staleness=3)],
+            10,
+        ),
+        (a_strategy("fedbuff", buffer_size=10), [Update(vector(4)), Update(vector(6))], 13),
+        # 8 + (300 * 4 + 100 * 8) / 400.
+        (
+            a_strategy("fedavg", buffer_size=2),
+            [Update(vector(4), examples=300), Update(vector(8), examples=100)],
+            13,
+        ),
+    ],
+    ids=str,
+)
+def test_the_next_model_is_the_one_computed_by_hand(
+    strategy: Strategy, updates: list[Update], expected: float
+) -> None:
+    base = vector(8)
+
+    model = aggregate(strategy, base, updates)
+
+    assert model.tolist() == [expected]
+
+
+@given(names_with_updates, vectors, st.sampled_from([1, 3, 8]))
+def test_a_strategy_agrees_with_its_formula_in_float64(
+    drawn: tuple[str, list[Update]], model: Vector, size: int
+) -> None:
+    name, updates = drawn
+    discount = parse_discount("polynomial")
+    rate = 0.7
+    strategy = a_strategy(
+        name, buffer_size=size, mixing=rate, learning_rate=1.0 if name == "fedasync" else rate
+    )
+
+    result = aggregate(strategy, model, updates)
+
+    expected = reference(name, model, updates, size=size, rate=rate, s=discount)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@given(vectors, st.lists(fresh_updates, min_size=1, max_size=8))
+def test_fedavg_on_a_full_cohort_is_the_mean_of_the_clients_models_weighted_by_examples(
+    base: Vector, updates: list[Update]
+) -> None:
+    strategy = a_strategy("fedavg", buffer_size=len(updates))
+
+    model = aggregate(strategy, base, updates)
+
+    trained = [base.astype(np.float64) + update.vector for update in updates]
+    mean = np.average(trained, axis=0, weights=[update.examples for update in updates])
+    np.testing.assert_allclose(model, mean, rtol=1e-5, atol=1e-5)
+
+
+@given(vectors, st.lists(late_updates, min_size=1, max_size=8), st.sampled_from([1.0, 0.3]))
+def test_fedbuff_of_one_update_without_discount_is_plain_sgd_on_the_deltas(
+    model: Vector, updates: list[Update], learning_rate: float
+) -> None:
+    strategy = a_strategy("fedbuff", buffer_size=1, staleness="constant", learning_rate=learning_rate)
+
+    result = aggregate(strategy, model, updates)
+
+    sgd = model.copy()
+    for update in updates:
+        sgd += np.float32(learning_rate) * update.vector
+    assert result.tobytes() == sgd.tobytes()
+
+
+@given(
+    st.sampled_from(["constant", "polynomial", "polynomial:3", "hinge", "hinge:1:0"]), st.integers(1, 10**6)
+)
+def test_a_fresh_update_is_never_discounted(staleness: str, examples: int) -> None:
+    fedasync = a_strategy("fedasync", mixing=0.6, staleness=staleness)
+    fedbuff = a_strategy("fedbuff", staleness=staleness)
+
+    weights = [strategy.weight(staleness=0, examples=examples) for strategy in (fedasync, fedbuff)]
+
+    assert weights == [0.6, 1.0]
+
+
+def test_the_mixing_weight_is_not_multiplied_into_itself_from_update_to_update() -> None:
+    strategy = a_strategy("fedasync", mixing=0.5, staleness="polynomial")
+    updates = [Update(vector(0), staleness=3)] * 20
+
+    model = aggregate(strategy, vector(1), updates)
+
+    assert model[0] == pytest.approx(0.75**20, rel=1e-5)  # a = 0.5 / sqrt(4) each time
+    assert strategy.weight(staleness=3, examples=1) == 0.25
+
+
+@given(st.integers(1, 1000))
+def test_alpha_is_not_divided_by_the_number_of_clients_or_of_updates(count: int) -> None:
+    strategy = a_strategy("fedasync", mixing=0.5, buffer_size=count)
+
+    weight = strategy.weight(staleness=0, examples=count)
+
+    assert weight == 0.5
+
+
+@pytest.mark.parametrize("name", ["fedbuff", "fedavg"])
+def test_a_delta_is_added_as_it_came_whatever_the_model_is_now(name: str) -> None:
+    strategy = a_strategy(name, buffer_size=2)
+    updates = [Update(vector(1, 2)), Update(vector(3, 4))]
+
+    moved = [aggregate(strategy, model, updates) - model for model in (vector(0, 0), vector(64, -32))]
+
+    assert [move.tolist() for move in moved] == [[2, 3], [2, 3]]
+
+
+@given(st.integers(1, 50))
+def test_k_equal_deltas_move_the_model_by_one_of_them_not_by_their_sum(size: int) -> None:
+    strategy = a_strategy("fedbuff", buffer_size=size, staleness="constant")
+
+    model = aggregate(strategy, vector(1), [Update(vector(2))] * size)
+
+    assert model.tolist() == [3]
+
+
+@given(st.integers(1, 50), st.integers(1, 20))
+def test_a_staleness_that_all_updates_share_does_not_cancel(size: int, staleness: int) -> None:
+    strategy = a_strategy("fedbuff", buffer_size=size, staleness="polynomial:1")
+
+    model = aggregate(strategy, vector(0), [Update(vector(1), staleness=staleness)] * size)
+
+    assert model[0] == pytest.approx(1 / (1 + staleness), rel=1e-5)
+
+
+@given(names_with_updates, vectors)
+def test_the_same_updates_in_the_same_order_give_the_same_bits(
+    drawn: tuple[str, list[Update]], model: Vector
+) -> None:
+    name, updates = drawn
+    strategy = a_strategy(name, buffer_size=3)
+    first = aggregate(strategy, model, updates)
+    aggregate(strategy, first, updates)  # whatever happened before
+
+    again = aggregate(strategy, model, updates)
+    elsewhere = aggregate(a_strategy(name, buffer_size=3), model, updates)
+
+    assert first.tobytes() == again.tobytes() == elsewhere.tobytes()
+
+
+@given(names_with_updates, vectors, st.integers(1, SIZE + 1))
+def test_folding_is_independent_of_the_block_size(
+    drawn: tuple[str, list[Update]], model: Vector, block_size: int
+) -> None:
+    name, updates = drawn
+    strategy = a_strategy(name, buffer_size=3)
+    whole = aggregate(strategy, model, updates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vector_math, "BLOCK_SIZE", block_size)
+        in_blocks = aggregate(strategy, model, updates)
+
+    assert in_blocks.tobytes() == whole.tobytes()
+
+
+@given(names_with_updates, vectors, st.integers(1, SIZE - 1))
+def test_one_vector_is_aggregated_as_tensor_by_tensor(
+    drawn: tuple[str, list[Update]], model: Vector, cut: int
+) -> None:
+    name, updates = drawn
+    strategy = a_strategy(name, buffer_size=3)
+
+    whole = aggregate(strategy, model, updates)
+
+    first = [Update(update.vector[:cut], update.staleness, update.examples) for update in updates]
+    second = [Update(update.vector[cut:], update.staleness, update.examples) for update in updates]
+    parts = (
+        aggregate(strategy, model[:cut], first).tobytes(),
+        aggregate(strategy, model[cut:], second).tobytes(),
+    )
+    assert whole.tobytes() == parts[0] + parts[1]
+
+
+@given(names_with_updates, vectors)
+def test_a_view_of_a_messages_bytes_can_be_folded_and_stays_as_it_was(
+    drawn: tuple[str, list[Update]], model: Vector
+) -> None:
+    name, updates = drawn
+    messages = [update.vector.tobytes() for update in updates]
+    received = [
+        Update(np.frombuffer(message, np.float32), update.staleness, update.examples)
+        for message, update in zip(messages, updates, strict=True)
+    ]
+
+    result = aggregate(a_strategy(name, buffer_size=3), model, received)
+
+    assert messages == [update.vector.tobytes() for update in updates]
+    assert result.tobytes() == aggregate(a_strategy(name, buffer_size=3), model, updates).tobytes()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_updates_vector_is_not_kept(name: str) -> None:
+    strategy = a_strategy(name, mixing=1.0)
+    message = vector(1, 2, 3)
+    buffer = folded(strategy, [Update(message)])
+
+    message[:] = 99
+    model, _ = strategy.step(vector(0, 0, 0), buffer, {})
+
+    assert model.tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("optimizer", SERVER_OPTIMIZERS)
+def test_memory_does_not_grow_with_the_number_of_updates(name: str, optimizer: str) -> None:
+    strategy = a_strategy(name, buffer_size=100, optimizer="sgd" if name == "fedasync" else optimizer)
+    model, update = (np.ones(16 * vector_math.BLOCK_SIZE, np.float32) for _ in range(2))
+    moments = strategy.optimizer.init(model.size)
+    buffer = folded(strategy, [Update(update)])
+
+    tracemalloc.start()
+    if name != "fedasync":
+        buffer = folded(strategy, [Update(update)] * 3, buffer)
+    strategy.step(model, buffer, moments)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak_bytes < model.nbytes / 4
+
+
+@pytest.mark.parametrize("name", ["fedbuff", "fedavg"])
+def test_the_mean_delta_is_handed_to_the_server_optimizer(name: str) -> None:
+    strategy = a_strategy(name, buffer_size=2, optimizer="momentum")
+    buffer = folded(strategy, [Update(vector(2)), Update(vector(4))])
+
+    model, moments = strategy.step(vector(100), buffer, {"m": vector(10)})
+
+    assert (model.tolist(), moments["m"].tolist()) == ([112], [12])  # m = 0.9 * 10 + 3
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_empty_buffer_makes_no_model(name: str) -> None:
+    strategy = a_strategy(name)
+
+    with pytest.raises(ValueError, match="an empty buffer makes no new model"):
+        strategy.step(vector(1), strategy.init(), strategy.optimizer.init(1))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_update_of_another_size_is_refused_and_changes_nothing(name: str) -> None:
+    strategy = a_strategy(name, buffer_size=2)
+    model, wrong = vector(1, 2, 3), folded(strategy, [Update(vector(9))])
+
+    with pytest.raises(ValueError, match="must have one shape"):
+        strategy.step(model, wrong, {})
+    with pytest.raises(ValueError, match="must have one shape"):
+        folded(strategy, [Update(vector(1, 2, 3)), Update(vector(9))])
+
+    assert model.tolist() == [1, 2, 3]
+
+
+def test_fedasync_refuses_to_mix_two_updates_in_one_step() -> None:
+    strategy = a_strategy("fedasync")
+    buffer = folded(strategy, [Update(vector(1)), Update(vector(2))])
+
+    with pytest.raises(ValueError, match="one update per step, not 2"):
+        strategy.step(vector(1), buffer, {})
+
+
+def test_fedavg_refuses_an_update_of_another_version() -> None:
+    strategy = a_strategy("fedavg")
+
+    with pytest.raises(ValueError, match="not of staleness 1"):
+        folded(strategy, [Update(vector(1), staleness=1)])
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_update_without_examples_or_from_the_future_is_a_broken_promise(name: str) -> None:
+    strategy = a_strategy(name)
+
+    with pytest.raises(ValueError, match="at least 1 example, not 0"):
+        strategy.weight(staleness=0, examples=0)
+    with pytest.raises(ValueError, match="staleness"):
+        strategy.weight(staleness=-1, examples=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "sends", "one_update_per_version", "buffer_size"),
+    [("fedasync", "weights", False, 1), ("fedbuff", "delta", False, 3), ("fedavg", "delta", True, 3)],
+)
+def test_a_strategy_says_what_it_asks_of_the_workers(
+    name: str, sends: str, one_update_per_version: bool, buffer_size: int
+) -> None:
+    strategy = a_strategy(name, buffer_size=3)
+
+    counts = [n for n in range(5) if strategy.is_full(Buffer(vector(0), 1.0, n))]
+
+    assert (strategy.name, strategy.sends) == (name, sends)
+    assert strategy.one_update_per_version == one_update_per_version
+    assert strategy.buffer_size == buffer_size == counts[0]
+
+
+def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
+    shown = [str(a_strategy(name, buffer_size=3)) for name in STRATEGIES]
+
+    assert shown == [
+        "fedasync(mixing=0.6, discount=polynomial:0.5)",
+        "fedbuff(buffer_size=3, discount=polynomial:0.5, optimizer=sgd(learning_rate=1))",
+        "fedavg(buffer_size=3, optimizer=sgd(learning_rate=1))",
+    ]
+
+
+def test_an_unknown_strategy_is_refused_with_the_list_of_the_known_ones() -> None:
+    known = "fedasync, fedbuff, fedavg"
+
+    with pytest.raises(ConfigError, match=f"FLUFFLE_STRATEGY must be one of {known}, not 'fedprox'"):
+        a_strategy("fedprox")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("buffer_size", [0, -1])
+def test_a_buffer_size_below_1_is_refused(name: str, buffer_size: int) -> None:
+    with pytest.raises(ConfigError, match=f"FLUFFLE_BUFFER_SIZE must be at least 1, not {buffer_size}"):
+        a_strategy(name, buffer_size=buffer_size)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("mixing", [0.0, -0.1, 1.1, float("nan")])
+def test_a_mixing_weight_outside_0_to_1_is_refused(name: str, mixing: float) -> None:
+    with pytest.raises(ConfigError, match=f"FLUFFLE_MIXING must be more than 0 and at most 1, not {mixing}"):
+        a_strategy(name, mixing=mixing)
+
+
+@pytest.mark.parametrize(("optimizer", "learning_rate"), [("sgd", 0.5), ("momentum", 1.0), ("adam", 1.0)])
+def test_fedasync_takes_no_server_optimizer(optimizer: str, learning_rate: float) -> None:
+    with pytest.raises(ConfigError, match=rf"must be sgd .* with fedasync, not {optimizer}\("):
+        a_strategy("fedasync", optimizer=optimizer, learning_rate=learning_rate)

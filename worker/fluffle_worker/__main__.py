@@ -1,0 +1,88 @@
+"""`python -m fluffle_worker`, the same as `fluffle worker`; and the command of `fluffle evaluator`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from fluffle import logs
+from fluffle.command_line import run_program, settings_command
+from fluffle.connection import connect_to_federation
+from fluffle.errors import ConnectionLost, TaskError
+from fluffle.stopping import stop_on_signals
+from fluffle.task import load_task
+from fluffle.topology import topology_of
+from fluffle_worker.evaluator import Evaluator
+from fluffle_worker.loop import Worker
+from fluffle_worker.progress import RoundDisplay
+from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
+
+log = logs.get_logger(__name__)
+
+
+def run(settings: WorkerSettings) -> None:
+    """Be a worker until the federation has finished, or until SIGTERM or Ctrl-C."""
+    stop = stop_on_signals()
+    console = Console(stderr=True)
+    logs.configure(
+        settings.log_format,
+        verbose=settings.verbose,
+        part="worker",
+        fields=settings.log_fields(),
+        console=console,
+    )
+    site = settings.make_site()
+    if site.index >= site.count:
+        raise TaskError(
+            f"this worker is site {site.index}, but there are only {site.count} (0 to {site.count - 1}): "
+            f"set --sites to the number of workers, the same for all"
+        )
+    task = load_task(settings.task)
+    examples = task.prepare(site)
+    log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
+    topology = topology_of(settings.federation)
+    worker = Worker(
+        name=settings.worker_name,
+        task=task,
+        topology=topology,
+        seed=settings.seed + site.index,
+        delay_s=settings.delay,
+        show_round=RoundDisplay(console).show,
+        stop=stop,
+    )
+    name = f"{settings.federation}/worker/{settings.worker_name}"
+    try:
+        worker.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
+    except ConnectionLost:
+        if not stop.is_set():
+            raise
+
+
+def run_evaluator(settings: EvaluatorSettings) -> None:
+    """Be an evaluator until the federation has finished, or until SIGTERM or Ctrl-C."""
+    stop = stop_on_signals()
+    topology = topology_of(settings.federation)
+    evaluator = Evaluator(name=settings.name, task=load_task(settings.task), topology=topology, stop=stop)
+    name = f"{settings.federation}/evaluator/{settings.name}"
+    try:
+        evaluator.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
+    except ConnectionLost:
+        if not stop.is_set():
+            raise
+
+
+command = settings_command(
+    WorkerSettings,
+    run,
+    about="Train the newest model on this site's data and publish weight updates, round after round.\n\n"
+    "Only updates leave this machine, over one outbound connection. The worker ends with exit code 0 when "
+    "the federation has finished.",
+)
+evaluator_command = settings_command(
+    EvaluatorSettings,
+    run_evaluator,
+    about="Evaluate the newest version of the model on held-out data and report to the aggregator, which "
+    "marks the best one and ends the federation when its target has held.",
+)
+
+if __name__ == "__main__":
+    run_program("fluffle_worker", command)

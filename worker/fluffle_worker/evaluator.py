@@ -1,0 +1,73 @@
+"""The evaluator's loop: newest model, evaluate on held-out data, report. One more reader of the stream."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from fluffle.broker import Broker
+from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.logs import get_logger
+from fluffle.model import Layout
+from fluffle.models import newest_version
+from fluffle.record import Evaluation, ModelVersion, Rank
+from fluffle.task import Task
+from fluffle.topology import Topology
+from fluffle.wire import encode_evaluation
+
+log = get_logger(__name__)
+
+
+class Evaluator:
+    """Evaluates the newest version that it can keep up with; the versions in between are left out."""
+
+    def __init__(self, *, name: str, task: Task, topology: Topology, stop: threading.Event) -> None:
+        self.name = name
+        self._task = task
+        self._layout = Layout.of(task.initial_weights(0))
+        self._topology = topology
+        self._stop = stop
+        self._last: Rank | None = None
+
+    def work(self, connect: Callable[[], Broker]) -> None:
+        """Evaluate version after version until the federation has finished, or until asked to stop.
+
+        A lost connection is made anew. Raises LayoutError when the federation's model is another than the
+        task's.
+        """
+        while not self._stop.is_set():
+            with connect() as broker:
+                try:
+                    self._work_on(broker)
+                except ConnectionLost as error:
+                    log.warning("lost the broker; connecting again", because=str(error))
+                else:
+                    return
+
+    def _work_on(self, broker: Broker) -> None:
+        while version := newest_version(broker, self._topology, stop=self._stop, newer_than=self._last):
+            self._layout.require(version.layout)
+            evaluation = self._evaluate(version)
+            if version.finished:
+                # Nobody would read a report: the aggregator has left.
+                log.info("the federation has finished", because=version.finished)
+                return
+            self._report(broker, evaluation)
+            self._last = version.rank
+
+    def _evaluate(self, version: ModelVersion) -> Evaluation:
+        started = time.monotonic()
+        metrics = self._task.evaluate(version.layout.restore(version.vector, version.integers))
+        evaluate_s = time.monotonic() - started
+        shown = {name: round(value, 4) for name, value in metrics.items()}
+        log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), **shown)
+        return Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
+
+    def _report(self, broker: Broker, evaluation: Evaluation) -> None:
+        headers = {"kind": "evaluation", "id": f"{self.name}/{evaluation.version}"}
+        try:
+            broker.publish(self._topology.updates.exchange.name, "", encode_evaluation(evaluation), headers)
+        except QueueFull as error:
+            # A newer version will be evaluated when there is room again.
+            log.warning("the report was not taken", version=evaluation.version, because=str(error))

@@ -1,0 +1,33 @@
+"""Shows how far a round of training is: a bar on a terminal, nothing in a log file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from fluffle.task import Progress
+
+
+class RoundDisplay:
+    """Makes one bar for each round, on the console that the log lines go to as well."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def show(self, title: str) -> Iterator[Progress]:
+        """Show a round while the block lasts; the bar goes away at its end."""
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Bars(
+            *columns, console=self._console, transient=True, disable=not self._console.is_terminal
+        ) as bars:
+            bar = bars.add_task(title, total=None)
+
+            def progress(done: int, total: int) -> None:
+                bars.update(bar, completed=done, total=total)
+
+            yield progress

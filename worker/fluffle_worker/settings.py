@@ -1,0 +1,75 @@
+"""What can be set about a worker and an evaluator."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import ClassVar
+
+from pydantic import Field
+
+from fluffle.settings import SharedSettings
+from fluffle.task import Site
+from fluffle_worker.replica import replica_number
+
+TASK = "digits, fashion_mnist, diabetes, or your own as package.module:name."
+
+
+class WorkerSettings(SharedSettings):
+    """Flags of `fluffle worker`, keys of the table [worker]."""
+
+    part: ClassVar[str] = "worker"
+
+    task: str = Field("digits", description=f"What to train: {TASK}")
+    name: str | None = Field(
+        None, description="Name of this worker; by default its host and site. No two workers may share one."
+    )
+    site: int | None = Field(
+        None,
+        ge=0,
+        description="Which of the sites this is, from 0; by default the number of this container among the "
+        "replicas of its compose service, else 0.",
+    )
+    sites: int = Field(4, ge=1, description="Sites that a ready task's data is split among.")
+    split: str = Field(
+        "dirichlet:0.5", description="How it is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
+    )
+    split_seed: int = Field(0, ge=0, description="Seed of the split; the same for all workers.")
+    seed: int = Field(0, ge=0, description="Seed of this worker's minibatches.")
+    delay: float = Field(
+        0.0, ge=0, description="Seconds to idle in each round, to play a slow device in demos and tests."
+    )
+
+    @property
+    def site_index(self) -> int:
+        """Which of the sites this worker is."""
+        return self.site if self.site is not None else replica_number()
+
+    @property
+    def worker_name(self) -> str:
+        """The name that this worker's updates carry."""
+        return self.name or f"{socket.gethostname()}-{self.site_index}"
+
+    def make_site(self) -> Site:
+        """Return where this worker's data lies."""
+        return Site(index=self.site_index, count=self.sites, split=self.split, seed=self.split_seed)
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields that each log line of this process carries."""
+        return {**super().log_fields(), "worker": self.worker_name}
+
+
+class EvaluatorSettings(SharedSettings):
+    """Flags of `fluffle evaluator`, keys of the table [evaluator]."""
+
+    part: ClassVar[str] = "evaluator"
+
+    task: str = Field("digits", description=f"Whose held-out data to evaluate on: {TASK}")
+    name: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="Name of this evaluator in logs and in RabbitMQ's UI.",
+    )
+
+    def log_fields(self) -> dict[str, str]:
+        """Return the fields that each log line of this process carries."""
+        return {**super().log_fields(), "evaluator": self.name}
