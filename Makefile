@@ -1,0 +1,53 @@
+# The commands of this project; `make` alone lists them. Anything longer than a line is in scripts/setup.sh.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+# What is given to the command behind a target: make demo ARGS="--strategy fedasync --workers 8"
+ARGS ?=
+
+bin := .venv/bin
+# Renewed when the pinned packages or the package itself have changed.
+installed := .venv/.installed
+
+.PHONY: help
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo '  Give more with ARGS, as in: make demo ARGS="--compare --seed 0"'
+
+$(installed): requirements.lock pyproject.toml
+	@scripts/setup.sh python
+	@touch $@
+
+.PHONY: rabbitmq
+rabbitmq: $(installed)
+	@scripts/setup.sh rabbitmq
+
+.PHONY: demo
+demo: $(installed) rabbitmq ## Install what is missing, then watch four workers train one model
+	@$(bin)/fluffle demo $(ARGS)
+
+.PHONY: test
+test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real training
+	@scripts/setup.sh data
+	@$(bin)/pytest $(ARGS)
+
+.PHONY: check
+check: $(installed) ## Check format, lint, types and the architecture's rules
+	@$(bin)/ruff format --check .
+	@$(bin)/ruff check .
+	@$(bin)/mypy
+	@$(bin)/pytest -q tests/test_architecture.py
+
+.PHONY: format
+format: $(installed) ## Format the code and put right what lint can put right
+	@$(bin)/ruff format .
+	@$(bin)/ruff check --fix .
+
+.PHONY: lock
+lock: ## Pin the packages anew for a changed pyproject.toml (newer ones: ARGS=--upgrade)
+	@scripts/setup.sh lock $(ARGS)
+
+.PHONY: clean
+clean: ## Remove the environment and caches; runs/ and .fluffle/ stay
+	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

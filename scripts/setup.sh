@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | data | lock
+#
+# Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
+# is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
+# to run is printed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv
+uv_version=0.13.9
+
+say() { echo "--> $*"; }
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# Run a command silently; if it fails, show the end of what it said.
+quietly() {
+  local output
+  output=$(mktemp)
+  if ! "$@" >"$output" 2>&1; then
+    tail -n 20 "$output" >&2
+    rm -f "$output"
+    fail "this failed: $*"
+  fi
+  rm -f "$output"
+}
+
+as_root() { if [[ $(id -u) == 0 ]]; then "$@"; else sudo -n "$@"; fi; }
+
+may_use_apt() {
+  command -v apt-get >/dev/null && { [[ $(id -u) == 0 ]] || sudo -n true 2>/dev/null; }
+}
+
+apt_install() {
+  say "installing $* with apt"
+  # A new machine has no package lists yet, and an old one has outdated ones.
+  quietly as_root apt-get update -q
+  quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+    -o DPkg::Lock::Timeout=120 "$@"
+}
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+
+is_supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
+makes_venvs() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# The first Python that is fit to make a venv, or else the first that lacks only that.
+find_python() {
+  local candidate fallback=''
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 /usr/bin/python3}; do
+    is_supported "$candidate" || continue
+    if makes_venvs "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+    fallback=${fallback:-$candidate}
+  done
+  echo "$fallback"
+}
+
+make_venv() {
+  local python package
+  if is_supported "$venv/bin/python"; then return; fi
+  python=$(find_python)
+  if [[ -z $python ]]; then
+    fail "${PYTHON:-no Python on this machine} is not one of 3.11 to 3.13. Debian, Ubuntu: sudo apt-get install" \
+      "python3 python3-venv;  macOS: brew install python@3.12;  then again, with PYTHON=/path/to/python if need be"
+  fi
+  if ! makes_venvs "$python"; then
+    # Debian splits venv off, into a package for each version of Python.
+    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    may_use_apt || fail "$python cannot make a venv; this brings what is missing: sudo apt-get install $package"
+    apt_install "$package"
+  fi
+  say "making $venv with $("$python" --version)"
+  rm -rf "$venv"
+  quietly "$python" -m venv "$venv"
+}
+
+install_python() {
+  make_venv
+  say "installing the pinned packages into $venv (the first time about a minute; TensorFlow is large)"
+  quietly pip_install --require-hashes -r requirements.lock
+  # The build tool is among the pinned packages, so nothing is fetched here.
+  quietly pip_install --no-deps --no-build-isolation -e .
+}
+
+pip_install() { "$venv/bin/python" -m pip install -q --disable-pip-version-check "$@"; }
+
+# --- RabbitMQ -------------------------------------------------------------------------------------------------------
+
+# Prints nothing if there is a server, and else what to do; the product itself knows where to look.
+missing_rabbitmq() {
+  "$venv/bin/python" - <<'PYTHON'
+import os
+from fluffle.errors import ConfigError
+from fluffle_cli.rabbitmq_server import find_server
+
+try:
+    find_server(os.environ)
+except ConfigError as error:
+    print(error)
+PYTHON
+}
+
+install_rabbitmq() {
+  local missing had_erlang=yes
+  missing=$(missing_rabbitmq)
+  [[ -n $missing ]] || return 0
+  if [[ -n ${FLUFFLE_RABBITMQ_BIN:-} ]] || ! may_use_apt; then fail "$missing"; fi
+  command -v epmd >/dev/null || had_erlang=no
+  apt_install rabbitmq-server
+  leave_no_service_behind "$had_erlang"
+}
+
+# Debian starts a service as soon as its package is there, and at every boot. Fluffle starts nodes of its own, on
+# loopback only, and this one would listen to the whole network: whoever wants it can enable it again. (Only after we
+# installed it: a RabbitMQ that was here before is never touched.)
+leave_no_service_behind() {
+  if [[ -d /run/systemd/system ]]; then
+    say "stopping and disabling the system's own RabbitMQ: Fluffle starts private ones"
+    quietly as_root systemctl disable --now rabbitmq-server.service
+  elif command -v service >/dev/null && service rabbitmq-server status >/dev/null 2>&1; then
+    say "stopping the system's own RabbitMQ: Fluffle starts private ones"
+    quietly as_root service rabbitmq-server stop
+    quietly as_root update-rc.d rabbitmq-server disable
+  fi
+  # The package's scripts leave Erlang's port mapper running. It refuses to stop while any Erlang node uses it.
+  if [[ $1 == no ]]; then as_root epmd -kill >/dev/null 2>&1 || true; fi
+}
+
+# --- Data for the tests ---------------------------------------------------------------------------------------------
+
+install_data() {
+  local package=dataset-fashion-mnist
+  [[ ! -d /usr/share/datasets/fashion-mnist ]] || return 0
+  if may_use_apt; then
+    apt_install "$package"
+  else
+    say "without $package: the tests on it look in Keras's cache (sudo apt-get install $package brings it)"
+  fi
+}
+
+# --- Locks ----------------------------------------------------------------------------------------------------------
+
+# One lock for Python 3.11 to 3.13 on every platform; hashes only, so that no index address stands in it.
+compile_lock() {
+  local lock=$1
+  shift
+  say "writing $lock"
+  quietly "$venv/bin/uv" pip compile pyproject.toml --output-file "$lock" --universal --python-version 3.11 \
+    --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' "$@"
+}
+
+lock() {
+  make_venv
+  [[ $("$venv/bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] || quietly pip_install "uv==$uv_version"
+  compile_lock requirements.lock --extra demo --group dev "$@"
+  # For the two container images; the same versions as above.
+  compile_lock requirements-worker.lock --extra worker --constraint requirements.lock "$@"
+  compile_lock requirements-aggregator.lock "$@"
+}
+
+case ${1:-} in
+  python) install_python ;;
+  rabbitmq) install_rabbitmq ;;
+  data) install_data ;;
+  lock) lock "${@:2}" ;;
+  *)
+    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac
