@@ -43,7 +43,7 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
             raise TopologyMissing(
                 f"the stream {topology.models.name} holds version {in_stream.rank}, but the queue "
                 f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, export "
-                f"the newest model (`fluffle model export`), delete the stream, and start with --initial-model"
+                f"the newest model (`fluffle model export`), delete the stream, start with --initial-model"
             )
         return None
     record, body = max(versions, key=lambda version: version[0].rank)

@@ -187,8 +187,8 @@ def make_server_optimizer(
 ) -> ServerOptimizer:
     """Return the server optimizer of this name; it reads those of the parameters that stand in its formula.
 
-    A `beta1` of None is 0.9, and for adagrad 0. Raises ConfigError, which names the setting, when the name is
-    unknown or a parameter is out of its range, whether it is read or not.
+    A `beta1` of None is 0.9, and for adagrad 0. Raises ConfigError, which names the setting (that of `beta1`
+    is FLUFFLE_SERVER_MOMENTUM), when the name is unknown or a parameter is out of its range, read or not.
     """
     if name not in SERVER_OPTIMIZERS:
         known = ", ".join(SERVER_OPTIMIZERS)
@@ -197,12 +197,12 @@ def make_server_optimizer(
         beta1 = 0.0 if name == "adagrad" else 0.9
     if not 0.0 < learning_rate < math.inf:
         raise ConfigError(f"FLUFFLE_SERVER_LEARNING_RATE must be finite and more than 0, not {learning_rate}")
-    for setting, value in ("FLUFFLE_SERVER_BETA1", beta1), ("FLUFFLE_SERVER_BETA2", beta2):
+    for setting, value in ("FLUFFLE_SERVER_MOMENTUM", beta1), ("beta2", beta2):
         if not 0.0 <= value < 1.0:
             raise ConfigError(f"{setting} must be at least 0 and less than 1, not {value}")
-    # The square of a smaller tau vanishes in float32, and an element that never moved would become 0 / 0.
+    # Below this, tau squared comes near the end of float32's range, and v would start at 0.
     if not 1e-15 <= tau < math.inf:
-        raise ConfigError(f"FLUFFLE_SERVER_TAU must be finite and at least 1e-15, not {tau}")
+        raise ConfigError(f"tau must be finite and at least 1e-15, not {tau}")
     return SERVER_OPTIMIZERS[name](learning_rate, beta1, beta2, tau)
 
 

@@ -101,6 +101,8 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
     while True:
         if delivery is not None:
             leader.receive(delivery)
+        # Its body is as large as the model: gone before the commit makes another such.
+        del delivery
         leader.commit_when_due()
         delivery = broker.next_delivery(charge.rhythm.patience_s)
         if stop.is_set():

@@ -42,7 +42,7 @@ class AggregatorSettings(SharedSettings):
 
     strategy: Literal["fedasync", "fedbuff", "fedavg"] = Field(
         "fedbuff",
-        description="How updates become versions: each at once, a buffer at a time, or in synchronous rounds.",
+        description="How updates become versions: one by one, a buffer at a time, or in synchronous rounds.",
     )
     buffer_size: int = Field(
         4,

@@ -35,7 +35,7 @@ class QueueState:
 
 
 class StreamReader(Protocol):
-    """Reads the bodies of a stream in their order."""
+    """Reads the bodies of a stream in their order; a stream that is deleted meanwhile is a ConnectionLost."""
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """Return the next body, or None when none came within the time."""
@@ -73,7 +73,10 @@ class Broker(Protocol):
         """Tell the broker that these messages are done with."""
 
     def peek(self, queue: str) -> list[bytes]:
-        """Return the bodies that wait in a queue, in their order, and leave them there."""
+        """Return the bodies that wait in a queue, in their order, and leave them there.
+
+        RabbitMQ lets nobody look into a queue with a single active consumer: TopologyMismatch.
+        """
 
     def state(self, queue: str) -> QueueState:
         """Count what waits in a queue and who consumes it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -63,11 +63,15 @@ def run_program(name: str, command: Callable[..., None]) -> None:
     app(prog_name=name)
 
 
-def settings_command(settings_class: type[S], run: Callable[[S], None], *, about: str) -> Callable[..., None]:
+def settings_command(
+    settings_class: type[S], run: Callable[[S], None], *, about: str, without: Collection[str] = ()
+) -> Callable[..., None]:
     """Return a typer command with one flag per setting: it loads the settings, sets up logs and calls `run`.
 
-    `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones.
-    A field may say more in its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES"}.
+    `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones;
+    those that mean nothing to the command are named in `without`, and get no flag. A field may say more in
+    its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES", "flag": "--json"}, where the flag is
+    for a name that a field cannot have.
     """
 
     def command(*, config: Path | None, **flags: object) -> None:
@@ -81,7 +85,7 @@ def settings_command(settings_class: type[S], run: Callable[[S], None], *, about
 
     fields = settings_class.model_fields
     own = [name for name in fields if name not in SharedSettings.model_fields]
-    shared = [name for name in fields if name in SharedSettings.model_fields]
+    shared = [name for name in fields if name in SharedSettings.model_fields and name not in without]
     parameters = [
         _parameter(name, fields[name], settings_class.part.capitalize() or "Settings") for name in own
     ]
@@ -118,7 +122,8 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind = _kind(field)
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
-    flags = [flag_name(name)] if kind is not bool else [f"{flag_name(name)}/{flag_name('no_' + name)}"]
+    flag = str(extra.get("flag", flag_name(name)))
+    flags = [flag] if kind is not bool else [f"{flag}/--no-{flag.removeprefix('--')}"]
     if name in _SHORT_FLAGS:
         flags.append(_SHORT_FLAGS[name])
     metavar = ""

@@ -6,9 +6,10 @@ was not acked, a bounded head, a stream that anyone reads again, and refusal of 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -25,24 +26,37 @@ class _FakeQueue:
     ready: deque[Delivery] = field(default_factory=deque)
     consumers: list[FakeBroker] = field(default_factory=list)
 
-    def accepts(self, body: bytes) -> bool:
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(delivery.body) for delivery in self.ready)
+
+    @property
+    def refuses(self) -> bool:
+        return self.queue.arguments.get("x-overflow") == "reject-publish" and self._is_over_limit
+
+    @property
+    def _is_over_limit(self) -> bool:
         arguments = self.queue.arguments
-        waiting = sum(len(delivery.body) for delivery in self.ready)
-        limit = arguments.get("x-max-length-bytes")
-        full = isinstance(limit, int) and waiting + len(body) > limit
-        return arguments.get("x-overflow") != "reject-publish" or not full
+        most, most_bytes = arguments.get("x-max-length"), arguments.get("x-max-length-bytes")
+        return (isinstance(most, int) and len(self.ready) > most) or (
+            isinstance(most_bytes, int) and self.size_bytes > most_bytes
+        )
 
     def put(self, delivery: Delivery) -> None:
         self.ready.append(delivery)
-        limit = self.queue.arguments.get("x-max-length")
-        while isinstance(limit, int) and len(self.ready) > limit:
+        while self.queue.arguments.get("x-overflow") == "drop-head" and self._is_over_limit:
             self.ready.popleft()
 
 
 @dataclass
 class FakeServer:
-    """What a RabbitMQ node holds; every FakeBroker is one connection to it."""
+    """What a RabbitMQ node holds; every FakeBroker is one connection to it.
 
+    Nobody waits for longer than `longest_wait_s`, however patient: with 0, a test that has but one thread
+    loses no time over what nobody can send meanwhile.
+    """
+
+    longest_wait_s: float = math.inf
     exchanges: dict[str, list[str]] = field(default_factory=dict)
     queues: dict[str, _FakeQueue] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -58,6 +72,19 @@ class FakeServer:
         """Return the bodies that wait in a queue."""
         return [delivery.body for delivery in self.queue(name).ready]
 
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until the condition holds or the time is over; the caller holds `changed`."""
+        self.changed.wait_for(condition, min(timeout_s, self.longest_wait_s))
+
+    def deliver(self) -> None:
+        """Give what waits to the active consumers, as much as their prefetch allows."""
+        for queue in self.queues.values():
+            while queue.ready and queue.consumers and queue.consumers[0].has_room:
+                self.last_tag += 1
+                delivery = replace(queue.ready.popleft(), tag=self.last_tag)
+                queue.consumers[0].take(queue.queue.name, delivery)
+        self.changed.notify_all()
+
 
 class FakeBroker:
     """One connection to a FakeServer; see `fluffle.broker.Broker` for what its methods promise."""
@@ -65,10 +92,26 @@ class FakeBroker:
     def __init__(self, server: FakeServer, *, user: str = "fluffle") -> None:
         self._server = server
         self._user = user
+        self._inbox: deque[Delivery] = deque()
         self._unacked: dict[int, tuple[str, Delivery]] = {}
         self._consuming: str | None = None
         self._prefetch = 0
         self._open = True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the server may deliver one more message."""
+        return len(self._unacked) < self._prefetch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is still there."""
+        return self._open
+
+    def take(self, queue: str, delivery: Delivery) -> None:
+        """Receive a message from the server: it waits here, unacked, until somebody asks for it."""
+        self._unacked[delivery.tag] = queue, delivery
+        self._inbox.append(delivery)
 
     def declare(self, topology: Topology) -> None:
         """See Broker."""
@@ -101,16 +144,16 @@ class FakeBroker:
             targets = [self._server.queues[name] for name in names if name in self._server.queues]
             if not targets:
                 raise Unroutable(f"no queue is bound to exchange {exchange or routing_key}")
-            if not all(target.accepts(body) for target in targets):
-                raise QueueFull(f"a queue of exchange {exchange} is full")
+            if any(target.refuses for target in targets):
+                raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
             for target in targets:
                 target.put(Delivery(0, bytes(body), 0, self._user, dict(headers)))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
         with self._connected():
-            self._server.queue(queue).consumers.append(self)
             self._consuming, self._prefetch = queue, prefetch
+            self._server.queue(queue).consumers.append(self)
 
     def cancel(self) -> None:
         """See Broker."""
@@ -122,20 +165,15 @@ class FakeBroker:
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Broker."""
         with self._connected():
-            if self._consuming is None:
-                return None
-            self._server.changed.wait_for(lambda: not self._open or self._has_next(), timeout_s)
+            self._server.wait_for(lambda: not self._open or bool(self._inbox) or self._is_bereft, timeout_s)
             if not self._open:
                 raise ConnectionLost("the fake connection is closed")
-            if self._consuming not in self._server.queues:
-                raise TopologyMissing("the consumed queue was deleted")
-            if not self._has_next():
-                return None
-            self._server.last_tag += 1
-            queue = self._server.queue(self._consuming)
-            delivery = replace(queue.ready.popleft(), tag=self._server.last_tag)
-            self._unacked[delivery.tag] = self._consuming, delivery
-            return delivery
+            if self._inbox:
+                return self._inbox.popleft()
+            if self._is_bereft:
+                self._leave()
+                raise TopologyMissing(f"the consumed queue {self._consuming} was deleted")
+            return None
 
     def ack(self, tags: Iterable[int]) -> None:
         """See Broker."""
@@ -148,6 +186,8 @@ class FakeBroker:
     def peek(self, queue: str) -> list[bytes]:
         """See Broker."""
         with self._connected():
+            if self._server.queue(queue).queue.arguments.get("x-single-active-consumer"):
+                raise TopologyMismatch(f"queue {queue} has a single active consumer: nobody may look into it")
             return self._server.bodies(queue)
 
     def state(self, queue: str) -> QueueState:
@@ -160,8 +200,9 @@ class FakeBroker:
     def read_stream(self, queue: str, *, offset: str) -> Iterator[_FakeStreamReader]:
         """See Broker."""
         with self._connected():
-            length = len(self._server.queue(queue).ready)
-        yield _FakeStreamReader(self._server, queue, 0 if offset == "first" else max(0, length - 1))
+            stream = self._server.queue(queue)
+            position = 0 if offset == "first" else max(0, len(stream.ready) - 1)
+        yield _FakeStreamReader(self, self._server, stream, position)
 
     def close(self) -> None:
         """See Broker."""
@@ -176,6 +217,10 @@ class FakeBroker:
     ) -> None:
         self.close()
 
+    @property
+    def _is_bereft(self) -> bool:
+        return self._consuming is not None and self._consuming not in self._server.queues
+
     @contextmanager
     def _connected(self) -> Iterator[None]:
         with self._server.changed:
@@ -184,7 +229,7 @@ class FakeBroker:
             try:
                 yield
             finally:
-                self._server.changed.notify_all()
+                self._server.deliver()
 
     def _declare_queue(self, queue: Queue) -> None:
         present = self._server.queues.setdefault(queue.name, _FakeQueue(queue))
@@ -194,39 +239,43 @@ class FakeBroker:
         if queue.name not in bound:
             bound.append(queue.name)
 
-    def _has_next(self) -> bool:
-        queue = self._server.queues.get(self._consuming or "")
-        if queue is None:
-            return True
-        is_active = queue.consumers[:1] == [self]
-        return is_active and bool(queue.ready) and len(self._unacked) < self._prefetch
-
     def _leave(self) -> None:
         """Put back what was not acked, in front and in its order, and make room for the next consumer."""
         for name, delivery in reversed(self._unacked.values()):
-            returned = replace(delivery, redeliveries=delivery.redeliveries + 1)
-            self._server.queue(name).ready.appendleft(returned)
+            if name in self._server.queues:
+                returned = replace(delivery, redeliveries=delivery.redeliveries + 1)
+                self._server.queues[name].ready.appendleft(returned)
         self._unacked.clear()
+        self._inbox.clear()
         for queue in self._server.queues.values():
             if self in queue.consumers:
                 queue.consumers.remove(self)
         self._open = False
-        self._server.changed.notify_all()
+        self._server.deliver()
 
 
 class _FakeStreamReader:
-    def __init__(self, server: FakeServer, queue: str, position: int) -> None:
+    def __init__(self, broker: FakeBroker, server: FakeServer, stream: _FakeQueue, position: int) -> None:
+        self._broker = broker
         self._server = server
-        self._queue = queue
+        self._stream = stream
         self._position = position
 
     def next_body(self, timeout_s: float) -> bytes | None:
         with self._server.changed:
-            self._server.changed.wait_for(lambda: self._position < len(self._ready()), timeout_s)
-            if self._position >= len(self._ready()):
+            self._server.wait_for(lambda: self._has_next or self._is_lost, timeout_s)
+            if self._is_lost:
+                raise ConnectionLost(f"the reader of {self._stream.queue.name} was ended")
+            if not self._has_next:
                 return None
             self._position += 1
-            return self._ready()[self._position - 1].body
+            return self._stream.ready[self._position - 1].body
 
-    def _ready(self) -> deque[Delivery]:
-        return self._server.queue(self._queue).ready
+    @property
+    def _has_next(self) -> bool:
+        return self._position < len(self._stream.ready)
+
+    @property
+    def _is_lost(self) -> bool:
+        is_there = self._server.queues.get(self._stream.queue.name) is self._stream
+        return not (self._broker.is_open and is_there)

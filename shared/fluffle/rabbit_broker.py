@@ -74,7 +74,9 @@ class RabbitBroker:
         self._channel.add_on_cancel_callback(self._on_cancel)
         self._commands: deque[Callable[[], None]] = deque()
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        self._waiting_bytes = 0
+        # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
+        self._arrived_bytes = 0
+        self._taken_bytes = 0
         self._wake = threading.Event()
         self._closing = False
         self._failure: BrokerError | None = None
@@ -159,7 +161,7 @@ class RabbitBroker:
             # For whoever asks again.
             self._inbox.put(None)
             raise self._failure or ConnectionLost("the connection is closed")
-        self._waiting_bytes -= len(delivery.body)
+        self._taken_bytes += len(delivery.body)
         self._wake.set()
         return delivery
 
@@ -226,15 +228,15 @@ class RabbitBroker:
                 future.set_result(function())
             except (pika.exceptions.AMQPError, OSError) as error:
                 future.set_exception(self._translated(error, what))
+            except Exception as error:  # a mistake in the call: its caller's, while this thread goes on
+                future.set_exception(error)
 
         self._commands.append(command)
         self._awake()
-        while True:
-            try:
+        while self._thread.is_alive() or future.done():
+            with suppress(TimeoutError):
                 return future.result(timeout=POLL_S)
-            except TimeoutError:
-                if not self._thread.is_alive() and not future.done():
-                    raise self._failure or ConnectionLost("the connection is closed") from None
+        raise self._failure or ConnectionLost("the connection is closed")
 
     def _apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
         """Run a function on a channel of its own: an error closes that channel, and nothing else."""
@@ -266,7 +268,7 @@ class RabbitBroker:
                 if not self._channel.is_open:
                     # A consumer timeout or a missing right closes the channel without an exception here.
                     raise ConnectionLost("RabbitMQ closed the channel")
-                if self._waiting_bytes > INBOX_LIMIT_BYTES:
+                if self._arrived_bytes - self._taken_bytes > INBOX_LIMIT_BYTES:
                     # Back-pressure through the socket; a glance once in a while keeps heartbeats going.
                     self._wake.wait(POLL_S)
                     self._connection.process_data_events(time_limit=0)
@@ -293,7 +295,7 @@ class RabbitBroker:
     ) -> None:
         headers = properties.headers or {}
         redeliveries = int(headers.get("x-delivery-count", 0))
-        self._waiting_bytes += len(body)
+        self._arrived_bytes += len(body)
         self._inbox.put(Delivery(method.delivery_tag, body, redeliveries, properties.user_id, headers))
 
     def _on_cancel(self, method: pika.frame.Method) -> None:
@@ -311,8 +313,9 @@ class _RabbitStreamReader:
 
     def __init__(self, broker: RabbitBroker, queue_name: str, offset: str) -> None:
         self._broker = broker
-        self._bodies: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+        self._bodies: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self._channel = broker._connection.channel()
+        self._channel.add_on_cancel_callback(lambda _: self._bodies.put(None))
         self._queue = queue_name
         self._channel.basic_qos(prefetch_count=1)
         self._channel.basic_consume(queue_name, self._on_body, arguments={"x-stream-offset": offset})
@@ -321,7 +324,7 @@ class _RabbitStreamReader:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                tag, body = self._bodies.get(timeout=max(0.0, min(POLL_S, deadline - time.monotonic())))
+                found = self._bodies.get(timeout=max(0.0, min(POLL_S, deadline - time.monotonic())))
             except queue.Empty:
                 if self._broker._failure:
                     raise self._broker._failure from None
@@ -330,12 +333,19 @@ class _RabbitStreamReader:
                 if time.monotonic() >= deadline:
                     return None
                 continue
+            if found is None:
+                raise ConnectionLost(f"RabbitMQ ended the reader of {self._queue}: the stream was deleted")
+            tag, body = found
             self._broker._call(functools.partial(self._channel.basic_ack, tag), f"queue {self._queue}")
             return body
 
     def close(self) -> None:
-        if self._channel.is_open:
-            self._channel.close()
+        if not self._channel.is_open:
+            return
+        # BlockingChannel.close would first cancel, and reject what arrives meanwhile: for that, RabbitMQ 3.10
+        # closes the whole connection. Closing the channel underneath ends the consumer all the same.
+        self._channel._impl.close()
+        self._channel._flush_output(lambda: self._channel.is_closed)
 
     def _on_body(
         self,
@@ -382,7 +392,8 @@ def _translated(error: Exception, *, where: str, user: str, what: str) -> Broker
             f"RabbitMQ at {where} takes no message as large as this: set max_message_size = 536870912 in "
             f"rabbitmq.conf ({said})"
         )
-    if code in (PRECONDITION_FAILED, RESOURCE_LOCKED):
+    # The same code closes a channel that held a message too long, or acked one that it never had.
+    if code == RESOURCE_LOCKED or (code == PRECONDITION_FAILED and "inequivalent" in said):
         return TopologyMismatch(
             f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
         )

@@ -46,7 +46,7 @@ class Evaluator:
                     return
 
     def _work_on(self, broker: Broker) -> None:
-        while version := newest_version(broker, self._topology, stop=self._stop, newer_than=self._last):
+        while version := self._newest(broker):
             self._layout.require(version.layout)
             evaluation = self._evaluate(version)
             if version.finished:
@@ -55,6 +55,10 @@ class Evaluator:
                 return
             self._report(broker, evaluation)
             self._last = version.rank
+
+    def _newest(self, broker: Broker) -> ModelVersion | None:
+        log.debug("waiting for a new version")
+        return newest_version(broker, self._topology, stop=self._stop, newer_than=self._last)
 
     def _evaluate(self, version: ModelVersion) -> Evaluation:
         started = time.monotonic()

@@ -96,6 +96,7 @@ class Worker:
     def _newest(self, broker: Broker) -> ModelVersion | None:
         """Return the newest version; in synchronous rounds, wait for one that has not been trained from."""
         waits = self._last and self._last.plan.one_update_per_version
+        log.debug("waiting for a new version" if waits else "fetching the newest version")
         return newest_version(
             broker,
             self._topology,
@@ -120,6 +121,8 @@ class Worker:
                 show(done, total)
 
             trained = self._task.train(weights, version.plan, seed=seed, progress=progress)
+        if self._delay_s:
+            log.debug("idling", seconds=self._delay_s)
         if self._stop.wait(self._delay_s):
             raise Stopped
         vector, integers = version.layout.flatten(trained.weights)

@@ -1,0 +1,50 @@
+"""Version 0 of a federation's model: the seeded weights of a task, written to a file.
+
+The aggregator runs this as a child, `python -m fluffle.initial_model --task T --seed S --out FILE`, and so
+never loads the task's framework, which may take half a gigabyte of memory, into its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fluffle.errors import FluffleError
+from fluffle.safetensors_file import write_model
+from fluffle.task import load_task
+
+
+def write_initial_model(task_name: str, *, seed: int, out: Path, source: Path | None = None) -> None:
+    """Write a task's initial weights to `out` (.safetensors), or those that the task reads from `source`.
+
+    Raises TaskError, LayoutError or ConfigError when the task, the source or the place for the file is wrong.
+    """
+    task = load_task(task_name)
+    weights = task.initial_weights(seed) if source is None else task.load(source)
+    origin = f"seed {seed}" if source is None else source.name
+    write_model(out, weights, {"fluffle.task": task_name, "fluffle.origin": origin})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; what is wrong becomes one sentence on stderr and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fluffle.initial_model",
+        description="Write a task's seeded initial weights, or those of a model file, as .safetensors.",
+    )
+    parser.add_argument("--task", required=True, help="a ready task, or package.module:name")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial weights (default: 0)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--from", type=Path, metavar="FILE.keras", dest="source", help="instead of the seed")
+    given = parser.parse_args(arguments)
+    try:
+        write_initial_model(given.task, seed=given.seed, out=given.out, source=given.source)
+    except FluffleError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
