@@ -130,7 +130,7 @@ names_with_updates = names.flatmap(lambda name: st.tuples(st.just(name), updates
             13,
         ),
     ],
-    ids=str,
+    ids=["fedasync", "fedasync, stale", "fedbuff", "fedbuff, partial", "fedavg"],
 )
 def test_the_next_model_is_the_one_computed_by_hand(
     strategy: Strategy, updates: list[Update], expected: float
@@ -156,7 +156,7 @@ def test_a_strategy_agrees_with_its_formula_in_float64(
     result = aggregate(strategy, model, updates)
 
     expected = reference(name, model, updates, size=size, rate=rate, s=discount)
-    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=5e-5)
 
 
 @given(vectors, st.lists(fresh_updates, min_size=1, max_size=8))

@@ -1,0 +1,43 @@
+# Two images: `aggregator`, without TensorFlow, and `worker`, which is also the evaluator's. docker-compose.yml builds
+# both; docs/containers.md tells how to derive one's own from them.
+ARG PYTHON=python:3.13-slim
+
+FROM ${PYTHON} AS wheel
+WORKDIR /source
+COPY . .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip wheel --quiet --no-deps --wheel-dir /wheels .
+
+# The user, the folder of a task of one's own (it is importable: `--task package.module:name`), and the folder of the
+# initial model, which becomes the owner of the volume that is mounted there.
+FROM ${PYTHON} AS base
+RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fluffle \
+ && python -m venv /opt/fluffle \
+ && install -d /task \
+ && install -d -o fluffle -g fluffle /models
+ENV PATH=/opt/fluffle/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /task
+# Healthy is who has a connection to the broker, 5672 or with TLS 5671. Nothing in these images listens on a port.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
+    CMD ["grep", "-Eqs", ":162[78] 01 ", "/proc/net/tcp", "/proc/net/tcp6"]
+
+FROM base AS aggregator
+COPY requirements-aggregator.lock /opt/fluffle/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --require-hashes --requirement /opt/fluffle/requirements-aggregator.lock
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --quiet --no-deps --no-index /wheels/*.whl
+USER fluffle
+CMD ["python", "-m", "fluffle_aggregator"]
+
+FROM base AS worker
+COPY requirements-worker.lock /opt/fluffle/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --quiet --require-hashes --requirement /opt/fluffle/requirements-worker.lock
+RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
+    pip install --quiet --no-deps --no-index /wheels/*.whl
+USER fluffle
+CMD ["python", "-m", "fluffle_worker"]

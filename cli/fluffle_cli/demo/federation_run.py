@@ -1,0 +1,226 @@
+"""One federation of the demo, from its first process to its last version."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluffle.broker import Broker, StreamReader
+from fluffle.errors import FluffleError
+from fluffle.rabbit_broker import RabbitBroker
+from fluffle.record import ModelVersion
+from fluffle.topology import Topology, topology_of
+from fluffle.wire import decode_version
+from fluffle_cli.demo import parts
+from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, EVALUATOR_STATES, WORKER_STATES
+from fluffle_cli.demo.metrics import VersionRow, append_row, row_of
+from fluffle_cli.demo.private_broker import PrivateBroker
+from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.screen import Screen
+from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.snapshot import QueueStates, Snapshot, queue_states, snapshot_of
+from fluffle_cli.view import Inside
+
+TICK_S = 0.1
+START_TIMEOUT_S = 300.0
+# The aggregator ends the federation; if even that fails, the demo does.
+GRACE_S = 30.0
+LEAVE_S = 10.0
+STOP_S = 2.0
+RATE_OVER_S = 4.0
+LOOK_AT_QUEUES_EVERY_S = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class FederationRun:
+    """One federation: its strategy, its folder, its processes, and the versions that were seen."""
+
+    settings: DemoSettings
+    strategy: Strategy
+    federation: str
+    folder: Path
+    screen: Screen
+    stop: threading.Event
+    rows: list[VersionRow] = field(default_factory=list)
+    final: ModelVersion | None = None
+    _crew: Crew = field(init=False)
+    _recent: deque[Snapshot] = field(default_factory=deque)
+    _queues: QueueStates = field(
+        default_factory=lambda: QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
+    )
+    _looked_at: float = 0.0
+    _started_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._crew = Crew(self.folder / "logs")
+
+    @property
+    def final_version(self) -> ModelVersion:
+        """The newest version, after the end the last one."""
+        if self.final is None:
+            raise FluffleError(f"the federation {self.federation!r} has no version yet")
+        return self.final
+
+    @property
+    def topology(self) -> Topology:
+        """The federation's queues."""
+        return topology_of(self.federation)
+
+    def play(self, private: PrivateBroker, builder: Crew, initial_model: Path) -> None:
+        """Start everything, follow the versions to the last, and stop everything, whatever happens.
+
+        `builder` is the process that makes `initial_model`. Raises FluffleError when the federation cannot
+        reach its end, and KeyboardInterrupt soon after `stop` is set.
+        """
+        try:
+            url = self._start_workers(private)
+            with self._connect(private, url) as broker:
+                broker.declare(self.topology)
+                with broker.read_stream(self.topology.models.name, offset="first") as reader:
+                    self._await_everyone(builder, initial_model)
+                    self._start_aggregators(url, initial_model)
+                    self._follow(broker, reader)
+                self._let_leave(broker)
+        finally:
+            self._crew.stop(patience_s=STOP_S)
+
+    def _start_workers(self, private: PrivateBroker) -> str:
+        while (node := private.known()) is None:
+            self._tick("starting RabbitMQ")
+        where = {"federation": self.federation, "broker_url": node.amqp_url}
+        self._crew.start(parts.workers(self.settings, **where), WORKER_STATES)
+        self._crew.start([parts.evaluator(self.settings, **where)], EVALUATOR_STATES)
+        return node.amqp_url
+
+    def _connect(self, private: PrivateBroker, url: str) -> RabbitBroker:
+        while private.serving() is None:
+            self._tick("starting RabbitMQ, the workers and the evaluator")
+        return RabbitBroker(url, name=f"{self.federation}/demo", heartbeat_s=self.settings.heartbeat_s)
+
+    def _await_everyone(self, builder: Crew, initial_model: Path) -> None:
+        """Wait until version 0 is built and all workers are there to take it: a fair start for each."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not initial_model.exists() or not all(
+            child.tail.is_ready for child in self._crew.children.values()
+        ):
+            self._tick("the workers and the evaluator load TensorFlow and their data")
+            builder.read_logs()
+            dead = [*builder.newly_dead(), *self._crew.newly_dead()]
+            if dead:
+                raise FluffleError(dead[0].obituary())
+            if time.monotonic() > deadline:
+                raise FluffleError(
+                    f"after {START_TIMEOUT_S:.0f} s the workers are still not ready: see {self._crew.logs}"
+                )
+
+    def _start_aggregators(self, url: str, initial_model: Path) -> None:
+        both = parts.aggregators(
+            self.settings,
+            self.strategy,
+            federation=self.federation,
+            broker_url=url,
+            initial_model=initial_model,
+        )
+        self._crew.start(both, AGGREGATOR_STATES)
+
+    def _follow(self, broker: Broker, reader: StreamReader) -> None:
+        deadline = time.monotonic() + self.settings.max_seconds + GRACE_S
+        while self.final is None or not self.final.finished:
+            # Looked at before the stream: whoever ended in good order has published the end before.
+            hopeless = self._hopeless()
+            self._read_versions(reader)
+            self._show(broker)
+            for child in self._crew.newly_dead():
+                self.screen.say(child.obituary(), "yellow")
+            if self.final is not None and self.final.finished:
+                break
+            if hopeless:
+                raise FluffleError(f"the demo cannot go on: {hopeless}")
+            if time.monotonic() > deadline:
+                raise FluffleError(
+                    f"the federation has not finished {GRACE_S:.0f} s after --max-seconds "
+                    f"{self.settings.max_seconds:g}: see {self._crew.logs}"
+                )
+
+    def _read_versions(self, reader: StreamReader) -> None:
+        """Take in the versions that are there, and wait for one for a moment."""
+        body = reader.next_body(TICK_S)
+        while body is not None:
+            version = decode_version(body)
+            # A lower rank comes from an aggregator that has lost the lead.
+            if self.final is None or version.rank > self.final.rank:
+                self._note(version)
+            body = reader.next_body(0.0)
+        self._check_stop()
+
+    def _note(self, version: ModelVersion) -> None:
+        if self.final is None:
+            self._started_at = version.committed_at
+        self.final = version
+        self.rows.append(row_of(version, started_at=self._started_at))
+        append_row(self.folder / "metrics.jsonl", self.rows[-1])
+
+    def _let_leave(self, broker: Broker) -> None:
+        """Give everyone the time to see the end and leave."""
+        deadline = time.monotonic() + LEAVE_S
+        while self._crew.alive and time.monotonic() < deadline:
+            self._show(broker)
+            self._check_stop()
+            self.stop.wait(TICK_S)
+        self._show(broker, at_once=True)
+
+    def _show(self, broker: Broker, *, at_once: bool = False) -> None:
+        self._crew.read_logs()
+        now = time.time()
+        if at_once or now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
+            self._looked_at = now
+            self._queues = queue_states(broker, self.topology)
+        while len(self._recent) > 1 and self._recent[1].taken_at < now - RATE_OVER_S:
+            self._recent.popleft()
+        before = self._recent[0] if self._recent else None
+        snapshot = snapshot_of(self.final, self._queues, federation=self.federation, now=now, before=before)
+        if self.final is None:
+            self.screen.show_phase("an aggregator takes the lead", snapshot, self._inside())
+            return
+        self._recent.append(snapshot)
+        self.screen.show(snapshot, self._inside(), at_once=at_once)
+
+    def _tick(self, phase: str) -> None:
+        """Wait for a moment while there is no version yet."""
+        self._check_stop()
+        self._crew.read_logs()
+        nothing = snapshot_of(None, self._queues, federation=self.federation, now=time.time())
+        self.screen.show_phase(phase, nothing, self._inside())
+        self.stop.wait(TICK_S)
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+
+    def _hopeless(self) -> str:
+        """Say why the federation can never finish any more; empty while it can."""
+        children = self._crew.children
+        workers = [children[name] for name in self.settings.worker_names]
+        dead_workers = [child for child in workers if child.has_died]
+        if children[parts.EVALUATOR].has_died:
+            return children[parts.EVALUATOR].obituary()
+        if all(children[name].exit_code is not None for name in parts.AGGREGATORS):
+            return children[parts.AGGREGATORS[0]].obituary()
+        if len(dead_workers) == len(workers) or (self.strategy == "fedavg" and dead_workers):
+            return dead_workers[0].obituary()
+        return ""
+
+    def _inside(self) -> Inside:
+        states = {name: child.state for name, child in self._crew.children.items()}
+        for name in self.settings.worker_names:
+            # Nobody trains before version 0, whatever a worker is ready for.
+            if self.final is None and states.get(name) == "fetching":
+                states[name] = "waiting"
+        names = self.settings.worker_names
+        return Inside(
+            workers={name: states.get(name, "starting") for name in names},
+            parts={name: states[name] for name in (*parts.AGGREGATORS, parts.EVALUATOR) if name in states},
+        )

@@ -1,0 +1,111 @@
+"""Which processes one federation consists of, and the environment that each is started with. Pure."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import devnull
+from pathlib import Path
+
+from fluffle.settings import ENV_PREFIX, env_name
+from fluffle_cli.demo.settings import DemoSettings, Strategy
+
+# Many processes share few cores: with a pool of threads in each they would only get in each other's way.
+ONE_THREAD: Mapping[str, str] = {
+    "OMP_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+}
+AGGREGATORS = ("aggregator-1", "aggregator-2")
+EVALUATOR = "evaluator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One process: its command, and what its environment has besides this process's own."""
+
+    name: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def initial_model(settings: DemoSettings, path: Path) -> Part:
+    """Return the process that builds version 0, from which every federation of this run starts."""
+    arguments = ("--task", settings.task, "--seed", str(settings.seed), "--out", str(path))
+    command = (sys.executable, "-m", "fluffle.initial_model", *arguments)
+    return Part(name="initial-model", command=command, environment=ONE_THREAD)
+
+
+def workers(settings: DemoSettings, *, federation: str, broker_url: str) -> list[Part]:
+    """Return the workers; each has a site and a delay of its own."""
+    return [
+        _part(
+            name,
+            ("fluffle_worker",),
+            federation=federation,
+            broker_url=broker_url,
+            task=settings.task,
+            name=name,
+            site=site,
+            sites=settings.workers,
+            split=settings.split,
+            split_seed=settings.seed,
+            seed=settings.seed,
+            delay=delay_s,
+            # What a worker is about at each moment stands in its debug lines.
+            verbose=True,
+        )
+        for site, (name, delay_s) in enumerate(zip(settings.worker_names, settings.delays_s, strict=True))
+    ]
+
+
+def evaluator(settings: DemoSettings, *, federation: str, broker_url: str) -> Part:
+    """Return the evaluator."""
+    return _part(
+        EVALUATOR,
+        ("fluffle_cli.main", "evaluator"),
+        federation=federation,
+        broker_url=broker_url,
+        task=settings.task,
+        name=EVALUATOR,
+        verbose=True,
+    )
+
+
+def aggregators(
+    settings: DemoSettings, strategy: Strategy, *, federation: str, broker_url: str, initial_model: Path
+) -> list[Part]:
+    """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
+    return [
+        _part(
+            name,
+            ("fluffle_aggregator",),
+            federation=federation,
+            broker_url=broker_url,
+            task=settings.task,
+            name=name,
+            initial_model=initial_model,
+            seed=settings.seed,
+            strategy=strategy,
+            staleness=settings.staleness,
+            buffer_size=settings.workers if strategy == "fedavg" else settings.buffer_size,
+            target=settings.goal,
+            max_seconds=settings.max_seconds,
+            local_epochs=settings.show.local_epochs,
+        )
+        for name in AGGREGATORS
+    ]
+
+
+def plots(folder: Path) -> Part:
+    """Return the process that draws a run's pictures from its files."""
+    command = (sys.executable, "-m", "fluffle_cli.demo.plots", str(folder))
+    return Part(name="plots", command=command, environment={})
+
+
+def _part(part_name: str, module: tuple[str, ...], **settings: object) -> Part:
+    # In the environment, since everyone on the machine sees a command line, and the URL has the password.
+    said = {env_name(name): str(value) for name, value in settings.items()}
+    said |= {f"{ENV_PREFIX}LOG_FORMAT": "json", f"{ENV_PREFIX}CONFIG": devnull}
+    return Part(name=part_name, command=(sys.executable, "-m", *module), environment={**ONE_THREAD, **said})

@@ -1,0 +1,121 @@
+"""The processes of a demo: each in a session of its own, with its output in a log, and none left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fluffle.settings import ENV_PREFIX
+from fluffle_cli.demo.log_tail import LogTail, States
+from fluffle_cli.demo.parts import Part
+
+POLL_S = 0.05
+
+
+@dataclass(slots=True)
+class Child:
+    """One process and what its log tells of it."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    tail: LogTail
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code; None while it lives."""
+        return self.process.poll()
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it ended otherwise than it should."""
+        return self.exit_code not in (None, 0)
+
+    @property
+    def state(self) -> str:
+        """What it is about."""
+        if self.exit_code is None:
+            return self.tail.state
+        return "died" if self.has_died else "done"
+
+    def obituary(self) -> str:
+        """Say how it died, with the last line of its log."""
+        self.tail.read()
+        code = self.exit_code
+        how = (
+            f"was ended by signal {-code}"
+            if code is not None and code < 0
+            else f"ended with exit code {code}"
+        )
+        return f"{self.name} {how}; its log {self.log} ends with: {self.tail.last_line or 'nothing'}"
+
+
+@dataclass(slots=True)
+class Crew:
+    """The processes of one federation; `stop` ends them all."""
+
+    logs: Path
+    children: dict[str, Child] = field(default_factory=dict)
+    _mourned: set[str] = field(default_factory=set)
+
+    def start(self, parts: Iterable[Part], states: States) -> None:
+        """Start processes. No terminal's Ctrl-C reaches them: whoever started them ends them."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            path = self.logs / f"{part.name}.log"
+            with path.open("ab") as log:
+                process = subprocess.Popen(
+                    part.command,
+                    env=clean_environment() | dict(part.environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            self.children[part.name] = Child(part.name, process, path, LogTail(path, states))
+
+    def read_logs(self) -> None:
+        """Take in what the processes have written since the last time."""
+        for child in self.children.values():
+            child.tail.read()
+
+    def newly_dead(self) -> list[Child]:
+        """Return those that died and were not returned before."""
+        dead = [
+            child for name, child in self.children.items() if child.has_died and name not in self._mourned
+        ]
+        self._mourned.update(child.name for child in dead)
+        return dead
+
+    @property
+    def alive(self) -> list[Child]:
+        """Those that have not ended."""
+        return [child for child in self.children.values() if child.exit_code is None]
+
+    def stop(self, *, patience_s: float) -> None:
+        """End what still lives: asked first, and after `patience_s` killed with all that it has started."""
+        for child in self.alive:
+            with suppress(ProcessLookupError):
+                child.process.terminate()
+        self.wait(patience_s)
+        for child in self.alive:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+            child.process.wait()
+
+    def wait(self, patience_s: float) -> None:
+        """Wait until all have ended by themselves, at most for so long."""
+        deadline = time.monotonic() + patience_s
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return this process's environment without Fluffle's settings: a child has only those it is given."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}

@@ -1,0 +1,209 @@
+"""The demo from start to end: a broker, one federation or two, and what is made of their results."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from fluffle import logs
+from fluffle.errors import FluffleError
+from fluffle.safetensors_file import write_model
+from fluffle_cli.demo import parts
+from fluffle_cli.demo.afterwards import Findings, read_findings, work_for
+from fluffle_cli.demo.federation_run import FederationRun
+from fluffle_cli.demo.private_broker import PrivateBroker
+from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.screen import Screen
+from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.demo.summary import Summary, print_summary, run_summary, write_summary
+from fluffle_cli.node import BrokerNode
+
+STOP_S = 2.0
+TICK_S = 0.1
+
+
+def run(settings: DemoSettings) -> None:
+    """Run the demo. After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised."""
+    settings.check()
+    stop = stop_asked_by_signals()
+    console = Console(highlight=False)
+    folder = settings.make_folder()
+    (folder / "logs").mkdir()
+    with (folder / "logs" / "demo.log").open("w", encoding="utf-8") as log:
+        # No line of this process may land in the middle of the view.
+        logs.configure("json", verbose=settings.verbose, part="demo", console=Console(file=log))
+        try:
+            Demo(settings, folder, console, stop).play()
+        except (KeyboardInterrupt, FluffleError):
+            _print(console, f"Stopped. What there is of the run lies in {folder}")
+            raise
+
+
+def stop_asked_by_signals() -> threading.Event:
+    """Return an event that Ctrl-C, SIGTERM and a closed terminal set.
+
+    However often it is asked, nothing is broken off in the middle: whatever waits looks at the event, and
+    whatever ends processes ends them all.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+class Demo:
+    """One run of `fluffle demo`."""
+
+    def __init__(self, settings: DemoSettings, folder: Path, console: Console, stop: threading.Event) -> None:
+        self._settings = settings
+        self._folder = folder
+        self._console = console
+        self._stop = stop
+
+    def play(self) -> None:
+        """Do everything in turn; whatever happens, no process stays but the broker that is to be kept."""
+        _print(self._console, introduction(self._settings, self._folder))
+        runs = self._play_federations()
+        for each in runs:
+            final = each.final_version
+            about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
+            weights = final.layout.restore(final.vector, final.integers)
+            write_model(each.folder / "model.safetensors", weights, about)
+        findings = self._look_afterwards(runs)
+        summary = Summary(
+            task=self._settings.task,
+            seed=self._settings.seed,
+            target=str(self._settings.goal),
+            delays_s=self._settings.delays_s,
+            central=findings.central,
+            runs=[
+                run_summary(
+                    strategy=each.strategy,
+                    folder=str(each.folder.relative_to(self._folder)),
+                    rows=each.rows,
+                    target=self._settings.goal,
+                    final=final,
+                )
+                for each, final in zip(runs, findings.finals, strict=True)
+            ],
+        )
+        write_summary(self._folder, summary)
+        self._work(parts.plots(self._folder), "drawing")
+        print_summary(self._console, summary)
+        _print(self._console, conclusion(self._settings, self._folder))
+
+    def _play_federations(self) -> list[FederationRun]:
+        initial_model = self._folder / "logs" / "version-0.safetensors"
+        private = PrivateBroker(
+            self._folder / "broker", on_serving=lambda node: _print(self._console, announcement(node))
+        )
+        builder = Crew(self._folder / "logs")
+        strategies: list[Strategy] = [self._settings.strategy]
+        if self._settings.compare:
+            strategies.insert(0, "fedavg")
+        try:
+            builder.start([parts.initial_model(self._settings, initial_model)], {})
+            return [
+                self._play_federation(strategy, private, builder, initial_model) for strategy in strategies
+            ]
+        finally:
+            builder.stop(patience_s=STOP_S)
+            private.close(keep=self._settings.keep_broker, log=self._folder / "logs" / "rabbitmq.log")
+            initial_model.unlink(missing_ok=True)
+            if private.folder.exists():
+                _print(self._console, f"RabbitMQ still runs. To stop it: {how_to_stop(private.folder)}")
+
+    def _play_federation(
+        self, strategy: Strategy, private: PrivateBroker, builder: Crew, initial_model: Path
+    ) -> FederationRun:
+        settings = self._settings
+        with Screen(self._console, metric=settings.goal.metric) as screen:
+            run = FederationRun(
+                settings=settings,
+                strategy=strategy,
+                federation=f"{settings.task_name}-{strategy}" if settings.compare else settings.task_name,
+                folder=self._folder / strategy if settings.compare else self._folder,
+                screen=screen,
+                stop=self._stop,
+            )
+            run.play(private, builder, initial_model)
+        return run
+
+    def _look_afterwards(self, runs: Sequence[FederationRun]) -> Findings:
+        """Evaluate the final models and train centrally; what fails there does not spoil the run."""
+        out = self._folder / "logs" / "findings.json"
+        command = work_for(
+            task=self._settings.task,
+            seed=self._settings.seed,
+            epochs=self._settings.show.central_epochs,
+            plan=runs[0].final_version.plan,
+            models=[each.folder / "model.safetensors" for each in runs],
+            out=out,
+        )
+        part = parts.Part(name="afterwards", command=command, environment={})
+        self._work(part, "evaluating the final model, and training the same one in one place to compare")
+        if not out.exists():
+            return Findings(finals=[{} for _ in runs], central={})
+        findings = read_findings(out)
+        out.unlink()
+        return findings
+
+    def _work(self, part: parts.Part, what: str) -> None:
+        """Run one child process to its end; if it fails, say so and go on."""
+        crew = Crew(self._folder / "logs")
+        try:
+            with self._console.status(what):
+                crew.start([part], {})
+                while crew.alive:
+                    if self._stop.wait(TICK_S):
+                        raise KeyboardInterrupt
+            for child in crew.newly_dead():
+                _print(self._console, child.obituary(), "yellow")
+        finally:
+            crew.stop(patience_s=STOP_S)
+
+
+def introduction(settings: DemoSettings, folder: Path) -> str:
+    """Say what is about to be seen."""
+    strategies = f"fedavg, then {settings.strategy}" if settings.compare else settings.strategy
+    delays = ", ".join(f"{delay:g}" for delay in settings.delays_s)
+    return (
+        f"fluffle demo: {settings.task} with {strategies}, until {settings.goal} holds\n"
+        f"{settings.workers} workers idle {delays} s in each round, to play devices of different speed\n"
+        f"The run lies in {folder}; Ctrl-C stops everything."
+    )
+
+
+def announcement(node: BrokerNode) -> str:
+    """Say where RabbitMQ's own pages are."""
+    return f"RabbitMQ's UI: {node.management_url}  user {node.user}  password {node.password}"
+
+
+def how_to_stop(folder: Path) -> str:
+    """Return the command that stops a broker which was kept."""
+    return f"fluffle broker down --folder {shlex.quote(str(folder))}"
+
+
+def conclusion(settings: DemoSettings, folder: Path) -> str:
+    """Say where the run lies and what to look at next."""
+    each = "for each strategy, in its folder: " if settings.compare else ""
+    said = [
+        "",
+        f"The run lies in {folder}",
+        *(["  compare.png        both over the same seconds"] if settings.compare else []),
+        f"  {each}accuracy.png, staleness.png, metrics.jsonl (a line per version),",
+        "  model.keras, model.safetensors and logs/ (what each process said)",
+        "Next: fluffle demo --compare (why not to wait for the slowest), --strategy fedasync, --workers 8,",
+        "  --split iid; or the same parts by hand: fluffle broker up, fluffle aggregator, fluffle worker",
+    ]
+    return "\n".join(said)
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(text, style), soft_wrap=True)

@@ -1,0 +1,132 @@
+"""What can be set about the demo, and what each ready task needs for a good show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fluffle.errors import ConfigError
+from fluffle.settings import SharedSettings
+from fluffle_aggregator.goal import Target, parse_target
+from fluffle_aggregator.staleness import parse_discount
+
+Strategy = Literal["fedasync", "fedbuff", "fedavg"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """What makes one task a good show: a target that it can hold, and how long to train.
+
+    `local_epochs` are those of one worker's round, `central_epochs` those of the model that is trained in
+    one place to compare.
+    """
+
+    target: str
+    local_epochs: int = 1
+    central_epochs: int = 30
+
+
+SHOWS: Mapping[str, Show] = {
+    "digits": Show(target="accuracy>=0.95", local_epochs=2),
+    "fashion_mnist": Show(target="accuracy>=0.8", central_epochs=2),
+    "diabetes": Show(target="loss<=0.55", local_epochs=2, central_epochs=60),
+}
+
+
+class DemoSettings(SharedSettings):
+    """Flags of `fluffle demo`, keys of the table [demo]."""
+
+    part: ClassVar[str] = "demo"
+
+    strategy: Strategy = Field("fedbuff", description="How updates become versions.")
+    staleness: str = Field(
+        "polynomial:0.5",
+        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A:B].",
+    )
+    buffer_size: int = Field(
+        2, ge=1, description="Updates in one version of fedbuff; fedavg always waits for every worker."
+    )
+    compare: bool = Field(
+        False, description="Run synchronous fedavg first, then the strategy, and plot both."
+    )
+    workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
+    task: str = Field(
+        "digits",
+        description="What to train: digits, fashion_mnist, diabetes, or your own package.module:name.",
+    )
+    split: str = Field(
+        "dirichlet:0.5", description="How the data is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
+    )
+    delay: float = Field(0.2, ge=0, description="Seconds that the fastest worker idles in each round.")
+    slowdown: float = Field(
+        8.0, ge=1, description="How many times as long the slowest worker idles; the others lie between."
+    )
+    target: str | None = Field(
+        None,
+        description='What ends the demo: 0.95 (accuracy), "accuracy>=0.95" or "loss<=0.5"; each ready task '
+        "has one by default.",
+    )
+    max_seconds: float = Field(
+        120.0, gt=0, description="Seconds of training after which the demo ends without its target."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the split, the first weights and the minibatches.")
+    out: Path | None = Field(
+        None, description="Folder for the results, by default runs/TASK-STRATEGY-DATE-TIME."
+    )
+    keep_broker: bool = Field(False, description="Leave RabbitMQ running at the end, to look around in it.")
+
+    @property
+    def task_name(self) -> str:
+        """The task's name without its package, as a part of names of files and queues."""
+        name = self.task.rpartition(":")[2].rpartition(".")[2].lower()
+        return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
+
+    @property
+    def show(self) -> Show:
+        """What fits the task; ConfigError when it is the user's own and no target is given."""
+        show = SHOWS.get(self.task)
+        if show is None and self.target is None:
+            raise ConfigError(f"--target is not set, and only the ready tasks ({', '.join(SHOWS)}) have one")
+        return show or Show(target="")
+
+    @property
+    def goal(self) -> Target:
+        """The target, read; ConfigError when it cannot be."""
+        return parse_target(self.target or self.show.target)
+
+    @property
+    def worker_names(self) -> list[str]:
+        """The workers, the fastest first."""
+        width = len(str(self.workers - 1))
+        return [f"worker-{site:0{width}d}" for site in range(self.workers)]
+
+    @property
+    def delays_s(self) -> list[float]:
+        """What each worker idles: a geometric series from `delay` to `slowdown` times as much."""
+        steps = max(1, self.workers - 1)
+        return [round(self.delay * self.slowdown ** (site / steps), 4) for site in range(self.workers)]
+
+    def check(self) -> None:
+        """Raise ConfigError for what would otherwise be refused by a child process only."""
+        _ = self.goal
+        if self.compare and self.strategy == "fedavg":
+            raise ConfigError("--compare sets fedavg beside another --strategy: say fedasync or fedbuff")
+        parse_discount(self.staleness)
+
+    def make_folder(self) -> Path:
+        """Make the folder of this run; ConfigError when it has something in it already."""
+        kind = "compare" if self.compare else self.strategy
+        when = datetime.now().astimezone()
+        folder = self.out or Path("runs") / f"{self.task_name}-{kind}-{when:%Y%m%d-%H%M%S}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if any(folder.iterdir()):
+                raise ConfigError(f"--out {folder} is not empty: choose another folder, or delete this one")
+        except OSError as error:
+            raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+        return folder

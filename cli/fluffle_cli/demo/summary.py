@@ -1,0 +1,153 @@
+"""What came out of a demo: `summary.json` for programs, tables and a way to go on for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fluffle_aggregator.goal import Target, parse_target
+from fluffle_cli.demo.metrics import VersionRow, WorkerTotals, seconds_to_target
+from fluffle_cli.view import bar
+
+FILE = "summary.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One federation: how it ended and how good its final model is.
+
+    `seconds_to_target` counts from the start of the first round to the commit of the first version from
+    which on the target held; None when it did not. `final` are the final model's metrics, measured after the
+    end; empty when that failed.
+    """
+
+    strategy: str
+    folder: str
+    finished: str
+    seconds: float
+    seconds_to_target: float | None
+    versions: int
+    updates: int
+    rejected: int
+    final: Mapping[str, float]
+    workers: Mapping[str, WorkerTotals]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """A whole demo; `central` are the metrics of the same architecture, trained in one place."""
+
+    task: str
+    seed: int
+    target: str
+    delays_s: Sequence[float]
+    central: Mapping[str, float]
+    runs: Sequence[RunSummary]
+
+    @property
+    def metric(self) -> str:
+        """The target's metric."""
+        return parse_target(self.target).metric
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as long the first federation took to the target as the second; None if unknown."""
+        times = [run.seconds_to_target for run in self.runs]
+        if len(times) != 2 or not times[0] or not times[1]:
+            return None
+        return times[0] / times[1]
+
+
+def run_summary(
+    *, strategy: str, folder: str, rows: Sequence[VersionRow], target: Target, final: Mapping[str, float]
+) -> RunSummary:
+    """Sum up a federation from its versions, of which there is at least one."""
+    last = rows[-1]
+    return RunSummary(
+        strategy=strategy,
+        folder=folder,
+        finished=last.finished,
+        seconds=last.seconds,
+        seconds_to_target=seconds_to_target(rows, target),
+        versions=last.version,
+        updates=last.updates,
+        rejected=last.rejected,
+        final=final,
+        workers=last.workers,
+    )
+
+
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write `summary.json`."""
+    text = json.dumps(asdict(summary) | {"ratio": summary.ratio}, indent=2)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read a `summary.json`."""
+    fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    fields.pop("ratio")
+    runs = []
+    for run in fields.pop("runs"):
+        totals = {name: WorkerTotals(**one) for name, one in run.pop("workers").items()}
+        runs.append(RunSummary(**run, workers=totals))
+    return Summary(**fields, runs=runs)
+
+
+def print_summary(console: Console, summary: Summary) -> None:
+    """Print the results and what each worker gave."""
+    console.print()
+    console.print(_results(summary))
+    for run in summary.runs:
+        console.print()
+        console.print(_workers(run))
+    if summary.ratio is not None:
+        first, second = summary.runs
+        console.print()
+        console.print(
+            Text.assemble(
+                f"{second.strategy} reached {summary.target} in {second.seconds_to_target:.1f} s, "
+                f"{first.strategy} in {first.seconds_to_target:.1f} s: ",
+                (f"{summary.ratio:.1f} times as fast", "bold green"),
+            ),
+            soft_wrap=True,
+        )
+
+
+def _results(summary: Summary) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column(summary.task)
+    for run in summary.runs:
+        table.add_column(run.strategy, justify="right")
+    table.add_column("trained in one place", justify="right")
+    central = summary.central.get(summary.metric)
+    shown_central = "unknown" if central is None else f"{central:.4f}"
+    finals = [run.final.get(summary.metric) for run in summary.runs]
+    shown_finals = ["unknown" if final is None else f"{final:.4f}" for final in finals]
+    table.add_row(f"{summary.metric} of the final model", *shown_finals, shown_central)
+    times = [run.seconds_to_target for run in summary.runs]
+    reached = ["not reached" if time is None else f"{time:.1f} s" for time in times]
+    table.add_row(f"{summary.target} held from", *reached)
+    table.add_row("training took", *(f"{run.seconds:.1f} s" for run in summary.runs))
+    table.add_row("versions", *(str(run.versions) for run in summary.runs))
+    table.add_row("updates", *(str(run.updates) for run in summary.runs))
+    table.add_row("refused", *(str(run.rejected) for run in summary.runs))
+    return table
+
+
+def _workers(run: RunSummary) -> Table:
+    table = Table(box=None, header_style="dim", padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column(run.strategy)
+    table.add_column("updates", justify="right")
+    table.add_column("mean staleness", justify="right")
+    table.add_column("share of weight")
+    for name, totals in run.workers.items():
+        share = Text(bar(totals.weight_share), "magenta")
+        table.add_row(name, str(totals.updates), f"{totals.mean_staleness:.1f}", share)
+    return table

@@ -1,0 +1,36 @@
+"""The `fluffle` command: what people type. It starts the parts, and does none of their work."""
+
+from __future__ import annotations
+
+from fluffle.command_line import new_app
+from fluffle_aggregator.__main__ import command as aggregator
+from fluffle_cli.broker_command import app as broker
+from fluffle_cli.demo import command as demo
+from fluffle_cli.model_command import app as model
+from fluffle_cli.setup_command import command as setup
+from fluffle_cli.status_command import command as status
+from fluffle_worker.__main__ import command as worker
+from fluffle_worker.__main__ import evaluator_command as evaluator
+
+app = new_app(
+    "Asynchronous federated learning over RabbitMQ.\n\n"
+    "Workers train a Keras model where their data lies and publish weight updates as they finish; an "
+    "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`."
+)
+broker.command("setup")(setup)
+app.command("demo")(demo)
+app.add_typer(broker, name="broker")
+app.command("aggregator")(aggregator)
+app.command("worker")(worker)
+app.command("evaluator")(evaluator)
+app.command("status")(status)
+app.add_typer(model, name="model")
+
+
+def run() -> None:
+    """Run the command line."""
+    app(prog_name="fluffle")
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,43 @@
+"""What tests say to a Broker, real or fake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fluffle.broker import Broker, Delivery
+from fluffle.topology import Topology
+
+SOON_S = 10.0
+# Long enough for a message that must not come to come all the same.
+A_WHILE_S = 0.2
+
+Connect = Callable[[], Broker]
+
+
+def send(broker: Broker, topology: Topology, *bodies: bytes) -> None:
+    """Publish updates."""
+    for body in bodies:
+        broker.publish(topology.updates.exchange.name, "", body, {"kind": "update"})
+
+
+def publish_version(broker: Broker, topology: Topology, *bodies: bytes) -> None:
+    """Publish to head and stream."""
+    for body in bodies:
+        broker.publish(topology.models.exchange.name, "", body, {"kind": "version"})
+
+
+def receive(broker: Broker, count: int) -> list[Delivery]:
+    """Take so many messages, which must come soon."""
+    deliveries = [broker.next_delivery(SOON_S) for _ in range(count)]
+    return [delivery for delivery in deliveries if delivery is not None]
+
+
+def bodies_of(deliveries: list[Delivery]) -> list[bytes]:
+    """Return the bodies of messages."""
+    return [delivery.body for delivery in deliveries]
+
+
+def read(broker: Broker, topology: Topology, count: int, *, offset: str) -> list[bytes | None]:
+    """Read so many bodies of the stream, which must come soon; None for each that does not."""
+    with broker.read_stream(topology.models.name, offset=offset) as reader:
+        return [reader.next_body(SOON_S) for _ in range(count)]

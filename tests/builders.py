@@ -1,0 +1,156 @@
+"""What tests are made of, with defaults that matter to no test: say only what the test is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fluffle.model import Layout, TensorSpec, Vector
+from fluffle.plan import Plan, Sends
+from fluffle.record import Evaluation, ModelVersion
+from fluffle.topology import topology_of
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.server_optimizers import make_server_optimizer
+from fluffle_aggregator.service import Charge, Rhythm
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies import Strategy, make_strategy
+
+FEDERATION = "digits"
+SIZE = 4
+
+
+def a_vector(*values: float) -> Vector:
+    """Return a float32 vector."""
+    return np.array(values, np.float32)
+
+
+def a_layout(size: int = SIZE) -> Layout:
+    """Return the layout of a model with one tensor."""
+    return Layout((TensorSpec("dense/kernel", (size,), "float32"),))
+
+
+def an_update(
+    worker: str = "w1",
+    sequence: int = 1,
+    *,
+    run: str = "r1",
+    base_version: int = 0,
+    values: Sequence[float] = (1.0,) * SIZE,
+    sends: Sends = "delta",
+    examples: int = 10,
+    codec: str = "float32",
+    layout: Layout | None = None,
+    federation: str = FEDERATION,
+    integers: bytes = b"",
+    metrics: Mapping[str, float] | None = None,
+) -> WeightUpdate:
+    """Return an update that any strategy for deltas admits."""
+    return WeightUpdate(
+        federation=federation,
+        id=UpdateId(worker, run, sequence),
+        base_version=base_version,
+        layout_digest=(layout or a_layout()).digest,
+        sends=sends,
+        codec=codec,
+        vector=a_vector(*values),
+        integers=integers,
+        examples=examples,
+        metrics=metrics or {},
+    )
+
+
+def a_version(
+    version: int = 0,
+    *,
+    term: int = 1,
+    values: Sequence[float] = (0.0,) * SIZE,
+    layout: Layout | None = None,
+    plan: Plan | None = None,
+    finished: str = "",
+) -> ModelVersion:
+    """Return the record of a version."""
+    return ModelVersion(
+        federation=FEDERATION,
+        term=term,
+        version=version,
+        parent="",
+        layout=layout or a_layout(),
+        plan=plan or Plan(),
+        strategy="fedbuff",
+        vector=a_vector(*values),
+        integers=b"",
+        finished=finished,
+    )
+
+
+def an_evaluation(
+    version: int = 0, *, evaluator: str = "e1", federation: str = FEDERATION, **metrics: float
+) -> Evaluation:
+    """Return what an evaluator reports."""
+    return Evaluation(federation, evaluator, version, metrics)
+
+
+def a_strategy(
+    name: str = "fedbuff",
+    *,
+    buffer_size: int = 2,
+    mixing: float = 0.5,
+    staleness: str = "polynomial",
+    optimizer: str = "sgd",
+) -> Strategy:
+    """Return a strategy."""
+    return make_strategy(
+        name,
+        buffer_size=buffer_size,
+        mixing=mixing,
+        discount=parse_discount(staleness),
+        optimizer=make_server_optimizer(optimizer, learning_rate=1.0),
+    )
+
+
+def a_model(
+    strategy: Strategy | None = None, *, record: ModelVersion | None = None, goal: Goal | None = None
+) -> GlobalModel:
+    """Return the model that a leader holds."""
+    strategy = strategy or a_strategy()
+    return GlobalModel(record or a_version(), {}, strategy=strategy, plan=Plan(), goal=goal or Goal(), term=1)
+
+
+def a_charge(
+    strategy: Strategy | None = None,
+    *,
+    name: str = "a1",
+    policy: Policy | None = None,
+    rhythm: Rhythm | None = None,
+    goal: Goal | None = None,
+    first: ModelVersion | None = None,
+) -> Charge:
+    """Return what an aggregator is told when it starts."""
+    strategy, rhythm = strategy or a_strategy(), rhythm or Rhythm()
+    plan = Plan(sends=strategy.sends, one_update_per_version=strategy.one_update_per_version)
+
+    def continue_from(head: Head) -> GlobalModel:
+        return GlobalModel(
+            head.record,
+            head.moments,
+            strategy=strategy,
+            plan=plan,
+            goal=goal or Goal(),
+            term=head.term + 1,
+        )
+
+    return Charge(
+        name=name,
+        topology=topology_of(FEDERATION),
+        policy=policy or Policy(),
+        rhythm=rhythm,
+        prefetch=strategy.buffer_size * rhythm.every + 2,
+        first_version=lambda: replace(first or a_version(), plan=plan),
+        continue_from=continue_from,
+    )

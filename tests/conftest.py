@@ -1,0 +1,37 @@
+"""What tests of every kind share: one private RabbitMQ node, and a federation of each test's own."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fluffle.topology import Topology, topology_of
+from fluffle_cli.node import BrokerNode
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[BrokerNode]:
+    """One real broker for all tests that do it no harm. Where there is no RabbitMQ they fail, never skip."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fluffle-tests-") as folder,
+        BrokerNode.start(Path(folder), management=False) as started,
+    ):
+        yield started
+
+
+@pytest.fixture
+def federation() -> str:
+    """A name that no other test uses on the same broker."""
+    return f"federation-{next(_numbers)}"
+
+
+@pytest.fixture
+def topology(federation: str) -> Topology:
+    """The queues of a federation that no other test uses."""
+    return topology_of(federation)

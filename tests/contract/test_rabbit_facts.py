@@ -1,0 +1,184 @@
+"""What RabbitMQ really does where Fluffle leans on it: RabbitBroker alone, on a real node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pika
+import pika.exceptions
+import pytest
+from brokers import A_WHILE_S, SOON_S, publish_version, receive, send
+from federation import wait_until
+from relay import Relay
+
+from fluffle.errors import AccessRefused, ConfigError, ConnectionLost, TopologyMissing
+from fluffle.rabbit_broker import INBOX_LIMIT_BYTES, RabbitBroker
+from fluffle.topology import MIB, Topology
+from fluffle_cli.node import BrokerNode
+
+HEARTBEAT_S = 1
+
+
+def connect(node: BrokerNode, *, through: Relay | None = None) -> RabbitBroker:
+    url = node.amqp_url
+    if through:
+        url = url.replace(f":{node.settings.amqp_port}/", f":{through.port}/")
+    return RabbitBroker(url, name="facts", heartbeat_s=HEARTBEAT_S)
+
+
+@pytest.fixture
+def relay(node: BrokerNode) -> Iterator[Relay]:
+    with Relay(node.settings.amqp_port) as relay:
+        yield relay
+
+
+@pytest.fixture
+def broker(node: BrokerNode, topology: Topology) -> Iterator[RabbitBroker]:
+    with connect(node) as broker:
+        broker.declare(topology)
+        yield broker
+
+
+@contextmanager
+def operator(node: BrokerNode) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+    """What somebody does to the queues with a client of his own."""
+    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
+        yield connection.channel()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda url: url.replace("amqp://fluffle", "amqp://somebody"), AccessRefused, "'somebody"),
+        (lambda url: url.replace("@", "x@"), AccessRefused, "password"),
+        (lambda url: url.replace("/%2F", "/elsewhere"), AccessRefused, "'elsewhere'"),
+        (lambda _: "amqp://a:b@127.0.0.1:1/%2F", ConnectionLost, "127.0.0.1:1"),
+        (lambda _: "amqp://a:b@nowhere.invalid:5672/%2F", ConnectionLost, "nowhere.invalid"),
+        (lambda _: "amqp://a:b@127.0.0.1:port/%2F", ConfigError, "URL"),
+    ],
+    ids=["user", "password", "virtual host", "port", "host", "URL"],
+)
+def test_a_wrong_address_or_login_is_said_in_one_sentence(
+    node: BrokerNode, change: Callable[[str], str], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says) as raised:
+        RabbitBroker(change(node.amqp_url), name="facts", heartbeat_s=HEARTBEAT_S)
+
+    assert node.password not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_deleted_queue_wakes_its_consumer_with_an_error(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    broker.consume(topology.updates.name, prefetch=1)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(broker.next_delivery, 10 * SOON_S)
+
+        with operator(node) as channel:
+            channel.queue_delete(topology.updates.name)
+
+        with pytest.raises(TopologyMissing, match="deleted"):
+            waiting.result(timeout=SOON_S)
+
+
+def test_whoever_waits_or_calls_learns_at_once_that_the_line_is_cut(
+    node: BrokerNode, broker: RabbitBroker, relay: Relay, topology: Topology
+) -> None:
+    waiting, reading, calling = (connect(node, through=relay) for _ in range(3))
+    waiting.consume(topology.updates.name, prefetch=1)
+
+    def read_on() -> object:
+        with reading.read_stream(topology.models.name, offset="last") as reader:
+            return reader.next_body(10 * SOON_S)
+
+    def call_on() -> object:
+        while True:
+            calling.publish(topology.rejected.exchange.name, "", bytes(1000), {})
+
+    def wait_on() -> object:
+        return waiting.next_delivery(10 * SOON_S)
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = [pool.submit(use) for use in (wait_on, read_on, call_on)]
+        wait_until(lambda: broker.state(topology.rejected.name).messages > 10, "messages on their way")
+        cut_at = time.monotonic()
+        relay.cut()
+
+        for end in ends:
+            with pytest.raises(ConnectionLost):
+                end.result(timeout=SOON_S)
+        assert time.monotonic() - cut_at < 3
+    for lost in (waiting, reading, calling):
+        lost.close()
+
+
+def test_the_heartbeat_goes_on_while_the_callers_thread_computes(
+    broker: RabbitBroker, topology: Topology
+) -> None:
+    broker.consume(topology.updates.name, prefetch=1)
+
+    done_at = time.monotonic() + 4 * HEARTBEAT_S
+    while time.monotonic() < done_at:
+        sum(range(10_000))  # as an epoch does, without a glance at the broker
+
+    send(broker, topology, b"still here")
+    assert receive(broker, 1)
+
+
+def test_a_backlog_stays_with_the_broker_until_somebody_takes_it(
+    node: BrokerNode, broker: RabbitBroker, relay: Relay, topology: Topology
+) -> None:
+    count, size_bytes = 30, 4 * MIB
+    send(broker, topology, *[bytes([number]) * size_bytes for number in range(count)])
+    with connect(node, through=relay) as slow:
+        slow.consume(topology.updates.name, prefetch=count)
+
+        wait_until(lambda: relay.to_client_bytes > INBOX_LIMIT_BYTES, "the first messages")
+        time.sleep(3 * HEARTBEAT_S)  # whatever would come without back-pressure would be here by now
+        in_sockets_bytes = 16 * MIB
+        assert relay.to_client_bytes < INBOX_LIMIT_BYTES + in_sockets_bytes < count * size_bytes
+
+        for number in range(count):
+            [delivery] = receive(slow, 1)
+            assert delivery.body == bytes([number]) * size_bytes
+            slow.ack([delivery.tag])
+
+
+def test_a_reader_that_leaves_in_the_middle_of_a_burst_keeps_its_connection(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    with connect(node) as other, ThreadPoolExecutor(1) as pool:
+        versions = [b"%d" % number for number in range(300)]
+        burst = pool.submit(publish_version, other, topology, *versions)
+
+        while not burst.done():
+            with broker.read_stream(topology.models.name, offset="last") as reader:
+                reader.next_body(0)
+
+        burst.result()
+    broker.check(topology)
+
+
+def test_a_sender_is_who_the_broker_says_and_nobody_else(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    broker.consume(topology.updates.name, prefetch=10)
+    exchange = topology.updates.exchange.name
+
+    send(broker, topology, b"signed")
+    with operator(node) as channel:
+        channel.confirm_delivery()
+        channel.basic_publish(exchange, "", b"anonymous")
+        forged = pika.BasicProperties(user_id="somebody-else")
+        with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="user_id"):
+            channel.basic_publish(exchange, "", b"forged", forged)
+
+    assert [(each.body, each.user) for each in receive(broker, 2)] == [
+        (b"signed", node.user),
+        (b"anonymous", None),
+    ]
+    assert broker.next_delivery(A_WHILE_S) is None

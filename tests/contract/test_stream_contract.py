@@ -1,0 +1,109 @@
+"""What every Broker promises of head and stream: for FakeBroker and for RabbitBroker on a real node."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from brokers import A_WHILE_S, SOON_S, Connect, publish_version, read
+
+from fluffle.broker import Broker
+from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.topology import HEAD_LENGTH, Topology
+
+
+def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
+    broker: Broker, topology: Topology
+) -> None:
+    publish_version(broker, topology, b"version")
+
+    assert broker.peek(topology.head.name) == [b"version"]
+    assert read(broker, topology, 1, offset="first") == [b"version"]
+
+
+def test_the_head_keeps_the_newest_and_moments_go_to_it_alone(broker: Broker, topology: Topology) -> None:
+    assert HEAD_LENGTH == 3
+    for number in range(1, 5):
+        broker.publish("", topology.head.name, b"moments %d" % number, {"kind": "moments"})
+        publish_version(broker, topology, b"version %d" % number)
+        broker.peek(topology.head.name)
+
+    newest = [b"version 3", b"moments 4", b"version 4"]
+    assert broker.peek(topology.head.name) == newest
+    assert broker.peek(topology.head.name) == newest
+    versions = [b"version %d" % number for number in range(1, 5)]
+    assert read(broker, topology, 4, offset="first") == versions
+
+
+def test_a_stream_is_read_from_its_first_message_by_each_reader_anew(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    publish_version(broker, topology, b"1", b"2", b"3")
+
+    reads = [read(reader, topology, 3, offset="first") for reader in (broker, broker, connect())]
+
+    assert reads == [[b"1", b"2", b"3"]] * 3
+
+
+def test_last_gives_the_newest_message_and_then_those_that_follow(broker: Broker, topology: Topology) -> None:
+    publish_version(broker, topology, b"1", b"2")
+
+    with broker.read_stream(topology.models.name, offset="last") as reader:
+        assert reader.next_body(SOON_S) == b"2"
+        assert reader.next_body(A_WHILE_S) is None
+        publish_version(broker, topology, b"3", b"4")
+
+        assert [reader.next_body(SOON_S), reader.next_body(SOON_S)] == [b"3", b"4"]
+
+
+def test_last_waits_for_the_first_message_of_an_empty_stream(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    writer = connect()
+    with broker.read_stream(topology.models.name, offset="last") as reader:
+        assert reader.next_body(0) is None
+        later = threading.Timer(A_WHILE_S, publish_version, [writer, topology, b"first"])
+        later.start()
+
+        assert reader.next_body(SOON_S) == b"first"
+    later.join()
+
+
+def test_a_reader_may_leave_before_the_end(broker: Broker, topology: Topology) -> None:
+    publish_version(broker, topology, *(b"%d" % number for number in range(20)))
+
+    for _ in range(20):
+        assert read(broker, topology, 1, offset="first") == [b"0"]
+
+    assert read(broker, topology, 1, offset="last") == [b"19"]
+
+
+def test_a_stream_that_is_not_there_is_missing(broker: Broker, topology: Topology) -> None:
+    with (
+        pytest.raises(TopologyMissing, match="nowhere"),
+        broker.read_stream(f"{topology.federation}.nowhere", offset="last"),
+    ):
+        pass
+
+
+def test_rebuilding_empties_the_stream_and_leaves_the_head(broker: Broker, topology: Topology) -> None:
+    publish_version(broker, topology, b"old")
+
+    broker.rebuild(topology)
+    publish_version(broker, topology, b"new")
+
+    assert read(broker, topology, 1, offset="first") == [b"new"]
+    assert broker.peek(topology.head.name) == [b"old", b"new"]
+
+
+def test_who_read_a_stream_that_is_deleted_has_to_start_again(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    reader_broker = connect()
+    with reader_broker.read_stream(topology.models.name, offset="last") as reader:
+        assert reader.next_body(0) is None
+
+        broker.rebuild(topology)
+
+        with pytest.raises(ConnectionLost, match=topology.models.name):
+            reader.next_body(SOON_S)

@@ -1,0 +1,71 @@
+"""The aggregator's memory: at most 120 MB and four times the model, whatever the buffer holds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import Federation, wait_until
+
+from fluffle.safetensors_file import write_model
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import encode_update
+from fluffle_cli.node import BrokerNode
+
+MB = 1_000_000
+PARAMETERS = 6_000_000
+BUFFER_SIZE = 6
+ROUNDS = 2
+
+
+@pytest.mark.parametrize("strategy", ["fedbuff", "fedasync"])
+def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
+    node: BrokerNode, tmp_path: Path, federation: str, strategy: str
+) -> None:
+    rng = np.random.default_rng(0)
+    weights = {"kernel": rng.standard_normal(PARAMETERS, np.float32)}
+    write_model(tmp_path / "initial.safetensors", weights)
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        aggregator = running.aggregator(
+            "leader", "--initial-model", "initial.safetensors", "--strategy", strategy,
+            "--buffer-size", str(BUFFER_SIZE), "--max-updates", str(ROUNDS * BUFFER_SIZE),
+        )  # fmt: skip
+        aggregator.wait_for("leading")
+        layout_digest = running.newest().layout.digest
+
+        with running.connect() as broker:
+            for sequence in range(1, ROUNDS * BUFFER_SIZE + 1):
+                update = WeightUpdate(
+                    federation=running.name,
+                    id=UpdateId("site", "run", sequence),
+                    base_version=0,
+                    layout_digest=layout_digest,
+                    sends="delta" if strategy == "fedbuff" else "weights",
+                    codec="float32",
+                    vector=rng.standard_normal(PARAMETERS, np.float32),
+                    integers=b"",
+                    examples=10,
+                )
+                broker.publish(running.topology.updates.exchange.name, "", encode_update(update), {})
+        peaks = [0]
+
+        def has_ended() -> bool:
+            peaks.append(max(peaks[-1], peak_memory_bytes(aggregator.process.pid)))
+            return aggregator.process.poll() is not None
+
+        wait_until(has_ended, "the end of the federation")
+
+        assert running.newest().updates == ROUNDS * BUFFER_SIZE
+        assert 0 < peaks[-1] <= 120 * MB + 4 * 4 * PARAMETERS
+
+
+def peak_memory_bytes(process_id: int) -> int:
+    """Return the peak resident memory of a process, 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) * 1024 if found else 0

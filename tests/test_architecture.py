@@ -1,0 +1,159 @@
+"""The house rules, read off the code's imports: who may know whom, and which modules are pure."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = {
+    "fluffle": ROOT / "shared/fluffle",
+    "fluffle_aggregator": ROOT / "aggregator/fluffle_aggregator",
+    "fluffle_worker": ROOT / "worker/fluffle_worker",
+    "fluffle_cli": ROOT / "cli/fluffle_cli",
+}
+MAY_IMPORT = {
+    "fluffle": set[str](),
+    "fluffle_aggregator": {"fluffle"},
+    "fluffle_worker": {"fluffle"},
+    "fluffle_cli": {"fluffle", "fluffle_aggregator", "fluffle_worker"},
+}
+# A library that one module alone knows, so that it can be exchanged there.
+ONE_IMPORTER = {
+    "pika": "fluffle.rabbit_broker",
+    "msgpack": "fluffle.wire",
+    "tensorflow": "fluffle_worker.keras_task",
+    "keras": "fluffle_worker.keras_task",
+}
+PURE = {
+    "fluffle.broker",
+    "fluffle.compression",
+    "fluffle.errors",
+    "fluffle.fields",
+    "fluffle.model",
+    "fluffle.plan",
+    "fluffle.record",
+    "fluffle.topology",
+    "fluffle.update",
+    "fluffle.vector_math",
+    "fluffle_aggregator.admission",
+    "fluffle_aggregator.global_model",
+    "fluffle_aggregator.goal",
+    "fluffle_aggregator.server_optimizers",
+    "fluffle_aggregator.staleness",
+    "fluffle_aggregator.strategies",
+    "fluffle_worker.splits",
+}
+PURE_MAY_IMPORT = {
+    *("__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "inspect"),
+    *("contextlib", "itertools", "json", "math", "re", "types", "typing"),
+    *("ml_dtypes", "numpy"),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product by its name."""
+    found = {}
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            name = ".".join([package, *(part for part in parts if part != "__init__")])
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            yield node.module or ""
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_part_imports_only_the_parts_below_it(package: str) -> None:
+    forbidden = set(PACKAGES) - MAY_IMPORT[package] - {package}
+
+    found = [
+        f"{name} imports {imported}"
+        for name, path in modules().items()
+        if is_in(name, package)
+        for imported in imports(path)
+        if any(is_in(imported, other) for other in forbidden)
+    ]
+
+    assert found == []
+
+
+@pytest.mark.parametrize("library", ONE_IMPORTER)
+def test_a_library_that_may_change_has_one_importer(library: str) -> None:
+    importers = {
+        name
+        for name, path in modules().items()
+        if any(is_in(imported, library) for imported in imports(path))
+    }
+
+    assert importers <= {ONE_IMPORTER[library]}
+
+
+def test_pure_modules_import_no_clock_no_input_and_no_output() -> None:
+    known = modules()
+    missing = PURE - set(known)
+
+    found = [
+        f"{name} imports {imported}"
+        for name in PURE - missing
+        for imported in imports(known[name])
+        if imported not in PURE and imported.partition(".")[0] not in PURE_MAY_IMPORT
+    ]
+
+    assert missing == set()
+    assert found == []
+
+
+def test_no_module_is_longer_than_400_lines() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+
+    long = [str(path) for path in [*modules().values(), *tests] if len(path.read_text().splitlines()) > 400]
+
+    assert long == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["fluffle_cli.main", "--help"],
+        ["fluffle_cli.main", "worker", "--help"],
+        ["fluffle_cli.main", "evaluator", "--help"],
+        ["fluffle_cli.main", "demo", "--help"],
+        ["fluffle_aggregator", "--help"],
+        ["fluffle_worker", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_help_needs_no_tensorflow(command: list[str]) -> None:
+    without_tensorflow = (
+        "import runpy, sys\n"
+        "for name in ('tensorflow', 'keras'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", without_tensorflow, *command], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
