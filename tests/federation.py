@@ -22,6 +22,7 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
 
 DEADLINE_S = 300.0
+EXAMPLES = Path(__file__).parent.parent / "examples"
 HEARTBEAT_S = 5
 
 
@@ -145,6 +146,7 @@ class Federation:
             "FLUFFLE_TASK": self.task,
             "FLUFFLE_HEARTBEAT_S": str(HEARTBEAT_S),
             "FLUFFLE_LOG_FORMAT": "json",
+            "PYTHONPATH": str(EXAMPLES),
             # Many processes share two cores.
             "OMP_NUM_THREADS": "1",
             "TF_NUM_INTRAOP_THREADS": "1",

@@ -141,11 +141,11 @@ def test_flattening_never_gives_the_callers_own_memory() -> None:
             specs(("b", (3,), "float32"), ("w", (2, 3), "float32")),
             "w float32[2, 3] where this one has b float32[3]",
         ),
-        (specs(("w", (2, 3), "float32")), "has 2 tensors, this one 1"),
-        (specs(), "has 2 tensors, this one 0"),
+        (specs(("w", (2, 3), "float32")), "2 tensors, this one 1"),
+        (specs(), "2 tensors, this one 0"),
         (
             specs(("w", (2, 3), "float32"), ("b", (3,), "float32"), ("s", (), "int64")),
-            "has 2 tensors, this one 3",
+            "2 tensors, this one 3",
         ),
     ],
     ids=["equal", "shape", "dtype", "name", "order", "one less", "none", "one more"],
@@ -155,9 +155,7 @@ def test_the_first_difference_of_two_layouts_is_said_in_words(found: Layout, dif
 
     said = layout.difference(found)
 
-    assert said == (difference and f"the federation's model has {difference}") or (
-        difference is not None and said == f"the federation's model {difference}"
-    )
+    assert said == (difference and f"the federation's model has {difference}")
     assert (layout.digest == found.digest) == (difference is None)
 
 

@@ -1,0 +1,134 @@
+"""What is wrong at the start becomes one clear sentence and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from federation import Federation, Part, wait_until
+
+from fluffle_cli.node import BrokerNode
+
+
+def assert_refused(part: Part, *words: str) -> None:
+    """The process ends with 2, and its last line is one sentence with these words in it."""
+    code = part.wait_for_exit()
+    log = part.log.read_text()
+    last = log.strip().splitlines()[-1]
+    assert code == 2, log
+    assert "Traceback" not in log
+    assert last.startswith("error: ")
+    for word in words:
+        assert word in last
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (lambda url: url.replace("amqp://", "http://"), ("FLUFFLE_BROKER_URL", "http://", "amqp://")),
+        (lambda url: url.replace("@", "-wrong@"), ("refused the user", "password")),
+        (lambda url: url.replace("%2F", "nowhere"), ("virtual host 'nowhere'",)),
+    ],
+    ids=["url", "password", "virtual host"],
+)
+def test_a_wrong_broker_url_is_named(
+    node: BrokerNode, tmp_path: Path, federation: str, broken: object, words: tuple[str, ...]
+) -> None:
+    assert callable(broken)
+    with Federation(federation, broken(node.amqp_url), tmp_path) as running:
+        aggregator = running.aggregator("leader", "--initial-model", "none.safetensors")
+
+        assert_refused(aggregator, *words)
+        assert node.password not in aggregator.log.read_text()
+
+
+def test_a_broker_that_does_not_come_is_waited_for_and_then_named(tmp_path: Path) -> None:
+    url = f"amqp://user:secret@127.0.0.1:{free_port()}/%2F"
+    with Federation("nobody", url, tmp_path, task="numpy_task:task") as running:
+        worker = running.worker(0, "--connect-timeout-s", "2")
+
+        assert_refused(worker, "127.0.0.1", "lost")
+        assert worker.events("waiting for the broker")
+
+
+def test_a_worker_waits_for_a_federation_that_is_not_there_yet(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        worker = running.worker(0)
+        worker.wait_for("waiting for the broker")
+
+        running.aggregator("leader", "--max-versions", "2", "--buffer-size", "1")
+
+        assert worker.wait_for_exit() == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("no_such_module:task", ("no_such_module", "cannot be imported")),
+        ("numpy_task:no_such_name", ("no_such_name",)),
+        ("no_such_task", ("unknown task", "digits")),
+    ],
+)
+def test_a_task_that_cannot_be_found_is_named(
+    node: BrokerNode, tmp_path: Path, federation: str, task: str, words: tuple[str, ...]
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task=task) as running:
+        assert_refused(running.worker(0), *words)
+        assert_refused(running.aggregator("leader"), *words)
+
+
+def test_a_site_that_does_not_exist_is_named(node: BrokerNode, tmp_path: Path, federation: str) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        assert_refused(running.worker(7, sites=4), "site 7", "--sites")
+
+
+def test_a_model_of_another_layout_than_the_federations_is_named(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    (tmp_path / "other_task.py").write_text(
+        "import numpy as np\n"
+        "from numpy_task import SoftmaxRegression\n"
+        "class Other(SoftmaxRegression):\n"
+        "    def initial_weights(self, seed):\n"
+        "        return {'other': np.zeros((3, 2), np.float32)}\n"
+        "task = Other()\n"
+    )
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        running.aggregator("leader").wait_for("leading")
+        running.task = "other_task:task"
+
+        assert_refused(running.worker(0), "the federation's model has", "other")
+
+
+def test_settings_that_do_not_go_together_are_named(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        both = running.aggregator("leader", "--strategy", "fedasync", "--server-optimizer", "adam")
+
+        assert_refused(both, "FLUFFLE_SERVER_OPTIMIZER", "sgd")
+
+
+def test_sigterm_lets_everybody_leave_in_good_order(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        parts = [running.aggregator("leader", "--buffer-size", "1"), running.worker(0, "--delay", "0.2")]
+        parts.append(running.evaluator())
+        parts[0].wait_for("version committed", 2)
+
+        for part in parts:
+            part.process.terminate()
+
+        assert [part.wait_for_exit() for part in parts] == [0, 0, 0]
+        wait_until(lambda: all(part.process.poll() is not None for part in parts), "the end")
