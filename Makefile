@@ -47,6 +47,10 @@ format: $(installed) ## Format the code and put right what lint can put right
 lock: ## Pin the packages anew for a changed pyproject.toml (newer ones: ARGS=--upgrade)
 	@scripts/setup.sh lock $(ARGS)
 
+.PHONY: secrets
+secrets: ## Draw passwords for docker compose: .env, and RabbitMQ's users (docs/containers.md)
+	@python3 scripts/make_secrets.py
+
 .PHONY: clean
 clean: ## Remove the environment and caches; runs/ and .fluffle/ stay
 	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

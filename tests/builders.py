@@ -90,10 +90,14 @@ def a_version(
 
 
 def an_evaluation(
-    version: int = 0, *, evaluator: str = "e1", federation: str = FEDERATION, **metrics: float
+    version: int = 0,
+    metrics: Mapping[str, float] | None = None,
+    *,
+    evaluator: str = "e1",
+    federation: str = FEDERATION,
 ) -> Evaluation:
     """Return what an evaluator reports."""
-    return Evaluation(federation, evaluator, version, metrics)
+    return Evaluation(federation, evaluator, version, metrics or {})
 
 
 def a_strategy(

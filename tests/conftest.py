@@ -8,11 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.node import BrokerNode
 
 _numbers = itertools.count(1)
+
+# On a machine with much to do an example may take long; that says nothing about the code.
+settings.register_profile("fluffle", deadline=None)
+settings.load_profile("fluffle")
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ PURE = {
     "fluffle.model",
     "fluffle.plan",
     "fluffle.record",
+    "fluffle.schema",
     "fluffle.topology",
     "fluffle.update",
     "fluffle.vector_math",

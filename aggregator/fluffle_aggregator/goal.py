@@ -83,9 +83,11 @@ class Goal:
         metric, higher_is_better = "accuracy", True
         if self.target:
             metric, higher_is_better = self.target.metric, self.target.relation == ">="
-        elif metric not in new.metrics:
+        elif metric not in {*best.metrics, *new.metrics}:
             metric, higher_is_better = "loss", False
-        if metric not in new.metrics or metric not in best.metrics:
+        if metric not in new.metrics:
             return best
+        if metric not in best.metrics:
+            return new
         gain = new.metrics[metric] - best.metrics[metric]
         return new if (gain > 0 if higher_is_better else gain < 0) else best

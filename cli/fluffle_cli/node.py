@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -126,22 +127,19 @@ class BrokerNode:
 
         It takes 1 s; 3.10 with management takes 6, because it waits for itself after its data are safe.
         """
-        self._refresh()
         if self.is_running:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGTERM)
+            self._send(signal.SIGTERM, os.kill)
             comes_true(lambda: not self.is_running, timeout_s)
         self.kill()
 
     def kill(self) -> None:
         """End the server and its helpers by SIGKILL, as a crash would; the folder stays."""
-        self._refresh()
         if self.is_running:
-            with suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
+            self._send(signal.SIGKILL, os.killpg)
             if not comes_true(lambda: not self.is_running, timeout_s=10):
                 raise BrokerError(f"the broker in {self.folder} (process {self.pid}) survived SIGKILL")
         self._process = None
+        self._refresh()
         if self.pid:
             comes_true(lambda: stop_port_mapper(self.settings.epmd_port), timeout_s=5)
             self.settings = replace(self.settings, pid=0)
@@ -172,6 +170,7 @@ class BrokerNode:
         with locked(self.folder) as lock:
             settings = _as_before(_stored(self.folder), wanted)
             write_configuration(self.folder, settings)
+            _store(self.folder, settings)
             self._process = spawn(self.folder, settings, lock=lock)
             self.settings = replace(settings, pid=self._process.pid)
             _store(self.folder, self.settings)
@@ -190,9 +189,17 @@ class BrokerNode:
             f"RabbitMQ in {self.folder} {what}. From the files in its folder log:\n{complaints(self.folder)}"
         )
 
-    def _refresh(self) -> None:
-        """Learn what another process did with the node; what is known stands if the folder is gone."""
+    def _send(self, what: signal.Signals, by: Callable[[int, int], None]) -> None:
+        # The lock of a node that another process starts is held a moment before the process number is there.
+        if not comes_true(lambda: self._refresh() > 0, timeout_s=2):
+            raise BrokerError(f"the broker in {self.folder} is being started by another process: try again")
+        with suppress(ProcessLookupError):
+            by(self.pid, what)
+
+    def _refresh(self) -> int:
+        """Learn what another process did with the node, unless its folder is gone; return its number."""
         self.settings = _stored(self.folder) or self.settings
+        return self.pid
 
 
 def _as_before(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:

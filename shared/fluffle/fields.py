@@ -4,78 +4,125 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from fluffle.errors import WireError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]{0,127}")
+# Worker, run and sequence together must fit into AMQP's short strings (255 bytes).
+MAX_NAME_LENGTH = 100
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX = 2**63 - 1
 
 
 class Fields:
-    """A header map that is emptied field by field; every error names the field."""
+    """A map that is emptied field by field; every error names the field, and `inside` the field around it."""
 
-    def __init__(self, header: Mapping[str, Any]) -> None:
-        self._left = dict(header)
+    def __init__(self, fields: Mapping[str, Any], *, inside: str = "") -> None:
+        self._left = dict(fields)
+        self._inside = inside
 
     def take(self, name: str, kinds: type | tuple[type, ...]) -> Any:
         """Take a field of one of these types."""
         if name not in self._left:
-            raise WireError(f"field {name} is missing")
+            raise self._fault(name, "it is missing")
         value = self._left.pop(name)
         # bool is an int for Python, not for the protocol.
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
             expected = (
                 kinds.__name__ if isinstance(kinds, type) else " or ".join(kind.__name__ for kind in kinds)
             )
-            raise WireError(f"field {name}: expected {expected}, found {type(value).__name__}")
+            raise self._fault(name, f"expected {expected}, found {type(value).__name__}")
         return value
 
     def text(self, name: str, max_length: int) -> str:
         """Take a string of at most `max_length` characters."""
         value: str = self.take(name, str)
         if len(value) > max_length:
-            raise WireError(f"field {name}: {len(value)} characters, at most {max_length} are allowed")
+            raise self._fault(name, f"{len(value)} characters, at most {max_length} are allowed")
         return value
 
     def name(self, name: str) -> str:
         """Take a name that is safe to print, to log and to use in a queue's name."""
-        value = self.text(name, 128)
+        value = self.text(name, MAX_NAME_LENGTH)
         if not NAME.fullmatch(value):
-            raise WireError(f"field {name}: {value[:40]!r} is no name (letters, digits and _ . @ : - only)")
+            raise self._fault(name, f"{value[:40]!r} is no name (letters, digits and _ . @ : - only)")
         return value
 
     def choice(self, name: str, known: Collection[str]) -> str:
         """Take one of the known words."""
         value = self.text(name, 64)
         if value not in known:
-            raise WireError(f"field {name}: unknown {value[:40]!r}, known are {', '.join(known)}")
+            raise self._fault(name, f"unknown {value[:40]!r}, known are {', '.join(known)}")
         return value
 
     def integer(self, name: str, low: int = -INT64_MAX, high: int = 2 * INT64_MAX + 1) -> int:
         """Take an integer from `low` to `high`."""
         value: int = self.take(name, int)
         if not low <= value <= high:
-            raise WireError(f"field {name}: {value} is not from {low} to {high}")
+            raise self._fault(name, f"{value} is not from {low} to {high}")
         return value
 
     def number(self, name: str) -> float:
         """Take a finite number."""
         value = float(self.take(name, (int, float)))
         if not math.isfinite(value):
-            raise WireError(f"field {name}: {value} is not finite")
+            raise self._fault(name, f"{value} is not finite")
         return value
+
+    def is_nil(self, name: str) -> bool:
+        """Tell whether a field is nil; if so, it is taken."""
+        if self._left.get(name, "missing") is not None:
+            return False
+        self.take(name, NoneType)
+        return True
+
+    def texts(self, name: str, max_length: int) -> list[str]:
+        """Take a list of strings."""
+        row = self._row(name, self.take(name, list))
+        return [row.text(each, max_length) for each in list(row._left)]
+
+    def integers(self, name: str, low: int) -> list[int]:
+        """Take a list of integers."""
+        row = self._row(name, self.take(name, list))
+        return [row.integer(each, low) for each in list(row._left)]
+
+    def map(self, name: str) -> Fields:
+        """Take a map."""
+        return Fields(self.take(name, dict), inside=f"{self._inside}{name}.")
+
+    def rows(self, name: str, columns: Sequence[str]) -> list[Fields]:
+        """Take a list of lists, each with these columns."""
+        rows: list[object] = self.take(name, list)
+        return [self._row(f"{name}[{place}]", row, columns) for place, row in enumerate(rows)]
+
+    def named_rows(self, name: str, columns: Sequence[str]) -> dict[str, Fields]:
+        """Take a map from names to lists, each with these columns."""
+        rows: dict[object, object] = self.take(name, dict)
+        if not all(isinstance(key, str) and NAME.fullmatch(key) for key in rows):
+            raise self._fault(name, "expected a map from names")
+        return {str(key): self._row(f"{name}[{key}]", row, columns) for key, row in rows.items()}
+
+    def _row(self, name: str, row: object, columns: Sequence[str] | None = None) -> Fields:
+        """Return a list as fields, which are its columns, or else numbered."""
+        if not isinstance(row, list) or (columns is not None and len(row) != len(columns)):
+            expected = "a list" if columns is None else f"a list of {', '.join(columns)}"
+            raise self._fault(name, f"expected {expected}")
+        keys = columns or [str(place) for place in range(len(row))]
+        return Fields(dict(zip(keys, row, strict=True)), inside=f"{self._inside}{name}.")
 
     def numbers(self, name: str, max_count: int) -> dict[str, float]:
         """Take a small map from names to numbers; a NaN among them is dropped, since it says nothing."""
-        value: dict[str, object] = self.take(name, dict)
+        value: dict[object, object] = self.take(name, dict)
         if len(value) > max_count:
-            raise WireError(f"field {name}: {len(value)} entries, at most {max_count} are allowed")
+            raise self._fault(name, f"{len(value)} entries, at most {max_count} are allowed")
         numbers: dict[str, float] = {}
         for key, number in value.items():
-            if len(key) > 64 or isinstance(number, bool) or not isinstance(number, int | float):
-                raise WireError(f"field {name}: {key[:64]!r} must be a short name with a number")
+            if not isinstance(key, str) or len(key) > 64:
+                raise self._fault(name, f"{str(key)[:64]!r} is no short name")
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise self._fault(name, f"{key!r} is no number")
             if math.isfinite(number):
                 numbers[key] = float(number)
         return numbers
@@ -85,11 +132,10 @@ class Fields:
         if len(payload):
             raise WireError(f"the payload must be empty, but has {len(payload)} bytes")
 
-    def rest(self) -> dict[str, Any]:
-        """Return what has not been taken yet."""
-        return self._left
-
     def done(self) -> None:
         """Require that nothing is left: the schema is closed."""
         if self._left:
-            raise WireError(f"unknown field {next(iter(self._left))[:64]!r}")
+            raise WireError(f"unknown field {self._inside}{str(next(iter(self._left)))[:64]!r}")
+
+    def _fault(self, name: str, what: str) -> WireError:
+        return WireError(f"field {self._inside}{name}: {what}")

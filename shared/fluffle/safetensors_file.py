@@ -32,7 +32,7 @@ def write_model(path: Path, weights: Weights, metadata: Mapping[str, str] = {}) 
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write the model to {path}: {error}") from error
+        raise ConfigError(f"cannot write the model to {path}: {error.strerror}") from error
 
 
 def read_model(path: Path) -> dict[str, NDArray[np.generic]]:

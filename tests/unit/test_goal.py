@@ -102,7 +102,7 @@ def test_whatever_is_reached_first_ends_the_federation(goal: Goal, reason: str) 
 def test_the_best_evaluation_is_found(goal: Goal, metrics: list[dict[str, float]], best: int) -> None:
     found = None
     for version, each in enumerate(metrics):
-        found = goal.better(found, an_evaluation(version, **each))
+        found = goal.better(found, an_evaluation(version, each))
 
     assert found is not None
     assert found.version == best
@@ -111,8 +111,8 @@ def test_the_best_evaluation_is_found(goal: Goal, metrics: list[dict[str, float]
 def test_a_first_evaluation_without_the_metric_does_not_stay_the_best_for_ever() -> None:
     # A NaN says nothing and is dropped on the way: the first evaluation may come without its metric.
     goal = Goal(target=ERROR)
-    first = goal.better(None, an_evaluation(0, loss=1.0))
+    first = goal.better(None, an_evaluation(0, {"loss": 1.0}))
 
-    best = goal.better(first, an_evaluation(1, mae=70.0))
+    best = goal.better(first, an_evaluation(1, {"mae": 70.0}))
 
     assert best.version == 1

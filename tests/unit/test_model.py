@@ -95,7 +95,7 @@ def test_integers_travel_as_little_endian_bytes_on_every_machine() -> None:
 
 
 def test_the_vector_follows_the_tensors_in_c_order_however_they_lie_in_memory() -> None:
-    weights = {"a": np.array([[1, 2], [3, 4]], np.float32).T, "b": np.float32(5.0).reshape(())}
+    weights = {"a": np.array([[1, 2], [3, 4]], np.float32).T, "b": np.array(5.0, np.float32)}
 
     vector, _ = Layout.of(weights).flatten(weights)
 

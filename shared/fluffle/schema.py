@@ -1,0 +1,286 @@
+"""What stands in each kind of message: values to header maps, and header maps and payloads to values. Pure.
+
+docs/protocol.md has the same as tables. What is read is checked field by field; every fault is a WireError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+
+from fluffle.compression import CODECS
+from fluffle.errors import LayoutError, WireError
+from fluffle.fields import Fields
+from fluffle.model import Layout, TensorSpec
+from fluffle.plan import Plan, Sends
+from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
+from fluffle.topology import MAX_MESSAGE_BYTES
+from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+
+Header = dict[str, Any]
+
+MAX_METRICS: Final = 64
+FOLDED_COLUMNS: Final = ("worker", "run", "sequence", "base_version", "staleness", "weight")
+CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
+
+
+def update_header(update: WeightUpdate) -> Header:
+    """Return the header of an update."""
+    return {
+        "kind": "update",
+        "federation": update.federation,
+        "worker": update.id.worker,
+        "run": update.id.run,
+        "sequence": update.id.sequence,
+        "base_version": update.base_version,
+        "layout": update.layout_digest,
+        "sends": update.sends,
+        "codec": update.codec,
+        "parameters": update.vector.size,
+        "examples": int(update.examples),
+        "metrics": _numbers(update.metrics),
+        "train_s": update.train_s,
+    }
+
+
+def evaluation_header(evaluation: Evaluation) -> Header:
+    """Return the header of an evaluator's report."""
+    return {"kind": "evaluation", "federation": evaluation.federation, **_evaluation_fields(evaluation)}
+
+
+def hello_header(hello: Hello) -> Header:
+    """Return the header of an aggregator's hello."""
+    return {"kind": "hello", "federation": hello.federation, "aggregator": hello.aggregator}
+
+
+def moments_header(moments: Moments) -> Header:
+    """Return the header of a server optimizer's moments."""
+    return {
+        "kind": "moments",
+        "federation": moments.federation,
+        "term": moments.rank.term,
+        "version": moments.rank.version,
+        "names": list(moments.vectors),
+    }
+
+
+def version_header(version: ModelVersion) -> Header:
+    """Return the header of a version's record."""
+    plan = version.plan
+    return {
+        "kind": "version",
+        "federation": version.federation,
+        "term": version.term,
+        "version": version.version,
+        "parent": version.parent,
+        "layout": [[spec.name, list(spec.shape), spec.dtype] for spec in version.layout.tensors],
+        "plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__},
+        "strategy": version.strategy,
+        "applied": [
+            [worker, run, log.highest, [list(gap) for gap in log.gaps]]
+            for (worker, run), log in version.applied.runs.items()
+        ],
+        "folded": [
+            [one.id.worker, one.id.run, one.id.sequence, one.base_version, one.staleness, one.weight]
+            for one in version.folded
+        ],
+        "contributors": {
+            name: [getattr(one, each) for each in Contributor.__dataclass_fields__]
+            for name, one in version.contributors.items()
+        },
+        "rejected": version.rejected,
+        "evaluation": version.evaluation and _evaluation_fields(version.evaluation),
+        "best": version.best and _evaluation_fields(version.best),
+        "target_held": version.target_held,
+        "elapsed_s": version.elapsed_s,
+        "committed_at": version.committed_at,
+        "finished": version.finished,
+        "moments": version.moments_checksum,
+    }
+
+
+def read_update(federation: str, fields: Fields, payload: memoryview) -> WeightUpdate:
+    """Read an update; its vector is a read-only view of the payload where the codec allows."""
+    codec = CODECS[fields.choice("codec", CODECS)]
+    parameters = fields.integer("parameters", 0, MAX_MESSAGE_BYTES)
+    vector_bytes = codec.size_bytes(parameters)
+    if len(payload) < vector_bytes:
+        raise WireError(
+            f"field parameters: {parameters} in {codec.name} take {vector_bytes} bytes, "
+            f"but the payload has {len(payload)}"
+        )
+    update = WeightUpdate(
+        federation=federation,
+        id=_id(fields),
+        base_version=fields.integer("base_version", 0),
+        layout_digest=fields.text("layout", 64),
+        sends=_sends(fields),
+        codec=codec.name,
+        vector=codec.decompress(payload[:vector_bytes]),
+        integers=bytes(payload[vector_bytes:]),
+        examples=fields.integer("examples"),
+        metrics=fields.numbers("metrics", MAX_METRICS),
+        train_s=fields.number("train_s"),
+    )
+    fields.done()
+    return update
+
+
+def read_evaluation(federation: str, fields: Fields, payload: memoryview) -> Evaluation:
+    """Read an evaluator's report."""
+    fields.empty_payload(payload)
+    return _evaluation(federation, fields)
+
+
+def read_hello(federation: str, fields: Fields, payload: memoryview) -> Hello:
+    """Read an aggregator's hello."""
+    fields.empty_payload(payload)
+    hello = Hello(federation, fields.text("aggregator", 128))
+    fields.done()
+    return hello
+
+
+def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moments:
+    """Read a server optimizer's moments; their vectors are views of the payload."""
+    rank = _rank(fields)
+    names = fields.texts("names", 64)
+    fields.done()
+    if not names or len(set(names)) != len(names) or len(payload) % (4 * len(names)):
+        raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
+    parts = np.split(CODECS["float32"].decompress(payload), len(names))
+    return Moments(federation, rank, dict(zip(names, parts, strict=True)))
+
+
+def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelVersion:
+    """Read a version's record; its vector is a view of the payload."""
+    rank = _rank(fields)
+    layout = _layout(fields)
+    if len(payload) != 4 * layout.size + layout.integers_size_bytes:
+        raise WireError(
+            f"field layout: it takes {4 * layout.size} bytes of floats and {layout.integers_size_bytes} of "
+            f"integers, but the payload has {len(payload)}"
+        )
+    version = ModelVersion(
+        federation=federation,
+        term=rank.term,
+        version=rank.version,
+        parent=fields.text("parent", 64),
+        layout=layout,
+        plan=_plan(fields.map("plan")),
+        strategy=fields.text("strategy", 256),
+        vector=CODECS["float32"].decompress(payload[: 4 * layout.size]),
+        integers=bytes(payload[4 * layout.size :]),
+        applied=Applied(
+            {
+                (row.name("worker"), row.name("run")): RunLog(row.integer("highest", 0), _gaps(row))
+                for row in fields.rows("applied", ("worker", "run", "highest", "gaps"))
+            }
+        ),
+        folded=tuple(
+            Folded(
+                _id(row), row.integer("base_version", 0), row.integer("staleness", 0), row.number("weight")
+            )
+            for row in fields.rows("folded", FOLDED_COLUMNS)
+        ),
+        contributors={
+            worker: Contributor(
+                row.integer("updates", 0),
+                row.integer("examples", 0),
+                row.integer("staleness_sum", 0),
+                row.number("weight_sum"),
+                row.integer("rejected", 0),
+                row.number("last_update_at"),
+            )
+            for worker, row in fields.named_rows("contributors", CONTRIBUTOR_COLUMNS).items()
+        },
+        rejected=fields.integer("rejected", 0),
+        evaluation=_evaluation_or_nil(federation, fields, "evaluation"),
+        best=_evaluation_or_nil(federation, fields, "best"),
+        target_held=fields.integer("target_held", 0),
+        elapsed_s=fields.number("elapsed_s"),
+        committed_at=fields.number("committed_at"),
+        finished=fields.text("finished", 256),
+        moments_checksum=None if fields.is_nil("moments") else fields.integer("moments", 0),
+    )
+    fields.done()
+    return version
+
+
+def _evaluation_fields(evaluation: Evaluation) -> Header:
+    return {
+        "evaluator": evaluation.evaluator,
+        "version": evaluation.version,
+        "metrics": _numbers(evaluation.metrics),
+        "evaluate_s": evaluation.evaluate_s,
+    }
+
+
+def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    # A task may well give numpy's numbers, which msgpack does not know.
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _evaluation(federation: str, fields: Fields) -> Evaluation:
+    evaluation = Evaluation(
+        federation,
+        fields.name("evaluator"),
+        fields.integer("version", 0),
+        fields.numbers("metrics", MAX_METRICS),
+        fields.number("evaluate_s"),
+    )
+    fields.done()
+    return evaluation
+
+
+def _evaluation_or_nil(federation: str, fields: Fields, name: str) -> Evaluation | None:
+    if fields.is_nil(name):
+        return None
+    return _evaluation(federation, fields.map(name))
+
+
+def _rank(fields: Fields) -> Rank:
+    return Rank(fields.integer("term", 1), fields.integer("version", 0))
+
+
+def _layout(fields: Fields) -> Layout:
+    rows = fields.rows("layout", ("name", "shape", "dtype"))
+    try:
+        return Layout(
+            tuple(
+                TensorSpec(row.text("name", 1024), tuple(row.integers("shape", 0)), row.text("dtype", 16))
+                for row in rows
+            )
+        )
+    except LayoutError as error:
+        raise WireError(f"field layout: {error}") from error
+
+
+def _plan(fields: Fields) -> Plan:
+    plan = Plan(
+        local_epochs=fields.integer("local_epochs", 1),
+        local_steps=None if fields.is_nil("local_steps") else fields.integer("local_steps", 1),
+        batch_size=fields.integer("batch_size", 1),
+        learning_rate=None if fields.is_nil("learning_rate") else fields.number("learning_rate"),
+        proximal_mu=fields.number("proximal_mu"),
+        sends=_sends(fields),
+        codec=fields.choice("codec", CODECS),
+        one_update_per_version=fields.take("one_update_per_version", bool),
+    )
+    fields.done()
+    return plan
+
+
+def _sends(fields: Fields) -> Sends:
+    return "delta" if fields.choice("sends", ("delta", "weights")) == "delta" else "weights"
+
+
+def _id(fields: Fields) -> UpdateId:
+    return UpdateId(fields.name("worker"), fields.name("run"), fields.integer("sequence", 1))
+
+
+def _gaps(fields: Fields) -> tuple[tuple[int, int], ...]:
+    return tuple(
+        (gap.integer("first", 1), gap.integer("last", 1)) for gap in fields.rows("gaps", ("first", "last"))
+    )

@@ -1,0 +1,276 @@
+"""Messages to bytes and back: what goes in comes out, in the bytes that docs/protocol.md promises."""
+
+from __future__ import annotations
+
+import math
+import string
+from dataclasses import fields, is_dataclass, replace
+from typing import cast
+
+import msgpack
+import numpy as np
+import pytest
+from builders import SIZE, a_layout, a_vector, a_version, an_evaluation, an_update
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fluffle import wire
+from fluffle.compression import CODECS
+from fluffle.errors import MessageTooLarge
+from fluffle.model import Layout, TensorSpec
+from fluffle.plan import Plan
+from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
+from fluffle.topology import MIB
+from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.wire import (
+    decode_inbound,
+    decode_record,
+    decode_version,
+    encode_evaluation,
+    encode_hello,
+    encode_moments,
+    encode_update,
+    encode_version,
+    record_digest,
+)
+
+NAME_CHARACTERS = string.ascii_letters + string.digits
+names = st.text(NAME_CHARACTERS, min_size=1, max_size=1).flatmap(
+    lambda first: st.text(NAME_CHARACTERS + "_.@:-", max_size=99).map(lambda rest: first + rest)
+)
+# Whatever text msgpack can carry: all of Unicode but half surrogate pairs.
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=16)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+metrics = st.dictionaries(texts, numbers, max_size=5)
+counts = st.integers(0, 2**63)
+ids = st.builds(UpdateId, names, names, st.integers(1, 2**63))
+float32s = st.floats(width=32, allow_nan=True, allow_infinity=True)
+vectors = st.integers(0, 40).flatmap(lambda size: arrays(np.float32, size, elements=float32s))
+
+updates = st.builds(
+    WeightUpdate,
+    federation=texts,
+    id=ids,
+    base_version=counts,
+    layout_digest=texts,
+    sends=st.sampled_from(["delta", "weights"]),
+    codec=st.just("float32"),
+    vector=vectors,
+    integers=st.binary(max_size=20),
+    examples=st.integers(-(2**62), 2**63),
+    metrics=metrics,
+    train_s=numbers,
+)
+evaluations = st.builds(Evaluation, texts, names, counts, metrics, numbers)
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> ModelVersion:
+    """Records with anything in them that a leader could write."""
+    layout = draw(
+        st.lists(
+            st.tuples(st.lists(st.integers(0, 3), max_size=3), st.sampled_from(["float32", "int64"])),
+            max_size=4,
+        )
+    )
+    specs = tuple(TensorSpec(f"t{n}", tuple(shape), dtype) for n, (shape, dtype) in enumerate(layout))
+    whole = Layout(specs)
+    federation = draw(texts)
+    in_this = evaluations.map(lambda evaluation: replace(evaluation, federation=federation))
+    gaps = st.lists(st.tuples(st.integers(1, 2**62), st.integers(1, 2**62)), max_size=3).map(tuple)
+    return ModelVersion(
+        federation=federation,
+        term=draw(st.integers(1, 2**63)),
+        version=draw(counts),
+        parent=draw(st.text("0123456789abcdef", max_size=64)),
+        layout=whole,
+        plan=draw(
+            st.builds(
+                Plan,
+                local_epochs=st.integers(1, 100),
+                local_steps=st.none() | st.integers(1, 100),
+                learning_rate=st.none() | numbers,
+                proximal_mu=numbers,
+                sends=st.sampled_from(["delta", "weights"]),
+                codec=st.sampled_from(sorted(CODECS)),
+                one_update_per_version=st.booleans(),
+            )
+        ),
+        strategy=draw(texts),
+        vector=draw(arrays(np.float32, whole.size, elements=float32s)),
+        integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
+        applied=Applied(
+            draw(st.dictionaries(st.tuples(names, names), st.builds(RunLog, counts, gaps), max_size=3))
+        ),
+        folded=tuple(draw(st.lists(st.builds(Folded, ids, counts, counts, numbers), max_size=3))),
+        contributors=draw(
+            st.dictionaries(
+                names, st.builds(Contributor, counts, counts, counts, numbers, counts, numbers), max_size=3
+            )
+        ),
+        rejected=draw(counts),
+        evaluation=draw(st.none() | in_this),
+        best=draw(st.none() | in_this),
+        target_held=draw(counts),
+        elapsed_s=draw(numbers),
+        committed_at=draw(numbers),
+        finished=draw(texts),
+        moments_checksum=draw(st.none() | st.integers(0, 2**64 - 1)),
+    )
+
+
+def assert_same(one: object, other: object) -> None:
+    """Compare two values field by field, vectors by their bits."""
+    assert type(one) is type(other)
+    if not is_dataclass(one):
+        assert one == other
+        return
+    for field in fields(one):
+        mine, others = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(mine, np.ndarray):
+            assert mine.dtype == others.dtype == np.float32
+            assert mine.tobytes() == others.tobytes(), field.name
+        else:
+            assert mine == others, field.name
+
+
+@given(updates)
+def test_an_update_comes_back_as_it_went(update: WeightUpdate) -> None:
+    assert_same(decode_inbound(encode_update(update)), update)
+
+
+@given(evaluations)
+def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation) -> None:
+    assert_same(decode_inbound(encode_evaluation(evaluation)), evaluation)
+
+
+@given(texts, texts)
+def test_a_hello_comes_back_as_it_went(federation: str, aggregator: str) -> None:
+    assert decode_inbound(encode_hello(Hello(federation, aggregator))) == Hello(federation, aggregator)
+
+
+@given(versions())
+def test_a_version_comes_back_as_it_went(version: ModelVersion) -> None:
+    assert_same(decode_version(encode_version(version)), version)
+
+
+@given(st.integers(1, 3), st.integers(0, 9))
+def test_moments_come_back_as_they_went(count: int, size: int) -> None:
+    moments = Moments(
+        "digits", Rank(2, 7), {f"m{n}": np.arange(size, dtype=np.float32) + n for n in range(count)}
+    )
+
+    body, checksum = encode_moments(moments)
+
+    found = decode_record(body)
+    assert isinstance(found, Moments)
+    assert (found.federation, found.rank, list(found.vectors)) == (
+        "digits",
+        Rank(2, 7),
+        list(moments.vectors),
+    )
+    assert all(found.vectors[name].tolist() == vector.tolist() for name, vector in moments.vectors.items())
+    assert 0 <= checksum < 2**64
+
+
+@given(updates | versions())
+def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of_64(
+    message: WeightUpdate | ModelVersion,
+) -> None:
+    body = encode_update(message) if isinstance(message, WeightUpdate) else encode_version(message)
+
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(body)
+    header, payload = unpacker
+
+    assert (len(body) - len(payload)) % wire.ALIGNMENT == 0
+    assert body.endswith(payload)
+    assert payload == message.vector.tobytes() + message.integers
+    assert header["fluffle"] == 1
+    assert header["kind"] == ("update" if isinstance(message, WeightUpdate) else "version")
+
+
+def test_a_vector_is_read_in_place_and_nobody_can_write_to_it() -> None:
+    body = encode_update(an_update())
+
+    update = decode_inbound(body)
+
+    assert isinstance(update, WeightUpdate)
+    assert np.shares_memory(update.vector, np.frombuffer(body, np.uint8))
+    assert not update.vector.flags.writeable
+
+
+def test_a_versions_vector_and_moments_are_read_in_place_too() -> None:
+    version_body = encode_version(a_version())
+    moments_body, _ = encode_moments(
+        Moments("digits", Rank(1, 1), {"m": a_vector(1, 2), "v": a_vector(3, 4)})
+    )
+
+    version, moments = decode_version(version_body), decode_record(moments_body)
+
+    assert np.shares_memory(version.vector, np.frombuffer(version_body, np.uint8))
+    assert isinstance(moments, Moments)
+    assert all(np.shares_memory(v, np.frombuffer(moments_body, np.uint8)) for v in moments.vectors.values())
+
+
+def test_a_header_of_any_length_leaves_the_vector_aligned() -> None:
+    for length in range(1, 100):
+        update = an_update("w" * length)
+        body = encode_update(update)
+        assert (len(body) - 4 * SIZE) % 64 == 0
+        assert_same(decode_inbound(body), update)
+
+
+def test_a_header_longer_than_the_first_look_is_read() -> None:
+    folded = tuple(Folded(UpdateId("w", "r", n), 0, 0, 1.0) for n in range(1, 3000))
+
+    version = decode_version(encode_version(replace(a_version(), folded=folded)))
+
+    assert version.folded == folded
+
+
+@pytest.mark.parametrize("make", [np.float32, np.float64, np.int64, int])
+def test_numbers_of_numpy_travel_as_numbers(make: type) -> None:
+    update = replace(an_update(), metrics={"loss": make(2)}, examples=cast(int, np.int64(7)))
+
+    found = decode_inbound(encode_update(update))
+
+    assert isinstance(found, WeightUpdate)
+    assert (found.metrics, found.examples) == ({"loss": 2.0}, 7)
+
+
+@pytest.mark.parametrize("nothing", [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_is_dropped_and_the_rest_stays(nothing: float) -> None:
+    evaluation = an_evaluation(3, {"accuracy": 0.5, "loss": nothing})
+
+    found = decode_inbound(encode_evaluation(evaluation))
+
+    assert found == an_evaluation(3, {"accuracy": 0.5})
+
+
+def test_a_digest_names_a_record_by_its_header_and_its_vector() -> None:
+    version = a_version(values=[1, 2, 3, 4])
+
+    digests = {
+        record_digest(encode_version(each))
+        for each in (
+            version,
+            replace(version, vector=a_vector(1, 2, 3, 4)),
+            replace(version, term=2),
+            replace(version, vector=a_vector(1, 2, 3, 5)),
+        )
+    }
+
+    assert len(digests) == 3
+    assert all(len(digest) == 64 for digest in digests)
+
+
+def test_a_message_larger_than_allowed_is_refused_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "MAX_MESSAGE_BYTES", MIB)
+    quarter = MIB // 4
+    large = replace(an_update(), vector=np.zeros(quarter, np.float32), layout_digest=a_layout(quarter).digest)
+
+    with pytest.raises(MessageTooLarge, match=r"this update takes 1.0 MiB, .* at most 1 MiB"):
+        encode_update(large)
+    encode_update(replace(large, codec="bfloat16"))
