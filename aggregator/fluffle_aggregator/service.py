@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
-from fluffle.errors import ConnectionLost, WireError
+from fluffle.errors import ConnectionLost, QueueFull, WireError
 from fluffle.logs import get_logger
 from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.topology import Topology
@@ -115,7 +115,10 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
 def say_hello(charge: Charge, broker: Broker) -> None:
     """Send a message through the updates queue, so that whoever is the active consumer wakes up."""
     hello = encode_hello(Hello(charge.topology.federation, charge.name))
-    broker.publish(charge.topology.updates.exchange.name, "", hello, {"kind": "hello"})
+    try:
+        broker.publish(charge.topology.updates.exchange.name, "", hello, {"kind": "hello"})
+    except QueueFull:
+        log.info("the updates queue is full, so that there is enough to wake up for")
 
 
 def hand_over(charge: Charge, broker: Broker) -> None:

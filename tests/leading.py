@@ -1,0 +1,110 @@
+"""An aggregator at work in one thread: on a fake server, for as long as there is something to do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from fluffle.broker import Broker, Delivery
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.record import Evaluation, ModelVersion
+from fluffle.update import WeightUpdate
+from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
+from fluffle_aggregator.service import Charge, Leader, serve
+
+
+class UntilQuiet(FakeBroker):
+    """Asks the aggregator to stop when nothing has come twice in a row: it had the time to find its end."""
+
+    def __init__(self, server: FakeServer, stop: threading.Event) -> None:
+        super().__init__(server)
+        self._stop = stop
+        self._quiet = 0
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """See Broker."""
+        delivery = super().next_delivery(timeout_s)
+        self._quiet = 0 if delivery else self._quiet + 1
+        if self._quiet >= 2:
+            self._stop.set()
+        return delivery
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def a_server(charge: Charge, *messages: WeightUpdate | Evaluation | bytes, first: bool = True) -> FakeServer:
+    """Return a server with the federation's queues, version 0 unless told otherwise, and waiting messages."""
+    server = FakeServer(longest_wait_s=0)
+    with FakeBroker(server) as broker:
+        broker.declare(charge.topology)
+        if first:
+            publish(broker, charge, charge.first_version())
+    send(server, charge, *messages)
+    return server
+
+
+def publish(broker: Broker, charge: Charge, version: ModelVersion) -> None:
+    """Publish a version as a leader does."""
+    broker.publish(charge.topology.models.exchange.name, "", encode_version(version), {"kind": "version"})
+
+
+def send(server: FakeServer, charge: Charge, *messages: WeightUpdate | Evaluation | bytes) -> None:
+    """Send messages as workers and evaluators do."""
+    with FakeBroker(server, user="worker-user") as broker:
+        for message in messages:
+            broker.publish(charge.topology.updates.exchange.name, "", encoded(message), {})
+
+
+def encoded(message: WeightUpdate | Evaluation | bytes) -> bytes:
+    """Return the bytes of a message; bytes are one already."""
+    if isinstance(message, WeightUpdate):
+        return encode_update(message)
+    return encode_evaluation(message) if isinstance(message, Evaluation) else message
+
+
+def aggregate(server: FakeServer, charge: Charge, connect: Callable[[], Broker] | None = None) -> None:
+    """Run an aggregator until the federation has finished, or until there is nothing to do."""
+    stop = threading.Event()
+    serve(charge, connect or (lambda: UntilQuiet(server, stop)), stop)
+
+
+def take_the_lead(broker: Broker, charge: Charge, clock: Clock) -> Leader:
+    """Return a leader whose time passes when the test says so."""
+    broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
+    return Leader(charge, broker, clock=clock, now=lambda: 1_700_000_000.0)
+
+
+def work_off(leader: Leader, broker: Broker) -> None:
+    """Let a leader take in all that waits, and commit what is due."""
+    while delivery := broker.next_delivery(0):
+        leader.receive(delivery)
+        leader.commit_when_due()
+    leader.commit_when_due()
+
+
+def versions(server: FakeServer, charge: Charge) -> list[ModelVersion]:
+    """Return the versions in the stream."""
+    return [decode_version(body) for body in server.bodies(charge.topology.models.name)]
+
+
+def newest(server: FakeServer, charge: Charge) -> ModelVersion:
+    """Return the newest version in the stream."""
+    return max(versions(server, charge), key=lambda version: version.rank)
+
+
+def unacked(server: FakeServer, charge: Charge) -> list[bytes]:
+    """Return what waits in the updates queue once every aggregator has left."""
+    return server.bodies(charge.topology.updates.name)
+
+
+def rejected(server: FakeServer, charge: Charge) -> list[Mapping[str, object]]:
+    """Return the headers of the refused messages."""
+    return [delivery.headers for delivery in server.queue(charge.topology.rejected.name).ready]

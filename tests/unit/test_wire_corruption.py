@@ -1,0 +1,331 @@
+"""Messages that are not what the protocol says: each is refused in words that name the fault."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import msgpack
+import pytest
+import xxhash
+from builders import a_layout, a_vector, a_version, an_evaluation, an_update
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fluffle.errors import WireError
+from fluffle.record import Contributor, Folded, Hello, ModelVersion, Moments, Rank
+from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.wire import (
+    INBOUND,
+    decode_inbound,
+    decode_record,
+    decode_version,
+    encode_evaluation,
+    encode_hello,
+    encode_moments,
+    encode_update,
+    encode_version,
+)
+
+Header = dict[str, object]
+
+ID = UpdateId("w1", "r1", 3)
+UPDATE = encode_update(an_update(metrics={"loss": 0.5}, integers=b"\x01\x02"))
+EVALUATION = encode_evaluation(an_evaluation(3, {"accuracy": 0.5}))
+HELLO = encode_hello(Hello("digits", "a1"))
+VERSION = encode_version(
+    replace(
+        a_version(5),
+        applied=Applied({("w1", "r1"): RunLog(9, ((2, 3), (7, 7)))}),
+        folded=(Folded(ID, 4, 0, 1.0),),
+        contributors={"w1": Contributor(updates=1, examples=10)},
+        evaluation=an_evaluation(4, {"accuracy": 0.5}),
+    )
+)
+MOMENTS, _ = encode_moments(Moments("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
+INBOUND_BODIES = [UPDATE, EVALUATION, HELLO]
+RECORDS = [VERSION, MOMENTS]
+
+
+def taken_apart(body: bytes) -> tuple[Header, bytes]:
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(body)
+    header, payload = unpacker
+    return header, payload
+
+
+def put_together(header: Mapping[str, object], payload: bytes) -> bytes:
+    return bytes(msgpack.packb(header)) + b"\xc6" + len(payload).to_bytes(4, "big") + payload
+
+
+def rewritten(body: bytes, **changed: object) -> bytes:
+    """Return the message with other fields, and otherwise sound."""
+    header, payload = taken_apart(body)
+    return put_together({**header, **changed}, payload)
+
+
+def with_payload(body: bytes, payload: bytes) -> bytes:
+    """Return the message with another payload, and a checksum that fits."""
+    header, _ = taken_apart(body)
+    return put_together({**header, "checksum": xxhash.xxh3_64(payload).intdigest()}, payload)
+
+
+def without(body: bytes, field: str) -> bytes:
+    header, payload = taken_apart(body)
+    del header[field]
+    return put_together(header, payload)
+
+
+def all_fields() -> list[tuple[bytes, str]]:
+    return [(body, field) for body in [*INBOUND_BODIES, *RECORDS] for field in taken_apart(body)[0]]
+
+
+def decoder_of(body: bytes) -> Callable[[bytes], object]:
+    return decode_inbound if body in INBOUND_BODIES else decode_record
+
+
+def kind_of(body: object) -> str:
+    return str(taken_apart(body)[0]["kind"]) if isinstance(body, bytes) else str(body)
+
+
+@pytest.mark.parametrize("body", [*INBOUND_BODIES, *RECORDS], ids=kind_of)
+def test_a_message_that_ends_too_early_is_refused_wherever_it_ends(body: bytes) -> None:
+    decode = decoder_of(body)
+    decode(body)
+
+    for length in range(len(body)):
+        with pytest.raises(WireError):
+            decode(body[:length])
+
+
+@pytest.mark.parametrize("body", [*INBOUND_BODIES, *RECORDS], ids=kind_of)
+def test_a_flipped_bit_anywhere_is_a_wire_error_or_harmless(body: bytes) -> None:
+    decode = decoder_of(body)
+
+    for place in range(len(body)):
+        for bit in range(8):
+            flipped = bytearray(body)
+            flipped[place] ^= 1 << bit
+            try:
+                decode(bytes(flipped))
+            except WireError:
+                continue
+
+
+@pytest.mark.parametrize("body", [UPDATE, VERSION, MOMENTS], ids=kind_of)
+def test_a_flipped_bit_in_the_payload_never_goes_unseen(body: bytes) -> None:
+    _, payload = taken_apart(body)
+
+    for place in range(len(body) - len(payload), len(body)):
+        flipped = bytearray(body)
+        flipped[place] ^= 1
+        with pytest.raises(WireError, match="checksum"):
+            decoder_of(body)(bytes(flipped))
+
+
+@given(st.binary(max_size=300))
+def test_random_bytes_are_a_wire_error(body: bytes) -> None:
+    for decode in (decode_inbound, decode_record):
+        with pytest.raises(WireError):
+            decode(body)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=500)
+@given(st.sampled_from(all_fields()), values)
+def test_a_field_with_any_other_value_is_a_wire_error_or_read(
+    field: tuple[bytes, str], value: object
+) -> None:
+    body, name = field
+
+    try:
+        message = decoder_of(body)(rewritten(body, **{name: value}))
+    except WireError:
+        return
+
+    # What is read can be sent on: a refused message goes to F.rejected, a version to its successor.
+    if isinstance(message, WeightUpdate):
+        encode_update(message)
+    elif isinstance(message, ModelVersion):
+        message.layout.restore(message.vector, message.integers)
+        encode_version(message)
+
+
+@pytest.mark.parametrize(("body", "field"), all_fields(), ids=kind_of)
+def test_a_missing_field_is_named(body: bytes, field: str) -> None:
+    with pytest.raises(WireError, match=rf"field {field}: it is missing"):
+        decoder_of(body)(without(body, field))
+
+
+@pytest.mark.parametrize("body", [*INBOUND_BODIES, *RECORDS], ids=kind_of)
+def test_an_unknown_field_is_named(body: bytes) -> None:
+    with pytest.raises(WireError, match="unknown field 'pickle'"):
+        decoder_of(body)(rewritten(body, pickle=b"cos\nsystem"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (rewritten(UPDATE, fluffle=2), "field fluffle: this is protocol 1, the message speaks 2"),
+        (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
+        (rewritten(UPDATE, kind="order"), "field kind: unknown 'order', known are update, evaluation, hello"),
+        (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
+        (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),
+        (rewritten(UPDATE, federation="x" * 65), "field federation: 65 characters, at most 64"),
+        (rewritten(UPDATE, worker="../etc"), "field worker: '../etc' is no name"),
+        (rewritten(UPDATE, worker="a b"), "field worker: 'a b' is no name"),
+        (rewritten(UPDATE, worker="a\n"), r"field worker: 'a\\n' is no name"),
+        (rewritten(UPDATE, worker=""), "field worker: '' is no name"),
+        (rewritten(UPDATE, worker="w" * 101), "field worker: 101 characters, at most 100"),
+        (rewritten(UPDATE, run=".."), "field run: '..' is no name"),
+        (rewritten(UPDATE, sequence=0), "field sequence: 0 is not from 1"),
+        (rewritten(UPDATE, sequence=True), "field sequence: expected int, found bool"),
+        (rewritten(UPDATE, sequence=1.0), "field sequence: expected int, found float"),
+        (rewritten(UPDATE, base_version=-1), "field base_version: -1 is not from 0"),
+        (rewritten(UPDATE, sends="gradients"), "field sends: unknown 'gradients', known are delta, weights"),
+        (rewritten(UPDATE, codec="zip"), "field codec: unknown 'zip', known are float32, bfloat16"),
+        (
+            rewritten(UPDATE, parameters=5),
+            "field parameters: 5 in float32 take 20 bytes, but the payload has 18",
+        ),
+        (rewritten(UPDATE, parameters=2**62), "field parameters: 4611686018427387904 is not from 0"),
+        (rewritten(UPDATE, examples=1.5), "field examples: expected int, found float"),
+        (rewritten(UPDATE, metrics=[1]), "field metrics: expected dict, found list"),
+        (rewritten(UPDATE, metrics={"a": "b"}), "field metrics: 'a' is no number"),
+        (rewritten(UPDATE, metrics={"a": True}), "field metrics: 'a' is no number"),
+        (rewritten(UPDATE, metrics={b"a": 1.0}), "field metrics: .* is no short name"),
+        (rewritten(UPDATE, metrics={"a" * 65: 1.0}), "field metrics: 'a+' is no short name"),
+        (rewritten(UPDATE, metrics={str(n): 1 for n in range(65)}), r"65 exceeds max_map_len\(64\)"),
+        (rewritten(UPDATE, train_s=float("nan")), "field train_s: nan is not finite"),
+        (rewritten(UPDATE, train_s=False), "field train_s: expected int or float, found bool"),
+        (rewritten(UPDATE, checksum=1), "field checksum: the payload's bytes are not those that were sent"),
+        (rewritten(UPDATE, pad="text"), "field pad: expected bytes, found str"),
+        (with_payload(EVALUATION, b"x"), "the payload must be empty, but has 1 bytes"),
+        (with_payload(HELLO, b"x"), "the payload must be empty, but has 1 bytes"),
+        (UPDATE + b"x", "the payload announces 18 bytes, but 19 follow"),
+    ],
+)
+def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode_inbound(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (rewritten(VERSION, term=0), "field term: 0 is not from 1"),
+        (
+            rewritten(VERSION, layout=[["w", [2, 2]]]),
+            r"field layout\[0\]: expected a list of name, shape, dtype",
+        ),
+        (
+            rewritten(VERSION, layout=[["w", [-2, -2], "float32"]]),
+            r"field layout\[0\].shape.0: -2 is not from 0",
+        ),
+        (rewritten(VERSION, layout=[["w", [4], "object"]]), "field layout: tensor w has the dtype object"),
+        (rewritten(VERSION, layout=[["w", [2], "float32"]] * 2), "field layout: .* w stand there twice"),
+        (rewritten(VERSION, layout=[["w", [5], "float32"]]), "field layout: it takes 20 bytes of floats"),
+        (rewritten(VERSION, layout=[["w", [2**60], "int64"]]), "of integers, but the payload has 16"),
+        (rewritten(VERSION, plan={}), "field plan.local_epochs: it is missing"),
+        (
+            rewritten(VERSION, applied=[["w", "r", 1, [[1]]]]),
+            r"field applied\[0\].gaps\[0\]: expected a list of",
+        ),
+        (
+            rewritten(VERSION, folded=[[1, "r", 1, 0, 0, 1.0]]),
+            r"field folded\[0\].worker: expected str, found int",
+        ),
+        (rewritten(VERSION, contributors={"no name": []}), "field contributors: expected a map from names"),
+        (rewritten(VERSION, contributors={"w": [1]}), r"field contributors\[w\]: expected a list of updates"),
+        (rewritten(VERSION, best={"evaluator": "e"}), "field best.version: it is missing"),
+        (rewritten(MOMENTS, names=["m", "m"]), "field names: 2 vectors cannot share 16 bytes"),
+        (rewritten(MOMENTS, names=[]), "field names: 0 vectors cannot share 16 bytes"),
+        (rewritten(MOMENTS, names=["a", "b", "c"]), "field names: 3 vectors cannot share 16 bytes"),
+        (rewritten(MOMENTS, names=["m", 5]), "field names.1: expected str, found int"),
+        (with_payload(MOMENTS, b"12345"), "field names: 2 vectors cannot share 5 bytes"),
+    ],
+)
+def test_what_is_wrong_with_a_record_is_said_by_field(body: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode_record(body)
+
+
+def test_moments_are_no_version() -> None:
+    with pytest.raises(WireError, match="field kind: expected 'version', found 'moments'"):
+        decode_version(MOMENTS)
+
+
+def test_a_key_that_stands_there_twice_is_refused() -> None:
+    header, payload = taken_apart(HELLO)
+    packer = msgpack.Packer()
+    pairs = [*header.items(), ("aggregator", "another")]
+    doubled = packer.pack_map_header(len(pairs)) + b"".join(packer.pack(x) for pair in pairs for x in pair)
+
+    with pytest.raises(WireError, match="the key 'aggregator' stands there twice"):
+        decode_inbound(doubled + b"\xc6" + len(payload).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "does not end within 0 bytes"),
+        (b"\xc1" * 9, "no msgpack map of this protocol: FormatError"),
+        (bytes(msgpack.packb([1, 2])), "the header must be a map, not list"),
+        (bytes(msgpack.packb({1: 2})), "int is not allowed for map key"),
+        (b"\x81\xa1a\xa1\xff", "utf-8"),
+        (bytes(msgpack.packb({"a": msgpack.ExtType(1, b"x")})), "max_ext_len"),
+        (bytes(msgpack.packb({"a": msgpack.Timestamp(1, 2)})), "max_ext_len"),
+        (b"\x81\xa1a" * 5000, "no msgpack map of this protocol: StackError"),
+        (b"\x91" * 5000, "no msgpack map of this protocol: StackError"),
+        (b"\xdf\xff\xff\xff\xff", "exceeds max_map_len"),
+        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "exceeds max_array_len"),
+        (b"\x81\xa1a\xc6\xff\xff\xff\xff", "does not end within 8 bytes"),
+        (b"\x81\xa1a\xdb\xff\xff\xff\xff", "does not end within 8 bytes"),
+        (bytes(msgpack.packb({"a": bytes(INBOUND.size_bytes)})), "does not end within 65536 bytes"),
+        (bytes(msgpack.packb(taken_apart(HELLO)[0])), "not one msgpack bin 32 right after the header"),
+        (bytes(msgpack.packb(taken_apart(HELLO)[0])) + b"\xc4\x00", "not one msgpack bin 32"),
+        (
+            bytes(msgpack.packb(taken_apart(HELLO)[0])) + b"\xc6\xff\xff\xff\xff",
+            "announces 4294967295 bytes, but 0",
+        ),
+    ],
+)
+def test_what_is_no_header_of_this_protocol_is_refused(body: bytes, says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        decode_inbound(body)
+
+
+def test_lying_lengths_allocate_nothing() -> None:
+    lies = [
+        b"\x81\xa1a" + b"\xdd\x00\x00\xff\xff" * 1000,
+        b"\xdf\x00\x00\xff\xff" * 1000,
+        b"\x81\xa1a\xc6\xff\xff\xff\xff",
+        rewritten(UPDATE, parameters=2**29),
+    ]
+
+    tracemalloc.start()
+    try:
+        for lie in lies:
+            with pytest.raises(WireError):
+                decode_inbound(lie)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 1_000_000
+
+
+def test_a_layout_without_elements_has_an_empty_payload() -> None:
+    empty = replace(a_version(), layout=a_layout(0), vector=a_vector())
+
+    found = decode_version(encode_version(empty))
+
+    assert found.vector.size == 0
+    assert found.layout.restore(found.vector, found.integers)["dense/kernel"].shape == (0,)
