@@ -227,8 +227,12 @@ class Leader:
             self._refuse(delivery, Refusal(Reason.FUTURE_VERSION, detail), {})
             return
         self._model.note_evaluation(evaluation)
-        metrics = {name: round(value, 4) for name, value in evaluation.metrics.items()}
-        log.info("evaluated", version=evaluation.version, held=self._model.target_held, **metrics)
+        log.info(
+            "evaluated",
+            version=evaluation.version,
+            held=self._model.target_held,
+            metrics={name: round(value, 4) for name, value in evaluation.metrics.items()},
+        )
         if self.finished:
             self._broker.ack([delivery.tag])
             return

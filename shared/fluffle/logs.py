@@ -21,7 +21,7 @@ import math
 import numbers
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -188,8 +188,17 @@ class _PrettyLine:
             sentence = _paint(_LEVEL_COLOURS[level], f"{level}: {sentence}")
         elif level == "debug":
             sentence = _paint(_DIM, f"{logger}: {sentence}")
-        fields = "".join(f"  {_paint(_CYAN, key)}={_shown(value)}" for key, value in event.items())
+        fields = "".join(f"  {_paint(_CYAN, key)}={_shown(value)}" for key, value in _flat(event))
         return f"{start}  {sentence}{fields}" + (f"\n{trace}" if trace else "")
+
+
+def _flat(event: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """Spread out a field that is a map: metrics={"loss": 0.5} reads loss=0.5."""
+    for key, value in event.items():
+        if isinstance(value, Mapping):
+            yield from ((_printable(str(name)), inner) for name, inner in value.items())
+        else:
+            yield key, value
 
 
 def _paint(colour: str, text: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from fluffle.errors import TaskError
+from fluffle.errors import FluffleError, TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
 
@@ -40,7 +40,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What one round of local training gave: the weights, the number of examples seen, and metrics."""
+    """What one round of local training gave: the weights, the examples of this site it saw, and metrics.
+
+    `examples` counts each example once, however many epochs there were: FedAvg weighs by it.
+    """
 
     weights: Weights
     examples: int
@@ -74,10 +77,10 @@ class Task(Protocol):
         """Return metrics of `weights` on held-out data, at least one of "accuracy" and "loss"."""
 
     def save(self, weights: Weights, path: Path) -> None:
-        """Write the model in the framework's own format, for example `.keras`."""
+        """Write the model in the framework's own format, such as `.keras`; raises a FluffleError."""
 
     def load(self, path: Path) -> Weights:
-        """Read weights from a file of the framework's own format; the reverse of `save`."""
+        """Read weights from a file of the framework's own format, as `save` does; raises a FluffleError."""
 
 
 def load_task(name: str) -> Task:
@@ -89,14 +92,24 @@ def load_task(name: str) -> Task:
         known = ", ".join(READY_TASKS)
         raise TaskError(f"unknown task {name!r}: say one of {known}, or your own as package.module:name")
     module_name, _, attribute = READY_TASKS.get(name, name).partition(":")
+    if not module_name or not attribute:
+        raise TaskError(f"the task {name!r} must read like package.module:name")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise TaskError(f"the task {name!r} cannot be imported: {error}") from error
-    found = getattr(module, attribute, None)
+    except FluffleError:
+        raise
+    except Exception as error:  # whatever is wrong in the user's module
+        raise TaskError(
+            f"the task {name!r} cannot be imported: {type(error).__name__}: {error} (-v shows where)"
+        ) from error
+    if not hasattr(module, attribute):
+        raise TaskError(f"the task {name!r} cannot be imported: {module_name} has no {attribute!r}")
+    found = getattr(module, attribute)
+    if isinstance(found, type):
+        raise TaskError(f"{name!r} is no task but a class: name an object that was made of it")
     if not isinstance(found, Task):
         missing = [part for part in vars(Task) if not part.startswith("_") and not hasattr(found, part)]
-        raise TaskError(f"{name!r} is no task: it lacks {', '.join(missing) or attribute}")
+        raise TaskError(f"{name!r} is no task: it lacks {', '.join(missing)}")
     return found

@@ -65,7 +65,7 @@ class Evaluator:
         metrics = self._task.evaluate(version.layout.restore(version.vector, version.integers))
         evaluate_s = time.monotonic() - started
         shown = {name: round(value, 4) for name, value in metrics.items()}
-        log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), **shown)
+        log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), metrics=shown)
         return Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
 
     def _report(self, broker: Broker, evaluation: Evaluation) -> None:

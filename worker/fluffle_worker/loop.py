@@ -136,7 +136,7 @@ class Worker:
             version=version.version,
             sequence=sequence,
             seconds=round(train_s, 2),
-            **{name: round(value, 4) for name, value in trained.metrics.items()},
+            metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
         return WeightUpdate(
             federation=version.federation,

@@ -6,10 +6,9 @@ downloaded. A fifth is held out, the same everywhere; the rest is split among th
 
 from __future__ import annotations
 
-import importlib
-
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
 from fluffle.task import Site
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
@@ -46,8 +45,7 @@ def eval_data() -> tuple[Images, Labels]:
 
 
 def _examples(*, held_out: bool) -> tuple[Images, Labels]:
-    # Imported here, so that to name this task costs nothing.
-    images, labels = importlib.import_module("sklearn.datasets").load_digits(return_X_y=True)
+    images, labels = load_digits(return_X_y=True)
     # Each fifth of the examples in the order of their labels: each label is held out in its proportion.
     order = np.argsort(labels, kind="stable")
     is_held_out = np.zeros(labels.size, bool)

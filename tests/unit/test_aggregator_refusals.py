@@ -1,0 +1,155 @@
+"""What the aggregator refuses, where it goes, and that nothing else stops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgpack
+import pytest
+from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
+from leading import a_server, aggregate, encoded, newest, rejected, send, unacked, versions
+
+from fluffle.record import Evaluation, Hello
+from fluffle.update import WeightUpdate
+from fluffle.wire import encode_hello
+from fluffle_aggregator.admission import Policy
+
+NAN = float("nan")
+GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"", "unreadable"),
+        (b"not msgpack at all", "unreadable"),
+        (encoded(GOOD)[:-1], "unreadable"),
+        (bytes(msgpack.packb({"fluffle": 1, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
+        (an_update("a b"), "unreadable"),
+        (an_update("w" * 101), "unreadable"),
+        (an_update(federation="other"), "wrong-federation"),
+        (an_update(layout=a_layout(5), values=[1] * 5), "wrong-layout"),
+        (an_update(values=[1] * 5), "wrong-layout"),
+        (an_update(integers=b"\0"), "wrong-layout"),
+        (an_update(sends="weights"), "wrong-content"),
+        (an_update(values=[0, 0, 0, NAN]), "not-finite"),
+        (an_update(values=[float("inf")] * SIZE, codec="bfloat16"), "not-finite"),
+        (an_update(examples=0), "bad-examples"),
+        (an_update(examples=-5), "bad-examples"),
+        (an_update(examples=10**12), "bad-examples"),
+        (an_update(base_version=99), "future-version"),
+        (an_update("good", 1), "duplicate"),
+        (an_evaluation(federation="other"), "wrong-federation"),
+        (an_evaluation(99), "future-version"),
+    ],
+)
+def test_one_bad_message_among_good_ones_is_moved_away_with_its_reason_and_the_rest_is_applied(
+    bad: WeightUpdate | Evaluation | bytes, reason: str
+) -> None:
+    charge = a_charge(a_strategy("fedbuff", buffer_size=2))
+    server = a_server(charge, an_update("good", 1, values=[1] * SIZE), bad, GOOD)
+
+    aggregate(server, charge)
+
+    assert newest(server, charge).version == 1
+    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
+    assert newest(server, charge).rejected == 1
+    assert unacked(server, charge) == []
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == reason
+    assert headers["detail"]
+    assert headers["user"] == "worker-user"
+    assert headers["from"] == charge.topology.updates.name
+    assert server.bodies(charge.topology.rejected.name) == [encoded(bad)]
+
+
+def test_a_late_update_is_refused_with_what_it_is_grepped_for() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), policy=Policy(max_staleness=1))
+    fresh = [an_update("fast", n, base_version=n - 1) for n in (1, 2)]
+    server = a_server(charge, *fresh, an_update("slow", 1), an_update("fast", 3, base_version=2))
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["id"] == "slow/r1/1"
+    assert headers["worker"] == "slow"
+    assert headers["reason"] == "too-stale"
+    assert "2 versions ago; at most 1 are allowed" in str(headers["detail"])
+    assert newest(server, charge).version == 3
+
+
+def test_the_longest_names_still_go_through_the_brokers_short_strings() -> None:
+    longest = replace(an_update("w" * 100, 2**64 - 1, run="r" * 100), examples=0)
+    charge = a_charge()
+    server = a_server(charge, longest)
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "bad-examples"
+    assert len(str(headers["id"]).encode()) <= 255
+
+
+def test_an_update_that_is_sent_again_is_refused_as_a_duplicate_even_many_versions_later() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, *(an_update("w", n, base_version=n - 1) for n in range(1, 30)))
+    aggregate(server, charge)
+
+    send(server, charge, an_update("w", 1))
+    aggregate(server, charge)
+
+    assert [line["reason"] for line in rejected(server, charge)] == ["duplicate"]
+    assert newest(server, charge).updates == 29
+
+
+def test_refusals_are_counted_for_the_worker_that_is_known_and_for_nobody_else() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(
+        charge,
+        an_update("known", 1),
+        an_update("known", 2, examples=0),
+        an_update("stranger", 1, examples=0),
+        an_update("known", 3, base_version=1),
+    )
+
+    aggregate(server, charge)
+
+    record = newest(server, charge)
+    assert record.rejected == 2
+    assert {name: one.rejected for name, one in record.contributors.items()} == {"known": 1}
+
+
+def test_metrics_of_any_name_stop_nobody() -> None:
+    names = ["event", "version", "held", "metrics", "self", "level", "time", "exc_info", ""]
+    report = an_evaluation(0, dict.fromkeys(names, 0.5))
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, report, an_update())
+
+    aggregate(server, charge)
+
+    evaluation = newest(server, charge).evaluation
+    assert evaluation is not None
+    assert evaluation.metrics == report.metrics
+
+
+def test_a_hello_is_acked_and_nothing_else() -> None:
+    charge = a_charge()
+    server = a_server(charge, encode_hello(Hello("digits", "another")))
+
+    aggregate(server, charge)
+
+    assert unacked(server, charge) == []
+    assert rejected(server, charge) == []
+    assert len(versions(server, charge)) == 1
+
+
+def test_after_the_end_an_update_is_refused_as_finished_and_no_version_follows() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), first=a_version(finished="it was enough"))
+    server = a_server(charge, an_update("late"))
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "finished"
+    assert "it was enough" in str(headers["detail"])
+    assert len(versions(server, charge)) == 1
