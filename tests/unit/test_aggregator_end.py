@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from builders import SIZE, a_charge, a_strategy, a_version, an_evaluation, an_update
-from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, unacked, versions, work_off
+from leading import (
+    Clock,
+    a_server,
+    aggregate,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    unacked,
+    versions,
+    work_off,
+)
 
 from fluffle.fake_broker import FakeBroker
 from fluffle.record import Evaluation

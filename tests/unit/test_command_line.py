@@ -10,11 +10,12 @@ from typing import ClassVar, Literal
 
 import pytest
 import typer
+from pydantic import Field
+from typer.testing import CliRunner, Result
+
 from fluffle.command_line import clean_exit, new_app, settings_command
 from fluffle.errors import ConfigError, FluffleError
 from fluffle.settings import SharedSettings
-from pydantic import Field
-from typer.testing import CliRunner, Result
 
 
 class PartSettings(SharedSettings):

@@ -12,8 +12,9 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from fluffle import logs
 from rich.console import Console
+
+from fluffle import logs
 
 log = logs.get_logger("fluffle_aggregator.service")
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
+from pydantic import Field, ValidationError
+
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings, load_settings
-from pydantic import Field, ValidationError
 
 
 class PartSettings(SharedSettings):
