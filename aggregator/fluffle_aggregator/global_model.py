@@ -29,7 +29,10 @@ class GlobalModel:
         goal: Goal,
         term: int,
     ) -> None:
-        """Continue from a record; `moments` are the server optimizer's there, empty to begin anew."""
+        """Continue from a record and the server optimizer's moments there.
+
+        Moments that are missing, or are those of another optimizer, begin anew.
+        """
         # Owned, since the strategy works in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
         self.record = replace(record, vector=self.vector)
@@ -41,7 +44,7 @@ class GlobalModel:
         self.integers = record.integers
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in moments.items()}
-            if moments
+            if set(moments) == set(strategy.optimizer.starts)
             else strategy.optimizer.init(record.layout.size)
         )
         self.buffer = strategy.init()

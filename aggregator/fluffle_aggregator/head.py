@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from fluffle.errors import TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.models import version_at_hand
-from fluffle.record import ModelVersion, Moments
-from fluffle.topology import Topology
+from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import decode_record, record_digest
 
 log = get_logger(__name__)
@@ -54,4 +55,27 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
     for other, _ in records:
         if isinstance(other, Moments) and other.rank == record.rank and record.moments_checksum is not None:
             moments = other.vectors
-    return Head(record, moments, record_digest(body), max(record.term, in_stream.term if in_stream else 0))
+    if record.moments_checksum is not None and not moments:
+        log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
+    _bring_orphans_to_the_front(broker, topology, records, record.rank)
+    terms = [other.term if isinstance(other, ModelVersion) else other.rank.term for other, _ in records]
+    return Head(record, moments, record_digest(body), max([*terms, in_stream.term if in_stream else 0]))
+
+
+def _bring_orphans_to_the_front(
+    broker: Broker, topology: Topology, records: list[tuple[ModelVersion | Moments, bytes]], newest: Rank
+) -> None:
+    """Make sure that the next publish pushes out of the full queue what nobody needs.
+
+    A leader that dies between its moments and their record leaves moments behind that belong to no record.
+    A few such leaders in a row would push out the record that all start from.
+    """
+    waiting = deque(records)
+    while (
+        len(waiting) >= HEAD_LENGTH
+        and waiting[0][0].rank == newest
+        and any(other.rank != newest for other, _ in waiting)
+    ):
+        _, body = waiting[0]
+        broker.publish("", topology.head.name, body, {})
+        waiting.rotate(-1)

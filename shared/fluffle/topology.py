@@ -63,9 +63,10 @@ class Topology:
 
 def topology_of(federation: str) -> Topology:
     """Return the exchanges and queues of a federation."""
-    updates, rejected, models = (
-        Exchange(f"{federation}.{name}") for name in ("updates", "rejected", "models")
-    )
+    updates, rejected = Exchange(f"{federation}.updates"), Exchange(f"{federation}.rejected")
+    # Not named like the stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read an
+    # exchange may bind the one to the other (docs/decisions/0006).
+    versions = Exchange(f"{federation}.versions")
     return Topology(
         federation,
         updates=Queue(
@@ -95,7 +96,7 @@ def topology_of(federation: str) -> Topology:
         ),
         head=Queue(
             f"{federation}.head",
-            models,
+            versions,
             {
                 "x-queue-type": "quorum",
                 # Each takeover reads the head and puts it back, which counts as a delivery.
@@ -105,8 +106,8 @@ def topology_of(federation: str) -> Topology:
             },
         ),
         models=Queue(
-            models.name,
-            models,
+            f"{federation}.models",
+            versions,
             {
                 "x-queue-type": "stream",
                 "x-max-length-bytes": STREAM_MAX_BYTES,

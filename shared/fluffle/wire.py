@@ -35,7 +35,7 @@ class HeaderLimits(NamedTuple):
     entries: int
 
 
-# Anyone may send to F.updates, only aggregators to F.models.
+# Anyone may send to F.updates, only aggregators to F.versions.
 INBOUND: Final = HeaderLimits(64 * 1024, schema.MAX_METRICS)
 RECORD: Final = HeaderLimits(64 * MIB, 4 * MIB)
 

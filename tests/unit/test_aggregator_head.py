@@ -1,0 +1,204 @@
+"""Taking the lead: what a new leader makes of head and stream, in whatever state it finds them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from builders import SIZE, a_charge, a_strategy, a_vector, a_version, an_update
+from leading import (
+    Clock,
+    a_server,
+    aggregate,
+    encoded,
+    newest,
+    publish,
+    rejected,
+    send,
+    take_the_lead,
+    unacked,
+    versions,
+    work_off,
+)
+
+from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.wire import decode_record, encode_moments, encode_version
+from fluffle_aggregator.head import read_head
+from fluffle_aggregator.service import Charge
+
+
+def in_head(server: FakeServer, charge: Charge) -> list[str]:
+    """Say in short what the head holds."""
+    records = [decode_record(body) for body in server.bodies(charge.topology.head.name)]
+    return [f"{'r' if isinstance(one, ModelVersion) else 'm'}{one.rank.version}" for one in records]
+
+
+def put_into_head(server: FakeServer, charge: Charge, *records: ModelVersion | Moments) -> None:
+    with FakeBroker(server) as broker:
+        for record in records:
+            body = encode_version(record) if isinstance(record, ModelVersion) else encode_moments(record)[0]
+            broker.publish("", charge.topology.head.name, body, {})
+
+
+def some_moments(version: int, *, term: int = 1) -> Moments:
+    return Moments("digits", Rank(term, version), {"m": a_vector(*[version] * SIZE)})
+
+
+def test_an_update_that_the_head_contains_is_acked_when_it_comes_again_and_is_neither_applied_nor_rejected() -> (
+    None
+):
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, an_update("w"))
+
+    class DiesBeforeItsAck(FakeBroker):
+        def ack(self, tags: object) -> None:
+            self.close()
+            raise ConnectionLost("it died here")
+
+    with DiesBeforeItsAck(server) as broker, pytest.raises(ConnectionLost):
+        work_off(take_the_lead(broker, charge, Clock()), broker)
+    assert newest(server, charge).version == 1
+    assert encoded(an_update("w")) in unacked(server, charge)
+
+    aggregate(server, charge)
+
+    assert newest(server, charge).version == 1
+    assert rejected(server, charge) == []
+    assert unacked(server, charge) == []
+
+
+def test_a_stream_that_is_behind_the_head_gets_the_version_again() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    put_into_head(server, charge, a_version(7))
+    assert newest(server, charge).version == 0
+
+    with FakeBroker(server) as broker:
+        head = read_head(broker, charge.topology)
+
+    assert head is not None
+    assert head.record.version == 7
+    assert newest(server, charge).version == 7
+
+
+def test_a_stream_that_is_empty_gets_the_version_again() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, an_update("w"))
+    aggregate(server, charge)
+    with FakeBroker(server) as broker:
+        broker.rebuild(charge.topology)
+
+    send(server, charge, an_update("w", 2, base_version=1))
+    aggregate(server, charge)
+
+    assert [one.version for one in versions(server, charge)] == [1, 2]
+
+
+def test_a_head_that_somebody_deleted_is_never_replaced_by_a_version_zero() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    server.queue(charge.topology.head.name).ready.clear()
+
+    with pytest.raises(
+        TopologyMissing, match=r"holds version 0 \(term 1\), but the queue digits.head .* deleted"
+    ):
+        aggregate(server, charge)
+
+    assert len(versions(server, charge)) == 1
+
+
+def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    with FakeBroker(server) as broker:
+        head = replace(charge.topology.models, name=charge.topology.head.name)
+        assert head.name in server.queues
+        broker.publish("", charge.topology.models.name, encode_version(a_version(3, term=5)), {})
+        in_stream_only = read_head(broker, charge.topology)
+    put_into_head(server, charge, some_moments(3, term=9))
+    with FakeBroker(server) as broker:
+        with_orphans = read_head(broker, charge.topology)
+
+    assert in_stream_only is not None
+    assert (in_stream_only.record.version, in_stream_only.term) == (0, 5)
+    assert with_orphans is not None
+    assert with_orphans.term == 9
+
+
+def test_a_record_of_a_lower_term_that_came_late_is_passed_over() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    with FakeBroker(server) as broker:
+        publish(broker, charge, a_version(5, term=3))
+        publish(broker, charge, a_version(8, term=2))
+        head = read_head(broker, charge.topology)
+
+    assert head is not None
+    assert head.record.rank == Rank(3, 5)
+
+
+def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    record = replace(a_version(1), moments_checksum=7)
+    put_into_head(server, charge, some_moments(1), record, some_moments(2))
+
+    with FakeBroker(server) as broker:
+        head = read_head(broker, charge.topology)
+
+    assert head is not None
+    assert head.moments["m"].tolist() == [1.0] * SIZE
+
+
+@pytest.mark.parametrize(
+    ("found", "left"),
+    [
+        (["m1", "r1", "m2"], ["m2", "m1", "r1"]),
+        (["r1", "m2", "m1"], ["m2", "m1", "r1"]),
+        (["m2", "m1", "r1"], ["m2", "m1", "r1"]),
+        (["r0", "m1", "r1"], ["r0", "m1", "r1"]),
+        (["r1", "m2", "m3"], ["m2", "m3", "r1"]),
+        (["r0", "m1"], ["r0", "m1"]),
+        (["r0", "r1", "r2"], ["r0", "r1", "r2"]),
+    ],
+)
+def test_what_dead_leaders_left_is_what_the_next_publish_pushes_out(
+    found: list[str], left: list[str]
+) -> None:
+    charge = a_charge()
+    server = a_server(charge, first=False)
+    for name in found:
+        number = int(name[1])
+        put_into_head(server, charge, a_version(number) if name[0] == "r" else some_moments(number))
+
+    with FakeBroker(server) as broker:
+        read_head(broker, charge.topology)
+
+    assert in_head(server, charge) == left
+
+
+def test_another_server_optimizer_begins_with_moments_of_its_own() -> None:
+    updates = [an_update("w", n, base_version=n - 1) for n in (1, 2, 3, 4)]
+    before = a_charge(a_strategy(buffer_size=1, optimizer="adam"))
+    server = a_server(before, updates[0])
+    aggregate(server, before)
+
+    for update, optimizer in zip(updates[1:], ["momentum", "sgd", "adam"], strict=True):
+        send(server, before, update)
+        aggregate(server, a_charge(a_strategy(buffer_size=1, optimizer=optimizer)))
+
+    assert newest(server, before).version == 4
+    assert unacked(server, before) == []
+
+
+def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
+    charge = a_charge(a_strategy(buffer_size=1, optimizer="momentum"))
+    server = a_server(charge, first=False)
+    put_into_head(server, charge, replace(a_version(1), moments_checksum=7))
+    send(server, charge, an_update("w", base_version=1, values=[1] * SIZE))
+
+    aggregate(server, charge)
+
+    assert newest(server, charge).vector.tolist() == [1.0] * SIZE

@@ -1,0 +1,115 @@
+"""Two aggregators at once: one leads, the other takes over, and both leave at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from builders import a_charge, a_strategy, an_update
+from federation import wait_until
+from leading import a_server, newest, send, unacked, versions
+
+from fluffle.broker import Broker
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.wire import record_digest
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.service import Charge, serve
+
+SOON_S = 10.0
+
+
+class Aggregator:
+    """One aggregator in a thread of its own, and the connections that it has made."""
+
+    def __init__(self, server: FakeServer, charge: Charge) -> None:
+        self._server = server
+        self.connections: list[FakeBroker] = []
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=serve, args=[charge, self._connect, self.stop])
+        self.thread.start()
+
+    def _connect(self) -> Broker:
+        self.connections.append(FakeBroker(self._server))
+        return self.connections[-1]
+
+    def leave(self) -> None:
+        """Ask it to stop, and wait."""
+        self.stop.set()
+        self.thread.join()
+
+
+@contextmanager
+def two_aggregators(server: FakeServer, charge: Charge) -> Iterator[tuple[Aggregator, Aggregator]]:
+    """Start one that leads, and then one that stands by."""
+    queue = server.queue(charge.topology.updates.name)
+    first = Aggregator(server, charge)
+    wait_until(lambda: len(queue.consumers) == 1, "the first", deadline_s=SOON_S)
+    second = Aggregator(server, charge)
+    wait_until(lambda: len(queue.consumers) == 2, "the second", deadline_s=SOON_S)
+    try:
+        yield first, second
+    finally:
+        first.leave()
+        second.leave()
+
+
+def is_at(server: FakeServer, charge: Charge, version: int) -> Callable[[], bool]:
+    return lambda: newest(server, charge).version == version
+
+
+def test_when_the_leader_is_lost_the_standby_goes_on_in_one_line_of_versions() -> None:
+    charge = a_charge(a_strategy(buffer_size=2))
+    server = a_server(charge)
+    server.longest_wait_s = SOON_S
+
+    with two_aggregators(server, charge) as (first, _):
+        for number in range(4):
+            send(server, charge, an_update("a", number + 1, base_version=number))
+            if number % 2:
+                # With one update in its buffer the leader is gone, and comes back as the standby.
+                server.queue(charge.topology.updates.name).consumers[0].close()
+            send(server, charge, an_update("b", number + 1, base_version=number))
+            wait_until(is_at(server, charge, number + 1), f"version {number + 1}", deadline_s=SOON_S)
+
+    history = versions(server, charge)
+    bodies = server.bodies(charge.topology.models.name)
+    assert [one.version for one in history] == [0, 1, 2, 3, 4]
+    assert [one.parent for one in history[1:]] == [record_digest(body) for body in bodies[:-1]]
+    terms = [one.term for one in history]
+    assert terms == sorted(terms)
+    assert len(set(terms)) == 3
+    assert [one.id for version in history for one in version.folded] == [
+        an_update(worker, number).id for number in (1, 2, 3, 4) for worker in "ab"
+    ]
+    assert len(first.connections) > 1
+    assert unacked(server, charge) == []
+
+
+def test_at_the_end_the_standby_leaves_too() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_versions=1))
+    server = a_server(charge)
+    server.longest_wait_s = SOON_S
+
+    with two_aggregators(server, charge) as (first, second):
+        send(server, charge, an_update())
+
+        first.thread.join(SOON_S)
+        second.thread.join(SOON_S)
+
+        assert not first.thread.is_alive()
+        assert not second.thread.is_alive()
+    assert newest(server, charge).finished == "1 versions were made"
+    assert len(versions(server, charge)) == 2
+    assert unacked(server, charge) == []
+
+
+def test_of_two_aggregators_of_a_new_federation_one_publishes_version_zero() -> None:
+    charge = a_charge()
+    server = a_server(charge, first=False)
+    server.longest_wait_s = SOON_S
+
+    with two_aggregators(server, charge):
+        wait_until(lambda: bool(versions(server, charge)), "version 0", deadline_s=SOON_S)
+
+    assert [(one.term, one.version) for one in versions(server, charge)] == [(1, 0)]
