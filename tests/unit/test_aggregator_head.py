@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -46,17 +47,18 @@ def some_moments(version: int, *, term: int = 1) -> Moments:
     return Moments("digits", Rank(term, version), {"m": a_vector(*[version] * SIZE)})
 
 
-def test_an_update_that_the_head_contains_is_acked_when_it_comes_again_and_is_neither_applied_nor_rejected() -> (
-    None
-):
+class DiesBeforeItsAck(FakeBroker):
+    """A connection that is lost when a commit is confirmed and its acks are on their way."""
+
+    def ack(self, tags: Iterable[int]) -> None:
+        """See Broker."""
+        self.close()
+        raise ConnectionLost(f"it died before the acks of {list(tags)} arrived")
+
+
+def test_an_update_in_the_head_that_comes_again_is_acked_and_neither_applied_nor_rejected() -> None:
     charge = a_charge(a_strategy(buffer_size=1))
     server = a_server(charge, an_update("w"))
-
-    class DiesBeforeItsAck(FakeBroker):
-        def ack(self, tags: object) -> None:
-            self.close()
-            raise ConnectionLost("it died here")
-
     with DiesBeforeItsAck(server) as broker, pytest.raises(ConnectionLost):
         work_off(take_the_lead(broker, charge, Clock()), broker)
     assert newest(server, charge).version == 1
@@ -113,8 +115,6 @@ def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> No
     charge = a_charge()
     server = a_server(charge)
     with FakeBroker(server) as broker:
-        head = replace(charge.topology.models, name=charge.topology.head.name)
-        assert head.name in server.queues
         broker.publish("", charge.topology.models.name, encode_version(a_version(3, term=5)), {})
         in_stream_only = read_head(broker, charge.topology)
     put_into_head(server, charge, some_moments(3, term=9))

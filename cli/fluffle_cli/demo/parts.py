@@ -93,6 +93,8 @@ def aggregators(
             target=settings.goal,
             max_seconds=settings.max_seconds,
             local_epochs=settings.show.local_epochs,
+            local_steps=settings.show.local_steps,
+            learning_rate=settings.show.learning_rate,
         )
         for name in AGGREGATORS
     ]
@@ -106,6 +108,6 @@ def plots(folder: Path) -> Part:
 
 def _part(part_name: str, module: tuple[str, ...], **settings: object) -> Part:
     # In the environment, since everyone on the machine sees a command line, and the URL has the password.
-    said = {env_name(name): str(value) for name, value in settings.items()}
+    said = {env_name(name): str(value) for name, value in settings.items() if value is not None}
     said |= {f"{ENV_PREFIX}LOG_FORMAT": "json", f"{ENV_PREFIX}CONFIG": devnull}
     return Part(name=part_name, command=(sys.executable, "-m", *module), environment={**ONE_THREAD, **said})

@@ -22,18 +22,20 @@ Strategy = Literal["fedasync", "fedbuff", "fedavg"]
 class Show:
     """What makes one task a good show: a target that it can hold, and how long to train.
 
-    `local_epochs` are those of one worker's round, `central_epochs` those of the model that is trained in
-    one place to compare.
+    A worker's round has `local_epochs`, or `local_steps` minibatches if given. `central_epochs` are those of
+    the model that is trained in one place to compare.
     """
 
     target: str
     local_epochs: int = 1
+    local_steps: int | None = None
+    learning_rate: float | None = None
     central_epochs: int = 30
 
 
 SHOWS: Mapping[str, Show] = {
-    "digits": Show(target="accuracy>=0.95", local_epochs=2),
-    "fashion_mnist": Show(target="accuracy>=0.8", central_epochs=2),
+    "digits": Show(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
+    "fashion_mnist": Show(target="accuracy>=0.8", local_steps=60, central_epochs=1),
     "diabetes": Show(target="loss<=0.55", local_epochs=2, central_epochs=60),
 }
 
@@ -49,7 +51,7 @@ class DemoSettings(SharedSettings):
         description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A:B].",
     )
     buffer_size: int = Field(
-        2, ge=1, description="Updates in one version of fedbuff; fedavg always waits for every worker."
+        1, ge=1, description="Updates in one version of fedbuff; fedavg always waits for every worker."
     )
     compare: bool = Field(
         False, description="Run synchronous fedavg first, then the strategy, and plot both."
@@ -62,7 +64,7 @@ class DemoSettings(SharedSettings):
     split: str = Field(
         "dirichlet:0.5", description="How the data is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
     )
-    delay: float = Field(0.2, ge=0, description="Seconds that the fastest worker idles in each round.")
+    delay: float = Field(0.25, ge=0, description="Seconds that the fastest worker idles in each round.")
     slowdown: float = Field(
         8.0, ge=1, description="How many times as long the slowest worker idles; the others lie between."
     )
