@@ -155,7 +155,13 @@ class Leader:
         self._model = charge.continue_from(head)
         self.finished = head.record.finished
         self._started = self._committed = self._oldest_held = clock()
-        log.info("leading", version=head.record.version, term=self._model.term, finished=self.finished)
+        log.info("leading", version=head.record.version, term=self._model.term)
+        if self.finished:
+            log.info(
+                "the federation has finished already: to train on, export its model and start another one",
+                because=self.finished,
+                version=head.record.version,
+            )
 
     @property
     def elapsed_s(self) -> float:

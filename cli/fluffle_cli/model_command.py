@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -54,13 +55,13 @@ class InitSettings(ListSettings):
 def list_versions(settings: ListSettings) -> None:
     """Print a table of the versions that the stream still holds."""
     topology = topology_of(settings.federation)
-    table = Table("version", "term", "updates", "size", "committed", "evaluated", "")
+    table = Table("version", "term", "updates", "size", "committed", "evaluated", "", show_edge=False)
     evaluated: dict[int, str] = {}
     rows: list[tuple[ModelVersion, int]] = []
     with _connected(settings, topology) as broker:
         for version in track(all_versions(broker, topology), "reading", transient=True, console=_ERRORS):
             if version.evaluation:
-                shown = ", ".join(f"{name} {value:.4g}" for name, value in version.evaluation.metrics.items())
+                shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
                 evaluated[version.evaluation.version] = shown
             rows.append((version, version.vector.nbytes + len(version.integers)))
     if not rows:
@@ -76,11 +77,12 @@ def list_versions(settings: ListSettings) -> None:
             str(version.term),
             str(version.updates),
             f"{size_bytes / MIB:.2f} MiB",
-            datetime.fromtimestamp(version.committed_at).astimezone().isoformat(" ", "seconds"),
+            f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}",
             evaluated.get(version.version, ""),
             ", ".join(marks),
         )
-    Console().print(table)
+    # A line per version, also where no terminal says how wide it is.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def export(settings: ExportSettings) -> None:

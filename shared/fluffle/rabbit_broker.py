@@ -64,13 +64,18 @@ class RabbitBroker:
         parameters.blocked_connection_timeout = BLOCKED_TIMEOUT_S
         parameters.client_properties = {"connection_name": name}
         self._user = parameters.credentials.username
-        self._where = f"{parameters.host}:{parameters.port}, virtual host {parameters.virtual_host!r},"
+        self._where = f"{parameters.host}:{parameters.port} (virtual host {parameters.virtual_host!r})"
         try:
             self._connection = pika.BlockingConnection(parameters)
             self._channel = self._connection.channel()
             self._channel.confirm_delivery()
         except (pika.exceptions.AMQPError, OSError, ssl.SSLError) as error:
-            raise self._translated(error) from error
+            reason = self._translated(error)
+            if isinstance(reason, ConnectionLost):
+                reason = ConnectionLost(
+                    f"no RabbitMQ answers at {self._where}: start it, or correct FLUFFLE_BROKER_URL ({error!r})"
+                )
+            raise reason from error
         self._channel.add_on_cancel_callback(self._on_cancel)
         self._commands: deque[Callable[[], None]] = deque()
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()

@@ -55,7 +55,7 @@ def test_a_broker_that_does_not_come_is_waited_for_and_then_named(tmp_path: Path
     with Federation("nobody", url, tmp_path, task="numpy_task:task") as running:
         worker = running.worker(0, "--connect-timeout-s", "2")
 
-        assert_refused(worker, "127.0.0.1", "lost")
+        assert_refused(worker, "127.0.0.1", "no RabbitMQ answers")
         assert worker.events("waiting for the broker")
 
 

@@ -1,0 +1,333 @@
+"""The worker's loop: what it trains from, what it sends, and how it leaves."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from builders import a_vector, a_version
+from working import (
+    TOPOLOGY,
+    CountingTask,
+    Scripted,
+    a_federation,
+    later,
+    no_display,
+    nothing,
+    publish_versions,
+    sent_updates,
+)
+
+from fluffle.broker import Broker
+from fluffle.errors import ConnectionLost, LayoutError, QueueFull
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.model import Layout
+from fluffle.plan import Plan
+from fluffle.record import ModelVersion
+from fluffle.update import UpdateId
+from fluffle_worker.loop import Worker
+
+LAYOUT = Layout.of(CountingTask().initial_weights(0))
+
+
+def version(number: int, value: float = 0.0, *, plan: Plan | None = None, finished: str = "") -> ModelVersion:
+    """Return a version whose weights all have one value."""
+    record = a_version(number, values=[value] * 2, layout=LAYOUT, plan=plan, finished=finished)
+    return replace(record, integers=bytes(8))
+
+
+def end(server: FakeServer) -> None:
+    publish_versions(server, version(1000, finished="enough"))
+
+
+def after_updates(
+    count: int, happens: Callable[[FakeServer], None] = end
+) -> Callable[[FakeServer, int], None]:
+    """Let something happen when so many updates were sent."""
+
+    def script(server: FakeServer, sent: int) -> None:
+        if sent == count:
+            happens(server)
+
+    return script
+
+
+def a_worker(task: CountingTask, *, stop: threading.Event | None = None, delay_s: float = 0.0) -> Worker:
+    return Worker(
+        name="w1",
+        task=task,
+        topology=TOPOLOGY,
+        seed=0,
+        delay_s=delay_s,
+        show_round=no_display,
+        stop=stop or threading.Event(),
+    )
+
+
+def work(server: FakeServer, task: CountingTask, *, rounds: int) -> Worker:
+    """Let a worker train until it has sent so many updates and the federation ends."""
+    worker = a_worker(task)
+    worker.work(lambda: Scripted(server, after_updates(rounds)))
+    return worker
+
+
+def test_a_worker_trains_from_the_newest_version_and_sends_what_it_learnt() -> None:
+    server = a_federation(version(0), version(1, 5.0), version(2, 7.0))
+
+    worker = work(server, CountingTask(), rounds=1)
+
+    [update] = sent_updates(server)
+    assert update.id == UpdateId("w1", worker.run_id, 1)
+    assert (update.federation, update.base_version, update.sends) == ("digits", 2, "delta")
+    assert update.vector.tolist() == [1.0, 1.0]
+    assert update.integers == (3).to_bytes(8, "little")
+    assert (update.layout_digest, update.examples, update.metrics) == (LAYOUT.digest, 10, {"loss": 0.5})
+    assert update.train_s >= 0
+
+
+def test_the_delta_is_against_the_workers_own_base_though_a_newer_version_came_meanwhile() -> None:
+    server = a_federation(version(0, 2.0))
+    newer = iter([version(1, 100.0), version(2, 500.0)])
+    task = CountingTask(meanwhile=lambda: publish_versions(server, next(newer)))
+
+    work(server, task, rounds=2)
+
+    assert task.started_from == [2.0, 100.0]
+    assert [(one.base_version, one.vector.tolist()) for one in sent_updates(server)] == [
+        (0, [1.0, 1.0]),
+        (1, [1.0, 1.0]),
+    ]
+
+
+def test_a_worker_sends_its_weights_when_the_plan_says_so() -> None:
+    server = a_federation(version(0, 2.0, plan=Plan(sends="weights")))
+
+    work(server, CountingTask(), rounds=1)
+
+    [update] = sent_updates(server)
+    assert (update.sends, update.vector.tolist()) == ("weights", [3.0, 3.0])
+
+
+def test_the_codec_of_the_plan_is_used() -> None:
+    server = a_federation(version(0, plan=Plan(codec="bfloat16")))
+
+    work(server, CountingTask(), rounds=1)
+
+    assert sent_updates(server)[0].codec == "bfloat16"
+
+
+def test_a_plan_that_changes_is_obeyed_in_the_next_round() -> None:
+    server = a_federation(version(0))
+    task = CountingTask(meanwhile=lambda: publish_versions(server, version(1, plan=Plan(sends="weights"))))
+
+    work(server, task, rounds=2)
+
+    assert [one.sends for one in sent_updates(server)] == ["delta", "weights"]
+
+
+def test_versions_in_between_are_not_trained_from() -> None:
+    server = a_federation(version(0, 0.0))
+    task = CountingTask(
+        meanwhile=lambda: publish_versions(server, *(version(n, 10.0 * n) for n in (1, 2, 3)))
+    )
+
+    work(server, task, rounds=2)
+
+    assert task.started_from == [0.0, 30.0]
+
+
+def test_a_version_of_a_lower_term_is_passed_over() -> None:
+    higher = replace(version(1, 1.0), term=2)
+    server = a_federation(version(0), higher)
+    stale_leaders = replace(version(9, 9.0), term=1)
+    task = CountingTask(
+        meanwhile=lambda: publish_versions(server, stale_leaders, replace(version(2, 2.0), term=2))
+    )
+
+    work(server, task, rounds=2)
+
+    assert task.started_from == [1.0, 2.0]
+
+
+def test_without_rounds_a_worker_trains_again_at_once_from_the_same_version() -> None:
+    server = a_federation(version(0))
+    task = CountingTask()
+
+    worker = work(server, task, rounds=3)
+
+    assert task.started_from == [0.0, 0.0, 0.0]
+    assert [one.id for one in sent_updates(server)] == [UpdateId("w1", worker.run_id, n) for n in (1, 2, 3)]
+    assert len(set(task.seeds)) == 3, "each round has its own order of minibatches"
+
+
+def test_in_synchronous_rounds_a_worker_waits_for_a_version_that_it_has_not_trained_from() -> None:
+    plan = Plan(one_update_per_version=True)
+    server = a_federation(version(0, plan=plan))
+    task = CountingTask()
+
+    def script(server: FakeServer, sent: int) -> None:
+        following = version(sent, 10.0 * sent, plan=plan, finished="enough" if sent == 3 else "")
+        later(lambda: publish_versions(server, following))
+
+    a_worker(task).work(lambda: Scripted(server, script))
+
+    assert task.started_from == [0.0, 10.0, 20.0]
+
+
+def test_the_same_seed_orders_the_minibatches_the_same_way() -> None:
+    first, second = CountingTask(), CountingTask()
+
+    for task in (first, second):
+        work(a_federation(version(0)), task, rounds=2)
+
+    assert first.seeds == second.seeds
+
+
+class LosesTheFirst(Scripted):
+    """A connection that is lost at its first publish, before or after the broker had the message."""
+
+    def __init__(
+        self, server: FakeServer, happens: Callable[[FakeServer, int], None], *, heard: bool
+    ) -> None:
+        super().__init__(server, happens)
+        self._heard = heard
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """See Broker."""
+        if self._heard:
+            super().publish(exchange, routing_key, body, headers)
+        self.close()
+        raise ConnectionLost("it was lost here")
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_what_was_not_confirmed_is_sent_again_under_its_own_id_and_not_trained_again(heard: bool) -> None:
+    server = a_federation(version(0))
+    task = CountingTask()
+    script = after_updates(3 if heard else 2)
+    lives: list[Broker] = [LosesTheFirst(server, script, heard=heard), Scripted(server, script)]
+
+    worker = a_worker(task)
+    worker.work(lambda: lives.pop(0))
+
+    first, *_, last = updates = sent_updates(server)
+    assert [one.id.sequence for one in updates] == ([1, 1, 2] if heard else [1, 2])
+    assert {one.id.run for one in updates} == {worker.run_id}
+    assert len(task.started_from) == 2
+    if heard:
+        assert updates[1].vector.tolist() == first.vector.tolist()
+    assert lives == []
+    assert last.base_version == 0
+
+
+class FullAtFirst(Scripted):
+    """A connection to a broker whose queue is full for the first few messages."""
+
+    refusals = 2
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """See Broker."""
+        if self.refusals:
+            self.refusals -= 1
+            raise QueueFull("the queue is full")
+        super().publish(exchange, routing_key, body, headers)
+
+
+def test_a_full_queue_is_waited_for_and_the_update_is_kept() -> None:
+    server = a_federation(version(0))
+    task = CountingTask()
+
+    a_worker(task).work(lambda: FullAtFirst(server, after_updates(1)))
+
+    assert [one.id.sequence for one in sent_updates(server)] == [1]
+    assert len(task.started_from) == 1
+
+
+def test_a_worker_that_is_stopped_while_the_queue_is_full_leaves_in_good_order() -> None:
+    server = a_federation(version(0))
+    stop = threading.Event()
+
+    class AlwaysFull(FakeBroker):
+        def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+            stop.set()
+            raise QueueFull("the queue is full")
+
+    a_worker(CountingTask(), stop=stop).work(lambda: AlwaysFull(server))
+
+    assert sent_updates(server) == []
+
+
+def test_a_finished_federation_is_not_trained_for() -> None:
+    server = a_federation(version(0), version(1, finished="enough"))
+    task = CountingTask()
+
+    a_worker(task).work(lambda: FakeBroker(server))
+
+    assert task.started_from == []
+
+
+def test_a_worker_that_is_stopped_in_the_middle_of_a_round_leaves_at_once_and_sends_nothing() -> None:
+    server = a_federation(version(0))
+    stop = threading.Event()
+    task = CountingTask(meanwhile=stop.set)
+
+    a_worker(task, stop=stop).work(lambda: FakeBroker(server))
+
+    assert len(task.started_from) == 1
+    assert sent_updates(server) == []
+
+
+def test_a_worker_that_is_stopped_when_its_round_is_done_sends_it_before_it_leaves() -> None:
+    server = a_federation(version(0))
+    stop = threading.Event()
+
+    class StoppedAtTheEnd(CountingTask):
+        def train(self, weights, plan, *, seed, progress):  # type: ignore[no-untyped-def]
+            trained = super().train(weights, plan, seed=seed, progress=progress)
+            stop.set()
+            return trained
+
+    a_worker(StoppedAtTheEnd(), stop=stop).work(lambda: FakeBroker(server))
+
+    assert [one.id.sequence for one in sent_updates(server)] == [1]
+
+
+def test_a_worker_that_is_stopped_while_it_idles_leaves_at_once() -> None:
+    server = a_federation(version(0))
+    stop = threading.Event()
+    task = CountingTask(meanwhile=lambda: later(stop.set))
+
+    a_worker(task, stop=stop, delay_s=3600).work(lambda: FakeBroker(server))
+
+    assert sent_updates(server) == []
+
+
+def test_a_worker_that_is_stopped_before_any_version_is_there_leaves() -> None:
+    server = a_federation()
+    stop = threading.Event()
+    server.longest_wait_s = 1.0
+    later(stop.set)
+
+    a_worker(CountingTask(), stop=stop).work(lambda: FakeBroker(server))
+
+    assert sent_updates(server) == []
+
+
+def test_a_model_of_another_layout_is_refused_in_words() -> None:
+    server = a_federation(version(0))
+
+    with pytest.raises(LayoutError, match=r"model has w float32\[2\] where this one has kernel float32\[2\]"):
+        a_worker(CountingTask(name="kernel")).work(lambda: FakeBroker(server))
+
+
+def test_training_never_touches_the_version_that_it_starts_from() -> None:
+    server = a_federation(version(0, 2.0))
+    before = server.bodies(TOPOLOGY.models.name)
+
+    work(server, CountingTask(meanwhile=nothing), rounds=2)
+
+    assert server.bodies(TOPOLOGY.models.name)[:1] == before
+    assert np.array_equal(sent_updates(server)[1].vector, a_vector(1, 1))

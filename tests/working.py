@@ -1,0 +1,127 @@
+"""A worker or an evaluator at work on a fake server: a task without a framework, and a scripted broker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.model import Weights
+from fluffle.plan import Plan
+from fluffle.record import Evaluation, Hello, ModelVersion
+from fluffle.task import Progress, Site, Trained
+from fluffle.topology import topology_of
+from fluffle.update import WeightUpdate
+from fluffle.wire import decode_inbound, encode_version
+
+TOPOLOGY = topology_of("digits")
+BATCHES = 3
+
+
+def nothing() -> None:
+    """Happen not."""
+
+
+class CountingTask:
+    """Training adds one to every weight; `meanwhile` happens in the middle of each round."""
+
+    def __init__(self, *, meanwhile: Callable[[], None] = nothing, name: str = "w") -> None:
+        self.meanwhile = meanwhile
+        self.name = name
+        self.started_from: list[float] = []
+        self.seeds: list[int] = []
+
+    def initial_weights(self, seed: int) -> Weights:
+        """See Task."""
+        return {self.name: np.zeros(2, np.float32), "steps": np.zeros(1, np.int64)}
+
+    def prepare(self, site: Site) -> int:
+        """See Task."""
+        return 10
+
+    def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
+        """See Task."""
+        kernel, steps = weights[self.name], weights["steps"]
+        self.started_from.append(float(kernel.astype(np.float32)[0]))
+        self.seeds.append(seed)
+        for batch in range(1, BATCHES + 1):
+            if batch == 2:
+                self.meanwhile()
+            progress(batch, BATCHES)
+        trained: dict[str, NDArray[np.generic]] = {
+            self.name: kernel.astype(np.float32) + np.float32(1),
+            "steps": steps.astype(np.int64) + BATCHES,
+        }
+        return Trained(trained, examples=10, metrics={"loss": float(np.float32(0.5))})
+
+    def evaluate(self, weights: Weights) -> Mapping[str, float]:
+        """See Task."""
+        self.meanwhile()
+        return {"accuracy": float(weights[self.name].astype(np.float32)[0])}
+
+    def save(self, weights: Weights, path: Path) -> None:
+        """See Task."""
+
+    def load(self, path: Path) -> Weights:
+        """See Task."""
+        return self.initial_weights(0)
+
+
+class Scripted(FakeBroker):
+    """A connection on which something happens whenever an update or a report was sent."""
+
+    def __init__(self, server: FakeServer, happens: Callable[[FakeServer, int], None]) -> None:
+        super().__init__(server)
+        self._stage = server
+        self._happens = happens
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """See Broker."""
+        super().publish(exchange, routing_key, body, headers)
+        self._happens(self._stage, len(sent(self._stage)))
+
+
+def a_federation(*versions: ModelVersion) -> FakeServer:
+    """Return a server on which these versions are published."""
+    server = FakeServer(longest_wait_s=0)
+    with FakeBroker(server) as broker:
+        broker.declare(TOPOLOGY)
+    publish_versions(server, *versions)
+    return server
+
+
+def publish_versions(server: FakeServer, *versions: ModelVersion) -> None:
+    """Publish versions as an aggregator does."""
+    with FakeBroker(server) as broker:
+        for version in versions:
+            broker.publish(TOPOLOGY.models.exchange.name, "", encode_version(version), {})
+
+
+def sent(server: FakeServer) -> list[WeightUpdate | Evaluation | Hello]:
+    """Return what was sent to the aggregator, in its order."""
+    return [decode_inbound(body) for body in server.bodies(TOPOLOGY.updates.name)]
+
+
+def sent_updates(server: FakeServer) -> list[WeightUpdate]:
+    """Return the updates that were sent."""
+    return [message for message in sent(server) if isinstance(message, WeightUpdate)]
+
+
+def later(action: Callable[[], None]) -> None:
+    """Do something a moment later, in another thread."""
+    threading.Timer(0.05, action).start()
+
+
+@contextmanager
+def no_display(title: str) -> Iterator[Progress]:
+    """Show no progress."""
+
+    def progress(done: int, total: int) -> None:
+        """Show nothing."""
+
+    yield progress
