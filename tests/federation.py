@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.models import newest_version
-from fluffle.rabbit_broker import RabbitBroker
+from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate

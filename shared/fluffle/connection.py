@@ -8,7 +8,7 @@ import tenacity
 
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.logs import get_logger
-from fluffle.rabbit_broker import RabbitBroker
+from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
 from fluffle.topology import Topology
 

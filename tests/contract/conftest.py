@@ -10,7 +10,7 @@ from brokers import Connect
 
 from fluffle.broker import Broker
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.rabbit_broker import RabbitBroker
+from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle_cli.node import BrokerNode
 

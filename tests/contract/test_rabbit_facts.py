@@ -15,7 +15,8 @@ from federation import wait_until
 from relay import Relay
 
 from fluffle.errors import AccessRefused, ConfigError, ConnectionLost, TopologyMissing
-from fluffle.rabbit_broker import INBOX_LIMIT_BYTES, RabbitBroker
+from fluffle.rabbit import RabbitBroker
+from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
 from fluffle.topology import MIB, Topology
 from fluffle_cli.node import BrokerNode
 

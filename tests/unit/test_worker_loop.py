@@ -24,9 +24,10 @@ from working import (
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.model import Layout
+from fluffle.model import Layout, Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
+from fluffle.task import Progress, Trained
 from fluffle.update import UpdateId
 from fluffle_worker.loop import Worker
 
@@ -285,7 +286,7 @@ def test_a_worker_that_is_stopped_when_its_round_is_done_sends_it_before_it_leav
     stop = threading.Event()
 
     class StoppedAtTheEnd(CountingTask):
-        def train(self, weights, plan, *, seed, progress):  # type: ignore[no-untyped-def]
+        def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
             trained = super().train(weights, plan, seed=seed, progress=progress)
             stop.set()
             return trained

@@ -47,7 +47,7 @@ class Evaluator:
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):
-            self._layout.require(version.layout)
+            version.layout.require(self._layout)
             evaluation = self._evaluate(version)
             if version.finished:
                 # Nobody would read a report: the aggregator has left.

@@ -32,7 +32,7 @@ ShowRound = Callable[[str], AbstractContextManager[Progress]]
 
 
 class Stopped(Exception):
-    """Training was given up because the worker was asked to stop."""
+    """The worker was asked to stop, and gives up what it does."""
 
 
 class Worker:
@@ -73,6 +73,8 @@ class Worker:
             with connect() as broker:
                 try:
                     self._work_on(broker)
+                except Stopped:
+                    return
                 except ConnectionLost as error:
                     log.warning("lost the broker; connecting again", because=str(error))
                 else:
@@ -88,10 +90,7 @@ class Worker:
             if version.finished:
                 log.info("the federation has finished", because=version.finished, rounds=self._sequence)
                 return
-            try:
-                self._unsent = self._train(version)
-            except Stopped:
-                return
+            self._unsent = self._train(version)
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
         """Return the newest version; in synchronous rounds, wait for one that has not been trained from."""
@@ -106,7 +105,7 @@ class Worker:
 
     def _train(self, version: ModelVersion) -> WeightUpdate:
         """Train one round from a version, as its plan says."""
-        self._layout.require(version.layout)
+        version.layout.require(self._layout)
         self._last = version
         sequence = self._sequence + 1
         log.debug("round started", version=version.version, sequence=sequence)
@@ -123,8 +122,8 @@ class Worker:
             trained = self._task.train(weights, version.plan, seed=seed, progress=progress)
         if self._delay_s:
             log.debug("idling", seconds=self._delay_s)
-        if self._stop.wait(self._delay_s):
-            raise Stopped
+            if self._stop.wait(self._delay_s):
+                raise Stopped
         vector, integers = version.layout.flatten(trained.weights)
         if version.plan.sends == "delta":
             # Against the version that this round started from, never against a newer one.
@@ -164,6 +163,10 @@ class Worker:
             before_sleep=lambda _: log.warning("the updates queue is full; waiting", update=str(update.id)),
             reraise=True,
         )
-        patiently(broker.publish, self._topology.updates.exchange.name, "", body, headers)
+        try:
+            patiently(broker.publish, self._topology.updates.exchange.name, "", body, headers)
+        except QueueFull as error:
+            log.warning("the updates queue stayed full; leaving without the update", update=str(update.id))
+            raise Stopped from error
         self._unsent = None
         log.info("update published", update=str(update.id), size_bytes=len(body))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import FluffleError
-from fluffle.rabbit_broker import RabbitBroker
+from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.wire import decode_version

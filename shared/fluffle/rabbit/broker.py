@@ -1,0 +1,207 @@
+"""RabbitBroker: consuming, publishing and acking on one channel (rule 4 of docs/architecture.md)."""
+
+from __future__ import annotations
+
+import functools
+import queue
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from fluffle.broker import Delivery, QueueState
+from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.rabbit.connection import RabbitConnection
+from fluffle.rabbit.stream_reader import RabbitStreamReader
+from fluffle.topology import MIB, Queue, Topology
+
+# Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
+INBOX_LIMIT_BYTES = 32 * MIB
+
+
+class RabbitBroker:
+    """One connection to RabbitMQ; see `fluffle.broker.Broker` for what its methods promise."""
+
+    def __init__(self, url: str, *, name: str, heartbeat_s: int) -> None:
+        """Connect. `name` is what RabbitMQ's UI shows for this connection.
+
+        Raises ConnectionLost when nothing answers (it may come later), AccessRefused when the broker does
+        not let this user in, ConfigError for a URL that pika cannot read.
+        """
+        self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
+        # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
+        self._arrived_bytes = 0
+        self._taken_bytes = 0
+        self._connection = RabbitConnection(
+            url,
+            name=name,
+            heartbeat_s=heartbeat_s,
+            is_full=self._is_full,
+            on_end=lambda: self._inbox.put(None),
+        )
+        self._channel = self._connection.channel
+        self._connection.call(lambda: self._channel.add_on_cancel_callback(self._on_cancel), "the channel")
+
+    def declare(self, topology: Topology) -> None:
+        """See Broker."""
+        for exchange in topology.exchanges:
+            self._connection.apart(
+                functools.partial(
+                    BlockingChannel.exchange_declare,
+                    exchange=exchange.name,
+                    exchange_type="fanout",
+                    durable=True,
+                ),
+                f"exchange {exchange.name}",
+            )
+        for each in topology.queues:
+            self._connection.apart(functools.partial(_declare_queue, each), f"queue {each.name}")
+
+    def check(self, topology: Topology) -> None:
+        """See Broker."""
+        self._connection.apart(
+            functools.partial(
+                BlockingChannel.exchange_declare, exchange=topology.updates.exchange.name, passive=True
+            ),
+            f"exchange {topology.updates.exchange.name}",
+        )
+        self.state(topology.models.name)
+
+    def rebuild(self, topology: Topology) -> None:
+        """See Broker."""
+        name = topology.models.name
+        self._connection.apart(functools.partial(BlockingChannel.queue_delete, queue=name), f"queue {name}")
+        self._connection.apart(functools.partial(_declare_queue, topology.models), f"queue {name}")
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """See Broker."""
+        properties = pika.BasicProperties(
+            delivery_mode=pika.DeliveryMode.Persistent,
+            content_type="application/vnd.fluffle+msgpack",
+            user_id=self._connection.user,
+            message_id=headers.get("id"),
+            type=headers.get("kind"),
+            headers=dict(headers),
+        )
+        send = functools.partial(
+            self._channel.basic_publish, exchange, routing_key, body, properties, mandatory=True
+        )
+        self._connection.call(send, f"exchange {exchange or routing_key}")
+
+    def consume(self, queue: str, *, prefetch: int) -> None:
+        """See Broker."""
+
+        def start() -> None:
+            self._channel.basic_qos(prefetch_count=prefetch)
+            self._channel.basic_consume(queue, self._on_delivery)
+
+        self._connection.call(start, f"queue {queue}")
+
+    def cancel(self) -> None:
+        """See Broker."""
+
+        def stop() -> None:
+            for tag in self._channel.consumer_tags:
+                self._channel.basic_cancel(tag)
+
+        self._connection.call(stop, "the consumer")
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """See Broker."""
+        try:
+            delivery = self._inbox.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            if self._connection.failure:
+                raise self._connection.failure from None
+            return None
+        if delivery is None:
+            # For whoever asks again.
+            self._inbox.put(None)
+            raise self._connection.failure or ConnectionLost("the connection is closed")
+        was_full = self._is_full()
+        self._taken_bytes += len(delivery.body)
+        if was_full:
+            self._connection.wake()
+        return delivery
+
+    def ack(self, tags: Iterable[int]) -> None:
+        """See Broker."""
+        acked = tuple(tags)
+
+        def send() -> None:
+            for tag in acked:
+                self._channel.basic_ack(tag)
+
+        self._connection.call(send, "the acks")
+
+    def peek(self, queue: str) -> list[bytes]:
+        """See Broker."""
+
+        def take_and_return(channel: BlockingChannel) -> list[bytes]:
+            bodies: list[bytes] = []
+            while True:
+                method, _, body = channel.basic_get(queue)
+                if method is None:
+                    return bodies  # closing the channel returns them, in their order
+                bodies.append(body)
+
+        return self._connection.apart(take_and_return, f"queue {queue}")
+
+    def state(self, queue: str) -> QueueState:
+        """See Broker."""
+        method = self._connection.apart(
+            functools.partial(BlockingChannel.queue_declare, queue=queue, passive=True), f"queue {queue}"
+        ).method
+        return QueueState(method.message_count, method.consumer_count)
+
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str) -> Iterator[RabbitStreamReader]:
+        """See Broker."""
+        reader = self._connection.call(
+            lambda: RabbitStreamReader(self._connection, queue, offset), f"queue {queue}"
+        )
+        try:
+            yield reader
+        finally:
+            if self._connection.failure is None:
+                self._connection.call(reader.close, f"queue {queue}")
+
+    def close(self) -> None:
+        """See Broker."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _is_full(self) -> bool:
+        return self._arrived_bytes - self._taken_bytes > INBOX_LIMIT_BYTES
+
+    def _on_delivery(
+        self,
+        _channel: BlockingChannel,
+        method: pika.spec.Basic.Deliver,
+        properties: pika.BasicProperties,
+        body: bytes,
+    ) -> None:
+        headers = properties.headers or {}
+        redeliveries = int(headers.get("x-delivery-count", 0))
+        self._arrived_bytes += len(body)
+        self._inbox.put(Delivery(method.delivery_tag, body, redeliveries, properties.user_id, headers))
+
+    def _on_cancel(self, method: pika.frame.Method) -> None:
+        self._connection.failure = TopologyMissing(
+            f"RabbitMQ cancelled the consumer {method.method.consumer_tag}: its queue was deleted"
+        )
+
+
+def _declare_queue(each: Queue, channel: BlockingChannel) -> None:
+    channel.queue_declare(each.name, durable=True, arguments=dict(each.arguments))
+    channel.queue_bind(each.name, each.exchange.name)

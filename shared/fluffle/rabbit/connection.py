@@ -1,0 +1,164 @@
+"""The thread that owns a connection to RabbitMQ.
+
+Heartbeats go on while the caller trains or folds: the caller's thread never touches a socket. It hands over
+functions, and waits for what they give.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeVar
+
+import pika
+import pika.exceptions
+from pika.adapters.blocking_connection import BlockingChannel
+
+from fluffle.errors import BrokerError, ConfigError, ConnectionLost
+from fluffle.rabbit.faults import in_fluffles_words
+
+Result = TypeVar("Result")
+
+BLOCKED_TIMEOUT_S = 300.0
+POLL_S = 1.0
+
+
+class RabbitConnection:
+    """One connection and its main channel; it never reconnects.
+
+    `is_full` says when no more is to be read for now, and `on_end` is called once, on the thread, when the
+    connection has ended for whatever reason. Functions given to `call` and `apart` run on the thread; nothing
+    else may use `channel`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        heartbeat_s: int,
+        is_full: Callable[[], bool],
+        on_end: Callable[[], None],
+    ) -> None:
+        """Connect. `name` is what RabbitMQ's UI shows.
+
+        Raises ConnectionLost when nothing answers (it may come later), AccessRefused when the broker does
+        not let this user in, ConfigError for a URL that pika cannot read.
+        """
+        try:
+            parameters = pika.URLParameters(url)
+        except (ValueError, TypeError, IndexError) as error:
+            raise ConfigError(f"the broker's URL cannot be read: {error}") from error
+        parameters.heartbeat = heartbeat_s
+        parameters.blocked_connection_timeout = BLOCKED_TIMEOUT_S
+        parameters.client_properties = {"connection_name": name}
+        self.user: str = parameters.credentials.username
+        self._where = f"{parameters.host}:{parameters.port} (virtual host {parameters.virtual_host!r})"
+        try:
+            self._connection = pika.BlockingConnection(parameters)
+            self.channel = self._connection.channel()
+            self.channel.confirm_delivery()
+        except (pika.exceptions.AMQPError, OSError, ssl.SSLError) as error:
+            reason = self._in_words(error)
+            if isinstance(reason, ConnectionLost):
+                reason = ConnectionLost(
+                    f"no RabbitMQ answers at {self._where}: start it, or correct FLUFFLE_BROKER_URL "
+                    f"({error!r})"
+                )
+            raise reason from error
+        self.failure: BrokerError | None = None
+        self._is_full = is_full
+        self._on_end = on_end
+        self._commands: deque[Callable[[], None]] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[[], Result], what: str) -> Result:
+        """Run a function on the thread and return what it gives; `what` it is about stands in its errors."""
+        future: Future[Result] = Future()
+
+        def command() -> None:
+            try:
+                future.set_result(function())
+            except (pika.exceptions.AMQPError, OSError) as error:
+                future.set_exception(self._in_words(error, what))
+            except Exception as error:  # a mistake in the call: its caller's, while this thread goes on
+                future.set_exception(error)
+
+        self._commands.append(command)
+        self.wake()
+        while self._thread.is_alive() or future.done():
+            with suppress(TimeoutError):
+                return future.result(timeout=POLL_S)
+        raise self.failure or ConnectionLost("the connection is closed")
+
+    def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
+        """Run a function on a channel of its own: an error closes that channel, and nothing else."""
+
+        def run() -> Result:
+            channel = self.new_channel()
+            try:
+                return function(channel)
+            finally:
+                if channel.is_open:
+                    channel.close()
+
+        return self.call(run, what)
+
+    def new_channel(self) -> BlockingChannel:
+        """Open one more channel; for functions that run on the thread."""
+        return self._connection.channel()
+
+    def wake(self) -> None:
+        """Let the thread look again at what there is to do."""
+        self._wake.set()
+        # When it is closed already, the waiting call sees the thread's end.
+        with suppress(pika.exceptions.ConnectionWrongStateError):
+            self._connection.add_callback_threadsafe(lambda: None)
+
+    def close(self) -> None:
+        """End the connection and wait for its thread."""
+        self._closing = True
+        self.wake()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                self._turn()
+            self._connection.close()
+        except BrokerError as error:
+            self.failure = error
+        except (pika.exceptions.AMQPError, OSError) as error:
+            self.failure = self._in_words(error)
+        finally:
+            self.failure = self.failure or ConnectionLost("the connection is closed")
+            self._on_end()
+            if self._connection.is_open:
+                with suppress(pika.exceptions.AMQPError, OSError):
+                    self._connection.close()
+
+    def _turn(self) -> None:
+        self._wake.clear()
+        while self._commands:
+            self._commands.popleft()()
+        if not self.channel.is_open:
+            # A consumer timeout or a missing right closes the channel without an exception here.
+            raise ConnectionLost("RabbitMQ closed the channel")
+        if self._is_full():
+            # Back-pressure through the socket; a glance once in a while keeps heartbeats going.
+            self._wake.wait(POLL_S)
+            self._connection.process_data_events(time_limit=0)
+        elif not self._commands:
+            self._connection.process_data_events(time_limit=POLL_S)
+        if self.failure:
+            raise self.failure
+
+    def _in_words(self, error: Exception, what: str = "") -> BrokerError:
+        return in_fluffles_words(error, where=self._where, user=self.user, what=what)

@@ -1,0 +1,53 @@
+"""What pika and the socket raise, in Fluffle's words."""
+
+from __future__ import annotations
+
+import pika.exceptions
+
+from fluffle.errors import (
+    AccessRefused,
+    BrokerError,
+    ConnectionLost,
+    MessageTooLarge,
+    QueueFull,
+    TopologyMismatch,
+    TopologyMissing,
+    Unroutable,
+)
+
+ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
+
+
+def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> BrokerError:
+    """Return what pika or the socket raised as the exception that says what the operator does about it.
+
+    `where` and `user` describe the connection, `what` the thing that was asked for.
+    """
+    code = getattr(error, "reply_code", None)
+    said = getattr(error, "reply_text", None) or str(error) or type(error).__name__
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
+        return AccessRefused(f"RabbitMQ at {where} refused the user {user!r} or its password")
+    if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or code == NOT_ALLOWED:
+        return AccessRefused(
+            f"RabbitMQ at {where} refused the user {user!r}: the virtual host is missing, or the user has no "
+            f"right to it ({said})"
+        )
+    if isinstance(error, pika.exceptions.NackError):
+        return QueueFull(f"RabbitMQ refused a message for {what}: its queue is full")
+    if isinstance(error, pika.exceptions.UnroutableError):
+        return Unroutable(f"no queue is bound to {what}: run `fluffle broker setup`")
+    if code == ACCESS_REFUSED:
+        return AccessRefused(f"the user {user!r} has no right to {what}: {said}")
+    if code == NOT_FOUND:
+        return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
+    if code == PRECONDITION_FAILED and "max" in said and "size" in said:
+        return MessageTooLarge(
+            f"RabbitMQ at {where} takes no message as large as this: set max_message_size = 536870912 in "
+            f"rabbitmq.conf ({said})"
+        )
+    # The same code closes a channel that held a message too long, or acked one that it never had.
+    if code == RESOURCE_LOCKED or (code == PRECONDITION_FAILED and "inequivalent" in said):
+        return TopologyMismatch(
+            f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
+        )
+    return ConnectionLost(f"the connection to RabbitMQ at {where} is lost: {said}")

@@ -1,0 +1,69 @@
+"""Reads a stream on a channel of its own."""
+
+from __future__ import annotations
+
+import functools
+import queue
+import time
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel
+
+from fluffle.errors import ConnectionLost
+from fluffle.rabbit.connection import RabbitConnection
+
+POLL_S = 1.0
+
+
+class RabbitStreamReader:
+    """Keeps the contract of fluffle.broker.StreamReader, with one message in flight.
+
+    It is made and closed on the connection's thread, and read from any other.
+    """
+
+    def __init__(self, connection: RabbitConnection, queue_name: str, offset: str) -> None:
+        self._connection = connection
+        self._bodies: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
+        self._channel = connection.new_channel()
+        self._channel.add_on_cancel_callback(lambda _: self._bodies.put(None))
+        self._queue = queue_name
+        self._channel.basic_qos(prefetch_count=1)
+        self._channel.basic_consume(queue_name, self._on_body, arguments={"x-stream-offset": offset})
+
+    def next_body(self, timeout_s: float) -> bytes | None:
+        """See StreamReader."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                found = self._bodies.get(timeout=max(0.0, min(POLL_S, deadline - time.monotonic())))
+            except queue.Empty:
+                if self._connection.failure:
+                    raise self._connection.failure from None
+                if not self._channel.is_open:
+                    raise ConnectionLost(f"RabbitMQ closed the reader of {self._queue}") from None
+                if time.monotonic() >= deadline:
+                    return None
+                continue
+            if found is None:
+                raise ConnectionLost(f"RabbitMQ ended the reader of {self._queue}: the stream was deleted")
+            tag, body = found
+            self._connection.call(functools.partial(self._channel.basic_ack, tag), f"queue {self._queue}")
+            return body
+
+    def close(self) -> None:
+        """End the reading."""
+        if not self._channel.is_open:
+            return
+        # BlockingChannel.close would first cancel, and reject what arrives meanwhile: for that, RabbitMQ 3.10
+        # closes the whole connection. Closing the channel underneath ends the consumer all the same.
+        self._channel._impl.close()
+        self._channel._flush_output(lambda: self._channel.is_closed)
+
+    def _on_body(
+        self,
+        _channel: BlockingChannel,
+        method: pika.spec.Basic.Deliver,
+        _properties: pika.BasicProperties,
+        body: bytes,
+    ) -> None:
+        self._bodies.put((method.delivery_tag, body))
