@@ -45,9 +45,7 @@ def test_gaps_ascend_apart_from_each_other_and_below_the_watermark(numbers: list
 
 
 @given(sequences, st.randoms())
-def test_the_order_and_the_repeats_of_what_is_added_do_not_show(
-    numbers: list[int], random: Random
-) -> None:
+def test_the_order_and_the_repeats_of_what_is_added_do_not_show(numbers: list[int], random: Random) -> None:
     shuffled = numbers * 2
     random.shuffle(shuffled)
 
