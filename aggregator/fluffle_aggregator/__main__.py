@@ -6,7 +6,6 @@ from functools import partial
 
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect
-from fluffle.errors import ConnectionLost
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_aggregator.first_version import first_version
@@ -43,11 +42,7 @@ def run(settings: AggregatorSettings) -> None:
     charge = charge_of(settings)
     stop = stop_on_signals()
     name = f"{settings.federation}/aggregator/{settings.name}"
-    try:
-        serve(charge, lambda: connect(settings, name=name, stop=stop), stop)
-    except ConnectionLost:
-        if not stop.is_set():
-            raise
+    serve(charge, lambda: connect(settings, name=name, stop=stop), stop)
 
 
 command = settings_command(

@@ -36,9 +36,10 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
 
     Raises TopologyMissing when versions are in the stream but the head queue is empty: it was deleted.
     """
+    # Before the head: a leader that died while it read the head has it back by then.
+    in_stream = version_at_hand(broker, topology)
     records = [(decode_record(body), body) for body in broker.peek(topology.head.name)]
     versions = [(record, body) for record, body in records if isinstance(record, ModelVersion)]
-    in_stream = version_at_hand(broker, topology)
     if not versions:
         if in_stream is not None:
             raise TopologyMissing(

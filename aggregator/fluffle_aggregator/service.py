@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
-from fluffle.errors import ConnectionLost, QueueFull, WireError
+from fluffle.errors import QueueFull, WireError
 from fluffle.logs import get_logger
+from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
@@ -73,16 +74,9 @@ class Charge:
 def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) -> None:
     """Stand by, lead when it is this process's turn, and return when the federation has finished.
 
-    After a lost connection it starts again; any other error is the caller's.
+    After a lost connection it starts again from the head; any other error is the caller's.
     """
-    while not stop.is_set():
-        with connect() as broker:
-            try:
-                stand_by_and_lead(charge, broker, stop)
-            except ConnectionLost as error:
-                log.warning("lost the broker; starting again from the head", because=str(error))
-            else:
-                return
+    work_with_new_connections(connect, lambda broker: stand_by_and_lead(charge, broker, stop), stop)
 
 
 def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> None:

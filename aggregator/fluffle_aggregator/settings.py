@@ -154,7 +154,12 @@ class AggregatorSettings(SharedSettings):
         return Policy(max_staleness=self.max_staleness)
 
     def make_rhythm(self) -> Rhythm:
-        """Return when to commit."""
+        """Return when to commit; ConfigError when the strategy's workers wait for each version."""
+        if self.strategy == "fedavg" and self.commit_every != 1:
+            raise ConfigError(
+                f"FLUFFLE_COMMIT_EVERY must be 1 with fedavg, not {self.commit_every}: its workers wait for "
+                "each version"
+            )
         return Rhythm(
             every=self.commit_every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout
         )

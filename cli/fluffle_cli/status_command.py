@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -13,16 +12,15 @@ from rich.console import Console
 from rich.live import Live
 
 from fluffle import logs
+from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import connect
-from fluffle.errors import ConnectionLost
+from fluffle.reconnecting import work_with_new_connections
 from fluffle.settings import SharedSettings
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_cli.snapshot import Snapshot, take_snapshot
 from fluffle_cli.view import History, plain_line, render
-
-log = logs.get_logger(__name__)
 
 Show = Callable[[Snapshot], None]
 
@@ -46,30 +44,20 @@ class StatusSettings(SharedSettings):
 def run(settings: StatusSettings) -> None:
     """Show the federation once, or until it has finished or Ctrl-C."""
     stop = stop_on_signals()
-    try:
-        with _display(settings) as show:
-            _look(settings, show, stop)
-    except ConnectionLost:
-        if not stop.is_set():
-            raise
-
-
-def _look(settings: StatusSettings, show: Show, stop: threading.Event) -> None:
     topology = topology_of(settings.federation)
-    snapshot: Snapshot | None = None
-    while not stop.is_set():
-        with connect(settings, name=f"{settings.federation}/status", stop=stop) as broker:
-            try:
-                while not stop.is_set():
-                    snapshot = take_snapshot(broker, topology, before=snapshot)
-                    show(snapshot)
-                    if not settings.watch or snapshot.finished:
-                        return
-                    stop.wait(settings.interval)
-            except ConnectionLost as error:
-                if not settings.watch:
-                    raise
-                log.warning("lost the broker; connecting again", because=str(error))
+    with _display(settings) as show:
+
+        def look(broker: Broker) -> None:
+            snapshot: Snapshot | None = None
+            while not stop.is_set():
+                snapshot = take_snapshot(broker, topology, before=snapshot)
+                show(snapshot)
+                if not settings.watch or snapshot.finished:
+                    return
+                stop.wait(settings.interval)
+
+        name = f"{settings.federation}/status"
+        work_with_new_connections(lambda: connect(settings, name=name, stop=stop), look, stop)
 
 
 @contextmanager

@@ -164,6 +164,24 @@ def test_a_reader_that_leaves_in_the_middle_of_a_burst_keeps_its_connection(
     broker.check(topology)
 
 
+def test_how_often_a_message_came_is_what_the_broker_says_and_not_its_sender(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    claims: list[object] = ["many", 9, -1, None, [1]]
+    with operator(node) as channel:
+        for claim in claims:
+            properties = pika.BasicProperties(headers={"x-delivery-count": claim})
+            channel.basic_publish(topology.updates.exchange.name, "", b"body", properties)
+    broker.consume(topology.updates.name, prefetch=10)
+
+    assert [delivery.redeliveries for delivery in receive(broker, 5)] == [0] * 5
+
+    broker.close()
+    with connect(node) as standby:
+        standby.consume(topology.updates.name, prefetch=10)
+        assert [delivery.redeliveries for delivery in receive(standby, 5)] == [1] * 5
+
+
 def test_a_sender_is_who_the_broker_says_and_nobody_else(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:

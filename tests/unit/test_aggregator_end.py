@@ -38,6 +38,9 @@ def test_the_newest_and_the_best_evaluation_stand_in_the_next_record() -> None:
 
     assert [one.evaluation for one in versions(server, charge)] == [None, *reports]
     assert [one.best for one in versions(server, charge)] == [None, reports[0], reports[1], reports[1]]
+    assert [one.term for one in versions(server, charge)] == [1, 2, 2, 2], (
+        "under one leader, on one connection"
+    )
     assert unacked(server, charge) == []
 
 

@@ -151,6 +151,14 @@ def test_a_pretty_line_has_time_part_sentence_and_fields() -> None:
     assert rest == "aggregator  version committed  version=3  accuracy=0.1235  note='two words'\n"
 
 
+def test_a_pretty_line_spreads_out_a_field_that_is_a_map() -> None:
+    stream = configured("pretty")
+
+    log.info("evaluated", version=3, metrics={"loss": 0.5, "event\n": 0.25})
+
+    assert stream.getvalue().endswith("evaluated  version=3  loss=0.5  event\\n=0.25\n")
+
+
 def test_a_pretty_warning_says_that_it_is_one() -> None:
     stream = configured("pretty")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from fluffle_aggregator.server_optimizers import (
 Float64 = NDArray[np.float64]
 NAMES = tuple(SERVER_OPTIMIZERS)
 SIZE = 7
-
-# A busy machine is no fault of the code.
-patient = settings(deadline=None)
 
 elements = st.floats(-8.0, 8.0, width=32)
 vectors = arrays(np.float32, SIZE, elements=elements)
@@ -111,7 +108,6 @@ def test_yogi_forgets_a_large_second_moment_by_the_square_of_the_delta_only() ->
     assert moments["v"][0] == 4 - 0.25 * 1
 
 
-@patient
 @given(st.sampled_from(NAMES), vectors, rounds, st.sampled_from([0.0, 0.5, 0.9]))
 def test_an_optimizer_agrees_with_its_formula_in_float64(
     name: str, model: Vector, deltas: list[Vector], beta1: float
@@ -158,7 +154,6 @@ def test_moments_are_float32_vectors_of_the_models_size_and_v_starts_at_tau_squa
     assert optimizer.starts == starts
 
 
-@patient
 @given(st.sampled_from(NAMES), vectors, rounds, rounds)
 def test_a_run_that_continues_from_a_record_gives_the_same_bits(
     name: str, model: Vector, before: list[Vector], after: list[Vector]
@@ -176,7 +171,6 @@ def test_a_run_that_continues_from_a_record_gives_the_same_bits(
     assert bits(continued, moments) == bits(*run(optimizer, model, [*before, *after]))
 
 
-@patient
 @given(st.sampled_from(NAMES), vectors, rounds, st.integers(1, SIZE + 1))
 def test_the_block_size_does_not_show_in_the_bits(
     name: str, model: Vector, deltas: list[Vector], block_size: int
@@ -191,7 +185,6 @@ def test_the_block_size_does_not_show_in_the_bits(
     assert bits(*in_blocks) == bits(*whole)
 
 
-@patient
 @given(st.sampled_from(NAMES), vectors, rounds, st.integers(1, SIZE - 1))
 def test_one_vector_is_optimized_as_tensor_by_tensor(
     name: str, model: Vector, deltas: list[Vector], cut: int

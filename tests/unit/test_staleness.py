@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import ConfigError
 from fluffle_aggregator.staleness import DISCOUNTS, Discount, constant, hinge, parse_discount, polynomial
-
-# A busy machine is no fault of the code.
-patient = settings(deadline=None)
 
 discounts = st.one_of(
     st.just(parse_discount("constant")),
@@ -48,7 +45,6 @@ def test_a_discount_is_what_the_paper_says(setting: str, staleness: int, expecte
     assert counted == pytest.approx(expected, rel=1e-15)
 
 
-@patient
 @given(discounts)
 def test_a_fresh_update_is_never_discounted(discount: Discount) -> None:
     fresh = 0
@@ -58,7 +54,6 @@ def test_a_fresh_update_is_never_discounted(discount: Discount) -> None:
     assert counted == 1.0
 
 
-@patient
 @given(discounts, st.integers(0, 10**6), st.integers(0, 10**6))
 def test_a_discount_lies_in_0_to_1_and_never_increases_with_staleness(
     discount: Discount, staleness: int, later_by: int
@@ -70,7 +65,6 @@ def test_a_discount_lies_in_0_to_1_and_never_increases_with_staleness(
     assert 0.0 < counted_later <= counted <= 1.0
 
 
-@patient
 @given(discounts, st.lists(st.integers(0, 100), min_size=1))
 def test_a_discount_depends_on_the_staleness_alone(discount: Discount, asked_before: list[int]) -> None:
     first = [discount(staleness) for staleness in asked_before]
@@ -115,7 +109,6 @@ def test_a_discount_shows_every_parameter(setting: str, shown: str) -> None:
     assert text == shown
 
 
-@patient
 @given(discounts)
 def test_what_a_discount_shows_is_the_setting_that_makes_it(discount: Discount) -> None:
     text = str(discount)

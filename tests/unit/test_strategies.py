@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -106,9 +106,6 @@ def reference(run: Run, *, size: int, rate: float, s: Callable[[int], float]) ->
     return x
 
 
-# A busy machine is no fault of the code.
-patient = settings(deadline=None)
-
 vectors = arrays(np.float32, SIZE, elements=st.floats(-8.0, 8.0, width=32))
 fresh_updates = st.builds(Update, vectors, st.just(0), st.integers(1, 10**6))
 late_updates = st.builds(Update, vectors, st.integers(0, 50), st.integers(1, 10**6))
@@ -151,7 +148,6 @@ def test_the_next_model_is_the_one_computed_by_hand(
     assert model.tolist() == [expected]
 
 
-@patient
 @given(runs, st.sampled_from([1, 3, 8]))
 def test_a_strategy_agrees_with_its_formula_in_float64(run: Run, size: int) -> None:
     eta = 1.0 if run.name == "fedasync" else 0.7
@@ -163,7 +159,6 @@ def test_a_strategy_agrees_with_its_formula_in_float64(run: Run, size: int) -> N
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=5e-5)
 
 
-@patient
 @given(vectors, st.lists(fresh_updates, min_size=1, max_size=8))
 def test_fedavg_on_a_full_cohort_is_the_mean_of_the_clients_models_weighted_by_examples(
     base: Vector, updates: list[Update]
@@ -177,7 +172,6 @@ def test_fedavg_on_a_full_cohort_is_the_mean_of_the_clients_models_weighted_by_e
     np.testing.assert_allclose(model, mean, rtol=1e-5, atol=1e-5)
 
 
-@patient
 @given(vectors, st.lists(late_updates, min_size=1, max_size=8), st.sampled_from([1.0, 0.3]))
 def test_fedbuff_of_one_update_without_discount_is_plain_sgd_on_the_deltas(
     model: Vector, updates: list[Update], learning_rate: float
@@ -192,7 +186,6 @@ def test_fedbuff_of_one_update_without_discount_is_plain_sgd_on_the_deltas(
     assert result.tobytes() == sgd.tobytes()
 
 
-@patient
 @given(
     st.sampled_from(["constant", "polynomial", "polynomial:3", "hinge", "hinge:1:0"]), st.integers(1, 10**6)
 )
@@ -215,7 +208,6 @@ def test_the_mixing_weight_is_not_multiplied_into_itself_from_update_to_update()
     assert strategy.weight(staleness=3, examples=1) == 0.25
 
 
-@patient
 @given(st.integers(1, 1000))
 def test_alpha_is_not_divided_by_the_number_of_clients_or_of_updates(count: int) -> None:
     strategy = a_strategy("fedasync", mixing=0.5, buffer_size=count)
@@ -235,7 +227,6 @@ def test_a_delta_is_added_as_it_came_whatever_the_model_is_now(name: str) -> Non
     assert [move.tolist() for move in moved] == [[2, 3], [2, 3]]
 
 
-@patient
 @given(st.integers(1, 50))
 def test_k_equal_deltas_move_the_model_by_one_of_them_not_by_their_sum(size: int) -> None:
     strategy = a_strategy("fedbuff", buffer_size=size, staleness="constant")
@@ -245,7 +236,6 @@ def test_k_equal_deltas_move_the_model_by_one_of_them_not_by_their_sum(size: int
     assert model.tolist() == [3]
 
 
-@patient
 @given(st.integers(1, 50), st.integers(1, 20))
 def test_a_staleness_that_all_updates_share_does_not_cancel(size: int, staleness: int) -> None:
     strategy = a_strategy("fedbuff", buffer_size=size, staleness="polynomial:1")
@@ -255,7 +245,6 @@ def test_a_staleness_that_all_updates_share_does_not_cancel(size: int, staleness
     assert model[0] == pytest.approx(1 / (1 + staleness), rel=1e-5)
 
 
-@patient
 @given(runs, runs)
 def test_the_same_updates_in_the_same_order_give_the_same_bits(run: Run, in_between: Run) -> None:
     first = run.result()
@@ -266,7 +255,6 @@ def test_the_same_updates_in_the_same_order_give_the_same_bits(run: Run, in_betw
     assert again.tobytes() == first.tobytes()
 
 
-@patient
 @given(runs, st.integers(1, SIZE + 1))
 def test_folding_is_independent_of_the_block_size(run: Run, block_size: int) -> None:
     whole = run.result()
@@ -278,7 +266,6 @@ def test_folding_is_independent_of_the_block_size(run: Run, block_size: int) -> 
     assert in_blocks.tobytes() == whole.tobytes()
 
 
-@patient
 @given(runs, st.integers(1, SIZE - 1))
 def test_one_vector_is_aggregated_as_tensor_by_tensor(run: Run, cut: int) -> None:
     whole = run.result()
@@ -288,7 +275,6 @@ def test_one_vector_is_aggregated_as_tensor_by_tensor(run: Run, cut: int) -> Non
     assert whole.tobytes() == tensors[0].tobytes() + tensors[1].tobytes()
 
 
-@patient
 @given(runs)
 def test_a_view_of_a_messages_bytes_can_be_folded_and_stays_as_it_was(run: Run) -> None:
     messages = [update.vector.tobytes() for update in run.updates]

@@ -140,19 +140,6 @@ def test_versions_in_between_are_not_trained_from() -> None:
     assert task.started_from == [0.0, 30.0]
 
 
-def test_a_version_of_a_lower_term_is_passed_over() -> None:
-    higher = replace(version(1, 1.0), term=2)
-    server = a_federation(version(0), higher)
-    stale_leaders = replace(version(9, 9.0), term=1)
-    task = CountingTask(
-        meanwhile=lambda: publish_versions(server, stale_leaders, replace(version(2, 2.0), term=2))
-    )
-
-    work(server, task, rounds=2)
-
-    assert task.started_from == [1.0, 2.0]
-
-
 def test_without_rounds_a_worker_trains_again_at_once_from_the_same_version() -> None:
     server = a_federation(version(0))
     task = CountingTask()
@@ -222,6 +209,24 @@ def test_what_was_not_confirmed_is_sent_again_under_its_own_id_and_not_trained_a
         assert updates[1].vector.tolist() == first.vector.tolist()
     assert lives == []
     assert last.base_version == 0
+
+
+def test_what_was_confirmed_is_not_sent_again_when_the_connection_is_lost_later() -> None:
+    server = a_federation(version(0))
+    lost: list[Broker] = []
+
+    def lose(server: FakeServer, sent: int) -> None:
+        if sent == 1:
+            lost[0].close()
+
+    def connect() -> Broker:
+        lost.append(Scripted(server, after_updates(2) if lost else lose))
+        return lost[-1]
+
+    a_worker(CountingTask()).work(connect)
+
+    assert len(lost) == 2
+    assert [one.id.sequence for one in sent_updates(server)] == [1, 2]
 
 
 class FullAtFirst(Scripted):

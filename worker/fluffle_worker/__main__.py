@@ -7,7 +7,7 @@ from rich.console import Console
 from fluffle import logs
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect_to_federation
-from fluffle.errors import ConnectionLost, TaskError
+from fluffle.errors import TaskError
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
 from fluffle.topology import topology_of
@@ -50,11 +50,7 @@ def run(settings: WorkerSettings) -> None:
         stop=stop,
     )
     name = f"{settings.federation}/worker/{settings.worker_name}"
-    try:
-        worker.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
-    except ConnectionLost:
-        if not stop.is_set():
-            raise
+    worker.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
 
 
 def run_evaluator(settings: EvaluatorSettings) -> None:
@@ -63,11 +59,7 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     topology = topology_of(settings.federation)
     evaluator = Evaluator(name=settings.name, task=load_task(settings.task), topology=topology, stop=stop)
     name = f"{settings.federation}/evaluator/{settings.name}"
-    try:
-        evaluator.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
-    except ConnectionLost:
-        if not stop.is_set():
-            raise
+    evaluator.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
 
 
 command = settings_command(

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.errors import QueueFull
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.models import newest_version
+from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.task import Task
 from fluffle.topology import Topology
@@ -36,14 +37,7 @@ class Evaluator:
         A lost connection is made anew. Raises LayoutError when the federation's model is another than the
         task's.
         """
-        while not self._stop.is_set():
-            with connect() as broker:
-                try:
-                    self._work_on(broker)
-                except ConnectionLost as error:
-                    log.warning("lost the broker; connecting again", because=str(error))
-                else:
-                    return
+        work_with_new_connections(connect, self._work_on, self._stop)
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):

@@ -319,6 +319,7 @@ def _evaluation_set(data: object) -> object:
     # Made once: from arrays, Keras would make it again for each evaluation, ten times as slow. A list would
     # become one tensor.
     arrays = tuple(tuple(part) if isinstance(part, list) else part for part in data)
+    import_keras()  # first, since it sets TensorFlow's environment
     data_sets = importlib.import_module("tensorflow").data.Dataset
     return data_sets.from_tensor_slices(arrays).batch(EVALUATION_BATCH_SIZE)
 

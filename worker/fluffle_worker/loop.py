@@ -10,16 +10,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 import numpy as np
 import tenacity
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.errors import QueueFull
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.models import newest_version
+from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Task
 from fluffle.topology import Topology
@@ -69,16 +70,8 @@ class Worker:
         A lost connection is made anew, and what was not confirmed is sent again under its own id. Raises
         LayoutError when the federation's model is another than the task's.
         """
-        while not self._stop.is_set():
-            with connect() as broker:
-                try:
-                    self._work_on(broker)
-                except Stopped:
-                    return
-                except ConnectionLost as error:
-                    log.warning("lost the broker; connecting again", because=str(error))
-                else:
-                    return
+        with suppress(Stopped):
+            work_with_new_connections(connect, self._work_on, self._stop)
 
     def _work_on(self, broker: Broker) -> None:
         while True:

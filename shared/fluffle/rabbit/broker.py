@@ -192,7 +192,8 @@ class RabbitBroker:
         body: bytes,
     ) -> None:
         headers = properties.headers or {}
-        redeliveries = int(headers.get("x-delivery-count", 0))
+        # RabbitMQ counts from the second delivery on; before that, the header is what its sender says.
+        redeliveries = int(headers.get("x-delivery-count", 1)) if method.redelivered else 0
         self._arrived_bytes += len(body)
         self._inbox.put(Delivery(method.delivery_tag, body, redeliveries, properties.user_id, headers))
 

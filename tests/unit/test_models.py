@@ -1,0 +1,76 @@
+"""Reading versions from the stream: the newest one, the newer one, all of them."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from builders import a_version
+from working import TOPOLOGY, a_federation, later, publish_versions
+
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.models import all_versions, newest_version, version_at_hand
+from fluffle.record import ModelVersion, Rank
+
+
+def newest(server: FakeServer, *, newer_than: Rank | None = None) -> Rank | None:
+    with FakeBroker(server) as broker:
+        found = newest_version(broker, TOPOLOGY, stop=threading.Event(), newer_than=newer_than)
+    return found.rank if found else None
+
+
+def a_burst(*versions: ModelVersion) -> FakeServer:
+    """Return a server where version 1 of term 2 is there, and these come a moment later."""
+    server = a_federation(a_version(1, term=2))
+    server.longest_wait_s = 5.0
+    later(lambda: publish_versions(server, *versions))
+    return server
+
+
+def test_the_newest_version_is_the_last_one() -> None:
+    assert newest(a_federation(a_version(0), a_version(1), a_version(2))) == Rank(1, 2)
+
+
+def test_whoever_has_the_newest_waits_for_the_next() -> None:
+    server = a_burst(a_version(2, term=2))
+
+    assert newest(server, newer_than=Rank(2, 1)) == Rank(2, 2)
+
+
+def test_of_a_burst_the_highest_term_wins_wherever_it_stands() -> None:
+    server = a_burst(a_version(5, term=3), a_version(9, term=2))
+
+    assert newest(server, newer_than=Rank(2, 1)) == Rank(3, 5)
+
+
+def test_nobody_waits_longer_than_until_asked_to_stop() -> None:
+    stop = threading.Event()
+    stop.set()
+
+    with FakeBroker(a_federation()) as broker:
+        assert newest_version(broker, TOPOLOGY, stop=stop) is None
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_is_at_hand_is_the_newest_or_nothing(count: int) -> None:
+    server = a_federation(*(a_version(number) for number in range(count)))
+
+    with FakeBroker(server) as broker:
+        found = version_at_hand(broker, TOPOLOGY)
+
+    assert (found.version if found else None) == (count - 1 if count else None)
+
+
+def test_the_history_leaves_out_what_a_leader_published_that_had_lost_the_lead() -> None:
+    server = a_federation(
+        a_version(0, term=1),
+        a_version(1, term=1),
+        a_version(1, term=2),
+        a_version(2, term=1),
+        a_version(2, term=2),
+    )
+
+    with FakeBroker(server) as broker:
+        ranks = [version.rank for version in all_versions(broker, TOPOLOGY)]
+
+    assert ranks == [Rank(1, 0), Rank(1, 1), Rank(2, 1), Rank(2, 2)]
