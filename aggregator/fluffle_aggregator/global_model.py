@@ -67,6 +67,11 @@ class GlobalModel:
         """The number of versions since the last record."""
         return self.version - self.record.version
 
+    @property
+    def has_another_plan(self) -> bool:
+        """Whether the plan is another than the last record says, and so than the workers follow."""
+        return self.plan != self.record.plan
+
     def staleness(self, base_version: int) -> int:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
@@ -108,6 +113,12 @@ class GlobalModel:
         self.buffer = self.strategy.init()
         self.in_buffer.clear()
         self.version += 1
+
+    def close(self) -> None:
+        """Make the last version, even of an empty buffer: readers look for a newer one."""
+        self.step()
+        if not self.steps:
+            self.version += 1
 
     def note_evaluation(self, evaluation: Evaluation) -> None:
         """Take in what an evaluator measured."""

@@ -100,7 +100,8 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
         leader.commit_when_due()
         delivery = broker.next_delivery(charge.rhythm.patience_s)
         if stop.is_set():
-            return  # what is held goes back to the queue, for the next leader
+            log.info("asked to stop: what is held goes back to the queue", updates=leader.held)
+            return
         if leader.finished and delivery is None:
             break
     hand_over(charge, broker)
@@ -140,6 +141,7 @@ class Leader:
         self._now = now
         self._held: list[int] = []
         self._held_evaluation: int | None = None
+        self._evaluation_held_from = clock()
         head = read_head(broker, charge.topology)
         if head is None:
             first = charge.first_version()
@@ -156,6 +158,19 @@ class Leader:
                 because=self.finished,
                 version=head.record.version,
             )
+        elif self._model.has_another_plan:
+            # Until the workers read of it, they train and send what this leader would refuse.
+            log.warning(
+                "the plan is another than before: publishing the model with it",
+                before=head.record.strategy,
+                now=str(self._model.strategy),
+            )
+            self._commit()
+
+    @property
+    def held(self) -> int:
+        """The number of updates that are folded but not committed yet."""
+        return len(self._held)
 
     @property
     def elapsed_s(self) -> float:
@@ -192,8 +207,14 @@ class Leader:
         if self.finished:
             self._close_the_federation()
             return
-        waited_s = self._clock() - self._oldest_held
-        if self._held and waited_s >= rhythm.buffer_timeout_s:
+        if (
+            self._held_evaluation is not None
+            and self._clock() - self._evaluation_held_from >= rhythm.buffer_timeout_s
+        ):
+            # Nobody trains. It is in memory, and in the next record; held longer, it would cost the channel.
+            self._broker.ack([self._held_evaluation])
+            self._held_evaluation = None
+        if self._held and self._clock() - self._oldest_held >= rhythm.buffer_timeout_s:
             log.info("flushing what has waited long enough", updates=len(self._held))
             model.step()
             self._commit()
@@ -226,6 +247,9 @@ class Leader:
             detail = f"version {evaluation.version} is not made yet: the newest is {self._model.version}"
             self._refuse(delivery, Refusal(Reason.FUTURE_VERSION, detail), {})
             return
+        if self.finished:
+            self._broker.ack([delivery.tag])
+            return
         self._model.note_evaluation(evaluation)
         log.info(
             "evaluated",
@@ -233,13 +257,10 @@ class Leader:
             held=self._model.target_held,
             metrics={name: round(value, 4) for name, value in evaluation.metrics.items()},
         )
-        if self.finished:
-            self._broker.ack([delivery.tag])
-            return
         # Only the newest one waits for the record that has it, so that they never fill the prefetch window.
         if self._held_evaluation is not None:
             self._broker.ack([self._held_evaluation])
-        self._held_evaluation = delivery.tag
+        self._held_evaluation, self._evaluation_held_from = delivery.tag, self._clock()
 
     def _refuse(self, delivery: Delivery, refused: Refusal, headers: dict[str, str]) -> None:
         """Move a message to F.rejected with the reason, and count it."""
@@ -260,11 +281,7 @@ class Leader:
         self._broker.ack([delivery.tag])
 
     def _close_the_federation(self) -> None:
-        self._model.step()
-        if not self._model.steps:
-            self._model.version += (
-                1  # the closing record is a version of its own: readers look for newer ones
-            )
+        self._model.close()
         self._commit()
         log.info("the federation has finished", because=self.finished, version=self._model.version)
 

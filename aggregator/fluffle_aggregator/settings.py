@@ -12,13 +12,16 @@ from pydantic import Field, field_validator
 from fluffle.compression import CODECS
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
-from fluffle.settings import SharedSettings
+from fluffle.settings import SharedSettings, require_name
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.goal import Goal, parse_target
 from fluffle_aggregator.server_optimizers import make_server_optimizer
 from fluffle_aggregator.service import Rhythm
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import Strategy, make_strategy
+
+# With commit_after alone: what one commit holds must have an end, since it waits unacked.
+MOST_STEPS_PER_COMMIT = 100
 
 
 class AggregatorSettings(SharedSettings):
@@ -29,6 +32,7 @@ class AggregatorSettings(SharedSettings):
     name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="Name of this aggregator in logs and in RabbitMQ's UI.",
+        validate_default=True,
     )
     task: str = Field(
         "digits",
@@ -51,7 +55,7 @@ class AggregatorSettings(SharedSettings):
     )
     staleness: str = Field(
         "polynomial:0.5",
-        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A:B].",
+        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
     )
     mixing: float = Field(0.6, gt=0, le=1, description="FedAsync's mixing weight alpha.")
     server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
@@ -62,8 +66,8 @@ class AggregatorSettings(SharedSettings):
         None, ge=0, lt=1, description="The server optimizer's beta1; by default 0.9, and 0 for adagrad."
     )
 
-    commit_every: int = Field(
-        1, ge=1, description="Steps of the model from one published version to the next."
+    commit_every: int | None = Field(
+        None, ge=1, description="Steps of the model from one published version to the next."
     )
     commit_after: float | None = Field(
         None, gt=0, description="Seconds after which a step is published even if fewer than commit_every are."
@@ -94,6 +98,18 @@ class AggregatorSettings(SharedSettings):
     )
     codec: str = Field("float32", description="How an update's vector travels: float32 or bfloat16.")
 
+    _name_is_speakable = field_validator("name")(require_name)
+
+    @field_validator("target")
+    @classmethod
+    def _is_a_target(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_target(text)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("FLUFFLE_TARGET ")) from error
+        return text
+
     @field_validator("codec")
     @classmethod
     def _is_known(cls, codec: str) -> str:
@@ -107,7 +123,7 @@ class AggregatorSettings(SharedSettings):
         try:
             parse_discount(text)
         except ConfigError as error:
-            raise ValueError(f"cannot be used: {error}") from error
+            raise ValueError(str(error).removeprefix("FLUFFLE_STALENESS ")) from error
         return text
 
     def log_fields(self) -> dict[str, str]:
@@ -155,11 +171,10 @@ class AggregatorSettings(SharedSettings):
 
     def make_rhythm(self) -> Rhythm:
         """Return when to commit; ConfigError when the strategy's workers wait for each version."""
-        if self.strategy == "fedavg" and self.commit_every != 1:
+        every = self.commit_every or (1 if self.commit_after is None else MOST_STEPS_PER_COMMIT)
+        if self.strategy == "fedavg" and every != 1:
             raise ConfigError(
-                f"FLUFFLE_COMMIT_EVERY must be 1 with fedavg, not {self.commit_every}: its workers wait for "
-                "each version"
+                "fedavg publishes each version, since its workers wait for it: leave out commit_after, and "
+                f"commit_every must be 1, not {every}"
             )
-        return Rhythm(
-            every=self.commit_every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout
-        )
+        return Rhythm(every=every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout)

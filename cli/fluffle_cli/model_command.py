@@ -10,20 +10,21 @@ from typing import ClassVar
 
 from pydantic import Field
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect_to_federation
-from fluffle.errors import ConfigError, TopologyMissing
+from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.models import all_versions, version_at_hand
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
 from fluffle.task import load_task
-from fluffle.topology import MIB, Topology, topology_of
+from fluffle.topology import Topology, topology_of
 
 app = new_app("List and export versions of the model, or build version 0.")
 
@@ -76,7 +77,7 @@ def list_versions(settings: ListSettings) -> None:
             str(version.version),
             str(version.term),
             str(version.updates),
-            f"{size_bytes / MIB:.2f} MiB",
+            decimal(size_bytes),
             f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}",
             evaluated.get(version.version, ""),
             ", ".join(marks),
@@ -94,7 +95,13 @@ def export(settings: ExportSettings) -> None:
         version = _chosen(broker, topology, settings.version)
     weights = version.layout.restore(version.vector, version.integers)
     if settings.out.suffix == ".keras":
-        load_task(settings.task).save(weights, settings.out)
+        try:
+            load_task(settings.task).save(weights, settings.out)
+        except LayoutError as error:
+            raise ConfigError(
+                f"--task {settings.task} has another model than the federation: give the task that it trains "
+                f"({error})"
+            ) from error
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
         write_model(settings.out, weights, about)
@@ -103,6 +110,8 @@ def export(settings: ExportSettings) -> None:
 
 def init(settings: InitSettings) -> None:
     """Write a task's seeded weights to a file."""
+    if settings.out.suffix != ".safetensors":
+        raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
     write_initial_model(settings.task, seed=settings.seed, out=settings.out)
     Console().print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import ClassVar
 
 from pydantic import Field
@@ -14,7 +15,7 @@ from rich.live import Live
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import settings_command
-from fluffle.connection import connect
+from fluffle.connection import connect, connect_to_federation
 from fluffle.reconnecting import work_with_new_connections
 from fluffle.settings import SharedSettings
 from fluffle.stopping import stop_on_signals
@@ -57,7 +58,15 @@ def run(settings: StatusSettings) -> None:
                 stop.wait(settings.interval)
 
         name = f"{settings.federation}/status"
-        work_with_new_connections(lambda: connect(settings, name=name, stop=stop), look, stop)
+
+        def reach() -> Broker:
+            if not settings.watch:
+                return connect(settings, name=name, stop=stop)
+            # Whoever watches may come before the federation does.
+            patient = settings.model_copy(update={"connect_timeout_s": inf})
+            return connect_to_federation(patient, topology, name=name, stop=stop)
+
+        work_with_new_connections(reach, look, stop)
 
 
 @contextmanager

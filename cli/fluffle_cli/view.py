@@ -12,6 +12,7 @@ from rich.text import Text
 from fluffle_cli.snapshot import Snapshot, WorkerFacts
 
 SPARKS = "▁▂▃▄▅▆▇█"
+EIGHTHS = " ▏▎▍▌▋▊▉█"
 SPARKLINE_LENGTH = 40
 BAR_LENGTH = 10
 # Whichever an evaluation has first is shown, unless another metric is asked for.
@@ -70,7 +71,7 @@ def render(
 ) -> RenderableType:
     """Draw a snapshot for a terminal of 80 columns or more."""
     history = history or History()
-    lines = [_title(snapshot), _progress(snapshot), *_quality(snapshot, history), _queues(snapshot)]
+    lines = [*_title(snapshot), _progress(snapshot), *_quality(snapshot, history), _queues(snapshot)]
     if inside is not None and inside.parts:
         lines.append(_parts(inside.parts))
     return Group(*lines, Text(), workers_table(snapshot, inside))
@@ -137,17 +138,16 @@ def sparkline(values: Sequence[float]) -> str:
 
 def bar(share: float) -> str:
     """Draw a share of 0 to 1 as a bar with its percentage."""
-    filled = round(share * BAR_LENGTH)
-    return "█" * filled + "░" * (BAR_LENGTH - filled) + f" {share:4.0%}"
+    full, eighths = divmod(round(share * BAR_LENGTH * 8), 8)
+    blocks = EIGHTHS[8] * full + (EIGHTHS[eighths] if eighths else "")
+    return f"{blocks:{BAR_LENGTH}} {share:4.0%}"
 
 
-def _title(snapshot: Snapshot) -> Text:
-    title = Text.assemble(("fluffle ", "dim"), (snapshot.federation, "bold"))
-    if snapshot.strategy:
-        title.append(f"   {snapshot.strategy}", "dim")
+def _title(snapshot: Snapshot) -> list[Text]:
+    title = Text(snapshot.federation, "bold")
     if snapshot.finished:
-        title.append(f"   finished: {snapshot.finished}", "bold green")
-    return title
+        title.append(f" has finished: {snapshot.finished}", "green")
+    return [title, Text(snapshot.strategy, "dim")] if snapshot.strategy else [title]
 
 
 def _progress(snapshot: Snapshot) -> Text:
@@ -175,8 +175,7 @@ def _quality(snapshot: Snapshot, history: History) -> list[Text]:
     if best is not None and name in best.metrics:
         line.append(f", best {best.metrics[name]:.4f} (version {best.version})")
     if snapshot.target_held:
-        times = "evaluation" if snapshot.target_held == 1 else "evaluations"
-        line.append(f", target held for {snapshot.target_held} {times}", "green")
+        line.append(f", target held {snapshot.target_held}x", "green")
     return [line, Text(sparkline(history.values), "green")] if len(history.values) > 1 else [line]
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from fluffle.errors import ConfigError
 from fluffle.model import Vector
 
 
@@ -53,10 +52,3 @@ CODECS: Mapping[str, Codec] = {
         Codec("bfloat16", 2, _bfloat16_bytes, _bfloat16_vector),
     )
 }
-
-
-def codec_named(name: str) -> Codec:
-    """Return a codec by its name; an unknown name raises ConfigError with the known ones."""
-    if name not in CODECS:
-        raise ConfigError(f"unknown codec {name!r}: known are {', '.join(CODECS)}")
-    return CODECS[name]

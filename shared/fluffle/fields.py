@@ -12,6 +12,8 @@ from fluffle.errors import WireError
 
 # Worker, run and sequence together must fit into AMQP's short strings (255 bytes).
 MAX_NAME_LENGTH = 100
+MAX_METRIC_NAME_LENGTH = 64
+# How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX = 2**63 - 1
 
@@ -119,7 +121,7 @@ class Fields:
             raise self._fault(name, f"{len(value)} entries, at most {max_count} are allowed")
         numbers: dict[str, float] = {}
         for key, number in value.items():
-            if not isinstance(key, str) or len(key) > 64:
+            if not isinstance(key, str) or len(key) > MAX_METRIC_NAME_LENGTH:
                 raise self._fault(name, f"{str(key)[:64]!r} is no short name")
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise self._fault(name, f"{key!r} is no number")

@@ -13,6 +13,7 @@ from fluffle.wire import decode_version
 POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
 QUIET_S = 0.05
+SLOW_LINK_S = 20.0
 
 
 def newest_version(
@@ -30,25 +31,34 @@ def newest_version(
     return None
 
 
-def version_at_hand(broker: Broker, topology: Topology, timeout_s: float = 2 * POLL_S) -> ModelVersion | None:
-    """Return the newest version that is there now, or None when the stream stays empty."""
+def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
+    """Return the newest version that is there now, or None when the stream is empty.
+
+    For whoever may look at the head queue too.
+    """
+    # Nothing tells how much is in a stream. Where there is a head there should be a model, however slowly a
+    # large one comes over the network.
+    patience_s = SLOW_LINK_S if broker.state(topology.head.name).messages else 2 * POLL_S
     with broker.read_stream(topology.models.name, offset="last") as reader:
-        return _newest_at_hand(reader, timeout_s)
+        return _newest_at_hand(reader, patience_s)
 
 
-def all_versions(broker: Broker, topology: Topology, timeout_s: float = 2 * POLL_S) -> Iterator[ModelVersion]:
+def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
     """Yield every version that the stream still holds, in the order of their publication.
 
     Versions of a term lower than one that was seen before come from an aggregator that has lost the lead:
-    they are left out.
+    they are left out. For whoever may look at the head queue too.
     """
+    newest = version_at_hand(broker, topology)
     highest_term = 0
     with broker.read_stream(topology.models.name, offset="first") as reader:
-        while (body := reader.next_body(timeout_s)) is not None:
+        while newest and (body := reader.next_body(SLOW_LINK_S)) is not None:
             version = decode_version(body)
             if version.term >= highest_term:
                 highest_term = version.term
                 yield version
+            if version.rank >= newest.rank:
+                return
 
 
 def _newest_at_hand(reader: StreamReader, timeout_s: float) -> ModelVersion | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fluffle.compression import CODECS
 from fluffle.errors import LayoutError, WireError
-from fluffle.fields import Fields
+from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields
 from fluffle.model import Layout, TensorSpec
 from fluffle.plan import Plan, Sends
 from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
@@ -218,6 +218,13 @@ def _evaluation_fields(evaluation: Evaluation) -> Header:
 
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
+    for name in metrics:
+        if not isinstance(name, str) or len(name) > MAX_METRIC_NAME_LENGTH:
+            raise WireError(
+                f"the task's metric {name!r} has no name of 1 to {MAX_METRIC_NAME_LENGTH} characters"
+            )
+    if len(metrics) > MAX_METRICS:
+        raise WireError(f"the task gives {len(metrics)} metrics, and a message carries at most {MAX_METRICS}")
     # A task may well give numpy's numbers, which msgpack does not know.
     return {name: float(value) for name, value in metrics.items()}
 

@@ -26,12 +26,13 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fluffle.errors import ConfigError
+from fluffle.fields import MAX_NAME_LENGTH, NAME
 
 ENV_PREFIX = "FLUFFLE_"
 CONFIG_VARIABLE = "FLUFFLE_CONFIG"
 DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
-TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected")
+TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model")
 
 LogFormat = Literal["auto", "pretty", "json"]
 S = TypeVar("S", bound="SharedSettings")
@@ -163,6 +164,16 @@ def load_settings(settings_class: type[S], given: Mapping[str, object], *, confi
         # The chained error hides its inputs (hide_input_in_errors): a traceback shows no password either.
         sentences = [_sentence(settings_class, origin, fault) for fault in error.errors(include_url=False)]
         raise ConfigError("; ".join(sentences)) from error
+
+
+def require_name(name: str) -> str:
+    """Return a name that may stand in a message, for a validator; raise ValueError for any other."""
+    if not NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+        raise ValueError(
+            f"must be 1 to {MAX_NAME_LENGTH} letters, digits and _ . @ : -, beginning with a letter or "
+            f"digit, not {name!r}"
+        )
+    return name
 
 
 def env_name(name: str) -> str:

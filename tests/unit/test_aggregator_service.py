@@ -208,6 +208,17 @@ def test_steps_are_published_after_so_many_seconds_even_if_they_are_few() -> Non
     assert timed.at(100) == [0, 1, 2], "without a step there is nothing to publish"
 
 
+def test_an_evaluation_is_not_held_for_ever_while_nobody_trains() -> None:
+    timed = Timed(a_charge(rhythm=Rhythm(buffer_timeout_s=60)))
+    send(timed.server, timed.charge, an_evaluation(0))
+
+    assert timed.at(1) == [0]
+    timed.at(61)
+
+    timed.broker.close()
+    assert unacked(timed.server, timed.charge) == []
+
+
 def test_the_seconds_with_a_leader_add_up_over_leaders() -> None:
     charge = a_charge(a_strategy(buffer_size=1))
     first = Timed(charge)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fluffle.errors import ConfigError
+from fluffle.settings import load_settings
 from fluffle_aggregator.__main__ import charge_of
 from fluffle_aggregator.settings import AggregatorSettings
 
@@ -19,6 +20,7 @@ def settings(**given: object) -> AggregatorSettings:
         ({"strategy": "fedasync", "commit_every": 5}, 5),
         ({"strategy": "fedbuff", "buffer_size": 4, "commit_every": 3}, 12),
         ({"strategy": "fedavg", "buffer_size": 8}, 8),
+        ({"strategy": "fedasync", "commit_after": 2.0}, 100),
     ],
 )
 def test_the_prefetch_has_room_for_a_whole_commit_an_evaluation_and_one_more(
@@ -28,7 +30,32 @@ def test_the_prefetch_has_room_for_a_whole_commit_an_evaluation_and_one_more(
 
 
 def test_rounds_that_workers_wait_for_are_published_one_by_one() -> None:
-    with pytest.raises(ConfigError, match="FLUFFLE_COMMIT_EVERY must be 1 with fedavg, not 2"):
+    with pytest.raises(ConfigError, match="commit_every must be 1, not 2"):
         charge_of(settings(strategy="fedavg", commit_every=2))
 
     charge_of(settings(strategy="fedavg"))
+
+
+def test_seconds_alone_say_when_to_commit() -> None:
+    by_time = settings(strategy="fedasync", commit_after=10).make_rhythm()
+    by_both = settings(strategy="fedasync", commit_after=10, commit_every=3).make_rhythm()
+
+    assert not by_time.is_due(1, since_commit_s=9.9)
+    assert by_time.is_due(1, since_commit_s=10)
+    assert by_both.is_due(3, since_commit_s=0)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"name": "a b"}, "--name must be 1 to 100 letters"),
+        ({"target": "nonsense"}, "--target must read like 0.95"),
+        ({"staleness": "cubic"}, "--staleness must be one of constant, polynomial"),
+        ({"codec": "zip"}, "--codec must be one of float32, bfloat16, not 'zip'"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_where_it_was_written(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_settings(AggregatorSettings, given)
+
+    assert str(refused.value).startswith(said)

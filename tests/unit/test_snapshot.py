@@ -72,7 +72,7 @@ def test_a_snapshot_shows_the_newest_version_and_not_its_vector() -> None:
     assert not hasattr(snapshot, "vector")
 
 
-def test_a_snapshot_counts_what_waits_and_sees_whether_somebody_aggregates() -> None:
+def test_a_snapshot_counts_what_no_aggregator_holds_yet_and_sees_whether_one_is_active() -> None:
     server = a_federation(a_version())
     with FakeBroker(server) as aggregator, FakeBroker(server) as worker:
         for sequence in (1, 2):
@@ -83,7 +83,7 @@ def test_a_snapshot_counts_what_waits_and_sees_whether_somebody_aggregates() -> 
 
         queues = snapshot_on(server).queues
 
-    assert queues == QueueStates(updates_waiting=2, aggregator_active=True, rejected_waiting=1)
+    assert queues == QueueStates(updates_waiting=1, aggregator_active=True, rejected_waiting=1)
 
 
 def test_workers_are_shown_by_name_with_their_share_of_the_weight() -> None:

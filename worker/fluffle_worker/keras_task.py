@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from fluffle.errors import LayoutError, TaskError
 from fluffle.model import Layout, Weights
 from fluffle.plan import Plan
-from fluffle.task import Progress, Site, Trained
+from fluffle.task import KERAS_ENVIRONMENT, Progress, Site, Trained
 
 if TYPE_CHECKING:
     import keras
@@ -31,9 +31,6 @@ KerasModel: TypeAlias = "keras.Model"
 
 EVALUATION_BATCH_SIZE = 256
 
-# Set before TensorFlow is imported, unless the user has set them: no chatter on stderr, and the same order of
-# summation on CPUs of different kinds (measured: small networks are no slower for it).
-_ENVIRONMENT = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 _ACCURACIES = {"acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"}
 
 
@@ -42,7 +39,7 @@ def import_keras() -> ModuleType:
 
     Raises TaskError when Keras or TensorFlow is not installed.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in KERAS_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         return importlib.import_module("keras")
@@ -184,7 +181,7 @@ class _BuiltModel:
 
     def assign(self, weights: Weights) -> None:
         """Put weights into the model. Raises LayoutError unless they are this model's."""
-        self._layout.require(Layout.of(weights))
+        Layout.of(weights).require(self._layout)
         for name, variable in zip(self._names, self.model.weights, strict=True):
             variable.assign(weights[name])
         for layer in self.model.layers:

@@ -6,9 +6,9 @@ import os
 import socket
 from typing import ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from fluffle.settings import SharedSettings
+from fluffle.settings import SharedSettings, require_name
 from fluffle.task import Site
 from fluffle_worker.replica import replica_number
 
@@ -40,6 +40,11 @@ class WorkerSettings(SharedSettings):
         0.0, ge=0, description="Seconds to idle in each round, to play a slow device in demos and tests."
     )
 
+    @field_validator("name")
+    @classmethod
+    def _is_speakable(cls, name: str | None) -> str | None:
+        return None if name is None else require_name(name)
+
     @property
     def site_index(self) -> int:
         """Which of the sites this worker is."""
@@ -68,7 +73,10 @@ class EvaluatorSettings(SharedSettings):
     name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="Name of this evaluator in logs and in RabbitMQ's UI.",
+        validate_default=True,
     )
+
+    _name_is_speakable = field_validator("name")(require_name)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

@@ -7,51 +7,16 @@ and trains the same architecture in one place, to compare.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from fluffle.errors import FluffleError
 from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.task import load_task
+from fluffle_cli.demo.findings import Findings, write_findings
 from fluffle_worker.central import train_centrally
-
-Metrics = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
-    """The metrics of each final model, in their order, and of the centrally trained one."""
-
-    finals: Sequence[Metrics]
-    central: Metrics
-
-
-def work_for(
-    *, task: str, seed: int, epochs: int, plan: Plan, models: Sequence[Path], out: Path
-) -> tuple[str, ...]:
-    """Return the command that evaluates `models` (.safetensors) and writes its findings to `out`."""
-    said = [
-        "--task",
-        task,
-        "--seed",
-        str(seed),
-        "--epochs",
-        str(epochs),
-        "--batch-size",
-        str(plan.batch_size),
-    ]
-    if plan.learning_rate is not None:
-        said += ["--learning-rate", str(plan.learning_rate)]
-    return (sys.executable, "-m", __name__, *said, "--out", str(out), *map(str, models))
-
-
-def read_findings(path: Path) -> Findings:
-    """Read what the child wrote."""
-    return Findings(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence[Path]) -> Findings:
@@ -72,17 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
-    plan = Plan(batch_size=given.batch_size, learning_rate=given.learning_rate)
+    plan = Plan(learning_rate=given.learning_rate)
     try:
         findings = find(given.task, seed=given.seed, epochs=given.epochs, plan=plan, models=given.models)
     except FluffleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    given.out.write_text(json.dumps(asdict(findings)), encoding="utf-8")
+    write_findings(given.out, findings)
     return 0
 
 

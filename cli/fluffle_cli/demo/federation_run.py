@@ -30,6 +30,8 @@ START_TIMEOUT_S = 300.0
 GRACE_S = 30.0
 LEAVE_S = 10.0
 STOP_S = 2.0
+# While they import TensorFlow they would not listen.
+STOP_AT_ONCE_S = 0.5
 RATE_OVER_S = 4.0
 LOOK_AT_QUEUES_EVERY_S = 1.0
 
@@ -85,7 +87,7 @@ class FederationRun:
                     self._follow(broker, reader)
                 self._let_leave(broker)
         finally:
-            self._crew.stop(patience_s=STOP_S)
+            self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
 
     def _start_workers(self, private: PrivateBroker) -> str:
         while (node := private.known()) is None:
@@ -167,26 +169,34 @@ class FederationRun:
         """Give everyone the time to see the end and leave."""
         deadline = time.monotonic() + LEAVE_S
         while self._crew.alive and time.monotonic() < deadline:
-            self._show(broker)
+            if self.screen.console.is_terminal:
+                self._show(broker)
             self._check_stop()
             self.stop.wait(TICK_S)
-        self._show(broker, at_once=True)
+        self.screen.show_now(self._look(broker), self._inside())
 
-    def _show(self, broker: Broker, *, at_once: bool = False) -> None:
+    def _show(self, broker: Broker) -> None:
+        snapshot = self._look(broker)
+        if self.final is None:
+            self.screen.show_phase("an aggregator takes the lead", snapshot, self._inside())
+        else:
+            self.screen.show(snapshot, self._inside())
+
+    def _look(self, broker: Broker) -> Snapshot:
+        """Take in logs and queues, and return what is known now."""
         self._crew.read_logs()
         now = time.time()
-        if at_once or now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
+        if now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
             self._looked_at = now
             self._queues = queue_states(broker, self.topology)
         while len(self._recent) > 1 and self._recent[1].taken_at < now - RATE_OVER_S:
             self._recent.popleft()
-        before = self._recent[0] if self._recent else None
+        # At the end the rate is that of the whole, in between that of the last seconds.
+        is_over = self.final is not None and self.final.finished
+        before = self._recent[0] if self._recent and not is_over else None
         snapshot = snapshot_of(self.final, self._queues, federation=self.federation, now=now, before=before)
-        if self.final is None:
-            self.screen.show_phase("an aggregator takes the lead", snapshot, self._inside())
-            return
         self._recent.append(snapshot)
-        self.screen.show(snapshot, self._inside(), at_once=at_once)
+        return snapshot
 
     def _tick(self, phase: str) -> None:
         """Wait for a moment while there is no version yet."""

@@ -15,7 +15,7 @@ WORKER_STATES: States = {
     "fetching the newest version": lambda _: "fetching",
     "waiting for a new version": lambda _: "waiting",
     "round started": lambda _: "training",
-    "idling": lambda line: f"idle {line.get('seconds')} s",
+    "idling": lambda line: f"idle for {line.get('seconds')} s",
     "round trained": lambda _: "publishing",
     "lost the broker; connecting again": lambda _: "reconnecting",
     "the federation has finished": lambda _: "done",
@@ -69,6 +69,8 @@ class LogTail:
         if not line:
             return
         fields = _parsed(line)
+        if str(fields.get("logger", "")).startswith("pika"):
+            return
         event = str(fields.get("event", ""))
         self.last_line = _as_sentence(fields) or line
         self.events.add(event)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import devnull
 from pathlib import Path
@@ -98,6 +98,16 @@ def aggregators(
         )
         for name in AGGREGATORS
     ]
+
+
+def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> Part:
+    """Return the process that evaluates final models (.safetensors) and trains centrally; see `findings`."""
+    show = settings.show
+    said = ["--task", settings.task, "--seed", str(settings.seed), "--epochs", str(show.central_epochs)]
+    if show.learning_rate is not None:
+        said += ["--learning-rate", str(show.learning_rate)]
+    command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", *said, "--out", str(out))
+    return Part(name="afterwards", command=(*command, *map(str, models)), environment={})
 
 
 def plots(folder: Path) -> Part:

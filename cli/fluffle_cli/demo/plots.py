@@ -46,8 +46,13 @@ def draw_all(folder: Path) -> None:
         plot_quality(path / "accuracy.png", [course], title=title, target=target, central=central)
         plot_staleness(path / "staleness.png", course, title=f"Staleness: {title}")
     if len(courses) > 1:
-        title = f"{summary.task}: {' and '.join(course.name for course in courses)}, {_speeds(summary)}"
-        plot_quality(folder / "compare.png", courses, title=title, target=target, central=central)
+        plot_quality(
+            folder / "compare.png",
+            courses,
+            title=f"{summary.verdict}\n{summary.task}, {_speeds(summary)}",
+            target=target,
+            central=central,
+        )
 
 
 def plot_quality(
@@ -77,8 +82,9 @@ def plot_staleness(path: Path, course: Course, *, title: str) -> None:
     counts, moments = figure.subplots(1, 2, width_ratios=(1, 1.4))
     late = _staleness_by_worker(course.rows)
     colours = [colormaps["viridis"](0.9 * index / max(1, len(late) - 1)) for index in range(len(late))]
+    # Room for a few versions, even if nobody was late.
+    highest = max([4, *(staleness for points in late.values() for _, staleness in points)])
     if late:
-        highest = max(staleness for points in late.values() for _, staleness in points)
         counts.hist(
             [[staleness for _, staleness in points] for points in late.values()],
             bins=[edge - 0.5 for edge in range(highest + 2)],
@@ -93,6 +99,7 @@ def plot_staleness(path: Path, course: Course, *, title: str) -> None:
         moments.plot(seconds, staleness, ".", color=colour, label=name)
     counts.set(xlabel="staleness (versions)", ylabel="updates", title="How late they came")
     moments.set(xlabel=SECONDS, ylabel="staleness (versions)", title="And when")
+    moments.set(xlim=(0, None), ylim=(-0.5, highest + 0.5))
     for axes in (counts, moments):
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -103,7 +110,8 @@ def plot_staleness(path: Path, course: Course, *, title: str) -> None:
 def _draw_course(axes: Axes, course: Course, *, target: Target, colour: str) -> None:
     points = curve(course.rows, target.metric)
     reached = seconds_to_target(course.rows, target)
-    label = f"{course.name}: target not reached" if reached is None else f"{course.name}: {reached:.1f} s"
+    when = "target not reached" if reached is None else f"target after {reached:.1f} s"
+    label = f"{course.name}: {when}"
     if reached is not None:
         axes.axvline(reached, color=colour, linestyle=":", linewidth=1.5)
     seconds, values = [point.seconds for point in points], [point.value for point in points]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from fluffle import logs
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
 from fluffle_cli.demo import parts
-from fluffle_cli.demo.afterwards import Findings, read_findings, work_for
 from fluffle_cli.demo.federation_run import FederationRun
+from fluffle_cli.demo.findings import Findings, read_findings
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
 from fluffle_cli.demo.screen import Screen
@@ -24,12 +25,15 @@ from fluffle_cli.demo.settings import DemoSettings, Strategy
 from fluffle_cli.demo.summary import Summary, print_summary, run_summary, write_summary
 from fluffle_cli.node import BrokerNode
 
-STOP_S = 2.0
+EXIT_MISSED = 1
 TICK_S = 0.1
 
 
 def run(settings: DemoSettings) -> None:
-    """Run the demo. After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised."""
+    """Run the demo; a target that was not reached gives exit code 1.
+
+    After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised.
+    """
     settings.check()
     stop = stop_asked_by_signals()
     console = Console(highlight=False)
@@ -39,10 +43,13 @@ def run(settings: DemoSettings) -> None:
         # No line of this process may land in the middle of the view.
         logs.configure("json", verbose=settings.verbose, part="demo", console=Console(file=log))
         try:
-            Demo(settings, folder, console, stop).play()
+            summary = Demo(settings, folder, console, stop).play()
         except (KeyboardInterrupt, FluffleError):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be stopped
             _print(console, f"Stopped. What there is of the run lies in {folder}")
             raise
+    if any(each.seconds_to_target is None for each in summary.runs):
+        sys.exit(EXIT_MISSED)
 
 
 def stop_asked_by_signals() -> threading.Event:
@@ -66,7 +73,7 @@ class Demo:
         self._console = console
         self._stop = stop
 
-    def play(self) -> None:
+    def play(self) -> Summary:
         """Do everything in turn; whatever happens, no process stays but the broker that is to be kept."""
         _print(self._console, introduction(self._settings, self._folder))
         runs = self._play_federations()
@@ -97,6 +104,7 @@ class Demo:
         self._work(parts.plots(self._folder), "drawing")
         print_summary(self._console, summary)
         _print(self._console, conclusion(self._settings, self._folder))
+        return summary
 
     def _play_federations(self) -> list[FederationRun]:
         initial_model = self._folder / "logs" / "version-0.safetensors"
@@ -113,7 +121,7 @@ class Demo:
                 self._play_federation(strategy, private, builder, initial_model) for strategy in strategies
             ]
         finally:
-            builder.stop(patience_s=STOP_S)
+            builder.stop(patience_s=0.0)
             private.close(keep=self._settings.keep_broker, log=self._folder / "logs" / "rabbitmq.log")
             initial_model.unlink(missing_ok=True)
             if private.folder.exists():
@@ -138,15 +146,8 @@ class Demo:
     def _look_afterwards(self, runs: Sequence[FederationRun]) -> Findings:
         """Evaluate the final models and train centrally; what fails there does not spoil the run."""
         out = self._folder / "logs" / "findings.json"
-        command = work_for(
-            task=self._settings.task,
-            seed=self._settings.seed,
-            epochs=self._settings.show.central_epochs,
-            plan=runs[0].final_version.plan,
-            models=[each.folder / "model.safetensors" for each in runs],
-            out=out,
-        )
-        part = parts.Part(name="afterwards", command=command, environment={})
+        models = [each.folder / "model.safetensors" for each in runs]
+        part = parts.afterwards(self._settings, models=models, out=out)
         self._work(part, "evaluating the final model, and training the same one in one place to compare")
         if not out.exists():
             return Findings(finals=[{} for _ in runs], central={})
@@ -166,7 +167,7 @@ class Demo:
             for child in crew.newly_dead():
                 _print(self._console, child.obituary(), "yellow")
         finally:
-            crew.stop(patience_s=STOP_S)
+            crew.stop(patience_s=0.0)
 
 
 def introduction(settings: DemoSettings, folder: Path) -> str:

@@ -50,14 +50,17 @@ class Screen:
             self._draw(Group(Text(phase, "bold"), Text(), workers_table(snapshot, inside)))
         self._phase = phase
 
-    def show(self, snapshot: Snapshot, inside: Inside, *, at_once: bool = False) -> None:
-        """Show how far the federation is; `at_once` even if something was shown just now."""
+    def show(self, snapshot: Snapshot, inside: Inside) -> None:
+        """Show how far the federation is, if it is time to."""
+        if self._is_time(PLAIN_LINE_EVERY_S if self._live is None else REDRAW_EVERY_S):
+            self.show_now(snapshot, inside)
+
+    def show_now(self, snapshot: Snapshot, inside: Inside) -> None:
+        """Show how far the federation is, even if something was shown just now."""
         self._history.note(snapshot)
         if self._live is None:
-            if self._is_time(PLAIN_LINE_EVERY_S) or at_once:
-                self.say(f"{snapshot.elapsed_s:5.1f} s  {plain_line(snapshot, metric=self._history.metric)}")
-        elif self._is_time(REDRAW_EVERY_S) or at_once:
-            self._draw(render(snapshot, history=self._history, inside=inside))
+            self.say(f"{snapshot.elapsed_s:5.1f} s  {plain_line(snapshot, metric=self._history.metric)}")
+        self._draw(render(snapshot, history=self._history, inside=inside))
 
     def _context(self) -> AbstractContextManager[object]:
         return self._live or nullcontext()

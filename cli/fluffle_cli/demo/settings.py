@@ -12,6 +12,7 @@ from pydantic import Field
 
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings
+from fluffle.task import READY_TASKS
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
 
@@ -36,7 +37,7 @@ class Show:
 SHOWS: Mapping[str, Show] = {
     "digits": Show(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
     "fashion_mnist": Show(target="accuracy>=0.8", local_steps=60, central_epochs=1),
-    "diabetes": Show(target="loss<=0.55", local_epochs=2, central_epochs=60),
+    "diabetes": Show(target="loss<=0.74", central_epochs=20),
 }
 
 
@@ -47,8 +48,8 @@ class DemoSettings(SharedSettings):
 
     strategy: Strategy = Field("fedbuff", description="How updates become versions.")
     staleness: str = Field(
-        "polynomial:0.5",
-        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A:B].",
+        "polynomial:0.3",
+        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
     )
     buffer_size: int = Field(
         1, ge=1, description="Updates in one version of fedbuff; fedavg always waits for every worker."
@@ -70,7 +71,7 @@ class DemoSettings(SharedSettings):
     )
     target: str | None = Field(
         None,
-        description='What ends the demo: 0.95 (accuracy), "accuracy>=0.95" or "loss<=0.5"; each ready task '
+        description='What ends the demo: 0.95 (accuracy), "accuracy>=0.95" or "loss<=0.7"; each ready task '
         "has one by default.",
     )
     max_seconds: float = Field(
@@ -84,8 +85,8 @@ class DemoSettings(SharedSettings):
 
     @property
     def task_name(self) -> str:
-        """The task's name without its package, as a part of names of files and queues."""
-        name = self.task.rpartition(":")[2].rpartition(".")[2].lower()
+        """The name of the task's module without its package, as a part of names of files and queues."""
+        name = self.task.partition(":")[0].rpartition(".")[2].lower()
         return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
 
     @property
@@ -115,6 +116,9 @@ class DemoSettings(SharedSettings):
 
     def check(self) -> None:
         """Raise ConfigError for what would otherwise be refused by a child process only."""
+        if ":" not in self.task and self.task not in READY_TASKS:
+            known = ", ".join(READY_TASKS)
+            raise ConfigError(f"--task must be one of {known}, or package.module:name, not {self.task!r}")
         _ = self.goal
         if self.compare and self.strategy == "fedavg":
             raise ConfigError("--compare sets fedavg beside another --strategy: say fedasync or fedbuff")

@@ -63,6 +63,18 @@ class Summary:
             return None
         return times[0] / times[1]
 
+    @property
+    def verdict(self) -> str:
+        """Say what the comparison of two federations shows; empty for one."""
+        if len(self.runs) != 2:
+            return ""
+        first, second = self.runs
+        if self.ratio is None:
+            return f"{second.strategy} and synchronous {first.strategy}"
+        if self.ratio >= 1:
+            return f"{second.strategy} is {self.ratio:.1f} times as fast as synchronous {first.strategy}"
+        return f"synchronous {first.strategy} is {1 / self.ratio:.1f} times as fast as {second.strategy}"
+
 
 def run_summary(
     *, strategy: str, folder: str, rows: Sequence[VersionRow], target: Target, final: Mapping[str, float]
@@ -108,16 +120,12 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print()
         console.print(_workers(run))
     if summary.ratio is not None:
-        first, second = summary.runs
         console.print()
-        console.print(
-            Text.assemble(
-                f"{second.strategy} reached {summary.target} in {second.seconds_to_target:.1f} s, "
-                f"{first.strategy} in {first.seconds_to_target:.1f} s: ",
-                (f"{summary.ratio:.1f} times as fast", "bold green"),
-            ),
-            soft_wrap=True,
-        )
+        console.print(Text(f"To {summary.target}, {summary.verdict}.", "bold green"), soft_wrap=True)
+    missed = [run for run in summary.runs if run.seconds_to_target is None]
+    for run in missed:
+        said = f"{run.strategy} ended without reaching {summary.target}: {run.finished}"
+        console.print(Text(said, "yellow"), soft_wrap=True)
 
 
 def _results(summary: Summary) -> Table:

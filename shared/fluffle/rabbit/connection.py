@@ -19,12 +19,14 @@ import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
-from fluffle.rabbit.faults import in_fluffles_words
+from fluffle.rabbit.faults import in_fluffles_words, root_cause
 
 Result = TypeVar("Result")
 
 BLOCKED_TIMEOUT_S = 300.0
 POLL_S = 1.0
+# The thread is a daemon: what it still waits for ends with the process.
+CLOSE_PATIENCE_S = 5.0
 
 
 class RabbitConnection:
@@ -67,7 +69,7 @@ class RabbitConnection:
             if isinstance(reason, ConnectionLost):
                 reason = ConnectionLost(
                     f"no RabbitMQ answers at {self._where}: start it, or correct FLUFFLE_BROKER_URL "
-                    f"({error!r})"
+                    f"({root_cause(error)})"
                 )
             raise reason from error
         self.failure: BrokerError | None = None
@@ -123,10 +125,10 @@ class RabbitConnection:
             self._connection.add_callback_threadsafe(lambda: None)
 
     def close(self) -> None:
-        """End the connection and wait for its thread."""
+        """End the connection, and wait for its thread unless the broker hangs."""
         self._closing = True
         self.wake()
-        self._thread.join()
+        self._thread.join(CLOSE_PATIENCE_S)
 
     def _run(self) -> None:
         try:

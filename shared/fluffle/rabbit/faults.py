@@ -24,7 +24,7 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
     `where` and `user` describe the connection, `what` the thing that was asked for.
     """
     code = getattr(error, "reply_code", None)
-    said = getattr(error, "reply_text", None) or str(error) or type(error).__name__
+    said = getattr(error, "reply_text", None) or root_cause(error)
     if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
         return AccessRefused(f"RabbitMQ at {where} refused the user {user!r} or its password")
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or code == NOT_ALLOWED:
@@ -51,3 +51,13 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
             f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
         )
     return ConnectionLost(f"the connection to RabbitMQ at {where} is lost: {said}")
+
+
+def root_cause(error: Exception) -> str:
+    """Return what is at the bottom of an exception, in words; pika wraps one in the other, as arguments."""
+    inner = [argument for argument in error.args if isinstance(argument, Exception)]
+    if inner:
+        return root_cause(inner[0])
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(getattr(error, "reply_text", "")) or str(error) or type(error).__name__

@@ -1,0 +1,144 @@
+"""`fluffle demo` as a newcomer starts it: what it leaves behind, and how Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from federation import wait_until
+
+from fluffle.safetensors_file import read_model
+from fluffle.task import load_task
+from fluffle_cli.demo.metrics import read_rows
+from fluffle_cli.demo.summary import read_summary
+
+PNG = b"\x89PNG\r\n\x1a\n"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+DEADLINE_S = 200.0
+
+
+@contextmanager
+def a_demo(out: Path, *flags: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start `fluffle demo`; whatever happens, nothing of it stays behind."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "fluffle_cli.main", "demo", "--out", str(out), *flags],
+        cwd=cwd,
+        env={name: value for name, value in os.environ.items() if not name.startswith("FLUFFLE_")}
+        | {name: os.environ[name] for name in ("FLUFFLE_RABBITMQ_BIN",) if name in os.environ},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield demo
+    finally:
+        demo.kill()
+        demo.communicate()
+        for process in processes_of(out):
+            process.kill()
+
+
+def processes_of(out: Path) -> list[psutil.Process]:
+    """Find the processes that have the run's folder in their environment or on their command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            texts = [*process.environ().values(), *process.cmdline()]
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and any(str(out) in text for text in texts):
+            found.append(process)
+    return found
+
+
+def children_of(demo: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return all that the demo has started, and what that has started."""
+    return psutil.Process(demo.pid).children(recursive=True)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with a_demo(out, "--workers", "2", "--target", "0.8", "--delay", "0.05", cwd=tmp_path) as demo:
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+        assert demo.returncode == 0, said
+        assert processes_of(out) == []
+
+    summary = read_summary(out)
+    run = summary.runs[0]
+    rows = list(read_rows(out / "metrics.jsonl"))
+    assert run.finished == "accuracy>=0.8 held for 3 evaluations"
+    assert [row.version for row in rows] == list(range(len(rows)))
+    assert rows[-1].updates == run.updates == sum(totals.updates for totals in run.workers.values())
+    assert set(run.workers) == {"worker-0", "worker-1"}
+
+    for picture in ("accuracy.png", "staleness.png"):
+        assert (out / picture).read_bytes().startswith(PNG)
+
+    digits = load_task("digits")
+    weights = digits.load(out / "model.keras")
+    assert digits.evaluate(weights) == pytest.approx(dict(run.final), abs=1e-4)
+    stored = read_model(out / "model.safetensors")
+    assert all((weights[name] == stored[name]).all() for name in stored)
+
+    logs = {path.stem for path in (out / "logs").iterdir()}
+    assert logs >= {"aggregator-1", "aggregator-2", "evaluator", "worker-0", "worker-1", "rabbitmq", "demo"}
+    for line in (out / "logs" / "worker-0.log").read_text().splitlines():
+        assert json.loads(line)["federation"] == "digits"
+
+    assert not (out / "broker").exists(), "the password is gone with the broker"
+    assert f"{run.final['accuracy']:.4f}" in said
+    assert "RabbitMQ's UI: http://127.0.0.1:" in said
+    assert "Traceback" not in said
+    assert "\x1b" not in said, "there are no colour codes where there is no terminal"
+
+
+def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--task", "numpy_task:task", "--target", "2.0", "--workers", "2", "--delay", "0.05")
+    with a_demo(out, *flags, cwd=EXAMPLES) as demo:
+        wait_until(lambda: has_versions(out, 3) or demo.poll() is not None, "three versions")
+        started = children_of(demo)
+        assert len(started) >= 6, "a broker, two aggregators, an evaluator and two workers"
+
+        demo.send_signal(signal.SIGINT)
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+        assert demo.returncode == 130, said
+        assert "Traceback" not in said
+        assert f"What there is of the run lies in {out}" in said
+        assert not any(is_alive(process) for process in started)
+        assert processes_of(out) == []
+    assert has_versions(out, 3)
+
+
+def test_ctrl_c_ends_a_demo_that_has_only_begun_to_start(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with a_demo(out, "--task", "numpy_task:task", "--target", "2.0", cwd=EXAMPLES) as demo:
+        node = out / "broker" / "node.json"
+        wait_until(lambda: node.exists() or demo.poll() is not None, "a broker that starts")
+
+        demo.send_signal(signal.SIGINT)
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+        assert demo.returncode == 130, said
+        assert "Traceback" not in said
+        assert processes_of(out) == []
+
+
+def has_versions(out: Path, count: int) -> bool:
+    metrics = out / "metrics.jsonl"
+    return metrics.exists() and len(metrics.read_text().splitlines()) >= count

@@ -1,0 +1,90 @@
+"""`fluffle status` as a person or a program calls it, on a real broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from brokers import publish_version
+from builders import a_version, an_evaluation
+
+from fluffle.rabbit import RabbitBroker
+from fluffle.record import Contributor, ModelVersion
+from fluffle.topology import Topology
+from fluffle.wire import encode_version
+from fluffle_cli.node import BrokerNode
+
+
+@pytest.fixture
+def broker(node: BrokerNode, topology: Topology) -> Iterator[RabbitBroker]:
+    with RabbitBroker(node.amqp_url, name="test", heartbeat_s=20) as connected:
+        connected.declare(topology)
+        yield connected
+
+
+def a_busy_version(topology: Topology, number: int, *, finished: str = "") -> ModelVersion:
+    return replace(
+        a_version(number, finished=finished),
+        federation=topology.federation,
+        contributors={"w1": Contributor(3, 30, 6, 3.0)},
+        evaluation=an_evaluation(number - 1, {"accuracy": 0.9}),
+        elapsed_s=10.0,
+    )
+
+
+def status(node: BrokerNode, federation: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fluffle_cli.main", "status", "--federation", federation, *flags],
+        env=os.environ | {"FLUFFLE_BROKER_URL": node.amqp_url},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_person_sees_version_accuracy_and_workers_without_colour_codes_in_a_pipe(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    publish_version(broker, topology, encode_version(a_busy_version(topology, 7)))
+
+    seen = status(node, topology.federation)
+
+    assert seen.returncode == 0, seen.stderr
+    assert "version 7 (term 1)" in seen.stdout
+    assert "accuracy 0.9000 (version 6)" in seen.stdout
+    assert "w1" in seen.stdout
+    assert "\x1b" not in seen.stdout
+
+
+def test_a_program_gets_one_json_object_a_line_until_the_federation_has_finished(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    record = a_busy_version(topology, 7, finished="enough")
+    publish_version(broker, topology, encode_version(record))
+
+    seen = status(node, topology.federation, "--watch", "--json", "--interval", "0.1")
+
+    lines = seen.stdout.splitlines()
+    assert seen.returncode == 0, seen.stderr
+    assert [json.loads(line)["finished"] for line in lines] == ["enough"]
+    assert json.loads(lines[0])["workers"]["w1"]["mean_staleness"] == 2.0
+
+
+def test_a_federation_without_a_version_says_so_and_one_that_is_not_there_is_an_error(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    empty = status(node, topology.federation)
+    missing = status(node, "nobody-knows")
+
+    assert empty.returncode == 0, empty.stderr
+    assert "no version yet" in empty.stdout
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: the federation 'nobody-knows' is not on this broker")
+    assert "Traceback" not in missing.stderr

@@ -1,0 +1,151 @@
+"""The picture of a federation on a terminal, and the line of it in a log file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from builders import a_version, an_evaluation
+from rich.console import Console, RenderableType
+
+from fluffle.record import Contributor, ModelVersion
+from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of
+from fluffle_cli.view import (
+    SPARKLINE_LENGTH,
+    History,
+    Inside,
+    bar,
+    metric_to_show,
+    plain_line,
+    render,
+    sparkline,
+    workers_table,
+)
+
+INSIDE = Inside(
+    workers={"worker-0": "training", "worker-1": "idle for 2.0 s"},
+    parts={"aggregator-1": "leading", "aggregator-2": "standing by"},
+)
+
+
+def a_training_version(accuracy: float = 0.9472, *, version: int = 36, finished: str = "") -> ModelVersion:
+    return replace(
+        a_version(version, finished=finished),
+        strategy="fedbuff(buffer_size=1, discount=polynomial:0.5, optimizer=sgd(learning_rate=1))",
+        contributors={"worker-0": Contributor(74, 740, 37, 74.0, 1, last_update_at=97.0)},
+        evaluation=an_evaluation(version - 1, {"accuracy": accuracy, "loss": 0.2}),
+        best=an_evaluation(20, {"accuracy": 0.9583}),
+        target_held=2,
+        elapsed_s=10.0,
+    )
+
+
+def a_snapshot(version: ModelVersion | None, *, active: bool = True) -> Snapshot:
+    queues = QueueStates(updates_waiting=5, aggregator_active=active, rejected_waiting=3)
+    return snapshot_of(version, queues, federation="digits", now=100.0)
+
+
+def drawn(picture: RenderableType, *, width: int = 80) -> list[str]:
+    written = StringIO()
+    Console(file=written, width=width).print(picture)
+    return [line.rstrip() for line in written.getvalue().splitlines()]
+
+
+def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
+    text = "\n".join(drawn(render(a_snapshot(a_training_version()))))
+
+    assert "version 36 (term 1) after 10 s, 4 parameters, 74 updates, 7.4 updates/s" in text
+    assert "accuracy 0.9472 (version 35), best 0.9583 (version 20)" in text
+    assert "target held 2x" in text
+    assert "5 updates and 3 rejected waiting, an aggregator is active" in text
+
+
+def test_from_outside_a_worker_is_shown_with_the_age_of_its_last_update() -> None:
+    header, row = drawn(workers_table(a_snapshot(a_training_version())))
+
+    assert header.split("  ") != row.split("  ")
+    assert row.split() == ["worker-0", "3", "s", "ago", "74", "0.5", "██████████", "100%", "1"]
+
+
+def test_whoever_started_the_processes_sees_their_states_even_before_the_first_update() -> None:
+    text = "\n".join(drawn(render(a_snapshot(a_training_version()), inside=INSIDE)))
+
+    assert "worker-0  training" in text
+    assert "worker-1  idle for 2.0 s        0" in text
+    assert "aggregator-1 leading, aggregator-2 standing by" in text
+
+
+def test_the_picture_fits_a_terminal_of_80_columns() -> None:
+    lines = drawn(render(a_snapshot(a_training_version()), inside=INSIDE), width=80)
+
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+
+
+def test_a_federation_without_a_version_is_drawn_and_says_so() -> None:
+    text = "\n".join(drawn(render(a_snapshot(None, active=False))))
+
+    assert "no version yet" in text
+    assert "no aggregator is active" in text
+
+
+def test_a_version_that_nobody_has_evaluated_is_drawn_and_says_so() -> None:
+    assert "no version is evaluated yet" in "\n".join(drawn(render(a_snapshot(a_version(3)))))
+
+
+def test_a_finished_federation_says_why() -> None:
+    text = "\n".join(drawn(render(a_snapshot(a_training_version(finished="accuracy>=0.95 held")))))
+
+    assert "digits has finished: accuracy>=0.95 held" in text
+
+
+def test_there_are_no_colour_codes_when_it_is_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().print(render(a_snapshot(a_training_version()), inside=INSIDE))
+
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_history_of_evaluations_is_drawn_as_a_sparkline_and_each_counts_once() -> None:
+    history = History()
+    for version, accuracy in ((1, 0.1), (2, 0.5), (2, 0.5), (3, 0.9)):
+        history.note(a_snapshot(a_training_version(accuracy, version=version + 1)))
+
+    assert history.values == [0.1, 0.5, 0.9]
+    assert sparkline(history.values) in drawn(render(a_snapshot(a_training_version()), history=history))
+
+
+def test_a_sparkline_goes_from_the_lowest_to_the_highest_block_and_shows_the_last_values() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([0.5, 0.5]) == "▁▁"
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert len(sparkline(list(range(1000)))) == SPARKLINE_LENGTH
+
+
+@pytest.mark.parametrize(
+    ("share", "drawing"),
+    [
+        (0.0, "             0%"),
+        (0.0125, "▏            1%"),
+        (0.5, "█████       50%"),
+        (1.0, "██████████ 100%"),
+    ],
+)
+def test_a_share_is_a_bar_in_eighths_of_a_block_with_its_percentage(share: float, drawing: str) -> None:
+    assert bar(share) == drawing
+
+
+def test_the_metric_shown_is_the_wanted_one_else_accuracy_else_loss_else_any() -> None:
+    assert metric_to_show({"loss": 1.0, "accuracy": 0.5, "mae": 3.0}, "mae") == "mae"
+    assert metric_to_show({"loss": 1.0, "accuracy": 0.5}, "mae") == "accuracy"
+    assert metric_to_show({"mae": 3.0, "loss": 1.0}) == "loss"
+    assert metric_to_show({"mae": 3.0}) == "mae"
+    assert metric_to_show({}) is None
+
+
+def test_one_line_says_how_far_a_federation_is() -> None:
+    assert plain_line(a_snapshot(None)) == "digits: no version yet"
+    assert plain_line(a_snapshot(a_training_version(finished="enough"))) == (
+        "digits: version 36, 74 updates, 7.4 updates/s, accuracy 0.9472 (version 35), worker-0 74, "
+        "finished: enough"
+    )
