@@ -123,16 +123,17 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     kind = _kind(field)
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     flag = str(extra.get("flag", flag_name(name)))
-    flags = [flag] if kind is not bool else [f"{flag}/--no-{flag.removeprefix('--')}"]
+    has_opposite = kind is bool and name not in _SHORT_FLAGS
+    flags = [f"{flag}/--no-{flag.removeprefix('--')}" if has_opposite else flag]
     if name in _SHORT_FLAGS:
         flags.append(_SHORT_FLAGS[name])
     metavar = ""
     if kind is not bool:
         unit = "SECONDS" if name.endswith("_s") else _METAVARS.get(kind, "VALUE")
-        metavar = f"[{'|'.join(choices)}]" if choices else str(extra.get("metavar", unit))
+        metavar = "WORD" if choices else str(extra.get("metavar", unit))
     option = typer.Option(
         *flags,
-        help=_help(name, field),
+        help=_help(name, field, choices),
         metavar=metavar,
         show_default=False,
         rich_help_panel=str(extra.get("panel", panel)),
@@ -162,7 +163,7 @@ def _kind(field: FieldInfo) -> object:
     return kinds[0] if is_optional else field.annotation
 
 
-def _help(name: str, field: FieldInfo) -> str:
+def _help(name: str, field: FieldInfo, choices: list[str]) -> str:
     default = field.get_default(call_default_factory=True)
     if field.is_required():
         last = " [required]"
@@ -172,5 +173,7 @@ def _help(name: str, field: FieldInfo) -> str:
         last = f" [default: {'on' if default else 'off'}]"
     else:
         last = f" [default: {default}]"
+    # Here and not in the metavar, where many words would leave no room for the rest.
+    known = f" One of {', '.join(choices)}." if choices else ""
     # Escaped: the text goes through rich's markup, in which [env: ...] would be a style.
-    return escape(f"{field.description or name} [env: {env_name(name)}]{last}")
+    return escape(f"{field.description or name}{known} [env: {env_name(name)}]{last}")
