@@ -129,7 +129,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(monkeypatch: py
 
 def test_verbose_can_be_said_in_short() -> None:
     assert settings_of("-v").verbose is True
-    assert settings_of("--no-verbose").verbose is False
+    assert settings_of("--verbose").verbose is True
     assert settings_of().verbose is False
 
 
