@@ -96,8 +96,10 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
 
     logs = {path.stem for path in (out / "logs").iterdir()}
     assert logs >= {"aggregator-1", "aggregator-2", "evaluator", "worker-0", "worker-1", "rabbitmq", "demo"}
-    for line in (out / "logs" / "worker-0.log").read_text().splitlines():
-        assert json.loads(line)["federation"] == "digits"
+    lines = (out / "logs" / "worker-0.log").read_text().splitlines()
+    # TensorFlow writes lines of its own when it looks for a GPU.
+    events = [json.loads(line) for line in lines if line.startswith("{")]
+    assert {event["federation"] for event in events} == {"digits"}
 
     assert not (out / "broker").exists(), "the password is gone with the broker"
     assert f"{run.final['accuracy']:.4f}" in said
