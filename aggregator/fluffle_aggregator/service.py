@@ -311,9 +311,11 @@ class Leader:
             updates=len(record.folded),
             mean_staleness=round(sum(one.staleness for one in record.folded) / max(1, len(record.folded)), 2),
         )
+        # On from the moment that the record tells of: publishing it took time as well.
+        self._started += record.elapsed_s - model.record.elapsed_s
         model.advance(record)
         self._held, self._held_evaluation = [], None
-        self._started = self._committed = self._oldest_held = self._clock()
+        self._committed = self._oldest_held = self._clock()
 
     def _publish(self, record: ModelVersion) -> str:
         """Publish a version's record to head and stream with one confirm, and return its digest."""

@@ -13,5 +13,8 @@ command = settings_command(
     "Everything runs on this machine: a private broker, an aggregator and a standby, an evaluator, and the "
     "workers. At the end there are pictures, the final model and all logs in one folder.",
     # The demo has a broker and federations of its own, and its logs are files.
-    without=("federation", "broker_url", "broker_password_file", "connect_timeout_s", "log_format"),
+    without=(
+        *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
+        "log_format",
+    ),
 )

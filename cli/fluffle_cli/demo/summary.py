@@ -72,8 +72,10 @@ class Summary:
         if self.ratio is None:
             return f"{second.strategy} and synchronous {first.strategy}"
         if self.ratio >= 1:
-            return f"{second.strategy} is {self.ratio:.1f} times as fast as synchronous {first.strategy}"
-        return f"synchronous {first.strategy} is {1 / self.ratio:.1f} times as fast as {second.strategy}"
+            times = f"{self.ratio:.1f} times as fast as"
+            return f"{second.strategy} reaches {self.target} {times} synchronous {first.strategy}"
+        times = f"{1 / self.ratio:.1f} times as fast as"
+        return f"synchronous {first.strategy} reaches {self.target} {times} {second.strategy}"
 
 
 def run_summary(
@@ -121,7 +123,7 @@ def print_summary(console: Console, summary: Summary) -> None:
         console.print(_workers(run))
     if summary.ratio is not None:
         console.print()
-        console.print(Text(f"To {summary.target}, {summary.verdict}.", "bold green"), soft_wrap=True)
+        console.print(Text(f"{summary.verdict}.", "bold green"), soft_wrap=True)
     missed = [run for run in summary.runs if run.seconds_to_target is None]
     for run in missed:
         said = f"{run.strategy} ended without reaching {summary.target}: {run.finished}"
