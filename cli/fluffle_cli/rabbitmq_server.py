@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -144,11 +145,11 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 def write_private(path: Path, text: str) -> None:
     """Replace the file at once by one that only its owner may read."""
-    draft = path.with_name(path.name + ".new")
-    draft.unlink(missing_ok=True)
-    with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    # A name of its own, since one thread may start a node while another ends it; mkstemp gives mode 600.
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    with open(descriptor, "w") as file:
         file.write(text)
-    draft.replace(path)
+    Path(draft).replace(path)
 
 
 def write_configuration(folder: Path, settings: NodeSettings) -> None:
