@@ -28,6 +28,7 @@ from fluffle.settings import (
     SharedSettings,
     env_name,
     flag_name,
+    is_argument,
     load_settings,
 )
 
@@ -71,7 +72,8 @@ def settings_command(
     `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones;
     those that mean nothing to the command are named in `without`, and get no flag. A field may say more in
     its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES", "flag": "--json"}, where the flag is
-    for a name that a field cannot have.
+    for a name that a field cannot have. With {"argument": True} it has no flag: it is what stands behind the
+    command.
     """
 
     def command(*, config: Path | None, **flags: object) -> None:
@@ -120,6 +122,10 @@ def clean_exit(*, verbose: bool = False) -> Iterator[None]:
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    if is_argument(field):
+        text = escape(field.description or name)
+        argument = typer.Argument(metavar=name.upper(), help=text, show_default=False)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
     kind = _kind(field)
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     flag = str(extra.get("flag", flag_name(name)))

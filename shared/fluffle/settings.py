@@ -22,6 +22,7 @@ from typing import ClassVar, Literal, Self, TypeVar
 from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -156,7 +157,7 @@ def load_settings(settings_class: type[S], given: Mapping[str, object], *, confi
     written = _read_config(settings_class, config)
     origin = {name: where for name, (_, where) in written.items()}
     origin |= {name: env for name in settings_class.model_fields if (env := env_name(name)) in in_environment}
-    origin |= {name: flag_name(name) for name in given}
+    origin |= {name: _typed_as(settings_class, name) for name in given}
     values = {name: value for name, (value, where) in written.items() if origin[name] == where}
     try:
         return settings_class.model_validate(values | dict(given))
@@ -184,6 +185,17 @@ def env_name(name: str) -> str:
 def flag_name(name: str) -> str:
     """Return the flag of a setting: --buffer-size for buffer_size."""
     return "--" + name.replace("_", "-")
+
+
+def is_argument(field: FieldInfo) -> bool:
+    """Tell whether a setting stands behind the command, without a flag: `user add NAME`."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get("argument") is True
+
+
+def _typed_as(settings_class: type[SharedSettings], name: str) -> str:
+    field = settings_class.model_fields.get(name)
+    return name.upper() if field is not None and is_argument(field) else flag_name(name)
 
 
 def _read_config(settings_class: type[SharedSettings], config: Path | None) -> dict[str, tuple[object, str]]:

@@ -235,6 +235,26 @@ def test_an_unknown_flag_is_refused_with_exit_code_2() -> None:
     assert "No such option" in result.stderr
 
 
+class OneSettings(SharedSettings):
+    item: str = Field(max_length=9, description="Which item.", json_schema_extra={"argument": True})
+
+
+def test_a_setting_can_stand_behind_the_command_without_a_flag() -> None:
+    seen: list[OneSettings] = []
+    app = new_app()
+    app.command("show")(settings_command(OneSettings, seen.append, about="Show one."))
+
+    shown = CliRunner().invoke(app, ["item-7", "--federation", "ward-7"])
+    missing = CliRunner().invoke(app, [])
+    wrong = CliRunner().invoke(app, ["item-7-and-more"])
+
+    assert shown.exit_code == 0, shown.output
+    assert (seen[0].item, seen[0].federation) == ("item-7", "ward-7")
+    assert (missing.exit_code, wrong.exit_code) == (2, 2)
+    assert "ITEM" in missing.output
+    assert "ITEM must" in wrong.output
+
+
 def test_a_command_runs_as_a_program_of_its_own_and_imports_no_tensorflow() -> None:
     program = (
         "import sys\n"
