@@ -1,4 +1,4 @@
-"""`fluffle model`: lists and exports versions of the model, and builds version 0 for an aggregator."""
+"""`fluffle model`: lists, exports and restores versions of the model, and builds version 0 of a task."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from rich.table import Table
 
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
-from fluffle.connection import connect_to_federation
+from fluffle.connection import connect, connect_to_federation
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
-from fluffle.models import all_versions, version_at_hand
+from fluffle.models import StoredVersion, all_stored, all_versions, stored_at_hand
 from fluffle.record import ModelVersion
+from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
 from fluffle.task import load_task
 from fluffle.topology import Topology, topology_of
+from fluffle_cli.restoring import TERMS_AHEAD, put_back
 
-app = new_app("List and export versions of the model, or build version 0.")
+app = new_app("List, export and restore versions of the model, or build version 0.")
 
 
 class ListSettings(SharedSettings):
@@ -39,10 +41,20 @@ class ExportSettings(ListSettings):
     """Flags of `fluffle model export`."""
 
     out: Path = Field(
-        Path("model.safetensors"), description="File to write: .safetensors, or .keras (needs the task)."
+        Path("model.safetensors"),
+        description="File to write: .safetensors, .keras (needs the task), or .fluffle for `model restore`.",
     )
     version: str = Field("newest", description="Which version: newest, best, or a number from `model list`.")
     task: str = Field("digits", description="Task that knows how to write a .keras file.")
+
+
+class RestoreSettings(ListSettings):
+    """Flags of `fluffle model restore`."""
+
+    file: Path = Field(
+        description="File of `fluffle model export --out NAME.fluffle`.",
+        json_schema_extra={"argument": True},
+    )
 
 
 class InitSettings(ListSettings):
@@ -88,23 +100,27 @@ def list_versions(settings: ListSettings) -> None:
 
 def export(settings: ExportSettings) -> None:
     """Write one version to a file."""
-    if settings.out.suffix not in (".safetensors", ".keras"):
-        raise ConfigError(f"--out must end in .safetensors or .keras, not {settings.out.name!r}")
+    if settings.out.suffix not in (".safetensors", ".keras", ".fluffle"):
+        raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {settings.out.name!r}")
     topology = topology_of(settings.federation)
     with _connected(settings, topology) as broker:
-        version = _chosen(broker, topology, settings.version)
-    weights = version.layout.restore(version.vector, version.integers)
+        stored = _chosen(broker, topology, settings.version)
+    version = stored.version
     if settings.out.suffix == ".keras":
         try:
-            load_task(settings.task).save(weights, settings.out)
+            load_task(settings.task).save(
+                version.layout.restore(version.vector, version.integers), settings.out
+            )
         except LayoutError as error:
             raise ConfigError(
                 f"--task {settings.task} has another model than the federation: give the task that it trains "
                 f"({error})"
             ) from error
+    elif settings.out.suffix == ".fluffle":
+        write_record(settings.out, stored.body)
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
-        write_model(settings.out, weights, about)
+        write_model(settings.out, version.layout.restore(version.vector, version.integers), about)
     Console().print(f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False)
 
 
@@ -116,12 +132,27 @@ def init(settings: InitSettings) -> None:
     Console().print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
 
 
-def _chosen(broker: Broker, topology: Topology, wanted: str) -> ModelVersion:
-    newest = version_at_hand(broker, topology)
-    if newest is None:
+def restore(settings: RestoreSettings) -> None:
+    """Put the version in a file back, so that an aggregator can go on from it."""
+    topology = topology_of(settings.federation)
+    stored = read_record(settings.file)
+    with connect(_impatient(settings), name=f"{settings.federation}/model", stop=threading.Event()) as broker:
+        rank = put_back(broker, topology, stored)
+    Console().print(
+        f"version {rank} of {settings.federation} is on the broker again: an aggregator that "
+        "starts goes on from it",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
+    stored = stored_at_hand(broker, topology)
+    if stored is None:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
     if wanted == "newest":
-        return newest
+        return stored
+    newest = stored.version
     if wanted == "best":
         if newest.best is None:
             raise ConfigError("--version best: no version has been evaluated yet; start `fluffle evaluator`")
@@ -130,17 +161,20 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> ModelVersion:
         number = int(wanted)
     else:
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")
-    found = [version for version in all_versions(broker, topology) if version.version == number]
+    found = [each for each in all_stored(broker, topology) if each.version.version == number]
     if not found:
         raise ConfigError(f"--version {number} is not in the stream (any more): see `fluffle model list`")
     return found[-1]
 
 
 def _connected(settings: SharedSettings, topology: Topology) -> Broker:
-    # Whoever asks for a list is not to wait for a federation that may never come.
-    impatient = settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
     name = f"{settings.federation}/model"
-    return connect_to_federation(impatient, topology, name=name, stop=threading.Event())
+    return connect_to_federation(_impatient(settings), topology, name=name, stop=threading.Event())
+
+
+def _impatient(settings: SharedSettings) -> SharedSettings:
+    # Whoever asks for a list is not to wait for a federation that may never come.
+    return settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
 
 
 _ERRORS = Console(stderr=True)
@@ -150,6 +184,20 @@ app.command("list")(
 )
 app.command("export")(
     settings_command(ExportSettings, export, about="Write one version of the model to a file.")
+)
+app.command("restore")(
+    settings_command(
+        RestoreSettings,
+        restore,
+        about="Put an exported version (.fluffle) back on the broker, for aggregators to go on from.\n\n"
+        "For a federation whose head queue is gone, or a new broker after the loss of the old one. Stop the "
+        "aggregators first: one that leads is refused. The memory of which updates the model contains is in "
+        "the file, so none counts twice; a server optimizer's moments are not, and begin anew.\n\n"
+        "If the file has the newest version of the stream, it goes to the head queue as it is. If the stream "
+        "is empty or behind, nobody can tell what came after the file: it goes to both, its term raised by "
+        f"{TERMS_AHEAD}, so that it wins over whatever workers may have seen. It never takes the "
+        "federation back: if head or stream has a newer version, it is refused.",
+    )
 )
 app.command("init")(
     settings_command(

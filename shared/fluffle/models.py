@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fluffle.broker import Broker, StreamReader
+from fluffle.errors import TopologyMissing
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.wire import decode_version
@@ -14,6 +16,14 @@ POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
 QUIET_S = 0.05
 SLOW_LINK_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVersion:
+    """A version, and the message that it was read from: all that a successor of the aggregator needs."""
+
+    version: ModelVersion
+    body: bytes
 
 
 def newest_version(
@@ -26,8 +36,8 @@ def newest_version(
     with broker.read_stream(topology.models.name, offset="last") as reader:
         while not stop.is_set():
             newest = _newest_at_hand(reader, POLL_S)
-            if newest and (newer_than is None or newest.rank > newer_than):
-                return newest
+            if newest and (newer_than is None or newest.version.rank > newer_than):
+                return newest.version
     return None
 
 
@@ -36,9 +46,20 @@ def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
 
     For whoever may look at the head queue too.
     """
-    # Nothing tells how much is in a stream. Where there is a head there should be a model, however slowly a
-    # large one comes over the network.
-    patience_s = SLOW_LINK_S if broker.state(topology.head.name).messages else 2 * POLL_S
+    stored = stored_at_hand(broker, topology)
+    return stored.version if stored else None
+
+
+def stored_at_hand(
+    broker: Broker, topology: Topology, *, patience_s: float = 2 * POLL_S
+) -> StoredVersion | None:
+    """Return the same as `version_at_hand`, with its message.
+
+    Nothing tells how much is in a stream. Where there is a head there should be a model, however slowly a
+    large one comes over the network; where there is none, `patience_s` says how long to look.
+    """
+    if _messages_in(broker, topology.head.name):
+        patience_s = SLOW_LINK_S
     with broker.read_stream(topology.models.name, offset="last") as reader:
         return _newest_at_hand(reader, patience_s)
 
@@ -46,8 +67,17 @@ def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
 def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
     """Yield every version that the stream still holds, in the order of their publication.
 
+    For whoever may look at the head queue too.
+    """
+    for stored in all_stored(broker, topology):
+        yield stored.version
+
+
+def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
+    """Yield the same as `all_versions`, with their messages.
+
     Versions of a term lower than one that was seen before come from an aggregator that has lost the lead:
-    they are left out. For whoever may look at the head queue too.
+    they are left out.
     """
     newest = version_at_hand(broker, topology)
     highest_term = 0
@@ -56,17 +86,24 @@ def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
             version = decode_version(body)
             if version.term >= highest_term:
                 highest_term = version.term
-                yield version
+                yield StoredVersion(version, body)
             if version.rank >= newest.rank:
                 return
 
 
-def _newest_at_hand(reader: StreamReader, timeout_s: float) -> ModelVersion | None:
-    newest: ModelVersion | None = None
+def _messages_in(broker: Broker, queue: str) -> int:
+    try:
+        return broker.state(queue).messages
+    except TopologyMissing:
+        return 0  # somebody deleted it: what is in the stream is to be seen all the same
+
+
+def _newest_at_hand(reader: StreamReader, timeout_s: float) -> StoredVersion | None:
+    newest: StoredVersion | None = None
     body = reader.next_body(timeout_s)
     while body is not None:
         version = decode_version(body)
-        if newest is None or version.rank > newest.rank:
-            newest = version
+        if newest is None or version.rank > newest.version.rank:
+            newest = StoredVersion(version, body)
         body = reader.next_body(QUIET_S)
     return newest

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from fluffle.errors import ConfigError
 from fluffle.model import Weights
+from fluffle.whole_file import write_whole
 
 # The format itself keeps no order: its library writes the widest dtype first, then by name.
 ORDER_KEY = "fluffle.order"
@@ -26,13 +26,7 @@ def write_model(path: Path, weights: Weights, metadata: Mapping[str, str] = {}) 
     """
     contiguous = {name: np.asarray(array, order="C") for name, array in weights.items()}
     content = save(contiguous, {**metadata, ORDER_KEY: json.dumps(list(weights))})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write the model to {path}: {error.strerror}") from error
+    write_whole(path, [content])
 
 
 def read_model(path: Path) -> dict[str, NDArray[np.generic]]:

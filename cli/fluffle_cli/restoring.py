@@ -1,0 +1,76 @@
+"""Putting a version back on the broker, so that an aggregator goes on from it as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from fluffle.broker import Broker
+from fluffle.errors import ConfigError
+from fluffle.models import SLOW_LINK_S, StoredVersion, stored_at_hand
+from fluffle.record import ModelVersion, Rank
+from fluffle.topology import Topology
+from fluffle.wire import decode_record, encode_version, record_digest
+
+# More than there can have been takeovers between the writing of a file and the loss of the broker.
+TERMS_AHEAD = 1000
+
+# A broker notices within this time that an aggregator has left.
+LEAVING_S = 5.0
+POLL_S = 0.2
+
+
+def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
+    """Make a stored version the one that the next leader starts from, and return its rank on the broker.
+
+    Raises ConfigError, and changes nothing, when it would take the federation back, when it is another
+    federation's, or when an aggregator is at work.
+    """
+    version = stored.version
+    if version.federation != topology.federation:
+        raise ConfigError(
+            f"the file holds a version of {version.federation!r}, not of {topology.federation!r}: "
+            f"give --federation {version.federation} to restore that one"
+        )
+    broker.declare(topology)
+    _refuse_a_leader(broker, topology)
+    in_stream = stored_at_hand(broker, topology, patience_s=SLOW_LINK_S)
+    in_head = [decode_record(body) for body in broker.peek(topology.head.name)]
+    for record in in_head:
+        if isinstance(record, ModelVersion) and record.rank >= version.rank:
+            raise ConfigError(
+                f"the queue {topology.head.name} holds version {record.rank}, and the file "
+                f"{version.rank}: there is nothing to restore, start an aggregator"
+            )
+    if in_stream and in_stream.version.rank > version.rank:
+        raise ConfigError(
+            f"the stream {topology.models.name} holds version {in_stream.version.rank}, newer than the "
+            f"file's {version.rank}: export that one, and restore it. To go back on purpose, begin another "
+            "federation with --initial-model"
+        )
+    if in_stream and in_stream.body == stored.body:
+        broker.publish("", topology.head.name, stored.body, {"kind": "version"})
+        return version.rank
+    if in_stream and in_stream.version.rank == version.rank:
+        raise ConfigError(
+            f"the stream {topology.models.name} holds another version {version.rank} than the file: another "
+            "federation of the same name made it. Give one of them another name"
+        )
+    # Versions may have come after the file, which nobody here knows but workers may have seen: a record of
+    # its own, above all of them.
+    seen = [version.term, *(record.rank.term for record in in_head)]
+    term = max([*seen, in_stream.version.term] if in_stream else seen) + TERMS_AHEAD
+    above = replace(version, term=term, parent=record_digest(stored.body), folded=())
+    broker.publish(topology.models.exchange.name, "", encode_version(above), {"kind": "version"})
+    return above.rank
+
+
+def _refuse_a_leader(broker: Broker, topology: Topology) -> None:
+    deadline = time.monotonic() + LEAVING_S
+    while broker.state(topology.updates.name).consumers:
+        if time.monotonic() > deadline:
+            raise ConfigError(
+                f"an aggregator of {topology.federation!r} is at work: it would not notice, and push the "
+                "restored version out of the head queue. Stop every aggregator first"
+            )
+        time.sleep(POLL_S)

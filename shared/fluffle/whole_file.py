@@ -1,0 +1,27 @@
+"""Files that are there whole or not at all, whenever the process or the machine dies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from fluffle.errors import ConfigError
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file; whoever reads `path` sees the old one or the new one.
+
+    Raises ConfigError when it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(parts)
+            file.flush()
+            # Before the rename, or a power cut leaves the new name on an empty file.
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
