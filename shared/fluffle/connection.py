@@ -25,7 +25,7 @@ def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> Ra
     time or when `stop` is set.
     """
     return _patiently(settings, stop)(
-        lambda: RabbitBroker(settings.secret_broker_url(), name=name, heartbeat_s=settings.heartbeat_s)
+        lambda: RabbitBroker(settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s)
     )
 
 
@@ -35,7 +35,7 @@ def connect_to_federation(
     """Connect, and wait too until the federation's queues are there, as `connect` does."""
 
     def attempt() -> RabbitBroker:
-        broker = RabbitBroker(settings.secret_broker_url(), name=name, heartbeat_s=settings.heartbeat_s)
+        broker = RabbitBroker(settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s)
         try:
             broker.check(topology)
         except TopologyMissing as error:

@@ -7,6 +7,7 @@
     ├── WireError             a message cannot be read; the operator finds it in F.rejected
     └── BrokerError
         ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
+        ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
         ├── AccessRefused     user, password, virtual host or rights are wrong: ask who runs the broker
         ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
         ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
@@ -44,6 +45,10 @@ class BrokerError(FluffleError):
 
 class ConnectionLost(BrokerError):
     """The connection or its channel is gone; whatever was not confirmed may or may not have arrived."""
+
+
+class TlsRefused(BrokerError):
+    """One side does not accept the other's certificate, or one speaks TLS and the other plain text."""
 
 
 class AccessRefused(BrokerError):

@@ -19,15 +19,16 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar
-from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from fluffle.address import BrokerAddress, parse_address, without_password
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH, NAME
+from fluffle.tls import ClientCertificate, TlsFiles
 
 ENV_PREFIX = "FLUFFLE_"
 CONFIG_VARIABLE = "FLUFFLE_CONFIG"
@@ -55,12 +56,20 @@ class SharedSettings(BaseSettings):
     federation: str = Field("digits", description="Name of the federation; its queues begin with it.")
     broker_url: str = Field(
         "amqp://127.0.0.1:5672/%2F",
-        description="Where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS.",
+        description="Where RabbitMQ is: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS. The nodes "
+        "of a cluster are HOST:PORT,HOST:PORT; whichever answers is taken.",
         repr=False,
     )
     broker_password_file: Path | None = Field(
         None, description="File with the broker password (a container secret), instead of one in the URL."
     )
+    broker_ca_file: Path | None = Field(
+        None, description="File with the authorities to trust (PEM); by default the system's. For amqps://."
+    )
+    broker_cert_file: Path | None = Field(
+        None, description="File with the certificate to show (PEM). Without a password it is the login."
+    )
+    broker_key_file: Path | None = Field(None, description="File with that certificate's private key (PEM).")
     heartbeat_s: int = Field(
         20,
         ge=1,
@@ -87,31 +96,45 @@ class SharedSettings(BaseSettings):
     @field_validator("broker_url")
     @classmethod
     def _is_an_amqp_url(cls, url: str) -> str:
-        fault = _fault_of_url(url)
-        if fault:
+        try:
+            parse_address(url)
+        except ValueError as error:
             raise ValueError(
                 f"must look like amqp://user:password@host:5672/%2F (percent-encode special characters), "
-                f"but {_without_password(url)!r} {fault}"
-            )
+                f"but {without_password(url)!r} {error}"
+            ) from error
         return url
 
     @model_validator(mode="after")
     def _has_one_password_at_most(self) -> Self:
         if self.broker_password_file is None:
             return self
-        url = urlsplit(self.broker_url)
-        if url.password is not None:
+        address = parse_address(self.broker_url)
+        if address.password is not None:
             raise ValueError("broker_url has a password and broker_password_file is set too: give only one")
-        if not url.username:
+        if not address.user:
+            scheme, _, place = self.broker_url.partition("://")
             raise ValueError(
-                f"broker_password_file needs a user in broker_url, as in amqp://{self.part or 'user'}@"
-                f"{url.netloc.rpartition('@')[2]}, but there is none"
+                f"broker_password_file needs a user in broker_url, as in {scheme}://{self.part or 'user'}@"
+                f"{place.partition('/')[0]}, but there is none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_tls_needs(self) -> Self:
+        if (self.broker_cert_file is None) != (self.broker_key_file is None):
+            there, missing = ("key", "cert") if self.broker_cert_file is None else ("cert", "key")
+            raise ValueError(f"broker_{there}_file is set but not broker_{missing}_file: one needs the other")
+        given = [name for name in ("broker_ca_file", "broker_cert_file") if getattr(self, name) is not None]
+        if given and parse_address(self.broker_url).tls is None:
+            raise ValueError(
+                f"{given[0]} is set, but {self.shown_broker_url} is in plain text: for TLS it begins with amqps://"
             )
         return self
 
     @field_serializer("broker_url")
     def _dump_broker_url(self, url: str) -> str:
-        return _without_password(url)
+        return without_password(url)
 
     def __repr_args__(self) -> Iterable[tuple[str | None, object]]:
         """Show every setting, the URL without its password."""
@@ -121,16 +144,23 @@ class SharedSettings(BaseSettings):
     @property
     def shown_broker_url(self) -> str:
         """The broker's URL for logs and screens: never with a password."""
-        return _without_password(self.broker_url)
+        return without_password(self.broker_url)
 
-    def secret_broker_url(self) -> str:
-        """Return the URL to connect with, the password filled in from `broker_password_file`; never log it.
+    def broker_address(self) -> BrokerAddress:
+        """Return where to connect and how to log in, the password filled in from `broker_password_file`.
 
         Read anew at each call, so that a changed password file is seen. Raises ConfigError when the file
         cannot be read or is empty.
         """
+        certificate = None
+        if self.broker_cert_file is not None and self.broker_key_file is not None:
+            certificate = ClientCertificate(self.broker_cert_file, self.broker_key_file)
+        files = TlsFiles(self.broker_ca_file, certificate)
+        return parse_address(self.broker_url, password=self._password_of_file(), files=files)
+
+    def _password_of_file(self) -> str | None:
         if self.broker_password_file is None:
-            return self.broker_url
+            return None
         name = f"broker_password_file {self.broker_password_file}"
         try:
             password = self.broker_password_file.read_text(encoding="utf-8").rstrip("\r\n")
@@ -138,9 +168,7 @@ class SharedSettings(BaseSettings):
             raise ConfigError(f"{name} cannot be read: {_reason(error)}") from error
         if not password:
             raise ConfigError(f"{name} is empty: it must hold the broker password")
-        url = urlsplit(self.broker_url)
-        user, _, host = url.netloc.rpartition("@")
-        return url._replace(netloc=f"{user}:{quote(password, safe='')}@{host}").geturl()
+        return password
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""
@@ -291,44 +319,6 @@ def _shown(value: object, *, quoted: bool = True) -> str:
         return str(int(value))
     is_number = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+([.][0-9]+)?", value)
     return repr(value) if isinstance(value, str) and quoted and not is_number else str(value)
-
-
-def _fault_of_url(url: str) -> str | None:
-    """Say what keeps `url` from being a broker's URL, or None."""
-    if "#" in url or any(character.isspace() for character in url):
-        return "holds a # or a space"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "has a port that is no number from 1 to 65535, or a broken host"
-    if parts.scheme not in {"amqp", "amqps"}:
-        return f"begins with {parts.scheme}://" if "://" in url else "has no amqp://"
-    return _fault_of_place(parts, port)
-
-
-def _fault_of_place(parts: SplitResult, port: int | None) -> str | None:
-    if not parts.hostname:
-        return "names no host"
-    if port == 0:
-        return "has port 0"
-    if "/" in parts.path[1:]:
-        return "has a / in the virtual host (write %2F)"
-    return None
-
-
-def _without_password(url: str) -> str:
-    # Everything up to the last @ counts as credentials, and what stands where a port should, but is none,
-    # too: a password that should have been percent-encoded makes a wrong URL, and must not be shown either.
-    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
-    login, at, place = rest.rpartition("@")
-    if ":" in login:
-        login = login.partition(":")[0] + ":***"
-    # A query may hold a private key's password.
-    place, question, _ = place.partition("?")
-    if not at:
-        place = re.sub(r"^([^:/\[]*):(?![0-9]*(/|$)).*", r"\1:***", place)
-    return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

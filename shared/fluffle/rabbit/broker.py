@@ -12,6 +12,7 @@ from typing import Self
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
+from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.rabbit.connection import RabbitConnection
@@ -25,18 +26,17 @@ INBOX_LIMIT_BYTES = 32 * MIB
 class RabbitBroker:
     """One connection to RabbitMQ; see `fluffle.broker.Broker` for what its methods promise."""
 
-    def __init__(self, url: str, *, name: str, heartbeat_s: int) -> None:
-        """Connect. `name` is what RabbitMQ's UI shows for this connection.
+    def __init__(self, address: str | BrokerAddress, *, name: str, heartbeat_s: int) -> None:
+        """Connect. `name` is what RabbitMQ's UI shows; an address may be a URL.
 
-        Raises ConnectionLost when nothing answers (it may come later), AccessRefused when the broker does
-        not let this user in, ConfigError for a URL that pika cannot read.
+        Raises what RabbitConnection does.
         """
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
         self._arrived_bytes = 0
         self._taken_bytes = 0
         self._connection = RabbitConnection(
-            url,
+            address,
             name=name,
             heartbeat_s=heartbeat_s,
             is_full=self._is_full,

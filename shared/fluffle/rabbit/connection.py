@@ -6,7 +6,6 @@ functions, and waits for what they give.
 
 from __future__ import annotations
 
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,8 +17,10 @@ import pika
 import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
+from fluffle.address import BrokerAddress, parse_address
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
-from fluffle.rabbit.faults import in_fluffles_words, root_cause
+from fluffle.rabbit.faults import in_fluffles_words
+from fluffle.rabbit.opening import open_connection
 
 Result = TypeVar("Result")
 
@@ -39,39 +40,30 @@ class RabbitConnection:
 
     def __init__(
         self,
-        url: str,
+        address: str | BrokerAddress,
         *,
         name: str,
         heartbeat_s: int,
         is_full: Callable[[], bool],
         on_end: Callable[[], None],
     ) -> None:
-        """Connect. `name` is what RabbitMQ's UI shows.
+        """Connect, to any of the nodes that the address names. `name` is what RabbitMQ's UI shows.
 
-        Raises ConnectionLost when nothing answers (it may come later), AccessRefused when the broker does
-        not let this user in, ConfigError for a URL that pika cannot read.
+        Raises ConnectionLost when nothing answers (it may come later), TlsRefused when one side does not
+        trust the other, AccessRefused when the broker does not let this user in, ConfigError for a URL or a
+        file that cannot be read.
         """
+        if isinstance(address, str):
+            address = _parsed(address)
+        self.user, _ = address.login()
+        self._connection, self._where = open_connection(
+            address, name=name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
+        )
         try:
-            parameters = pika.URLParameters(url)
-        except (ValueError, TypeError, IndexError) as error:
-            raise ConfigError(f"the broker's URL cannot be read: {error}") from error
-        parameters.heartbeat = heartbeat_s
-        parameters.blocked_connection_timeout = BLOCKED_TIMEOUT_S
-        parameters.client_properties = {"connection_name": name}
-        self.user: str = parameters.credentials.username
-        self._where = f"{parameters.host}:{parameters.port} (virtual host {parameters.virtual_host!r})"
-        try:
-            self._connection = pika.BlockingConnection(parameters)
             self.channel = self._connection.channel()
             self.channel.confirm_delivery()
-        except (pika.exceptions.AMQPError, OSError, ssl.SSLError) as error:
-            reason = self._in_words(error)
-            if isinstance(reason, ConnectionLost):
-                reason = ConnectionLost(
-                    f"no RabbitMQ answers at {self._where}: start it, or correct FLUFFLE_BROKER_URL "
-                    f"({root_cause(error)})"
-                )
-            raise reason from error
+        except (pika.exceptions.AMQPError, OSError) as error:
+            raise self._in_words(error) from error
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
@@ -164,3 +156,10 @@ class RabbitConnection:
 
     def _in_words(self, error: Exception, what: str = "") -> BrokerError:
         return in_fluffles_words(error, where=self._where, user=self.user, what=what)
+
+
+def _parsed(url: str) -> BrokerAddress:
+    try:
+        return parse_address(url)
+    except ValueError as error:
+        raise ConfigError(f"the broker's URL {error}") from error

@@ -25,8 +25,6 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
     """
     code = getattr(error, "reply_code", None)
     said = getattr(error, "reply_text", None) or root_cause(error)
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError | pika.exceptions.AuthenticationError):
-        return AccessRefused(f"RabbitMQ at {where} refused the user {user!r} or its password")
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or code == NOT_ALLOWED:
         return AccessRefused(
             f"RabbitMQ at {where} refused the user {user!r}: the virtual host is missing, or the user has no "
@@ -54,8 +52,8 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
 
 
 def root_cause(error: Exception) -> str:
-    """Return what is at the bottom of an exception, in words; pika wraps one in the other, as arguments."""
-    inner = [argument for argument in error.args if isinstance(argument, Exception)]
+    """Return what is at the bottom of an exception, in words; pika wraps one in the other."""
+    inner = [each for each in (*error.args, getattr(error, "exception", None)) if isinstance(each, Exception)]
     if inner:
         return root_cause(inner[0])
     if isinstance(error, OSError) and error.strerror:

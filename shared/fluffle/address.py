@@ -1,0 +1,110 @@
+"""Where the broker is and how to log in there: the broker's URL, taken apart once for all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from fluffle.errors import ConfigError
+from fluffle.tls import TlsFiles
+
+DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+# Hosts and ports of a URL without a login. What stands where a port should, but is none, may be a password.
+_PLACE = r"(\[[^\]/]*\]|[^:/\[,]*)(:[0-9]*)?"
+_PLACES = re.compile(rf"{_PLACE}(,{_PLACE})*(/.*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerAddress:
+    """One broker, or the nodes of one cluster, and the login there."""
+
+    hosts: tuple[tuple[str, int], ...]
+    virtual_host: str
+    user: str | None
+    password: str | None = field(repr=False)
+    # None is plain text.
+    tls: TlsFiles | None
+
+    def login(self) -> tuple[str, str | None]:
+        """Return the RabbitMQ user and the password; no password where our certificate is the login.
+
+        The user whom a certificate stands for is the URL's, else the certificate's common name. Without user
+        and certificate it is RabbitMQ's guest. Raises ConfigError when the certificate cannot be read, and
+        for a user with neither password nor certificate.
+        """
+        if self.user is not None and self.password is not None:
+            return self.user, self.password
+        if self.tls is not None and self.tls.certificate is not None:
+            return self.user or self.tls.certificate.user(), None
+        if self.user is not None:
+            raise ConfigError(
+                f"broker_url has the user {self.user!r} but no password: give it there or in "
+                "broker_password_file, or show a certificate (broker_cert_file)"
+            )
+        return "guest", "guest"
+
+
+def parse_address(url: str, *, password: str | None = None, files: TlsFiles | None = None) -> BrokerAddress:
+    """Take apart amqp[s]://user:password@host:port,host:port/virtual-host.
+
+    `password` is one that does not stand in the URL, `files` what amqps needs. Raises ValueError with what is
+    wrong, to be put behind the URL: "has no amqp://".
+    """
+    if "#" in url or any(character.isspace() for character in url):
+        raise ValueError("holds a # or a space")
+    if "://" not in url:
+        raise ValueError("has no amqp://")
+    parts = _split(url)
+    if parts.scheme not in DEFAULT_PORTS:
+        raise ValueError(f"begins with {parts.scheme}://")
+    login, _, places = parts.netloc.rpartition("@")
+    user, _, in_url = login.partition(":")
+    hosts = tuple(_host_and_port(place, parts.scheme) for place in places.split(","))
+    if "/" in parts.path[1:]:
+        raise ValueError("has a / in the virtual host (write %2F)")
+    if parts.query:
+        # pika would take from there what is set elsewhere, and worse: verification could be switched off.
+        raise ValueError("has a ? and options, which are settings of their own")
+    return BrokerAddress(
+        hosts=hosts,
+        virtual_host=unquote(parts.path[1:]) or "/",
+        user=unquote(user) or None,
+        password=unquote(in_url) if ":" in login else password,
+        tls=None if parts.scheme == "amqp" else files or TlsFiles(),
+    )
+
+
+def without_password(url: str) -> str:
+    """Return a broker's URL, right or wrong, with *** instead of whatever may be a password."""
+    # Everything up to the last @ counts as credentials, and what stands where a port should, but is none,
+    # too: a password that should have been percent-encoded makes a wrong URL, and must not be shown either.
+    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+    login, at, place = rest.rpartition("@")
+    if ":" in login:
+        login = login.partition(":")[0] + ":***"
+    place, question, _ = place.partition("?")
+    if not at and not _PLACES.fullmatch(place):
+        place = re.sub(r"^([^:]*):.*", r"\1:***", place, flags=re.DOTALL)
+    return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
+
+
+def _host_and_port(place: str, scheme: str) -> tuple[str, int]:
+    parts = _split(f"//{place}")
+    try:
+        port = parts.port
+    except ValueError:
+        raise ValueError("has a port that is no number from 1 to 65535") from None
+    if not parts.hostname:
+        raise ValueError("names no host")
+    if port == 0:
+        raise ValueError("has port 0")
+    return parts.hostname, port or DEFAULT_PORTS[scheme]
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        # Python's own words may quote the password.
+        raise ValueError("has a broken host") from None

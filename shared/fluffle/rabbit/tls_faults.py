@@ -1,0 +1,104 @@
+"""Why TLS did not come about, in Fluffle's words.
+
+pika's exceptions seldom say it: in TLS 1.3 the client believes in the connection before the server has looked
+at its certificate, and a server that is spoken to in plain text only hangs up. Then the server is asked once
+more, by a handshake alone: no login is sent.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from datetime import UTC, datetime
+
+import pika.exceptions
+
+from fluffle.errors import TlsRefused
+from fluffle.tls import TlsFiles
+
+PROBE_TIMEOUT_S = 3.0
+# OpenSSL's numbers for what is wrong with a certificate: X509_V_ERR_...
+EXPIRED, UNKNOWN_ISSUERS, WRONG_HOSTS = 10, {2, 18, 19, 20, 21}, {62, 64}
+
+
+def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) -> TlsRefused | None:
+    """Return why the two sides do not come together over TLS; None when that is not what is wrong.
+
+    `error` is what pika raised, and `tls` how we spoke: None for plain text.
+    """
+    where = f"RabbitMQ at {host}:{port}"
+    # This is all that pika knows of a connection that ends before the server has said anything.
+    hung_up = isinstance(error, pika.exceptions.IncompatibleProtocolError)
+    if tls is None:
+        if hung_up and _speaks_tls(host, port):
+            return TlsRefused(f"{where} speaks TLS: broker_url must begin with amqps://, not amqp://")
+        return None
+    if hung_up:
+        error = _late_alert(host, port, tls) or error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TlsRefused(f"the certificate of {where} {_distrust(error, tls)}")
+    if not isinstance(error, ssl.SSLError):
+        return None
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return TlsRefused(
+            f"{where} does not speak TLS on this port: name its TLS port (5671 by default) in broker_url"
+        )
+    alert = _alert(error)
+    return TlsRefused(f"{where} {_rejection(alert, tls)}") if alert else None
+
+
+def _distrust(error: ssl.SSLCertVerificationError, tls: TlsFiles) -> str:
+    if error.verify_code == EXPIRED:
+        return "has expired: whoever runs it has to renew it"
+    if error.verify_code in WRONG_HOSTS:
+        return f"is for another host: correct broker_url, or the certificate ({error.verify_message})"
+    if error.verify_code in UNKNOWN_ISSUERS:
+        trusted = tls.authorities or "the system's authorities"
+        return f"was issued by nobody we trust ({trusted}): name the file of its authority in broker_ca_file"
+    return f"is not to be trusted: {error.verify_message}"
+
+
+def _rejection(alert: str, tls: TlsFiles) -> str:
+    if tls.certificate is None:
+        if alert in {"certificate required", "handshake failure"}:
+            return "asks for a client's certificate: set broker_cert_file and broker_key_file"
+        return f"refused to speak TLS with us ({alert})"
+    shown = f"broker_cert_file {tls.certificate.file}"
+    if day := tls.certificate.expired_on(datetime.now(UTC)):
+        return f"refused {shown}, which expired on {day}: have it renewed"
+    if alert == "unknown ca":
+        return f"refused {shown}, whose issuer is not in the server's ssl_options.cacertfile"
+    return f"refused {shown} ({alert})"
+
+
+def _speaks_tls(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain:
+            ssl.create_default_context().wrap_socket(plain, server_hostname=host).close()
+    except ssl.SSLError as error:
+        # Whether we would trust it does not matter here.
+        return isinstance(error, ssl.SSLCertVerificationError) or bool(_alert(error))
+    except OSError:
+        return False
+    return True
+
+
+def _late_alert(host: str, port: int, tls: TlsFiles) -> ssl.SSLError | None:
+    """Shake hands and only listen: whoever writes then may lose the server's last word."""
+    try:
+        with (
+            socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain,
+            tls.context().wrap_socket(plain, server_hostname=host) as secure,
+        ):
+            secure.recv(1)
+    except ssl.SSLError as error:
+        return error
+    except OSError:
+        pass
+    return None
+
+
+def _alert(error: ssl.SSLError) -> str:
+    """Return the TLS alert that an error stands for ("unknown ca"), "" if it stands for none that lasts."""
+    alert = (error.reason or "").partition("ALERT_")[2].replace("_", " ").lower()
+    return "" if alert == "internal error" else alert
