@@ -35,6 +35,7 @@ PURE = {
     "fluffle.compression",
     "fluffle.errors",
     "fluffle.fields",
+    "fluffle.header_scan",
     "fluffle.model",
     "fluffle.plan",
     "fluffle.record",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any
 
@@ -16,6 +16,16 @@ MAX_METRIC_NAME_LENGTH = 64
 # How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX = 2**63 - 1
+
+
+def is_name(text: str) -> bool:
+    """Tell whether workers, evaluators and runs may be called so."""
+    return len(text) <= MAX_NAME_LENGTH and NAME.fullmatch(text) is not None
+
+
+def in_words(said: object) -> str:
+    """Quote what a sender said: short, and on one line."""
+    return repr(said[:64] if isinstance(said, str | bytes) else said)
 
 
 class Fields:
@@ -48,15 +58,15 @@ class Fields:
     def name(self, name: str) -> str:
         """Take a name that is safe to print, to log and to use in a queue's name."""
         value = self.text(name, MAX_NAME_LENGTH)
-        if not NAME.fullmatch(value):
-            raise self._fault(name, f"{value[:40]!r} is no name (letters, digits and _ . @ : - only)")
+        if not is_name(value):
+            raise self._fault(name, f"{in_words(value)} is no name (letters, digits and _ . @ : - only)")
         return value
 
     def choice(self, name: str, known: Collection[str]) -> str:
         """Take one of the known words."""
         value = self.text(name, 64)
         if value not in known:
-            raise self._fault(name, f"unknown {value[:40]!r}, known are {', '.join(known)}")
+            raise self._fault(name, f"unknown {in_words(value)}, known are {', '.join(known)}")
         return value
 
     def integer(self, name: str, low: int = -INT64_MAX, high: int = 2 * INT64_MAX + 1) -> int:
@@ -80,39 +90,45 @@ class Fields:
         self.take(name, NoneType)
         return True
 
-    def texts(self, name: str, max_length: int) -> list[str]:
-        """Take a list of strings."""
-        row = self._row(name, self.take(name, list))
-        return [row.text(each, max_length) for each in list(row._left)]
+    def texts(self, name: str, max_length: int, *, max_count: int) -> list[str]:
+        """Take a list of at most `max_count` strings."""
+        row = self._list(name, max_count)
+        return [row.text(str(place), max_length) for place in range(len(row._left))]
 
-    def integers(self, name: str, low: int) -> list[int]:
-        """Take a list of integers."""
-        row = self._row(name, self.take(name, list))
-        return [row.integer(each, low) for each in list(row._left)]
+    def integers(self, name: str, low: int, high: int, *, max_count: int) -> list[int]:
+        """Take a list of at most `max_count` integers from `low` to `high`."""
+        row = self._list(name, max_count)
+        return [row.integer(str(place), low, high) for place in range(len(row._left))]
 
     def map(self, name: str) -> Fields:
         """Take a map."""
         return Fields(self.take(name, dict), inside=f"{self._inside}{name}.")
 
-    def rows(self, name: str, columns: Sequence[str]) -> list[Fields]:
-        """Take a list of lists, each with these columns."""
+    def rows(self, name: str, columns: Sequence[str]) -> Iterator[Fields]:
+        """Take a list of lists, each with these columns; one row at a time, since there may be many."""
         rows: list[object] = self.take(name, list)
-        return [self._row(f"{name}[{place}]", row, columns) for place, row in enumerate(rows)]
+        return (self._row(f"{name}[{place}]", row, columns) for place, row in enumerate(rows))
 
-    def named_rows(self, name: str, columns: Sequence[str]) -> dict[str, Fields]:
+    def named_rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, Fields]]:
         """Take a map from names to lists, each with these columns."""
         rows: dict[object, object] = self.take(name, dict)
-        if not all(isinstance(key, str) and NAME.fullmatch(key) for key in rows):
-            raise self._fault(name, "expected a map from names")
-        return {str(key): self._row(f"{name}[{key}]", row, columns) for key, row in rows.items()}
+        for key, row in rows.items():
+            if not isinstance(key, str) or not is_name(key):
+                raise self._fault(name, f"{in_words(key)} is no name")
+            yield key, self._row(f"{name}[{key}]", row, columns)
 
-    def _row(self, name: str, row: object, columns: Sequence[str] | None = None) -> Fields:
-        """Return a list as fields, which are its columns, or else numbered."""
-        if not isinstance(row, list) or (columns is not None and len(row) != len(columns)):
-            expected = "a list" if columns is None else f"a list of {', '.join(columns)}"
-            raise self._fault(name, f"expected {expected}")
-        keys = columns or [str(place) for place in range(len(row))]
-        return Fields(dict(zip(keys, row, strict=True)), inside=f"{self._inside}{name}.")
+    def _row(self, name: str, row: object, columns: Sequence[str]) -> Fields:
+        if not isinstance(row, list) or len(row) != len(columns):
+            raise self._fault(name, f"expected a list of {', '.join(columns)}")
+        return Fields(dict(zip(columns, row, strict=True)), inside=f"{self._inside}{name}.")
+
+    def _list(self, name: str, max_count: int) -> Fields:
+        """Take a short list as fields that are numbered."""
+        found: list[object] = self.take(name, list)
+        if len(found) > max_count:
+            raise self._fault(name, f"{len(found)} entries, at most {max_count} are allowed")
+        numbered = {str(place): each for place, each in enumerate(found)}
+        return Fields(numbered, inside=f"{self._inside}{name}.")
 
     def numbers(self, name: str, max_count: int) -> dict[str, float]:
         """Take a small map from names to numbers; a NaN among them is dropped, since it says nothing."""
@@ -122,9 +138,9 @@ class Fields:
         numbers: dict[str, float] = {}
         for key, number in value.items():
             if not isinstance(key, str) or len(key) > MAX_METRIC_NAME_LENGTH:
-                raise self._fault(name, f"{str(key)[:64]!r} is no short name")
+                raise self._fault(name, f"{in_words(key)} is no short name")
             if isinstance(number, bool) or not isinstance(number, int | float):
-                raise self._fault(name, f"{key!r} is no number")
+                raise self._fault(name, f"{in_words(key)} is no number")
             if math.isfinite(number):
                 numbers[key] = float(number)
         return numbers
@@ -137,7 +153,7 @@ class Fields:
     def done(self) -> None:
         """Require that nothing is left: the schema is closed."""
         if self._left:
-            raise WireError(f"unknown field {self._inside}{str(next(iter(self._left)))[:64]!r}")
+            raise WireError(f"unknown field {self._inside}{in_words(next(iter(self._left)))}")
 
     def _fault(self, name: str, what: str) -> WireError:
         return WireError(f"field {self._inside}{name}: {what}")

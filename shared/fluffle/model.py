@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -65,8 +66,8 @@ class Layout:
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
         if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise LayoutError(f"tensor names must be unique, but {', '.join(twice)} stand there twice")
+            twice = sorted(name for name, count in Counter(names).items() if count > 1)
+            raise LayoutError(f"tensor names must be unique, but {', '.join(twice[:5])} stand there twice")
         for spec in self.tensors:
             if spec.dtype not in FLOATS and spec.dtype not in INTEGERS:
                 known = ", ".join([*FLOATS, *INTEGERS])

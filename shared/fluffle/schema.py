@@ -5,7 +5,8 @@ docs/protocol.md has the same as tables. What is read is checked field by field;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +23,11 @@ from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
 Header = dict[str, Any]
 
 MAX_METRICS: Final = 64
+# A version's record carries its vector as float32, so a longer one could belong to no model.
+MAX_PARAMETERS: Final = MAX_MESSAGE_BYTES // 4
+# numpy knows no more dimensions.
+MAX_DIMENSIONS: Final = 64
+MAX_MOMENTS: Final = 8
 FOLDED_COLUMNS: Final = ("worker", "run", "sequence", "base_version", "staleness", "weight")
 CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
 
@@ -104,7 +110,7 @@ def version_header(version: ModelVersion) -> Header:
 def read_update(federation: str, fields: Fields, payload: memoryview) -> WeightUpdate:
     """Read an update; its vector is a read-only view of the payload where the codec allows."""
     codec = CODECS[fields.choice("codec", CODECS)]
-    parameters = fields.integer("parameters", 0, MAX_MESSAGE_BYTES)
+    parameters = fields.integer("parameters", 0, MAX_PARAMETERS)
     vector_bytes = codec.size_bytes(parameters)
     if len(payload) < vector_bytes:
         raise WireError(
@@ -145,7 +151,7 @@ def read_hello(federation: str, fields: Fields, payload: memoryview) -> Hello:
 def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moments:
     """Read a server optimizer's moments; their vectors are views of the payload."""
     rank = _rank(fields)
-    names = fields.texts("names", 64)
+    names = fields.texts("names", 64, max_count=MAX_MOMENTS)
     fields.done()
     if not names or len(set(names)) != len(names) or len(payload) % (4 * len(names)):
         raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
@@ -172,12 +178,7 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
         strategy=fields.text("strategy", 256),
         vector=CODECS["float32"].decompress(payload[: 4 * layout.size]),
         integers=bytes(payload[4 * layout.size :]),
-        applied=Applied(
-            {
-                (row.name("worker"), row.name("run")): RunLog(row.integer("highest", 0), _gaps(row))
-                for row in fields.rows("applied", ("worker", "run", "highest", "gaps"))
-            }
-        ),
+        applied=_applied(fields),
         folded=tuple(
             Folded(
                 _id(row), row.integer("base_version", 0), row.integer("staleness", 0), row.number("weight")
@@ -193,7 +194,7 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
                 row.integer("rejected", 0),
                 row.number("last_update_at"),
             )
-            for worker, row in fields.named_rows("contributors", CONTRIBUTOR_COLUMNS).items()
+            for worker, row in fields.named_rows("contributors", CONTRIBUTOR_COLUMNS)
         },
         rejected=fields.integer("rejected", 0),
         evaluation=_evaluation_or_nil(federation, fields, "evaluation"),
@@ -252,16 +253,18 @@ def _rank(fields: Fields) -> Rank:
 
 
 def _layout(fields: Fields) -> Layout:
-    rows = fields.rows("layout", ("name", "shape", "dtype"))
     try:
-        return Layout(
-            tuple(
-                TensorSpec(row.text("name", 1024), tuple(row.integers("shape", 0)), row.text("dtype", 16))
-                for row in rows
-            )
-        )
+        return Layout(tuple(_tensor(row) for row in fields.rows("layout", ("name", "shape", "dtype"))))
     except LayoutError as error:
         raise WireError(f"field layout: {error}") from error
+
+
+def _tensor(row: Fields) -> TensorSpec:
+    shape = row.integers("shape", 0, MAX_PARAMETERS * 4, max_count=MAX_DIMENSIONS)
+    # numpy multiplies the others even where a dimension of zero leaves nothing.
+    if math.prod(dimension or 1 for dimension in shape) > MAX_PARAMETERS * 4:
+        raise WireError(f"field layout: a tensor of shape {shape} is larger than any message")
+    return TensorSpec(row.text("name", 1024), tuple(shape), row.text("dtype", 16))
 
 
 def _plan(fields: Fields) -> Plan:
@@ -287,7 +290,21 @@ def _id(fields: Fields) -> UpdateId:
     return UpdateId(fields.name("worker"), fields.name("run"), fields.integer("sequence", 1))
 
 
-def _gaps(fields: Fields) -> tuple[tuple[int, int], ...]:
-    return tuple(
-        (gap.integer("first", 1), gap.integer("last", 1)) for gap in fields.rows("gaps", ("first", "last"))
-    )
+def _applied(fields: Fields) -> Applied:
+    runs: dict[tuple[str, str], RunLog] = {}
+    for row in fields.rows("applied", ("worker", "run", "highest", "gaps")):
+        run = row.name("worker"), row.name("run")
+        if run in runs:
+            raise WireError(f"field applied: run {run[1]} of {run[0]} stands there twice")
+        highest = row.integer("highest", 0)
+        runs[run] = RunLog(highest, tuple(_gaps(row, highest)))
+    return Applied(runs)
+
+
+def _gaps(row: Fields, highest: int) -> Iterator[tuple[int, int]]:
+    """Yield the gaps, which ascend below the highest number; the one before ends at `below`."""
+    below = 0
+    for gap in row.rows("gaps", ("first", "last")):
+        first = gap.integer("first", below + 1, highest)
+        below = gap.integer("last", first, highest)
+        yield first, below

@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from fluffle.address import BrokerAddress, parse_address, without_password
 from fluffle.errors import ConfigError
-from fluffle.fields import MAX_NAME_LENGTH, NAME
+from fluffle.fields import MAX_NAME_LENGTH, is_name
 from fluffle.tls import ClientCertificate, TlsFiles
 
 ENV_PREFIX = "FLUFFLE_"
@@ -197,7 +197,7 @@ def load_settings(settings_class: type[S], given: Mapping[str, object], *, confi
 
 def require_name(name: str) -> str:
     """Return a name that may stand in a message, for a validator; raise ValueError for any other."""
-    if not NAME.fullmatch(name) or len(name) > MAX_NAME_LENGTH:
+    if not is_name(name):
         raise ValueError(
             f"must be 1 to {MAX_NAME_LENGTH} letters, digits and _ . @ : -, beginning with a letter or "
             f"digit, not {name!r}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgpack
 import xxhash
@@ -17,7 +17,8 @@ import xxhash
 from fluffle import schema
 from fluffle.compression import CODECS
 from fluffle.errors import MessageTooLarge, WireError
-from fluffle.fields import Fields
+from fluffle.fields import Fields, in_words, is_name
+from fluffle.header_scan import HeaderLimits, HeaderScan
 from fluffle.record import Evaluation, Hello, ModelVersion, Moments
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
@@ -28,44 +29,37 @@ ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
 
 
-class HeaderLimits(NamedTuple):
-    """What a header may take: its bytes, and the entries that any list or map in it may announce."""
-
-    size_bytes: int
-    entries: int
-
-
 # Anyone may send to F.updates, only aggregators to F.versions.
-INBOUND: Final = HeaderLimits(64 * 1024, schema.MAX_METRICS)
-RECORD: Final = HeaderLimits(64 * MIB, 4 * MIB)
+INBOUND: Final = HeaderLimits(64 * 1024, 256)
+RECORD: Final = HeaderLimits(8 * MIB, 384 * 1024)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update; its vector is compressed by the codec that it names."""
     vector = CODECS[update.codec].compress(update.vector)
-    return _join(schema.update_header(update), [vector, memoryview(update.integers)])
+    return _join(schema.update_header(update), [vector, memoryview(update.integers)], INBOUND)
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
     """Return the message in which an evaluator reports."""
-    return _join(schema.evaluation_header(evaluation), [])
+    return _join(schema.evaluation_header(evaluation), [], INBOUND)
 
 
 def encode_hello(hello: Hello) -> bytes:
     """Return the message by which an aggregator asks for the lead."""
-    return _join(schema.hello_header(hello), [])
+    return _join(schema.hello_header(hello), [], INBOUND)
 
 
 def encode_moments(moments: Moments) -> tuple[bytes, int]:
     """Return the message of a server optimizer's moments, and the checksum that the record names it by."""
     payload = [CODECS["float32"].compress(vector) for vector in moments.vectors.values()]
-    return _join(schema.moments_header(moments), payload), _checksum(payload)
+    return _join(schema.moments_header(moments), payload, RECORD), _checksum(payload)
 
 
 def encode_version(version: ModelVersion) -> bytes:
     """Return the message of a version's record."""
     vector = CODECS["float32"].compress(version.vector)
-    return _join(schema.version_header(version), [vector, memoryview(version.integers)])
+    return _join(schema.version_header(version), [vector, memoryview(version.integers)], RECORD)
 
 
 def decode_inbound(body: bytes) -> WeightUpdate | Evaluation | Hello:
@@ -117,7 +111,7 @@ def _checksum(payload: Iterable[memoryview]) -> int:
     return running.intdigest()
 
 
-def _join(header: Header, payload: list[memoryview]) -> bytes:
+def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> bytes:
     length = sum(part.nbytes for part in payload)
     whole = {"fluffle": PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
     unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
@@ -128,6 +122,10 @@ def _join(header: Header, payload: list[memoryview]) -> bytes:
             f"this {header['kind']} takes {(len(packed) + length) / MIB:.1f} MiB, and RabbitMQ carries at "
             f"most {MAX_MESSAGE_BYTES // MIB} MiB in one message: use a smaller model or another codec"
         )
+    try:
+        _read_header(packed, limits)
+    except WireError as error:
+        raise MessageTooLarge(f"nobody could read this {header['kind']} again: {error}") from error
     return b"".join([packed, b"\xc6", length.to_bytes(4, "big"), *payload])
 
 
@@ -152,34 +150,32 @@ def _split(body: bytes, limits: HeaderLimits) -> tuple[Fields, memoryview]:
 def _read_header(body: bytes, limits: HeaderLimits) -> tuple[Header, int]:
     if len(body) > MAX_MESSAGE_BYTES:
         raise WireError(f"the message has {len(body)} bytes, more than {MAX_MESSAGE_BYTES}")
-    # Most headers are small: feed (and so copy) a little first.
-    for window in (4096, limits.size_bytes):
-        unpacker = msgpack.Unpacker(
-            object_pairs_hook=_unique,
-            max_buffer_size=limits.size_bytes,
-            max_array_len=limits.entries,
-            max_map_len=limits.entries,
-            max_ext_len=0,
-            strict_map_key=True,
-        )
-        unpacker.feed(memoryview(body)[:window])
-        try:
-            header = unpacker.unpack()
-        except msgpack.OutOfData:
-            continue
-        except (ValueError, msgpack.UnpackException) as error:
-            said = str(error) or type(error).__name__
-            raise WireError(f"the header is no msgpack map of this protocol: {said}") from error
-        if not isinstance(header, dict):
-            raise WireError(f"the header must be a map, not {type(header).__name__}")
-        return header, unpacker.tell()
-    raise WireError(f"the header does not end within {min(len(body), limits.size_bytes)} bytes")
+    scan = HeaderScan(body, limits)
+    header: Header = {}
+    for _ in range(scan.open_map()):
+        name = _object(scan, "the name of a field")
+        if not isinstance(name, str):
+            raise WireError(f"the name of a field must be str, not {type(name).__name__}")
+        field = f"field {name if is_name(name) else in_words(name)}"
+        if name in header:
+            raise WireError(f"{field}: it stands there twice")
+        header[name] = _object(scan, field)
+    return header, scan.at
 
 
-def _unique(pairs: Iterable[tuple[str, object]]) -> Mapping[str, object]:
-    found: dict[str, object] = {}
+def _object(scan: HeaderScan, what: str) -> object:
+    """Read the next object; every fault in it is said to be in `what`."""
+    try:
+        found: object = msgpack.unpackb(scan.next_object(), object_pairs_hook=_unique, strict_map_key=True)
+    except (WireError, ValueError) as error:
+        raise WireError(f"{what}: {error}") from error
+    return found
+
+
+def _unique(pairs: Iterable[tuple[str | bytes, object]]) -> Mapping[str | bytes, object]:
+    found: dict[str | bytes, object] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"the key {name!r} stands there twice")
+            raise ValueError(f"the key {in_words(name)} stands there twice")
         found[name] = value
     return found

@@ -45,6 +45,8 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 metrics = st.dictionaries(texts, numbers, max_size=5)
 counts = st.integers(0, 2**63)
 ids = st.builds(UpdateId, names, names, st.integers(1, 2**63))
+ascending = st.lists(st.integers(1, 2**63), max_size=6, unique=True).map(sorted)
+logs = ascending.map(lambda bounds: RunLog(2**63, tuple(zip(bounds[0::2], bounds[1::2], strict=False))))
 float32s = st.floats(width=32, allow_nan=True, allow_infinity=True)
 vectors = st.integers(0, 40).flatmap(lambda size: arrays(np.float32, size, elements=float32s))
 
@@ -78,7 +80,6 @@ def versions(draw: st.DrawFn) -> ModelVersion:
     whole = Layout(specs)
     federation = draw(texts)
     in_this = evaluations.map(lambda evaluation: replace(evaluation, federation=federation))
-    gaps = st.lists(st.tuples(st.integers(1, 2**62), st.integers(1, 2**62)), max_size=3).map(tuple)
     return ModelVersion(
         federation=federation,
         term=draw(st.integers(1, 2**63)),
@@ -100,9 +101,7 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         strategy=draw(texts),
         vector=draw(arrays(np.float32, whole.size, elements=float32s)),
         integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
-        applied=Applied(
-            draw(st.dictionaries(st.tuples(names, names), st.builds(RunLog, counts, gaps), max_size=3))
-        ),
+        applied=Applied(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
         folded=tuple(draw(st.lists(st.builds(Folded, ids, counts, counts, numbers), max_size=3))),
         contributors=draw(
             st.dictionaries(

@@ -202,7 +202,10 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, metrics={"a": True}), "field metrics: 'a' is no number"),
         (rewritten(UPDATE, metrics={b"a": 1.0}), "field metrics: .* is no short name"),
         (rewritten(UPDATE, metrics={"a" * 65: 1.0}), "field metrics: 'a+' is no short name"),
-        (rewritten(UPDATE, metrics={str(n): 1 for n in range(65)}), r"65 exceeds max_map_len\(64\)"),
+        (
+            rewritten(UPDATE, metrics={str(n): 1 for n in range(65)}),
+            "field metrics: 65 entries, at most 64 are allowed",
+        ),
         (rewritten(UPDATE, train_s=float("nan")), "field train_s: nan is not finite"),
         (rewritten(UPDATE, train_s=False), "field train_s: expected int or float, found bool"),
         (rewritten(UPDATE, checksum=1), "field checksum: the payload's bytes are not those that were sent"),
@@ -232,7 +235,10 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
         (rewritten(VERSION, layout=[["w", [4], "object"]]), "field layout: tensor w has the dtype object"),
         (rewritten(VERSION, layout=[["w", [2], "float32"]] * 2), "field layout: .* w stand there twice"),
         (rewritten(VERSION, layout=[["w", [5], "float32"]]), "field layout: it takes 20 bytes of floats"),
-        (rewritten(VERSION, layout=[["w", [2**60], "int64"]]), "of integers, but the payload has 16"),
+        (
+            rewritten(VERSION, layout=[["w", [2**60], "int64"]]),
+            r"field layout\[0\].shape.0: 1152921504606846976 is not from 0 to 536870912",
+        ),
         (rewritten(VERSION, plan={}), "field plan.local_epochs: it is missing"),
         (
             rewritten(VERSION, applied=[["w", "r", 1, [[1]]]]),
@@ -242,7 +248,7 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
             rewritten(VERSION, folded=[[1, "r", 1, 0, 0, 1.0]]),
             r"field folded\[0\].worker: expected str, found int",
         ),
-        (rewritten(VERSION, contributors={"no name": []}), "field contributors: expected a map from names"),
+        (rewritten(VERSION, contributors={"no name": []}), "field contributors: 'no name' is no name"),
         (rewritten(VERSION, contributors={"w": [1]}), r"field contributors\[w\]: expected a list of updates"),
         (rewritten(VERSION, best={"evaluator": "e"}), "field best.version: it is missing"),
         (rewritten(MOMENTS, names=["m", "m"]), "field names: 2 vectors cannot share 16 bytes"),
@@ -268,7 +274,7 @@ def test_a_key_that_stands_there_twice_is_refused() -> None:
     pairs = [*header.items(), ("aggregator", "another")]
     doubled = packer.pack_map_header(len(pairs)) + b"".join(packer.pack(x) for pair in pairs for x in pair)
 
-    with pytest.raises(WireError, match="the key 'aggregator' stands there twice"):
+    with pytest.raises(WireError, match="field aggregator: it stands there twice"):
         decode_inbound(doubled + b"\xc6" + len(payload).to_bytes(4, "big"))
 
 
@@ -276,16 +282,16 @@ def test_a_key_that_stands_there_twice_is_refused() -> None:
     ("body", "says"),
     [
         (b"", "does not end within 0 bytes"),
-        (b"\xc1" * 9, "no msgpack map of this protocol: FormatError"),
-        (bytes(msgpack.packb([1, 2])), "the header must be a map, not list"),
-        (bytes(msgpack.packb({1: 2})), "int is not allowed for map key"),
-        (b"\x81\xa1a\xa1\xff", "utf-8"),
-        (bytes(msgpack.packb({"a": msgpack.ExtType(1, b"x")})), "max_ext_len"),
-        (bytes(msgpack.packb({"a": msgpack.Timestamp(1, 2)})), "max_ext_len"),
-        (b"\x81\xa1a" * 5000, "no msgpack map of this protocol: StackError"),
-        (b"\x91" * 5000, "no msgpack map of this protocol: StackError"),
-        (b"\xdf\xff\xff\xff\xff", "exceeds max_map_len"),
-        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "exceeds max_array_len"),
+        (b"\xc1" * 9, "does not begin with a map"),
+        (bytes(msgpack.packb([1, 2])), "does not begin with a map"),
+        (bytes(msgpack.packb({1: 2})), "the name of a field must be str, not int"),
+        (b"\x81\xa1a\xa1\xff", "field a: 'utf-8' codec"),
+        (bytes(msgpack.packb({"a": msgpack.ExtType(1, b"x")})), "field a: extension types are not allowed"),
+        (bytes(msgpack.packb({"a": msgpack.Timestamp(1, 2)})), "field a: extension types are not allowed"),
+        (b"\x81\xa1a" * 5000, "field a: its lists and maps lie more than 6 deep in each other"),
+        (b"\x81\xa1a" + b"\x91" * 5000, "field a: its lists and maps lie more than 6 deep"),
+        (b"\xdf\xff\xff\xff\xff", "its lists and maps hold more than 256 items"),
+        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "field a: its lists and maps hold more than 256 items"),
         (b"\x81\xa1a\xc6\xff\xff\xff\xff", "does not end within 8 bytes"),
         (b"\x81\xa1a\xdb\xff\xff\xff\xff", "does not end within 8 bytes"),
         (bytes(msgpack.packb({"a": bytes(INBOUND.size_bytes)})), "does not end within 65536 bytes"),
