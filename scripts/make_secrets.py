@@ -53,7 +53,8 @@ def rights_of(user: str, federation: str) -> tuple[str, str, str]:
     if user == "aggregator":
         # Through the default exchange it publishes to the head queue alone.
         return rf"^{name}\.", rf"^({name}\..*|amq\.default)$", rf"^{name}\."
-    return NOTHING, rf"^{name}\.updates$", rf"^{name}\.models$"
+    target = "evaluations" if user == "evaluator" else "updates"
+    return NOTHING, rf"^{name}\.{target}$", rf"^{name}\.models$"
 
 
 def password_hash(password: str, salt: bytes) -> str:

@@ -17,13 +17,13 @@ Connect = Callable[[], Broker]
 def send(broker: Broker, topology: Topology, *bodies: bytes) -> None:
     """Publish updates."""
     for body in bodies:
-        broker.publish(topology.updates.exchange.name, "", body, {"kind": "update"})
+        broker.publish(topology.updates_in.name, "", body, {"kind": "update"})
 
 
 def publish_version(broker: Broker, topology: Topology, *bodies: bytes) -> None:
     """Publish to head and stream."""
     for body in bodies:
-        broker.publish(topology.models.exchange.name, "", body, {"kind": "version"})
+        broker.publish(topology.versions_in.name, "", body, {"kind": "version"})
 
 
 def receive(broker: Broker, count: int) -> list[Delivery]:

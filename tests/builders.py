@@ -9,7 +9,7 @@ import numpy as np
 
 from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Plan, Sends
-from fluffle.record import Evaluation, ModelVersion
+from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.admission import Policy
@@ -41,6 +41,7 @@ def an_update(
     *,
     run: str = "r1",
     base_version: int = 0,
+    base_term: int | None = None,
     values: Sequence[float] = (1.0,) * SIZE,
     sends: Sends = "delta",
     examples: int = 10,
@@ -50,10 +51,16 @@ def an_update(
     integers: bytes = b"",
     metrics: Mapping[str, float] | None = None,
 ) -> WeightUpdate:
-    """Return an update that any strategy for deltas admits."""
+    """Return an update that any strategy for deltas admits.
+
+    Version 0 is published under term 1 in these tests, and the leader makes the others under term 2.
+    """
+    if base_term is None:
+        base_term = 2 if base_version else 1
     return WeightUpdate(
         federation=federation,
         id=UpdateId(worker, run, sequence),
+        base_term=base_term,
         base_version=base_version,
         layout_digest=(layout or a_layout()).digest,
         sends=sends,
@@ -80,6 +87,7 @@ def a_version(
         term=term,
         version=version,
         parent="",
+        terms=tuple(Rank(each, 0) for each in range(1, term + 1)),
         layout=layout or a_layout(),
         plan=plan or Plan(),
         strategy="fedbuff",

@@ -53,14 +53,23 @@ def a_server(charge: Charge, *messages: WeightUpdate | Evaluation | bytes, first
 
 def publish(broker: Broker, charge: Charge, version: ModelVersion) -> None:
     """Publish a version as a leader does."""
-    broker.publish(charge.topology.models.exchange.name, "", encode_version(version), {"kind": "version"})
+    broker.publish(charge.topology.versions_in.name, "", encode_version(version), {"kind": "version"})
 
 
 def send(server: FakeServer, charge: Charge, *messages: WeightUpdate | Evaluation | bytes) -> None:
-    """Send messages as workers and evaluators do."""
-    with FakeBroker(server, user="worker-user") as broker:
-        for message in messages:
-            broker.publish(charge.topology.updates.exchange.name, "", encoded(message), {})
+    """Send messages as workers and evaluators do, each as the user of its own name."""
+    for message in messages:
+        is_report = isinstance(message, Evaluation)
+        exchange = charge.topology.evaluations_in if is_report else charge.topology.updates_in
+        with FakeBroker(server, user=sender_of(message)) as broker:
+            broker.publish(exchange.name, "", encoded(message), {})
+
+
+def sender_of(message: WeightUpdate | Evaluation | bytes) -> str:
+    """Return the user who may send a message; anybody may send bytes."""
+    if isinstance(message, WeightUpdate):
+        return message.id.worker
+    return message.evaluator if isinstance(message, Evaluation) else "somebody"
 
 
 def encoded(message: WeightUpdate | Evaluation | bytes) -> bytes:

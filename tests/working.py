@@ -99,7 +99,7 @@ def publish_versions(server: FakeServer, *versions: ModelVersion) -> None:
     """Publish versions as an aggregator does."""
     with FakeBroker(server) as broker:
         for version in versions:
-            broker.publish(TOPOLOGY.models.exchange.name, "", encode_version(version), {})
+            broker.publish(TOPOLOGY.versions_in.name, "", encode_version(version), {})
 
 
 def sent(server: FakeServer) -> list[WeightUpdate | Evaluation | Hello]:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from fluffle.model import is_finite
+from fluffle.model import largest_magnitude
+from fluffle.record import Evaluation, Rank, is_in_history
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
+
+# Squared (Adam's moments) and summed over a million updates it is still far below float32's largest, 2**128.
+MAX_MAGNITUDE = float(2**50)
 
 
 class Reason(StrEnum):
     """Why a message is refused, in a word; the refusal's detail says the rest."""
 
     UNREADABLE = "unreadable"
+    FOREIGN_SENDER = "foreign-sender"
     WRONG_FEDERATION = "wrong-federation"
     WRONG_LAYOUT = "wrong-layout"
     WRONG_CONTENT = "wrong-content"
     NOT_FINITE = "not-finite"
+    TOO_LARGE = "too-large"
     BAD_EXAMPLES = "bad-examples"
     FUTURE_VERSION = "future-version"
+    UNKNOWN_BASE = "unknown-base"
     TOO_STALE = "too-stale"
     DUPLICATE = "duplicate"
     SECOND_IN_ROUND = "second-in-round"
@@ -42,6 +50,17 @@ class Policy:
     max_examples: int = 1_000_000_000
 
 
+def impostor(claimed: str, user: str | None) -> Refusal | None:
+    """Return why a message may not speak for whom it names, or None when RabbitMQ vouches for it.
+
+    `user` is the one that the broker verified; a message may leave it out, and then nobody vouches.
+    """
+    if user == claimed:
+        return None
+    found = f"from the RabbitMQ user {user!r}" if user else "from no verified RabbitMQ user (user_id)"
+    return Refusal(Reason.FOREIGN_SENDER, f"the message speaks for {claimed!r} but comes {found}")
+
+
 def refusal(
     update: WeightUpdate, model: GlobalModel, policy: Policy, *, finished: str = ""
 ) -> Refusal | None:
@@ -54,6 +73,29 @@ def refusal(
         or _untimely(update, model, policy)
         or _unsound(update, policy)
     )
+
+
+def evaluation_refusal(
+    evaluation: Evaluation, model: GlobalModel, *, came_through: str, evaluations_in: str
+) -> Refusal | None:
+    """Return why an evaluator's report does not count, or None when it does.
+
+    `came_through` is the exchange that it came through: RabbitMQ lets nobody but evaluators publish to
+    `evaluations_in`, so that no worker can end the federation by claiming an accuracy.
+    """
+    if came_through != evaluations_in:
+        return Refusal(
+            Reason.FOREIGN_SENDER,
+            f"an evaluation counts if it comes through the exchange {evaluations_in}, not {came_through!r}",
+        )
+    if evaluation.federation != model.record.federation:
+        return Refusal(Reason.WRONG_FEDERATION, f"the evaluation is for {evaluation.federation!r}")
+    if evaluation.version > model.version:
+        return Refusal(
+            Reason.FUTURE_VERSION,
+            f"version {evaluation.version} is not made yet: the newest is {model.version}",
+        )
+    return None
 
 
 def _misfit(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
@@ -102,6 +144,13 @@ def _untimely(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refus
             Reason.FUTURE_VERSION,
             f"the update started from version {update.base_version}, but the newest is {model.version}",
         )
+    base = Rank(update.base_term, update.base_version)
+    if not is_in_history(base, model.terms, model.version):
+        return Refusal(
+            Reason.UNKNOWN_BASE,
+            f"the update started from version {base}, which is not in the history of the model: whoever "
+            "published it had lost the lead",
+        )
     limit = 0 if model.strategy.one_update_per_version else policy.max_staleness
     if limit is not None and staleness > limit:
         return Refusal(
@@ -118,6 +167,13 @@ def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
             Reason.BAD_EXAMPLES,
             f"the update claims {update.examples} examples; expected 1 to {policy.max_examples}",
         )
-    if not is_finite(update.vector):
+    largest = largest_magnitude(update.vector)
+    if not math.isfinite(largest):
         return Refusal(Reason.NOT_FINITE, "the update's vector holds a NaN or an infinity")
+    if largest > MAX_MAGNITUDE:
+        return Refusal(
+            Reason.TOO_LARGE,
+            f"the update's vector holds {largest:.3g}; more than {MAX_MAGNITUDE:.3g} would overflow float32 "
+            "when squared or summed up",
+        )
     return None

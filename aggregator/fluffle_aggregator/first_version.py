@@ -14,7 +14,7 @@ from pathlib import Path
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
 from fluffle.model import Layout
-from fluffle.record import ModelVersion
+from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import read_model
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies import Strategy
@@ -43,6 +43,7 @@ def first_version(settings: AggregatorSettings, strategy: Strategy) -> ModelVers
         term=1,
         version=0,
         parent="",
+        terms=(Rank(1, 0),),
         layout=layout,
         plan=settings.make_plan(strategy),
         strategy=str(strategy),

@@ -41,6 +41,9 @@ class GlobalModel:
         self.goal = goal
         self.term = term
         self.version = record.version
+        # The first leader goes on under the term of the version 0 that it made itself.
+        began = () if record.term == term else (Rank(term, record.version),)
+        self.terms = (*record.terms, *began)
         self.integers = record.integers
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in moments.items()}
@@ -150,6 +153,7 @@ class GlobalModel:
             term=self.term,
             version=self.version,
             parent=parent,
+            terms=self.terms,
             plan=self.plan,
             strategy=str(self.strategy),
             vector=self.vector,

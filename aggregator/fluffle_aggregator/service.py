@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
-from fluffle.errors import QueueFull, WireError
+from fluffle.errors import WireError
+from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, Hello, ModelVersion
@@ -20,12 +21,11 @@ from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
 from fluffle.wire import (
     decode_inbound,
-    encode_hello,
     encode_moments,
     encode_version,
     record_digest,
 )
-from fluffle_aggregator.admission import Policy, Reason, Refusal, refusal
+from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, impostor, refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head, read_head
 
@@ -83,7 +83,8 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
     """Be one aggregator for the life of one connection."""
     broker.declare(charge.topology)
     broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
-    say_hello(charge, broker)
+    topology = charge.topology
+    say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
     log.info("standing by", aggregator=charge.name)
     delivery = None
     while delivery is None:
@@ -107,20 +108,12 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
     hand_over(charge, broker)
 
 
-def say_hello(charge: Charge, broker: Broker) -> None:
-    """Send a message through the updates queue, so that whoever is the active consumer wakes up."""
-    hello = encode_hello(Hello(charge.topology.federation, charge.name))
-    try:
-        broker.publish(charge.topology.updates.exchange.name, "", hello, {"kind": "hello"})
-    except QueueFull:
-        log.info("the updates queue is full, so that there is enough to wake up for")
-
-
 def hand_over(charge: Charge, broker: Broker) -> None:
     """Wake a standby after the end, so that it sees the end too and leaves."""
+    topology = charge.topology
     broker.cancel()
-    if broker.state(charge.topology.updates.name).consumers:
-        say_hello(charge, broker)
+    if broker.state(topology.updates.name).consumers:
+        say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
 
 
 class Leader:
@@ -190,7 +183,7 @@ class Leader:
             case Evaluation():
                 self._receive_evaluation(delivery, message)
             case Hello():
-                log.info("an aggregator said hello", aggregator=message.aggregator)
+                log.debug("somebody said hello", name=message.name, user=delivery.user)
                 self._broker.ack([delivery.tag])
 
     def commit_when_due(self) -> None:
@@ -222,6 +215,9 @@ class Leader:
             self._commit()
 
     def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
+        if foreign := impostor(update.id.worker, delivery.user):
+            self._refuse(delivery, foreign, {"id": str(update.id)})
+            return
         if delivery.redeliveries and update.id in self._model.applied:
             # The commit that contains it was confirmed, but the leader died before its ack arrived.
             log.info("update is in the model already", update=str(update.id))
@@ -239,13 +235,14 @@ class Leader:
         log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)
 
     def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
-        if evaluation.federation != self._charge.topology.federation:
-            detail = f"the evaluation is for {evaluation.federation!r}"
-            self._refuse(delivery, Refusal(Reason.WRONG_FEDERATION, detail), {})
-            return
-        if evaluation.version > self._model.version:
-            detail = f"version {evaluation.version} is not made yet: the newest is {self._model.version}"
-            self._refuse(delivery, Refusal(Reason.FUTURE_VERSION, detail), {})
+        refused = impostor(evaluation.evaluator, delivery.user) or evaluation_refusal(
+            evaluation,
+            self._model,
+            came_through=delivery.exchange,
+            evaluations_in=self._charge.topology.evaluations_in.name,
+        )
+        if refused:
+            self._refuse(delivery, refused, {})
             return
         if self.finished:
             self._broker.ack([delivery.tag])
@@ -267,7 +264,7 @@ class Leader:
         log.warning("refused", reason=str(refused.reason), detail=refused.detail, **headers)
         self._model.note_refusal(headers.get("worker"))
         self._broker.publish(
-            self._charge.topology.rejected.exchange.name,
+            self._charge.topology.rejected_in.name,
             "",
             delivery.body,
             headers
@@ -321,5 +318,5 @@ class Leader:
         """Publish a version's record to head and stream with one confirm, and return its digest."""
         body = encode_version(record)
         headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
-        self._broker.publish(self._charge.topology.models.exchange.name, "", body, headers)
+        self._broker.publish(self._charge.topology.versions_in.name, "", body, headers)
         return record_digest(body)

@@ -195,7 +195,7 @@ def spawn(folder: Path, settings: NodeSettings, *, lock: int) -> subprocess.Pope
             return subprocess.Popen(
                 [program],
                 cwd=folder,
-                env=_server_environment(folder, settings, os.environ),
+                env=server_environment(folder, settings, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -206,7 +206,8 @@ def spawn(folder: Path, settings: NodeSettings, *, lock: int) -> subprocess.Pope
         raise BrokerError(f"{program} cannot be run: {error.strerror}") from error
 
 
-def _server_environment(folder: Path, settings: NodeSettings, outer: Mapping[str, str]) -> dict[str, str]:
+def server_environment(folder: Path, settings: NodeSettings, outer: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in which RabbitMQ's scripts mean this node and no other."""
     # Nothing of another RabbitMQ or Erlang on this machine may leak in, nor files under /etc/rabbitmq.
     kept = {
         name: value for name, value in outer.items() if not name.startswith(("RABBITMQ_", "ERL_", "NOTIFY_"))

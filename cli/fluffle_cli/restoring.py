@@ -60,8 +60,9 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
     # its own, above all of them.
     seen = [version.term, *(record.rank.term for record in in_head)]
     term = max([*seen, in_stream.version.term] if in_stream else seen) + TERMS_AHEAD
-    above = replace(version, term=term, parent=record_digest(stored.body), folded=())
-    broker.publish(topology.models.exchange.name, "", encode_version(above), {"kind": "version"})
+    terms = (*version.terms, Rank(term, version.version))
+    above = replace(version, term=term, terms=terms, parent=record_digest(stored.body), folded=())
+    broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
     return above.rank
 
 

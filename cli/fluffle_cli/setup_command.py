@@ -26,9 +26,11 @@ def run(settings: SetupSettings) -> None:
     name = f"{settings.federation}/setup"
     with connect(settings, name=name, stop=threading.Event()) as broker:
         broker.declare(topology)
-    table = Table("queue", "bound to exchange", "kind", title=f"The federation {settings.federation}")
+    table = Table("queue", "bound to", "kind", title=f"The federation {settings.federation}")
     for queue in topology.queues:
-        table.add_row(queue.name, queue.exchange.name, str(queue.arguments["x-queue-type"]))
+        table.add_row(
+            queue.name, ", ".join(each.name for each in queue.exchanges), str(queue.arguments["x-queue-type"])
+        )
     Console().print(table)
 
 

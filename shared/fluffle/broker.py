@@ -16,13 +16,15 @@ class Delivery:
     """A message that stays the broker's until it is acked.
 
     `redeliveries` counts how often it was given to a consumer before. `user` is the RabbitMQ user that the
-    broker verified as its sender, or None when the sender did not say.
+    broker verified as its sender, or None when the sender did not say. `exchange` is the one that it came
+    through, which says what rights its sender has; a routing key would say nothing.
     """
 
     tag: int
     body: bytes
     redeliveries: int = 0
     user: str | None = None
+    exchange: str = ""
     headers: Mapping[str, object] = field(default_factory=dict)
 
 

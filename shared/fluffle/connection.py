@@ -7,10 +7,11 @@ import threading
 import tenacity
 
 from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
-from fluffle.topology import Topology
+from fluffle.topology import Exchange, Topology
 
 log = get_logger(__name__)
 
@@ -30,14 +31,28 @@ def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> Ra
 
 
 def connect_to_federation(
-    settings: SharedSettings, topology: Topology, *, name: str, stop: threading.Event
+    settings: SharedSettings,
+    topology: Topology,
+    *,
+    name: str,
+    stop: threading.Event,
+    speaks_for: str | None = None,
+    through: Exchange | None = None,
 ) -> RabbitBroker:
-    """Connect, and wait too until the federation's queues are there, as `connect` does."""
+    """Connect, and wait too until the federation's queues are there, as `connect` does.
+
+    A worker or evaluator says in whose name it speaks, and `through` which exchange it publishes: it says
+    hello there. Raises AccessRefused at once when the broker does not let this user do so.
+    """
 
     def attempt() -> RabbitBroker:
-        broker = RabbitBroker(settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s)
+        broker = RabbitBroker(
+            settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s, speaks_for=speaks_for
+        )
         try:
             broker.check(topology)
+            if speaks_for and through:
+                say_hello(broker, through, federation=topology.federation, name=speaks_for)
         except TopologyMissing as error:
             broker.close()
             raise TopologyMissing(

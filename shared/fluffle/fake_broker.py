@@ -124,8 +124,8 @@ class FakeBroker:
     def check(self, topology: Topology) -> None:
         """See Broker."""
         with self._connected():
-            if topology.updates.exchange.name not in self._server.exchanges:
-                raise TopologyMissing(f"exchange {topology.updates.exchange.name} is not on this fake broker")
+            if topology.updates_in.name not in self._server.exchanges:
+                raise TopologyMissing(f"exchange {topology.updates_in.name} is not on this fake broker")
             self._server.queue(topology.models.name)
 
     def rebuild(self, topology: Topology) -> None:
@@ -147,7 +147,7 @@ class FakeBroker:
             if any(target.refuses for target in targets):
                 raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
             for target in targets:
-                target.put(Delivery(0, bytes(body), 0, self._user, dict(headers)))
+                target.put(Delivery(0, bytes(body), 0, self._user, exchange, dict(headers)))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -235,9 +235,10 @@ class FakeBroker:
         present = self._server.queues.setdefault(queue.name, _FakeQueue(queue))
         if present.queue != queue:
             raise TopologyMismatch(f"queue {queue.name} exists with other arguments")
-        bound = self._server.exchanges[queue.exchange.name]
-        if queue.name not in bound:
-            bound.append(queue.name)
+        for exchange in queue.exchanges:
+            bound = self._server.exchanges[exchange.name]
+            if queue.name not in bound:
+                bound.append(queue.name)
 
     def _leave(self) -> None:
         """Put back what was not acked, in front and in its order, and make room for the next consumer."""

@@ -149,6 +149,14 @@ class Layout:
         return None
 
 
-def is_finite(vector: Vector) -> bool:
-    """Tell whether a vector holds no NaN and no infinity, in blocks that stay in the cache."""
-    return all(np.isfinite(vector[start : start + 65536]).all() for start in range(0, vector.size, 65536))
+def largest_magnitude(vector: Vector) -> float:
+    """Return the largest absolute value of a vector, NaN if it holds one; in blocks that fit the cache."""
+    largest = 0.0
+    for start in range(0, vector.size, 65536):
+        block = vector[start : start + 65536]
+        # NaN passes through numpy's max and min, but not through Python's.
+        extreme = float(np.maximum(block.max(), -block.min()))
+        if math.isnan(extreme):
+            return extreme
+        largest = max(largest, extreme)
+    return largest

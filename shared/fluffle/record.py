@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fluffle.model import Layout, Vector
@@ -62,12 +62,25 @@ class Rank:
         return f"{self.version} (term {self.term})"
 
 
+def is_in_history(base: Rank, terms: Sequence[Rank], newest_version: int) -> bool:
+    """Tell whether a version is one of the linear history that these terms make up.
+
+    A leader that was frozen and wakes up may publish one more version, from which nobody goes on.
+    """
+    ends = [*(later.version for later in terms[1:]), newest_version]
+    return any(
+        began.term == base.term and began.version <= base.version <= end
+        for began, end in zip(terms, ends, strict=True)
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVersion:
     """One version of the global model.
 
     `version` counts the steps of the global model since the first (version 0); records of some versions
     may never be published. `parent` is the digest of the record published before, empty for the first.
+    `terms` has, for each term so far, the version that its leader went on from; they ascend.
     `folded` are the updates applied since then. `moments_checksum` names the server optimizer's moments that
     lie beside this record in the head queue, None when it has none. `elapsed_s` counts the seconds in which
     the federation had a leader. `finished` says why the federation ended, and is empty until then.
@@ -77,6 +90,7 @@ class ModelVersion:
     term: int
     version: int
     parent: str
+    terms: tuple[Rank, ...]
     layout: Layout
     plan: Plan
     strategy: str
@@ -116,7 +130,11 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What an aggregator sends to itself through the updates queue: whoever receives it first leads."""
+    """What everyone sends through the updates queue when it connects.
+
+    Of the aggregators, whoever receives the first one leads. A worker or evaluator learns at once, and not
+    after hours of training, whether the broker lets it publish in its name.
+    """
 
     federation: str
-    aggregator: str
+    name: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -40,6 +41,7 @@ def update_header(update: WeightUpdate) -> Header:
         "worker": update.id.worker,
         "run": update.id.run,
         "sequence": update.id.sequence,
+        "base_term": update.base_term,
         "base_version": update.base_version,
         "layout": update.layout_digest,
         "sends": update.sends,
@@ -57,8 +59,8 @@ def evaluation_header(evaluation: Evaluation) -> Header:
 
 
 def hello_header(hello: Hello) -> Header:
-    """Return the header of an aggregator's hello."""
-    return {"kind": "hello", "federation": hello.federation, "aggregator": hello.aggregator}
+    """Return the header of a hello."""
+    return {"kind": "hello", "federation": hello.federation, "name": hello.name}
 
 
 def moments_header(moments: Moments) -> Header:
@@ -81,6 +83,7 @@ def version_header(version: ModelVersion) -> Header:
         "term": version.term,
         "version": version.version,
         "parent": version.parent,
+        "terms": [[began.term, began.version] for began in version.terms],
         "layout": [[spec.name, list(spec.shape), spec.dtype] for spec in version.layout.tensors],
         "plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__},
         "strategy": version.strategy,
@@ -120,6 +123,7 @@ def read_update(federation: str, fields: Fields, payload: memoryview) -> WeightU
     update = WeightUpdate(
         federation=federation,
         id=_id(fields),
+        base_term=fields.integer("base_term", 1),
         base_version=fields.integer("base_version", 0),
         layout_digest=fields.text("layout", 64),
         sends=_sends(fields),
@@ -141,9 +145,9 @@ def read_evaluation(federation: str, fields: Fields, payload: memoryview) -> Eva
 
 
 def read_hello(federation: str, fields: Fields, payload: memoryview) -> Hello:
-    """Read an aggregator's hello."""
+    """Read a hello."""
     fields.empty_payload(payload)
-    hello = Hello(federation, fields.text("aggregator", 128))
+    hello = Hello(federation, fields.name("name"))
     fields.done()
     return hello
 
@@ -173,6 +177,7 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
         term=rank.term,
         version=rank.version,
         parent=fields.text("parent", 64),
+        terms=_terms(fields),
         layout=layout,
         plan=_plan(fields.map("plan")),
         strategy=fields.text("strategy", 256),
@@ -250,6 +255,15 @@ def _evaluation_or_nil(federation: str, fields: Fields, name: str) -> Evaluation
 
 def _rank(fields: Fields) -> Rank:
     return Rank(fields.integer("term", 1), fields.integer("version", 0))
+
+
+def _terms(fields: Fields) -> tuple[Rank, ...]:
+    terms = tuple(_rank(row) for row in fields.rows("terms", ("term", "version")))
+    if not terms or any(
+        later.term <= one.term or later.version < one.version for one, later in pairwise(terms)
+    ):
+        raise WireError("field terms: expected one or more, in ascending order")
+    return terms
 
 
 def _layout(fields: Fields) -> Layout:

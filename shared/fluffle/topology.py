@@ -33,18 +33,27 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """A durable queue, and the exchange that it is bound to."""
+    """A durable queue, and the exchanges that it is bound to."""
 
     name: str
-    exchange: Exchange
+    exchanges: tuple[Exchange, ...]
     arguments: Mapping[str, Argument]
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """All that a federation needs on the broker."""
+    """All that a federation needs on the broker.
+
+    Workers publish to the exchange `updates_in` and evaluators to `evaluations_in`, both into the queue
+    `updates`: RabbitMQ's rights go by exchange, and so nobody but an evaluator can report an evaluation.
+    `versions_in` feeds the head queue and the stream of models, `rejected_in` the queue of what was refused.
+    """
 
     federation: str
+    updates_in: Exchange
+    evaluations_in: Exchange
+    versions_in: Exchange
+    rejected_in: Exchange
     updates: Queue
     rejected: Queue
     head: Queue
@@ -58,20 +67,25 @@ class Topology:
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """Every exchange, once."""
-        return self.rejected.exchange, self.updates.exchange, self.models.exchange
+        return self.rejected_in, self.updates_in, self.evaluations_in, self.versions_in
 
 
 def topology_of(federation: str) -> Topology:
     """Return the exchanges and queues of a federation."""
-    updates, rejected = Exchange(f"{federation}.updates"), Exchange(f"{federation}.rejected")
+    updates, evaluations = Exchange(f"{federation}.updates"), Exchange(f"{federation}.evaluations")
+    rejected = Exchange(f"{federation}.rejected")
     # Not named like the stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read an
     # exchange may bind the one to the other (docs/decisions/0006).
     versions = Exchange(f"{federation}.versions")
     return Topology(
         federation,
+        updates_in=updates,
+        evaluations_in=evaluations,
+        versions_in=versions,
+        rejected_in=rejected,
         updates=Queue(
-            updates.name,
-            updates,
+            f"{federation}.updates",
+            (updates, evaluations),
             {
                 "x-queue-type": "quorum",
                 "x-single-active-consumer": True,
@@ -85,8 +99,8 @@ def topology_of(federation: str) -> Topology:
             },
         ),
         rejected=Queue(
-            rejected.name,
-            rejected,
+            f"{federation}.rejected",
+            (rejected,),
             {
                 "x-queue-type": "quorum",
                 "x-delivery-limit": 1_000_000_000,
@@ -96,7 +110,7 @@ def topology_of(federation: str) -> Topology:
         ),
         head=Queue(
             f"{federation}.head",
-            versions,
+            (versions,),
             {
                 "x-queue-type": "quorum",
                 # Each takeover reads the head and puts it back, which counts as a delivery.
@@ -107,7 +121,7 @@ def topology_of(federation: str) -> Topology:
         ),
         models=Queue(
             f"{federation}.models",
-            versions,
+            (versions,),
             {
                 "x-queue-type": "stream",
                 "x-max-length-bytes": STREAM_MAX_BYTES,

@@ -27,12 +27,14 @@ class UpdateId:
 class WeightUpdate:
     """What one worker learnt in one round.
 
-    `vector` is float32 of the layout's size: trained minus base where `sends` is "delta", else the trained
-    weights. `integers` are the bytes of the layout's integer tensors.
+    `base_term` and `base_version` name the version that the training started from. `vector` is float32 of the
+    layout's size: trained minus base where `sends` is "delta", else the trained weights. `integers` are the
+    bytes of the layout's integer tensors.
     """
 
     federation: str
     id: UpdateId
+    base_term: int
     base_version: int
     layout_digest: str
     sends: Sends

@@ -46,7 +46,7 @@ def encode_evaluation(evaluation: Evaluation) -> bytes:
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """Return the message by which an aggregator asks for the lead."""
+    """Return the message that everyone sends when it connects."""
     return _join(schema.hello_header(hello), [], INBOUND)
 
 

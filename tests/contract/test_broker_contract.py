@@ -50,7 +50,7 @@ def test_checking_a_federation_that_nobody_declared_says_what_is_missing(
 ) -> None:
     broker = connect()
 
-    with pytest.raises(TopologyMissing, match=topology.updates.exchange.name):
+    with pytest.raises(TopologyMissing, match=topology.updates_in.name):
         broker.check(topology)
 
 
@@ -64,7 +64,7 @@ def test_checking_looks_for_the_stream_too(broker: Broker, topology: Topology) -
 def test_an_update_arrives_with_its_headers_and_its_sender(broker: Broker, topology: Topology) -> None:
     broker.consume(topology.updates.name, prefetch=1)
 
-    broker.publish(topology.updates.exchange.name, "", b"body", {"kind": "update", "id": "w/r/1"})
+    broker.publish(topology.updates_in.name, "", b"body", {"kind": "update", "id": "w/r/1"})
 
     [delivery] = receive(broker, 1)
     assert delivery.body == b"body"
@@ -112,7 +112,7 @@ def test_a_full_queue_refuses_and_takes_messages_again_when_there_is_room(
         for _ in range(100):
             send(broker, small, bytes(100))
 
-    with pytest.raises(QueueFull, match=small.updates.exchange.name):
+    with pytest.raises(QueueFull, match=small.updates_in.name):
         fill()
 
     broker.consume(small.updates.name, prefetch=100)
@@ -217,7 +217,7 @@ def test_cancelling_hands_over_to_the_standby_and_keeps_what_is_unacked(
 
 def test_peeking_leaves_the_messages_in_their_order(broker: Broker, topology: Topology) -> None:
     for body in (b"1", b"2", b"3"):
-        broker.publish(topology.rejected.exchange.name, "", body, {})
+        broker.publish(topology.rejected_in.name, "", body, {})
 
     looks = [broker.peek(topology.rejected.name) for _ in range(3)]
 

@@ -98,7 +98,7 @@ def test_whoever_waits_or_calls_learns_at_once_that_the_line_is_cut(
 
     def call_on() -> object:
         while True:
-            calling.publish(topology.rejected.exchange.name, "", bytes(1000), {})
+            calling.publish(topology.rejected_in.name, "", bytes(1000), {})
 
     def wait_on() -> object:
         return waiting.next_delivery(10 * SOON_S)
@@ -171,7 +171,7 @@ def test_how_often_a_message_came_is_what_the_broker_says_and_not_its_sender(
     with operator(node) as channel:
         for claim in claims:
             properties = pika.BasicProperties(headers={"x-delivery-count": claim})
-            channel.basic_publish(topology.updates.exchange.name, "", b"body", properties)
+            channel.basic_publish(topology.updates_in.name, "", b"body", properties)
     broker.consume(topology.updates.name, prefetch=10)
 
     assert [delivery.redeliveries for delivery in receive(broker, 5)] == [0] * 5
@@ -186,7 +186,7 @@ def test_a_sender_is_who_the_broker_says_and_nobody_else(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
     broker.consume(topology.updates.name, prefetch=10)
-    exchange = topology.updates.exchange.name
+    exchange = topology.updates_in.name
 
     send(broker, topology, b"signed")
     with operator(node) as channel:

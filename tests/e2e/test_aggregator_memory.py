@@ -40,6 +40,7 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
                 update = WeightUpdate(
                     federation=running.name,
                     id=UpdateId("site", "run", sequence),
+                    base_term=1,
                     base_version=0,
                     layout_digest=layout_digest,
                     sends="delta" if strategy == "fedbuff" else "weights",
@@ -48,7 +49,7 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
                     integers=b"",
                     examples=10,
                 )
-                broker.publish(running.topology.updates.exchange.name, "", encode_update(update), {})
+                broker.publish(running.topology.updates_in.name, "", encode_update(update), {})
         peaks = [0]
 
         def has_ended() -> bool:

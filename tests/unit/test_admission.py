@@ -48,7 +48,11 @@ def test_a_sound_update_is_let_in() -> None:
         (an_update(values=[0, -INFINITY, 0, 0]), Reason.NOT_FINITE, "a NaN or an infinity"),
         (an_update(examples=0), Reason.BAD_EXAMPLES, "claims 0 examples; expected 1 to 1000000000"),
         (an_update(examples=-1), Reason.BAD_EXAMPLES, "claims -1 examples"),
-        (an_update(base_version=1), Reason.FUTURE_VERSION, "started from version 1, but the newest is 0"),
+        (
+            an_update(base_term=1, base_version=1),
+            Reason.FUTURE_VERSION,
+            "started from version 1, but the newest is 0",
+        ),
     ],
 )
 def test_an_update_that_does_not_fit_is_refused_with_its_reason(
@@ -82,7 +86,7 @@ def test_examples_are_counted_from_one_to_the_limit(examples: int, reason: Reaso
     ],
 )
 def test_staleness_is_allowed_up_to_the_limit(base_version: int, reason: Reason | None) -> None:
-    update = an_update(base_version=base_version)
+    update = an_update(base_term=1, base_version=base_version)
 
     assert reason_of(refusal(update, at_version(10), Policy(max_staleness=3))) == reason
 
@@ -91,7 +95,7 @@ def test_a_limit_of_zero_lets_in_fresh_updates_only_and_no_limit_lets_in_any() -
     model = at_version(1_000_000)
 
     assert reason_of(refusal(an_update(), model, Policy(max_staleness=0))) == Reason.TOO_STALE
-    assert refusal(an_update(base_version=1_000_000), model, Policy(max_staleness=0)) is None
+    assert refusal(an_update(base_term=1, base_version=1_000_000), model, Policy(max_staleness=0)) is None
     assert refusal(an_update(), model, Policy(max_staleness=None)) is None
 
 
@@ -113,7 +117,7 @@ def test_what_is_folded_is_a_duplicate_and_so_it_stays_many_versions_later() -> 
     model.fold(again, now=0.0)
     at_once = refusal(again, model, Policy())
     for sequence in range(2, 50):
-        model.fold(an_update("w2", sequence, base_version=model.version), now=0.0)
+        model.fold(an_update("w2", sequence, base_term=1, base_version=model.version), now=0.0)
     much_later = refusal(again, model, Policy())
 
     assert at_once == much_later == Refusal(Reason.DUPLICATE, "the model contains update w1/r1/1 already")
@@ -130,11 +134,17 @@ def test_an_id_counts_as_folded_whatever_else_the_message_says() -> None:
 
 def test_in_a_synchronous_round_each_worker_counts_once_and_only_fresh_updates_do() -> None:
     model = at_version(3, strategy="fedavg")
-    model.fold(an_update("w1", 1, base_version=3), now=0.0)
+    model.fold(an_update("w1", 1, base_term=1, base_version=3), now=0.0)
 
-    assert reason_of(refusal(an_update("w1", 2, base_version=3), model, Policy())) == Reason.SECOND_IN_ROUND
-    assert reason_of(refusal(an_update("w2", 1, base_version=2), model, Policy())) == Reason.TOO_STALE
-    assert refusal(an_update("w2", 2, base_version=3), model, Policy()) is None
+    assert (
+        reason_of(refusal(an_update("w1", 2, base_term=1, base_version=3), model, Policy()))
+        == Reason.SECOND_IN_ROUND
+    )
+    assert (
+        reason_of(refusal(an_update("w2", 1, base_term=1, base_version=2), model, Policy()))
+        == Reason.TOO_STALE
+    )
+    assert refusal(an_update("w2", 2, base_term=1, base_version=3), model, Policy()) is None
 
 
 def test_a_new_round_takes_every_worker_again() -> None:
@@ -142,7 +152,7 @@ def test_a_new_round_takes_every_worker_again() -> None:
 
     model.fold(an_update("w1", 1), now=0.0)
 
-    assert refusal(an_update("w1", 2, base_version=1), model, Policy()) is None
+    assert refusal(an_update("w1", 2, base_term=1, base_version=1), model, Policy()) is None
 
 
 def test_in_asynchronous_strategies_a_worker_may_give_many_updates_to_one_version() -> None:
@@ -162,10 +172,17 @@ def test_after_the_end_everything_is_refused_as_finished() -> None:
 def test_the_reason_that_says_most_comes_first() -> None:
     """An update with every fault at once, whose faults are mended one after the other."""
     model = at_version(10)
-    model.fold(an_update("w1", 1, base_version=10), now=0.0)
+    model.fold(an_update("w1", 1, base_term=1, base_version=10), now=0.0)
     worst = replace(
         an_update(
-            "w1", 1, federation="other", base_version=0, sends="weights", examples=0, values=[NAN] * SIZE
+            "w1",
+            1,
+            federation="other",
+            base_term=1,
+            base_version=0,
+            sends="weights",
+            examples=0,
+            values=[NAN] * SIZE,
         ),
         layout_digest="another",
     )

@@ -180,7 +180,8 @@ def test_what_dead_leaders_left_is_what_the_next_publish_pushes_out(
 
 
 def test_another_server_optimizer_begins_with_moments_of_its_own() -> None:
-    updates = [an_update("w", n, base_version=n - 1) for n in (1, 2, 3, 4)]
+    # Each leader makes one version, under a term of its own.
+    updates = [an_update("w", n, base_version=n - 1, base_term=n) for n in (1, 2, 3, 4)]
     before = a_charge(a_strategy(buffer_size=1, optimizer="adam"))
     server = a_server(before, updates[0])
     aggregate(server, before)
@@ -197,7 +198,7 @@ def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
     charge = a_charge(a_strategy(buffer_size=1, optimizer="momentum"))
     server = a_server(charge, first=False)
     put_into_head(server, charge, replace(a_version(1), moments_checksum=7))
-    send(server, charge, an_update("w", base_version=1, values=[1] * SIZE))
+    send(server, charge, an_update("w", base_term=1, base_version=1, values=[1] * SIZE))
 
     aggregate(server, charge)
 

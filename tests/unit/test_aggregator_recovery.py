@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 from builders import SIZE, a_charge, a_strategy, an_update
-from leading import UntilQuiet, a_server, newest, rejected, unacked, versions
+from leading import UntilQuiet, a_server, newest, rejected, send, unacked, versions
 
-from fluffle.broker import Broker
+from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
-from fluffle.fake_broker import FakeServer
+from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import record_digest
@@ -25,13 +25,61 @@ CHARGES = {
     "fedavg and momentum": a_charge(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
 ROUNDS = 3
+WORKERS = ("a", "b")
 
 
-class Mortal(UntilQuiet):
+class Workers:
+    """Two workers that train a few rounds, each round from what is then the newest version."""
+
+    def __init__(self, server: FakeServer, charge: Charge) -> None:
+        self._server = server
+        self._charge = charge
+        self.sent: list[WeightUpdate] = []
+
+    def train(self) -> bool:
+        """Send the updates of one more round; False when there is no model or all rounds are over."""
+        number = len(self.sent) // len(WORKERS) + 1
+        if number > ROUNDS or not versions(self._server, self._charge):
+            return False
+        base = newest(self._server, self._charge)
+        updates = [
+            an_update(
+                worker,
+                number,
+                base_term=base.term,
+                base_version=base.version,
+                values=[0.1 * number + place] * SIZE,
+                sends=base.plan.sends,
+            )
+            for place, worker in enumerate(WORKERS)
+        ]
+        send(self._server, self._charge, *updates)
+        self.sent += updates
+        return True
+
+
+class WhileTheyTrain(UntilQuiet):
+    """Lets the workers train whenever nothing is left to do."""
+
+    def __init__(self, server: FakeServer, stop: threading.Event, workers: Workers) -> None:
+        super().__init__(server, stop)
+        self._workers = workers
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """See Broker."""
+        waiting = FakeBroker.next_delivery(self, 0)
+        if waiting is None and self._workers.train():
+            waiting = FakeBroker.next_delivery(self, 0)
+        return waiting or super().next_delivery(timeout_s)
+
+
+class Mortal(WhileTheyTrain):
     """A connection that is lost at one of its publishes or acks: before or after the broker heard of it."""
 
-    def __init__(self, server: FakeServer, stop: threading.Event, *, dies_at: int, heard: bool) -> None:
-        super().__init__(server, stop)
+    def __init__(
+        self, server: FakeServer, stop: threading.Event, workers: Workers, *, dies_at: int, heard: bool
+    ) -> None:
+        super().__init__(server, stop, workers)
         self._calls = itertools.count()
         self._dies_at = dies_at
         self._heard = heard
@@ -59,34 +107,27 @@ class Mortal(UntilQuiet):
         raise ConnectionLost("it died here")
 
 
-def some_updates(charge: Charge) -> list[WeightUpdate]:
-    """Updates of two workers for a few rounds, each from the version that is then the newest."""
-    sends = charge.first_version().plan.sends
-    return [
-        an_update(worker, number + 1, base_version=number, values=[0.1 * number + place] * SIZE, sends=sends)
-        for number in range(ROUNDS)
-        for place, worker in enumerate(["a", "b"])
-    ]
-
-
-def run(charge: Charge, dies_at: Sequence[int], *, heard: bool) -> tuple[FakeServer, bool]:
+def run(charge: Charge, dies_at: Sequence[int], *, heard: bool) -> tuple[FakeServer, Workers, bool]:
     """Let aggregators die one after the other, each at its so-manieth call, and then one live on.
 
-    Returns the server, and whether the first of them lived long enough to die as planned.
+    Returns the server, the workers, and whether the first of them lived long enough to die as planned.
     """
-    server = a_server(charge, *some_updates(charge), first=False)
+    server = a_server(charge, first=False)
     stop = threading.Event()
-    mortals = [Mortal(server, stop, dies_at=call, heard=heard) for call in dies_at]
-    lives: list[Broker] = [*mortals, UntilQuiet(server, stop)]
+    workers = Workers(server, charge)
+    mortals = [Mortal(server, stop, workers, dies_at=call, heard=heard) for call in dies_at]
+    lives: list[Broker] = [*mortals, WhileTheyTrain(server, stop, workers)]
     serve(charge, lambda: lives.pop(0), stop)
-    return server, all(mortal.died for mortal in mortals[:1])
+    return server, workers, all(mortal.died for mortal in mortals[:1])
 
 
-def assert_nothing_shows(server: FakeServer, charge: Charge, expected: ModelVersion) -> None:
+def assert_nothing_shows(
+    server: FakeServer, workers: Workers, charge: Charge, expected: ModelVersion
+) -> None:
     found = newest(server, charge)
     assert found.vector.tobytes() == expected.vector.tobytes()
     assert (found.version, found.applied) == (expected.version, expected.applied)
-    assert ids_of_the_history(server, charge) == [update.id for update in some_updates(charge)]
+    assert ids_of_the_history(server, charge) == [update.id for update in workers.sent]
     assert rejected(server, charge) == []
     assert unacked(server, charge) == []
 
@@ -99,13 +140,13 @@ def test_wherever_aggregators_die_the_model_has_the_same_bits_and_each_update_on
     name: str, more: list[int], heard: bool
 ) -> None:
     charge = CHARGES[name]
-    undisturbed, _ = run(charge, [], heard=heard)
+    undisturbed, _, _ = run(charge, [], heard=heard)
     expected = newest(undisturbed, charge)
     assert expected.version >= ROUNDS
 
     for first in itertools.count():
-        server, died = run(charge, [first, *more], heard=heard)
-        assert_nothing_shows(server, charge, expected)
+        server, workers, died = run(charge, [first, *more], heard=heard)
+        assert_nothing_shows(server, workers, charge, expected)
         if not died:
             break
     assert first > 2 * ROUNDS

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
-from leading import a_server, aggregate, encoded, newest, rejected, send, unacked, versions
+from leading import a_server, aggregate, encoded, newest, rejected, send, sender_of, unacked, versions
 
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
@@ -58,7 +58,7 @@ def test_one_bad_message_among_good_ones_is_moved_away_with_its_reason_and_the_r
     [headers] = rejected(server, charge)
     assert headers["reason"] == reason
     assert headers["detail"]
-    assert headers["user"] == "worker-user"
+    assert headers["user"] == sender_of(bad)
     assert headers["from"] == charge.topology.updates.name
     assert server.bodies(charge.topology.rejected.name) == [encoded(bad)]
 

@@ -65,11 +65,12 @@ def test_when_the_leader_is_lost_the_standby_goes_on_in_one_line_of_versions() -
 
     with two_aggregators(server, charge) as (first, _):
         for number in range(4):
-            send(server, charge, an_update("a", number + 1, base_version=number))
+            term = newest(server, charge).term
+            send(server, charge, an_update("a", number + 1, base_version=number, base_term=term))
             if number % 2:
                 # With one update in its buffer the leader is gone, and comes back as the standby.
                 server.queue(charge.topology.updates.name).consumers[0].close()
-            send(server, charge, an_update("b", number + 1, base_version=number))
+            send(server, charge, an_update("b", number + 1, base_version=number, base_term=term))
             wait_until(is_at(server, charge, number + 1), f"version {number + 1}", deadline_s=SOON_S)
 
     history = versions(server, charge)

@@ -155,9 +155,9 @@ def test_workers_and_evaluators_publish_updates_and_read_models_and_nothing_else
     permissions = by_user(checkout, "permissions", "user")
     others = [f"{federation}x.models", f"x{federation}.updates", f"{federation}_models", "amq.default", ""]
     names = names_in(topology) | {*others}
-    for user in ("worker", "evaluator"):
+    for user, exchange in (("worker", topology.updates_in), ("evaluator", topology.evaluations_in)):
         rights = permissions[user]
-        assert {name for name in names if may(rights, "write", name)} == {topology.updates.exchange.name}
+        assert {name for name in names if may(rights, "write", name)} == {exchange.name}
         assert {name for name in names if may(rights, "read", name)} == {topology.models.name}
         assert not [name for name in names if name and may(rights, "configure", name)]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fluffle.errors import LayoutError
-from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec, is_finite
+from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec, largest_magnitude
 
 DTYPES = [*FLOATS, *INTEGERS]
 Arrays = dict[str, NDArray[np.generic]]
@@ -185,13 +185,22 @@ def test_a_layout_with_one_name_twice_or_an_unknown_dtype_is_refused() -> None:
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_one_element_that_is_not_finite_is_found_wherever_it_stands(size: int, poison: float) -> None:
     clean = np.full(size, np.finfo(np.float32).max, np.float32)
-    assert is_finite(clean)
+    assert np.isfinite(largest_magnitude(clean))
 
     for place in (0, size // 2, size - 1):
         poisoned = clean.copy()
         poisoned[place] = poison
-        assert not is_finite(poisoned)
+        assert not np.isfinite(largest_magnitude(poisoned))
 
 
-def test_a_vector_of_no_elements_is_finite() -> None:
-    assert is_finite(np.empty(0, np.float32))
+@pytest.mark.parametrize("size", [1, 65_535, 65_536, 65_537, 131_073])
+def test_the_largest_magnitude_is_that_of_the_largest_element_of_either_sign(size: int) -> None:
+    for place, value in ((0, -3.0), (size // 2, 2.0), (size - 1, -7.0)):
+        vector = np.full(size, 0.5, np.float32)
+        vector[place] = value
+
+        assert largest_magnitude(vector) == abs(value)
+
+
+def test_a_vector_of_no_elements_has_the_magnitude_0() -> None:
+    assert largest_magnitude(np.empty(0, np.float32)) == 0

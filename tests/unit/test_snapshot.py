@@ -77,8 +77,8 @@ def test_a_snapshot_counts_what_no_aggregator_holds_yet_and_sees_whether_one_is_
     with FakeBroker(server) as aggregator, FakeBroker(server) as worker:
         for sequence in (1, 2):
             body = encode_update(an_update(sequence=sequence))
-            worker.publish(TOPOLOGY.updates.exchange.name, "", body, {"kind": "update"})
-        worker.publish(TOPOLOGY.rejected.exchange.name, "", b"refused", {})
+            worker.publish(TOPOLOGY.updates_in.name, "", body, {"kind": "update"})
+        worker.publish(TOPOLOGY.rejected_in.name, "", b"refused", {})
         aggregator.consume(TOPOLOGY.updates.name, prefetch=1)
 
         queues = snapshot_on(server).queues

@@ -54,6 +54,7 @@ updates = st.builds(
     WeightUpdate,
     federation=texts,
     id=ids,
+    base_term=st.integers(1, 2**63),
     base_version=counts,
     layout_digest=texts,
     sends=st.sampled_from(["delta", "weights"]),
@@ -65,6 +66,13 @@ updates = st.builds(
     train_s=numbers,
 )
 evaluations = st.builds(Evaluation, texts, names, counts, metrics, numbers)
+
+
+def in_order(terms: list[Rank]) -> tuple[Rank, ...]:
+    """Put terms and the versions that they began from into an order that can be."""
+    numbers = sorted({began.term for began in terms})
+    began_from = sorted(began.version for began in terms)
+    return tuple(Rank(term, version) for term, version in zip(numbers, began_from, strict=False))
 
 
 @st.composite
@@ -85,6 +93,9 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         term=draw(st.integers(1, 2**63)),
         version=draw(counts),
         parent=draw(st.text("0123456789abcdef", max_size=64)),
+        terms=draw(
+            st.lists(st.builds(Rank, st.integers(1, 2**62), counts), min_size=1, max_size=3).map(in_order)
+        ),
         layout=whole,
         plan=draw(
             st.builds(
@@ -144,9 +155,9 @@ def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation) -> None:
     assert_same(decode_inbound(encode_evaluation(evaluation)), evaluation)
 
 
-@given(texts, texts)
-def test_a_hello_comes_back_as_it_went(federation: str, aggregator: str) -> None:
-    assert decode_inbound(encode_hello(Hello(federation, aggregator))) == Hello(federation, aggregator)
+@given(texts, names)
+def test_a_hello_comes_back_as_it_went(federation: str, name: str) -> None:
+    assert decode_inbound(encode_hello(Hello(federation, name))) == Hello(federation, name)
 
 
 @given(versions())

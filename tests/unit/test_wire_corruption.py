@@ -271,10 +271,10 @@ def test_moments_are_no_version() -> None:
 def test_a_key_that_stands_there_twice_is_refused() -> None:
     header, payload = taken_apart(HELLO)
     packer = msgpack.Packer()
-    pairs = [*header.items(), ("aggregator", "another")]
+    pairs = [*header.items(), ("name", "another")]
     doubled = packer.pack_map_header(len(pairs)) + b"".join(packer.pack(x) for pair in pairs for x in pair)
 
-    with pytest.raises(WireError, match="field aggregator: it stands there twice"):
+    with pytest.raises(WireError, match="field name: it stands there twice"):
         decode_inbound(doubled + b"\xc6" + len(payload).to_bytes(4, "big"))
 
 

@@ -50,7 +50,16 @@ def run(settings: WorkerSettings) -> None:
         stop=stop,
     )
     name = f"{settings.federation}/worker/{settings.worker_name}"
-    worker.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
+    worker.work(
+        lambda: connect_to_federation(
+            settings,
+            topology,
+            name=name,
+            stop=stop,
+            speaks_for=settings.worker_name,
+            through=topology.updates_in,
+        )
+    )
 
 
 def run_evaluator(settings: EvaluatorSettings) -> None:
@@ -59,7 +68,16 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     topology = topology_of(settings.federation)
     evaluator = Evaluator(name=settings.name, task=load_task(settings.task), topology=topology, stop=stop)
     name = f"{settings.federation}/evaluator/{settings.name}"
-    evaluator.work(lambda: connect_to_federation(settings, topology, name=name, stop=stop))
+    evaluator.work(
+        lambda: connect_to_federation(
+            settings,
+            topology,
+            name=name,
+            stop=stop,
+            speaks_for=settings.name,
+            through=topology.evaluations_in,
+        )
+    )
 
 
 command = settings_command(

@@ -65,7 +65,7 @@ class Evaluator:
     def _report(self, broker: Broker, evaluation: Evaluation) -> None:
         headers = {"kind": "evaluation", "id": f"{self.name}/{evaluation.version}"}
         try:
-            broker.publish(self._topology.updates.exchange.name, "", encode_evaluation(evaluation), headers)
+            broker.publish(self._topology.evaluations_in.name, "", encode_evaluation(evaluation), headers)
         except QueueFull as error:
             # A newer version will be evaluated when there is room again.
             log.warning("the report was not taken", version=evaluation.version, because=str(error))

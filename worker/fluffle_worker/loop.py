@@ -133,6 +133,7 @@ class Worker:
         return WeightUpdate(
             federation=version.federation,
             id=UpdateId(self.name, self.run_id, sequence),
+            base_term=version.term,
             base_version=version.version,
             layout_digest=version.layout.digest,
             sends=version.plan.sends,
@@ -157,7 +158,7 @@ class Worker:
             reraise=True,
         )
         try:
-            patiently(broker.publish, self._topology.updates.exchange.name, "", body, headers)
+            patiently(broker.publish, self._topology.updates_in.name, "", body, headers)
         except QueueFull as error:
             log.warning("the updates queue stayed full; leaving without the update", update=str(update.id))
             raise Stopped from error

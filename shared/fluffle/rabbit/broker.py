@@ -26,13 +26,19 @@ INBOX_LIMIT_BYTES = 32 * MIB
 class RabbitBroker:
     """One connection to RabbitMQ; see `fluffle.broker.Broker` for what its methods promise."""
 
-    def __init__(self, address: str | BrokerAddress, *, name: str, heartbeat_s: int) -> None:
+    def __init__(
+        self, address: str | BrokerAddress, *, name: str, heartbeat_s: int, speaks_for: str | None = None
+    ) -> None:
         """Connect. `name` is what RabbitMQ's UI shows; an address may be a URL.
+
+        `speaks_for` is the worker or evaluator in whose name this connection publishes. RabbitMQ lets a user
+        speak for itself alone, unless it has the tag `impersonator`; None means the user itself.
 
         Raises what RabbitConnection does.
         """
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
+        self._speaks_for = speaks_for
         self._arrived_bytes = 0
         self._taken_bytes = 0
         self._connection = RabbitConnection(
@@ -64,9 +70,9 @@ class RabbitBroker:
         """See Broker."""
         self._connection.apart(
             functools.partial(
-                BlockingChannel.exchange_declare, exchange=topology.updates.exchange.name, passive=True
+                BlockingChannel.exchange_declare, exchange=topology.updates_in.name, passive=True
             ),
-            f"exchange {topology.updates.exchange.name}",
+            f"exchange {topology.updates_in.name}",
         )
         self.state(topology.models.name)
 
@@ -81,7 +87,7 @@ class RabbitBroker:
         properties = pika.BasicProperties(
             delivery_mode=pika.DeliveryMode.Persistent,
             content_type="application/vnd.fluffle+msgpack",
-            user_id=self._connection.user,
+            user_id=self._speaks_for or self._connection.user,
             message_id=headers.get("id"),
             type=headers.get("kind"),
             headers=dict(headers),
@@ -195,7 +201,9 @@ class RabbitBroker:
         # RabbitMQ counts from the second delivery on; before that, the header is what its sender says.
         redeliveries = int(headers.get("x-delivery-count", 1)) if method.redelivered else 0
         self._arrived_bytes += len(body)
-        self._inbox.put(Delivery(method.delivery_tag, body, redeliveries, properties.user_id, headers))
+        self._inbox.put(
+            Delivery(method.delivery_tag, body, redeliveries, properties.user_id, method.exchange, headers)
+        )
 
     def _on_cancel(self, method: pika.frame.Method) -> None:
         self._connection.failure = TopologyMissing(
@@ -205,4 +213,5 @@ class RabbitBroker:
 
 def _declare_queue(each: Queue, channel: BlockingChannel) -> None:
     channel.queue_declare(each.name, durable=True, arguments=dict(each.arguments))
-    channel.queue_bind(each.name, each.exchange.name)
+    for exchange in each.exchanges:
+        channel.queue_bind(each.name, exchange.name)

@@ -36,6 +36,11 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
         return Unroutable(f"no queue is bound to {what}: run `fluffle broker setup`")
     if code == ACCESS_REFUSED:
         return AccessRefused(f"the user {user!r} has no right to {what}: {said}")
+    if code == PRECONDITION_FAILED and "user_id" in said:
+        return AccessRefused(
+            f"the user {user!r} may not speak for another: call this part {user!r} (--name), log in as the "
+            f"user of its name, or give this user the tag impersonator ({said})"
+        )
     if code == NOT_FOUND:
         return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
     if code == PRECONDITION_FAILED and "max" in said and "size" in said:
