@@ -29,6 +29,7 @@ ONE_IMPORTER = {
     "msgpack": "fluffle.wire",
     "tensorflow": "fluffle_worker.keras_task",
     "keras": "fluffle_worker.keras_task",
+    "httpx": "fluffle_cli.management",
 }
 PURE = {
     "fluffle.broker",
@@ -39,6 +40,7 @@ PURE = {
     "fluffle.model",
     "fluffle.plan",
     "fluffle.record",
+    "fluffle.rights",
     "fluffle.schema",
     "fluffle.topology",
     "fluffle.update",
@@ -52,7 +54,7 @@ PURE = {
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {
-    *("__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "inspect"),
+    *("__future__", "base64", "collections", "dataclasses", "enum", "functools", "hashlib", "inspect"),
     *("contextlib", "itertools", "json", "math", "re", "types", "typing"),
     *("ml_dtypes", "numpy"),
 }

@@ -58,6 +58,8 @@ def up(
     if node.management_url is not None:
         typer.echo(f"  its UI     {node.management_url}   user {node.user}   password {node.password}")
     typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={node.amqp_url}")
+    if node.management_url is not None:
+        typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={node.management_url}")
     typer.echo(f"  to stop    fluffle broker down{option}")
 
 

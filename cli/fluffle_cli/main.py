@@ -9,6 +9,7 @@ from fluffle_cli.demo import command as demo
 from fluffle_cli.model_command import app as model
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.status_command import command as status
+from fluffle_cli.user_command import app as user
 from fluffle_worker.__main__ import command as worker
 from fluffle_worker.__main__ import evaluator_command as evaluator
 
@@ -20,6 +21,7 @@ app = new_app(
 broker.command("setup")(setup)
 app.command("demo")(demo)
 app.add_typer(broker, name="broker")
+app.add_typer(user, name="user")
 app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)

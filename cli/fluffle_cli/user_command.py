@@ -1,0 +1,137 @@
+"""`fluffle user add|remove|list`: one RabbitMQ user for each worker and each other part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+from rich.console import Console
+from rich.table import Table
+
+from fluffle.command_line import new_app, settings_command
+from fluffle.settings import require_name
+from fluffle_cli.management import Management, ManagementSettings
+from fluffle_cli.users import add_user, federation_users, new_password, password_in, remove_user
+
+Role = Literal["worker", "evaluator", "aggregator", "monitor", "operator"]
+
+app = new_app("Make, remove and list the RabbitMQ users of a federation (needs an administrator's login).")
+
+
+class UserSettings(ManagementSettings):
+    """Flags of `fluffle user list`."""
+
+    part: ClassVar[str] = "broker"
+
+
+class RemoveSettings(UserSettings):
+    """Flags of `fluffle user remove`."""
+
+    name: str = Field(description="The user.", json_schema_extra={"argument": True})
+
+
+class AddSettings(UserSettings):
+    """Flags of `fluffle user add`."""
+
+    name: str = Field(
+        description="The user; a worker and an evaluator work under this name.",
+        json_schema_extra={"argument": True},
+    )
+    role: Role = Field(description="What the user may do.")
+    password_file: Path | None = Field(
+        None,
+        description="File for the password (mode 600), instead of showing it. One that is there already is "
+        "not overwritten: its password is taken.",
+    )
+    password: bool = Field(
+        True, description="Draw a password; --no-password for a user that logs in with a certificate."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return require_name(name)
+
+    @model_validator(mode="after")
+    def _has_a_use_for_the_file(self) -> AddSettings:
+        if self.password_file is not None and not self.password:
+            raise ValueError("--password-file and --no-password do not go together")
+        return self
+
+
+def add(settings: AddSettings) -> None:
+    """Make a user, and tell how it logs in."""
+    drawn: list[str] = []
+
+    def password() -> str | None:
+        if not settings.password:
+            return None
+        drawn.append(password_in(settings.password_file) if settings.password_file else new_password())
+        return drawn[0]
+
+    with Management(settings) as management:
+        is_new = add_user(management, settings.federation, settings.name, settings.role, password=password)
+    who = f"{settings.name} ({settings.role} of the federation {settings.federation})"
+    if not is_new:
+        _say(f"There is the user {who} already, with these rights; nothing was changed.")
+        return
+    _say(f"Made the user {who}.")
+    if settings.password_file:
+        _say(f"  for the part  FLUFFLE_BROKER_PASSWORD_FILE={settings.password_file}")
+    elif drawn:
+        _say(f"  password      {drawn[0]}   (it is not shown again)")
+    elif not settings.password:
+        _say(f"  logs in with  a certificate whose common name is {settings.name}")
+
+
+def remove(settings: RemoveSettings) -> None:
+    """Remove a user."""
+    with Management(settings) as management:
+        was_there = remove_user(management, settings.federation, settings.name)
+    _say(
+        f"Removed the user {settings.name}; RabbitMQ has closed its connections."
+        if was_there
+        else f"There is no user {settings.name}."
+    )
+
+
+def show(settings: UserSettings) -> None:
+    """Print a table of everybody who can reach the federation."""
+    with Management(settings) as management:
+        users = federation_users(management, settings.federation)
+    table = Table("user", "role", "connections", show_edge=False)
+    for user in users:
+        others = ", ".join(f"{action} {pattern}" for action, pattern in user.rights.patterns.items())
+        table.add_row(user.name, user.role or f"none: {others}", str(user.connections))
+    Console().print(table)
+
+
+def _say(line: str) -> None:
+    Console(highlight=False, markup=False, soft_wrap=True).print(line)
+
+
+app.command("add")(
+    settings_command(
+        AddSettings,
+        add,
+        about="Make a user with the least rights that its role needs.\n\n"
+        "A worker may write to the exchange F.updates and read the stream F.models, an evaluator may write "
+        "to F.evaluations and read the stream; an aggregator may do everything in its own federation; a "
+        "monitor may look into RabbitMQ's UI, but at no message; an operator may do everything.\n\n"
+        "A user has one role in one federation: one that exists with other rights is left as it is, with an "
+        "error.",
+    )
+)
+app.command("remove")(
+    settings_command(
+        RemoveSettings, remove, about="Remove a user of the federation; its connections are closed at once."
+    )
+)
+app.command("list")(
+    settings_command(
+        UserSettings,
+        show,
+        about="List everybody who can reach the federation, with role and number of connections.",
+    )
+)
