@@ -21,6 +21,8 @@ from fluffle.topology import MIB, Queue, Topology
 
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
+# What a message counts as whose deliveries are not told.
+SUSPICIOUS = 2
 
 
 class RabbitBroker:
@@ -197,12 +199,16 @@ class RabbitBroker:
         properties: pika.BasicProperties,
         body: bytes,
     ) -> None:
-        headers = properties.headers or {}
-        # RabbitMQ counts from the second delivery on; before that, the header is what its sender says.
-        redeliveries = int(headers.get("x-delivery-count", 1)) if method.redelivered else 0
         self._arrived_bytes += len(body)
         self._inbox.put(
-            Delivery(method.delivery_tag, body, redeliveries, properties.user_id, method.exchange, headers)
+            Delivery(
+                method.delivery_tag,
+                body,
+                _redeliveries(method, properties),
+                properties.user_id,
+                method.exchange,
+                properties.headers or {},
+            )
         )
 
     def _on_cancel(self, method: pika.frame.Method) -> None:
@@ -215,3 +221,14 @@ def _declare_queue(each: Queue, channel: BlockingChannel) -> None:
     channel.queue_declare(each.name, durable=True, arguments=dict(each.arguments))
     for exchange in each.exchanges:
         channel.queue_bind(each.name, exchange.name)
+
+
+def _redeliveries(method: pika.spec.Basic.Deliver, properties: pika.BasicProperties) -> int:
+    """Count as RabbitMQ does from the second delivery on; before that, the header is what its sender says.
+
+    A sender can make the headers unreadable, but not so that the message seems to come for the first time.
+    """
+    if not method.redelivered:
+        return 0
+    count = (properties.headers or {}).get("x-delivery-count", SUSPICIOUS)
+    return int(count) if isinstance(count, int) else SUSPICIOUS

@@ -21,6 +21,7 @@ from fluffle.address import BrokerAddress, parse_address
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
 from fluffle.rabbit.faults import in_fluffles_words
 from fluffle.rabbit.opening import open_connection
+from fluffle.rabbit.properties import read_properties_cautiously
 
 Result = TypeVar("Result")
 
@@ -56,6 +57,7 @@ class RabbitConnection:
         if isinstance(address, str):
             address = _parsed(address)
         self.user, _ = address.login()
+        read_properties_cautiously()
         self._connection, self._where = open_connection(
             address, name=name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
         )
