@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import ConfigError
-from fluffle.update import Applied, UpdateId
+from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_worker.spool import Spool, open_spool
 
@@ -50,7 +51,9 @@ def send_all(spool: Spool) -> list[UpdateId]:
     while waiting := spool.oldest():
         update_id, body = waiting
         message = decode_inbound(body)
-        assert message == replace(message, id=update_id)
+        assert isinstance(message, WeightUpdate)
+        assert message.id == update_id
+        assert message.vector.tolist() == [float(update_id.sequence)] * 4
         found.append(update_id)
         spool.confirm()
     return found
@@ -304,17 +307,21 @@ from builders import an_update
 from fluffle_worker.spool import open_spool
 with open_spool(Path(sys.argv[1]), worker="w1", max_bytes=1 << 30) as spool:
     while True:
-        spool.add(replace(an_update(values=[float(spool.next_id.sequence)] * 100_000), id=spool.next_id))
+        spool.add(replace(an_update(values=[float(spool.next_id.sequence)] * 4), id=spool.next_id))
 """
 
 
+def has_updates(folder: Path, count: int) -> bool:
+    return len(files(folder, "update")) >= count
+
+
 def test_a_worker_killed_while_it_writes_leaves_whole_updates_only(tmp_path: Path) -> None:
-    for life in range(1, 4):
+    for wanted in (5, 10, 15):
         process = subprocess.Popen(
             [sys.executable, "-c", ENDLESSLY, str(tmp_path)], cwd=Path(__file__).parent.parent
         )
         try:
-            wait_until(lambda life=life: len(files(tmp_path, "update")) >= 5 * life, "updates")
+            wait_until(partial(has_updates, tmp_path, wanted), "updates")
         finally:
             process.kill()
             process.wait()
