@@ -43,7 +43,6 @@ def run(settings: WorkerSettings) -> None:
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/worker/{settings.worker_name}"
-
     # A single attempt, for a worker that has better to do than to wait.
     at_once = settings.model_copy(update={"connect_timeout_s": 0.0})
 

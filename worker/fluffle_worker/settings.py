@@ -40,7 +40,6 @@ class WorkerSettings(SharedSettings):
     delay: float = Field(
         0.0, ge=0, description="Seconds to idle in each round, to play a slow device in demos and tests."
     )
-
     spool: Path = Field(
         Path(".fluffle/spool"),
         description="Folder in which finished updates wait until the broker has them, in FEDERATION/NAME.",
