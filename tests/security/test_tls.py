@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import urllib.request
-from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -21,8 +18,10 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.tls import ClientCertificate, TlsFiles
 from fluffle.topology import Topology
 from fluffle_cli.certificates import Pair, authority_in, issue, make_certificates, server_in, user_in
+from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.node_tls import NodeTls
+from fluffle_cli.users import add_user, remove_user
 
 NOW = datetime.now(UTC)
 LONG_AGO = NOW - timedelta(days=1000)
@@ -43,6 +42,20 @@ class Broker:
         """With the password of the node's own user."""
         return self.node.amqp_url
 
+    def management(self) -> Management:
+        """A login to the management interface."""
+        settings = ManagementSettings(
+            broker_url=self.url,
+            broker_ca_file=self.node.authority,
+            management_url=self.node.management_url,
+        )
+        return Management(settings)
+
+    def add_worker(self, name: str, federation: str) -> None:
+        """Make a user who has no password."""
+        with self.management() as management:
+            add_user(management, federation, name, "worker", password=lambda: None)
+
     @property
     def url_without_login(self) -> str:
         """For whoever has a certificate."""
@@ -60,27 +73,11 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def broker(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A broker with the users site-0 and site-1, who have no passwords."""
+    """A broker that speaks TLS, and takes passwords too."""
     foreign = tmp_path_factory.mktemp("foreign")
     make_certificates(foreign, users=["site-0"], now=NOW)
     with BrokerNode.start(tmp_path_factory.mktemp("node"), tls=NodeTls(certificates)) as node:
-        for user in ("site-0", "site-1"):
-            add_user(node, user)
         yield Broker(node, certificates, foreign)
-
-
-def add_user(node: BrokerNode, user: str) -> None:
-    manage(node, "PUT", f"users/{user}", {"password_hash": "", "tags": ""})
-    manage(node, "PUT", f"permissions/%2F/{user}", {"configure": "", "write": ".*", "read": ".*"})
-
-
-def manage(node: BrokerNode, method: str, path: str, body: dict[str, str] | None = None) -> None:
-    """Do something through RabbitMQ's HTTP interface."""
-    request = urllib.request.Request(f"{node.management_url}api/{path}", method=method)
-    login = b64encode(f"{node.user}:{node.password}".encode()).decode()
-    request.add_header("Authorization", f"Basic {login}")
-    request.add_header("Content-Type", "application/json")
-    urllib.request.urlopen(request, json.dumps(body).encode(), timeout=10).close()
 
 
 def certificate_flags(pair: Pair) -> list[str]:
@@ -103,6 +100,7 @@ def test_a_federation_works_over_tls_with_passwords_and_with_certificates(
 ) -> None:
     monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
     own = user_in(broker.certificates, "site-0")
+    broker.add_worker("site-0", federation)
     with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
         # A round needs both workers: one with a password, and one without.
         leader = running.aggregator(
@@ -141,7 +139,7 @@ def test_a_process_that_does_not_fit_ends_with_one_sentence(
         case "plain text on the TLS port":
             url = url.replace("amqps://", "amqp://")
         case "a revoked user":
-            url, flags = broker.url_without_login, certificate_of_a_leaver(broker)
+            url, flags = broker.url_without_login, certificate_of_a_leaver(broker, federation)
     if url.startswith("amqps://"):
         flags += ["--broker-ca-file", str(authority_in(trusted).certificate)]
     with Federation(federation, url, tmp_path) as running:
@@ -151,17 +149,19 @@ def test_a_process_that_does_not_fit_ends_with_one_sentence(
         assert broker.node.password not in aggregator.log.read_text()
 
 
-def certificate_of_a_leaver(broker: Broker) -> list[str]:
+def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     """The flags for a certificate that is still valid, of a user who could log in and was then deleted."""
     make_certificates(broker.certificates, users=["leaver"], now=NOW)
-    add_user(broker.node, "leaver")
+    broker.add_worker("leaver", federation)
     own = user_in(broker.certificates, "leaver")
     connect(broker.url_without_login, broker.certificates, shown=own).close()
-    manage(broker.node, "DELETE", "users/leaver")
+    with broker.management() as management:
+        remove_user(management, federation, "leaver")
     return certificate_flags(own)
 
 
 def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: Topology) -> None:
+    broker.add_worker("site-1", topology.federation)
     with connect(broker.url, broker.certificates) as operator:
         operator.declare(topology)
     claims_to_be_another = broker.url_without_login.replace("amqps://", "amqps://site-0@")
