@@ -273,6 +273,8 @@ class Leader:
                 "detail": refused.detail[:1000],
                 "user": delivery.user or "",
                 "from": self._charge.topology.updates.name,
+                "through": delivery.exchange,
+                "at": f"{self._now():.3f}",
             },
         )
         self._broker.ack([delivery.tag])
@@ -290,7 +292,7 @@ class Leader:
         if moments:
             body, checksum = encode_moments(moments)
             # To the head alone, before the record that names it: the workers have no use for it.
-            self._broker.publish(self._charge.topology.head_in.name, "", body, {"kind": "moments"})
+            self._broker.publish("", self._charge.topology.head.name, body, {"kind": "moments"})
         record = model.next_record(
             parent=self._parent,
             moments_checksum=checksum,

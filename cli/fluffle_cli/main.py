@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fluffle.command_line import clean_exit, new_app
+from fluffle.command_line import new_app
 from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
-from fluffle_cli.certs_command import command as certs
 from fluffle_cli.demo import command as demo
 from fluffle_cli.model_command import app as model
+from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.status_command import command as status
 from fluffle_cli.user_command import app as user
@@ -20,7 +20,6 @@ app = new_app(
     "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`."
 )
 broker.command("setup")(setup)
-broker.command("certs")(certs)
 app.command("demo")(demo)
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
@@ -29,12 +28,12 @@ app.command("worker")(worker)
 app.command("evaluator")(evaluator)
 app.command("status")(status)
 app.add_typer(model, name="model")
+app.add_typer(rejected, name="rejected")
 
 
 def run() -> None:
-    """Run the command line; whatever Fluffle says on purpose is one sentence."""
-    with clean_exit():
-        app(prog_name="fluffle")
+    """Run the command line."""
+    app(prog_name="fluffle")
 
 
 if __name__ == "__main__":

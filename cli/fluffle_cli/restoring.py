@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 from fluffle.broker import Broker
@@ -11,13 +10,10 @@ from fluffle.models import SLOW_LINK_S, StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.wire import decode_record, encode_version, record_digest
+from fluffle_cli.unconsumed import is_unconsumed
 
 # More than there can have been takeovers between the writing of a file and the loss of the broker.
 TERMS_AHEAD = 1000
-
-# A broker notices within this time that an aggregator has left.
-LEAVING_S = 5.0
-POLL_S = 0.2
 
 
 def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
@@ -33,7 +29,11 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             f"give --federation {version.federation} to restore that one"
         )
     broker.declare(topology)
-    _refuse_a_leader(broker, topology)
+    if not is_unconsumed(broker, topology.updates.name):
+        raise ConfigError(
+            f"an aggregator of {topology.federation!r} is at work: it would not notice, and push the "
+            "restored version out of the head queue. Stop every aggregator first"
+        )
     in_stream = stored_at_hand(broker, topology, patience_s=SLOW_LINK_S)
     in_head = [decode_record(body) for body in broker.peek(topology.head.name)]
     for record in in_head:
@@ -49,7 +49,7 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             "federation with --initial-model"
         )
     if in_stream and in_stream.body == stored.body:
-        broker.publish(topology.head_in.name, "", stored.body, {"kind": "version"})
+        broker.publish("", topology.head.name, stored.body, {"kind": "version"})
         return version.rank
     if in_stream and in_stream.version.rank == version.rank:
         raise ConfigError(
@@ -64,14 +64,3 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
     above = replace(version, term=term, terms=terms, parent=record_digest(stored.body), folded=())
     broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
     return above.rank
-
-
-def _refuse_a_leader(broker: Broker, topology: Topology) -> None:
-    deadline = time.monotonic() + LEAVING_S
-    while broker.state(topology.updates.name).consumers:
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"an aggregator of {topology.federation!r} is at work: it would not notice, and push the "
-                "restored version out of the head queue. Stop every aggregator first"
-            )
-        time.sleep(POLL_S)

@@ -62,6 +62,14 @@ class Broker(Protocol):
         without the right, MessageTooLarge when the broker's limit is smaller.
         """
 
+    def publish_as(
+        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        """Publish a message whose sender is another user; "" stands for nobody.
+
+        RabbitMQ refuses that (AccessRefused) unless the connection's user has the tag `impersonator`.
+        """
+
     def consume(self, queue: str, *, prefetch: int) -> None:
         """Ask for the messages of a queue, at most `prefetch` of them unacked at a time."""
 
@@ -73,6 +81,13 @@ class Broker(Protocol):
 
     def ack(self, tags: Iterable[int]) -> None:
         """Tell the broker that these messages are done with."""
+
+    def settle(self, queue: str, tags: Iterable[int]) -> None:
+        """Ack messages of a queue that is not consumed (any more), and return when it has let go of them.
+
+        RabbitMQ may not have passed on the acks before a connection ends: then such messages come back. A
+        message that waits in the queue may be taken meanwhile, and goes back when the connection ends.
+        """
 
     def peek(self, queue: str) -> list[bytes]:
         """Return the bodies that wait in a queue, in their order, and leave them there.

@@ -136,6 +136,12 @@ class FakeBroker:
 
     def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
         """See Broker."""
+        self.publish_as(self._user, exchange, routing_key, body, headers)
+
+    def publish_as(
+        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        """See Broker."""
         with self._connected():
             names = [routing_key] if exchange == "" else self._server.exchanges.get(exchange)
             if names is None:
@@ -147,7 +153,7 @@ class FakeBroker:
             if any(target.refuses for target in targets):
                 raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
             for target in targets:
-                target.put(Delivery(0, bytes(body), 0, self._user, exchange, dict(headers)))
+                target.put(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -182,6 +188,12 @@ class FakeBroker:
                 if self._unacked.pop(tag, None) is None:
                     self._leave()
                     raise ConnectionLost(f"the tag {tag} was never delivered here, or is acked already")
+
+    def settle(self, queue: str, tags: Iterable[int]) -> None:
+        """See Broker."""
+        with self._connected():
+            self._server.queue(queue)
+        self.ack(tags)
 
     def peek(self, queue: str) -> list[bytes]:
         """See Broker."""

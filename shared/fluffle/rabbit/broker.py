@@ -21,6 +21,8 @@ from fluffle.topology import MIB, Queue, Topology
 
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
+# RabbitMQ's channel sends a quorum queue 32 commands ahead of its answers, and keeps the others to itself.
+ACKS_AT_ONCE = 16
 # What a message counts as whose deliveries are not told.
 SUSPICIOUS = 2
 
@@ -86,10 +88,16 @@ class RabbitBroker:
 
     def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
         """See Broker."""
+        self.publish_as(self._speaks_for or self._connection.user, exchange, routing_key, body, headers)
+
+    def publish_as(
+        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+    ) -> None:
+        """See Broker."""
         properties = pika.BasicProperties(
             delivery_mode=pika.DeliveryMode.Persistent,
             content_type="application/vnd.fluffle+msgpack",
-            user_id=self._speaks_for or self._connection.user,
+            user_id=user or None,
             message_id=headers.get("id"),
             type=headers.get("kind"),
             headers=dict(headers),
@@ -144,6 +152,20 @@ class RabbitBroker:
                 self._channel.basic_ack(tag)
 
         self._connection.call(send, "the acks")
+
+    def settle(self, queue: str, tags: Iterable[int]) -> None:
+        """See Broker."""
+        left = list(tags)
+
+        def send() -> None:
+            for tag in left[:ACKS_AT_ONCE]:
+                self._channel.basic_ack(tag)
+            # What the queue answers to this, it answers after those acks.
+            self._channel.basic_get(queue)
+
+        while left:
+            self._connection.call(send, f"queue {queue}")
+            del left[:ACKS_AT_ONCE]
 
     def peek(self, queue: str) -> list[bytes]:
         """See Broker."""
