@@ -34,6 +34,10 @@ USER fluffle
 CMD ["python", "-m", "fluffle_aggregator"]
 
 FROM base AS worker
+# Updates wait here until the broker has them; the volume comes with the container, and stays when it starts again.
+RUN install -d -o fluffle -g fluffle -m 700 /spool
+ENV FLUFFLE_SPOOL=/spool
+VOLUME /spool
 COPY requirements-worker.lock /opt/fluffle/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --quiet --require-hashes --requirement /opt/fluffle/requirements-worker.lock

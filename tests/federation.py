@@ -189,6 +189,18 @@ def assert_every_confirmed_update_counts_once(federation: Federation, final: Mod
     assert final.updates == len(applied)
 
 
+def assert_refused(part: Part, *words: str) -> None:
+    """The process ends with 2, and its last line is one sentence with these words in it."""
+    code = part.wait_for_exit()
+    log = part.log.read_text()
+    last = log.strip().splitlines()[-1]
+    assert code == 2, log
+    assert "Traceback" not in log
+    assert last.startswith("error: ")
+    for word in words:
+        assert word in last
+
+
 def _update_ids(bodies: list[bytes]) -> Iterator[UpdateId]:
     for body in bodies:
         message = decode_inbound(body)

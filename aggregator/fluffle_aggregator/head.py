@@ -51,7 +51,7 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
     record, body = max(versions, key=lambda version: version[0].rank)
     if in_stream is None or in_stream.rank < record.rank:
         log.warning("the stream is behind the head and gets its version again", version=record.version)
-        broker.publish("", topology.models.name, body, {"kind": "version"})
+        broker.publish(topology.models_in.name, "", body, {"kind": "version"})
     moments: Mapping[str, Vector] = {}
     for other, _ in records:
         if isinstance(other, Moments) and other.rank == record.rank and record.moments_checksum is not None:
@@ -78,5 +78,5 @@ def _bring_orphans_to_the_front(
         and any(other.rank != newest for other, _ in waiting)
     ):
         _, body = waiting[0]
-        broker.publish("", topology.head.name, body, {})
+        broker.publish(topology.head_in.name, "", body, {})
         waiting.rotate(-1)

@@ -292,7 +292,7 @@ class Leader:
         if moments:
             body, checksum = encode_moments(moments)
             # To the head alone, before the record that names it: the workers have no use for it.
-            self._broker.publish("", self._charge.topology.head.name, body, {"kind": "moments"})
+            self._broker.publish(self._charge.topology.head_in.name, "", body, {"kind": "moments"})
         record = model.next_record(
             parent=self._parent,
             moments_checksum=checksum,

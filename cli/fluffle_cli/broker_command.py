@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -12,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fluffle.command_line import new_app
-from fluffle_cli.node import BrokerNode
+from fluffle_cli.node import BrokerNode, make_private_folder
+from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import SERVER_FOLDER_VARIABLE
 
 DEFAULT_FOLDER = Path(".fluffle/broker")
@@ -41,6 +43,9 @@ def up(
     management: Annotated[
         bool, typer.Option(help="With RabbitMQ's UI; without it the broker starts a little faster.")
     ] = True,
+    tls: Annotated[
+        bool, typer.Option("--tls", help="Speak TLS, with certificates that are made in the folder.")
+    ] = False,
 ) -> None:
     """Start the broker in the background, wait until it serves (about 7 s), and say how to reach it.
 
@@ -51,13 +56,16 @@ def up(
     if node is not None and node.is_running:
         typer.echo(f"RabbitMQ runs already in {folder} (process {node.pid}).")
     else:
+        certificates = _certificates_in(folder) if tls else None
         with Console(stderr=True).status("starting RabbitMQ"):
-            node = BrokerNode.start(folder, management=management)
+            node = BrokerNode.start(folder, management=management, tls=certificates)
         typer.echo(f"RabbitMQ runs in {folder} (process {node.pid}).")
     option = "" if folder == DEFAULT_FOLDER else f" --folder {quote(str(folder))}"
     if node.management_url is not None:
         typer.echo(f"  its UI     {node.management_url}   user {node.user}   password {node.password}")
     typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={node.amqp_url}")
+    if node.authority is not None:
+        typer.echo(f"             export FLUFFLE_BROKER_CA_FILE={quote(str(node.authority))}")
     if node.management_url is not None:
         typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={node.management_url}")
     typer.echo(f"  to stop    fluffle broker down{option}")
@@ -94,6 +102,7 @@ def status(
             "management_url": node.management_url,
             "user": node.user,
             "password": node.password,
+            "broker_ca_file": None if node.authority is None else str(node.authority),
         }
     if as_json:
         typer.echo(json.dumps({"running": running} | facts))
@@ -106,6 +115,17 @@ def status(
         Console(width=max(Console().width, 140), highlight=False, markup=False).print(table)
     if not running:
         raise typer.Exit(1)
+
+
+def _certificates_in(folder: Path) -> NodeTls:
+    """Make what is missing of a folder's certificates; they are kept for the next time."""
+    # Here, so that --help is quick.
+    from fluffle_cli.certificates import make_certificates
+
+    certificates = folder / "certificates"
+    make_private_folder(folder)
+    make_certificates(certificates, now=datetime.now(UTC))
+    return NodeTls(certificates)
 
 
 def _node(folder: Path) -> BrokerNode | None:

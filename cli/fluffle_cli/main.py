@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fluffle.command_line import new_app
+from fluffle.command_line import clean_exit, new_app
 from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
+from fluffle_cli.certs_command import command as certs
 from fluffle_cli.demo import command as demo
 from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
@@ -20,6 +21,7 @@ app = new_app(
     "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`."
 )
 broker.command("setup")(setup)
+broker.command("certs")(certs)
 app.command("demo")(demo)
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
@@ -32,8 +34,9 @@ app.add_typer(rejected, name="rejected")
 
 
 def run() -> None:
-    """Run the command line."""
-    app(prog_name="fluffle")
+    """Run the command line; whatever Fluffle says on purpose is one sentence."""
+    with clean_exit():
+        app(prog_name="fluffle")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.errors import BrokerError, ConfigError
+from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import (
     LOOPBACK,
     NodeSettings,
@@ -51,23 +52,22 @@ class BrokerNode:
         *,
         home_bin: Path | None = None,
         management: bool = True,
+        tls: NodeTls | None = None,
         timeout_s: float = 60.0,
     ) -> Self:
         """Start a node in `folder` and wait until it serves: about 7 s.
 
         What a stopped node has left there is kept: data, user, password, and its ports if still free.
         `home_bin` is the folder of `rabbitmq-server`; None looks for it. Without `management` there is no UI
-        and no HTTP interface: for tests that want a quicker start.
+        and no HTTP interface: for tests that want a quicker start. With `tls` it speaks nothing in plain
+        text but the UI.
 
         Raises ConfigError when there is no server to be found, and BrokerError, with the last lines of the
         log, when a node runs there already or does not come up.
         """
         folder = folder.resolve()
         server_folder = home_bin or find_server(os.environ)
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise ConfigError(f"the broker's folder {folder} cannot be made: {error.strerror}") from error
+        make_private_folder(folder)
         with free_ports(4) as (amqp, ui, distribution, epmd):
             fresh = NodeSettings(
                 server_folder=str(server_folder),
@@ -77,6 +77,8 @@ class BrokerNode:
                 management_port=ui if management else None,
                 distribution_port=distribution,
                 epmd_port=epmd,
+                certificates=None if tls is None else str(tls.certificates.resolve()),
+                passwords=tls is None or tls.passwords,
             )
             node = cls(folder, fresh)
             node._launch(fresh, timeout_s)
@@ -94,7 +96,13 @@ class BrokerNode:
     @property
     def amqp_url(self) -> str:
         """Where clients connect, with user and password."""
-        return f"amqp://{self.user}:{self.password}@{LOOPBACK}:{self.settings.amqp_port}/%2F"
+        scheme = "amqp" if self.settings.tls is None else "amqps"
+        return f"{scheme}://{self.user}:{self.password}@{LOOPBACK}:{self.settings.amqp_port}/%2F"
+
+    @property
+    def authority(self) -> Path | None:
+        """The file that clients have to trust (`broker_ca_file`); None for a node that speaks no TLS."""
+        return None if self.settings.tls is None else self.settings.tls.authority
 
     @property
     def management_url(self) -> str | None:
@@ -181,7 +189,8 @@ class BrokerNode:
             raise
 
     def _await_service(self, timeout_s: float) -> None:
-        serves = comes_true(lambda: serves_amqp(self.settings.amqp_port) or not self.is_running, timeout_s)
+        port, tls = self.settings.amqp_port, self.settings.tls
+        serves = comes_true(lambda: serves_amqp(port, tls) or not self.is_running, timeout_s)
         if serves and self.is_running:
             return
         what = f"did not come up within {timeout_s:.0f} s" if self.is_running else "ended while it started"
@@ -200,6 +209,14 @@ class BrokerNode:
         """Learn what another process did with the node, unless its folder is gone; return its number."""
         self.settings = _stored(self.folder) or self.settings
         return self.pid
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make the folder of a node, for its owner alone; ConfigError when that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError(f"the broker's folder {folder} cannot be made: {error.strerror}") from error
 
 
 def _as_before(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:

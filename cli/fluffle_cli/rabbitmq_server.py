@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Final
 
 from fluffle.errors import BrokerError, ConfigError
+from fluffle_cli.node_tls import AMQP_HEADER, METHOD_FRAME, NodeTls, serves_amqps, tls_configuration
 
 LOOPBACK: Final = "127.0.0.1"
 SERVER_FOLDER_VARIABLE: Final = "FLUFFLE_RABBITMQ_BIN"
@@ -51,6 +52,14 @@ class NodeSettings:
     epmd_port: int
     # The server's process; 0 after it was stopped in good order.
     pid: int = 0
+    # The folder of its certificates; None is AMQP in plain text, and else all of it is TLS.
+    certificates: str | None = None
+    passwords: bool = True
+
+    @property
+    def tls(self) -> NodeTls | None:
+        """How it speaks TLS, or None."""
+        return None if self.certificates is None else NodeTls(Path(self.certificates), self.passwords)
 
     @property
     def ports(self) -> list[int]:
@@ -155,9 +164,9 @@ def write_private(path: Path, text: str) -> None:
 def write_configuration(folder: Path, settings: NodeSettings) -> None:
     """Write what the server reads: the shared settings, then this node's addresses and its one user."""
     shared = _shared_configuration()
+    listener = f"{LOOPBACK}:{settings.amqp_port}"
     private = f"""
 # From here on: this node alone.
-listeners.tcp.1 = {LOOPBACK}:{settings.amqp_port}
 # With a default user of another name there is no guest. It is made when the data folder is still empty.
 default_user = {settings.user}
 default_pass = {settings.password}
@@ -166,6 +175,11 @@ disk_free_limit.absolute = 256MB
 log.file.level = info
 """
     plugins = "[].\n"
+    if settings.tls is None:
+        private += f"listeners.tcp.1 = {listener}\n"
+    else:
+        private += tls_configuration((shared / "tls.conf").read_text(), settings.tls, listener=listener)
+        plugins = "[rabbitmq_auth_mechanism_ssl].\n"
     if settings.management_port is not None:
         private += f"management.tcp.ip = {LOOPBACK}\nmanagement.tcp.port = {settings.management_port}\n"
         plugins = (shared / "enabled_plugins").read_text()
@@ -248,11 +262,13 @@ def stop_port_mapper(port: int) -> bool:
     return False
 
 
-def serves_amqp(port: int) -> bool:
+def serves_amqp(port: int, tls: NodeTls | None = None) -> bool:
     """Tell whether a broker answers; AMQP is the last thing that it starts, after queues and plugins."""
+    if tls is not None:
+        return serves_amqps(LOOPBACK, port, tls.authority)
     with suppress(OSError), socket.create_connection((LOOPBACK, port), timeout=5) as peer:
-        peer.sendall(b"AMQP\x00\x00\x09\x01")
-        return peer.recv(1) == b"\x01"  # a method frame: connection.start
+        peer.sendall(AMQP_HEADER)
+        return peer.recv(1) == METHOD_FRAME  # connection.start
     return False
 
 

@@ -49,7 +49,7 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             "federation with --initial-model"
         )
     if in_stream and in_stream.body == stored.body:
-        broker.publish("", topology.head.name, stored.body, {"kind": "version"})
+        broker.publish(topology.head_in.name, "", stored.body, {"kind": "version"})
         return version.rank
     if in_stream and in_stream.version.rank == version.rank:
         raise ConfigError(

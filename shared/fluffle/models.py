@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import TopologyMissing
+from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.wire import decode_version
+
+log = get_logger(__name__)
 
 POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
@@ -38,6 +41,13 @@ def newest_version(
             newest = _newest_at_hand(reader, POLL_S)
             if newest and (newer_than is None or newest.version.rank > newer_than):
                 return newest.version
+            if newest and newer_than and newest.version.term < newer_than.term:
+                log.warning(
+                    "passed over a version of an aggregator that has lost the lead; if the federation was "
+                    "begun anew, start this process again",
+                    version=str(newest.version.rank),
+                    known_term=newer_than.term,
+                )
     return None
 
 

@@ -42,8 +42,8 @@ def _evaluator(own: str) -> Rights:
 
 
 def _aggregator(own: str) -> Rights:
-    # By the default exchange moments go to the head queue alone, and what was lost to the stream alone.
-    return Rights(rf"^{own}\.", rf"^({own}\..*|amq\.default)$", rf"^{own}\.")
+    # Not amq.default, the default exchange: through it one writes to every queue, of other federations too.
+    return Rights(rf"^{own}\.", rf"^{own}\.", rf"^{own}\.")
 
 
 def _monitor(_own: str) -> Rights:

@@ -47,12 +47,16 @@ class Topology:
     Workers publish to the exchange `updates_in` and evaluators to `evaluations_in`, both into the queue
     `updates`: RabbitMQ's rights go by exchange, and so nobody but an evaluator can report an evaluation.
     `versions_in` feeds the head queue and the stream of models, `rejected_in` the queue of what was refused.
+    `head_in` and `models_in` feed one of the two alone, so that nobody needs the default exchange: who may
+    write there may write to every queue, those of other federations too.
     """
 
     federation: str
     updates_in: Exchange
     evaluations_in: Exchange
     versions_in: Exchange
+    head_in: Exchange
+    models_in: Exchange
     rejected_in: Exchange
     updates: Queue
     rejected: Queue
@@ -67,21 +71,31 @@ class Topology:
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
         """Every exchange, once."""
-        return self.rejected_in, self.updates_in, self.evaluations_in, self.versions_in
+        return (
+            self.rejected_in,
+            self.updates_in,
+            self.evaluations_in,
+            self.versions_in,
+            self.head_in,
+            self.models_in,
+        )
 
 
 def topology_of(federation: str) -> Topology:
     """Return the exchanges and queues of a federation."""
     updates, evaluations = Exchange(f"{federation}.updates"), Exchange(f"{federation}.evaluations")
     rejected = Exchange(f"{federation}.rejected")
-    # Not named like the stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read an
-    # exchange may bind the one to the other (docs/decisions/0006).
+    # None is named like the stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read
+    # an exchange may bind the one to the other (docs/decisions/0006).
     versions = Exchange(f"{federation}.versions")
+    head, models = Exchange(f"{federation}.head"), Exchange(f"{federation}.stream")
     return Topology(
         federation,
         updates_in=updates,
         evaluations_in=evaluations,
         versions_in=versions,
+        head_in=head,
+        models_in=models,
         rejected_in=rejected,
         updates=Queue(
             f"{federation}.updates",
@@ -110,7 +124,7 @@ def topology_of(federation: str) -> Topology:
         ),
         head=Queue(
             f"{federation}.head",
-            (versions,),
+            (versions, head),
             {
                 "x-queue-type": "quorum",
                 # Each takeover reads the head and puts it back, which counts as a delivery.
@@ -121,7 +135,7 @@ def topology_of(federation: str) -> Topology:
         ),
         models=Queue(
             f"{federation}.models",
-            (versions,),
+            (versions, models),
             {
                 "x-queue-type": "stream",
                 "x-max-length-bytes": STREAM_MAX_BYTES,

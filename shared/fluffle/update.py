@@ -13,7 +13,7 @@ MAX_GAPS_PER_RUN = 256
 
 @dataclass(frozen=True, slots=True, order=True)
 class UpdateId:
-    """Names one update for ever: the worker, its run (one life of its process) and a number from 1 up."""
+    """Names one update for ever: the worker, its run (kept in its spool) and a number from 1 up."""
 
     worker: str
     run: str

@@ -24,7 +24,7 @@ def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
 def test_the_head_keeps_the_newest_and_moments_go_to_it_alone(broker: Broker, topology: Topology) -> None:
     assert HEAD_LENGTH == 3
     for number in range(1, 5):
-        broker.publish("", topology.head.name, b"moments %d" % number, {"kind": "moments"})
+        broker.publish(topology.head_in.name, "", b"moments %d" % number, {"kind": "moments"})
         publish_version(broker, topology, b"version %d" % number)
         broker.peek(topology.head.name)
 

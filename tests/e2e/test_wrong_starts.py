@@ -6,21 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from federation import Federation, Part, wait_until
+from federation import Federation, assert_refused, wait_until
 
 from fluffle_cli.node import BrokerNode
-
-
-def assert_refused(part: Part, *words: str) -> None:
-    """The process ends with 2, and its last line is one sentence with these words in it."""
-    code = part.wait_for_exit()
-    log = part.log.read_text()
-    last = log.strip().splitlines()[-1]
-    assert code == 2, log
-    assert "Traceback" not in log
-    assert last.startswith("error: ")
-    for word in words:
-        assert word in last
 
 
 def free_port() -> int:

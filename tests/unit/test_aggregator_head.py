@@ -40,7 +40,7 @@ def put_into_head(server: FakeServer, charge: Charge, *records: ModelVersion | M
     with FakeBroker(server) as broker:
         for record in records:
             body = encode_version(record) if isinstance(record, ModelVersion) else encode_moments(record)[0]
-            broker.publish("", charge.topology.head.name, body, {})
+            broker.publish(charge.topology.head_in.name, "", body, {})
 
 
 def some_moments(version: int, *, term: int = 1) -> Moments:
@@ -115,7 +115,7 @@ def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> No
     charge = a_charge()
     server = a_server(charge)
     with FakeBroker(server) as broker:
-        broker.publish("", charge.topology.models.name, encode_version(a_version(3, term=5)), {})
+        broker.publish(charge.topology.models_in.name, "", encode_version(a_version(3, term=5)), {})
         in_stream_only = read_head(broker, charge.topology)
     put_into_head(server, charge, some_moments(3, term=9))
     with FakeBroker(server) as broker:

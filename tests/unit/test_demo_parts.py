@@ -166,7 +166,7 @@ def test_the_password_is_on_no_command_line_and_children_read_no_configuration_o
     where = {"federation": "digits", "broker_url": URL}
 
     everyone = [
-        *parts.workers(settings, **where),
+        *parts.workers(settings, **where, spool=Path("spool")),
         parts.evaluator(settings, **where),
         *parts.aggregators(settings, "fedbuff", **where, initial_model=Path("v0.safetensors")),
     ]

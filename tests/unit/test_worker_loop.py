@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ from fluffle.model import Layout, Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Trained
+from fluffle.topology import MIB
 from fluffle.update import UpdateId
 from fluffle_worker.loop import Worker
+from fluffle_worker.spool import Spool
 
 LAYOUT = Layout.of(CountingTask().initial_weights(0))
 
@@ -61,6 +64,7 @@ def a_worker(task: CountingTask, *, stop: threading.Event | None = None, delay_s
         name="w1",
         task=task,
         topology=TOPOLOGY,
+        spool=Spool(Path(), worker="w1", max_bytes=MIB),
         seed=0,
         delay_s=delay_s,
         show_round=no_display,
@@ -68,20 +72,23 @@ def a_worker(task: CountingTask, *, stop: threading.Event | None = None, delay_s
     )
 
 
-def work(server: FakeServer, task: CountingTask, *, rounds: int) -> Worker:
+def work(server: FakeServer, task: CountingTask, *, rounds: int) -> None:
     """Let a worker train until it has sent so many updates and the federation ends."""
-    worker = a_worker(task)
-    worker.work(lambda: Scripted(server, after_updates(rounds)))
-    return worker
+    a_worker(task).work(lambda: Scripted(server, after_updates(rounds)))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def test_a_worker_trains_from_the_newest_version_and_sends_what_it_learnt() -> None:
     server = a_federation(version(0), version(1, 5.0), version(2, 7.0))
 
-    worker = work(server, CountingTask(), rounds=1)
+    work(server, CountingTask(), rounds=1)
 
     [update] = sent_updates(server)
-    assert update.id == UpdateId("w1", worker.run_id, 1)
+    assert update.id == UpdateId("w1", update.id.run, 1)
     assert (update.federation, update.base_version, update.sends) == ("digits", 2, "delta")
     assert update.vector.tolist() == [1.0, 1.0]
     assert update.integers == (3).to_bytes(8, "little")
@@ -144,10 +151,11 @@ def test_without_rounds_a_worker_trains_again_at_once_from_the_same_version() ->
     server = a_federation(version(0))
     task = CountingTask()
 
-    worker = work(server, task, rounds=3)
+    work(server, task, rounds=3)
 
     assert task.started_from == [0.0, 0.0, 0.0]
-    assert [one.id for one in sent_updates(server)] == [UpdateId("w1", worker.run_id, n) for n in (1, 2, 3)]
+    run = sent_updates(server)[0].id.run
+    assert [one.id for one in sent_updates(server)] == [UpdateId("w1", run, n) for n in (1, 2, 3)]
     assert len(set(task.seeds)) == 3, "each round has its own order of minibatches"
 
 
@@ -165,10 +173,13 @@ def test_in_synchronous_rounds_a_worker_waits_for_a_version_that_it_has_not_trai
     assert task.started_from == [0.0, 10.0, 20.0]
 
 
-def test_the_same_seed_orders_the_minibatches_the_same_way() -> None:
+def test_the_same_seed_orders_the_minibatches_the_same_way(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = CountingTask(), CountingTask()
 
     for task in (first, second):
+        monkeypatch.chdir(tmp_path_factory.mktemp("worker"))
         work(a_federation(version(0)), task, rounds=2)
 
     assert first.seeds == second.seeds
@@ -198,12 +209,11 @@ def test_what_was_not_confirmed_is_sent_again_under_its_own_id_and_not_trained_a
     script = after_updates(3 if heard else 2)
     lives: list[Broker] = [LosesTheFirst(server, script, heard=heard), Scripted(server, script)]
 
-    worker = a_worker(task)
-    worker.work(lambda: lives.pop(0))
+    a_worker(task).work(lambda: lives.pop(0))
 
     first, *_, last = updates = sent_updates(server)
     assert [one.id.sequence for one in updates] == ([1, 1, 2] if heard else [1, 2])
-    assert {one.id.run for one in updates} == {worker.run_id}
+    assert len({one.id.run for one in updates}) == 1
     assert len(task.started_from) == 2
     if heard:
         assert updates[1].vector.tolist() == first.vector.tolist()

@@ -8,13 +8,15 @@ from fluffle import logs
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect_to_federation
 from fluffle.errors import TaskError
+from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
-from fluffle.topology import topology_of
+from fluffle.topology import MIB, topology_of
 from fluffle_worker.evaluator import Evaluator
 from fluffle_worker.loop import Worker
 from fluffle_worker.progress import RoundDisplay
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
+from fluffle_worker.spool import open_spool
 
 log = logs.get_logger(__name__)
 
@@ -40,26 +42,36 @@ def run(settings: WorkerSettings) -> None:
     examples = task.prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
-    worker = Worker(
-        name=settings.worker_name,
-        task=task,
-        topology=topology,
-        seed=settings.seed + site.index,
-        delay_s=settings.delay,
-        show_round=RoundDisplay(console).show,
-        stop=stop,
-    )
     name = f"{settings.federation}/worker/{settings.worker_name}"
-    worker.work(
-        lambda: connect_to_federation(
-            settings,
+    # A single attempt, for a worker that has better to do than to wait.
+    at_once = settings.model_copy(update={"connect_timeout_s": 0.0})
+
+    def connect(said: WorkerSettings) -> RabbitBroker:
+        return connect_to_federation(
+            said,
             topology,
             name=name,
             stop=stop,
             speaks_for=settings.worker_name,
             through=topology.updates_in,
         )
-    )
+
+    max_bytes = settings.spool_max_mib * MIB
+    with open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool:
+        worker = Worker(
+            name=settings.worker_name,
+            task=task,
+            topology=topology,
+            spool=spool,
+            seed=settings.seed + site.index,
+            delay_s=settings.delay,
+            show_round=RoundDisplay(console).show,
+            stop=stop,
+        )
+        worker.work(
+            lambda: connect(settings),
+            try_to_connect=(lambda: connect(at_once)) if settings.train_offline else None,
+        )
 
 
 def run_evaluator(settings: EvaluatorSettings) -> None:

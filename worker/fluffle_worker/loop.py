@@ -1,4 +1,4 @@
-"""The worker's loop: newest model, train, publish. Read this first.
+"""The worker's loop: newest model, train, spool, publish. Read this first.
 
 Training runs in this thread; the broker's connection has a thread of its own, which keeps its heartbeat up
 however long an epoch takes.
@@ -6,7 +6,6 @@ however long an epoch takes.
 
 from __future__ import annotations
 
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -16,19 +15,20 @@ import numpy as np
 import tenacity
 
 from fluffle.broker import Broker
-from fluffle.errors import QueueFull
+from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.models import newest_version
 from fluffle.reconnecting import work_with_new_connections
-from fluffle.record import ModelVersion
+from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_update
+from fluffle_worker.spool import Spool
 
 log = get_logger(__name__)
 
+Connect = Callable[[], Broker]
 ShowRound = Callable[[str], AbstractContextManager[Progress]]
 
 
@@ -37,7 +37,7 @@ class Stopped(Exception):
 
 
 class Worker:
-    """One life of a worker: its run id, and the update that is trained but not yet confirmed."""
+    """One life of a worker. What it has trained is in its spool, and outlives it."""
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class Worker:
         name: str,
         task: Task,
         topology: Topology,
+        spool: Spool,
         seed: int,
         delay_s: float,
         show_round: ShowRound,
@@ -52,55 +53,86 @@ class Worker:
     ) -> None:
         """Make a worker of a task whose data is prepared already; `seed` orders its minibatches."""
         self.name = name
-        self.run_id = secrets.token_hex(8)
         self._task = task
         self._layout = Layout.of(task.initial_weights(0))
         self._topology = topology
+        self._spool = spool
         self._seed = seed
         self._delay_s = delay_s
         self._show_round = show_round
         self._stop = stop
-        self._sequence = 0
-        self._unsent: WeightUpdate | None = None
+        self._rounds = 0
         self._last: ModelVersion | None = None
 
-    def work(self, connect: Callable[[], Broker]) -> None:
+    def work(self, connect: Connect, *, try_to_connect: Connect | None = None) -> None:
         """Train round after round until the federation has finished, or until asked to stop.
 
-        A lost connection is made anew, and what was not confirmed is sent again under its own id. Raises
-        LayoutError when the federation's model is another than the task's.
+        `connect` waits for the broker. With `try_to_connect`, which does not, the worker trains on from the
+        newest version that it has while the broker cannot be reached. What was not confirmed is sent again
+        under its own id, and stays in the spool whatever ends this. Raises LayoutError when the federation's
+        model is another than the task's.
         """
-        with suppress(Stopped):
-            work_with_new_connections(connect, self._work_on, self._stop)
+
+        def connect_or_train() -> Broker:
+            return (try_to_connect and self._train_until_connected(try_to_connect)) or connect()
+
+        if self._spool.waiting:
+            log.info("updates of an earlier run wait in the spool", updates=self._spool.waiting)
+        try:
+            with suppress(Stopped):
+                work_with_new_connections(connect_or_train, self._work_on, self._stop)
+        finally:
+            if self._spool.waiting:
+                log.warning(
+                    "leaving with updates in the spool: start this worker again, and they are sent",
+                    updates=self._spool.waiting,
+                    spool=str(self._spool.folder),
+                )
 
     def _work_on(self, broker: Broker) -> None:
-        while True:
-            if self._unsent:
-                self._publish(broker, self._unsent)
-            version = self._newest(broker)
-            if version is None:
-                return
-            if version.finished:
-                log.info("the federation has finished", because=version.finished, rounds=self._sequence)
-                return
-            self._unsent = self._train(version)
+        while (version := self._newest(broker)) and not version.finished:
+            if not self._spool.waiting:
+                self._spool.add(self._train(version))
+            self._send_what_waits(broker)
+        if version:
+            log.info("the federation has finished", because=version.finished, rounds=self._rounds)
+            if late := self._spool.clear():
+                log.warning("dropped from the spool what came too late to count", updates=late)
+
+    def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
+        """Train on until a connection is there; None when there is nothing to train from, or no use in it."""
+        # In synchronous rounds a second update for the same version would be refused.
+        while self._last and not self._last.plan.one_update_per_version:
+            try:
+                return try_to_connect()
+            except TopologyMissing:
+                return None
+            except ConnectionLost as error:
+                if self._stop.is_set():
+                    raise
+                log.warning("training on without the broker", because=str(error), waiting=self._spool.waiting)
+                self._spool.add(self._train(self._last))
+        return None
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
-        """Return the newest version; in synchronous rounds, wait for one that has not been trained from."""
-        waits = self._last and self._last.plan.one_update_per_version
+        """Return the newest version; in synchronous rounds, wait for one that has not been trained from.
+
+        A version of a lower term than one seen before comes from an aggregator that has lost the lead.
+        """
+        waits = self._last and self._last.plan.one_update_per_version and not self._spool.waiting
         log.debug("waiting for a new version" if waits else "fetching the newest version")
-        return newest_version(
-            broker,
-            self._topology,
-            stop=self._stop,
-            newer_than=self._last.rank if self._last and waits else None,
-        )
+        newer_than = None
+        if self._last:
+            newer_than = self._last.rank if waits else Rank(self._last.term, -1)
+        return newest_version(broker, self._topology, stop=self._stop, newer_than=newer_than)
 
     def _train(self, version: ModelVersion) -> WeightUpdate:
         """Train one round from a version, as its plan says."""
         version.layout.require(self._layout)
         self._last = version
-        sequence = self._sequence + 1
+        self._spool.compare(version.applied)
+        update_id = self._spool.next_id
+        sequence = update_id.sequence
         log.debug("round started", version=version.version, sequence=sequence)
         started = time.monotonic()
         seed = int(np.random.SeedSequence([self._seed, sequence]).generate_state(1)[0])
@@ -121,7 +153,7 @@ class Worker:
         if version.plan.sends == "delta":
             # Against the version that this round started from, never against a newer one.
             np.subtract(vector, version.vector, out=vector)
-        self._sequence = sequence
+        self._rounds += 1
         train_s = time.monotonic() - started
         log.info(
             "round trained",
@@ -132,7 +164,7 @@ class Worker:
         )
         return WeightUpdate(
             federation=version.federation,
-            id=UpdateId(self.name, self.run_id, sequence),
+            id=update_id,
             base_term=version.term,
             base_version=version.version,
             layout_digest=version.layout.digest,
@@ -145,22 +177,27 @@ class Worker:
             train_s=train_s,
         )
 
-    def _publish(self, broker: Broker, update: WeightUpdate) -> None:
+    def _send_what_waits(self, broker: Broker) -> None:
+        while waiting := self._spool.oldest():
+            update_id, body = waiting
+            self._publish(broker, update_id, body)
+            self._spool.confirm()
+            log.info("update published", update=str(update_id), size_bytes=len(body))
+            if self._stop.is_set():
+                raise Stopped
+
+    def _publish(self, broker: Broker, update_id: UpdateId, body: bytes) -> None:
         """Send an update until the broker has it; a full queue is waited for."""
-        body = encode_update(update)
-        headers = {"kind": "update", "id": str(update.id), "worker": self.name}
+        headers = {"kind": "update", "id": str(update_id), "worker": self.name}
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(QueueFull),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
             stop=tenacity.stop_when_event_set(self._stop),
             sleep=tenacity.sleep_using_event(self._stop),
-            before_sleep=lambda _: log.warning("the updates queue is full; waiting", update=str(update.id)),
+            before_sleep=lambda _: log.warning("the updates queue is full; waiting", update=str(update_id)),
             reraise=True,
         )
         try:
             patiently(broker.publish, self._topology.updates_in.name, "", body, headers)
         except QueueFull as error:
-            log.warning("the updates queue stayed full; leaving without the update", update=str(update.id))
             raise Stopped from error
-        self._unsent = None
-        log.info("update published", update=str(update.id), size_bytes=len(body))

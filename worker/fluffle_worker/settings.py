@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field, field_validator
@@ -39,6 +40,17 @@ class WorkerSettings(SharedSettings):
     delay: float = Field(
         0.0, ge=0, description="Seconds to idle in each round, to play a slow device in demos and tests."
     )
+    spool: Path = Field(
+        Path(".fluffle/spool"),
+        description="Folder in which finished updates wait until the broker has them, in FEDERATION/NAME.",
+    )
+    spool_max_mib: int = Field(
+        1024, ge=1, description="MiB of updates that may wait there; then the oldest are dropped."
+    )
+    train_offline: bool = Field(
+        False,
+        description="Train on from the newest model at hand while the broker cannot be reached.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -54,6 +66,11 @@ class WorkerSettings(SharedSettings):
     def worker_name(self) -> str:
         """The name that this worker's updates carry."""
         return self.name or f"{socket.gethostname()}-{self.site_index}"
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where this worker's updates wait."""
+        return self.spool / self.federation / self.worker_name
 
     def make_site(self) -> Site:
         """Return where this worker's data lies."""

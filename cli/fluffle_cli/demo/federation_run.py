@@ -93,7 +93,7 @@ class FederationRun:
         while (node := private.known()) is None:
             self._tick("starting RabbitMQ")
         where = {"federation": self.federation, "broker_url": node.amqp_url}
-        self._crew.start(parts.workers(self.settings, **where), WORKER_STATES)
+        self._crew.start(parts.workers(self.settings, **where, spool=self.folder / "spool"), WORKER_STATES)
         self._crew.start([parts.evaluator(self.settings, **where)], EVALUATOR_STATES)
         return node.amqp_url
 

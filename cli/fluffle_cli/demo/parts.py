@@ -37,7 +37,7 @@ def initial_model(settings: DemoSettings, path: Path) -> Part:
     return Part(name="initial-model", command=command, environment=ONE_THREAD)
 
 
-def workers(settings: DemoSettings, *, federation: str, broker_url: str) -> list[Part]:
+def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: Path) -> list[Part]:
     """Return the workers; each has a site and a delay of its own."""
     return [
         _part(
@@ -53,6 +53,7 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str) -> list
             split_seed=settings.seed,
             seed=settings.seed,
             delay=delay_s,
+            spool=spool,
             # What a worker is about at each moment stands in its debug lines.
             verbose=True,
         )

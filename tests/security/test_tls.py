@@ -1,0 +1,225 @@
+"""TLS for real: our own authority, a RabbitMQ that speaks nothing but TLS, and real processes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from brokers import send
+from federation import Federation, assert_refused
+
+from fluffle.address import parse_address
+from fluffle.errors import AccessRefused, BrokerError, TlsRefused
+from fluffle.rabbit import RabbitBroker
+from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.topology import Topology
+from fluffle_cli.certificates import Pair, authority_in, issue, make_certificates, server_in, user_in
+from fluffle_cli.management import Management, ManagementSettings
+from fluffle_cli.node import BrokerNode
+from fluffle_cli.node_tls import NodeTls
+from fluffle_cli.users import add_user, remove_user
+
+NOW = datetime.now(UTC)
+LONG_AGO = NOW - timedelta(days=1000)
+# A way to write 127.0.0.1 that the server's certificate does not name.
+OTHER_NAME = "127.1"
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A node, the folder of the authority that it trusts, and that of one with a user of the same name."""
+
+    node: BrokerNode
+    certificates: Path
+    foreign: Path
+
+    @property
+    def url(self) -> str:
+        """With the password of the node's own user."""
+        return self.node.amqp_url
+
+    def management(self) -> Management:
+        """A login to the management interface."""
+        settings = ManagementSettings(
+            broker_url=self.url,
+            broker_ca_file=self.node.authority,
+            management_url=self.node.management_url,
+        )
+        return Management(settings)
+
+    def add_worker(self, name: str, federation: str) -> None:
+        """Make a user who has no password."""
+        with self.management() as management:
+            add_user(management, federation, name, "worker", password=lambda: None)
+
+    @property
+    def url_without_login(self) -> str:
+        """For whoever has a certificate."""
+        return without_login(self.node)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an authority, with certificates of users."""
+    folder = tmp_path_factory.mktemp("certificates")
+    make_certificates(folder, users=["site-0", "site-1"], now=NOW)
+    issue(user_in(folder, "late"), authority_in(folder), "site-0", now=LONG_AGO)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def broker(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that speaks TLS, and takes passwords too."""
+    foreign = tmp_path_factory.mktemp("foreign")
+    make_certificates(foreign, users=["site-0"], now=NOW)
+    with BrokerNode.start(tmp_path_factory.mktemp("node"), tls=NodeTls(certificates)) as node:
+        yield Broker(node, certificates, foreign)
+
+
+def certificate_flags(pair: Pair) -> list[str]:
+    return ["--broker-cert-file", str(pair.certificate), "--broker-key-file", str(pair.key)]
+
+
+def without_login(node: BrokerNode) -> str:
+    """The node's URL for whoever has a certificate."""
+    return f"amqps://127.0.0.1:{node.settings.amqp_port}/%2F"
+
+
+def connect(url: str, trusted: Path, *, shown: Pair | None = None) -> RabbitBroker:
+    certificate = None if shown is None else ClientCertificate(shown.certificate, shown.key)
+    files = TlsFiles(authority_in(trusted).certificate, certificate)
+    return RabbitBroker(parse_address(url, files=files), name="tls", heartbeat_s=10)
+
+
+def test_a_federation_works_over_tls_with_passwords_and_with_certificates(
+    broker: Broker, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
+    own = user_in(broker.certificates, "site-0")
+    broker.add_worker("site-0", federation)
+    with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
+        # A round needs both workers: one with a password, and one without.
+        leader = running.aggregator(
+            "leader", "--strategy", "fedavg", "--buffer-size", "2", "--max-versions", "3"
+        )
+        with_password = running.worker(1)
+        with_certificate = running.worker(
+            0, "--broker-url", broker.url_without_login, *certificate_flags(own)
+        )
+
+        codes = [part.wait_for_exit() for part in (leader, with_password, with_certificate)]
+
+        assert codes == [0, 0, 0]
+        assert len(with_password.events("update published")) >= 3
+        assert len(with_certificate.events("update published")) >= 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("an unknown authority", ("issued by nobody we trust", "broker_ca_file")),
+        ("a wrong host name", ("is for another host", OTHER_NAME)),
+        ("plain text on the TLS port", ("speaks TLS", "amqps://")),
+        ("a revoked user", ("login by certificate", "no user 'leaver'")),
+    ],
+)
+def test_a_process_that_does_not_fit_ends_with_one_sentence(
+    broker: Broker, tmp_path: Path, federation: str, wrong: str, words: tuple[str, ...]
+) -> None:
+    url, trusted, flags = broker.url, broker.certificates, list[str]()
+    match wrong:
+        case "an unknown authority":
+            trusted = broker.foreign
+        case "a wrong host name":
+            url = url.replace("@127.0.0.1:", f"@{OTHER_NAME}:")
+        case "plain text on the TLS port":
+            url = url.replace("amqps://", "amqp://")
+        case "a revoked user":
+            url, flags = broker.url_without_login, certificate_of_a_leaver(broker, federation)
+    if url.startswith("amqps://"):
+        flags += ["--broker-ca-file", str(authority_in(trusted).certificate)]
+    with Federation(federation, url, tmp_path) as running:
+        aggregator = running.aggregator("leader", "--initial-model", "none.safetensors", *flags)
+
+        assert_refused(aggregator, *words)
+        assert broker.node.password not in aggregator.log.read_text()
+
+
+def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
+    """The flags for a certificate that is still valid, of a user who could log in and was then deleted."""
+    make_certificates(broker.certificates, users=["leaver"], now=NOW)
+    broker.add_worker("leaver", federation)
+    own = user_in(broker.certificates, "leaver")
+    connect(broker.url_without_login, broker.certificates, shown=own).close()
+    with broker.management() as management:
+        remove_user(management, federation, "leaver")
+    return certificate_flags(own)
+
+
+def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: Topology) -> None:
+    broker.add_worker("site-1", topology.federation)
+    with connect(broker.url, broker.certificates) as operator:
+        operator.declare(topology)
+    claims_to_be_another = broker.url_without_login.replace("amqps://", "amqps://site-0@")
+    shown = user_in(broker.certificates, "site-1")
+
+    with (
+        connect(claims_to_be_another, broker.certificates, shown=shown) as claimant,
+        pytest.raises(BrokerError, match="authenticated user was 'site-1'"),
+    ):
+        send(claimant, topology, b"update")
+
+
+def test_a_certificate_of_another_authority_does_not_log_in(broker: Broker) -> None:
+    with pytest.raises(TlsRefused, match=r"issuer is not in the server's ssl_options\.cacertfile"):
+        connect(broker.url_without_login, broker.certificates, shown=user_in(broker.foreign, "site-0"))
+
+
+def test_an_expired_certificate_of_a_client_does_not_log_in(broker: Broker) -> None:
+    with pytest.raises(TlsRefused, match=r"late\.pem, which expired on [0-9-]+: have it renewed"):
+        connect(broker.url_without_login, broker.certificates, shown=user_in(broker.certificates, "late"))
+
+
+def test_a_wrong_password_is_refused_over_tls_too(broker: Broker) -> None:
+    with pytest.raises(AccessRefused, match="or its password"):
+        connect(broker.url.replace("@", "-wrong@"), broker.certificates)
+
+
+def test_tls_on_a_port_for_plain_text_is_named(node: BrokerNode, certificates: Path) -> None:
+    with pytest.raises(TlsRefused, match="does not speak TLS on this port"):
+        connect(node.amqp_url.replace("amqp://", "amqps://"), certificates)
+
+
+def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federation: str) -> None:
+    issue(server_in(tmp_path), authority_in(certificates), "server", hosts=["127.0.0.1"], now=LONG_AGO)
+    shutil.copy(authority_in(certificates).certificate, authority_in(tmp_path).certificate)
+    with (
+        BrokerNode.start(tmp_path / "node", management=False, tls=NodeTls(tmp_path)) as node,
+        Federation(federation, node.amqp_url, tmp_path) as running,
+    ):
+        trust = ["--broker-ca-file", str(node.authority)]
+        aggregator = running.aggregator("leader", "--initial-model", "none.safetensors", *trust)
+
+        assert_refused(aggregator, "the certificate of RabbitMQ", "has expired")
+
+
+def test_as_recommended_nobody_enters_without_a_certificate(
+    certificates: Path, tmp_path: Path, federation: str
+) -> None:
+    recommended = NodeTls(certificates, passwords=False)
+    with BrokerNode.start(tmp_path / "node", management=False, tls=recommended) as node:
+        make_certificates(certificates, users=[node.user], now=NOW)
+        own = user_in(certificates, node.user)
+
+        connect(without_login(node), certificates, shown=own).close()
+        with pytest.raises(AccessRefused, match="takes no passwords"):
+            connect(node.amqp_url, certificates, shown=own)
+        with Federation(federation, node.amqp_url, tmp_path) as running:
+            trust = ["--broker-ca-file", str(node.authority)]
+            aggregator = running.aggregator("leader", "--initial-model", "none.safetensors", *trust)
+
+            assert_refused(aggregator, "asks for a client's certificate", "broker_cert_file")
