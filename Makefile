@@ -48,8 +48,8 @@ lock: ## Pin the packages anew for a changed pyproject.toml (newer ones: ARGS=--
 	@scripts/setup.sh lock $(ARGS)
 
 .PHONY: secrets
-secrets: ## Draw passwords for docker compose: .env, and RabbitMQ's users (docs/containers.md)
-	@python3 scripts/make_secrets.py
+secrets: ## Draw passwords for docker compose: .secrets/, and RabbitMQ's users (docs/containers.md)
+	@python3 scripts/make_secrets.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the environment and caches; runs/ and .fluffle/ stay

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""`make secrets`: random passwords into .env, and RabbitMQ's users with their rights into its definitions.
+"""`make secrets`: random passwords into .secrets/, and RabbitMQ's users and rights into its definitions.
 
-.env holds the passwords, for docker compose alone. broker_config/generated/definitions.json holds salted
-hashes of them, and RabbitMQ reads it each time it starts. Git ignores both. What .env says already is kept:
-run this as often as you like. Needs Python's standard library only.
+.secrets has a file for each user, with its password, which docker compose gives to that user's container
+alone. broker_config/generated/definitions.json holds salted hashes of them, and RabbitMQ reads it each time
+it starts. Git ignores both, and .env, which names the federation. A password that is there is kept: run this
+as often as you like, with the names of more workers if there are to be more. Needs Python's standard library
+only.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
 import json
 import os
@@ -19,47 +20,25 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
+
+from fluffle.rights import password_hash, permission_definition, rights_of, user_definition
+
+ROOT = Path(__file__).resolve().parents[1]
 ENV_FILE = ROOT / ".env"
+SECRETS = ROOT / ".secrets"
 DEFINITIONS = ROOT / "broker_config" / "generated" / "definitions.json"
 
-OPERATOR = "operator"
-USERS = ("aggregator", "worker", "evaluator", OPERATOR)
+# Users named as their roles. Whoever else has a file in .secrets is a worker, under its own name.
+PARTS = ("aggregator", "evaluator", "monitor", "operator")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")
 FEDERATION = "FLUFFLE_FEDERATION"
 DEFAULT_FEDERATION = "digits"
-
+VHOST = "/"
 SALT_BYTES = 4
-NOTHING, EVERYTHING = "^$", ".*"
-
-AGAIN = "`make secrets`, `docker compose up --force-recreate`"
-HEADER = f"""\
-# Made by `make secrets`; docker compose reads it. Never commit it.
-# To change a password: delete its line, {AGAIN}.
-"""
 
 Definitions = dict[str, list[dict[str, object]]]
-
-
-def variable_of(user: str) -> str:
-    """Return the name of the variable that holds a user's password."""
-    return f"FLUFFLE_{user.upper()}_PASSWORD"
-
-
-def rights_of(user: str, federation: str) -> tuple[str, str, str]:
-    """Return what a user may configure, write to and read from, as regular expressions over names."""
-    name = re.escape(federation)
-    if user == OPERATOR:
-        return EVERYTHING, EVERYTHING, EVERYTHING
-    if user == "aggregator":
-        # Through the default exchange it publishes to the head queue alone.
-        return rf"^{name}\.", rf"^({name}\..*|amq\.default)$", rf"^{name}\."
-    target = "evaluations" if user == "evaluator" else "updates"
-    return NOTHING, rf"^{name}\.{target}$", rf"^{name}\.models$"
-
-
-def password_hash(password: str, salt: bytes) -> str:
-    """Hash as rabbit_password_hashing_sha256 does: base64 of the salt and then sha256(salt + password)."""
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode("ascii")
 
 
 def is_hash_of(hashed: str, password: str) -> bool:
@@ -76,46 +55,50 @@ def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[s
 
     `old` has the hashes that were made before; one that still fits is kept.
     """
-    users: list[dict[str, object]] = []
-    permissions: list[dict[str, object]] = []
+    definitions: Definitions = {"users": [], "vhosts": [{"name": VHOST}], "permissions": []}
     for user, password in passwords.items():
+        rights = rights_of(user if user in PARTS else "worker", federation)
         kept = user in old and is_hash_of(old[user], password)
         hashed = old[user] if kept else password_hash(password, secrets.token_bytes(SALT_BYTES))
-        users.append(
-            {
-                "name": user,
-                "password_hash": hashed,
-                "hashing_algorithm": "rabbit_password_hashing_sha256",
-                "tags": ["administrator"] if user == OPERATOR else [],
-            }
+        definitions["users"].append(user_definition(user, rights, hashed))
+        definitions["permissions"].append(permission_definition(user, rights, VHOST))
+    return definitions
+
+
+def federation_of(path: Path) -> str:
+    """Return the federation that the shell or an .env file names, and write it there if it is not."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    written = re.search(rf"^{FEDERATION}=[\"']?([^\"'\n]+)", text, re.MULTILINE)
+    federation = os.environ.get(FEDERATION) or (written[1].strip() if written else DEFAULT_FEDERATION)
+    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", federation):
+        sys.exit(
+            f"error: {FEDERATION} must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, "
+            f"not {federation!r}"
         )
-        configure, write, read = rights_of(user, federation)
-        permissions.append({"user": user, "vhost": "/", "configure": configure, "write": write, "read": read})
-    return {"users": users, "vhosts": [{"name": "/"}], "permissions": permissions}
+    if written and written[1].strip() != federation:
+        sys.exit(f"error: {FEDERATION} is {federation!r}, but {written[1]!r} in {path}: change it there")
+    if not written:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{'' if text.endswith(chr(10)) or not text else chr(10)}{FEDERATION}={federation}\n")
+    return federation
 
 
-def read_env(path: Path) -> dict[str, str]:
-    """Return the variables that an .env file sets; an empty one counts as not set."""
-    if not path.exists():
-        return {}
-    lines = (line.partition("=") for line in path.read_text(encoding="utf-8").splitlines())
-    values = {
-        name.strip(): value.strip().strip("\"'") for name, _, value in lines if not name.startswith("#")
-    }
-    return {name: value for name, value in values.items() if value}
-
-
-def append_env(path: Path, values: Mapping[str, str]) -> None:
-    """Add variables to an .env file, which only its owner may read; make it when there is none."""
-    is_new = not path.exists()
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with open(descriptor, "a", encoding="utf-8") as file:
-        os.fchmod(descriptor, 0o600)
-        if is_new:
-            file.write(HEADER)
-        elif values and not path.read_text(encoding="utf-8").endswith("\n"):
-            file.write("\n")
-        file.writelines(f"{name}={value}\n" for name, value in values.items())
+def read_or_draw(path: Path) -> tuple[str, bool]:
+    """Return the password in a file, and whether it was drawn now because there was none."""
+    try:
+        # Compose mounts the file as it is, and its container reads it as another user: so the file is open to
+        # all, and the folder around it to its owner alone.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+        if not password or "\n" in password:
+            sys.exit(f"error: {path} must hold one password: delete it, and a new one is drawn")
+        return password, False
+    password = secrets.token_urlsafe(24)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, 0o644)
+        file.write(f"{password}\n")
+    return password, True
 
 
 def read_hashes(path: Path) -> dict[str, str]:
@@ -137,39 +120,28 @@ def write_definitions(path: Path, definitions: Definitions) -> None:
     fresh.replace(path)
 
 
-def main() -> str:
+def main(more_workers: list[str]) -> str:
     """Make what is missing, and return what is to be said about it."""
-    env = read_env(ENV_FILE)
-    federation = os.environ.get(FEDERATION) or env.get(FEDERATION) or DEFAULT_FEDERATION
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", federation):
-        sys.exit(
-            f"error: {FEDERATION} must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, "
-            f"not {federation!r}"
-        )
-    if env.get(FEDERATION, federation) != federation:
-        sys.exit(
-            f"error: {FEDERATION} is {federation!r}, but {env[FEDERATION]!r} in {ENV_FILE}: change it there"
-        )
-    for variable in map(variable_of, USERS):
-        if variable in env and not re.fullmatch(r"[A-Za-z0-9._~-]+", env[variable]):
-            sys.exit(
-                f"error: {variable} in {ENV_FILE} may have A-Z, a-z, 0-9 and ._~- only: it goes into a URL"
-            )
-
-    wanted = {FEDERATION: federation} | {variable_of(user): secrets.token_urlsafe(24) for user in USERS}
-    missing = {name: value for name, value in wanted.items() if name not in env}
-    append_env(ENV_FILE, missing)
-    known = wanted | env
-    passwords = {user: known[variable_of(user)] for user in USERS}
+    for name in more_workers:
+        if not NAME.fullmatch(name):
+            sys.exit(f"error: a worker's name must be 1 to 100 letters, digits and _ . -, not {name!r}")
+    federation = federation_of(ENV_FILE)
+    SECRETS.mkdir(mode=0o700, exist_ok=True)
+    SECRETS.chmod(0o700)
+    there = [path.name for path in sorted(SECRETS.iterdir()) if NAME.fullmatch(path.name)]
+    users = dict.fromkeys([*PARTS, *WORKERS, *there, *more_workers])
+    found = {user: read_or_draw(SECRETS / user) for user in users}
+    passwords = {user: password for user, (password, _) in found.items()}
     write_definitions(DEFINITIONS, definitions_of(federation, passwords, read_hashes(DEFINITIONS)))
 
-    made = f"made {', '.join(missing)}" if missing else "has every password already, and is as it was"
+    made = ", ".join(user for user, (_, is_new) in found.items() if is_new)
+    passwords_are = f"new passwords for {made}" if made else "every password already, and is as it was"
     return f"""\
-{ENV_FILE.name} {made}
-{DEFINITIONS.relative_to(ROOT)} has the users {", ".join(USERS)} for the federation {federation}
-RabbitMQ's UI: user {OPERATOR}, password {variable_of(OPERATOR)} in {ENV_FILE.name}
-To change a password: delete its line in {ENV_FILE.name}, {AGAIN}"""
+{SECRETS.name}/ has {passwords_are}
+{DEFINITIONS.relative_to(ROOT)} has the users {", ".join(users)} of the federation {federation}
+RabbitMQ's UI: user monitor to look, user operator to mend, passwords in {SECRETS.name}/
+To change a password: delete its file, `make secrets`, `docker compose up --force-recreate`"""
 
 
 if __name__ == "__main__":
-    sys.stdout.write(main() + "\n")
+    sys.stdout.write(main(sys.argv[1:]) + "\n")

@@ -26,9 +26,11 @@ def block(start: str, indent: int) -> str:
 
 SHARED = block("x-shared: &shared", 0)
 AGGREGATOR = block("x-aggregator: &aggregator", 0)
+WORKER = block("x-worker: &worker", 0)
+WORKERS = [f"worker-{number}" for number in range(4)]
 SERVICES = {
     name: block(f"  {name}:", 2)
-    for name in re.findall(r"^  ([a-z-]+):$", block("services:", 0), re.MULTILINE)
+    for name in re.findall(r"^  ([a-z0-9-]+):$", block("services:", 0), re.MULTILINE)
 }
 
 
@@ -47,7 +49,7 @@ def test_every_service_but_the_broker_runs_on_the_internal_network_alone() -> No
     networks = {name: re.findall(r"networks: (.*)", text) for name, text in SERVICES.items()}
 
     assert networks.pop("rabbitmq") == ["[federation, ui]"]
-    assert set(networks) == {"initial-model", "aggregator", "standby", "evaluator", "worker"}
+    assert set(networks) == {"initial-model", "aggregator", "standby", "evaluator", *WORKERS}
     assert not any(networks.values())
     assert "networks: [federation]" in block("x-program: &program", 0)
     assert "internal: true" in block("networks:", 0)
@@ -57,7 +59,9 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
     programs = {
         name
         for name, text in SERVICES.items()
-        if "<<: *program" in text or ("<<: *aggregator" in text and "<<: *program" in AGGREGATOR)
+        if "<<: *program" in text
+        or ("<<: *aggregator" in text and "<<: *program" in AGGREGATOR)
+        or ("<<: *worker" in text and "<<: *program" in WORKER)
     }
 
     assert programs == SERVICES.keys() - {"rabbitmq"}
@@ -70,13 +74,33 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
     assert "healthcheck:" in SERVICES["rabbitmq"]
 
 
-@pytest.mark.parametrize("user", ["aggregator", "evaluator", "worker"])
-def test_a_password_comes_from_env_and_compose_says_how_to_make_it(user: str) -> None:
-    variable = f"FLUFFLE_{user.upper()}_PASSWORD"
-    url = f"amqp://{user}:${{{variable}:?run `make secrets` first}}@rabbitmq:5672/%2F"
+@pytest.mark.parametrize("user", ["aggregator", "evaluator", *WORKERS])
+def test_each_part_is_given_the_password_of_its_own_user_and_no_other(user: str) -> None:
+    text = AGGREGATOR if user == "aggregator" else SERVICES[user]
 
-    assert re.findall(rf"FLUFFLE_BROKER_URL: (amqp://{user}:.*)", TEXT) == [url]
-    assert TEXT.count("amqp://") == 3
+    assert re.findall("FLUFFLE_BROKER_URL: (.*)", text) == [f"amqp://{user}@rabbitmq:5672/%2F"]
+    assert re.findall("secrets: (.*)", text) == [f"[{{ source: {user}, target: password }}]"]
+    assert f"  {user}: {{ file: ./.secrets/{user} }}" in block("secrets:", 0)
+    assert "FLUFFLE_BROKER_PASSWORD_FILE: /run/secrets/password" in SHARED
+
+
+def test_no_password_stands_in_an_environment_or_an_url() -> None:
+    assert "_PASSWORD}" not in TEXT
+    assert "_PASSWORD:" not in TEXT
+    assert not re.findall(r"://[^/@\s]*:[^/@\s]*@", TEXT)
+    assert TEXT.count("secrets: [") == 2 + len(WORKERS)
+
+
+def test_compose_says_how_to_make_the_passwords() -> None:
+    assert "FLUFFLE_FEDERATION: ${FLUFFLE_FEDERATION:?run `make secrets` first}" in SHARED
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_worker_has_the_name_of_its_user_and_a_site_of_its_own(number: int) -> None:
+    text = SERVICES[f"worker-{number}"]
+
+    assert f"FLUFFLE_NAME: worker-{number}\n" in text
+    assert f"FLUFFLE_SITE: {number}\n" in text
 
 
 def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None:
@@ -84,7 +108,7 @@ def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None
         (SHARED, SharedSettings),
         (AGGREGATOR + SERVICES["standby"], AggregatorSettings),
         (SERVICES["evaluator"], EvaluatorSettings),
-        (SERVICES["worker"], WorkerSettings),
+        (WORKER + "\n" + SERVICES["worker-0"], WorkerSettings),
     ):
         assert variables(text) <= {env_name(name) for name in settings.model_fields}
 

@@ -17,23 +17,28 @@ from typing import Any
 
 import pytest
 
+from fluffle.rights import ROLES, rights_of
 from fluffle.topology import Topology, topology_of
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_secrets.py"
-USERS = {"aggregator", "worker", "evaluator", "operator"}
+ROOT = Path(__file__).parents[2]
+READ = ("scripts/make_secrets.py", "shared/fluffle/__init__.py", "shared/fluffle/rights.py")
+WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")
+USERS = {"aggregator", "evaluator", "monitor", "operator", *WORKERS}
 
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(SCRIPT, tmp_path / "scripts")
+    """All of a checkout that the script reads, so that it can need nothing else."""
+    for name in READ:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
-def make_secrets(checkout: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def make_secrets(checkout: Path, *workers: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run it as any python3 would: isolated, and without site-packages."""
     return subprocess.run(
-        [sys.executable, "-I", "-S", checkout / "scripts" / "make_secrets.py"],
+        [sys.executable, "-I", "-S", checkout / "scripts" / "make_secrets.py", *workers],
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True,
         text=True,
@@ -41,9 +46,12 @@ def make_secrets(checkout: Path, **environment: str) -> subprocess.CompletedProc
     )
 
 
-def env_of(checkout: Path) -> dict[str, str]:
-    lines = (checkout / ".env").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+def password_file(checkout: Path, user: str) -> Path:
+    return checkout / ".secrets" / user
+
+
+def passwords_in(checkout: Path) -> dict[str, str]:
+    return {path.name: path.read_text().strip() for path in (checkout / ".secrets").iterdir()}
 
 
 def definitions_file(checkout: Path) -> Path:
@@ -70,15 +78,15 @@ def test_each_user_has_a_long_password_that_rabbitmq_will_take(checkout: Path) -
     done = make_secrets(checkout)
 
     assert done.returncode == 0, done.stderr
-    env, users = env_of(checkout), by_user(checkout, "users", "name")
-    assert users.keys() == USERS
-    passwords = {user: env[f"FLUFFLE_{user.upper()}_PASSWORD"] for user in USERS}
+    passwords, users = passwords_in(checkout), by_user(checkout, "users", "name")
+    assert users.keys() == passwords.keys() == USERS
     assert len(set(passwords.values())) == len(USERS)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{32,}", password) for password in passwords.values())
     assert all(lets_in(users[user]["password_hash"], passwords[user]) for user in USERS)
     assert {user["hashing_algorithm"] for user in users.values()} == {"rabbit_password_hashing_sha256"}
     assert {name: user["tags"] for name, user in users.items() if user["tags"]} == {
-        "operator": ["administrator"]
+        "monitor": ["monitoring"],
+        "operator": ["administrator", "impersonator"],
     }
 
 
@@ -86,54 +94,82 @@ def test_no_password_stands_in_the_definitions_or_on_the_screen(checkout: Path) 
     done = make_secrets(checkout)
 
     shown = done.stdout + done.stderr + definitions_file(checkout).read_text(encoding="utf-8")
-    assert not [name for name, value in env_of(checkout).items() if "PASSWORD" in name and value in shown]
+    shown += (checkout / ".env").read_text(encoding="utf-8")
+    assert not [user for user, password in passwords_in(checkout).items() if password in shown]
 
 
-def test_only_the_owner_reads_the_passwords_and_the_container_reads_the_definitions(checkout: Path) -> None:
-    before = os.umask(0o077)
+@pytest.mark.parametrize("mask", [0o077, 0o000])
+def test_only_the_owner_gets_at_the_passwords_and_a_container_reads_the_file_it_is_given(
+    checkout: Path, mask: int
+) -> None:
+    before = os.umask(mask)
     try:
         make_secrets(checkout)
     finally:
         os.umask(before)
 
-    modes = {
-        path.name: stat.S_IMODE(path.stat().st_mode)
-        for path in (checkout / ".env", definitions_file(checkout), definitions_file(checkout).parent)
-    }
-    assert modes == {".env": 0o600, "definitions.json": 0o644, "generated": 0o755}
+    definitions = definitions_file(checkout)
+    paths = (password_file(checkout, "worker-0"), definitions, definitions.parent)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644, 0o644, 0o755]
+    assert stat.S_IMODE((checkout / ".secrets").stat().st_mode) == 0o700
 
 
 def test_a_second_run_changes_nothing_and_says_how_to_change_a_password(checkout: Path) -> None:
     make_secrets(checkout)
-    before = (checkout / ".env").read_bytes(), definitions_file(checkout).read_bytes()
+    before = passwords_in(checkout), definitions_file(checkout).read_bytes(), (checkout / ".env").read_bytes()
 
     again = make_secrets(checkout)
 
-    assert ((checkout / ".env").read_bytes(), definitions_file(checkout).read_bytes()) == before
-    assert "To change a password: delete its line" in again.stdout
+    after = passwords_in(checkout), definitions_file(checkout).read_bytes(), (checkout / ".env").read_bytes()
+    assert after == before
+    assert "To change a password: delete its file" in again.stdout
 
 
-def test_a_password_whose_line_was_deleted_is_drawn_anew_and_the_others_stay(checkout: Path) -> None:
+def test_a_password_whose_file_was_deleted_is_drawn_anew_and_the_others_stay(checkout: Path) -> None:
     make_secrets(checkout)
-    before, hashes = env_of(checkout), by_user(checkout, "users", "name")
-    kept = [line for line in (checkout / ".env").read_text().splitlines() if "WORKER" not in line]
-    (checkout / ".env").write_text("\n".join(kept))
+    before, hashes = passwords_in(checkout), by_user(checkout, "users", "name")
+    password_file(checkout, "worker-2").unlink()
 
     make_secrets(checkout)
 
-    after, users = env_of(checkout), by_user(checkout, "users", "name")
-    assert {name for name in before if after[name] != before[name]} == {"FLUFFLE_WORKER_PASSWORD"}
-    assert {name for name in users if users[name] != hashes[name]} == {"worker"}
-    assert lets_in(users["worker"]["password_hash"], after["FLUFFLE_WORKER_PASSWORD"])
+    after, users = passwords_in(checkout), by_user(checkout, "users", "name")
+    assert {name for name in before if after[name] != before[name]} == {"worker-2"}
+    assert {name for name in users if users[name] != hashes[name]} == {"worker-2"}
+    assert lets_in(users["worker-2"]["password_hash"], after["worker-2"])
+
+
+def test_more_workers_are_made_by_name_and_remembered(checkout: Path) -> None:
+    make_secrets(checkout, "worker-4", "site-north")
+
+    make_secrets(checkout)
+
+    permissions = by_user(checkout, "permissions", "user")
+    assert permissions.keys() == USERS | {"worker-4", "site-north"} == passwords_in(checkout).keys()
+    patterns = [
+        {key: permissions[name][key] for key in ("configure", "write", "read")}
+        for name in ("worker-0", "worker-4", "site-north")
+    ]
+    assert patterns[0] == patterns[1] == patterns[2]
 
 
 def test_what_else_stands_in_env_is_kept(checkout: Path) -> None:
-    (checkout / ".env").write_text("FLUFFLE_TARGET=0.9\n")
+    (checkout / ".env").write_text("FLUFFLE_TARGET=0.9")
 
     make_secrets(checkout)
 
-    assert env_of(checkout)["FLUFFLE_TARGET"] == "0.9"
-    assert stat.S_IMODE((checkout / ".env").stat().st_mode) == 0o600
+    assert (checkout / ".env").read_text() == "FLUFFLE_TARGET=0.9\nFLUFFLE_FEDERATION=digits\n"
+
+
+@pytest.mark.parametrize("federation", ["digits", "north-sea_2"])
+def test_the_rights_are_those_that_the_permission_matrix_tries(checkout: Path, federation: str) -> None:
+    make_secrets(checkout, FLUFFLE_FEDERATION=federation)
+
+    permissions, users = by_user(checkout, "permissions", "user"), by_user(checkout, "users", "name")
+    for name in USERS:
+        rights = rights_of(name if name in ROLES else "worker", federation)
+        found = permissions[name]
+        assert found == {"user": name, "vhost": "/", **rights.patterns}
+        assert users[name]["tags"] == sorted(rights.tags)
 
 
 def names_in(topology: Topology) -> set[str]:
@@ -155,7 +191,7 @@ def test_workers_and_evaluators_publish_updates_and_read_models_and_nothing_else
     permissions = by_user(checkout, "permissions", "user")
     others = [f"{federation}x.models", f"x{federation}.updates", f"{federation}_models", "amq.default", ""]
     names = names_in(topology) | {*others}
-    for user, exchange in (("worker", topology.updates_in), ("evaluator", topology.evaluations_in)):
+    for user, exchange in (("worker-3", topology.updates_in), ("evaluator", topology.evaluations_in)):
         rights = permissions[user]
         assert {name for name in names if may(rights, "write", name)} == {exchange.name}
         assert {name for name in names if may(rights, "read", name)} == {topology.models.name}
@@ -169,23 +205,23 @@ def test_the_aggregator_may_do_everything_in_its_federation_and_nothing_in_anoth
     own, other = names_in(topology_of("digits")), names_in(topology_of("digits2"))
     for action in ("configure", "write", "read"):
         assert {name for name in own | other if may(rights, action, name)} == own
-    assert may(rights, "write", "amq.default")  # the moments go to the head queue alone
+        assert not may(rights, action, "amq.default")  # it would be a right to every queue
 
 
 @pytest.mark.parametrize(
-    ("env", "environment", "said"),
+    ("env", "workers", "environment", "said"),
     [
-        ("", {"FLUFFLE_FEDERATION": "Digits!"}, "must be 1 to 48 of a-z"),
-        ("FLUFFLE_FEDERATION=digits\n", {"FLUFFLE_FEDERATION": "faces"}, "'digits' in"),
-        ("FLUFFLE_WORKER_PASSWORD=a/b@c\n", {}, "FLUFFLE_WORKER_PASSWORD in"),
+        ("", (), {"FLUFFLE_FEDERATION": "Digits!"}, "must be 1 to 48 of a-z"),
+        ("FLUFFLE_FEDERATION=digits\n", (), {"FLUFFLE_FEDERATION": "faces"}, "'digits' in"),
+        ("", ("../me",), {}, "a worker's name must be"),
     ],
 )
 def test_what_cannot_work_is_one_sentence_and_nothing_is_written(
-    checkout: Path, env: str, environment: dict[str, str], said: str
+    checkout: Path, env: str, workers: tuple[str, ...], environment: dict[str, str], said: str
 ) -> None:
     (checkout / ".env").write_text(env)
 
-    done = make_secrets(checkout, **environment)
+    done = make_secrets(checkout, *workers, **environment)
 
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -193,3 +229,14 @@ def test_what_cannot_work_is_one_sentence_and_nothing_is_written(
     assert said in done.stderr
     assert (checkout / ".env").read_text() == env
     assert not definitions_file(checkout).exists()
+    assert not (checkout / ".secrets").exists()
+
+
+def test_an_empty_password_is_refused(checkout: Path) -> None:
+    make_secrets(checkout)
+    password_file(checkout, "operator").write_text("\n")
+
+    done = make_secrets(checkout)
+
+    assert done.returncode == 1
+    assert "operator must hold one password" in done.stderr

@@ -11,7 +11,6 @@ from pydantic import Field, field_validator
 
 from fluffle.settings import SharedSettings, require_name
 from fluffle.task import Site
-from fluffle_worker.replica import replica_number
 
 TASK = "digits, fashion_mnist, diabetes, or your own as package.module:name."
 
@@ -25,12 +24,7 @@ class WorkerSettings(SharedSettings):
     name: str | None = Field(
         None, description="Name of this worker; by default its host and site. No two workers may share one."
     )
-    site: int | None = Field(
-        None,
-        ge=0,
-        description="Which of the sites this is, from 0; by default the number of this container among the "
-        "replicas of its compose service, else 0.",
-    )
+    site: int = Field(0, ge=0, description="Which of the sites this is, from 0.")
     sites: int = Field(4, ge=1, description="Sites that a ready task's data is split among.")
     split: str = Field(
         "dirichlet:0.5", description="How it is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
@@ -58,14 +52,9 @@ class WorkerSettings(SharedSettings):
         return None if name is None else require_name(name)
 
     @property
-    def site_index(self) -> int:
-        """Which of the sites this worker is."""
-        return self.site if self.site is not None else replica_number()
-
-    @property
     def worker_name(self) -> str:
         """The name that this worker's updates carry."""
-        return self.name or f"{socket.gethostname()}-{self.site_index}"
+        return self.name or f"{socket.gethostname()}-{self.site}"
 
     @property
     def spool_folder(self) -> Path:
@@ -74,7 +63,7 @@ class WorkerSettings(SharedSettings):
 
     def make_site(self) -> Site:
         """Return where this worker's data lies."""
-        return Site(index=self.site_index, count=self.sites, split=self.split, seed=self.split_seed)
+        return Site(index=self.site, count=self.sites, split=self.split, seed=self.split_seed)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""
