@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import ssl
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -182,6 +185,21 @@ def test_a_certificate_of_another_authority_does_not_log_in(broker: Broker) -> N
 def test_an_expired_certificate_of_a_client_does_not_log_in(broker: Broker) -> None:
     with pytest.raises(TlsRefused, match=r"late\.pem, which expired on [0-9-]+: have it renewed"):
         connect(broker.url_without_login, broker.certificates, shown=user_in(broker.certificates, "late"))
+
+
+def test_tls_older_than_1_2_is_refused(broker: Broker) -> None:
+    old = ssl.create_default_context(cafile=broker.node.authority)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_1
+    # OpenSSL itself would not speak it otherwise.
+    old.set_ciphers("ALL:@SECLEVEL=0")
+
+    with (
+        socket.create_connection(("127.0.0.1", broker.node.settings.amqp_port), timeout=10) as plain,
+        pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"),
+    ):
+        old.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
 def test_a_wrong_password_is_refused_over_tls_too(broker: Broker) -> None:

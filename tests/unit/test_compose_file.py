@@ -131,3 +131,27 @@ def test_no_secret_can_reach_an_image() -> None:
     assert rules[0] == "*"
     assert not [rule for rule in rules if rule.startswith("!.")]
     assert rules.index("broker_config/generated") > rules.index("!broker_config")
+
+
+def test_tls_for_other_machines_is_published_where_it_is_said_and_knows_no_authoritys_key() -> None:
+    override = (ROOT / "docker-compose.tls.yml").read_text(encoding="utf-8")
+    ports = re.findall(r"^ +ports:\n((?: +- .*\n?)+)", override, re.MULTILINE)
+
+    assert len(ports) == 1
+    assert re.fullmatch(r'\s*- "\$\{FLUFFLE_TLS_ADDRESS:\?[^}]+\}:5671:5671"\s*', ports[0])
+    assert re.findall(r"source: \./certs/([a-z.]+)", override) == ["ca.pem", "server.pem", "server.key"]
+
+
+def test_the_container_speaks_tls_as_we_advise_but_for_passwords() -> None:
+    def settings(name: str) -> set[str]:
+        lines = (ROOT / "broker_config" / name).read_text(encoding="utf-8").splitlines()
+        return {line for line in lines if line and not line.startswith("#")}
+
+    advised, container = settings("tls.conf"), settings("container-tls.conf")
+
+    assert container - advised == {"ssl_options.fail_if_no_peer_cert = false", "auth_mechanisms.2 = EXTERNAL"}
+    assert advised - container == {
+        "listeners.tcp = none",
+        "ssl_options.fail_if_no_peer_cert = true",
+        "auth_mechanisms.1 = EXTERNAL",
+    }
