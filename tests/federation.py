@@ -138,6 +138,20 @@ class Federation:
                 bodies.append(delivery.body)
         return set(_update_ids(bodies))
 
+    def fluffle(self, *arguments: str, broker_url: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command of `fluffle` to its end, as somebody types it; nobody is at its terminal."""
+        return subprocess.run(
+            [sys.executable, "-m", "fluffle_cli.main", *arguments],
+            env=os.environ
+            | {"FLUFFLE_FEDERATION": self.name, "FLUFFLE_BROKER_URL": broker_url or self.broker_url},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
     def _start(self, name: str, module: str, *arguments: str) -> Part:
         log = self.folder / f"{name}.log"
         environment = os.environ | {
