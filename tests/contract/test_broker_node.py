@@ -15,7 +15,8 @@ from urllib.error import HTTPError
 
 import pytest
 
-from fluffle.errors import BrokerError, ConfigError
+from fluffle.errors import AccessRefused, BrokerError, ConfigError
+from fluffle.rabbit import RabbitBroker
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import comes_true, find_server, is_free, serves_amqp
 
@@ -84,12 +85,21 @@ def test_its_one_user_may_do_everything_and_guest_is_refused(node: BrokerNode) -
     rights = ask(node, "permissions")
 
     assert isinstance(users, list)
-    assert [(user["name"], user["tags"]) for user in users] == [(node.user, ["administrator"])]
+    assert [(user["name"], sorted(user["tags"])) for user in users] == [
+        (node.user, ["administrator", "impersonator"])
+    ]
     assert rights == [{"user": node.user, "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}]
     with pytest.raises(HTTPError) as refusal:
         ask(node, "whoami", login=("guest", "guest"))
     refusal.value.close()
     assert refusal.value.code == 401
+
+
+def test_guest_is_refused_over_amqp_too(node: BrokerNode) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:{node.settings.amqp_port}/%2F"
+
+    with pytest.raises(AccessRefused, match="'guest' or its password"):
+        RabbitBroker(url, name="guest", heartbeat_s=10)
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's tables of sockets")
