@@ -136,7 +136,11 @@ def restore(settings: RestoreSettings) -> None:
     """Put the version in a file back, so that an aggregator can go on from it."""
     topology = topology_of(settings.federation)
     stored = read_record(settings.file)
-    with connect(_impatient(settings), name=f"{settings.federation}/model", stop=threading.Event()) as broker:
+    name = f"{settings.federation}/model"
+    with (
+        connect(_impatient(settings), name=name, stop=threading.Event()) as broker,
+        _ERRORS.status("looking at what the broker has"),
+    ):
         rank = put_back(broker, topology, stored)
     Console().print(
         f"version {rank} of {settings.federation} is on the broker again: an aggregator that "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fluffle.broker import Broker
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, TopologyMissing
 from fluffle.models import SLOW_LINK_S, StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
@@ -28,13 +28,14 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             f"the file holds a version of {version.federation!r}, not of {topology.federation!r}: "
             f"give --federation {version.federation} to restore that one"
         )
+    patience_s = SLOW_LINK_S if _has_stream(broker, topology) else 0.0
     broker.declare(topology)
     if not is_unconsumed(broker, topology.updates.name):
         raise ConfigError(
             f"an aggregator of {topology.federation!r} is at work: it would not notice, and push the "
             "restored version out of the head queue. Stop every aggregator first"
         )
-    in_stream = stored_at_hand(broker, topology, patience_s=SLOW_LINK_S)
+    in_stream = stored_at_hand(broker, topology, patience_s=patience_s)
     in_head = [decode_record(body) for body in broker.peek(topology.head.name)]
     for record in in_head:
         if isinstance(record, ModelVersion) and record.rank >= version.rank:
@@ -64,3 +65,11 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
     above = replace(version, term=term, terms=terms, parent=record_digest(stored.body), folded=())
     broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
     return above.rank
+
+
+def _has_stream(broker: Broker, topology: Topology) -> bool:
+    try:
+        broker.state(topology.models.name)
+    except TopologyMissing:
+        return False
+    return True
