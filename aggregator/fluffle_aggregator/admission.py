@@ -30,6 +30,7 @@ class Reason(StrEnum):
     UNKNOWN_BASE = "unknown-base"
     TOO_STALE = "too-stale"
     DUPLICATE = "duplicate"
+    TOO_MANY_RUNS = "too-many-runs"
     SECOND_IN_ROUND = "second-in-round"
     FINISHED = "finished"
 
@@ -129,6 +130,8 @@ def _misfit(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
 def _repeated(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
     if update.id in model.applied:
         return Refusal(Reason.DUPLICATE, f"the model contains update {update.id} already")
+    if full := model.applied.lack_of_room(update.id):
+        return Refusal(Reason.TOO_MANY_RUNS, full)
     if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
         return Refusal(
             Reason.SECOND_IN_ROUND,

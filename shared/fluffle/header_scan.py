@@ -57,6 +57,13 @@ class HeaderLimits(NamedTuple):
     items: int
 
 
+def require_readable(header: bytes, limits: HeaderLimits) -> None:
+    """Raise WireError when a header, which is sound otherwise, is more than may be read."""
+    scan = HeaderScan(header, limits)
+    for _ in range(2 * scan.open_map()):
+        scan.next_object()
+
+
 class HeaderScan:
     """Walks over a header, object by object; `at` is where the next one begins."""
 
@@ -78,7 +85,7 @@ class HeaderScan:
         Raises WireError when it ends too late, goes too deep, holds too much or an extension type.
         """
         start = self.at
-        left = [1]
+        left = [self._step()]
         while left:
             if left[-1] == 0:
                 left.pop()
@@ -87,7 +94,7 @@ class HeaderScan:
             inside = self._step()
             if inside:
                 left.append(inside)
-                if len(left) > MAX_DEPTH:
+                if len(left) >= MAX_DEPTH:
                     raise WireError(f"its lists and maps lie more than {MAX_DEPTH} deep in each other")
         return self._body[start : self.at]
 

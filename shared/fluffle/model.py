@@ -67,7 +67,9 @@ class Layout:
         names = [spec.name for spec in self.tensors]
         if len(set(names)) != len(names):
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
-            raise LayoutError(f"tensor names must be unique, but {', '.join(twice[:5])} stand there twice")
+            raise LayoutError(
+                f"tensor names must be unique, but {', '.join(map(repr, twice[:5]))} stand there twice"
+            )
         for spec in self.tensors:
             if spec.dtype not in FLOATS and spec.dtype not in INTEGERS:
                 known = ", ".join([*FLOATS, *INTEGERS])

@@ -15,7 +15,7 @@ import numpy as np
 from fluffle.compression import CODECS
 from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields
-from fluffle.model import Layout, TensorSpec
+from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
 from fluffle.plan import Plan, Sends
 from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
 from fluffle.topology import MAX_MESSAGE_BYTES
@@ -278,7 +278,7 @@ def _tensor(row: Fields) -> TensorSpec:
     # numpy multiplies the others even where a dimension of zero leaves nothing.
     if math.prod(dimension or 1 for dimension in shape) > MAX_PARAMETERS * 4:
         raise WireError(f"field layout: a tensor of shape {shape} is larger than any message")
-    return TensorSpec(row.text("name", 1024), tuple(shape), row.text("dtype", 16))
+    return TensorSpec(row.text("name", 1024), tuple(shape), row.choice("dtype", (*FLOATS, *INTEGERS)))
 
 
 def _plan(fields: Fields) -> Plan:

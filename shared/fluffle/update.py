@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 from fluffle.model import Vector
 from fluffle.plan import Sends
 
+# What a model remembers stands in the record of each of its versions, and nobody could read one without end.
+MAX_RUNS = 24_000
+MAX_RUNS_PER_WORKER = 1_000
 MAX_GAPS_PER_RUN = 256
+MAX_GAPS = 40_000
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -92,5 +96,22 @@ class Applied:
         runs = dict(self.runs)
         for update in updates:
             key = update.worker, update.run
-            runs[key] = runs.get(key, RunLog()).adding(update.sequence)
+            before = runs.get(key, RunLog())
+            runs[key] = before.adding(update.sequence)
+            if (
+                len(runs[key].gaps) > len(before.gaps)
+                and sum(len(log.gaps) for log in runs.values()) > MAX_GAPS
+            ):
+                most = max(runs, key=lambda run: len(runs[run].gaps))
+                runs[most] = RunLog(runs[most].highest, runs[most].gaps[1:])
         return Applied(runs)
+
+    def lack_of_room(self, update: UpdateId) -> str:
+        """Say why one more run may not be remembered; empty when it may, or is remembered already."""
+        if (update.worker, update.run) in self.runs:
+            return ""
+        if len(self.runs) >= MAX_RUNS:
+            return f"the federation has seen {MAX_RUNS} runs of workers, and remembers no more"
+        if sum(worker == update.worker for worker, _ in self.runs) >= MAX_RUNS_PER_WORKER:
+            return f"worker {update.worker} has come in {MAX_RUNS_PER_WORKER} runs: give it another name"
+        return ""

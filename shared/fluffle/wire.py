@@ -18,7 +18,7 @@ from fluffle import schema
 from fluffle.compression import CODECS
 from fluffle.errors import MessageTooLarge, WireError
 from fluffle.fields import Fields, in_words, is_name
-from fluffle.header_scan import HeaderLimits, HeaderScan
+from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
 from fluffle.record import Evaluation, Hello, ModelVersion, Moments
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
@@ -29,9 +29,10 @@ ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
 
 
-# Anyone may send to F.updates, only aggregators to F.versions.
+# Anyone may send to F.updates, only aggregators to F.versions. Neither takes more than 64 MB to read, and a
+# record has room for all that fluffle.update lets a model remember.
 INBOUND: Final = HeaderLimits(64 * 1024, 256)
-RECORD: Final = HeaderLimits(8 * MIB, 384 * 1024)
+RECORD: Final = HeaderLimits(8 * MIB, 360_000)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
@@ -123,7 +124,7 @@ def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> by
             f"most {MAX_MESSAGE_BYTES // MIB} MiB in one message: use a smaller model or another codec"
         )
     try:
-        _read_header(packed, limits)
+        require_readable(packed, limits)
     except WireError as error:
         raise MessageTooLarge(f"nobody could read this {header['kind']} again: {error}") from error
     return b"".join([packed, b"\xc6", length.to_bytes(4, "big"), *payload])

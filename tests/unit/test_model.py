@@ -175,7 +175,7 @@ def test_a_vector_or_integers_of_another_length_are_refused(floats: int, integer
 
 
 def test_a_layout_with_one_name_twice_or_an_unknown_dtype_is_refused() -> None:
-    with pytest.raises(LayoutError, match="w stand there twice"):
+    with pytest.raises(LayoutError, match="'w' stand there twice"):
         specs(("w", (1,), "float32"), ("w", (2,), "float32"))
     with pytest.raises(LayoutError, match="w has the dtype complex64; known are float16"):
         specs(("w", (1,), "complex64"))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluffle import update
 from fluffle.update import MAX_GAPS_PER_RUN, Applied, RunLog, UpdateId
 
 HIGHEST = 40
@@ -124,3 +125,31 @@ def test_one_huge_number_costs_one_gap() -> None:
 
 def test_an_id_is_written_as_it_is_grepped_for() -> None:
     assert str(UpdateId("site-1", "ab12", 7)) == "site-1/ab12/7"
+
+
+def test_all_runs_together_keep_to_a_bound_of_gaps_and_the_longest_log_closes_its_oldest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(update, "MAX_GAPS", 5)
+    many = Applied().adding(UpdateId("many", "r", sequence) for sequence in (2, 4, 6, 8))
+
+    both = many.adding(UpdateId("few", "r", sequence) for sequence in (2, 4))
+
+    assert both.runs["many", "r"].gaps == ((3, 3), (5, 5), (7, 7))
+    assert both.runs["few", "r"].gaps == ((1, 1), (3, 3))
+    assert UpdateId("many", "r", 1) in both
+
+
+def test_a_worker_and_a_federation_have_room_for_so_many_runs_and_a_known_run_always_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(update, "MAX_RUNS_PER_WORKER", 2)
+    monkeypatch.setattr(update, "MAX_RUNS", 3)
+    applied = Applied().adding([UpdateId("a", "1", 1), UpdateId("a", "2", 1)])
+
+    assert applied.lack_of_room(UpdateId("a", "2", 2)) == ""
+    assert applied.lack_of_room(UpdateId("b", "1", 1)) == ""
+    assert applied.lack_of_room(UpdateId("a", "3", 1)) == "worker a has come in 2 runs: give it another name"
+    full = applied.adding([UpdateId("b", "1", 1)])
+    assert full.lack_of_room(UpdateId("b", "1", 2)) == ""
+    assert full.lack_of_room(UpdateId("c", "1", 1)).startswith("the federation has seen 3 runs of workers")

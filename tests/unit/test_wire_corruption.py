@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgpack
 import pytest
-import xxhash
 from builders import a_layout, a_vector, a_version, an_evaluation, an_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from messages import rewritten, taken_apart, with_payload, without
 
 from fluffle.errors import WireError
 from fluffle.record import Contributor, Folded, Hello, ModelVersion, Moments, Rank
@@ -27,8 +27,6 @@ from fluffle.wire import (
     encode_update,
     encode_version,
 )
-
-Header = dict[str, object]
 
 ID = UpdateId("w1", "r1", 3)
 UPDATE = encode_update(an_update(metrics={"loss": 0.5}, integers=b"\x01\x02"))
@@ -46,35 +44,6 @@ VERSION = encode_version(
 MOMENTS, _ = encode_moments(Moments("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
 INBOUND_BODIES = [UPDATE, EVALUATION, HELLO]
 RECORDS = [VERSION, MOMENTS]
-
-
-def taken_apart(body: bytes) -> tuple[Header, bytes]:
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(body)
-    header, payload = unpacker
-    return header, payload
-
-
-def put_together(header: Mapping[str, object], payload: bytes) -> bytes:
-    return bytes(msgpack.packb(header)) + b"\xc6" + len(payload).to_bytes(4, "big") + payload
-
-
-def rewritten(body: bytes, **changed: object) -> bytes:
-    """Return the message with other fields, and otherwise sound."""
-    header, payload = taken_apart(body)
-    return put_together({**header, **changed}, payload)
-
-
-def with_payload(body: bytes, payload: bytes) -> bytes:
-    """Return the message with another payload, and a checksum that fits."""
-    header, _ = taken_apart(body)
-    return put_together({**header, "checksum": xxhash.xxh3_64(payload).intdigest()}, payload)
-
-
-def without(body: bytes, field: str) -> bytes:
-    header, payload = taken_apart(body)
-    del header[field]
-    return put_together(header, payload)
 
 
 def all_fields() -> list[tuple[bytes, str]]:
@@ -232,8 +201,8 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
             rewritten(VERSION, layout=[["w", [-2, -2], "float32"]]),
             r"field layout\[0\].shape.0: -2 is not from 0",
         ),
-        (rewritten(VERSION, layout=[["w", [4], "object"]]), "field layout: tensor w has the dtype object"),
-        (rewritten(VERSION, layout=[["w", [2], "float32"]] * 2), "field layout: .* w stand there twice"),
+        (rewritten(VERSION, layout=[["w", [4], "object"]]), r"field layout\[0\].dtype: unknown 'object'"),
+        (rewritten(VERSION, layout=[["w", [2], "float32"]] * 2), "field layout: .* 'w' stand there twice"),
         (rewritten(VERSION, layout=[["w", [5], "float32"]]), "field layout: it takes 20 bytes of floats"),
         (
             rewritten(VERSION, layout=[["w", [2**60], "int64"]]),

@@ -1,0 +1,280 @@
+"""Every kind of bad input by its name: refused with its reason, while an honest update is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import msgpack
+import numpy as np
+import pytest
+from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
+from leading import a_server, aggregate, newest, rejected, send, unacked
+from messages import put_together, rewritten, taken_apart, with_payload, with_raw, without
+
+from fluffle.errors import WireError
+from fluffle.fake_broker import FakeBroker
+from fluffle.model import Layout, TensorSpec
+from fluffle.wire import decode_record, encode_evaluation, encode_update, encode_version
+
+NAN, INFINITY = float("nan"), float("inf")
+LARGEST = float(np.finfo(np.float32).max)
+UPDATE = encode_update(an_update("w1", metrics={"loss": 0.5}))
+HONEST = an_update("honest", values=[1.0] * SIZE)
+
+
+def update(**changed: object) -> bytes:
+    return rewritten(UPDATE, **changed)
+
+
+def field(name: str, value: bytes) -> bytes:
+    return with_raw(UPDATE, name, value)
+
+
+def floats(*values: float) -> bytes:
+    return with_payload(UPDATE, np.array(values, "<f4").tobytes())
+
+
+def a_model_of(*tensors: TensorSpec) -> bytes:
+    return encode_update(an_update("w1", layout=Layout(tensors)))
+
+
+def with_key_twice() -> bytes:
+    header, payload = taken_apart(UPDATE)
+    packer = msgpack.Packer()
+    pairs = [*header.items(), ("worker", "honest")]
+    packed = packer.pack_map_header(len(pairs)) + b"".join(packer.pack(x) for pair in pairs for x in pair)
+    return bytes(packed) + b"\xc6" + len(payload).to_bytes(4, "big") + payload
+
+
+HUGE = b"\xff\xff\xff\xff"
+# What cannot be read, and what its refusal says.
+UNREADABLE: Mapping[str, tuple[bytes, str]] = {
+    "empty": (b"", "does not end within 0 bytes"),
+    "one byte": (b"\x80", "the payload is not one msgpack bin 32"),
+    "truncated": (UPDATE[:-1], "the payload announces 16 bytes, but 15 follow"),
+    "truncated in the header": (UPDATE[:40], "does not end within 40 bytes"),
+    "trailing garbage": (UPDATE + b"\0", "announces 16 bytes, but 17 follow"),
+    "another map behind it": (UPDATE + b"\x80", "announces 16 bytes, but 17 follow"),
+    "no map": (b"\xa5hello", "does not begin with a map"),
+    "pickle": (b"\x80\x04\x95\x0b\0\0\0\0\0\0\0\x8c\x07os.exit\x94.", "payload is not one msgpack"),
+    "a depth bomb of lists": (field("metrics", b"\x91" * 60_000), "field metrics: its lists and"),
+    "a depth bomb of maps": (field("metrics", b"\x81\xa1a" * 20_000), "field metrics: its lists"),
+    "a text of four billion": (field("worker", b"\xdb" + HUGE), "field worker: the header does"),
+    "bytes of four billion": (field("pad", b"\xc6" + HUGE), "field pad: the header does not end"),
+    "a list of four billion": (field("metrics", b"\xdd" + HUGE), "field metrics: its lists and"),
+    "a map of four billion": (field("metrics", b"\xdf" + HUGE), "field metrics: its lists and maps"),
+    "a header of four billion": (b"\xdf" + HUGE, "its lists and maps hold more than 256 items"),
+    "a payload of four billion": (UPDATE[:-20] + HUGE + UPDATE[-16:], "announces 4294967295 bytes"),
+    "60,000 empty maps": (
+        field("metrics", b"\xdd\0\0\xea\x60" + b"\x80" * 60_000),
+        "field metrics: its lists and maps hold more than 256 items",
+    ),
+    "an extension type": (field("worker", b"\xd4\x01x"), "field worker: extension types are not"),
+    "a timestamp": (field("train_s", b"\xd6\xff\0\0\0\0"), "field train_s: extension types are"),
+    "a byte that begins nothing": (field("worker", b"\xc1"), "field worker: extension types are"),
+    "a key twice": (with_key_twice(), "field worker: it stands there twice"),
+    "a key twice inside": (field("metrics", b"\x82\xa1a\1\xa1a\2"), "field metrics: the key 'a'"),
+    "a key that is a list": (field("metrics", b"\x81\x90\1"), "field metrics: list is not allowed"),
+    "a key that is a number": (field("metrics", b"\x81\1\1"), "field metrics: int is not allowed"),
+    "no UTF-8": (field("worker", b"\xa2\xff\xfe"), "field worker: 'utf-8' codec can't decode"),
+    "half a surrogate pair": (field("worker", b"\xa3\xed\xa0\x80"), "field worker: 'utf-8' codec"),
+    "control characters": (update(worker="w\n\x1b[31m"), r"field worker: 'w\n\x1b[31m' is no name"),
+    "a key of control characters": (update(**{"\n\x1b": 1}), r"unknown field '\n\x1b'"),
+    "a missing field": (without(UPDATE, "examples"), "field examples: it is missing"),
+    "an unknown field": (update(callback="os.system"), "unknown field 'callback'"),
+    "a codec of its own": (update(codec="pickle"), "field codec: unknown 'pickle', known are"),
+    "a protocol from the future": (update(fluffle=2), "field fluffle: this is protocol 1"),
+    "a wrong checksum": (update(checksum=0), "field checksum: the payload's bytes are not"),
+    "a checksum that is no number": (update(checksum="0"), "field checksum: expected int"),
+    "a decompression bomb": (update(codec="bfloat16", parameters=2**27), "field parameters: "),
+    "more parameters than any model": (update(parameters=2**27 + 1), "field parameters: "),
+    "negative parameters": (update(parameters=-1), "field parameters: -1 is not from 0"),
+    "examples that are NaN": (update(examples=NAN), "field examples: expected int, found float"),
+    "examples that are true": (update(examples=True), "field examples: expected int, found bool"),
+    "an infinite duration": (update(train_s=INFINITY), "field train_s: inf is not finite"),
+    "a metric that is a text": (update(metrics={"loss": "0"}), "field metrics: 'loss' is no number"),
+    "65 metrics": (update(metrics={str(n): 0 for n in range(65)}), "field metrics: 65 entries"),
+    "a shorter vector": (floats(1, 1, 1), "field parameters: 4 in float32 take 16 bytes"),
+    "a negative term": (update(base_term=-1), "field base_term: -1 is not from 1"),
+}
+# What can be read and may not become part of the model: the reason, and what the refusal says.
+REFUSED: Mapping[str, tuple[bytes, str, str]] = {
+    "no examples": (update(examples=0), "bad-examples", "claims 0 examples"),
+    "negative examples": (update(examples=-5), "bad-examples", "claims -5 examples"),
+    "absurd examples": (update(examples=2**64 - 1), "bad-examples", "claims 18446744073709551615 examples"),
+    "a number of fewer parameters": (
+        update(parameters=3),
+        "wrong-layout",
+        "3 floats and 4 bytes of integers",
+    ),
+    "a longer vector": (floats(1, 1, 1, 1, 1), "wrong-layout", "4 floats and 4 bytes of integers"),
+    "another shape": (a_model_of(TensorSpec("dense/kernel", (2, 2), "float32")), "wrong-layout", "layout is"),
+    "another dtype": (
+        a_model_of(TensorSpec("dense/kernel", (SIZE,), "float64")),
+        "wrong-layout",
+        "layout is",
+    ),
+    "another name": (a_model_of(TensorSpec("dense/bias", (SIZE,), "float32")), "wrong-layout", "layout is"),
+    "NaN": (floats(0, 0, 0, NAN), "not-finite", "the update's vector holds a NaN or an infinity"),
+    "infinity": (floats(0, -INFINITY, 0, 0), "not-finite", "the update's vector holds a NaN or an infinity"),
+    "a sum that overflows": (floats(LARGEST, 0, 0, 0), "too-large", "the update's vector holds 3.4e+38"),
+    "a base from the future": (
+        update(base_version=2**64 - 1),
+        "future-version",
+        "from version 1844674407370955",
+    ),
+    "a base of another term": (
+        update(base_term=9),
+        "unknown-base",
+        "version 0 (term 9), which is not in the",
+    ),
+    "another federation": (
+        update(federation="other"),
+        "wrong-federation",
+        "is for 'other', this is 'digits'",
+    ),
+    "another worker's name": (
+        update(worker="honest"),
+        "foreign-sender",
+        "speaks for 'honest' but comes from",
+    ),
+    "what is trained in another way": (
+        update(sends="weights"),
+        "wrong-content",
+        "carries weights, but fedbuff",
+    ),
+    "an evaluation by a worker": (
+        encode_evaluation(an_evaluation(0, {"accuracy": 1.0}, evaluator="w1")),
+        "foreign-sender",
+        "an evaluation counts if it comes through the exchange digits.evaluations",
+    ),
+}
+CASES = {name: (body, "unreadable", says) for name, (body, says) in UNREADABLE.items()} | dict(REFUSED)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_refused_with_its_reason_and_an_honest_update_is_applied(name: str) -> None:
+    body, reason, says = CASES[name]
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge)
+    with FakeBroker(server, user="w1") as attacker:
+        attacker.publish(charge.topology.updates_in.name, "", body, {})
+    send(server, charge, HONEST)
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == reason
+    assert says in str(headers["detail"])
+    assert str(headers["detail"]).isprintable()
+    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
+    assert newest(server, charge).updates == 1
+    assert unacked(server, charge) == []
+    assert server.bodies(charge.topology.rejected.name) == [body]
+
+
+def test_an_update_of_no_verified_sender_is_refused() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge)
+    with FakeBroker(server, user="") as nobody:
+        nobody.publish(charge.topology.updates_in.name, "", UPDATE, {})
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "foreign-sender"
+    assert "from no verified RabbitMQ user" in str(headers["detail"])
+
+
+def test_the_same_id_with_other_content_is_refused_and_the_first_one_stands() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, HONEST, replace(HONEST, vector=-HONEST.vector, examples=99))
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "duplicate"
+    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
+    assert newest(server, charge).contributors["honest"].examples == 10
+
+
+def test_a_worker_that_comes_under_ever_new_runs_does_not_fill_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fluffle.update.MAX_RUNS_PER_WORKER", 3)
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, *(an_update("w1", run=f"r{n}") for n in range(5)), HONEST)
+
+    aggregate(server, charge)
+
+    assert [headers["reason"] for headers in rejected(server, charge)] == ["too-many-runs"] * 2
+    assert len(newest(server, charge).applied.runs) == 4
+
+
+def test_sums_of_the_largest_values_that_are_let_in_stay_finite() -> None:
+    largest = [float(2**50), -float(2**50), 0, 1]
+    charge = a_charge(a_strategy("fedavg", buffer_size=3))
+    updates = [an_update(f"w{n}", values=largest, examples=10**9) for n in range(3)]
+    server = a_server(charge, *updates)
+
+    aggregate(server, charge)
+
+    assert rejected(server, charge) == []
+    assert newest(server, charge).updates == 3
+    assert np.isfinite(newest(server, charge).vector).all()
+
+
+def test_an_honest_message_put_together_by_hand_is_taken() -> None:
+    """What is wrong with the others is what they are about, and not how they were made."""
+    charge = a_charge(a_strategy(buffer_size=1))
+    header, payload = taken_apart(UPDATE)
+    server = a_server(charge)
+    with FakeBroker(server, user="w1") as worker:
+        worker.publish(charge.topology.updates_in.name, "", put_together(header, payload), {})
+
+    aggregate(server, charge)
+
+    assert rejected(server, charge) == []
+    assert a_layout().digest == header["layout"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        ([4], "object", r"layout\[0\].dtype: unknown 'object', known are float16"),
+        ([4], "O", r"layout\[0\].dtype: unknown 'O', known are float16"),
+        ([4], "V8", r"layout\[0\].dtype: unknown 'V8', known are float16"),
+        ([4], "f4,f4", r"layout\[0\].dtype: unknown 'f4,f4', known are float16"),
+        ([4], ">f4", r"layout\[0\].dtype: unknown '>f4', known are float16"),
+        ([4], "float128", r"layout\[0\].dtype: unknown 'float128', known are float16"),
+        ([4], "", r"layout\[0\].dtype: unknown '', known are"),
+        ([4], "x" * 65, r"layout\[0\].dtype: 65 characters"),
+        ([-1], "float32", r"layout\[0\].shape.0: -1 is not from 0"),
+        ([2**63], "float32", r"layout\[0\].shape.0: 9223372036854775808 is not from 0"),
+        ([2**29, 2**29], "float32", "larger than any message"),
+        ([2**29, 2**29, 0], "float32", "larger than any message"),
+        ([1] * 65, "float32", r"layout\[0\].shape: 65 entries, at most 64"),
+        ([4.0], "float32", r"layout\[0\].shape.0: expected int, found float"),
+        ([5], "float32", "takes 20 bytes of floats and 0 of integers, but the payload has 16"),
+    ],
+)
+def test_a_record_with_a_tensor_that_cannot_be_is_refused(shape: list[object], dtype: str, says: str) -> None:
+    body = rewritten(encode_version(a_version()), layout=[["w", shape, dtype]])
+
+    with pytest.raises(WireError, match=f"field layout.*{says}|field {says}"):
+        decode_record(body)
+
+
+@pytest.mark.parametrize(
+    ("applied", "says"),
+    [
+        ([["w", "r", 9, [[1, 2], [2, 3]]]], r"applied\[0\].gaps\[1\].first: 2 is not from 3 to 9"),
+        ([["w", "r", 9, [[3, 2]]]], r"applied\[0\].gaps\[0\].last: 2 is not from 3 to 9"),
+        ([["w", "r", 9, [[3, 10]]]], r"applied\[0\].gaps\[0\].last: 10 is not from 3 to 9"),
+        ([["w", "r", 9, []], ["w", "r", 8, []]], "applied: run r of w stands there twice"),
+    ],
+)
+def test_a_record_of_applied_updates_that_contradicts_itself_is_refused(applied: object, says: str) -> None:
+    with pytest.raises(WireError, match=f"field {says}"):
+        decode_record(rewritten(encode_version(a_version()), applied=applied))
