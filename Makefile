@@ -4,6 +4,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 # What is given to the command behind a target: make demo ARGS="--strategy fedasync --workers 8"
 ARGS ?=
+MINUTES ?= 1
 
 bin := .venv/bin
 # Renewed when the pinned packages or the package itself have changed.
@@ -30,6 +31,11 @@ demo: $(installed) rabbitmq ## Install what is missing, then watch four workers 
 test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real training
 	@scripts/setup.sh data
 	@$(bin)/pytest $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(installed) ## Look for messages that break the decoder or the leader (MINUTES=1 for each target)
+	@scripts/setup.sh fuzzer
+	@PYTHONPATH=tests $(bin)/python -m fuzz --minutes $(MINUTES)
 
 .PHONY: check
 check: $(installed) ## Check format, lint, types and the architecture's rules

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | data | lock
+# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | data | fuzzer | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -144,6 +144,20 @@ install_data() {
   fi
 }
 
+# --- The fuzzer -----------------------------------------------------------------------------------------------------
+
+install_fuzzer() {
+  local version
+  if [[ $(uname -sm) != 'Linux x86_64' ]]; then
+    fail "the fuzzer, atheris, is there for Linux on x86-64 alone, and this is $(uname -sm); what it found so far" \
+      "is tried by make test everywhere"
+  fi
+  version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("atheris"))' 2>/dev/null) || true
+  ! grep -q "^atheris==$version " requirements-fuzz.lock || return 0
+  say "installing the fuzzer into $venv"
+  quietly pip_install --require-hashes --only-binary :all: -r requirements-fuzz.lock
+}
+
 # --- Locks ----------------------------------------------------------------------------------------------------------
 
 # One lock for Python 3.11 to 3.13 on every platform; hashes only, so that no index address stands in it.
@@ -151,23 +165,26 @@ compile_lock() {
   local lock=$1
   shift
   say "writing $lock"
-  quietly "$venv/bin/uv" pip compile pyproject.toml --output-file "$lock" --universal --python-version 3.11 \
+  quietly "$venv/bin/uv" pip compile --output-file "$lock" --universal --python-version 3.11 \
     --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' "$@"
 }
 
 lock() {
   make_venv
   [[ $("$venv/bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] || quietly pip_install "uv==$uv_version"
-  compile_lock requirements.lock --extra demo --group dev "$@"
+  compile_lock requirements.lock pyproject.toml --extra demo --group dev "$@"
   # For the two container images; the same versions as above.
-  compile_lock requirements-worker.lock --extra worker --constraint requirements.lock "$@"
-  compile_lock requirements-aggregator.lock "$@"
+  compile_lock requirements-worker.lock pyproject.toml --extra worker --constraint requirements.lock "$@"
+  compile_lock requirements-aggregator.lock pyproject.toml "$@"
+  # For `make fuzz` alone.
+  compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }
 
 case ${1:-} in
   python) install_python ;;
   rabbitmq) install_rabbitmq ;;
   data) install_data ;;
+  fuzzer) install_fuzzer ;;
   lock) lock "${@:2}" ;;
   *)
     sed -n '2,6s/^# \{0,1\}//p' "$0"

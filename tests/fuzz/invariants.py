@@ -1,0 +1,77 @@
+"""What holds of every message that was let in, whoever sent it; fuzzer and hypothesis both hold it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from fluffle.compression import CODECS
+from fluffle.errors import WireError
+from fluffle.fields import MAX_METRIC_NAME_LENGTH, is_name
+from fluffle.record import Evaluation, Hello
+from fluffle.schema import MAX_METRICS, MAX_PARAMETERS
+from fluffle.update import WeightUpdate
+
+SAYS_WHERE = (
+    "field ",
+    "unknown field ",
+    "the header ",
+    "the payload ",
+    "the message ",
+    "its lists and maps ",
+)
+
+
+class BrokenInvariant(Exception):
+    """A message was let in, or refused, as none may be."""
+
+
+def require_sound(message: WeightUpdate | Evaluation | Hello) -> None:
+    """Raise BrokenInvariant unless everything that a leader leans on holds."""
+    broken = [what for what, holds in _of(message) if not holds]
+    if broken:
+        raise BrokenInvariant(f"{', '.join(broken)} of {message}")
+
+
+def require_said_where(error: WireError) -> None:
+    """Raise BrokenInvariant unless a refusal says where the fault is, in one printable line."""
+    if not str(error).startswith(SAYS_WHERE) or not str(error).isprintable():
+        raise BrokenInvariant(f"this says not where: {error}") from error
+
+
+def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]]:
+    yield "federation", type(message.federation) is str and len(message.federation) <= 64
+    match message:
+        case WeightUpdate():
+            yield "worker", is_name(message.id.worker)
+            yield "run", is_name(message.id.run)
+            yield "sequence", type(message.id.sequence) is int and 1 <= message.id.sequence < 2**64
+            yield "base_term", type(message.base_term) is int and 1 <= message.base_term < 2**64
+            yield "base_version", type(message.base_version) is int and 0 <= message.base_version < 2**64
+            yield "sends", message.sends in {"delta", "weights"}
+            yield "codec", message.codec in CODECS
+            yield "vector", message.vector.dtype == np.float32 and message.vector.ndim == 1
+            yield "parameters", message.vector.size <= MAX_PARAMETERS
+            yield "integers", type(message.integers) is bytes
+            yield "examples", type(message.examples) is int
+            yield "train_s", type(message.train_s) is float and math.isfinite(message.train_s)
+            yield "metrics", _are_metrics(message.metrics)
+        case Evaluation():
+            yield "evaluator", is_name(message.evaluator)
+            yield "version", type(message.version) is int and 0 <= message.version < 2**64
+            yield "evaluate_s", type(message.evaluate_s) is float and math.isfinite(message.evaluate_s)
+            yield "metrics", _are_metrics(message.metrics)
+        case Hello():
+            yield "name", is_name(message.name)
+
+
+def _are_metrics(metrics: Mapping[str, float]) -> bool:
+    return len(metrics) <= MAX_METRICS and all(
+        type(name) is str
+        and len(name) <= MAX_METRIC_NAME_LENGTH
+        and type(value) is float
+        and math.isfinite(value)
+        for name, value in metrics.items()
+    )

@@ -1,0 +1,100 @@
+"""What the fuzzer, and the replay of its corpus, hand bytes to; whatever these functions raise is a bug.
+
+Nobody guesses a checksum, so each message is tried as it came, and again with a length of the payload and a
+checksum that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgpack
+import numpy as np
+import xxhash
+from builders import a_charge, a_strategy, an_update
+from fuzz.invariants import BrokenInvariant, require_said_where, require_sound
+from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, work_off
+
+from fluffle.errors import WireError
+from fluffle.fake_broker import FakeBroker
+from fluffle.record import ModelVersion, Moments
+from fluffle.update import WeightUpdate
+from fluffle.wire import decode_inbound, decode_record, encode_update, encode_version
+
+HONEST = an_update("honest")
+
+
+def read_inbound(body: bytes) -> None:
+    """Read what anybody may send; what can be read can be sent on to F.rejected."""
+    for each in _tries(body):
+        try:
+            message = decode_inbound(each)
+        except WireError as error:
+            require_said_where(error)
+            continue
+        require_sound(message)
+        if isinstance(message, WeightUpdate):
+            encode_update(message)
+
+
+def read_record(body: bytes) -> None:
+    """Read what an aggregator publishes; what can be read is a whole model, and can be written again."""
+    for each in _tries(body):
+        try:
+            record = decode_record(each)
+        except WireError as error:
+            require_said_where(error)
+            continue
+        if isinstance(record, ModelVersion):
+            record.layout.restore(record.vector, record.integers)
+            encode_version(record)
+        elif isinstance(record, Moments) and len({vector.size for vector in record.vectors.values()}) != 1:
+            raise BrokenInvariant("the moments differ in size")
+
+
+def lead(body: bytes) -> None:
+    """Send to a leader, as a worker and as an evaluator, and then send it an honest update."""
+    charge = a_charge(a_strategy("fedbuff", buffer_size=1))
+    worker_exchange, evaluator_exchange = charge.topology.updates_in.name, charge.topology.evaluations_in.name
+    for each in _tries(body):
+        server = a_server(charge)
+        for user, exchange, message in (
+            ("w1", worker_exchange, each),
+            ("e1", evaluator_exchange, each),
+            ("honest", worker_exchange, encode_update(HONEST)),
+        ):
+            with FakeBroker(server, user=user) as sender:
+                sender.publish(exchange, "", message, {})
+        with FakeBroker(server) as broker:
+            work_off(take_the_lead(broker, charge, Clock()), broker)
+
+        version, refused = newest(server, charge), rejected(server, charge)
+        if HONEST.id not in version.applied or not np.isfinite(version.vector).all():
+            raise BrokenInvariant("the honest update is not in the model, or the model is spoilt")
+        if unacked(server, charge) or not all(line["reason"] and line["detail"] for line in refused):
+            raise BrokenInvariant("a message is neither applied nor refused with a reason")
+
+
+def _tries(body: bytes) -> set[bytes]:
+    unpacker = msgpack.Unpacker(object_pairs_hook=list, max_buffer_size=len(body) + 1)
+    try:
+        unpacker.feed(body)
+        unpacker.unpack()
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        return {body}
+    start = unpacker.tell() + 5
+    payload = body[start:]
+    checksum_at = body.find(b"\xa8checksum\xcf", 0, start)
+    if checksum_at < 0:
+        return {body}
+    mended = bytearray(body[:start])
+    mended[checksum_at + 10 : checksum_at + 18] = xxhash.xxh3_64(payload).digest()
+    mended[unpacker.tell() :] = b"\xc6" + len(payload).to_bytes(4, "big")
+    return {body, bytes(mended + payload)}
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "inbound": read_inbound,
+    "record": read_record,
+    "leader": lead,
+}
