@@ -57,5 +57,6 @@ def command(
         pair = user_in(folder, name)
         typer.echo(f"\nThe part that is the user {name}, without a password:")
         typer.echo(f"  export {env_name('broker_url')}=amqps://{place}:5671/%2F")
+        typer.echo(f"  export {env_name('name')}={name}")
         typer.echo(f"  export {env_name('broker_cert_file')}={pair.certificate.resolve()}")
         typer.echo(f"  export {env_name('broker_key_file')}={pair.key.resolve()}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -223,6 +226,33 @@ def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federa
         aggregator = running.aggregator("leader", "--initial-model", "none.safetensors", *trust)
 
         assert_refused(aggregator, "the certificate of RabbitMQ", "has expired")
+
+
+def test_a_private_broker_is_started_with_tls_and_keeps_its_certificates(tmp_path: Path) -> None:
+    folder = ["--folder", str(tmp_path)]
+    start = ["up", "--tls", "--no-management", *folder]
+
+    said = broker_command(*start)
+    try:
+        facts = json.loads(broker_command("status", "--json", *folder))
+        authority = Path(facts["broker_ca_file"])
+        before = authority.read_bytes()
+
+        connect(facts["amqp_url"], authority.parent).close()
+        assert f"export FLUFFLE_BROKER_URL={facts['amqp_url']}" in said
+        assert f"export FLUFFLE_BROKER_CA_FILE={authority}" in said
+    finally:
+        broker_command("down", *folder)
+
+    broker_command(*start)
+    broker_command("down", *folder)
+    assert authority.read_bytes() == before
+
+
+def broker_command(*arguments: str) -> str:
+    """Run `fluffle broker ...` and return what it prints."""
+    command = [sys.executable, "-m", "fluffle_cli.main", "broker", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_as_recommended_nobody_enters_without_a_certificate(

@@ -187,6 +187,7 @@ def test_the_command_says_what_to_set_where(tmp_path: Path) -> None:
         f"ssl_options.keyfile = {tmp_path}/certs/server.key",
         "export FLUFFLE_BROKER_URL=amqps://rabbit.example:5671/%2F",
         f"export FLUFFLE_BROKER_CA_FILE={tmp_path}/certs/ca.pem",
+        "export FLUFFLE_NAME=site-1",
         f"export FLUFFLE_BROKER_CERT_FILE={tmp_path}/certs/users/site-1.pem",
         f"export FLUFFLE_BROKER_KEY_FILE={tmp_path}/certs/users/site-1.key",
     ):

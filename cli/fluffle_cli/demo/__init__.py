@@ -15,6 +15,6 @@ command = settings_command(
     # The demo has a broker and federations of its own, and its logs are files.
     without=(
         *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
-        "log_format",
+        *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format"),
     ),
 )
