@@ -23,6 +23,11 @@ def is_name(text: str) -> bool:
     return len(text) <= MAX_NAME_LENGTH and NAME.fullmatch(text) is not None
 
 
+def is_metric_name(name: object) -> bool:
+    """Tell whether a metric may be called so: a short text that is safe on a terminal."""
+    return isinstance(name, str) and len(name) <= MAX_METRIC_NAME_LENGTH and name.isprintable()
+
+
 def in_words(said: object) -> str:
     """Quote what a sender said: short, and on one line."""
     return repr(said[:64] if isinstance(said, str | bytes) else said)
@@ -137,12 +142,12 @@ class Fields:
             raise self._fault(name, f"{len(value)} entries, at most {max_count} are allowed")
         numbers: dict[str, float] = {}
         for key, number in value.items():
-            if not isinstance(key, str) or len(key) > MAX_METRIC_NAME_LENGTH:
+            if not is_metric_name(key):
                 raise self._fault(name, f"{in_words(key)} is no short name")
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise self._fault(name, f"{in_words(key)} is no number")
             if math.isfinite(number):
-                numbers[key] = float(number)
+                numbers[str(key)] = float(number)
         return numbers
 
     def empty_payload(self, payload: memoryview) -> None:

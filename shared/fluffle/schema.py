@@ -14,7 +14,7 @@ import numpy as np
 
 from fluffle.compression import CODECS
 from fluffle.errors import LayoutError, WireError
-from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields
+from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
 from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
 from fluffle.plan import Plan, Sends
 from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
@@ -225,9 +225,10 @@ def _evaluation_fields(evaluation: Evaluation) -> Header:
 
 def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     for name in metrics:
-        if not isinstance(name, str) or len(name) > MAX_METRIC_NAME_LENGTH:
+        if not is_metric_name(name):
             raise WireError(
-                f"the task's metric {name!r} has no name of 1 to {MAX_METRIC_NAME_LENGTH} characters"
+                f"the task's metric {name!r} has no name of at most {MAX_METRIC_NAME_LENGTH} characters, "
+                "all of them printable"
             )
     if len(metrics) > MAX_METRICS:
         raise WireError(f"the task gives {len(metrics)} metrics, and a message carries at most {MAX_METRICS}")

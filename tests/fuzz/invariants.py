@@ -9,7 +9,7 @@ import numpy as np
 
 from fluffle.compression import CODECS
 from fluffle.errors import WireError
-from fluffle.fields import MAX_METRIC_NAME_LENGTH, is_name
+from fluffle.fields import is_metric_name, is_name
 from fluffle.record import Evaluation, Hello
 from fluffle.schema import MAX_METRICS, MAX_PARAMETERS
 from fluffle.update import WeightUpdate
@@ -17,6 +17,7 @@ from fluffle.update import WeightUpdate
 SAYS_WHERE = (
     "field ",
     "unknown field ",
+    "the name of a field ",
     "the header ",
     "the payload ",
     "the message ",
@@ -69,9 +70,6 @@ def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]
 
 def _are_metrics(metrics: Mapping[str, float]) -> bool:
     return len(metrics) <= MAX_METRICS and all(
-        type(name) is str
-        and len(name) <= MAX_METRIC_NAME_LENGTH
-        and type(value) is float
-        and math.isfinite(value)
+        is_metric_name(name) and type(value) is float and math.isfinite(value)
         for name, value in metrics.items()
     )

@@ -94,6 +94,7 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "examples that are true": (update(examples=True), "field examples: expected int, found bool"),
     "an infinite duration": (update(train_s=INFINITY), "field train_s: inf is not finite"),
     "a metric that is a text": (update(metrics={"loss": "0"}), "field metrics: 'loss' is no number"),
+    "a metric's name of control characters": (update(metrics={"\x1b[2J": 1}), r"'\x1b[2J' is no short name"),
     "65 metrics": (update(metrics={str(n): 0 for n in range(65)}), "field metrics: 65 entries"),
     "a shorter vector": (floats(1, 1, 1), "field parameters: 4 in float32 take 16 bytes"),
     "a negative term": (update(base_term=-1), "field base_term: -1 is not from 1"),

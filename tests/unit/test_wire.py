@@ -42,7 +42,8 @@ names = st.text(NAME_CHARACTERS, min_size=1, max_size=1).flatmap(
 # Whatever text msgpack can carry: all of Unicode but half surrogate pairs.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=16)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
-metrics = st.dictionaries(texts, numbers, max_size=5)
+printable = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), max_size=16)
+metrics = st.dictionaries(printable, numbers, max_size=5)
 counts = st.integers(0, 2**63)
 ids = st.builds(UpdateId, names, names, st.integers(1, 2**63))
 ascending = st.lists(st.integers(1, 2**63), max_size=6, unique=True).map(sorted)
