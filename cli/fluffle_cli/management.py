@@ -18,6 +18,8 @@ from fluffle.settings import SharedSettings
 from fluffle.tls import TlsFiles
 
 TIMEOUT_S = 10.0
+# Settings that say nothing to a command that speaks HTTP alone.
+OF_AMQP_ALONE = ("heartbeat_s", "connect_timeout_s")
 PORTS = {"http": 15672, "https": 15671}
 NOT_LET_IN, NOT_FOUND = 401, 404
 

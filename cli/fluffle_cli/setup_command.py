@@ -17,7 +17,7 @@ from fluffle.rights import ROLES, rights_of
 from fluffle.settings import require_name
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.definitions import topology_definitions, user_definitions
-from fluffle_cli.management import Management, ManagementSettings
+from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
 from fluffle_cli.users import add_user, hash_of, password_in
 
 
@@ -115,4 +115,5 @@ command = settings_command(
     "stays as it is.\n\n"
     "An aggregator makes exchanges and queues itself when it starts: this is for a broker on which it may "
     "not, and for whoever wants everything there before. `fluffle user add` makes a user later.",
+    without=OF_AMQP_ALONE,
 )

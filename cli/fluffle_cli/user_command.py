@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fluffle.command_line import new_app, settings_command
 from fluffle.settings import require_name
-from fluffle_cli.management import Management, ManagementSettings
+from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
 from fluffle_cli.users import add_user, federation_users, new_password, password_in, remove_user
 
 Role = Literal["worker", "evaluator", "aggregator", "monitor", "operator"]
@@ -121,11 +121,15 @@ app.command("add")(
         "monitor may look into RabbitMQ's UI, but at no message; an operator may do everything.\n\n"
         "A user has one role in one federation: one that exists with other rights is left as it is, with an "
         "error.",
+        without=OF_AMQP_ALONE,
     )
 )
 app.command("remove")(
     settings_command(
-        RemoveSettings, remove, about="Remove a user of the federation; its connections are closed at once."
+        RemoveSettings,
+        remove,
+        about="Remove a user of the federation; its connections are closed at once.",
+        without=OF_AMQP_ALONE,
     )
 )
 app.command("list")(
@@ -133,5 +137,6 @@ app.command("list")(
         UserSettings,
         show,
         about="List everybody who can reach the federation, with role and number of connections.",
+        without=OF_AMQP_ALONE,
     )
 )

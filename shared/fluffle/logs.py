@@ -61,7 +61,7 @@ def configure(
 
     Each JSON line carries `part` and `fields` ({"federation": "digits", "worker": "w1"}). A process that
     draws a progress display with rich passes the display's console: lines then scroll by above it. `verbose`
-    adds debug lines, tracebacks and pika's own messages.
+    adds debug lines, tracebacks and the messages of pika and httpx.
     """
     console = console or Console(stderr=True)
     pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
@@ -85,6 +85,8 @@ def configure(
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
     # pika logs a traceback for each attempt to connect; we say the same in one line.
     logging.getLogger("pika").setLevel(logging.INFO if verbose else logging.CRITICAL)
+    # A line for each request.
+    logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from fluffle_command import Fluffle
+from fluffle_command import Fluffle, ask_management
 
 from fluffle.rabbit import RabbitBroker
 from fluffle.rights import rights_of
@@ -81,7 +81,7 @@ def test_what_is_printed_can_be_imported_and_needs_no_broker_before(
     password = (tmp_path / "passwords" / name).read_text().strip()
     assert printed.exit_code == 0, printed.output
     assert password not in printed.output
-    management._client.post("definitions", json=json.loads(printed.stdout)).raise_for_status()
+    ask_management(managed_node, "POST", "definitions", json.loads(printed.stdout))
     account = management.account(name)
     assert account is not None
     assert account.rights_on("/") == rights_of("worker", topology.federation)

@@ -14,7 +14,7 @@ import pika
 import pika.exceptions
 import pytest
 from federation import wait_until
-from fluffle_command import Fluffle
+from fluffle_command import Fluffle, ask_management
 
 from fluffle.rights import Rights, rights_of
 from fluffle_cli.management import Management
@@ -126,9 +126,11 @@ def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
     assert account.rights_on("/") == rights_of("worker", "digits")
 
 
-def test_an_interrupted_add_is_finished_by_the_next_one(fluffle: Fluffle, management: Management) -> None:
+def test_an_interrupted_add_is_finished_by_the_next_one(
+    fluffle: Fluffle, managed_node: BrokerNode, management: Management
+) -> None:
     management.put_user("site-i", Rights(), hash_of("first"))
-    management._client.delete("permissions/%2F/site-i").raise_for_status()
+    ask_management(managed_node, "DELETE", "permissions/%2F/site-i")
 
     made = fluffle("user", "add", "site-i", "--role", "worker")
 

@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 def _logging_as_before() -> Iterator[None]:
     root, names = (
         logging.getLogger(),
-        ("", "pika", "fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli"),
+        ("", "pika", "httpx", "fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli"),
     )
     before = {name: logging.getLogger(name).level for name in names}
     yield
@@ -255,6 +255,18 @@ def test_pika_is_quiet_about_failed_connections_unless_verbose() -> None:
 
     assert json_lines(quiet) == []
     assert [line["event"] for line in json_lines(verbose)] == ["Connection workflow failed"]
+
+
+def test_each_request_to_the_management_interface_is_logged_only_when_verbose() -> None:
+    httpx = logging.getLogger("httpx")
+
+    quiet = configured("json")
+    httpx.info("HTTP Request: GET /api/whoami")
+    verbose = configured("json", verbose=True)
+    httpx.info("HTTP Request: GET /api/whoami")
+
+    assert json_lines(quiet) == []
+    assert len(json_lines(verbose)) == 1
 
 
 def test_configured_again_each_line_is_written_once() -> None:
