@@ -7,6 +7,7 @@ functions, and waits for what they give.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -19,14 +20,17 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.address import BrokerAddress, parse_address
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
+from fluffle.logs import get_logger
 from fluffle.rabbit.faults import in_fluffles_words
 from fluffle.rabbit.opening import open_connection
 from fluffle.rabbit.properties import read_properties_cautiously
 
+log = get_logger(__name__)
 Result = TypeVar("Result")
 
 BLOCKED_TIMEOUT_S = 300.0
 POLL_S = 1.0
+SILENCE_S = 30.0
 # The thread is a daemon: what it still waits for ends with the process.
 CLOSE_PATIENCE_S = 5.0
 
@@ -89,9 +93,14 @@ class RabbitConnection:
 
         self._commands.append(command)
         self.wake()
+        asked, warn_after_s = time.monotonic(), SILENCE_S
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
                 return future.result(timeout=POLL_S)
+            if time.monotonic() - asked > warn_after_s:
+                # A slow line, an alarm, or a queue with too few nodes of its cluster: all of them may end.
+                log.warning("RabbitMQ does not answer yet", about=what, seconds=round(warn_after_s))
+                warn_after_s *= 2
         raise self.failure or ConnectionLost("the connection is closed")
 
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pika.exceptions
 
 from fluffle.errors import (
@@ -15,6 +17,8 @@ from fluffle.errors import (
     Unroutable,
 )
 
+# How pika quotes RabbitMQ's refusal of a login.
+REFUSAL = re.compile(r"ClosedByBroker: \((403|530)\)")
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 
 
@@ -25,13 +29,18 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
     """
     code = getattr(error, "reply_code", None)
     said = getattr(error, "reply_text", None) or root_cause(error)
+    lost = ConnectionLost(f"the connection to RabbitMQ at {where} is lost: {said}")
+    if was_cut_off(error):
+        return lost
     if isinstance(error, pika.exceptions.ProbableAccessDeniedError) or code == NOT_ALLOWED:
         return AccessRefused(
             f"RabbitMQ at {where} refused the user {user!r}: the virtual host is missing, or the user has no "
             f"right to it ({said})"
         )
     if isinstance(error, pika.exceptions.NackError):
-        return QueueFull(f"RabbitMQ refused a message for {what}: its queue is full")
+        return QueueFull(
+            f"RabbitMQ refused a message for {what}: its queue is full, or lies on nodes that are down"
+        )
     if isinstance(error, pika.exceptions.UnroutableError):
         return Unroutable(f"no queue is bound to {what}: run `fluffle broker setup`")
     if code == ACCESS_REFUSED:
@@ -41,7 +50,8 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
             f"the user {user!r} may not speak for another: call this part {user!r} (--name), log in as the "
             f"user of its name, or give this user the tag impersonator ({said})"
         )
-    if code == NOT_FOUND:
+    # The same code is given for a queue that is there, but on nodes of a cluster that are down.
+    if code == NOT_FOUND and "NOT_FOUND - no " in said:
         return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
     if code == PRECONDITION_FAILED and "max" in said and "size" in said:
         return MessageTooLarge(
@@ -53,7 +63,16 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
         return TopologyMismatch(
             f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
         )
-    return ConnectionLost(f"the connection to RabbitMQ at {where} is lost: {said}")
+    return lost
+
+
+def was_cut_off(error: Exception) -> bool:
+    """Tell whether a broker ended in the middle of a login, which pika takes for a refusal.
+
+    A refusal has its code.
+    """
+    guesses = pika.exceptions.ProbableAuthenticationError | pika.exceptions.ProbableAccessDeniedError
+    return isinstance(error, guesses) and not REFUSAL.search(str(error))
 
 
 def root_cause(error: Exception) -> str:

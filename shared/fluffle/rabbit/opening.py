@@ -9,7 +9,7 @@ import pika.exceptions
 
 from fluffle.address import BrokerAddress
 from fluffle.errors import AccessRefused, BrokerError, ConnectionLost
-from fluffle.rabbit.faults import in_fluffles_words, root_cause
+from fluffle.rabbit.faults import in_fluffles_words, root_cause, was_cut_off
 from fluffle.rabbit.tls_faults import tls_refusal
 
 
@@ -60,7 +60,7 @@ def _in_words(error: Exception, address: BrokerAddress, host: str, port: int, wh
     if refusal is not None:
         return refusal
     user, password = address.login()
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError):
+    if isinstance(error, pika.exceptions.ProbableAuthenticationError) and not was_cut_off(error):
         if password is None:
             return AccessRefused(
                 f"RabbitMQ at {where} refused the login by certificate: it has no user {user!r} (any more), "
