@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fluffle.command_line import new_app
+from fluffle.command_line import clean_exit, new_app
+from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode, make_private_folder
 from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import SERVER_FOLDER_VARIABLE
@@ -38,6 +39,7 @@ Folder = Annotated[
     epilog=f"The server is that of {SERVER_FOLDER_VARIABLE} (the folder of rabbitmq-server) if set, else the"
     " installed one."
 )
+@clean_exit()
 def up(
     folder: Folder = DEFAULT_FOLDER,
     management: Annotated[
@@ -46,63 +48,80 @@ def up(
     tls: Annotated[
         bool, typer.Option("--tls", help="Speak TLS, with certificates that are made in the folder.")
     ] = False,
+    nodes: Annotated[
+        int, typer.Option(min=1, help="3 for a cluster, of which one node at a time may die unnoticed.")
+    ] = 1,
 ) -> None:
     """Start the broker in the background, wait until it serves (about 7 s), and say how to reach it.
 
-    What a stopped broker has left in the folder is there again: queues, messages, user and password.
-    A broker that runs already is left as it is.
+    What a stopped broker has left in the folder is there again: queues, messages, user and password, and its
+    nodes if it is a cluster. A broker that runs already is left as it is.
     """
-    node = _node(folder)
-    if node is not None and node.is_running:
-        typer.echo(f"RabbitMQ runs already in {folder} (process {node.pid}).")
+    broker = _broker(folder)
+    if broker is not None and all(node.is_running for node in _nodes(broker)):
+        how = "runs already"
     else:
         certificates = _certificates_in(folder) if tls else None
         with Console(stderr=True).status("starting RabbitMQ"):
-            node = BrokerNode.start(folder, management=management, tls=certificates)
-        typer.echo(f"RabbitMQ runs in {folder} (process {node.pid}).")
+            if nodes > 1 or isinstance(broker, BrokerCluster):
+                size = nodes if nodes > 1 or broker is None else len(_nodes(broker))
+                broker = BrokerCluster.start(folder, size=size, management=management, tls=certificates)
+            else:
+                broker = BrokerNode.start(folder, management=management, tls=certificates)
+        how = "runs"
+    processes = ", ".join(str(node.pid) for node in _nodes(broker))
+    typer.echo(f"RabbitMQ {how} in {folder} (process {processes}).")
     option = "" if folder == DEFAULT_FOLDER else f" --folder {quote(str(folder))}"
-    if node.management_url is not None:
-        typer.echo(f"  its UI     {node.management_url}   user {node.user}   password {node.password}")
-    typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={node.amqp_url}")
-    if node.authority is not None:
-        typer.echo(f"             export FLUFFLE_BROKER_CA_FILE={quote(str(node.authority))}")
-    if node.management_url is not None:
-        typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={node.management_url}")
+    if broker.management_url is not None:
+        typer.echo(f"  its UI     {broker.management_url}   user {broker.user}   password {broker.password}")
+    typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={broker.amqp_url}")
+    if broker.authority is not None:
+        typer.echo(f"             export FLUFFLE_BROKER_CA_FILE={quote(str(broker.authority))}")
+    if broker.management_url is not None:
+        typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={broker.management_url}")
     typer.echo(f"  to stop    fluffle broker down{option}")
 
 
 @app.command()
+@clean_exit()
 def down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop the broker in good order; its folder stays, and `up` goes on with what is in it."""
-    node = _node(folder)
-    if node is None or not node.is_running:
+    broker = _broker(folder)
+    was_running = broker is not None and any(node.is_running for node in _nodes(broker))
+    if not was_running:
         typer.echo(f"No RabbitMQ runs in {folder}.")
-    if node is None:
+    if broker is None:
         return
-    was_running = node.is_running
     with Console(stderr=True).status("stopping RabbitMQ"):
-        node.stop()
+        broker.stop()
     if was_running:
         typer.echo(f"RabbitMQ in {folder} has stopped; its data are still there.")
 
 
 @app.command()
+@clean_exit()
 def status(
     folder: Folder = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
 ) -> None:
-    """Say whether the broker runs, and how to reach it; the exit code is 1 when it does not."""
-    node = _node(folder)
-    running = node is not None and node.is_running
+    """Say whether the broker runs, and how to reach it; the exit code is 1 when it does not.
+
+    A cluster runs when more than half of its nodes do.
+    """
+    broker = _broker(folder)
+    running = broker is not None and broker.is_running
     facts: dict[str, str | int | None] = {"folder": str(folder)}
-    if node is not None:
+    if isinstance(broker, BrokerNode):
+        facts["pid"] = broker.pid if running else None
+    elif broker is not None:
+        facts |= {node.folder.name: _state(node) for node in broker.nodes}
+    if broker is not None:
         facts |= {
-            "pid": node.pid if running else None,
-            "amqp_url": node.amqp_url,
-            "management_url": node.management_url,
-            "user": node.user,
-            "password": node.password,
-            "broker_ca_file": None if node.authority is None else str(node.authority),
+            "amqp_url": broker.amqp_url,
+            "management_url": broker.management_url,
+            "user": broker.user,
+            "password": broker.password,
+            "broker_ca_file": None if broker.authority is None else str(broker.authority),
         }
     if as_json:
         typer.echo(json.dumps({"running": running} | facts))
@@ -128,6 +147,17 @@ def _certificates_in(folder: Path) -> NodeTls:
     return NodeTls(certificates)
 
 
-def _node(folder: Path) -> BrokerNode | None:
-    """Find the node of this folder, running or not; None when none was ever started there."""
+def _state(node: BrokerNode) -> str:
+    port = f"port {node.settings.amqp_port}"
+    return f"{port}, process {node.pid}" if node.is_running else f"{port}, not running"
+
+
+def _broker(folder: Path) -> BrokerNode | BrokerCluster | None:
+    """Find the broker of this folder, running or not; None when none was ever started there."""
+    if BrokerCluster.is_in(folder):
+        return BrokerCluster.load(folder)
     return BrokerNode.load(folder) if (folder / "node.json").exists() else None
+
+
+def _nodes(broker: BrokerNode | BrokerCluster) -> tuple[BrokerNode, ...]:
+    return (broker,) if isinstance(broker, BrokerNode) else broker.nodes

@@ -149,10 +149,11 @@ class BrokerNode:
         self._process = None
         self._refresh()
         if self.pid:
-            comes_true(lambda: stop_port_mapper(self.settings.epmd_port), timeout_s=5)
+            if not self.settings.number:  # the nodes of a cluster share theirs
+                comes_true(lambda: stop_port_mapper(self.settings.epmd_port), timeout_s=5)
             self.settings = replace(self.settings, pid=0)
             if self.folder.exists():
-                _store(self.folder, self.settings)
+                store(self.folder, self.settings)
 
     def restart(self, *, timeout_s: float = 60.0) -> None:
         """Start again, after a stop if need be: same data, same ports, same user."""
@@ -178,10 +179,10 @@ class BrokerNode:
         with locked(self.folder) as lock:
             settings = _as_before(_stored(self.folder), wanted)
             write_configuration(self.folder, settings)
-            _store(self.folder, settings)
+            store(self.folder, settings)
             self._process = spawn(self.folder, settings, lock=lock)
             self.settings = replace(settings, pid=self._process.pid)
-            _store(self.folder, self.settings)
+            store(self.folder, self.settings)
         try:
             self._await_service(timeout_s)
         except BaseException:  # Ctrl-C too: a node that nobody waits for must not stay behind
@@ -235,7 +236,8 @@ def _as_before(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:
     )
 
 
-def _store(folder: Path, settings: NodeSettings) -> None:
+def store(folder: Path, settings: NodeSettings) -> None:
+    """Write what `BrokerNode.load` reads."""
     write_private(folder / "node.json", json.dumps(asdict(settings), indent=2) + "\n")
 
 

@@ -37,6 +37,12 @@ _PORTS: Final = range(20_000, 32_000)
 # RabbitMQ's scripts redirect descriptors of one digit, and shells keep their own from 10 on.
 _LOWEST_LOCK_DESCRIPTOR: Final = 100
 _ONLY_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
+# The first node to come up looks for the others in vain, and on 3.10 for 5 s unless told otherwise, while
+# they wait for it. On one machine a second is plenty.
+_CLUSTER_ON_ONE_MACHINE: Final = """
+cluster_formation.discovery_retry_limit = 2
+cluster_formation.discovery_retry_interval = 500
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,9 @@ class NodeSettings:
     # The folder of its certificates; None is AMQP in plain text, and else all of it is TLS.
     certificates: str | None = None
     passwords: bool = True
+    # Which node of a cluster this is, from 1 on, and of how many; 0 for a node that stands alone.
+    number: int = 0
+    cluster_size: int = 0
 
     @property
     def tls(self) -> NodeTls | None:
@@ -62,9 +71,16 @@ class NodeSettings:
         return None if self.certificates is None else NodeTls(Path(self.certificates), self.passwords)
 
     @property
+    def name(self) -> str:
+        """The node's name for Erlang. Each node or cluster has an epmd of its own: the same do for all."""
+        return _node_name(self.number)
+
+    @property
     def ports(self) -> list[int]:
-        """Every port that the node listens on."""
-        ports = [self.amqp_port, self.distribution_port, self.epmd_port]
+        """Every port that this node alone listens on: the nodes of a cluster share their epmd."""
+        ports = [self.amqp_port, self.distribution_port]
+        if not self.number:
+            ports.append(self.epmd_port)
         return ports if self.management_port is None else [*ports, self.management_port]
 
 
@@ -183,13 +199,25 @@ log.file.level = info
     if settings.management_port is not None:
         private += f"management.tcp.ip = {LOOPBACK}\nmanagement.tcp.port = {settings.management_port}\n"
         plugins = (shared / "enabled_plugins").read_text()
+    if settings.cluster_size:
+        private += (shared / "cluster" / "cluster.conf").read_text() + _CLUSTER_ON_ONE_MACHINE
+        for number in range(1, settings.cluster_size + 1):
+            private += f"cluster_formation.classic_config.nodes.{number} = {_node_name(number)}\n"
     write_private(folder / "rabbitmq.conf", (shared / "rabbitmq.conf").read_text() + private)
     write_private(folder / "enabled_plugins", plugins)
     for name in ("data", "log", "home"):
         (folder / name).mkdir(exist_ok=True, mode=0o700)
-    cookie = folder / "home" / ".erlang.cookie"
-    if not cookie.exists():  # Erlang would make one itself, from the clock
-        write_private(cookie, token_hex(16))
+    if not cookie_of(folder).exists():  # Erlang would make one itself, from the clock
+        write_private(cookie_of(folder), token_hex(16))
+
+
+def cookie_of(folder: Path) -> Path:
+    """Return where a node keeps its Erlang cookie; nodes with the same one may form a cluster."""
+    return folder / "home" / ".erlang.cookie"
+
+
+def _node_name(number: int) -> str:
+    return f"fluffle-{number}@localhost" if number else "fluffle@localhost"
 
 
 def _shared_configuration() -> Path:
@@ -231,7 +259,7 @@ def server_environment(folder: Path, settings: NodeSettings, outer: Mapping[str,
         "ERL_EPMD_ADDRESS": LOOPBACK,
         "ERL_EPMD_PORT": str(settings.epmd_port),
         "ERL_CRASH_DUMP_SECONDS": "0",  # a dump is large, and holds the password
-        "RABBITMQ_NODENAME": "fluffle@localhost",  # each node has an epmd of its own: one name does for all
+        "RABBITMQ_NODENAME": settings.name,
         "RABBITMQ_DIST_PORT": str(settings.distribution_port),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ONLY_LOOPBACK,
         "RABBITMQ_CTL_ERL_ARGS": _ONLY_LOOPBACK,
