@@ -23,6 +23,7 @@ from fluffle.wire import decode_inbound
 
 DEADLINE_S = 300.0
 EXAMPLES = Path(__file__).parent.parent / "examples"
+TASKS = Path(__file__).parent / "tasks"
 HEARTBEAT_S = 5
 
 
@@ -57,6 +58,10 @@ class Part:
             return found
 
         wait_until(is_there, f"{count} times {event!r} in the log of {self.name}")
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM."""
+        self.process.terminate()
 
     def kill(self) -> None:
         """End the process with SIGKILL."""
@@ -160,7 +165,7 @@ class Federation:
             "FLUFFLE_TASK": self.task,
             "FLUFFLE_HEARTBEAT_S": str(HEARTBEAT_S),
             "FLUFFLE_LOG_FORMAT": "json",
-            "PYTHONPATH": str(EXAMPLES),
+            "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{TASKS}",
             # Many processes share two cores.
             "OMP_NUM_THREADS": "1",
             "TF_NUM_INTRAOP_THREADS": "1",

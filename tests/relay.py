@@ -1,7 +1,8 @@
-"""A relay between a client and a server: it counts what passes, and can cut the line."""
+"""A relay between a client and a server: it counts what passes, and can cut the line or hold it up."""
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from contextlib import suppress
@@ -21,6 +22,9 @@ class Relay:
         self._threads = [threading.Thread(target=self._accept)]
         self.port: int = self._listener.getsockname()[1]
         self.to_client_bytes = 0
+        self._may_pass_to_server_bytes = math.inf
+        self._to_client_is_open = threading.Event()
+        self._to_client_is_open.set()
 
     def __enter__(self) -> Self:
         self._threads[0].start()
@@ -33,8 +37,17 @@ class Relay:
         for thread in self._threads:
             thread.join()
 
+    def hold_answers(self) -> None:
+        """Let nothing more pass to the client; what it sends still arrives."""
+        self._to_client_is_open.clear()
+
+    def cut_after(self, to_server_bytes: int) -> None:
+        """Cut the line when so many more bytes have passed to the server, in the middle of a message."""
+        self._may_pass_to_server_bytes = to_server_bytes
+
     def cut(self) -> None:
         """End every connection and listen no more, like a server that is killed."""
+        self._to_client_is_open.set()
         for each in [self._listener, *self._sockets]:
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -57,12 +70,17 @@ class Relay:
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):
             while data := client.recv(CHUNK_BYTES):
+                self._may_pass_to_server_bytes -= len(data)
+                if self._may_pass_to_server_bytes < 0:
+                    server.sendall(data[: int(self._may_pass_to_server_bytes)])
+                    self.cut()
                 server.sendall(data)
             server.shutdown(socket.SHUT_RDWR)
 
     def _to_client(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):
             while data := server.recv(CHUNK_BYTES):
+                self._to_client_is_open.wait()
                 client.sendall(data)
                 self.to_client_bytes += len(data)
             client.shutdown(socket.SHUT_RDWR)
