@@ -26,7 +26,9 @@ def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> Ra
     time or when `stop` is set.
     """
     return _patiently(settings, stop)(
-        lambda: RabbitBroker(settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s)
+        lambda: RabbitBroker(
+            settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s, stop=stop
+        )
     )
 
 
@@ -47,7 +49,11 @@ def connect_to_federation(
 
     def attempt() -> RabbitBroker:
         broker = RabbitBroker(
-            settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s, speaks_for=speaks_for
+            settings.broker_address(),
+            name=name,
+            heartbeat_s=settings.heartbeat_s,
+            speaks_for=speaks_for,
+            stop=stop,
         )
         try:
             broker.check(topology)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -31,12 +32,19 @@ class RabbitBroker:
     """One connection to RabbitMQ; see `fluffle.broker.Broker` for what its methods promise."""
 
     def __init__(
-        self, address: str | BrokerAddress, *, name: str, heartbeat_s: int, speaks_for: str | None = None
+        self,
+        address: str | BrokerAddress,
+        *,
+        name: str,
+        heartbeat_s: int,
+        speaks_for: str | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         """Connect. `name` is what RabbitMQ's UI shows; an address may be a URL.
 
         `speaks_for` is the worker or evaluator in whose name this connection publishes. RabbitMQ lets a user
         speak for itself alone, unless it has the tag `impersonator`; None means the user itself.
+        Soon after `stop` is set, calls that RabbitMQ does not answer end with ConnectionLost.
 
         Raises what RabbitConnection does.
         """
@@ -51,6 +59,7 @@ class RabbitBroker:
             heartbeat_s=heartbeat_s,
             is_full=self._is_full,
             on_end=lambda: self._inbox.put(None),
+            stop=stop,
         )
         self._channel = self._connection.channel
         self._connection.call(lambda: self._channel.add_on_cancel_callback(self._on_cancel), "the channel")

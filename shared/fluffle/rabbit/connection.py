@@ -6,6 +6,7 @@ functions, and waits for what they give.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -31,6 +32,8 @@ Result = TypeVar("Result")
 BLOCKED_TIMEOUT_S = 300.0
 POLL_S = 1.0
 SILENCE_S = 30.0
+# Who is asked to stop waits so long for an answer: less than what containers are given to end.
+LEAVE_AFTER_S = 4.0
 # The thread is a daemon: what it still waits for ends with the process.
 CLOSE_PATIENCE_S = 5.0
 
@@ -51,8 +54,11 @@ class RabbitConnection:
         heartbeat_s: int,
         is_full: Callable[[], bool],
         on_end: Callable[[], None],
+        stop: threading.Event | None = None,
     ) -> None:
         """Connect, to any of the nodes that the address names. `name` is what RabbitMQ's UI shows.
+
+        Soon after `stop` is set, nobody waits for answers any more: a broker with an alarm gives none.
 
         Raises ConnectionLost when nothing answers (it may come later), TlsRefused when one side does not
         trust the other, AccessRefused when the broker does not let this user in, ConfigError for a URL or a
@@ -73,6 +79,7 @@ class RabbitConnection:
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
+        self._stop = stop or threading.Event()
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -94,6 +101,7 @@ class RabbitConnection:
         self._commands.append(command)
         self.wake()
         asked, warn_after_s = time.monotonic(), SILENCE_S
+        leave_at = math.inf
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
                 return future.result(timeout=POLL_S)
@@ -101,6 +109,10 @@ class RabbitConnection:
                 # A slow line, an alarm, or a queue with too few nodes of its cluster: all of them may end.
                 log.warning("RabbitMQ does not answer yet", about=what, seconds=round(warn_after_s))
                 warn_after_s *= 2
+            if self._stop.is_set():
+                leave_at = min(leave_at, time.monotonic() + LEAVE_AFTER_S)
+            if time.monotonic() > leave_at:
+                raise ConnectionLost(f"RabbitMQ does not answer about {what}, and this process is to stop")
         raise self.failure or ConnectionLost("the connection is closed")
 
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
