@@ -17,7 +17,7 @@ from fluffle.update import WeightUpdate
 SAYS_WHERE = (
     "field ",
     "unknown field ",
-    "the name of a field ",
+    "the name of a field",
     "the header ",
     "the payload ",
     "the message ",
