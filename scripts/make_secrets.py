@@ -2,10 +2,10 @@
 """`make secrets`: random passwords into .secrets/, and RabbitMQ's users and rights into its definitions.
 
 .secrets has a file for each user, with its password, which docker compose gives to that user's container
-alone. broker_config/generated/definitions.json holds salted hashes of them, and RabbitMQ reads it each time
-it starts. Git ignores both, and .env, which names the federation. A password that is there is kept: run this
-as often as you like, with the names of more workers if there are to be more. Needs Python's standard library
-only.
+alone, and the cookie of the cluster's nodes. broker_config/generated/definitions.json holds salted hashes of
+them, and RabbitMQ reads it each time it starts. Git ignores both, and .env, which names the federation. A
+password that is there is kept: run this as often as you like, with the names of more workers if there are to
+be more. Needs Python's standard library only.
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ def main(more_workers: list[str]) -> str:
     there = [path.name for path in sorted(SECRETS.iterdir()) if NAME.fullmatch(path.name)]
     users = dict.fromkeys([*PARTS, *WORKERS, *there, *more_workers])
     found = {user: read_or_draw(SECRETS / user) for user in users}
+    # By which the nodes of docker-compose.cluster.yml know each other. Its dot keeps it from being a worker.
+    read_or_draw(SECRETS / ".erlang.cookie")
     passwords = {user: password for user, (password, _) in found.items()}
     write_definitions(DEFINITIONS, definitions_of(federation, passwords, read_hashes(DEFINITIONS)))
 

@@ -51,7 +51,7 @@ def password_file(checkout: Path, user: str) -> Path:
 
 
 def passwords_in(checkout: Path) -> dict[str, str]:
-    return {path.name: path.read_text().strip() for path in (checkout / ".secrets").iterdir()}
+    return {path.name: path.read_text().strip() for path in (checkout / ".secrets").glob("[!.]*")}
 
 
 def definitions_file(checkout: Path) -> Path:
@@ -240,3 +240,15 @@ def test_an_empty_password_is_refused(checkout: Path) -> None:
 
     assert done.returncode == 1
     assert "operator must hold one password" in done.stderr
+
+
+def test_the_nodes_of_a_cluster_get_a_cookie_that_stays_and_is_nobodys_password(checkout: Path) -> None:
+    cookie = checkout / ".secrets" / ".erlang.cookie"
+
+    make_secrets(checkout)
+    drawn = cookie.read_text()
+    make_secrets(checkout)
+
+    assert len(drawn) > 30
+    assert cookie.read_text() == drawn
+    assert by_user(checkout, "users", "name").keys() == USERS
