@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -142,6 +142,7 @@ def a_charge(
     rhythm: Rhythm | None = None,
     goal: Goal | None = None,
     first: ModelVersion | None = None,
+    try_out: Callable[[Layout, bytes], str] = lambda _layout, _body: "",
 ) -> Charge:
     """Return what an aggregator is told when it starts."""
     strategy, rhythm = strategy or a_strategy(), rhythm or Rhythm()
@@ -165,4 +166,5 @@ def a_charge(
         prefetch=strategy.buffer_size * rhythm.every + 2,
         first_version=lambda: replace(first or a_version(), plan=plan),
         continue_from=continue_from,
+        try_out=try_out,
     )

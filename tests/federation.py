@@ -165,7 +165,7 @@ class Federation:
             "FLUFFLE_TASK": self.task,
             "FLUFFLE_HEARTBEAT_S": str(HEARTBEAT_S),
             "FLUFFLE_LOG_FORMAT": "json",
-            "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{TASKS}",
+            "PYTHONPATH": os.pathsep.join(map(str, [self.folder, EXAMPLES, TASKS])),
             # Many processes share two cores.
             "OMP_NUM_THREADS": "1",
             "TF_NUM_INTRAOP_THREADS": "1",

@@ -13,6 +13,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.service import Charge, serve
 from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
 
 
 def charge_of(settings: AggregatorSettings) -> Charge:
@@ -34,6 +35,7 @@ def charge_of(settings: AggregatorSettings) -> Charge:
         prefetch=strategy.buffer_size * rhythm.every + 2,
         first_version=partial(first_version, settings, strategy),
         continue_from=continue_from,
+        try_out=partial(try_out, settings),
     )
 
 

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     """Why a message is refused, in a word; the refusal's detail says the rest."""
 
     UNREADABLE = "unreadable"
+    CRASHES = "crashes"
     FOREIGN_SENDER = "foreign-sender"
     WRONG_FEDERATION = "wrong-federation"
     WRONG_LAYOUT = "wrong-layout"

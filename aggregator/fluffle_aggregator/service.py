@@ -15,6 +15,7 @@ from fluffle.broker import Broker, Delivery
 from fluffle.errors import WireError
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
+from fluffle.model import Layout
 from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.topology import Topology
@@ -32,6 +33,8 @@ from fluffle_aggregator.head import Head, read_head
 log = get_logger(__name__)
 
 POLL_S = 0.5
+# Deliveries before this one, after which a message may have been the cause that aggregators died.
+SUSPICIOUS_AFTER = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,10 @@ class Rhythm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """All that an aggregator is told when it starts."""
+    """All that an aggregator is told when it starts.
+
+    `try_out` takes in a message where it does no harm, and says how that ended; empty is well.
+    """
 
     name: str
     topology: Topology
@@ -69,6 +75,7 @@ class Charge:
     prefetch: int
     first_version: Callable[[], ModelVersion]
     continue_from: Callable[[Head], GlobalModel]
+    try_out: Callable[[Layout, bytes], str]
 
 
 def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) -> None:
@@ -172,6 +179,12 @@ class Leader:
 
     def receive(self, delivery: Delivery) -> None:
         """Take in one message: fold it, note it, or refuse it."""
+        if delivery.redeliveries >= SUSPICIOUS_AFTER:
+            log.warning("trying a message that was there when aggregators died", times=delivery.redeliveries)
+            if end := self._charge.try_out(self._model.record.layout, delivery.body):
+                detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {end}"
+                self._refuse(delivery, Refusal(Reason.CRASHES, detail), {})
+                return
         try:
             message = decode_inbound(delivery.body)
         except WireError as error:

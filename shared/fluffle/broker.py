@@ -40,7 +40,7 @@ class StreamReader(Protocol):
     """Reads the bodies of a stream in their order; a stream that is deleted meanwhile is a ConnectionLost."""
 
     def next_body(self, timeout_s: float) -> bytes | None:
-        """Return the next body, or None when none came within the time."""
+        """Return the next body, or None when none came, and none was on its way, for `timeout_s`."""
 
 
 class Broker(Protocol):

@@ -8,6 +8,7 @@
     └── BrokerError
         ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
         ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
+        ├── StreamUnreadable  the stream is damaged: the next leader rebuilds it from the head; readers wait
         ├── AccessRefused     user, password, virtual host or rights are wrong: ask who runs the broker
         ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
         ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
@@ -49,6 +50,10 @@ class ConnectionLost(BrokerError):
 
 class TlsRefused(BrokerError):
     """One side does not accept the other's certificate, or one speaks TLS and the other plain text."""
+
+
+class StreamUnreadable(BrokerError):
+    """The broker has no readable copy of a stream on the node that was asked."""
 
 
 class AccessRefused(BrokerError):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, StreamReader
-from fluffle.errors import TopologyMissing
+from fluffle.errors import TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
@@ -18,7 +18,9 @@ log = get_logger(__name__)
 POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
 QUIET_S = 0.05
-SLOW_LINK_S = 20.0
+# So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
+NOTHING_THERE_S = 2.0
+SLOW_LINK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
 
 
 def stored_at_hand(
-    broker: Broker, topology: Topology, *, patience_s: float = 2 * POLL_S
+    broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
 ) -> StoredVersion | None:
     """Return the same as `version_at_hand`, with its message.
 
@@ -93,11 +95,11 @@ def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
     highest_term = 0
     with broker.read_stream(topology.models.name, offset="first") as reader:
         while newest and (body := reader.next_body(SLOW_LINK_S)) is not None:
-            version = decode_version(body)
-            if version.term >= highest_term:
+            version = _readable(body)
+            if version and version.term >= highest_term:
                 highest_term = version.term
                 yield StoredVersion(version, body)
-            if version.rank >= newest.rank:
+            if version and version.rank >= newest.rank:
                 return
 
 
@@ -108,12 +110,21 @@ def _messages_in(broker: Broker, queue: str) -> int:
         return 0  # somebody deleted it: what is in the stream is to be seen all the same
 
 
+def _readable(body: bytes) -> ModelVersion | None:
+    try:
+        return decode_version(body)
+    except WireError as error:
+        # Only an aggregator or an operator can have put it there; no reader is to end of it.
+        log.warning("passed over a message in the stream that is no version", because=str(error))
+        return None
+
+
 def _newest_at_hand(reader: StreamReader, timeout_s: float) -> StoredVersion | None:
     newest: StoredVersion | None = None
     body = reader.next_body(timeout_s)
     while body is not None:
-        version = decode_version(body)
-        if newest is None or version.rank > newest.version.rank:
+        version = _readable(body)
+        if version and (newest is None or version.rank > newest.version.rank):
             newest = StoredVersion(version, body)
         body = reader.next_body(QUIET_S)
     return newest

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.errors import ConnectionLost, QueueFull, StreamUnreadable
 from fluffle.logs import get_logger
 
 log = get_logger(__name__)
 
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 5.0
+# A connection that lived for longer than this was a good one: the next loss is a new story.
+GOOD_AFTER_S = 60.0
+FIRST_WAIT_S = 0.5
+LONGEST_WAIT_S = 10.0
 
 
 def work_with_new_connections(
@@ -22,10 +24,12 @@ def work_with_new_connections(
 ) -> None:
     """Run `work` on a connection until it returns, anew on a new one whenever one is lost.
 
-    Returns when `work` has, or when `stop` is set while there is no connection. What `connect` raises, such
-    as ConnectionLost after all its patience, is the caller's, and so is any other error of `work`.
+    A connection that is lost for the first time in a while is made anew at once. The more of them are lost
+    soon after one another, the longer are the waits, so that a broker in trouble is not stormed. Returns when
+    `work` has, or when `stop` is set while there is no connection. What `connect` raises, such as
+    ConnectionLost after all its patience, is the caller's, and so is any other error of `work`.
     """
-    longest_pause_s = FIRST_PAUSE_S
+    losses = 0
     while not stop.is_set():
         try:
             broker = connect()
@@ -33,17 +37,24 @@ def work_with_new_connections(
             if stop.is_set():
                 return
             raise
-        connected = time.monotonic()
+        began = time.monotonic()
         with broker:
             try:
                 work(broker)
-            except (ConnectionLost, QueueFull) as error:
+            except (ConnectionLost, QueueFull, StreamUnreadable) as error:
                 # QueueFull comes here from queues that never fill: too few nodes of their cluster run.
-                log.warning("lost the broker; connecting again", because=str(error))
+                losses = 0 if time.monotonic() - began > GOOD_AFTER_S else losses
+                wait_s = wait_before(losses)
+                losses += 1
+                log.warning("lost the broker; connecting again", because=str(error), wait_s=round(wait_s, 1))
             else:
                 return
-        # A broker that lets us in may yet have nothing for us: a cluster whose queues are not up again.
-        if time.monotonic() - connected > LONGEST_PAUSE_S:
-            longest_pause_s = FIRST_PAUSE_S
-        stop.wait(random.SystemRandom().uniform(0, longest_pause_s))
-        longest_pause_s = min(2 * longest_pause_s, LONGEST_PAUSE_S)
+        stop.wait(wait_s)
+
+
+def wait_before(losses: int) -> float:
+    """Return the seconds to wait after so many losses; with jitter, so that not all come back as one."""
+    if losses == 0:
+        return 0.0
+    longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (losses - 1))
+    return random.SystemRandom().uniform(longest_s / 2, longest_s)

@@ -9,10 +9,13 @@ import pytest
 from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
 from leading import a_server, aggregate, encoded, newest, rejected, send, sender_of, unacked, versions
 
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.model import Layout
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
 from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.service import Charge
 
 NAN = float("nan")
 GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
@@ -153,3 +156,43 @@ def test_after_the_end_an_update_is_refused_as_finished_and_no_version_follows()
     assert headers["reason"] == "finished"
     assert "it was enough" in str(headers["detail"])
     assert len(versions(server, charge)) == 1
+
+
+def deliver_in_vain(server: FakeServer, charge: Charge, times: int) -> None:
+    """Let aggregators take what waits into their hands, and die so many times."""
+    for _ in range(times):
+        with FakeBroker(server) as broker:
+            broker.consume(charge.topology.updates.name, prefetch=10)
+
+
+def test_of_what_was_there_when_two_aggregators_died_only_the_cause_is_refused() -> None:
+    poison = encoded(an_update("poison"))
+    tried = []
+
+    def try_out(_layout: Layout, body: bytes) -> str:
+        tried.append(body)
+        return "was ended by SIGKILL" if body == poison else ""
+
+    charge = a_charge(a_strategy(buffer_size=2), try_out=try_out)
+    innocent = [an_update("before"), an_update("behind")]
+    server = a_server(charge, innocent[0], an_update("poison"), innocent[1])
+    deliver_in_vain(server, charge, times=2)
+
+    aggregate(server, charge)
+
+    assert tried == [encoded(innocent[0]), poison, encoded(innocent[1])]
+    assert [one.id.worker for one in newest(server, charge).folded] == ["before", "behind"]
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "crashes"
+    assert headers["detail"] == "after 2 deliveries, a process that tried this message was ended by SIGKILL"
+
+
+def test_what_was_delivered_in_vain_once_is_taken_in_at_once() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), try_out=lambda _layout, _body: "must not be asked")
+    server = a_server(charge, an_update())
+    deliver_in_vain(server, charge, times=1)
+
+    aggregate(server, charge)
+
+    assert newest(server, charge).version == 1
+    assert rejected(server, charge) == []

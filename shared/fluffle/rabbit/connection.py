@@ -30,6 +30,8 @@ log = get_logger(__name__)
 Result = TypeVar("Result")
 
 BLOCKED_TIMEOUT_S = 300.0
+# Longer than the above: of an alarm pika tells by itself.
+ANSWER_TIMEOUT_S = 330.0
 POLL_S = 1.0
 SILENCE_S = 30.0
 # Who is asked to stop waits so long for an answer: less than what containers are given to end.
@@ -86,8 +88,14 @@ class RabbitConnection:
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[[], Result], what: str) -> Result:
-        """Run a function on the thread and return what it gives; `what` it is about stands in its errors."""
+    def call(
+        self, function: Callable[[], Result], what: str, *, patience_s: float = ANSWER_TIMEOUT_S
+    ) -> Result:
+        """Run a function on the thread and return what it gives; `what` it is about stands in its errors.
+
+        A broker whose queue has lost its members neither answers nor confirms, for ever, while its heartbeats
+        go on. The log says so meanwhile, and after `patience_s` the connection is ended: ConnectionLost.
+        """
         future: Future[Result] = Future()
 
         def command() -> None:
@@ -100,15 +108,18 @@ class RabbitConnection:
 
         self._commands.append(command)
         self.wake()
-        asked, warn_after_s = time.monotonic(), SILENCE_S
+        asked_at, warn_after_s = time.monotonic(), SILENCE_S
         leave_at = math.inf
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
                 return future.result(timeout=POLL_S)
-            if time.monotonic() - asked > warn_after_s:
+            silent_s = time.monotonic() - asked_at
+            if silent_s > warn_after_s:
                 # A slow line, an alarm, or a queue with too few nodes of its cluster: all of them may end.
                 log.warning("RabbitMQ does not answer yet", about=what, seconds=round(warn_after_s))
                 warn_after_s *= 2
+            if silent_s > patience_s:
+                self._give_up(f"no answer about {what} for {silent_s:.0f} s")
             if self._stop.is_set():
                 leave_at = min(leave_at, time.monotonic() + LEAVE_AFTER_S)
             if time.monotonic() > leave_at:
@@ -128,6 +139,11 @@ class RabbitConnection:
 
         return self.call(run, what)
 
+    @property
+    def traffic_bytes(self) -> int:
+        """The bytes that have come so far; heartbeats are 8 each."""
+        return int(self._connection._impl.bytes_received)
+
     def new_channel(self) -> BlockingChannel:
         """Open one more channel; for functions that run on the thread."""
         return self._connection.channel()
@@ -144,6 +160,12 @@ class RabbitConnection:
         self._closing = True
         self.wake()
         self._thread.join(CLOSE_PATIENCE_S)
+
+    def _give_up(self, why: str) -> None:
+        """End the connection even if its thread waits inside pika, as pika itself does without heartbeats."""
+        impl = self._connection._impl
+        error = pika.exceptions.AMQPHeartbeatTimeout(why)
+        impl._adapter_add_callback_threadsafe(lambda: impl._terminate_stream(error))
 
     def _run(self) -> None:
         try:

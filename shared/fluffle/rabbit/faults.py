@@ -12,6 +12,7 @@ from fluffle.errors import (
     ConnectionLost,
     MessageTooLarge,
     QueueFull,
+    StreamUnreadable,
     TopologyMismatch,
     TopologyMissing,
     Unroutable,
@@ -53,6 +54,8 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
     # The same code is given for a queue that is there, but on nodes of a cluster that are down.
     if code == NOT_FOUND and "NOT_FOUND - no " in said:
         return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
+    if code == PRECONDITION_FAILED and "replica" in said:
+        return StreamUnreadable(f"{what} cannot be read on RabbitMQ at {where}: {said}")
     if code == PRECONDITION_FAILED and "max" in said and "size" in said:
         return MessageTooLarge(
             f"RabbitMQ at {where} takes no message as large as this: set max_message_size = 536870912 in "

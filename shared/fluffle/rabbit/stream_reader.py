@@ -13,6 +13,8 @@ from fluffle.errors import ConnectionLost
 from fluffle.rabbit.connection import RabbitConnection
 
 POLL_S = 1.0
+# More than heartbeats and acks come to.
+NO_SILENCE_BYTES = 4096
 
 
 class RabbitStreamReader:
@@ -32,16 +34,20 @@ class RabbitStreamReader:
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """See StreamReader."""
-        deadline = time.monotonic() + timeout_s
+        silent_since, heard_bytes = time.monotonic(), self._connection.traffic_bytes
         while True:
             try:
-                found = self._bodies.get(timeout=max(0.0, min(POLL_S, deadline - time.monotonic())))
+                left_s = silent_since + timeout_s - time.monotonic()
+                found = self._bodies.get(timeout=max(0.0, min(POLL_S, left_s)))
             except queue.Empty:
                 if self._connection.failure:
                     raise self._connection.failure from None
                 if not self._channel.is_open:
                     raise ConnectionLost(f"RabbitMQ closed the reader of {self._queue}") from None
-                if time.monotonic() >= deadline:
+                if self._connection.traffic_bytes - heard_bytes > NO_SILENCE_BYTES:
+                    # A large model on a slow link.
+                    silent_since, heard_bytes = time.monotonic(), self._connection.traffic_bytes
+                elif time.monotonic() >= silent_since + timeout_s:
                     return None
                 continue
             if found is None:
