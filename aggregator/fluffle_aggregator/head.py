@@ -49,8 +49,8 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
         if in_stream is not None:
             raise TopologyMissing(
                 f"the stream {topology.models.name} holds version {in_stream.rank}, but the queue "
-                f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, write the "
-                f"newest version to a file (`fluffle model export --out newest.fluffle`) and put it back "
+                f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, write "
+                f"the newest version to a file (`fluffle model export --out newest.fluffle`) and put it back "
                 f"(`fluffle model restore newest.fluffle`)"
             )
         if not is_readable:

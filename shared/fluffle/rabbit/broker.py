@@ -16,12 +16,10 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
-from fluffle.rabbit.connection import ANSWER_TIMEOUT_S, RabbitConnection
+from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.stream_reader import RabbitStreamReader
 from fluffle.topology import MIB, Queue, Topology
 
-# What is still on its way at this speed is no sign of a broker that hangs.
-SLOWEST_LINK_BYTES_PER_S = 256 * 1024
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
 # RabbitMQ's channel sends a quorum queue 32 commands ahead of its answers, and keeps the others to itself.
@@ -116,8 +114,7 @@ class RabbitBroker:
         send = functools.partial(
             self._channel.basic_publish, exchange, routing_key, body, properties, mandatory=True
         )
-        patience_s = ANSWER_TIMEOUT_S + len(body) / SLOWEST_LINK_BYTES_PER_S
-        self._connection.call(send, f"exchange {exchange or routing_key}", patience_s=patience_s)
+        self._connection.call(send, f"exchange {exchange or routing_key}", size_bytes=len(body))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""

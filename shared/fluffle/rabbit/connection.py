@@ -32,6 +32,8 @@ Result = TypeVar("Result")
 BLOCKED_TIMEOUT_S = 300.0
 # Longer than the above: of an alarm pika tells by itself.
 ANSWER_TIMEOUT_S = 330.0
+# What is still on its way at this speed is no sign of a broker that hangs.
+SLOWEST_LINK_BYTES_PER_S = 256 * 1024
 POLL_S = 1.0
 SILENCE_S = 30.0
 # Who is asked to stop waits so long for an answer: less than what containers are given to end.
@@ -88,14 +90,14 @@ class RabbitConnection:
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
         self._thread.start()
 
-    def call(
-        self, function: Callable[[], Result], what: str, *, patience_s: float = ANSWER_TIMEOUT_S
-    ) -> Result:
+    def call(self, function: Callable[[], Result], what: str, *, size_bytes: int = 0) -> Result:
         """Run a function on the thread and return what it gives; `what` it is about stands in its errors.
 
         A broker whose queue has lost its members neither answers nor confirms, for ever, while its heartbeats
-        go on. The log says so meanwhile, and after `patience_s` the connection is ended: ConnectionLost.
+        go on. The log says so meanwhile, and in the end the connection is given up: ConnectionLost.
+        `size_bytes` is what the function sends, which may take its time.
         """
+        patience_s = ANSWER_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
         future: Future[Result] = Future()
 
         def command() -> None:

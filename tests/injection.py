@@ -1,0 +1,54 @@
+"""Faults at a chosen point of a real process: code that Python runs when the process starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Python imports `sitecustomize` from PYTHONPATH first; tests/federation.py puts its folder there.
+PRELUDE = '''\
+import os, signal
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def freeze():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+def once(marker):
+    """Tell whether no process has been here before."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+'''
+
+# `moment(kind, count, before)` is called before and after each publish, with the kind of message and how many
+# of that kind this process has published, and after each ack, with the kind "ack".
+AT_EACH_CALL = """
+from collections import Counter
+from pika.adapters.blocking_connection import BlockingChannel
+
+counts = Counter()
+publish, ack = BlockingChannel.basic_publish, BlockingChannel.basic_ack
+
+def publishing(self, exchange, routing_key, body, properties=None, mandatory=False):
+    kind = properties.type
+    counts[kind] += 1
+    moment(kind, counts[kind], True)
+    publish(self, exchange, routing_key, body, properties, mandatory)
+    moment(kind, counts[kind], False)
+
+def acking(self, delivery_tag=0, multiple=False):
+    ack(self, delivery_tag, multiple)
+    counts["ack"] += 1
+    moment("ack", counts["ack"], False)
+
+BlockingChannel.basic_publish, BlockingChannel.basic_ack = publishing, acking
+"""
+
+
+def inject(folder: Path, code: str, *, at_each_call: bool = False) -> None:
+    """Let the processes that start in this folder from now on run `code` first."""
+    text = PRELUDE + code + (AT_EACH_CALL if at_each_call else "")
+    (folder / "sitecustomize.py").write_text(text)
