@@ -10,6 +10,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
+from fluffle_aggregator.head import StreamReadings
 from fluffle_aggregator.service import Charge, Leader, serve
 
 
@@ -88,7 +89,7 @@ def aggregate(server: FakeServer, charge: Charge, connect: Callable[[], Broker] 
 def take_the_lead(broker: Broker, charge: Charge, clock: Clock) -> Leader:
     """Return a leader whose time passes when the test says so."""
     broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
-    return Leader(charge, broker, clock=clock, now=lambda: 1_700_000_000.0)
+    return Leader(charge, broker, StreamReadings(), clock=clock, now=lambda: 1_700_000_000.0)
 
 
 def work_off(leader: Leader, broker: Broker) -> None:

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from fluffle.broker import Delivery
 from fluffle.model import largest_magnitude
 from fluffle.record import Evaluation, Rank, is_in_history
+from fluffle.topology import Exchange
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
 
@@ -52,15 +54,23 @@ class Policy:
     max_examples: int = 1_000_000_000
 
 
-def impostor(claimed: str, user: str | None) -> Refusal | None:
+def foreign_sender(claimed: str, delivery: Delivery, way_in: Exchange) -> Refusal | None:
     """Return why a message may not speak for whom it names, or None when RabbitMQ vouches for it.
 
-    `user` is the one that the broker verified; a message may leave it out, and then nobody vouches.
+    The broker verifies the user, if the message says one, and lets each publish to the exchanges that it has
+    the right to: nobody but workers to the one for updates, nobody but evaluators to the one for evaluations.
+    So no worker can end the federation by claiming an accuracy, and no evaluator can train.
     """
-    if user == claimed:
+    if delivery.exchange != way_in.name:
+        return Refusal(
+            Reason.FOREIGN_SENDER,
+            f"a message of this kind counts if it comes through the exchange {way_in.name}, "
+            f"not {delivery.exchange!r}",
+        )
+    if delivery.user == claimed:
         return None
-    found = f"from the RabbitMQ user {user!r}" if user else "from no verified RabbitMQ user (user_id)"
-    return Refusal(Reason.FOREIGN_SENDER, f"the message speaks for {claimed!r} but comes {found}")
+    found = f"the RabbitMQ user {delivery.user!r}" if delivery.user else "no verified RabbitMQ user (user_id)"
+    return Refusal(Reason.FOREIGN_SENDER, f"the message speaks for {claimed!r} but comes from {found}")
 
 
 def refusal(
@@ -77,19 +87,8 @@ def refusal(
     )
 
 
-def evaluation_refusal(
-    evaluation: Evaluation, model: GlobalModel, *, came_through: str, evaluations_in: str
-) -> Refusal | None:
-    """Return why an evaluator's report does not count, or None when it does.
-
-    `came_through` is the exchange that it came through: RabbitMQ lets nobody but evaluators publish to
-    `evaluations_in`, so that no worker can end the federation by claiming an accuracy.
-    """
-    if came_through != evaluations_in:
-        return Refusal(
-            Reason.FOREIGN_SENDER,
-            f"an evaluation counts if it comes through the exchange {evaluations_in}, not {came_through!r}",
-        )
+def evaluation_refusal(evaluation: Evaluation, model: GlobalModel) -> Refusal | None:
+    """Return why an evaluator's report does not count, or None when it does."""
     if evaluation.federation != model.record.federation:
         return Refusal(Reason.WRONG_FEDERATION, f"the evaluation is for {evaluation.federation!r}")
     if evaluation.version > model.version:

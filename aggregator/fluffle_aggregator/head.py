@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import tenacity
-
 from fluffle.broker import Broker
-from fluffle.errors import StreamUnreadable, TopologyMissing
+from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.models import version_at_hand
@@ -19,7 +18,9 @@ from fluffle.wire import decode_record, record_digest
 
 log = get_logger(__name__)
 
-UNREADABLE_FOR_S = 10.0
+# A node that has just come up may still be opening its streams.
+UNREADABLE_FOR_S = 5.0
+UNREADABLE_TIMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +36,49 @@ class Head:
     term: int
 
 
-def read_head(broker: Broker, topology: Topology) -> Head | None:
+class StreamReadings:
+    """Remembers, from one connection to the next, how often in a row the stream could not be read.
+
+    A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so, or
+    loses the connection.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._failed_since = 0.0
+        self._failures = 0
+
+    @property
+    def is_beyond_reading(self) -> bool:
+        """Whether it has failed so often, and for so long, that it will not become better."""
+        return self._failures >= UNREADABLE_TIMES and self._clock() - self._failed_since >= UNREADABLE_FOR_S
+
+    def newest(self, broker: Broker, topology: Topology) -> ModelVersion | None:
+        """Return the newest version in the stream. Raises StreamUnreadable or ConnectionLost."""
+        try:
+            found = version_at_hand(broker, topology)
+        except (StreamUnreadable, ConnectionLost):
+            if self._failures == 0:
+                self._failed_since = self._clock()
+            self._failures += 1
+            raise
+        self._failures = 0
+        return found
+
+    def forget(self) -> None:
+        """Begin anew, with a stream that was made anew."""
+        self._failures = 0
+
+
+def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> Head | None:
     """Return the newest committed version, None in a new federation; the stream is brought up to it.
 
-    A stream that cannot be read, as a power cut may leave it, is made anew. Raises TopologyMissing when
-    versions are in the stream, or may be, but the head queue is empty: it was deleted.
+    A stream that is beyond reading is made anew. Raises TopologyMissing when versions are in the stream, or
+    may be, but the head queue is empty: it was deleted.
     """
+    is_readable = not readings.is_beyond_reading
     # Before the head: a leader that died while it read the head has it back by then.
-    in_stream, is_readable = _newest_in_stream(broker, topology)
+    in_stream = readings.newest(broker, topology) if is_readable else None
     records = [(decode_record(body), body) for body in broker.peek(topology.head.name)]
     versions = [(record, body) for record, body in records if isinstance(record, ModelVersion)]
     if not versions:
@@ -64,6 +100,7 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
     if not is_readable:
         log.warning("the stream cannot be read and is made anew from the head", version=record.version)
         broker.rebuild(topology)
+        readings.forget()
     if in_stream is None or in_stream.rank < record.rank:
         log.warning("the stream is behind the head and gets its version again", version=record.version)
         broker.publish(topology.models_in.name, "", body, {"kind": "version"})
@@ -76,25 +113,6 @@ def read_head(broker: Broker, topology: Topology) -> Head | None:
     _bring_orphans_to_the_front(broker, topology, records, record.rank)
     terms = [other.term if isinstance(other, ModelVersion) else other.rank.term for other, _ in records]
     return Head(record, moments, record_digest(body), max([*terms, in_stream.term if in_stream else 0]))
-
-
-def _newest_in_stream(broker: Broker, topology: Topology) -> tuple[ModelVersion | None, bool]:
-    """Return the newest version in the stream, and whether the stream can be read at all."""
-    patiently = tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StreamUnreadable),
-        # A node that has just come up may still be opening it.
-        stop=tenacity.stop_after_delay(UNREADABLE_FOR_S),
-        wait=tenacity.wait_fixed(1.0),
-        before_sleep=lambda attempt: log.warning(
-            "the stream cannot be read; trying again",
-            because=str(attempt.outcome and attempt.outcome.exception()),
-        ),
-        reraise=True,
-    )
-    try:
-        return patiently(version_at_hand, broker, topology), True
-    except StreamUnreadable:
-        return None, False
 
 
 def _bring_orphans_to_the_front(

@@ -26,9 +26,9 @@ from fluffle.wire import (
     encode_version,
     record_digest,
 )
-from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, impostor, refusal
+from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, foreign_sender, refusal
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.head import Head, read_head
+from fluffle_aggregator.head import Head, StreamReadings, read_head
 
 log = get_logger(__name__)
 
@@ -83,10 +83,13 @@ def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) 
 
     After a lost connection it starts again from the head; any other error is the caller's.
     """
-    work_with_new_connections(connect, lambda broker: stand_by_and_lead(charge, broker, stop), stop)
+    readings = StreamReadings()
+    work_with_new_connections(connect, lambda broker: stand_by_and_lead(charge, broker, readings, stop), stop)
 
 
-def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> None:
+def stand_by_and_lead(
+    charge: Charge, broker: Broker, readings: StreamReadings, stop: threading.Event
+) -> None:
     """Be one aggregator for the life of one connection."""
     broker.declare(charge.topology)
     broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
@@ -99,7 +102,7 @@ def stand_by_and_lead(charge: Charge, broker: Broker, stop: threading.Event) -> 
             return
         # The broker gives messages to one consumer only: whoever gets the first one leads.
         delivery = broker.next_delivery(POLL_S)
-    leader = Leader(charge, broker)
+    leader = Leader(charge, broker, readings)
     while True:
         if delivery is not None:
             leader.receive(delivery)
@@ -130,6 +133,7 @@ class Leader:
         self,
         charge: Charge,
         broker: Broker,
+        readings: StreamReadings,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
@@ -142,7 +146,7 @@ class Leader:
         self._held: list[int] = []
         self._held_evaluation: int | None = None
         self._evaluation_held_from = clock()
-        head = read_head(broker, charge.topology)
+        head = read_head(broker, charge.topology, readings)
         if head is None:
             first = charge.first_version()
             head = Head(first, {}, self._publish(first), first.term - 1)
@@ -228,7 +232,7 @@ class Leader:
             self._commit()
 
     def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
-        if foreign := impostor(update.id.worker, delivery.user):
+        if foreign := foreign_sender(update.id.worker, delivery, self._charge.topology.updates_in):
             self._refuse(delivery, foreign, {"id": str(update.id)})
             return
         if delivery.redeliveries and update.id in self._model.applied:
@@ -248,12 +252,9 @@ class Leader:
         log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)
 
     def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
-        refused = impostor(evaluation.evaluator, delivery.user) or evaluation_refusal(
-            evaluation,
-            self._model,
-            came_through=delivery.exchange,
-            evaluations_in=self._charge.topology.evaluations_in.name,
-        )
+        refused = foreign_sender(
+            evaluation.evaluator, delivery, self._charge.topology.evaluations_in
+        ) or evaluation_refusal(evaluation, self._model)
         if refused:
             self._refuse(delivery, refused, {})
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -22,11 +23,13 @@ from leading import (
     work_off,
 )
 
-from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.broker import Broker, StreamReader
+from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.topology import Topology
 from fluffle.wire import decode_record, encode_moments, encode_version
-from fluffle_aggregator.head import read_head
+from fluffle_aggregator.head import StreamReadings, read_head
 from fluffle_aggregator.service import Charge
 
 
@@ -78,7 +81,7 @@ def test_a_stream_that_is_behind_the_head_gets_the_version_again() -> None:
     assert newest(server, charge).version == 0
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology)
+        head = read_head(broker, charge.topology, StreamReadings())
 
     assert head is not None
     assert head.record.version == 7
@@ -116,10 +119,10 @@ def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> No
     server = a_server(charge)
     with FakeBroker(server) as broker:
         broker.publish(charge.topology.models_in.name, "", encode_version(a_version(3, term=5)), {})
-        in_stream_only = read_head(broker, charge.topology)
+        in_stream_only = read_head(broker, charge.topology, StreamReadings())
     put_into_head(server, charge, some_moments(3, term=9))
     with FakeBroker(server) as broker:
-        with_orphans = read_head(broker, charge.topology)
+        with_orphans = read_head(broker, charge.topology, StreamReadings())
 
     assert in_stream_only is not None
     assert (in_stream_only.record.version, in_stream_only.term) == (0, 5)
@@ -133,7 +136,7 @@ def test_a_record_of_a_lower_term_that_came_late_is_passed_over() -> None:
     with FakeBroker(server) as broker:
         publish(broker, charge, a_version(5, term=3))
         publish(broker, charge, a_version(8, term=2))
-        head = read_head(broker, charge.topology)
+        head = read_head(broker, charge.topology, StreamReadings())
 
     assert head is not None
     assert head.record.rank == Rank(3, 5)
@@ -146,7 +149,7 @@ def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
     put_into_head(server, charge, some_moments(1), record, some_moments(2))
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology)
+        head = read_head(broker, charge.topology, StreamReadings())
 
     assert head is not None
     assert head.moments["m"].tolist() == [1.0] * SIZE
@@ -174,7 +177,7 @@ def test_what_dead_leaders_left_is_what_the_next_publish_pushes_out(
         put_into_head(server, charge, a_version(number) if name[0] == "r" else some_moments(number))
 
     with FakeBroker(server) as broker:
-        read_head(broker, charge.topology)
+        read_head(broker, charge.topology, StreamReadings())
 
     assert in_head(server, charge) == left
 
@@ -203,3 +206,69 @@ def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
     aggregate(server, charge)
 
     assert newest(server, charge).vector.tolist() == [1.0] * SIZE
+
+
+class Unreadable(FakeBroker):
+    """A broker that fails to open the stream until it is made anew."""
+
+    def __init__(self, server: FakeServer) -> None:
+        super().__init__(server)
+        self._is_damaged = True
+
+    def read_stream(self, queue: str, *, offset: str) -> AbstractContextManager[StreamReader]:
+        """See Broker."""
+        if self._is_damaged:
+            raise StreamUnreadable("damaged")
+        return super().read_stream(queue, offset=offset)
+
+    def rebuild(self, topology: Topology) -> None:
+        """See Broker."""
+        self._is_damaged = False
+        super().rebuild(topology)
+
+
+def fail_to_read(broker: Broker, charge: Charge, readings: StreamReadings, clock: Clock) -> None:
+    for _ in range(3):
+        with pytest.raises(StreamUnreadable):
+            read_head(broker, charge.topology, readings)
+        clock.seconds += 2
+
+
+def test_a_stream_that_stays_unreadable_is_made_anew_from_the_head_once() -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge)
+    readings = StreamReadings(clock)
+    with Unreadable(server) as broker:
+        fail_to_read(broker, charge, readings, clock)
+
+        head = read_head(broker, charge.topology, readings)
+
+        assert head is not None
+        assert [version.rank for version in versions(server, charge)] == [head.record.rank]
+        assert not readings.is_beyond_reading
+
+
+def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do() -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge, first=False)
+    readings = StreamReadings(clock)
+    with Unreadable(server) as broker:
+        fail_to_read(broker, charge, readings, clock)
+
+        with pytest.raises(TopologyMissing, match="fluffle model restore"):
+            read_head(broker, charge.topology, readings)
+
+
+def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge)
+    readings = StreamReadings(clock)
+    with Unreadable(server) as broker:
+        for _ in range(2):
+            with pytest.raises(StreamUnreadable):
+                read_head(broker, charge.topology, readings)
+            clock.seconds += 100
+    with FakeBroker(server) as broker:
+        read_head(broker, charge.topology, readings)
+
+    assert not readings.is_beyond_reading

@@ -9,6 +9,7 @@ import pytest
 from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
 from leading import a_server, aggregate, encoded, newest, rejected, send, sender_of, unacked, versions
 
+from fluffle.broker import Delivery
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.record import Evaluation, Hello
@@ -196,3 +197,39 @@ def test_what_was_delivered_in_vain_once_is_taken_in_at_once() -> None:
 
     assert newest(server, charge).version == 1
     assert rejected(server, charge) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "user", "exchange", "says"),
+    [
+        (an_update("honest"), "other", "digits.updates", "'honest' but comes from the RabbitMQ user 'other'"),
+        (an_update("honest"), None, "digits.updates", "no verified RabbitMQ user"),
+        (
+            an_update("e1"),
+            "e1",
+            "digits.evaluations",
+            "the exchange digits.updates, not 'digits.evaluations'",
+        ),
+        (an_update("honest"), "honest", "", "the exchange digits.updates, not ''"),
+        (an_evaluation(evaluator="w1"), "w1", "digits.updates", "the exchange digits.evaluations"),
+        (an_evaluation(evaluator="e1"), "w1", "digits.evaluations", "'e1' but comes from"),
+        (an_evaluation(evaluator="e1"), None, "digits.evaluations", "no verified RabbitMQ user"),
+    ],
+)
+def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
+    message: WeightUpdate | Evaluation, user: str | None, exchange: str, says: str
+) -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, an_update("honest", 2))
+    forged = Delivery(0, encoded(message), 0, user, exchange)
+    server.queue(charge.topology.updates.name).put(forged)
+
+    aggregate(server, charge)
+
+    [headers] = rejected(server, charge)
+    assert headers["reason"] == "foreign-sender"
+    assert says in str(headers["detail"])
+    assert newest(server, charge).updates == 1
+    assert newest(server, charge).evaluation is None
+    # The honest worker has nothing to do with it.
+    assert newest(server, charge).contributors["honest"].rejected == 0
