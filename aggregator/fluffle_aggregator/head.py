@@ -39,8 +39,8 @@ class Head:
 class StreamReadings:
     """Remembers, from one connection to the next, how often in a row the stream could not be read.
 
-    A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so, or
-    loses the connection.
+    A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so,
+    or loses the connection.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

@@ -2,7 +2,7 @@
 
 RabbitMQ counts how often it has delivered a message. One that comes for the third time was in the hands of
 two aggregators that died. Whether it was the cause, or only waited beside the cause, shows here: the child
-reads and folds it as the aggregator would. docs/decisions/0007 says why.
+reads and folds it as the aggregator would. docs/decisions/0008 says why.
 """
 
 from __future__ import annotations

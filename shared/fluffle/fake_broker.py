@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from fluffle.broker import Delivery, QueueState
+from fluffle.broker import Delivery, QueueState, StreamReader
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
 from fluffle.topology import Queue, Topology
 
@@ -209,7 +209,7 @@ class FakeBroker:
             return QueueState(len(found.ready), len(found.consumers[:1]))
 
     @contextmanager
-    def read_stream(self, queue: str, *, offset: str) -> Iterator[_FakeStreamReader]:
+    def read_stream(self, queue: str, *, offset: str) -> Iterator[StreamReader]:
         """See Broker."""
         with self._connected():
             stream = self._server.queue(queue)

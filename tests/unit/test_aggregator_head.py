@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -215,11 +215,13 @@ class Unreadable(FakeBroker):
         super().__init__(server)
         self._is_damaged = True
 
-    def read_stream(self, queue: str, *, offset: str) -> AbstractContextManager[StreamReader]:
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str) -> Iterator[StreamReader]:
         """See Broker."""
         if self._is_damaged:
             raise StreamUnreadable("damaged")
-        return super().read_stream(queue, offset=offset)
+        with super().read_stream(queue, offset=offset) as reader:
+            yield reader
 
     def rebuild(self, topology: Topology) -> None:
         """See Broker."""

@@ -28,6 +28,7 @@ from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
 from fluffle.wire import record_digest
+from fluffle_aggregator.head import StreamReadings
 from fluffle_aggregator.service import Charge, Rhythm, stand_by_and_lead
 
 
@@ -277,7 +278,7 @@ def test_a_standby_that_is_told_to_stop_leaves_without_having_led() -> None:
     stop.set()
 
     with FakeBroker(server) as broker:
-        stand_by_and_lead(charge, broker, stop)
+        stand_by_and_lead(charge, broker, StreamReadings(), stop)
 
     assert versions(server, charge) == []
 

@@ -46,27 +46,35 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
         return Unroutable(f"no queue is bound to {what}: run `fluffle broker setup`")
     if code == ACCESS_REFUSED:
         return AccessRefused(f"the user {user!r} has no right to {what}: {said}")
-    if code == PRECONDITION_FAILED and "user_id" in said:
+    # The same code is given for a queue that is there, but on nodes of a cluster that are down.
+    if code == NOT_FOUND and "NOT_FOUND - no " in said:
+        return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
+    if code == PRECONDITION_FAILED:
+        return _failed_precondition(said, where=where, user=user, what=what) or lost
+    return _mismatch(what, said) if code == RESOURCE_LOCKED else lost
+
+
+def _failed_precondition(said: str, *, where: str, user: str, what: str) -> BrokerError | None:
+    """Tell what one code is for; None for a message held too long, or acked that was never there."""
+    if "user_id" in said:
         return AccessRefused(
             f"the user {user!r} may not speak for another: call this part {user!r} (--name), log in as the "
             f"user of its name, or give this user the tag impersonator ({said})"
         )
-    # The same code is given for a queue that is there, but on nodes of a cluster that are down.
-    if code == NOT_FOUND and "NOT_FOUND - no " in said:
-        return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
-    if code == PRECONDITION_FAILED and "replica" in said:
+    if "replica" in said:
         return StreamUnreadable(f"{what} cannot be read on RabbitMQ at {where}: {said}")
-    if code == PRECONDITION_FAILED and "max" in said and "size" in said:
+    if "max" in said and "size" in said:
         return MessageTooLarge(
             f"RabbitMQ at {where} takes no message as large as this: set max_message_size = 536870912 in "
             f"rabbitmq.conf ({said})"
         )
-    # The same code closes a channel that held a message too long, or acked one that it never had.
-    if code == RESOURCE_LOCKED or (code == PRECONDITION_FAILED and "inequivalent" in said):
-        return TopologyMismatch(
-            f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
-        )
-    return lost
+    return _mismatch(what, said) if "inequivalent" in said else None
+
+
+def _mismatch(what: str, said: str) -> TopologyMismatch:
+    return TopologyMismatch(
+        f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
+    )
 
 
 def was_cut_off(error: Exception) -> bool:
