@@ -28,9 +28,10 @@ demo: $(installed) rabbitmq ## Install what is missing, then watch four workers 
 	@$(bin)/fluffle demo $(ARGS)
 
 .PHONY: test
+# Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other.
 test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real training
 	@scripts/setup.sh data
-	@$(bin)/pytest $(ARGS)
+	@$(bin)/pytest -n 3 --dist loadfile $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(installed) ## Look for messages that break the decoder or the leader (MINUTES=1 for each target)
