@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from federation import wait_until
+
+from fluffle.errors import ConnectionLost
 from fluffle.models import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -62,8 +65,25 @@ def leader_of(cluster: BrokerCluster, queue: str) -> BrokerNode:
     return next(node for node in cluster.nodes if node.settings.name == name)
 
 
-def history_on(node: BrokerNode, topology: Topology) -> dict[str, ModelVersion]:
-    """Return the newest version and all that it comes from, by digest, as one node's stream has them."""
+def history_of(cluster: BrokerCluster, topology: Topology) -> list[ModelVersion]:
+    """Return the newest version and all that it comes from, in order, once every node tells the same."""
+    history: dict[str, ModelVersion] = {}
+
+    def is_the_same_on_all() -> bool:
+        try:
+            first, *others = (_history_on(node, topology) for node in cluster.nodes)
+        except ConnectionLost:
+            return False  # a node's copy of the stream is there some seconds after the node
+        history.clear()
+        history.update(first)
+        return all(list(other) == list(first) for other in others)
+
+    wait_until(is_the_same_on_all, f"one history in every copy of {topology.models.name}")
+    return list(history.values())
+
+
+def _history_on(node: BrokerNode, topology: Topology) -> dict[str, ModelVersion]:
+    """Return a history by the versions' digests, as one node's copy of the stream has it."""
     versions: dict[str, ModelVersion] = {}
     with RabbitBroker(node.amqp_url, name="history", heartbeat_s=20) as broker:
         newest = newest_version(broker, topology, stop=threading.Event())
@@ -74,8 +94,8 @@ def history_on(node: BrokerNode, topology: Topology) -> dict[str, ModelVersion]:
                 assert body is not None, f"the stream on {node.settings.name} ends before {newest.rank}"
                 digest = record_digest(body)
                 versions[digest] = decode_version(body)
-    line = {}
+    line = []
     while digest:
-        line[digest] = versions[digest]
+        line.append((digest, versions[digest]))
         digest = versions[digest].parent
-    return line
+    return dict(reversed(line))
