@@ -48,6 +48,7 @@ PURE = {
     "fluffle_aggregator.admission",
     "fluffle_aggregator.global_model",
     "fluffle_aggregator.goal",
+    "fluffle_aggregator.limits",
     "fluffle_aggregator.server_optimizers",
     "fluffle_aggregator.staleness",
     "fluffle_aggregator.strategies",

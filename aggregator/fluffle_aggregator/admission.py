@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 from fluffle.broker import Delivery
 from fluffle.model import largest_magnitude
@@ -35,6 +36,10 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     TOO_MANY_RUNS = "too-many-runs"
     SECOND_IN_ROUND = "second-in-round"
+    TOO_MANY = "too-many"
+    TOO_MUCH = "too-much"
+    OVER_SHARE = "over-share"
+    LARGE_NORM = "large-norm"
     FINISHED = "finished"
 
 
@@ -48,10 +53,19 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The limits that the operator sets; a `max_staleness` of None lets any update in."""
+    """The limits that the operator sets; None is no limit.
+
+    `max_messages` and `max_mib` are for one user and minute, `max_share` is of a full buffer's weight, and
+    `max_norm` counts medians of the norms before. `limits.py` holds these four.
+    """
 
     max_staleness: int | None = None
     max_examples: int = 1_000_000_000
+    max_messages: int | None = None
+    max_mib: float | None = None
+    max_share: float | None = None
+    max_norm: float | None = None
+    on_large_norm: Literal["reject", "clip"] = "reject"
 
 
 def foreign_sender(claimed: str, delivery: Delivery, way_in: Exchange) -> Refusal | None:
@@ -168,7 +182,8 @@ def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
     if not 1 <= update.examples <= policy.max_examples:
         return Refusal(
             Reason.BAD_EXAMPLES,
-            f"the update claims {update.examples} examples; expected 1 to {policy.max_examples}",
+            f"the update claims {update.examples} examples; expected 1 to {policy.max_examples} "
+            "(FLUFFLE_LIMIT_EXAMPLES)",
         )
     largest = largest_magnitude(update.vector)
     if not math.isfinite(largest):

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fluffle.model import Vector
 from fluffle.plan import Plan
-from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
+from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies import Strategy
@@ -51,8 +51,10 @@ class GlobalModel:
             else strategy.optimizer.init(record.layout.size)
         )
         self.buffer = strategy.init()
-        self.in_buffer: set[str] = set()
+        # The weight that each worker has in the buffer.
+        self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
+        self.norms = record.norms
         self.folded: list[Folded] = []
         self.contributors = dict(record.contributors)
         self.rejected = record.rejected
@@ -79,10 +81,11 @@ class GlobalModel:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
 
-    def fold(self, update: WeightUpdate, *, now: float) -> Folded:
+    def fold(self, update: WeightUpdate, *, now: float, norm: float | None = None) -> Folded:
         """Take in one admitted update, and step when the strategy's buffer is full.
 
-        `now` is Unix time in seconds, for people to read.
+        `now` is Unix time in seconds, for people to read. `norm` is the L2 norm of what the update
+        would move, for those that come later to be held against; None when no limit asks for it.
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
         staleness = self.staleness(update.base_version)
@@ -91,7 +94,9 @@ class GlobalModel:
             self.buffer, update.vector, staleness=staleness, examples=update.examples
         )
         self.integers = update.integers
-        self.in_buffer.add(update.id.worker)
+        self.in_buffer[update.id.worker] = self.in_buffer.get(update.id.worker, 0.0) + weight
+        # Nobody measures it while the limit is off: what was usual before says nothing later.
+        self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
         folded = Folded(update.id, update.base_version, staleness, weight)
         self.folded.append(folded)
         self.applied = self.applied.adding([update.id])
@@ -159,6 +164,7 @@ class GlobalModel:
             vector=self.vector,
             integers=self.integers,
             applied=self.applied,
+            norms=self.norms,
             folded=tuple(self.folded),
             contributors=dict(self.contributors),
             rejected=self.rejected,

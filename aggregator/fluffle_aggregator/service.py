@@ -26,9 +26,10 @@ from fluffle.wire import (
     encode_version,
     record_digest,
 )
-from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, foreign_sender, refusal
+from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, foreign_sender
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head, StreamReadings, read_head
+from fluffle_aggregator.limits import Rates, admit
 
 log = get_logger(__name__)
 
@@ -143,6 +144,7 @@ class Leader:
         self._broker = broker
         self._clock = clock
         self._now = now
+        self._rates = Rates(charge.policy)
         self._held: list[int] = []
         self._held_evaluation: int | None = None
         self._evaluation_held_from = clock()
@@ -183,6 +185,10 @@ class Leader:
 
     def receive(self, delivery: Delivery) -> None:
         """Take in one message: fold it, note it, or refuse it."""
+        # Before anything is read of it, so that a flood is cheap.
+        if over := self._rates.refusal(delivery, now=self._clock()):
+            self._refuse(delivery, over, {"worker": delivery.user} if delivery.user else {})
+            return
         if delivery.redeliveries >= SUSPICIOUS_AFTER:
             log.warning("trying a message that was there when aggregators died", times=delivery.redeliveries)
             if end := self._charge.try_out(self._model.record.layout, delivery.body):
@@ -240,13 +246,15 @@ class Leader:
             log.info("update is in the model already", update=str(update.id))
             self._broker.ack([delivery.tag])
             return
-        refused = refusal(update, self._model, self._charge.policy, finished=self.finished)
-        if refused:
-            self._refuse(delivery, refused, {"id": str(update.id), "worker": update.id.worker})
+        admitted = admit(update, self._model, self._charge.policy, finished=self.finished)
+        if isinstance(admitted, Refusal):
+            self._refuse(delivery, admitted, {"id": str(update.id), "worker": update.id.worker})
             return
+        if admitted.norm_before is not None:
+            log.warning("clipped", update=str(update.id), norm=admitted.norm_before, to=admitted.norm)
         if not self._held:
             self._oldest_held = self._clock()
-        folded = self._model.fold(update, now=self._now())
+        folded = self._model.fold(admitted.update, now=self._now(), norm=admitted.norm)
         # Held until committed: if this process dies now, the broker delivers them again.
         self._held.append(delivery.tag)
         log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)

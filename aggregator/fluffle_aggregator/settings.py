@@ -22,6 +22,11 @@ from fluffle_aggregator.strategies import Strategy, make_strategy
 
 # With commit_after alone: what one commit holds must have an end, since it waits unacked.
 MOST_STEPS_PER_COMMIT = 100
+# What does there what FLUFFLE_LIMIT_SHARE does in a buffer.
+SHARE_ELSEWHERE = {
+    "fedasync": "each update makes a version by itself, and FLUFFLE_LIMIT_MESSAGES bounds how many",
+    "fedavg": "each worker gives one update to a round, and FLUFFLE_LIMIT_EXAMPLES bounds its weight",
+}
 
 
 class AggregatorSettings(SharedSettings):
@@ -77,6 +82,43 @@ class AggregatorSettings(SharedSettings):
     )
     max_staleness: int | None = Field(
         None, ge=0, description="Versions by which an update may be late; an older one is rejected."
+    )
+
+    limit_messages: int | None = Field(
+        None,
+        ge=1,
+        description="Messages that one RabbitMQ user may send in a minute; more are rejected.",
+        json_schema_extra={"panel": "Limits"},
+    )
+    limit_mib: float | None = Field(
+        None,
+        gt=0,
+        description="MiB that one RabbitMQ user may send in a minute; what is more is rejected.",
+        json_schema_extra={"panel": "Limits"},
+    )
+    limit_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a full buffer's weight that one worker may have (fedbuff).",
+        json_schema_extra={"panel": "Limits"},
+    )
+    limit_examples: int = Field(
+        Policy().max_examples,
+        ge=1,
+        description="Examples that an update may claim: its weight in fedavg.",
+        json_schema_extra={"panel": "Limits"},
+    )
+    limit_norm: float | None = Field(
+        None,
+        gt=1,
+        description="Norm of an update, in medians of the last 101 admitted; such as 10.",
+        json_schema_extra={"panel": "Limits"},
+    )
+    on_large_norm: Literal["reject", "clip"] = Field(
+        "reject",
+        description="What is done with an update above limit_norm: reject it, or clip it to the limit.",
+        json_schema_extra={"panel": "Limits"},
     )
 
     target: str | None = Field(
@@ -166,8 +208,22 @@ class AggregatorSettings(SharedSettings):
         )
 
     def make_policy(self) -> Policy:
-        """Return what is refused."""
-        return Policy(max_staleness=self.max_staleness)
+        """Return what is refused; ConfigError when the limits do not go with the rest."""
+        if self.limit_share is not None and self.strategy in SHARE_ELSEWHERE:
+            raise ConfigError(
+                f"FLUFFLE_LIMIT_SHARE is for fedbuff, not {self.strategy}: {SHARE_ELSEWHERE[self.strategy]}"
+            )
+        if self.on_large_norm == "clip" and self.limit_norm is None:
+            raise ConfigError("FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM, such as 10")
+        return Policy(
+            max_staleness=self.max_staleness,
+            max_examples=self.limit_examples,
+            max_messages=self.limit_messages,
+            max_mib=self.limit_mib,
+            max_share=self.limit_share,
+            max_norm=self.limit_norm,
+            on_large_norm=self.on_large_norm,
+        )
 
     def make_rhythm(self) -> Rhythm:
         """Return when to commit; ConfigError when the strategy's workers wait for each version."""

@@ -105,6 +105,14 @@ class Fields:
         row = self._list(name, max_count)
         return [row.integer(str(place), low, high) for place in range(len(row._left))]
 
+    def magnitudes(self, name: str, *, max_count: int) -> list[float]:
+        """Take a list of at most `max_count` finite numbers from 0 up."""
+        row = self._list(name, max_count)
+        found = [row.number(str(place)) for place in range(len(row._left))]
+        if any(number < 0 for number in found):
+            raise self._fault(name, f"{min(found)} is less than 0")
+        return found
+
     def map(self, name: str) -> Fields:
         """Take a map."""
         return Fields(self.take(name, dict), inside=f"{self._inside}{name}.")

@@ -9,6 +9,9 @@ from fluffle.model import Layout, Vector
 from fluffle.plan import Plan
 from fluffle.update import Applied, UpdateId
 
+# An odd number of norms, so that the median is one of them.
+MAX_NORMS = 101
+
 
 @dataclass(frozen=True, slots=True)
 class Folded:
@@ -81,9 +84,11 @@ class ModelVersion:
     `version` counts the steps of the global model since the first (version 0); records of some versions
     may never be published. `parent` is the digest of the record published before, empty for the first.
     `terms` has, for each term so far, the version that its leader went on from; they ascend.
-    `folded` are the updates applied since then. `moments_checksum` names the server optimizer's moments that
-    lie beside this record in the head queue, None when it has none. `elapsed_s` counts the seconds in which
-    the federation had a leader. `finished` says why the federation ended, and is empty until then.
+    `folded` are the updates applied since then. `norms` says how far each of the last MAX_NORMS updates would
+    have moved the model, oldest first; empty unless norms are limited. `moments_checksum` names the server
+    optimizer's moments that lie beside this record in the head queue, None when it has none. `elapsed_s`
+    counts the seconds in which the federation had a leader. `finished` says why the federation ended, and is
+    empty until then.
     """
 
     federation: str
@@ -98,6 +103,7 @@ class ModelVersion:
     integers: bytes
     applied: Applied = field(default_factory=Applied)
     folded: tuple[Folded, ...] = ()
+    norms: tuple[float, ...] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
     rejected: int = 0
     evaluation: Evaluation | None = None

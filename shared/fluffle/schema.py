@@ -17,7 +17,7 @@ from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
 from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
 from fluffle.plan import Plan, Sends
-from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
+from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
 from fluffle.topology import MAX_MESSAGE_BYTES
 from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
 
@@ -95,6 +95,7 @@ def version_header(version: ModelVersion) -> Header:
             [one.id.worker, one.id.run, one.id.sequence, one.base_version, one.staleness, one.weight]
             for one in version.folded
         ],
+        "norms": list(version.norms),
         "contributors": {
             name: [getattr(one, each) for each in Contributor.__dataclass_fields__]
             for name, one in version.contributors.items()
@@ -190,6 +191,7 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
             )
             for row in fields.rows("folded", FOLDED_COLUMNS)
         ),
+        norms=tuple(fields.magnitudes("norms", max_count=MAX_NORMS)),
         contributors={
             worker: Contributor(
                 row.integer("updates", 0),

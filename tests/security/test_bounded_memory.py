@@ -20,7 +20,7 @@ from messages import rewritten, with_raw
 from fluffle import wire
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout, TensorSpec
-from fluffle.record import Contributor, Folded, Moments, Rank
+from fluffle.record import MAX_NORMS, Contributor, Folded, Moments, Rank
 from fluffle.topology import MIB
 from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, Applied, RunLog, UpdateId
 from fluffle.wire import decode_version, encode_moments, encode_update, encode_version
@@ -141,6 +141,7 @@ def test_the_largest_record_that_a_leader_makes_is_read_again(tmp_path: Path) ->
         layout=Layout(tuple(TensorSpec(f"block_{n}/kernel", (0, 3, 3, 8), "float32") for n in range(1000))),
         vector=a_vector(),
         applied=Applied(runs),
+        norms=(1.5,) * MAX_NORMS,
         contributors={worker: Contributor(9, 9000, 9, 1.5, 9, 1.7e9) for worker, _ in runs},
         folded=tuple(Folded(UpdateId(*run, 2**40), 1000, 1, 0.5) for run in list(runs)[:4000]),
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pytest
-from builders import SIZE, a_charge, a_strategy, an_update
+from builders import SIZE, a_charge, a_strategy, a_version, an_update
 from leading import UntilQuiet, a_server, newest, rejected, send, unacked, versions
 
 from fluffle.broker import Broker, Delivery
@@ -16,12 +17,19 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import record_digest
+from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.service import Charge, Rhythm, serve
 
 CHARGES = {
     "fedasync": a_charge(a_strategy("fedasync", mixing=0.3), rhythm=Rhythm(every=2)),
     "fedbuff": a_charge(a_strategy("fedbuff", buffer_size=2)),
     "fedbuff and adam": a_charge(a_strategy("fedbuff", buffer_size=2, optimizer="adam")),
+    "fedasync and clipped norms": a_charge(
+        a_strategy("fedasync", mixing=0.3),
+        policy=Policy(max_norm=2.0, on_large_norm="clip"),
+        rhythm=Rhythm(every=2),
+        first=replace(a_version(), norms=(0.5,) * 10),
+    ),
     "fedavg and momentum": a_charge(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
 ROUNDS = 3
@@ -127,6 +135,7 @@ def assert_nothing_shows(
     found = newest(server, charge)
     assert found.vector.tobytes() == expected.vector.tobytes()
     assert (found.version, found.applied) == (expected.version, expected.applied)
+    assert found.norms == expected.norms
     assert ids_of_the_history(server, charge) == [update.id for update in workers.sent]
     assert rejected(server, charge) == []
     assert unacked(server, charge) == []
@@ -150,6 +159,17 @@ def test_wherever_aggregators_die_the_model_has_the_same_bits_and_each_update_on
         if not died:
             break
     assert first > 2 * ROUNDS
+
+
+def test_the_run_with_clipped_norms_does_clip() -> None:
+    charge = CHARGES["fedasync and clipped norms"]
+
+    server, _, _ = run(charge, [], heard=True)
+
+    norms = newest(server, charge).norms
+    assert len(norms) == 10 + ROUNDS * len(WORKERS)
+    # Twice the median of the ten that were there.
+    assert norms[11] == 1.0
 
 
 def ids_of_the_history(server: FakeServer, charge: Charge) -> list[UpdateId]:

@@ -233,3 +233,46 @@ def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
     assert newest(server, charge).evaluation is None
     # The honest worker has nothing to do with it.
     assert newest(server, charge).contributors["honest"].rejected == 0
+
+
+@pytest.mark.parametrize(
+    ("policy", "reason", "setting"),
+    [
+        (Policy(max_messages=2), "too-many", "FLUFFLE_LIMIT_MESSAGES"),
+        (Policy(max_mib=1 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
+        (Policy(max_share=0.5), "over-share", "FLUFFLE_LIMIT_SHARE"),
+        (Policy(max_examples=49), "bad-examples", "FLUFFLE_LIMIT_EXAMPLES"),
+        (Policy(max_norm=2.0), "large-norm", "FLUFFLE_LIMIT_NORM"),
+    ],
+)
+def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied(
+    policy: Policy, reason: str, setting: str
+) -> None:
+    first = replace(a_version(), norms=(2.0,) * 10)
+    charge = a_charge(a_strategy(buffer_size=4), policy=policy, first=first)
+    fair = [an_update("greedy", 1), an_update("greedy", 2), an_update("fair", 1)]
+    over = an_update(
+        "greedy", 3, values=[9] * SIZE, examples=50, metrics={"m" * 60 + str(n): n for n in range(9)}
+    )
+    server = a_server(charge, *fair, over, an_update("fair", 2))
+
+    aggregate(server, charge)
+
+    record = newest(server, charge)
+    assert record.vector.tolist() == [1.0] * SIZE
+    assert {name: (one.updates, one.rejected) for name, one in record.contributors.items()} == {
+        "greedy": (2, 1),
+        "fair": (2, 0),
+    }
+    [headers] = rejected(server, charge)
+    assert (headers["reason"], headers["worker"], headers["user"]) == (reason, "greedy", "greedy")
+    assert setting in str(headers["detail"])
+
+
+def test_what_is_too_many_is_refused_before_it_is_read() -> None:
+    charge = a_charge(policy=Policy(max_messages=1))
+    server = a_server(charge, b"rubbish", b"rubbish")
+
+    aggregate(server, charge)
+
+    assert [headers["reason"] for headers in rejected(server, charge)] == ["unreadable", "too-many"]

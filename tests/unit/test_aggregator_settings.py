@@ -7,6 +7,7 @@ import pytest
 from fluffle.errors import ConfigError
 from fluffle.settings import load_settings
 from fluffle_aggregator.__main__ import charge_of
+from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.settings import AggregatorSettings
 
 
@@ -59,3 +60,30 @@ def test_a_wrong_setting_is_named_by_where_it_was_written(given: dict[str, objec
         load_settings(AggregatorSettings, given)
 
     assert str(refused.value).startswith(said)
+
+
+def test_no_limit_is_on_until_it_is_set() -> None:
+    assert charge_of(settings()).policy == Policy()
+
+
+def test_every_limit_reaches_the_policy() -> None:
+    given = {"limit_messages": 3, "limit_mib": 1.5, "limit_share": 0.5, "limit_examples": 9, "limit_norm": 10}
+
+    policy = charge_of(settings(**given, on_large_norm="clip")).policy
+
+    assert policy == Policy(
+        max_messages=3, max_mib=1.5, max_share=0.5, max_examples=9, max_norm=10, on_large_norm="clip"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"strategy": "fedasync", "limit_share": 0.5}, "for fedbuff, not fedasync: .*FLUFFLE_LIMIT_MESSAGES"),
+        ({"strategy": "fedavg", "limit_share": 0.5}, "for fedbuff, not fedavg: .*FLUFFLE_LIMIT_EXAMPLES"),
+        ({"on_large_norm": "clip"}, "FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM"),
+    ],
+)
+def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        charge_of(settings(**given))

@@ -115,6 +115,7 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
         applied=Applied(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
         folded=tuple(draw(st.lists(st.builds(Folded, ids, counts, counts, numbers), max_size=3))),
+        norms=tuple(draw(st.lists(st.floats(0, 1e300), max_size=4))),
         contributors=draw(
             st.dictionaries(
                 names, st.builds(Contributor, counts, counts, counts, numbers, counts, numbers), max_size=3

@@ -1,0 +1,189 @@
+"""Limits per worker, so that one cannot drown the rest: messages, bytes, share of a buffer, norm. Pure.
+
+Take them when a worker may be broken or hostile; all are off by default, and cost nothing then. Rates are
+kept in the leader's memory, and a new leader begins anew. Share and norm depend on the model's state alone,
+which is in its record, so that a successor decides as the leader before it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fluffle.broker import Delivery
+from fluffle.model import Vector
+from fluffle.update import WeightUpdate
+from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+from fluffle_aggregator.admission import Policy, Reason, Refusal, refusal
+from fluffle_aggregator.global_model import GlobalModel
+
+MINUTE_S = 60.0
+MIB = 2**20
+# Fewer admitted norms than these say little about what is usual.
+FEWEST_NORMS = 10
+# Shares such as 0.29 of 100 are a hair below what a person means.
+HAIR = 1e-9
+
+
+class TokenBuckets:
+    """For each sender a bucket of tokens that holds a minute's worth, and fills up within a minute.
+
+    So within any `t` seconds a sender takes at most `per_minute * (1 + t / 60)`.
+    """
+
+    def __init__(self, per_minute: float) -> None:
+        self.per_minute = per_minute
+        # What was left and when it was, the longest untouched first.
+        self._left: OrderedDict[str | None, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def take(self, sender: str | None, amount: float, *, now: float) -> bool:
+        """Take tokens from a sender's bucket, or none and return False; `now` is monotonic, in seconds."""
+        self._forget_the_full(now)
+        left, since = self._left.pop(sender, (self.per_minute, now))
+        left = min(self.per_minute, left + (now - since) * self.per_minute / MINUTE_S)
+        is_enough = amount <= left
+        self._left[sender] = left - amount if is_enough else left, now
+        return is_enough
+
+    def _forget_the_full(self, now: float) -> None:
+        """Drop the buckets that nobody touched for a minute: they are full, as new ones are."""
+        while self._left:
+            sender, (_, since) = next(iter(self._left.items()))
+            if now - since < MINUTE_S:
+                return
+            del self._left[sender]
+
+
+class Rates:
+    """How much each RabbitMQ user may send in a minute, whatever its messages say."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._messages = None if policy.max_messages is None else TokenBuckets(policy.max_messages)
+        self._bytes = None if policy.max_mib is None else TokenBuckets(policy.max_mib * MIB)
+
+    def refusal(self, delivery: Delivery, *, now: float) -> Refusal | None:
+        """Return why a message is one too many, or None; it needs not be decoded for that.
+
+        `now` is monotonic, in seconds. Messages without a verified user share one bucket. What is redelivered
+        was counted when it first came.
+        """
+        if delivery.redeliveries:
+            return None
+        if self._messages is not None and not self._messages.take(delivery.user, 1, now=now):
+            return Refusal(
+                Reason.TOO_MANY,
+                f"{_named(delivery.user)} has sent more than {self._messages.per_minute:g} messages in a "
+                "minute (FLUFFLE_LIMIT_MESSAGES)",
+            )
+        size_bytes = len(delivery.body)
+        if self._bytes is not None and not self._bytes.take(delivery.user, size_bytes, now=now):
+            return Refusal(
+                Reason.TOO_MUCH,
+                f"with these {size_bytes / MIB:.3g} MiB, {_named(delivery.user)} has sent more than "
+                f"{self._bytes.per_minute / MIB:g} MiB in a minute (FLUFFLE_LIMIT_MIB)",
+            )
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An update as it may be folded.
+
+    `norm` is None while norms are not limited. `norm_before` is that of an update that was clipped to `norm`.
+    """
+
+    update: WeightUpdate
+    norm: float | None = None
+    norm_before: float | None = None
+
+
+def admit(
+    update: WeightUpdate, model: GlobalModel, policy: Policy, *, finished: str = ""
+) -> Admitted | Refusal:
+    """Return the update as it may be folded into this model, or why it may not."""
+    refused = refusal(update, model, policy, finished=finished) or _over_share(update, model, policy)
+    if refused:
+        return refused
+    if policy.max_norm is None:
+        return Admitted(update)
+    base = model.vector if update.sends == "weights" else None
+    norm = norm_of(update.vector, base)
+    bound = norm_bound(model.norms, policy.max_norm)
+    if norm <= bound:
+        return Admitted(update, norm)
+    if policy.on_large_norm == "clip":
+        clipped = replace(update, vector=shortened(update.vector, bound / norm, base))
+        return Admitted(clipped, bound, norm_before=norm)
+    return Refusal(
+        Reason.LARGE_NORM,
+        f"the update would move the model by a norm of {norm:.4g}; at most {bound:.4g} is allowed, "
+        f"{policy.max_norm:g} times the median of the last {len(model.norms)} (FLUFFLE_LIMIT_NORM)",
+    )
+
+
+def norm_bound(norms: tuple[float, ...], factor: float) -> float:
+    """Return the largest norm to admit: `factor` times the median of those before, or infinity.
+
+    There is no bound before FEWEST_NORMS are known, nor when most of them are zero: it would let in nothing.
+    """
+    if len(norms) < FEWEST_NORMS:
+        return math.inf
+    return factor * float(np.median(norms)) or math.inf
+
+
+def norm_of(vector: Vector, base: Vector | None = None) -> float:
+    """Return the L2 norm of a vector, or of its difference from `base`, summed up in float64.
+
+    Never by BLAS, whose sums differ from machine to machine: a successor must come to the same bits.
+    """
+    scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
+    total = 0.0
+    for values, origin in matching_blocks(vector, vector if base is None else base):
+        moved = scratch[: values.size]
+        if base is None:
+            moved[:] = values
+        else:
+            np.subtract(values, origin, out=moved, dtype=np.float64)
+        total += float(np.sum(np.square(moved, out=moved)))
+    return math.sqrt(total)
+
+
+def shortened(vector: Vector, scale: float, base: Vector | None = None) -> Vector:
+    """Return scale * vector, or base + scale * (vector - base), as a new vector."""
+    short = np.empty_like(vector)
+    for result, values, origin in matching_blocks(short, vector, vector if base is None else base):
+        if base is None:
+            np.multiply(values, np.float32(scale), out=result)
+        else:
+            np.subtract(values, origin, out=result)
+            np.multiply(result, np.float32(scale), out=result)
+            np.add(result, origin, out=result)
+    return short
+
+
+def _over_share(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusal | None:
+    worker, strategy = update.id.worker, model.strategy
+    if policy.max_share is None or worker not in model.in_buffer:
+        return None
+    # What the buffer would weigh if all in it were fresh.
+    full = strategy.buffer_size * strategy.weight(staleness=0, examples=1)
+    weight = model.in_buffer[worker] + strategy.weight(
+        staleness=model.staleness(update.base_version), examples=update.examples
+    )
+    if weight <= policy.max_share * full * (1 + HAIR):
+        return None
+    return Refusal(
+        Reason.OVER_SHARE,
+        f"with this update, worker {worker} would have a weight of {weight:.3g} in a buffer of {full:g}; its "
+        f"share is at most {policy.max_share:g} (FLUFFLE_LIMIT_SHARE)",
+    )
+
+
+def _named(user: str | None) -> str:
+    return f"the RabbitMQ user {user!r}" if user else "whoever sends without a verified RabbitMQ user"
