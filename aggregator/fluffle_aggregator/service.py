@@ -234,7 +234,10 @@ class Leader:
             log.info("flushing what has waited long enough", updates=len(self._held))
             model.step()
             self._commit()
-        elif rhythm.is_due(model.steps, since_commit_s=self._clock() - self._committed):
+        # Never with something in the buffer: the record would name it as applied, and its vector lack it.
+        elif not model.in_buffer and rhythm.is_due(
+            model.steps, since_commit_s=self._clock() - self._committed
+        ):
             self._commit()
 
     def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:

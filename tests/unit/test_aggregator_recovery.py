@@ -9,14 +9,25 @@ from dataclasses import replace
 
 import pytest
 from builders import SIZE, a_charge, a_strategy, a_version, an_update
-from leading import UntilQuiet, a_server, newest, rejected, send, unacked, versions
+from leading import (
+    Clock,
+    UntilQuiet,
+    a_server,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    unacked,
+    versions,
+    work_off,
+)
 
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import record_digest
+from fluffle.wire import encode_update, record_digest
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.service import Charge, Rhythm, serve
 
@@ -159,6 +170,30 @@ def test_wherever_aggregators_die_the_model_has_the_same_bits_and_each_update_on
         if not died:
             break
     assert first > 2 * ROUNDS
+
+
+def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_step_is_due() -> None:
+    charge = a_charge(a_strategy(buffer_size=2), rhythm=Rhythm(every=100, after_s=10))
+    server = a_server(charge, *(an_update("a", number) for number in (1, 2, 3)))
+    clock = Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        clock.seconds = 11
+        leader.commit_when_due()
+
+        send(server, charge, an_update("b", 1))
+        work_off(leader, broker)
+        assert (newest(server, charge).version, newest(server, charge).updates) == (2, 4)
+
+        send(server, charge, an_update("b", 2))
+        work_off(leader, broker)
+        clock.seconds = 22
+        leader.commit_when_due()
+
+    # It died with one in the buffer.
+    assert newest(server, charge).updates == 4
+    assert unacked(server, charge) == [encode_update(an_update("b", 2))]
 
 
 def test_the_run_with_clipped_norms_does_clip() -> None:
