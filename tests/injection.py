@@ -6,13 +6,14 @@ from pathlib import Path
 
 # Python imports `sitecustomize` from PYTHONPATH first; tests/federation.py puts its folder there.
 PRELUDE = '''\
-import os, signal
+import os, signal, threading
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pthread_kill(threading.get_ident(), signal.SIGKILL)
 
 def freeze():
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # To this very thread: it would run on for a moment if another one took the signal.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 def once(marker):
     """Tell whether no process has been here before."""

@@ -144,8 +144,8 @@ def moment(kind, count, before):
 
 
 def start_two(federation: Federation, *flags: str) -> tuple[Part, Part]:
-    """Start a leader and a standby whose heartbeat is 1 s, so that a frozen one is given up soon."""
-    common = ["--initial-model", "initial.safetensors", "--buffer-size", "1", "--heartbeat-s", "1", *flags]
+    """Start a leader and a standby whose heartbeat is 2 s, so that a frozen one is given up soon."""
+    common = ["--initial-model", "initial.safetensors", "--buffer-size", "1", "--heartbeat-s", "2", *flags]
     leader = federation.aggregator("first", *common)
     leader.wait_for("leading")
     standby = federation.aggregator("second", *common)
@@ -220,10 +220,10 @@ from fluffle_aggregator.global_model import GlobalModel
 
 fold = GlobalModel.fold
 
-def folding(self, update, *, now):
+def folding(self, update, **rest):
     if update.id.worker == "poison":
         die()
-    return fold(self, update, now=now)
+    return fold(self, update, **rest)
 
 GlobalModel.fold = folding
 """,

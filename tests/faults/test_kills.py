@@ -65,6 +65,7 @@ def test_a_killed_worker_comes_back_and_goes_on_with_its_run_and_nothing_counts_
     with Federation("worker-killed", node.amqp_url, tmp_path) as federation:
         leader, standby, workers = start_training(federation)
 
+        workers[0].wait_for("update published")
         workers[0].kill()
         reborn = federation.worker(0, "--delay", "0.3", sites=3)
 

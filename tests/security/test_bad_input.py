@@ -148,7 +148,7 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     "an evaluation by a worker": (
         encode_evaluation(an_evaluation(0, {"accuracy": 1.0}, evaluator="w1")),
         "foreign-sender",
-        "an evaluation counts if it comes through the exchange digits.evaluations",
+        "through the exchange digits.evaluations, not 'digits.updates'",
     ),
 }
 CASES = {name: (body, "unreadable", says) for name, (body, says) in UNREADABLE.items()} | dict(REFUSED)
