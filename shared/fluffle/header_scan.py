@@ -70,6 +70,7 @@ class HeaderScan:
     def __init__(self, body: bytes, limits: HeaderLimits) -> None:
         self.at = 0
         self._body = memoryview(body)[: limits.size_bytes]
+        self._end = len(self._body)
         self._limits = limits
         self._items_left = limits.items
 
@@ -85,7 +86,8 @@ class HeaderScan:
         Raises WireError when it ends too late, goes too deep, holds too much or an extension type.
         """
         start = self.at
-        left = [self._step()]
+        items = self._step()
+        left = [items] if items else []
         while left:
             if left[-1] == 0:
                 left.pop()
@@ -100,21 +102,23 @@ class HeaderScan:
 
     def _step(self) -> int:
         """Step over one string or number, or the beginning of a list or map; return the items in it."""
-        if self.at >= len(self._body):
+        if self.at >= self._end:
             raise self._too_short()
         token = _TOKENS.get(self._body[self.at])
         if token is None:
             raise WireError("extension types are not allowed")
-        start = self.at + 1
-        count = int.from_bytes(self._body[start : start + token.count_bytes], "big")
-        items = token.items + count * token.items_each
-        self.at = start + token.count_bytes + token.size + count * token.bytes_each
+        size, items, count_bytes, bytes_each, items_each = token
+        self.at += 1 + size
+        if count_bytes:
+            count = int.from_bytes(self._body[self.at : self.at + count_bytes], "big")
+            self.at += count_bytes + count * bytes_each
+            items += count * items_each
         self._items_left -= items
         if self._items_left < 0:
             raise WireError(f"its lists and maps hold more than {self._limits.items} items")
-        if self.at > len(self._body):
+        if self.at > self._end:
             raise self._too_short()
         return items
 
     def _too_short(self) -> WireError:
-        return WireError(f"the header does not end within {len(self._body)} bytes")
+        return WireError(f"the header does not end within {self._end} bytes")
