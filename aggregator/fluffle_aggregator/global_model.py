@@ -144,8 +144,12 @@ class GlobalModel:
             self.contributors[worker] = replace(before, rejected=before.rejected + 1)
 
     def next_moments(self) -> Moments | None:
-        """Return the server optimizer's moments at the next record, None when it has none."""
-        if not self.moments:
+        """Return the server optimizer's moments at the next record, None when nothing goes before it.
+
+        A leader without moments sends empty ones before the first record of its term: they claim the term.
+        If that record comes late, when another leads already, that one has seen the claim and is above it.
+        """
+        if not self.moments and self.record.term == self.term:
             return None
         return Moments(self.record.federation, Rank(self.term, self.version), self.moments)
 

@@ -14,7 +14,7 @@ from fluffle.model import Vector
 from fluffle.models import version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import decode_record, record_digest
+from fluffle.wire import checksum_of, decode_record, record_digest
 
 log = get_logger(__name__)
 
@@ -106,7 +106,12 @@ def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> H
         broker.publish(topology.models_in.name, "", body, {"kind": "version"})
     moments: Mapping[str, Vector] = {}
     for other, _ in records:
-        if isinstance(other, Moments) and other.rank == record.rank and record.moments_checksum is not None:
+        # By checksum: one that lost the lead may have sent others of this rank, which come late.
+        if (
+            isinstance(other, Moments)
+            and other.rank == record.rank
+            and checksum_of(other) == record.moments_checksum
+        ):
             moments = other.vectors
     if record.moments_checksum is not None and not moments:
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)

@@ -320,7 +320,7 @@ class Leader:
             self._broker.publish(self._charge.topology.head_in.name, "", body, {"kind": "moments"})
         record = model.next_record(
             parent=self._parent,
-            moments_checksum=checksum,
+            moments_checksum=checksum if model.moments else None,
             elapsed_s=self.elapsed_s,
             now=self._now(),
             finished=self.finished,

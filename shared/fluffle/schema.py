@@ -158,7 +158,10 @@ def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moment
     rank = _rank(fields)
     names = fields.texts("names", 64, max_count=MAX_MOMENTS)
     fields.done()
-    if not names or len(set(names)) != len(names) or len(payload) % (4 * len(names)):
+    if not names:
+        fields.empty_payload(payload)
+        return Moments(federation, rank, {})
+    if len(set(names)) != len(names) or len(payload) % (4 * len(names)):
         raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
     parts = np.split(CODECS["float32"].decompress(payload), len(names))
     return Moments(federation, rank, dict(zip(names, parts, strict=True)))

@@ -57,6 +57,11 @@ def encode_moments(moments: Moments) -> tuple[bytes, int]:
     return _join(schema.moments_header(moments), payload, RECORD), _checksum(payload)
 
 
+def checksum_of(moments: Moments) -> int:
+    """Return the checksum that a record names these moments by."""
+    return _checksum(CODECS["float32"].compress(vector) for vector in moments.vectors.values())
+
+
 def encode_version(version: ModelVersion) -> bytes:
     """Return the message of a version's record."""
     vector = CODECS["float32"].compress(version.vector)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import Topology
-from fluffle.wire import decode_record, encode_moments, encode_version
+from fluffle.wire import checksum_of, decode_record, encode_moments, encode_version
 from fluffle_aggregator.head import StreamReadings, read_head
 from fluffle_aggregator.service import Charge
 
@@ -145,7 +145,7 @@ def test_a_record_of_a_lower_term_that_came_late_is_passed_over() -> None:
 def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
     charge = a_charge()
     server = a_server(charge)
-    record = replace(a_version(1), moments_checksum=7)
+    record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
     put_into_head(server, charge, some_moments(1), record, some_moments(2))
 
     with FakeBroker(server) as broker:
@@ -153,6 +153,53 @@ def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
 
     assert head is not None
     assert head.moments["m"].tolist() == [1.0] * SIZE
+
+
+def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over() -> None:
+    charge = a_charge()
+    server = a_server(charge)
+    record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
+    late = Moments("digits", Rank(1, 1), {"m": a_vector(9, 9, 9, 9)})
+    put_into_head(server, charge, some_moments(1), record, late)
+
+    with FakeBroker(server) as broker:
+        head = read_head(broker, charge.topology, StreamReadings())
+
+    assert head is not None
+    assert head.moments["m"].tolist() == [1.0] * SIZE
+
+
+class LosesItsVersion(FakeBroker):
+    """A connection that is lost while a version is on its way."""
+
+    lost = b""
+
+    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """See Broker."""
+        if headers.get("kind") == "version":
+            self.lost = body
+            self.close()
+            raise ConnectionLost("the version is still on its way")
+        super().publish(exchange, routing_key, body, headers)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_the_first_version_of_a_leader_counts_for_nothing_when_it_comes_after_the_next_has_begun(
+    optimizer: str,
+) -> None:
+    charge = a_charge(a_strategy(buffer_size=1, optimizer=optimizer))
+    server = a_server(charge, an_update("a", values=[1] * SIZE), an_update("b", values=[2] * SIZE))
+    with LosesItsVersion(server) as first, pytest.raises(ConnectionLost):
+        work_off(take_the_lead(first, charge, Clock()), first)
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, Clock())
+        FakeBroker(server).publish(charge.topology.versions_in.name, "", first.lost, {})
+        work_off(leader, broker)
+
+    assert [one.rank for one in versions(server, charge)] == [Rank(1, 0), Rank(2, 1), Rank(3, 1), Rank(3, 2)]
+    assert newest(server, charge).terms == (Rank(1, 0), Rank(3, 0))
+    assert unacked(server, charge) == []
 
 
 @pytest.mark.parametrize(
