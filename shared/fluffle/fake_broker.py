@@ -76,6 +76,24 @@ class FakeServer:
         """Wait until the condition holds or the time is over; the caller holds `changed`."""
         self.changed.wait_for(condition, min(timeout_s, self.longest_wait_s))
 
+    def put_back(self, queue: _FakeQueue, delivery: Delivery) -> None:
+        """Take a message back in front of its queue, or to the dead letters when it came back too often."""
+        arguments, returned = queue.queue.arguments, replace(delivery, redeliveries=delivery.redeliveries + 1)
+        limit = arguments.get("x-delivery-limit")
+        if not isinstance(limit, int) or returned.redeliveries <= limit:
+            queue.ready.appendleft(returned)
+            return
+        exchange = str(arguments.get("x-dead-letter-exchange", ""))
+        headers = {
+            **delivery.headers,
+            "x-first-death-reason": "delivery_limit",
+            "x-first-death-queue": queue.queue.name,
+            "x-first-death-exchange": delivery.exchange,
+        }
+        for name in self.exchanges.get(exchange, []):
+            if name in self.queues:
+                self.queues[name].put(replace(delivery, redeliveries=0, exchange=exchange, headers=headers))
+
     def deliver(self) -> None:
         """Give what waits to the active consumers, as much as their prefetch allows."""
         for queue in self.queues.values():
@@ -256,8 +274,7 @@ class FakeBroker:
         """Put back what was not acked, in front and in its order, and make room for the next consumer."""
         for name, delivery in reversed(self._unacked.values()):
             if name in self._server.queues:
-                returned = replace(delivery, redeliveries=delivery.redeliveries + 1)
-                self._server.queues[name].ready.appendleft(returned)
+                self._server.put_back(self._server.queues[name], delivery)
         self._unacked.clear()
         self._inbox.clear()
         for queue in self._server.queues.values():

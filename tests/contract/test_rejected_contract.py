@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, receive, send
 from federation import wait_until
@@ -79,6 +81,34 @@ def test_what_is_refused_meanwhile_is_not_held(connect: Connect, broker: Broker,
     broker.publish(topology.rejected_in.name, "", b"later", {})
 
     until_waiting(broker, topology, 1)
+
+
+def test_what_comes_back_more_often_than_the_limit_allows_is_refused_by_the_broker_and_its_neighbour_is_not(
+    connect: Connect, topology: Topology
+) -> None:
+    limit = 2
+    updates = replace(topology.updates, arguments={**topology.updates.arguments, "x-delivery-limit": limit})
+    limited = replace(topology, updates=updates)
+    broker = connect()
+    broker.declare(limited)
+    send(broker, limited, b"deadly", b"neighbour")
+
+    for times in range(limit + 1):
+        dying = connect()
+        dying.consume(updates.name, prefetch=1)
+        assert [(each.body, each.redeliveries) for each in receive(dying, 1)] == [(b"deadly", times)]
+        dying.close()
+
+    broker.consume(updates.name, prefetch=10)
+    assert bodies_of(receive(broker, 1)) == [b"neighbour"]
+    until_waiting(broker, limited, 1)
+    reading = connect()
+    reading.consume(limited.rejected.name, prefetch=1)
+    [dead] = receive(reading, 1)
+    assert (dead.body, dead.exchange) == (b"deadly", limited.rejected_in.name)
+    assert dead.headers["x-first-death-reason"] == "delivery_limit"
+    assert dead.headers["x-first-death-queue"] == updates.name
+    assert dead.headers["x-first-death-exchange"] == limited.updates_in.name
 
 
 def test_a_message_can_be_another_users_or_nobodys(broker: Broker, topology: Topology) -> None:
