@@ -1,0 +1,144 @@
+"""One aggregator of the simulation: the product's Leader, one message at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from simulation.faulty_broker import Aftermath, FaultyBroker, Heard
+
+from fluffle.broker import Delivery
+from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.fake_broker import FakeServer
+from fluffle.hello import say_hello
+from fluffle_aggregator.head import StreamReadings
+from fluffle_aggregator.service import Charge, Leader, hand_over
+
+Clock = Callable[[], float]
+
+
+class Killed(BaseException):
+    """The process ended in the middle of what it did: nothing in the product may catch it."""
+
+
+class Aggregator:
+    """One process after the other, each as `fluffle_aggregator.service.stand_by_and_lead` describes it.
+
+    `clock` never goes backwards, `now` does as it likes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        server: FakeServer,
+        aftermath: Aftermath,
+        chance: Random,
+        *,
+        make_leader: type[Leader],
+        clock: Clock,
+        now: Clock,
+    ) -> None:
+        self.name = name
+        self._server = server
+        self._aftermath = aftermath
+        self._chance = chance
+        self._make_leader = make_leader
+        self._clock = clock
+        self._now = now
+        self._charge: Charge | None = None
+        self._leader: Leader | None = None
+        self._readings = StreamReadings()
+        self._in_hand: Delivery | None = None
+        self.broker: FaultyBroker | None = None
+        self.is_frozen = False
+        self.has_left = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether it leads, and the broker has not let go of it."""
+        return self._leader is not None and self.broker is not None and self.broker.is_open
+
+    def turn(self, charge: Charge, fault: tuple[int, Heard] | None = None) -> str:
+        """Go on by one message, and say what happened; `charge` is for a process that begins."""
+        try:
+            if self.broker is None:
+                return self._connect(charge)
+            if fault:
+                self.broker.lose_at(*fault)
+            return self._go_on(self.broker)
+        except (ConnectionLost, QueueFull) as error:
+            self._let_go()
+            return str(error)
+        except Killed:
+            self.kill()
+            return "is killed by a message"
+
+    def kill(self) -> None:
+        """End its process."""
+        self._let_go()
+        self._charge, self._readings, self.is_frozen = None, StreamReadings(), False
+
+    def freeze(self) -> None:
+        """Stop in the middle of a message."""
+        self.is_frozen = True
+        if self.leads and self.broker:
+            self._in_hand = self.broker.next_delivery(0)
+
+    def wake(self) -> str:
+        """Go on, with what it had in its hands."""
+        self.is_frozen = False
+        try:
+            if self._leader and self._in_hand:
+                self._leader.receive(self._in_hand)
+            if self._leader:
+                self._leader.commit_when_due()
+        except (ConnectionLost, QueueFull) as error:
+            self._let_go()
+            return str(error)
+        except Killed:
+            self.kill()
+            return "is killed by a message"
+        finally:
+            self._in_hand = None
+        return "has noticed nothing"
+
+    def _connect(self, charge: Charge) -> str:
+        # A process keeps its settings over all its connections.
+        charge = self._charge = self._charge or charge
+        self.has_left = False
+        lazy_acks = self._chance.random() < 0.3
+        broker = self.broker = FaultyBroker(
+            self._server, charge.topology, self._aftermath, self._chance, lazy_acks=lazy_acks
+        )
+        broker.declare(charge.topology)
+        broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
+        topology = charge.topology
+        say_hello(broker, topology.updates_in, federation=topology.federation, name=self.name)
+        return "connects"
+
+    def _go_on(self, broker: FaultyBroker) -> str:
+        assert self._charge
+        delivery = broker.next_delivery(0)
+        if self._leader is None:
+            if delivery is None:
+                return "stands by"
+            self._leader = self._make_leader(
+                self._charge, broker, self._readings, clock=self._clock, now=self._now
+            )
+        if delivery:
+            self._leader.receive(delivery)
+            if self._chance.random() < 0.02:
+                self.kill()
+                return "is killed between a message and its commit"
+        self._leader.commit_when_due()
+        if self._leader.finished and delivery is None:
+            hand_over(self._charge, broker)
+            self.kill()
+            self.has_left = True
+            return "leaves: the federation has finished"
+        return f"holds {self._leader.held}"
+
+    def _let_go(self) -> None:
+        if self.broker:
+            self.broker.close()
+        self.broker = self._leader = self._in_hand = None

@@ -1,0 +1,175 @@
+"""The records of a federation, each held against what an independent replay of its updates gives."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from fluffle.model import Vector
+from fluffle.record import ModelVersion, Rank
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import BIN32_PREFIX_BYTES, decode_version
+from fluffle_aggregator.strategies import Strategy
+
+ROUNDING_S = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The model after a record's updates, by the replay."""
+
+    vector: Vector
+    moments: Mapping[str, Vector]
+    version: int
+    examples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One record; the updates up to it, and the ranks that an update after it may have started from."""
+
+    record: ModelVersion
+    parent: Link | None
+    ids: frozenset[UpdateId]
+    bases: frozenset[Rank]
+    model: Model
+
+    def descends_from(self, other: Link) -> bool:
+        """Tell whether the other is this record, or one before it."""
+        link: Link | None = self
+        while link is not None and link is not other:
+            link = link.parent
+        return link is other
+
+
+@dataclass(slots=True)
+class Chain:
+    """Every record that was ever published, by its bytes.
+
+    `strategies` are known by what a record calls them, and `sent` has all that came under an update's id.
+    """
+
+    strategies: Mapping[str, Strategy]
+    sent: Mapping[UpdateId, Sequence[WeightUpdate]]
+    links: dict[bytes, Link] = field(default_factory=dict)
+    by_digest: dict[str, Link] = field(default_factory=dict)
+    ranks: set[Rank] = field(default_factory=set)
+    moments_may_be_gone: bool = False
+
+    def add(self, body: bytes) -> Link:
+        """Take in a record; AssertionError when it is not what it should be."""
+        record = decode_version(body)
+        if record.parent:
+            assert record.parent in self.by_digest, f"nobody knows the parent of {record.rank}"
+            link = self._after(self.by_digest[record.parent], record)
+        else:
+            assert record.version == 0, f"{record.rank} has no parent"
+            model = Model(record.vector, {}, 0, 0)
+            link = Link(record, None, frozenset(), frozenset([record.rank]), model)
+        # Two leaders may both begin the federation, with the same version 0.
+        assert record.rank not in self.ranks or record.version == 0, f"{record.rank} is there twice"
+        self.ranks.add(record.rank)
+        header_bytes = len(body) - BIN32_PREFIX_BYTES - record.vector.nbytes
+        self.by_digest[hashlib.sha256(body[:header_bytes]).hexdigest()] = self.links[body] = link
+        return link
+
+    def _after(self, parent: Link, record: ModelVersion) -> Link:
+        before = parent.record
+        assert record.rank > before.rank, f"{record.rank} goes on from {before.rank}"
+        assert record.version >= before.version, f"{record.rank} goes on from {before.rank}"
+        began = () if record.term == before.term else (Rank(record.term, before.version),)
+        assert record.terms == (*before.terms, *began), f"{record.rank} has the terms {record.terms}"
+        assert record.elapsed_s >= before.elapsed_s - ROUNDING_S, f"time goes backwards at {record.rank}"
+        assert record.rejected >= before.rejected, f"{record.rank} has forgotten what was refused"
+        folded = [one.id for one in record.folded]
+        assert len(set(folded)) == len(folded), f"{record.rank} folds an update twice: {folded}"
+        assert parent.ids.isdisjoint(folded), f"{record.rank} folds what was folded before: {folded}"
+        ids = parent.ids | frozenset(folded)
+        _require_remembered(record, ids)
+        bases = parent.bases | {Rank(record.term, each) for each in range(before.version, record.version + 1)}
+        return Link(record, parent, ids, bases, self._replay(parent, record, bases))
+
+    def _replay(self, parent: Link, record: ModelVersion, bases: frozenset[Rank]) -> Model:
+        # What came under one id may differ when the first of it was refused.
+        choices = [
+            [sent for sent in self.sent[one.id] if sent.base_version == one.base_version]
+            for one in record.folded
+        ]
+        examples = sum(one.examples for one in record.contributors.values())
+        strategy = self.strategies[record.strategy]
+        starts = [parent.model.moments, *([{}] if self.moments_may_be_gone else [])]
+        for updates, moments in itertools.product(itertools.product(*choices), starts):
+            if not all(Rank(each.base_term, each.base_version) in bases for each in updates):
+                continue
+            model = _replayed(replace(parent.model, moments=moments), record, updates, strategy)
+            if (model.vector.tobytes(), model.examples) == (record.vector.tobytes(), examples):
+                assert model.version == record.version, f"{record.rank} should be version {model.version}"
+                _require_weighed(record, updates, before=parent.record.version, strategy=strategy)
+                return model
+        raise AssertionError(f"the model of {record.rank} is not what its updates give: {record.folded}")
+
+
+def _require_remembered(record: ModelVersion, ids: frozenset[UpdateId]) -> None:
+    """Hold what the record remembers of the updates in it against the updates along its parents."""
+    remembered = sum(
+        log.highest - sum(last - first + 1 for first, last in log.gaps)
+        for log in record.applied.runs.values()
+    )
+    assert all(one in record.applied for one in ids), f"{record.rank} has forgotten an update"
+    assert remembered == len(ids), f"{record.rank} remembers {remembered} updates, not {len(ids)}"
+    counted = {name: one.updates for name, one in record.contributors.items()}
+    assert sum(counted.values()) == len(ids), f"{record.rank} counts {counted}, not {len(ids)} updates"
+
+
+def _replayed(
+    before: Model, record: ModelVersion, updates: Sequence[WeightUpdate], strategy: Strategy
+) -> Model:
+    """Fold the updates one after the other into the parent's model, as somebody who never crashes."""
+    optimizer = strategy.optimizer
+    vector, version = before.vector.copy(), before.version
+    moments: Mapping[str, Vector] = {name: one.copy() for name, one in before.moments.items()}
+    if set(moments) != set(optimizer.starts):
+        moments = optimizer.init(vector.size)
+    buffer = strategy.init()
+    for one, update in zip(record.folded, updates, strict=True):
+        buffer = strategy.fold(buffer, update.vector, staleness=one.staleness, examples=update.examples)
+        if buffer.count == strategy.buffer_size:
+            vector, moments = strategy.step(vector, buffer, moments)
+            buffer, version = strategy.init(), version + 1
+    if buffer.count:
+        vector, moments = strategy.step(vector, buffer, moments)
+        version += 1
+    if record.finished and version == before.version:
+        version += 1
+    return Model(vector, moments, version, before.examples + sum(update.examples for update in updates))
+
+
+def _require_weighed(
+    record: ModelVersion, updates: Sequence[WeightUpdate], *, before: int, strategy: Strategy
+) -> None:
+    """Hold the updates' staleness and weights against the formulas of the papers."""
+    setting = str(strategy)
+    for place, (one, update) in enumerate(zip(record.folded, updates, strict=True)):
+        version = before + place // strategy.buffer_size
+        assert one.staleness == version - update.base_version, f"{one}: the model was at version {version}"
+        if setting.startswith("fedavg"):
+            expected = float(update.examples)
+        else:
+            expected = _discount(setting.partition("discount=")[2].split(",")[0].rstrip(")"), one.staleness)
+        if setting.startswith("fedasync"):
+            expected *= float(setting.partition("mixing=")[2].split(",")[0])
+        assert math.isclose(one.weight, expected, rel_tol=1e-12), f"{one}: it should weigh {expected}"
+
+
+def _discount(setting: str, staleness: int) -> float:
+    name, *parameters = setting.split(":")
+    if name == "polynomial":
+        return math.exp(-float(parameters[0]) * math.log1p(staleness))
+    if name == "hinge":
+        a, b = map(float, parameters)
+        return 1.0 if staleness <= b else 1.0 / (a * (staleness - b) + 1.0)
+    assert name == "constant"
+    return 1.0

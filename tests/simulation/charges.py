@@ -1,0 +1,62 @@
+"""What the aggregators of the simulation are told: every strategy, optimizer and rhythm, at random."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from builders import a_charge, a_strategy
+from simulation.senders import POISON
+
+from fluffle.model import Layout
+from fluffle.topology import Topology
+from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.service import Charge, Rhythm
+from fluffle_aggregator.strategies import Strategy
+
+
+def some_strategy(chance: Random) -> Strategy:
+    """Return one of the strategies."""
+    name = chance.choice(["fedasync", "fedbuff", "fedbuff", "fedavg"])
+    return a_strategy(
+        name,
+        buffer_size=chance.randint(1, 3),
+        mixing=chance.choice([0.3, 1.0]),
+        staleness=chance.choice(["constant", "polynomial", "polynomial:2", "hinge:10:1"]),
+        optimizer="sgd"
+        if name == "fedasync"
+        else chance.choice(["sgd", "momentum", "adam", "yogi", "adagrad"]),
+    )
+
+
+def some_charge(chance: Random, strategy: Strategy, topology: Topology) -> Charge:
+    """Return a charge for a strategy."""
+    rhythm = Rhythm(
+        every=1 if strategy.one_update_per_version else chance.choice([1, 1, 2, 3]),
+        after_s=None if strategy.one_update_per_version else chance.choice([None, None, 5.0]),
+        buffer_timeout_s=chance.choice([20.0, 900.0]),
+    )
+    goals = [Goal()] * 4 + [Goal(max_versions=chance.randint(1, 6)), Goal(max_updates=chance.randint(1, 12))]
+    charge = a_charge(
+        strategy,
+        rhythm=rhythm,
+        policy=Policy(max_staleness=chance.choice([None, None, 1])),
+        goal=chance.choice(goals),
+        try_out=try_out,
+    )
+    return replace(charge, topology=topology)
+
+
+def some_topology(chance: Random, topology: Topology) -> Topology:
+    """Return the federation's queues, of which the one for updates may soon be full."""
+    updates = topology.updates
+    few = {**updates.arguments, "x-delivery-limit": chance.choice([3, 20])}
+    if chance.random() < 0.15:
+        few["x-max-length-bytes"] = 2_000
+    return replace(topology, updates=replace(updates, arguments=few))
+
+
+def try_out(_: Layout, body: bytes) -> str:
+    """Say what becomes of a process that takes in a message."""
+    return "was killed" if body.startswith(POISON) else ""

@@ -1,0 +1,54 @@
+"""What makes thousands of simulations quick: no logs, and no bytes are decoded twice."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+
+import pytest
+import simulation.chain
+import simulation.promises
+import simulation.senders
+from simulation.aggregators import Killed
+from simulation.senders import POISON
+
+import fluffle.models
+import fluffle_aggregator.head
+import fluffle_aggregator.service
+from fluffle.record import Evaluation, Hello
+from fluffle.update import WeightUpdate
+from fluffle.wire import decode_inbound, decode_record, decode_version, record_digest
+
+REMEMBERED = 1_000
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Decode each message once: the same bytes give the same value, which nobody may change."""
+    inbound = functools.lru_cache(REMEMBERED)(decode_inbound)
+
+    def decode_or_die(body: bytes) -> WeightUpdate | Evaluation | Hello:
+        if body.startswith(POISON):
+            raise Killed
+        return inbound(body)
+
+    remembered: dict[str, object] = {
+        "decode_inbound": decode_or_die,
+        "decode_record": functools.lru_cache(REMEMBERED)(decode_record),
+        "decode_version": functools.lru_cache(REMEMBERED)(decode_version),
+        "record_digest": functools.lru_cache(REMEMBERED)(record_digest),
+    }
+    for module in (
+        fluffle.models,
+        fluffle_aggregator.head,
+        fluffle_aggregator.service,
+        simulation.chain,
+        simulation.promises,
+        simulation.senders,
+    ):
+        for name in remembered.keys() & vars(module).keys():
+            monkeypatch.setattr(module, name, remembered[name])
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)

@@ -1,0 +1,133 @@
+"""What Fluffle promises, held against the fake server after each step of a simulation."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from simulation.aggregators import Aggregator
+from simulation.chain import Chain, Link
+from simulation.senders import Ledger
+
+from fluffle.fake_broker import FakeServer
+from fluffle.record import ModelVersion, Rank
+from fluffle.topology import Topology
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import decode_inbound, decode_record
+from fluffle_aggregator.strategies import Strategy
+
+# What a message of each kind may be refused for.
+UNTIMELY = {"too-stale", "unknown-base", "future-version", "second-in-round", "wrong-content", "finished"}
+REASONS: Mapping[str, set[str]] = {
+    "update": {"duplicate", *UNTIMELY},
+    "garbage": {"unreadable"},
+    "poison": {"crashes"},
+    "impostor": {"foreign-sender"},
+    "of the future": {"future-version", "second-in-round", "wrong-content", "finished"},
+    "of another line": {"future-version", "unknown-base", "second-in-round", "wrong-content", "finished"},
+    "unsound": {"not-finite", "too-large", "bad-examples", *UNTIMELY},
+    "evaluation": {"foreign-sender", "future-version"},
+}
+
+
+class Promises:
+    """The promises, and what one must remember to hold them against what is there."""
+
+    def __init__(
+        self,
+        server: FakeServer,
+        topology: Topology,
+        aggregators: Sequence[Aggregator],
+        strategies: Mapping[str, Strategy],
+        ledger: Ledger,
+    ) -> None:
+        self._server = server
+        self._topology = topology
+        self._aggregators = aggregators
+        self._ledger = ledger
+        self._chain = Chain(strategies, ledger.updates)
+        self._confirmed: Link | None = None
+        self._refused: set[bytes] = set()
+        self._refused_messages = 0
+        self._refused_for_good: set[UpdateId] = set()
+        self._foreign_bases: set[Rank] = set()
+
+    def note_late_arrival(self) -> None:
+        """Remember that the head has had to take in one message more than leaders reckon with."""
+        # docs/reliability.md: the model is safe, but the optimizer may begin anew.
+        self._chain.moments_may_be_gone = True
+
+    def check(self, confirmed: bytes | None = None) -> None:
+        """Raise AssertionError for the first promise that is broken.
+
+        `confirmed` is a version that the broker has just confirmed: its leader acks what is in it.
+        """
+        in_stream = self._newest(self._server.bodies(self._topology.models.name))
+        newest = self._newest(self._server.bodies(self._topology.head.name))
+        if confirmed is not None:
+            self._confirmed = self._chain.links[confirmed]
+        if self._confirmed:
+            assert newest, "the head is empty"
+            assert newest.descends_from(self._confirmed), (
+                f"the head's {newest.record.rank} does not go on from {self._confirmed.record.rank}, "
+                "which was confirmed"
+            )
+        if newest and any(aggregator.leads for aggregator in self._aggregators):
+            assert in_stream, "the stream is empty, but there is a leader"
+            assert in_stream.record.rank >= newest.record.rank, (
+                f"readers find {in_stream.record.rank}, but the newest is {newest.record.rank}"
+            )
+        self._look_at_what_is_refused()
+        self._look_for_what_is_lost(newest)
+
+    def check_end(self) -> None:
+        """Raise AssertionError for what is not as it should be when all is quiet."""
+        newest = self._newest(self._server.bodies(self._topology.head.name))
+        for body in self._ledger.confirmed & self._ledger.ids.keys():
+            update = self._ledger.ids[body]
+            is_applied = newest is not None and update in newest.ids
+            assert is_applied or update in self._refused_for_good, f"{update} counts nowhere"
+        if newest:
+            wronged = self._foreign_bases & newest.bases
+            assert not wronged, f"refused for their base: updates from {wronged}, which are in the history"
+
+    def _newest(self, bodies: Sequence[bytes]) -> Link | None:
+        """Return the newest record of these, by the readers' rule."""
+        records = [(decode_record(body), body) for body in bodies]
+        links = [
+            self._chain.links.get(body) or self._chain.add(body)
+            for record, body in records
+            if isinstance(record, ModelVersion)
+        ]
+        return max(links, key=lambda link: link.record.rank, default=None)
+
+    def _look_at_what_is_refused(self) -> None:
+        refused = self._server.queue(self._topology.rejected.name).ready
+        for delivery in itertools.islice(refused, self._refused_messages, None):
+            kind, update = self._ledger.kinds.get(delivery.body), self._ledger.ids.get(delivery.body)
+            reason = delivery.headers.get("reason")
+            died = delivery.headers.get("x-first-death-reason")
+            assert died == "delivery_limit" or (kind and reason in REASONS[kind]), (
+                f"{kind} {update or delivery.body[:20]!r} is refused: {reason}"
+            )
+            if update and reason != "duplicate":
+                self._refused_for_good.add(update)
+            if update and reason in {"unknown-base", "future-version"}:
+                message = decode_inbound(delivery.body)
+                assert isinstance(message, WeightUpdate)
+                self._foreign_bases.add(Rank(message.base_term, message.base_version))
+            # That one of two is refused says nothing of where the other is.
+            if update is None:
+                self._refused.add(delivery.body)
+        self._refused_messages = len(refused)
+
+    def _look_for_what_is_lost(self, newest: Link | None) -> None:
+        held = [one.broker.unacked.values() for one in self._aggregators if one.broker and one.broker.is_open]
+        queued = set(itertools.chain(self._server.bodies(self._topology.updates.name), *held))
+        known = self._ledger.ids
+        kept = {known[body] for body in queued & known.keys()} | self._refused_for_good
+        for body in self._ledger.confirmed - queued - self._refused:
+            update = known.get(body)
+            is_kept = update in kept or (newest is not None and update in newest.ids)
+            kind = self._ledger.kinds[body]
+            assert is_kept or kind == "evaluation", f"{kind} {update or body[:20]!r} is lost"

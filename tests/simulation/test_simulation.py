@@ -1,0 +1,106 @@
+"""Thousands of short lives of a federation in which everything goes wrong, each a pure function of its seed.
+
+More of them, or one again: FLUFFLE_SIMULATION_SEEDS=5000-9999 or =1234 before `pytest tests/simulation`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from simulation.world import World
+
+from fluffle.update import Applied
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.service import Charge, Leader
+
+SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1999")
+AT_ONCE = 250
+
+
+def blocks(seeds: str) -> list[range]:
+    """Return the seeds of "FIRST-LAST" or of a single number, in blocks of one test each."""
+    first, _, last = seeds.partition("-")
+    end = int(last or first) + 1
+    return [range(start, min(start + AT_ONCE, end)) for start in range(int(first), end, AT_ONCE)]
+
+
+def live_through(
+    seed: int, *, make_leader: type[Leader] = Leader, told: Callable[[Charge], Charge] = lambda charge: charge
+) -> None:
+    """Run one simulation; what it finds is an AssertionError with the seed and all that happened."""
+    world = World(seed, make_leader=make_leader, told=told)
+    try:
+        world.run()
+    except Exception as error:
+        happened = "\n".join(world.log)
+        raise AssertionError(
+            f"{happened}\n{type(error).__name__}: {error}\n"
+            f"again: FLUFFLE_SIMULATION_SEEDS={seed} .venv/bin/pytest tests/simulation"
+        ) from error
+
+
+@pytest.mark.parametrize("seeds", blocks(SEEDS), ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_whatever_dies_freezes_or_comes_late_every_promise_holds_after_each_step(seeds: range) -> None:
+    for seed in seeds:
+        live_through(seed)
+
+
+def test_a_seed_gives_the_same_simulation_again() -> None:
+    lives = [World(7), World(7), World(8)]
+    for life in lives:
+        life.run()
+
+    once, again, another = (life.log for life in lives)
+    assert once == again != another
+
+
+class AcksFirst(Leader):
+    """Acks what it holds before the version that contains it is confirmed."""
+
+    def commit_when_due(self) -> None:
+        """See Leader."""
+        self._broker.ack(self._held)
+        self._held = []
+        super().commit_when_due()
+
+
+def keeps_the_term(charge: Charge) -> Charge:
+    """Return the charge of aggregators that go on under the term that they find."""
+    return replace(
+        charge, continue_from=lambda head: charge.continue_from(replace(head, term=max(head.term - 1, 0)))
+    )
+
+
+def forgets_what_is_applied(charge: Charge) -> Charge:
+    """Return the charge of aggregators that do not know which updates the model contains."""
+
+    def continue_from(head: Head) -> GlobalModel:
+        model = charge.continue_from(head)
+        model.applied = Applied()
+        return model
+
+    return replace(charge, continue_from=continue_from)
+
+
+@pytest.mark.parametrize(
+    ("make_leader", "told", "says"),
+    [
+        (AcksFirst, lambda charge: charge, "is lost"),
+        (Leader, keeps_the_term, "goes on from|is there twice"),
+        (Leader, forgets_what_is_applied, "folds what was folded before|has forgotten"),
+    ],
+    ids=["acks first", "keeps the term", "forgets what is applied"],
+)
+def test_an_aggregator_that_breaks_a_promise_is_found_out_soon(
+    make_leader: type[Leader], told: Callable[[Charge], Charge], says: str
+) -> None:
+    def live_on() -> None:
+        for seed in range(100):
+            live_through(seed, make_leader=make_leader, told=told)
+
+    with pytest.raises(AssertionError, match=says):
+        live_on()
