@@ -126,11 +126,12 @@ def _bring_orphans_to_the_front(
     """Make sure that the next publish pushes out of the full queue what nobody needs.
 
     A leader that dies between its moments and their record leaves moments behind that belong to no record.
-    A few such leaders in a row would push out the record that all start from.
+    A few such leaders in a row would push out the record that all start from. One place is kept for what
+    arrives late, from a leader that has lost its connection, before the next one begins.
     """
     waiting = deque(records)
     while (
-        len(waiting) >= HEAD_LENGTH
+        len(waiting) >= HEAD_LENGTH - 1
         and waiting[0][0].rank == newest
         and any(other.rank != newest for other, _ in waiting)
     ):

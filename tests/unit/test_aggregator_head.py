@@ -210,7 +210,8 @@ def test_the_first_version_of_a_leader_counts_for_nothing_when_it_comes_after_th
         (["m2", "m1", "r1"], ["m2", "m1", "r1"]),
         (["r0", "m1", "r1"], ["r0", "m1", "r1"]),
         (["r1", "m2", "m3"], ["m2", "m3", "r1"]),
-        (["r0", "m1"], ["r0", "m1"]),
+        (["r0", "m1"], ["r0", "m1", "r0"]),
+        (["m1", "r1"], ["m1", "r1"]),
         (["r0", "r1", "r2"], ["r0", "r1", "r2"]),
     ],
 )
