@@ -34,7 +34,7 @@ def some_charge(chance: Random, strategy: Strategy, topology: Topology) -> Charg
     """Return a charge for a strategy."""
     rhythm = Rhythm(
         every=1 if strategy.one_update_per_version else chance.choice([1, 1, 2, 3]),
-        after_s=None if strategy.one_update_per_version else chance.choice([None, None, 5.0]),
+        after_s=None if strategy.one_update_per_version else chance.choice([None, 5.0]),
         buffer_timeout_s=chance.choice([20.0, 900.0]),
     )
     goals = [Goal()] * 4 + [Goal(max_versions=chance.randint(1, 6)), Goal(max_updates=chance.randint(1, 12))]

@@ -93,13 +93,14 @@ class Promises:
 
     def _newest(self, bodies: Sequence[bytes]) -> Link | None:
         """Return the newest record of these, by the readers' rule."""
-        records = [(decode_record(body), body) for body in bodies]
-        links = [
-            self._chain.links.get(body) or self._chain.add(body)
-            for record, body in records
-            if isinstance(record, ModelVersion)
-        ]
-        return max(links, key=lambda link: link.record.rank, default=None)
+        newest: Link | None = None
+        for body in bodies:
+            link = self._chain.links.get(body)
+            if link is None and isinstance(decode_record(body), ModelVersion):
+                link = self._chain.add(body)
+            if link and (newest is None or link.record.rank > newest.record.rank):
+                newest = link
+        return newest
 
     def _look_at_what_is_refused(self) -> None:
         refused = self._server.queue(self._topology.rejected.name).ready

@@ -18,7 +18,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.topology import topology_of
 from fluffle_aggregator.service import Charge, Leader
 
-FAULTS: tuple[Heard, ...] = ("nothing", "all", "late", "half")
+FAULTS: tuple[Heard, ...] = ("nothing", "all", "late", "late", "half")
 MORE_THAN_ANY_TIMEOUT_S = 1_000.0
 MOST_TURNS = 2_000
 
@@ -63,12 +63,12 @@ class World:
         self._deeds = {
             self._let_an_aggregator_go_on: 45,
             self._let_somebody_send: 35,
-            self._let_time_pass: 5,
+            self._let_time_pass: 7,
             self._kill_an_aggregator: 2,
             self._freeze_an_aggregator: 2,
             self._drop_a_frozen_one: 3,
             self._wake_an_aggregator: 2,
-            self._let_something_arrive_late: 3,
+            self._let_something_arrive_late: 5,
             self._restart_the_broker: 1,
             self._cut_the_power: 1,
             self._shorten_the_stream: 1,
@@ -77,7 +77,7 @@ class World:
     def run(self) -> None:
         """Do so many things at random, and then let the federation come to rest."""
         deeds, weights = list(self._deeds), list(self._deeds.values())
-        for deed in self._chance.choices(deeds, weights, k=self._chance.randint(10, 100)):
+        for deed in self._chance.choices(deeds, weights, k=self._chance.randint(10, 70)):
             self._do(deed)
         self._come_to_rest()
 
@@ -115,8 +115,8 @@ class World:
         if aggregator.is_frozen or (aggregator.has_left and self._chance.random() < 0.8):
             return ""
         fault = None
-        if self._chance.random() < 0.12:
-            fault = self._chance.randrange(4), self._chance.choice(FAULTS)
+        if self._chance.random() < 0.15:
+            fault = self._chance.randrange(3), self._chance.choice(FAULTS)
         return f"{aggregator.name} {aggregator.turn(self._chance.choice(self._charges), fault)}"
 
     def _let_somebody_send(self) -> str:
