@@ -30,6 +30,7 @@ from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_ref
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head, StreamReadings, read_head
 from fluffle_aggregator.limits import Rates, admit
+from fluffle_aggregator.watch import TopologyWatch
 
 log = get_logger(__name__)
 
@@ -97,10 +98,12 @@ def stand_by_and_lead(
     topology = charge.topology
     say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
     log.info("standing by", aggregator=charge.name)
+    watch = TopologyWatch(broker, topology)
     delivery = None
     while delivery is None:
         if stop.is_set():
             return
+        watch.look_when_due()
         # The broker gives messages to one consumer only: whoever gets the first one leads.
         delivery = broker.next_delivery(POLL_S)
     leader = Leader(charge, broker, readings)
@@ -110,6 +113,7 @@ def stand_by_and_lead(
         # Its body is as large as the model: gone before the commit makes another such.
         del delivery
         leader.commit_when_due()
+        watch.look_when_due()
         delivery = broker.next_delivery(charge.rhythm.patience_s)
         if stop.is_set():
             log.info("asked to stop: what is held goes back to the queue", updates=leader.held)

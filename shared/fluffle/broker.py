@@ -53,7 +53,7 @@ class Broker(Protocol):
         """Make the exchanges, queues and bindings that are missing; TopologyMismatch when one differs."""
 
     def check(self, topology: Topology) -> None:
-        """Look whether the exchange for updates and the stream of models are there, else TopologyMissing."""
+        """Look whether all exchanges and queues are there, which needs no rights; else TopologyMissing."""
 
     def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
         """Send a message and wait until the broker has taken responsibility for it in every queue.

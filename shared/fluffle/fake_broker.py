@@ -142,9 +142,11 @@ class FakeBroker:
     def check(self, topology: Topology) -> None:
         """See Broker."""
         with self._connected():
-            if topology.updates_in.name not in self._server.exchanges:
-                raise TopologyMissing(f"exchange {topology.updates_in.name} is not on this fake broker")
-            self._server.queue(topology.models.name)
+            for exchange in topology.exchanges:
+                if exchange.name not in self._server.exchanges:
+                    raise TopologyMissing(f"exchange {exchange.name} is not on this fake broker")
+            for queue in topology.queues:
+                self._server.queue(queue.name)
 
     def rebuild(self, topology: Topology) -> None:
         """See Broker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ QUIET_S = 0.05
 # So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
 NOTHING_THERE_S = 2.0
 SLOW_LINK_S = 10.0
+# How often whoever waits for a newer version says so.
+SAY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,12 @@ def newest_version(
 
     Versions in between are not read. None when `stop` is set first.
     """
+    said_at = time.monotonic()
     with broker.read_stream(topology.models.name, offset="last") as reader:
         while not stop.is_set():
+            if time.monotonic() - said_at >= SAY_EVERY_S:
+                said_at = time.monotonic()
+                log.info("waiting for a newer version: is an aggregator at work?", known=str(newer_than))
             newest = _newest_at_hand(reader, POLL_S)
             if newest and (newer_than is None or newest.version.rank > newer_than):
                 return newest.version

@@ -72,12 +72,12 @@ class Topology:
     def exchanges(self) -> tuple[Exchange, ...]:
         """Every exchange, once."""
         return (
-            self.rejected_in,
             self.updates_in,
             self.evaluations_in,
             self.versions_in,
             self.head_in,
             self.models_in,
+            self.rejected_in,
         )
 
 

@@ -81,13 +81,14 @@ class RabbitBroker:
 
     def check(self, topology: Topology) -> None:
         """See Broker."""
-        self._connection.apart(
-            functools.partial(
-                BlockingChannel.exchange_declare, exchange=topology.updates_in.name, passive=True
-            ),
-            f"exchange {topology.updates_in.name}",
-        )
-        self.state(topology.models.name)
+
+        def look(channel: BlockingChannel) -> None:
+            for exchange in topology.exchanges:
+                channel.exchange_declare(exchange.name, passive=True)
+            for each in topology.queues:
+                channel.queue_declare(each.name, passive=True)
+
+        self._connection.apart(look, f"a part of the federation {topology.federation!r}")
 
     def rebuild(self, topology: Topology) -> None:
         """See Broker."""

@@ -84,9 +84,11 @@ class RabbitConnection:
         self._is_full = is_full
         self._on_end = on_end
         self._stop = stop or threading.Event()
+        self._given_up = False
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
+        self._tell_of_alarms()
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
         self._thread.start()
 
@@ -128,7 +130,9 @@ class RabbitConnection:
             if self._stop.is_set():
                 leave_at = min(leave_at, time.monotonic() + LEAVE_AFTER_S)
             if time.monotonic() > leave_at:
-                raise ConnectionLost(f"RabbitMQ does not answer about {what}, and this process is to stop")
+                self._given_up = True
+                self.failure = ConnectionLost(f"RabbitMQ had not answered about {what} when asked to stop")
+                raise self.failure
         raise self.failure or ConnectionLost("the connection is closed")
 
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
@@ -169,7 +173,7 @@ class RabbitConnection:
         """End the connection, and wait for its thread unless the broker hangs."""
         self._closing = True
         self.wake()
-        self._thread.join(CLOSE_PATIENCE_S)
+        self._thread.join(0 if self._given_up else CLOSE_PATIENCE_S)
 
     def _give_up(self, why: str) -> None:
         """End the connection even if its thread waits inside pika, as pika itself does without heartbeats."""
@@ -208,6 +212,19 @@ class RabbitConnection:
             self._connection.process_data_events(time_limit=POLL_S)
         if self.failure:
             raise self.failure
+
+    def _tell_of_alarms(self) -> None:
+        """Log when RabbitMQ takes no messages for want of memory or disk, and when it does again."""
+
+        def blocked(_connection: object, frame: pika.frame.Method) -> None:
+            log.warning("RabbitMQ takes no messages for now: waiting", because=frame.method.reason)
+
+        def unblocked(_connection: object, _frame: pika.frame.Method) -> None:
+            log.info("RabbitMQ takes messages again")
+
+        # BlockingConnection would tell of it only when the call that hangs in an alarm has returned.
+        self._connection._impl.add_on_connection_blocked_callback(blocked)
+        self._connection._impl.add_on_connection_unblocked_callback(unblocked)
 
     def _in_words(self, error: Exception, what: str = "") -> BrokerError:
         return in_fluffles_words(error, where=self._where, user=self.user, what=what)

@@ -48,7 +48,7 @@ def in_fluffles_words(error: Exception, *, where: str, user: str, what: str) -> 
         return AccessRefused(f"the user {user!r} has no right to {what}: {said}")
     # The same code is given for a queue that is there, but on nodes of a cluster that are down.
     if code == NOT_FOUND and "NOT_FOUND - no " in said:
-        return TopologyMissing(f"{what} is not on RabbitMQ at {where}")
+        return TopologyMissing(f"{what} is not on RabbitMQ at {where} ({said})")
     if code == PRECONDITION_FAILED:
         return _failed_precondition(said, where=where, user=user, what=what) or lost
     return _mismatch(what, said) if code == RESOURCE_LOCKED else lost

@@ -1,0 +1,42 @@
+"""Whether the federation is still all there: of what is deleted, RabbitMQ tells only a queue's own consumers.
+
+Without a look now and then, a leader whose stream was deleted would wait for ever for workers that cannot
+read its versions, and one whose head was deleted would commit to the stream alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from fluffle.broker import Broker
+from fluffle.errors import TopologyMissing
+from fluffle.topology import Topology
+
+EVERY_S = 10.0
+
+
+class TopologyWatch:
+    """Looks after the exchanges and queues for the life of one connection."""
+
+    def __init__(
+        self, broker: Broker, topology: Topology, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Begin after they were declared."""
+        self._broker = broker
+        self._topology = topology
+        self._clock = clock
+        self._looked_at = clock()
+
+    def look_when_due(self) -> None:
+        """Look if the last time was long ago. Raises TopologyMissing: what is gone, and what to do."""
+        if self._clock() - self._looked_at < EVERY_S:
+            return
+        try:
+            self._broker.check(self._topology)
+        except TopologyMissing as error:
+            raise TopologyMissing(
+                f"somebody deleted what the federation {self._topology.federation!r} needs: {error}. An "
+                f"aggregator that starts makes it anew; of the head queue, `fluffle model restore` does"
+            ) from error
+        self._looked_at = self._clock()
