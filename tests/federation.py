@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fluffle.models import newest_version
+from fluffle.models import all_versions, newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
@@ -27,12 +27,14 @@ TASKS = Path(__file__).parent / "tasks"
 HEARTBEAT_S = 5
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, *, deadline_s: float = DEADLINE_S, every_s: float = 0.05
+) -> None:
     """Look again and again until a condition holds; fail with `what` was waited for."""
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {deadline_s:.0f} s in vain for {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)
 
 
 @dataclass
@@ -110,9 +112,9 @@ class Federation:
         place = ["--site", str(site), "--sites", str(sites), "--name", f"site-{site}"]
         return self._start(f"worker-{site}-{len(self.parts)}", "fluffle_worker", *place, *flags)
 
-    def evaluator(self) -> Part:
+    def evaluator(self, *flags: str) -> Part:
         """Start an evaluator."""
-        return self._start("evaluator", "fluffle_cli.main", "evaluator", "--name", "evaluator")
+        return self._start("evaluator", "fluffle_cli.main", "evaluator", "--name", "evaluator", *flags)
 
     def connect(self) -> RabbitBroker:
         """Return a connection of the test's own."""
@@ -136,10 +138,13 @@ class Federation:
 
     def waiting_in(self, queue: str) -> set[UpdateId]:
         """Return the ids of the updates in a queue, once nobody else consumes it; they stay there."""
-        bodies = []
+        bodies: list[bytes] = []
         with self.connect() as broker:
-            broker.consume(queue, prefetch=1000)
-            while delivery := broker.next_delivery(0.5):
+            messages = broker.state(queue).messages
+            broker.consume(queue, prefetch=messages + 1)
+            while len(bodies) < messages:
+                delivery = broker.next_delivery(DEADLINE_S)
+                assert delivery is not None, f"{queue} holds {messages} messages, but gives {len(bodies)}"
                 bodies.append(delivery.body)
         return set(_update_ids(bodies))
 
@@ -218,6 +223,27 @@ def assert_refused(part: Part, *words: str) -> None:
     assert last.startswith("error: ")
     for word in words:
         assert word in last
+
+
+def end_and_balance(federation: Federation, *, workers: list[Part], aggregators: list[Part]) -> ModelVersion:
+    """Ask the workers to stop, let the aggregators fold what waits, end them, and balance the ledger."""
+    for part in workers:
+        part.ask_to_stop()
+    codes = {part.name: part.wait_for_exit() for part in workers}
+    with federation.connect() as broker:
+        queue = federation.topology.updates.name
+        wait_until(lambda: broker.state(queue).messages == 0, f"an aggregator to take all from {queue}")
+    for part in aggregators:
+        part.ask_to_stop()
+    codes |= {part.name: part.wait_for_exit() for part in aggregators}
+    with federation.connect() as broker:
+        history = list(all_versions(broker, federation.topology))
+    folded = [one.id for version in history for one in version.folded]
+
+    assert codes == dict.fromkeys(codes, 0)
+    assert len(folded) == len(set(folded)) == history[-1].updates
+    assert_every_confirmed_update_counts_once(federation, history[-1])
+    return history[-1]
 
 
 def _update_ids(bodies: list[bytes]) -> Iterator[UpdateId]:
