@@ -155,7 +155,7 @@ def test_in_an_alarm_everybody_waits_or_leaves_when_asked_to_and_then_goes_on(
 
         workers[0].wait_for(UNBLOCKED)
         workers.append(federation.worker(1, "--delay", "0.1"))
-        wait_for_more(workers, 6)
+        workers[1].wait_for("update published", 2)
         end_and_balance(federation, workers=workers, aggregators=[leader])
 
 
@@ -180,5 +180,6 @@ def test_workers_keep_their_updates_while_the_queue_is_full_and_then_go_on(
         assert leaving.wait_for_exit() == 0
         second = federation.aggregator("second", "--buffer-size", "2")
         workers.append(federation.worker(1))
-        wait_for_more(workers, 8)
+        for worker in workers:
+            worker.wait_for("update published", len(worker.events("update published")) + 2)
         end_and_balance(federation, workers=workers, aggregators=[second])
