@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fluffle.broker import Delivery
 from fluffle.models import all_versions, newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -138,15 +139,19 @@ class Federation:
 
     def waiting_in(self, queue: str) -> set[UpdateId]:
         """Return the ids of the updates in a queue, once nobody else consumes it; they stay there."""
-        bodies: list[bytes] = []
+        return set(_update_ids([delivery.body for delivery in self.deliveries_in(queue)]))
+
+    def deliveries_in(self, queue: str) -> list[Delivery]:
+        """Return the messages in a queue, once nobody else consumes it; they stay there."""
+        deliveries: list[Delivery] = []
         with self.connect() as broker:
             messages = broker.state(queue).messages
             broker.consume(queue, prefetch=messages + 1)
-            while len(bodies) < messages:
+            while len(deliveries) < messages:
                 delivery = broker.next_delivery(DEADLINE_S)
-                assert delivery is not None, f"{queue} holds {messages} messages, but gives {len(bodies)}"
-                bodies.append(delivery.body)
-        return set(_update_ids(bodies))
+                assert delivery is not None, f"{queue} holds {messages} messages, but gives {len(deliveries)}"
+                deliveries.append(delivery)
+        return deliveries
 
     def fluffle(self, *arguments: str, broker_url: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command of `fluffle` to its end, as somebody types it; nobody is at its terminal."""
