@@ -14,6 +14,8 @@ from fluffle.errors import TopologyMissing
 from fluffle.topology import Topology
 
 EVERY_S = 10.0
+# A leader that rebuilds an unreadable stream takes it away for a moment.
+AGAIN_AFTER_S = 2.0
 
 
 class TopologyWatch:
@@ -26,17 +28,23 @@ class TopologyWatch:
         self._broker = broker
         self._topology = topology
         self._clock = clock
-        self._looked_at = clock()
+        self._due_at = clock() + EVERY_S
+        self._missed: str = ""
 
     def look_when_due(self) -> None:
-        """Look if the last time was long ago. Raises TopologyMissing: what is gone, and what to do."""
-        if self._clock() - self._looked_at < EVERY_S:
+        """Look if it is time to. Raises TopologyMissing when the same thing is gone twice in a row."""
+        if self._clock() < self._due_at:
             return
         try:
             self._broker.check(self._topology)
         except TopologyMissing as error:
-            raise TopologyMissing(
-                f"somebody deleted what the federation {self._topology.federation!r} needs: {error}. An "
-                f"aggregator that starts makes it anew; of the head queue, `fluffle model restore` does"
-            ) from error
-        self._looked_at = self._clock()
+            if self._missed == str(error):
+                raise TopologyMissing(
+                    f"somebody deleted what the federation {self._topology.federation!r} needs: {error}. An "
+                    f"aggregator that starts makes it anew; of the head queue, `fluffle model restore` does"
+                ) from error
+            self._missed = str(error)
+            self._due_at = self._clock() + AGAIN_AFTER_S
+            return
+        self._missed = ""
+        self._due_at = self._clock() + EVERY_S
