@@ -49,7 +49,8 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
                     integers=b"",
                     examples=10,
                 )
-                broker.publish(running.topology.updates_in.name, "", encode_update(update), {})
+                exchange = running.topology.updates_in.name
+                broker.publish_as("site", exchange, "", encode_update(update), {})
         peaks = [0]
 
         def has_ended() -> bool:
