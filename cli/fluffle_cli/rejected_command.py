@@ -188,12 +188,13 @@ def _follow(done: Iterator[RejectedMessage], deed: str, count: int) -> None:
 
 def _counted(messages: list[RejectedMessage]) -> str:
     if not messages:
-        return "no message waits there"
+        return "no message that was asked for waits there"
     reasons, workers = summary(messages)
     size = decimal(sum(message.size_bytes for message in messages))
     by_reason = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
     by_worker = ", ".join(f"{worker or 'unknown'} {count:,}" for worker, count in workers.most_common())
-    return f"{len(messages):,} messages, {size}: {by_reason}; from {by_worker}"
+    messages_in_words = "1 message" if len(messages) == 1 else f"{len(messages):,} messages"
+    return f"{messages_in_words}, {size}: {by_reason}; from {by_worker}"
 
 
 def _when(message: RejectedMessage) -> str:

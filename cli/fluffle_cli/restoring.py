@@ -37,12 +37,12 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
         )
     in_stream = stored_at_hand(broker, topology, patience_s=patience_s)
     in_head = [decode_record(body) for body in broker.peek(topology.head.name)]
-    for record in in_head:
-        if isinstance(record, ModelVersion) and record.rank >= version.rank:
-            raise ConfigError(
-                f"the queue {topology.head.name} holds version {record.rank}, and the file "
-                f"{version.rank}: there is nothing to restore, start an aggregator"
-            )
+    newest = max((record.rank for record in in_head if isinstance(record, ModelVersion)), default=None)
+    if newest and newest >= version.rank:
+        raise ConfigError(
+            f"the queue {topology.head.name} holds version {newest}, and the file "
+            f"{version.rank}: there is nothing to restore, start an aggregator"
+        )
     if in_stream and in_stream.version.rank > version.rank:
         raise ConfigError(
             f"the stream {topology.models.name} holds version {in_stream.version.rank}, newer than the "

@@ -95,7 +95,7 @@ def test_refused_updates_are_listed_shown_let_in_by_another_policy_and_the_rest_
     discarded = running.fluffle("rejected", "discard", "1", "--yes")
     left = running.fluffle("rejected", "list")
     assert "1 of 1 removed" in discarded.stdout, discarded.stderr
-    assert left.stdout.strip() == "no message waits there"
+    assert left.stdout.strip() == "no message that was asked for waits there"
 
 
 def test_a_duplicate_that_is_sent_again_comes_back_and_counts_once(running: Federation) -> None:

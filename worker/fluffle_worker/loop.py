@@ -19,7 +19,7 @@ from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.models import newest_version
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
 from fluffle.topology import Topology
@@ -101,17 +101,22 @@ class Worker:
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train on until a connection is there; None when there is nothing to train from, or no use in it."""
+        attempts, next_attempt = 0, time.monotonic()
         # In synchronous rounds a second update for the same version would be refused.
         while self._last and not self._last.plan.one_update_per_version:
-            try:
-                return try_to_connect()
-            except TopologyMissing:
-                return None
-            except ConnectionLost as error:
-                if self._stop.is_set():
-                    raise
-                log.warning("training on without the broker", because=str(error), waiting=self._spool.waiting)
-                self._spool.add(self._train(self._last))
+            if time.monotonic() >= next_attempt:
+                try:
+                    return try_to_connect()
+                except TopologyMissing:
+                    return None
+                except ConnectionLost as error:
+                    if self._stop.is_set():
+                        raise
+                    attempts += 1
+                    next_attempt = time.monotonic() + wait_before(attempts)
+                    waiting = self._spool.waiting
+                    log.warning("training on without the broker", because=str(error), waiting=waiting)
+            self._spool.add(self._train(self._last))
         return None
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
