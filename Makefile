@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 # What is given to the command behind a target: make demo ARGS="--strategy fedasync --workers 8"
 ARGS ?=
-MINUTES ?= 1
+MINUTES ?=
 
 bin := .venv/bin
 # Renewed when the pinned packages or the package itself have changed.
@@ -36,7 +36,12 @@ test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real
 .PHONY: fuzz
 fuzz: $(installed) ## Look for messages that break the decoder or the leader (MINUTES=1 for each target)
 	@scripts/setup.sh fuzzer
-	@PYTHONPATH=tests $(bin)/python -m fuzz --minutes $(MINUTES)
+	@PYTHONPATH=tests $(bin)/python -m fuzz --minutes $(or $(MINUTES),1)
+
+.PHONY: soak
+soak: $(installed) rabbitmq ## Kill and freeze everything at random, and count (MINUTES=30; ARGS="--seed 7")
+	@FLUFFLE_TEST_MODEL_MB=200 $(bin)/pytest -q tests/faults/test_late_joiners.py
+	@PYTHONPATH=tests $(bin)/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
 
 .PHONY: check
 check: $(installed) ## Check format, lint, types and the architecture's rules
