@@ -140,8 +140,10 @@ class Chaos:
         seconds = self.rng.uniform(*BROKER_FREEZE_S)
         self._tell("freeze", "broker", seconds)
         os.killpg(self.node.pid, signal.SIGSTOP)
-        time.sleep(seconds)
-        os.killpg(self.node.pid, signal.SIGCONT)
+        try:
+            time.sleep(seconds)
+        finally:
+            os.killpg(self.node.pid, signal.SIGCONT)
 
     def _bury(self, slot: Slot) -> None:
         if slot.part is not None and slot.part.process.returncode != -signal.SIGKILL:
