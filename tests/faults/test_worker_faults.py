@@ -164,7 +164,8 @@ def test_an_outage_of_the_broker_costs_no_round_of_a_worker_that_trains_on(
     node.restart()
 
     assert_applied(gated, [1, 2, 3, 4, 5], leavers=[leader, worker])
-    assert len(worker.events("training on without the broker")) >= 3
+    # Before some of the three rounds: it pauses longer and longer between two attempts to connect.
+    assert 1 <= len(worker.events("training on without the broker")) <= 4
 
 
 def test_a_full_updates_queue_is_waited_for_and_nothing_is_lost(gated: Federation, node: BrokerNode) -> None:

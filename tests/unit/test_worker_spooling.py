@@ -21,6 +21,7 @@ from working import (
     sent_updates,
 )
 
+from fluffle import reconnecting
 from fluffle.broker import Broker
 from fluffle.errors import AccessRefused, ConnectionLost, FluffleError, QueueFull, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
@@ -176,6 +177,21 @@ def test_in_an_outage_a_worker_trains_on_if_told_to_and_sends_all_of_it_afterwar
     assert len(set(task.seeds)) == 5
     assert [one.base_version for one in sent_updates(server)] == [1] * 5
     assert (outage.waits, outage.attempts) == (1, 4)
+
+
+def test_in_an_outage_a_worker_pauses_between_attempts_to_connect_however_short_its_rounds_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reconnecting, "FIRST_WAIT_S", 3600.0)
+    monkeypatch.setattr(reconnecting, "LONGEST_WAIT_S", 3600.0)
+    server = a_federation(version(0))
+    stop = threading.Event()
+    task = CountingTask(meanwhile=lambda: stop.set() if len(task.started_from) == 20 else None)
+    outage = Outage(server, attempts=100, sent=0)
+
+    live(task, outage.connect, try_to_connect=outage.try_to_connect, stop=stop)
+
+    assert (len(task.started_from), outage.attempts) == (20, 1)
 
 
 def test_in_an_outage_a_worker_waits_unless_told_otherwise() -> None:
