@@ -62,11 +62,11 @@ class StreamReadings:
                 self._failed_since = self._clock()
             self._failures += 1
             raise
-        self._failures = 0
+        self.forget()
         return found
 
     def forget(self) -> None:
-        """Begin anew, with a stream that was made anew."""
+        """Begin anew, after it was read or made anew."""
         self._failures = 0
 
 
