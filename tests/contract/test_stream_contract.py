@@ -22,13 +22,13 @@ def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
 
 
 def test_the_head_keeps_the_newest_and_moments_go_to_it_alone(broker: Broker, topology: Topology) -> None:
-    assert HEAD_LENGTH == 3
+    assert HEAD_LENGTH == 4
     for number in range(1, 5):
         broker.publish(topology.head_in.name, "", b"moments %d" % number, {"kind": "moments"})
         publish_version(broker, topology, b"version %d" % number)
         broker.peek(topology.head.name)
 
-    newest = [b"version 3", b"moments 4", b"version 4"]
+    newest = [b"moments 3", b"version 3", b"moments 4", b"version 4"]
     assert broker.peek(topology.head.name) == newest
     assert broker.peek(topology.head.name) == newest
     versions = [b"version %d" % number for number in range(1, 5)]

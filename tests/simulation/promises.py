@@ -54,7 +54,7 @@ class Promises:
 
     def note_late_arrival(self) -> None:
         """Remember that the head has had to take in one message more than leaders reckon with."""
-        # docs/reliability.md: the model is safe, but the optimizer may begin anew.
+        # docs/decisions/0009: the model is safe, but the optimizer may begin anew.
         self._chain.moments_may_be_gone = True
 
     def check(self, confirmed: bytes | None = None) -> None:
