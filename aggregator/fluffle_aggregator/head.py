@@ -18,9 +18,11 @@ from fluffle.wire import checksum_of, decode_record, record_digest
 
 log = get_logger(__name__)
 
-# A node that has just come up may still be opening its streams.
-UNREADABLE_FOR_S = 5.0
+# A node that has just come up opens its streams first, and a cluster that lost one finds another leader.
+UNREADABLE_FOR_S = 20.0
 UNREADABLE_TIMES = 3
+# Failures further apart are not in a row: this aggregator stood by in between.
+IN_A_ROW_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class StreamReadings:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._failed_since = 0.0
+        self._failed_since = self._failed_last = 0.0
         self._failures = 0
 
     @property
@@ -58,8 +60,10 @@ class StreamReadings:
         try:
             found = version_at_hand(broker, topology)
         except (StreamUnreadable, ConnectionLost):
-            if self._failures == 0:
-                self._failed_since = self._clock()
+            now = self._clock()
+            if self._failures == 0 or now - self._failed_last > IN_A_ROW_S:
+                self._failures, self._failed_since = 0, now
+            self._failed_last = now
             self._failures += 1
             raise
         self.forget()

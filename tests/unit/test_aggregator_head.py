@@ -284,7 +284,7 @@ def fail_to_read(broker: Broker, charge: Charge, readings: StreamReadings, clock
     for _ in range(3):
         with pytest.raises(StreamUnreadable):
             read_head(broker, charge.topology, readings)
-        clock.seconds += 2
+        clock.seconds += 8
 
 
 def test_a_stream_that_stays_unreadable_is_made_anew_from_the_head_once() -> None:
@@ -310,6 +310,18 @@ def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do()
 
         with pytest.raises(TopologyMissing, match="fluffle model restore"):
             read_head(broker, charge.topology, readings)
+
+
+def test_failures_far_apart_are_not_taken_for_a_broken_stream() -> None:
+    charge, clock = a_charge(), Clock()
+    readings = StreamReadings(clock)
+    with Unreadable(a_server(charge)) as broker:
+        for _ in range(3):
+            with pytest.raises(StreamUnreadable):
+                read_head(broker, charge.topology, readings)
+            clock.seconds += 40
+
+        assert not readings.is_beyond_reading
 
 
 def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
