@@ -1,0 +1,225 @@
+"""How every benchmark here measures: repeats, the machine, who else was at work, JSON lines and tables.
+
+What is compared is measured in turns, so that a machine that slows down slows both sides. The first turn is
+left out. A figure is the median of the others, and its line of JSON keeps every one of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from fluffle_cli.rabbitmq_server import find_server
+
+RESULTS = Path(__file__).parent / "results"
+# Beside the benchmarks' own processes, more of the CPU than this makes a figure doubtful.
+BUSY_SHARE = 0.1
+
+Cell = str | int | float | Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Repeated measurements of one thing."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The figure."""
+        return median(self.values)
+
+    def times(self, factor: float) -> Spread:
+        """Return the same in another unit."""
+        return Spread(tuple(value * factor for value in self.values))
+
+    def rates(self, count: float) -> Spread:
+        """Take the values for seconds, and return how many of `count` things that is a second."""
+        return Spread(tuple(count / value for value in self.values))
+
+    def over(self, other: Spread) -> Spread:
+        """Return the ratios turn by turn: both sides of a turn had the same machine."""
+        return Spread(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
+
+    def __str__(self) -> str:
+        return f"{_short(self.median)} ({_short(min(self.values))} to {_short(max(self.values))})"
+
+
+def wide_console() -> Console:
+    """Return a console on which a table has room, even where there is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def in_turns(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
+    """Measure each in turn, `repeats` times after one turn that warms up and does not count.
+
+    Every other turn goes backwards: what one leaves for the broker to tidy up slows the next.
+    """
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for turn in range(repeats + 1):
+        for name, measure in sorted(measures.items(), reverse=turn % 2 == 1):
+            value = measure()
+            if turn:
+                found[name].append(value)
+    return {name: Spread(tuple(values)) for name, values in found.items()}
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return how long an action takes."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def random_floats(size: int, seed: int = 0) -> NDArray[np.float32]:
+    """Return a vector like a delta: normal and small. Zeros would do memory and codecs a favour."""
+    return np.random.default_rng(seed).standard_normal(size, np.float32) * np.float32(0.01)
+
+
+@cache
+def machine() -> Mapping[str, Cell]:
+    """Describe what the figures were measured on."""
+    model = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "cpu": model[1] if model else platform.processor(),
+        "cores": os.cpu_count() or 0,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pika": version("pika"),
+        "rabbitmq": _rabbitmq_version(),
+    }
+
+
+class OtherWork:
+    """The share of this machine's CPU that others took while something was measured."""
+
+    def __init__(self) -> None:
+        self._busy_s, self._all_s = _machine_cpu_s()
+        self._own_s = _own_cpu_s()
+
+    @property
+    def share(self) -> float:
+        """The share since the beginning, from 0 to 1; a process of ours that is gone counts as others'."""
+        busy_s, all_s = _machine_cpu_s()
+        others_s = (busy_s - self._busy_s) - (_own_cpu_s() - self._own_s)
+        return min(1.0, max(0.0, others_s / max(all_s - self._all_s, 1e-9)))
+
+
+@dataclass
+class Report:
+    """The rows of one benchmark: printed as a table, and kept as lines of JSON in benchmarks/results."""
+
+    benchmark: str
+    title: str
+    rows: list[Mapping[str, Cell]] = field(default_factory=list)
+    began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def add(self, row: Mapping[str, Cell | Spread], *, others: float) -> None:
+        """Take in a row; a Spread becomes its median, and all its values beside it under NAME_values."""
+        cells: dict[str, Cell] = {}
+        for name, cell in row.items():
+            cells[name] = cell.median if isinstance(cell, Spread) else cell
+            if isinstance(cell, Spread):
+                cells[f"{name}_values"] = [round(value, 6) for value in cell.values]
+        cells["others_cpu_share"] = round(others, 3)
+        self.rows.append(cells)
+        self._write(cells)
+
+    @contextmanager
+    def row(self) -> Iterator[dict[str, Cell | Spread]]:
+        """Give a row to fill; when it is full, take it in with the share of CPU that others had meanwhile."""
+        cells: dict[str, Cell | Spread] = {}
+        other_work = OtherWork()
+        yield cells
+        self.add(cells, others=other_work.share)
+
+    def show(self, console: Console) -> None:
+        """Print the table."""
+        table = Table(title=self.title, title_justify="left")
+        columns = columns_of(self.rows)
+        for number, name in enumerate(columns):
+            table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right")
+        for row in self.rows:
+            table.add_row(*(cell_text(row, name) for name in columns))
+        console.print(table)
+
+    def _write(self, row: Mapping[str, Cell]) -> None:
+        RESULTS.mkdir(exist_ok=True)
+        line = {"benchmark": self.benchmark, "title": self.title, "run": self.began}
+        with (RESULTS / f"{self.benchmark}.jsonl").open("a") as sink:
+            sink.write(json.dumps({**line, "machine": machine(), "row": row}) + "\n")
+
+
+def columns_of(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """Return the columns that a table of these rows shows."""
+    names = dict.fromkeys(name for row in rows for name in row if not name.endswith("_values"))
+    return list(names)
+
+
+def cell_text(row: Mapping[str, Cell], name: str) -> str:
+    """Return what stands in one cell: a median with its least and greatest value, or what there is."""
+    cell, values = row.get(name, ""), row.get(f"{name}_values")
+    if name == "others_cpu_share" and isinstance(cell, float):
+        return f"{cell:.0%}{' (busy)' if cell > BUSY_SHARE else ''}"
+    if isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 1:
+        return str(Spread(tuple(values)))
+    return _short(cell) if isinstance(cell, float) else str(cell)
+
+
+def _short(number: float) -> str:
+    """Three significant digits, and never an exponent."""
+    magnitude = abs(number)
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 0.1 else 4
+    return f"{number:.{digits}f}"
+
+
+def _machine_cpu_s() -> tuple[float, float]:
+    times = psutil.cpu_times()
+    # Guests are counted in user and nice already. What the host took away is work of others.
+    whole = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return whole - times.idle - getattr(times, "iowait", 0.0), whole
+
+
+def _own_cpu_s() -> float:
+    here = psutil.Process()
+    total = 0.0
+    for process in (here, *here.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        # With those of its children that have ended.
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def _rabbitmq_version() -> str:
+    folder = find_server(os.environ)
+    try:
+        said = subprocess.run(
+            [str(folder / "rabbitmqctl"), "version"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except OSError:
+        return "unknown"
+    return said.stdout.strip().splitlines()[-1] if said.stdout.strip() else "unknown"
