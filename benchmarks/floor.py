@@ -43,12 +43,19 @@ class AckingOnly:
             self._process.kill()
             self._process.join()
 
-    def acked(self) -> tuple[int, float]:
-        """Wait for the next commit; return the updates acked since the beginning, and when that was."""
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return (self._process and self._process.pid) or 0
+
+    def wait_until_acked(self, updates: int) -> float:
+        """Wait until so many are acked since the beginning; return when the last was (Unix time)."""
         if not self._pipe:
             raise RuntimeError("enter it first")
-        count, at = self._pipe.recv()
-        return int(count), float(at)
+        acked, ended = 0, 0.0
+        while acked < updates:
+            acked, ended = self._pipe.recv()
+        return ended
 
 
 def _ack_and_republish(url: str, federation: str, every: int, reply_bytes: int, pipe: Connection) -> None:

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -93,6 +93,19 @@ def seconds(action: Callable[[], object]) -> float:
 def random_floats(size: int, seed: int = 0) -> NDArray[np.float32]:
     """Return a vector like a delta: normal and small. Zeros would do memory and codecs a favour."""
     return np.random.default_rng(seed).standard_normal(size, np.float32) * np.float32(0.01)
+
+
+def cpu_s(pids: Iterable[int]) -> float:
+    """Return the CPU seconds that processes have had so far, and their children that have ended."""
+    total = 0.0
+    for pid in pids:
+        try:
+            times = psutil.Process(pid).cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        # With those of its children that have ended.
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 @cache
@@ -203,15 +216,7 @@ def _machine_cpu_s() -> tuple[float, float]:
 
 def _own_cpu_s() -> float:
     here = psutil.Process()
-    total = 0.0
-    for process in (here, *here.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        # With those of its children that have ended.
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+    return cpu_s([here.pid, *(child.pid for child in here.children(recursive=True))])
 
 
 def _rabbitmq_version() -> str:

@@ -129,12 +129,20 @@ class Publishers:
             process.kill()
             process.join()
 
-    def start(self, updates: int) -> float:
-        """Let them publish so many updates in all; return when the first began (Unix time)."""
+    @property
+    def pids(self) -> list[int]:
+        """The client processes."""
+        return [process.pid for process, _ in self._processes if process.pid]
+
+    def prepare(self, updates: int) -> None:
+        """Let them make so many messages in all, and return when they are made."""
         for client, (_, pipe) in enumerate(self._processes):
             pipe.send(updates // self.clients + (client < updates % self.clients))
         for _, pipe in self._processes:
             pipe.recv()
+
+    def start(self) -> float:
+        """Let them publish what they have made; return when the first began (Unix time)."""
         for _, pipe in self._processes:
             pipe.send("go")
         return min(float(pipe.recv()) for _, pipe in self._processes)
