@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from fluffle.codecs.floats import Float32Vector
+from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
@@ -28,6 +30,16 @@ SIZE = 4
 def a_vector(*values: float) -> Vector:
     """Return a float32 vector."""
     return np.array(values, np.float32)
+
+
+def float32s(vector: Vector) -> CompressedVector:
+    """Return a vector as it travels in float32."""
+    return Float32Vector.of(vector)
+
+
+def values_of(vector: CompressedVector) -> list[float]:
+    """Return the elements of a vector that travelled."""
+    return [float(value) for value in decompressed(vector)]
 
 
 def a_layout(size: int = SIZE) -> Layout:
@@ -65,7 +77,7 @@ def an_update(
         layout_digest=(layout or a_layout()).digest,
         sends=sends,
         codec=codec,
-        vector=a_vector(*values),
+        vector=compress(codec, a_vector(*values), np.random.default_rng(0)),
         integers=integers,
         examples=examples,
         metrics=metrics or {},

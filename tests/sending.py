@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from federation import Federation, Part
 
+from fluffle.codecs.floats import Float32Vector
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
@@ -24,7 +25,7 @@ def an_update_for(version: ModelVersion, sequence: int) -> WeightUpdate:
         layout_digest=version.layout.digest,
         sends="delta",
         codec="float32",
-        vector=np.full(version.layout.size, 0.01, np.float32),
+        vector=Float32Vector.of(np.full(version.layout.size, 0.01, np.float32)),
         integers=version.integers,
         examples=10,
     )

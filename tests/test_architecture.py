@@ -30,9 +30,11 @@ ONE_IMPORTER = {
     "tensorflow": "fluffle_worker.keras_task",
     "keras": "fluffle_worker.keras_task",
     "httpx": "fluffle_cli.management",
+    "zstandard": "fluffle.compression",
 }
 PURE = {
     "fluffle.broker",
+    *("fluffle.codecs.compressed", "fluffle.codecs.floats", "fluffle.codecs.int8"),
     "fluffle.compression",
     "fluffle.errors",
     "fluffle.fields",
@@ -57,7 +59,7 @@ PURE = {
 PURE_MAY_IMPORT = {
     *("__future__", "base64", "collections", "dataclasses", "enum", "functools", "hashlib", "inspect"),
     *("contextlib", "itertools", "json", "math", "re", "types", "typing"),
-    *("ml_dtypes", "numpy"),
+    *("ml_dtypes", "numpy", "zstandard"),
 }
 
 

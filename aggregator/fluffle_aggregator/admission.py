@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Literal
 
 from fluffle.broker import Delivery
-from fluffle.model import largest_magnitude
 from fluffle.record import Evaluation, Rank, is_in_history
 from fluffle.topology import Exchange
 from fluffle.update import WeightUpdate
@@ -185,7 +184,7 @@ def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
             f"the update claims {update.examples} examples; expected 1 to {policy.max_examples} "
             "(FLUFFLE_LIMIT_EXAMPLES)",
         )
-    largest = largest_magnitude(update.vector)
+    largest = update.vector.largest_magnitude()
     if not math.isfinite(largest):
         return Refusal(Reason.NOT_FINITE, "the update's vector holds a NaN or an infinity")
     if largest > MAX_MAGNITUDE:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fluffle.broker import Delivery
+from fluffle.codecs.floats import Float32Vector
+from fluffle.compression import CompressedVector, decompressed
 from fluffle.model import Vector
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
@@ -118,7 +120,8 @@ def admit(
     if norm <= bound:
         return Admitted(update, norm)
     if policy.on_large_norm == "clip":
-        clipped = replace(update, vector=shortened(update.vector, bound / norm, base))
+        short = Float32Vector.of(shortened(update.vector, bound / norm, base))
+        clipped = replace(update, codec="float32", vector=short)
         return Admitted(clipped, bound, norm_before=norm)
     return Refusal(
         Reason.LARGE_NORM,
@@ -137,33 +140,34 @@ def norm_bound(norms: tuple[float, ...], factor: float) -> float:
     return factor * float(np.median(norms)) or math.inf
 
 
-def norm_of(vector: Vector, base: Vector | None = None) -> float:
+def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
     """Return the L2 norm of a vector, or of its difference from `base`, summed up in float64.
 
     Never by BLAS, whose sums differ from machine to machine: a successor must come to the same bits.
     """
     scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
     total = 0.0
-    for values, origin in matching_blocks(vector, vector if base is None else base):
+    start = 0
+    for values in vector.blocks():
         moved = scratch[: values.size]
         if base is None:
             moved[:] = values
         else:
-            np.subtract(values, origin, out=moved, dtype=np.float64)
+            np.subtract(values, base[start : start + values.size], out=moved, dtype=np.float64)
+        start += values.size
         total += float(np.sum(np.square(moved, out=moved)))
     return math.sqrt(total)
 
 
-def shortened(vector: Vector, scale: float, base: Vector | None = None) -> Vector:
+def shortened(vector: CompressedVector, scale: float, base: Vector | None = None) -> Vector:
     """Return scale * vector, or base + scale * (vector - base), as a new vector."""
-    short = np.empty_like(vector)
-    for result, values, origin in matching_blocks(short, vector, vector if base is None else base):
-        if base is None:
-            np.multiply(values, np.float32(scale), out=result)
-        else:
-            np.subtract(values, origin, out=result)
-            np.multiply(result, np.float32(scale), out=result)
-            np.add(result, origin, out=result)
+    short = decompressed(vector)
+    if base is None:
+        return np.multiply(short, np.float32(scale), out=short)
+    for result, origin in matching_blocks(short, base):
+        np.subtract(result, origin, out=result)
+        np.multiply(result, np.float32(scale), out=result)
+        np.add(result, origin, out=result)
     return short
 
 

@@ -200,7 +200,7 @@ class Leader:
                 self._refuse(delivery, Refusal(Reason.CRASHES, detail), {})
                 return
         try:
-            message = decode_inbound(delivery.body)
+            message = decode_inbound(delivery.body, most_parameters=self._model.record.layout.size)
         except WireError as error:
             self._refuse(delivery, Refusal(Reason.UNREADABLE, str(error)), {})
             return

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from fluffle.compression import CODECS
+from fluffle.compression import require_codec
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.settings import SharedSettings, require_name
@@ -138,7 +138,9 @@ class AggregatorSettings(SharedSettings):
     proximal_mu: float = Field(
         0.0, ge=0, description="Weight of FedAsync's proximal term, which holds workers near their base."
     )
-    codec: str = Field("float32", description="How an update's vector travels: float32 or bfloat16.")
+    codec: str = Field(
+        "float32", description="How an update's vector travels: float32, bfloat16 or int8; +zstd packs it."
+    )
 
     _name_is_speakable = field_validator("name")(require_name)
 
@@ -155,9 +157,7 @@ class AggregatorSettings(SharedSettings):
     @field_validator("codec")
     @classmethod
     def _is_known(cls, codec: str) -> str:
-        if codec not in CODECS:
-            raise ValueError(f"must be one of {', '.join(CODECS)}, not {codec!r}")
-        return codec
+        return require_codec(codec)
 
     @field_validator("staleness")
     @classmethod

@@ -19,10 +19,11 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 
+from fluffle.compression import CompressedVector
 from fluffle.errors import ConfigError
 from fluffle.model import Vector
 from fluffle.plan import Sends
-from fluffle.vector_math import add_scaled, matching_blocks, scaled
+from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.server_optimizers import Moments, ServerOptimizer, Sgd
 from fluffle_aggregator.staleness import Discount
 
@@ -38,13 +39,10 @@ class Buffer:
     weight: float = 0.0
     count: int = 0
 
-    def adding(self, vector: Vector, weight: float) -> Buffer:
+    def adding(self, vector: CompressedVector, weight: float) -> Buffer:
         """Return the buffer with one more vector in it; the weight is rounded once, to float32."""
-        if self.total is None:
-            total = scaled(vector, weight)
-        else:
-            total = self.total
-            add_scaled(total, vector, weight)
+        total = np.zeros(vector.size, np.float32) if self.total is None else self.total
+        vector.add_to(total, weight)
         return Buffer(total, self.weight + float(np.float32(weight)), self.count + 1)
 
     def sum(self) -> Vector:
@@ -83,7 +81,7 @@ class Strategy(Protocol):
     def init(self) -> Buffer:
         """Return an empty buffer."""
 
-    def fold(self, buffer: Buffer, vector: Vector, *, staleness: int, examples: int) -> Buffer:
+    def fold(self, buffer: Buffer, vector: CompressedVector, *, staleness: int, examples: int) -> Buffer:
         """Return the buffer with one more update in it; the old buffer is donated, the vector only read."""
 
     def is_full(self, buffer: Buffer) -> bool:
@@ -105,7 +103,9 @@ class _RunningSum:
         """Return an empty buffer."""
         return Buffer()
 
-    def fold(self: Strategy, buffer: Buffer, vector: Vector, *, staleness: int, examples: int) -> Buffer:
+    def fold(
+        self: Strategy, buffer: Buffer, vector: CompressedVector, *, staleness: int, examples: int
+    ) -> Buffer:
         """Return the buffer with one more update in it."""
         return buffer.adding(vector, self.weight(staleness=staleness, examples=examples))
 

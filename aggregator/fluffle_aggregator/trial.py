@@ -69,16 +69,16 @@ def try_out(settings: AggregatorSettings, layout: Layout, body: bytes) -> str:
 
 def take_in(request: Mapping[str, Any], body: bytes) -> None:
     """Do with a message what the aggregator does, on a model of zeros of the same layout."""
+    tensors = (TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in request["layout"])
+    layout = Layout(tuple(tensors))
     try:
-        update = decode_inbound(body)
+        update = decode_inbound(body, most_parameters=layout.size)
     except WireError:
         return  # which the aggregator refuses by itself
     if not isinstance(update, WeightUpdate):
         return
     settings = AggregatorSettings.model_validate(request["settings"])
     strategy = settings.make_strategy()
-    tensors = (TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in request["layout"])
-    layout = Layout(tuple(tensors))
     base = Rank(update.base_term, update.base_version)
     record = ModelVersion(
         federation=update.federation,

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 
+from fluffle.compression import decompressed
 from fluffle.errors import WireError
 from fluffle.model import Vector
 from fluffle.wire import decode_inbound
@@ -23,8 +24,8 @@ def message_facts(body: bytes) -> list[Fact]:
     facts = [("kind", type(message).__name__)]
     for field in fields(message):
         value = getattr(message, field.name)
-        if isinstance(value, np.ndarray):
-            facts += _vector_facts(value)
+        if field.name == "vector":
+            facts += _vector_facts(decompressed(value))
         elif isinstance(value, bytes):
             facts.append((field.name.replace("_", " "), f"{len(value)} bytes"))
         else:

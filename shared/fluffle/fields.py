@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from fluffle.errors import WireError
 
@@ -16,6 +16,7 @@ MAX_METRIC_NAME_LENGTH = 64
 # How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX = 2**63 - 1
+T = TypeVar("T")
 
 
 def is_name(text: str) -> bool:
@@ -73,6 +74,14 @@ class Fields:
         if value not in known:
             raise self._fault(name, f"unknown {in_words(value)}, known are {', '.join(known)}")
         return value
+
+    def parsed(self, name: str, parse: Callable[[str], T]) -> T:
+        """Take a short text, and return what `parse` makes of it; its ValueError is a fault."""
+        value = self.text(name, 64)
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise self._fault(name, str(error)) from error
 
     def integer(self, name: str, low: int = -INT64_MAX, high: int = 2 * INT64_MAX + 1) -> int:
         """Take an integer from `low` to `high`."""

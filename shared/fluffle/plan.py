@@ -16,7 +16,7 @@ class Plan:
     leaves the one that the task's model was compiled with. `proximal_mu` is the weight of the proximal term
     μ/2·‖x − x_base‖² of FedAsync's local objective (Xie et al. 2019, section 3, equation 2). `sends` is
     "delta" (trained minus base) or "weights". With `one_update_per_version` a worker waits for a new
-    version before it trains again (synchronous rounds).
+    version before it trains again (synchronous rounds). `codec` is how it compresses what it sends.
     """
 
     local_epochs: int = 1

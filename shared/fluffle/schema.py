@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fluffle.compression import CODECS
+from fluffle.compression import is_packed, read_vector, require_codec
 from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
 from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
@@ -33,8 +33,8 @@ FOLDED_COLUMNS: Final = ("worker", "run", "sequence", "base_version", "staleness
 CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
 
 
-def update_header(update: WeightUpdate) -> Header:
-    """Return the header of an update."""
+def update_header(update: WeightUpdate, vector_bytes: int) -> Header:
+    """Return the header of an update whose vector travels in so many bytes."""
     return {
         "kind": "update",
         "federation": update.federation,
@@ -47,6 +47,7 @@ def update_header(update: WeightUpdate) -> Header:
         "sends": update.sends,
         "codec": update.codec,
         "parameters": update.vector.size,
+        "vector_bytes": vector_bytes,
         "examples": int(update.examples),
         "metrics": _numbers(update.metrics),
         "train_s": update.train_s,
@@ -111,16 +112,22 @@ def version_header(version: ModelVersion) -> Header:
     }
 
 
-def read_update(federation: str, fields: Fields, payload: memoryview) -> WeightUpdate:
-    """Read an update; its vector is a read-only view of the payload where the codec allows."""
-    codec = CODECS[fields.choice("codec", CODECS)]
+def read_update(
+    federation: str, fields: Fields, payload: memoryview, *, most_parameters: int = MAX_PARAMETERS
+) -> WeightUpdate:
+    """Read an update; its vector is a view of the payload, unless zstd has to unpack it.
+
+    A vector of more than `most_parameters` is not unpacked.
+    """
+    codec = fields.parsed("codec", require_codec)
     parameters = fields.integer("parameters", 0, MAX_PARAMETERS)
-    vector_bytes = codec.size_bytes(parameters)
-    if len(payload) < vector_bytes:
-        raise WireError(
-            f"field parameters: {parameters} in {codec.name} take {vector_bytes} bytes, "
-            f"but the payload has {len(payload)}"
-        )
+    if is_packed(codec) and parameters > most_parameters:
+        raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
+    vector_bytes = fields.integer("vector_bytes", 0, len(payload))
+    try:
+        vector = read_vector(codec, parameters, payload[:vector_bytes])
+    except ValueError as error:
+        raise WireError(f"field vector_bytes: {parameters} parameters in {codec}: {error}") from error
     update = WeightUpdate(
         federation=federation,
         id=_id(fields),
@@ -128,8 +135,8 @@ def read_update(federation: str, fields: Fields, payload: memoryview) -> WeightU
         base_version=fields.integer("base_version", 0),
         layout_digest=fields.text("layout", 64),
         sends=_sends(fields),
-        codec=codec.name,
-        vector=codec.decompress(payload[:vector_bytes]),
+        codec=codec,
+        vector=vector,
         integers=bytes(payload[vector_bytes:]),
         examples=fields.integer("examples"),
         metrics=fields.numbers("metrics", MAX_METRICS),
@@ -163,7 +170,7 @@ def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moment
         return Moments(federation, rank, {})
     if len(set(names)) != len(names) or len(payload) % (4 * len(names)):
         raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
-    parts = np.split(CODECS["float32"].decompress(payload), len(names))
+    parts = np.split(np.frombuffer(payload, "<f4"), len(names))
     return Moments(federation, rank, dict(zip(names, parts, strict=True)))
 
 
@@ -185,7 +192,7 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
         layout=layout,
         plan=_plan(fields.map("plan")),
         strategy=fields.text("strategy", 256),
-        vector=CODECS["float32"].decompress(payload[: 4 * layout.size]),
+        vector=np.frombuffer(payload[: 4 * layout.size], "<f4"),
         integers=bytes(payload[4 * layout.size :]),
         applied=_applied(fields),
         folded=tuple(
@@ -295,7 +302,7 @@ def _plan(fields: Fields) -> Plan:
         learning_rate=None if fields.is_nil("learning_rate") else fields.number("learning_rate"),
         proximal_mu=fields.number("proximal_mu"),
         sends=_sends(fields),
-        codec=fields.choice("codec", CODECS),
+        codec=fields.parsed("codec", require_codec),
         one_update_per_version=fields.take("one_update_per_version", bool),
     )
     fields.done()

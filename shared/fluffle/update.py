@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from fluffle.model import Vector
+from fluffle.compression import CompressedVector
 from fluffle.plan import Sends
 
 # What a model remembers stands in the record of each of its versions, and nobody could read one without end.
@@ -31,9 +31,9 @@ class UpdateId:
 class WeightUpdate:
     """What one worker learnt in one round.
 
-    `base_term` and `base_version` name the version that the training started from. `vector` is float32 of the
-    layout's size: trained minus base where `sends` is "delta", else the trained weights. `integers` are the
-    bytes of the layout's integer tensors.
+    `base_term` and `base_version` name the version that the training started from. `vector` is of the
+    layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
+    `integers` are the bytes of the layout's integer tensors.
     """
 
     federation: str
@@ -43,7 +43,7 @@ class WeightUpdate:
     layout_digest: str
     sends: Sends
     codec: str
-    vector: Vector
+    vector: CompressedVector
     integers: bytes
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -15,7 +15,8 @@ import msgpack
 import xxhash
 
 from fluffle import schema
-from fluffle.compression import CODECS
+from fluffle.codecs.floats import Float32Vector
+from fluffle.compression import travelling
 from fluffle.errors import MessageTooLarge, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
@@ -36,9 +37,10 @@ RECORD: Final = HeaderLimits(8 * MIB, 360_000)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
-    """Return the message of an update; its vector is compressed by the codec that it names."""
-    vector = CODECS[update.codec].compress(update.vector)
-    return _join(schema.update_header(update), [vector, memoryview(update.integers)], INBOUND)
+    """Return the message of an update."""
+    vector = travelling(update.codec, update.vector)
+    header = schema.update_header(update, vector.nbytes)
+    return _join(header, [vector, memoryview(update.integers)], INBOUND)
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
@@ -53,31 +55,34 @@ def encode_hello(hello: Hello) -> bytes:
 
 def encode_moments(moments: Moments) -> tuple[bytes, int]:
     """Return the message of a server optimizer's moments, and the checksum that the record names it by."""
-    payload = [CODECS["float32"].compress(vector) for vector in moments.vectors.values()]
+    payload = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
     return _join(schema.moments_header(moments), payload, RECORD), _checksum(payload)
 
 
 def checksum_of(moments: Moments) -> int:
     """Return the checksum that a record names these moments by."""
-    return _checksum(CODECS["float32"].compress(vector) for vector in moments.vectors.values())
+    return _checksum(Float32Vector.of(vector).payload for vector in moments.vectors.values())
 
 
 def encode_version(version: ModelVersion) -> bytes:
     """Return the message of a version's record."""
-    vector = CODECS["float32"].compress(version.vector)
+    vector = Float32Vector.of(version.vector).payload
     return _join(schema.version_header(version), [vector, memoryview(version.integers)], RECORD)
 
 
-def decode_inbound(body: bytes) -> WeightUpdate | Evaluation | Hello:
-    """Read what arrives at the aggregator; the update's vector is a read-only view where the codec allows.
+def decode_inbound(
+    body: bytes, *, most_parameters: int = schema.MAX_PARAMETERS
+) -> WeightUpdate | Evaluation | Hello:
+    """Read what arrives at the aggregator; the update's vector is a view of the body where the codec allows.
 
-    Raises WireError that names the field.
+    A reader who knows the model says how many parameters it has, so that no small message is unpacked to
+    more. Raises WireError that names the field.
     """
     fields, payload = _split(body, INBOUND)
     kind = fields.choice("kind", ("update", "evaluation", "hello"))
     federation = fields.text("federation", 64)
     if kind == "update":
-        return schema.read_update(federation, fields, payload)
+        return schema.read_update(federation, fields, payload, most_parameters=most_parameters)
     if kind == "evaluation":
         return schema.read_evaluation(federation, fields, payload)
     return schema.read_hello(federation, fields, payload)

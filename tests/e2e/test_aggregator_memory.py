@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from federation import Federation, wait_until
 
+from fluffle.codecs.floats import Float32Vector
 from fluffle.safetensors_file import write_model
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
@@ -45,7 +46,7 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
                     layout_digest=layout_digest,
                     sends="delta" if strategy == "fedbuff" else "weights",
                     codec="float32",
-                    vector=rng.standard_normal(PARAMETERS, np.float32),
+                    vector=Float32Vector.of(rng.standard_normal(PARAMETERS, np.float32)),
                     integers=b"",
                     examples=10,
                 )

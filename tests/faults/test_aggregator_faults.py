@@ -12,6 +12,7 @@ import pytest
 from federation import Federation, Part, applied_ids
 from injection import inject
 
+from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Layout
 from fluffle.models import all_versions
 from fluffle.record import ModelVersion
@@ -47,7 +48,7 @@ def some_updates(federation: Federation, count: int = UPDATES) -> list[WeightUpd
             layout_digest=layout.digest,
             sends="delta",
             codec="float32",
-            vector=rng.standard_normal(PARAMETERS, np.float32),
+            vector=Float32Vector.of(rng.standard_normal(PARAMETERS, np.float32)),
             integers=b"",
             examples=10,
         )

@@ -14,6 +14,7 @@ import pytest
 from federation import DEADLINE_S, Federation, Part, end_and_balance, wait_until
 from rabbitmqctl import rabbitmqctl
 
+from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Layout
 from fluffle.rabbit import RabbitBroker
 from fluffle.update import UpdateId, WeightUpdate
@@ -103,7 +104,7 @@ def an_update(federation: Federation, layout: Layout, number: int) -> bytes:
         layout_digest=layout.digest,
         sends="delta",
         codec="float32",
-        vector=np.full(layout.size, 1e-6, np.float32),
+        vector=Float32Vector.of(np.full(layout.size, 1e-6, np.float32)),
         integers=b"",
         examples=10,
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-import numpy as np
-
-from fluffle.compression import CODECS
+from fluffle.compression import require_codec
 from fluffle.errors import WireError
 from fluffle.fields import is_metric_name, is_name
 from fluffle.record import Evaluation, Hello
@@ -52,8 +50,9 @@ def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]
             yield "base_term", type(message.base_term) is int and 1 <= message.base_term < 2**64
             yield "base_version", type(message.base_version) is int and 0 <= message.base_version < 2**64
             yield "sends", message.sends in {"delta", "weights"}
-            yield "codec", message.codec in CODECS
-            yield "vector", message.vector.dtype == np.float32 and message.vector.ndim == 1
+            yield "codec", require_codec(message.codec) == message.codec
+            blocks = sum(block.size for block in message.vector.blocks())
+            yield "vector", blocks == message.vector.size
             yield "parameters", message.vector.size <= MAX_PARAMETERS
             yield "integers", type(message.integers) is bytes
             yield "examples", type(message.examples) is int

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from fluffle.errors import WireError
@@ -22,7 +23,7 @@ def resident_bytes(which: str) -> int:
 
 def main() -> None:
     """Read the message and print what came of it."""
-    decode = {"inbound": decode_inbound, "record": decode_record}[sys.argv[1]]
+    decode: Callable[[bytes], object] = decode_inbound if sys.argv[1] == "inbound" else decode_record
     body = Path(sys.argv[2]).read_bytes()
     before, began = resident_bytes("VmRSS"), time.process_time()
     try:

@@ -8,7 +8,17 @@ from dataclasses import replace
 import msgpack
 import numpy as np
 import pytest
-from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
+from builders import (
+    SIZE,
+    a_charge,
+    a_layout,
+    a_strategy,
+    a_vector,
+    a_version,
+    an_evaluation,
+    an_update,
+    float32s,
+)
 from leading import a_server, aggregate, newest, rejected, send, unacked
 from messages import put_together, rewritten, taken_apart, with_payload, with_raw, without
 
@@ -83,11 +93,22 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "a key of control characters": (update(**{"\n\x1b": 1}), r"unknown field '\n\x1b'"),
     "a missing field": (without(UPDATE, "examples"), "field examples: it is missing"),
     "an unknown field": (update(callback="os.system"), "unknown field 'callback'"),
-    "a codec of its own": (update(codec="pickle"), "field codec: unknown 'pickle', known are"),
+    "a codec of its own": (update(codec="pickle"), "field codec: must be one of float32, bfloat16, int8, "),
     "a protocol from the future": (update(fluffle=2), "field fluffle: this is protocol 1"),
     "a wrong checksum": (update(checksum=0), "field checksum: the payload's bytes are not"),
     "a checksum that is no number": (update(checksum="0"), "field checksum: expected int"),
-    "a decompression bomb": (update(codec="bfloat16", parameters=2**27), "field parameters: "),
+    "a vector that is longer than its bytes": (
+        update(codec="bfloat16", parameters=2**27),
+        "field vector_bytes: 134217728 parameters in bfloat16",
+    ),
+    "a decompression bomb": (
+        update(codec="int8+zstd", parameters=2**27),
+        "field parameters: 134217728 are more than the 4 of the model",
+    ),
+    "more bytes than there are": (
+        update(vector_bytes=2**27),
+        "field vector_bytes: 134217728 is not from 0 to",
+    ),
     "more parameters than any model": (update(parameters=2**27 + 1), "field parameters: "),
     "negative parameters": (update(parameters=-1), "field parameters: -1 is not from 0"),
     "examples that are NaN": (update(examples=NAN), "field examples: expected int, found float"),
@@ -96,7 +117,7 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "a metric that is a text": (update(metrics={"loss": "0"}), "field metrics: 'loss' is no number"),
     "a metric's name of control characters": (update(metrics={"\x1b[2J": 1}), r"'\x1b[2J' is no short name"),
     "65 metrics": (update(metrics={str(n): 0 for n in range(65)}), "field metrics: 65 entries"),
-    "a shorter vector": (floats(1, 1, 1), "field parameters: 4 in float32 take 16 bytes"),
+    "a shorter vector": (floats(1, 1, 1), "field vector_bytes: 16 is not from 0 to 12"),
     "a negative term": (update(base_term=-1), "field base_term: -1 is not from 1"),
 }
 # What can be read and may not become part of the model: the reason, and what the refusal says.
@@ -105,7 +126,7 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     "negative examples": (update(examples=-5), "bad-examples", "claims -5 examples"),
     "absurd examples": (update(examples=2**64 - 1), "bad-examples", "claims 18446744073709551615 examples"),
     "a number of fewer parameters": (
-        update(parameters=3),
+        update(parameters=3, vector_bytes=12),
         "wrong-layout",
         "3 floats and 4 bytes of integers",
     ),
@@ -190,7 +211,7 @@ def test_an_update_of_no_verified_sender_is_refused() -> None:
 
 def test_the_same_id_with_other_content_is_refused_and_the_first_one_stands() -> None:
     charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, HONEST, replace(HONEST, vector=-HONEST.vector, examples=99))
+    server = a_server(charge, HONEST, replace(HONEST, vector=float32s(a_vector(*[-1.0] * SIZE)), examples=99))
 
     aggregate(server, charge)
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import a_layout, a_vector, a_version, an_update
+from builders import a_layout, a_vector, a_version, an_update, float32s
 from messages import rewritten, with_raw
 
 from fluffle import wire
+from fluffle.compression import compress
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout, TensorSpec
 from fluffle.record import MAX_NORMS, Contributor, Folded, Moments, Rank
@@ -54,7 +55,7 @@ INBOUND: Mapping[str, Callable[[], bytes]] = {
     "a long text": lambda: with_raw(UPDATE, "metrics", texts(60_000)),
     "a header of 64 MiB": lambda: with_raw(UPDATE, "metrics", texts(64 * MIB)),
     "a vector of 64 MiB that no model has": lambda: encode_update(
-        replace(an_update("w1"), vector=np.zeros(16 * MIB, np.float32))
+        replace(an_update("w1"), vector=float32s(np.zeros(16 * MIB, np.float32)))
     ),
     "a payload of 64 MiB that is not announced": lambda: UPDATE + bytes(64 * MIB),
 }
@@ -102,8 +103,9 @@ def test_a_hostile_record_takes_at_most_64_mb_of_memory(tmp_path: Path, name: st
 
 def test_a_compressed_update_takes_the_vector_that_it_stands_for_and_at_most_64_mb(tmp_path: Path) -> None:
     size = 16 * MIB
+    vector = compress("bfloat16", np.zeros(size, np.float32), np.random.default_rng(0))
     compressed = encode_update(
-        replace(an_update("w1", codec="bfloat16", layout=a_layout(size)), vector=np.zeros(size, np.float32))
+        replace(an_update("w1", codec="bfloat16", layout=a_layout(size)), vector=vector)
     )
 
     refused, taken_bytes = decode_in_a_child("inbound", compressed, tmp_path)

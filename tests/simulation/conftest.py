@@ -10,6 +10,7 @@ import pytest
 import simulation.chain
 import simulation.promises
 import simulation.senders
+from builders import SIZE
 from simulation.aggregators import Killed
 from simulation.senders import POISON
 
@@ -28,10 +29,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Decode each message once: the same bytes give the same value, which nobody may change."""
     inbound = functools.lru_cache(REMEMBERED)(decode_inbound)
 
-    def decode_or_die(body: bytes) -> WeightUpdate | Evaluation | Hello:
+    def decode_or_die(body: bytes, *, most_parameters: int = SIZE) -> WeightUpdate | Evaluation | Hello:
         if body.startswith(POISON):
             raise Killed
-        return inbound(body)
+        return inbound(body, most_parameters=most_parameters)
 
     record = functools.lru_cache(REMEMBERED)(decode_record)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from builders import FEDERATION, SIZE, a_vector, an_evaluation
+from builders import FEDERATION, SIZE, a_vector, an_evaluation, float32s
 
 from fluffle.errors import QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
@@ -56,7 +56,7 @@ class Worker:
             layout_digest=base.layout.digest,
             sends=base.plan.sends,
             codec="float32",
-            vector=a_vector(*(chance.uniform(-1, 1) for _ in range(SIZE))),
+            vector=float32s(a_vector(*(chance.uniform(-1, 1) for _ in range(SIZE)))),
             integers=b"",
             examples=chance.randint(1, 20),
         )
@@ -131,8 +131,8 @@ class Senders:
             ("update", worker.name, replace(other, id=last.id)),
             ("of the future", worker.name, replace(other, base_version=other.base_version + 50)),
             ("of another line", worker.name, replace(other, base_term=99)),
-            ("unsound", worker.name, replace(other, vector=a_vector(1, float("nan"), 0, 0))),
-            ("unsound", worker.name, replace(other, vector=a_vector(1, 2.0**60, 0, 0))),
+            ("unsound", worker.name, replace(other, vector=float32s(a_vector(1, float("nan"), 0, 0)))),
+            ("unsound", worker.name, replace(other, vector=float32s(a_vector(1, 2.0**60, 0, 0)))),
             ("unsound", worker.name, replace(other, examples=0)),
         ]
         kind, user, message = self._chance.choice(wrongs)

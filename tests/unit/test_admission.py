@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import SIZE, a_layout, a_model, a_strategy, a_version, an_update
+from builders import SIZE, a_layout, a_model, a_strategy, a_version, an_update, float32s
 
 from fluffle.model import Layout, TensorSpec
 from fluffle.update import WeightUpdate
@@ -104,7 +104,7 @@ def test_one_nan_is_found_wherever_it_stands(place: int) -> None:
     layout = a_layout(100_000)
     vector = np.zeros(100_000, np.float32)
     vector[place] = NAN
-    update = replace(an_update(layout=layout), vector=vector)
+    update = replace(an_update(layout=layout), vector=float32s(vector))
     model = a_model(record=a_version(layout=layout, values=[0] * 100_000))
 
     assert reason_of(refusal(update, model, Policy())) == Reason.NOT_FINITE

@@ -52,7 +52,10 @@ def test_seconds_alone_say_when_to_commit() -> None:
         ({"name": "a b"}, "--name must be 1 to 100 letters"),
         ({"target": "nonsense"}, "--target must read like 0.95"),
         ({"staleness": "cubic"}, "--staleness must be one of constant, polynomial"),
-        ({"codec": "zip"}, "--codec must be one of float32, bfloat16, not 'zip'"),
+        (
+            {"codec": "zip"},
+            "--codec must be one of float32, bfloat16, int8, each also with +zstd behind it, not 'zip'",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_by_where_it_was_written(given: dict[str, object], said: str) -> None:

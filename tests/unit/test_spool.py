@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from builders import an_update
+from builders import an_update, values_of
 from federation import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +53,7 @@ def send_all(spool: Spool) -> list[UpdateId]:
         message = decode_inbound(body)
         assert isinstance(message, WeightUpdate)
         assert message.id == update_id
-        assert message.vector.tolist() == [float(update_id.sequence)] * 4
+        assert values_of(message.vector) == [float(update_id.sequence)] * 4
         found.append(update_id)
         spool.confirm()
     return found

@@ -159,10 +159,13 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, sequence=1.0), "field sequence: expected int, found float"),
         (rewritten(UPDATE, base_version=-1), "field base_version: -1 is not from 0"),
         (rewritten(UPDATE, sends="gradients"), "field sends: unknown 'gradients', known are delta, weights"),
-        (rewritten(UPDATE, codec="zip"), "field codec: unknown 'zip', known are float32, bfloat16"),
+        (
+            rewritten(UPDATE, codec="zip"),
+            "field codec: must be one of float32, bfloat16, int8, each also with .zstd .*, not 'zip'",
+        ),
         (
             rewritten(UPDATE, parameters=5),
-            "field parameters: 5 in float32 take 20 bytes, but the payload has 18",
+            "field vector_bytes: 5 parameters in float32: the vector takes 20 bytes, but has 16",
         ),
         (rewritten(UPDATE, parameters=2**62), "field parameters: 4611686018427387904 is not from 0"),
         (rewritten(UPDATE, examples=1.5), "field examples: expected int, found float"),

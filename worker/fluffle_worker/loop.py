@@ -15,6 +15,7 @@ import numpy as np
 import tenacity
 
 from fluffle.broker import Broker
+from fluffle.compression import compress
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout
@@ -175,7 +176,7 @@ class Worker:
             layout_digest=version.layout.digest,
             sends=version.plan.sends,
             codec=version.plan.codec,
-            vector=vector,
+            vector=compress(version.plan.codec, vector, np.random.default_rng([self._seed, sequence, 1])),
             integers=integers,
             examples=trained.examples,
             metrics=trained.metrics,
