@@ -15,9 +15,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Self
 
+import numpy as np
 import pika
 from measuring import random_floats
 
+from fluffle.compression import compress
 from fluffle.plan import Sends
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -68,7 +70,7 @@ class Base:
             layout_digest=self.layout_digest,
             sends=self.sends,
             codec=self.codec,
-            vector=random_floats(self.parameters, seed),
+            vector=compress(self.codec, random_floats(self.parameters, seed), np.random.default_rng(seed)),
             integers=b"",
             examples=32,
         )
@@ -155,7 +157,7 @@ class Publishers:
 def _publish_on_demand(sender: str, url: str, base: Base, client: int, pipe: Connection) -> None:
     worker = f"client-{client}"
     first = base.update(UpdateId(worker, "r1", 1), client)
-    vectors = [first.vector, *(random_floats(base.parameters, 100 * client + n) for n in range(1, VECTORS))]
+    vectors = [base.update(first.id, VECTORS * client + n).vector for n in range(VECTORS)]
     exchange, sequence = topology_of(base.federation).updates_in.name, 0
     with SENDERS[sender](url, worker) as send:
         while True:
