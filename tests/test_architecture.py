@@ -34,7 +34,7 @@ ONE_IMPORTER = {
 }
 PURE = {
     "fluffle.broker",
-    *("fluffle.codecs.compressed", "fluffle.codecs.floats", "fluffle.codecs.int8"),
+    *("fluffle.codecs.compressed", "fluffle.codecs.floats", "fluffle.codecs.int8", "fluffle.codecs.top_k"),
     "fluffle.compression",
     "fluffle.errors",
     "fluffle.fields",

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     UNKNOWN_BASE = "unknown-base"
     TOO_STALE = "too-stale"
     DUPLICATE = "duplicate"
+    ABSORBS_APPLIED = "absorbs-applied"
     TOO_MANY_RUNS = "too-many-runs"
     SECOND_IN_ROUND = "second-in-round"
     TOO_MANY = "too-many"
@@ -143,6 +144,11 @@ def _misfit(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
 def _repeated(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
     if update.id in model.applied:
         return Refusal(Reason.DUPLICATE, f"the model contains update {update.id} already")
+    if counted := [str(each) for each in update.absorbed if each in model.applied]:
+        return Refusal(
+            Reason.ABSORBS_APPLIED,
+            f"the update takes the place of {', '.join(counted)}, which the model contains already",
+        )
     if full := model.applied.lack_of_room(update.id):
         return Refusal(Reason.TOO_MANY_RUNS, full)
     if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:

@@ -99,7 +99,7 @@ class GlobalModel:
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
         folded = Folded(update.id, update.base_version, staleness, weight)
         self.folded.append(folded)
-        self.applied = self.applied.adding([update.id])
+        self.applied = self.applied.adding([*update.absorbed, update.id])
         before = self.contributors.get(update.id.worker, Contributor())
         self.contributors[update.id.worker] = replace(
             before,

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from fluffle.compression import require_codec
+from fluffle.compression import leaves_out, require_codec
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.settings import SharedSettings, require_name
@@ -139,7 +139,9 @@ class AggregatorSettings(SharedSettings):
         0.0, ge=0, description="Weight of FedAsync's proximal term, which holds workers near their base."
     )
     codec: str = Field(
-        "float32", description="How an update's vector travels: float32, bfloat16 or int8; +zstd packs it."
+        "float32",
+        description="How an update's vector travels: float32, bfloat16, int8 or topk:SHARE (topk is 0.01); "
+        "+zstd behind it packs it.",
     )
 
     _name_is_speakable = field_validator("name")(require_name)
@@ -185,7 +187,12 @@ class AggregatorSettings(SharedSettings):
         )
 
     def make_plan(self, strategy: Strategy) -> Plan:
-        """Return what the workers are asked for."""
+        """Return what the workers are asked for; ConfigError when they cannot send it in this codec."""
+        if strategy.sends == "weights" and leaves_out(self.codec):
+            raise ConfigError(
+                f"FLUFFLE_CODEC {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
+                "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
+            )
         return Plan(
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,

@@ -1,12 +1,14 @@
 """Codecs by name: a float32 vector to the bytes that travel, and back. Pure.
 
 Use float32 unless the network is the limit. bfloat16 halves the bytes and keeps the range of float32 with 8
-bits of precision; int8 makes them a quarter, right on average. Each with +zstd behind it costs time, and pays
-where many elements are zero.
+bits of precision; int8 makes them a quarter, right on average. topk sends the largest hundredth alone,
+topk:0.05 the largest twentieth; it is for deltas, and the worker sends later what it left out. Each with
++zstd behind it costs time, and pays where many elements are zero.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -16,10 +18,13 @@ import zstandard
 from fluffle.codecs.compressed import CompressedVector, decompressed
 from fluffle.codecs.floats import Bfloat16Vector, Float32Vector
 from fluffle.codecs.int8 import Int8Vector
+from fluffle.codecs.top_k import TopKVector
 from fluffle.model import Vector
 
 __all__ = ["CompressedVector", "decompressed"]
 
+TOP_K = "topk"
+SMALLEST_SHARE, LARGEST_SHARE = 0.0001, 0.5
 ZSTD = "+zstd"
 ZSTD_LEVEL = 1
 
@@ -36,6 +41,14 @@ class Codec:
     read: Callable[[int, memoryview], CompressedVector]
 
 
+def _top_k(share: float) -> Codec:
+    return Codec(
+        lambda size: TopKVector.most_bytes(size, share),
+        lambda vector, random: TopKVector.of(vector, share, random),
+        lambda size, payload: TopKVector.read(size, share, payload),
+    )
+
+
 CODECS: Mapping[str, Codec] = {
     "float32": Codec(
         Float32Vector.most_bytes, lambda vector, _: Float32Vector.of(vector), Float32Vector.read
@@ -44,15 +57,19 @@ CODECS: Mapping[str, Codec] = {
         Bfloat16Vector.most_bytes, lambda vector, _: Bfloat16Vector.of(vector), Bfloat16Vector.read
     ),
     "int8": Codec(Int8Vector.most_bytes, Int8Vector.of, Int8Vector.read),
+    TOP_K: _top_k(0.01),
 }
 
 
 def require_codec(name: str) -> str:
     """Return the name of a codec; raises ValueError, which tells the known ones, for any other."""
-    if name.removesuffix(ZSTD) not in CODECS:
-        known = ", ".join(CODECS)
-        raise ValueError(f"must be one of {known}, each also with {ZSTD} behind it, not {name[:64]!r}")
+    _codec(name)
     return name
+
+
+def leaves_out(name: str) -> bool:
+    """Tell whether a codec sends a part of the vector alone, so that the sender has to keep the rest."""
+    return name.startswith(TOP_K)
 
 
 def compress(name: str, vector: Vector, random: np.random.Generator) -> CompressedVector:
@@ -88,7 +105,16 @@ def most_bytes(name: str, size: int) -> int:
 
 
 def _codec(name: str) -> Codec:
-    return CODECS[name.removesuffix(ZSTD)]
+    plain = name.removesuffix(ZSTD)
+    if plain in CODECS:
+        return CODECS[plain]
+    share = re.fullmatch(rf"{TOP_K}:(0\.[0-9]{{1,6}})", plain)
+    if share is None or not SMALLEST_SHARE <= float(share[1]) <= LARGEST_SHARE:
+        raise ValueError(
+            f"must be one of {', '.join(CODECS)}, {TOP_K}:SHARE ({SMALLEST_SHARE:g} to {LARGEST_SHARE:g}), "
+            f"each also with {ZSTD} behind it, not {name[:64]!r}"
+        )
+    return _top_k(float(share[1]))
 
 
 def _unpacked(packed: memoryview, most: int) -> memoryview:

@@ -12,14 +12,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from fluffle.compression import is_packed, read_vector, require_codec
+from fluffle.compression import is_packed, leaves_out, read_vector, require_codec
 from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
 from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
 from fluffle.plan import Plan, Sends
 from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
 from fluffle.topology import MAX_MESSAGE_BYTES
-from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import MAX_ABSORBS, Applied, RunLog, UpdateId, WeightUpdate
 
 Header = dict[str, Any]
 
@@ -48,6 +48,7 @@ def update_header(update: WeightUpdate, vector_bytes: int) -> Header:
         "codec": update.codec,
         "parameters": update.vector.size,
         "vector_bytes": vector_bytes,
+        "absorbs": list(update.absorbs),
         "examples": int(update.examples),
         "metrics": _numbers(update.metrics),
         "train_s": update.train_s,
@@ -119,7 +120,9 @@ def read_update(
 
     A vector of more than `most_parameters` is not unpacked.
     """
-    codec = fields.parsed("codec", require_codec)
+    codec, update_id, sends = fields.parsed("codec", require_codec), _id(fields), _sends(fields)
+    if sends == "weights" and leaves_out(codec):
+        raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
     parameters = fields.integer("parameters", 0, MAX_PARAMETERS)
     if is_packed(codec) and parameters > most_parameters:
         raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
@@ -130,17 +133,18 @@ def read_update(
         raise WireError(f"field vector_bytes: {parameters} parameters in {codec}: {error}") from error
     update = WeightUpdate(
         federation=federation,
-        id=_id(fields),
+        id=update_id,
         base_term=fields.integer("base_term", 1),
         base_version=fields.integer("base_version", 0),
         layout_digest=fields.text("layout", 64),
-        sends=_sends(fields),
+        sends=sends,
         codec=codec,
         vector=vector,
         integers=bytes(payload[vector_bytes:]),
         examples=fields.integer("examples"),
         metrics=fields.numbers("metrics", MAX_METRICS),
         train_s=fields.number("train_s"),
+        absorbs=_absorbs(fields, update_id.sequence),
     )
     fields.done()
     return update
@@ -315,6 +319,13 @@ def _sends(fields: Fields) -> Sends:
 
 def _id(fields: Fields) -> UpdateId:
     return UpdateId(fields.name("worker"), fields.name("run"), fields.integer("sequence", 1))
+
+
+def _absorbs(fields: Fields, sequence: int) -> tuple[int, ...]:
+    absorbs = fields.integers("absorbs", 1, sequence - 1, max_count=MAX_ABSORBS)
+    if any(later <= one for one, later in pairwise(absorbs)):
+        raise WireError("field absorbs: expected ascending numbers")
+    return tuple(absorbs)
 
 
 def _applied(fields: Fields) -> Applied:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fluffle.compression import CompressedVector
 from fluffle.plan import Sends
@@ -13,6 +13,8 @@ MAX_RUNS = 24_000
 MAX_RUNS_PER_WORKER = 1_000
 MAX_GAPS_PER_RUN = 256
 MAX_GAPS = 40_000
+# An update that takes the place of more than these leaves the oldest of them refused for good.
+MAX_ABSORBS = 32
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -33,7 +35,8 @@ class WeightUpdate:
 
     `base_term` and `base_version` name the version that the training started from. `vector` is of the
     layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
-    `integers` are the bytes of the layout's integer tensors.
+    `integers` are the bytes of the layout's integer tensors. `absorbs` are the numbers of earlier updates of
+    its run that were refused, and whose content is in this one: they may not count any more.
     """
 
     federation: str
@@ -48,6 +51,12 @@ class WeightUpdate:
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     train_s: float = 0.0
+    absorbs: tuple[int, ...] = ()
+
+    @property
+    def absorbed(self) -> list[UpdateId]:
+        """The ids of the updates that this one takes the place of."""
+        return [replace(self.id, sequence=sequence) for sequence in self.absorbs]
 
 
 @dataclass(frozen=True, slots=True)

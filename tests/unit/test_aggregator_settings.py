@@ -54,7 +54,7 @@ def test_seconds_alone_say_when_to_commit() -> None:
         ({"staleness": "cubic"}, "--staleness must be one of constant, polynomial"),
         (
             {"codec": "zip"},
-            "--codec must be one of float32, bfloat16, int8, each also with +zstd behind it, not 'zip'",
+            "--codec must be one of float32, bfloat16, int8, topk, topk:SHARE (0.0001 to 0.5), each",
         ),
     ],
 )
@@ -63,6 +63,13 @@ def test_a_wrong_setting_is_named_by_where_it_was_written(given: dict[str, objec
         load_settings(AggregatorSettings, given)
 
     assert str(refused.value).startswith(said)
+
+
+def test_fedasync_needs_whole_weights_and_so_no_codec_that_leaves_out() -> None:
+    leaving_out = settings(strategy="fedasync", codec="topk:0.05")
+
+    with pytest.raises(ConfigError, match=r"FLUFFLE_CODEC topk:0.05 .* choose float32, bfloat16 or int8, or"):
+        leaving_out.make_plan(leaving_out.make_strategy())
 
 
 def test_no_limit_is_on_until_it_is_set() -> None:

@@ -161,7 +161,7 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, sends="gradients"), "field sends: unknown 'gradients', known are delta, weights"),
         (
             rewritten(UPDATE, codec="zip"),
-            "field codec: must be one of float32, bfloat16, int8, each also with .zstd .*, not 'zip'",
+            "field codec: must be one of float32, bfloat16, int8, topk, topk:SHARE .*, .*, not 'zip'",
         ),
         (
             rewritten(UPDATE, parameters=5),
@@ -179,6 +179,17 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
             "field metrics: 65 entries, at most 64 are allowed",
         ),
         (rewritten(UPDATE, train_s=float("nan")), "field train_s: nan is not finite"),
+        (rewritten(UPDATE, sequence=3, absorbs=[1, 1]), "field absorbs: expected ascending numbers"),
+        (rewritten(UPDATE, absorbs=[0]), "field absorbs.0: 0 is not from 1"),
+        (rewritten(UPDATE, sequence=3, absorbs=[3]), "field absorbs.0: 3 is not from 1 to 2"),
+        (
+            rewritten(UPDATE, sequence=99, absorbs=list(range(1, 34))),
+            "field absorbs: 33 entries, at most 32 are allowed",
+        ),
+        (
+            rewritten(UPDATE, codec="topk", sends="weights"),
+            "field codec: topk leaves out a part of the weights: it is for deltas",
+        ),
         (rewritten(UPDATE, train_s=False), "field train_s: expected int or float, found bool"),
         (rewritten(UPDATE, checksum=1), "field checksum: the payload's bytes are not those that were sent"),
         (rewritten(UPDATE, pad="text"), "field pad: expected bytes, found str"),

@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 
 import numpy as np
 import tenacity
 
 from fluffle.broker import Broker
-from fluffle.compression import compress
+from fluffle.codecs.floats import Float32Vector
+from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout
@@ -25,7 +27,8 @@ from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle_worker.spool import Spool
+from fluffle_worker.feedback import compress_with_feedback
+from fluffle_worker.spool import NoRoomForResidual, Spool
 
 log = get_logger(__name__)
 
@@ -93,7 +96,7 @@ class Worker:
     def _work_on(self, broker: Broker) -> None:
         while (version := self._newest(broker)) and not version.finished:
             if not self._spool.waiting:
-                self._spool.add(self._train(version))
+                self._train(version)
             self._send_what_waits(broker)
         if version:
             log.info("the federation has finished", because=version.finished, rounds=self._rounds)
@@ -117,7 +120,7 @@ class Worker:
                     next_attempt = time.monotonic() + wait_before(attempts)
                     waiting = self._spool.waiting
                     log.warning("training on without the broker", because=str(error), waiting=waiting)
-            self._spool.add(self._train(self._last))
+            self._train(self._last)
         return None
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
@@ -132,8 +135,8 @@ class Worker:
             newer_than = self._last.rank if waits else Rank(self._last.term, -1)
         return newest_version(broker, self._topology, stop=self._stop, newer_than=newer_than)
 
-    def _train(self, version: ModelVersion) -> WeightUpdate:
-        """Train one round from a version, as its plan says."""
+    def _train(self, version: ModelVersion) -> None:
+        """Train one round from a version, as its plan says, and put what was learnt into the spool."""
         version.layout.require(self._layout)
         self._last = version
         self._spool.compare(version.applied)
@@ -168,20 +171,30 @@ class Worker:
             seconds=round(train_s, 2),
             metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
-        return WeightUpdate(
+        plan, random = version.plan, np.random.default_rng([self._seed, sequence, 1])
+        update = WeightUpdate(
             federation=version.federation,
             id=update_id,
             base_term=version.term,
             base_version=version.version,
             layout_digest=version.layout.digest,
-            sends=version.plan.sends,
-            codec=version.plan.codec,
-            vector=compress(version.plan.codec, vector, np.random.default_rng([self._seed, sequence, 1])),
+            sends=plan.sends,
+            codec=plan.codec,
+            vector=Float32Vector.of(vector),
             integers=integers,
             examples=trained.examples,
             metrics=trained.metrics,
             train_s=train_s,
         )
+        if plan.sends == "delta" and (leaves_out(plan.codec) or self._spool.has_residual):
+            try:
+                made = compress_with_feedback(self._spool, version.applied, plan.codec, vector, random)
+                self._spool.add(replace(update, vector=made.vector, absorbs=made.absorbs), made.residual)
+            except NoRoomForResidual as error:
+                log.warning("the disk takes nothing: what this update leaves out is lost", because=str(error))
+            else:
+                return
+        self._spool.add(replace(update, vector=compress(plan.codec, vector, random)))
 
     def _send_what_waits(self, broker: Broker) -> None:
         while waiting := self._spool.oldest():

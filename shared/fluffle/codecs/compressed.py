@@ -34,7 +34,8 @@ class CompressedVector(Protocol):
     def add_to(self, total: Vector, scale: float) -> None:
         """Add scale * vector to `total` in place: the same bits as `add_scaled` of what it decompresses to.
 
-        The scale is rounded once, to float32. Raises ValueError when the sizes differ.
+        (A -0 stays one where the vector has no entry.) The scale is rounded once, to float32. Raises
+        ValueError when the sizes differ.
         """
 
 

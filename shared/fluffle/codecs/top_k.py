@@ -1,0 +1,156 @@
+"""The codec topk: the largest elements alone, each with the gap to the one before. Pure.
+
+Only for deltas, and only where the sender keeps what is left out and sends it later (error feedback). Source:
+Stich, Cordonnier and Jaggi, "Sparsified SGD with Memory" (2018, arXiv 1809.07599), Algorithm 1.
+
+The payload has the number of entries (4 bytes), their values as float32, and then a byte for each gap, which
+is how many elements are left out before the entry. 255 says that 255 are left out and that the gap goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from fluffle.codecs.compressed import require_length
+from fluffle.model import Vector, largest_magnitude
+from fluffle.vector_math import BLOCK_SIZE, scratch_block
+
+ESCAPE: Final = 255
+# So many elements tell well enough where the largest begin.
+SAMPLE: Final = 65_536
+# More than are wanted, so that what is sampled rarely turns out too few.
+SURPLUS: Final = 1.2
+
+Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class TopKVector:
+    """The largest elements of a vector; the others are zero."""
+
+    size: int
+    payload: memoryview
+
+    @staticmethod
+    def most_bytes(size: int, share: float) -> int:
+        """Return how many bytes a vector takes at most."""
+        return 4 + 5 * most_entries(size, share) + size // ESCAPE
+
+    @classmethod
+    def of(cls, vector: Vector, share: float, random: np.random.Generator) -> Self:
+        """Return the largest `share` of a vector's elements; a NaN is as large as can be."""
+        indices = _largest(vector, most_entries(vector.size, share), random)
+        gaps = np.diff(indices, prepend=-1) - 1
+        codes = np.full(indices.size + int((gaps // ESCAPE).sum()), ESCAPE, np.uint8)
+        codes[np.cumsum(gaps // ESCAPE + 1) - 1] = gaps % ESCAPE
+        parts = (np.array([indices.size], "<u4"), vector[indices].astype("<f4"), codes)
+        return cls(vector.size, memoryview(b"".join(part.tobytes() for part in parts)))
+
+    @classmethod
+    def read(cls, size: int, share: float, payload: memoryview) -> Self:
+        """Return the vector in these bytes; raises ValueError when they are none."""
+        most = most_entries(size, share)
+        count = int.from_bytes(payload[:4], "little")
+        if count > most:
+            raise ValueError(f"it has {count} entries, and {share:g} of {size} are at most {most}")
+        if len(payload) < 4 + 4 * count:
+            require_length(4 + 5 * count, payload)
+        vector = cls(size, payload)
+        codes = vector._codes
+        ends = int(np.count_nonzero(codes != ESCAPE))
+        if ends != count or (codes.size and codes[-1] == ESCAPE):
+            raise ValueError(f"it has {count} values, but {ends} gaps that end")
+        # The gaps are never negative, so that the entries ascend.
+        if (last := int(codes.sum(dtype=np.uint64)) + count - 1) >= size:
+            raise ValueError(f"its last entry is element {last} of {size}")
+        return vector
+
+    @property
+    def values(self) -> Vector:
+        """The elements that are there, as a view of the bytes."""
+        return np.frombuffer(self.payload, "<f4", count=self._count, offset=4)
+
+    def largest_magnitude(self) -> float:
+        """Return the largest absolute value, NaN if there is one."""
+        return largest_magnitude(self.values)
+
+    def blocks(self) -> Iterator[Vector]:
+        """Walk through the vector with its zeros."""
+        indices = np.concatenate([np.empty(0, np.intp), *(found for found, _ in self._entries())])
+        values, scratch = self.values, scratch_block(self.size)
+        for start in range(0, self.size, BLOCK_SIZE):
+            block = scratch[: min(BLOCK_SIZE, self.size - start)]
+            block[:] = 0.0
+            first, last = np.searchsorted(indices, (start, start + block.size))
+            block[indices[first:last] - start] = values[first:last]
+            yield block
+
+    def add_to(self, total: Vector, scale: float) -> None:
+        """Add scale * vector to `total` in place: to the elements that are there."""
+        if total.size != self.size:
+            raise ValueError(f"a vector of {self.size} elements cannot be added to one of {total.size}")
+        for indices, values in self._entries():
+            total[indices] += values * np.float32(scale)
+
+    @property
+    def _count(self) -> int:
+        return int.from_bytes(self.payload[:4], "little")
+
+    @property
+    def _codes(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self.payload, np.uint8, offset=4 + 4 * self._count)
+
+    def _entries(self) -> Iterator[tuple[Indices, Vector]]:
+        """Walk through the places and values of the entries, some thousands at once."""
+        codes, values = self._codes, self.values
+        skipped = done = 0
+        for start in range(0, codes.size, BLOCK_SIZE):
+            some = codes[start : start + BLOCK_SIZE]
+            left_out = np.cumsum(some, dtype=np.intp) + skipped
+            skipped = int(left_out[-1])
+            ends = left_out[some != ESCAPE]
+            yield ends + np.arange(done, done + ends.size), values[done : done + ends.size]
+            done += ends.size
+
+
+def most_entries(size: int, share: float) -> int:
+    """Return how many elements are sent at most: at least one, if there is one."""
+    return min(size, math.ceil(size * share))
+
+
+def _largest(vector: Vector, count: int, random: np.random.Generator) -> Indices:
+    """Return where the `count` largest magnitudes stand, in ascending order; zeros are none of them."""
+    if vector.size > SAMPLE:
+        sample = np.abs(vector[random.integers(0, vector.size, SAMPLE)])
+        wanted = min(SAMPLE, math.ceil(SAMPLE * SURPLUS * count / vector.size))
+    else:
+        sample, wanted = np.abs(vector), count
+    found = _not_below(vector, _threshold(sample, wanted))
+    if found.size < count and vector.size > SAMPLE:
+        found = _not_below(vector, _threshold(np.abs(vector), count))
+    if found.size > count:
+        found = np.sort(found[np.argpartition(np.abs(vector[found]), -count)[-count:]])
+    return found
+
+
+def _threshold(magnitudes: Vector, count: int) -> np.float32:
+    """Return the smallest of the `count` largest; numpy takes NaN for the largest of all."""
+    if not count:
+        return np.float32(np.inf)
+    magnitudes.partition(magnitudes.size - count)
+    return np.float32(magnitudes[magnitudes.size - count])
+
+
+def _not_below(vector: Vector, threshold: np.float32) -> Indices:
+    """Return where the magnitudes stand that are not below a threshold, and not zero."""
+    found = []
+    for start in range(0, vector.size, BLOCK_SIZE):
+        magnitudes = np.abs(vector[start : start + BLOCK_SIZE])
+        found.append(np.flatnonzero(~(magnitudes < threshold) & (magnitudes != 0)) + start)
+    return np.concatenate([np.empty(0, np.intp), *found])

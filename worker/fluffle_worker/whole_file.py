@@ -1,0 +1,55 @@
+"""Files that are there as a whole or not at all, with a digest at their end."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import xxhash
+
+DIGEST_BYTES = 16
+
+
+class Damaged(Exception):
+    """A file of the spool does not hold what was written."""
+
+
+def _digest(name: str, *parts: bytes | memoryview) -> bytes:
+    """Return what tells a damaged, shortened or renamed file; against accidents, not against people."""
+    running = xxhash.xxh3_128(name.encode())
+    for part in parts:
+        running.update(part)
+    return running.digest()
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that is there as a whole or not at all, even after a power cut."""
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.writelines([*parts, _digest(path.stem, *parts)])
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the message that was written; Damaged when the file is not what it was."""
+    with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
+        body = file.read(max(0, size_bytes))
+        if size_bytes < 0 or file.read() != _digest(path.stem, body):
+            raise Damaged(f"its {len(body)} bytes do not go with their digest")
+    return body
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there and can be removed."""
+    with suppress(OSError):
+        path.unlink()
