@@ -1,0 +1,121 @@
+"""How fast an update becomes part of the buffer, codec by codec, beside what the memory gives.
+
+    PYTHONPATH=tests python benchmarks/fold.py
+
+In GB of float32 a second on one core: `fold` decompresses and adds with a weight, in one go; `take_in` does
+all that the aggregator does with a message (reads it, verifies its checksum, admits it, folds it); `encode`
+is the worker's part, from the vector to the message. In turns with them, a copy and an in-place saxpy of as many float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from bandwidth import moves, timed
+from measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
+from publishers import Base
+
+from fluffle.compression import compress
+from fluffle.model import Layout, Vector
+from fluffle.plan import Plan
+from fluffle.record import ModelVersion, Rank
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import decode_inbound, encode_update
+from fluffle_aggregator.admission import Policy, Refusal, refusal
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies import FedBuff
+
+CODECS = ("float32", "bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
+SIZES_MB = (1.0, 10.0, 100.0)
+REPEATS = 5
+WEIGHT = 0.5
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="fold", description="Measure how fast an update is folded.")
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_MB, help="MB of float32")
+    parser.add_argument("--codecs", nargs="+", default=CODECS)
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"default: {REPEATS}")
+    arguments = parser.parse_args()
+    report = Report("fold", "fold: GB of float32 a second on one core, beside copy and saxpy")
+    for size_mb in arguments.sizes:
+        measure(size_mb, arguments.codecs, report, arguments.repeats)
+    report.show(wide_console())
+
+
+def measure(size_mb: float, codecs: Sequence[str], report: Report, repeats: int) -> None:
+    """Take a row for each codec into the report."""
+    parameters = round(size_mb * 1e6 / 4)
+    model = _model(parameters)
+    for codec in codecs:
+        with report.row() as row:
+            row.update({"size_mb": size_mb, "codec": codec, **_measure(codec, model, repeats)})
+
+
+def _measure(codec: str, model: GlobalModel, repeats: int) -> Mapping[str, Cell | Spread]:
+    parameters = model.vector.size
+    update = replace(Base.of(model.record), codec=codec).update(UpdateId("client-0", "r1", 1), 0)
+    body, total, delta = encode_update(update), random_floats(parameters, 1), random_floats(parameters, 2)
+    received = decode_inbound(body)
+    if not isinstance(received, WeightUpdate):
+        raise TypeError(f"an update came back as {type(received).__name__}")
+    random = np.random.default_rng(0)
+    actions: dict[str, Callable[[], object]] = {
+        **moves(parameters),
+        "fold": partial(received.vector.add_to, total, WEIGHT),
+        "take_in": lambda: _take_in(body, model, total),
+        "encode": lambda: encode_update(replace(update, vector=compress(codec, delta, random))),
+    }
+    times = in_turns({name: timed(action, parameters) for name, action in actions.items()}, repeats)
+    gb_s = {name: spread.rates(4e-9 * parameters) for name, spread in times.items()}
+    return {
+        "bytes_of_float32": round(len(body) / (4 * parameters), 4),
+        "copy": gb_s["copy"],
+        "saxpy": gb_s["saxpy"],
+        "fold": gb_s["fold"],
+        "fold_to_saxpy": gb_s["fold"].over(gb_s["saxpy"]),
+        "take_in": gb_s["take_in"],
+        "encode": gb_s["encode"],
+    }
+
+
+def _take_in(body: bytes, model: GlobalModel, total: Vector) -> None:
+    update = decode_inbound(body)
+    if not isinstance(update, WeightUpdate):
+        raise TypeError(f"an update came back as {type(update).__name__}")
+    refused: Refusal | None = refusal(update, model, Policy())
+    if refused:
+        raise RuntimeError(f"the update was refused: {refused.detail}")
+    # Not model.fold: it would count this update as applied, and refuse it the next time.
+    update.vector.add_to(total, WEIGHT)
+
+
+def _model(parameters: int) -> GlobalModel:
+    strategy = FedBuff(parse_discount("constant"), 10)
+    weights = {"kernel": random_floats(parameters)}
+    layout = Layout.of(weights)
+    vector, integers = layout.flatten(weights)
+    record = ModelVersion(
+        federation="fold",
+        term=1,
+        version=0,
+        parent="",
+        terms=(Rank(1, 0),),
+        layout=layout,
+        plan=Plan(sends="delta"),
+        strategy=str(strategy),
+        vector=vector,
+        integers=integers,
+    )
+    return GlobalModel(record, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=1)
+
+
+if __name__ == "__main__":
+    main()
