@@ -4,7 +4,8 @@
 
 In GB of float32 a second on one core: `fold` decompresses and adds with a weight, in one go; `take_in` does
 all that the aggregator does with a message (reads it, verifies its checksum, admits it, folds it); `encode`
-is the worker's part, from the vector to the message. In turns with them, a copy and an in-place saxpy of as many float32.
+is the worker's part, from the vector to the message. In turns with them, a copy and an in-place saxpy of as
+many float32.
 """
 
 from __future__ import annotations
