@@ -12,7 +12,7 @@ from typing import Any
 
 from federation import wait_until
 
-from fluffle.errors import ConnectionLost
+from fluffle.errors import ConnectionLost, StreamUnreadable
 from fluffle.models import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -72,7 +72,7 @@ def history_of(cluster: BrokerCluster, topology: Topology) -> list[ModelVersion]
     def is_the_same_on_all() -> bool:
         try:
             first, *others = (_history_on(node, topology) for node in cluster.nodes)
-        except ConnectionLost:
+        except (ConnectionLost, StreamUnreadable):
             return False  # a node's copy of the stream is there some seconds after the node
         history.clear()
         history.update(first)
