@@ -1,0 +1,257 @@
+"""How long until the model is good, when some clients are 32 times slower than others: who waits for whom.
+
+    PYTHONPATH=tests python benchmarks/stragglers.py
+
+Eight clients on digits (Dirichlet 0.5, seed 0), one hidden layer of 64, SGD 0.1, minibatches of 32, one local
+epoch; after each round they sleep for 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8 and 1.6 s. A real RabbitMQ, and an
+aggregator, eight workers and an evaluator as a user starts them, with a numpy task. Version 0 is made when
+all of them wait for it.
+
+Every version is evaluated on the held-out fifth. An accuracy counts from the commit of its version until the
+commit of the next; the time is the one when it has been at the level for 3 s without a break, counted from
+version 0. The synchronous federations mostly sleep: they run at the same time as the asynchronous ones, which
+run one after the other. `server_rate` is the server learning rate; `sooner` divides plain FedAvg's time to
+95 % by this one's, repeat by repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import small_networks
+from federation import DEADLINE_S, Federation, wait_until
+from floor import delete
+from measuring import Cell, OtherWork, Report, Spread, wide_console
+from rich.console import Console
+
+from fluffle.record import ModelVersion
+from fluffle.safetensors_file import write_model
+from fluffle.wire import decode_version
+from fluffle_cli.node import BrokerNode
+
+SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
+LEVELS = (0.9, 0.95)
+HOLD_S = 3.0
+POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What the aggregator is told."""
+
+    strategy: str
+    buffer_size: int = 1
+    server_rate: float = 1.0
+    staleness: str = "polynomial:0.5"
+    mixing: float = 0.6
+
+    @property
+    def flags(self) -> Sequence[str]:
+        """The aggregator's flags."""
+        said = ["--strategy", self.strategy, "--staleness", self.staleness, "--mixing", str(self.mixing)]
+        rate = ["--server-learning-rate", str(self.server_rate)]
+        return [*said, *rate, "--buffer-size", str(self.buffer_size)]
+
+
+FEDAVG = Setting(strategy="fedavg", buffer_size=len(SLEEPS_S))
+FEDBUFF = Setting(strategy="fedbuff", buffer_size=2, server_rate=1.5, staleness="polynomial:0.25")
+SYNCHRONOUS = (FEDAVG, Setting(strategy="fedavg", buffer_size=len(SLEEPS_S), server_rate=1.5))
+ASYNCHRONOUS = (
+    Setting(strategy="fedasync"),
+    Setting(strategy="fedbuff", buffer_size=2),
+    FEDBUFF,
+)
+
+
+@dataclass
+class Course:
+    """The accuracy of a federation's versions, one after the other; `held` says when a level had held."""
+
+    began: float = math.nan
+    held: dict[float, float] = field(default_factory=dict)
+    updates: int = 0
+    stopped_s: float = 0.0
+    _since: dict[float, float] = field(default_factory=dict)
+
+    def note(self, version: ModelVersion) -> None:
+        """Take in the next version."""
+        if math.isnan(self.began):
+            self.began = version.committed_at
+        weights = version.layout.restore(version.vector, version.integers)
+        accuracy = small_networks.digits.evaluate(weights)["accuracy"]
+        at_s = version.committed_at - self.began
+        for level in LEVELS:
+            since = self._since.get(level)
+            if since is not None and at_s >= since + HOLD_S:
+                self.held.setdefault(level, since + HOLD_S)
+            if accuracy < level:
+                self._since.pop(level, None)
+            else:
+                self._since.setdefault(level, at_s)
+        if not self.is_over:
+            self.updates = version.updates
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every level has held."""
+        return len(self.held) == len(LEVELS)
+
+    @property
+    def seconds(self) -> float:
+        """How long this has gone on by now."""
+        return 0.0 if math.isnan(self.began) else time.time() - self.began
+
+    def stop(self) -> None:
+        """Note how long it has gone on."""
+        self.stopped_s = self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where federations run; `enough` ends all of them early."""
+
+    node: BrokerNode
+    folder: Path
+    enough: threading.Event = field(default_factory=threading.Event)
+
+    def run(self, setting: Setting, name: str, *, seed: int, course: Course) -> Course:
+        """Run one federation from its first process until every level has held, or it has been enough."""
+        folder = self.folder / name
+        folder.mkdir()
+        write_model(folder / "initial.safetensors", small_networks.digits.initial_weights(seed))
+        with (
+            Federation(name, self.node.amqp_url, folder, "small_networks:digits") as federation,
+            federation.connect() as broker,
+        ):
+            topology = federation.topology
+            broker.declare(topology)
+            for site, sleep_s in enumerate(SLEEPS_S):
+                federation.worker(site, "--delay", str(sleep_s), "--seed", str(seed), sites=len(SLEEPS_S))
+            federation.evaluator()
+            everyone, queue = len(SLEEPS_S) + 1, topology.updates.name
+            # Each says hello before it waits for version 0.
+            wait_until(lambda: broker.state(queue).messages == everyone, "the workers", deadline_s=60)
+            federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *setting.flags)
+            with broker.read_stream(topology.models.name, offset="first") as reader:
+                while not (course.is_over or self.enough.is_set()):
+                    if (body := reader.next_body(POLL_S)) is not None:
+                        course.note(decode_version(body))
+                    if course.seconds > DEADLINE_S:
+                        raise RuntimeError(f"{setting} holds {course.held} after {DEADLINE_S:.0f} s")
+        course.stop()
+        delete(self.node.amqp_url, topology)
+        return course
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="stragglers", description="Measure seconds to a good model.")
+    parser.add_argument("--repeats", type=int, default=3, help="each from another version 0 (default: 3)")
+    parser.add_argument("--quick", action="store_true", help="one repeat, until FedAvg is 4 times later")
+    arguments = parser.parse_args()
+    console = wide_console()
+    name = "stragglers-quick" if arguments.quick else "stragglers"
+    report = Report(name, "stragglers: seconds until the accuracy has held for 3 s")
+    if arguments.quick:
+        quick_ratio(report, console)
+    else:
+        measure_all(report, console, repeats=arguments.repeats)
+    report.show(console)
+
+
+def measure_all(report: Report, console: Console, *, repeats: int = 3) -> float:
+    """Measure every setting, and return how many times sooner FedBuff holds 95 % than FedAvg."""
+    courses: dict[Setting, list[Course]] = {each: [] for each in (*SYNCHRONOUS, *ASYNCHRONOUS)}
+    others = OtherWork()
+    with a_place() as place, console.status("") as status, ThreadPoolExecutor() as pool:
+        for repeat in range(repeats):
+            status.update(f"stragglers, repeat {repeat + 1} of {repeats}")
+            in_the_back = [
+                pool.submit(place.run, each, f"synchronous-{repeat}-{number}", seed=repeat, course=Course())
+                for number, each in enumerate(SYNCHRONOUS)
+            ]
+            with ending_early(place):
+                for number, each in enumerate(ASYNCHRONOUS):
+                    name = f"asynchronous-{repeat}-{number}"
+                    courses[each].append(place.run(each, name, seed=repeat, course=Course()))
+                for each, future in zip(SYNCHRONOUS, in_the_back, strict=True):
+                    courses[each].append(future.result())
+    for setting, found in courses.items():
+        report.add(row(setting, found, courses[FEDAVG]), others=others.share)
+    return sooner(courses[FEDAVG], courses[FEDBUFF]).median
+
+
+def quick_ratio(report: Report, console: Console, *, enough: float = 4.0) -> float:
+    """Run FedAvg and FedBuff once, at the same time, and return how many times sooner FedBuff holds 95 %.
+
+    It ends when FedAvg is `enough` times later already: then FedAvg's time, and the ratio, are at least that.
+    """
+    others, late = OtherWork(), Course()
+    with a_place() as place, console.status("stragglers: FedAvg, FedBuff"), ThreadPoolExecutor() as pool:
+        future = pool.submit(place.run, FEDAVG, "synchronous", seed=0, course=late)
+        with ending_early(place):
+            early = place.run(FEDBUFF, "asynchronous", seed=0, course=Course())
+            while not (future.done() or late.seconds >= enough * early.held[0.95]):
+                time.sleep(POLL_S)
+            place.enough.set()
+            future.result()
+    for setting, course in ((FEDAVG, late), (FEDBUFF, early)):
+        report.add(row(setting, [course], [late]), others=others.share)
+    return sooner([late], [early]).median
+
+
+@contextmanager
+def a_place() -> Iterator[Place]:
+    """Start a private RabbitMQ in a folder that is gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fluffle-stragglers-") as folder,
+        BrokerNode.start(Path(folder) / "broker", management=False) as node,
+    ):
+        yield Place(node, Path(folder))
+
+
+@contextmanager
+def ending_early(place: Place) -> Iterator[None]:
+    """End what runs in the back when an error ends this: nobody would wait for it."""
+    try:
+        yield
+    except BaseException:
+        place.enough.set()
+        raise
+
+
+def row(setting: Setting, courses: Sequence[Course], baseline: Sequence[Course]) -> dict[str, Cell | Spread]:
+    """Return the row of one setting."""
+    return {
+        "strategy": setting.strategy,
+        "K": setting.buffer_size,
+        "server_rate": setting.server_rate,
+        "staleness": setting.staleness,
+        **{f"s_to_{level:.0%}": times(courses, level) for level in LEVELS},
+        "updates": median(course.updates for course in courses),
+        "sooner": sooner(baseline, courses),
+    }
+
+
+def times(courses: Sequence[Course], level: float) -> Spread:
+    """Return when a level had held, or when that was given up: it is later, then."""
+    return Spread(tuple(course.held.get(level, course.stopped_s) for course in courses))
+
+
+def sooner(baseline: Sequence[Course], courses: Sequence[Course]) -> Spread:
+    """Return how many times sooner 95 % had held than in the baseline."""
+    return times(baseline, LEVELS[-1]).over(times(courses, LEVELS[-1]))
+
+
+if __name__ == "__main__":
+    main()
