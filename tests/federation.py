@@ -24,7 +24,7 @@ from fluffle.wire import decode_inbound
 
 DEADLINE_S = 300.0
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TASKS = Path(__file__).parent / "tasks"
+TESTS = Path(__file__).parent
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 HEARTBEAT_S = 5
 
@@ -176,7 +176,7 @@ class Federation:
             "FLUFFLE_TASK": self.task,
             "FLUFFLE_HEARTBEAT_S": str(HEARTBEAT_S),
             "FLUFFLE_LOG_FORMAT": "json",
-            "PYTHONPATH": os.pathsep.join(map(str, [self.folder, EXAMPLES, TASKS, BENCHMARKS])),
+            "PYTHONPATH": os.pathsep.join(map(str, [self.folder, EXAMPLES, TESTS, BENCHMARKS])),
             # Many processes share two cores.
             "OMP_NUM_THREADS": "1",
             "TF_NUM_INTRAOP_THREADS": "1",

@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import numpy as np
 
 from fluffle.broker import Delivery
+from fluffle.codecs.compressed import side_by_side
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import CompressedVector, decompressed
 from fluffle.model import Vector
@@ -147,14 +149,13 @@ def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
     """
     scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
     total = 0.0
-    start = 0
-    for values in vector.blocks():
+    beside = zip(repeat(None), vector.blocks()) if base is None else side_by_side(base, vector.blocks())
+    for origin, values in beside:
         moved = scratch[: values.size]
-        if base is None:
+        if origin is None:
             moved[:] = values
         else:
-            np.subtract(values, base[start : start + values.size], out=moved, dtype=np.float64)
-        start += values.size
+            np.subtract(values, origin, out=moved, dtype=np.float64)
         total += float(np.sum(np.square(moved, out=moved)))
     return math.sqrt(total)
 

@@ -16,12 +16,20 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with partial.open("wb") as file:
-            file.writelines(parts)
-            file.flush()
-            # Before the rename, or a power cut leaves the new name on an empty file.
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_and_rename(partial, path, parts)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+
+
+def write_and_rename(
+    partial: Path, path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o666
+) -> None:
+    """Write `partial` down to the disk, and then give it the name `path`; what fails leaves it behind."""
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "wb") as file:
+        file.writelines(parts)
+        file.flush()
+        # Before the rename, or a power cut leaves the new name on an empty file.
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -31,7 +31,7 @@ def applied(federation: Federation) -> set[int]:
 def test_what_a_killed_worker_sent_left_out_and_got_back_counts_once(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
-    with Federation(federation, node.amqp_url, tmp_path, task="gated_sum_task:task") as running:
+    with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_sum_task:task") as running:
         allow(running, 0)
         leader = running.aggregator("leader", *TOP_K)
         with Relay(node.settings.amqp_port) as relay:

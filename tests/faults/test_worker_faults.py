@@ -31,7 +31,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
 @pytest.fixture
 def gated(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federation]:
     """A federation whose workers train when a test lets them."""
-    with Federation(federation, node.amqp_url, tmp_path, task="gated_task:task") as running:
+    with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_task:task") as running:
         allow(running, 0)
         yield running
 

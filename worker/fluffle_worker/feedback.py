@@ -23,8 +23,8 @@ from fluffle.logs import get_logger
 from fluffle.model import Vector, largest_magnitude
 from fluffle.update import MAX_ABSORBS, Applied, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
+from fluffle_worker.digested_file import Damaged
 from fluffle_worker.spool import Residual, Spool
-from fluffle_worker.whole_file import Damaged
 
 log = get_logger(__name__)
 

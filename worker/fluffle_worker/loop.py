@@ -20,13 +20,13 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
-from fluffle.model import Layout
+from fluffle.model import Layout, Vector
 from fluffle.models import newest_version
 from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
 from fluffle.topology import Topology
-from fluffle.update import UpdateId, WeightUpdate
+from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import NoRoomForResidual, Spool
 
@@ -171,30 +171,34 @@ class Worker:
             seconds=round(train_s, 2),
             metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
-        plan, random = version.plan, np.random.default_rng([self._seed, sequence, 1])
         update = WeightUpdate(
             federation=version.federation,
             id=update_id,
             base_term=version.term,
             base_version=version.version,
             layout_digest=version.layout.digest,
-            sends=plan.sends,
-            codec=plan.codec,
+            sends=version.plan.sends,
+            codec=version.plan.codec,
             vector=Float32Vector.of(vector),
             integers=integers,
             examples=trained.examples,
             metrics=trained.metrics,
             train_s=train_s,
         )
-        if plan.sends == "delta" and (leaves_out(plan.codec) or self._spool.has_residual):
+        self._keep(update, vector, version.applied)
+
+    def _keep(self, update: WeightUpdate, vector: Vector, applied: Applied) -> None:
+        """Compress what was learnt, and put it into the spool; `applied` is of the newest version."""
+        random = np.random.default_rng([self._seed, update.id.sequence, 1])
+        if update.sends == "delta" and (leaves_out(update.codec) or self._spool.has_residual):
             try:
-                made = compress_with_feedback(self._spool, version.applied, plan.codec, vector, random)
+                made = compress_with_feedback(self._spool, applied, update.codec, vector, random)
                 self._spool.add(replace(update, vector=made.vector, absorbs=made.absorbs), made.residual)
             except NoRoomForResidual as error:
                 log.warning("the disk takes nothing: what this update leaves out is lost", because=str(error))
             else:
                 return
-        self._spool.add(replace(update, vector=compress(plan.codec, vector, random)))
+        self._spool.add(replace(update, vector=compress(update.codec, vector, random)))
 
     def _send_what_waits(self, broker: Broker) -> None:
         while waiting := self._spool.oldest():

@@ -34,7 +34,7 @@ from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle.wire import encode_update
-from fluffle_worker.whole_file import DIGEST_BYTES, Damaged, read_whole, remove, write_whole
+from fluffle_worker.digested_file import DIGEST_BYTES, Damaged, read_digested, remove, write_digested
 
 log = get_logger(__name__)
 
@@ -163,9 +163,9 @@ class Spool:
             else:
                 numbers = np.array([len(residual.absorbed), *residual.absorbed], "<u8")
                 left_out = (numbers.data.cast("B"), Float32Vector.of(residual.vector).payload)
-                write_whole(self._path(update.id, "residual"), *left_out)
+                write_digested(self._path(update.id, "residual"), *left_out)
             # From here on, both count.
-            write_whole(self._path(update.id, "update"), body)
+            write_digested(self._path(update.id, "update"), body)
         except OSError as error:
             if residual is None:
                 self._keep_in_memory(update, error)
@@ -205,14 +205,14 @@ class Spool:
 
     def body(self, update: UpdateId) -> bytes:
         """Return the message of an update that was sent; raises Damaged or OSError."""
-        return read_whole(self._path(update, "sent"))
+        return read_digested(self._path(update, "sent"))
 
     def residual(self) -> tuple[UpdateId, Residual] | None:
         """Return what was left out last, and by which update; None if nothing, or if it is damaged."""
         if self._residual is None:
             return None
         try:
-            body = read_whole(self._path(self._residual, "residual"))
+            body = read_digested(self._path(self._residual, "residual"))
         except (Damaged, OSError) as error:
             log.warning("what was left out so far cannot be read: beginning anew", because=str(error))
             return None
@@ -349,7 +349,7 @@ class Spool:
     def _read(self, one: Waiting) -> bytes:
         if one.body is not None:
             return one.body
-        return read_whole(self._path(one.id, "update"))
+        return read_digested(self._path(one.id, "update"))
 
     def _set_aside(self, first: Waiting, reason: str) -> None:
         self._waiting.popleft()

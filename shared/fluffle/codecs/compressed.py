@@ -57,13 +57,18 @@ def side_by_side(total: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vect
 
 def add_blocks(total: Vector, size: int, blocks: Iterable[Vector], scale: float) -> None:
     """Add scale * each block to its place in `total`; what `add_to` promises. The blocks are overwritten."""
-    if total.size != size:
-        raise ValueError(f"a vector of {size} elements cannot be added to one of {total.size}")
+    require_same_size(total, size)
     factor = np.float32(scale)
     for sums, values in side_by_side(total, blocks):
         if factor != 1:
             np.multiply(values, factor, out=values)
         np.add(sums, values, out=sums)
+
+
+def require_same_size(total: Vector, size: int) -> None:
+    """Raise ValueError unless a vector of `size` elements can be added to `total`."""
+    if total.size != size:
+        raise ValueError(f"a vector of {size} elements cannot be added to one of {total.size}")
 
 
 def require_length(expected: int, payload: memoryview) -> None:

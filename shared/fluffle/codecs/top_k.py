@@ -17,7 +17,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from fluffle.codecs.compressed import require_length
+from fluffle.codecs.compressed import require_length, require_same_size
 from fluffle.model import Vector, largest_magnitude
 from fluffle.vector_math import BLOCK_SIZE, scratch_block
 
@@ -93,8 +93,7 @@ class TopKVector:
 
     def add_to(self, total: Vector, scale: float) -> None:
         """Add scale * vector to `total` in place: to the elements that are there."""
-        if total.size != self.size:
-            raise ValueError(f"a vector of {self.size} elements cannot be added to one of {total.size}")
+        require_same_size(total, self.size)
         for indices, values in self._entries():
             total[indices] += values * np.float32(scale)
 

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all, with a digest at their end."""
+"""The spool's files: there as a whole or not at all, with a digest at their end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import xxhash
+
+from fluffle.whole_file import write_and_rename
 
 DIGEST_BYTES = 16
 
@@ -23,15 +25,9 @@ def _digest(name: str, *parts: bytes | memoryview) -> bytes:
     return running.digest()
 
 
-def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+def write_digested(path: Path, *parts: bytes | memoryview) -> None:
     """Write a file that is there as a whole or not at all, even after a power cut."""
-    part = path.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.writelines([*parts, _digest(path.stem, *parts)])
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_and_rename(path.with_suffix(".part"), path, [*parts, _digest(path.stem, *parts)], mode=0o600)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -39,7 +35,7 @@ def write_whole(path: Path, *parts: bytes | memoryview) -> None:
         os.close(folder)
 
 
-def read_whole(path: Path) -> bytes:
+def read_digested(path: Path) -> bytes:
     """Return the message that was written; Damaged when the file is not what it was."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
