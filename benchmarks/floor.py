@@ -114,6 +114,12 @@ def delete(url: str, topology: Topology) -> None:
     with_channel(url, delete_all)
 
 
+def server_version(url: str) -> str:
+    """Return the version that a RabbitMQ says it is."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        return str(connection._impl.server_properties["version"])
+
+
 def with_channel(url: str, action: Callable[[BlockingChannel], None]) -> None:
     """Do something on a channel of a connection of its own."""
     with pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat={HEARTBEAT_S}")) as connection:

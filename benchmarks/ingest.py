@@ -14,7 +14,6 @@ the model's size at the same rhythm, on queues with the same arguments.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -23,7 +22,7 @@ from pathlib import Path
 from bandwidth import bandwidths
 from measuring import Cell, Report, Spread, in_turns, wide_console
 from rich.console import Console
-from sides import floor_side, product_side
+from sides import floor_side, private_broker, product_side
 
 from fluffle_cli.node import BrokerNode
 
@@ -82,13 +81,11 @@ def main() -> None:
 
 def measure_all(cases: Sequence[Case], report: Report, console: Console, effort: Effort) -> None:
     """Measure one case after the other on one private RabbitMQ."""
-    with tempfile.TemporaryDirectory(prefix="fluffle-ingest-") as place:
-        folder = Path(place)
-        with BrokerNode.start(folder / "broker", management=False) as node, console.status("") as status:
-            for number, case in enumerate(cases):
-                status.update(f"ingest {number + 1} of {len(cases)}: {case}")
-                with report.row() as row:
-                    row.update(_measure(case, folder / f"ingest-{number}", node, effort))
+    with private_broker(report) as (folder, node), console.status("") as status:
+        for number, case in enumerate(cases):
+            status.update(f"ingest {number + 1} of {len(cases)}: {case}")
+            with report.row() as row:
+                row.update(_measure(case, folder / f"ingest-{number}", node, effort))
 
 
 def _measure(case: Case, folder: Path, node: BrokerNode, effort: Effort) -> Mapping[str, Cell | Spread]:

@@ -11,7 +11,6 @@ newer version comes.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,6 @@ from dataclasses import replace
 from itertools import count
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
 import pika
@@ -28,7 +26,7 @@ from floor import with_channel
 from measuring import Cell, OtherWork, Report, Spread, wide_console
 from pika.adapters.blocking_connection import BlockingChannel
 from publishers import HEARTBEAT_S, SENDERS, Base
-from sides import floor_side, product_side
+from sides import floor_side, private_broker, product_side
 
 from fluffle.models import newest_version
 from fluffle.rabbit import RabbitBroker
@@ -60,8 +58,7 @@ def measure(report: Report, *, updates: int, repeats: int) -> None:
     """Take a row for each way into the report."""
     flags = ("--strategy", "fedbuff", "--buffer-size", "1")
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fluffle-latency-")))
-        node = stack.enter_context(BrokerNode.start(folder / "broker", management=False))
+        folder, node = stack.enter_context(private_broker(report))
         real = stack.enter_context(product_side(folder / "latency", node, 0, PARAMETERS, flags))
         waited = stack.enter_context(product_side(folder / "waited", node, 0, PARAMETERS, flags))
         stack.enter_context(floor_side("floor", node, 0, real.base, every=1))

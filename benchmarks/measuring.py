@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ import psutil
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-
-from fluffle_cli.rabbitmq_server import find_server
 
 RESULTS = Path(__file__).parent / "results"
 # Beside the benchmarks' own processes, more of the CPU than this makes a figure doubtful.
@@ -120,7 +117,6 @@ def machine() -> Mapping[str, Cell]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "pika": version("pika"),
-        "rabbitmq": _rabbitmq_version(),
     }
 
 
@@ -141,11 +137,15 @@ class OtherWork:
 
 @dataclass
 class Report:
-    """The rows of one benchmark: printed as a table, and kept as lines of JSON in benchmarks/results."""
+    """The rows of one benchmark: printed as a table, and kept as lines of JSON in benchmarks/results.
+
+    `rabbitmq` is the version of the broker that it ran on, empty for a benchmark without one.
+    """
 
     benchmark: str
     title: str
     rows: list[Mapping[str, Cell]] = field(default_factory=list)
+    rabbitmq: str = ""
     began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def add(self, row: Mapping[str, Cell | Spread], *, others: float) -> None:
@@ -180,8 +180,9 @@ class Report:
     def _write(self, row: Mapping[str, Cell]) -> None:
         RESULTS.mkdir(exist_ok=True)
         line = {"benchmark": self.benchmark, "title": self.title, "run": self.began}
+        where = {**machine(), "rabbitmq": self.rabbitmq}
         with (RESULTS / f"{self.benchmark}.jsonl").open("a") as sink:
-            sink.write(json.dumps({**line, "machine": machine(), "row": row}) + "\n")
+            sink.write(json.dumps({**line, "machine": where, "row": row}) + "\n")
 
 
 def columns_of(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
@@ -217,14 +218,3 @@ def _machine_cpu_s() -> tuple[float, float]:
 def _own_cpu_s() -> float:
     here = psutil.Process()
     return cpu_s([here.pid, *(child.pid for child in here.children(recursive=True))])
-
-
-def _rabbitmq_version() -> str:
-    folder = find_server(os.environ)
-    try:
-        said = subprocess.run(
-            [str(folder / "rabbitmqctl"), "version"], capture_output=True, text=True, timeout=60, check=False
-        )
-    except OSError:
-        return "unknown"
-    return said.stdout.strip().splitlines()[-1] if said.stdout.strip() else "unknown"

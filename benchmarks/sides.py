@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,8 @@ from statistics import median
 from typing import Protocol
 
 from federation import DEADLINE_S, Federation, Part
-from floor import AckingOnly, declare, delete
-from measuring import cpu_s, random_floats
+from floor import AckingOnly, declare, delete, server_version
+from measuring import Report, cpu_s, random_floats
 from publishers import Base, Publishers
 
 from fluffle.safetensors_file import write_model
@@ -22,6 +23,16 @@ from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode
 
 POLL_S = 0.005
+
+
+@contextmanager
+def private_broker(report: Report) -> Iterator[tuple[Path, BrokerNode]]:
+    """Start a RabbitMQ for one benchmark; give a folder that goes with it."""
+    with tempfile.TemporaryDirectory(prefix=f"fluffle-{report.benchmark}-") as place:
+        folder = Path(place)
+        with BrokerNode.start(folder / "broker", management=False) as node:
+            report.rabbitmq = server_version(node.amqp_url)
+            yield folder, node
 
 
 @dataclass

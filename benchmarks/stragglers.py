@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +32,7 @@ from federation import DEADLINE_S, Federation, wait_until
 from floor import delete
 from measuring import Cell, OtherWork, Report, Spread, wide_console
 from rich.console import Console
+from sides import private_broker
 
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
@@ -173,7 +173,7 @@ def measure_all(report: Report, console: Console, *, repeats: int = 3) -> float:
     """Measure every setting, and return how many times sooner FedBuff holds 95 % than FedAvg."""
     courses: dict[Setting, list[Course]] = {each: [] for each in (*SYNCHRONOUS, *ASYNCHRONOUS)}
     others = OtherWork()
-    with a_place() as place, console.status("") as status, ThreadPoolExecutor() as pool:
+    with a_place(report) as place, console.status("") as status, ThreadPoolExecutor() as pool:
         for repeat in range(repeats):
             status.update(f"stragglers, repeat {repeat + 1} of {repeats}")
             in_the_back = [
@@ -197,7 +197,11 @@ def quick_ratio(report: Report, console: Console, *, enough: float = 4.0) -> flo
     It ends when FedAvg is `enough` times later already: then FedAvg's time, and the ratio, are at least that.
     """
     others, late = OtherWork(), Course()
-    with a_place() as place, console.status("stragglers: FedAvg, FedBuff"), ThreadPoolExecutor() as pool:
+    with (
+        a_place(report) as place,
+        console.status("stragglers: FedAvg, FedBuff"),
+        ThreadPoolExecutor() as pool,
+    ):
         future = pool.submit(place.run, FEDAVG, "synchronous", seed=0, course=late)
         with ending_early(place):
             early = place.run(FEDBUFF, "asynchronous", seed=0, course=Course())
@@ -211,13 +215,10 @@ def quick_ratio(report: Report, console: Console, *, enough: float = 4.0) -> flo
 
 
 @contextmanager
-def a_place() -> Iterator[Place]:
+def a_place(report: Report) -> Iterator[Place]:
     """Start a private RabbitMQ in a folder that is gone afterwards."""
-    with (
-        tempfile.TemporaryDirectory(prefix="fluffle-stragglers-") as folder,
-        BrokerNode.start(Path(folder) / "broker", management=False) as node,
-    ):
-        yield Place(node, Path(folder))
+    with private_broker(report) as (folder, node):
+        yield Place(node, folder)
 
 
 @contextmanager
