@@ -1,0 +1,117 @@
+"""The peak resident memory of the leader, of a standby that takes over, and of a worker, by the model's size.
+
+    PYTHONPATH=tests python benchmarks/memory.py
+
+Two real workers with a task that takes next to no memory itself, FedBuff with K = 10. When the leader has
+made a version it is killed, and the standby makes the next one. The peak is the kernel's (VmHWM). `base` is
+what each takes with a model of next to nothing; the figures in `models` are what is above that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import light_task
+from federation import Federation, Part
+from floor import delete
+from measuring import Cell, Report, random_floats, wide_console
+from rich.console import Console
+from sides import private_broker
+
+from fluffle.safetensors_file import write_model
+from fluffle.topology import topology_of
+
+SIZES_MB = (1.0, 10.0, 100.0, 400.0)
+BASE_MB = 0.01
+BUFFER_SIZE = 10
+WORKERS = 2
+TAKEOVER_S = 120.0
+# What the aggregator may take at most: this and four times the model.
+ALLOWED_MB, ALLOWED_MODELS = 100, 4
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="memory", description="Measure peak memory by the model's size.")
+    parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_MB, help="MB of float32")
+    parser.add_argument("--codec", default="float32")
+    parser.add_argument("--buffer-size", type=int, default=BUFFER_SIZE, help=f"default: {BUFFER_SIZE}")
+    arguments = parser.parse_args()
+    report = Report("memory", f"memory: peak MB, FedBuff K={arguments.buffer_size}, {arguments.codec}")
+    console = wide_console()
+    measure(arguments.sizes, report, console, codec=arguments.codec, buffer_size=arguments.buffer_size)
+    report.show(console)
+
+
+def measure(
+    sizes_mb: Sequence[float], report: Report, console: Console, *, codec: str, buffer_size: int
+) -> None:
+    """Take a row for each size into the report, after one with a model of next to nothing."""
+    flags = ("--buffer-size", str(buffer_size), "--codec", codec)
+    with private_broker(report) as (folder, node), console.status("") as status:
+        base = _peaks(BASE_MB, folder / "memory-base", node.amqp_url, flags)
+        for number, size_mb in enumerate(sizes_mb):
+            status.update(f"memory: {size_mb:g} MB")
+            with report.row() as row:
+                peaks = _peaks(size_mb, folder / f"memory-{number}", node.amqp_url, flags)
+                row.update(_row(size_mb, base, peaks))
+
+
+def _row(size_mb: float, base: Mapping[str, float], peaks: Mapping[str, float]) -> Mapping[str, Cell]:
+    row: dict[str, Cell] = {"size_mb": size_mb, "allowed_mb": ALLOWED_MB + ALLOWED_MODELS * size_mb}
+    for part, peak_mb in peaks.items():
+        # A standby that did not take over has no peak.
+        row[f"{part}_mb"] = round(peak_mb) or "-"
+        row[f"{part}_base_mb"] = round(base[part])
+        row[f"{part}_models"] = round((peak_mb - base[part]) / size_mb, 2) if peak_mb else "-"
+    return row
+
+
+def _peaks(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Mapping[str, float]:
+    place.mkdir()
+    parameters = round(size_mb * 1e6 / 4)
+    write_model(place / "initial.safetensors", {"kernel": random_floats(parameters)})
+    shutil.copy(light_task.__file__, place)
+    os.environ[light_task.PARAMETERS_VARIABLE] = str(parameters)
+    with Federation(place.name, url, place, task="light_task:task") as federation:
+        leader = federation.aggregator("leader", "--initial-model", "initial.safetensors", *flags)
+        leader.wait_for("leading")
+        standby = federation.aggregator("standby", "--initial-model", "initial.safetensors", *flags)
+        standby.wait_for("standing by")
+        workers = [federation.worker(site, sites=WORKERS) for site in range(WORKERS)]
+        leader.wait_for("version committed")
+        peaks = {"aggregator": _peak_mb(leader)}
+        leader.kill()
+        peaks["standby"] = _peak_mb(standby) if _commits(standby) else 0.0
+        peaks["worker"] = max(map(_peak_mb, workers))
+    delete(url, topology_of(place.name))
+    shutil.rmtree(place)
+    return peaks
+
+
+def _commits(standby: Part) -> bool:
+    """Tell whether it takes over and makes a version, within what is more than enough."""
+    deadline = time.monotonic() + TAKEOVER_S
+    while time.monotonic() < deadline:
+        if standby.events("version committed"):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _peak_mb(part: Part) -> float:
+    status = Path(f"/proc/{part.process.pid}/status").read_text()
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    if not found:
+        raise RuntimeError(f"{part.name} has ended:\n{part.log.read_text()[-2000:]}")
+    return int(found[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()
