@@ -120,6 +120,19 @@ def machine() -> Mapping[str, Cell]:
     }
 
 
+def peak_mb(pid: int) -> float:
+    """Return the peak resident memory of a process, in MB, as the kernel counts it."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    if not found:
+        raise RuntimeError(f"the process {pid} has ended")
+    return int(found[1]) * 1024 / 1e6
+
+
+def reset_peak(pid: int) -> None:
+    """Let the kernel count the peak of a process anew, from what it has now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 class OtherWork:
     """The share of this machine's CPU that others took while something was measured."""
 

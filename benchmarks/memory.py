@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import light_task
 from federation import Federation, Part
 from floor import delete
-from measuring import Cell, Report, random_floats, wide_console
+from measuring import Cell, Report, peak_mb, random_floats, wide_console
 from rich.console import Console
 from sides import private_broker
 
@@ -65,11 +64,11 @@ def measure(
 
 def _row(size_mb: float, base: Mapping[str, float], peaks: Mapping[str, float]) -> Mapping[str, Cell]:
     row: dict[str, Cell] = {"size_mb": size_mb, "allowed_mb": ALLOWED_MB + ALLOWED_MODELS * size_mb}
-    for part, peak_mb in peaks.items():
+    for part, peak in peaks.items():
         # A standby that did not take over has no peak.
-        row[f"{part}_mb"] = round(peak_mb) or "-"
+        row[f"{part}_mb"] = round(peak) or "-"
         row[f"{part}_base_mb"] = round(base[part])
-        row[f"{part}_models"] = round((peak_mb - base[part]) / size_mb, 2) if peak_mb else "-"
+        row[f"{part}_models"] = round((peak - base[part]) / size_mb, 2) if peak else "-"
     return row
 
 
@@ -86,10 +85,10 @@ def _peaks(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Mappi
         standby.wait_for("standing by")
         workers = [federation.worker(site, sites=WORKERS) for site in range(WORKERS)]
         leader.wait_for("version committed")
-        peaks = {"aggregator": _peak_mb(leader)}
+        peaks = {"aggregator": peak_mb(leader.process.pid)}
         leader.kill()
-        peaks["standby"] = _peak_mb(standby) if _commits(standby) else 0.0
-        peaks["worker"] = max(map(_peak_mb, workers))
+        peaks["standby"] = peak_mb(standby.process.pid) if _commits(standby) else 0.0
+        peaks["worker"] = max(peak_mb(worker.process.pid) for worker in workers)
     delete(url, topology_of(place.name))
     shutil.rmtree(place)
     return peaks
@@ -103,14 +102,6 @@ def _commits(standby: Part) -> bool:
             return True
         time.sleep(0.1)
     return False
-
-
-def _peak_mb(part: Part) -> float:
-    status = Path(f"/proc/{part.process.pid}/status").read_text()
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    if not found:
-        raise RuntimeError(f"{part.name} has ended:\n{part.log.read_text()[-2000:]}")
-    return int(found[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":
