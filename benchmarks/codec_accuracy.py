@@ -191,9 +191,7 @@ def arrivals(case: Case) -> Iterator[int]:
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(
-        prog="codec_accuracy", description="Measure what codecs cost."
-    )
+    parser = argparse.ArgumentParser(prog="codec_accuracy", description="Measure what codecs cost.")
     parser.add_argument("--data", nargs="+", choices=tuple(UPDATES), default=tuple(UPDATES))
     parser.add_argument("--codecs", nargs="+", default=CODECS, help="beside float32")
     parser.add_argument("--seeds", type=int, default=3)

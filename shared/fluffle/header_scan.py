@@ -44,6 +44,11 @@ def _tokens() -> Iterator[tuple[int, _Token]]:
 
 # Extension types and 0xc1, which begins nothing, are missing on purpose.
 _TOKENS: Final = dict(_tokens())
+# What takes so many bytes with the first one, and has nothing in it; 0 for all else.
+_PLAIN_SIZES: Final = [
+    0 if token is None or token.items or token.count_bytes else 1 + token.size
+    for token in map(_TOKENS.get, range(256))
+]
 _FIRST_OF_MAPS: Final = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 
 
@@ -92,6 +97,9 @@ class HeaderScan:
             if left[-1] == 0:
                 left.pop()
                 continue
+            self._step_over_plain(left)
+            if left[-1] == 0:
+                continue
             left[-1] -= 1
             inside = self._step()
             if inside:
@@ -99,6 +107,19 @@ class HeaderScan:
                 if len(left) >= MAX_DEPTH:
                     raise WireError(f"its lists and maps lie more than {MAX_DEPTH} deep in each other")
         return self._body[start : self.at]
+
+    def _step_over_plain(self, left: list[int]) -> None:
+        """Step over the short strings and the numbers that come next in the innermost list or map.
+
+        A record of hundreds of workers has thousands of them, and no more than their length matters.
+        """
+        at, body, end, plain = self.at, self._body, self._end, left[-1]
+        while plain and at < end and (size := _PLAIN_SIZES[body[at]]):
+            at += size
+            plain -= 1
+        if at > end:
+            raise self._too_short()
+        self.at, left[-1] = at, plain
 
     def _step(self) -> int:
         """Step over one string or number, or the beginning of a list or map; return the items in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ log = get_logger(__name__)
 POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
 QUIET_S = 0.05
+# More than a chunk was seen to hold. What comes behind is made while it is read, and that may never end.
+MOST_IN_A_CHUNK = 32
 # So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
 NOTHING_THERE_S = 2.0
 SLOW_LINK_S = 10.0
@@ -47,7 +50,7 @@ def newest_version(
             if time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
                 log.info("waiting for a newer version: is an aggregator at work?", known=str(newer_than))
-            newest = _newest_at_hand(reader, POLL_S)
+            newest = _newest_at_hand(reader, POLL_S, most=MOST_IN_A_CHUNK)
             if newest and (newer_than is None or newest.version.rank > newer_than):
                 return newest.version
             if newest and newer_than and newest.version.term < newer_than.term:
@@ -126,10 +129,15 @@ def _readable(body: bytes) -> ModelVersion | None:
         return None
 
 
-def _newest_at_hand(reader: StreamReader, timeout_s: float) -> StoredVersion | None:
+def _newest_at_hand(
+    reader: StreamReader, timeout_s: float, *, most: float = math.inf
+) -> StoredVersion | None:
+    """Return the newest of what is there, or of the first `most` messages."""
     newest: StoredVersion | None = None
     body = reader.next_body(timeout_s)
-    while body is not None:
+    seen = 0
+    while body is not None and seen < most:
+        seen += 1
         version = _readable(body)
         if version and (newest is None or version.rank > newest.version.rank):
             newest = StoredVersion(version, body)

@@ -111,8 +111,10 @@ def record_digest(body: bytes) -> str:
 
     It covers the header, which holds the checksum of the payload.
     """
-    _, offset = _read_header(body, RECORD)
-    return hashlib.sha256(memoryview(body)[:offset]).hexdigest()
+    scan = HeaderScan(body, RECORD)
+    for _ in range(2 * scan.open_map()):
+        scan.next_object()
+    return hashlib.sha256(memoryview(body)[: scan.at]).hexdigest()
 
 
 def _checksum(payload: Iterable[memoryview]) -> int:

@@ -43,6 +43,15 @@ def test_of_a_burst_the_highest_term_wins_wherever_it_stands() -> None:
     assert newest(server, newer_than=Rank(2, 1)) == Rank(3, 5)
 
 
+def test_where_versions_are_made_without_a_pause_nobody_reads_on_for_ever() -> None:
+    server = a_burst(*(a_version(number, term=2) for number in range(2, 200)))
+
+    found = newest(server, newer_than=Rank(2, 1))
+
+    assert found is not None
+    assert Rank(2, 1) < found < Rank(2, 199)
+
+
 def test_nobody_waits_longer_than_until_asked_to_stop() -> None:
     stop = threading.Event()
     stop.set()
