@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,16 +130,17 @@ def _readable(body: bytes) -> ModelVersion | None:
 
 
 def _newest_at_hand(
-    reader: StreamReader, timeout_s: float, *, most: float = math.inf
+    reader: StreamReader, timeout_s: float, *, most: int = sys.maxsize
 ) -> StoredVersion | None:
-    """Return the newest of what is there, or of the first `most` messages."""
+    """Return the newest of what is there, or of the first `most` messages; nothing more is taken."""
     newest: StoredVersion | None = None
-    body = reader.next_body(timeout_s)
-    seen = 0
-    while body is not None and seen < most:
-        seen += 1
+    patience_s = timeout_s
+    for _ in range(most):
+        body = reader.next_body(patience_s)
+        if body is None:
+            break
+        patience_s = QUIET_S
         version = _readable(body)
         if version and (newest is None or version.rank > newest.version.rank):
             newest = StoredVersion(version, body)
-        body = reader.next_body(QUIET_S)
     return newest

@@ -9,7 +9,7 @@ from builders import a_version
 from working import TOPOLOGY, a_federation, later, publish_versions
 
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.models import all_versions, newest_version, version_at_hand
+from fluffle.models import MOST_IN_A_CHUNK, all_versions, newest_version, version_at_hand
 from fluffle.record import ModelVersion, Rank
 
 
@@ -50,6 +50,14 @@ def test_where_versions_are_made_without_a_pause_nobody_reads_on_for_ever() -> N
 
     assert found is not None
     assert Rank(2, 1) < found < Rank(2, 199)
+
+
+def test_reading_on_in_parts_passes_over_none() -> None:
+    server = a_burst(*(a_version(number, term=2) for number in range(2, MOST_IN_A_CHUNK + 2)))
+
+    found = newest(server, newer_than=Rank(2, MOST_IN_A_CHUNK))
+
+    assert found == Rank(2, MOST_IN_A_CHUNK + 1)
 
 
 def test_nobody_waits_longer_than_until_asked_to_stop() -> None:
