@@ -41,3 +41,9 @@ def read(broker: Broker, topology: Topology, count: int, *, offset: str) -> list
     """Read so many bodies of the stream, which must come soon; None for each that does not."""
     with broker.read_stream(topology.models.name, offset=offset) as reader:
         return [reader.next_body(SOON_S) for _ in range(count)]
+
+
+def look_into(broker: Broker, queue: str) -> list[bytes]:
+    """Return the bodies that wait in a queue."""
+    with broker.peek(queue) as bodies:
+        return list(bodies)

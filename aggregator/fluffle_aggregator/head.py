@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
@@ -55,8 +55,8 @@ class StreamReadings:
         """Whether it has failed so often, and for so long, that it will not become better."""
         return self._failures >= UNREADABLE_TIMES and self._clock() - self._failed_since >= UNREADABLE_FOR_S
 
-    def newest(self, broker: Broker, topology: Topology) -> ModelVersion | None:
-        """Return the newest version in the stream. Raises StreamUnreadable or ConnectionLost."""
+    def newest(self, broker: Broker, topology: Topology) -> Rank | None:
+        """Return the rank of the newest version in the stream. Raises StreamUnreadable or ConnectionLost."""
         try:
             found = version_at_hand(broker, topology)
         except (StreamUnreadable, ConnectionLost):
@@ -67,7 +67,7 @@ class StreamReadings:
             self._failures += 1
             raise
         self.forget()
-        return found
+        return found.rank if found else None
 
     def forget(self) -> None:
         """Begin anew, after it was read or made anew."""
@@ -83,12 +83,11 @@ def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> H
     is_readable = not readings.is_beyond_reading
     # Before the head: a leader that died while it read the head has it back by then.
     in_stream = readings.newest(broker, topology) if is_readable else None
-    records = [(decode_record(body), body) for body in broker.peek(topology.head.name)]
-    versions = [(record, body) for record, body in records if isinstance(record, ModelVersion)]
-    if not versions:
+    found = _look_through(broker, topology)
+    if found.newest is None:
         if in_stream is not None:
             raise TopologyMissing(
-                f"the stream {topology.models.name} holds version {in_stream.rank}, but the queue "
+                f"the stream {topology.models.name} holds version {in_stream}, but the queue "
                 f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, write "
                 f"the newest version to a file (`fluffle model export --out newest.fluffle`) and put it back "
                 f"(`fluffle model restore newest.fluffle`)"
@@ -100,32 +99,59 @@ def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> H
                 f"both queues to begin anew"
             )
         return None
-    record, body = max(versions, key=lambda version: version[0].rank)
+    record, body = found.newest, found.newest_body
     if not is_readable:
         log.warning("the stream cannot be read and is made anew from the head", version=record.version)
         broker.rebuild(topology)
         readings.forget()
-    if in_stream is None or in_stream.rank < record.rank:
+    if in_stream is None or in_stream < record.rank:
         log.warning("the stream is behind the head and gets its version again", version=record.version)
         broker.publish(topology.models_in.name, "", body, {"kind": "version"})
-    moments: Mapping[str, Vector] = {}
-    for other, _ in records:
-        # By checksum: one that lost the lead may have sent others of this rank, which come late.
-        if (
-            isinstance(other, Moments)
-            and other.rank == record.rank
-            and checksum_of(other) == record.moments_checksum
-        ):
-            moments = other.vectors
+    moments = found.moments()
     if record.moments_checksum is not None and not moments:
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
-    _bring_orphans_to_the_front(broker, topology, records, record.rank)
-    terms = [other.term if isinstance(other, ModelVersion) else other.rank.term for other, _ in records]
+    _bring_orphans_to_the_front(broker, topology, found.messages, record.rank)
+    terms = [rank.term for rank, _ in found.messages]
     return Head(record, moments, record_digest(body), max([*terms, in_stream.term if in_stream else 0]))
 
 
+@dataclass(slots=True)
+class _Found:
+    """What lies in the head: the rank of each message, and the bodies that may be of use."""
+
+    messages: list[tuple[Rank, bytes]] = field(default_factory=list)
+    newest: ModelVersion | None = None
+    newest_body: bytes = b""
+
+    def add(self, body: bytes) -> None:
+        """Note the next message, and let go of those that a newer version has made useless."""
+        record = decode_record(body)
+        self.messages.append((record.rank, body))
+        if isinstance(record, ModelVersion) and (self.newest is None or record.rank > self.newest.rank):
+            self.newest, self.newest_body = record, body
+            self.messages = [(rank, kept if rank >= record.rank else b"") for rank, kept in self.messages]
+
+    def moments(self) -> Mapping[str, Vector]:
+        """Return the vectors that the newest version names; empty when it names none, or they are gone."""
+        for rank, body in self.messages:
+            if self.newest and rank == self.newest.rank:
+                record = decode_record(body)
+                # By checksum: one that lost the lead may have sent others of this rank, which come late.
+                if isinstance(record, Moments) and checksum_of(record) == self.newest.moments_checksum:
+                    return record.vectors
+        return {}
+
+
+def _look_through(broker: Broker, topology: Topology) -> _Found:
+    found = _Found()
+    with broker.peek(topology.head.name) as bodies:
+        for body in bodies:
+            found.add(body)
+    return found
+
+
 def _bring_orphans_to_the_front(
-    broker: Broker, topology: Topology, records: list[tuple[ModelVersion | Moments, bytes]], newest: Rank
+    broker: Broker, topology: Topology, messages: list[tuple[Rank, bytes]], newest: Rank
 ) -> None:
     """Make sure that the next publish pushes out of the full queue what nobody needs.
 
@@ -133,11 +159,11 @@ def _bring_orphans_to_the_front(
     A few such leaders in a row would push out the record that all start from. One place is kept for what
     arrives late, from a leader that has lost its connection, before the next one begins.
     """
-    waiting = deque(records)
+    waiting = deque(messages)
     while (
         len(waiting) >= HEAD_LENGTH - 1
-        and waiting[0][0].rank == newest
-        and any(other.rank != newest for other, _ in waiting)
+        and waiting[0][0] == newest
+        and any(rank != newest for rank, _ in waiting)
     ):
         _, body = waiting[0]
         broker.publish(topology.head_in.name, "", body, {})

@@ -36,8 +36,7 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             "restored version out of the head queue. Stop every aggregator first"
         )
     in_stream = stored_at_hand(broker, topology, patience_s=patience_s)
-    in_head = [decode_record(body) for body in broker.peek(topology.head.name)]
-    newest = max((record.rank for record in in_head if isinstance(record, ModelVersion)), default=None)
+    newest, terms_in_head = _ranks_in_head(broker, topology)
     if newest and newest >= version.rank:
         raise ConfigError(
             f"the queue {topology.head.name} holds version {newest}, and the file "
@@ -59,12 +58,23 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
         )
     # Versions may have come after the file, which nobody here knows but workers may have seen: a record of
     # its own, above all of them.
-    seen = [version.term, *(record.rank.term for record in in_head)]
+    seen = [version.term, *terms_in_head]
     term = max([*seen, in_stream.version.term] if in_stream else seen) + TERMS_AHEAD
     terms = (*version.terms, Rank(term, version.version))
     above = replace(version, term=term, terms=terms, parent=record_digest(stored.body), folded=())
     broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
     return above.rank
+
+
+def _ranks_in_head(broker: Broker, topology: Topology) -> tuple[Rank | None, list[int]]:
+    """Return the rank of the head's newest version, and every term that somebody published under."""
+    versions, terms = [], []
+    with broker.peek(topology.head.name) as bodies:
+        for record in map(decode_record, bodies):
+            terms.append(record.rank.term)
+            if isinstance(record, ModelVersion):
+                versions.append(record.rank)
+    return max(versions, default=None), terms
 
 
 def _has_stream(broker: Broker, topology: Topology) -> bool:

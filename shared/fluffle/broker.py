@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -89,10 +89,12 @@ class Broker(Protocol):
         message that waits in the queue may be taken meanwhile, and goes back when the connection ends.
         """
 
-    def peek(self, queue: str) -> list[bytes]:
-        """Return the bodies that wait in a queue, in their order, and leave them there.
+    def peek(self, queue: str) -> AbstractContextManager[Iterator[bytes]]:
+        """Look at the bodies that wait in a queue, one by one in their order, and leave them there.
 
-        RabbitMQ lets nobody look into a queue with a single active consumer: TopologyMismatch.
+        One at a time may look, since another would see only what is left: ConnectionLost when somebody else
+        does and does not come to an end. RabbitMQ lets nobody look into a queue with a single active
+        consumer: TopologyMismatch.
         """
 
     def state(self, queue: str) -> QueueState:

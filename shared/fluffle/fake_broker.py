@@ -215,12 +215,14 @@ class FakeBroker:
             self._server.queue(queue)
         self.ack(tags)
 
-    def peek(self, queue: str) -> list[bytes]:
+    @contextmanager
+    def peek(self, queue: str) -> Iterator[Iterator[bytes]]:
         """See Broker."""
         with self._connected():
             if self._server.queue(queue).queue.arguments.get("x-single-active-consumer"):
                 raise TopologyMismatch(f"queue {queue} has a single active consumer: nobody may look into it")
-            return self._server.bodies(queue)
+            bodies = self._server.bodies(queue)
+        yield iter(bodies)
 
     def state(self, queue: str) -> QueueState:
         """See Broker."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
-from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, read, receive, send
+from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, look_into, read, receive, send
 from federation import wait_until
 
 from fluffle.broker import Broker, QueueState
@@ -219,17 +220,35 @@ def test_peeking_leaves_the_messages_in_their_order(broker: Broker, topology: To
     for body in (b"1", b"2", b"3"):
         broker.publish(topology.rejected_in.name, "", body, {})
 
-    looks = [broker.peek(topology.rejected.name) for _ in range(3)]
+    looks = [look_into(broker, topology.rejected.name) for _ in range(3)]
 
     assert looks == [[b"1", b"2", b"3"]] * 3
-    assert broker.peek(topology.head.name) == []
+    assert look_into(broker, topology.head.name) == []
+
+
+def test_who_looks_into_a_queue_while_another_does_sees_all_of_it_when_the_other_is_done(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    bodies = [b"1", b"2", b"3"]
+    for body in bodies:
+        broker.publish(topology.rejected_in.name, "", body, {})
+    second = connect()
+
+    with ThreadPoolExecutor() as pool:
+        with broker.peek(topology.rejected.name) as first:
+            assert next(first) == b"1"
+            look = pool.submit(look_into, second, topology.rejected.name)
+            assert not wait([look], A_WHILE_S).done or look.result() == bodies
+            assert list(first) == [b"2", b"3"]
+
+        assert look.result(SOON_S) == bodies
 
 
 def test_nobody_may_look_into_a_queue_with_a_single_active_consumer(
     broker: Broker, topology: Topology
 ) -> None:
     with pytest.raises(TopologyMismatch, match=topology.updates.name):
-        broker.peek(topology.updates.name)
+        look_into(broker, topology.updates.name)
 
 
 def test_state_counts_what_waits_and_the_active_consumer_only(
@@ -276,7 +295,7 @@ def test_a_leader_that_leaves_sees_whether_a_standby_is_there(
         lambda broker, _: broker.cancel(),
         lambda broker, _: broker.next_delivery(SOON_S),
         lambda broker, _: broker.ack([1]),
-        lambda broker, topology: broker.peek(topology.head.name),
+        lambda broker, topology: look_into(broker, topology.head.name),
         lambda broker, topology: broker.state(topology.head.name),
         lambda broker, topology: read(broker, topology, 1, offset="last"),
     ],

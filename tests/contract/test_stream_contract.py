@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from brokers import A_WHILE_S, SOON_S, Connect, publish_version, read
+from brokers import A_WHILE_S, SOON_S, Connect, look_into, publish_version, read
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, TopologyMissing
@@ -17,7 +17,7 @@ def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
 ) -> None:
     publish_version(broker, topology, b"version")
 
-    assert broker.peek(topology.head.name) == [b"version"]
+    assert look_into(broker, topology.head.name) == [b"version"]
     assert read(broker, topology, 1, offset="first") == [b"version"]
 
 
@@ -26,11 +26,11 @@ def test_the_head_keeps_the_newest_and_moments_go_to_it_alone(broker: Broker, to
     for number in range(1, 5):
         broker.publish(topology.head_in.name, "", b"moments %d" % number, {"kind": "moments"})
         publish_version(broker, topology, b"version %d" % number)
-        broker.peek(topology.head.name)
+        look_into(broker, topology.head.name)
 
     newest = [b"moments 3", b"version 3", b"moments 4", b"version 4"]
-    assert broker.peek(topology.head.name) == newest
-    assert broker.peek(topology.head.name) == newest
+    assert look_into(broker, topology.head.name) == newest
+    assert look_into(broker, topology.head.name) == newest
     versions = [b"version %d" % number for number in range(1, 5)]
     assert read(broker, topology, 4, offset="first") == versions
 
@@ -93,7 +93,7 @@ def test_rebuilding_empties_the_stream_and_leaves_the_head(broker: Broker, topol
     publish_version(broker, topology, b"new")
 
     assert read(broker, topology, 1, offset="first") == [b"new"]
-    assert broker.peek(topology.head.name) == [b"old", b"new"]
+    assert look_into(broker, topology.head.name) == [b"old", b"new"]
 
 
 def test_who_read_a_stream_that_is_deleted_has_to_start_again(

@@ -1,4 +1,8 @@
-"""RabbitBroker: consuming, publishing and acking on one channel (rule 4 of docs/architecture.md)."""
+"""RabbitBroker: consuming, publishing and acking on one channel (rule 4 of docs/architecture.md).
+
+Whoever consumes looks at queues and reads the stream over a second connection. What comes over the first one
+waits behind the deliveries that nobody has taken yet, and of those there is room for a few only.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.rabbit.connection import RabbitConnection
+from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
 from fluffle.topology import MIB, Queue, Topology
 
@@ -61,6 +66,10 @@ class RabbitBroker:
             on_end=lambda: self._inbox.put(None),
             stop=stop,
         )
+        self._reading = self._connection
+        self._connect_to_read = functools.partial(
+            RabbitConnection, address, name=f"{name}/reads", heartbeat_s=heartbeat_s, stop=stop
+        )
         self._channel = self._connection.channel
         self._connection.call(lambda: self._channel.add_on_cancel_callback(self._on_cancel), "the channel")
 
@@ -88,7 +97,7 @@ class RabbitBroker:
             for each in topology.queues:
                 channel.queue_declare(each.name, passive=True)
 
-        self._connection.apart(look, f"a part of the federation {topology.federation!r}")
+        self._reading.apart(look, f"a part of the federation {topology.federation!r}")
 
     def rebuild(self, topology: Topology) -> None:
         """See Broker."""
@@ -125,6 +134,8 @@ class RabbitBroker:
             self._channel.basic_consume(queue, self._on_delivery)
 
         self._connection.call(start, f"queue {queue}")
+        if self._reading is self._connection:
+            self._reading = self._connect_to_read()
 
     def cancel(self) -> None:
         """See Broker."""
@@ -177,22 +188,15 @@ class RabbitBroker:
             self._connection.call(send, f"queue {queue}")
             del left[:ACKS_AT_ONCE]
 
-    def peek(self, queue: str) -> list[bytes]:
+    @contextmanager
+    def peek(self, queue: str) -> Iterator[Iterator[bytes]]:
         """See Broker."""
-
-        def take_and_return(channel: BlockingChannel) -> list[bytes]:
-            bodies: list[bytes] = []
-            while True:
-                method, _, body = channel.basic_get(queue)
-                if method is None:
-                    return bodies  # closing the channel returns them, in their order
-                bodies.append(body)
-
-        return self._connection.apart(take_and_return, f"queue {queue}")
+        with peek(self._reading, queue) as bodies:
+            yield bodies
 
     def state(self, queue: str) -> QueueState:
         """See Broker."""
-        method = self._connection.apart(
+        method = self._reading.apart(
             functools.partial(BlockingChannel.queue_declare, queue=queue, passive=True), f"queue {queue}"
         ).method
         return QueueState(method.message_count, method.consumer_count)
@@ -200,18 +204,18 @@ class RabbitBroker:
     @contextmanager
     def read_stream(self, queue: str, *, offset: str) -> Iterator[RabbitStreamReader]:
         """See Broker."""
-        reader = self._connection.call(
-            lambda: RabbitStreamReader(self._connection, queue, offset), f"queue {queue}"
-        )
+        connection = self._reading
+        reader = connection.call(lambda: RabbitStreamReader(connection, queue, offset), f"queue {queue}")
         try:
             yield reader
         finally:
-            if self._connection.failure is None:
-                self._connection.call(reader.close, f"queue {queue}")
+            if connection.failure is None:
+                connection.call(reader.close, f"queue {queue}")
 
     def close(self) -> None:
         """See Broker."""
         self._connection.close()
+        self._reading.close()
 
     def __enter__(self) -> Self:
         return self

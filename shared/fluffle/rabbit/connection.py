@@ -56,8 +56,8 @@ class RabbitConnection:
         *,
         name: str,
         heartbeat_s: int,
-        is_full: Callable[[], bool],
-        on_end: Callable[[], None],
+        is_full: Callable[[], bool] = lambda: False,
+        on_end: Callable[[], None] = lambda: None,
         stop: threading.Event | None = None,
     ) -> None:
         """Connect, to any of the nodes that the address names. `name` is what RabbitMQ's UI shows.
@@ -83,7 +83,7 @@ class RabbitConnection:
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
-        self._stop = stop or threading.Event()
+        self.stop = stop or threading.Event()
         self._given_up = False
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -127,7 +127,7 @@ class RabbitConnection:
                 answer_by = time.monotonic() + patience_s
             if time.monotonic() > answer_by:
                 self._give_up(f"no answer about {what} for {silent_s:.0f} s")
-            if self._stop.is_set():
+            if self.stop.is_set():
                 leave_at = min(leave_at, time.monotonic() + LEAVE_AFTER_S)
             if time.monotonic() > leave_at:
                 self._given_up = True

@@ -1,0 +1,48 @@
+"""A standby takes over while more updates of a large model wait than it has room for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from federation import Federation, Part
+from sending import send_from_one_base
+
+from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
+from fluffle.safetensors_file import write_model
+from fluffle_cli.node import BrokerNode
+
+MB = 1_000_000
+MODEL_BYTES = 40 * MB
+BUFFER_SIZE = 5
+
+
+def peak_memory_bytes(part: Part) -> int:
+    """Return the peak resident memory of a process that runs."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{part.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_a_standby_takes_over_a_large_model_while_more_updates_wait_than_it_has_room_for(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    assert MODEL_BYTES > INBOX_LIMIT_BYTES
+    weights = {"kernel": np.random.default_rng(0).standard_normal(MODEL_BYTES // 4, np.float32)}
+    write_model(tmp_path / "initial.safetensors", weights)
+    flags = ["--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE)]
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        leader = running.aggregator("first", *flags)
+        leader.wait_for("leading")
+        standby = running.aggregator("second", *flags)
+        standby.wait_for("standing by")
+        send_from_one_base(running, range(1, BUFFER_SIZE))
+
+        leader.kill()
+        standby.wait_for("leading")
+        send_from_one_base(running, [BUFFER_SIZE])
+        standby.wait_for("version committed")
+
+        assert running.newest().updates == BUFFER_SIZE
+        assert peak_memory_bytes(standby) <= 100 * MB + 5 * MODEL_BYTES
