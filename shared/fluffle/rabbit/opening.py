@@ -10,6 +10,7 @@ import pika.exceptions
 from fluffle.address import BrokerAddress
 from fluffle.errors import AccessRefused, BrokerError, ConnectionLost
 from fluffle.rabbit.faults import in_fluffles_words, root_cause, was_cut_off
+from fluffle.rabbit.large_bodies import LargeBodyConnection
 from fluffle.rabbit.tls_faults import tls_refusal
 
 
@@ -41,7 +42,7 @@ def open_connection(
         )
         where = f"{host}:{port} (virtual host {address.virtual_host!r})"
         try:
-            return pika.BlockingConnection(parameters), where
+            return pika.BlockingConnection(parameters, _impl_class=LargeBodyConnection), where
         except (pika.exceptions.AMQPError, OSError) as error:
             refusal = _in_words(error, address, host, port, where)
             refusal.__cause__ = error
