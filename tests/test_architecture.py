@@ -39,6 +39,7 @@ PURE = {
     "fluffle.errors",
     "fluffle.fields",
     "fluffle.header_scan",
+    "fluffle.message_size",
     "fluffle.model",
     "fluffle.plan",
     "fluffle.record",

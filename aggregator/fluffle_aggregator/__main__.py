@@ -6,6 +6,9 @@ from functools import partial
 
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect
+from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
+from fluffle.model import Layout
+from fluffle.record import ModelVersion
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_aggregator.first_version import first_version
@@ -19,9 +22,21 @@ from fluffle_aggregator.trial import try_out
 def charge_of(settings: AggregatorSettings) -> Charge:
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal, rhythm = settings.make_strategy(), settings.make_goal(), settings.make_rhythm()
-    plan = settings.make_plan(strategy)
+    plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
+
+    def require_room(layout: Layout) -> None:
+        optimizer = strategy.optimizer
+        require_version_fits(layout, limit_bytes)
+        require_moments_fit(layout, len(optimizer.starts), optimizer.name, limit_bytes)
+        require_update_fits(layout, plan.codec, limit_bytes)
+
+    def begin() -> ModelVersion:
+        first = first_version(settings, strategy)
+        require_room(first.layout)
+        return first
 
     def continue_from(head: Head) -> GlobalModel:
+        require_room(head.record.layout)
         return GlobalModel(
             head.record, head.moments, strategy=strategy, plan=plan, goal=goal, term=head.term + 1
         )
@@ -33,7 +48,7 @@ def charge_of(settings: AggregatorSettings) -> Charge:
         rhythm=rhythm,
         # All that one commit holds, one evaluation, and one message on its way.
         prefetch=strategy.buffer_size * rhythm.every + 2,
-        first_version=partial(first_version, settings, strategy),
+        first_version=begin,
         continue_from=continue_from,
         try_out=partial(try_out, settings),
     )

@@ -27,7 +27,11 @@ def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> Ra
     """
     return _patiently(settings, stop)(
         lambda: RabbitBroker(
-            settings.broker_address(), name=name, heartbeat_s=settings.heartbeat_s, stop=stop
+            settings.broker_address(),
+            name=name,
+            heartbeat_s=settings.heartbeat_s,
+            max_message_bytes=settings.max_message_bytes,
+            stop=stop,
         )
     )
 
@@ -53,6 +57,7 @@ def connect_to_federation(
             name=name,
             heartbeat_s=settings.heartbeat_s,
             speaks_for=speaks_for,
+            max_message_bytes=settings.max_message_bytes,
             stop=stop,
         )
         try:

@@ -14,7 +14,7 @@
         ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
         ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
         ├── Unroutable        no queue takes the message: run `fluffle broker setup`
-        └── MessageTooLarge   larger than the broker may carry: a smaller model or another codec
+        └── MessageTooLarge   larger than the broker may carry: raise its limit, or another codec
 
 What is expected in daily work (an update that is too stale, a duplicate) is a return value, not an exception.
 """
@@ -77,4 +77,8 @@ class Unroutable(BrokerError):
 
 
 class MessageTooLarge(BrokerError):
-    """The message is larger than the protocol or the broker allows."""
+    """The message is larger than the protocol or the broker allows, which is `limit_bytes`."""
+
+    def __init__(self, text: str, limit_bytes: int) -> None:
+        super().__init__(text)
+        self.limit_bytes = limit_bytes

@@ -17,7 +17,8 @@ from typing import Self
 
 from fluffle.broker import Delivery, QueueState, StreamReader
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
-from fluffle.topology import Queue, Topology
+from fluffle.message_size import require_message_fits
+from fluffle.topology import MAX_MESSAGE_BYTES, Queue, Topology
 
 
 @dataclass
@@ -57,6 +58,7 @@ class FakeServer:
     """
 
     longest_wait_s: float = math.inf
+    max_message_bytes: int = MAX_MESSAGE_BYTES
     exchanges: dict[str, list[str]] = field(default_factory=dict)
     queues: dict[str, _FakeQueue] = field(default_factory=dict)
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -162,6 +164,9 @@ class FakeBroker:
         self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
     ) -> None:
         """See Broker."""
+        require_message_fits(
+            f"this {headers.get('kind', 'message')}", len(body), self._server.max_message_bytes
+        )
         with self._connected():
             names = [routing_key] if exchange == "" else self._server.exchanges.get(exchange)
             if names is None:

@@ -29,6 +29,7 @@ from fluffle.address import BrokerAddress, parse_address, without_password
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH, is_name
 from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
 ENV_PREFIX = "FLUFFLE_"
 CONFIG_VARIABLE = "FLUFFLE_CONFIG"
@@ -78,6 +79,12 @@ class SharedSettings(BaseSettings):
     )
     connect_timeout_s: float = Field(
         300.0, gt=0, description="Seconds to wait for a broker that is not there yet."
+    )
+    max_message_mib: int = Field(
+        MAX_MESSAGE_BYTES // MIB,
+        ge=1,
+        le=MAX_MESSAGE_BYTES // MIB,
+        description="MiB that RabbitMQ takes in one message, where its max_message_size is smaller.",
     )
     log_format: LogFormat = Field(
         "auto", description="How log lines look; auto is pretty on a terminal and json elsewhere."
@@ -145,6 +152,11 @@ class SharedSettings(BaseSettings):
     def shown_broker_url(self) -> str:
         """The broker's URL for logs and screens: never with a password."""
         return without_password(self.broker_url)
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The bytes of the largest message that is sent."""
+        return self.max_message_mib * MIB
 
     def broker_address(self) -> BrokerAddress:
         """Return where to connect and how to log in, the password filled in from `broker_password_file`.

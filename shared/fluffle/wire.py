@@ -20,6 +20,7 @@ from fluffle.compression import travelling
 from fluffle.errors import MessageTooLarge, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
+from fluffle.message_size import require_message_fits
 from fluffle.record import Evaluation, Hello, ModelVersion, Moments
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
@@ -130,15 +131,14 @@ def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> by
     unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
     whole["pad"] = bytes(-unpadded % ALIGNMENT)
     packed = msgpack.packb(whole)
-    if len(packed) + BIN32_PREFIX_BYTES + length > MAX_MESSAGE_BYTES:
-        raise MessageTooLarge(
-            f"this {header['kind']} takes {(len(packed) + length) / MIB:.1f} MiB, and RabbitMQ carries at "
-            f"most {MAX_MESSAGE_BYTES // MIB} MiB in one message: use a smaller model or another codec"
-        )
+    require_message_fits(
+        f"this {header['kind']}", len(packed) + BIN32_PREFIX_BYTES + length, MAX_MESSAGE_BYTES
+    )
     try:
         require_readable(packed, limits)
     except WireError as error:
-        raise MessageTooLarge(f"nobody could read this {header['kind']} again: {error}") from error
+        unreadable = f"nobody could read this {header['kind']} again: {error}"
+        raise MessageTooLarge(unreadable, limits.size_bytes) from error
     return b"".join([packed, b"\xc6", length.to_bytes(4, "big"), *payload])
 
 

@@ -287,6 +287,6 @@ def test_a_message_larger_than_allowed_is_refused_before_it_is_sent(monkeypatch:
         an_update(), vector=float32s(np.zeros(quarter, np.float32)), layout_digest=a_layout(quarter).digest
     )
 
-    with pytest.raises(MessageTooLarge, match=r"this update takes 1.0 MiB, .* at most 1 MiB"):
+    with pytest.raises(MessageTooLarge, match=r"this update takes [0-9.]+ MiB, .* at most 1 MiB"):
         encode_update(large)
     encode_update(an_update(values=[0.0] * quarter, codec="bfloat16"))

@@ -67,6 +67,7 @@ def run(settings: WorkerSettings) -> None:
             delay_s=settings.delay,
             show_round=RoundDisplay(console).show,
             stop=stop,
+            max_message_bytes=settings.max_message_bytes,
         )
         worker.work(
             lambda: connect(settings),

@@ -18,14 +18,15 @@ import tenacity
 from fluffle.broker import Broker
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
-from fluffle.errors import ConnectionLost, QueueFull, TopologyMissing
+from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
 from fluffle.logs import get_logger
+from fluffle.message_size import require_update_fits
 from fluffle.model import Layout, Vector
 from fluffle.models import newest_version
 from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
-from fluffle.topology import Topology
+from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import NoRoomForResidual, Spool
@@ -54,8 +55,12 @@ class Worker:
         delay_s: float,
         show_round: ShowRound,
         stop: threading.Event,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
     ) -> None:
-        """Make a worker of a task whose data is prepared already; `seed` orders its minibatches."""
+        """Make a worker of a task whose data is prepared already; `seed` orders its minibatches.
+
+        It does not train what would be too large a message.
+        """
         self.name = name
         self._task = task
         self._layout = Layout.of(task.initial_weights(0))
@@ -65,6 +70,7 @@ class Worker:
         self._delay_s = delay_s
         self._show_round = show_round
         self._stop = stop
+        self._max_message_bytes = max_message_bytes
         self._rounds = 0
         self._last: ModelVersion | None = None
 
@@ -74,7 +80,7 @@ class Worker:
         `connect` waits for the broker. With `try_to_connect`, which does not, the worker trains on from the
         newest version that it has while the broker cannot be reached. What was not confirmed is sent again
         under its own id, and stays in the spool whatever ends this. Raises LayoutError when the federation's
-        model is another than the task's.
+        model is another than the task's, and MessageTooLarge when no update of it could be sent.
         """
 
         def connect_or_train() -> Broker:
@@ -138,6 +144,7 @@ class Worker:
     def _train(self, version: ModelVersion) -> None:
         """Train one round from a version, as its plan says, and put what was learnt into the spool."""
         version.layout.require(self._layout)
+        require_update_fits(version.layout, version.plan.codec, self._max_message_bytes)
         self._last = version
         self._spool.compare(version.applied)
         update_id = self._spool.next_id
@@ -224,3 +231,8 @@ class Worker:
             patiently(broker.publish, self._topology.updates_in.name, "", body, headers)
         except QueueFull as error:
             raise Stopped from error
+        except MessageTooLarge as error:
+            if self._last:
+                # RabbitMQ takes less than was thought: now it is known which codec would do.
+                require_update_fits(self._layout, self._last.plan.codec, error.limit_bytes)
+            raise

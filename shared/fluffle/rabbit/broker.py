@@ -20,10 +20,11 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.message_size import require_message_fits
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
-from fluffle.topology import MIB, Queue, Topology
+from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Queue, Topology
 
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
@@ -43,12 +44,14 @@ class RabbitBroker:
         name: str,
         heartbeat_s: int,
         speaks_for: str | None = None,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
         stop: threading.Event | None = None,
     ) -> None:
         """Connect. `name` is what RabbitMQ's UI shows; an address may be a URL.
 
         `speaks_for` is the worker or evaluator in whose name this connection publishes. RabbitMQ lets a user
         speak for itself alone, unless it has the tag `impersonator`; None means the user itself.
+        A message of more than `max_message_bytes` is refused before it is sent.
         Soon after `stop` is set, calls that RabbitMQ does not answer end with ConnectionLost.
 
         Raises what RabbitConnection does.
@@ -56,6 +59,7 @@ class RabbitBroker:
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
         self._speaks_for = speaks_for
+        self._max_message_bytes = max_message_bytes
         self._arrived_bytes = 0
         self._taken_bytes = 0
         self._connection = RabbitConnection(
@@ -113,6 +117,7 @@ class RabbitBroker:
         self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
     ) -> None:
         """See Broker."""
+        require_message_fits(f"this {headers.get('kind', 'message')}", len(body), self._max_message_bytes)
         properties = pika.BasicProperties(
             delivery_mode=pika.DeliveryMode.Persistent,
             content_type="application/vnd.fluffle+msgpack",

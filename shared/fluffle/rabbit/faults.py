@@ -17,9 +17,12 @@ from fluffle.errors import (
     TopologyMissing,
     Unroutable,
 )
+from fluffle.message_size import HOW_TO_RAISE
 
 # How pika quotes RabbitMQ's refusal of a login.
 REFUSAL = re.compile(r"ClosedByBroker: \((403|530)\)")
+# Since 3.8 it says its limit last.
+TOO_LARGE = re.compile(r"message size \d+ is larger than .*?(\d+)$")
 ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED, NOT_ALLOWED = 403, 404, 405, 406, 530
 
 
@@ -63,10 +66,9 @@ def _failed_precondition(said: str, *, where: str, user: str, what: str) -> Brok
         )
     if "replica" in said:
         return StreamUnreadable(f"{what} cannot be read on RabbitMQ at {where}: {said}")
-    if "max" in said and "size" in said:
+    if sizes := TOO_LARGE.search(said):
         return MessageTooLarge(
-            f"RabbitMQ at {where} takes no message as large as this: set max_message_size = 536870912 in "
-            f"rabbitmq.conf ({said})"
+            f"RabbitMQ at {where} takes no message as large as this ({said}): {HOW_TO_RAISE}", int(sizes[1])
         )
     return _mismatch(what, said) if "inequivalent" in said else None
 

@@ -1,0 +1,98 @@
+"""What a message too large is told: its size, the limit, the codecs that would fit, and what to set."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import a_layout, a_version
+from working import TOPOLOGY, CountingTask, a_federation, no_display, sent_updates
+
+from fluffle.compression import CODECS
+from fluffle.errors import MessageTooLarge
+from fluffle.fake_broker import FakeBroker
+from fluffle.message_size import (
+    codecs_that_fit,
+    require_moments_fit,
+    require_update_fits,
+    require_version_fits,
+)
+from fluffle.model import Layout
+from fluffle.topology import MAX_MESSAGE_BYTES, MIB
+from fluffle_worker.loop import Worker
+from fluffle_worker.spool import Spool
+
+FIVE_MILLION = a_layout(5_000_000)
+
+
+def test_an_update_that_does_not_fit_is_told_its_size_the_limit_the_codecs_that_do_and_what_to_set() -> None:
+    with pytest.raises(MessageTooLarge) as raised:
+        require_update_fits(FIVE_MILLION, "float32", 16 * MIB)
+
+    said = str(raised.value)
+    assert "5,000,000 parameters in float32 takes 19.1 MiB, and one message has at most 16 MiB" in said
+    assert "bfloat16 (9.6 MiB), int8 (4.8 MiB), topk (0.3 MiB)" in said
+    assert "FLUFFLE_CODEC" in said
+    assert "max_message_size = 536870912" in said
+    assert "FLUFFLE_MAX_MESSAGE_MIB" in said
+    assert raised.value.limit_bytes == 16 * MIB
+    require_update_fits(FIVE_MILLION, "bfloat16", 16 * MIB)
+
+
+def test_a_version_that_does_not_fit_is_told_that_no_codec_makes_it_smaller() -> None:
+    with pytest.raises(MessageTooLarge, match=r"19.1 MiB.* at most 16 MiB") as raised:
+        require_version_fits(FIVE_MILLION, 16 * MIB)
+
+    assert "whatever the codec" in str(raised.value)
+    require_version_fits(FIVE_MILLION, 20 * MIB)
+
+
+def test_moments_that_do_not_fit_name_the_optimizers_that_have_fewer() -> None:
+    with pytest.raises(MessageTooLarge, match=r"the moments of adam .*38.2 MiB.*momentum"):
+        require_moments_fit(FIVE_MILLION, 2, "adam", 32 * MIB)
+
+    require_moments_fit(FIVE_MILLION, 1, "momentum", 32 * MIB)
+
+
+def test_what_rabbitmq_can_never_carry_needs_a_smaller_model() -> None:
+    with pytest.raises(MessageTooLarge, match="all that RabbitMQ carries: use a smaller model"):
+        require_version_fits(a_layout(MAX_MESSAGE_BYTES // 4 + 1), MAX_MESSAGE_BYTES)
+
+
+def test_what_is_a_little_too_large_never_looks_as_if_it_fitted() -> None:
+    with pytest.raises(MessageTooLarge, match=r"takes 1.1 MiB, and one message has at most 1 MiB"):
+        require_version_fits(a_layout(MIB // 4 + 1), MIB)
+
+
+def test_every_codec_fits_where_float32_does_and_none_where_nothing_does() -> None:
+    assert set(codecs_that_fit(FIVE_MILLION, MAX_MESSAGE_BYTES)) == set(CODECS)
+    with pytest.raises(MessageTooLarge, match="no codec makes it small enough"):
+        require_update_fits(FIVE_MILLION, "topk", 1000)
+
+
+def a_worker(task: CountingTask, folder: Path, *, max_message_bytes: int) -> Worker:
+    return Worker(
+        name="w1",
+        task=task,
+        topology=TOPOLOGY,
+        spool=Spool(folder, worker="w1", max_bytes=MIB),
+        seed=0,
+        delay_s=0.0,
+        show_round=no_display,
+        stop=threading.Event(),
+        max_message_bytes=max_message_bytes,
+    )
+
+
+def test_a_worker_does_not_train_what_it_could_not_send(tmp_path: Path) -> None:
+    layout = Layout.of(CountingTask().initial_weights(0))
+    server = a_federation(replace(a_version(values=[0.0] * 2, layout=layout), integers=bytes(8)))
+    task = CountingTask()
+
+    with pytest.raises(MessageTooLarge, match="2 parameters in float32"):
+        a_worker(task, tmp_path, max_message_bytes=15).work(lambda: FakeBroker(server))
+
+    assert task.started_from == []
+    assert sent_updates(server) == []
