@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from measuring import Spread, in_turns, random_floats, seconds
 from scipy.linalg.blas import saxpy
 from threadpoolctl import threadpool_limits
 
+from benchmarks.measuring import Spread, in_turns, random_floats, seconds
 from fluffle.model import Vector
 
 # So much is moved in one measurement, so that the clock does not show.

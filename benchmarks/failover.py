@@ -1,6 +1,6 @@
 """How long a federation is without a leader when its aggregator is killed, or freezes.
 
-    PYTHONPATH=tests python benchmarks/failover.py
+    PYTHONPATH=tests python -m benchmarks.failover
 
 A private RabbitMQ, a leader and a standby of a small model. In each run an update is sent at the moment of
 the strike; the time ends when the standby logs that it leads, and when it has committed that update.

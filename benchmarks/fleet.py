@@ -1,6 +1,6 @@
 """Many workers on one aggregator: is any update lost, is anybody served worse, and what grows with them.
 
-    PYTHONPATH=tests python benchmarks/fleet.py --plot docs/images/fleet.png
+    PYTHONPATH=tests python -m benchmarks.fleet --plot docs/images/fleet.png
 
 Light workers (threads of four processes, each with a connection and a spool; softmax on 32 digits, 4,810
 parameters) run the product's own loop, and pause for 2 to 6 s in each round, each at a pace of its own. The
@@ -35,13 +35,13 @@ from statistics import mean, median
 
 import numpy as np
 import psutil
-import small_networks
 from federation import Federation, Part, wait_until
-from floor import delete
 from matplotlib.figure import Figure
-from measuring import Cell, OtherWork, Report, cpu_s, wide_console
 from rich.console import Console
 
+from benchmarks import small_networks
+from benchmarks.floor import delete
+from benchmarks.measuring import Cell, OtherWork, Report, cpu_s, wide_console
 from fluffle.models import all_versions
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion

@@ -13,8 +13,8 @@ from typing import Self
 import numpy as np
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
-from publishers import HEARTBEAT_S
 
+from benchmarks.publishers import HEARTBEAT_S
 from fluffle.topology import Topology, topology_of
 
 

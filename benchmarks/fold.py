@@ -1,6 +1,6 @@
 """How fast an update becomes part of the buffer, codec by codec, beside what the memory gives.
 
-    PYTHONPATH=tests python benchmarks/fold.py
+    PYTHONPATH=tests python -m benchmarks.fold
 
 In GB of float32 a second on one core: `fold` decompresses and adds with a weight, in one go; `take_in` does
 all that the aggregator does with a message (reads it, verifies its checksum, admits it, folds it); `encode`
@@ -16,10 +16,10 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from bandwidth import moves, timed
-from measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
-from publishers import Base
 
+from benchmarks.bandwidth import moves, timed
+from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
+from benchmarks.publishers import Base
 from fluffle.compression import compress
 from fluffle.model import Layout, Vector
 from fluffle.plan import Plan

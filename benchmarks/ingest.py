@@ -1,6 +1,6 @@
 """How many updates a second the whole path takes in, beside pika alone on the same queues.
 
-    PYTHONPATH=tests python benchmarks/ingest.py
+    PYTHONPATH=tests python -m benchmarks.ingest
 
 Client processes publish real updates, and wait for each confirm. A real aggregator decodes, admits, folds,
 commits durably and acks. The time goes from the first publish until the last update is acked. In turns with
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from bandwidth import bandwidths
-from measuring import Cell, Report, Spread, in_turns, wide_console
 from rich.console import Console
-from sides import floor_side, private_broker, product_side
 
+from benchmarks.bandwidth import bandwidths
+from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
+from benchmarks.sides import floor_side, private_broker, product_side
 from fluffle_cli.node import BrokerNode
 
 BUFFER_SIZE = 10

@@ -1,6 +1,6 @@
 """How long late joiners take to hold the newest version of a large model, and what it costs the broker.
 
-    PYTHONPATH=tests python benchmarks/join.py
+    PYTHONPATH=tests python -m benchmarks.join
 
 The joiners are threads of a few processes on this machine: all connect at once, read the newest version as a
 worker does when it starts, and let it go. In turns with them, as many plain pika readers that take the last
@@ -21,13 +21,13 @@ from multiprocessing.connection import Connection
 import pika
 import pika.exceptions
 import tenacity
-from floor import with_channel
-from measuring import Report, in_turns, peak_mb, reset_peak, wide_console
 from pika.adapters.blocking_connection import BlockingChannel
-from publishers import HEARTBEAT_S
 from rich.console import Console
-from sides import private_broker, product_side
 
+from benchmarks.floor import with_channel
+from benchmarks.measuring import Report, in_turns, peak_mb, reset_peak, wide_console
+from benchmarks.publishers import HEARTBEAT_S
+from benchmarks.sides import private_broker, product_side
 from fluffle.errors import ConnectionLost
 from fluffle.models import newest_version
 from fluffle.rabbit import RabbitBroker

@@ -1,6 +1,6 @@
 """How long from the publish of an update until another worker holds the version that contains it.
 
-    PYTHONPATH=tests python benchmarks/latency.py
+    PYTHONPATH=tests python -m benchmarks.latency
 
 One update of 100 KB at a time, and an aggregator that commits each. In turns with that, the same hops by
 plain pika: publish, a consumer that publishes as many bytes to head and stream and acks, a reader of the
@@ -22,12 +22,12 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 import pika
-from floor import with_channel
-from measuring import Cell, OtherWork, Report, Spread, wide_console
 from pika.adapters.blocking_connection import BlockingChannel
-from publishers import HEARTBEAT_S, SENDERS, Base
-from sides import floor_side, private_broker, product_side
 
+from benchmarks.floor import with_channel
+from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
+from benchmarks.publishers import HEARTBEAT_S, SENDERS, Base
+from benchmarks.sides import floor_side, private_broker, product_side
 from fluffle.models import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Rank

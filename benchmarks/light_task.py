@@ -1,6 +1,6 @@
 """A task that costs next to nothing: one tensor of any size, to which a round adds a little noise.
 
-    FLUFFLE_LIGHT_PARAMETERS=25000000 fluffle worker --task light_task:task ...
+    FLUFFLE_LIGHT_PARAMETERS=25000000 fluffle worker --task benchmarks.light_task:task ...
 
 What is measured with it is what Fluffle takes, not what training takes.
 """

@@ -1,6 +1,6 @@
 """The peak resident memory of the leader, of a standby that takes over, and of a worker, by the model's size.
 
-    PYTHONPATH=tests python benchmarks/memory.py
+    PYTHONPATH=tests python -m benchmarks.memory
 
 Two real workers with a task that takes next to no memory itself, FedBuff with K = 10. When the leader has
 made a version it is killed, and the standby makes the next one. The peak is the kernel's (VmHWM). `base` is
@@ -16,13 +16,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import light_task
 from federation import Federation, Part
-from floor import delete
-from measuring import Cell, Report, peak_mb, random_floats, wide_console
 from rich.console import Console
-from sides import private_broker
 
+from benchmarks import light_task
+from benchmarks.floor import delete
+from benchmarks.measuring import Cell, Report, peak_mb, random_floats, wide_console
+from benchmarks.sides import private_broker
 from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
 
@@ -76,9 +76,8 @@ def _peaks(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Mappi
     place.mkdir()
     parameters = round(size_mb * 1e6 / 4)
     write_model(place / "initial.safetensors", {"kernel": random_floats(parameters)})
-    shutil.copy(light_task.__file__, place)
     os.environ[light_task.PARAMETERS_VARIABLE] = str(parameters)
-    with Federation(place.name, url, place, task="light_task:task") as federation:
+    with Federation(place.name, url, place, task="benchmarks.light_task:task") as federation:
         leader = federation.aggregator("leader", "--initial-model", "initial.safetensors", *flags)
         leader.wait_for("leading")
         standby = federation.aggregator("standby", "--initial-model", "initial.safetensors", *flags)

@@ -17,8 +17,8 @@ from typing import Self
 
 import numpy as np
 import pika
-from measuring import random_floats
 
+from benchmarks.measuring import random_floats
 from fluffle.compression import compress
 from fluffle.plan import Sends
 from fluffle.rabbit import RabbitBroker

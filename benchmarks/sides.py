@@ -14,10 +14,10 @@ from statistics import median
 from typing import Protocol
 
 from federation import DEADLINE_S, Federation, Part
-from floor import AckingOnly, declare, delete, server_version
-from measuring import Report, cpu_s, random_floats
-from publishers import Base, Publishers
 
+from benchmarks.floor import AckingOnly, declare, delete, server_version
+from benchmarks.measuring import Report, cpu_s, random_floats
+from benchmarks.publishers import Base, Publishers
 from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode

@@ -1,6 +1,6 @@
 """Tasks in plain numpy for benchmarks of many workers: one hidden layer, on the data of the ready tasks.
 
-    fluffle worker --task small_networks:digits ...
+    fluffle worker --task benchmarks.small_networks:digits ...
 
 A round takes a millisecond where Keras would take fifty, so that what is measured is Fluffle, and a worker
 takes the memory of numpy alone. The data, the held-out fifth and the split are those of the ready tasks.

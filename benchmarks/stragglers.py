@@ -1,6 +1,6 @@
 """How long until the model is good, when some clients are 32 times slower than others: who waits for whom.
 
-    PYTHONPATH=tests python benchmarks/stragglers.py
+    PYTHONPATH=tests python -m benchmarks.stragglers
 
 Eight clients on digits (Dirichlet 0.5, seed 0), one hidden layer of 64, SGD 0.1, minibatches of 32, one local
 epoch; after each round they sleep for 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8 and 1.6 s. A real RabbitMQ, and an
@@ -27,13 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-import small_networks
 from federation import DEADLINE_S, Federation, wait_until
-from floor import delete
-from measuring import Cell, OtherWork, Report, Spread, wide_console
 from rich.console import Console
-from sides import private_broker
 
+from benchmarks import small_networks
+from benchmarks.floor import delete
+from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
+from benchmarks.sides import private_broker
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.wire import decode_version
@@ -131,7 +131,7 @@ class Place:
         folder.mkdir()
         write_model(folder / "initial.safetensors", small_networks.digits.initial_weights(seed))
         with (
-            Federation(name, self.node.amqp_url, folder, "small_networks:digits") as federation,
+            Federation(name, self.node.amqp_url, folder, "benchmarks.small_networks:digits") as federation,
             federation.connect() as broker,
         ):
             topology = federation.topology

@@ -23,9 +23,9 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
 
 DEADLINE_S = 300.0
-EXAMPLES = Path(__file__).parent.parent / "examples"
 TESTS = Path(__file__).parent
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = TESTS.parent
+EXAMPLES = ROOT / "examples"
 HEARTBEAT_S = 5
 
 
@@ -176,7 +176,7 @@ class Federation:
             "FLUFFLE_TASK": self.task,
             "FLUFFLE_HEARTBEAT_S": str(HEARTBEAT_S),
             "FLUFFLE_LOG_FORMAT": "json",
-            "PYTHONPATH": os.pathsep.join(map(str, [self.folder, EXAMPLES, TESTS, BENCHMARKS])),
+            "PYTHONPATH": os.pathsep.join(map(str, [self.folder, EXAMPLES, TESTS, ROOT])),
             # Many processes share two cores.
             "OMP_NUM_THREADS": "1",
             "TF_NUM_INTRAOP_THREADS": "1",

@@ -1,6 +1,6 @@
 """How good the model is after the same number of updates, for each codec beside float32.
 
-    python benchmarks/codec_accuracy.py
+    python -m benchmarks.codecs
 
 No broker: one process plays eight workers and the aggregator, on a virtual clock, so that every codec sees
 the same updates arrive in the same order. What is played is the product's: error feedback with a spool on
@@ -29,10 +29,11 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
-import small_networks
-from measuring import OtherWork, Report, Spread, wide_console
-from small_networks import OneHiddenLayer
+from threadpoolctl import threadpool_limits
 
+from benchmarks import small_networks
+from benchmarks.measuring import OtherWork, Report, Spread, wide_console
+from benchmarks.small_networks import OneHiddenLayer
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
 from fluffle.model import Layout
@@ -126,6 +127,11 @@ class Client:
 
 def play(case: Case) -> Outcome:
     """Run one federation on a virtual clock."""
+    with threadpool_limits(1):
+        return _play(case)
+
+
+def _play(case: Case) -> Outcome:
     whole: OneHiddenLayer = getattr(small_networks, case.data)
     model = first_model(whole, case)
     record = model.record
@@ -191,7 +197,7 @@ def arrivals(case: Case) -> Iterator[int]:
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="codec_accuracy", description="Measure what codecs cost.")
+    parser = argparse.ArgumentParser(prog="codecs", description="Measure what codecs cost.")
     parser.add_argument("--data", nargs="+", choices=tuple(UPDATES), default=tuple(UPDATES))
     parser.add_argument("--codecs", nargs="+", default=CODECS, help="beside float32")
     parser.add_argument("--seeds", type=int, default=3)
@@ -199,7 +205,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     console, others = wide_console(), OtherWork()
-    report = Report("codec_accuracy", "codecs: the accuracy after the same number of updates")
+    report = Report("codecs", "codecs: the accuracy after the same number of updates")
     codecs, seeds = list(dict.fromkeys(["float32", *arguments.codecs])), range(arguments.seeds)
     cases = [
         Case(data, codec, seed, round(arguments.effort * UPDATES[data]))
