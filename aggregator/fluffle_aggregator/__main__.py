@@ -48,6 +48,7 @@ def charge_of(settings: AggregatorSettings) -> Charge:
         rhythm=rhythm,
         # All that one commit holds, one evaluation, and one message on its way.
         prefetch=strategy.buffer_size * rhythm.every + 2,
+        downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,
         try_out=partial(try_out, settings),

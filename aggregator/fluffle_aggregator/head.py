@@ -14,7 +14,7 @@ from fluffle.model import Vector
 from fluffle.models import version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import checksum_of, decode_record, record_digest
+from fluffle.wire import checksum_of, decode_record, encode_copy, encode_version, record_digest
 
 log = get_logger(__name__)
 
@@ -74,7 +74,34 @@ class StreamReadings:
         self._failures = 0
 
 
-def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> Head | None:
+def publish_version(broker: Broker, topology: Topology, record: ModelVersion, downlink_codec: str) -> str:
+    """Publish a version's record to head and stream, and return its digest.
+
+    In float32 that is one publish with one confirm. In another codec the head gets the record, and the
+    stream a copy once that is confirmed: should this process die between the two, the stream is behind the
+    head, and the next leader brings it up to it. The last version goes out as it is, for whoever keeps it.
+    """
+    body = encode_version(record)
+    digest = record_digest(body)
+    headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
+    if _travels_exactly(record, downlink_codec):
+        broker.publish(topology.versions_in.name, "", body, headers)
+        return digest
+    broker.publish(topology.head_in.name, "", body, headers)
+    # As large as the model: gone before the copy is made.
+    del body
+    headers["kind"] = "copy"
+    broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
+    return digest
+
+
+def _travels_exactly(record: ModelVersion, downlink_codec: str) -> bool:
+    return downlink_codec == "float32" or bool(record.finished)
+
+
+def read_head(
+    broker: Broker, topology: Topology, readings: StreamReadings, downlink_codec: str = "float32"
+) -> Head | None:
     """Return the newest committed version, None in a new federation; the stream is brought up to it.
 
     A stream that is beyond reading is made anew. Raises TopologyMissing when versions are in the stream, or
@@ -100,19 +127,22 @@ def read_head(broker: Broker, topology: Topology, readings: StreamReadings) -> H
             )
         return None
     record, body = found.newest, found.newest_body
+    digest = record_digest(body)
     if not is_readable:
         log.warning("the stream cannot be read and is made anew from the head", version=record.version)
         broker.rebuild(topology)
         readings.forget()
     if in_stream is None or in_stream < record.rank:
         log.warning("the stream is behind the head and gets its version again", version=record.version)
+        if not _travels_exactly(record, downlink_codec):
+            body = encode_copy(record, downlink_codec, digest)
         broker.publish(topology.models_in.name, "", body, {"kind": "version"})
     moments = found.moments()
     if record.moments_checksum is not None and not moments:
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
     _bring_orphans_to_the_front(broker, topology, found.messages, record.rank)
     terms = [rank.term for rank, _ in found.messages]
-    return Head(record, moments, record_digest(body), max([*terms, in_stream.term if in_stream else 0]))
+    return Head(record, moments, digest, max([*terms, in_stream.term if in_stream else 0]))
 
 
 @dataclass(slots=True)

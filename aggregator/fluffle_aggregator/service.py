@@ -20,15 +20,10 @@ from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
-from fluffle.wire import (
-    decode_inbound,
-    encode_moments,
-    encode_version,
-    record_digest,
-)
+from fluffle.wire import decode_inbound, encode_moments
 from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, foreign_sender
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.head import Head, StreamReadings, read_head
+from fluffle_aggregator.head import Head, StreamReadings, publish_version, read_head
 from fluffle_aggregator.limits import Rates, admit
 from fluffle_aggregator.watch import TopologyWatch
 
@@ -67,6 +62,7 @@ class Rhythm:
 class Charge:
     """All that an aggregator is told when it starts.
 
+    `downlink_codec` is how versions travel to those who read the stream; the head has each as it is.
     `try_out` takes in a message where it does no harm, and says how that ended; empty is well.
     """
 
@@ -75,6 +71,7 @@ class Charge:
     policy: Policy
     rhythm: Rhythm
     prefetch: int
+    downlink_codec: str = "float32"
     first_version: Callable[[], ModelVersion]
     continue_from: Callable[[Head], GlobalModel]
     try_out: Callable[[Layout, bytes], str]
@@ -152,7 +149,7 @@ class Leader:
         self._held: list[int] = []
         self._held_evaluation: int | None = None
         self._evaluation_held_from = clock()
-        head = read_head(broker, charge.topology, readings)
+        head = read_head(broker, charge.topology, readings, charge.downlink_codec)
         if head is None:
             first = charge.first_version()
             head = Head(first, {}, self._publish(first), first.term - 1)
@@ -346,8 +343,5 @@ class Leader:
         self._committed = self._oldest_held = self._clock()
 
     def _publish(self, record: ModelVersion) -> str:
-        """Publish a version's record to head and stream with one confirm, and return its digest."""
-        body = encode_version(record)
-        headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
-        self._broker.publish(self._charge.topology.versions_in.name, "", body, headers)
-        return record_digest(body)
+        """Publish a version's record, and return its digest."""
+        return publish_version(self._broker, self._charge.topology, record, self._charge.downlink_codec)

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from fluffle.compression import leaves_out, require_codec
+from fluffle.compression import leaves_out, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.settings import SharedSettings, require_name
@@ -144,6 +144,12 @@ class AggregatorSettings(SharedSettings):
         "+zstd behind it packs it.",
     )
 
+    downlink_codec: str = Field(
+        "float32",
+        description="How a version's vector travels to the workers: float32, bfloat16 or int8; +zstd behind "
+        "it packs it. The aggregators keep the exact one.",
+    )
+
     _name_is_speakable = field_validator("name")(require_name)
 
     @field_validator("target")
@@ -160,6 +166,11 @@ class AggregatorSettings(SharedSettings):
     @classmethod
     def _is_known(cls, codec: str) -> str:
         return require_codec(codec)
+
+    @field_validator("downlink_codec")
+    @classmethod
+    def _is_for_versions(cls, codec: str) -> str:
+        return require_downlink_codec(codec)
 
     @field_validator("staleness")
     @classmethod

@@ -122,6 +122,13 @@ def export(settings: ExportSettings) -> None:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
         write_model(settings.out, version.layout.restore(version.vector, version.integers), about)
     Console().print(f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False)
+    if version.copy_of:
+        _ERRORS.print(
+            f"It is rounded: versions travel in {version.codec} here (--downlink-codec). The last one of a "
+            "federation that has finished is exact.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def init(settings: InitSettings) -> None:
@@ -199,7 +206,8 @@ app.command("restore")(
         "the file, so none counts twice; a server optimizer's moments are not, and begin anew.\n\n"
         "If the file has the newest version of the stream, it goes to the head queue as it is. If the stream "
         "is empty or behind, nobody can tell what came after the file: it goes to both, its term raised by "
-        f"{TERMS_AHEAD}, so that it wins over whatever workers may have seen. It never takes the "
+        f"{TERMS_AHEAD}, so that it wins over whatever workers may have seen. So does a file with a rounded "
+        "copy, as versions travel with a --downlink-codec. It never takes the "
         "federation back: if head or stream has a newer version, it is refused.",
     )
 )

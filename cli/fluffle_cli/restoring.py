@@ -9,7 +9,7 @@ from fluffle.errors import ConfigError, TopologyMissing
 from fluffle.models import SLOW_LINK_S, StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
-from fluffle.wire import decode_record, encode_version, record_digest
+from fluffle.wire import decode_record, encode_version
 from fluffle_cli.unconsumed import is_unconsumed
 
 # More than there can have been takeovers between the writing of a file and the loss of the broker.
@@ -48,20 +48,24 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             f"file's {version.rank}: export that one, and restore it. To go back on purpose, begin another "
             "federation with --initial-model"
         )
-    if in_stream and in_stream.body == stored.body:
-        broker.publish(topology.head_in.name, "", stored.body, {"kind": "version"})
-        return version.rank
-    if in_stream and in_stream.version.rank == version.rank:
+    if in_stream and in_stream.digest == stored.digest:
+        exact = next((one for one in (stored, in_stream) if not one.version.copy_of), None)
+        if exact:
+            broker.publish(topology.head_in.name, "", exact.body, {"kind": "version"})
+            return version.rank
+    elif in_stream and in_stream.version.rank == version.rank:
         raise ConfigError(
             f"the stream {topology.models.name} holds another version {version.rank} than the file: another "
             "federation of the same name made it. Give one of them another name"
         )
-    # Versions may have come after the file, which nobody here knows but workers may have seen: a record of
-    # its own, above all of them.
+    # Versions may have come after the file, which nobody here knows but workers may have seen; or there is
+    # but a rounded copy, which is never taken for the version itself: a record of its own, above all of them.
     seen = [version.term, *terms_in_head]
     term = max([*seen, in_stream.version.term] if in_stream else seen) + TERMS_AHEAD
     terms = (*version.terms, Rank(term, version.version))
-    above = replace(version, term=term, terms=terms, parent=record_digest(stored.body), folded=())
+    above = replace(
+        version, term=term, terms=terms, parent=stored.digest, folded=(), codec="float32", copy_of=""
+    )
     broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
     return above.rank
 

@@ -67,6 +67,15 @@ def require_codec(name: str) -> str:
     return name
 
 
+def require_downlink_codec(name: str) -> str:
+    """Return the name of a codec that a version can travel in; raises ValueError for any other."""
+    if leaves_out(require_codec(name)):
+        raise ValueError(
+            f"must be float32, bfloat16 or int8, not {name}: a version needs all of its elements"
+        )
+    return name
+
+
 def leaves_out(name: str) -> bool:
     """Tell whether a codec sends a part of the vector alone, so that the sender has to keep the rest."""
     return name.startswith(TOP_K)

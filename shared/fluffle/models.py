@@ -13,7 +13,7 @@ from fluffle.errors import TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
-from fluffle.wire import decode_version
+from fluffle.wire import decode_version, record_digest
 
 log = get_logger(__name__)
 
@@ -31,10 +31,18 @@ SAY_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class StoredVersion:
-    """A version, and the message that it was read from: all that a successor of the aggregator needs."""
+    """A version, and the message that it was read from: all that a successor of the aggregator needs.
+
+    But where versions travel in another codec than float32, it may be a rounded copy.
+    """
 
     version: ModelVersion
     body: bytes
+
+    @property
+    def digest(self) -> str:
+        """The digest of the record, also where this is a copy of it."""
+        return self.version.copy_of or record_digest(self.body)
 
 
 def newest_version(

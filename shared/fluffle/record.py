@@ -89,6 +89,9 @@ class ModelVersion:
     optimizer's moments that lie beside this record in the head queue, None when it has none. `elapsed_s`
     counts the seconds in which the federation had a leader. `finished` says why the federation ended, and is
     empty until then.
+
+    What is read from the stream may be a copy of a record, whose vector travelled in `codec` and is rounded.
+    `copy_of` is the digest of the record itself, and empty for that one.
     """
 
     federation: str
@@ -113,6 +116,8 @@ class ModelVersion:
     committed_at: float = 0.0
     finished: str = ""
     moments_checksum: int | None = None
+    codec: str = "float32"
+    copy_of: str = ""
 
     @property
     def rank(self) -> Rank:

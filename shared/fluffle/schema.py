@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
-from fluffle.compression import is_packed, leaves_out, read_vector, require_codec
+from fluffle.codecs.floats import Float32Vector
+from fluffle.compression import (
+    decompressed,
+    is_packed,
+    leaves_out,
+    read_vector,
+    require_codec,
+    require_downlink_codec,
+)
 from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
 from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
@@ -113,6 +122,11 @@ def version_header(version: ModelVersion) -> Header:
     }
 
 
+def copy_header(version: ModelVersion, codec: str, digest: str) -> Header:
+    """Return the header of a copy of a version's record, which has this digest."""
+    return {**version_header(version), "kind": "copy", "codec": codec, "exact": digest}
+
+
 def read_update(
     federation: str, fields: Fields, payload: memoryview, *, most_parameters: int = MAX_PARAMETERS
 ) -> WeightUpdate:
@@ -178,15 +192,31 @@ def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moment
     return Moments(federation, rank, dict(zip(names, parts, strict=True)))
 
 
-def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelVersion:
-    """Read a version's record; its vector is a view of the payload."""
+def read_copy(federation: str, fields: Fields, payload: memoryview) -> ModelVersion:
+    """Read a copy of a version's record; its vector is unpacked to float32."""
+    codec, exact = fields.parsed("codec", require_downlink_codec), fields.text("exact", 64)
+    if not exact:
+        raise WireError("field exact: a copy names the record that it is of")
+    return replace(read_version(federation, fields, payload, codec=codec), codec=codec, copy_of=exact)
+
+
+def read_version(
+    federation: str, fields: Fields, payload: memoryview, *, codec: str = "float32"
+) -> ModelVersion:
+    """Read a version's record; its vector, if it is float32, is a view of the payload."""
     rank = _rank(fields)
     layout = _layout(fields)
-    if len(payload) != 4 * layout.size + layout.integers_size_bytes:
+    vector_bytes = len(payload) - layout.integers_size_bytes
+    # Its record has it as float32: no codec makes room for a larger model.
+    if layout.size > MAX_PARAMETERS or vector_bytes < 0:
         raise WireError(
-            f"field layout: it takes {4 * layout.size} bytes of floats and {layout.integers_size_bytes} of "
-            f"integers, but the payload has {len(payload)}"
+            f"field layout: {layout.size} floats and {layout.integers_size_bytes} bytes of integers have no "
+            f"room in a payload of {len(payload)} bytes"
         )
+    try:
+        vector = read_vector(codec, layout.size, payload[:vector_bytes])
+    except ValueError as error:
+        raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
     version = ModelVersion(
         federation=federation,
         term=rank.term,
@@ -196,8 +226,8 @@ def read_version(federation: str, fields: Fields, payload: memoryview) -> ModelV
         layout=layout,
         plan=_plan(fields.map("plan")),
         strategy=fields.text("strategy", 256),
-        vector=np.frombuffer(payload[: 4 * layout.size], "<f4"),
-        integers=bytes(payload[4 * layout.size :]),
+        vector=vector.values if isinstance(vector, Float32Vector) else decompressed(vector),
+        integers=bytes(payload[vector_bytes:]),
         applied=_applied(fields),
         folded=tuple(
             Folded(

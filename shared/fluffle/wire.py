@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgpack
+import numpy as np
 import xxhash
 
 from fluffle import schema
 from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import travelling
+from fluffle.compression import compress, travelling
 from fluffle.errors import MessageTooLarge, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
@@ -71,6 +72,17 @@ def encode_version(version: ModelVersion) -> bytes:
     return _join(schema.version_header(version), [vector, memoryview(version.integers)], RECORD)
 
 
+def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
+    """Return the message of a copy of a version's record, which has this digest, for the stream.
+
+    The same model gives the same bits, whoever makes the copy, and in whichever term.
+    """
+    random = np.random.default_rng(version.version)
+    vector = travelling(codec, compress(codec, version.vector, random))
+    header = schema.copy_header(version, codec, digest)
+    return _join(header, [vector, memoryview(version.integers)], RECORD)
+
+
 def decode_inbound(
     body: bytes, *, most_parameters: int = schema.MAX_PARAMETERS
 ) -> WeightUpdate | Evaluation | Hello:
@@ -90,7 +102,7 @@ def decode_inbound(
 
 
 def decode_record(body: bytes) -> ModelVersion | Moments:
-    """Read what an aggregator published. Raises WireError that names the field."""
+    """Read what lies in the head queue, never a copy. Raises WireError that names the field."""
     fields, payload = _split(body, RECORD)
     kind = fields.choice("kind", ("version", "moments"))
     federation = fields.text("federation", 64)
@@ -100,11 +112,13 @@ def decode_record(body: bytes) -> ModelVersion | Moments:
 
 
 def decode_version(body: bytes) -> ModelVersion:
-    """Read the record of a version. Raises WireError when it is anything else."""
-    record = decode_record(body)
-    if not isinstance(record, ModelVersion):
-        raise WireError("field kind: expected 'version', found 'moments'")
-    return record
+    """Read what lies in the stream: the record of a version, or a copy. Raises WireError for all else."""
+    fields, payload = _split(body, RECORD)
+    kind = fields.choice("kind", ("version", "copy"))
+    federation = fields.text("federation", 64)
+    if kind == "copy":
+        return schema.read_copy(federation, fields, payload)
+    return schema.read_version(federation, fields, payload)
 
 
 def record_digest(body: bytes) -> str:

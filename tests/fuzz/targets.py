@@ -6,6 +6,7 @@ checksum that fit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import msgpack
@@ -19,7 +20,7 @@ from fluffle.errors import WireError
 from fluffle.fake_broker import FakeBroker
 from fluffle.record import ModelVersion, Moments
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, decode_record, encode_update, encode_version
+from fluffle.wire import decode_inbound, decode_record, decode_version, encode_update, encode_version
 
 HONEST = an_update("honest")
 
@@ -39,9 +40,9 @@ def read_inbound(body: bytes) -> None:
 
 def read_record(body: bytes) -> None:
     """Read what an aggregator publishes; what can be read is a whole model, and can be written again."""
-    for each in _tries(body):
+    for each, decode in itertools.product(_tries(body), (decode_record, decode_version)):
         try:
-            record = decode_record(each)
+            record = decode(each)
         except WireError as error:
             require_said_where(error)
             continue

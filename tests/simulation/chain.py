@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from fluffle.model import Vector
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import UpdateId, WeightUpdate
@@ -74,6 +76,18 @@ class Chain:
         self.ranks.add(record.rank)
         header_bytes = len(body) - BIN32_PREFIX_BYTES - record.vector.nbytes
         self.by_digest[hashlib.sha256(body[:header_bytes]).hexdigest()] = self.links[body] = link
+        return link
+
+    def add_copy(self, body: bytes) -> Link:
+        """Take in a copy of a record; AssertionError when it says anything else than the record."""
+        copy = decode_version(body)
+        assert copy.copy_of in self.by_digest, f"nobody knows the record that {copy.rank} is a copy of"
+        link = self.links[body] = self.by_digest[copy.copy_of]
+        exact = link.record
+        rounding = np.abs(exact.vector).max() / 100
+        assert np.abs(copy.vector - exact.vector).max() <= rounding, f"{copy.rank} is rounded too much"
+        as_exact = replace(copy, vector=exact.vector, codec="float32", copy_of="")
+        assert as_exact == exact, f"{copy.rank} says another thing than its record"
         return link
 
     def _after(self, parent: Link, record: ModelVersion) -> Link:

@@ -17,9 +17,9 @@ from simulation.senders import POISON
 import fluffle.models
 import fluffle_aggregator.head
 import fluffle_aggregator.service
-from fluffle.record import Evaluation, Hello, ModelVersion
+from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, decode_record, record_digest
+from fluffle.wire import decode_inbound, decode_record, decode_version, record_digest
 
 REMEMBERED = 1_000
 
@@ -34,17 +34,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             raise Killed
         return inbound(body, most_parameters=most_parameters)
 
-    record = functools.lru_cache(REMEMBERED)(decode_record)
-
-    def version(body: bytes) -> ModelVersion:
-        found = record(body)
-        assert isinstance(found, ModelVersion)
-        return found
-
     remembered: dict[str, object] = {
         "decode_inbound": decode_or_die,
-        "decode_record": record,
-        "decode_version": version,
+        "decode_record": functools.lru_cache(REMEMBERED)(decode_record),
+        "decode_version": functools.lru_cache(REMEMBERED)(decode_version),
         "record_digest": functools.lru_cache(REMEMBERED)(record_digest),
     }
     for module in (

@@ -28,11 +28,15 @@ class Late:
 
 @dataclass(slots=True)
 class Aftermath:
-    """What the world has to do about what its connections went through."""
+    """What the world has to do about what its connections went through.
+
+    `records` are the versions that the head was sent, and a leader knows that `confirmed` is there.
+    """
 
     late: list[Late] = field(default_factory=list)
     power_is_cut: bool = False
     confirmed: bytes | None = None
+    records: list[bytes] = field(default_factory=list)
 
 
 class FaultyBroker(FakeBroker):
@@ -74,11 +78,15 @@ class FaultyBroker(FakeBroker):
             exchange = self._chance.choice(
                 halves if self.state(self._topology.head.name).messages else halves[:1]
             )
+        to_head = {self._topology.versions_in.name, self._topology.head_in.name}
+        is_record = headers.get("kind") == "version" and exchange in to_head
         if heard in {"all", "half", None}:
             super().publish(exchange, routing_key, body, headers)
+            if is_record:
+                self._aftermath.records.append(body)
         if heard:
             self._lose(heard)
-        if exchange == self._topology.versions_in.name:
+        if is_record:
             self._aftermath.confirmed = body
 
     def ack(self, tags: Iterable[int]) -> None:

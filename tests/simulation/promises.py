@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
+from messages import taken_apart
 from simulation.aggregators import Aggregator
 from simulation.chain import Chain, Link
 from simulation.senders import Ledger
 
 from fluffle.fake_broker import FakeServer
-from fluffle.record import ModelVersion, Rank
+from fluffle.record import Rank
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound, decode_record
+from fluffle.wire import decode_inbound
 from fluffle_aggregator.strategies import Strategy
 
 # What a message of each kind may be refused for.
@@ -28,6 +30,12 @@ REASONS: Mapping[str, set[str]] = {
     "unsound": {"not-finite", "too-large", "bad-examples", *UNTIMELY},
     "evaluation": {"foreign-sender", "future-version"},
 }
+
+
+@functools.lru_cache(1_000)
+def kind_of(body: bytes) -> str:
+    """Return what kind of message this is."""
+    return str(taken_apart(body)[0]["kind"])
 
 
 class Promises:
@@ -57,13 +65,15 @@ class Promises:
         # docs/decisions/0009: the model is safe, but the optimizer may begin anew.
         self._chain.moments_may_be_gone = True
 
-    def check(self, confirmed: bytes | None = None) -> None:
+    def check(self, confirmed: bytes | None = None, records: Sequence[bytes] = ()) -> None:
         """Raise AssertionError for the first promise that is broken.
 
-        `confirmed` is a version that the broker has just confirmed: its leader acks what is in it.
+        `confirmed` is a version that the broker has just confirmed: its leader acks what is in it. `records`
+        are those that have come to the head meanwhile, in their order.
         """
-        in_stream = self._newest(self._server.bodies(self._topology.models.name))
+        self._newest(records)
         newest = self._newest(self._server.bodies(self._topology.head.name))
+        in_stream = self._newest(self._server.bodies(self._topology.models.name))
         if confirmed is not None:
             self._confirmed = self._chain.links[confirmed]
         if self._confirmed:
@@ -95,12 +105,17 @@ class Promises:
         """Return the newest record of these, by the readers' rule."""
         newest: Link | None = None
         for body in bodies:
-            link = self._chain.links.get(body)
-            if link is None and isinstance(decode_record(body), ModelVersion):
-                link = self._chain.add(body)
+            link = self._chain.links.get(body) or self._link_of(body)
             if link and (newest is None or link.record.rank > newest.record.rank):
                 newest = link
         return newest
+
+    def _link_of(self, body: bytes) -> Link | None:
+        """Return the link of a message that was not seen before; None when it is no version."""
+        kind = kind_of(body)
+        if kind == "copy":
+            return self._chain.add_copy(body)
+        return self._chain.add(body) if kind == "version" else None
 
     def _look_at_what_is_refused(self) -> None:
         refused = self._server.queue(self._topology.rejected.name).ready

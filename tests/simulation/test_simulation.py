@@ -49,6 +49,17 @@ def test_whatever_dies_freezes_or_comes_late_every_promise_holds_after_each_step
         live_through(seed)
 
 
+def with_a_lossy_downlink(charge: Charge) -> Charge:
+    """Return the charge of aggregators whose versions travel in int8."""
+    return replace(charge, downlink_codec="int8")
+
+
+@pytest.mark.parametrize("seeds", blocks(SEEDS)[::4], ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
+def test_so_they_do_where_the_versions_that_workers_read_are_rounded(seeds: range) -> None:
+    for seed in seeds:
+        live_through(seed, told=with_a_lossy_downlink)
+
+
 def test_a_seed_gives_the_same_simulation_again() -> None:
     lives = [World(7), World(7), World(8)]
     for life in lives:

@@ -91,7 +91,8 @@ class World:
             self._aftermath.power_is_cut = False
             self.log.append(self._cut_the_power())
         confirmed, self._aftermath.confirmed = self._aftermath.confirmed, None
-        self._promises.check(confirmed)
+        records, self._aftermath.records = self._aftermath.records, []
+        self._promises.check(confirmed, records)
 
     def _come_to_rest(self) -> None:
         """Let nothing more go wrong, and see to it that everything sent comes to its end."""

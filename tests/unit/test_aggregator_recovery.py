@@ -25,9 +25,10 @@ from leading import (
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.models import StoredVersion
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_update, record_digest
+from fluffle.wire import encode_update
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.service import Charge, Rhythm, serve
 
@@ -40,6 +41,9 @@ CHARGES = {
         policy=Policy(max_norm=2.0, on_large_norm="clip"),
         rhythm=Rhythm(every=2),
         first=replace(a_version(), norms=(0.5,) * 10),
+    ),
+    "fedbuff and versions in int8": replace(
+        a_charge(a_strategy("fedbuff", buffer_size=2)), downlink_codec="int8"
     ),
     "fedavg and momentum": a_charge(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
@@ -211,7 +215,8 @@ def ids_of_the_history(server: FakeServer, charge: Charge) -> list[UpdateId]:
     """Return what the records contain, along the parents from the newest back to version 0."""
     bodies = server.bodies(charge.topology.models.name)
     by_digest = {
-        record_digest(body): version for body, version in zip(bodies, versions(server, charge), strict=True)
+        StoredVersion(version, body).digest: version
+        for body, version in zip(bodies, versions(server, charge), strict=True)
     }
     chain = [newest(server, charge)]
     while chain[-1].parent:
