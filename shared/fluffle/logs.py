@@ -65,7 +65,9 @@ def configure(
     """
     console = console or Console(stderr=True)
     pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
-    handler = _ConsoleHandler(console)
+    # A line for a log store needs nothing that rich does, which takes longer than all else in it.
+    plain = not pretty and not console.is_terminal
+    handler = logging.StreamHandler(console.file) if plain else _ConsoleHandler(console)
     handler.set_name(_HANDLER_NAME)
     handler.setFormatter(
         ProcessorFormatter(

@@ -21,6 +21,7 @@ from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.message_size import require_message_fits
+from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
@@ -62,6 +63,7 @@ class RabbitBroker:
         self._max_message_bytes = max_message_bytes
         self._arrived_bytes = 0
         self._taken_bytes = 0
+        self._acked = AckedTags()
         self._connection = RabbitConnection(
             address,
             name=name,
@@ -171,11 +173,11 @@ class RabbitBroker:
 
     def ack(self, tags: Iterable[int]) -> None:
         """See Broker."""
-        acked = tuple(tags)
+        acks = self._acked.adding(tags)
 
         def send() -> None:
-            for tag in acked:
-                self._channel.basic_ack(tag)
+            for tag, multiple in acks:
+                self._channel.basic_ack(tag, multiple=multiple)
 
         self._connection.call(send, "the acks")
 

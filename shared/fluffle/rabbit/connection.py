@@ -165,9 +165,8 @@ class RabbitConnection:
     def wake(self) -> None:
         """Let the thread look again at what there is to do."""
         self._wake.set()
-        # When it is closed already, the waiting call sees the thread's end.
-        with suppress(pika.exceptions.ConnectionWrongStateError):
-            self._connection.add_callback_threadsafe(lambda: None)
+        # As BlockingConnection's own does it, but without a timer and a second turn of the loop.
+        self._connection._impl.ioloop.add_callback_threadsafe(self._end_turn)
 
     def close(self) -> None:
         """End the connection, and wait for its thread unless the broker hangs."""
@@ -212,6 +211,10 @@ class RabbitConnection:
             self._connection.process_data_events(time_limit=POLL_S)
         if self.failure:
             raise self.failure
+
+    def _end_turn(self) -> None:
+        # pika's own way to let process_data_events return: no channel has a negative number.
+        self._connection._request_channel_dispatch(-1)
 
     def _tell_of_alarms(self) -> None:
         """Log when RabbitMQ takes no messages for want of memory or disk, and when it does again."""
