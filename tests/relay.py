@@ -23,6 +23,7 @@ class Relay:
         self.port: int = self._listener.getsockname()[1]
         self.to_client_bytes = 0
         self._may_pass_to_server_bytes = math.inf
+        self._may_pass_to_client_bytes = math.inf
         self._to_client_is_open = threading.Event()
         self._to_client_is_open.set()
 
@@ -40,6 +41,15 @@ class Relay:
     def hold_answers(self) -> None:
         """Let nothing more pass to the client; what it sends still arrives."""
         self._to_client_is_open.clear()
+
+    def hold_answers_after(self, to_client_bytes: int) -> None:
+        """Let so many bytes in all pass to the client, and then nothing more until `let_go`."""
+        self._may_pass_to_client_bytes = to_client_bytes
+
+    def let_go(self) -> None:
+        """Let everything pass to the client again."""
+        self._may_pass_to_client_bytes = math.inf
+        self._to_client_is_open.set()
 
     def cut_after(self, to_server_bytes: int) -> None:
         """Cut the line when so many more bytes have passed to the server, in the middle of a message."""
@@ -83,4 +93,6 @@ class Relay:
                 self._to_client_is_open.wait()
                 client.sendall(data)
                 self.to_client_bytes += len(data)
+                if self.to_client_bytes >= self._may_pass_to_client_bytes:
+                    self._to_client_is_open.clear()
             client.shutdown(socket.SHUT_RDWR)

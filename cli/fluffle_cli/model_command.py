@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
 
+from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, connect_to_federation
@@ -72,7 +73,9 @@ def list_versions(settings: ListSettings) -> None:
     evaluated: dict[int, str] = {}
     rows: list[tuple[ModelVersion, int]] = []
     with _connected(settings, topology) as broker:
-        for version in track(all_versions(broker, topology), "reading", transient=True, console=_ERRORS):
+        for version in track(
+            all_versions(broker, topology), "reading", transient=True, console=logs.console()
+        ):
             if version.evaluation:
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
                 evaluated[version.evaluation.version] = shown
@@ -123,7 +126,7 @@ def export(settings: ExportSettings) -> None:
         write_model(settings.out, version.layout.restore(version.vector, version.integers), about)
     Console().print(f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False)
     if version.copy_of:
-        _ERRORS.print(
+        logs.console().print(
             f"It is rounded: versions travel in {version.codec} here (--downlink-codec). The last one of a "
             "federation that has finished is exact.",
             highlight=False,
@@ -146,7 +149,7 @@ def restore(settings: RestoreSettings) -> None:
     name = f"{settings.federation}/model"
     with (
         connect(_impatient(settings), name=name, stop=threading.Event()) as broker,
-        _ERRORS.status("looking at what the broker has"),
+        logs.console().status("looking at what the broker has"),
     ):
         rank = put_back(broker, topology, stored)
     Console().print(
@@ -187,8 +190,6 @@ def _impatient(settings: SharedSettings) -> SharedSettings:
     # Whoever asks for a list is not to wait for a federation that may never come.
     return settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
 
-
-_ERRORS = Console(stderr=True)
 
 app.command("list")(
     settings_command(ListSettings, list_versions, about="List the versions that the stream still holds.")

@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect_to_federation
@@ -155,9 +156,11 @@ def _looked_through(broker: Broker, topology: Topology) -> Iterator[tuple[Reject
         raise ConfigError(f"somebody else looks through {queue} now: try again when they have ended")
     count = waiting(broker, topology)
     if count > MOST_AT_ONCE:
-        _say(_ERRORS, f"{count:,} messages wait in {queue}: looking at the {MOST_AT_ONCE:,} in front")
+        _say(logs.console(), f"{count:,} messages wait in {queue}: looking at the {MOST_AT_ONCE:,} in front")
     deliveries = look_through(broker, topology, count)
-    shown = track(deliveries, "looking", total=min(count, MOST_AT_ONCE), transient=True, console=_ERRORS)
+    shown = track(
+        deliveries, "looking", total=min(count, MOST_AT_ONCE), transient=True, console=logs.console()
+    )
     for number, delivery in enumerate(shown, 1):
         yield RejectedMessage.of(delivery, number), delivery.body
 
@@ -180,7 +183,7 @@ def _follow(done: Iterator[RejectedMessage], deed: str, count: int) -> None:
     """Let it be done, one after another, and say how many were."""
     finished = 0
     try:
-        for _ in track(done, deed, total=count, transient=True, console=_ERRORS):
+        for _ in track(done, deed, total=count, transient=True, console=logs.console()):
             finished += 1
     finally:
         _say(Console(), f"{finished:,} of {count:,} {deed}")
@@ -227,8 +230,6 @@ def _connected(settings: RejectedSettings) -> Iterator[tuple[Broker, Topology]]:
     with connect_to_federation(impatient, topology, name=name, stop=threading.Event()) as broker:
         yield broker, topology
 
-
-_ERRORS = Console(stderr=True)
 
 app.command("list")(
     settings_command(

@@ -91,17 +91,23 @@ def configure(
     logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
 
 
+def console() -> Console:
+    """Return the console that the log lines go to, for whatever else is shown there meanwhile."""
+    ours = [each for each in logging.getLogger().handlers if isinstance(each, _ConsoleHandler)]
+    return ours[0].console if ours else Console(stderr=True)
+
+
 class _ConsoleHandler(logging.Handler):
     """Writes through a rich console, so that a line never lands in the middle of a progress display."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
-        self._console = console
+        self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             # The console drops colours where they do not belong; soft_wrap keeps one line one line.
-            self._console.print(Text.from_ansi(self.format(record)), soft_wrap=True)
+            self.console.print(Text.from_ansi(self.format(record)), soft_wrap=True)
         except Exception:
             self.handleError(record)
 

@@ -26,6 +26,7 @@ from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Queue, Topology
+from fluffle.transfers import Transfer
 
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
@@ -61,6 +62,7 @@ class RabbitBroker:
         # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
         self._speaks_for = speaks_for
         self._max_message_bytes = max_message_bytes
+        self._arriving = Transfer("receiving")
         self._arrived_bytes = 0
         self._taken_bytes = 0
         self._acked = AckedTags()
@@ -160,7 +162,9 @@ class RabbitBroker:
         except queue.Empty:
             if self._connection.failure:
                 raise self._connection.failure from None
+            self._arriving.show(*self._connection.arriving(self._channel))
             return None
+        self._arriving.close()
         if delivery is None:
             # For whoever asks again.
             self._inbox.put(None)
@@ -221,6 +225,7 @@ class RabbitBroker:
 
     def close(self) -> None:
         """See Broker."""
+        self._arriving.close()
         self._connection.close()
         self._reading.close()
 

@@ -25,6 +25,7 @@ from fluffle.logs import get_logger
 from fluffle.rabbit.faults import in_fluffles_words
 from fluffle.rabbit.opening import open_connection
 from fluffle.rabbit.properties import read_properties_cautiously
+from fluffle.transfers import LARGE_BYTES, LOOK_EVERY_S, Transfer
 
 log = get_logger(__name__)
 Result = TypeVar("Result")
@@ -98,12 +99,13 @@ class RabbitConnection:
         A broker whose queue has lost its members neither answers nor confirms, for ever, while its heartbeats
         go on; nor does RabbitMQ 3.10 now and then for what it was sent while a stream changed its leader. The
         log says so meanwhile, and in the end the connection is given up: ConnectionLost.
-        `size_bytes` is what the function sends, which may take its time.
+        `size_bytes` is what the function sends, which may take its time; how far it is, is shown meanwhile.
         """
-        patience_s = ANSWER_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
         future: Future[Result] = Future()
+        begun = threading.Event()
 
         def command() -> None:
+            begun.set()
             try:
                 future.set_result(function())
             except (pika.exceptions.AMQPError, OSError) as error:
@@ -113,11 +115,24 @@ class RabbitConnection:
 
         self._commands.append(command)
         self.wake()
+        with Transfer("sending") as transfer:
+
+            def show() -> None:
+                if begun.is_set():
+                    transfer.show(max(0, size_bytes - self._unsent_bytes), size_bytes)
+
+            return self._answer(future, what, size_bytes, show)
+
+    def _answer(self, future: Future[Result], what: str, size_bytes: int, show: Callable[[], None]) -> Result:
+        """Wait for what a command gives; `show` how far it is meanwhile."""
+        patience_s = ANSWER_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
+        look_every_s = LOOK_EVERY_S if size_bytes >= LARGE_BYTES else POLL_S
         asked_at, warn_after_s = time.monotonic(), SILENCE_S
         answer_by, leave_at = asked_at + patience_s, math.inf
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
-                return future.result(timeout=POLL_S)
+                return future.result(timeout=look_every_s)
+            show()
             silent_s = time.monotonic() - asked_at
             if silent_s > warn_after_s:
                 # A slow line, an alarm, or a queue with too few nodes of its cluster: all of them may end.
@@ -152,6 +167,17 @@ class RabbitConnection:
     def traffic_bytes(self) -> int:
         """The bytes that have come so far; heartbeats are 8 each."""
         return int(self._connection._impl.bytes_received)
+
+    @staticmethod
+    def arriving(channel: BlockingChannel) -> tuple[int, int]:
+        """Return the bytes that have come of the message that is on its way, and its size, or zeros."""
+        done_bytes, size_bytes = channel._impl._content_assembler.progress
+        return done_bytes, size_bytes
+
+    @property
+    def _unsent_bytes(self) -> int:
+        transport = self._connection._impl._transport
+        return transport.get_write_buffer_size() if transport else 0
 
     @property
     def _is_blocked(self) -> bool:

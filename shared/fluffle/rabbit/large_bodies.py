@@ -114,6 +114,13 @@ class BodyAssembler:
         self._missing = 0
         self._body = BytesIO()
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The bytes that have come of the body that is on its way, and its size; zeros when none is."""
+        if self._header is None or not self._missing:
+            return 0, 0
+        return self._header.body_size - self._missing, self._header.body_size
+
     def process(self, part: frame.Frame) -> tuple[frame.Method, frame.Header, bytes] | None:
         """Take the next part of a message, and return the message when that was the last one."""
         if isinstance(part, frame.Method) and spec.has_content(part.method.INDEX):

@@ -11,8 +11,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.errors import ConnectionLost
 from fluffle.rabbit.connection import RabbitConnection
+from fluffle.transfers import LOOK_EVERY_S, Transfer
 
-POLL_S = 1.0
 # More than heartbeats and acks come to.
 NO_SILENCE_BYTES = 4096
 
@@ -34,11 +34,15 @@ class RabbitStreamReader:
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """See StreamReader."""
+        with Transfer("receiving") as transfer:
+            return self._next_body(timeout_s, transfer)
+
+    def _next_body(self, timeout_s: float, transfer: Transfer) -> bytes | None:
         silent_since, heard_bytes = time.monotonic(), self._connection.traffic_bytes
         while True:
             try:
                 left_s = silent_since + timeout_s - time.monotonic()
-                found = self._bodies.get(timeout=max(0.0, min(POLL_S, left_s)))
+                found = self._bodies.get(timeout=max(0.0, min(LOOK_EVERY_S, left_s)))
             except queue.Empty:
                 if self._connection.failure:
                     raise self._connection.failure from None
@@ -49,6 +53,7 @@ class RabbitStreamReader:
                     silent_since, heard_bytes = time.monotonic(), self._connection.traffic_bytes
                 elif time.monotonic() >= silent_since + timeout_s:
                     return None
+                transfer.show(*self._connection.arriving(self._channel))
                 continue
             if found is None:
                 raise ConnectionLost(f"RabbitMQ ended the reader of {self._queue}: the stream was deleted")
