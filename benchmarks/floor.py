@@ -93,7 +93,7 @@ def declare(url: str, topology: Topology) -> None:
 
     def declare_all(channel: BlockingChannel) -> None:
         for exchange in topology.exchanges:
-            channel.exchange_declare(exchange.name, exchange_type="fanout", durable=True)
+            channel.exchange_declare(exchange.name, exchange_type=exchange.kind, durable=True)
         for queue in topology.queues:
             channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
             for exchange in queue.exchanges:

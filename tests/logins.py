@@ -63,11 +63,11 @@ def declares(queue: str, **arguments: str | int | bool) -> Operation:
     )
 
 
-def declares_exchange(exchange: str, **arguments: str) -> Operation:
-    """Declare a durable fanout exchange."""
+def declares_exchange(exchange: str, kind: str = "fanout", **arguments: str) -> Operation:
+    """Declare a durable exchange."""
     return lambda channel: channel.exchange_declare(
         exchange,
-        "fanout",
+        kind,
         durable=True,
         arguments={name.replace("_", "-"): value for name, value in arguments.items()},
     )

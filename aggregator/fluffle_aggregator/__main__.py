@@ -10,6 +10,7 @@ from fluffle.message_size import require_moments_fit, require_update_fits, requi
 from fluffle.model import Layout
 from fluffle.record import ModelVersion
 from fluffle.stopping import stop_on_signals
+from fluffle.telling import ReportingTeller
 from fluffle.topology import topology_of
 from fluffle_aggregator.first_version import first_version
 from fluffle_aggregator.global_model import GlobalModel
@@ -41,9 +42,10 @@ def charge_of(settings: AggregatorSettings) -> Charge:
             head.record, head.moments, strategy=strategy, plan=plan, goal=goal, term=head.term + 1
         )
 
+    topology = topology_of(settings.federation)
     return Charge(
         name=settings.name,
-        topology=topology_of(settings.federation),
+        topology=topology,
         policy=settings.make_policy(),
         rhythm=rhythm,
         # All that one commit holds, one evaluation, and one message on its way.
@@ -52,6 +54,7 @@ def charge_of(settings: AggregatorSettings) -> Charge:
         first_version=begin,
         continue_from=continue_from,
         try_out=partial(try_out, settings),
+        teller=ReportingTeller(topology, role="aggregator", name=settings.name),
     )
 
 

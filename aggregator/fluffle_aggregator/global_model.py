@@ -81,11 +81,14 @@ class GlobalModel:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
 
-    def fold(self, update: WeightUpdate, *, now: float, norm: float | None = None) -> Folded:
+    def fold(
+        self, update: WeightUpdate, *, now: float, published_at: float = 0.0, norm: float | None = None
+    ) -> Folded:
         """Take in one admitted update, and step when the strategy's buffer is full.
 
-        `now` is Unix time in seconds, for people to read. `norm` is the L2 norm of what the update
-        would move, for those that come later to be held against; None when no limit asks for it.
+        `now` and `published_at` are Unix times in seconds, for people to read. `norm` is the L2 norm of
+        what the update would move, for those that come later to be held against; None when no limit asks
+        for it.
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
         staleness = self.staleness(update.base_version)
@@ -97,7 +100,7 @@ class GlobalModel:
         self.in_buffer[update.id.worker] = self.in_buffer.get(update.id.worker, 0.0) + weight
         # Nobody measures it while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
-        folded = Folded(update.id, update.base_version, staleness, weight)
+        folded = Folded(update.id, update.base_version, staleness, weight, published_at, now)
         self.folded.append(folded)
         self.applied = self.applied.adding([*update.absorbed, update.id])
         before = self.contributors.get(update.id.worker, Contributor())

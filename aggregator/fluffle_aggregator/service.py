@@ -13,11 +13,13 @@ from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import WireError
+from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, Hello, ModelVersion
+from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, encode_moments
@@ -75,6 +77,7 @@ class Charge:
     first_version: Callable[[], ModelVersion]
     continue_from: Callable[[Head], GlobalModel]
     try_out: Callable[[Layout, bytes], str]
+    teller: Teller = SILENCE
 
 
 def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) -> None:
@@ -83,7 +86,9 @@ def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) 
     After a lost connection it starts again from the head; any other error is the caller's.
     """
     readings = StreamReadings()
-    work_with_new_connections(connect, lambda broker: stand_by_and_lead(charge, broker, readings, stop), stop)
+    work_with_new_connections(
+        connect, lambda broker: stand_by_and_lead(charge, broker, readings, stop), stop, charge.teller
+    )
 
 
 def stand_by_and_lead(
@@ -143,6 +148,7 @@ class Leader:
         """Take over: read the head, or publish version 0 in a new federation."""
         self._charge = charge
         self._broker = broker
+        self._tell = charge.teller
         self._clock = clock
         self._now = now
         self._rates = Rates(charge.policy)
@@ -159,6 +165,7 @@ class Leader:
         self.finished = head.record.finished
         self._started = self._committed = self._oldest_held = clock()
         log.info("leading", version=head.record.version, term=self._model.term)
+        self._tell(TookOver(self._model.term, head.record.version))
         if self.finished:
             log.info(
                 "the federation has finished already: to train on, export its model and start another one",
@@ -258,9 +265,22 @@ class Leader:
             log.warning("clipped", update=str(update.id), norm=admitted.norm_before, to=admitted.norm)
         if not self._held:
             self._oldest_held = self._clock()
-        folded = self._model.fold(admitted.update, now=self._now(), norm=admitted.norm)
+        folded = self._model.fold(
+            admitted.update, now=self._now(), published_at=delivery.published_at, norm=admitted.norm
+        )
         # Held until committed: if this process dies now, the broker delivers them again.
         self._held.append(delivery.tag)
+        self._tell(
+            Applied(
+                str(update.id),
+                update.base_version,
+                folded.staleness,
+                folded.weight,
+                update.examples,
+                len(delivery.body),
+                4 * update.vector.size,
+            )
+        )
         log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)
 
     def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
@@ -274,6 +294,7 @@ class Leader:
             self._broker.ack([delivery.tag])
             return
         self._model.note_evaluation(evaluation)
+        self._tell(Evaluated(evaluation.evaluator, evaluation.version, evaluation.metrics))
         log.info(
             "evaluated",
             version=evaluation.version,
@@ -289,6 +310,8 @@ class Leader:
         """Move a message to F.rejected with the reason, and count it."""
         log.warning("refused", reason=str(refused.reason), detail=refused.detail, **headers)
         self._model.note_refusal(headers.get("worker"))
+        told = headers.get("id", ""), headers.get("worker", delivery.user or "")
+        self._tell(Rejected(*told, str(refused.reason), refused.detail))
         self._broker.publish(
             self._charge.topology.rejected_in.name,
             "",
@@ -300,6 +323,7 @@ class Leader:
                 "user": delivery.user or "",
                 "from": self._charge.topology.updates.name,
                 "through": delivery.exchange,
+                "published_at": f"{delivery.published_at:.3f}",
                 "at": f"{self._now():.3f}",
             },
         )
@@ -326,7 +350,21 @@ class Leader:
             now=self._now(),
             finished=self.finished,
         )
+        began = self._clock()
         self._parent = self._publish(record)
+        self._tell(
+            Committed(
+                record.version,
+                record.term,
+                record.updates,
+                record.rejected,
+                record.target_held,
+                record.best.version if record.best else -1,
+                record.elapsed_s,
+                self._clock() - began,
+                record.finished,
+            )
+        )
         held = self._held if self._held_evaluation is None else [*self._held, self._held_evaluation]
         self._broker.ack(held)
         log.info(

@@ -17,7 +17,7 @@ def topology_definitions(topology: Topology, vhost: str) -> Definitions:
             {
                 "name": each.name,
                 "vhost": vhost,
-                "type": "fanout",
+                "type": each.kind,
                 "durable": True,
                 "auto_delete": False,
                 "internal": False,
@@ -36,16 +36,14 @@ def topology_definitions(topology: Topology, vhost: str) -> Definitions:
             for each in topology.queues
         ],
         "bindings": [
-            {
-                "source": exchange.name,
-                "vhost": vhost,
-                "destination": queue.name,
-                "destination_type": "queue",
-                "routing_key": "",
-                "arguments": {},
-            }
+            _binding(exchange.name, vhost, queue.name, "queue", "")
             for queue in topology.queues
             for exchange in queue.exchanges
+        ]
+        + [
+            _binding(source.name, vhost, exchange.name, "exchange", "#")
+            for exchange in topology.exchanges
+            for source in exchange.sources
         ],
     }
 
@@ -55,4 +53,15 @@ def user_definitions(users: Mapping[str, tuple[Rights, str]], vhost: str) -> Def
     return {
         "users": [user_definition(name, rights, hashed) for name, (rights, hashed) in users.items()],
         "permissions": [permission_definition(name, rights, vhost) for name, (rights, _) in users.items()],
+    }
+
+
+def _binding(source: str, vhost: str, target: str, kind: str, routing_key: str) -> dict[str, object]:
+    return {
+        "source": source,
+        "vhost": vhost,
+        "destination": target,
+        "destination_type": kind,
+        "routing_key": routing_key,
+        "arguments": {},
     }

@@ -134,11 +134,11 @@ class Management:
         """
         vhost = _quoted(self.vhost)
         if kind == "bindings":
-            source, queue = definition["source"], definition["destination"]
-            path = f"bindings/{vhost}/e/{_quoted(str(source))}/q/{_quoted(str(queue))}"
-            self._do(
-                "POST", path, f"the binding of {queue} to {source}", {"routing_key": "", "arguments": {}}
-            )
+            source, target = definition["source"], definition["destination"]
+            kind_of_target = str(definition["destination_type"])[0]
+            path = f"bindings/{vhost}/e/{_quoted(str(source))}/{kind_of_target}/{_quoted(str(target))}"
+            said = {"routing_key": definition["routing_key"], "arguments": {}}
+            self._do("POST", path, f"the binding of {target} to {source}", said)
         else:
             name = str(definition["name"])
             self._do("PUT", f"{kind}/{vhost}/{_quoted(name)}", f"{kind.removesuffix('s')} {name}", definition)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import IO, Self
 
-from fluffle.broker import Broker, Delivery
+from fluffle.broker import LAST_SECOND, Broker, Delivery
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.models import SLOW_LINK_S
 from fluffle.topology import Topology
@@ -22,8 +22,6 @@ from fluffle.topology import Topology
 MOST_AT_ONCE = 65_535
 # So many are removed between two steps of a progress bar.
 AT_ONCE = 256
-# Of the year 9999, the last that can be shown.
-LAST_SECOND = 253_370_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

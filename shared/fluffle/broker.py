@@ -10,6 +10,9 @@ from typing import Protocol, Self
 
 from fluffle.topology import Topology
 
+# Of the year 9999, the last that can be shown.
+LAST_SECOND = 253_370_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
@@ -27,6 +30,16 @@ class Delivery:
     exchange: str = ""
     headers: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def published_at(self) -> float:
+        """When its sender says that it published this: Unix time in seconds, 0 where it says nothing."""
+        said = self.headers.get("at")
+        try:
+            seconds = float(said) if isinstance(said, str) else 0.0
+        except ValueError:
+            return 0.0
+        return seconds if 0 <= seconds < LAST_SECOND else 0.0
+
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
@@ -41,6 +54,13 @@ class StreamReader(Protocol):
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """Return the next body, or None when none came, and none was on its way, for `timeout_s`."""
+
+
+class Listener(Protocol):
+    """Hears what is told on an exchange from now on; of those who do not keep up, the oldest is dropped."""
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """Return the next message, which needs no ack, or None when none came within the time."""
 
 
 class Broker(Protocol):
@@ -68,6 +88,15 @@ class Broker(Protocol):
         """Publish a message whose sender is another user; "" stands for nobody.
 
         RabbitMQ refuses that (AccessRefused) unless the connection's user has the tag `impersonator`.
+        """
+
+    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+        """Send a message to whoever listens, without waiting: it may be lost, and never raises."""
+
+    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[Listener]:
+        """Hear all that is told on a topic exchange, through a queue of one's own.
+
+        The queue is called as the exchange, a dot and `name`, which nobody else may use meanwhile.
         """
 
     def consume(self, queue: str, *, prefetch: int) -> None:

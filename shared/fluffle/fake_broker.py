@@ -10,15 +10,15 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
-from fluffle.broker import Delivery, QueueState, StreamReader
+from fluffle.broker import Delivery, Listener, QueueState, StreamReader
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
 from fluffle.message_size import require_message_fits
-from fluffle.topology import MAX_MESSAGE_BYTES, Queue, Topology
+from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
 
 
 @dataclass
@@ -61,6 +61,8 @@ class FakeServer:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     exchanges: dict[str, list[str]] = field(default_factory=dict)
     queues: dict[str, _FakeQueue] = field(default_factory=dict)
+    listeners: dict[str, dict[str, deque[Delivery]]] = field(default_factory=dict)
+    last_topic: str = ""
     changed: threading.Condition = field(default_factory=threading.Condition)
     last_tag: int = 0
 
@@ -138,6 +140,8 @@ class FakeBroker:
         with self._connected():
             for exchange in topology.exchanges:
                 self._server.exchanges.setdefault(exchange.name, [])
+                for source in exchange.sources:
+                    self._server.listeners[source.name] = self._server.listeners.setdefault(exchange.name, {})
             for queue in topology.queues:
                 self._declare_queue(queue)
 
@@ -179,6 +183,26 @@ class FakeBroker:
                 raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
             for target in targets:
                 target.put(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
+
+    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+        """See Broker."""
+        with suppress(ConnectionLost), self._connected():
+            self._server.last_topic = routing_key
+            for heard in self._server.listeners.get(exchange, {}).values():
+                heard.append(Delivery(0, bytes(body), 0, self._user, exchange))
+
+    @contextmanager
+    def listen(self, exchange: str, *, name: str) -> Iterator[Listener]:
+        """See Broker."""
+        heard: deque[Delivery] = deque(maxlen=LISTENER_MAX_MESSAGES)
+        with self._connected():
+            if exchange not in self._server.exchanges:
+                raise TopologyMissing(f"exchange {exchange} is not on this fake broker")
+            self._server.listeners.setdefault(exchange, {})[name] = heard
+        try:
+            yield _FakeListener(self, self._server, heard)
+        finally:
+            del self._server.listeners[exchange][name]
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -318,3 +342,17 @@ class _FakeStreamReader:
     def _is_lost(self) -> bool:
         is_there = self._server.queues.get(self._stream.queue.name) is self._stream
         return not (self._broker.is_open and is_there)
+
+
+class _FakeListener:
+    def __init__(self, broker: FakeBroker, server: FakeServer, heard: deque[Delivery]) -> None:
+        self._broker = broker
+        self._server = server
+        self._heard = heard
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        with self._server.changed:
+            self._server.wait_for(lambda: bool(self._heard) or not self._broker.is_open, timeout_s)
+            if not self._broker.is_open:
+                raise ConnectionLost("the fake connection is closed")
+            return self._heard.popleft() if self._heard else None

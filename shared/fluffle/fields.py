@@ -126,6 +126,10 @@ class Fields:
         """Take a map."""
         return Fields(self.take(name, dict), inside=f"{self._inside}{name}.")
 
+    def row(self, name: str, columns: Sequence[str]) -> Fields:
+        """Take a list with these columns."""
+        return self._row(name, self.take(name, list), columns)
+
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[Fields]:
         """Take a list of lists, each with these columns; one row at a time, since there may be many."""
         rows: list[object] = self.take(name, list)

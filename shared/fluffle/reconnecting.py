@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, QueueFull, StreamUnreadable
+from fluffle.events import Left
 from fluffle.logs import get_logger
+from fluffle.telling import SILENCE, Teller
 
 log = get_logger(__name__)
 
@@ -20,12 +22,16 @@ LONGEST_WAIT_S = 10.0
 
 
 def work_with_new_connections(
-    connect: Callable[[], Broker], work: Callable[[Broker], None], stop: threading.Event
+    connect: Callable[[], Broker],
+    work: Callable[[Broker], None],
+    stop: threading.Event,
+    teller: Teller = SILENCE,
 ) -> None:
     """Run `work` on a connection until it returns, anew on a new one whenever one is lost.
 
     A connection that is lost for the first time in a while is made anew at once. The more of them are lost
-    soon after one another, the longer are the waits, so that a broker in trouble is not stormed. Returns when
+    soon after one another, the longer are the waits, so that a broker in trouble is not stormed. What
+    `teller` is told meanwhile goes over the connection that there is. Returns when
     `work` has, or when `stop` is set while there is no connection. What `connect` raises, such as
     ConnectionLost after all its patience, is the caller's, and so is any other error of `work`.
     """
@@ -38,7 +44,7 @@ def work_with_new_connections(
                 return
             raise
         began = time.monotonic()
-        with broker:
+        with broker, teller.over(broker):
             try:
                 work(broker)
             except (ConnectionLost, QueueFull, StreamUnreadable) as error:
@@ -48,6 +54,7 @@ def work_with_new_connections(
                 losses += 1
                 log.warning("lost the broker; connecting again", because=str(error), wait_s=round(wait_s, 1))
             else:
+                teller(Left("it was asked to stop" if stop.is_set() else "the federation has finished"))
                 return
         stop.wait(wait_s)
 

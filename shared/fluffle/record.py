@@ -15,12 +15,18 @@ MAX_NORMS = 101
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """One update that a version contains, with the staleness and the weight that it was given."""
+    """One update that a version contains, with the staleness and the weight that it was given.
+
+    When it was published is said by its worker's clock, and when it was received by the aggregator's: Unix
+    time in seconds, 0 where nobody knows. For people, never for decisions.
+    """
 
     id: UpdateId
     base_version: int
     staleness: int
     weight: float
+    published_at: float = 0.0
+    received_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,11 @@ class Rights:
 
 
 def _worker(own: str) -> Rights:
-    return Rights(write=rf"^{own}\.updates$", read=rf"^{own}\.models$")
+    return Rights(write=rf"^{own}\.(updates|member-events)$", read=rf"^{own}\.models$")
 
 
 def _evaluator(own: str) -> Rights:
-    return Rights(write=rf"^{own}\.evaluations$", read=rf"^{own}\.models$")
+    return Rights(write=rf"^{own}\.(evaluations|member-events)$", read=rf"^{own}\.models$")
 
 
 def _aggregator(own: str) -> Rights:
@@ -46,8 +46,10 @@ def _aggregator(own: str) -> Rights:
     return Rights(rf"^{own}\.", rf"^{own}\.", rf"^{own}\.")
 
 
-def _monitor(_own: str) -> Rights:
-    return Rights(tags=frozenset({"monitoring"}))
+def _monitor(own: str) -> Rights:
+    # Its own queues, to listen to what happens, and the models, whose records say what has happened.
+    listens = rf"^{own}\.events\."
+    return Rights(listens, listens, rf"^{own}\.(events|events\..*|models)$", frozenset({"monitoring"}))
 
 
 def _operator(_own: str) -> Rights:

@@ -38,7 +38,8 @@ MAX_PARAMETERS: Final = MAX_MESSAGE_BYTES // 4
 # numpy knows no more dimensions.
 MAX_DIMENSIONS: Final = 64
 MAX_MOMENTS: Final = 8
-FOLDED_COLUMNS: Final = ("worker", "run", "sequence", "base_version", "staleness", "weight")
+FOLDED_FACTS: Final = ("base_version", "staleness", "weight", "published_at", "received_at")
+FOLDED_COLUMNS: Final = ("worker", "run", "sequence", *FOLDED_FACTS)
 CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
 
 
@@ -103,7 +104,7 @@ def version_header(version: ModelVersion) -> Header:
             for (worker, run), log in version.applied.runs.items()
         ],
         "folded": [
-            [one.id.worker, one.id.run, one.id.sequence, one.base_version, one.staleness, one.weight]
+            [one.id.worker, one.id.run, one.id.sequence, *(getattr(one, fact) for fact in FOLDED_FACTS)]
             for one in version.folded
         ],
         "norms": list(version.norms),
@@ -231,7 +232,12 @@ def read_version(
         applied=_applied(fields),
         folded=tuple(
             Folded(
-                _id(row), row.integer("base_version", 0), row.integer("staleness", 0), row.number("weight")
+                _id(row),
+                row.integer("base_version", 0),
+                row.integer("staleness", 0),
+                row.number("weight"),
+                row.number("published_at"),
+                row.number("received_at"),
             )
             for row in fields.rows("folded", FOLDED_COLUMNS)
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 MIB = 1024 * 1024
 
@@ -21,14 +22,22 @@ REJECTED_MAX_BYTES = 1024 * MIB
 
 HEAD_LENGTH = 4
 
+# For each who listens to events: the newest of them.
+LISTENER_MAX_MESSAGES, LISTENER_MAX_BYTES = 10_000, 16 * MIB
+
 Argument = str | int | bool
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A durable fanout exchange: routing keys come from whoever publishes, so nothing trusts them."""
+    """A durable exchange, and the exchanges whose messages it gets too.
+
+    Most are fanouts: routing keys come from whoever publishes, so nothing trusts them.
+    """
 
     name: str
+    kind: Literal["fanout", "topic"] = "fanout"
+    sources: tuple[Exchange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,9 @@ class Topology:
     `versions_in` feeds the head queue and the stream of models, `rejected_in` the queue of what was refused.
     `head_in` and `models_in` feed one of the two alone, so that nobody needs the default exchange: who may
     write there may write to every queue, those of other federations too.
+
+    Everybody tells what happens to whoever listens on `events`: workers and evaluators through
+    `member_events_in`, so that a listener knows what comes from an aggregator.
     """
 
     federation: str
@@ -58,6 +70,8 @@ class Topology:
     head_in: Exchange
     models_in: Exchange
     rejected_in: Exchange
+    member_events_in: Exchange
+    events: Exchange
     updates: Queue
     rejected: Queue
     head: Queue
@@ -70,7 +84,7 @@ class Topology:
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
-        """Every exchange, once."""
+        """Every exchange, once, and after its sources."""
         return (
             self.updates_in,
             self.evaluations_in,
@@ -78,6 +92,8 @@ class Topology:
             self.head_in,
             self.models_in,
             self.rejected_in,
+            self.member_events_in,
+            self.events,
         )
 
 
@@ -89,6 +105,7 @@ def topology_of(federation: str) -> Topology:
     # an exchange may bind the one to the other (docs/decisions/0006).
     versions = Exchange(f"{federation}.versions")
     head, models = Exchange(f"{federation}.head"), Exchange(f"{federation}.stream")
+    member_events = Exchange(f"{federation}.member-events", "topic")
     return Topology(
         federation,
         updates_in=updates,
@@ -97,6 +114,8 @@ def topology_of(federation: str) -> Topology:
         head_in=head,
         models_in=models,
         rejected_in=rejected,
+        member_events_in=member_events,
+        events=Exchange(f"{federation}.events", "topic", (member_events,)),
         updates=Queue(
             f"{federation}.updates",
             (updates, evaluations),

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 import xxhash
 
-from fluffle import schema
+from fluffle import events, schema
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, travelling
 from fluffle.errors import MessageTooLarge, WireError
@@ -36,6 +36,7 @@ BIN32_PREFIX_BYTES: Final = 5
 # record has room for all that fluffle.update lets a model remember.
 INBOUND: Final = HeaderLimits(64 * 1024, 256)
 RECORD: Final = HeaderLimits(8 * MIB, 360_000)
+REPORT: Final = HeaderLimits(MIB, 16_384)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
@@ -81,6 +82,18 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     vector = travelling(codec, compress(codec, version.vector, random))
     header = schema.copy_header(version, codec, digest)
     return _join(header, [vector, memoryview(version.integers)], RECORD)
+
+
+def encode_report(report: events.Report) -> bytes:
+    """Return the message in which a part tells what happened."""
+    return _join(events.report_header(report), [], REPORT)
+
+
+def decode_report(body: bytes) -> events.Report:
+    """Read what a part tells. Raises WireError that names the field."""
+    fields, payload = _split(body, REPORT)
+    fields.choice("kind", ("events",))
+    return events.read_report(fields.text("federation", 64), fields, payload)
 
 
 def decode_inbound(

@@ -40,7 +40,8 @@ from fluffle_cli.users import hash_of
 OWN, OTHER = topology_of("matrix"), topology_of("matrix-2")
 EVERYBODY = frozenset(ROLES)
 LEADERS = frozenset({"aggregator", "operator"})
-READERS = LEADERS | {"worker", "evaluator"}
+READERS = LEADERS | {"worker", "evaluator", "monitor"}
+LISTENERS = LEADERS | {"monitor"}
 OPERATOR = frozenset({"operator"})
 
 Row = tuple[str, Operation, frozenset[str]]
@@ -70,10 +71,15 @@ def federations(logins: Logins, managed_node: BrokerNode) -> Iterator[RabbitBrok
 
 def of_exchanges() -> Iterator[Row]:
     """What can be done with the exchanges of one's own federation."""
-    writers = {OWN.updates_in.name: {"worker"}, OWN.evaluations_in.name: {"evaluator"}}
-    for name in (exchange.name for exchange in OWN.exchanges):
+    writers = {
+        OWN.updates_in.name: {"worker"},
+        OWN.evaluations_in.name: {"evaluator"},
+        OWN.member_events_in.name: {"worker", "evaluator"},
+    }
+    for exchange in OWN.exchanges:
+        name = exchange.name
         yield f"publish to {name}", publishes(name), LEADERS | writers.get(name, set())
-        yield f"declare exchange {name}", declares_exchange(name), LEADERS
+        yield f"declare exchange {name}", declares_exchange(name, exchange.kind), LEADERS
         for queue in OWN.queues:
             yield f"bind {queue.name} to {name}", binds(queue.name, name), LEADERS
             yield f"unbind {queue.name} from {name}", unbinds(queue.name, name), LEADERS
@@ -126,6 +132,10 @@ def beyond() -> Iterator[Row]:
     yield "declare an exchange of any name", declares_exchange("mine"), OPERATOR
     yield "publish to amq.fanout", publishes("amq.fanout"), OPERATOR
     yield "join the models to amq.fanout", joins("amq.fanout", OWN.versions_in.name), OPERATOR
+    yield "declare a queue to listen with", declares("matrix.events.mine"), LISTENERS
+    yield "listen to the events", binds("matrix.events.mine", OWN.events.name), LISTENERS
+    yield "listen to the updates", binds("matrix.events.mine", OWN.updates_in.name), LEADERS
+    yield "stop listening", deletes("matrix.events.mine"), LISTENERS
     yield "declare a queue of one's own federation", declares("matrix.mine"), LEADERS
     yield "delete that queue", deletes("matrix.mine"), LEADERS
 

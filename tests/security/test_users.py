@@ -120,7 +120,7 @@ def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
 
     account = management.account("site-o")
     assert refused.exit_code == 2
-    assert r"write ^digits\.updates$" in refused.output
+    assert r"write ^digits\.(updates|member-events)$" in refused.output
     assert "one role in one federation" in refused.output
     assert account is not None
     assert account.rights_on("/") == rights_of("worker", "digits")

@@ -193,7 +193,8 @@ def test_workers_and_evaluators_publish_updates_and_read_models_and_nothing_else
     names = names_in(topology) | {*others}
     for user, exchange in (("worker-3", topology.updates_in), ("evaluator", topology.evaluations_in)):
         rights = permissions[user]
-        assert {name for name in names if may(rights, "write", name)} == {exchange.name}
+        writes = {exchange.name, topology.member_events_in.name}
+        assert {name for name in names if may(rights, "write", name)} == writes
         assert {name for name in names if may(rights, "read", name)} == {topology.models.name}
         assert not [name for name in names if name and may(rights, "configure", name)]
 

@@ -11,6 +11,7 @@ from fluffle.errors import TaskError
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
+from fluffle.telling import ReportingTeller
 from fluffle.topology import MIB, topology_of
 from fluffle_worker.evaluator import Evaluator
 from fluffle_worker.loop import Worker
@@ -68,6 +69,7 @@ def run(settings: WorkerSettings) -> None:
             show_round=RoundDisplay(console).show,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
+            teller=ReportingTeller(topology, role="worker", name=settings.worker_name),
         )
         worker.work(
             lambda: connect(settings),
@@ -79,7 +81,13 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     """Be an evaluator until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
     topology = topology_of(settings.federation)
-    evaluator = Evaluator(name=settings.name, task=load_task(settings.task), topology=topology, stop=stop)
+    evaluator = Evaluator(
+        name=settings.name,
+        task=load_task(settings.task),
+        topology=topology,
+        stop=stop,
+        teller=ReportingTeller(topology, role="evaluator", name=settings.name),
+    )
     name = f"{settings.federation}/evaluator/{settings.name}"
     evaluator.work(
         lambda: connect_to_federation(

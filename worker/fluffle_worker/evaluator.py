@@ -14,6 +14,7 @@ from fluffle.models import newest_version
 from fluffle.reconnecting import work_with_new_connections
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.task import Task
+from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
 from fluffle.wire import encode_evaluation
 
@@ -23,12 +24,21 @@ log = get_logger(__name__)
 class Evaluator:
     """Evaluates the newest version that it can keep up with; the versions in between are left out."""
 
-    def __init__(self, *, name: str, task: Task, topology: Topology, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        task: Task,
+        topology: Topology,
+        stop: threading.Event,
+        teller: Teller = SILENCE,
+    ) -> None:
         self.name = name
         self._task = task
         self._layout = Layout.of(task.initial_weights(0))
         self._topology = topology
         self._stop = stop
+        self._tell = teller
         self._last: Rank | None = None
 
     def work(self, connect: Callable[[], Broker]) -> None:
@@ -37,7 +47,7 @@ class Evaluator:
         A lost connection is made anew. Raises LayoutError when the federation's model is another than the
         task's.
         """
-        work_with_new_connections(connect, self._work_on, self._stop)
+        work_with_new_connections(connect, self._work_on, self._stop, self._tell)
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):

@@ -19,6 +19,7 @@ from fluffle.broker import Broker
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
+from fluffle.events import Progressed, Published, Started, Trained
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.model import Layout, Vector
@@ -26,12 +27,16 @@ from fluffle.models import newest_version
 from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
 from fluffle.task import Progress, Task
+from fluffle.telling import SILENCE, Teller
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import NoRoomForResidual, Spool
 
 log = get_logger(__name__)
+
+# How often listeners are told how far a round is.
+TELL_EVERY_S = 1.0
 
 Connect = Callable[[], Broker]
 ShowRound = Callable[[str], AbstractContextManager[Progress]]
@@ -56,6 +61,7 @@ class Worker:
         show_round: ShowRound,
         stop: threading.Event,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        teller: Teller = SILENCE,
     ) -> None:
         """Make a worker of a task whose data is prepared already; `seed` orders its minibatches.
 
@@ -71,6 +77,7 @@ class Worker:
         self._show_round = show_round
         self._stop = stop
         self._max_message_bytes = max_message_bytes
+        self._tell = teller
         self._rounds = 0
         self._last: ModelVersion | None = None
 
@@ -90,7 +97,7 @@ class Worker:
             log.info("updates of an earlier run wait in the spool", updates=self._spool.waiting)
         try:
             with suppress(Stopped):
-                work_with_new_connections(connect_or_train, self._work_on, self._stop)
+                work_with_new_connections(connect_or_train, self._work_on, self._stop, self._tell)
         finally:
             if self._spool.waiting:
                 log.warning(
@@ -150,15 +157,20 @@ class Worker:
         update_id = self._spool.next_id
         sequence = update_id.sequence
         log.debug("round started", version=version.version, sequence=sequence)
-        started = time.monotonic()
+        self._tell(Started(str(update_id), version.version))
+        started = told_at = time.monotonic()
         seed = int(np.random.SeedSequence([self._seed, sequence]).generate_state(1)[0])
         weights = version.layout.restore(version.vector, version.integers)
         with self._show_round(f"version {version.version}, round {sequence}") as show:
 
             def progress(done: int, total: int) -> None:
+                nonlocal told_at
                 if self._stop.is_set():
                     raise Stopped
                 show(done, total)
+                if time.monotonic() - told_at >= TELL_EVERY_S:
+                    told_at = time.monotonic()
+                    self._tell(Progressed(str(update_id), done, total))
 
             trained = self._task.train(weights, version.plan, seed=seed, progress=progress)
         if self._delay_s:
@@ -171,6 +183,7 @@ class Worker:
             np.subtract(vector, version.vector, out=vector)
         self._rounds += 1
         train_s = time.monotonic() - started
+        self._tell(Trained(str(update_id), version.version, train_s))
         log.info(
             "round trained",
             version=version.version,
@@ -212,13 +225,14 @@ class Worker:
             update_id, body = waiting
             self._publish(broker, update_id, body)
             self._spool.confirm()
+            self._tell(Published(str(update_id), len(body)))
             log.info("update published", update=str(update_id), size_bytes=len(body))
             if self._stop.is_set():
                 raise Stopped
 
     def _publish(self, broker: Broker, update_id: UpdateId, body: bytes) -> None:
         """Send an update until the broker has it; a full queue is waited for."""
-        headers = {"kind": "update", "id": str(update_id), "worker": self.name}
+        headers = {"kind": "update", "id": str(update_id), "worker": self.name, "at": f"{time.time():.3f}"}
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(QueueFull),
             wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),

@@ -23,15 +23,17 @@ from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.message_size import require_message_fits
 from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
+from fluffle.rabbit.listener import RabbitListener
 from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
-from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Queue, Topology
+from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
 
 # Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
 # RabbitMQ's channel sends a quorum queue 32 commands ahead of its answers, and keeps the others to itself.
 ACKS_AT_ONCE = 16
+CONTENT_TYPE = "application/vnd.fluffle+msgpack"
 # What a message counts as whose deliveries are not told.
 SUSPICIOUS = 2
 
@@ -85,13 +87,7 @@ class RabbitBroker:
         """See Broker."""
         for exchange in topology.exchanges:
             self._connection.apart(
-                functools.partial(
-                    BlockingChannel.exchange_declare,
-                    exchange=exchange.name,
-                    exchange_type="fanout",
-                    durable=True,
-                ),
-                f"exchange {exchange.name}",
+                functools.partial(_declare_exchange, exchange), f"exchange {exchange.name}"
             )
         for each in topology.queues:
             self._connection.apart(functools.partial(_declare_queue, each), f"queue {each.name}")
@@ -124,7 +120,7 @@ class RabbitBroker:
         require_message_fits(f"this {headers.get('kind', 'message')}", len(body), self._max_message_bytes)
         properties = pika.BasicProperties(
             delivery_mode=pika.DeliveryMode.Persistent,
-            content_type="application/vnd.fluffle+msgpack",
+            content_type=CONTENT_TYPE,
             user_id=user or None,
             message_id=headers.get("id"),
             type=headers.get("kind"),
@@ -134,6 +130,28 @@ class RabbitBroker:
             self._channel.basic_publish, exchange, routing_key, body, properties, mandatory=True
         )
         self._connection.call(send, f"exchange {exchange or routing_key}", size_bytes=len(body))
+
+    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+        """See Broker."""
+        properties = pika.BasicProperties(
+            content_type=CONTENT_TYPE,
+            user_id=self._speaks_for or self._connection.user or None,
+            type="events",
+        )
+        self._connection.tell(lambda channel: channel.basic_publish(exchange, routing_key, body, properties))
+
+    @contextmanager
+    def listen(self, exchange: str, *, name: str) -> Iterator[RabbitListener]:
+        """See Broker."""
+        connection = self._reading
+        listener = connection.call(
+            lambda: RabbitListener(connection, exchange, f"{exchange}.{name}"), f"exchange {exchange}"
+        )
+        try:
+            yield listener
+        finally:
+            if connection.failure is None:
+                connection.call(listener.close, f"exchange {exchange}")
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -263,6 +281,12 @@ class RabbitBroker:
         self._connection.failure = TopologyMissing(
             f"RabbitMQ cancelled the consumer {method.method.consumer_tag}: its queue was deleted"
         )
+
+
+def _declare_exchange(each: Exchange, channel: BlockingChannel) -> None:
+    channel.exchange_declare(each.name, exchange_type=each.kind, durable=True)
+    for source in each.sources:
+        channel.exchange_bind(each.name, source.name, "#")
 
 
 def _declare_queue(each: Queue, channel: BlockingChannel) -> None:

@@ -86,6 +86,7 @@ class RabbitConnection:
         self._on_end = on_end
         self.stop = stop or threading.Event()
         self._given_up = False
+        self._telling: BlockingChannel | None = None
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -163,6 +164,24 @@ class RabbitConnection:
 
         return self.call(run, what)
 
+    def tell(self, send: Callable[[BlockingChannel], None]) -> None:
+        """Send something that may be lost, on a channel for such things, without waiting for anything.
+
+        Nothing is sent while an alarm would hold it up, nor once RabbitMQ has refused it.
+        """
+
+        def command() -> None:
+            if self._is_blocked:
+                return
+            if self._telling is None:
+                self._telling = self._connection.channel()
+            if self._telling.is_open:
+                with suppress(pika.exceptions.AMQPChannelError):
+                    send(self._telling)
+
+        self._commands.append(command)
+        self.wake()
+
     @property
     def traffic_bytes(self) -> int:
         """The bytes that have come so far; heartbeats are 8 each."""
@@ -210,6 +229,8 @@ class RabbitConnection:
         try:
             while not self._closing:
                 self._turn()
+            # What was to be told at the end.
+            self._do_what_is_asked()
             self._connection.close()
         except BrokerError as error:
             self.failure = error
@@ -222,10 +243,13 @@ class RabbitConnection:
                 with suppress(pika.exceptions.AMQPError, OSError):
                     self._connection.close()
 
-    def _turn(self) -> None:
-        self._wake.clear()
+    def _do_what_is_asked(self) -> None:
         while self._commands:
             self._commands.popleft()()
+
+    def _turn(self) -> None:
+        self._wake.clear()
+        self._do_what_is_asked()
         if not self.channel.is_open:
             # A consumer timeout or a missing right closes the channel without an exception here.
             raise ConnectionLost("RabbitMQ closed the channel")

@@ -1,0 +1,97 @@
+"""Tells what happens in this process to whoever listens, and is never in the way of the work."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Protocol
+
+from fluffle.broker import Broker
+from fluffle.errors import FluffleError
+from fluffle.events import MAX_EVENTS, Event, Happened, Joined, Report, Role
+from fluffle.logs import get_logger
+from fluffle.topology import Topology
+from fluffle.wire import encode_report
+
+log = get_logger(__name__)
+
+EVERY_S = 0.25
+# What waits while there is no connection; beyond it the oldest is forgotten.
+MOST_WAITING = 4 * MAX_EVENTS
+
+
+class Teller(Protocol):
+    """Called with an event, tells it soon, if there is a connection to tell it over."""
+
+    def __call__(self, event: Event) -> None:
+        """Tell an event; costs microseconds."""
+
+    def over(self, broker: Broker) -> AbstractContextManager[object]:
+        """Tell over this connection while the block lasts."""
+
+
+class _Silence:
+    """Tells nobody."""
+
+    def __call__(self, event: Event) -> None:
+        """See Teller."""
+
+    def over(self, broker: Broker) -> AbstractContextManager[object]:
+        """See Teller."""
+        return nullcontext(broker)
+
+
+SILENCE = _Silence()
+
+
+class ReportingTeller:
+    """Sends what it is told as reports, from a thread of its own."""
+
+    def __init__(self, topology: Topology, *, role: Role, name: str) -> None:
+        """Tell in the name of one part of the federation."""
+        exchange = topology.events if role == "aggregator" else topology.member_events_in
+        self._exchange = exchange.name
+        self._federation = topology.federation
+        self._role: Role = role
+        self._name = name
+        self._waiting: deque[Happened] = deque(maxlen=MOST_WAITING)
+        # One report after the other, so that events keep their order.
+        self._sending = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """See Teller."""
+        self._waiting.append(Happened(time.time(), event))
+
+    @contextmanager
+    def over(self, broker: Broker) -> Iterator[None]:
+        """See Teller."""
+        self(Joined())
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.wait(EVERY_S):
+                self._send(broker)
+
+        thread = threading.Thread(target=run, name="events", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._send(broker)
+
+    def _send(self, broker: Broker) -> None:
+        with self._sending:
+            while self._waiting:
+                some = [self._waiting.popleft() for _ in range(min(MAX_EVENTS, len(self._waiting)))]
+                report = Report(self._federation, self._role, self._name, tuple(some))
+                try:
+                    body = encode_report(report)
+                except FluffleError as error:
+                    log.warning("some events are not told", events=len(some), because=str(error))
+                else:
+                    broker.tell(self._exchange, f"{self._role}.{self._name}", body)

@@ -1,0 +1,169 @@
+"""Events: each kind travels as it is, what is broken is refused, and telling is never in the way."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytest
+from federation import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluffle.errors import WireError
+from fluffle.events import (
+    KINDS,
+    MAX_EVENTS,
+    MAX_TEXT,
+    Applied,
+    Evaluated,
+    Event,
+    Happened,
+    Joined,
+    Left,
+    Published,
+    Report,
+    read_report,
+    report_header,
+)
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.fields import Fields
+from fluffle.record import Hello
+from fluffle.telling import EVERY_S, MOST_WAITING, ReportingTeller
+from fluffle.topology import topology_of
+from fluffle.wire import decode_report, encode_hello, encode_report
+
+TOPOLOGY = topology_of("digits")
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+VALUES: Mapping[str, st.SearchStrategy[Any]] = {
+    "str": st.text(max_size=MAX_TEXT),
+    "int": st.integers(-(2**63) + 1, 2**63),
+    "float": NUMBERS,
+    "Mapping[str, float]": st.dictionaries(st.sampled_from(["accuracy", "loss"]), NUMBERS),
+}
+
+
+def any_of(kind: type[Event]) -> st.SearchStrategy[Event]:
+    """Return events of one kind with any values."""
+    return st.builds(kind, *(VALUES[str(each.type)] for each in fields(kind)))
+
+
+@given(events=st.lists(st.one_of(*map(any_of, KINDS.values())), max_size=8), at=NUMBERS)
+def test_a_report_comes_back_as_it_was_sent(events: list[Event], at: float) -> None:
+    report = Report("digits", "worker", "w1", tuple(Happened(at, event) for event in events))
+
+    assert decode_report(encode_report(report)) == report
+
+
+def test_a_long_text_is_cut_and_a_metric_that_is_no_number_is_left_out() -> None:
+    events = Left("x" * 2 * MAX_TEXT), Evaluated("e", 1, {"loss": math.nan, "accuracy": 0.5})
+    report = Report("digits", "aggregator", "a", tuple(Happened(0.0, event) for event in events))
+
+    left, evaluated = (each.event for each in decode_report(encode_report(report)).events)
+
+    assert left == Left("x" * MAX_TEXT)
+    assert evaluated == Evaluated("e", 1, {"accuracy": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("events", "said"),
+    [
+        ([["exploded", 0.0, []]], r"events\[0\].event: unknown 'exploded'"),
+        ([["joined", "noon", []]], r"events\[0\].at: expected int or float"),
+        ([["joined", 0.0, [1]]], r"events\[0\].values: expected a list of"),
+        ([["left", 0.0, [7]]], r"events\[0\].values.because: expected str"),
+        ([["left", 0.0, ["x" * (MAX_TEXT + 1)]]], r"because: 501 characters"),
+        ([["joined", 0.0, []]] * (MAX_EVENTS + 1), r"events: 257 of them, at most 256"),
+    ],
+)
+def test_a_broken_report_is_refused_by_the_field_at_fault(events: list[object], said: str) -> None:
+    header = {"role": "worker", "name": "w1", "events": events}
+
+    with pytest.raises(WireError, match=said):
+        read_report("digits", Fields(header), memoryview(b""))
+
+
+def test_another_message_is_no_report() -> None:
+    with pytest.raises(WireError, match="field kind: unknown 'hello'"):
+        decode_report(encode_hello(Hello("digits", "w1")))
+
+
+@pytest.fixture
+def server() -> FakeServer:
+    server = FakeServer()
+    with FakeBroker(server) as broker:
+        broker.declare(TOPOLOGY)
+    return server
+
+
+def heard_by(server: FakeServer) -> list[Report]:
+    """Return what waits for the one who listens."""
+    [heard] = server.listeners[TOPOLOGY.events.name].values()
+    return [decode_report(delivery.body) for delivery in heard]
+
+
+def test_what_is_told_is_heard_in_its_order_in_the_name_of_its_part(server: FakeServer) -> None:
+    told: list[Event] = [Published(f"w1/r1/{number}", 10) for number in range(MAX_EVENTS + 5)]
+    teller = ReportingTeller(TOPOLOGY, role="worker", name="w1")
+    with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
+        with teller.over(broker):
+            for event in told:
+                teller(event)
+        reports = heard_by(server)
+
+    assert [each.event for report in reports for each in report.events] == [Joined(), *told]
+    assert {(report.role, report.name) for report in reports} == {("worker", "w1")}
+    assert server.last_topic == "worker.w1"
+
+
+def test_it_is_told_soon_and_not_only_at_the_end(server: FakeServer) -> None:
+    teller = ReportingTeller(TOPOLOGY, role="aggregator", name="a")
+    with (
+        FakeBroker(server) as broker,
+        broker.listen(TOPOLOGY.events.name, name="test"),
+        teller.over(broker),
+    ):
+        wait_until(lambda: bool(heard_by(server)), "a report", deadline_s=100 * EVERY_S)
+
+
+def test_without_a_connection_the_newest_are_kept_and_told_later(server: FakeServer) -> None:
+    teller = ReportingTeller(TOPOLOGY, role="worker", name="w1")
+    for number in range(2 * MOST_WAITING):
+        teller(Published(f"w1/r1/{number}", 10))
+    with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
+        with teller.over(broker):
+            pass
+        events = [each.event for report in heard_by(server) for each in report.events]
+
+    assert len(events) == MOST_WAITING
+    assert events[-2:] == [Published(f"w1/r1/{2 * MOST_WAITING - 1}", 10), Joined()]
+
+
+def test_what_cannot_be_told_is_left_out_and_stops_nobody(server: FakeServer) -> None:
+    teller = ReportingTeller(TOPOLOGY, role="aggregator", name="a")
+    with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
+        with teller.over(broker):
+            teller(Evaluated("e", 1, {f"metric {number}": 0.0 for number in range(300_000)}))
+        with teller.over(broker):
+            teller(Left("done"))
+        events = [each.event for report in heard_by(server) for each in report.events]
+
+    assert events[-2:] == [Joined(), Left("done")]
+
+
+def test_a_header_has_nothing_but_plain_values() -> None:
+    events = (Happened(1.0, Applied("w/r/1", 0, 1, 0.5, 10, 400, 1600)),)
+
+    assert report_header(Report("digits", "aggregator", "a", events))["events"] == [
+        ["applied", 1.0, ["w/r/1", 0, 1, 0.5, 10, 400, 1600]]
+    ]
+
+
+def test_no_thread_is_left_behind(server: FakeServer) -> None:
+    with FakeBroker(server) as broker, ReportingTeller(TOPOLOGY, role="worker", name="w").over(broker):
+        assert "events" in {thread.name for thread in threading.enumerate()}
+
+    assert "events" not in {thread.name for thread in threading.enumerate()}
