@@ -112,7 +112,7 @@ class ProductSide(Side):
 
 
 class RealAggregator:
-    """Follows the log of a real aggregator, which has a line for each commit when its updates are acked."""
+    """Follows the log of a real aggregator, which has a line for each commit as its acks go out."""
 
     def __init__(self, part: Part) -> None:
         self._part = part

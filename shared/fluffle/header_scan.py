@@ -64,6 +64,9 @@ class HeaderLimits(NamedTuple):
 
 def require_readable(header: bytes, limits: HeaderLimits) -> None:
     """Raise WireError when a header, which is sound otherwise, is more than may be read."""
+    # Each item takes a byte at least.
+    if len(header) <= min(limits):
+        return
     scan = HeaderScan(header, limits)
     for _ in range(2 * scan.open_map()):
         scan.next_object()

@@ -201,7 +201,8 @@ class RabbitBroker:
             for tag, multiple in acks:
                 self._channel.basic_ack(tag, multiple=multiple)
 
-        self._connection.call(send, "the acks")
+        # RabbitMQ answers nothing to acks, and has them before all that is sent later.
+        self._connection.post(send)
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
         """See Broker."""

@@ -47,8 +47,8 @@ class RabbitConnection:
     """One connection and its main channel; it never reconnects.
 
     `is_full` says when no more is to be read for now, and `on_end` is called once, on the thread, when the
-    connection has ended for whatever reason. Functions given to `call` and `apart` run on the thread; nothing
-    else may use `channel`.
+    connection has ended for whatever reason. Functions given to `call`, `post` and `apart` run on the thread;
+    nothing else may use `channel`.
     """
 
     def __init__(
@@ -103,10 +103,9 @@ class RabbitConnection:
         `size_bytes` is what the function sends, which may take its time; how far it is, is shown meanwhile.
         """
         future: Future[Result] = Future()
-        begun = threading.Event()
 
         def command() -> None:
-            begun.set()
+            future.set_running_or_notify_cancel()
             try:
                 future.set_result(function())
             except (pika.exceptions.AMQPError, OSError) as error:
@@ -114,12 +113,11 @@ class RabbitConnection:
             except Exception as error:  # a mistake in the call: its caller's, while this thread goes on
                 future.set_exception(error)
 
-        self._commands.append(command)
-        self.wake()
+        self._ask(command)
         with Transfer("sending") as transfer:
 
             def show() -> None:
-                if begun.is_set():
+                if future.running():
                     transfer.show(max(0, size_bytes - self._unsent_bytes), size_bytes)
 
             return self._answer(future, what, size_bytes, show)
@@ -151,6 +149,15 @@ class RabbitConnection:
                 raise self.failure
         raise self.failure or ConnectionLost("the connection is closed")
 
+    def post(self, function: Callable[[], None]) -> None:
+        """Run a function on the thread, before all that is asked of it later, and wait for nothing.
+
+        What goes wrong ends the connection.
+        """
+        if self.failure:
+            raise self.failure
+        self._ask(function)
+
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
         """Run a function on a channel of its own: an error closes that channel, and nothing else."""
 
@@ -179,8 +186,7 @@ class RabbitConnection:
                 with suppress(pika.exceptions.AMQPChannelError):
                     send(self._telling)
 
-        self._commands.append(command)
-        self.wake()
+        self._ask(command)
 
     @property
     def traffic_bytes(self) -> int:
@@ -242,6 +248,10 @@ class RabbitConnection:
             if self._connection.is_open:
                 with suppress(pika.exceptions.AMQPError, OSError):
                     self._connection.close()
+
+    def _ask(self, command: Callable[[], None]) -> None:
+        self._commands.append(command)
+        self.wake()
 
     def _do_what_is_asked(self) -> None:
         while self._commands:
