@@ -96,3 +96,18 @@ def test_a_worker_does_not_train_what_it_could_not_send(tmp_path: Path) -> None:
 
     assert task.started_from == []
     assert sent_updates(server) == []
+
+
+def test_a_worker_whose_update_the_broker_does_not_take_says_which_codec_would_do_and_keeps_it(
+    tmp_path: Path,
+) -> None:
+    layout = Layout.of(CountingTask().initial_weights(0))
+    server = a_federation(replace(a_version(values=[0.0] * 2, layout=layout), integers=bytes(8)))
+    server.max_message_bytes = 13
+
+    with pytest.raises(MessageTooLarge, match=r"2 parameters in float32 .* set FLUFFLE_CODEC .* bfloat16"):
+        a_worker(CountingTask(), tmp_path, max_message_bytes=MAX_MESSAGE_BYTES).work(
+            lambda: FakeBroker(server)
+        )
+
+    assert Spool(tmp_path, worker="w1", max_bytes=MIB).waiting == 1
