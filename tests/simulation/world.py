@@ -164,7 +164,7 @@ class World:
             return f"what was on its way to {late.exchange} is lost"
         with FakeBroker(self._server) as broker:
             broker.publish(late.exchange, "", late.body, late.headers)
-        self._promises.note_late_arrival()
+        self._promises.note_late_arrival(late)
         return f"what was on its way to {late.exchange} arrives late"
 
     def _restart_the_broker(self) -> str:
