@@ -16,9 +16,8 @@ from fluffle_cli.node import BrokerNode
     [
         ["--strategy", "fedasync"],
         ["--strategy", "fedasync", "--commit-every", "3", "--commit-after", "1"],
-        ["--strategy", "fedbuff", "--buffer-size", "2", "--codec", "bfloat16"],
-        ["--strategy", "fedbuff", "--buffer-size", "2", "--server-optimizer", "momentum",
-         "--server-learning-rate", "0.5"],
+        ["--strategy", "fedbuff", "--buffer-size", "2", "--codec", "bfloat16",
+         "--server-optimizer", "momentum", "--server-learning-rate", "0.5"],
         ["--strategy", "fedavg", "--buffer-size", "2"],
     ],
     ids=" ".join,
