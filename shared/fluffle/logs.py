@@ -171,7 +171,7 @@ class _JsonLine:
 
 def _plain(value: object) -> object:
     """Turn a field into what JSON knows; a NaN or an infinity, which it does not know, becomes null."""
-    if value is None or isinstance(value, str | bool):
+    if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, numbers.Integral):  # numpy's integers too
         return int(value)
