@@ -1,18 +1,22 @@
 """Many workers on one aggregator: is any update lost, is anybody served worse, and what grows with them.
 
-    PYTHONPATH=tests python -m benchmarks.fleet --plot docs/images/fleet.png
+    PYTHONPATH=tests python -m benchmarks.fleet
 
 Light workers (threads of four processes, each with a connection and a spool; softmax on 32 digits, 4,810
-parameters) run the product's own loop, and pause for 2 to 6 s in each round, each at a pace of its own. The
+parameters) run the product's own loop, and pause for 5 to 15 s in each round, each at a pace of its own. The
 aggregator is as a user starts it, with FedBuff K=10. After a warm-up it is measured for a while; then the
-workers are asked to stop, and every update that the broker confirmed is looked for.
+workers are asked to stop, and every update that the broker confirmed is looked for by its id.
 
-`updates_s` are applied in the measured time, and `asked_s` is what the workers would send if nobody ever
-waited. `wait_ms` is the median over the workers of their mean wait, from the beginning of a publish until the
-commit of the version that contains the update; `worst_wait` divides the longest mean wait of a worker by that
-median. `staleness` counts versions, as mean and 99th percentile; `queue` is the number of updates in the
-broker that are not acked, as mean and maximum. `aggregator_cpu` and `workers_cpu` are in cores; `_mb` is peak
-resident memory. `lost` counts confirmed updates that are neither applied nor rejected nor queued.
+`updates_s` are committed a second in the measured time, `of` is what the workers would send if nobody ever
+waited. An update's wait goes from the beginning of its publish until it is both confirmed and folded: that
+is what broker and aggregator owe a worker. It leaves out how long the buffer takes to fill, which is shorter
+the more workers there are. `wait_ms` is the median over the workers of the mean wait of what each published
+in the measured time; `worst` divides the longest mean of a worker by that median.
+
+`staleness` counts versions, as mean and 99th percentile. `queue` is, as mean and maximum, how many updates
+the broker had confirmed and not yet seen acked: those that are ready, and those that the aggregator holds
+until a version contains them. `lost` counts confirmed updates that are neither applied nor rejected nor
+queued. Ends with 1 when an update was lost, or when a worker waited more than 3 times the median.
 """
 
 from __future__ import annotations
@@ -23,128 +27,164 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
 import psutil
 from federation import Federation, Part, wait_until
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import small_networks
-from benchmarks.floor import delete
 from benchmarks.measuring import Cell, OtherWork, Report, cpu_s, wide_console
+from benchmarks.sides import private_broker
 from fluffle.models import all_versions
 from fluffle.rabbit import RabbitBroker
-from fluffle.record import ModelVersion
+from fluffle.record import Folded
 from fluffle.safetensors_file import write_model
-from fluffle_cli.node import BrokerNode
 
 SIZES = (10, 50, 100, 250, 500)
 PROCESSES = 4
-PAUSES_S = (2.0, 6.0)
+PAUSES_S = (5.0, 15.0)
 BUFFER_SIZE = 10
-WARM_UP_S, MEASURED_S = 15.0, 40.0
-LOOK_EVERY_S = 0.25
-# Promised by the broker: whoever waits longest waits at most so many times as long as the median.
+WARM_UP_S, MEASURED_S = 15.0, 45.0
+LOOK_EVERY_S = 0.5
+# Whoever waits longest waits at most so many times as long as the median.
 FAIR = 3.0
+SHOWN = (
+    "workers",
+    "updates_s",
+    "of",
+    "wait_ms",
+    "worst",
+    "staleness",
+    "queue",
+    "aggregator",
+    "broker_mb",
+    "lost",
+)
 
 
 @dataclass
 class Watch:
-    """What is seen of a federation while it is measured."""
+    """What is seen of the processes while they are measured."""
 
-    broker: RabbitBroker
-    queue: str
     roles: dict[str, list[int]]
-    at: list[float] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    peak_bytes: dict[str, int] = field(default_factory=dict)
+    began: float = 0.0
+    ended: float = 0.0
+    peak_mb: dict[str, float] = field(default_factory=dict)
     cores: dict[str, float] = field(default_factory=dict)
 
     def look_for(self, duration_s: float) -> None:
         """Look again and again."""
-        began = time.time()
         before = {role: cpu_s(pids) for role, pids in self.roles.items()}
-        while time.time() < began + duration_s:
-            self.at.append(time.time())
-            self.depths.append(self.broker.state(self.queue).messages)
+        self.began = time.time()
+        while time.time() < self.began + duration_s:
             for role, pids in self.roles.items():
-                resident = sum(psutil.Process(pid).memory_info().rss for pid in pids)
-                self.peak_bytes[role] = max(self.peak_bytes.get(role, 0), resident)
+                resident = sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1e6
+                self.peak_mb[role] = max(self.peak_mb.get(role, 0.0), resident)
             time.sleep(LOOK_EVERY_S)
+        self.ended = time.time()
         for role, pids in self.roles.items():
-            self.cores[role] = (cpu_s(pids) - before[role]) / (time.time() - began)
+            self.cores[role] = (cpu_s(pids) - before[role]) / (self.ended - self.began)
+
+    def __contains__(self, at: float) -> bool:
+        return self.began <= at <= self.ended
+
+    @property
+    def seconds(self) -> Sequence[float]:
+        """The moments for which a course over time is given."""
+        return [float(each) for each in np.arange(self.began, self.ended, LOOK_EVERY_S)]
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One size of the fleet: what was seen, what the broker confirmed, and every version."""
+class Sent:
+    """When the publish of an update began, and when the broker had confirmed it (Unix time)."""
 
-    workers: int
-    watch: Watch
-    ledger: dict[str, tuple[float, float]]
-    versions: list[ModelVersion]
-    rejected: int
+    began: float
+    confirmed: float
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """What became of every update. `applied` has the commit's time; times are Unix time."""
+
+    sent: dict[str, Sent]
+    folded_at: dict[str, float]
+    applied: list[tuple[Folded, float]]
+    rejected: set[str]
     queued: set[str]
 
     @property
-    def began(self) -> float:
-        """When the measured time began (Unix time)."""
-        return self.watch.at[0]
+    def lost(self) -> set[str]:
+        """The ids that the broker confirmed, and that are nowhere."""
+        return set(self.sent) - {str(one.id) for one, _ in self.applied} - self.rejected - self.queued
 
-    def measured(self) -> Iterator[tuple[str, str, int, float]]:
-        """Yield worker, id, staleness and commit time of the updates applied in the measured time."""
-        for version in self.versions:
-            if self.began <= version.committed_at <= self.watch.at[-1]:
-                for one in version.folded:
-                    yield one.id.worker, str(one.id), one.staleness, version.committed_at
+    def require_nothing_twice(self) -> None:
+        """Raise RuntimeError when an update was applied twice."""
+        twice = [
+            update for update, times in Counter(str(one.id) for one, _ in self.applied).items() if times > 1
+        ]
+        if twice:
+            raise RuntimeError(f"{len(twice)} updates were applied twice, such as {twice[0]}")
 
-    @property
-    def applied(self) -> list[str]:
-        """The ids of all updates that were applied, each as often as it was."""
-        return [str(one.id) for version in self.versions for one in version.folded]
-
-    def mean_waits_s(self) -> list[float]:
-        """Return each worker's mean wait."""
+    def mean_waits_s(self, watch: Watch) -> dict[str, float]:
+        """Return each worker's mean wait, of what it began to publish in the measured time."""
         waits: dict[str, list[float]] = {}
-        for worker, update, _, committed_at in self.measured():
-            if update in self.ledger:
-                waits.setdefault(worker, []).append(committed_at - self.ledger[update][0])
-        return [mean(each) for each in waits.values()]
+        for update, sent in self.sent.items():
+            if sent.began in watch and update in self.folded_at:
+                until = max(sent.confirmed, self.folded_at[update])
+                waits.setdefault(update.split("/")[0], []).append(until - sent.began)
+        return {worker: mean(each) for worker, each in waits.items()}
 
-    def row(self) -> dict[str, Cell]:
-        """Return the row of the table; raises RuntimeError when a promise is broken."""
-        applied, found = self.applied, list(self.measured())
-        if len(set(applied)) != len(applied):
-            raise RuntimeError(f"{len(applied) - len(set(applied))} updates were applied twice")
-        lost = set(self.ledger) - set(applied) - self.queued
-        waits = self.mean_waits_s()
-        staleness = [each for _, _, each, _ in found]
-        paces = [pause_s(index) for index in range(self.workers)]
-        return {
-            "workers": self.workers,
-            "asked_s": sum(1 / pace for pace in paces),
-            "updates_s": len(found) / (self.watch.at[-1] - self.began),
-            "wait_ms": 1000 * median(waits),
-            "worst_wait": max(waits) / median(waits),
-            "staleness": f"{mean(staleness):.1f} / {np.percentile(staleness, 99):.0f}",
-            "queue": f"{mean(self.watch.depths):.1f} / {max(self.watch.depths)}",
-            **{f"{role}_cpu": cores for role, cores in self.watch.cores.items()},
-            **{f"{role}_mb": peak / 1e6 for role, peak in self.watch.peak_bytes.items()},
-            "confirmed": len(self.ledger),
-            "applied": len(applied),
-            "rejected": self.rejected,
-            "lost": max(0, len(lost) - self.rejected),
-        }
+    def depths(self, seconds: Sequence[float]) -> list[int]:
+        """Return how many updates were confirmed and not acked at each moment: ready, or held."""
+        acked = {str(one.id): at for one, at in self.applied}
+        known = [(sent.confirmed, acked[update]) for update, sent in self.sent.items() if update in acked]
+        came = np.sort([min(confirmed, at) for confirmed, at in known])
+        left = np.sort([at for _, at in known])
+        counts = np.searchsorted(came, seconds) - np.searchsorted(left, seconds)
+        return [int(each) for each in counts]
+
+
+def row(workers: int, watch: Watch, balance: Balance) -> dict[str, Cell]:
+    """Return the row of one size of the fleet; raises RuntimeError when a worker was not served at all."""
+    balance.require_nothing_twice()
+    measured = [(one.staleness, at) for one, at in balance.applied if at in watch]
+    staleness = [each for each, _ in measured]
+    waits = balance.mean_waits_s(watch)
+    if len(waits) < workers:
+        raise RuntimeError(f"of {workers} workers, only {len(waits)} had an update folded that they sent")
+    depths = balance.depths(watch.seconds)
+    slices = [
+        [each for each, at in measured if second <= at < second + LOOK_EVERY_S] for second in watch.seconds
+    ]
+    return {
+        "workers": workers,
+        "updates_s": len(measured) / (watch.ended - watch.began),
+        "of": sum(1 / pause_s(index) for index in range(workers)),
+        "wait_ms": 1000 * median(waits.values()),
+        "worst": max(waits.values()) / median(waits.values()),
+        "staleness": f"{mean(staleness):.1f} / {np.percentile(staleness, 99):.0f}",
+        "queue": f"{mean(depths):.1f} / {max(depths)}",
+        "aggregator": f"{watch.peak_mb['aggregator']:.0f} MB, {watch.cores['aggregator']:.2f} cores",
+        "lost": f"{len(balance.lost)} of {len(balance.sent)}",
+        "lost_updates": len(balance.lost),
+        "rejected": len(balance.rejected),
+        "mean_staleness": mean(staleness),
+        **{f"{role}_cores": cores for role, cores in watch.cores.items()},
+        **{f"{role}_mb": peak for role, peak in watch.peak_mb.items()},
+        "at_s_values": [round(second - watch.began, 2) for second in watch.seconds],
+        "depth_values": depths,
+        "mean_staleness_values": [mean(each) if each else float("nan") for each in slices],
+        "worst_staleness_values": [max(each) if each else float("nan") for each in slices],
+    }
 
 
 def pause_s(index: int) -> float:
@@ -153,64 +193,66 @@ def pause_s(index: int) -> float:
 
 
 def main() -> None:
-    """Measure, write, print and plot."""
+    """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="fleet", description="Measure what grows with the workers.")
     parser.add_argument("--workers", type=int, nargs="+", default=SIZES)
     parser.add_argument("--seconds", type=float, default=MEASURED_S, help="measured after a warm-up")
-    parser.add_argument("--plot", type=Path, help="PNG of the largest fleet, and of what grows")
     arguments = parser.parse_args()
     console = wide_console()
-    report = Report("fleet", "fleet: many light workers on one aggregator")
-    runs = [measure(workers, arguments.seconds, report, console) for workers in arguments.workers]
+    report = Report("fleet", "fleet: many light workers on one aggregator", shown=SHOWN)
+    for workers in arguments.workers:
+        measure(workers, arguments.seconds, report, console)
     report.show(console)
-    if arguments.plot:
-        plot(arguments.plot, runs, report)
-    unfair = [row for row in report.rows if row["lost"] or float(str(row["worst_wait"])) > FAIR]
-    if unfair:
-        raise SystemExit(f"lost or unfair: {unfair}")
+    broken = [
+        f"{each['workers']} workers: {each['lost']} lost, longest wait {each['worst']:.1f} x the median"
+        for each in report.rows
+        if each["lost_updates"] or float(str(each["worst"])) > FAIR
+    ]
+    if broken:
+        raise SystemExit("\n".join(broken))
 
 
-def measure(workers: int, duration_s: float, report: Report, console: Console) -> Run:
+def measure(workers: int, duration_s: float, report: Report, console: Console) -> None:
     """Measure one size on a private RabbitMQ of its own."""
     with (
-        tempfile.TemporaryDirectory(prefix="fluffle-fleet-") as place,
-        BrokerNode.start(Path(place) / "broker", management=False) as node,
+        private_broker(report) as (folder, node),
         console.status(f"fleet of {workers}"),
-        Federation("fleet", node.amqp_url, Path(place)) as federation,
+        Federation("fleet", node.amqp_url, folder) as federation,
         federation.connect() as broker,
     ):
-        write_model(Path(place) / "initial.safetensors", small_networks.digits.initial_weights(0))
-        flags = ("--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE))
+        write_model(folder / "initial.safetensors", small_networks.digits.initial_weights(0))
+        # Its log then says when each update was folded.
+        flags = ("--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE), "--verbose")
         aggregator = federation.aggregator("aggregator", *flags)
         aggregator.wait_for("leading")
         with fleet(federation, workers) as processes:
-            roles = {
-                "aggregator": [aggregator.process.pid],
-                "workers": [process.pid for process in processes],
-                "broker": [node.pid],
-            }
-            wait_until(lambda: federation.newest().updates >= workers, "the first updates")
+            watch = Watch(
+                {
+                    "aggregator": [aggregator.process.pid],
+                    "workers": [process.pid for process in processes],
+                    "broker": [node.pid],
+                }
+            )
+            wait_until(lambda: federation.newest().updates >= workers, "the first updates", every_s=1)
             time.sleep(WARM_UP_S)
-            watch = Watch(broker, federation.topology.updates.name, roles)
             others = OtherWork()
             watch.look_for(duration_s)
             others_share = others.share
-        run = _balance(federation, broker, aggregator, watch, workers)
-        report.add(run.row(), others=others_share)
-        delete(node.amqp_url, federation.topology)
-    return run
+        report.add(row(workers, watch, balance(federation, broker, aggregator)), others=others_share)
 
 
 @contextmanager
 def fleet(federation: Federation, workers: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Run so many workers; at the end they write their ledgers."""
     environment = os.environ | {"FLUFFLE_BROKER_URL": federation.broker_url, "OMP_NUM_THREADS": "1"}
-    program = str(Path(__file__).with_name("fleet_workers.py"))
     said = ["--federation", federation.name, "--folder", str(federation.folder)]
     said += ["--pauses", *map(str, PAUSES_S)]
     edges = np.linspace(0, workers, PROCESSES + 1).astype(int).tolist()
     processes = [
-        subprocess.Popen([sys.executable, program, str(first), str(end - first), *said], env=environment)
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.fleet_workers", str(first), str(end - first), *said],
+            env=environment,
+        )
         for first, end in pairwise(edges)
     ]
     try:
@@ -226,49 +268,32 @@ def fleet(federation: Federation, workers: int) -> Iterator[list[subprocess.Pope
             process.wait()
 
 
-def _balance(
-    federation: Federation, broker: RabbitBroker, aggregator: Part, watch: Watch, workers: int
-) -> Run:
+def balance(federation: Federation, broker: RabbitBroker, aggregator: Part) -> Balance:
     """Let the aggregator take what waits, end it, and read what became of every update."""
     topology = federation.topology
+    wait_until(lambda: broker.state(topology.updates.name).messages == 0, "the rest to be taken")
     # A buffer that is not full stays with the aggregator, unacked, and goes back when that ends.
-    taken = threading.Event()
-    wait_until(lambda: broker.state(topology.updates.name).messages == 0 or taken.wait(5), "the rest")
     aggregator.ask_to_stop()
     aggregator.wait_for_exit()
-    queued = {str(each) for each in federation.waiting_in(topology.updates.name)}
-    ledger: dict[str, tuple[float, float]] = {}
+    sent: dict[str, Sent] = {}
     for path in sorted(federation.folder.glob("ledger-*.jsonl")):
         for line in path.read_text().splitlines():
-            update, began, confirmed = json.loads(line)
-            ledger[update] = began, confirmed
-    versions = list(all_versions(broker, topology))
-    return Run(workers, watch, ledger, versions, broker.state(topology.rejected.name).messages, queued)
-
-
-def plot(path: Path, runs: Sequence[Run], report: Report) -> None:
-    """Draw staleness and queue of the largest fleet over time, and what grows from size to size."""
-    largest = max(runs, key=lambda run: run.workers)
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    figure.suptitle(f"{largest.workers} workers on one aggregator, and what grows up to there")
-    (late, deep), (rate, memory) = figure.subplots(2, 2)
-    found = list(largest.measured())
-    late.plot([at - largest.began for *_, at in found], [each for _, _, each, _ in found], ".", alpha=0.15)
-    late.set(xlabel="seconds", ylabel="staleness (versions)", title="How late each update was")
-    deep.plot([at - largest.began for at in largest.watch.at], largest.watch.depths)
-    deep.set(xlabel="seconds", ylabel="updates", title="In the queue, not acked", ylim=(0, None))
-    sizes = [run.workers for run in runs]
-    for name, label in (("asked_s", "asked"), ("updates_s", "applied")):
-        rate.plot(sizes, [float(str(row[name])) for row in report.rows], "o-", label=label)
-    rate.set(xlabel="workers", ylabel="updates a second", title="Throughput")
-    for role in ("aggregator", "broker"):
-        memory.plot(sizes, [float(str(row[f"{role}_mb"])) for row in report.rows], "o-", label=role)
-    memory.set(xlabel="workers", ylabel="MB", title="Peak resident memory", ylim=(0, None))
-    for axes in (late, deep, rate, memory):
-        axes.grid(alpha=0.3)
-    rate.legend()
-    memory.legend()
-    figure.savefig(path, dpi=80)
+            update, *times = json.loads(line)
+            sent[update] = Sent(*times)
+    return Balance(
+        sent=sent,
+        folded_at={
+            str(event["update"]): datetime.fromisoformat(str(event["time"])).timestamp()
+            for event in aggregator.events("update folded")
+        },
+        applied=[
+            (one, version.committed_at)
+            for version in all_versions(broker, topology)
+            for one in version.folded
+        ],
+        rejected={str(each) for each in federation.waiting_in(topology.rejected.name)},
+        queued={str(each) for each in federation.waiting_in(topology.updates.name)},
+    )
 
 
 if __name__ == "__main__":

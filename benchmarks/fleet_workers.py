@@ -35,20 +35,20 @@ URL = "FLUFFLE_BROKER_URL"
 HEARTBEAT_S = 60
 STACK_BYTES = 512 * 1024
 
-Entry = tuple[str, float, float]
+Ledger = dict[str, list[float]]
+"""For each update: when its publish first began, and when it was confirmed (Unix time)."""
 
 
 class NotingBroker(RabbitBroker):
-    """A connection that keeps a ledger of the updates that were confirmed on it."""
+    """A connection that keeps a ledger of the updates that were published on it."""
 
-    ledger: list[Entry]
+    ledger: Ledger
 
     def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
         """See Broker."""
-        began = time.time()
+        times = self.ledger.setdefault(headers["id"], [time.time()]) if headers["kind"] == "update" else []
         super().publish(exchange, routing_key, body, headers)
-        if headers["kind"] == "update":
-            self.ledger.append((headers["id"], began, time.time()))
+        times.append(time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class Fleet:
     pauses_s: tuple[float, float]
     stop: threading.Event
 
-    def work(self, index: int) -> list[Entry]:
+    def work(self, index: int) -> Ledger:
         """Be one worker until asked to stop, and return its ledger."""
-        name, ledger = f"light-{index:03}", list[Entry]()
+        name, ledger = f"light-{index:03}", Ledger()
         task = OneHiddenLayer(64, a_few_digits, digits_data.eval_data)
         task.prepare(Site(index=index))
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("count", type=int, help="how many they are")
     parser.add_argument("--federation", required=True)
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--pauses", type=float, nargs=2, default=(2.0, 6.0), help="seconds of each round")
+    parser.add_argument("--pauses", type=float, nargs=2, help="seconds of each round")
     arguments = parser.parse_args()
     threading.stack_size(STACK_BYTES)
     topology = topology_of(arguments.federation)
@@ -111,8 +111,10 @@ def main() -> None:
         everyone = range(arguments.first, arguments.first + arguments.count)
         ledgers = list(pool.map(fleet.work, everyone))
     with (arguments.folder / f"ledger-{arguments.first}.jsonl").open("w") as sink:
-        for entry in (entry for ledger in ledgers for entry in ledger):
-            sink.write(json.dumps(entry) + "\n")
+        for update, times in (entry for ledger in ledgers for entry in ledger.items()):
+            # With one time only, it was never confirmed: it waits in the spool.
+            if len(times) > 1:
+                sink.write(json.dumps([update, *times[:2]]) + "\n")
 
 
 if __name__ == "__main__":

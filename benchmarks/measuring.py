@@ -152,13 +152,15 @@ class OtherWork:
 class Report:
     """The rows of one benchmark: printed as a table, and kept as lines of JSON in benchmarks/results.
 
-    `rabbitmq` is the version of the broker that it ran on, empty for a benchmark without one.
+    `rabbitmq` is the version of the broker that it ran on, empty for a benchmark without one. `shown` are the
+    columns of the table, if it does not show all; a name that ends in _values is never shown.
     """
 
     benchmark: str
     title: str
     rows: list[Mapping[str, Cell]] = field(default_factory=list)
     rabbitmq: str = ""
+    shown: Sequence[str] = ()
     began: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def add(self, row: Mapping[str, Cell | Spread], *, others: float) -> None:
@@ -183,7 +185,7 @@ class Report:
     def show(self, console: Console) -> None:
         """Print the table."""
         table = Table(title=self.title, title_justify="left")
-        columns = columns_of(self.rows)
+        columns = [*self.shown, "others_cpu_share"] if self.shown else columns_of(self.rows)
         for number, name in enumerate(columns):
             table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right")
         for row in self.rows:
