@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import threading
 import time
@@ -105,6 +106,8 @@ def main() -> None:
     parser.add_argument("--pauses", type=float, nargs=2, help="seconds of each round")
     arguments = parser.parse_args()
     threading.stack_size(STACK_BYTES)
+    # Hundreds say at once that they were asked to stop.
+    logging.disable(logging.WARNING)
     topology = topology_of(arguments.federation)
     fleet = Fleet(topology, arguments.folder, tuple(arguments.pauses), stop_on_signals())
     with ThreadPoolExecutor(arguments.count) as pool:

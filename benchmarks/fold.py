@@ -60,7 +60,38 @@ def measure(size_mb: float, codecs: Sequence[str], report: Report, repeats: int)
             row.update({"size_mb": size_mb, "codec": codec, **_measure(codec, model, repeats)})
 
 
+def fold_to_saxpy(size_mb: float, codec: str, repeats: int) -> Spread:
+    """Return only the ratio of the two."""
+    model = _model(round(size_mb * 1e6 / 4))
+    _, actions = _actions(codec, model)
+    gb_s = _rates({name: actions[name] for name in ("fold", "saxpy")}, model, repeats)
+    return gb_s["fold"].over(gb_s["saxpy"])
+
+
 def _measure(codec: str, model: GlobalModel, repeats: int) -> Mapping[str, Cell | Spread]:
+    size_bytes, actions = _actions(codec, model)
+    gb_s = _rates(actions, model, repeats)
+    return {
+        "bytes_of_float32": round(size_bytes / (4 * model.vector.size), 4),
+        "copy": gb_s["copy"],
+        "saxpy": gb_s["saxpy"],
+        "fold": gb_s["fold"],
+        "fold_to_saxpy": gb_s["fold"].over(gb_s["saxpy"]),
+        "take_in": gb_s["take_in"],
+        "encode": gb_s["encode"],
+    }
+
+
+def _rates(
+    actions: Mapping[str, Callable[[], object]], model: GlobalModel, repeats: int
+) -> dict[str, Spread]:
+    parameters = model.vector.size
+    times = in_turns({name: timed(action, parameters) for name, action in actions.items()}, repeats)
+    return {name: spread.rates(4e-9 * parameters) for name, spread in times.items()}
+
+
+def _actions(codec: str, model: GlobalModel) -> tuple[int, Mapping[str, Callable[[], object]]]:
+    """Return the size of a message in bytes, and what is done with one, by name."""
     parameters = model.vector.size
     update = replace(Base.of(model.record), codec=codec).update(UpdateId("client-0", "r1", 1), 0)
     body, total, delta = encode_update(update), random_floats(parameters, 1), random_floats(parameters, 2)
@@ -68,22 +99,11 @@ def _measure(codec: str, model: GlobalModel, repeats: int) -> Mapping[str, Cell 
     if not isinstance(received, WeightUpdate):
         raise TypeError(f"an update came back as {type(received).__name__}")
     random = np.random.default_rng(0)
-    actions: dict[str, Callable[[], object]] = {
+    return len(body), {
         **moves(parameters),
         "fold": partial(received.vector.add_to, total, WEIGHT),
         "take_in": lambda: _take_in(body, model, total),
         "encode": lambda: encode_update(replace(update, vector=compress(codec, delta, random))),
-    }
-    times = in_turns({name: timed(action, parameters) for name, action in actions.items()}, repeats)
-    gb_s = {name: spread.rates(4e-9 * parameters) for name, spread in times.items()}
-    return {
-        "bytes_of_float32": round(len(body) / (4 * parameters), 4),
-        "copy": gb_s["copy"],
-        "saxpy": gb_s["saxpy"],
-        "fold": gb_s["fold"],
-        "fold_to_saxpy": gb_s["fold"].over(gb_s["saxpy"]),
-        "take_in": gb_s["take_in"],
-        "encode": gb_s["encode"],
     }
 
 

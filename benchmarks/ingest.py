@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from rich.console import Console
 
 from benchmarks.bandwidth import bandwidths
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
-from benchmarks.sides import floor_side, private_broker, product_side
+from benchmarks.sides import ProductSide, floor_side, private_broker, product_side
 from fluffle_cli.node import BrokerNode
 
 BUFFER_SIZE = 10
 SIZES_MB = (0.1, 1.0, 10.0, 100.0)
+CODECS = ("bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
+CODEC_SIZE_MB = 10.0
+SHOWN = ("size_mb", "clients", "strategy", "codec", "updates_s", "floor_updates_s", "ratio", "cpu_ratio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,17 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_MB, help="MB of float32")
     parser.add_argument("--clients", type=int, nargs="+", default=(1, 4), help="client processes")
     parser.add_argument("--strategies", nargs="+", default=("fedbuff", "fedasync"))
-    parser.add_argument("--codecs", nargs="+", default=("float32",))
+    parser.add_argument("--codecs", nargs="*", default=CODECS, help=f"of {CODEC_SIZE_MB:g} MB, FedBuff")
     parser.add_argument("--repeats", type=int, default=3, help="turns that count (default: 3)")
     parser.add_argument("--effort", type=float, default=1.0, help="factor on the updates of a turn")
     arguments = parser.parse_args()
-    cases = [
-        Case(*each)
-        for each in product(arguments.sizes, arguments.clients, arguments.strategies, arguments.codecs)
-    ]
+    plain = product(arguments.sizes, arguments.clients, arguments.strategies, ("float32",))
+    coded = product((CODEC_SIZE_MB,), (max(arguments.clients),), ("fedbuff",), arguments.codecs)
+    cases = [Case(*each) for each in (*plain, *coded)]
     console = wide_console()
-    report = Report("ingest", "ingest: the whole path beside an aggregator that only acks and republishes")
+    report = Report(
+        "ingest", "ingest: the whole path beside an aggregator that only acks and republishes", shown=SHOWN
+    )
     measure_all(cases, report, console, Effort(arguments.repeats, arguments.effort))
     report.show(console)
 
@@ -85,14 +90,35 @@ def measure_all(cases: Sequence[Case], report: Report, console: Console, effort:
         for number, case in enumerate(cases):
             status.update(f"ingest {number + 1} of {len(cases)}: {case}")
             with report.row() as row:
-                row.update(_measure(case, folder / f"ingest-{number}", node, effort))
+                row.update(beside_the_floor(case, folder / f"ingest-{number}", node, effort))
 
 
-def _measure(case: Case, folder: Path, node: BrokerNode, effort: Effort) -> Mapping[str, Cell | Spread]:
+def float32_to_int8(case: Case, folder: Path, node: BrokerNode, effort: Effort) -> Spread:
+    """Return how many times more updates a second the whole path takes in with int8, turn by turn."""
     updates = case.updates(effort.factor)
-    flags = ("--strategy", case.strategy, "--buffer-size", str(BUFFER_SIZE), "--codec", case.codec)
     with (
-        product_side(folder, node, case.clients, round(case.size_mb * 1e6 / 4), flags) as real,
+        _product_side(case, folder, node) as plain,
+        _product_side(replace(case, codec="int8"), folder.with_name(f"{folder.name}-int8"), node) as small,
+    ):
+        turns = in_turns(
+            {"float32": lambda: plain.take_in(updates), "int8": lambda: small.take_in(updates)},
+            effort.repeats,
+        )
+    return turns["float32"].over(turns["int8"])
+
+
+def _product_side(case: Case, folder: Path, node: BrokerNode) -> AbstractContextManager[ProductSide]:
+    flags = ("--strategy", case.strategy, "--buffer-size", str(BUFFER_SIZE), "--codec", case.codec)
+    return product_side(folder, node, case.clients, round(case.size_mb * 1e6 / 4), flags)
+
+
+def beside_the_floor(
+    case: Case, folder: Path, node: BrokerNode, effort: Effort
+) -> Mapping[str, Cell | Spread]:
+    """Measure product and floor in turns, and return the row."""
+    updates = case.updates(effort.factor)
+    with (
+        _product_side(case, folder, node) as real,
         floor_side(f"{folder.name}-floor", node, case.clients, real.base, case.every) as floor,
     ):
         turns = in_turns(

@@ -57,7 +57,7 @@ class Spread:
         return Spread(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
 
     def __str__(self) -> str:
-        return f"{_short(self.median)} ({_short(min(self.values))} to {_short(max(self.values))})"
+        return f"{short(self.median)} ({short(min(self.values))} to {short(max(self.values))})"
 
 
 def wide_console() -> Console:
@@ -213,10 +213,10 @@ def cell_text(row: Mapping[str, Cell], name: str) -> str:
         return f"{cell:.0%}{' (busy)' if cell > BUSY_SHARE else ''}"
     if isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 1:
         return str(Spread(tuple(values)))
-    return _short(cell) if isinstance(cell, float) else str(cell)
+    return short(cell) if isinstance(cell, float) else str(cell)
 
 
-def _short(number: float) -> str:
+def short(number: float) -> str:
     """Three significant digits, and never an exponent."""
     magnitude = abs(number)
     digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 0.1 else 4

@@ -13,7 +13,8 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from federation import Federation, Part
@@ -72,14 +73,17 @@ def _row(size_mb: float, base: Mapping[str, float], peaks: Mapping[str, float]) 
     return row
 
 
+def aggregator_peak_mb(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> float:
+    """Return the peak of an aggregator that has made a version of a model of so many MB."""
+    with _leader(size_mb, place, url, flags) as (federation, leader):
+        for site in range(WORKERS):
+            federation.worker(site, sites=WORKERS)
+        leader.wait_for("version committed")
+        return peak_mb(leader.process.pid)
+
+
 def _peaks(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Mapping[str, float]:
-    place.mkdir()
-    parameters = round(size_mb * 1e6 / 4)
-    write_model(place / "initial.safetensors", {"kernel": random_floats(parameters)})
-    os.environ[light_task.PARAMETERS_VARIABLE] = str(parameters)
-    with Federation(place.name, url, place, task="benchmarks.light_task:task") as federation:
-        leader = federation.aggregator("leader", "--initial-model", "initial.safetensors", *flags)
-        leader.wait_for("leading")
+    with _leader(size_mb, place, url, flags) as (federation, leader):
         standby = federation.aggregator("standby", "--initial-model", "initial.safetensors", *flags)
         standby.wait_for("standing by")
         workers = [federation.worker(site, sites=WORKERS) for site in range(WORKERS)]
@@ -88,9 +92,22 @@ def _peaks(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Mappi
         leader.kill()
         peaks["standby"] = peak_mb(standby.process.pid) if _commits(standby) else 0.0
         peaks["worker"] = max(peak_mb(worker.process.pid) for worker in workers)
+    return peaks
+
+
+@contextmanager
+def _leader(size_mb: float, place: Path, url: str, flags: Sequence[str]) -> Iterator[tuple[Federation, Part]]:
+    """Start a federation with a random model, and its aggregator."""
+    place.mkdir()
+    parameters = round(size_mb * 1e6 / 4)
+    write_model(place / "initial.safetensors", {"kernel": random_floats(parameters)})
+    os.environ[light_task.PARAMETERS_VARIABLE] = str(parameters)
+    with Federation(place.name, url, place, task="benchmarks.light_task:task") as federation:
+        leader = federation.aggregator("leader", "--initial-model", "initial.safetensors", *flags)
+        leader.wait_for("leading")
+        yield federation, leader
     delete(url, topology_of(place.name))
     shutil.rmtree(place)
-    return peaks
 
 
 def _commits(standby: Part) -> bool:

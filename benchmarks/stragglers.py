@@ -9,9 +9,9 @@ all of them wait for it.
 
 Every version is evaluated on the held-out fifth. An accuracy counts from the commit of its version until the
 commit of the next; the time is the one when it has been at the level for 3 s without a break, counted from
-version 0. The synchronous federations mostly sleep: they run at the same time as the asynchronous ones, which
-run one after the other. `server_rate` is the server learning rate; `sooner` divides plain FedAvg's time to
-95 % by this one's, repeat by repeat.
+version 0. The synchronous federations mostly sleep: all of them run at the same time as the asynchronous
+ones, which run one after the other. `server_rate` is the server learning rate; `sooner` divides plain
+FedAvg's time to 95 % by this one's, repeat by repeat.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 LEVELS = (0.9, 0.95)
 HOLD_S = 3.0
 POLL_S = 0.2
+# More threads than federations at a time.
+MANY = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,19 +71,23 @@ FEDBUFF = Setting(strategy="fedbuff", buffer_size=2, staleness="constant")
 SYNCHRONOUS = (FEDAVG, Setting(strategy="fedavg", buffer_size=len(SLEEPS_S), server_rate=2.0))
 ASYNCHRONOUS = (
     Setting(strategy="fedasync"),
-    Setting(strategy="fedbuff", buffer_size=2),
     FEDBUFF,
 )
 
 
 @dataclass
 class Course:
-    """The accuracy of a federation's versions, one after the other; `held` says when a level had held."""
+    """The accuracy of a federation's versions, one after the other; `held` says when a level had held.
+
+    `rounds` is the number of versions until the highest level had held, or so far.
+    """
 
     began: float = math.nan
     held: dict[float, float] = field(default_factory=dict)
     updates: int = 0
+    rounds: int = 0
     stopped_s: float = 0.0
+    curve: list[tuple[float, float]] = field(default_factory=list)
     _since: dict[float, float] = field(default_factory=dict)
 
     def note(self, version: ModelVersion) -> None:
@@ -91,6 +97,7 @@ class Course:
         weights = version.layout.restore(version.vector, version.integers)
         accuracy = small_networks.digits.evaluate(weights)["accuracy"]
         at_s = version.committed_at - self.began
+        self.curve.append((at_s, accuracy))
         for level in LEVELS:
             since = self._since.get(level)
             if since is not None and at_s >= since + HOLD_S:
@@ -101,6 +108,7 @@ class Course:
                 self._since.setdefault(level, at_s)
         if not self.is_over:
             self.updates = version.updates
+            self.rounds = version.version
 
     @property
     def is_over(self) -> bool:
@@ -158,61 +166,76 @@ def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="stragglers", description="Measure seconds to a good model.")
     parser.add_argument("--repeats", type=int, default=3, help="each from another version 0 (default: 3)")
-    parser.add_argument("--quick", action="store_true", help="one repeat, until FedAvg is 4 times later")
     arguments = parser.parse_args()
     console = wide_console()
-    name = "stragglers-quick" if arguments.quick else "stragglers"
-    report = Report(name, "stragglers: seconds until the accuracy has held for 3 s")
-    if arguments.quick:
-        quick_ratio(report, console)
-    else:
-        measure_all(report, console, repeats=arguments.repeats)
+    report = Report("stragglers", "stragglers: seconds until the accuracy has held for 3 s")
+    measure_all(report, console, repeats=arguments.repeats)
     report.show(console)
 
 
-def measure_all(report: Report, console: Console, *, repeats: int = 3) -> float:
-    """Measure every setting, and return how many times sooner FedBuff holds 95 % than FedAvg."""
+def measure_all(report: Report, console: Console, *, repeats: int = 3) -> None:
+    """Measure every setting; the synchronous repeats all run in the back, from the beginning."""
     courses: dict[Setting, list[Course]] = {each: [] for each in (*SYNCHRONOUS, *ASYNCHRONOUS)}
     others = OtherWork()
-    with a_place(report) as place, console.status("") as status, ThreadPoolExecutor() as pool:
-        for repeat in range(repeats):
-            status.update(f"stragglers, repeat {repeat + 1} of {repeats}")
-            in_the_back = [
-                pool.submit(place.run, each, f"synchronous-{repeat}-{number}", seed=repeat, course=Course())
-                for number, each in enumerate(SYNCHRONOUS)
-            ]
-            with ending_early(place):
+    with a_place(report) as place, console.status("") as status, ThreadPoolExecutor(MANY) as pool:
+        in_the_back = [
+            (
+                each,
+                pool.submit(place.run, each, f"synchronous-{repeat}-{number}", seed=repeat, course=Course()),
+            )
+            for repeat in range(repeats)
+            for number, each in enumerate(SYNCHRONOUS)
+        ]
+        with ending_early(place):
+            for repeat in range(repeats):
                 for number, each in enumerate(ASYNCHRONOUS):
+                    status.update(f"stragglers, repeat {repeat + 1} of {repeats}: {each.strategy}")
                     name = f"asynchronous-{repeat}-{number}"
                     courses[each].append(place.run(each, name, seed=repeat, course=Course()))
-                for each, future in zip(SYNCHRONOUS, in_the_back, strict=True):
-                    courses[each].append(future.result())
+            for each, future in in_the_back:
+                courses[each].append(future.result())
     for setting, found in courses.items():
         report.add(row(setting, found, courses[FEDAVG]), others=others.share)
-    return sooner(courses[FEDAVG], courses[FEDBUFF]).median
 
 
-def quick_ratio(report: Report, console: Console, *, enough: float = 4.0) -> float:
-    """Run FedAvg and FedBuff once, at the same time, and return how many times sooner FedBuff holds 95 %.
+class Race:
+    """FedAvg, which goes on in the back, against FedBuff, which has finished.
 
-    It ends when FedAvg is `enough` times later already: then FedAvg's time, and the ratio, are at least that.
+    FedAvg's time is counted as 1.6 s a round, the sleep of its slowest client: less than it takes, so that
+    other work on this machine cannot lengthen it.
     """
-    others, late = OtherWork(), Course()
-    with (
-        a_place(report) as place,
-        console.status("stragglers: FedAvg, FedBuff"),
-        ThreadPoolExecutor() as pool,
-    ):
+
+    def __init__(self, early: Course, late: Course) -> None:
+        self._early = early
+        self._late = late
+
+    @property
+    def sooner(self) -> float:
+        """How many times sooner FedBuff held 95 %: at least so many, as long as FedAvg has not."""
+        return self._late.rounds * max(SLEEPS_S) / self._early.held[LEVELS[-1]]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether FedAvg, too, has held every level."""
+        return self._late.is_over
+
+    def wait(self, enough: float, *, until: float) -> None:
+        """Wait until FedAvg is over, or so many times later already, or `until` (monotonic time)."""
+        while not self.is_over and self.sooner < enough and time.monotonic() < until:
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def racing(place: Place) -> Iterator[Race]:
+    """Start FedAvg and FedBuff at once; give the race when FedBuff is through, and end it at the end."""
+    late = Course()
+    with ThreadPoolExecutor(1) as pool:
         future = pool.submit(place.run, FEDAVG, "synchronous", seed=0, course=late)
-        with ending_early(place):
-            early = place.run(FEDBUFF, "asynchronous", seed=0, course=Course())
-            while not (future.done() or late.seconds >= enough * early.held[0.95]):
-                time.sleep(POLL_S)
+        try:
+            yield Race(place.run(FEDBUFF, "asynchronous", seed=0, course=Course()), late)
+        finally:
             place.enough.set()
-            future.result()
-    for setting, course in ((FEDAVG, late), (FEDBUFF, early)):
-        report.add(row(setting, [course], [late]), others=others.share)
-    return sooner([late], [early]).median
+        future.result()
 
 
 @contextmanager
@@ -242,6 +265,9 @@ def row(setting: Setting, courses: Sequence[Course], baseline: Sequence[Course])
         **{f"s_to_{level:.0%}": times(courses, level) for level in LEVELS},
         "updates": median(course.updates for course in courses),
         "sooner": sooner(baseline, courses),
+        # Of the first repeat, for a plot.
+        "curve_s_values": [round(at_s, 3) for at_s, _ in courses[0].curve],
+        "curve_accuracy_values": [accuracy for _, accuracy in courses[0].curve],
     }
 
 
