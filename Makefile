@@ -12,7 +12,7 @@ installed := .venv/.installed
 
 .PHONY: help
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Give more with ARGS, as in: make demo ARGS="--compare --seed 0"'
 
 $(installed): requirements.lock pyproject.toml
@@ -42,6 +42,23 @@ fuzz: $(installed) ## Look for messages that break the decoder or the leader (MI
 soak: $(installed) rabbitmq ## Kill and freeze everything at random, and count (MINUTES=30; ARGS="--seed 7")
 	@FLUFFLE_TEST_MODEL_MB=200 $(bin)/pytest -q tests/faults/test_late_joiners.py
 	@PYTHONPATH=tests $(bin)/python -m soak --minutes $(or $(MINUTES),30) $(ARGS)
+
+.PHONY: bench
+bench: $(installed) rabbitmq ## Run all benchmarks but the fleet, 15 minutes (some: ARGS="fold latency")
+	@scripts/setup.sh data
+	@PYTHONPATH=tests $(bin)/python -m benchmarks.bench $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 2 minutes; fails when one falls short
+	@PYTHONPATH=tests $(bin)/python -m benchmarks.quick
+
+.PHONY: bench-fleet
+bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 8 minutes
+	@PYTHONPATH=tests $(bin)/python -m benchmarks.fleet $(ARGS)
+
+.PHONY: performance
+performance: $(installed) ## Bring the newest results into docs/performance.md
+	@$(bin)/python -m benchmarks.page
 
 .PHONY: check
 check: $(installed) ## Check format, lint, types and the architecture's rules

@@ -233,7 +233,11 @@ def measure(workers: int, duration_s: float, report: Report, console: Console) -
                     "broker": [node.pid],
                 }
             )
-            wait_until(lambda: federation.newest().updates >= workers, "the first updates", every_s=1)
+            wait_until(
+                lambda: len(federation.newest().contributors) == workers,
+                "everybody's first update",
+                every_s=1,
+            )
             time.sleep(WARM_UP_S)
             others = OtherWork()
             watch.look_for(duration_s)

@@ -182,10 +182,15 @@ class Report:
         yield cells
         self.add(cells, others=other_work.share)
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns of the table."""
+        return [*self.shown, "others_cpu_share"] if self.shown else columns_of(self.rows)
+
     def show(self, console: Console) -> None:
         """Print the table."""
         table = Table(title=self.title, title_justify="left")
-        columns = [*self.shown, "others_cpu_share"] if self.shown else columns_of(self.rows)
+        columns = self.columns
         for number, name in enumerate(columns):
             table.add_column(name.replace("_", " "), justify="left" if number == 0 else "right")
         for row in self.rows:
@@ -197,7 +202,7 @@ class Report:
         line = {"benchmark": self.benchmark, "title": self.title, "run": self.began}
         where = {**machine(), "rabbitmq": self.rabbitmq}
         with (RESULTS / f"{self.benchmark}.jsonl").open("a") as sink:
-            sink.write(json.dumps({**line, "machine": where, "row": row}) + "\n")
+            sink.write(json.dumps({**line, "machine": where, "shown": self.columns, "row": row}) + "\n")
 
 
 def columns_of(rows: Sequence[Mapping[str, Cell]]) -> list[str]:

@@ -34,6 +34,10 @@ WORKERS = 2
 TAKEOVER_S = 120.0
 # What the aggregator may take at most: this and four times the model.
 ALLOWED_MB, ALLOWED_MODELS = 100, 4
+SHOWN = (
+    "size_mb", "allowed_mb", "aggregator_mb", "aggregator_models", "standby_mb", "standby_models",
+    "worker_mb", "worker_models",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -43,7 +47,9 @@ def main() -> None:
     parser.add_argument("--codec", default="float32")
     parser.add_argument("--buffer-size", type=int, default=BUFFER_SIZE, help=f"default: {BUFFER_SIZE}")
     arguments = parser.parse_args()
-    report = Report("memory", f"memory: peak MB, FedBuff K={arguments.buffer_size}, {arguments.codec}")
+    report = Report(
+        "memory", f"memory: peak MB, FedBuff K={arguments.buffer_size}, {arguments.codec}", shown=SHOWN
+    )
     console = wide_console()
     measure(arguments.sizes, report, console, codec=arguments.codec, buffer_size=arguments.buffer_size)
     report.show(console)

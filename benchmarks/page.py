@@ -1,0 +1,69 @@
+"""Bring the newest results into docs/performance.md: its tables and its plots.
+
+    make performance
+
+Between `<!-- results: NAME -->` and `<!-- end -->` stands the table of the newest run of that benchmark in
+benchmarks/results, and what it ran on. The words around them are a person's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.measuring import RESULTS, cell_text
+from benchmarks.plots import draw
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = DOCS / "performance.md"
+# One line of a file of results, as Report writes it.
+Line = dict[str, Any]
+PLACE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> None:
+    """Read the results, and write page and plots."""
+    console = Console()
+    lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
+    rows = {name: [line["row"] for line in found] for name, found in lines.items()}
+
+    def filled(place: re.Match[str]) -> str:
+        begin, name, end = place[1], place[2], place[3]
+        if name not in lines:
+            console.print(f"no results of {name}: what stood there stays")
+            return place[0]
+        return f"{begin}\n{_table(lines[name])}\n\n{_machine(lines[name][-1])}\n\n{end}"
+
+    PAGE.write_text(PLACE.sub(filled, PAGE.read_text()))
+    for path in draw(DOCS / "images", rows):
+        console.print(f"drew {path.name}")
+
+
+def _newest_run(path: Path) -> list[Line]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["run"] == lines[-1]["run"]]
+
+
+def _table(lines: Sequence[Line]) -> str:
+    rows = [line["row"] for line in lines]
+    columns = lines[-1]["shown"]
+    head = " | ".join(column.replace("_", " ") for column in columns)
+    body = [" | ".join(cell_text(row, column) for column in columns) for row in rows]
+    return "\n".join(f"| {line} |" for line in (head, " | ".join("---" for _ in columns), *body))
+
+
+def _machine(line: Line) -> str:
+    on = line["machine"]
+    broker = f", RabbitMQ {on['rabbitmq']}" if on["rabbitmq"] else ""
+    hardware = f"{on['cpu']}, {on['cores']} cores, {on['memory_gib']} GiB, Linux {on['kernel']}"
+    software = f"Python {on['python']}, numpy {on['numpy']}, pika {on['pika']}{broker}"
+    return f"*{hardware}; {software}; {line['run']}.*"
+
+
+if __name__ == "__main__":
+    main()

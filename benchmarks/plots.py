@@ -1,0 +1,128 @@
+"""The plots of docs/performance.md, drawn from lines of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Row = Mapping[str, object]
+
+
+def draw(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
+    """Draw what there are rows for, and return the files."""
+    # The same rows give the same file.
+    rcParams["svg.hashsalt"] = "fluffle"
+    drawn = []
+    for name, (benchmark, draw_one) in PLOTS.items():
+        if rows.get(benchmark):
+            figure = Figure(figsize=(10, 3.6), layout="constrained")
+            draw_one(figure, rows[benchmark])
+            path = folder / f"{name}.svg"
+            figure.savefig(path, metadata={"Date": None})
+            drawn.append(path)
+    return drawn
+
+
+def _ingest(figure: Figure, rows: Sequence[Row]) -> None:
+    for axes, strategy in zip(_pair(figure), ("fedbuff", "fedasync"), strict=True):
+        mine = [row for row in rows if (row["strategy"], row["codec"]) == (strategy, "float32")]
+        names = [f"{_number(row, 'size_mb'):g} MB\n{row['clients']} client(s)" for row in mine]
+        places = range(len(mine))
+        floors = [_number(row, "size_mb") * _number(row, "floor_updates_s") for row in mine]
+        axes.bar(
+            [at - 0.2 for at in places], [_number(row, "float32_mb_s") for row in mine], 0.4, label="Fluffle"
+        )
+        axes.bar([at + 0.2 for at in places], floors, 0.4, label="only acks and republishes", color="0.7")
+        axes.set_xticks(list(places), names, fontsize=7)
+        _dress(axes, f"Taken in, {strategy}", "", "MB of float32 a second")
+        axes.legend(fontsize=8)
+
+
+def _memory(figure: Figure, rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    sizes = [_number(row, "size_mb") for row in rows]
+    for part in ("aggregator", "standby", "worker"):
+        seen = [(_number(row, "size_mb"), row[f"{part}_mb"]) for row in rows if row[f"{part}_mb"] != "-"]
+        axes.plot([at for at, _ in seen], [float(str(mb)) for _, mb in seen], "o-", label=part)
+    axes.plot(sizes, [_number(row, "allowed_mb") for row in rows], "k--", label="100 MB + 4 models")
+    _dress(axes, "Peak resident memory, FedBuff K=10", "MB of float32 in the model", "MB")
+    axes.legend(fontsize=8)
+
+
+def _stragglers(figure: Figure, rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    for row in rows:
+        label = f"{row['strategy']}, K={row['K']}, server rate {_number(row, 'server_rate'):g}"
+        axes.step(
+            _numbers(row, "curve_s_values"), _numbers(row, "curve_accuracy_values"), where="post", label=label
+        )
+    axes.axhline(0.95, color="0.6", linestyle="--")
+    axes.set_ylim(0.7, 1)
+    _dress(
+        axes, "Eight clients, the slowest 32 times slower than the fastest", "seconds", "held-out accuracy"
+    )
+    axes.legend(fontsize=8, loc="lower right")
+
+
+def _fleet_course(figure: Figure, rows: Sequence[Row]) -> None:
+    largest = max(rows, key=lambda row: _number(row, "workers"))
+    late, deep = _pair(figure)
+    seconds = _numbers(largest, "at_s_values")
+    late.plot(seconds, _numbers(largest, "worst_staleness_values"), color="0.7", label="the latest")
+    late.plot(seconds, _numbers(largest, "mean_staleness_values"), label="mean")
+    late.legend(fontsize=8)
+    late.set_ylim(0, None)
+    _dress(late, f"Staleness with {largest['workers']} workers", "seconds", "versions")
+    deep.plot(seconds, _numbers(largest, "depth_values"))
+    deep.set_ylim(0, None)
+    _dress(deep, "Confirmed, not yet acked", "seconds", "updates")
+
+
+def _fleet_growth(figure: Figure, rows: Sequence[Row]) -> None:
+    rate, late, memory = figure.subplots(1, 3)
+    workers = [_number(row, "workers") for row in rows]
+    rate.plot(workers, [_number(row, "of") for row in rows], "k--", label="if nobody ever waited")
+    rate.plot(workers, [_number(row, "updates_s") for row in rows], "o-", label="applied")
+    rate.legend(fontsize=8)
+    _dress(rate, "Throughput", "workers", "updates a second")
+    late.plot(workers, [_number(row, "mean_staleness") for row in rows], "o-")
+    _dress(late, "Mean staleness", "workers", "versions")
+    for role in ("aggregator", "broker"):
+        memory.plot(workers, [_number(row, f"{role}_mb") for row in rows], "o-", label=role)
+    memory.set_ylim(0, None)
+    memory.legend(fontsize=8)
+    _dress(memory, "Peak memory", "workers", "MB")
+
+
+PLOTS: Mapping[str, tuple[str, Callable[[Figure, Sequence[Row]], None]]] = {
+    "ingest": ("ingest", _ingest),
+    "memory": ("memory", _memory),
+    "stragglers": ("stragglers", _stragglers),
+    "fleet-course": ("fleet", _fleet_course),
+    "fleet-growth": ("fleet", _fleet_growth),
+}
+
+
+def _pair(figure: Figure) -> tuple[Axes, Axes]:
+    left, right = figure.subplots(1, 2)
+    return left, right
+
+
+def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+
+
+def _number(row: Row, name: str) -> float:
+    return float(str(row[name]))
+
+
+def _numbers(row: Row, name: str) -> list[float]:
+    found = row[name]
+    if not isinstance(found, list):
+        raise TypeError(f"{name} should be a list, not {found!r}")
+    return [float(each) for each in found]
