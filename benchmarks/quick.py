@@ -71,7 +71,7 @@ def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
     for size_mb, required in ((1.0, 0.9), (0.1, 0.75)):
         for clients in (1, 4):
             case = Case(size_mb, clients, "fedbuff", "float32")
-            row = beside_the_floor(case, folder / f"ingest-{size_mb:g}-{clients}", node, FEW)
+            row = beside_the_floor(case, folder / f"ingest-{1000 * size_mb:.0f}-{clients}", node, FEW)
             what = f"ingest of {size_mb:g} MB from {clients} against the acking-only floor"
             yield Verdict(what, "at least", required, _median(row["ratio"]))
     times = float32_to_int8(Case(10.0, 4, "fedbuff", "float32"), folder / "codecs", node, Effort(3, 0.6))

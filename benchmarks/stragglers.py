@@ -11,7 +11,8 @@ Every version is evaluated on the held-out fifth. An accuracy counts from the co
 commit of the next; the time is the one when it has been at the level for 3 s without a break, counted from
 version 0. The synchronous federations mostly sleep: all of them run at the same time as the asynchronous
 ones, which run one after the other. `server_rate` is the server learning rate; `sooner` divides plain
-FedAvg's time to 95 % by this one's, repeat by repeat.
+FedAvg's time to 95 % by this one's, repeat by repeat. `gave_up` counts the repeats that did not hold 95 %
+within 180 s, and stand with that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from federation import DEADLINE_S, Federation, wait_until
+from federation import Federation, wait_until
 from rich.console import Console
 
 from benchmarks import small_networks
@@ -42,6 +43,8 @@ from fluffle_cli.node import BrokerNode
 SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 LEVELS = (0.9, 0.95)
 HOLD_S = 3.0
+# Whoever does not hold 95 % by then has taken longer: its time is at least this.
+GIVE_UP_S = 180.0
 POLL_S = 0.2
 # More threads than federations at a time.
 MANY = 32
@@ -152,11 +155,9 @@ class Place:
             wait_until(lambda: broker.state(queue).messages == everyone, "the workers")
             federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *setting.flags)
             with broker.read_stream(topology.models.name, offset="first") as reader:
-                while not (course.is_over or self.enough.is_set()):
+                while not (course.is_over or self.enough.is_set() or course.seconds > GIVE_UP_S):
                     if (body := reader.next_body(POLL_S)) is not None:
                         course.note(decode_version(body))
-                    if course.seconds > DEADLINE_S:
-                        raise RuntimeError(f"{setting} holds {course.held} after {DEADLINE_S:.0f} s")
         course.stop()
         delete(self.node.amqp_url, topology)
         return course
@@ -264,6 +265,7 @@ def row(setting: Setting, courses: Sequence[Course], baseline: Sequence[Course])
         "staleness": setting.staleness,
         **{f"s_to_{level:.0%}": times(courses, level) for level in LEVELS},
         "updates": median(course.updates for course in courses),
+        "gave_up": sum(not course.is_over for course in courses),
         "sooner": sooner(baseline, courses),
         # Of the first repeat, for a plot.
         "curve_s_values": [round(at_s, 3) for at_s, _ in courses[0].curve],
