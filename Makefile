@@ -53,7 +53,7 @@ bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 2 minutes; fa
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.quick
 
 .PHONY: bench-fleet
-bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 8 minutes
+bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 12 minutes
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.fleet $(ARGS)
 
 .PHONY: performance

@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python -m benchmarks.fleet
 
-Light workers (threads of four processes, each with a connection and a spool; softmax on 32 digits, 4,810
-parameters) run the product's own loop, and pause for 5 to 15 s in each round, each at a pace of its own. The
+Light workers (threads of ten processes, each with a connection and a spool; softmax on 32 digits, 4,810
+parameters) run the product's own loop, and pause for 10 to 30 s in each round, each at a pace of its own. The
 aggregator is as a user starts it, with FedBuff K=10. After a warm-up it is measured for a while; then the
 workers are asked to stop, and every update that the broker confirmed is looked for by its id.
 
@@ -50,10 +50,11 @@ from fluffle.record import Folded
 from fluffle.safetensors_file import write_model
 
 SIZES = (10, 50, 100, 250, 500)
-PROCESSES = 4
-PAUSES_S = (5.0, 15.0)
+# More threads in one process would wait for each other, not for the federation.
+PROCESSES = 10
+PAUSES_S = (10.0, 30.0)
 BUFFER_SIZE = 10
-WARM_UP_S, MEASURED_S = 15.0, 45.0
+WARM_UP_S, MEASURED_S = 10.0, 60.0
 LOOK_EVERY_S = 0.5
 # Whoever waits longest waits at most so many times as long as the median.
 FAIR = 3.0
@@ -264,7 +265,7 @@ def fleet(federation: Federation, workers: int) -> Iterator[list[subprocess.Pope
         for process in processes:
             process.send_signal(signal.SIGTERM)
         for process in processes:
-            if process.wait(120):
+            if process.wait(300):
                 raise RuntimeError(f"workers ended with {process.returncode}")
     finally:
         for process in processes:
