@@ -33,6 +33,8 @@ WORKERS = 2
 VERSIONS = 3
 # The codec of the updates, and that of the versions.
 WAYS = ("float32:float32", "int8:float32", "int8:int8")
+# As it is by default: tests have a shorter one.
+HEARTBEAT = ("--heartbeat-s", "20")
 # A model of this size is some seconds on its way on two busy cores.
 DEADLINE_S = 1800.0
 
@@ -73,11 +75,11 @@ def _run(size_mb: float, way: str, place: Path, node: BrokerNode, versions: int)
     with Federation(place.name, node.amqp_url, place, task="benchmarks.light_task:task") as federation:
         leader = federation.aggregator(
             *("leader", "--initial-model", "initial.safetensors", "--buffer-size", "2"),
-            *("--codec", codec, "--downlink-codec", downlink, "--buffer-timeout", "10"),
+            *("--codec", codec, "--downlink-codec", downlink, "--buffer-timeout", "10", *HEARTBEAT),
         )
         leader.wait_for("leading")
         began = time.monotonic()
-        workers = [federation.worker(site, sites=WORKERS) for site in range(WORKERS)]
+        workers = [federation.worker(site, *HEARTBEAT, sites=WORKERS) for site in range(WORKERS)]
         wait_until(
             lambda: len(leader.events("version committed")) >= versions,
             f"{versions} versions",
@@ -107,6 +109,8 @@ def _run(size_mb: float, way: str, place: Path, node: BrokerNode, versions: int)
         "minutes": round(balanced_s / 60, 1),
         "confirmed": len(confirmed),
         "applied": len(applied),
+        # Whoever loses the connection starts again from the head, which takes a model more.
+        "connections_lost": len(leader.events("lost the broker; connecting again")),
         "aggregator_mb": round(aggregator_mb),
         "worker_mb": round(worker_mb),
         "broker_mb": round(peak_mb(node.pid)),
