@@ -34,6 +34,8 @@ log = get_logger(__name__)
 POLL_S = 0.5
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
+# A line about a version names its updates if there are no more; `fluffle trace` knows the others too.
+MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +310,8 @@ class Leader:
 
     def _refuse(self, delivery: Delivery, refused: Refusal, headers: dict[str, str]) -> None:
         """Move a message to F.rejected with the reason, and count it."""
-        log.warning("refused", reason=str(refused.reason), detail=refused.detail, **headers)
+        whose = {"update" if name == "id" else name: value for name, value in headers.items()}
+        log.warning("refused", reason=str(refused.reason), detail=refused.detail, **whose)
         self._model.note_refusal(headers.get("worker"))
         told = headers.get("id", ""), headers.get("worker", delivery.user or "")
         self._tell(Rejected(*told, str(refused.reason), refused.detail))
@@ -367,11 +370,13 @@ class Leader:
         )
         held = self._held if self._held_evaluation is None else [*self._held, self._held_evaluation]
         self._broker.ack(held)
+        few = record.folded if len(record.folded) <= MOST_NAMED else ()
         log.info(
             "version committed",
             version=record.version,
             term=record.term,
             updates=len(record.folded),
+            applied=[str(one.id) for one in few],
             mean_staleness=round(sum(one.staleness for one in record.folded) / max(1, len(record.folded)), 2),
         )
         # On from the moment that the record tells of: publishing it took time as well.

@@ -11,6 +11,7 @@ from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.status_command import command as status
+from fluffle_cli.trace_command import command as trace
 from fluffle_cli.user_command import app as user
 from fluffle_worker.__main__ import command as worker
 from fluffle_worker.__main__ import evaluator_command as evaluator
@@ -29,6 +30,7 @@ app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)
 app.command("status")(status)
+app.command("trace")(trace)
 app.add_typer(model, name="model")
 app.add_typer(rejected, name="rejected")
 

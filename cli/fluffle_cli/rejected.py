@@ -30,7 +30,8 @@ class RejectedMessage:
 
     `number` is its position, from 1. `worker` is the one that the update names, else the user. `user` is the
     RabbitMQ user that sent it, and `through` the exchange that it came through; empty where nobody knows.
-    `at` is Unix time in seconds. What RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit.
+    `at` is when it was refused, and `published_at` when its sender says that it sent it: Unix time in
+    seconds. What RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit.
     """
 
     number: int
@@ -41,6 +42,7 @@ class RejectedMessage:
     user: str
     through: str
     size_bytes: int
+    published_at: float | None
     at: float | None
     tag: int
 
@@ -57,7 +59,7 @@ class RejectedMessage:
                 if moved_because == "delivery-limit"
                 else "RabbitMQ moved it here"
             )
-            at = _death_time(headers)
+            published_at, at = _text(headers, "at"), _death_time(headers)
         else:
             user = _text(headers, "user")
             reason, worker, through = (
@@ -65,7 +67,8 @@ class RejectedMessage:
                 _text(headers, "worker") or user,
                 _text(headers, "through"),
             )
-            detail, at = _text(headers, "detail"), _seconds(_text(headers, "at"))
+            published_at, at = _text(headers, "published_at"), _seconds(_text(headers, "at"))
+            detail = _text(headers, "detail")
         return cls(
             number=number,
             reason=reason,
@@ -75,6 +78,8 @@ class RejectedMessage:
             user=user,
             through=through,
             size_bytes=len(delivery.body),
+            # 0 stands for nothing said.
+            published_at=_seconds(published_at) or None,
             at=at,
             tag=delivery.tag,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -12,6 +13,9 @@ from fluffle.models import version_at_hand
 from fluffle.plan import Plan
 from fluffle.record import Contributor, Evaluation, ModelVersion
 from fluffle.topology import Topology
+
+RATE_OVER_S = 4.0
+LOOK_AT_QUEUES_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,14 +97,49 @@ class Snapshot:
         }
 
 
-def take_snapshot(broker: Broker, topology: Topology, *, before: Snapshot | None = None) -> Snapshot:
-    """Look at a federation now. `before` is an earlier snapshot, from which on updates a second are counted.
+class Lookout:
+    """Looks at a federation again and again: each snapshot has the rate of updates over the last seconds."""
 
-    The newest model is read whole. Raises TopologyMissing when the federation is not on this broker.
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
+        self._looked_at = 0.0
+        self._recent: deque[Snapshot] = deque()
+
+    def look(self, broker: Broker, newest: ModelVersion | None) -> Snapshot:
+        """Look at the queues, if it is time to, and set the newest version beside them.
+
+        Raises TopologyMissing when the federation is not on this broker.
+        """
+        now = time.time()
+        if now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
+            self._queues = queue_states(broker, self._topology)
+            self._looked_at = now
+        while len(self._recent) > 1 and self._recent[1].taken_at < now - RATE_OVER_S:
+            self._recent.popleft()
+        # At the end the rate is that of the whole, in between that of the last seconds.
+        is_over = newest is not None and newest.finished
+        before = self._recent[0] if self._recent and not is_over else None
+        snapshot = self._snapshot(newest, now, before)
+        self._recent.append(snapshot)
+        return snapshot
+
+    def nothing_yet(self) -> Snapshot:
+        """Return what is known before there is a broker to look at."""
+        return self._snapshot(None, time.time(), None)
+
+    def _snapshot(self, newest: ModelVersion | None, now: float, before: Snapshot | None) -> Snapshot:
+        return snapshot_of(newest, self._queues, federation=self._topology.federation, now=now, before=before)
+
+
+def take_snapshot(broker: Broker, topology: Topology) -> Snapshot:
+    """Look at a federation now. The newest model is read whole.
+
+    Raises TopologyMissing when the federation is not on this broker.
     """
     queues = queue_states(broker, topology)
     newest = version_at_hand(broker, topology)
-    return snapshot_of(newest, queues, federation=topology.federation, now=time.time(), before=before)
+    return snapshot_of(newest, queues, federation=topology.federation, now=time.time())
 
 
 def queue_states(broker: Broker, topology: Topology) -> QueueStates:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import ClassVar
 
+import typer
 from pydantic import Field
 from rich.console import Console
-from rich.live import Live
 
 from fluffle import logs
 from fluffle.broker import Broker
@@ -20,8 +21,10 @@ from fluffle.reconnecting import work_with_new_connections
 from fluffle.settings import SharedSettings
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
-from fluffle_cli.snapshot import Snapshot, take_snapshot
-from fluffle_cli.view import History, plain_line, render
+from fluffle_cli.following import following
+from fluffle_cli.screen import Screen
+from fluffle_cli.snapshot import Lookout, Snapshot, take_snapshot
+from fluffle_cli.view import render
 
 Show = Callable[[Snapshot], None]
 
@@ -46,68 +49,58 @@ def run(settings: StatusSettings) -> None:
     """Show the federation once, or until it has finished or Ctrl-C."""
     stop = stop_on_signals()
     topology = topology_of(settings.federation)
+    name = f"{settings.federation}/status"
+    if not settings.watch:
+        with _display(settings) as show, connect(settings, name=name, stop=stop) as broker:
+            show(take_snapshot(broker, topology))
+        return
+    # Whoever watches may come before the federation does.
+    patient = settings.model_copy(update={"connect_timeout_s": inf})
+    # Each watcher's own: nobody else may have a queue of that name meanwhile.
+    listener = f"status-{secrets.token_hex(4)}"
+    lookout = Lookout(topology)
     with _display(settings) as show:
 
-        def look(broker: Broker) -> None:
-            snapshot: Snapshot | None = None
-            while not stop.is_set():
-                snapshot = take_snapshot(broker, topology, before=snapshot)
-                show(snapshot)
-                if not settings.watch or snapshot.finished:
-                    return
-                stop.wait(settings.interval)
+        def watch(broker: Broker) -> None:
+            with following(broker, topology, name=listener) as version:
+                while not stop.is_set():
+                    snapshot = lookout.look(broker, version.newest())
+                    show(snapshot)
+                    if snapshot.finished:
+                        return
+                    stop.wait(settings.interval)
 
-        name = f"{settings.federation}/status"
-
-        def reach() -> Broker:
-            if not settings.watch:
-                return connect(settings, name=name, stop=stop)
-            # Whoever watches may come before the federation does.
-            patient = settings.model_copy(update={"connect_timeout_s": inf})
-            return connect_to_federation(patient, topology, name=name, stop=stop)
-
-        work_with_new_connections(reach, look, stop)
+        work_with_new_connections(
+            lambda: connect_to_federation(patient, topology, name=name, stop=stop), watch, stop
+        )
 
 
 @contextmanager
 def _display(settings: StatusSettings) -> Iterator[Show]:
     """Choose how snapshots are shown; on a terminal a watched one stays in its place."""
     console = Console()
-    history = History()
-
-    def show_line(snapshot: Snapshot) -> None:
-        line = json.dumps(snapshot.as_json()) if settings.as_json else plain_line(snapshot)
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-    def show_once(snapshot: Snapshot) -> None:
-        console.print(render(snapshot))
-
     if settings.as_json:
-        yield show_line
+        yield lambda snapshot: typer.echo(json.dumps(snapshot.as_json()))
     elif not settings.watch:
-        yield show_once
-    elif not console.is_terminal:
-        yield show_line
+        yield lambda snapshot: console.print(render(snapshot))
     else:
-        logs.configure(
-            settings.log_format,
-            verbose=settings.verbose,
-            part=settings.part,
-            fields=settings.log_fields(),
-            console=console,
-        )
-        with Live(console=console, auto_refresh=False) as live:
-
-            def show_in_place(snapshot: Snapshot) -> None:
-                history.note(snapshot)
-                live.update(render(snapshot, history=history), refresh=True)
-
-            yield show_in_place
+        if console.is_terminal:
+            logs.configure(
+                settings.log_format,
+                verbose=settings.verbose,
+                part=settings.part,
+                fields=settings.log_fields(),
+                console=console,
+            )
+        with Screen(console) as screen:
+            yield screen.show_now
 
 
 command = settings_command(
     StatusSettings,
     run,
     about="Show a federation's version, accuracy, updates a second, queues and workers.\n\n"
-    "It only reads. With --watch it ends when the federation has finished.",
+    "It only reads, and looks once; with --watch again and again, until the federation has finished. A "
+    "watcher reads a version's record when an aggregator tells of one, at most once a second. Without the "
+    "rights of a monitor, who may listen, it reads the newest model at every look.",
 )

@@ -35,7 +35,7 @@ ENV_PREFIX = "FLUFFLE_"
 CONFIG_VARIABLE = "FLUFFLE_CONFIG"
 DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
-TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected")
+TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected", "trace")
 
 LogFormat = Literal["auto", "pretty", "json"]
 S = TypeVar("S", bound="SharedSettings")

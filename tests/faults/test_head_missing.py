@@ -53,7 +53,7 @@ def done(federation: Federation, *arguments: str) -> str:
 
 
 def refused_ids(leader: Part) -> list[tuple[object, object]]:
-    return [(line["id"], line["reason"]) for line in leader.events("refused")]
+    return [(line["update"], line["reason"]) for line in leader.events("refused")]
 
 
 def test_a_deleted_head_is_restored_from_the_stream_and_resent_updates_are_recognised(

@@ -156,7 +156,7 @@ class Worker:
         self._spool.compare(version.applied)
         update_id = self._spool.next_id
         sequence = update_id.sequence
-        log.debug("round started", version=version.version, sequence=sequence)
+        log.debug("round started", update=str(update_id), version=version.version)
         self._tell(Started(str(update_id), version.version))
         started = told_at = time.monotonic()
         seed = int(np.random.SeedSequence([self._seed, sequence]).generate_state(1)[0])
@@ -186,8 +186,8 @@ class Worker:
         self._tell(Trained(str(update_id), version.version, train_s))
         log.info(
             "round trained",
+            update=str(update_id),
             version=version.version,
-            sequence=sequence,
             seconds=round(train_s, 2),
             metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, EVALUATOR_STATES, WORKE
 from fluffle_cli.demo.metrics import VersionRow, append_row, row_of
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
-from fluffle_cli.demo.screen import Screen
 from fluffle_cli.demo.settings import DemoSettings, Strategy
-from fluffle_cli.snapshot import QueueStates, Snapshot, queue_states, snapshot_of
+from fluffle_cli.screen import Screen
+from fluffle_cli.snapshot import Lookout, Snapshot
 from fluffle_cli.view import Inside
 
 TICK_S = 0.1
@@ -32,8 +31,6 @@ LEAVE_S = 10.0
 STOP_S = 2.0
 # While they import TensorFlow they would not listen.
 STOP_AT_ONCE_S = 0.5
-RATE_OVER_S = 4.0
-LOOK_AT_QUEUES_EVERY_S = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,15 +46,12 @@ class FederationRun:
     rows: list[VersionRow] = field(default_factory=list)
     final: ModelVersion | None = None
     _crew: Crew = field(init=False)
-    _recent: deque[Snapshot] = field(default_factory=deque)
-    _queues: QueueStates = field(
-        default_factory=lambda: QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
-    )
-    _looked_at: float = 0.0
+    _lookout: Lookout = field(init=False)
     _started_at: float = 0.0
 
     def __post_init__(self) -> None:
         self._crew = Crew(self.folder / "logs")
+        self._lookout = Lookout(self.topology)
 
     @property
     def final_version(self) -> ModelVersion:
@@ -185,25 +179,13 @@ class FederationRun:
     def _look(self, broker: Broker) -> Snapshot:
         """Take in logs and queues, and return what is known now."""
         self._crew.read_logs()
-        now = time.time()
-        if now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
-            self._looked_at = now
-            self._queues = queue_states(broker, self.topology)
-        while len(self._recent) > 1 and self._recent[1].taken_at < now - RATE_OVER_S:
-            self._recent.popleft()
-        # At the end the rate is that of the whole, in between that of the last seconds.
-        is_over = self.final is not None and self.final.finished
-        before = self._recent[0] if self._recent and not is_over else None
-        snapshot = snapshot_of(self.final, self._queues, federation=self.federation, now=now, before=before)
-        self._recent.append(snapshot)
-        return snapshot
+        return self._lookout.look(broker, self.final)
 
     def _tick(self, phase: str) -> None:
         """Wait for a moment while there is no version yet."""
         self._check_stop()
         self._crew.read_logs()
-        nothing = snapshot_of(None, self._queues, federation=self.federation, now=time.time())
-        self.screen.show_phase(phase, nothing, self._inside())
+        self.screen.show_phase(phase, self._lookout.nothing_yet(), self._inside())
         self.stop.wait(TICK_S)
 
     def _check_stop(self) -> None:

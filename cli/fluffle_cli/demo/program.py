@@ -20,10 +20,10 @@ from fluffle_cli.demo.federation_run import FederationRun
 from fluffle_cli.demo.findings import Findings, read_findings
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
-from fluffle_cli.demo.screen import Screen
 from fluffle_cli.demo.settings import DemoSettings, Strategy
 from fluffle_cli.demo.summary import Summary, print_summary, run_summary, write_summary
 from fluffle_cli.node import BrokerNode
+from fluffle_cli.screen import Screen
 
 EXIT_MISSED = 1
 TICK_S = 0.1

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live view on a terminal, now and then a plain line elsewhere."""
+"""A federation while it runs: a live view on a terminal, now and then a plain line elsewhere."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PLAIN_LINE_EVERY_S = 3.0
 
 
 class Screen:
-    """The demo's place on the console, from start to end of one federation."""
+    """A place on the console, from start to end of one federation: of `fluffle demo` and `status --watch`."""
 
-    def __init__(self, console: Console, *, metric: str) -> None:
+    def __init__(self, console: Console, *, metric: str | None = None) -> None:
         self.console = console
         self._history = History(metric)
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
@@ -55,7 +55,7 @@ class Screen:
         if self._is_time(PLAIN_LINE_EVERY_S if self._live is None else REDRAW_EVERY_S):
             self.show_now(snapshot, inside)
 
-    def show_now(self, snapshot: Snapshot, inside: Inside) -> None:
+    def show_now(self, snapshot: Snapshot, inside: Inside | None = None) -> None:
         """Show how far the federation is, even if something was shown just now."""
         self._history.note(snapshot)
         if self._live is None:

@@ -1,0 +1,125 @@
+"""`fluffle trace`: the whole story of one update."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import ClassVar
+
+import typer
+from pydantic import Field
+from rich.progress import track
+
+from fluffle import logs
+from fluffle.broker import Broker, Delivery
+from fluffle.command_line import settings_command
+from fluffle.connection import connect_to_federation
+from fluffle.errors import AccessRefused, WireError
+from fluffle.models import all_versions
+from fluffle.settings import SharedSettings
+from fluffle.topology import Topology, topology_of
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import decode_inbound
+from fluffle_cli.rejected import MOST_AT_ONCE, RejectedMessage, look_through, printable, waiting
+from fluffle_cli.tracing import Story, parse_update_id, read_records, told
+from fluffle_cli.unconsumed import is_unconsumed
+
+
+class TraceSettings(SharedSettings):
+    """Flags of `fluffle trace`, keys of the table [trace]."""
+
+    part: ClassVar[str] = "trace"
+
+    update: str = Field(
+        description="Its id, as in the logs and in RabbitMQ's message_id: worker/run/sequence.",
+        json_schema_extra={"argument": True},
+    )
+    as_json: bool = Field(False, description="Print one JSON object.", json_schema_extra={"flag": "--json"})
+    # Whoever asks is not to wait for a federation that may never come.
+    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
+
+
+def run(settings: TraceSettings) -> None:
+    """Print what has become of an update."""
+    update = parse_update_id(settings.update)
+    topology = topology_of(settings.federation)
+    name = f"{settings.federation}/trace"
+    with connect_to_federation(settings, topology, name=name, stop=threading.Event()) as broker:
+        story = trace(broker, topology, update)
+    if settings.as_json:
+        typer.echo(json.dumps(story.as_json()))
+        return
+    for what, said in told(story):
+        typer.echo(printable(f"{what:<10} {said}"))
+
+
+def trace(broker: Broker, topology: Topology, update: UpdateId) -> Story:
+    """Look through the stream and F.rejected for an update; without the right to the second, say so.
+
+    The connection is of no use for anything else afterwards.
+    """
+    updates_waiting = broker.state(topology.updates.name).messages
+    versions = all_versions(broker, topology)
+    shown = track(versions, "reading the records", transient=True, console=logs.console())
+    records = read_records(update, shown)
+    refused, not_looked = None, ""
+    try:
+        # Last: RabbitMQ closes the channel of whoever has no right to look.
+        refused = list(_refusals(broker, topology, update))
+    except AccessRefused:
+        not_looked = "this user has no right to (an operator has)"
+    except BusyQueue:
+        not_looked = "somebody else looks through it now; try again when they have ended"
+    return Story(
+        federation=topology.federation,
+        update=update,
+        records=records,
+        refused=refused,
+        not_looked=not_looked,
+        updates_waiting=updates_waiting,
+    )
+
+
+class BusyQueue(Exception):
+    """Another consumer holds what waits in F.rejected."""
+
+
+def _refusals(broker: Broker, topology: Topology, update: UpdateId) -> Iterator[RejectedMessage]:
+    if not is_unconsumed(broker, topology.rejected.name):
+        raise BusyQueue
+    count = waiting(broker, topology)
+    if not count:
+        return
+    deliveries = look_through(broker, topology, count)
+    shown = track(
+        deliveries,
+        "looking through what was refused",
+        total=min(count, MOST_AT_ONCE),
+        transient=True,
+        console=logs.console(),
+    )
+    for number, delivery in enumerate(shown, 1):
+        message = RejectedMessage.of(delivery, number)
+        if (message.id or _id_in(delivery)) == str(update):
+            yield message
+
+
+def _id_in(delivery: Delivery) -> str:
+    """Read the id of an update that was refused before anybody had read it."""
+    try:
+        message = decode_inbound(delivery.body)
+    except WireError:
+        return ""
+    return str(message.id) if isinstance(message, WeightUpdate) else ""
+
+
+command = settings_command(
+    TraceSettings,
+    run,
+    about="Tell the whole story of one update: when it was published and received, with what staleness and "
+    "weight it was folded, in which version, or why it was refused.\n\n"
+    "It reads the records that the stream still holds, as any user of the federation may, and looks through "
+    "F.rejected, which takes an operator: a monitor is told what the records say. The id stands in the log "
+    "lines `update published` of the worker and `refused` or `version committed` of the aggregator.",
+)

@@ -1,0 +1,100 @@
+"""What can be told of a real run: the way of each update, and what a monitor watched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from looking_back import UPDATES, Run, a_run
+
+from fluffle_cli.node import BrokerNode
+
+
+@pytest.fixture(scope="module")
+def run(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """One run for all tests of this module."""
+    folder: Path = tmp_path_factory.mktemp("run")
+    with a_run(node, folder) as finished:
+        yield finished
+
+
+def traced(run: Run, update: str, *, broker_url: str | None = None) -> Mapping[str, Any]:
+    """Return what `fluffle trace --json` tells."""
+    told = run.federation.fluffle("trace", update, "--json", broker_url=broker_url)
+    assert told.returncode == 0, told.stderr
+    found: Mapping[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def test_an_update_is_followed_from_its_workers_log_into_the_version_that_has_it(run: Run) -> None:
+    [line, *_] = run.workers[0].events("update published")
+    update = str(line["update"])
+    record = next(each for each in run.versions if update in [str(one.id) for one in each.folded])
+    folded = next(one for one in record.folded if str(one.id) == update)
+
+    story = traced(run, update)
+
+    assert (story["outcome"], story["version"], story["term"]) == ("applied", record.version, record.term)
+    assert (story["base_version"], story["staleness"]) == (folded.base_version, folded.staleness)
+    assert story["weight"] == pytest.approx(folded.weight)
+    assert story["published_at"] <= story["received_at"] <= story["committed_at"]
+    assert story["rejected"] == []
+    # The same ids stand in the log lines along its way.
+    committed = next(
+        each for each in run.leader.events("version committed") if update in str(each["applied"])
+    )
+    assert (committed["version"], committed["federation"]) == (record.version, run.federation.name)
+    trained = next(each for each in run.workers[0].events("round trained") if each["update"] == update)
+    assert (trained["version"], trained["worker"]) == (folded.base_version, folded.id.worker)
+
+
+def test_a_refused_update_is_told_with_its_reason_and_a_copy_of_an_applied_one_too(run: Run) -> None:
+    refused = traced(run, "site-9/r1/2")
+    copied = traced(run, "site-9/r1/1")
+
+    assert (refused["outcome"], refused["version"]) == ("rejected", None)
+    [message] = refused["rejected"]
+    assert message["reason"] == "future-version"
+    assert "99" in message["detail"]
+    assert message["at"] > 1_700_000_000
+    assert "site-9/r1/2" in [line.get("update") for line in run.leader.events("refused")]
+    assert copied["outcome"] == "applied"
+    assert [each["reason"] for each in copied["rejected"]] == ["duplicate"]
+
+
+def test_a_monitor_is_told_what_the_records_say_and_that_it_may_not_look_at_what_was_refused(
+    run: Run,
+) -> None:
+    applied = run.federation.fluffle("trace", "site-9/r1/1", broker_url=run.monitor_url)
+    refused = traced(run, "site-9/r1/2", broker_url=run.monitor_url)
+
+    assert applied.returncode == 0, applied.stderr
+    assert "committed" in applied.stdout
+    assert "this user has no right to (an operator has)" in applied.stdout
+    assert "\x1b" not in applied.stdout
+    assert (refused["outcome"], refused["rejected"]) == ("not-found", None)
+
+
+def test_a_federation_that_is_not_there_is_one_sentence(run: Run) -> None:
+    nowhere = ["--federation", "nowhere", "--connect-timeout-s", "0.1"]
+
+    told = run.federation.fluffle("trace", "w/r/1", *nowhere)
+
+    assert told.returncode == 2
+    assert "'nowhere' is not on amqp://" in told.stderr.splitlines()[-1]
+    assert "Traceback" not in told.stderr
+
+
+def test_a_monitor_watches_a_run_to_its_end_and_sees_what_the_records_say(run: Run) -> None:
+    looks = [json.loads(line) for line in run.watched.splitlines()]
+    newest = run.versions[-1]
+
+    versions = [look["version"] for look in looks]
+    assert versions == sorted(versions)
+    assert len(set(versions)) > 1
+    assert (looks[-1]["version"], looks[-1]["updates"]) == (newest.version, UPDATES)
+    assert looks[-1]["finished"] == newest.finished != ""
+    assert set(looks[-1]["workers"]) == {"site-0", "site-1", "site-9"}

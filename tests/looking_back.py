@@ -1,0 +1,79 @@
+"""One real run that several tests look at, while it goes on and once it is over."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from federation import DEADLINE_S, Federation, Part
+from rabbitmqctl import add_user
+from sending import an_update_for, send
+
+from fluffle.models import all_versions
+from fluffle.record import ModelVersion
+from fluffle.rights import rights_of
+from fluffle.wire import encode_update
+from fluffle_cli.node import BrokerNode
+
+UPDATES = 12
+NAME = "looked-back-at"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A federation that has finished, and what a monitor saw of it meanwhile."""
+
+    federation: Federation
+    versions: Sequence[ModelVersion]
+    leader: Part
+    workers: Sequence[Part]
+    monitor_url: str
+    watched: str
+
+
+@contextmanager
+def a_run(node: BrokerNode, folder: Path, *evaluator_flags: str) -> Iterator[Run]:
+    """Let two workers train and an evaluator judge, while a monitor watches.
+
+    Of what site-9 sends, one update counts; its copy, another one and rubbish are refused.
+    """
+    monitor_url = add_user(node, f"{NAME}-monitor", **rights_of("monitor", NAME).patterns)
+    with Federation(NAME, node.amqp_url, folder, task="numpy_task:task") as federation:
+        flags = ["--buffer-size", "2", "--local-steps", "5", "--max-updates", str(UPDATES)]
+        leader = federation.aggregator("leader", *flags)
+        leader.wait_for("leading")
+        evaluator = federation.evaluator(*evaluator_flags)
+        evaluator.wait_for("evaluated")
+        with _a_watcher(monitor_url) as watcher:
+            base = federation.newest()
+            first, second = (an_update_for(base, sequence) for sequence in (1, 2))
+            from_the_future = encode_update(replace(second, base_version=99))
+            send(federation, [encode_update(first), encode_update(first), from_the_future, b"rubbish"])
+            leader.wait_for("refused", 3)
+            workers = [federation.worker(site, sites=2) for site in (0, 1)]
+            watched, _ = watcher.communicate(timeout=DEADLINE_S)
+        for part in (leader, evaluator, *workers):
+            assert part.wait_for_exit() == 0, part.log.read_text()
+        with federation.connect() as broker:
+            versions = list(all_versions(broker, federation.topology))
+        yield Run(federation, versions, leader, workers, monitor_url, watched)
+
+
+@contextmanager
+def _a_watcher(url: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-m", "fluffle_cli.main", "status", "--watch", "--interval", "0.2", "--json"],
+        env=os.environ | {"FLUFFLE_FEDERATION": NAME, "FLUFFLE_BROKER_URL": url},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as watcher:
+        try:
+            yield watcher
+        finally:
+            watcher.kill()
