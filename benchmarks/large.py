@@ -98,7 +98,8 @@ def _run(size_mb: float, way: str, place: Path, node: BrokerNode, versions: int)
         codes.append(leader.wait_for_exit())
         balanced_s = time.monotonic() - began
         applied = applied_ids(federation.newest())
-    if any(codes) or applied != confirmed:
+    # What a worker was sending when it was asked to stop may be there too, though it has not heard of that.
+    if any(codes) or not confirmed <= applied:
         raise RuntimeError(f"exit codes {codes}, confirmed {len(confirmed)}, applied {len(applied)}")
     found: dict[str, Cell] = {
         "size_mb": size_mb,
