@@ -31,6 +31,7 @@ ONE_IMPORTER = {
     "keras": "fluffle_worker.keras_task",
     "httpx": "fluffle_cli.management",
     "zstandard": "fluffle.compression",
+    "prometheus_client": "fluffle.metrics",
 }
 PURE = {
     "fluffle.broker",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect
 from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
+from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.record import ModelVersion
 from fluffle.stopping import stop_on_signals
@@ -63,7 +65,15 @@ def run(settings: AggregatorSettings) -> None:
     charge = charge_of(settings)
     stop = stop_on_signals()
     name = f"{settings.federation}/aggregator/{settings.name}"
-    serve(charge, lambda: connect(settings, name=name, stop=stop), stop)
+    with metered(
+        charge.teller,
+        host=settings.metrics_host,
+        port=settings.metrics_port,
+        federation=settings.federation,
+        role="aggregator",
+        name=settings.name,
+    ) as teller:
+        serve(replace(charge, teller=teller), lambda: connect(settings, name=name, stop=stop), stop)
 
 
 command = settings_command(

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from fluffle.compression import leaves_out, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
-from fluffle.settings import SharedSettings, require_name
+from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_name
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.goal import Goal, parse_target
 from fluffle_aggregator.server_optimizers import make_server_optimizer
@@ -149,6 +149,9 @@ class AggregatorSettings(SharedSettings):
         description="How a version's vector travels to the workers: float32, bfloat16 or int8; +zstd behind "
         "it packs it. The aggregators keep the exact one.",
     )
+
+    metrics_port: MetricsPort = None
+    metrics_host: MetricsHost = "127.0.0.1"
 
     _name_is_speakable = field_validator("name")(require_name)
 

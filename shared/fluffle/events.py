@@ -68,6 +68,14 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """An evaluator has measured a version; `seconds` is how long it took."""
+
+    version: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """The leader has folded an update into its buffer; `plain_bytes` are those of its vector in float32."""
 
@@ -132,6 +140,7 @@ Event = (
     | Progressed
     | Trained
     | Published
+    | Measured
     | Applied
     | Rejected
     | Committed

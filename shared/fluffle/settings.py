@@ -18,7 +18,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -37,6 +37,23 @@ DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
 TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected", "trace")
 
+# For the parts that serve what they count.
+MetricsPort = Annotated[
+    int | None,
+    Field(
+        ge=1,
+        le=65535,
+        description="Port to serve metrics on for Prometheus; without one none are.",
+        json_schema_extra={"panel": "Metrics"},
+    ),
+]
+MetricsHost = Annotated[
+    str,
+    Field(
+        description="Address to serve them on; they are for whoever can reach it.",
+        json_schema_extra={"panel": "Metrics"},
+    ),
+]
 LogFormat = Literal["auto", "pretty", "json"]
 S = TypeVar("S", bound="SharedSettings")
 

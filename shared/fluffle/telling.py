@@ -47,6 +47,24 @@ class _Silence:
 SILENCE = _Silence()
 
 
+class TellerOfBoth:
+    """Tells two tellers, one after the other."""
+
+    def __init__(self, first: Teller, second: Teller) -> None:
+        self._first, self._second = first, second
+
+    def __call__(self, event: Event) -> None:
+        """See Teller."""
+        self._first(event)
+        self._second(event)
+
+    @contextmanager
+    def over(self, broker: Broker) -> Iterator[None]:
+        """See Teller."""
+        with self._first.over(broker), self._second.over(broker):
+            yield
+
+
 class ReportingTeller:
     """Sends what it is told as reports, from a thread of its own."""
 

@@ -8,6 +8,7 @@ from fluffle import logs
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect_to_federation
 from fluffle.errors import TaskError
+from fluffle.metrics import metered
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
@@ -58,7 +59,18 @@ def run(settings: WorkerSettings) -> None:
         )
 
     max_bytes = settings.spool_max_mib * MIB
-    with open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool:
+    with (
+        open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
+        metered(
+            ReportingTeller(topology, role="worker", name=settings.worker_name),
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            federation=settings.federation,
+            role="worker",
+            name=settings.worker_name,
+            waiting=lambda: spool.waiting,
+        ) as teller,
+    ):
         worker = Worker(
             name=settings.worker_name,
             task=task,
@@ -69,7 +81,7 @@ def run(settings: WorkerSettings) -> None:
             show_round=RoundDisplay(console).show,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
-            teller=ReportingTeller(topology, role="worker", name=settings.worker_name),
+            teller=teller,
         )
         worker.work(
             lambda: connect(settings),
@@ -81,24 +93,27 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     """Be an evaluator until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
     topology = topology_of(settings.federation)
-    evaluator = Evaluator(
-        name=settings.name,
-        task=load_task(settings.task),
-        topology=topology,
-        stop=stop,
-        teller=ReportingTeller(topology, role="evaluator", name=settings.name),
-    )
+    task = load_task(settings.task)
     name = f"{settings.federation}/evaluator/{settings.name}"
-    evaluator.work(
-        lambda: connect_to_federation(
-            settings,
-            topology,
-            name=name,
-            stop=stop,
-            speaks_for=settings.name,
-            through=topology.evaluations_in,
+    with metered(
+        ReportingTeller(topology, role="evaluator", name=settings.name),
+        host=settings.metrics_host,
+        port=settings.metrics_port,
+        federation=settings.federation,
+        role="evaluator",
+        name=settings.name,
+    ) as teller:
+        evaluator = Evaluator(name=settings.name, task=task, topology=topology, stop=stop, teller=teller)
+        evaluator.work(
+            lambda: connect_to_federation(
+                settings,
+                topology,
+                name=name,
+                stop=stop,
+                speaks_for=settings.name,
+                through=topology.evaluations_in,
+            )
         )
-    )
 
 
 command = settings_command(

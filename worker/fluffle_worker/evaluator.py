@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from fluffle.broker import Broker
 from fluffle.errors import QueueFull
+from fluffle.events import Measured
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.models import newest_version
@@ -68,6 +69,7 @@ class Evaluator:
         started = time.monotonic()
         metrics = self._task.evaluate(version.layout.restore(version.vector, version.integers))
         evaluate_s = time.monotonic() - started
+        self._tell(Measured(version.version, evaluate_s))
         shown = {name: round(value, 4) for name, value in metrics.items()}
         log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), metrics=shown)
         return Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)

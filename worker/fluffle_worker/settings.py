@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from fluffle.settings import SharedSettings, require_name
+from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_name
 from fluffle.task import Site
 
 TASK = "digits, fashion_mnist, diabetes, or your own as package.module:name."
@@ -45,6 +45,8 @@ class WorkerSettings(SharedSettings):
         False,
         description="Train on from the newest model at hand while the broker cannot be reached.",
     )
+    metrics_port: MetricsPort = None
+    metrics_host: MetricsHost = "127.0.0.1"
 
     @field_validator("name")
     @classmethod
@@ -81,6 +83,9 @@ class EvaluatorSettings(SharedSettings):
         description="Name of this evaluator in logs and in RabbitMQ's UI.",
         validate_default=True,
     )
+
+    metrics_port: MetricsPort = None
+    metrics_host: MetricsHost = "127.0.0.1"
 
     _name_is_speakable = field_validator("name")(require_name)
 

@@ -158,7 +158,7 @@ class RabbitBroker:
 
         def start() -> None:
             self._channel.basic_qos(prefetch_count=prefetch)
-            self._channel.basic_consume(queue, self._on_delivery)
+            self._channel.basic_consume(queue, self._on_delivery, consumer_tag=self._connection.name)
 
         self._connection.call(start, f"queue {queue}")
         if self._reading is self._connection:

@@ -48,7 +48,7 @@ class RabbitConnection:
 
     `is_full` says when no more is to be read for now, and `on_end` is called once, on the thread, when the
     connection has ended for whatever reason. Functions given to `call`, `post` and `apart` run on the thread;
-    nothing else may use `channel`.
+    nothing else may use `channel`. A consumer has its connection's `name` as its tag, for RabbitMQ's UI.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class RabbitConnection:
         """
         if isinstance(address, str):
             address = _parsed(address)
+        self.name = name
         self.user, _ = address.login()
         read_properties_cautiously()
         self._connection, self._where = open_connection(

@@ -34,7 +34,7 @@ class RabbitListener:
         self._channel.queue_declare(queue_name, exclusive=True, auto_delete=True, arguments=limits)
         self._channel.queue_bind(queue_name, exchange, "#")
         self._channel.basic_qos(prefetch_count=PREFETCH)
-        self._channel.basic_consume(queue_name, self._on_message)
+        self._channel.basic_consume(queue_name, self._on_message, consumer_tag=connection.name)
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Listener."""

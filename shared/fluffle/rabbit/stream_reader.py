@@ -30,7 +30,9 @@ class RabbitStreamReader:
         self._channel.add_on_cancel_callback(lambda _: self._bodies.put(None))
         self._queue = queue_name
         self._channel.basic_qos(prefetch_count=1)
-        self._channel.basic_consume(queue_name, self._on_body, arguments={"x-stream-offset": offset})
+        self._channel.basic_consume(
+            queue_name, self._on_body, consumer_tag=connection.name, arguments={"x-stream-offset": offset}
+        )
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """See StreamReader."""

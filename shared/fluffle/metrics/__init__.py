@@ -1,0 +1,43 @@
+"""What a part counts, for Prometheus: the only package that knows prometheus_client.
+
+meters.py   what each part counts of the events that it tells
+server.py   serves it at /metrics
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from fluffle.events import Role
+from fluffle.telling import Teller, TellerOfBoth
+
+
+@contextmanager
+def metered(
+    teller: Teller,
+    *,
+    host: str,
+    port: int | None,
+    federation: str,
+    role: Role,
+    name: str,
+    waiting: Callable[[], int] | None = None,
+) -> Iterator[Teller]:
+    """Serve, while the block lasts, what a part of a federation counts; without a port, do nothing.
+
+    What the teller that this gives is told goes to `teller`, and is counted. `waiting` says how many updates
+    are in a worker's spool. Raises ConfigError when the port cannot be opened.
+    """
+    if port is None:
+        yield teller
+        return
+    # It takes some 12 MB: for those who ask for it.
+    from fluffle.metrics.meters import METERS
+    from fluffle.metrics.server import serving
+
+    meter = METERS[role](federation, name)
+    if waiting is not None:
+        meter.show_spool(waiting)
+    with serving(meter.registry, host, port):
+        yield TellerOfBoth(teller, meter)

@@ -1,0 +1,197 @@
+"""What the parts count for Prometheus: right numbers, bounded labels, in nobody's way."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.request import urlopen
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fluffle.errors import ConfigError
+from fluffle.events import (
+    MAX_METRICS,
+    Applied,
+    Committed,
+    Evaluated,
+    Event,
+    Joined,
+    Measured,
+    Progressed,
+    Published,
+    Rejected,
+    Role,
+    Started,
+    TookOver,
+    Trained,
+)
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.metrics import metered, server
+from fluffle.metrics.meters import MAX_REASONS, OTHER
+from fluffle.telling import SILENCE, Teller
+from fluffle_cli.rabbitmq_server import free_ports
+
+Samples = dict[tuple[str, str], float]
+
+
+@contextmanager
+def a_part(role: Role) -> Iterator[tuple[Teller, int]]:
+    """Give the teller of a part called `one`, and the port of its metrics."""
+    with (
+        free_ports(1) as [port],
+        metered(
+            SILENCE,
+            host="127.0.0.1",
+            port=port,
+            federation="digits",
+            role=role,
+            name="one",
+            waiting=lambda: 7,
+        ) as teller,
+    ):
+        yield teller, port
+
+
+def scrape(port: int) -> Samples:
+    """Return each sample by its name and the value of its own label; the other two are the part's."""
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    found: Samples = {}
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            if name.startswith("fluffle_"):
+                own = {"le", "reason", "metric"} & set(labels)
+                assert sorted(labels[each] for each in set(labels) - own) == ["digits", "one"]
+                found[name, "".join(labels[each] for each in own)] = value
+    return found
+
+
+def tell(teller: Teller, *events: Event) -> None:
+    for event in events:
+        teller(event)
+
+
+def an_applied(staleness: int) -> Applied:
+    return Applied("w/r/1", 0, staleness, 0.5, 10, 100, 400)
+
+
+def a_commit(version: int) -> Committed:
+    return Committed(version, 3, 2, 1, 0, 1, 9.0, 0.02, "")
+
+
+def test_updates_count_once_their_version_is_committed() -> None:
+    with a_part("aggregator") as (teller, port), teller.over(FakeBroker(FakeServer())):
+        tell(teller, TookOver(3, 4), an_applied(0), an_applied(3))
+        folded = scrape(port)
+        tell(teller, a_commit(5), an_applied(1))
+        found = scrape(port)
+
+    assert folded["fluffle_updates_applied_total", ""] == 0
+    assert found["fluffle_updates_applied_total", ""] == 2
+    assert found["fluffle_commits_total", ""] == found["fluffle_commit_seconds_count", ""] == 1
+    assert found["fluffle_commit_seconds_sum", ""] == 0.02
+    assert found["fluffle_examples_applied_total", ""] == 20
+    assert found["fluffle_update_bytes_total", ""] == 200
+    assert found["fluffle_update_float32_bytes_total", ""] == 800
+    assert found["fluffle_update_staleness_versions_bucket", "0.0"] == 1
+    assert found["fluffle_update_staleness_versions_bucket", "4.0"] == 2
+    assert (found["fluffle_version", ""], found["fluffle_term", ""]) == (5, 3)
+    assert found["fluffle_best_version", ""] == 1
+
+
+def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committed() -> None:
+    with a_part("aggregator") as (teller, port):
+        with teller.over(FakeBroker(FakeServer())):
+            tell(teller, TookOver(1, 0), an_applied(0), Evaluated("e", 0, {"accuracy": 0.5}))
+            leading = scrape(port)
+        lost = scrape(port)
+        with teller.over(FakeBroker(FakeServer())):
+            tell(teller, TookOver(2, 0), an_applied(0), a_commit(1))
+            again = scrape(port)
+
+    assert leading["fluffle_leading", ""] == leading["fluffle_connected", ""] == 1
+    assert leading["fluffle_evaluation", "accuracy"] == 0.5
+    assert lost["fluffle_leading", ""] == lost["fluffle_connected", ""] == 0
+    assert not {"fluffle_version", "fluffle_term", "fluffle_evaluation"} & {name for name, _ in lost}
+    assert again["fluffle_updates_applied_total", ""] == 1
+    assert again["fluffle_connections_total", ""] == 2
+
+
+def test_reasons_and_metrics_that_come_without_end_become_one_label() -> None:
+    with a_part("aggregator") as (teller, port):
+        for number in range(MAX_REASONS + 9):
+            teller(Rejected("", f"worker {number}", f"reason {number}", ""))
+        for number in range(MAX_METRICS + 9):
+            teller(Evaluated(f"e{number}", 1, {f"metric {number}": number}))
+        teller(Rejected("", "again", "reason 0", ""))
+        found = scrape(port)
+
+    reasons = {label: value for (name, label), value in found.items() if name == "fluffle_rejected_total"}
+    metrics = {label for name, label in found if name == "fluffle_evaluation"}
+    assert len(reasons) == MAX_REASONS + 1
+    assert (reasons[OTHER], reasons["reason 0"]) == (9, 2)
+    assert len(metrics) == MAX_METRICS + 1
+
+
+def test_a_worker_counts_its_rounds_and_what_waits() -> None:
+    with a_part("worker") as (teller, port):
+        tell(teller, Joined(), Started("w/r/1", 4), Progressed("w/r/1", 1, 4))
+        training = scrape(port)
+        tell(teller, Trained("w/r/1", 4, 2.0), Published("w/r/1", 100))
+        found = scrape(port)
+
+    assert training["fluffle_worker_round_done_ratio", ""] == 0.25
+    assert found["fluffle_worker_base_version", ""] == 4
+    assert found["fluffle_worker_train_seconds_sum", ""] == 2.0
+    assert found["fluffle_worker_train_seconds_count", ""] == 1
+    assert found["fluffle_worker_updates_published_total", ""] == 1
+    assert found["fluffle_worker_published_bytes_total", ""] == 100
+    assert found["fluffle_worker_spool_updates", ""] == 7
+
+
+def test_an_evaluator_counts_what_it_has_measured() -> None:
+    with a_part("evaluator") as (teller, port):
+        tell(teller, Measured(3, 0.5), Measured(6, 1.5))
+        found = scrape(port)
+
+    assert found["fluffle_evaluator_version", ""] == 6
+    assert found["fluffle_evaluator_evaluation_seconds_sum", ""] == 2.0
+
+
+def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(
+            ConfigError, match=r"--metrics-port \d+ cannot be opened on --metrics-host 127.0.0.1: .*"
+        ),
+        metered(
+            SILENCE,
+            host="127.0.0.1",
+            port=other.getsockname()[1],
+            federation="digits",
+            role="worker",
+            name="one",
+        ),
+    ):
+        pass
+
+
+def test_who_connects_and_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server._Handler, "timeout", 0.1)
+
+    with a_part("worker") as (_, port), socket.create_connection(("127.0.0.1", port)):
+        assert scrape(port)
+
+
+def test_without_a_port_nothing_is_counted_and_nothing_is_loaded() -> None:
+    with metered(SILENCE, host="", port=None, federation="digits", role="worker", name="one") as teller:
+        assert teller is SILENCE
+    loaded = "import sys, fluffle_aggregator.__main__; print('prometheus_client' in sys.modules)"
+
+    said = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+
+    assert said.stdout == "False\n"
