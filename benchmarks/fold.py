@@ -54,7 +54,7 @@ def main() -> None:
 def measure(size_mb: float, codecs: Sequence[str], report: Report, repeats: int) -> None:
     """Take a row for each codec into the report."""
     parameters = round(size_mb * 1e6 / 4)
-    model = _model(parameters)
+    model = model_of(parameters)
     for codec in codecs:
         with report.row() as row:
             row.update({"size_mb": size_mb, "codec": codec, **_measure(codec, model, repeats)})
@@ -62,7 +62,7 @@ def measure(size_mb: float, codecs: Sequence[str], report: Report, repeats: int)
 
 def fold_to_saxpy(size_mb: float, codec: str, repeats: int) -> Spread:
     """Return only the ratio of the two."""
-    model = _model(round(size_mb * 1e6 / 4))
+    model = model_of(round(size_mb * 1e6 / 4))
     _, actions = _actions(codec, model)
     gb_s = _rates({name: actions[name] for name in ("fold", "saxpy")}, model, repeats)
     return gb_s["fold"].over(gb_s["saxpy"])
@@ -118,7 +118,8 @@ def _take_in(body: bytes, model: GlobalModel, total: Vector) -> None:
     update.vector.add_to(total, WEIGHT)
 
 
-def _model(parameters: int) -> GlobalModel:
+def model_of(parameters: int) -> GlobalModel:
+    """Return a global model of so many random float32, at version 0."""
     strategy = FedBuff(parse_discount("constant"), 10)
     weights = {"kernel": random_floats(parameters)}
     layout = Layout.of(weights)
