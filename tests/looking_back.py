@@ -32,6 +32,7 @@ class Run:
     versions: Sequence[ModelVersion]
     leader: Part
     workers: Sequence[Part]
+    evaluator: Part
     monitor_url: str
     watched: str
 
@@ -61,7 +62,7 @@ def a_run(node: BrokerNode, folder: Path, *evaluator_flags: str) -> Iterator[Run
             assert part.wait_for_exit() == 0, part.log.read_text()
         with federation.connect() as broker:
             versions = list(all_versions(broker, federation.topology))
-        yield Run(federation, versions, leader, workers, monitor_url, watched)
+        yield Run(federation, versions, leader, workers, evaluator, monitor_url, watched)
 
 
 @contextmanager

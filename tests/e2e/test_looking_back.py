@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
+from event_files import points_in
 from looking_back import UPDATES, Run, a_run
 
 from fluffle_cli.node import BrokerNode
@@ -16,8 +16,8 @@ from fluffle_cli.node import BrokerNode
 @pytest.fixture(scope="module")
 def run(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """One run for all tests of this module."""
-    folder: Path = tmp_path_factory.mktemp("run")
-    with a_run(node, folder) as finished:
+    folder = tmp_path_factory.mktemp("run")
+    with a_run(node, folder, "--tensorboard", "curves") as finished:
         yield finished
 
 
@@ -98,3 +98,22 @@ def test_a_monitor_watches_a_run_to_its_end_and_sees_what_the_records_say(run: R
     assert (looks[-1]["version"], looks[-1]["updates"]) == (newest.version, UPDATES)
     assert looks[-1]["finished"] == newest.finished != ""
     assert set(looks[-1]["workers"]) == {"site-0", "site-1", "site-9"}
+
+
+def test_tensorboard_shows_what_the_evaluator_measured_and_what_each_worker_gave(run: Run) -> None:
+    curves = run.federation.folder / "curves"
+    points = points_in(curves)
+
+    lines: list[Mapping[str, Any]] = [*run.evaluator.events("evaluated")]
+    measured = [line["version"] for line in lines]
+    assert [step for step, _ in points["metrics/accuracy"]] == measured
+    losses = [pytest.approx(line["metrics"]["loss"], abs=1e-4) for line in lines]
+    assert [value for _, value in points["metrics/loss"]] == losses
+    by_version = {record.version: record for record in run.versions}
+    assert points["staleness/of this version"] == [
+        (version, len(by_version[version].folded)) for version in measured if by_version[version].folded
+    ]
+    assert dict(points["federation/updates"])[run.versions[-1].version] == UPDATES
+    for worker in ("site-0", "site-1", "site-9"):
+        given = run.versions[-1].contributors[worker].updates
+        assert points_in(curves / "workers" / worker)["worker/updates"][-1][1] == given

@@ -167,7 +167,7 @@ def test_the_password_is_on_no_command_line_and_children_read_no_configuration_o
 
     everyone = [
         *parts.workers(settings, **where, spool=Path("spool")),
-        parts.evaluator(settings, **where),
+        parts.evaluator(settings, **where, curves=Path("curves")),
         *parts.aggregators(settings, "fedbuff", **where, initial_model=Path("v0.safetensors")),
     ]
 

@@ -14,6 +14,7 @@ from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
 from fluffle.telling import ReportingTeller
 from fluffle.topology import MIB, topology_of
+from fluffle_worker.curves import Curves
 from fluffle_worker.evaluator import Evaluator
 from fluffle_worker.loop import Worker
 from fluffle_worker.progress import RoundDisplay
@@ -94,6 +95,7 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     stop = stop_on_signals()
     topology = topology_of(settings.federation)
     task = load_task(settings.task)
+    curves = Curves(settings.tensorboard) if settings.tensorboard else None
     name = f"{settings.federation}/evaluator/{settings.name}"
     with metered(
         ReportingTeller(topology, role="evaluator", name=settings.name),
@@ -103,7 +105,14 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
         role="evaluator",
         name=settings.name,
     ) as teller:
-        evaluator = Evaluator(name=settings.name, task=task, topology=topology, stop=stop, teller=teller)
+        evaluator = Evaluator(
+            name=settings.name,
+            task=task,
+            topology=topology,
+            stop=stop,
+            teller=teller,
+            notes=[curves.note] if curves else [],
+        )
         evaluator.work(
             lambda: connect_to_federation(
                 settings,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fluffle.broker import Broker
 from fluffle.errors import QueueFull
@@ -22,6 +22,9 @@ from fluffle.wire import encode_evaluation
 log = get_logger(__name__)
 
 
+Note = Callable[[ModelVersion, Evaluation], None]
+
+
 class Evaluator:
     """Evaluates the newest version that it can keep up with; the versions in between are left out."""
 
@@ -33,13 +36,16 @@ class Evaluator:
         topology: Topology,
         stop: threading.Event,
         teller: Teller = SILENCE,
+        notes: Sequence[Note] = (),
     ) -> None:
+        """Make an evaluator of a task; `notes` are called with each version and what was measured of it."""
         self.name = name
         self._task = task
         self._layout = Layout.of(task.initial_weights(0))
         self._topology = topology
         self._stop = stop
         self._tell = teller
+        self._notes = notes
         self._last: Rank | None = None
 
     def work(self, connect: Callable[[], Broker]) -> None:
@@ -72,7 +78,10 @@ class Evaluator:
         self._tell(Measured(version.version, evaluate_s))
         shown = {name: round(value, 4) for name, value in metrics.items()}
         log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), metrics=shown)
-        return Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
+        evaluation = Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
+        for note in self._notes:
+            note(version, evaluation)
+        return evaluation
 
     def _report(self, broker: Broker, evaluation: Evaluation) -> None:
         headers = {"kind": "evaluation", "id": f"{self.name}/{evaluation.version}"}

@@ -84,6 +84,9 @@ class EvaluatorSettings(SharedSettings):
         validate_default=True,
     )
 
+    tensorboard: Path | None = Field(
+        None, description="Folder for curves and histograms: tensorboard --logdir FOLDER shows them."
+    )
     metrics_port: MetricsPort = None
     metrics_host: MetricsHost = "127.0.0.1"
 

@@ -88,7 +88,8 @@ class FederationRun:
             self._tick("starting RabbitMQ")
         where = {"federation": self.federation, "broker_url": node.amqp_url}
         self._crew.start(parts.workers(self.settings, **where, spool=self.folder / "spool"), WORKER_STATES)
-        self._crew.start([parts.evaluator(self.settings, **where)], EVALUATOR_STATES)
+        curves = self.folder / "tensorboard"
+        self._crew.start([parts.evaluator(self.settings, **where, curves=curves)], EVALUATOR_STATES)
         return node.amqp_url
 
     def _connect(self, private: PrivateBroker, url: str) -> RabbitBroker:

@@ -61,8 +61,8 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: 
     ]
 
 
-def evaluator(settings: DemoSettings, *, federation: str, broker_url: str) -> Part:
-    """Return the evaluator."""
+def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curves: Path) -> Part:
+    """Return the evaluator, which writes `curves` for TensorBoard."""
     return _part(
         EVALUATOR,
         ("fluffle_cli.main", "evaluator"),
@@ -70,6 +70,7 @@ def evaluator(settings: DemoSettings, *, federation: str, broker_url: str) -> Pa
         broker_url=broker_url,
         task=settings.task,
         name=EVALUATOR,
+        tensorboard=curves,
         verbose=True,
     )
 
