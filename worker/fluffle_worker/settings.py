@@ -83,7 +83,6 @@ class EvaluatorSettings(SharedSettings):
         description="Name of this evaluator in logs and in RabbitMQ's UI.",
         validate_default=True,
     )
-
     tensorboard: Path | None = Field(
         None, description="Folder for curves and histograms: tensorboard --logdir FOLDER shows them."
     )
