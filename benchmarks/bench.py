@@ -18,12 +18,12 @@ from rich.console import Console
 from benchmarks.measuring import OtherWork
 
 STEPS = {
-    "fold": ("--repeats", "3"),
-    "ingest": ("--effort", "0.4"),
-    "latency": ("--updates", "30"),
+    "fold": ("--sizes", "10", "100", "--repeats", "3"),
+    "ingest": ("--effort", "0.3"),
+    "latency": ("--updates", "20", "--repeats", "3"),
     "memory": (),
     "join": (),
-    "codecs": ("--data", "digits", "fashion_mnist"),
+    "codecs": (),
     "stragglers": (),
 }
 

@@ -31,7 +31,10 @@ BUFFER_SIZE = 10
 SIZES_MB = (0.1, 1.0, 10.0, 100.0)
 CODECS = ("bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
 CODEC_SIZE_MB = 10.0
-SHOWN = ("size_mb", "clients", "strategy", "codec", "updates_s", "floor_updates_s", "ratio", "cpu_ratio")
+SHOWN = (
+    "size_mb", "clients", "strategy", "codec", "updates_s", "floor_updates_s", "ratio", "cpu_ms",
+    "floor_cpu_ms", "cpu_ratio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
