@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measuring import RESULTS, cell_text
+from benchmarks.measuring import RESULTS, cell_text, columns_of
 from benchmarks.plots import draw
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -30,18 +30,17 @@ def main() -> None:
     """Read the results, and write page and plots."""
     console = Console()
     lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
-    rows = {name: [line["row"] for line in found] for name, found in lines.items()}
 
     def filled(place: re.Match[str]) -> str:
         begin, name, end = place[1], place[2], place[3]
         if name not in lines:
             console.print(f"no results of {name}: what stood there stays")
             return place[0]
-        return f"{begin}\n{_table(lines[name])}\n\n{_machine(lines[name][-1])}\n\n{end}"
+        drawn = draw(DOCS / "images", name, [line["row"] for line in lines[name]])
+        images = [f"![{title}](images/{path.name})" for path, title in drawn]
+        return "\n\n".join([begin.rstrip(), _table(lines[name]), _machine(lines[name][-1]), *images, end])
 
     PAGE.write_text(PLACE.sub(filled, PAGE.read_text()))
-    for path in draw(DOCS / "images", rows):
-        console.print(f"drew {path.name}")
 
 
 def _newest_run(path: Path) -> list[Line]:
@@ -51,7 +50,7 @@ def _newest_run(path: Path) -> list[Line]:
 
 def _table(lines: Sequence[Line]) -> str:
     rows = [line["row"] for line in lines]
-    columns = lines[-1]["shown"]
+    columns = lines[-1].get("shown") or columns_of(rows)
     head = " | ".join(column.replace("_", " ") for column in columns)
     body = [" | ".join(cell_text(row, column) for column in columns) for row in rows]
     return "\n".join(f"| {line} |" for line in (head, " | ".join("---" for _ in columns), *body))

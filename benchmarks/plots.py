@@ -12,18 +12,17 @@ from matplotlib.figure import Figure
 Row = Mapping[str, object]
 
 
-def draw(folder: Path, rows: Mapping[str, Sequence[Row]]) -> list[Path]:
-    """Draw what there are rows for, and return the files."""
+def draw(folder: Path, benchmark: str, rows: Sequence[Row]) -> list[tuple[Path, str]]:
+    """Draw the plots of a benchmark, and return each one's file and title; none for one that has no plot."""
     # The same rows give the same file.
     rcParams["svg.hashsalt"] = "fluffle"
     drawn = []
-    for name, (benchmark, draw_one) in PLOTS.items():
-        if rows.get(benchmark):
-            figure = Figure(figsize=(10, 3.6), layout="constrained")
-            draw_one(figure, rows[benchmark])
-            path = folder / f"{name}.svg"
-            figure.savefig(path, metadata={"Date": None})
-            drawn.append(path)
+    for name, (title, draw_one) in PLOTS.get(benchmark, {}).items():
+        figure = Figure(figsize=(10, 3.6), layout="constrained")
+        draw_one(figure, rows)
+        path = folder / f"{name}.svg"
+        figure.savefig(path, metadata={"Date": None})
+        drawn.append((path, title))
     return drawn
 
 
@@ -98,12 +97,14 @@ def _fleet_growth(figure: Figure, rows: Sequence[Row]) -> None:
     _dress(memory, "Peak memory", "workers", "MB")
 
 
-PLOTS: Mapping[str, tuple[str, Callable[[Figure, Sequence[Row]], None]]] = {
-    "ingest": ("ingest", _ingest),
-    "memory": ("memory", _memory),
-    "stragglers": ("stragglers", _stragglers),
-    "fleet-course": ("fleet", _fleet_course),
-    "fleet-growth": ("fleet", _fleet_growth),
+PLOTS: Mapping[str, Mapping[str, tuple[str, Callable[[Figure, Sequence[Row]], None]]]] = {
+    "ingest": {"ingest": ("Megabytes a second, Fluffle beside the floor", _ingest)},
+    "memory": {"memory": ("Peak memory by the model's size", _memory)},
+    "stragglers": {"stragglers": ("Accuracy over seconds", _stragglers)},
+    "fleet": {
+        "fleet-course": ("Staleness and queue over time", _fleet_course),
+        "fleet-growth": ("What grows with the number of workers", _fleet_growth),
+    },
 }
 
 
