@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -71,8 +72,11 @@ def _fleet_course(figure: Figure, rows: Sequence[Row]) -> None:
     largest = max(rows, key=lambda row: _number(row, "workers"))
     late, deep = _pair(figure)
     seconds = _numbers(largest, "at_s_values")
-    late.plot(seconds, _numbers(largest, "worst_staleness_values"), color="0.7", label="the latest")
-    late.plot(seconds, _numbers(largest, "mean_staleness_values"), label="mean")
+    for name, color, label in (("worst", "0.7", "the latest"), ("mean", "C0", "mean")):
+        found = zip(seconds, _numbers(largest, f"{name}_staleness_values"), strict=True)
+        # In some half seconds nothing was committed.
+        seen = [(at, each) for at, each in found if not math.isnan(each)]
+        late.plot([at for at, _ in seen], [each for _, each in seen], ".-", color=color, label=label)
     late.legend(fontsize=8)
     late.set_ylim(0, None)
     _dress(late, f"Staleness with {largest['workers']} workers", "seconds", "versions")
