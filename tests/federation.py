@@ -107,16 +107,16 @@ class Federation:
 
     def aggregator(self, name: str, *flags: str) -> Part:
         """Start an aggregator."""
-        return self._start(name, "fluffle_aggregator", "--name", name, *flags)
+        return self.start(name, "fluffle_aggregator", "--name", name, *flags)
 
     def worker(self, site: int, *flags: str, sites: int = 4) -> Part:
         """Start the worker of a site."""
         place = ["--site", str(site), "--sites", str(sites), "--name", f"site-{site}"]
-        return self._start(f"worker-{site}-{len(self.parts)}", "fluffle_worker", *place, *flags)
+        return self.start(f"worker-{site}-{len(self.parts)}", "fluffle_worker", *place, *flags)
 
     def evaluator(self, *flags: str) -> Part:
         """Start an evaluator."""
-        return self._start("evaluator", "fluffle_cli.main", "evaluator", "--name", "evaluator", *flags)
+        return self.start("evaluator", "fluffle_cli.main", "evaluator", "--name", "evaluator", *flags)
 
     def connect(self) -> RabbitBroker:
         """Return a connection of the test's own."""
@@ -168,7 +168,8 @@ class Federation:
             check=False,
         )
 
-    def _start(self, name: str, module: str, *arguments: str) -> Part:
+    def start(self, name: str, module: str, *arguments: str) -> Part:
+        """Start a program as a part of the federation."""
         log = self.folder / f"{name}.log"
         environment = os.environ | {
             "FLUFFLE_FEDERATION": self.name,

@@ -6,6 +6,7 @@ from fluffle.command_line import clean_exit, new_app
 from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
 from fluffle_cli.certs_command import command as certs
+from fluffle_cli.dashboard import command as dashboard
 from fluffle_cli.demo import command as demo
 from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
@@ -31,6 +32,7 @@ app.command("worker")(worker)
 app.command("evaluator")(evaluator)
 app.command("status")(status)
 app.command("trace")(trace)
+app.command("dashboard")(dashboard)
 app.add_typer(model, name="model")
 app.add_typer(rejected, name="rejected")
 

@@ -35,7 +35,10 @@ ENV_PREFIX = "FLUFFLE_"
 CONFIG_VARIABLE = "FLUFFLE_CONFIG"
 DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
-TABLES = ("aggregator", "worker", "evaluator", "broker", "demo", "status", "model", "rejected", "trace")
+TABLES = (
+    *("aggregator", "worker", "evaluator", "broker", "demo", "status", "dashboard", "model", "rejected"),
+    "trace",
+)
 
 # For the parts that serve what they count.
 MetricsPort = Annotated[

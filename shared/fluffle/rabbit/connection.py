@@ -37,6 +37,8 @@ ANSWER_TIMEOUT_S = 60.0
 SLOWEST_LINK_BYTES_PER_S = 256 * 1024
 POLL_S = 1.0
 SILENCE_S = 30.0
+# From one refusal of what is told to the next try, twice as long each time.
+TELL_AGAIN_S, TELL_AGAIN_AT_MOST_S = 1.0, 60.0
 # Who is asked to stop waits so long for an answer: less than what containers are given to end.
 LEAVE_AFTER_S = 4.0
 # The thread is a daemon: what it still waits for ends with the process.
@@ -88,6 +90,7 @@ class RabbitConnection:
         self.stop = stop or threading.Event()
         self._given_up = False
         self._telling: BlockingChannel | None = None
+        self._tells_from, self._tells_again_s = 0.0, TELL_AGAIN_S
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -175,13 +178,18 @@ class RabbitConnection:
     def tell(self, send: Callable[[BlockingChannel], None]) -> None:
         """Send something that may be lost, on a channel for such things, without waiting for anything.
 
-        Nothing is sent while an alarm would hold it up, nor once RabbitMQ has refused it.
+        Nothing is sent while an alarm would hold it up, nor for a while after RabbitMQ has refused something:
+        what was not there yet may be there later.
         """
 
         def command() -> None:
             if self._is_blocked:
                 return
-            if self._telling is None:
+            if self._telling is None or not self._telling.is_open:
+                if time.monotonic() < self._tells_from:
+                    return
+                self._tells_from = time.monotonic() + self._tells_again_s
+                self._tells_again_s = min(TELL_AGAIN_AT_MOST_S, 2 * self._tells_again_s)
                 self._telling = self._connection.channel()
             if self._telling.is_open:
                 with suppress(pika.exceptions.AMQPChannelError):

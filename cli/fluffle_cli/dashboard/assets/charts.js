@@ -1,0 +1,110 @@
+// Curves, drawn by uPlot (vendor/). Each is a figure whose caption and label say in words what it shows.
+
+import { element, write } from "./text.js";
+
+const HEIGHT = 200;
+const charts = new Set();
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+export class Chart {
+  /** Add a figure to `parent`; `say` turns a value into words, `isTime` says that x is Unix seconds. */
+  constructor(parent, title, { say, sayX, isTime = false, stroke = "--one" }) {
+    this.title = title;
+    this.say = say;
+    this.sayX = sayX;
+    this.isTime = isTime;
+    this.stroke = stroke;
+    this.marks = [];
+    this.data = [[], []];
+    this.figure = element("figure");
+    const caption = element("figcaption");
+    this.value = element("output");
+    caption.append(element("span", title), this.value);
+    this.plot = element("div", "", { class: "plot", role: "img" });
+    this.figure.append(caption, this.plot);
+    parent.append(this.figure);
+    this.width = 0;
+    this.observer = new ResizeObserver(() => this.fit());
+    this.observer.observe(this.plot);
+    charts.add(this);
+  }
+
+  remove() {
+    this.observer.disconnect();
+    this.drawn?.destroy();
+    this.figure.remove();
+    charts.delete(this);
+  }
+
+  /** Show a curve, and a vertical line at each of `marks`. */
+  show(xs, ys, marks) {
+    this.data = [xs, ys];
+    this.marks = marks;
+    if (!this.drawn) this.draw();
+    else this.drawn.setData(this.data);
+    this.caption();
+  }
+
+  fit() {
+    const width = this.plot.clientWidth;
+    if (!this.drawn || !width || width === this.width) return;
+    this.width = width;
+    this.drawn.setSize({ width, height: HEIGHT });
+  }
+
+  draw() {
+    this.drawn?.destroy();
+    this.width = this.plot.clientWidth || 320;
+    const ink = colour("--faint");
+    const axis = { stroke: ink, grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
+    this.drawn = new uPlot(
+      {
+        width: this.width,
+        height: HEIGHT,
+        legend: { show: false },
+        cursor: { drag: { x: false, y: false } },
+        scales: { x: { time: this.isTime } },
+        axes: [axis, { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) }],
+        series: [{}, { stroke: colour(this.stroke), width: 2, spanGaps: true, points: { show: this.data[0].length < 40 } }],
+        hooks: { draw: [(plot) => this.drawMarks(plot)], setCursor: [(plot) => this.caption(plot.cursor.idx)] },
+      },
+      this.data,
+      this.plot,
+    );
+  }
+
+  drawMarks(plot) {
+    const { ctx, bbox } = plot;
+    ctx.save();
+    ctx.strokeStyle = colour("--mark");
+    ctx.setLineDash([4, 4]);
+    for (const mark of this.marks) {
+      const x = plot.valToPos(mark, "x", true);
+      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      ctx.beginPath();
+      ctx.moveTo(x, bbox.top);
+      ctx.lineTo(x, bbox.top + bbox.height);
+      ctx.stroke();
+    }
+    ctx.restore();
+  }
+
+  /** Say the value under the pointer, or else the newest. */
+  caption(place) {
+    const [xs, ys] = this.data;
+    let at = place ?? ys.length - 1;
+    while (place == null && at > 0 && ys[at] === null) at -= 1;
+    const text = at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(xs[at])})`;
+    write(this.value, text);
+    const known = ys.filter((y) => y !== null);
+    const range = known.length ? `, from ${this.say(Math.min(...known))} to ${this.say(Math.max(...known))}` : "";
+    this.plot.setAttribute("aria-label", `Curve of ${this.title}: ${text}${range}`);
+  }
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const chart of charts) if (chart.drawn) chart.draw();
+});

@@ -1,0 +1,117 @@
+// All but the curves and the workers: numbers, staleness, rejections, leaders.
+
+import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, share, write } from "./text.js";
+
+/** What stands under "Now": a word, the value as the program has it, and the same in words. */
+function numbersOf(picture) {
+  const { status } = picture;
+  const saved = picture.plain_bytes - picture.sent_bytes;
+  const rows = [
+    ["version", "version", status.version, number(status.version)],
+    ["term", "term", status.term, number(status.term)],
+    ["updates", "updates", status.updates, number(status.updates)],
+    ["updates_per_s", "updates a second", status.updates_per_s, oneDigit(status.updates_per_s)],
+    ["elapsed_s", "led for", status.elapsed_s, duration(status.elapsed_s)],
+    ["updates_waiting", "updates waiting", status.queues.updates_waiting, number(status.queues.updates_waiting)],
+    ["rejected", "rejected", status.rejected, number(status.rejected)],
+    ["rejected_waiting", "rejected, to look at", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
+    ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
+    ["saved_bytes", "saved by the codec", saved,
+      picture.plain_bytes ? `${bytes(Math.max(0, saved))} (${share(saved / picture.plain_bytes)})` : "–"],
+    ["parameters", "parameters", status.parameters, number(status.parameters)],
+    ["target_held", "target held, in a row", status.target_held, number(status.target_held)],
+  ];
+  for (const [key, word] of [["evaluation", ""], ["best", "best "]]) {
+    const measured = status[key];
+    if (!measured) continue;
+    rows.push([`${key}_version`, word ? "best version" : "evaluated version", measured.version, number(measured.version)]);
+    for (const name of picture.metrics) {
+      if (name in measured.metrics) {
+        rows.push([`${key}_${name}`, word ? `${name} of the best version` : name, measured.metrics[name], number(measured.metrics[name])]);
+      }
+    }
+  }
+  return rows;
+}
+
+export function showNow(picture) {
+  const rows = numbersOf(picture);
+  const made = children(byId("now"), rows.length, () => {
+    const group = element("div");
+    group.append(element("dt"), element("dd"));
+    return group;
+  });
+  rows.forEach(([key, word, value, text], place) => {
+    const [term, shown] = made[place].children;
+    write(term, word);
+    write(shown, text);
+    shown.dataset.key = key;
+    shown.dataset.value = JSON.stringify(value);
+  });
+}
+
+export function showCondition(picture) {
+  const { status, trouble, leader } = picture;
+  write(byId("federation"), status.federation);
+  document.title = `${status.federation}${status.version === null ? "" : `: version ${status.version}`}`;
+  write(byId("strategy"), status.strategy);
+  const said = trouble ? `not connected: ${trouble}`
+    : status.finished ? `finished: ${status.finished}`
+    : status.version === null ? "no version yet: an aggregator publishes version 0 when it takes the lead"
+    : status.queues.aggregator_active ? `${leader || "an aggregator"} leads, term ${status.term}`
+    : "no aggregator is active";
+  say(said, trouble || (!status.finished && !status.queues.aggregator_active) ? "bad" : "good");
+}
+
+export function say(text, mood) {
+  const condition = byId("condition");
+  write(condition, text);
+  condition.className = mood;
+}
+
+function withBar(cell, text, part, kind) {
+  if (cell.children.length < 2) cell.replaceChildren(element("span"), element("span", "", { class: `bar ${kind}`, "aria-hidden": "true" }));
+  const [words, bar] = cell.children;
+  write(words, text);
+  bar.style.width = `${100 * part}%`;
+}
+
+export function showStaleness(rows) {
+  byId("staleness-empty").hidden = rows.length > 0;
+  const mostUpdates = Math.max(1, ...rows.map(([, count]) => count));
+  const mostWeight = Math.max(...rows.map(([, , weight]) => weight ?? 0)) || 1;
+  const made = children(byId("staleness"), rows.length, () => {
+    const row = element("tr");
+    row.append(element("th", "", { scope: "row" }), element("td"), element("td"));
+    return row;
+  });
+  rows.forEach(([words, count, weight], place) => {
+    const [late, updates, mean] = made[place].children;
+    write(late, words);
+    withBar(updates, number(count), count / mostUpdates, "");
+    withBar(mean, weight === null ? "–" : number(weight), (weight ?? 0) / mostWeight, "two");
+  });
+}
+
+export function showRejections(picture) {
+  const reasons = Object.entries(picture.reasons);
+  byId("rejections-empty").hidden = reasons.length > 0;
+  byId("reasons-table").hidden = reasons.length === 0;
+  fill(byId("reasons"), reasons.map(([reason, count]) => [reason, number(count)]), [1]);
+  const items = children(byId("rejections"), picture.rejections.length, () => element("li"));
+  picture.rejections.forEach((one, place) => {
+    const who = one.worker ? ` from ${one.worker}` : "";
+    write(items[place], `${clock(one.at)} ${one.reason}${who}${one.update ? ` (${one.update})` : ""}: ${one.detail}`);
+  });
+}
+
+export function showLeaders(picture) {
+  const { leader, standbys, takeovers } = picture;
+  const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : "No standby was heard of since this page is served.";
+  write(byId("leader"), `${leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something."} ${stand}`);
+  const rows = [...takeovers].reverse().map((one) => {
+    const after = one.elapsed_s === null ? "" : `, after ${duration(one.elapsed_s)}`;
+    return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
+  });
+  fill(byId("takeovers"), rows, [0, 2]);
+}

@@ -1,0 +1,67 @@
+"""What each part is about at the moment, as far as it tells. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from fluffle.events import Event, Joined, Left, Progressed, Published, Started, Trained
+
+# More than one federation has; beyond it, whoever was silent for longest is forgotten.
+MOST_PARTS: Final = 10_000
+
+
+@dataclass(slots=True)
+class Live:
+    """One worker, evaluator or aggregator; `heard_at` is Unix time by the clock of whoever listens."""
+
+    state: str = "connected"
+    heard_at: float = 0.0
+    round_s: float | None = None
+
+
+class LiveParts:
+    """The parts of one role by their names, in the order in which they were last heard of."""
+
+    def __init__(self, most: int = MOST_PARTS) -> None:
+        self._parts: dict[str, Live] = {}
+        self._most = most
+
+    def get(self, name: str) -> Live | None:
+        """Return a part, if it was heard of."""
+        return self._parts.get(name)
+
+    def names(self) -> list[str]:
+        """Return all that were heard of."""
+        return list(self._parts)
+
+    def present(self) -> list[str]:
+        """Return those that have not left."""
+        return [name for name, part in self._parts.items() if not part.state.startswith("left")]
+
+    def hear(self, name: str, event: Event, now: float) -> None:
+        """Take in what a part tells of itself."""
+        live = self._parts.pop(name, None) or Live()
+        self._parts[name] = live
+        if len(self._parts) > self._most:
+            del self._parts[next(iter(self._parts))]
+        live.heard_at = now
+        match event:
+            case Joined():
+                live.state = "connected"
+            case Started():
+                live.state = f"training from version {event.version}"
+            case Progressed():
+                live.state = f"training, {event.done} of {event.total}"
+            case Trained():
+                live.state, live.round_s = "publishing", event.seconds
+            case Published():
+                live.state = "has published"
+            case Left():
+                live.state = f"left: {event.because}"
+            case _:
+                pass
+
+    def forget(self, name: str) -> None:
+        """Forget a part, until it is heard of again."""
+        self._parts.pop(name, None)

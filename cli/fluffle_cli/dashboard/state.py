@@ -1,0 +1,253 @@
+"""All that the live page shows: what was told, the newest record, and what was counted meanwhile. No I/O.
+
+It is of bounded size, however long it is kept and whatever is told: each list, table and curve has a limit.
+Times are given to it, Unix time in seconds by the clock of whoever listens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Final
+
+from fluffle.events import Applied, Committed, Evaluated, Event, Joined, Left, Rejected, Report, TookOver
+from fluffle.record import ModelVersion
+from fluffle_cli.dashboard.known import Known
+from fluffle_cli.dashboard.live import LiveParts
+from fluffle_cli.dashboard.series import Series, the_later
+from fluffle_cli.dashboard.staleness import StalenessHistogram
+from fluffle_cli.dashboard.table import Wanted, page_of, rows_of
+from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of
+from fluffle_cli.view import USUAL_METRICS
+
+MOST_METRICS: Final = 4
+MOST_REJECTIONS: Final = 50
+MOST_REASONS: Final = 32
+MOST_TAKEOVERS: Final = 200
+MOST_VERSIONS: Final = 2048
+MOST_AGGREGATORS: Final = 100
+RATE_OVER_S: Final = 10.0
+OTHER_REASONS: Final = "other reasons"
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What happened in some seconds, which end at `at`; `commit_s` is None when nothing was committed."""
+
+    at: float
+    seconds: float
+    updates: int = 0
+    waiting: int = 0
+    commit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """An evaluated version, and after how many seconds of the federation it was there."""
+
+    version: int
+    elapsed_s: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class Takeover:
+    """A term's beginning. Of one that was before somebody listened, only what the record says is known."""
+
+    term: int
+    version: int
+    leader: str | None = None
+    at: float | None = None
+    elapsed_s: float | None = None
+
+
+class FederationState:
+    """What one federation looks like to whoever listens."""
+
+    def __init__(self, federation: str, now: float) -> None:
+        """Know nothing yet."""
+        self.federation = federation
+        self.known = Known()
+        self.trouble = "connecting to the broker"
+        self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
+        self._began = now
+        self._workers, self._aggregators = LiveParts(), LiveParts(MOST_AGGREGATORS)
+        self._measured: Series[Measured] = Series(the_later)
+        self._metric_names: list[str] = []
+        self._elapsed: dict[int, float] = {}
+        self._staleness = StalenessHistogram()
+        self._activity: Series[Activity] = Series(both)
+        self._now = Activity(now, 0.0)
+        self._recent: deque[tuple[float, int]] = deque()
+        self._updates = 0
+        self._sent_bytes, self._plain_bytes = 0, 0
+        self._reasons: Counter[str] = Counter()
+        self._rejections: deque[dict[str, object]] = deque(maxlen=MOST_REJECTIONS)
+        self._takeovers: dict[int, Takeover] = {}
+        self._leader = ""
+        self._commit_s: float | None = None
+
+    def begin_to_listen(self, now: float) -> None:
+        """Take down from when on one is told what happens."""
+        self._began = now
+
+    def remember(self, version: ModelVersion) -> None:
+        """Take in a version of the past, oldest first, for the curves."""
+        self._note_elapsed(version.version, version.elapsed_s)
+        if version.evaluation is not None:
+            self._measure(version.evaluation.version, version.evaluation.metrics)
+        for folded in version.folded:
+            # What came later is told of, too.
+            if folded.received_at < self._began:
+                self._staleness.add(folded.staleness, folded.weight)
+
+    def read(self, version: ModelVersion) -> None:
+        """Take in a record: from here on it counts, not what was told before."""
+        self.known.read(version)
+        self._note_elapsed(version.version, version.elapsed_s)
+        for evaluation in (version.best, version.evaluation):
+            if evaluation is not None:
+                self._measure(evaluation.version, evaluation.metrics)
+        for term in version.terms:
+            self._takeover(term.term, term.version)
+
+    def hear(self, report: Report, now: float) -> None:
+        """Take in what a part tells; only the leader of a federation may tell what became of updates."""
+        for happened in report.events:
+            if report.role == "worker":
+                self._workers.hear(report.name, happened.event, now)
+            elif report.role == "aggregator":
+                self._aggregators.hear(report.name, happened.event, now)
+                self._hear_aggregator(report.name, happened.event, now)
+
+    def look(self, queues: QueueStates, now: float) -> None:
+        """Take in what waits in the queues, about once a second; a point of the curves ends here."""
+        self._queues = queues
+        ended = replace(
+            self._now, at=now, seconds=max(0.0, now - self._now.at), waiting=queues.updates_waiting
+        )
+        self._activity.add(ended)
+        self._now = Activity(now, 0.0)
+        self._recent.append((now, self._updates))
+        while len(self._recent) > 2 and self._recent[1][0] < now - RATE_OVER_S:
+            self._recent.popleft()
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Return what `fluffle status` would show, with the rate of the last seconds."""
+        shown = snapshot_of(self.known.record, self._queues, federation=self.federation, now=now)
+        if shown.finished or len(self._recent) < 2:
+            return shown
+        (first, before), (last, after) = self._recent[0], self._recent[-1]
+        return replace(shown, updates_per_s=(after - before) / (last - first) if last > first else None)
+
+    def page(self, wanted: Wanted, now: float) -> dict[str, object]:
+        """Return one page of the workers. Raises KeyError for an unknown column."""
+        record = self.known.record
+        return page_of(rows_of(record.contributors if record else {}, self._workers, now), wanted)
+
+    def picture(self, now: float) -> dict[str, object]:
+        """Return all but the workers, as JSON has it."""
+        status = self.snapshot(now).as_json()
+        del status["workers"]
+        standbys = [name for name in self._aggregators.present() if name != self._leader]
+        return {
+            "status": status,
+            "trouble": self.trouble,
+            "watching_s": now - self._began,
+            "leader": self._leader,
+            "standbys": standbys,
+            "takeovers": [asdict(each) for each in self._takeovers.values()],
+            "metrics": self._metric_names,
+            "measured": [
+                [each.version, each.elapsed_s, *(each.metrics.get(name) for name in self._metric_names)]
+                for each in self._measured.points()
+            ],
+            "activity": [
+                [each.at, each.updates / each.seconds if each.seconds else 0.0, each.waiting, each.commit_s]
+                for each in self._activity.points()
+            ],
+            "commit_s": self._commit_s,
+            "sent_bytes": self._sent_bytes,
+            "plain_bytes": self._plain_bytes,
+            "staleness": self._staleness.rows(),
+            "reasons": dict(self._reasons.most_common()),
+            "rejections": list(self._rejections),
+        }
+
+    def _hear_aggregator(self, name: str, event: Event, now: float) -> None:
+        if isinstance(event, Joined | Left):
+            return
+        match event:
+            case Applied():
+                self._apply(event, now)
+            case Rejected():
+                self._reject(event, now)
+            case Evaluated():
+                self.known.evaluated(event, self.federation)
+                self._measure(event.version, event.metrics)
+            case TookOver():
+                self.known.took_over(event)
+                # It died, or it tells that it is connected when it comes again.
+                if name != self._leader:
+                    self._aggregators.forget(self._leader)
+                self._takeover(event.term, event.version, leader=name, at=now)
+            case Committed():
+                self.known.committed(event)
+                self._note_elapsed(event.version, event.elapsed_s)
+                self._commit_s = event.seconds
+                self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
+            case _:
+                return
+        self._leader = name
+
+    def _apply(self, event: Applied, now: float) -> None:
+        self.known.applied(event, now)
+        self._updates += 1
+        self._sent_bytes += event.size_bytes
+        self._plain_bytes += event.plain_bytes
+        self._staleness.add(event.staleness, event.weight)
+        self._now = replace(self._now, updates=self._now.updates + 1)
+
+    def _reject(self, event: Rejected, now: float) -> None:
+        self.known.rejected(event, now)
+        is_new = event.reason not in self._reasons
+        self._reasons[OTHER_REASONS if is_new and len(self._reasons) >= MOST_REASONS else event.reason] += 1
+        self._rejections.appendleft({"at": now, **asdict(event)})
+
+    def _measure(self, version: int, metrics: Mapping[str, float]) -> None:
+        points = self._measured.points()
+        if points and version <= points[-1].version:
+            return
+        usual_first = sorted(metrics, key=lambda name: name not in USUAL_METRICS)
+        new = [name for name in usual_first if name not in self._metric_names]
+        self._metric_names = [*self._metric_names, *new][:MOST_METRICS]
+        newest = next(reversed(self._elapsed.values()), 0.0)
+        self._measured.add(Measured(version, self._elapsed.get(version, newest), dict(metrics)))
+
+    def _note_elapsed(self, version: int, elapsed_s: float) -> None:
+        self._elapsed[version] = elapsed_s
+        if len(self._elapsed) > MOST_VERSIONS:
+            del self._elapsed[next(iter(self._elapsed))]
+
+    def _takeover(
+        self, term: int, version: int, *, leader: str | None = None, at: float | None = None
+    ) -> None:
+        one = self._takeovers.setdefault(term, Takeover(term, version))
+        one.leader, one.at = leader or one.leader, at or one.at
+        if one.elapsed_s is None:
+            one.elapsed_s = self._elapsed.get(version)
+        if len(self._takeovers) > MOST_TAKEOVERS:
+            del self._takeovers[min(self._takeovers)]
+
+
+def both(earlier: Activity, later: Activity) -> Activity:
+    """Merge two neighbours of a curve: what waited and how long it took at the worst, and both's rate."""
+    commits = [each.commit_s for each in (earlier, later) if each.commit_s is not None]
+    return Activity(
+        later.at,
+        earlier.seconds + later.seconds,
+        earlier.updates + later.updates,
+        max(earlier.waiting, later.waiting),
+        max(commits, default=None),
+    )

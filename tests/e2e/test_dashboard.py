@@ -1,0 +1,162 @@
+"""The live page in a real Chromium, of a real federation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from time import time
+
+import pytest
+from browser import a_browser, complaints_of
+from federation import Federation, wait_until
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+
+from fluffle.events import Happened, Rejected, Report
+from fluffle.wire import encode_report
+from fluffle_cli.node import BrokerNode
+
+SCRIPT = "<script>document.title='pwned'</script>"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BrokerNode, Federation]]:
+    """A federation on a node of its own, which a test may restart."""
+    folder = tmp_path_factory.mktemp("dashboard")
+    with (
+        BrokerNode.start(folder / "node", management=False) as node,
+        Federation("seen", node.amqp_url, folder, task="numpy_task:task") as federation,
+    ):
+        yield node, federation
+
+
+@pytest.fixture(scope="module")
+def page(
+    running: tuple[BrokerNode, Federation], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chrome]:
+    """The page of that federation, opened before there was one, and left open."""
+    _, federation = running
+    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--port", "0")
+    wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
+    [line] = [line for line in dashboard.log.read_text().splitlines() if "http://" in line]
+    with a_browser(tmp_path_factory.mktemp("profile")) as browser:
+        browser.get(line.split()[-1])
+        yield browser
+    assert "Traceback" not in dashboard.log.read_text()
+    dashboard.ask_to_stop()
+    assert dashboard.wait_for_exit() == 0
+
+
+def test_the_numbers_on_the_page_are_those_of_status(
+    running: tuple[BrokerNode, Federation], page: Chrome
+) -> None:
+    _, federation = running
+    wait_until(lambda: "not connected" in text_of(page, "condition"), "the page to wait for a federation")
+
+    aggregator = federation.aggregator(
+        "first", "--buffer-size", "2", "--local-steps", "5", "--max-updates", "12"
+    )
+    evaluator = federation.evaluator()
+    workers = [federation.worker(site) for site in range(2)]
+    assert [part.wait_for_exit() for part in (aggregator, evaluator, *workers)] == [0, 0, 0, 0]
+    seen = json.loads(federation.fluffle("status", "--json").stdout)
+    wait_until(
+        lambda: text_of(page, "condition") == f"finished: {seen['finished']}", "the page to see the end"
+    )
+    wait_until(lambda: shown(page).get("updates") == 12, "the last record")
+
+    now = shown(page)
+    for key in ("version", "term", "updates", "rejected", "elapsed_s", "parameters", "target_held"):
+        assert now[key] == seen[key], key
+    for key in ("updates_waiting", "rejected_waiting"):
+        assert now[key] == seen["queues"][key], key
+    for key in ("evaluation", "best"):
+        assert now[f"{key}_version"] == seen[key]["version"]
+        for metric, value in seen[key]["metrics"].items():
+            assert now[f"{key}_{metric}"] == value
+    rows = {row["name"]: row for row in rows_of(page)}
+    assert set(rows) == set(seen["workers"]) == {"site-0", "site-1"}
+    for name, facts in seen["workers"].items():
+        for key in ("updates", "examples", "mean_staleness", "weight_share", "rejected"):
+            assert rows[name][key] == facts[key], (name, key)
+        assert rows[name]["round_s"] > 0
+        assert rows[name]["state"].startswith("left")
+    assert sum(int(count) for count in texts_of(page, "#staleness td:nth-child(2) span:first-child")) == 12
+    assert "Leader: first." in text_of(page, "leader")
+    assert texts_of(page, "#takeovers td:first-child") == ["1"]
+
+
+def test_nothing_comes_from_elsewhere_and_the_browser_has_no_complaint(page: Chrome) -> None:
+    loaded = page.execute_script("return performance.getEntriesByType('resource').map((each) => each.name)")
+
+    assert loaded
+    assert all(str(name).startswith(page.current_url) for name in loaded), loaded
+    assert len(page.find_elements(By.CSS_SELECTOR, "#quality canvas")) == 2
+    assert complaints_of(page) == []
+
+
+def test_workers_are_searched_and_sorted_with_the_keyboard(page: Chrome) -> None:
+    search = page.find_element(By.ID, "search")
+    search.send_keys("SITE-1")
+    wait_until(lambda: [row["name"] for row in rows_of(page)] == ["site-1"], "the one that was sought")
+    search.clear()
+    search.send_keys(" ", "\b")
+    wait_until(lambda: len(rows_of(page)) == 2, "all again")
+
+    page.find_element(By.CSS_SELECTOR, "[data-column=name] button").send_keys("\n")
+
+    wait_until(lambda: [row["name"] for row in rows_of(page)] == ["site-1", "site-0"], "the other order")
+    assert page.find_element(By.CSS_SELECTOR, "[data-column=name]").get_attribute("aria-sort") == "descending"
+
+
+def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text(
+    running: tuple[BrokerNode, Federation], page: Chrome
+) -> None:
+    node, federation = running
+    node.stop()
+    wait_until(lambda: text_of(page, "condition").startswith("not connected"), "the page to miss the broker")
+    assert shown(page)["updates"] == 12
+    node.restart()
+    wait_until(lambda: text_of(page, "condition").startswith("finished"), "the page to be back")
+
+    refusal = Rejected("", SCRIPT, "foreign sender", f"from {SCRIPT}")
+    report = Report(federation.name, "aggregator", "first", (Happened(time(), refusal),))
+    with federation.connect() as broker:
+        broker.tell(federation.topology.events.name, "aggregator.first", encode_report(report))
+        wait_until(lambda: bool(texts_of(page, "#rejections li")), "the refusal")
+
+    [text] = texts_of(page, "#rejections li")
+    assert text.endswith(f"foreign sender from {SCRIPT}: from {SCRIPT}")
+    assert page.title == "seen: version 7"
+    assert page.find_elements(By.CSS_SELECTOR, "main script") == []
+    page.refresh()
+    wait_until(lambda: len(texts_of(page, "#rejections li")) == 1, "the page after a reload")
+
+
+def text_of(page: Chrome, identity: str) -> str:
+    """Return the text of an element."""
+    return str(page.execute_script("return document.getElementById(arguments[0]).textContent", identity))
+
+
+def texts_of(page: Chrome, selector: str) -> list[str]:
+    """Return the texts of all elements that a selector finds."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)"
+    return [str(each) for each in page.execute_script(script, selector)]
+
+
+def shown(page: Chrome) -> dict[str, float]:
+    """Return the numbers under "Now", as the page was given them."""
+    script = (
+        "return Object.fromEntries([...document.querySelectorAll('#now dd')].map("
+        "(each) => [each.dataset.key, JSON.parse(each.dataset.value)]))"
+    )
+    return dict(page.execute_script(script))
+
+
+def rows_of(page: Chrome) -> list[dict[str, float | str]]:
+    """Return the rows of the table of workers, as the page was given them, if their names stand in them."""
+    script = (
+        "return [...document.querySelectorAll('#workers-rows tr')].map((each) => "
+        "({...JSON.parse(each.dataset.row), name: each.firstElementChild.textContent}))"
+    )
+    return list(page.execute_script(script))
