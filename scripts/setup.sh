@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | data | fuzzer | lock
+# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | browser | data |
+# fuzzer | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -132,6 +133,14 @@ leave_no_service_behind() {
   if [[ $1 == no ]]; then as_root epmd -kill >/dev/null 2>&1 || true; fi
 }
 
+# --- A browser for the tests ----------------------------------------------------------------------------------------
+
+install_browser() {
+  command -v chromium >/dev/null && command -v chromedriver >/dev/null && return
+  may_use_apt || fail "the tests of the live page need a browser: sudo apt-get install chromium chromium-driver"
+  apt_install chromium chromium-driver
+}
+
 # --- Data for the tests ---------------------------------------------------------------------------------------------
 
 install_data() {
@@ -183,11 +192,12 @@ lock() {
 case ${1:-} in
   python) install_python ;;
   rabbitmq) install_rabbitmq ;;
+  browser) install_browser ;;
   data) install_data ;;
   fuzzer) install_fuzzer ;;
   lock) lock "${@:2}" ;;
   *)
-    sed -n '2,6s/^# \{0,1\}//p' "$0"
+    sed -n '2,7s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

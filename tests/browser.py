@@ -36,4 +36,5 @@ def a_browser(profile: Path, *, width: int = 1200, height: int = 1800) -> Iterat
 
 def complaints_of(browser: Chrome) -> list[str]:
     """Return what the browser has to say of the page: errors of scripts, and what the policy forbade."""
-    return [str(entry["message"]) for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    entries: list[dict[str, object]] = browser.execute("getLog", {"type": "browser"})["value"]
+    return [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from brokers import A_WHILE_S, SOON_S, Connect
 
@@ -48,6 +50,20 @@ def test_telling_hurts_nobody_where_nobody_listens_or_nothing_is_there(
 
     broker.publish(topology.updates_in.name, "", b"update", {})
     assert broker.state(topology.models.name).messages == 0
+
+
+def test_what_is_told_before_its_exchange_is_there_does_not_silence_what_is_told_later(
+    broker: Broker, topology: Topology
+) -> None:
+    broker.tell("nowhere", "worker.w1", b"unheard")
+    with broker.listen(topology.events.name, name="one") as listener:
+        heard = None
+        deadline = time.monotonic() + SOON_S
+        while heard is None and time.monotonic() < deadline:
+            broker.tell(topology.events.name, "worker.w1", b"later")
+            heard = listener.next_delivery(A_WHILE_S)
+
+    assert heard is not None
 
 
 def test_telling_over_a_closed_connection_hurts_nobody_and_listening_is_lost(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from time import time
+from typing import Any
 
 import pytest
 from browser import a_browser, complaints_of
@@ -81,6 +82,7 @@ def test_the_numbers_on_the_page_are_those_of_status(
             assert rows[name][key] == facts[key], (name, key)
         assert rows[name]["round_s"] > 0
         assert rows[name]["state"].startswith("left")
+    assert complaints_of(page) == []
     assert sum(int(count) for count in texts_of(page, "#staleness td:nth-child(2) span:first-child")) == 12
     assert "Leader: first." in text_of(page, "leader")
     assert texts_of(page, "#takeovers td:first-child") == ["1"]
@@ -127,7 +129,7 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
 
     [text] = texts_of(page, "#rejections li")
     assert text.endswith(f"foreign sender from {SCRIPT}: from {SCRIPT}")
-    assert page.title == "seen: version 7"
+    assert page.title.startswith("seen: version ")
     assert page.find_elements(By.CSS_SELECTOR, "main script") == []
     page.refresh()
     wait_until(lambda: len(texts_of(page, "#rejections li")) == 1, "the page after a reload")
@@ -153,7 +155,7 @@ def shown(page: Chrome) -> dict[str, float]:
     return dict(page.execute_script(script))
 
 
-def rows_of(page: Chrome) -> list[dict[str, float | str]]:
+def rows_of(page: Chrome) -> list[dict[str, Any]]:
     """Return the rows of the table of workers, as the page was given them, if their names stand in them."""
     script = (
         "return [...document.querySelectorAll('#workers-rows tr')].map((each) => "

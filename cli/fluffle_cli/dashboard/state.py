@@ -219,8 +219,8 @@ class FederationState:
         points = self._measured.points()
         if points and version <= points[-1].version:
             return
-        usual_first = sorted(metrics, key=lambda name: name not in USUAL_METRICS)
-        new = [name for name in usual_first if name not in self._metric_names]
+        usual_first = [*(name for name in USUAL_METRICS if name in metrics), *metrics]
+        new = [name for name in dict.fromkeys(usual_first) if name not in self._metric_names]
         self._metric_names = [*self._metric_names, *new][:MOST_METRICS]
         newest = next(reversed(self._elapsed.values()), 0.0)
         self._measured.add(Measured(version, self._elapsed.get(version, newest), dict(metrics)))

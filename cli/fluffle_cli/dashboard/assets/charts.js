@@ -67,8 +67,11 @@ export class Chart {
         legend: { show: false },
         cursor: { drag: { x: false, y: false } },
         scales: { x: { time: this.isTime } },
-        axes: [axis, { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) }],
-        series: [{}, { stroke: colour(this.stroke), width: 2, spanGaps: true, points: { show: this.data[0].length < 40 } }],
+        axes: [
+          this.isTime ? { ...axis, values: (_plot, ticks) => ticks.map((tick) => this.sayX(tick)), space: 80 } : axis,
+          { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) },
+        ],
+        series: [{}, { stroke: colour(this.stroke), width: 2, spanGaps: true, points: { show: false } }],
         hooks: { draw: [(plot) => this.drawMarks(plot)], setCursor: [(plot) => this.caption(plot.cursor.idx)] },
       },
       this.data,

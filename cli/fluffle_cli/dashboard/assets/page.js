@@ -17,7 +17,7 @@ function numbersOf(picture) {
     ["rejected_waiting", "rejected, to look at", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
     ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
     ["saved_bytes", "saved by the codec", saved,
-      picture.plain_bytes ? `${bytes(Math.max(0, saved))} (${share(saved / picture.plain_bytes)})` : "–"],
+      saved > 0 ? `${bytes(saved)} (${share(saved / picture.plain_bytes)})` : "nothing"],
     ["parameters", "parameters", status.parameters, number(status.parameters)],
     ["target_held", "target held, in a row", status.target_held, number(status.target_held)],
   ];
