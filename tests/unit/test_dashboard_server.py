@@ -1,0 +1,163 @@
+"""Who gets the live page: on loopback everybody of this machine, elsewhere who has the token."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pytest
+
+from fluffle.errors import ConfigError
+from fluffle_cli.dashboard.server import ASSETS, PageServer, asset, in_a_url, is_loopback, serving
+from fluffle_cli.dashboard.table import COLUMNS, Wanted
+
+EVERYWHERE = "0.0.0.0"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Mapping[str, str]
+    body: str
+
+
+class Watched:
+    def picture(self) -> dict[str, object]:
+        return {"trouble": "</script>"}
+
+    def page(self, wanted: Wanted) -> dict[str, object]:
+        if wanted.sort not in COLUMNS:
+            raise KeyError(wanted.sort)
+        return {"search": wanted.search, "page": wanted.page, "descending": wanted.descending}
+
+
+def ask(server: PageServer, path: str, *, method: str = "GET", **headers: str) -> Answer:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request(method, path, headers=headers)
+        answer = connection.getresponse()
+        return Answer(answer.status, dict(answer.headers), answer.read().decode())
+    finally:
+        connection.close()
+
+
+def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None:
+    with serving(Watched(), "127.0.0.1", 0) as server:
+        answers = {path: ask(server, path) for path in ASSETS}
+
+        assert server.url == f"http://127.0.0.1:{server.port}/"
+    assert {answer.status for answer in answers.values()} == {200}
+    for answer in answers.values():
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    page = answers["/"].body
+    assert "style=" not in page
+    assert "onclick" not in page
+    assert page.count("<script") == page.count("<script src=") == 2
+    assert "http" not in page
+
+
+def test_no_script_of_ours_writes_markup() -> None:
+    for name in ("app", "charts", "page", "text", "workers"):
+        text = asset(f"{name}.js").decode()
+        for way in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+        ):
+            assert way not in text, name
+
+
+def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
+    with serving(Watched(), "127.0.0.1", 0) as server:
+        statuses = {
+            host: ask(server, "/api/state", Host=host).status
+            for host in (
+                "evil.example",
+                "127.0.0.1.evil.example:80",
+                "[::1",
+                "localhost:8089",
+                "[::1]:8089",
+                "",
+            )
+        }
+
+    assert statuses == {
+        "evil.example": 421,
+        "127.0.0.1.evil.example:80": 421,
+        "[::1": 421,
+        "localhost:8089": 200,
+        "[::1]:8089": 200,
+        "": 421,
+    }
+
+
+def test_elsewhere_the_token_in_the_address_is_exchanged_for_a_cookie() -> None:
+    with serving(Watched(), EVERYWHERE, 0) as server:
+        assert server.token is not None
+        path = server.url.removeprefix(f"http://127.0.0.1:{server.port}")
+
+        without = [ask(server, each) for each in ("/", "/app.js", "/api/state", "/?token=wrong", "/?token=")]
+        wrong = ask(server, "/", Cookie=f"{server.cookie}=wrong")
+        let_in = ask(server, path)
+        cookie = let_in.headers["Set-Cookie"]
+        inside = ask(server, "/api/state", Cookie=cookie.partition(";")[0], Host="any.example")
+
+    assert {answer.status for answer in (*without, wrong)} == {403}
+    assert server.token not in "".join(answer.body for answer in without)
+    assert (let_in.status, let_in.headers["Location"]) == (303, "/")
+    assert "HttpOnly" in cookie
+    assert "SameSite" in cookie
+    assert json.loads(inside.body) == {"trouble": "</script>"}
+
+
+def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
+    with serving(Watched(), "127.0.0.1", 0) as server:
+        changing = {
+            method: ask(server, "/api/state", method=method).status for method in ("POST", "PUT", "DELETE")
+        }
+        others = [
+            ask(server, path).status
+            for path in ("/../server.py", "/assets/app.js", "/vendor/", "/%2e%2e/server.py")
+        ]
+
+    assert set(changing.values()) == {501}
+    assert set(others) == {404}
+
+
+def test_which_workers_are_wanted_is_read_with_care() -> None:
+    with serving(Watched(), "127.0.0.1", 0) as server:
+        good = ask(server, "/api/workers?sort=updates&order=descending&page=2&search=" + "x" * 300)
+        bad = [
+            ask(server, f"/api/workers?{query}").status
+            for query in ("sort=__class__", "page=one", "page=" + "9" * 5000)
+        ]
+
+    assert json.loads(good.body) == {"search": "x" * 200, "page": 2, "descending": True}
+    assert bad == [400, 400, 400]
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port}"):
+            PageServer(Watched(), "127.0.0.1", port)
+
+
+def test_what_only_this_machine_reaches_is_loopback() -> None:
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.9.9.9", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in (EVERYWHERE, "::", "192.0.2.7", "example.org", ""))
+    assert [in_a_url(host) for host in (EVERYWHERE, "::", "::1", "host")] == [
+        "127.0.0.1",
+        "127.0.0.1",
+        "[::1]",
+        "host",
+    ]
