@@ -20,7 +20,7 @@ ENV PATH=/opt/fluffle/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /task
-# Healthy is who has a connection to the broker, 5672 or with TLS 5671. Nothing in these images listens on a port.
+# Healthy is who has a connection to the broker, 5672 or with TLS 5671. What listens on a port does so for those who look on.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s \
     CMD ["grep", "-Eqs", ":162[78] 01 ", "/proc/net/tcp", "/proc/net/tcp6"]
 

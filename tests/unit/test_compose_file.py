@@ -9,6 +9,7 @@ import pytest
 
 from fluffle.settings import SharedSettings, env_name
 from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -38,17 +39,20 @@ def variables(text: str) -> set[str]:
     return set(re.findall(r"^ +(FLUFFLE_[A-Z_]+):", text, re.MULTILINE))
 
 
-def test_the_only_published_port_is_the_ui_on_this_machine() -> None:
+def test_the_only_published_ports_are_pages_on_this_machine() -> None:
     published = re.findall(r"^ +ports:\n((?: +- .*\n?)+)", TEXT, re.MULTILINE)
 
-    assert [line.strip() for line in published] == ['- "127.0.0.1:${FLUFFLE_UI_PORT:-15672}:15672"']
+    assert [line.strip() for line in published] == [
+        '- "127.0.0.1:${FLUFFLE_UI_PORT:-15672}:15672"',
+        '- "127.0.0.1:${FLUFFLE_DASHBOARD_PORT:-8089}:${FLUFFLE_DASHBOARD_PORT:-8089}"',
+    ]
     assert "network_mode" not in TEXT
 
 
 def test_every_service_but_the_broker_runs_on_the_internal_network_alone() -> None:
     networks = {name: re.findall(r"networks: (.*)", text) for name, text in SERVICES.items()}
 
-    assert networks.pop("rabbitmq") == ["[federation, ui]"]
+    assert networks.pop("rabbitmq") == networks.pop("dashboard") == ["[federation, ui]"]
     assert set(networks) == {"initial-model", "aggregator", "standby", "evaluator", *WORKERS}
     assert not any(networks.values())
     assert "networks: [federation]" in block("x-program: &program", 0)
@@ -74,9 +78,9 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
     assert "healthcheck:" in SERVICES["rabbitmq"]
 
 
-@pytest.mark.parametrize("user", ["aggregator", "evaluator", *WORKERS])
+@pytest.mark.parametrize("user", ["aggregator", "evaluator", "monitor", *WORKERS])
 def test_each_part_is_given_the_password_of_its_own_user_and_no_other(user: str) -> None:
-    text = AGGREGATOR if user == "aggregator" else SERVICES[user]
+    text = AGGREGATOR if user == "aggregator" else SERVICES["dashboard" if user == "monitor" else user]
 
     assert re.findall("FLUFFLE_BROKER_URL: (.*)", text) == [f"amqp://{user}@rabbitmq:5672/%2F"]
     assert re.findall("secrets: (.*)", text) == [f"[{{ source: {user}, target: password }}]"]
@@ -88,7 +92,7 @@ def test_no_password_stands_in_an_environment_or_an_url() -> None:
     assert "_PASSWORD}" not in TEXT
     assert "_PASSWORD:" not in TEXT
     assert not re.findall(r"://[^/@\s]*:[^/@\s]*@", TEXT)
-    assert TEXT.count("secrets: [") == 2 + len(WORKERS)
+    assert TEXT.count("secrets: [") == 3 + len(WORKERS)
 
 
 def test_compose_says_how_to_make_the_passwords() -> None:
@@ -108,6 +112,7 @@ def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None
         (SHARED, SharedSettings),
         (AGGREGATOR + SERVICES["standby"], AggregatorSettings),
         (SERVICES["evaluator"], EvaluatorSettings),
+        (SERVICES["dashboard"], DashboardSettings),
         (WORKER + "\n" + SERVICES["worker-0"], WorkerSettings),
     ):
         assert variables(text) <= {env_name(name) for name in settings.model_fields}

@@ -44,7 +44,7 @@ def ask(server: PageServer, path: str, *, method: str = "GET", **headers: str) -
 
 
 def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None:
-    with serving(Watched(), "127.0.0.1", 0) as server:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         answers = {path: ask(server, path) for path in ASSETS}
 
         assert server.url == f"http://127.0.0.1:{server.port}/"
@@ -76,7 +76,7 @@ def test_no_script_of_ours_writes_markup() -> None:
 
 
 def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
-    with serving(Watched(), "127.0.0.1", 0) as server:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         statuses = {
             host: ask(server, "/api/state", Host=host).status
             for host in (
@@ -100,7 +100,7 @@ def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
 
 
 def test_elsewhere_the_token_in_the_address_is_exchanged_for_a_cookie() -> None:
-    with serving(Watched(), EVERYWHERE, 0) as server:
+    with serving(PageServer(Watched(), EVERYWHERE, 0)) as server:
         assert server.token is not None
         path = server.url.removeprefix(f"http://127.0.0.1:{server.port}")
 
@@ -119,7 +119,7 @@ def test_elsewhere_the_token_in_the_address_is_exchanged_for_a_cookie() -> None:
 
 
 def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
-    with serving(Watched(), "127.0.0.1", 0) as server:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         changing = {
             method: ask(server, "/api/state", method=method).status for method in ("POST", "PUT", "DELETE")
         }
@@ -133,7 +133,7 @@ def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
 
 
 def test_which_workers_are_wanted_is_read_with_care() -> None:
-    with serving(Watched(), "127.0.0.1", 0) as server:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         good = ask(server, "/api/workers?sort=updates&order=descending&page=2&search=" + "x" * 300)
         bad = [
             ask(server, f"/api/workers?{query}").status

@@ -246,9 +246,9 @@ def in_a_url(host: str) -> str:
 
 
 @contextmanager
-def serving(watched: Watched, host: str, port: int) -> Iterator[PageServer]:
+def serving(server: PageServer) -> Iterator[PageServer]:
     """Serve from a thread of its own while the block lasts."""
-    with PageServer(watched, host, port) as server:
+    with server:
         thread = threading.Thread(target=server.serve_forever, name="live page", daemon=True)
         thread.start()
         try:

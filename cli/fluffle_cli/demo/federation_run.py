@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.wire import decode_version
+from fluffle_cli.dashboard.program import a_page
+from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, EVALUATOR_STATES, WORKER_STATES
 from fluffle_cli.demo.metrics import VersionRow, append_row, row_of
@@ -73,7 +76,7 @@ class FederationRun:
         """
         try:
             url = self._start_workers(private)
-            with self._connect(private, url) as broker:
+            with self._page(url), self._connect(private, url) as broker:
                 broker.declare(self.topology)
                 with broker.read_stream(self.topology.models.name, offset="first") as reader:
                     self._await_everyone(builder, initial_model)
@@ -82,6 +85,13 @@ class FederationRun:
                 self._let_leave(broker)
         finally:
             self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
+
+    def _page(self, url: str) -> AbstractContextManager[object]:
+        """Serve the live page while the federation runs, if it is wanted."""
+        if not self.settings.dashboard:
+            return nullcontext()
+        settings = DashboardSettings(federation=self.federation, broker_url=url)
+        return a_page(settings, lambda address: self.screen.say(f"The live page: {address}"))
 
     def _start_workers(self, private: PrivateBroker) -> str:
         while (node := private.known()) is None:

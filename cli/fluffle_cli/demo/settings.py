@@ -81,6 +81,9 @@ class DemoSettings(SharedSettings):
     out: Path | None = Field(
         None, description="Folder for the results, by default runs/TASK-STRATEGY-DATE-TIME."
     )
+    dashboard: bool = Field(
+        False, description="Serve the live page of the run, and open it where there is a display."
+    )
     keep_broker: bool = Field(False, description="Leave RabbitMQ running at the end, to look around in it.")
 
     @property

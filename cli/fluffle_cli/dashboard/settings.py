@@ -1,0 +1,22 @@
+"""What can be set about the live page."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from fluffle.settings import SharedSettings
+
+
+class DashboardSettings(SharedSettings):
+    """Flags of `fluffle dashboard`, keys of the table [dashboard]."""
+
+    part: ClassVar[str] = "dashboard"
+
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. On any but loopback the page is behind a token, which stands in "
+        "the printed address.",
+    )
+    port: int = Field(8089, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
