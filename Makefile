@@ -30,6 +30,7 @@ demo: $(installed) rabbitmq ## Install what is missing, then watch four workers 
 .PHONY: test
 # Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other.
 test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real training
+	@scripts/setup.sh prometheus
 	@scripts/setup.sh browser
 	@scripts/setup.sh data
 	@$(bin)/pytest -n 3 --dist loadfile $(ARGS)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | browser | data |
-# fuzzer | lock
+# What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | prometheus | browser |
+# data | fuzzer | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -114,23 +114,35 @@ install_rabbitmq() {
   if [[ -n ${FLUFFLE_RABBITMQ_BIN:-} ]] || ! may_use_apt; then fail "$missing"; fi
   command -v epmd >/dev/null || had_erlang=no
   apt_install rabbitmq-server
-  leave_no_service_behind "$had_erlang"
+  leave_no_service_behind rabbitmq-server
+  # The package's scripts leave Erlang's port mapper running. It refuses to stop while any Erlang node uses it.
+  if [[ $had_erlang == no ]]; then as_root epmd -kill >/dev/null 2>&1 || true; fi
 }
 
-# Debian starts a service as soon as its package is there, and at every boot. Fluffle starts nodes of its own, on
+# Debian starts a service as soon as its package is there, and at every boot. Fluffle starts private ones, on
 # loopback only, and this one would listen to the whole network: whoever wants it can enable it again. (Only after we
-# installed it: a RabbitMQ that was here before is never touched.)
+# installed it: one that was here before is never touched.)
 leave_no_service_behind() {
   if [[ -d /run/systemd/system ]]; then
-    say "stopping and disabling the system's own RabbitMQ: Fluffle starts private ones"
-    quietly as_root systemctl disable --now rabbitmq-server.service
-  elif command -v service >/dev/null && service rabbitmq-server status >/dev/null 2>&1; then
-    say "stopping the system's own RabbitMQ: Fluffle starts private ones"
-    quietly as_root service rabbitmq-server stop
-    quietly as_root update-rc.d rabbitmq-server disable
+    say "stopping and disabling the service $1: Fluffle starts private ones"
+    quietly as_root systemctl disable --now "$1.service"
+  elif command -v service >/dev/null && service "$1" status >/dev/null 2>&1; then
+    say "stopping the service $1: Fluffle starts private ones"
+    quietly as_root service "$1" stop
+    quietly as_root update-rc.d "$1" disable
   fi
-  # The package's scripts leave Erlang's port mapper running. It refuses to stop while any Erlang node uses it.
-  if [[ $1 == no ]]; then as_root epmd -kill >/dev/null 2>&1 || true; fi
+}
+
+# --- Prometheus, for the tests --------------------------------------------------------------------------------------
+
+install_prometheus() {
+  if command -v prometheus >/dev/null && command -v promtool >/dev/null; then return; fi
+  if ! may_use_apt; then
+    fail "the tests need Prometheus and its promtool. Debian, Ubuntu: sudo apt-get install prometheus;" \
+      "macOS: brew install prometheus"
+  fi
+  apt_install prometheus
+  leave_no_service_behind prometheus
 }
 
 # --- A browser for the tests ----------------------------------------------------------------------------------------
@@ -192,6 +204,7 @@ lock() {
 case ${1:-} in
   python) install_python ;;
   rabbitmq) install_rabbitmq ;;
+  prometheus) install_prometheus ;;
   browser) install_browser ;;
   data) install_data ;;
   fuzzer) install_fuzzer ;;

@@ -28,6 +28,9 @@ def block(start: str, indent: int) -> str:
 SHARED = block("x-shared: &shared", 0)
 AGGREGATOR = block("x-aggregator: &aggregator", 0)
 WORKER = block("x-worker: &worker", 0)
+WATCHER = block("x-watcher: &watcher", 0)
+WATCHERS = ["prometheus", "grafana"]
+METRICS = block("x-metrics: &metrics", 0)
 WORKERS = [f"worker-{number}" for number in range(4)]
 SERVICES = {
     name: block(f"  {name}:", 2)
@@ -45,17 +48,52 @@ def test_the_only_published_ports_are_pages_on_this_machine() -> None:
     assert [line.strip() for line in published] == [
         '- "127.0.0.1:${FLUFFLE_UI_PORT:-15672}:15672"',
         '- "127.0.0.1:${FLUFFLE_DASHBOARD_PORT:-8089}:${FLUFFLE_DASHBOARD_PORT:-8089}"',
+        '- "127.0.0.1:${FLUFFLE_PROMETHEUS_PORT:-9090}:9090"',
+        '- "127.0.0.1:${FLUFFLE_GRAFANA_PORT:-3000}:3000"',
     ]
     assert "network_mode" not in TEXT
 
 
-def test_every_service_but_the_broker_runs_on_the_internal_network_alone() -> None:
+def test_every_service_but_the_broker_and_who_watches_runs_on_the_internal_network_alone() -> None:
     networks = {name: re.findall(r"networks: (.*)", text) for name, text in SERVICES.items()}
 
     assert networks.pop("rabbitmq") == networks.pop("dashboard") == ["[federation, ui]"]
-    assert set(networks) == {"initial-model", "aggregator", "standby", "evaluator", *WORKERS}
+    assert networks.pop("evaluator") == ["{ federation: { aliases: [evaluators] } }"]
+    assert set(networks) == {"initial-model", "aggregator", "standby", *WATCHERS, *WORKERS}
     assert not any(networks.values())
     assert "networks: [federation]" in block("x-program: &program", 0)
+    assert "networks: { federation: { aliases: [aggregators] } }" in AGGREGATOR
+    assert "networks: { federation: { aliases: [workers] } }" in WORKER
+
+
+def test_who_watches_is_started_on_demand_and_is_given_no_password() -> None:
+    for name in WATCHERS:
+        assert "<<: *watcher" in SERVICES[name]
+        assert "secrets" not in SERVICES[name]
+    assert "profiles: [monitoring]" in WATCHER
+
+
+def test_metrics_are_served_only_when_somebody_watches() -> None:
+    assert METRICS.split() == [
+        "FLUFFLE_METRICS_PORT:",
+        "${COMPOSE_PROFILES:+9464}",
+        "FLUFFLE_METRICS_HOST:",
+        "0.0.0.0",
+    ]
+    assert TEXT.count("<<: [*shared, *metrics]") == 3
+    asked = (ROOT / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
+    for kind in ("aggregators", "workers", "evaluators"):
+        assert f"[{{ names: [{kind}], type: A, port: 9464, refresh_interval: 15s }}]" in asked
+
+
+def test_a_watched_broker_has_one_plugin_more() -> None:
+    plugins, watched = (
+        (ROOT / "broker_config" / name).read_text(encoding="utf-8")
+        for name in ("enabled_plugins", "enabled_plugins.monitored")
+    )
+
+    assert watched == plugins.replace("].", ",rabbitmq_prometheus].")
+    assert '"./broker_config/enabled_plugins${COMPOSE_PROFILES:+.monitored}"' in SERVICES["rabbitmq"]
     assert "internal: true" in block("networks:", 0)
 
 
@@ -68,8 +106,8 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
         or ("<<: *worker" in text and "<<: *program" in WORKER)
     }
 
-    assert programs == SERVICES.keys() - {"rabbitmq"}
-    for text in (SERVICES["rabbitmq"], block("x-program: &program", 0)):
+    assert programs == SERVICES.keys() - {"rabbitmq", *WATCHERS}
+    for text in (SERVICES["rabbitmq"], block("x-program: &program", 0), WATCHER):
         assert "cap_drop: [ALL]" in text
         assert "read_only: true" in text
         assert '"no-new-privileges:true"' in text
@@ -110,10 +148,10 @@ def test_a_worker_has_the_name_of_its_user_and_a_site_of_its_own(number: int) ->
 def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None:
     for text, settings in (
         (SHARED, SharedSettings),
-        (AGGREGATOR + SERVICES["standby"], AggregatorSettings),
-        (SERVICES["evaluator"], EvaluatorSettings),
+        (METRICS + "\n" + AGGREGATOR + SERVICES["standby"], AggregatorSettings),
+        (METRICS + "\n" + SERVICES["evaluator"], EvaluatorSettings),
         (SERVICES["dashboard"], DashboardSettings),
-        (WORKER + "\n" + SERVICES["worker-0"], WorkerSettings),
+        (METRICS + "\n" + WORKER + "\n" + SERVICES["worker-0"], WorkerSettings),
     ):
         assert variables(text) <= {env_name(name) for name in settings.model_fields}
 
@@ -126,7 +164,7 @@ def test_every_setting_of_the_aggregator_can_be_given_in_env() -> None:
     }
 
     wanted = {env_name(name) for name in AggregatorSettings.model_fields if name not in elsewhere}
-    assert wanted - variables(SHARED + AGGREGATOR) == set()
+    assert wanted - variables(SHARED + "\n" + METRICS + AGGREGATOR) == set()
 
 
 def test_no_secret_can_reach_an_image() -> None:
