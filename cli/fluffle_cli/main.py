@@ -10,6 +10,7 @@ from fluffle_cli.dashboard import command as dashboard
 from fluffle_cli.demo import command as demo
 from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
+from fluffle_cli.report.command import command as report
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.status_command import command as status
 from fluffle_cli.trace_command import command as trace
@@ -33,6 +34,7 @@ app.command("evaluator")(evaluator)
 app.command("status")(status)
 app.command("trace")(trace)
 app.command("dashboard")(dashboard)
+app.command("report")(report)
 app.add_typer(model, name="model")
 app.add_typer(rejected, name="rejected")
 

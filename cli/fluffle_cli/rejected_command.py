@@ -81,7 +81,7 @@ def list_messages(settings: ListSettings) -> None:
     """Print what waits in F.rejected, and count it by reason and worker."""
     wanted = Selection(is_all=True, reason=settings.reason, worker=settings.worker)
     with _connected(settings) as (broker, topology):
-        shown = [message for message, _ in _looked_through(broker, topology) if message in wanted]
+        shown = [message for message, _ in looked_through(broker, topology) if message in wanted]
     if settings.as_json:
         for message in shown:
             typer.echo(json.dumps(message.as_json()))
@@ -103,7 +103,7 @@ def show(settings: ShowSettings) -> None:
     with _connected(settings) as (broker, topology):
         found = [
             (message, message_facts(body))
-            for message, body in _looked_through(broker, topology)
+            for message, body in looked_through(broker, topology)
             if message in wanted
         ]
     wanted.require_match([message for message, _ in found])
@@ -142,7 +142,7 @@ def _chosen(
     """Return the chosen messages, in their order, each body once given to `keep`."""
     wanted = _wanted(settings)
     chosen = []
-    for message, body in _looked_through(broker, topology):
+    for message, body in looked_through(broker, topology):
         if message in wanted:
             keep(body)
             chosen.append(message)
@@ -150,7 +150,12 @@ def _chosen(
     return chosen
 
 
-def _looked_through(broker: Broker, topology: Topology) -> Iterator[tuple[RejectedMessage, bytes]]:
+def looked_through(broker: Broker, topology: Topology) -> Iterator[tuple[RejectedMessage, bytes]]:
+    """Yield what waits in F.rejected with its body, at most MOST_AT_ONCE, and show how far it is.
+
+    Raises ConfigError while somebody else looks, and AccessRefused without the right to. For one look on each
+    connection.
+    """
     queue = topology.rejected.name
     if not is_unconsumed(broker, queue):
         raise ConfigError(f"somebody else looks through {queue} now: try again when they have ended")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from typing import ClassVar
 
 import typer
@@ -12,18 +11,18 @@ from pydantic import Field
 from rich.progress import track
 
 from fluffle import logs
-from fluffle.broker import Broker, Delivery
+from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import connect_to_federation
-from fluffle.errors import AccessRefused, WireError
+from fluffle.errors import AccessRefused, ConfigError, WireError
 from fluffle.models import all_versions
 from fluffle.settings import SharedSettings
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_cli.rejected import MOST_AT_ONCE, RejectedMessage, look_through, printable, waiting
+from fluffle_cli.rejected import printable
+from fluffle_cli.rejected_command import looked_through
 from fluffle_cli.tracing import Story, parse_update_id, read_records, told
-from fluffle_cli.unconsumed import is_unconsumed
 
 
 class TraceSettings(SharedSettings):
@@ -66,11 +65,15 @@ def trace(broker: Broker, topology: Topology, update: UpdateId) -> Story:
     refused, not_looked = None, ""
     try:
         # Last: RabbitMQ closes the channel of whoever has no right to look.
-        refused = list(_refusals(broker, topology, update))
+        refused = [
+            message
+            for message, body in looked_through(broker, topology)
+            if (message.id or _id_in(body)) == str(update)
+        ]
     except AccessRefused:
         not_looked = "this user has no right to (an operator has)"
-    except BusyQueue:
-        not_looked = "somebody else looks through it now; try again when they have ended"
+    except ConfigError as error:
+        not_looked = str(error)
     return Story(
         federation=topology.federation,
         update=update,
@@ -81,34 +84,10 @@ def trace(broker: Broker, topology: Topology, update: UpdateId) -> Story:
     )
 
 
-class BusyQueue(Exception):
-    """Another consumer holds what waits in F.rejected."""
-
-
-def _refusals(broker: Broker, topology: Topology, update: UpdateId) -> Iterator[RejectedMessage]:
-    if not is_unconsumed(broker, topology.rejected.name):
-        raise BusyQueue
-    count = waiting(broker, topology)
-    if not count:
-        return
-    deliveries = look_through(broker, topology, count)
-    shown = track(
-        deliveries,
-        "looking through what was refused",
-        total=min(count, MOST_AT_ONCE),
-        transient=True,
-        console=logs.console(),
-    )
-    for number, delivery in enumerate(shown, 1):
-        message = RejectedMessage.of(delivery, number)
-        if (message.id or _id_in(delivery)) == str(update):
-            yield message
-
-
-def _id_in(delivery: Delivery) -> str:
+def _id_in(body: bytes) -> str:
     """Read the id of an update that was refused before anybody had read it."""
     try:
-        message = decode_inbound(delivery.body)
+        message = decode_inbound(body)
     except WireError:
         return ""
     return str(message.id) if isinstance(message, WeightUpdate) else ""

@@ -37,7 +37,7 @@ DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
 TABLES = (
     *("aggregator", "worker", "evaluator", "broker", "demo", "status", "dashboard", "model", "rejected"),
-    "trace",
+    *("trace", "report"),
 )
 
 # For the parts that serve what they count.

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from event_files import points_in
 from federation import wait_until
 
 from fluffle.safetensors_file import read_model
 from fluffle.task import load_task
-from fluffle_cli.demo.metrics import read_rows
-from fluffle_cli.demo.summary import read_summary
+from fluffle_cli.report.happenings import read_happenings
+from fluffle_cli.report.metrics import read_rows
+from fluffle_cli.report.summary import read_summary
 
 PNG = b"\x89PNG\r\n\x1a\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -85,8 +87,16 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     assert rows[-1].updates == run.updates == sum(totals.updates for totals in run.workers.values())
     assert set(run.workers) == {"worker-0", "worker-1"}
 
-    for picture in ("accuracy.png", "staleness.png"):
+    for picture in ("accuracy.png", "staleness.png", "contributions.png", "timeline.png"):
         assert (out / picture).read_bytes().startswith(PNG)
+
+    page = (out / "report.html").read_text()
+    assert "report.html" in said
+    assert page.count("data:image/png;base64,") == 4
+    assert "RabbitMQ " in page
+    told = read_happenings(out / "events.jsonl")
+    assert {each.name for each in told if each.what == "joined"} >= {"worker-0", "worker-1", "evaluator"}
+    assert "metrics/accuracy" in points_in(out / "tensorboard")
 
     digits = load_task("digits")
     weights = digits.load(out / "model.keras")

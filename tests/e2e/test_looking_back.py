@@ -11,6 +11,7 @@ from event_files import points_in
 from looking_back import UPDATES, Run, a_run
 
 from fluffle_cli.node import BrokerNode
+from fluffle_cli.report.run_folder import read_run
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,29 @@ def test_a_federation_that_is_not_there_is_one_sentence(run: Run) -> None:
     assert told.returncode == 2
     assert "'nowhere' is not on amqp://" in told.stderr.splitlines()[-1]
     assert "Traceback" not in told.stderr
+
+
+def test_a_federation_that_was_no_demo_has_a_report_of_what_the_stream_still_has(run: Run) -> None:
+    out = run.federation.folder / "report"
+
+    told = run.federation.fluffle("report", str(out), "--from-broker")
+    again = run.federation.fluffle("report", str(out), "--from-broker")
+
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip().endswith("report.html")
+    found = read_run(out)
+    [one] = found.federations
+    assert [row.version for row in one.rows] == [record.version for record in run.versions]
+    assert one.about.updates == UPDATES
+    assert sorted(each.reason for each in one.happened) == sorted(
+        str(line["reason"]) for line in run.leader.events("refused")
+    )
+    assert found.summary.versions["broker"].startswith("RabbitMQ ")
+    page = (out / "report.html").read_text()
+    assert "future-version" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr
 
 
 def test_a_monitor_watches_a_run_to_its_end_and_sees_what_the_records_say(run: Run) -> None:

@@ -22,9 +22,12 @@ from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.settings import load_settings
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import Target, parse_target
-from fluffle_cli.demo import command, parts, plots
+from fluffle_cli.demo import command, parts
 from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, WORKER_STATES, LogTail
-from fluffle_cli.demo.metrics import (
+from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.report import pictures, plots
+from fluffle_cli.report.metrics import (
     Point,
     VersionRow,
     append_row,
@@ -33,9 +36,8 @@ from fluffle_cli.demo.metrics import (
     row_of,
     seconds_to_target,
 )
-from fluffle_cli.demo.processes import Crew
-from fluffle_cli.demo.settings import DemoSettings, Strategy
-from fluffle_cli.demo.summary import Summary, print_summary, read_summary, run_summary, write_summary
+from fluffle_cli.report.run_folder import read_run
+from fluffle_cli.report.summary import Summary, print_summary, read_summary, run_summary, write_summary
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TARGET = parse_target("accuracy>=0.95")
@@ -346,22 +348,24 @@ def test_pictures_are_drawn_from_the_folders_files_alone(tmp_path: Path) -> None
     )
     write_summary(tmp_path, summary)
 
-    plots.draw_all(tmp_path)
+    pictures.draw_run(read_run(tmp_path))
 
-    pictures = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
-    assert pictures == [
+    drawn = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
+    assert drawn == [
         "compare.png",
-        *("fedavg/accuracy.png", "fedavg/staleness.png"),
-        *("fedbuff/accuracy.png", "fedbuff/staleness.png"),
+        *(f"fedavg/{name}.png" for name in ("accuracy", "contributions", "staleness", "timeline")),
+        *(f"fedbuff/{name}.png" for name in ("accuracy", "contributions", "staleness", "timeline")),
     ]
-    assert all((tmp_path / picture).read_bytes().startswith(PNG) for picture in pictures)
+    assert all((tmp_path / picture).read_bytes().startswith(PNG) for picture in drawn)
 
 
 def test_a_run_without_any_update_has_pictures_too(tmp_path: Path) -> None:
     empty: ModelVersion = replace(a_version(0), committed_at=100.0)
     course = plots.Course(name="fedbuff", rows=[row_of(empty, started_at=100.0)])
 
-    plots.plot_quality(tmp_path / "a.png", [course], title="t", target=TARGET, central=None)
+    plots.plot_quality(
+        tmp_path / "a.png", [course], title="t", metric="accuracy", target=TARGET, central=None
+    )
     plots.plot_staleness(tmp_path / "s.png", course, title="t")
 
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)

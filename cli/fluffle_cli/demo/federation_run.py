@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fluffle.broker import Broker, StreamReader
+from fluffle.broker import Broker, Listener, StreamReader
 from fluffle.errors import FluffleError
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -18,10 +18,12 @@ from fluffle_cli.dashboard.program import a_page
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, EVALUATOR_STATES, WORKER_STATES
-from fluffle_cli.demo.metrics import VersionRow, append_row, row_of
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
 from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.report import happenings
+from fluffle_cli.report.happenings import DIED, Happening, append, happenings_in
+from fluffle_cli.report.metrics import VersionRow, append_row, row_of
 from fluffle_cli.screen import Screen
 from fluffle_cli.snapshot import Lookout, Snapshot
 from fluffle_cli.view import Inside
@@ -38,7 +40,10 @@ STOP_AT_ONCE_S = 0.5
 
 @dataclass(slots=True, kw_only=True)
 class FederationRun:
-    """One federation: its strategy, its folder, its processes, and the versions that were seen."""
+    """One federation: its strategy, its folder, its processes, and the versions that were seen.
+
+    `began_at` is when version 0 was committed, in Unix time; `server` says which broker it was.
+    """
 
     settings: DemoSettings
     strategy: Strategy
@@ -50,7 +55,8 @@ class FederationRun:
     final: ModelVersion | None = None
     _crew: Crew = field(init=False)
     _lookout: Lookout = field(init=False)
-    _started_at: float = 0.0
+    began_at: float = 0.0
+    server: str = ""
 
     def __post_init__(self) -> None:
         self._crew = Crew(self.folder / "logs")
@@ -78,11 +84,15 @@ class FederationRun:
             url = self._start_workers(private)
             with self._page(url), self._connect(private, url) as broker:
                 broker.declare(self.topology)
-                with broker.read_stream(self.topology.models.name, offset="first") as reader:
+                self.server = broker.server
+                with (
+                    broker.read_stream(self.topology.models.name, offset="first") as reader,
+                    broker.listen(self.topology.events.name, name="demo") as listener,
+                ):
                     self._await_everyone(builder, initial_model)
                     self._start_aggregators(url, initial_model)
-                    self._follow(broker, reader)
-                self._let_leave(broker)
+                    self._follow(broker, reader, listener)
+                    self._let_leave(broker, listener)
         finally:
             self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
 
@@ -133,15 +143,14 @@ class FederationRun:
         )
         self._crew.start(both, AGGREGATOR_STATES)
 
-    def _follow(self, broker: Broker, reader: StreamReader) -> None:
+    def _follow(self, broker: Broker, reader: StreamReader, listener: Listener) -> None:
         deadline = time.monotonic() + self.settings.max_seconds + GRACE_S
         while self.final is None or not self.final.finished:
             # Looked at before the stream: whoever ended in good order has published the end before.
             hopeless = self._hopeless()
             self._read_versions(reader)
+            self._note_what_happened(listener)
             self._show(broker)
-            for child in self._crew.newly_dead():
-                self.screen.say(child.obituary(), "yellow")
             if self.final is not None and self.final.finished:
                 break
             if hopeless:
@@ -165,12 +174,22 @@ class FederationRun:
 
     def _note(self, version: ModelVersion) -> None:
         if self.final is None:
-            self._started_at = version.committed_at
+            self.began_at = version.committed_at
         self.final = version
-        self.rows.append(row_of(version, started_at=self._started_at))
+        self.rows.append(row_of(version, started_at=self.began_at))
         append_row(self.folder / "metrics.jsonl", self.rows[-1])
 
-    def _let_leave(self, broker: Broker) -> None:
+    def _note_what_happened(self, listener: Listener) -> None:
+        """Write down what is told, and who has died, of whom nobody tells."""
+        happened: list[Happening] = []
+        while delivery := listener.next_delivery(0.0):
+            happened += happenings_in(delivery)
+        for child in self._crew.newly_dead():
+            self.screen.say(child.obituary(), "yellow")
+            happened.append(Happening(at=time.time(), name=child.name, what=DIED, detail=child.obituary()))
+        append(self.folder / happenings.FILE, happened)
+
+    def _let_leave(self, broker: Broker, listener: Listener) -> None:
         """Give everyone the time to see the end and leave."""
         deadline = time.monotonic() + LEAVE_S
         while self._crew.alive and time.monotonic() < deadline:
@@ -178,6 +197,7 @@ class FederationRun:
                 self._show(broker)
             self._check_stop()
             self.stop.wait(TICK_S)
+        self._note_what_happened(listener)
         self.screen.show_now(self._look(broker), self._inside())
 
     def _show(self, broker: Broker) -> None:

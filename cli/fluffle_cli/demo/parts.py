@@ -112,10 +112,10 @@ def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> 
     return Part(name="afterwards", command=(*command, *map(str, models)), environment={})
 
 
-def plots(folder: Path) -> Part:
-    """Return the process that draws a run's pictures from its files."""
-    command = (sys.executable, "-m", "fluffle_cli.demo.plots", str(folder))
-    return Part(name="plots", command=command, environment={})
+def report(folder: Path) -> Part:
+    """Return the process that draws a run's pictures and writes its page, from its files."""
+    command = (sys.executable, "-m", "fluffle_cli.main", "report", str(folder))
+    return Part(name="report", command=command, environment={f"{ENV_PREFIX}CONFIG": devnull})
 
 
 def _part(part_name: str, module: tuple[str, ...], **settings: object) -> Part:

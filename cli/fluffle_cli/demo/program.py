@@ -15,14 +15,17 @@ from rich.text import Text
 from fluffle import logs
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
+from fluffle.settings import SharedSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import FederationRun
 from fluffle_cli.demo.findings import Findings, read_findings
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
 from fluffle_cli.demo.settings import DemoSettings, Strategy
-from fluffle_cli.demo.summary import Summary, print_summary, run_summary, write_summary
 from fluffle_cli.node import BrokerNode
+from fluffle_cli.report.command import FILE as REPORT
+from fluffle_cli.report.summary import Summary, print_summary, run_summary, write_summary
+from fluffle_cli.report.versions import versions_in_use
 from fluffle_cli.screen import Screen
 
 EXIT_MISSED = 1
@@ -96,12 +99,15 @@ class Demo:
                     rows=each.rows,
                     target=self._settings.goal,
                     final=final,
+                    began_at=each.began_at,
                 )
                 for each, final in zip(runs, findings.finals, strict=True)
             ],
+            settings=shown_settings(self._settings),
+            versions=versions_in_use(runs[0].server),
         )
         write_summary(self._folder, summary)
-        self._work(parts.plots(self._folder), "drawing")
+        self._work(parts.report(self._folder), "drawing the pictures and the report")
         print_summary(self._console, summary)
         _print(self._console, conclusion(self._settings, self._folder))
         return summary
@@ -170,6 +176,13 @@ class Demo:
             crew.stop(patience_s=0.0)
 
 
+def shown_settings(settings: DemoSettings) -> dict[str, str]:
+    """Return the demo's own settings, as a person types them."""
+    own = [name for name in DemoSettings.model_fields if name not in SharedSettings.model_fields]
+    shown = {name.replace("_", "-"): getattr(settings, name) for name in own}
+    return {name: str(value) for name, value in shown.items() if value is not None}
+
+
 def introduction(settings: DemoSettings, folder: Path) -> str:
     """Say what is about to be seen."""
     strategies = f"fedavg, then {settings.strategy}" if settings.compare else settings.strategy
@@ -197,9 +210,10 @@ def conclusion(settings: DemoSettings, folder: Path) -> str:
     said = [
         "",
         f"The run lies in {folder}",
+        f"  {REPORT}        all of it on one page: open it in a browser",
         *(["  compare.png        both over the same seconds"] if settings.compare else []),
-        f"  {each}accuracy.png, staleness.png, metrics.jsonl (a line per version),",
-        "  model.keras, model.safetensors and logs/ (what each process said)",
+        f"  {each}accuracy.png, staleness.png, contributions.png, timeline.png,",
+        "  metrics.jsonl (a line per version), model.keras, model.safetensors, tensorboard/ and logs/",
         "Next: fluffle demo --compare (why not to wait for the slowest), --strategy fedasync, --workers 8,",
         "  --split iid; or the same parts by hand: fluffle broker up, fluffle aggregator, fluffle worker",
     ]

@@ -83,6 +83,11 @@ class RabbitBroker:
         self._channel = self._connection.channel
         self._connection.call(lambda: self._channel.add_on_cancel_callback(self._on_cancel), "the channel")
 
+    @property
+    def server(self) -> str:
+        """What the broker says that it is, such as RabbitMQ 4.0.5."""
+        return self._connection.server
+
     def declare(self, topology: Topology) -> None:
         """See Broker."""
         for exchange in topology.exchanges:

@@ -198,6 +198,12 @@ class RabbitConnection:
         self._ask(command)
 
     @property
+    def server(self) -> str:
+        """What the broker says that it is, such as RabbitMQ 4.0.5."""
+        said = self._connection._impl.server_properties or {}
+        return f"{said.get('product', 'an unknown broker')} {said.get('version', '')}".strip()
+
+    @property
     def traffic_bytes(self) -> int:
         """The bytes that have come so far; heartbeats are 8 each."""
         return int(self._connection._impl.bytes_received)

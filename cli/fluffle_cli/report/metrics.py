@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from fluffle.record import ModelVersion
 from fluffle_aggregator.goal import Target
 
@@ -52,6 +54,9 @@ class VersionRow:
     finished: str = ""
     folded: Sequence[FoldedUpdate] = ()
     workers: Mapping[str, WorkerTotals] = field(default_factory=dict)
+
+
+_ROW = TypeAdapter(VersionRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +106,9 @@ def append_row(path: Path, row: VersionRow) -> None:
 
 
 def read_rows(path: Path) -> Iterator[VersionRow]:
-    """Yield the lines of a `metrics.jsonl` in their order."""
+    """Yield the lines of a `metrics.jsonl` in their order; ValueError that says what is wrong with one."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        fields = json.loads(line)
-        fields["folded"] = [FoldedUpdate(**one) for one in fields["folded"]]
-        fields["workers"] = {name: WorkerTotals(**one) for name, one in fields["workers"].items()}
-        yield VersionRow(**fields)
+        yield _ROW.validate_json(line)
 
 
 def curve(rows: Sequence[VersionRow], metric: str) -> list[Point]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fluffle_aggregator.goal import Target, parse_target
-from fluffle_cli.demo.metrics import VersionRow, WorkerTotals, seconds_to_target
+from fluffle_cli.report.metrics import VersionRow, WorkerTotals, seconds_to_target
 from fluffle_cli.view import bar
 
 FILE = "summary.json"
@@ -23,8 +24,9 @@ class RunSummary:
     """One federation: how it ended and how good its final model is.
 
     `seconds_to_target` counts from the start of the first round to the commit of the first version from
-    which on the target held; None when it did not. `final` are the final model's metrics, measured after the
-    end; empty when that failed.
+    which on the target held; None when it did not, or when there is no target. `final` are the final model's
+    metrics, measured after the end; empty when that failed. `began_at` is when version 0 was committed, in
+    Unix time, 0 where nobody knows.
     """
 
     strategy: str
@@ -37,23 +39,37 @@ class RunSummary:
     rejected: int
     final: Mapping[str, float]
     workers: Mapping[str, WorkerTotals]
+    began_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """A whole demo; `central` are the metrics of the same architecture, trained in one place."""
+    """A whole demo, or one federation that was none.
+
+    `central` are the metrics of the same architecture, trained in one place. Where there is no `target`,
+    `metric_shown` says what the curves are of. `settings` and `versions` (of Fluffle, Python, RabbitMQ ...)
+    are for people.
+    """
 
     task: str
-    seed: int
+    seed: int | None
     target: str
     delays_s: Sequence[float]
     central: Mapping[str, float]
     runs: Sequence[RunSummary]
+    metric_shown: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def goal(self) -> Target | None:
+        """The target, read; None when there is none. ConfigError when it cannot be read."""
+        return parse_target(self.target) if self.target else None
 
     @property
     def metric(self) -> str:
-        """The target's metric."""
-        return parse_target(self.target).metric
+        """The target's metric, or the one that is shown without a target."""
+        return self.goal.metric if self.goal else self.metric_shown
 
     @property
     def ratio(self) -> float | None:
@@ -78,8 +94,17 @@ class Summary:
         return f"synchronous {first.strategy} reaches {self.target} {times} {second.strategy}"
 
 
+_SUMMARY = TypeAdapter(Summary)
+
+
 def run_summary(
-    *, strategy: str, folder: str, rows: Sequence[VersionRow], target: Target, final: Mapping[str, float]
+    *,
+    strategy: str,
+    folder: str,
+    rows: Sequence[VersionRow],
+    target: Target | None,
+    final: Mapping[str, float],
+    began_at: float = 0.0,
 ) -> RunSummary:
     """Sum up a federation from its versions, of which there is at least one."""
     last = rows[-1]
@@ -88,7 +113,8 @@ def run_summary(
         folder=folder,
         finished=last.finished,
         seconds=last.seconds,
-        seconds_to_target=seconds_to_target(rows, target),
+        began_at=began_at,
+        seconds_to_target=seconds_to_target(rows, target) if target else None,
         versions=last.version,
         updates=last.updates,
         rejected=last.rejected,
@@ -104,14 +130,8 @@ def write_summary(folder: Path, summary: Summary) -> None:
 
 
 def read_summary(folder: Path) -> Summary:
-    """Read a `summary.json`."""
-    fields = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    fields.pop("ratio")
-    runs = []
-    for run in fields.pop("runs"):
-        totals = {name: WorkerTotals(**one) for name, one in run.pop("workers").items()}
-        runs.append(RunSummary(**run, workers=totals))
-    return Summary(**fields, runs=runs)
+    """Read a `summary.json`; ValueError that says what is wrong with it."""
+    return _SUMMARY.validate_json((folder / FILE).read_text(encoding="utf-8"))
 
 
 def print_summary(console: Console, summary: Summary) -> None:

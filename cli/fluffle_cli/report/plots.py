@@ -1,26 +1,30 @@
-"""The demo's pictures: quality over seconds, staleness, and two strategies beside each other.
+"""A run's pictures: quality over seconds, staleness, and several runs beside each other.
 
-The demo runs this as a child, `python -m fluffle_cli.demo.plots FOLDER`, which draws from the folder's files
-alone: so it draws them again, too, after a change here.
+They are drawn from the files in the run's folder alone, so that `fluffle report` draws them again.
 """
 
 from __future__ import annotations
 
-import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fluffle_aggregator.goal import Target, parse_target
-from fluffle_cli.demo.metrics import VersionRow, curve, read_rows, seconds_to_target
-from fluffle_cli.demo.summary import Summary, read_summary
+from fluffle_aggregator.goal import Target
+from fluffle_cli.report.metrics import VersionRow, curve, seconds_to_target
 
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
+COLOURS = (BLUE, ORANGE, "#805ad5", "#c53030", "#319795", "#975a16")
+# More would leave no room for the picture; the least active share one.
+MOST_NAMED = 12
+MOST_BINS = 60
 SECONDS = "seconds since the first round began"
 DOTS_PER_INCH = 130
 
@@ -33,52 +37,37 @@ class Course:
     rows: Sequence[VersionRow]
 
 
-def draw_all(folder: Path) -> None:
-    """Draw every picture of a run into its folder."""
-    summary = read_summary(folder)
-    target, central = parse_target(summary.target), summary.central.get(summary.metric)
-    courses = []
-    for run in summary.runs:
-        course = Course(name=run.strategy, rows=list(read_rows(folder / run.folder / "metrics.jsonl")))
-        courses.append(course)
-        title = f"{summary.task} with {run.strategy}, {_speeds(summary)}"
-        path = folder / run.folder
-        plot_quality(path / "accuracy.png", [course], title=title, target=target, central=central)
-        plot_staleness(path / "staleness.png", course, title=f"Staleness: {title}")
-    if len(courses) > 1:
-        plot_quality(
-            folder / "compare.png",
-            courses,
-            title=f"{summary.verdict}\n{summary.task}, {_speeds(summary)}",
-            target=target,
-            central=central,
-        )
-
-
 def plot_quality(
-    path: Path, courses: Sequence[Course], *, title: str, target: Target, central: float | None
+    path: Path,
+    courses: Sequence[Course],
+    *,
+    title: str,
+    metric: str,
+    target: Target | None,
+    central: float | None,
 ) -> None:
-    """Draw the target's metric over the seconds, of each federation from its own first round on."""
+    """Draw a metric over the seconds, of each federation from its own first round on."""
     figure = Figure(figsize=(9, 4.7), layout="constrained")
-    axes = figure.add_subplot(title=title, xlabel=SECONDS, ylabel=f"{target.metric} on held-out data")
-    for course, colour in zip(reversed(courses), (BLUE, ORANGE), strict=False):
-        _draw_course(axes, course, target=target, colour=colour)
+    axes = figure.add_subplot(title=plain(title), xlabel=SECONDS, ylabel=plain(f"{metric} on held-out data"))
+    for course, colour in zip(reversed(courses), cycle(COLOURS)):
+        _draw_course(axes, course, metric=metric, target=target, colour=colour)
     if central is not None:
         label = f"trained in one place: {central:.3f}"
         axes.axhline(central, color=GREEN, linestyle="--", linewidth=1.3, label=label)
-    axes.axhline(target.bound, color=GREY, linewidth=1, label=f"target: {target.bound:g}")
+    if target is not None:
+        axes.axhline(target.bound, color=GREY, linewidth=1, label=f"target: {target.bound:g}")
     axes.set_xlim(left=0)
-    if target.metric == "accuracy":
+    if metric == "accuracy":
         axes.set_ylim(0, 1.02)
-    _finish(axes)
+    finish(axes)
     axes.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_staleness(path: Path, course: Course, *, title: str) -> None:
     """Draw how late the updates of each worker were: how many by how much, and when."""
     figure = Figure(figsize=(9, 4.7), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     counts, moments = figure.subplots(1, 2, width_ratios=(1, 1.4))
     late = _staleness_by_worker(course.rows)
     colours = [colormaps["viridis"](0.9 * index / max(1, len(late) - 1)) for index in range(len(late))]
@@ -87,7 +76,8 @@ def plot_staleness(path: Path, course: Course, *, title: str) -> None:
     if late:
         counts.hist(
             [[staleness for _, staleness in points] for points in late.values()],
-            bins=[edge - 0.5 for edge in range(highest + 2)],
+            # One for each number of versions, while there is room.
+            bins=np.linspace(-0.5, highest + 0.5, min(highest + 1, MOST_BINS) + 1),
             stacked=True,
             color=colours,
             label=list(late),
@@ -103,44 +93,45 @@ def plot_staleness(path: Path, course: Course, *, title: str) -> None:
     for axes in (counts, moments):
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _finish(axes)
-    _save(figure, path)
+        finish(axes)
+    save(figure, path)
 
 
-def _draw_course(axes: Axes, course: Course, *, target: Target, colour: str) -> None:
-    points = curve(course.rows, target.metric)
-    reached = seconds_to_target(course.rows, target)
+def _draw_course(axes: Axes, course: Course, *, metric: str, target: Target | None, colour: str) -> None:
+    points = curve(course.rows, metric)
+    reached = seconds_to_target(course.rows, target) if target else None
     when = "target not reached" if reached is None else f"target after {reached:.1f} s"
-    label = f"{course.name}: {when}"
+    label = plain(f"{course.name}: {when}" if target else course.name)
     if reached is not None:
         axes.axvline(reached, color=colour, linestyle=":", linewidth=1.5)
     seconds, values = [point.seconds for point in points], [point.value for point in points]
     axes.plot(seconds, values, ".-", color=colour, linewidth=1.6, markersize=5, label=label)
 
 
+def plain(text: str) -> str:
+    """Return text as matplotlib draws it letter by letter: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
 def _staleness_by_worker(rows: Sequence[VersionRow]) -> Mapping[str, list[tuple[float, int]]]:
+    given = Counter(update.worker for row in rows for update in row.folded)
+    others = f"{len(given) - MOST_NAMED} others"
+    named = {name: plain(name) for name, _ in given.most_common(MOST_NAMED)}
     late: dict[str, list[tuple[float, int]]] = {}
     for row in rows:
         for update in row.folded:
-            late.setdefault(update.worker, []).append((row.seconds, update.staleness))
+            late.setdefault(named.get(update.worker, others), []).append((row.seconds, update.staleness))
     return dict(sorted(late.items()))
 
 
-def _speeds(summary: Summary) -> str:
-    fastest, slowest = summary.delays_s[0], summary.delays_s[-1]
-    return f"{len(summary.delays_s)} workers that idle {fastest:g} to {slowest:g} s a round"
-
-
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes) -> None:
+    """Draw a grid, and no frame."""
     axes.grid(alpha=0.3)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture."""
     # A figure by itself, without pyplot, draws with Agg: no window system is asked for.
     figure.savefig(path, dpi=DOTS_PER_INCH, format="png")
-
-
-if __name__ == "__main__":
-    draw_all(Path(sys.argv[1]))

@@ -1,0 +1,84 @@
+"""`fluffle report`: one page of a finished run, and its pictures."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import ClassVar
+
+import typer
+from pydantic import Field
+
+from fluffle.command_line import settings_command
+from fluffle.connection import connect_to_federation
+from fluffle.errors import ConfigError
+from fluffle.settings import SharedSettings
+from fluffle.topology import topology_of
+from fluffle.whole_file import write_whole
+from fluffle_cli.report.from_broker import make_run
+from fluffle_cli.report.run_folder import Run, read_run
+
+FILE = "report.html"
+
+
+class ReportSettings(SharedSettings):
+    """Flags of `fluffle report`, keys of the table [report]."""
+
+    part: ClassVar[str] = "report"
+
+    folder: str = Field(
+        description="Folder of the run, such as `fluffle demo` makes: runs/NAME.",
+        json_schema_extra={"argument": True},
+    )
+    compare: str | None = Field(
+        None, description="Folders of other runs, with commas between them: their curves lie over this one's."
+    )
+    from_broker: bool = Field(
+        False, description="First make the folder from what RabbitMQ still has of --federation."
+    )
+    # Whoever asks is not to wait for a federation that may never come.
+    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
+
+
+def run(settings: ReportSettings) -> None:
+    """Write the page, and say where it is."""
+    folder = Path(settings.folder)
+    if settings.from_broker:
+        topology = topology_of(settings.federation)
+        name = f"{settings.federation}/report"
+        with connect_to_federation(settings, topology, name=name, stop=threading.Event()) as broker:
+            make_run(broker, topology, folder)
+    others = [read_run(Path(each.strip())) for each in (settings.compare or "").split(",") if each.strip()]
+    typer.echo(f"the report is {write_report(read_run(folder), others)}")
+
+
+def write_report(shown: Run, others: list[Run]) -> Path:
+    """Draw the pictures of a run, write its page beside them, and return where that is."""
+    try:
+        from fluffle_cli.report import page, pictures  # matplotlib takes long to load
+    except ImportError as error:
+        raise ConfigError(
+            f"the pictures need {error.name}: install it with pip install 'fluffle[demo]'"
+        ) from error
+    path = shown.folder / FILE
+    try:
+        drawn = pictures.draw_run(shown)
+        compared = pictures.draw_comparison([shown, *others]) if others else None
+        text = page.page(shown, drawn, others, compared)
+        write_whole(path, [text.encode("utf-8", "replace")])
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"nothing can be drawn of what is in {shown.folder}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename or path} cannot be written: {error.strerror}") from error
+    return path
+
+
+command = settings_command(
+    ReportSettings,
+    run,
+    about="Write one page (report.html) and the pictures of a run that has finished into its folder.\n\n"
+    "The page needs no other file and no network: curves, staleness, contributions, what was refused, what "
+    "happened when, settings and versions. The folder is that of a `fluffle demo`. For a federation that was "
+    "none, --from-broker makes one from the versions that the stream still holds; why messages were refused "
+    "is in it if this user may look into F.rejected.",
+)

@@ -1,0 +1,91 @@
+"""Makes the folder of a run from what RabbitMQ still has of a federation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.progress import track
+
+from fluffle import logs
+from fluffle.errors import AccessRefused, ConfigError, TopologyMissing
+from fluffle.models import all_versions
+from fluffle.rabbit import RabbitBroker
+from fluffle.record import ModelVersion
+from fluffle.topology import Topology
+from fluffle_cli.rejected_command import looked_through
+from fluffle_cli.report import happenings
+from fluffle_cli.report.happenings import REJECTED, Happening
+from fluffle_cli.report.metrics import VersionRow, append_row, row_of
+from fluffle_cli.report.run_folder import METRICS
+from fluffle_cli.report.summary import Summary, run_summary, write_summary
+from fluffle_cli.report.versions import versions_in_use
+from fluffle_cli.view import metric_to_show
+
+log = logs.get_logger(__name__)
+
+
+def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
+    """Write a federation's versions, as far back as the stream has them, and what was refused.
+
+    The seconds count from the oldest of them. Raises ConfigError when the folder has something in it, and
+    TopologyMissing when there is no version. The connection is of no use for anything else afterwards.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: choose another folder, or delete this one")
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    rows: list[VersionRow] = []
+    newest: ModelVersion | None = None
+    began_at = 0.0
+    versions = all_versions(broker, topology)
+    for version in track(versions, "reading the records", transient=True, console=logs.console()):
+        began_at = began_at or version.committed_at
+        newest = version
+        rows.append(row_of(version, started_at=began_at))
+        append_row(folder / METRICS, rows[-1])
+    if newest is None:
+        raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
+    metric = metric_to_show(newest.evaluation.metrics if newest.evaluation else {})
+    run = run_summary(
+        strategy=newest.strategy, folder=".", rows=rows, target=None, final={}, began_at=began_at
+    )
+    write_summary(
+        folder,
+        Summary(
+            task=topology.federation,
+            seed=None,
+            target="",
+            delays_s=[],
+            central={},
+            runs=[run],
+            metric_shown=metric or "accuracy",
+            settings=_settings(newest),
+            versions=versions_in_use(broker.server),
+        ),
+    )
+    happenings.append(folder / happenings.FILE, _refusals(broker, topology))
+
+
+def _settings(newest: ModelVersion) -> dict[str, str]:
+    plan = {f"plan: {name.replace('_', ' ')}": str(value) for name, value in asdict(newest.plan).items()}
+    return {"federation": newest.federation, "parameters": f"{newest.layout.size:,}", **plan}
+
+
+def _refusals(broker: RabbitBroker, topology: Topology) -> list[Happening]:
+    try:
+        return [
+            Happening(
+                at=message.at or 0.0,
+                name=message.worker,
+                what=REJECTED,
+                reason=message.reason,
+                detail=f"{message.id}: {message.detail}" if message.id else message.detail,
+            )
+            for message, _ in looked_through(broker, topology)
+        ]
+    except (AccessRefused, ConfigError) as error:
+        log.warning("the report does not say why messages were refused", because=str(error))
+        return []

@@ -1,0 +1,197 @@
+"""The page of a run: one HTML file that needs no other, no network and no script.
+
+Whatever it shows may come from a stranger's file: every text is escaped, and a policy in the page forbids the
+browser to load or run anything.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from html import escape
+
+from fluffle_cli.report.happenings import REJECTED, TOOK_OVER, Happening
+from fluffle_cli.report.metrics import curve, seconds_to_target
+from fluffle_cli.report.pictures import Picture
+from fluffle_cli.report.run_folder import FederationRun, Run
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+MOST_HAPPENINGS = 300
+MOST_WORKERS = 500
+_WORDS = {TOOK_OVER: "took over", REJECTED: "refused"}
+STYLE = """
+:root { color-scheme: light dark; --line: #cbd5e0; --soft: #718096; }
+@media (prefers-color-scheme: dark) { :root { --line: #4a5568; --soft: #a0aec0; } }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
+td:not(:last-child) { white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; }
+figure { margin: 1rem 0; } figcaption, .soft { color: var(--soft); }
+"""
+
+Cells = Sequence[object]
+
+
+def page(
+    run: Run, pictures: Sequence[Sequence[Picture]], others: Sequence[Run], compared: Picture | None
+) -> str:
+    """Return the page of a run, with its pictures, and beside other runs where there are any."""
+    summary = run.summary
+    title = f"{summary.task}: {', '.join(each.about.strategy for each in run.federations)}"
+    body = [f"<h1>{escape(title)}</h1>", *_verdict(run), _results([run])]
+    if compared is not None:
+        body += ["<h2>Compared</h2>", _image(compared), _results([run, *others])]
+    for federation, shown in zip(run.federations, pictures, strict=True):
+        body += _federation(federation, shown)
+    body += [
+        "<h2>Settings</h2>",
+        _mapping({"target": summary.target or "none", **_seed(run), **summary.settings}),
+        "<h2>Versions</h2>",
+        _mapping(summary.versions) if summary.versions else _soft("The run's files do not say."),
+        _soft(f"Made by `fluffle report` from {run.folder}."),
+    ]
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
+            *body,
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _seed(run: Run) -> dict[str, int]:
+    return {} if run.summary.seed is None else {"seed": run.summary.seed}
+
+
+def _verdict(run: Run) -> list[str]:
+    said = [run.summary.verdict] if run.summary.verdict else []
+    said += [f"{each.about.strategy} ended: {each.about.finished or 'not yet'}" for each in run.federations]
+    return [f"<p>{escape(each)}.</p>" for each in said]
+
+
+def _results(runs: Sequence[Run]) -> str:
+    """Return a table with a row for each federation, all by the first run's metric and target."""
+    metric, goal = runs[0].summary.metric, runs[0].summary.goal
+    header = ["run", "strategy", f"final {metric}", f"{goal or 'target'} held from", "seconds", "versions"]
+    rows = []
+    for run in runs:
+        for each in run.federations:
+            about, points = each.about, curve(each.rows, metric)
+            final = about.final.get(metric, points[-1].value if points else None)
+            reached = seconds_to_target(each.rows, goal) if goal else None
+            late = [one.staleness for row in each.rows for one in row.folded]
+            rows.append(
+                [
+                    *(run.folder.name, about.strategy, "unknown" if final is None else f"{final:.4f}"),
+                    "never" if reached is None else f"{reached:.1f} s",
+                    *(f"{about.seconds:.1f}", about.versions, about.updates),
+                    f"{sum(late) / len(late):.2f}" if late else "",
+                    about.rejected,
+                ]
+            )
+        if central := run.summary.central.get(metric):
+            rows.append([run.folder.name, "trained in one place", f"{central:.4f}", *[""] * 6])
+    return _table([*header, "updates", "mean staleness", "refused"], rows)
+
+
+def _federation(run: FederationRun, pictures: Iterable[Picture]) -> list[str]:
+    refused = [each for each in run.happened if each.what == REJECTED]
+    others = [each for each in run.happened if each.what != REJECTED]
+    body = [f"<h2>{escape(run.about.strategy)}</h2>", *map(_image, pictures)]
+    body += ["<h3>Workers</h3>", _workers(run), "<h3>Refused messages</h3>"]
+    if run.about.rejected and not refused:
+        body.append(_soft(f"{run.about.rejected} messages were refused; the run's files do not say why."))
+    elif refused:
+        reasons = Counter(each.reason for each in refused)
+        senders = Counter(each.name for each in refused)
+        body += [
+            _table(["reason", "messages"], reasons.most_common()),
+            _table(
+                ["sender", "messages"],
+                [[name or "unknown", count] for name, count in senders.most_common(20)],
+            ),
+            _happenings(run, refused),
+        ]
+    else:
+        body.append(_soft("None."))
+    body.append("<h3>Time line</h3>")
+    body.append(
+        _happenings(run, others) if others else _soft("The run's files say nothing but the versions.")
+    )
+    return body
+
+
+def _workers(run: FederationRun) -> str:
+    most = sorted(run.about.workers.items(), key=lambda item: -item[1].updates)
+    rows = [
+        [
+            name,
+            one.updates,
+            one.examples,
+            f"{one.mean_staleness:.2f}",
+            f"{one.weight_share:.1%}",
+            one.rejected,
+        ]
+        for name, one in most[:MOST_WORKERS]
+    ]
+    header = ["worker", "updates", "examples", "mean staleness", "share of weight", "refused"]
+    return _table(header, rows) + _more(len(most) - MOST_WORKERS, "workers")
+
+
+def _happenings(run: FederationRun, happened: Sequence[Happening]) -> str:
+    rows = [
+        [
+            _when(each.at, run.about.began_at),
+            each.name,
+            _WORDS.get(each.what, each.what),
+            each.reason,
+            each.detail,
+        ]
+        for each in happened[:MOST_HAPPENINGS]
+    ]
+    return _table(["when", "who", "what", "reason", "details"], rows) + _more(
+        len(happened) - MOST_HAPPENINGS, "lines"
+    )
+
+
+def _when(at: float, began_at: float) -> str:
+    if began_at:
+        return f"{at - began_at:+.1f} s"
+    return datetime.fromtimestamp(at).isoformat(" ", "seconds") if 0 < at < 1e11 else ""
+
+
+def _mapping(said: Mapping[str, object]) -> str:
+    return _table(["", ""], list(said.items()))
+
+
+def _table(header: Cells, rows: Iterable[Cells]) -> str:
+    head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in header)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+    )
+
+
+def _image(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
+    shows = escape(picture.shows)
+    image = f'<img src="data:image/png;base64,{data}" alt="{shows}">'
+    return f"<figure>{image}<figcaption>{shows}</figcaption></figure>"
+
+
+def _more(left: int, what: str) -> str:
+    return _soft(f"And {left} more {what}.") if left > 0 else ""
+
+
+def _soft(text: str) -> str:
+    return f'<p class="soft">{escape(text)}</p>'

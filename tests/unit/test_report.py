@@ -1,0 +1,226 @@
+"""The page of a run: all of it in one file, whatever its files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from builders import a_version, an_evaluation
+
+from fluffle.broker import Delivery
+from fluffle.errors import ConfigError
+from fluffle.events import Applied, Event, Happened, Joined, Left, Rejected, Report, TookOver
+from fluffle.record import Contributor, Folded
+from fluffle.update import UpdateId
+from fluffle.wire import encode_report
+from fluffle_aggregator.goal import parse_target
+from fluffle_cli.report.command import write_report
+from fluffle_cli.report.happenings import Happening, append, happenings_in, read_happenings
+from fluffle_cli.report.metrics import VersionRow, append_row, read_rows, row_of
+from fluffle_cli.report.run_folder import read_run
+from fluffle_cli.report.summary import Summary, run_summary, write_summary
+
+BEGAN_AT = 1_700_000_000.0
+HOSTILE = "<script>alert('$\\frac{')</script>"
+STORY = [
+    Happening(at=BEGAN_AT - 2, name="aggregator-1", what="joined"),
+    Happening(at=BEGAN_AT, name="aggregator-1", what="tookover", detail="leads from version 0 on, as term 1"),
+    Happening(at=BEGAN_AT + 3, name="aggregator-1", what="died", detail="was ended by signal 9"),
+    Happening(at=BEGAN_AT + 3.5, name="aggregator-2", what="tookover", detail="leads as term 2"),
+    Happening(at=BEGAN_AT + 4, name="site-3", what="rejected", reason="too-stale", detail="20 versions late"),
+]
+
+
+class Tags(HTMLParser):
+    """Collects the elements of a page, with what they refer to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.references: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.references += [value or "" for name, value in attrs if name in {"src", "href", "srcset"}]
+
+
+def a_row(version: int, accuracy: float, workers: Sequence[str], term: int = 1) -> VersionRow:
+    record = replace(
+        a_version(version, term=term),
+        committed_at=BEGAN_AT + 2 * version,
+        contributors={name: Contributor(version, 10, version, float(version), 1) for name in workers},
+        folded=tuple(Folded(UpdateId("site-1", "r", version), 0, 1, 1.0) for _ in workers if version),
+        evaluation=an_evaluation(version - 1, {"accuracy": accuracy}) if version else None,
+        rejected=version,
+    )
+    return row_of(record, started_at=BEGAN_AT)
+
+
+def a_run(
+    folder: Path,
+    *,
+    workers: Sequence[str] = ("site-1", "site-2"),
+    target: str = "accuracy>=0.8",
+    happened: Sequence[Happening] = (),
+    **more: Mapping[str, str],
+) -> Path:
+    """Write the files of a run with one federation, and return its folder."""
+    folder.mkdir()
+    rows = [a_row(number, 0.2 * number, workers, 1 + number // 3) for number in range(6)]
+    for row in rows:
+        append_row(folder / "metrics.jsonl", row)
+    goal = parse_target(target) if target else None
+    run = run_summary(strategy="fedbuff", folder=".", rows=rows, target=goal, final={}, began_at=BEGAN_AT)
+    summary = Summary(
+        task="digits",
+        seed=0,
+        target=target,
+        delays_s=[],
+        central={},
+        runs=[run],
+        metric_shown="accuracy",
+        **more,
+    )
+    write_summary(folder, summary)
+    append(folder / "events.jsonl", happened)
+    return folder
+
+
+def page_of(folder: Path, *others: Path) -> str:
+    return write_report(read_run(folder), [read_run(other) for other in others]).read_text()
+
+
+def test_the_page_needs_no_other_file_and_no_network_and_has_all_of_the_run(tmp_path: Path) -> None:
+    folder = a_run(
+        tmp_path / "run",
+        happened=STORY,
+        settings={"buffer-size": "8"},
+        versions={"fluffle": "0.1.0", "broker": "RabbitMQ 4.0.5"},
+    )
+
+    text = page_of(folder)
+
+    tags = Tags(text)
+    assert len(tags.references) == 4
+    assert all(each.startswith("data:image/png;base64,") for each in tags.references)
+    assert "script" not in tags.names
+    assert "default-src 'none'" in text
+    for said in ("too-stale", "20 versions late", "was ended by signal 9", "leads as term 2", "+3.0 s"):
+        assert said in text
+    for said in ("buffer-size", "RabbitMQ 4.0.5", "accuracy&gt;=0.8 held from", "site-1"):
+        assert said in text
+    pictures = {path.name for path in folder.glob("*.png")}
+    assert pictures == {"accuracy.png", "staleness.png", "contributions.png", "timeline.png"}
+
+
+def test_a_name_that_is_a_script_is_shown_letter_by_letter(tmp_path: Path) -> None:
+    story = [replace(each, name=HOSTILE, detail=HOSTILE) for each in STORY]
+    folder = a_run(tmp_path / "run", workers=[HOSTILE, "site-1"], happened=story, settings={HOSTILE: HOSTILE})
+
+    text = page_of(folder)
+
+    assert "script" not in Tags(text).names
+    assert "&lt;script&gt;" in text
+
+
+def test_runs_are_laid_over_one_another(tmp_path: Path) -> None:
+    first, second, third = (a_run(tmp_path / name) for name in ("one", "two", "three"))
+
+    text = page_of(first, second, third)
+
+    assert "Compared" in text
+    assert all(f"<td>{name}</td>" in text for name in ("one", "two", "three"))
+    assert "fedbuff in three" in text
+    assert (first / "compared.png").exists()
+
+
+def test_a_run_without_target_and_without_any_event_has_a_page_too(tmp_path: Path) -> None:
+    text = page_of(a_run(tmp_path / "run", target=""))
+
+    assert "target held from" in text
+    assert "5 messages were refused; the run&#x27;s files do not say why." in text
+
+
+def test_a_run_of_very_many_workers_has_a_page_that_a_browser_can_show(tmp_path: Path) -> None:
+    text = page_of(a_run(tmp_path / "run", workers=[f"site-{number}" for number in range(2000)]))
+
+    assert "And 1500 more workers." in text
+    assert len(text) < 2_000_000
+
+
+def test_a_folder_that_is_none_of_a_run_is_told_what_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no summary\.json.*--from-broker"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "no json"),
+        ("summary.json", '{"task": 3}'),
+        ("metrics.jsonl", '{"seconds": "long"}'),
+        ("metrics.jsonl", ""),
+        ("events.jsonl", "[1]"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    folder = a_run(tmp_path / "run")
+    (folder / name).write_text(content)
+
+    with pytest.raises(ConfigError, match=name):
+        read_run(folder)
+
+
+def test_pictures_are_written_nowhere_but_in_the_runs_own_folder(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    said = json.loads((folder / "summary.json").read_text())
+    said["runs"][0]["folder"] = "../other"
+    (folder / "summary.json").write_text(json.dumps(said))
+
+    with pytest.raises(ConfigError, match="outside its own"):
+        read_run(folder)
+
+
+def test_numbers_that_nobody_can_draw_are_one_sentence_or_left_out(tmp_path: Path) -> None:
+    endless, huge = a_run(tmp_path / "endless"), a_run(tmp_path / "huge")
+    row = a_row(9, float("nan"), ["site-1"])
+    append_row(endless / "metrics.jsonl", replace(row, seconds=float("inf")))
+    late = [replace(row.folded[0], staleness=10**400)]
+    append_row(huge / "metrics.jsonl", replace(row, folded=late))
+
+    assert "<h1>" in page_of(endless)
+    with pytest.raises(ConfigError, match="nothing can be drawn"):
+        page_of(huge)
+
+
+def test_of_what_is_told_the_rare_things_are_written_down_and_read_in_their_order(tmp_path: Path) -> None:
+    events: list[Event] = [
+        Joined(),
+        TookOver(2, 5),
+        Applied("w1/r1/1", 0, 0, 1.0, 10, 100, 16),
+        Rejected("w1/r1/2", "w1", "too-stale", "late"),
+        Left("the federation has finished"),
+    ]
+    report = Report(
+        "digits", "aggregator", "a1", tuple(Happened(9.0 - n, each) for n, each in enumerate(events))
+    )
+    path = tmp_path / "events.jsonl"
+
+    append(path, happenings_in(Delivery(1, encode_report(report))))
+    append(path, happenings_in(Delivery(2, b"rubbish")))
+
+    found = read_happenings(path)
+    assert [each.what for each in found] == ["left", "rejected", "tookover", "joined"]
+    assert (found[1].name, found[1].reason, found[1].detail) == ("w1", "too-stale", "w1/r1/2: late")
+
+
+def test_rows_are_read_back_the_same(tmp_path: Path) -> None:
+    row = a_row(3, 0.5, ["site-1"])
+    append_row(tmp_path / "metrics.jsonl", row)
+
+    assert list(read_rows(tmp_path / "metrics.jsonl")) == [row]
