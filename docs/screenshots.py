@@ -1,0 +1,102 @@
+"""Makes the pictures of docs/monitoring.md again, from a real run.
+
+PYTHONPATH=tests .venv/bin/python docs/screenshots.py
+
+It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, looks at the
+UI with a Chromium that has no screen (scripts/setup.sh browser), and ends all of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from browser import a_browser
+from federation import Federation, wait_until
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+
+from fluffle_cli.node import BrokerNode
+
+IMAGES = Path(__file__).parent / "images"
+WAIT_S = 120.0
+
+
+class Page:
+    """RabbitMQ's UI, as the user of a private node sees it."""
+
+    def __init__(self, browser: Chrome, node: BrokerNode) -> None:
+        self._browser = browser
+        self._start = f"http://127.0.0.1:{node.settings.management_port}/"
+        browser.get(self._start)
+        self._wait_for("input[name=username]")
+        for name, value in (("username", node.settings.user), ("password", node.settings.password)):
+            browser.find_element(By.NAME, name).send_keys(value)
+        browser.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
+        self._wait_for("#tabs")
+
+    def take(self, name: str, place: str, *, shows: str, filtered: str = "", opened: str = "") -> None:
+        """Save a page as a picture once it shows a text.
+
+        Its list may be `filtered`, as a person would type it, or a heading `opened` by a click.
+        """
+        self._browser.get(f"{self._start}#/{place}")
+        if filtered:
+            self._wait_for(f"#{place}-name")
+            self._browser.find_element(By.ID, f"{place}-name").send_keys(filtered, Keys.ENTER)
+        if opened:
+            wait_until(lambda: opened in self._text(), f"{opened} on {place}", deadline_s=WAIT_S)
+            [heading] = [
+                each
+                for each in self._browser.find_elements(By.TAG_NAME, "h2")
+                if each.text.startswith(opened)
+            ]
+            heading.click()
+            self._browser.execute_script("arguments[0].scrollIntoView()", heading)
+        wait_until(lambda: shows in self._text(), f"{shows} on {place}", deadline_s=WAIT_S)
+        self._browser.save_screenshot(str(IMAGES / f"rabbitmq-{name}.png"))
+
+    def _text(self) -> str:
+        return self._browser.find_element(By.TAG_NAME, "body").text
+
+    def _wait_for(self, selector: str) -> None:
+        wait_until(
+            lambda: bool(self._browser.find_elements(By.CSS_SELECTOR, selector)), selector, deadline_s=WAIT_S
+        )
+
+
+@contextmanager
+def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
+    """Run the federation `digits`, and give it when each of its parts is at work."""
+    with Federation("digits", node.amqp_url, folder, task="numpy_task:task") as running:
+        running.aggregator("first", "--buffer-size", "3", "--local-steps", "5").wait_for("leading")
+        running.aggregator("standby", "--buffer-size", "3", "--local-steps", "5")
+        running.evaluator()
+        with running.connect() as broker:
+            broker.publish_as("stranger", running.topology.updates_in.name, "", b"rubbish", {})
+        workers = [running.worker(site, "--delay", str(1 + site)) for site in range(4)]
+        for worker in workers:
+            worker.wait_for("update published", 2)
+        yield running
+
+
+def main() -> None:
+    """Make every picture."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fluffle-screenshots-") as name,
+        BrokerNode.start(Path(name) / "node", management=True) as node,
+        a_federation(node, Path(name)),
+        a_browser(Path(name) / "profile", width=1180, height=760) as browser,
+    ):
+        page = Page(browser, node)
+        page.take("connections", "connections", shows="digits/worker/site-3")
+        page.take("queues", "queues", shows="digits.rejected", filtered="digits")
+        page.take("consumers", "queues/%2F/digits.updates", shows="digits/aggregator", opened="Consumers (")
+    sys.stdout.write("".join(f"{path}\n" for path in sorted(IMAGES.glob("rabbitmq-*.png"))))
+
+
+if __name__ == "__main__":
+    main()
