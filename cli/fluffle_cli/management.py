@@ -1,4 +1,4 @@
-"""RabbitMQ's management interface, for what an administrator does: the only module that knows httpx."""
+"""RabbitMQ's management interface, for who administers it or looks on: the only module that knows httpx."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ TIMEOUT_S = 10.0
 OF_AMQP_ALONE = ("heartbeat_s", "connect_timeout_s")
 PORTS = {"http": 15672, "https": 15671}
 NOT_LET_IN, NOT_FOUND = 401, 404
+ADMINISTRATOR, MONITORING = "administrator", "monitoring"
 
 
 class ManagementSettings(SharedSettings):
-    """What a command that administers the broker needs to know."""
+    """What a command that administers the broker, or looks at it, needs to know."""
 
     part: ClassVar[str] = "broker"
 
@@ -66,15 +67,16 @@ class Account:
 
 
 class Management:
-    """An administrator's login to the management interface, and one virtual host.
+    """A login to the management interface, an administrator's if nothing else is said, and one virtual host.
 
     What goes wrong is a BrokerError: ConnectionLost when nothing or something else answers, AccessRefused for
-    a wrong login or one that is no administrator's, TopologyMismatch for a queue that exists with other
+    a wrong login or one without the tag that it needs, TopologyMismatch for a queue that exists with other
     arguments.
     """
 
-    def __init__(self, settings: ManagementSettings) -> None:
-        """Log in, and see that it is an administrator's login."""
+    def __init__(self, settings: ManagementSettings, *, tag: str = ADMINISTRATOR) -> None:
+        """Log in, and see that the user has a tag, or is an administrator."""
+        self._tag = tag
         address = settings.broker_address()
         self.user, password = address.login()
         if password is None:
@@ -93,7 +95,7 @@ class Management:
             trust_env=False,
         )
         try:
-            self._require_administrator()
+            self._require_tag()
         except BaseException:
             self._client.close()
             raise
@@ -115,6 +117,14 @@ class Management:
     def connections_of(self, name: str) -> int:
         """Count a user's open connections."""
         return len(self._get(f"connections/username/{_quoted(name)}"))
+
+    def consumers_of(self, queue: str) -> list[str]:
+        """Return the tags of a queue's consumers, also of those that wait; it is seconds behind."""
+        found = self._get(f"queues/{_quoted(self.vhost)}/{_quoted(queue)}")
+        consumers = found.get("consumer_details") if isinstance(found, dict) else None
+        if not isinstance(consumers, list):
+            raise self._nothing_there("something else answers")
+        return [str(each["consumer_tag"]) for each in consumers]
 
     def put_user(self, name: str, rights: Rights, hashed: str) -> None:
         """Make a user, and let it do on the virtual host what `rights` say."""
@@ -151,12 +161,12 @@ class Management:
     ) -> None:
         self._client.close()
 
-    def _require_administrator(self) -> None:
+    def _require_tag(self) -> None:
         account = self._get("whoami")
         if not isinstance(account, dict) or "tags" not in account:
             raise self._nothing_there("something else answers")
-        if "administrator" not in account["tags"]:
-            raise self._no_administrator()
+        if not {self._tag, ADMINISTRATOR} & set(account["tags"]):
+            raise self._has_no_tag()
 
     def _get(self, path: str) -> Any:
         response = self._do("GET", path, path)
@@ -176,7 +186,7 @@ class Management:
             return response
         reason = _reason(response)
         if response.status_code == NOT_LET_IN and "user" in reason:  # "Not management user"
-            raise self._no_administrator()
+            raise self._has_no_tag()
         if response.status_code == NOT_LET_IN:
             raise AccessRefused(f"{self._url} refused the user {self.user!r} or its password")
         if response.status_code == NOT_FOUND and path == "whoami":
@@ -195,7 +205,11 @@ class Management:
             "(rabbitmq-plugins enable rabbitmq_management), or say where it is with FLUFFLE_MANAGEMENT_URL"
         )
 
-    def _no_administrator(self) -> AccessRefused:
+    def _has_no_tag(self) -> AccessRefused:
+        if self._tag != ADMINISTRATOR:
+            return AccessRefused(
+                f"the user {self.user!r} has not the tag {self._tag} in RabbitMQ, as its role monitor has"
+            )
         return AccessRefused(
             f"the user {self.user!r} is no administrator of RabbitMQ: put an operator's login into "
             "FLUFFLE_BROKER_URL"

@@ -14,7 +14,9 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from fluffle.events import Happened, Rejected, Report
+from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
+from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 
 SCRIPT = "<script>document.title='pwned'</script>"
@@ -25,7 +27,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BrokerNo
     """A federation on a node of its own, which a test may restart."""
     folder = tmp_path_factory.mktemp("dashboard")
     with (
-        BrokerNode.start(folder / "node", management=False) as node,
+        BrokerNode.start(folder / "node") as node,
         Federation("seen", node.amqp_url, folder, task="numpy_task:task") as federation,
     ):
         yield node, federation
@@ -35,9 +37,17 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[BrokerNo
 def page(
     running: tuple[BrokerNode, Federation], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Chrome]:
-    """The page of that federation, opened before there was one, and left open."""
-    _, federation = running
-    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--port", "0")
+    """The page of that federation, with a monitor's rights, opened before there was one, and left open."""
+    node, federation = running
+    flags = [
+        "--port",
+        "0",
+        "--broker-url",
+        a_monitor(node, federation),
+        "--management-url",
+        node.management_url or "",
+    ]
+    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", *flags)
     wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
     [line] = [line for line in dashboard.log.read_text().splitlines() if "http://" in line]
     with a_browser(tmp_path_factory.mktemp("profile")) as browser:
@@ -48,18 +58,34 @@ def page(
     assert dashboard.wait_for_exit() == 0
 
 
-def test_the_numbers_on_the_page_are_those_of_status(
+def test_the_page_shows_who_leads_who_stands_by_and_each_takeover(
     running: tuple[BrokerNode, Federation], page: Chrome
 ) -> None:
     _, federation = running
     wait_until(lambda: "not connected" in text_of(page, "condition"), "the page to wait for a federation")
 
-    aggregator = federation.aggregator(
-        "first", "--buffer-size", "2", "--local-steps", "5", "--max-updates", "12"
-    )
-    evaluator = federation.evaluator()
-    workers = [federation.worker(site) for site in range(2)]
-    assert [part.wait_for_exit() for part in (aggregator, evaluator, *workers)] == [0, 0, 0, 0]
+    flags = ["--buffer-size", "2", "--local-steps", "5", "--max-updates", "12"]
+    first = federation.aggregator("first", *flags)
+    first.wait_for("leading")
+    federation.aggregator("second", *flags).wait_for("standing by")
+    wait_until(lambda: text_of(page, "leader") == "Leader: first. Standing by: second.", "the standby")
+    first.kill()
+    # What they say first wakes the standby.
+    federation.evaluator()
+    for site in range(2):
+        federation.worker(site)
+
+    wait_until(lambda: text_of(page, "leader").startswith("Leader: second. Nobody stands by"), "the takeover")
+    takeovers = [texts_of(page, f"#takeovers td:nth-child({column})") for column in (1, 2, 3)]
+    assert takeovers == [["2", "1"], ["second", "first"], ["0", "0"]]
+
+
+def test_the_numbers_on_the_page_are_those_of_status(
+    running: tuple[BrokerNode, Federation], page: Chrome
+) -> None:
+    _, federation = running
+    at_work = [part for part in federation.parts if part.name not in {"dashboard", "first"}]
+    assert [part.wait_for_exit() for part in at_work] == [0, 0, 0, 0]
     seen = json.loads(federation.fluffle("status", "--json").stdout)
     wait_until(
         lambda: text_of(page, "condition") == f"finished: {seen['finished']}", "the page to see the end"
@@ -84,8 +110,6 @@ def test_the_numbers_on_the_page_are_those_of_status(
         assert rows[name]["state"].startswith("left")
     assert complaints_of(page) == []
     assert sum(int(count) for count in texts_of(page, "#staleness td:nth-child(2) span:first-child")) == 12
-    assert "Leader: first." in text_of(page, "leader")
-    assert texts_of(page, "#takeovers td:first-child") == ["1"]
 
 
 def test_nothing_comes_from_elsewhere_and_the_browser_has_no_complaint(page: Chrome) -> None:
@@ -122,9 +146,9 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
     wait_until(lambda: text_of(page, "condition").startswith("finished"), "the page to be back")
 
     refusal = Rejected("", SCRIPT, "foreign sender", f"from {SCRIPT}")
-    report = Report(federation.name, "aggregator", "first", (Happened(time(), refusal),))
+    report = Report(federation.name, "aggregator", "second", (Happened(time(), refusal),))
     with federation.connect() as broker:
-        broker.tell(federation.topology.events.name, "aggregator.first", encode_report(report))
+        broker.tell(federation.topology.events.name, "aggregator.second", encode_report(report))
         wait_until(lambda: bool(texts_of(page, "#rejections li")), "the refusal")
 
     [text] = texts_of(page, "#rejections li")
@@ -133,6 +157,15 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
     assert page.find_elements(By.CSS_SELECTOR, "main script") == []
     page.refresh()
     wait_until(lambda: len(texts_of(page, "#rejections li")) == 1, "the page after a reload")
+
+
+def a_monitor(node: BrokerNode, federation: Federation) -> str:
+    """Make a user with a monitor's rights, and return the URL that it connects with."""
+    settings = ManagementSettings(broker_url=node.amqp_url, management_url=node.management_url)
+    with Management(settings) as management:
+        hashed = password_hash("secret", b"salt")
+        management.put_user("monitor", rights_of("monitor", federation.name), hashed)
+    return f"amqp://monitor:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
 
 
 def text_of(page: Chrome, identity: str) -> str:

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fluffle.settings import SharedSettings
+from fluffle_cli.management import ManagementSettings
 
 
-class DashboardSettings(SharedSettings):
+class DashboardSettings(ManagementSettings):
     """Flags of `fluffle dashboard`, keys of the table [dashboard]."""
 
     part: ClassVar[str] = "dashboard"

@@ -70,6 +70,8 @@ class FederationState:
         self.federation = federation
         self.known = Known()
         self.trouble = "connecting to the broker"
+        # As RabbitMQ says, where it can be asked.
+        self.connected_aggregators: list[str] | None = None
         self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
         self._began = now
         self._workers, self._aggregators = LiveParts(), LiveParts(MOST_AGGREGATORS)
@@ -150,13 +152,15 @@ class FederationState:
         """Return all but the workers, as JSON has it."""
         status = self.snapshot(now).as_json()
         del status["workers"]
-        standbys = [name for name in self._aggregators.present() if name != self._leader]
+        connected = self.connected_aggregators
+        present = self._aggregators.present() if connected is None else sorted(connected)
         return {
             "status": status,
             "trouble": self.trouble,
             "watching_s": now - self._began,
             "leader": self._leader,
-            "standbys": standbys,
+            "standbys": [name for name in present if name != self._leader],
+            "knows_standbys": connected is not None,
             "takeovers": [asdict(each) for each in self._takeovers.values()],
             "metrics": self._metric_names,
             "measured": [

@@ -17,11 +17,12 @@ from fluffle.events import Report
 from fluffle.logs import get_logger
 from fluffle.models import all_versions, stored_at_hand
 from fluffle.reconnecting import work_with_new_connections
-from fluffle.settings import SharedSettings
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
+from fluffle_cli.dashboard.consumers import watch_consumers
 from fluffle_cli.dashboard.state import FederationState
 from fluffle_cli.dashboard.table import Wanted
+from fluffle_cli.management import ManagementSettings
 from fluffle_cli.snapshot import QueueStates
 
 log = get_logger(__name__)
@@ -41,7 +42,7 @@ PAST_BYTES = 64 * MIB
 class Watch:
     """Keeps the state of one federation up to date; any thread may look at it."""
 
-    def __init__(self, settings: SharedSettings, stop: threading.Event) -> None:
+    def __init__(self, settings: ManagementSettings, stop: threading.Event) -> None:
         """Watch as `settings` say, until `stop` is set."""
         self._settings = settings
         self._stop = stop
@@ -64,6 +65,13 @@ class Watch:
             self._say("waiting for the broker and the federation")
             return connect_to_federation(patient, self._topology, name=name, stop=self._stop)
 
+        asking = threading.Thread(
+            target=watch_consumers,
+            args=(self._settings, self._topology, self._note_aggregators, self._stop),
+            name="consumers",
+            daemon=True,
+        )
+        asking.start()
         work_with_new_connections(reach, self._follow, self._stop)
 
     def picture(self) -> dict[str, object]:
@@ -145,6 +153,10 @@ class Watch:
             with self._lock:
                 self._state.remember(version)
                 self._state.read(version)
+
+    def _note_aggregators(self, connected: list[str] | None) -> None:
+        with self._lock:
+            self._state.connected_aggregators = connected
 
     def _say(self, trouble: str) -> None:
         with self._lock:

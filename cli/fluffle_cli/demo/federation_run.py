@@ -82,7 +82,7 @@ class FederationRun:
         """
         try:
             url = self._start_workers(private)
-            with self._page(url), self._connect(private, url) as broker:
+            with self._page(private, url), self._connect(private, url) as broker:
                 broker.declare(self.topology)
                 self.server = broker.server
                 with (
@@ -96,11 +96,15 @@ class FederationRun:
         finally:
             self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
 
-    def _page(self, url: str) -> AbstractContextManager[object]:
+    def _page(self, private: PrivateBroker, url: str) -> AbstractContextManager[object]:
         """Serve the live page while the federation runs, if it is wanted."""
         if not self.settings.dashboard:
             return nullcontext()
-        settings = DashboardSettings(federation=self.federation, broker_url=url)
+        node = private.known()
+        management_url = node.management_url if node else None
+        settings = DashboardSettings(
+            federation=self.federation, broker_url=url, management_url=management_url
+        )
         return a_page(settings, lambda address: self.screen.say(f"The live page: {address}"))
 
     def _start_workers(self, private: PrivateBroker) -> str:

@@ -107,7 +107,9 @@ export function showRejections(picture) {
 
 export function showLeaders(picture) {
   const { leader, standbys, takeovers } = picture;
-  const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : "No standby was heard of since this page is served.";
+  const nobody = picture.knows_standbys ? "Nobody stands by: if the leader dies, updates wait until another aggregator is started."
+    : "No standby was heard of since this page is served.";
+  const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : nobody;
   write(byId("leader"), `${leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something."} ${stand}`);
   const rows = [...takeovers].reverse().map((one) => {
     const after = one.elapsed_s === null ? "" : `, after ${duration(one.elapsed_s)}`;
