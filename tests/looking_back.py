@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pika
 from federation import DEADLINE_S, Federation, Part
 from rabbitmqctl import add_user
 from sending import an_update_for, send
@@ -31,10 +32,11 @@ class Run:
     federation: Federation
     versions: Sequence[ModelVersion]
     leader: Part
-    workers: Sequence[Part]
+    workers: Mapping[str, Part]
     evaluator: Part
     monitor_url: str
     watched: str
+    message_ids: frozenset[str]
 
 
 @contextmanager
@@ -50,19 +52,48 @@ def a_run(node: BrokerNode, folder: Path, *evaluator_flags: str) -> Iterator[Run
         leader.wait_for("leading")
         evaluator = federation.evaluator(*evaluator_flags)
         evaluator.wait_for("evaluated")
-        with _a_watcher(monitor_url) as watcher:
+        exchanges = federation.topology.updates_in.name, federation.topology.versions_in.name
+        with _an_eavesdropper(node.amqp_url, exchanges) as message_ids, _a_watcher(monitor_url) as watcher:
+            assert watcher.stdout is not None
+            first_look = watcher.stdout.readline()
             base = federation.newest()
             first, second = (an_update_for(base, sequence) for sequence in (1, 2))
             from_the_future = encode_update(replace(second, base_version=99))
             send(federation, [encode_update(first), encode_update(first), from_the_future, b"rubbish"])
             leader.wait_for("refused", 3)
             workers = [federation.worker(site, sites=2) for site in (0, 1)]
-            watched, _ = watcher.communicate(timeout=DEADLINE_S)
-        for part in (leader, evaluator, *workers):
-            assert part.wait_for_exit() == 0, part.log.read_text()
+            later_looks, _ = watcher.communicate(timeout=DEADLINE_S)
+            for part in (leader, evaluator, *workers):
+                assert part.wait_for_exit() == 0, part.log.read_text()
+            ids = frozenset(message_ids())
         with federation.connect() as broker:
             versions = list(all_versions(broker, federation.topology))
-        yield Run(federation, versions, leader, workers, evaluator, monitor_url, watched)
+        yield Run(
+            federation=federation,
+            versions=versions,
+            leader=leader,
+            workers={"site-0": workers[0], "site-1": workers[1]},
+            evaluator=evaluator,
+            monitor_url=monitor_url,
+            watched=first_look + later_looks,
+            message_ids=ids,
+        )
+
+
+@contextmanager
+def _an_eavesdropper(url: str, exchanges: Iterable[str]) -> Iterator[Callable[[], Iterator[str]]]:
+    """Give what returns the message_ids of all that went through these exchanges meanwhile."""
+    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+        channel = connection.channel()
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        for exchange in exchanges:
+            channel.queue_bind(queue, exchange)
+
+        def message_ids() -> Iterator[str]:
+            while (message := channel.basic_get(queue, auto_ack=True))[0] is not None:
+                yield str(message[1].message_id)
+
+        yield message_ids
 
 
 @contextmanager

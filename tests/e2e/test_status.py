@@ -77,6 +77,20 @@ def test_a_program_gets_one_json_object_a_line_until_the_federation_has_finished
     assert json.loads(lines[0])["workers"]["w1"]["mean_staleness"] == 2.0
 
 
+def test_a_watched_federation_is_a_line_for_each_look_without_colour_codes_in_a_pipe(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    publish_version(broker, topology, encode_version(a_busy_version(topology, 7, finished="enough")))
+
+    seen = status(node, topology.federation, "--watch")
+
+    assert seen.returncode == 0, seen.stderr
+    [line] = seen.stdout.splitlines()
+    assert "version 7, 3 updates" in line
+    assert line.endswith("finished: enough")
+    assert "\x1b" not in seen.stdout + seen.stderr
+
+
 def test_a_federation_without_a_version_says_so_and_one_that_is_not_there_is_an_error(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
