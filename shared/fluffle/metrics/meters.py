@@ -119,6 +119,8 @@ class AggregatorMeter(_Meter):
                 "fluffle_last_commit_timestamp_seconds": "Unix time of the last commit.",
             }.items()
         }
+        # What of those is shown now.
+        self._shown: dict[str, Gauge] = {}
         self._evaluation = Gauge(
             "fluffle_evaluation",
             "What the evaluator measured last.",
@@ -153,19 +155,21 @@ class AggregatorMeter(_Meter):
             finally:
                 self._folded.clear()
                 self._leading.set(0)
+                self._shown.clear()
                 for gauge in (*self._of_the_leader.values(), self._evaluation):
                     gauge.clear()
 
     def _count_commit(self, commit: Committed) -> None:
         self._commits.inc()
         self._commit_s.observe(commit.seconds)
-        self._updates.inc(len(self._folded))
-        for each in self._folded:
-            self._examples.inc(each.examples)
-            self._bytes.inc(each.size_bytes)
-            self._plain_bytes.inc(each.plain_bytes)
+        # Sums, since each call costs half a microsecond.
+        folded, self._folded = self._folded, []
+        self._updates.inc(len(folded))
+        self._examples.inc(sum(each.examples for each in folded))
+        self._bytes.inc(sum(each.size_bytes for each in folded))
+        self._plain_bytes.inc(sum(each.plain_bytes for each in folded))
+        for each in folded:
             self._staleness.observe(each.staleness)
-        self._folded.clear()
         self._set("fluffle_version", commit.version)
         self._set("fluffle_term", commit.term)
         self._set("fluffle_target_held", commit.target_held)
@@ -174,7 +178,9 @@ class AggregatorMeter(_Meter):
             self._set("fluffle_best_version", commit.best_version)
 
     def _set(self, name: str, value: float) -> None:
-        self._of_the_leader[name].labels(*self._values).set(value)
+        if name not in self._shown:
+            self._shown[name] = self._of_the_leader[name].labels(*self._values)
+        self._shown[name].set(value)
 
 
 class WorkerMeter(_Meter):
