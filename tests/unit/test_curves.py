@@ -61,6 +61,16 @@ def test_a_histogram_keeps_where_its_values_lie(tmp_path: Path) -> None:
     assert value.bucket_limit[-1] == 4.0
 
 
+def test_a_histogram_of_equal_values_is_one_bin_at_their_place(tmp_path: Path) -> None:
+    curves = Curves(tmp_path)
+    curves.note(a_busy_version(1, fast=1, slow=3), an_evaluation(1))
+    curves.close()
+
+    [event] = events_in(tmp_path).Histograms("staleness/of this version")
+
+    assert (event.histogram_value.bucket_limit, event.histogram_value.bucket) == ([4.0], [3.0])
+
+
 def test_what_float32_does_not_hold_is_left_out_and_nothing_else(tmp_path: Path) -> None:
     curves = Curves(tmp_path)
     metrics = {"nan": float("nan"), "huge": 1e300, "accuracy": 0.5}

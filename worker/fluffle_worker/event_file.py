@@ -66,7 +66,8 @@ class EventFile:
 def histogram(values: Sequence[float]) -> bytes:
     """Return a HistogramProto of finite values, of which there is at least one."""
     numbers = np.asarray(values, np.float64)
-    counts, edges = np.histogram(numbers, BINS)
+    # Of equal values numpy would make bins beyond the smallest and the largest: the ends for TensorBoard.
+    counts, edges = np.histogram(numbers, BINS if numbers.min() < numbers.max() else [numbers[0]] * 2)
     about = (numbers.min(), numbers.max(), numbers.size, numbers.sum(), np.square(numbers).sum())
     return b"".join(
         [

@@ -30,8 +30,11 @@ class ReportSettings(SharedSettings):
         description="Folder of the run, such as `fluffle demo` makes: runs/NAME.",
         json_schema_extra={"argument": True},
     )
-    compare: str | None = Field(
-        None, description="Folders of other runs, with commas between them: their curves lie over this one's."
+    # Not `compare`, which is a setting of the demo and says yes or no.
+    compare_with: str | None = Field(
+        None,
+        description="Folders of other runs, with commas between them: their curves lie over this one's.",
+        json_schema_extra={"flag": "--compare"},
     )
     from_broker: bool = Field(
         False, description="First make the folder from what RabbitMQ still has of --federation."
@@ -48,7 +51,9 @@ def run(settings: ReportSettings) -> None:
         name = f"{settings.federation}/report"
         with connect_to_federation(settings, topology, name=name, stop=threading.Event()) as broker:
             make_run(broker, topology, folder)
-    others = [read_run(Path(each.strip())) for each in (settings.compare or "").split(",") if each.strip()]
+    others = [
+        read_run(Path(each.strip())) for each in (settings.compare_with or "").split(",") if each.strip()
+    ]
     typer.echo(f"the report is {write_report(read_run(folder), others)}")
 
 
