@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from event_files import points_in
 from looking_back import UPDATES, Run, a_run
+from rabbitmqctl import add_user
 
+from fluffle.rights import rights_of
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.run_folder import read_run
 
@@ -124,6 +126,20 @@ def test_a_monitor_watches_a_run_to_its_end_and_sees_what_the_records_say(run: R
     assert (looks[-1]["version"], looks[-1]["updates"]) == (newest.version, UPDATES)
     assert looks[-1]["finished"] == newest.finished != ""
     assert set(looks[-1]["workers"]) == set(newest.contributors)
+
+
+def test_whoever_may_not_listen_watches_all_the_same_and_is_told_what_that_costs(
+    node: BrokerNode, run: Run
+) -> None:
+    name = run.federation.name
+    worker_url = add_user(node, f"{name}-worker", **rights_of("worker", name).patterns)
+
+    watched = run.federation.fluffle("status", "--watch", "--json", broker_url=worker_url)
+
+    assert watched.returncode == 0, watched.stderr
+    assert json.loads(watched.stdout)["version"] == run.versions[-1].version
+    assert "reading the model at every look" in watched.stderr
+    assert "Traceback" not in watched.stderr
 
 
 def test_tensorboard_shows_what_the_evaluator_measured_and_what_each_worker_gave(run: Run) -> None:
