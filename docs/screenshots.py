@@ -3,7 +3,7 @@
 PYTHONPATH=tests .venv/bin/python docs/screenshots.py
 
 It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, looks at the
-UI with a Chromium that has no screen (scripts/setup.sh browser), and ends all of it.
+UI and at the live page with a Chromium that has no screen (scripts/setup.sh browser), and ends all of it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import sleep
 
 from browser import a_browser
 from federation import Federation, wait_until
@@ -23,6 +24,8 @@ from fluffle_cli.node import BrokerNode
 
 IMAGES = Path(__file__).parent / "images"
 WAIT_S = 120.0
+# It asks so often.
+SECONDS_OF_A_PAGE = 1.0
 
 
 class Page:
@@ -73,6 +76,8 @@ def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
     """Run the federation `digits`, and give it when each of its parts is at work."""
     with Federation("digits", node.amqp_url, folder, task="numpy_task:task") as running:
         running.aggregator("first", "--buffer-size", "3", "--local-steps", "5").wait_for("leading")
+        flags = ["--port", "0", "--management-url", node.management_url or ""]
+        running.start("dashboard", "fluffle_cli.main", "dashboard", *flags)
         running.aggregator("standby", "--buffer-size", "3", "--local-steps", "5")
         running.evaluator()
         with running.connect() as broker:
@@ -83,19 +88,45 @@ def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
         yield running
 
 
+def take_live_page(browser: Chrome, running: Federation) -> None:
+    """Save the live page as a wide screen in the light and a phone in the dark show it."""
+    [dashboard] = [part for part in running.parts if part.name == "dashboard"]
+    [line] = [line for line in dashboard.log.read_text().splitlines() if "http://" in line]
+    browser.get(line.split()[-1])
+
+    def has_seen_much() -> bool:
+        text = browser.find_element(By.TAG_NAME, "body").text
+        table = browser.execute_script("return document.querySelectorAll('#staleness tr').length")
+        return "Standing by: standby" in text and int(table) >= 3
+
+    wait_until(has_seen_much, "a page with something on it", deadline_s=WAIT_S)
+    for name, width, height, scheme in (
+        ("live-page", 1180, 1900, "light"),
+        ("live-page-phone", 390, 1500, "dark"),
+    ):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height / 2}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        sleep(3 * SECONDS_OF_A_PAGE)
+        browser.save_screenshot(str(IMAGES / f"{name}.png"))
+
+
 def main() -> None:
     """Make every picture."""
     with (
         tempfile.TemporaryDirectory(prefix="fluffle-screenshots-") as name,
         BrokerNode.start(Path(name) / "node", management=True) as node,
-        a_federation(node, Path(name)),
+        a_federation(node, Path(name)) as running,
         a_browser(Path(name) / "profile", width=1180, height=760) as browser,
     ):
         page = Page(browser, node)
         page.take("connections", "connections", shows="digits/worker/site-3")
         page.take("queues", "queues", shows="digits.rejected", filtered="digits")
         page.take("consumers", "queues/%2F/digits.updates", shows="digits/aggregator", opened="Consumers (")
-    sys.stdout.write("".join(f"{path}\n" for path in sorted(IMAGES.glob("rabbitmq-*.png"))))
+        take_live_page(browser, running)
+    made = [*IMAGES.glob("rabbitmq-*.png"), *IMAGES.glob("live-page*.png")]
+    sys.stdout.write("".join(f"{path}\n" for path in sorted(made)))
 
 
 if __name__ == "__main__":
