@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from browser import a_browser, complaints_of
-from federation import Federation, wait_until
+from federation import Federation, assert_refused, wait_until
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
@@ -43,7 +43,7 @@ def page(
         "--port",
         "0",
         "--broker-url",
-        a_monitor(node, federation),
+        a_user(node, federation, "monitor", role="monitor"),
         "--management-url",
         node.management_url or "",
     ]
@@ -159,13 +159,22 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
     wait_until(lambda: len(texts_of(page, "#rejections li")) == 1, "the page after a reload")
 
 
-def a_monitor(node: BrokerNode, federation: Federation) -> str:
-    """Make a user with a monitor's rights, and return the URL that it connects with."""
+def test_a_user_without_the_rights_of_a_monitor_is_told_so(running: tuple[BrokerNode, Federation]) -> None:
+    node, federation = running
+    flags = ["--port", "0", "--broker-url", a_user(node, federation, "site-9", role="worker")]
+
+    refused = federation.start("refused", "fluffle_cli.main", "dashboard", *flags)
+
+    assert_refused(refused, "site-9", "no right", "seen.events")
+
+
+def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) -> str:
+    """Make a user with the rights of a role, and return the URL that it connects with."""
     settings = ManagementSettings(broker_url=node.amqp_url, management_url=node.management_url)
     with Management(settings) as management:
         hashed = password_hash("secret", b"salt")
-        management.put_user("monitor", rights_of("monitor", federation.name), hashed)
-    return f"amqp://monitor:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
+        management.put_user(name, rights_of(role, federation.name), hashed)
+    return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
 
 
 def text_of(page: Chrome, identity: str) -> str:
