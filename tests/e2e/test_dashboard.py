@@ -67,11 +67,13 @@ def test_the_page_shows_who_leads_who_stands_by_and_each_takeover(
     flags = ["--buffer-size", "2", "--local-steps", "5", "--max-updates", "12"]
     first = federation.aggregator("first", *flags)
     first.wait_for("leading")
-    federation.aggregator("second", *flags).wait_for("standing by")
+    second = federation.aggregator("second", *flags)
+    second.wait_for("standing by")
     wait_until(lambda: text_of(page, "leader") == "Leader: first. Standing by: second.", "the standby")
     first.kill()
-    # What they say first wakes the standby.
+    # What it says first wakes the standby.
     federation.evaluator()
+    second.wait_for("evaluated")
     for site in range(2):
         federation.worker(site)
 

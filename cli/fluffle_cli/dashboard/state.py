@@ -136,7 +136,7 @@ class FederationState:
             self._recent.popleft()
 
     def snapshot(self, now: float) -> Snapshot:
-        """Return what `fluffle status` would show, at the rate of the last seconds, and with all workers as one."""
+        """Return what `fluffle status` would show, at the rate of the last seconds; all workers are one."""
         record = self.known.record
         if record is not None:
             # Once a second for each who looks: the facts of thousands would be thrown away.
