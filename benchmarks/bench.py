@@ -20,6 +20,7 @@ from benchmarks.measuring import OtherWork
 STEPS = {
     "fold": ("--sizes", "10", "100", "--repeats", "3"),
     "ingest": ("--effort", "0.3"),
+    "watched": (),
     "latency": ("--updates", "20", "--repeats", "3"),
     "memory": (),
     "join": (),

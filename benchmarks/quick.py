@@ -22,6 +22,7 @@ from benchmarks.memory import ALLOWED_MB, ALLOWED_MODELS, aggregator_peak_mb
 from benchmarks.sides import private_broker
 from benchmarks.stragglers import Place, racing
 from benchmarks.verdicts import Verdict, exit_code
+from benchmarks.watched import beside_the_unwatched
 from fluffle_cli.node import BrokerNode
 
 # FedAvg is not waited for longer than this; what was shown by then is what counts.
@@ -76,6 +77,8 @@ def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
             yield Verdict(what, "at least", required, _median(row["ratio"]))
     times = float32_to_int8(Case(10.0, 4, "fedbuff", "float32"), folder / "codecs", node, Effort(3, 0.6))
     yield Verdict("updates of 10 MB a second, int8 against float32", "at least", 2.5, times.median, " times")
+    row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, FEW)
+    yield Verdict("ingest of 1 MB, looked at against not", "at least", 0.98, _median(row["ratio"]))
     peak_mb = aggregator_peak_mb(LARGE_MB, folder / "memory", node.amqp_url, ("--buffer-size", "10"))
     allowed_mb = ALLOWED_MB + ALLOWED_MODELS * LARGE_MB
     yield Verdict(f"aggregator's peak memory at {LARGE_MB:g} MB", "at most", allowed_mb, peak_mb, " MB")

@@ -1,0 +1,108 @@
+"""What it costs to be looked at: the same updates with nobody watching, and with the page and Prometheus.
+
+    PYTHONPATH=tests python -m benchmarks.watched
+
+Watched means: `fluffle dashboard` listens to the federation, and each second somebody reads the aggregator's
+/metrics. Both sides run in turns. The CPU is that of aggregator, clients and broker, without the page's own,
+which usually has a machine of its own; the rates include it, since here it shares two cores with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+from federation import wait_until
+
+from benchmarks.ingest import BUFFER_SIZE, Case, Effort
+from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
+from benchmarks.sides import ProductSide, private_broker, product_side
+from fluffle_cli.node import BrokerNode
+from fluffle_cli.rabbitmq_server import free_ports
+
+CASES = (Case(0.1, 4, "fedbuff", "float32"), Case(1.0, 4, "fedbuff", "float32"))
+SCRAPE_EVERY_S = 1.0
+ANSWER_S = 5.0
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="watched", description="Measure what it costs to be looked at.")
+    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
+    repeats = parser.parse_args().repeats
+    report = Report("watched", "the same updates unwatched and watched")
+    with private_broker(report) as (folder, node):
+        for number, case in enumerate(CASES):
+            with report.row() as row:
+                row.update(beside_the_unwatched(case, folder / f"case-{number}", node, Effort(repeats)))
+    report.show(wide_console())
+
+
+def beside_the_unwatched(
+    case: Case, folder: Path, node: BrokerNode, effort: Effort
+) -> Mapping[str, Cell | Spread]:
+    """Measure both in turns, and return the row."""
+    updates, parameters = case.updates(effort.factor), round(case.size_mb * 1e6 / 4)
+    flags = ("--strategy", case.strategy, "--buffer-size", str(BUFFER_SIZE), "--codec", case.codec)
+    folder.mkdir()
+    with (
+        free_ports(2) as [metrics, page],
+        product_side(folder / f"{folder.name}-unseen", node, case.clients, parameters, flags) as unseen,
+        product_side(
+            folder / f"{folder.name}-seen",
+            node,
+            case.clients,
+            parameters,
+            (*flags, "--metrics-port", str(metrics)),
+        ) as seen,
+        _watching(seen, page, metrics) as scrapes,
+    ):
+        turns = in_turns(
+            {"unwatched": lambda: unseen.take_in(updates), "watched": lambda: seen.take_in(updates)},
+            effort.repeats,
+        )
+        for side in (unseen, seen):
+            side.require_all_applied()
+    rates = {side: spread.rates(updates) for side, spread in turns.items()}
+    return {
+        "size_mb": case.size_mb,
+        "clients": case.clients,
+        "n": updates,
+        "unwatched_updates_s": rates["unwatched"],
+        "watched_updates_s": rates["watched"],
+        "ratio": rates["watched"].over(rates["unwatched"]),
+        "cpu_ratio": unseen.cpu.whole / seen.cpu.whole,
+        "scrapes": len(scrapes),
+    }
+
+
+@contextmanager
+def _watching(side: ProductSide, page: int, metrics: int) -> Iterator[list[int]]:
+    """Let the page and a scraper look on; give the sizes of what was scraped."""
+    federation, ended, scrapes = side.federation, threading.Event(), list[int]()
+    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--port", str(page))
+    wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
+
+    def scrape() -> None:
+        with httpx.Client(timeout=ANSWER_S) as client:
+            while not ended.wait(SCRAPE_EVERY_S):
+                answer = client.get(f"http://127.0.0.1:{metrics}/metrics").raise_for_status()
+                scrapes.append(len(answer.content))
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    try:
+        yield scrapes
+    finally:
+        ended.set()
+        scraper.join()
+    if not scrapes or dashboard.process.poll() is not None:
+        raise RuntimeError(f"nobody watched:\n{dashboard.log.read_text()[-2000:]}")
+
+
+if __name__ == "__main__":
+    main()
