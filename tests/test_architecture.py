@@ -38,6 +38,7 @@ PURE = {
     *("fluffle.codecs.compressed", "fluffle.codecs.floats", "fluffle.codecs.int8", "fluffle.codecs.top_k"),
     "fluffle.compression",
     "fluffle.errors",
+    "fluffle.events",
     "fluffle.fields",
     "fluffle.header_scan",
     "fluffle.message_size",
@@ -56,10 +57,21 @@ PURE = {
     "fluffle_aggregator.server_optimizers",
     "fluffle_aggregator.staleness",
     "fluffle_aggregator.strategies",
+    *(f"fluffle_cli.dashboard.{name}" for name in ("known", "live", "series", "staleness", "table")),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {
-    *("__future__", "base64", "collections", "dataclasses", "enum", "functools", "hashlib", "inspect"),
+    *(
+        "__future__",
+        "base64",
+        "bisect",
+        "collections",
+        "dataclasses",
+        "enum",
+        "functools",
+        "hashlib",
+        "inspect",
+    ),
     *("contextlib", "itertools", "json", "math", "re", "types", "typing"),
     *("ml_dtypes", "numpy", "zstandard"),
 }

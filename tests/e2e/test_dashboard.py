@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from time import time
 from typing import Any
@@ -16,6 +17,9 @@ from selenium.webdriver.common.by import By
 from fluffle.events import Happened, Rejected, Report
 from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
+from fluffle_cli.dashboard.server import PageServer, serving, token_for
+from fluffle_cli.dashboard.settings import DashboardSettings
+from fluffle_cli.dashboard.watch import Watch
 from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 
@@ -161,6 +165,24 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
     assert page.find_elements(By.CSS_SELECTOR, "main script") == []
     page.refresh()
     wait_until(lambda: len(texts_of(page, "#rejections li")) == 1, "the page after a reload")
+
+
+def test_the_printed_address_lets_a_browser_in_and_leaves_no_token_behind(
+    running: tuple[BrokerNode, Federation], page: Chrome
+) -> None:
+    _, federation = running
+    watch = Watch(DashboardSettings(federation=federation.name), threading.Event())
+    with serving(PageServer(watch, "127.0.0.1", 0)) as server:
+        server.token = token_for("0.0.0.0")
+        address = server.url.partition("?")[0]
+
+        page.get(address)
+        outside = page.find_element(By.TAG_NAME, "body").text
+        page.get(server.url)
+        wait_until(lambda: "not connected" in text_of(page, "condition"), "the page to be let in")
+
+        assert "the token in it lets you in" in outside
+        assert page.current_url == address
 
 
 def test_a_user_without_the_rights_of_a_monitor_is_told_so(running: tuple[BrokerNode, Federation]) -> None:

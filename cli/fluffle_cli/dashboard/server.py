@@ -76,7 +76,7 @@ class PageServer(ThreadingHTTPServer):
         self.watched = watched
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        self.token = None if is_loopback(host) else secrets.token_urlsafe(32)
+        self.token = token_for(host)
         try:
             super().__init__((host, port), _Request)
         except OSError as error:
@@ -222,6 +222,11 @@ def asset(name: str) -> bytes:
 def same(given: str, token: str) -> bool:
     """Compare in a time that does not tell how much of it is right."""
     return secrets.compare_digest(given.encode(), token.encode())
+
+
+def token_for(host: str) -> str | None:
+    """Draw a token for a page that others can reach; None for one that only this machine can."""
+    return None if is_loopback(host) else secrets.token_urlsafe(32)
 
 
 def is_loopback(host: str) -> bool:
