@@ -111,7 +111,8 @@ def test_the_numbers_on_the_page_are_those_of_status(
         for metric, value in seen[key]["metrics"].items():
             assert now[f"{key}_{metric}"] == value
     rows = {row["name"]: row for row in rows_of(page)}
-    assert set(rows) == set(seen["workers"]) == {"site-0", "site-1"}
+    # One that is slow to start may come when all is done.
+    assert {"site-0", "site-1"} == set(rows) >= set(seen["workers"])
     for name, facts in seen["workers"].items():
         for key in ("updates", "examples", "mean_staleness", "weight_share", "rejected"):
             assert rows[name][key] == facts[key], (name, key)
