@@ -14,7 +14,7 @@ log = get_logger(__name__)
 
 # RabbitMQ itself counts every 5 s.
 EVERY_S = 5.0
-AFTER_TROUBLE_S = 30.0
+AFTER_TROUBLE_S = 10.0
 
 
 def watch_consumers(

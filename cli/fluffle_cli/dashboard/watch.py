@@ -51,6 +51,7 @@ class Watch:
         self._state = FederationState(settings.federation, time.time())
         self._read_at, self._reading_s = -inf, 0.0
         self._knows_the_past = False
+        self._asks_for_consumers = False
 
     def run(self) -> None:
         """Follow until `stop` is set, with new connections as they are lost.
@@ -65,13 +66,6 @@ class Watch:
             self._say("waiting for the broker and the federation")
             return connect_to_federation(patient, self._topology, name=name, stop=self._stop)
 
-        asking = threading.Thread(
-            target=watch_consumers,
-            args=(self._settings, self._topology, self._note_aggregators, self._stop),
-            name="consumers",
-            daemon=True,
-        )
-        asking.start()
         work_with_new_connections(reach, self._follow, self._stop)
 
     def picture(self) -> dict[str, object]:
@@ -85,6 +79,11 @@ class Watch:
             return self._state.page(wanted, time.time())
 
     def _follow(self, broker: Broker) -> None:
+        if not self._asks_for_consumers:
+            # Not before: there is a queue only now.
+            self._asks_for_consumers = True
+            arguments = (self._settings, self._topology, self._note_aggregators, self._stop)
+            threading.Thread(target=watch_consumers, args=arguments, name="consumers", daemon=True).start()
         try:
             # Several pages may be open on one federation.
             with broker.listen(
