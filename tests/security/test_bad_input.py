@@ -278,7 +278,7 @@ def test_an_honest_message_put_together_by_hand_is_taken() -> None:
         ([2**29, 2**29, 0], "float32", "larger than any message"),
         ([1] * 65, "float32", r"layout\[0\].shape: 65 entries, at most 64"),
         ([4.0], "float32", r"layout\[0\].shape.0: expected int, found float"),
-        ([5], "float32", "takes 20 bytes of floats and 0 of integers, but the payload has 16"),
+        ([5], "float32", "5 floats in float32: the vector takes 20 bytes, but has 16"),
     ],
 )
 def test_a_record_with_a_tensor_that_cannot_be_is_refused(shape: list[object], dtype: str, says: str) -> None:
