@@ -52,7 +52,7 @@ bench: $(installed) rabbitmq ## Run all benchmarks but the fleet, 15 minutes (so
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.bench $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 2 minutes; fails when one falls short
+bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 4 minutes; fails when one falls short
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.quick
 
 .PHONY: bench-fleet

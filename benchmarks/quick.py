@@ -1,4 +1,4 @@
-"""The ratios that are to be reached, in two minutes: ends with 1 when one falls short by more than 15 %.
+"""The ratios that are to be reached, in some minutes: ends with 1 when one falls short by more than 15 %.
 
     make bench-quick
 
