@@ -14,7 +14,6 @@ from fluffle_cli.node import BrokerNode
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--strategy", "fedasync"],
         ["--strategy", "fedasync", "--commit-every", "3", "--commit-after", "1"],
         ["--strategy", "fedbuff", "--buffer-size", "2", "--codec", "bfloat16",
          "--server-optimizer", "momentum", "--server-learning-rate", "0.5"],

@@ -17,7 +17,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.service import Charge, Leader
 
-SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1999")
+SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1499")
 AT_ONCE = 250
 
 
