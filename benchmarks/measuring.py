@@ -23,6 +23,7 @@ from statistics import median
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from process_memory import memory_bytes
 from rich.console import Console
 from rich.table import Table
 
@@ -122,10 +123,10 @@ def machine() -> Mapping[str, Cell]:
 
 def peak_mb(pid: int) -> float:
     """Return the peak resident memory of a process, in MB, as the kernel counts it."""
-    found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    if not found:
+    peak_bytes = memory_bytes(pid, "VmHWM")
+    if not peak_bytes:
         raise RuntimeError(f"the process {pid} has ended")
-    return int(found[1]) * 1024 / 1e6
+    return peak_bytes / 1e6
 
 
 def reset_peak(pid: int) -> None:

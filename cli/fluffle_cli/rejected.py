@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import IO, Self
 
-from fluffle.broker import LAST_SECOND, Broker, Delivery
+from fluffle.broker import Broker, Delivery, unix_seconds
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.models import SLOW_LINK_S
 from fluffle.topology import Topology
@@ -67,7 +67,7 @@ class RejectedMessage:
                 _text(headers, "worker") or user,
                 _text(headers, "through"),
             )
-            published_at, at = _text(headers, "published_at"), _seconds(_text(headers, "at"))
+            published_at, at = _text(headers, "published_at"), unix_seconds(_text(headers, "at"))
             detail = _text(headers, "detail")
         return cls(
             number=number,
@@ -79,7 +79,7 @@ class RejectedMessage:
             through=through,
             size_bytes=len(delivery.body),
             # 0 stands for nothing said.
-            published_at=_seconds(published_at) or None,
+            published_at=unix_seconds(published_at) or None,
             at=at,
             tag=delivery.tag,
         )
@@ -223,14 +223,6 @@ def printable(text: str) -> str:
 def _text(headers: Mapping[str, object], name: str) -> str:
     value = headers.get(name)
     return printable(value) if isinstance(value, str) else ""
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        seconds = float(text)
-    except ValueError:
-        return None
-    return seconds if 0 <= seconds < LAST_SECOND else None
 
 
 def _death_time(headers: Mapping[str, object]) -> float | None:

@@ -14,6 +14,15 @@ from fluffle.topology import Topology
 LAST_SECOND = 253_370_000_000
 
 
+def unix_seconds(text: str) -> float | None:
+    """Return a time that a header says in Unix seconds, None where that is none that can be shown."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < LAST_SECOND else None
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A message that stays the broker's until it is acked.
@@ -34,11 +43,7 @@ class Delivery:
     def published_at(self) -> float:
         """When its sender says that it published this: Unix time in seconds, 0 where it says nothing."""
         said = self.headers.get("at")
-        try:
-            seconds = float(said) if isinstance(said, str) else 0.0
-        except ValueError:
-            return 0.0
-        return seconds if 0 <= seconds < LAST_SECOND else 0.0
+        return (unix_seconds(said) if isinstance(said, str) else None) or 0.0
 
 
 @dataclass(frozen=True, slots=True)

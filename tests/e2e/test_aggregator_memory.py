@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from federation import Federation, wait_until
+from process_memory import memory_bytes
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.safetensors_file import write_model
@@ -55,20 +55,10 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
         peaks = [0]
 
         def has_ended() -> bool:
-            peaks.append(max(peaks[-1], peak_memory_bytes(aggregator.process.pid)))
+            peaks.append(max(peaks[-1], memory_bytes(aggregator.process.pid, "VmHWM")))
             return aggregator.process.poll() is not None
 
         wait_until(has_ended, "the end of the federation")
 
         assert running.newest().updates == ROUNDS * BUFFER_SIZE
         assert 0 < peaks[-1] <= 120 * MB + 4 * 4 * PARAMETERS
-
-
-def peak_memory_bytes(process_id: int) -> int:
-    """Return the peak resident memory of a process, 0 when it is gone."""
-    try:
-        status = Path(f"/proc/{process_id}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 if found else 0

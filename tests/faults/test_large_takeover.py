@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
-from federation import Federation, Part
+from federation import Federation
+from process_memory import memory_bytes
 from sending import send_from_one_base
 
 from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
@@ -16,13 +16,6 @@ from fluffle_cli.node import BrokerNode
 MB = 1_000_000
 MODEL_BYTES = 40 * MB
 BUFFER_SIZE = 5
-
-
-def peak_memory_bytes(part: Part) -> int:
-    """Return the peak resident memory of a process that runs."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{part.process.pid}/status").read_text())
-    assert found
-    return int(found[1]) * 1024
 
 
 def test_a_standby_takes_over_a_large_model_while_more_updates_wait_than_it_has_room_for(
@@ -45,4 +38,4 @@ def test_a_standby_takes_over_a_large_model_while_more_updates_wait_than_it_has_
         standby.wait_for("version committed")
 
         assert running.newest().updates == BUFFER_SIZE
-        assert peak_memory_bytes(standby) <= 100 * MB + 5 * MODEL_BYTES
+        assert 0 < memory_bytes(standby.process.pid, "VmHWM") <= 100 * MB + 5 * MODEL_BYTES

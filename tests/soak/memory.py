@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
+
+from process_memory import memory_bytes
 
 MB = 1_000_000
 # Young processes still import, and RabbitMQ still recovers: what they use says nothing about a leak.
@@ -63,9 +63,4 @@ class MemoryOfPart:
 
 def resident_mb(process_id: int) -> float:
     """Return what a process has in memory, 0 when it is gone."""
-    try:
-        status = Path(f"/proc/{process_id}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / MB if found else 0.0
+    return memory_bytes(process_id, "VmRSS") / MB

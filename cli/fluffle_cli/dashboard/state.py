@@ -161,7 +161,6 @@ class FederationState:
         return {
             "status": status,
             "trouble": self.trouble,
-            "watching_s": now - self._began,
             "leader": self._leader,
             "standbys": [name for name in present if name != self._leader],
             "knows_standbys": connected is not None,

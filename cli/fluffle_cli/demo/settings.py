@@ -15,6 +15,7 @@ from fluffle.settings import SharedSettings
 from fluffle.task import READY_TASKS
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
+from fluffle_cli.report.empty_folder import make_empty_folder
 
 Strategy = Literal["fedasync", "fedbuff", "fedavg"]
 
@@ -132,10 +133,4 @@ class DemoSettings(SharedSettings):
         kind = "compare" if self.compare else self.strategy
         when = datetime.now().astimezone()
         folder = self.out or Path("runs") / f"{self.task_name}-{kind}-{when:%Y%m%d-%H%M%S}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if any(folder.iterdir()):
-                raise ConfigError(f"--out {folder} is not empty: choose another folder, or delete this one")
-        except OSError as error:
-            raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
-        return folder
+        return make_empty_folder(folder, given_as="--out ")

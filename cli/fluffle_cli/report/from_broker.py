@@ -15,6 +15,7 @@ from fluffle.record import ModelVersion
 from fluffle.topology import Topology
 from fluffle_cli.rejected_command import looked_through
 from fluffle_cli.report import happenings
+from fluffle_cli.report.empty_folder import make_empty_folder
 from fluffle_cli.report.happenings import REJECTED, Happening
 from fluffle_cli.report.metrics import VersionRow, append_row, row_of
 from fluffle_cli.report.run_folder import METRICS
@@ -31,12 +32,7 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
     The seconds count from the oldest of them. Raises ConfigError when the folder has something in it, and
     TopologyMissing when there is no version. The connection is of no use for anything else afterwards.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty: choose another folder, or delete this one")
-    except OSError as error:
-        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    make_empty_folder(folder)
     rows: list[VersionRow] = []
     newest: ModelVersion | None = None
     began_at = 0.0

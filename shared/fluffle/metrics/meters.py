@@ -7,6 +7,7 @@ same on all that it serves, and a leader makes no label of a name that others ch
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
@@ -39,7 +40,7 @@ COMMIT_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 ROUND_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class _Meter:
+class _Meter(ABC):
     """What every part counts: its connections, and what its process takes."""
 
     def __init__(self, federation: str, role: Role, name: str) -> None:
@@ -49,9 +50,9 @@ class _Meter:
         self._connected = self._gauge("fluffle_connected", "1 while connected to RabbitMQ, else 0.")
         self._connections = self._counter("fluffle_connections", "Connections made to RabbitMQ.")
 
+    @abstractmethod
     def __call__(self, event: Event) -> None:
         """See Teller."""
-        raise NotImplementedError
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[Broker]:

@@ -32,13 +32,6 @@ export class Chart {
     charts.add(this);
   }
 
-  remove() {
-    this.observer.disconnect();
-    this.drawn?.destroy();
-    this.figure.remove();
-    charts.delete(this);
-  }
-
   /** Show a curve, and a vertical line at each of `marks`. */
   show(xs, ys, marks) {
     this.data = [xs, ys];
