@@ -118,13 +118,13 @@ class Management:
         """Count a user's open connections."""
         return len(self._get(f"connections/username/{_quoted(name)}"))
 
-    def consumers_of(self, queue: str) -> list[str]:
-        """Return the tags of a queue's consumers, also of those that wait; it is seconds behind."""
+    def consumers_of(self, queue: str) -> dict[str, bool]:
+        """Tell of each of a queue's consumers, by its tag, whether it is active; it is seconds behind."""
         found = self._get(f"queues/{_quoted(self.vhost)}/{_quoted(queue)}")
         consumers = found.get("consumer_details") if isinstance(found, dict) else None
         if not isinstance(consumers, list):
             raise self._nothing_there("something else answers")
-        return [str(each["consumer_tag"]) for each in consumers]
+        return {str(each["consumer_tag"]): each.get("active") is True for each in consumers}
 
     def put_user(self, name: str, rights: Rights, hashed: str) -> None:
         """Make a user, and let it do on the virtual host what `rights` say."""

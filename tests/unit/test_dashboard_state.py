@@ -173,6 +173,31 @@ def test_takeovers_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> 
     assert state.picture(NOW)["standbys"] == ["first"]
 
 
+def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() -> None:
+    state = a_state()
+    state.read(a_record(0))
+
+    state.note_aggregators({"first": True, "second": False})
+
+    picture = state.picture(NOW)
+    assert (picture["leader"], picture["standbys"]) == ("first", ["second"])
+    assert picture["takeovers"] == [
+        {"term": 1, "version": 0, "leader": "first", "at": None, "elapsed_s": 0.0}
+    ]
+
+
+def test_what_a_new_leader_tells_counts_more_than_what_rabbitmq_said_seconds_ago() -> None:
+    state = a_state()
+    told(state, TookOver(1, 0), name="first")
+    told(state, TookOver(2, 1), name="second")
+
+    state.note_aggregators({"first": True, "second": False})
+
+    assert state.picture(NOW)["leader"] == "second"
+    state.note_aggregators(None)
+    assert state.picture(NOW)["leader"] == "second"
+
+
 def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
     state = a_state()
     told(state, Joined(), Started("w1/r/1", 4), role="worker", name="w1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fluffle.errors import FluffleError
 from fluffle.logs import get_logger
@@ -20,10 +20,10 @@ AFTER_TROUBLE_S = 10.0
 def watch_consumers(
     settings: ManagementSettings,
     topology: Topology,
-    tell: Callable[[list[str] | None], None],
+    tell: Callable[[Mapping[str, bool] | None], None],
     stop: threading.Event,
 ) -> None:
-    """Tell the names of all connected aggregators again and again until `stop` is set; None when unknown.
+    """Tell who of the connected aggregators leads, again and again until `stop` is set; None when unknown.
 
     Where no management interface answers this user, it says so once, and tries again now and then.
     """
@@ -33,8 +33,8 @@ def watch_consumers(
         try:
             with Management(settings, tag=MONITORING) as management:
                 while not stop.is_set():
-                    tags = management.consumers_of(topology.updates.name)
-                    tell([tag.removeprefix(own) for tag in tags if tag.startswith(own)])
+                    consumers = management.consumers_of(topology.updates.name).items()
+                    tell({tag.removeprefix(own): leads for tag, leads in consumers if tag.startswith(own)})
                     stop.wait(EVERY_S)
         except FluffleError as error:
             tell(None)

@@ -71,7 +71,7 @@ class FederationState:
         self.known = Known()
         self.trouble = "connecting to the broker"
         # As RabbitMQ says, where it can be asked.
-        self.connected_aggregators: list[str] | None = None
+        self._connected_aggregators: list[str] | None = None
         self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
         self._began = now
         self._workers, self._aggregators = LiveParts(), LiveParts(MOST_AGGREGATORS)
@@ -123,6 +123,19 @@ class FederationState:
                 self._aggregators.hear(report.name, happened.event, now)
                 self._hear_aggregator(report.name, happened.event, now)
 
+    def note_aggregators(self, connected: Mapping[str, bool] | None) -> None:
+        """Take in whom RabbitMQ knows, and whether each leads; None when it cannot be asked.
+
+        It is seconds behind: a leader who has told something is known better from that. One who leads from
+        before somebody listened, and has had nothing to do, has told nothing.
+        """
+        self._connected_aggregators = None if connected is None else list(connected)
+        leading = next((name for name, leads in (connected or {}).items() if leads), "")
+        self._leader = self._leader or leading
+        if leading and leading == self._leader and self._takeovers:
+            newest = self._takeovers[max(self._takeovers)]
+            newest.leader = newest.leader or leading
+
     def look(self, queues: QueueStates, now: float) -> None:
         """Take in what waits in the queues, about once a second; a point of the curves ends here."""
         self._queues = queues
@@ -156,7 +169,7 @@ class FederationState:
         """Return all but the workers, as JSON has it."""
         status = self.snapshot(now).as_json()
         del status["workers"]
-        connected = self.connected_aggregators
+        connected = self._connected_aggregators
         present = self._aggregators.present() if connected is None else sorted(connected)
         return {
             "status": status,

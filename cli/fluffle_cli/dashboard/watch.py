@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from math import inf
 
 from fluffle.broker import Broker, Delivery, Listener
@@ -153,9 +154,9 @@ class Watch:
                 self._state.remember(version)
                 self._state.read(version)
 
-    def _note_aggregators(self, connected: list[str] | None) -> None:
+    def _note_aggregators(self, connected: Mapping[str, bool] | None) -> None:
         with self._lock:
-            self._state.connected_aggregators = connected
+            self._state.note_aggregators(connected)
 
     def _say(self, trouble: str) -> None:
         with self._lock:
