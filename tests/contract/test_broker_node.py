@@ -10,6 +10,7 @@ import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -72,6 +73,15 @@ def listening_addresses() -> dict[str, tuple[str, int]]:
     return found
 
 
+def open_files(pid: int) -> set[str]:
+    """List what a process has open; a file that it closes while this reads is not among them."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(link))
+    return found
+
+
 def test_a_node_serves_amqp_and_its_management_login_works_from_the_start(node: BrokerNode) -> None:
     overview = ask(node, "overview")
 
@@ -105,7 +115,7 @@ def test_guest_is_refused_over_amqp_too(node: BrokerNode) -> None:
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's tables of sockets")
 def test_everything_it_listens_on_is_loopback(node: BrokerNode) -> None:
     sockets = listening_addresses()
-    links = {os.readlink(link) for link in Path(f"/proc/{node.pid}/fd").iterdir()}
+    links = open_files(node.pid)
     of_server = {place for inode, place in sockets.items() if f"socket:[{inode}]" in links}
     of_node = {place for place in sockets.values() if place[1] in node.settings.ports}
 
