@@ -13,7 +13,10 @@ from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
-COMPOSE = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+COMPOSE, CLUSTER, TLS = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("docker-compose.yml", "docker-compose.cluster.yml", "docker-compose.tls.yml")
+)
 TEXT = "\n".join(line for line in COMPOSE.splitlines() if not line.lstrip().startswith("#"))
 
 
@@ -126,6 +129,14 @@ def test_each_part_is_given_the_password_of_its_own_user_and_no_other(user: str)
     assert "FLUFFLE_BROKER_PASSWORD_FILE: /run/secrets/password" in SHARED
 
 
+def test_a_log_line_is_json_unless_asked_otherwise_since_no_container_has_a_terminal() -> None:
+    assert SharedSettings.model_fields["log_format"].default == "auto"
+    assert "\n  FLUFFLE_LOG_FORMAT:\n" in SHARED
+    everything = COMPOSE + CLUSTER + TLS
+    assert everything.count("FLUFFLE_LOG_FORMAT") == 1
+    assert "tty:" not in everything
+
+
 def test_no_password_stands_in_an_environment_or_an_url() -> None:
     assert "_PASSWORD}" not in TEXT
     assert "_PASSWORD:" not in TEXT
@@ -177,12 +188,11 @@ def test_no_secret_can_reach_an_image() -> None:
 
 
 def test_tls_for_other_machines_is_published_where_it_is_said_and_knows_no_authoritys_key() -> None:
-    override = (ROOT / "docker-compose.tls.yml").read_text(encoding="utf-8")
-    ports = re.findall(r"^ +ports:\n((?: +- .*\n?)+)", override, re.MULTILINE)
+    ports = re.findall(r"^ +ports:\n((?: +- .*\n?)+)", TLS, re.MULTILINE)
 
     assert len(ports) == 1
     assert re.fullmatch(r'\s*- "\$\{FLUFFLE_TLS_ADDRESS:\?[^}]+\}:5671:5671"\s*', ports[0])
-    assert re.findall(r"source: \./certs/([a-z.]+)", override) == ["ca.pem", "server.pem", "server.key"]
+    assert re.findall(r"source: \./certs/([a-z.]+)", TLS) == ["ca.pem", "server.pem", "server.key"]
 
 
 def test_the_container_speaks_tls_as_we_advise_but_for_passwords() -> None:
