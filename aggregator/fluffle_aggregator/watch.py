@@ -40,7 +40,7 @@ class TopologyWatch:
         except TopologyMissing as error:
             if self._missed == str(error):
                 raise TopologyMissing(
-                    f"somebody deleted what the federation {self._topology.federation!r} needs: {error}. An "
+                    f"somebody deleted a part of the federation: {error}. An "
                     f"aggregator that starts makes it anew; of the head queue, `fluffle model restore` does"
                 ) from error
             self._missed = str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +18,7 @@ from rich.table import Table
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
-from fluffle.connection import connect, connect_to_federation
+from fluffle.connection import connect, found_federation
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.models import StoredVersion, all_stored, all_versions, stored_at_hand
@@ -181,13 +182,12 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
     return found[-1]
 
 
-def _connected(settings: SharedSettings, topology: Topology) -> Broker:
-    name = f"{settings.federation}/model"
-    return connect_to_federation(_impatient(settings), topology, name=name, stop=threading.Event())
+def _connected(settings: SharedSettings, topology: Topology) -> AbstractContextManager[Broker]:
+    return found_federation(_impatient(settings), topology, name=f"{settings.federation}/model")
 
 
 def _impatient(settings: SharedSettings) -> SharedSettings:
-    # Whoever asks for a list is not to wait for a federation that may never come.
+    # Whoever asks is not to wait for a broker as long as a worker does.
     return settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
 
 

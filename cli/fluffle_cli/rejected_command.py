@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -22,7 +21,7 @@ from rich.text import Text
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
-from fluffle.connection import connect_to_federation
+from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings
 from fluffle.topology import Topology, topology_of
@@ -228,11 +227,11 @@ def _on_disk() -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _connected(settings: RejectedSettings) -> Iterator[tuple[Broker, Topology]]:
-    # Whoever asks is not to wait for a federation that may never come.
+    # Whoever asks is not to wait for a broker as long as a worker does.
     impatient = settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/rejected"
-    with connect_to_federation(impatient, topology, name=name, stop=threading.Event()) as broker:
+    with found_federation(impatient, topology, name=name) as broker:
         yield broker, topology
 
 

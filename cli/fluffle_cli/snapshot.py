@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from fluffle.broker import Broker
-from fluffle.errors import TopologyMissing
+from fluffle.connection import require_federation
 from fluffle.models import version_at_hand
 from fluffle.plan import Plan
 from fluffle.record import Contributor, Evaluation, ModelVersion
@@ -144,15 +144,9 @@ def take_snapshot(broker: Broker, topology: Topology) -> Snapshot:
 
 def queue_states(broker: Broker, topology: Topology) -> QueueStates:
     """Look at a federation's queues; raises TopologyMissing when they are not on this broker."""
-    try:
-        broker.check(topology)
-        updates = broker.state(topology.updates.name)
-        rejected = broker.state(topology.rejected.name)
-    except TopologyMissing as error:
-        raise TopologyMissing(
-            f"the federation {topology.federation!r} is not on this broker: start its aggregator, "
-            f"or look for another one with --federation ({error})"
-        ) from error
+    require_federation(broker, topology)
+    updates = broker.state(topology.updates.name)
+    rejected = broker.state(topology.rejected.name)
     return QueueStates(
         updates_waiting=updates.messages,
         aggregator_active=updates.consumers > 0,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from typing import ClassVar
 
 import typer
@@ -13,7 +12,7 @@ from rich.progress import track
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import settings_command
-from fluffle.connection import connect_to_federation
+from fluffle.connection import found_federation
 from fluffle.errors import AccessRefused, ConfigError, WireError
 from fluffle.models import all_versions
 from fluffle.settings import SharedSettings
@@ -35,7 +34,7 @@ class TraceSettings(SharedSettings):
         json_schema_extra={"argument": True},
     )
     as_json: bool = Field(False, description="Print one JSON object.", json_schema_extra={"flag": "--json"})
-    # Whoever asks is not to wait for a federation that may never come.
+    # Whoever asks is not to wait for a broker as long as a worker does.
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
@@ -44,7 +43,7 @@ def run(settings: TraceSettings) -> None:
     update = parse_update_id(settings.update)
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/trace"
-    with connect_to_federation(settings, topology, name=name, stop=threading.Event()) as broker:
+    with found_federation(settings, topology, name=name) as broker:
         story = trace(broker, topology, update)
     if settings.as_json:
         typer.echo(json.dumps(story.as_json()))

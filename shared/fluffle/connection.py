@@ -1,11 +1,14 @@
-"""Reaching the broker: waits for one that is not there yet, says so, and gives up in the end."""
+"""Reaching the broker, and a federation on it: waits for what is not there yet, and says so."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tenacity
 
+from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
@@ -61,21 +64,36 @@ def connect_to_federation(
             stop=stop,
         )
         try:
-            broker.check(topology)
+            require_federation(broker, topology)
             if speaks_for and through:
                 say_hello(broker, through, federation=topology.federation, name=speaks_for)
-        except TopologyMissing as error:
-            broker.close()
-            raise TopologyMissing(
-                f"the federation {topology.federation!r} is not on {settings.shown_broker_url}: start its "
-                f"aggregator, or run `fluffle broker setup` ({error})"
-            ) from error
         except BaseException:
             broker.close()
             raise
         return broker
 
     return _patiently(settings, stop)(attempt)
+
+
+@contextmanager
+def found_federation(settings: SharedSettings, topology: Topology, *, name: str) -> Iterator[RabbitBroker]:
+    """Give a connection to a federation, for whoever asks once and is not to wait for it to come.
+
+    A broker is waited for as in `connect`. Raises TopologyMissing at once.
+    """
+    with connect(settings, name=name, stop=threading.Event()) as broker:
+        require_federation(broker, topology)
+        yield broker
+
+
+def require_federation(broker: Broker, topology: Topology) -> None:
+    """Raise TopologyMissing, which says what to do, unless all exchanges and queues are there."""
+    try:
+        broker.check(topology)
+    except TopologyMissing as error:
+        raise TopologyMissing(
+            f"{error}: start its aggregator, or look for another one with --federation"
+        ) from error
 
 
 def _patiently(settings: SharedSettings, stop: threading.Event) -> tenacity.Retrying:
@@ -91,4 +109,6 @@ def _patiently(settings: SharedSettings, stop: threading.Event) -> tenacity.Retr
 
 def _say_what_is_awaited(attempt: tenacity.RetryCallState) -> None:
     error = attempt.outcome.exception() if attempt.outcome else None
-    log.warning("waiting for the broker", attempt=attempt.attempt_number, because=str(error))
+    is_federation = isinstance(error, TopologyMissing)
+    awaited = "waiting for the federation" if is_federation else "waiting for the broker"
+    log.warning(awaited, attempt=attempt.attempt_number, because=str(error))

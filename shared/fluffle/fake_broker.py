@@ -150,7 +150,10 @@ class FakeBroker:
         with self._connected():
             for exchange in topology.exchanges:
                 if exchange.name not in self._server.exchanges:
-                    raise TopologyMissing(f"exchange {exchange.name} is not on this fake broker")
+                    raise TopologyMissing(
+                        f"the federation {topology.federation!r} is not on this fake broker (no exchange "
+                        f"{exchange.name})"
+                    )
             for queue in topology.queues:
                 self._server.queue(queue.name)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, QueueFull, StreamUnreadable
+from fluffle.errors import ConnectionLost, QueueFull, StreamUnreadable, TopologyMissing
 from fluffle.events import Left
 from fluffle.logs import get_logger
 from fluffle.telling import SILENCE, Teller
@@ -39,7 +39,7 @@ def work_with_new_connections(
     while not stop.is_set():
         try:
             broker = connect()
-        except ConnectionLost:
+        except (ConnectionLost, TopologyMissing):
             if stop.is_set():
                 return
             raise

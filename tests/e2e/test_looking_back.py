@@ -83,14 +83,29 @@ def test_a_monitor_is_told_what_the_records_say_and_that_it_may_not_look_at_what
     assert (refused["outcome"], refused["rejected"]) == ("not-found", None)
 
 
-def test_a_federation_that_is_not_there_is_one_sentence(run: Run) -> None:
-    nowhere = ["--federation", "nowhere", "--connect-timeout-s", "0.1"]
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["trace", "w/r/1"],
+        ["report", "never", "--from-broker"],
+        ["model", "list"],
+        ["rejected", "list"],
+        ["status"],
+    ],
+    ids=" ".join,
+)
+def test_who_asks_once_for_a_federation_that_is_not_there_is_told_so_at_once(
+    run: Run, command: list[str]
+) -> None:
+    told = run.federation.fluffle(*command, "--federation", "nowhere")
 
-    told = run.federation.fluffle("trace", "w/r/1", *nowhere)
-
+    # A line for each attempt would come first, had it waited.
+    [said] = told.stderr.splitlines()
     assert told.returncode == 2
-    assert "'nowhere' is not on amqp://" in told.stderr.splitlines()[-1]
-    assert "Traceback" not in told.stderr
+    assert said.startswith("error: the federation 'nowhere' is not on RabbitMQ at ")
+    assert "no exchange 'nowhere.updates'" in said
+    assert said.endswith(": start its aggregator, or look for another one with --federation")
+    assert said.count("federation 'nowhere'") == 1
 
 
 def test_a_federation_that_was_no_demo_has_a_report_of_what_the_stream_still_has(run: Run) -> None:

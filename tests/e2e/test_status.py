@@ -100,5 +100,5 @@ def test_a_federation_without_a_version_says_so_and_one_that_is_not_there_is_an_
     assert empty.returncode == 0, empty.stderr
     assert "no version yet" in empty.stdout
     assert missing.returncode == 2
-    assert missing.stderr.startswith("error: the federation 'nobody-knows' is not on this broker")
+    assert missing.stderr.startswith("error: the federation 'nobody-knows' is not on RabbitMQ at ")
     assert "Traceback" not in missing.stderr

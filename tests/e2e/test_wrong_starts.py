@@ -47,16 +47,30 @@ def test_a_broker_that_does_not_come_is_waited_for_and_then_named(tmp_path: Path
         assert worker.events("waiting for the broker")
 
 
-def test_a_worker_waits_for_a_federation_that_is_not_there_yet(
+def test_a_worker_and_an_evaluator_wait_for_a_federation_that_is_not_there_yet(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
     with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
-        worker = running.worker(0)
-        worker.wait_for("waiting for the broker")
+        parts = [running.worker(0), running.evaluator()]
+        for part in parts:
+            part.wait_for("waiting for the federation")
 
         running.aggregator("leader", "--max-versions", "2", "--buffer-size", "1")
 
-        assert worker.wait_for_exit() == 0
+        assert [part.wait_for_exit() for part in parts] == [0, 0]
+        assert not [part.name for part in parts if part.events("waiting for the broker")]
+
+
+def test_who_waits_for_a_federation_can_be_asked_to_stop(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+        parts = [running.worker(0), running.evaluator()]
+        for part in parts:
+            part.wait_for("waiting for the federation")
+            part.ask_to_stop()
+
+        assert [part.wait_for_exit() for part in parts] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_who_works_with_what_is_deleted_ends_or_waits_until_an_aggregator_makes_
         for part in (leader, standby):
             assert_refused(part, "is not on RabbitMQ", "deleted.")
         assert_refused(worker, "deleted.")
-        evaluator.wait_for("waiting for the broker", 5)
+        evaluator.wait_for("waiting for the federation", 5)
         assert_waits_are_apart(evaluator)
         seen = len(evaluator.events("evaluated"))
         federation.aggregator("reborn", "--buffer-size", "1")
@@ -93,7 +93,7 @@ def test_who_works_with_what_is_deleted_ends_or_waits_until_an_aggregator_makes_
 
 def assert_waits_are_apart(part: Part) -> None:
     """Hold that the pauses grow from half a second on, by chance; five at once would be a storm."""
-    said = part.events("waiting for the broker")
+    said = part.events("waiting for the federation")
     first, last = (datetime.fromisoformat(str(line["time"])) for line in (said[0], said[-1]))
     # Four pauses, drawn from 0 to 0.5, 1, 2 and 4 seconds; they are all this short once in ten thousand runs.
     assert (last - first).total_seconds() > 0.3

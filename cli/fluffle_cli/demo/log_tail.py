@@ -12,6 +12,7 @@ LogLine = Mapping[str, object]
 States = Mapping[str, Callable[[LogLine], str]]
 WORKER_STATES: States = {
     "waiting for the broker": lambda _: "starting",
+    "waiting for the federation": lambda _: "starting",
     "fetching the newest version": lambda _: "fetching",
     "waiting for a new version": lambda _: "waiting",
     "round started": lambda _: "training",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import typer
 from pydantic import Field
 
 from fluffle.command_line import settings_command
-from fluffle.connection import connect_to_federation
+from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings
 from fluffle.topology import topology_of
@@ -39,7 +38,7 @@ class ReportSettings(SharedSettings):
     from_broker: bool = Field(
         False, description="First make the folder from what RabbitMQ still has of --federation."
     )
-    # Whoever asks is not to wait for a federation that may never come.
+    # Whoever asks is not to wait for a broker as long as a worker does.
     connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
@@ -49,7 +48,7 @@ def run(settings: ReportSettings) -> None:
     if settings.from_broker:
         topology = topology_of(settings.federation)
         name = f"{settings.federation}/report"
-        with connect_to_federation(settings, topology, name=name, stop=threading.Event()) as broker:
+        with found_federation(settings, topology, name=name) as broker:
             make_run(broker, topology, folder)
     others = [
         read_run(Path(each.strip())) for each in (settings.compare_with or "").split(",") if each.strip()

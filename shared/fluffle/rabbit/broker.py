@@ -106,7 +106,7 @@ class RabbitBroker:
             for each in topology.queues:
                 channel.queue_declare(each.name, passive=True)
 
-        self._reading.apart(look, f"a part of the federation {topology.federation!r}")
+        self._reading.apart(look, f"the federation {topology.federation!r}")
 
     def rebuild(self, topology: Topology) -> None:
         """See Broker."""
