@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -38,3 +39,32 @@ def complaints_of(browser: Chrome) -> list[str]:
     """Return what the browser has to say of the page: errors of scripts, and what the policy forbade."""
     entries: list[dict[str, object]] = browser.execute("getLog", {"type": "browser"})["value"]
     return [str(entry["message"]) for entry in entries if entry["level"] == "SEVERE"]
+
+
+def text_of(page: Chrome, identity: str) -> str:
+    """Return the text of an element."""
+    return str(page.execute_script("return document.getElementById(arguments[0]).textContent", identity))
+
+
+def texts_of(page: Chrome, selector: str) -> list[str]:
+    """Return the texts of all elements that a selector finds."""
+    script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)"
+    return [str(each) for each in page.execute_script(script, selector)]
+
+
+def shown(page: Chrome) -> dict[str, float]:
+    """Return the numbers under "Now", as the page was given them."""
+    script = (
+        "return Object.fromEntries([...document.querySelectorAll('#now dd')].map("
+        "(each) => [each.dataset.key, JSON.parse(each.dataset.value)]))"
+    )
+    return dict(page.execute_script(script))
+
+
+def rows_of(page: Chrome) -> list[dict[str, Any]]:
+    """Return the rows of the table of workers, as the page was given them, if their names stand in them."""
+    script = (
+        "return [...document.querySelectorAll('#workers-rows tr')].map((each) => "
+        "({...JSON.parse(each.dataset.row), name: each.firstElementChild.textContent}))"
+    )
+    return list(page.execute_script(script))

@@ -6,10 +6,9 @@ import json
 import threading
 from collections.abc import Iterator
 from time import time
-from typing import Any
 
 import pytest
-from browser import a_browser, complaints_of
+from browser import a_browser, complaints_of, rows_of, shown, text_of, texts_of
 from federation import Federation, assert_refused, wait_until
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
@@ -82,8 +81,8 @@ def test_the_page_shows_who_leads_who_stands_by_and_each_takeover(
         federation.worker(site)
 
     wait_until(lambda: text_of(page, "leader").startswith("Leader: second. Nobody stands by"), "the takeover")
-    takeovers = [texts_of(page, f"#takeovers td:nth-child({column})") for column in (1, 2, 3)]
-    assert takeovers == [["2", "1"], ["second", "first"], ["0", "0"]]
+    terms = [texts_of(page, f"#terms td:nth-child({column})") for column in (1, 2, 3)]
+    assert terms == [["2", "1"], ["second", "first"], ["0", "0"]]
 
 
 def test_the_numbers_on_the_page_are_those_of_status(
@@ -106,10 +105,11 @@ def test_the_numbers_on_the_page_are_those_of_status(
     now = shown(page)
     for key in ("version", "term", "updates", "rejected", "elapsed_s", "parameters", "target_held"):
         assert now[key] == seen[key], key
-    for key in ("evaluation", "best"):
-        assert now[f"{key}_version"] == seen[key]["version"]
+    words = texts_of(page, "#now dt")
+    for key, which in (("evaluation", ""), ("best", ", the best")):
         for metric, value in seen[key]["metrics"].items():
             assert now[f"{key}_{metric}"] == value
+            assert f"{metric} of version {seen[key]['version']}{which}" in words
     rows = {row["name"]: row for row in rows_of(page)}
     # One that is slow to start may come when all is done.
     assert {"site-0", "site-1"} == set(rows) >= set(seen["workers"])
@@ -202,35 +202,6 @@ def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) ->
     return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
 
 
-def text_of(page: Chrome, identity: str) -> str:
-    """Return the text of an element."""
-    return str(page.execute_script("return document.getElementById(arguments[0]).textContent", identity))
-
-
-def texts_of(page: Chrome, selector: str) -> list[str]:
-    """Return the texts of all elements that a selector finds."""
-    script = "return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)"
-    return [str(each) for each in page.execute_script(script, selector)]
-
-
 def newest_refusal(page: Chrome) -> str:
     """Return the text of the newest refusal in full, empty where there is none."""
     return next(iter(texts_of(page, "#rejections li")), "")
-
-
-def shown(page: Chrome) -> dict[str, float]:
-    """Return the numbers under "Now", as the page was given them."""
-    script = (
-        "return Object.fromEntries([...document.querySelectorAll('#now dd')].map("
-        "(each) => [each.dataset.key, JSON.parse(each.dataset.value)]))"
-    )
-    return dict(page.execute_script(script))
-
-
-def rows_of(page: Chrome) -> list[dict[str, Any]]:
-    """Return the rows of the table of workers, as the page was given them, if their names stand in them."""
-    script = (
-        "return [...document.querySelectorAll('#workers-rows tr')].map((each) => "
-        "({...JSON.parse(each.dataset.row), name: each.firstElementChild.textContent}))"
-    )
-    return list(page.execute_script(script))

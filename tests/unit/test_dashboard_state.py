@@ -151,7 +151,7 @@ def test_a_leader_that_has_lost_the_lead_changes_nothing() -> None:
     assert state.known.rank == Rank(3, 5)
 
 
-def test_takeovers_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None:
+def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None:
     state = a_state()
     told(state, Joined(), name="first")
     told(state, Joined(), name="second")
@@ -165,7 +165,7 @@ def test_takeovers_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> 
     picture = state.picture(NOW)
     assert standbys == ["second"]
     assert picture["standbys"] == []  # who died tells nothing
-    assert picture["takeovers"] == [
+    assert picture["terms"] == [
         {"term": 1, "version": 0, "leader": "first", "at": NOW, "elapsed_s": 0.0},
         {"term": 2, "version": 1, "leader": "second", "at": NOW, "elapsed_s": 1.0},
     ]
@@ -181,7 +181,7 @@ def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() ->
 
     picture = state.picture(NOW)
     assert (picture["leader"], picture["standbys"]) == ("first", ["second"])
-    assert picture["takeovers"] == [
+    assert picture["terms"] == [
         {"term": 1, "version": 0, "leader": "first", "at": None, "elapsed_s": 0.0}
     ]
 

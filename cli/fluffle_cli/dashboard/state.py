@@ -24,7 +24,7 @@ from fluffle_cli.view import USUAL_METRICS
 MOST_METRICS: Final = 4
 MOST_REJECTIONS: Final = 50
 MOST_REASONS: Final = 32
-MOST_TAKEOVERS: Final = 200
+MOST_TERMS: Final = 200
 MOST_VERSIONS: Final = 2048
 MOST_AGGREGATORS: Final = 100
 RATE_OVER_S: Final = 10.0
@@ -52,7 +52,7 @@ class Measured:
 
 
 @dataclass(slots=True)
-class Takeover:
+class Term:
     """A term's beginning. Of one that was before somebody listened, only what the record says is known."""
 
     term: int
@@ -86,7 +86,7 @@ class FederationState:
         self._sent_bytes, self._plain_bytes = 0, 0
         self._reasons: Counter[str] = Counter()
         self._rejections: deque[dict[str, object]] = deque(maxlen=MOST_REJECTIONS)
-        self._takeovers: dict[int, Takeover] = {}
+        self._terms: dict[int, Term] = {}
         self._leader = ""
         self._commit_s: float | None = None
 
@@ -112,7 +112,7 @@ class FederationState:
             if evaluation is not None:
                 self._measure(evaluation.version, evaluation.metrics)
         for term in version.terms:
-            self._takeover(term.term, term.version)
+            self._begin_term(term.term, term.version)
 
     def hear(self, report: Report, now: float) -> None:
         """Take in what a part tells; only the leader of a federation may tell what became of updates."""
@@ -132,8 +132,8 @@ class FederationState:
         self._connected_aggregators = None if connected is None else list(connected)
         leading = next((name for name, leads in (connected or {}).items() if leads), "")
         self._leader = self._leader or leading
-        if leading and leading == self._leader and self._takeovers:
-            newest = self._takeovers[max(self._takeovers)]
+        if leading and leading == self._leader and self._terms:
+            newest = self._terms[max(self._terms)]
             newest.leader = newest.leader or leading
 
     def look(self, queues: QueueStates, now: float) -> None:
@@ -177,7 +177,7 @@ class FederationState:
             "leader": self._leader,
             "standbys": [name for name in present if name != self._leader],
             "knows_standbys": connected is not None,
-            "takeovers": [asdict(each) for each in self._takeovers.values()],
+            "terms": [asdict(each) for each in self._terms.values()],
             "metrics": self._metric_names,
             "measured": [
                 [each.version, each.elapsed_s, *(each.metrics.get(name) for name in self._metric_names)]
@@ -211,7 +211,7 @@ class FederationState:
                 # It died, or it tells that it is connected when it comes again.
                 if name != self._leader:
                     self._aggregators.forget(self._leader)
-                self._takeover(event.term, event.version, leader=name, at=now)
+                self._begin_term(event.term, event.version, leader=name, at=now)
             case Committed():
                 self.known.committed(event)
                 self._note_elapsed(event.version, event.elapsed_s)
@@ -250,15 +250,15 @@ class FederationState:
         if len(self._elapsed) > MOST_VERSIONS:
             del self._elapsed[next(iter(self._elapsed))]
 
-    def _takeover(
+    def _begin_term(
         self, term: int, version: int, *, leader: str | None = None, at: float | None = None
     ) -> None:
-        one = self._takeovers.setdefault(term, Takeover(term, version))
+        one = self._terms.setdefault(term, Term(term, version))
         one.leader, one.at = leader or one.leader, at or one.at
         if one.elapsed_s is None:
             one.elapsed_s = self._elapsed.get(version)
-        if len(self._takeovers) > MOST_TAKEOVERS:
-            del self._takeovers[min(self._takeovers)]
+        if len(self._terms) > MOST_TERMS:
+            del self._terms[min(self._terms)]
 
 
 def both(earlier: Activity, later: Activity) -> Activity:

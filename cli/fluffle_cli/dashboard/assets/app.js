@@ -1,7 +1,7 @@
 // Asks again and again how the federation is, and shows it. Nothing is kept but what is on the screen.
 
 import { Chart } from "./charts.js";
-import { say, showCondition, showLeaders, showNow, showRejections, showStaleness } from "./page.js";
+import { say, showCondition, showLeaders, showNow, showRejections, showStaleness, takeoversOf } from "./page.js";
 import { byId, children, clock, duration, element, fill, number, oneDigit } from "./text.js";
 import * as workers from "./workers.js";
 
@@ -20,17 +20,18 @@ const activity = [
   new Chart(byId("activity"), "commit latency", { say: duration, sayX: clock, isTime: true }),
 ];
 
-function sayX(x) {
-  return axis === "seconds" ? `after ${duration(x)}` : `version ${number(x)}`;
+function sayEvaluated(_x, place) {
+  const [version, after] = newest.measured[place];
+  return `version ${number(version)}, after ${duration(after)}`;
 }
 
 function showQuality(picture) {
   byId("quality-empty").hidden = picture.measured.length > 0;
-  const marks = picture.takeovers.map((one) => (axis === "seconds" ? one.elapsed_s : one.version)).filter((x) => x !== null);
+  const marks = takeoversOf(picture).map((one) => (axis === "seconds" ? one.elapsed_s : one.version)).filter((x) => x !== null);
   const xs = picture.measured.map((row) => (axis === "seconds" ? row[1] : row[0]));
   picture.metrics.forEach((name, place) => {
     if (!quality.has(name)) {
-      quality.set(name, new Chart(byId("quality"), name, { say: number, sayX, stroke: place % 2 ? "--two" : "--one" }));
+      quality.set(name, new Chart(byId("quality"), name, { say: number, sayX: sayEvaluated, stroke: place % 2 ? "--two" : "--one" }));
     }
     quality.get(name).show(xs, picture.measured.map((row) => row[2 + place]), marks);
   });
@@ -42,7 +43,7 @@ function showQuality(picture) {
 }
 
 function showActivity(picture) {
-  const marks = picture.takeovers.map((one) => one.at).filter((at) => at !== null);
+  const marks = takeoversOf(picture).map((one) => one.at).filter((at) => at !== null);
   const xs = picture.activity.map((row) => row[0]);
   activity.forEach((chart, place) => chart.show(xs, picture.activity.map((row) => row[1 + place]), marks));
 }

@@ -10,7 +10,7 @@ function colour(name) {
 }
 
 export class Chart {
-  /** Add a figure to `parent`; `say` turns a value into words, `isTime` says that x is Unix seconds. */
+  /** Add a figure to `parent`; `say` turns a value into words, `sayX` an x and its place, `isTime` says that x is Unix seconds. */
   constructor(parent, title, { say, sayX, isTime = false, stroke = "--one" }) {
     this.title = title;
     this.say = say;
@@ -21,7 +21,8 @@ export class Chart {
     this.data = [[], []];
     this.figure = element("figure");
     const caption = element("figcaption");
-    this.value = element("output");
+    // No <output>, which a screen reader reads out whenever it changes: once a second.
+    this.value = element("span", "", { class: "value" });
     caption.append(element("span", title), this.value);
     this.plot = element("div", "", { class: "plot", role: "img" });
     this.figure.append(caption, this.plot);
@@ -38,7 +39,7 @@ export class Chart {
     this.marks = marks;
     if (!this.drawn) this.draw();
     else this.drawn.setData(this.data);
-    this.caption();
+    this.caption(this.drawn.cursor.idx);
   }
 
   fit() {
@@ -61,7 +62,8 @@ export class Chart {
         cursor: { drag: { x: false, y: false } },
         scales: { x: { time: this.isTime } },
         axes: [
-          this.isTime ? { ...axis, values: (_plot, ticks) => ticks.map((tick) => this.sayX(tick)), space: 80 } : axis,
+          // A date is a line of its own.
+          this.isTime ? { ...axis, values: (_plot, ticks) => ticks.map((tick) => this.sayX(tick).replace(", ", "\n")), space: 80 } : axis,
           { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) },
         ],
         series: [{}, { stroke: colour(this.stroke), width: 2, spanGaps: true, points: { show: false } }],
@@ -91,9 +93,11 @@ export class Chart {
   /** Say the value under the pointer, or else the newest. */
   caption(place) {
     const [xs, ys] = this.data;
-    let at = place ?? ys.length - 1;
-    while (place == null && at > 0 && ys[at] === null) at -= 1;
-    const text = at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(xs[at])})`;
+    // A curve that was full has fewer points than before.
+    const isUnderPointer = place != null && place < ys.length;
+    let at = isUnderPointer ? place : ys.length - 1;
+    while (!isUnderPointer && at > 0 && ys[at] === null) at -= 1;
+    const text = at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(xs[at], at)})`;
     write(this.value, text);
     const known = ys.filter((y) => y !== null);
     const range = known.length ? `, from ${this.say(Math.min(...known))} to ${this.say(Math.max(...known))}` : "";

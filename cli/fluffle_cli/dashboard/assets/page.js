@@ -1,37 +1,37 @@
 // All but the curves and the workers: numbers, staleness, rejections, leaders.
 
-import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, share, write } from "./text.js";
+import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, write } from "./text.js";
 
-/** What stands under "Now": a word, the value as the program has it, and the same in words. */
+/** What stands under "Now": a key, a word, the value as the program has it, and the same in words. */
 function numbersOf(picture) {
   const { status } = picture;
   const saved = picture.plain_bytes - picture.sent_bytes;
-  const rows = [
+  return [
+    // First, since a phone shows no more than a few at a time.
+    ...measuredOf("evaluation", "", picture),
+    ...measuredOf("best", ", the best", picture),
     ["version", "version", status.version, number(status.version)],
     ["term", "term", status.term, number(status.term)],
     ["updates", "updates", status.updates, number(status.updates)],
     ["updates_per_s", "updates a second", status.updates_per_s, oneDigit(status.updates_per_s)],
-    ["elapsed_s", "led for", status.elapsed_s, duration(status.elapsed_s)],
+    ["elapsed_s", "time with a leader", status.elapsed_s, duration(status.elapsed_s)],
     ["updates_waiting", "updates waiting", status.queues.updates_waiting, number(status.queues.updates_waiting)],
     ["rejected", "rejected", status.rejected, number(status.rejected)],
-    ["rejected_waiting", "rejected, to look at", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
+    ["rejected_waiting", "rejected, still kept", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
     ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
     ["saved_bytes", "saved by the codec", saved,
-      saved > 0 ? `${bytes(saved)} (${share(saved / picture.plain_bytes)})` : "nothing"],
+      saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : "nothing"],
     ["parameters", "parameters", status.parameters, number(status.parameters)],
-    ["target_held", "target held, in a row", status.target_held, number(status.target_held)],
+    ["target_held", "evaluations in a row at the target", status.target_held, number(status.target_held)],
   ];
-  for (const [key, word] of [["evaluation", ""], ["best", "best "]]) {
-    const measured = status[key];
-    if (!measured) continue;
-    rows.push([`${key}_version`, word ? "best version" : "evaluated version", measured.version, number(measured.version)]);
-    for (const name of picture.metrics) {
-      if (name in measured.metrics) {
-        rows.push([`${key}_${name}`, word ? `${name} of the best version` : name, measured.metrics[name], number(measured.metrics[name])]);
-      }
-    }
-  }
-  return rows;
+}
+
+function measuredOf(key, which, { status, metrics }) {
+  const measured = status[key];
+  const names = measured ? metrics.filter((name) => name in measured.metrics) : [];
+  return names.map((name) => [
+    `${key}_${name}`, `${name} of version ${number(measured.version)}${which}`, measured.metrics[name], number(measured.metrics[name]),
+  ]);
 }
 
 export function showNow(picture) {
@@ -93,9 +93,18 @@ export function showStaleness(rows) {
   });
 }
 
+/** Say how many rejections are known by their number alone. */
+function sayUnheard({ status, reasons }) {
+  const heard = Object.values(reasons).reduce((sum, count) => sum + count, 0);
+  const unheard = Math.max(status.rejected, status.queues.rejected_waiting) - heard;
+  if (unheard <= 0) return heard ? "" : "Nothing is rejected.";
+  return `${number(unheard)} ${heard ? "more " : ""}rejected while nobody listened here: `
+    + "fluffle rejected list shows what is kept of them.";
+}
+
 export function showRejections(picture) {
   const reasons = Object.entries(picture.reasons);
-  byId("rejections-empty").hidden = reasons.length > 0;
+  write(byId("rejections-unheard"), sayUnheard(picture));
   byId("reasons-table").hidden = reasons.length === 0;
   fill(byId("reasons"), reasons.map(([reason, count]) => [reason, number(count)]), [1]);
   const items = children(byId("rejections"), picture.rejections.length, () => element("li"));
@@ -105,15 +114,20 @@ export function showRejections(picture) {
   });
 }
 
+/** Return the terms that began with a takeover: the first leader takes nothing over. */
+export function takeoversOf(picture) {
+  return picture.terms.filter((one) => one.term > 1);
+}
+
 export function showLeaders(picture) {
-  const { leader, standbys, takeovers } = picture;
+  const { leader, standbys, terms } = picture;
   const nobody = picture.knows_standbys ? "Nobody stands by: if the leader dies, updates wait until another aggregator is started."
     : "No standby was heard of since this page is served.";
   const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : nobody;
   write(byId("leader"), `${leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something."} ${stand}`);
-  const rows = [...takeovers].reverse().map((one) => {
+  const rows = [...terms].reverse().map((one) => {
     const after = one.elapsed_s === null ? "" : `, after ${duration(one.elapsed_s)}`;
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
   });
-  fill(byId("takeovers"), rows, [0, 2]);
+  fill(byId("terms"), rows, [0, 2]);
 }

@@ -2,6 +2,7 @@
 
 const few = new Intl.NumberFormat("en-GB", { maximumFractionDigits: 4 });
 const whole = new Intl.NumberFormat("en-GB", { maximumFractionDigits: 0 });
+const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
@@ -30,8 +31,12 @@ export function bytes(count) {
   return `${count.toFixed(unit && count < 100 ? 1 : 0)} ${units[unit]}`;
 }
 
+/** Say a time of day, after its date and a comma if that is not today's. */
 export function clock(unixSeconds) {
-  return unixSeconds === null ? "before this page was served" : new Date(1000 * unixSeconds).toLocaleTimeString("en-GB");
+  if (unixSeconds === null) return "before this page was served";
+  const at = new Date(1000 * unixSeconds);
+  const time = at.toLocaleTimeString("en-GB");
+  return at.toDateString() === new Date().toDateString() ? time : `${day.format(at)}, ${time}`;
 }
 
 export function byId(id) {

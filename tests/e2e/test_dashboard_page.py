@@ -1,0 +1,220 @@
+"""What the live page makes of what it is told, in a real Chromium."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from time import time
+
+import pytest
+from browser import a_browser, complaints_of, text_of, texts_of
+from builders import a_version, an_evaluation
+from federation import wait_until
+from selenium.webdriver import ActionChains, Chrome
+from selenium.webdriver.common.by import By
+
+from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, TookOver
+from fluffle.record import ModelVersion, Rank
+from fluffle_cli.dashboard.server import PageServer, serving
+from fluffle_cli.dashboard.state import FederationState
+from fluffle_cli.dashboard.table import Wanted
+from fluffle_cli.snapshot import QueueStates
+
+DAY_S = 86_400.0
+DRAWN = """
+const draw = CanvasRenderingContext2D.prototype.fillText;
+window.drawn = [];
+CanvasRenderingContext2D.prototype.fillText = function (text, ...more) {
+  window.drawn.push(text);
+  return draw.call(this, text, ...more);
+};
+"""
+
+
+class Told:
+    """A federation that does what a test says."""
+
+    def __init__(self, began: float) -> None:
+        self.state = FederationState("told", began)
+        self._lock = threading.Lock()
+
+    def picture(self) -> dict[str, object]:
+        with self._lock:
+            return self.state.picture(time())
+
+    def page(self, wanted: Wanted) -> dict[str, object]:
+        with self._lock:
+            return self.state.page(wanted, time())
+
+    def look(self, at: float, *, rejected: int = 0) -> None:
+        queues = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=rejected)
+        with self._lock:
+            self.state.trouble = ""
+            self.state.look(queues, at)
+
+    def read(self, version: ModelVersion) -> None:
+        with self._lock:
+            self.state.read(version)
+
+    def tell(self, *events: Event, name: str = "first") -> None:
+        now = time()
+        happened = tuple(Happened(now, event) for event in events)
+        with self._lock:
+            self.state.hear(Report("told", "aggregator", name, happened), now)
+
+    def evaluate(self, version: int) -> None:
+        """Make a version, and measure it."""
+        self.tell(
+            Committed(version, 1, version, 0, 0, 0, 10.0 * version, 0.1, ""),
+            Evaluated("e", version, {"accuracy": version / 100}),
+        )
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    with a_browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@contextmanager
+def shown_in(browser: Chrome, told: Told) -> Iterator[None]:
+    """Show it in the browser, which must have nothing to complain of at the end."""
+    with serving(PageServer(told, "127.0.0.1", 0)) as server:
+        browser.get(server.url)
+        wait_until(lambda: text_of(browser, "federation") == "told", "the page to be told")
+        yield
+        assert complaints_of(browser) == []
+        browser.get("about:blank")
+
+
+def test_a_curve_goes_on_saying_the_value_under_the_pointer(browser: Chrome) -> None:
+    told = Told(time())
+    for version in range(10):
+        told.evaluate(version)
+
+    with shown_in(browser, told):
+        wait_until(lambda: value_of(browser, "quality") == "0.09 (version 9, after 90 s)", "the newest value")
+        curve = browser.find_element(By.CSS_SELECTOR, "#quality .u-over")
+        ActionChains(browser).move_to_element_with_offset(curve, 4 - curve.size["width"] // 2, 0).perform()
+        wait_until(lambda: value_of(browser, "quality").startswith("0 (version 0,"), "the value pointed at")
+        browser.execute_script(
+            "window.said = new Set();"
+            "const value = document.querySelector('#quality .value');"
+            "new MutationObserver(() => window.said.add(value.textContent))"
+            ".observe(value, { childList: true, characterData: true, subtree: true });"
+        )
+
+        for version in (10, 11):
+            told.evaluate(version)
+            await_evaluation(browser, version)
+
+        assert value_of(browser, "quality").startswith("0 (version 0,")
+        assert browser.execute_script("return [...window.said]") == []
+
+
+def test_no_more_is_read_out_than_what_happens_to_the_federation_and_what_was_sought(browser: Chrome) -> None:
+    told = Told(time())
+    told.evaluate(1)
+
+    with shown_in(browser, told):
+        wait_until(lambda: value_of(browser, "quality") != "", "a curve")
+        spoken = browser.execute_script(
+            "return [...document.querySelectorAll('output, [aria-live], [role=status], [role=alert]')]"
+            ".map((each) => each.id)"
+        )
+
+    assert spoken == ["condition", "found"]
+
+
+def test_a_curve_of_more_than_a_day_has_dates(browser: Chrome) -> None:
+    now = time()
+    told = Told(now - 3 * DAY_S)
+    for hour in range(73):
+        told.look(now - 3 * DAY_S + 3600 * hour)
+
+    with shown_in(browser, told):
+        browser.execute_script(DRAWN)
+        yesterday = datetime.fromtimestamp(now - DAY_S)
+        # In some months it is a letter longer.
+        date = f"{yesterday.day} {yesterday:%b}"
+
+        def dates() -> list[str]:
+            return [each for each in browser.execute_script("return window.drawn") if each.startswith(date)]
+
+        told.look(now)
+        wait_until(lambda: bool(dates()), f"{date} on an axis")
+        value = value_of(browser, "activity")
+        curve = browser.find_element(By.CSS_SELECTOR, "#activity .u-over")
+        ActionChains(browser).move_to_element_with_offset(curve, 4 - curve.size["width"] // 2, 0).perform()
+        first = datetime.fromtimestamp(now - 3 * DAY_S)
+        wait_until(lambda: f"({first.day} {first:%b}" in value_of(browser, "activity"), "the date of a value")
+
+    assert value.startswith("0.0 (")
+    assert "," not in value  # today's has no date
+
+
+def test_accuracy_comes_first_and_each_figure_says_of_which_version(browser: Chrome) -> None:
+    told = Told(time())
+    newest, best = an_evaluation(8, {"accuracy": 0.8}), an_evaluation(5, {"accuracy": 0.9})
+    told.read(replace(a_version(9), evaluation=newest, best=best))
+
+    with shown_in(browser, told):
+        told.tell(Evaluated("e", 9, {"accuracy": 0.7}))
+        wait_until(
+            lambda: value_of(browser, "quality").startswith("0.7 (version 9,"), "the newest evaluation"
+        )
+
+        words = [texts_of(browser, "#now dt")[:3], texts_of(browser, "#now dd")[:3]]
+
+    assert words == [
+        ["accuracy of version 8", "accuracy of version 5, the best", "version"],
+        ["0.8", "0.9", "9"],
+    ]
+
+
+def test_what_is_said_of_rejections_goes_with_their_number(browser: Chrome) -> None:
+    told = Told(time())
+    told.look(time())
+    told.read(a_version(1))
+
+    with shown_in(browser, told):
+        wait_until(lambda: text_of(browser, "rejections-unheard") == "Nothing is rejected.", "that none is")
+        told.read(replace(a_version(2), rejected=2))
+        wait_until(
+            lambda: text_of(browser, "rejections-unheard").startswith("2 rejected while nobody listened"),
+            "those that are known by number",
+        )
+        told.tell(Rejected("w1/r/1", "w1", "too stale", "by 9"), Committed(3, 1, 0, 3, 0, -1, 1.0, 0.1, ""))
+        wait_until(
+            lambda: text_of(browser, "rejections-unheard").startswith("2 more rejected while"), "the others"
+        )
+        assert texts_of(browser, "#reasons td") == ["too stale", "1"]
+
+
+def test_the_first_leader_has_taken_nothing_over(browser: Chrome) -> None:
+    told = Told(time())
+    told.read(replace(a_version(4), term=2, terms=(Rank(1, 0), Rank(2, 3))))
+    told.tell(TookOver(3, 4), name="third")
+    marked = """
+    const done = arguments[0];
+    Promise.all([import("/page.js"), fetch("/api/state").then((answer) => answer.json())])
+      .then(([page, picture]) => done(page.takeoversOf(picture).map((one) => one.term)));
+    """
+
+    with shown_in(browser, told):
+        wait_until(lambda: texts_of(browser, "#terms td:first-child") == ["3", "2", "1"], "all terms")
+
+        assert browser.execute_async_script(marked) == [2, 3]
+
+
+def await_evaluation(browser: Chrome, version: int) -> None:
+    """Wait until the table of evaluations has a version."""
+    wait_until(lambda: texts_of(browser, "#evaluations td")[0] == str(version), f"version {version}")
+
+
+def value_of(browser: Chrome, section: str) -> str:
+    """Return what the first curve of a section says of its value, empty while there is none."""
+    return next(iter(texts_of(browser, f"#{section} .value")), "")
