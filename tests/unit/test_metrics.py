@@ -31,21 +31,30 @@ from fluffle.events import (
 )
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.metrics import metered, server
-from fluffle.metrics.meters import MAX_REASONS, OTHER
+from fluffle.metrics.meters import MAX_REASONS, METERS, OTHER
 from fluffle.telling import SILENCE, Teller
 from fluffle_cli.rabbitmq_server import free_ports
 
 Samples = dict[tuple[str, str], float]
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
-def a_part(role: Role) -> Iterator[tuple[Teller, int]]:
+def a_part(role: Role, *, host: str = "127.0.0.1") -> Iterator[tuple[Teller, int]]:
     """Give the teller of a part called `one`, and the port of its metrics."""
     with (
         free_ports(1) as [port],
         metered(
             SILENCE,
-            host="127.0.0.1",
+            host=host,
             port=port,
             federation="digits",
             role=role,
@@ -56,12 +65,16 @@ def a_part(role: Role) -> Iterator[tuple[Teller, int]]:
         yield teller, port
 
 
+def read(port: int, *, host: str = "127.0.0.1") -> str:
+    with urlopen(f"http://{host}:{port}/metrics", timeout=30) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def scrape(port: int) -> Samples:
     """Return each sample by its name and the value of its own label; the other two are the part's."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
-        text = answer.read().decode()
     found: Samples = {}
-    for family in text_string_to_metric_families(text):
+    for family in text_string_to_metric_families(read(port)):
         for name, labels, value, *_ in family.samples:
             if name.startswith("fluffle_"):
                 own = {"le", "reason", "metric"} & set(labels)
@@ -178,6 +191,24 @@ def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
         ),
     ):
         pass
+
+
+@pytest.mark.parametrize("role", METERS)
+def test_nothing_is_served_but_the_parts_numbers_and_its_processes(role: Role) -> None:
+    with a_part(role) as (_, port):
+        names = {line.split()[2] for line in read(port).splitlines() if line.startswith("# TYPE ")}
+
+    assert names
+    assert not [name for name in names if not name.startswith(("fluffle_", "process_"))]
+    assert not [name for name in names if name.endswith("_created")]
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no address ::1")
+def test_metrics_are_served_over_ipv6_too(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"), a_part("worker", host="::1") as (_, port):
+        assert "fluffle_connected" in read(port, host="[::1]")
+
+    assert f"http://[::1]:{port}/metrics" in caplog.text
 
 
 def test_who_connects_and_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,14 @@ def metered(
         yield teller
         return
     # It takes some 12 MB: for those who ask for it.
+    from prometheus_client import disable_created_metrics
+
     from fluffle.metrics.meters import METERS
     from fluffle.metrics.server import serving
 
+    # Else each counter has a second series, since when: `process_start_time_seconds` says it once for all.
+    drop_when_created: Callable[[], None] = disable_created_metrics
+    drop_when_created()
     meter = METERS[role](federation, name)
     if waiting is not None:
         meter.show_spool(waiting)

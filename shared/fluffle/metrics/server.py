@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ class _Handler(MetricsHandler):
 class _Server(TCPServer):
     allow_reuse_address = True
 
+    def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler.factory(registry))
+
     def handle_error(self, *_request: object) -> None:
         """Say in one line what would be a traceback."""
         log.debug("a scrape broke off", exc_info=True)
@@ -35,7 +40,7 @@ class _Server(TCPServer):
 def serving(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]:
     """Serve a registry while the block lasts; ConfigError when that port cannot be opened."""
     try:
-        server = _Server((host, port), _Handler.factory(registry))
+        server = _Server(host, port, registry)
     except OSError as error:
         raise ConfigError(
             f"--metrics-port {port} cannot be opened on --metrics-host {host}: {error.strerror}; each "
@@ -43,7 +48,8 @@ def serving(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]
         ) from error
     thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), name="metrics", daemon=True)
     thread.start()
-    log.info("serving metrics", url=f"http://{host}:{port}/metrics")
+    in_url = f"[{host}]" if ":" in host else host
+    log.info("serving metrics", url=f"http://{in_url}:{port}/metrics")
     try:
         yield
     finally:
