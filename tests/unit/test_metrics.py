@@ -119,11 +119,11 @@ def test_updates_count_once_their_version_is_committed() -> None:
 def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committed() -> None:
     with a_part("aggregator") as (teller, port):
         with teller.over(FakeBroker(FakeServer())):
-            tell(teller, TookOver(1, 0), an_applied(0), Evaluated("e", 0, {"accuracy": 0.5}))
+            tell(teller, TookOver(1, 0), Evaluated("e", 0, {"accuracy": 0.5}), a_commit(1), an_applied(0))
             leading = scrape(port)
         lost = scrape(port)
         with teller.over(FakeBroker(FakeServer())):
-            tell(teller, TookOver(2, 0), an_applied(0), a_commit(1))
+            tell(teller, TookOver(2, 1), an_applied(0), a_commit(2))
             again = scrape(port)
 
     assert leading["fluffle_leading", ""] == leading["fluffle_connected", ""] == 1
@@ -134,12 +134,25 @@ def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committ
     assert again["fluffle_connections_total", ""] == 2
 
 
+def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
+    with a_part("aggregator") as (teller, port), teller.over(FakeBroker(FakeServer())):
+        tell(teller, Evaluated("fast", 1, {"accuracy": 0.5}), Evaluated("slow", 0, {"accuracy": 0.1}))
+        before = scrape(port)
+        teller(a_commit(2))
+        after = scrape(port)
+
+    shown = {"fluffle_evaluated_version", "fluffle_best_version", "fluffle_evaluation"}
+    assert not shown & {name for name, _ in before}
+    assert after["fluffle_evaluated_version", ""] == after["fluffle_best_version", ""] == 1
+    assert after["fluffle_evaluation", "accuracy"] == 0.5
+
+
 def test_reasons_and_metrics_that_come_without_end_become_one_label() -> None:
     with a_part("aggregator") as (teller, port):
         for number in range(MAX_REASONS + 9):
             teller(Rejected("", f"worker {number}", f"reason {number}", ""))
         for number in range(MAX_METRICS + 9):
-            teller(Evaluated(f"e{number}", 1, {f"metric {number}": number}))
+            tell(teller, Evaluated("e", number, {f"metric {number}": number}), a_commit(number))
         teller(Rejected("", "again", "reason 0", ""))
         found = scrape(port)
 

@@ -83,13 +83,14 @@ class _Meter(ABC):
 class AggregatorMeter(_Meter):
     """Counts what an aggregator commits and refuses while it leads.
 
-    An update counts when the version that contains it is committed: one that was only folded when the
-    connection went comes again.
+    An update counts, and an evaluation is shown, when the version whose record has it is committed: what was
+    only taken in when the connection went comes again.
     """
 
     def __init__(self, federation: str, name: str) -> None:
         super().__init__(federation, "aggregator", name)
         self._folded: list[Applied] = []
+        self._evaluated: Evaluated | None = None
         self._leading = self._gauge("fluffle_leading", "1 while this aggregator leads, 0 as a standby.")
         self._commits = self._counter("fluffle_commits", "Versions committed.")
         self._updates = self._counter("fluffle_updates_applied", "Updates in the versions committed.")
@@ -139,9 +140,9 @@ class AggregatorMeter(_Meter):
             case Rejected():
                 self._rejected.labels(*self._values, self._reason(event.reason)).inc()
             case Evaluated():
-                self._set("fluffle_evaluated_version", event.version)
-                for metric, value in event.metrics.items():
-                    self._evaluation.labels(*self._values, self._metric(metric)).set(value)
+                # Of a slower evaluator, or one redelivered: the record keeps the newest version's.
+                if self._evaluated is None or event.version > self._evaluated.version:
+                    self._evaluated = event
             case TookOver():
                 self._leading.set(1)
                 self._set("fluffle_term", event.term)
@@ -155,6 +156,7 @@ class AggregatorMeter(_Meter):
                 yield broker
             finally:
                 self._folded.clear()
+                self._evaluated = None
                 self._leading.set(0)
                 self._shown.clear()
                 for gauge in (*self._of_the_leader.values(), self._evaluation):
@@ -177,6 +179,10 @@ class AggregatorMeter(_Meter):
         self._set("fluffle_last_commit_timestamp_seconds", time.time())
         if commit.best_version >= 0:
             self._set("fluffle_best_version", commit.best_version)
+        if self._evaluated:
+            self._set("fluffle_evaluated_version", self._evaluated.version)
+            for metric, value in self._evaluated.metrics.items():
+                self._evaluation.labels(*self._values, self._metric(metric)).set(value)
 
     def _set(self, name: str, value: float) -> None:
         if name not in self._shown:
