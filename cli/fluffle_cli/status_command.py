@@ -34,7 +34,11 @@ class StatusSettings(SharedSettings):
 
     part: ClassVar[str] = "status"
 
-    watch: bool = Field(False, description="Look again and again, until the federation has finished.")
+    watch: bool = Field(
+        False,
+        description="Look again and again, until the federation has finished, or once.",
+        json_schema_extra={"opposite": "--once"},
+    )
     interval: float = Field(2.0, ge=0.1, description="Seconds from one look to the next.")
     as_json: bool = Field(
         False,
@@ -100,7 +104,8 @@ command = settings_command(
     StatusSettings,
     run,
     about="Show a federation's version, accuracy, updates a second, queues and workers.\n\n"
-    "It only reads, and looks once; with --watch again and again, until the federation has finished. A "
+    "It only reads, and looks once (--once, which is the default); with --watch again and again, until the "
+    "federation has finished. --json is for programs: `fluffle status --once --json` prints one object. A "
     "watcher reads a version's record when an aggregator tells of one, at most once a second. Without the "
     "rights of a monitor, who may listen, it reads the newest model at every look.",
 )

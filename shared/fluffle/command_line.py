@@ -71,9 +71,9 @@ def settings_command(
 
     `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones;
     those that mean nothing to the command are named in `without`, and get no flag. A field may say more in
-    its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES", "flag": "--json"}, where the flag is
-    for a name that a field cannot have. With {"argument": True} it has no flag: it is what stands behind the
-    command.
+    its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES", "flag": "--json", "opposite": "--off"},
+    where the flag is for a name that a field cannot have, and the opposite for what is not called --no-FLAG.
+    With {"argument": True} it has no flag: it is what stands behind the command.
     """
 
     def command(*, config: Path | None, **flags: object) -> None:
@@ -129,8 +129,9 @@ def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
     kind = _kind(field)
     choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
     flag = str(extra.get("flag", flag_name(name)))
+    opposite = str(extra.get("opposite", f"--no-{flag.removeprefix('--')}"))
     has_opposite = kind is bool and name not in _SHORT_FLAGS
-    flags = [f"{flag}/--no-{flag.removeprefix('--')}" if has_opposite else flag]
+    flags = [f"{flag}/{opposite}" if has_opposite else flag]
     if name in _SHORT_FLAGS:
         flags.append(_SHORT_FLAGS[name])
     metavar = ""

@@ -37,10 +37,12 @@ def a_busy_version(topology: Topology, number: int, *, finished: str = "") -> Mo
     )
 
 
-def status(node: BrokerNode, federation: str, *flags: str) -> subprocess.CompletedProcess[str]:
+def status(
+    node: BrokerNode, federation: str, *flags: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fluffle_cli.main", "status", "--federation", federation, *flags],
-        env=os.environ | {"FLUFFLE_BROKER_URL": node.amqp_url},
+        env=os.environ | {"FLUFFLE_BROKER_URL": node.amqp_url} | variables,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -61,6 +63,20 @@ def test_a_person_sees_version_accuracy_and_workers_without_colour_codes_in_a_pi
     assert "accuracy 0.9000 (version 6)" in seen.stdout
     assert "w1" in seen.stdout
     assert "\x1b" not in seen.stdout
+
+
+def test_a_program_gets_one_json_object_of_one_look_whatever_the_settings_say(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    publish_version(broker, topology, encode_version(a_busy_version(topology, 7)))
+
+    by_default = status(node, topology.federation, "--json")
+    once = status(node, topology.federation, "--json", "--once", FLUFFLE_WATCH="yes")
+
+    for seen in (by_default, once):
+        assert seen.returncode == 0, seen.stderr
+        [line] = seen.stdout.splitlines()
+        assert json.loads(line)["version"] == 7
 
 
 def test_a_program_gets_one_json_object_a_line_until_the_federation_has_finished(
