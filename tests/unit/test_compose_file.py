@@ -76,6 +76,14 @@ def test_who_watches_is_started_on_demand_and_is_given_no_password() -> None:
     assert "profiles: [monitoring]" in WATCHER
 
 
+def test_every_image_that_is_not_built_here_has_a_version() -> None:
+    images = set(re.findall(r"^ +image: (.*)", COMPOSE + CLUSTER + TLS, re.MULTILINE))
+
+    fetched = images - {"fluffle-aggregator", "fluffle-worker"}
+    assert len(fetched) == 3
+    assert all(re.search(r":v?\d", image) for image in fetched)
+
+
 def test_metrics_are_served_only_when_somebody_watches() -> None:
     assert METRICS.split() == [
         "FLUFFLE_METRICS_PORT:",
