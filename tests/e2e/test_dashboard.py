@@ -13,6 +13,7 @@ from federation import Federation, assert_refused, wait_until
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
+from fluffle.errors import AccessRefused
 from fluffle.events import Happened, Rejected, Report
 from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
@@ -65,7 +66,8 @@ def test_the_page_shows_who_leads_who_stands_by_and_each_takeover(
     running: tuple[BrokerNode, Federation], page: Chrome
 ) -> None:
     _, federation = running
-    wait_until(lambda: "not connected" in text_of(page, "condition"), "the page to wait for a federation")
+    wait_until(lambda: "start its aggregator" in text_of(page, "condition"), "the page to miss a federation")
+    assert text_of(page, "condition").startswith("not connected: the federation 'seen' is not on")
 
     flags = ["--buffer-size", "2", "--local-steps", "5", "--max-updates", "12"]
     first = federation.aggregator("first", *flags)
@@ -149,7 +151,8 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
 ) -> None:
     node, federation = running
     node.stop()
-    wait_until(lambda: text_of(page, "condition").startswith("not connected"), "the page to miss the broker")
+    missed = "not connected: no RabbitMQ answers at "
+    wait_until(lambda: text_of(page, "condition").startswith(missed), "the page to miss the broker")
     assert shown(page)["updates"] == 12
     node.restart()
     wait_until(lambda: text_of(page, "condition").startswith("finished"), "the page to be back")
@@ -191,6 +194,19 @@ def test_a_user_without_the_rights_of_a_monitor_is_told_so(running: tuple[Broker
     refused = federation.start("refused", "fluffle_cli.main", "dashboard", *flags)
 
     assert_refused(refused, "site-9", "no right", "seen.events")
+
+
+def test_a_page_beside_another_program_says_why_it_knows_nothing_more(
+    running: tuple[BrokerNode, Federation],
+) -> None:
+    node, _ = running
+    url = node.amqp_url.replace(f":{node.settings.password}@", ":wrong@")
+    watch = Watch(DashboardSettings(federation="seen", broker_url=url), threading.Event())
+
+    with pytest.raises(AccessRefused):
+        watch.run()
+
+    assert "refused the user" in str(watch.picture()["trouble"])
 
 
 def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) -> str:

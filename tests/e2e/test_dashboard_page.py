@@ -194,6 +194,24 @@ def test_what_is_said_of_rejections_goes_with_their_number(browser: Chrome) -> N
         assert texts_of(browser, "#reasons td") == ["too stale", "1"]
 
 
+def test_a_page_that_gets_no_answer_says_why_and_keeps_what_it_shows(browser: Chrome) -> None:
+    told = Told(time())
+    told.read(a_version(4))
+    with serving(PageServer(told, "127.0.0.1", 0)) as server:
+        browser.get(server.url)
+        wait_until(lambda: browser.title == "told: version 4", "the page")
+
+        server.token = "of another start"
+        wait_until(lambda: "was started anew" in text_of(browser, "condition"), "the page to be turned away")
+        browser.set_network_conditions(offline=True, latency=0, throughput=0)
+        wait_until(lambda: "does not answer" in text_of(browser, "condition"), "the page to miss its program")
+
+    assert "; this is how it was at " in text_of(browser, "condition")
+    assert texts_of(browser, "#now dd")[0] == "4"
+    browser.delete_network_conditions()
+    complaints_of(browser)  # which it has, of the answers that it did not get
+
+
 def test_the_first_leader_has_taken_nothing_over(browser: Chrome) -> None:
     told = Told(time())
     told.read(replace(a_version(4), term=2, terms=(Rank(1, 0), Rank(2, 3))))

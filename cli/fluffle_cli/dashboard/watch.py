@@ -13,11 +13,11 @@ from math import inf
 
 from fluffle.broker import Broker, Delivery, Listener
 from fluffle.connection import connect_to_federation
-from fluffle.errors import ConnectionLost, TopologyMissing, WireError
+from fluffle.errors import BrokerError, ConnectionLost, FluffleError, TopologyMissing, WireError
 from fluffle.events import Report
 from fluffle.logs import get_logger
 from fluffle.models import all_versions, stored_at_hand
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
 from fluffle_cli.dashboard.consumers import watch_consumers
@@ -59,15 +59,12 @@ class Watch:
 
         It waits for a broker or a federation that is not there. Raises AccessRefused without the rights.
         """
-        # Whoever looks on may come before the federation does.
-        patient = self._settings.model_copy(update={"connect_timeout_s": inf})
-        name = f"{self._settings.federation}/dashboard"
-
-        def reach() -> Broker:
-            self._say("waiting for the broker and the federation")
-            return connect_to_federation(patient, self._topology, name=name, stop=self._stop)
-
-        work_with_new_connections(reach, self._follow, self._stop)
+        try:
+            work_with_new_connections(self._reach, self._follow, self._stop)
+        except FluffleError as error:
+            # Beside a demo the page is still there.
+            self._say(str(error))
+            raise
 
     def picture(self) -> dict[str, object]:
         """Return all but the workers, as JSON has it."""
@@ -78,6 +75,23 @@ class Watch:
         """Return one page of the workers. Raises KeyError for an unknown column."""
         with self._lock:
             return self._state.page(wanted, time.time())
+
+    def _reach(self) -> Broker:
+        # Whoever looks on may come before the federation does. Tried once at a time, to say what is missing.
+        once = self._settings.model_copy(update={"connect_timeout_s": 0.0})
+        name = f"{self._settings.federation}/dashboard"
+        said, losses = "", 0
+        while True:
+            try:
+                return connect_to_federation(once, self._topology, name=name, stop=self._stop)
+            except (ConnectionLost, TopologyMissing) as error:
+                self._say(str(error))
+                if str(error) != said:
+                    said = str(error)
+                    log.warning("waiting for the federation", because=said)
+                losses += 1
+                if self._stop.wait(wait_before(losses)):
+                    raise
 
     def _follow(self, broker: Broker) -> None:
         if not self._asks_for_consumers:
@@ -104,8 +118,11 @@ class Watch:
                     self._look(broker)
                     if self._is_time_to_read():
                         self._read(broker)
-        except TopologyMissing as error:
-            raise ConnectionLost(f"the federation is gone: {error}") from error
+        except BrokerError as error:
+            self._say(str(error))
+            if isinstance(error, TopologyMissing):
+                raise ConnectionLost(f"the federation is gone: {error}") from error
+            raise
 
     def _listen(self, listener: Listener, *, until: float) -> None:
         while not self._stop.is_set() and (left_s := until - time.monotonic()) > 0:

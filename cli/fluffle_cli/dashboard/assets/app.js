@@ -60,8 +60,11 @@ function show(picture) {
 }
 
 async function read(path) {
-  const answer = await fetch(path, { cache: "no-store" });
-  if (!answer.ok) throw new Error(answer.status === 403 ? "open the address that fluffle dashboard has printed" : `it answers ${answer.status}`);
+  const answer = await fetch(path, { cache: "no-store" }).catch(() => {
+    throw new Error("fluffle dashboard does not answer: if it has ended, what it printed says why");
+  });
+  if (answer.status === 403) throw new Error("fluffle dashboard was started anew: open the address that it has printed");
+  if (!answer.ok) throw new Error(`fluffle dashboard answers ${answer.status}`);
   return answer.json();
 }
 
@@ -76,7 +79,7 @@ async function ask() {
     return true;
   } catch (error) {
     const last = seenAt === null ? "" : `; this is how it was at ${clock(seenAt)}`;
-    say(`fluffle dashboard does not answer (${error.message})${last}`, "bad");
+    say(`${error.message}${last}`, "bad");
     return false;
   } finally {
     isAsking = false;
