@@ -84,7 +84,7 @@ def beside_the_unwatched(
 def _watching(side: ProductSide, page: int, metrics: int) -> Iterator[list[int]]:
     """Let the page and a scraper look on; give the sizes of what was scraped."""
     federation, ended, scrapes = side.federation, threading.Event(), list[int]()
-    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--port", str(page))
+    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--dashboard-port", str(page))
     wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
 
     def scrape() -> None:

@@ -76,7 +76,7 @@ def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
     """Run the federation `digits`, and give it when each of its parts is at work."""
     with Federation("digits", node.amqp_url, folder, task="numpy_task:task") as running:
         running.aggregator("first", "--buffer-size", "3", "--local-steps", "5").wait_for("leading")
-        flags = ["--port", "0", "--management-url", node.management_url or ""]
+        flags = ["--dashboard-port", "0", "--management-url", node.management_url or ""]
         running.start("dashboard", "fluffle_cli.main", "dashboard", *flags)
         running.aggregator("standby", "--buffer-size", "3", "--local-steps", "5")
         running.evaluator()

@@ -44,7 +44,7 @@ def page(
     """The page of that federation, with a monitor's rights, opened before there was one, and left open."""
     node, federation = running
     flags = [
-        "--port",
+        "--dashboard-port",
         "0",
         "--broker-url",
         a_user(node, federation, "monitor", role="monitor"),
@@ -189,7 +189,7 @@ def test_the_printed_address_lets_a_browser_in_and_leaves_no_token_behind(
 
 def test_a_user_without_the_rights_of_a_monitor_is_told_so(running: tuple[BrokerNode, Federation]) -> None:
     node, federation = running
-    flags = ["--port", "0", "--broker-url", a_user(node, federation, "site-9", role="worker")]
+    flags = ["--dashboard-port", "0", "--broker-url", a_user(node, federation, "site-9", role="worker")]
 
     refused = federation.start("refused", "fluffle_cli.main", "dashboard", *flags)
 

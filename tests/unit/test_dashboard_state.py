@@ -181,9 +181,7 @@ def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() ->
 
     picture = state.picture(NOW)
     assert (picture["leader"], picture["standbys"]) == ("first", ["second"])
-    assert picture["terms"] == [
-        {"term": 1, "version": 0, "leader": "first", "at": None, "elapsed_s": 0.0}
-    ]
+    assert picture["terms"] == [{"term": 1, "version": 0, "leader": "first", "at": None, "elapsed_s": 0.0}]
 
 
 def test_what_a_new_leader_tells_counts_more_than_what_rabbitmq_said_seconds_ago() -> None:

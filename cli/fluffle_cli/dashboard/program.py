@@ -25,7 +25,7 @@ def run(settings: DashboardSettings) -> None:
     """Serve the page until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
     watch = Watch(settings, stop)
-    with serving(PageServer(watch, settings.host, settings.port)) as server:
+    with serving(PageServer(watch, settings.dashboard_host, settings.dashboard_port)) as server:
         typer.echo(f"the live page of {settings.federation}: {server.url}")
         watch.run()
 
@@ -46,9 +46,9 @@ def a_page(settings: DashboardSettings, say: Callable[[str], None]) -> Iterator[
             log.warning("the live page has ended", because=str(error))
 
     try:
-        server = PageServer(watch, settings.host, settings.port)
+        server = PageServer(watch, settings.dashboard_host, settings.dashboard_port)
     except ConfigError:
-        server = PageServer(watch, settings.host, 0)
+        server = PageServer(watch, settings.dashboard_host, 0)
     thread = threading.Thread(target=run_to_the_end, name="watch", daemon=True)
     with serving(server):
         say(server.url)

@@ -14,9 +14,11 @@ class DashboardSettings(ManagementSettings):
 
     part: ClassVar[str] = "dashboard"
 
-    host: str = Field(
+    dashboard_host: str = Field(
         "127.0.0.1",
         description="Address to listen on. On any but loopback the page is behind a token, which stands in "
         "the printed address.",
     )
-    port: int = Field(8089, ge=0, le=65535, description="Port to listen on; 0 for any that is free.")
+    dashboard_port: int = Field(
+        8089, ge=0, le=65535, description="Port to listen on; 0 for any that is free."
+    )
