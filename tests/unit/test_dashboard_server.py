@@ -135,6 +135,18 @@ def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
     assert set(others) == {404}
 
 
+def test_head_is_answered_as_get_is_without_the_body() -> None:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+        whole, heads = (
+            {path: ask(server, path, method=method) for path in ("/", "/api/state", "/no")}
+            for method in ("GET", "HEAD")
+        )
+
+    for path, head in heads.items():
+        assert (head.status, head.body) == (whole[path].status, "")
+        assert head.headers["Content-Length"] == str(len(whole[path].body.encode()))
+
+
 def test_which_workers_are_wanted_is_read_with_care() -> None:
     with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         good = ask(server, "/api/workers?sort=updates&order=descending&page=2&search=" + "x" * 300)

@@ -47,6 +47,10 @@ ASSETS: Final[Mapping[str, tuple[str, str]]] = {
     "/vendor/uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
     "/vendor/uPlot.css": ("vendor/uPlot.min.css", "text/css; charset=utf-8"),
 }
+NOT_OURS: Final = (
+    "this host name is not ours: ask for 127.0.0.1. A proxy in front of it sends `Host: 127.0.0.1`, or the "
+    "page is served with --dashboard-host 0.0.0.0, to who has its token\n"
+)
 JSON: Final = "application/json"
 IDLE_S: Final = 20.0
 Request = socket.socket | tuple[bytes, socket.socket]
@@ -82,7 +86,7 @@ class PageServer(ThreadingHTTPServer):
         except OSError as error:
             raise ConfigError(
                 f"the live page cannot listen on {host}, port {port}: {error.strerror or error}; choose "
-                "another one with --port or --host"
+                "another one with --dashboard-port or --dashboard-host"
             ) from error
         self._host = host
 
@@ -132,7 +136,7 @@ class _Request(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         if not self._is_meant():
-            self._answer(HTTPStatus.MISDIRECTED_REQUEST, "this host name is not ours: ask for 127.0.0.1\n")
+            self._answer(HTTPStatus.MISDIRECTED_REQUEST, NOT_OURS)
         elif self.server.token and "token" in query and same(query["token"], self.server.token):
             self._let_in(self.server.token)
         elif not self._is_let_in():
@@ -149,6 +153,10 @@ class _Request(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, asset(name), kind)
         else:
             self._answer(HTTPStatus.NOT_FOUND, "there is no such page\n")
+
+    def do_HEAD(self) -> None:
+        """Answer as to GET, without the body."""
+        self.do_GET()
 
     def log_message(self, _format: str, *_values: object) -> None:
         """Log no request: a token may stand in it."""
@@ -203,7 +211,8 @@ class _Request(BaseHTTPRequestHandler):
         content = body.encode() if isinstance(body, str) else body
         self._begin(status, len(content), kind)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def _begin(self, status: HTTPStatus, length: int, kind: str) -> None:
         self.send_response(status)
