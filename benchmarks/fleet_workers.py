@@ -24,6 +24,7 @@ import numpy as np
 
 from benchmarks.small_networks import OneHiddenLayer, a_few_digits
 from fluffle.hello import say_hello
+from fluffle.pieces import Body
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import Progress, Site
@@ -45,7 +46,7 @@ class NotingBroker(RabbitBroker):
 
     ledger: Ledger
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         times = self.ledger.setdefault(headers["id"], [time.time()]) if headers["kind"] == "update" else []
         super().publish(exchange, routing_key, body, headers)

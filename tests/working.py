@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Weights
+from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.task import Progress, Site, Trained
@@ -80,7 +81,7 @@ class Scripted(FakeBroker):
         self._stage = server
         self._happens = happens
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         super().publish(exchange, routing_key, body, headers)
         self._happens(self._stage, len(sent(self._stage)))

@@ -14,7 +14,7 @@ from fluffle.model import Vector
 from fluffle.models import version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import checksum_of, decode_record, encode_copy, encode_version, record_digest
+from fluffle.wire import checksum_of, decode_record, encode_copy, record_digest, version_pieces
 
 log = get_logger(__name__)
 
@@ -81,15 +81,13 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
     stream a copy once that is confirmed: should this process die between the two, the stream is behind the
     head, and the next leader brings it up to it. The last version goes out as it is, for whoever keeps it.
     """
-    body = encode_version(record)
-    digest = record_digest(body)
+    body = version_pieces(record)
+    digest = record_digest(body.start)
     headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
     if _travels_exactly(record, downlink_codec):
         broker.publish(topology.versions_in.name, "", body, headers)
         return digest
     broker.publish(topology.head_in.name, "", body, headers)
-    # As large as the model: gone before the copy is made.
-    del body
     headers["kind"] = "copy"
     broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
     return digest

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
+from fluffle.pieces import Body
 from fluffle.topology import Topology
 
 # Of the year 9999, the last that can be shown.
@@ -80,7 +81,7 @@ class Broker(Protocol):
     def check(self, topology: Topology) -> None:
         """Look whether all exchanges and queues are there, which needs no rights; else TopologyMissing."""
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """Send a message and wait until the broker has taken responsibility for it in every queue.
 
         Raises QueueFull when a queue refuses it for now, Unroutable when no queue takes it, AccessRefused
@@ -88,7 +89,7 @@ class Broker(Protocol):
         """
 
     def publish_as(
-        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+        self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
         """Publish a message whose sender is another user; "" stands for nobody.
 
@@ -111,7 +112,10 @@ class Broker(Protocol):
         """Stop consuming, so that a standby becomes the active consumer; what is unacked stays so."""
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
-        """Return the next message of the consumed queue, or None when none came within the time."""
+        """Return the next message of the consumed queue, or None when none came within the time.
+
+        Who asks is done with the body of the one before: while a large one is in hand, no other arrives.
+        """
 
     def ack(self, tags: Iterable[int]) -> None:
         """Tell the broker that these messages are done with."""

@@ -18,6 +18,7 @@ from typing import Self
 from fluffle.broker import Delivery, Listener, QueueState, StreamReader
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
 from fluffle.message_size import require_message_fits
+from fluffle.pieces import Body
 from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
 
 
@@ -163,12 +164,12 @@ class FakeBroker:
             self._server.queues.pop(topology.models.name, None)
             self._declare_queue(topology.models)
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         self.publish_as(self._user, exchange, routing_key, body, headers)
 
     def publish_as(
-        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+        self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
         """See Broker."""
         require_message_fits(

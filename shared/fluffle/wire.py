@@ -22,6 +22,7 @@ from fluffle.errors import MessageTooLarge, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
 from fluffle.message_size import require_message_fits
+from fluffle.pieces import Pieces
 from fluffle.record import Evaluation, Hello, ModelVersion, Moments
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
@@ -43,23 +44,23 @@ def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update."""
     vector = travelling(update.codec, update.vector)
     header = schema.update_header(update, vector.nbytes)
-    return _join(header, [vector, memoryview(update.integers)], INBOUND)
+    return bytes(_join(header, [vector, memoryview(update.integers)], INBOUND))
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
     """Return the message in which an evaluator reports."""
-    return _join(schema.evaluation_header(evaluation), [], INBOUND)
+    return bytes(_join(schema.evaluation_header(evaluation), [], INBOUND))
 
 
 def encode_hello(hello: Hello) -> bytes:
     """Return the message that everyone sends when it connects."""
-    return _join(schema.hello_header(hello), [], INBOUND)
+    return bytes(_join(schema.hello_header(hello), [], INBOUND))
 
 
 def encode_moments(moments: Moments) -> tuple[bytes, int]:
     """Return the message of a server optimizer's moments, and the checksum that the record names it by."""
     payload = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
-    return _join(schema.moments_header(moments), payload, RECORD), _checksum(payload)
+    return bytes(_join(schema.moments_header(moments), payload, RECORD)), _checksum(payload)
 
 
 def checksum_of(moments: Moments) -> int:
@@ -69,6 +70,11 @@ def checksum_of(moments: Moments) -> int:
 
 def encode_version(version: ModelVersion) -> bytes:
     """Return the message of a version's record."""
+    return bytes(version_pieces(version))
+
+
+def version_pieces(version: ModelVersion) -> Pieces:
+    """Return the message of a version's record, with the vector where it lies."""
     vector = Float32Vector.of(version.vector).payload
     return _join(schema.version_header(version), [vector, memoryview(version.integers)], RECORD)
 
@@ -81,12 +87,12 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     random = np.random.default_rng(version.version)
     vector = travelling(codec, compress(codec, version.vector, random))
     header = schema.copy_header(version, codec, digest)
-    return _join(header, [vector, memoryview(version.integers)], RECORD)
+    return bytes(_join(header, [vector, memoryview(version.integers)], RECORD))
 
 
 def encode_report(report: events.Report) -> bytes:
     """Return the message in which a part tells what happened."""
-    return _join(events.report_header(report), [], REPORT)
+    return bytes(_join(events.report_header(report), [], REPORT))
 
 
 def decode_report(body: bytes) -> events.Report:
@@ -137,7 +143,7 @@ def decode_version(body: bytes) -> ModelVersion:
 def record_digest(body: bytes) -> str:
     """Return the digest by which the next record names this one as its parent.
 
-    It covers the header, which holds the checksum of the payload.
+    It covers the header, which holds the checksum of the payload: the start of a body is enough.
     """
     scan = HeaderScan(body, RECORD)
     for _ in range(2 * scan.open_map()):
@@ -152,7 +158,7 @@ def _checksum(payload: Iterable[memoryview]) -> int:
     return running.intdigest()
 
 
-def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> bytes:
+def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> Pieces:
     length = sum(part.nbytes for part in payload)
     whole = {"fluffle": PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
     unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
@@ -166,7 +172,7 @@ def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> by
     except WireError as error:
         unreadable = f"nobody could read this {header['kind']} again: {error}"
         raise MessageTooLarge(unreadable, limits.size_bytes) from error
-    return b"".join([packed, b"\xc6", length.to_bytes(4, "big"), *payload])
+    return Pieces(packed + b"\xc6" + length.to_bytes(4, "big"), tuple(payload))
 
 
 def _split(body: bytes, limits: HeaderLimits) -> tuple[Fields, memoryview]:

@@ -10,6 +10,7 @@ from typing import Literal, NoReturn
 from fluffle.broker import Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.pieces import Body
 from fluffle.topology import Topology
 
 # What the broker has heard of a call when its caller loses the connection. "late": it will hear of a publish
@@ -66,12 +67,12 @@ class FaultyBroker(FakeBroker):
         super().take(queue, delivery)
         self.unacked[delivery.tag] = delivery.body
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         self._let_acks_arrive()
         heard = self._burn()
         if heard == "late" and not self._aftermath.late:
-            self._aftermath.late.append(Late(exchange, body, headers))
+            self._aftermath.late.append(Late(exchange, bytes(body), headers))
         if heard == "half" and exchange == self._topology.versions_in.name:
             halves = [self._topology.head_in.name, self._topology.models_in.name]
             # A stream with a version beside an empty head is an operator's case: see test_head_missing.py.
@@ -83,11 +84,11 @@ class FaultyBroker(FakeBroker):
         if heard in {"all", "half", None}:
             super().publish(exchange, routing_key, body, headers)
             if is_record:
-                self._aftermath.records.append(body)
+                self._aftermath.records.append(bytes(body))
         if heard:
             self._lose(heard)
         if is_record:
-            self._aftermath.confirmed = body
+            self._aftermath.confirmed = bytes(body)
 
     def ack(self, tags: Iterable[int]) -> None:
         """See Broker."""

@@ -26,6 +26,7 @@ from leading import (
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import Topology
 from fluffle.wire import checksum_of, decode_record, encode_moments, encode_version
@@ -174,10 +175,10 @@ class LosesItsVersion(FakeBroker):
 
     lost = b""
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         if headers.get("kind") == "version":
-            self.lost = body
+            self.lost = bytes(body)
             self.close()
             raise ConnectionLost("the version is still on its way")
         super().publish(exchange, routing_key, body, headers)

@@ -26,6 +26,7 @@ from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.models import StoredVersion
+from fluffle.pieces import Body
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
@@ -108,7 +109,7 @@ class Mortal(WhileTheyTrain):
         self._heard = heard
         self.died = False
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         is_last = next(self._calls) == self._dies_at
         if self._heard or not is_last:

@@ -17,6 +17,7 @@ from fluffle.errors import ConfigError, ConnectionLost, WireError
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.models import StoredVersion, stored_at_hand
+from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Rank
 from fluffle.schema import MAX_PARAMETERS
 from fluffle.settings import load_settings
@@ -104,7 +105,7 @@ def test_no_copy_is_larger_than_a_version_could_be() -> None:
 class DiesBetween(FakeBroker):
     """A connection that is lost when a record is in the head, and its copy not in the stream yet."""
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         if exchange == TOPOLOGY.models_in.name:
             self.close()

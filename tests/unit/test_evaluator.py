@@ -14,6 +14,7 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
+from fluffle.pieces import Body
 from fluffle.record import Evaluation, ModelVersion
 from fluffle_worker.evaluator import Evaluator
 
@@ -53,7 +54,7 @@ def test_a_lost_connection_is_made_anew_and_the_version_is_evaluated_again() -> 
     server = a_federation(version(0, 0.5))
 
     class Lost(FakeBroker):
-        def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
             self.close()
             raise ConnectionLost("it was lost here")
 
@@ -68,7 +69,7 @@ def test_a_report_that_a_full_queue_does_not_take_is_left_out() -> None:
     stop = threading.Event()
 
     class Full(FakeBroker):
-        def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
             stop.set()
             raise QueueFull("the queue is full")
 

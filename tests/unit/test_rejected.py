@@ -13,6 +13,7 @@ from leading import a_server, aggregate, encoded, newest, rejected, send, unacke
 from fluffle.broker import Delivery
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.pieces import Body
 from fluffle_aggregator.admission import Policy
 from fluffle_cli.message_facts import message_facts
 from fluffle_cli.rejected import (
@@ -180,7 +181,7 @@ class SendsOne(FakeBroker):
         self._sent = 0
 
     def publish_as(
-        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+        self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
         """See Broker."""
         if self._sent:

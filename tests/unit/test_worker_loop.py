@@ -25,6 +25,7 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout, Weights
+from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Trained
@@ -193,7 +194,7 @@ class LosesTheFirst(Scripted):
         super().__init__(server, happens)
         self._heard = heard
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         if self._heard:
             super().publish(exchange, routing_key, body, headers)
@@ -243,7 +244,7 @@ class FullAtFirst(Scripted):
 
     refusals = 2
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         if self.refusals:
             self.refusals -= 1
@@ -266,7 +267,7 @@ def test_a_worker_that_is_stopped_while_the_queue_is_full_leaves_in_good_order()
     stop = threading.Event()
 
     class AlwaysFull(FakeBroker):
-        def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+        def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
             stop.set()
             raise QueueFull("the queue is full")
 

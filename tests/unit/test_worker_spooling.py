@@ -26,6 +26,7 @@ from fluffle.broker import Broker
 from fluffle.errors import AccessRefused, ConnectionLost, FluffleError, QueueFull, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
+from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.topology import MIB
@@ -88,7 +89,7 @@ class Refusing(FakeBroker):
         self._error = error
         self._refused = refused
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         self._refused()
         raise self._error

@@ -21,6 +21,7 @@ from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.message_size import require_message_fits
+from fluffle.pieces import Body
 from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.listener import RabbitListener
@@ -29,7 +30,7 @@ from fluffle.rabbit.stream_reader import RabbitStreamReader
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
 
-# Beyond this many bytes that nobody has taken yet, reading from the socket pauses.
+# Beyond this many bytes that are not done with yet, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
 # RabbitMQ's channel sends a quorum queue 32 commands ahead of its answers, and keeps the others to itself.
 ACKS_AT_ONCE = 16
@@ -66,7 +67,8 @@ class RabbitBroker:
         self._max_message_bytes = max_message_bytes
         self._arriving = Transfer("receiving")
         self._arrived_bytes = 0
-        self._taken_bytes = 0
+        self._done_bytes = 0
+        self._in_hand_bytes = 0
         self._acked = AckedTags()
         self._connection = RabbitConnection(
             address,
@@ -114,12 +116,12 @@ class RabbitBroker:
         self._connection.apart(functools.partial(BlockingChannel.queue_delete, queue=name), f"queue {name}")
         self._connection.apart(functools.partial(_declare_queue, topology.models), f"queue {name}")
 
-    def publish(self, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]) -> None:
+    def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
         self.publish_as(self._speaks_for or self._connection.user, exchange, routing_key, body, headers)
 
     def publish_as(
-        self, user: str, exchange: str, routing_key: str, body: bytes, headers: Mapping[str, str]
+        self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
         """See Broker."""
         require_message_fits(f"this {headers.get('kind', 'message')}", len(body), self._max_message_bytes)
@@ -180,6 +182,7 @@ class RabbitBroker:
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Broker."""
+        self._be_done_with_the_last()
         try:
             delivery = self._inbox.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
@@ -192,10 +195,7 @@ class RabbitBroker:
             # For whoever asks again.
             self._inbox.put(None)
             raise self._connection.failure or ConnectionLost("the connection is closed")
-        was_full = self._is_full()
-        self._taken_bytes += len(delivery.body)
-        if was_full:
-            self._connection.wake()
+        self._in_hand_bytes = len(delivery.body)
         return delivery
 
     def ack(self, tags: Iterable[int]) -> None:
@@ -261,8 +261,16 @@ class RabbitBroker:
     ) -> None:
         self.close()
 
+    def _be_done_with_the_last(self) -> None:
+        """Make room: who asks for the next delivery has let go of the last one's body."""
+        was_full = self._is_full()
+        self._done_bytes += self._in_hand_bytes
+        self._in_hand_bytes = 0
+        if was_full and not self._is_full():
+            self._connection.wake()
+
     def _is_full(self) -> bool:
-        return self._arrived_bytes - self._taken_bytes > INBOX_LIMIT_BYTES
+        return self._arrived_bytes - self._done_bytes > INBOX_LIMIT_BYTES
 
     def _on_delivery(
         self,

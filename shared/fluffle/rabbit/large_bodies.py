@@ -20,6 +20,7 @@ from pika.adapters.utils.nbio_interface import AbstractStreamTransport
 from pika.channel import Channel
 from pika.exceptions import BodyTooLongError, InvalidFrameError, UnexpectedFrameError
 
+from fluffle.pieces import Body, Pieces
 from fluffle.topology import MAX_MESSAGE_BYTES
 
 # About a frame of the largest size that RabbitMQ uses by itself.
@@ -44,10 +45,8 @@ class LargeBodyConnection(pika.SelectConnection):
         transport._MAX_CONSUME_BYTES = TURN_BYTES
         super()._proto_connection_made(transport)
 
-    def _create_channel(self, *arguments: object) -> Channel:
-        channel = super()._create_channel(*arguments)
-        channel._content_assembler = BodyAssembler()
-        return channel
+    def _create_channel(self, *arguments: object) -> LargeBodyChannel:
+        return LargeBodyChannel(self, *arguments)
 
     def _on_data_available(self, data_in: bytes) -> None:
         """Take in what has come from the socket, frame by frame; a body frame in pieces, as they come."""
@@ -89,20 +88,42 @@ class LargeBodyConnection(pika.SelectConnection):
         self,
         channel_number: int,
         method: pika.amqp_object.Method,
-        content: tuple[pika.BasicProperties, bytes],
+        content: tuple[pika.BasicProperties, Body],
     ) -> None:
         """Send a message whose body is not copied, unless it fits into one frame."""
         properties, body = content
+        whole = body if isinstance(body, Pieces) else Pieces(body)
         header = frame.Header(channel_number, len(body), properties)
         between = frame.Method(channel_number, method).marshal() + header.marshal()
         pieces: list[bytes | memoryview] = []
-        whole = memoryview(body)
-        for start in range(0, len(body), self._body_max_length):
-            payload = whole[start : start + self._body_max_length]
-            pieces += [between + FRAME_START.pack(spec.FRAME_BODY, channel_number, len(payload)), payload]
+        for payload in whole.cut(self._body_max_length):
+            size = sum(map(len, payload))
+            pieces += [between + FRAME_START.pack(spec.FRAME_BODY, channel_number, size), *payload]
             between = FRAME_END
         pieces.append(between)
         self._output_marshaled_frames([b"".join(pieces)] if len(body) <= self._body_max_length else pieces)
+
+
+class LargeBodyChannel(Channel):
+    """Takes the place of pika's own channel underneath a BlockingChannel."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Open a channel; the arguments are those of pika's."""
+        super().__init__(*arguments)
+        self._content_assembler = BodyAssembler()
+
+    def basic_publish(
+        self,
+        exchange: str,
+        routing_key: str,
+        body: Body,
+        properties: pika.BasicProperties,
+        mandatory: bool = False,
+    ) -> None:
+        """Publish a body as it lies; pika's own takes what is not bytes for text."""
+        self._raise_if_not_open()
+        method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
+        self._send_method(method, (properties, body))
 
 
 class BodyAssembler:
