@@ -43,6 +43,7 @@ PURE = {
     "fluffle.header_scan",
     "fluffle.message_size",
     "fluffle.model",
+    "fluffle.pieces",
     "fluffle.plan",
     "fluffle.record",
     "fluffle.rights",
