@@ -80,11 +80,12 @@ def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
         running.start("dashboard", "fluffle_cli.main", "dashboard", *flags)
         running.aggregator("standby", "--buffer-size", "3", "--local-steps", "5")
         running.evaluator()
-        with running.connect() as broker:
-            broker.publish_as("stranger", running.topology.updates_in.name, "", b"rubbish", {})
         workers = [running.worker(site, "--delay", str(1 + site)) for site in range(4)]
         for worker in workers:
             worker.wait_for("update published", 2)
+        # By now the page listens.
+        with running.connect() as broker:
+            broker.publish_as("stranger", running.topology.updates_in.name, "", b"rubbish", {})
         yield running
 
 

@@ -148,7 +148,8 @@ def test_a_leader_that_has_lost_the_lead_changes_nothing() -> None:
 
     told(state, a_commit(6, 0, term=2))
 
-    assert state.known.rank == Rank(3, 5)
+    assert state.known.record is not None
+    assert state.known.record.rank == Rank(3, 5)
 
 
 def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None:

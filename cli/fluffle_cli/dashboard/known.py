@@ -42,11 +42,6 @@ class Known:
         """The record without its vector, with everything in it that was committed since."""
         return replace(self._record, contributors=self._contributors) if self._record else None
 
-    @property
-    def rank(self) -> Rank | None:
-        """The rank of the newest version that is known of."""
-        return self._record.rank if self._record else None
-
     def read(self, version: ModelVersion) -> None:
         """Take in a record from the stream, unless something newer is known."""
         if self._record is not None and version.rank < self._record.rank:

@@ -99,7 +99,7 @@ function sayUnheard({ status, reasons }) {
   const unheard = Math.max(status.rejected, status.queues.rejected_waiting) - heard;
   if (unheard <= 0) return heard ? "" : "Nothing is rejected.";
   return `${number(unheard)} ${heard ? "more " : ""}rejected while nobody listened here: `
-    + "fluffle rejected list shows what is kept of them.";
+    + "fluffle rejected list shows what is kept.";
 }
 
 export function showRejections(picture) {
