@@ -29,6 +29,7 @@ from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.admission import Policy, Refusal, refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.kernels import add_weighted
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import FedBuff
 
@@ -101,7 +102,7 @@ def _actions(codec: str, model: GlobalModel) -> tuple[int, Mapping[str, Callable
     random = np.random.default_rng(0)
     return len(body), {
         **moves(parameters),
-        "fold": partial(received.vector.add_to, total, WEIGHT),
+        "fold": partial(add_weighted, total, received.vector, WEIGHT),
         "take_in": lambda: _take_in(body, model, total),
         "encode": lambda: encode_update(replace(update, vector=compress(codec, delta, random))),
     }
@@ -115,7 +116,7 @@ def _take_in(body: bytes, model: GlobalModel, total: Vector) -> None:
     if refused:
         raise RuntimeError(f"the update was refused: {refused.detail}")
     # Not model.fold: it would count this update as applied, and refuse it the next time.
-    update.vector.add_to(total, WEIGHT)
+    add_weighted(total, update.vector, WEIGHT)
 
 
 def model_of(parameters: int) -> GlobalModel:

@@ -32,6 +32,7 @@ ONE_IMPORTER = {
     "httpx": "fluffle_cli.management",
     "zstandard": "fluffle.compression",
     "prometheus_client": "fluffle.metrics",
+    "llvmlite": "fluffle_aggregator.kernels",
 }
 PURE = {
     "fluffle.broker",
@@ -54,6 +55,7 @@ PURE = {
     "fluffle_aggregator.admission",
     "fluffle_aggregator.global_model",
     "fluffle_aggregator.goal",
+    "fluffle_aggregator.kernels",
     "fluffle_aggregator.limits",
     "fluffle_aggregator.server_optimizers",
     "fluffle_aggregator.staleness",
@@ -74,6 +76,8 @@ PURE_MAY_IMPORT = {
         "inspect",
     ),
     *("contextlib", "itertools", "json", "math", "re", "types", "typing"),
+    # Machine code that computes, and nothing else.
+    *("ctypes", "llvmlite"),
     *("ml_dtypes", "numpy", "zstandard"),
 }
 

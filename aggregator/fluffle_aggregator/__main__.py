@@ -17,6 +17,7 @@ from fluffle.topology import topology_of
 from fluffle_aggregator.first_version import first_version
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
+from fluffle_aggregator.kernels import machine_code
 from fluffle_aggregator.service import Charge, serve
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.trial import try_out
@@ -63,6 +64,8 @@ def charge_of(settings: AggregatorSettings) -> Charge:
 def run(settings: AggregatorSettings) -> None:
     """Be an aggregator until the federation has finished, or until SIGTERM or Ctrl-C."""
     charge = charge_of(settings)
+    # Compiled now: no update waits for it.
+    machine_code()
     stop = stop_on_signals()
     name = f"{settings.federation}/aggregator/{settings.name}"
     with metered(

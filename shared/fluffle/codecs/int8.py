@@ -56,19 +56,25 @@ class Int8Vector:
     def read(cls, size: int, payload: memoryview) -> Self:
         """Return the vector in these bytes; raises ValueError when they are none."""
         require_length(cls.most_bytes(size), payload)
-        scales, _ = _parts(size, np.frombuffer(payload, np.uint8))
+        vector = cls(size, payload)
+        scales, _ = vector.parts
         if np.any(scales < 0):
             raise ValueError(f"a scale of {scales.min():.3g} is less than 0")
-        return cls(size, payload)
+        return vector
+
+    @property
+    def parts(self) -> tuple[Vector, npt.NDArray[np.int8]]:
+        """The scales and the levels, as views of the bytes."""
+        return _parts(self.size, np.frombuffer(self.payload, np.uint8))
 
     def largest_magnitude(self) -> float:
         """Return the largest scale times what a byte can hold at most; NaN or infinity if a scale is."""
-        scales, _ = _parts(self.size, np.frombuffer(self.payload, np.uint8))
+        scales, _ = self.parts
         return float(np.max(scales, initial=0.0)) * (LEVELS + 1)
 
     def blocks(self) -> Iterator[Vector]:
         """Walk through the vector."""
-        scales, levels = _parts(self.size, np.frombuffer(self.payload, np.uint8))
+        scales, levels = self.parts
         scratch = np.empty((min(scales.size, GROUPS_AT_ONCE), GROUP), np.float32)
         for group, start in zip(*_starts(self.size), strict=True):
             rounded = levels[start : start + BLOCK_SIZE]
