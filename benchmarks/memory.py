@@ -32,10 +32,10 @@ BASE_MB = 0.01
 BUFFER_SIZE = 10
 WORKERS = 2
 TAKEOVER_S = 120.0
-# What the aggregator may take at most: this and four times the model.
+# What the aggregator may take at most with a model of 100 MB: this and four times the model.
 ALLOWED_MB, ALLOWED_MODELS = 100, 4
 SHOWN = (
-    "size_mb", "allowed_mb", "aggregator_mb", "aggregator_models", "standby_mb", "standby_models",
+    "size_mb", "aggregator_mb", "aggregator_models", "standby_mb", "standby_models",
     "worker_mb", "worker_models",
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def measure(
 
 
 def _row(size_mb: float, base: Mapping[str, float], peaks: Mapping[str, float]) -> Mapping[str, Cell]:
-    row: dict[str, Cell] = {"size_mb": size_mb, "allowed_mb": ALLOWED_MB + ALLOWED_MODELS * size_mb}
+    row: dict[str, Cell] = {"size_mb": size_mb}
     for part, peak in peaks.items():
         # A standby that did not take over has no peak.
         row[f"{part}_mb"] = round(peak) or "-"

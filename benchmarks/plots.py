@@ -44,11 +44,9 @@ def _ingest(figure: Figure, rows: Sequence[Row]) -> None:
 
 def _memory(figure: Figure, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
-    sizes = [_number(row, "size_mb") for row in rows]
     for part in ("aggregator", "standby", "worker"):
         seen = [(_number(row, "size_mb"), row[f"{part}_mb"]) for row in rows if row[f"{part}_mb"] != "-"]
         axes.plot([at for at, _ in seen], [float(str(mb)) for _, mb in seen], "o-", label=part)
-    axes.plot(sizes, [_number(row, "allowed_mb") for row in rows], "k--", label="100 MB + 4 models")
     _dress(axes, "Peak resident memory, FedBuff K=10", "MB of float32 in the model", "MB")
     axes.legend(fontsize=8)
 
