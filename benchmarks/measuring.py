@@ -68,12 +68,13 @@ def wide_console() -> Console:
 
 
 def in_turns(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
-    """Measure each in turn, `repeats` times after one turn that warms up and does not count.
+    """Measure each in turn, at least `repeats` times after one turn that warms up and does not count.
 
-    Every other turn goes backwards: what one leaves for the broker to tidy up slows the next.
+    Every other turn goes backwards, since what one leaves for the broker to tidy up slows the next. The turns
+    are even in number: no side goes first more often.
     """
     found: dict[str, list[float]] = {name: [] for name in measures}
-    for turn in range(repeats + 1):
+    for turn in range(repeats + repeats % 2 + 1):
         for name, measure in sorted(measures.items(), reverse=turn % 2 == 1):
             value = measure()
             if turn:

@@ -27,7 +27,9 @@ from fluffle_cli.node import BrokerNode
 
 # FedAvg is not waited for longer than this; what was shown by then is what counts.
 BUDGET_S = 110.0
-FEW = Effort(repeats=3, factor=0.3)
+FEW = Effort(repeats=4, factor=0.5)
+# To see 2 % takes more turns, and no more than this is tolerated of it.
+MANY, LITTLE = Effort(repeats=8, factor=1.0), 0.03
 FOLDED_MB = 40.0
 LARGE_MB = 100.0
 SOONER = 4.0
@@ -38,7 +40,10 @@ def main() -> None:
     console, report, others = wide_console(), Report("quick", "quick"), OtherWork()
     until = time.monotonic() + BUDGET_S
     verdicts: list[Verdict] = []
-    with private_broker(report) as (folder, node), console.status("FedBuff against FedAvg") as status:
+    with (
+        private_broker(report, management=True) as (folder, node),
+        console.status("FedBuff against FedAvg") as status,
+    ):
         with racing(Place(node, folder)) as race:
             for verdict in _in_the_meantime(folder, node):
                 verdicts.append(verdict)
@@ -75,10 +80,11 @@ def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
             row = beside_the_floor(case, folder / f"ingest-{1000 * size_mb:.0f}-{clients}", node, FEW)
             what = f"ingest of {size_mb:g} MB from {clients} against the acking-only floor"
             yield Verdict(what, "at least", required, _median(row["ratio"]))
-    times = float32_to_int8(Case(10.0, 4, "fedbuff", "float32"), folder / "codecs", node, Effort(3, 0.6))
+    times = float32_to_int8(Case(10.0, 4, "fedbuff", "float32"), folder / "codecs", node, Effort(4, 0.6))
     yield Verdict("updates of 10 MB a second, int8 against float32", "at least", 2.5, times.median, " times")
-    row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, FEW)
-    yield Verdict("ingest of 1 MB, looked at against not", "at least", 0.98, _median(row["ratio"]))
+    row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, MANY)
+    ratio_seen = _median(row["ratio"])
+    yield Verdict("ingest of 1 MB, looked at against not", "at least", 0.98, ratio_seen, tolerance=LITTLE)
     peak_mb = aggregator_peak_mb(LARGE_MB, folder / "memory", node.amqp_url, ("--buffer-size", "10"))
     allowed_mb = ALLOWED_MB + ALLOWED_MODELS * LARGE_MB
     yield Verdict(f"aggregator's peak memory at {LARGE_MB:g} MB", "at most", allowed_mb, peak_mb, " MB")

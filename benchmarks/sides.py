@@ -26,11 +26,11 @@ POLL_S = 0.005
 
 
 @contextmanager
-def private_broker(report: Report) -> Iterator[tuple[Path, BrokerNode]]:
+def private_broker(report: Report, *, management: bool = False) -> Iterator[tuple[Path, BrokerNode]]:
     """Start a RabbitMQ for one benchmark; give a folder that goes with it."""
     with tempfile.TemporaryDirectory(prefix=f"fluffle-{report.benchmark}-") as place:
         folder = Path(place)
-        with BrokerNode.start(folder / "broker", management=False) as node:
+        with BrokerNode.start(folder / "broker", management=management) as node:
             report.rabbitmq = server_version(node.amqp_url)
             yield folder, node
 

@@ -20,6 +20,7 @@ class Verdict:
     measured: float
     unit: str = ""
     lower_bound: bool = False
+    tolerance: float = TOLERANCE
 
     @property
     def shortfall(self) -> float:
@@ -35,7 +36,7 @@ class Verdict:
     @property
     def fails(self) -> bool:
         """Whether it falls short by more than is tolerated."""
-        return self.shortfall > TOLERANCE
+        return self.shortfall > self.tolerance
 
     def __str__(self) -> str:
         if self.fails:

@@ -2,9 +2,10 @@
 
     PYTHONPATH=tests python -m benchmarks.watched
 
-Watched means: `fluffle dashboard` listens to the federation, and each second somebody reads the aggregator's
-/metrics. Both sides run in turns. The CPU is that of aggregator, clients and broker, without the page's own,
-which usually has a machine of its own; the rates include it, since here it shares two cores with them.
+Watched means: `fluffle dashboard` listens to the federation and asks RabbitMQ's management interface, and
+each second somebody reads what an open page reads, and the aggregator's /metrics. Both sides run in turns.
+The CPU is that of aggregator, clients and broker, without the page's own, which usually has a machine of its
+own; the rates include it, since here it shares two cores with them.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import free_ports
 
 CASES = (Case(0.1, 4, "fedbuff", "float32"), Case(1.0, 4, "fedbuff", "float32"))
-SCRAPE_EVERY_S = 1.0
+LOOK_EVERY_S = 1.0
 ANSWER_S = 5.0
 
 
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="watched", description="Measure what it costs to be looked at.")
-    parser.add_argument("--repeats", type=int, default=5, help="default: 5")
+    parser.add_argument("--repeats", type=int, default=8, help="turns that count (default: 8)")
     repeats = parser.parse_args().repeats
     report = Report("watched", "the same updates unwatched and watched")
-    with private_broker(report) as (folder, node):
+    with private_broker(report, management=True) as (folder, node):
         for number, case in enumerate(CASES):
             with report.row() as row:
                 row.update(beside_the_unwatched(case, folder / f"case-{number}", node, Effort(repeats)))
@@ -59,7 +60,7 @@ def beside_the_unwatched(
             parameters,
             (*flags, "--metrics-port", str(metrics)),
         ) as seen,
-        _watching(seen, page, metrics) as scrapes,
+        _watching(seen, page, metrics, node) as looks,
     ):
         turns = in_turns(
             {"unwatched": lambda: unseen.take_in(updates), "watched": lambda: seen.take_in(updates)},
@@ -76,31 +77,37 @@ def beside_the_unwatched(
         "watched_updates_s": rates["watched"],
         "ratio": rates["watched"].over(rates["unwatched"]),
         "cpu_ratio": unseen.cpu.whole / seen.cpu.whole,
-        "scrapes": len(scrapes),
+        "looks": len(looks),
     }
 
 
 @contextmanager
-def _watching(side: ProductSide, page: int, metrics: int) -> Iterator[list[int]]:
-    """Let the page and a scraper look on; give the sizes of what was scraped."""
-    federation, ended, scrapes = side.federation, threading.Event(), list[int]()
-    dashboard = federation.start("dashboard", "fluffle_cli.main", "dashboard", "--dashboard-port", str(page))
+def _watching(side: ProductSide, page: int, metrics: int, node: BrokerNode) -> Iterator[list[int]]:
+    """Let the page, a browser and a scraper look on; give the sizes of what they got, look by look."""
+    federation, ended, looks = side.federation, threading.Event(), list[int]()
+    dashboard = federation.start(
+        "dashboard",
+        *("fluffle_cli.main", "dashboard", "--dashboard-port", str(page)),
+        *("--management-url", node.management_url or ""),
+    )
     wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
+    addresses = [f"http://127.0.0.1:{page}/api/{part}" for part in ("state", "workers")]
+    addresses.append(f"http://127.0.0.1:{metrics}/metrics")
 
-    def scrape() -> None:
+    def look() -> None:
         with httpx.Client(timeout=ANSWER_S) as client:
-            while not ended.wait(SCRAPE_EVERY_S):
-                answer = client.get(f"http://127.0.0.1:{metrics}/metrics").raise_for_status()
-                scrapes.append(len(answer.content))
+            while not ended.wait(LOOK_EVERY_S):
+                answers = [client.get(address).raise_for_status() for address in addresses]
+                looks.append(sum(len(answer.content) for answer in answers))
 
-    scraper = threading.Thread(target=scrape)
-    scraper.start()
+    looking = threading.Thread(target=look)
+    looking.start()
     try:
-        yield scrapes
+        yield looks
     finally:
         ended.set()
-        scraper.join()
-    if not scrapes or dashboard.process.poll() is not None:
+        looking.join()
+    if not looks or dashboard.process.poll() is not None:
         raise RuntimeError(f"nobody watched:\n{dashboard.log.read_text()[-2000:]}")
 
 
