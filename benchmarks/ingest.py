@@ -7,8 +7,9 @@ commits durably and acks. The time goes from the first publish until the last up
 that, the floor: the same messages by plain pika, and an aggregator that only acks and republishes a body of
 the model's size at the same rhythm, on queues with the same arguments.
 
-`n` updates make a turn. `cpu_ms` are the CPU milliseconds of an update in aggregator, clients and broker;
-`cpu_ratio` is the floor's sum of them over the product's, which other work on the machine hardly moves.
+`n` updates make a turn, and `ratio` is that of all turns together. `cpu_ms` are the CPU milliseconds of an
+update in aggregator, clients and broker; `cpu_ratio` is the floor's sum of them over the product's, which
+other work on the machine hardly moves.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Case:
 class Effort:
     """How often each side is measured, and how many updates a turn has against the usual."""
 
-    repeats: int = 3
+    repeats: int = 4
     factor: float = 1.0
 
 
@@ -73,7 +74,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=(1, 4), help="client processes")
     parser.add_argument("--strategies", nargs="+", default=("fedbuff", "fedasync"))
     parser.add_argument("--codecs", nargs="*", default=CODECS, help=f"of {CODEC_SIZE_MB:g} MB, FedBuff")
-    parser.add_argument("--repeats", type=int, default=3, help="turns that count (default: 3)")
+    parser.add_argument("--repeats", type=int, default=4, help="turns that count (default: 4)")
     parser.add_argument("--effort", type=float, default=1.0, help="factor on the updates of a turn")
     arguments = parser.parse_args()
     plain = product(arguments.sizes, arguments.clients, arguments.strategies, ("float32",))
@@ -96,8 +97,8 @@ def measure_all(cases: Sequence[Case], report: Report, console: Console, effort:
                 row.update(beside_the_floor(case, folder / f"ingest-{number}", node, effort))
 
 
-def float32_to_int8(case: Case, folder: Path, node: BrokerNode, effort: Effort) -> Spread:
-    """Return how many times more updates a second the whole path takes in with int8, turn by turn."""
+def float32_to_int8(case: Case, folder: Path, node: BrokerNode, effort: Effort) -> float:
+    """Return how many times more updates a second the whole path takes in with int8."""
     updates = case.updates(effort.factor)
     with (
         _product_side(case, folder, node) as plain,
@@ -107,7 +108,7 @@ def float32_to_int8(case: Case, folder: Path, node: BrokerNode, effort: Effort) 
             {"float32": lambda: plain.take_in(updates), "int8": lambda: small.take_in(updates)},
             effort.repeats,
         )
-    return turns["float32"].over(turns["int8"])
+    return turns["float32"].total / turns["int8"].total
 
 
 def _product_side(case: Case, folder: Path, node: BrokerNode) -> AbstractContextManager[ProductSide]:
@@ -138,7 +139,7 @@ def beside_the_floor(
         "n": updates,
         "updates_s": rates["product"],
         "floor_updates_s": rates["floor"],
-        "ratio": rates["product"].over(rates["floor"]),
+        "ratio": turns["floor"].total / turns["product"].total,
         "float32_mb_s": rates["product"].times(case.size_mb).median,
         "memory_copy_mb_s": bandwidths(real.base.parameters, effort.repeats)["copy"].times(1e-6).median,
         "cpu_ms": real.cpu.by_role(1000 / updates),

@@ -45,6 +45,11 @@ class Spread:
         """The figure."""
         return median(self.values)
 
+    @property
+    def total(self) -> float:
+        """All turns together: what RabbitMQ does in some of them only, such as tidying up, has its share."""
+        return sum(self.values)
+
     def times(self, factor: float) -> Spread:
         """Return the same in another unit."""
         return Spread(tuple(value * factor for value in self.values))

@@ -75,7 +75,7 @@ def beside_the_unwatched(
         "n": updates,
         "unwatched_updates_s": rates["unwatched"],
         "watched_updates_s": rates["watched"],
-        "ratio": rates["watched"].over(rates["unwatched"]),
+        "ratio": turns["unwatched"].total / turns["watched"].total,
         "cpu_ratio": unseen.cpu.whole / seen.cpu.whole,
         "looks": len(looks),
     }
