@@ -23,7 +23,7 @@ READY_TASKS: Mapping[str, str] = {
     name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
 }
 
-# Set before a task's module may import TensorFlow, unless the user has set them: no chatter on stderr, and
+# Set before a task's module may import TensorFlow, unless the user has set them: less chatter on stderr, and
 # the same order of summation on CPUs of different kinds (small networks are no slower for it).
 KERAS_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
