@@ -60,7 +60,8 @@ def test_the_only_published_ports_are_pages_on_this_machine() -> None:
 def test_every_service_but_the_broker_and_who_watches_runs_on_the_internal_network_alone() -> None:
     networks = {name: re.findall(r"networks: (.*)", text) for name, text in SERVICES.items()}
 
-    assert networks.pop("rabbitmq") == networks.pop("dashboard") == ["[federation, ui]"]
+    assert networks.pop("rabbitmq") == ["{ federation: { aliases: [brokers] }, ui: }"]
+    assert networks.pop("dashboard") == ["[federation, ui]"]
     assert networks.pop("evaluator") == ["{ federation: { aliases: [evaluators] } }"]
     assert set(networks) == {"initial-model", "aggregator", "standby", *WATCHERS, *WORKERS}
     assert not any(networks.values())
@@ -95,6 +96,23 @@ def test_metrics_are_served_only_when_somebody_watches() -> None:
     asked = (ROOT / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
     for kind in ("aggregators", "workers", "evaluators"):
         assert f"[{{ names: [{kind}], type: A, port: 9464, refresh_interval: 15s }}]" in asked
+
+
+def test_every_node_of_a_cluster_is_asked_since_only_a_queues_leader_tells_of_it() -> None:
+    asked = (ROOT / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
+    assert asked.count("[{ names: [brokers], type: A, port: 15692, refresh_interval: 15s }]") == 2
+
+    networks = re.findall(r"^    networks: (.*)", CLUSTER, re.MULTILINE)
+    assert networks == ["!override { federation: { aliases: [brokers] } }"] * 2
+
+
+def test_no_command_of_the_docs_makes_the_broker_anew() -> None:
+    docs = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    commands = re.findall(r"docker compose (.*)", (ROOT / "README.md").read_text(encoding="utf-8") + docs)
+
+    # `run` starts what a service depends on, as this command's settings say; the next one forgets `-f`.
+    assert not [each for each in commands if each.startswith("run ") and "--no-deps" not in each]
+    assert not [each for each in commands if each.startswith("-f ")]
 
 
 def test_a_watched_broker_has_one_plugin_more() -> None:
