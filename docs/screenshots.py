@@ -1,9 +1,10 @@
-"""Makes the pictures of docs/monitoring.md again, from a real run.
+"""Makes the pictures of docs/monitoring.md and docs/operations.md again, from a real run.
 
 PYTHONPATH=tests .venv/bin/python docs/screenshots.py
 
-It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, looks at the
-UI and at the live page with a Chromium that has no screen (scripts/setup.sh browser), and ends all of it.
+It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, kills the
+leader once, looks at the UI, the live page, TensorBoard and a report with a Chromium that has no screen
+(scripts/setup.sh browser), and ends all of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import sleep
+from time import sleep, time
 
 from browser import a_browser
 from federation import Federation, wait_until
@@ -24,6 +25,7 @@ from fluffle_cli.node import BrokerNode
 
 IMAGES = Path(__file__).parent / "images"
 WAIT_S = 120.0
+FLAGS = ("--buffer-size", "3", "--local-steps", "5")
 # It asks so often.
 SECONDS_OF_A_PAGE = 1.0
 
@@ -75,11 +77,11 @@ class Page:
 def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
     """Run the federation `digits`, and give it when each of its parts is at work."""
     with Federation("digits", node.amqp_url, folder, task="numpy_task:task") as running:
-        running.aggregator("first", "--buffer-size", "3", "--local-steps", "5").wait_for("leading")
+        running.aggregator("first", *FLAGS).wait_for("leading")
         flags = ["--dashboard-port", "0", "--management-url", node.management_url or ""]
         running.start("dashboard", "fluffle_cli.main", "dashboard", *flags)
-        running.aggregator("standby", "--buffer-size", "3", "--local-steps", "5")
-        running.evaluator()
+        running.aggregator("standby", *FLAGS)
+        running.evaluator("--tensorboard", "curves")
         workers = [running.worker(site, "--delay", str(1 + site)) for site in range(4)]
         for worker in workers:
             worker.wait_for("update published", 2)
@@ -90,31 +92,72 @@ def a_federation(node: BrokerNode, folder: Path) -> Iterator[Federation]:
 
 
 def take_live_page(browser: Chrome, running: Federation) -> None:
-    """Save the live page as a wide screen in the light and a phone in the dark show it."""
-    [dashboard] = [part for part in running.parts if part.name == "dashboard"]
-    [line] = [line for line in dashboard.log.read_text().splitlines() if "http://" in line]
-    browser.get(line.split()[-1])
+    """Save the live page, after a takeover, as a wide screen in the light and a phone in the dark show it."""
+    browser.get(address_in(running, "dashboard"))
+    [leader] = [part for part in running.parts if part.name == "first"]
+    leader.kill()
+    running.aggregator("first", *FLAGS)
 
     def has_seen_much() -> bool:
         text = browser.find_element(By.TAG_NAME, "body").text
         table = browser.execute_script("return document.querySelectorAll('#staleness tr').length")
-        return "Standing by: standby" in text and int(table) >= 3
+        return "Standing by: first" in text and int(table) >= 3
 
     wait_until(has_seen_much, "a page with something on it", deadline_s=WAIT_S)
-    for name, width, height, scheme in (
-        ("live-page", 1180, 1900, "light"),
-        ("live-page-phone", 390, 1500, "dark"),
-    ):
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height / 2}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        sleep(3 * SECONDS_OF_A_PAGE)
-        browser.save_screenshot(str(IMAGES / f"{name}.png"))
+    on_a_screen(browser, width=1180, height=1900)
+    save(browser, "live-page")
+    on_a_screen(browser, width=390, height=1500, scheme="dark")
+    save(browser, "live-page-phone")
+
+
+def take_tensorboard(browser: Chrome, running: Federation) -> None:
+    """Save what TensorBoard makes of the evaluator's files."""
+    running.start("tensorboard", "tensorboard.main", "--logdir", ".", "--host", "127.0.0.1", "--port", "0")
+    on_a_screen(browser, width=1180, height=1000)
+    browser.get(address_in(running, "tensorboard"))
+
+    def has_drawn() -> bool:
+        # The head of the table below a curve.
+        return "Smoothed" in browser.find_element(By.TAG_NAME, "body").text
+
+    wait_until(has_drawn, "TensorBoard's curves", deadline_s=WAIT_S)
+    save(browser, "tensorboard")
+
+
+def take_report(browser: Chrome, running: Federation) -> None:
+    """Save the page of the run so far."""
+    report = running.start("report", "fluffle_cli.main", "report", "so-far", "--from-broker")
+    if report.wait_for_exit():
+        raise RuntimeError(report.log.read_text())
+    on_a_screen(browser, width=1180, height=1500)
+    browser.get((running.folder / "so-far" / "report.html").as_uri())
+    save(browser, "report")
+
+
+def address_in(running: Federation, name: str) -> str:
+    """Return the address that a part has printed."""
+    [part] = [part for part in running.parts if part.name == name]
+    wait_until(lambda: "http://" in part.log.read_text(), f"the address of {name}", deadline_s=WAIT_S)
+    return next(word for word in part.log.read_text().split() if word.startswith("http://"))
+
+
+def on_a_screen(browser: Chrome, *, width: int, height: int, scheme: str = "light") -> None:
+    """Let the browser be so large, and in the light or in the dark."""
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < height / 2}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+
+
+def save(browser: Chrome, name: str) -> None:
+    """Save what the browser shows when it has had time to draw."""
+    sleep(3 * SECONDS_OF_A_PAGE)
+    browser.save_screenshot(str(IMAGES / f"{name}.png"))
 
 
 def main() -> None:
     """Make every picture."""
+    began = time()
     with (
         tempfile.TemporaryDirectory(prefix="fluffle-screenshots-") as name,
         BrokerNode.start(Path(name) / "node", management=True) as node,
@@ -126,7 +169,9 @@ def main() -> None:
         page.take("queues", "queues", shows="digits.rejected", filtered="digits")
         page.take("consumers", "queues/%2F/digits.updates", shows="digits/aggregator", opened="Consumers (")
         take_live_page(browser, running)
-    made = [*IMAGES.glob("rabbitmq-*.png"), *IMAGES.glob("live-page*.png")]
+        take_tensorboard(browser, running)
+        take_report(browser, running)
+    made = [path for path in IMAGES.glob("*.png") if path.stat().st_mtime > began]
     sys.stdout.write("".join(f"{path}\n" for path in sorted(made)))
 
 

@@ -46,7 +46,12 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
     metric = metric_to_show(newest.evaluation.metrics if newest.evaluation else {})
     run = run_summary(
-        strategy=newest.strategy, folder=".", rows=rows, target=None, final={}, began_at=began_at
+        strategy=newest.strategy.partition("(")[0],
+        folder=".",
+        rows=rows,
+        target=None,
+        final={},
+        began_at=began_at,
     )
     write_summary(
         folder,
@@ -67,7 +72,8 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
 
 def _settings(newest: ModelVersion) -> dict[str, str]:
     plan = {f"plan: {name.replace('_', ' ')}": str(value) for name, value in asdict(newest.plan).items()}
-    return {"federation": newest.federation, "parameters": f"{newest.layout.size:,}", **plan}
+    size = f"{newest.layout.size:,}"
+    return {"federation": newest.federation, "strategy": newest.strategy, "parameters": size, **plan}
 
 
 def _refusals(broker: RabbitBroker, topology: Topology) -> list[Happening]:
