@@ -12,6 +12,7 @@ from fluffle.record import Evaluation, Rank, is_in_history
 from fluffle.topology import Exchange
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.kernels import largest_magnitude
 
 # Squared (Adam's moments) and summed over a million updates it is still far below float32's largest, 2**128.
 MAX_MAGNITUDE = float(2**50)
@@ -190,7 +191,7 @@ def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
             f"the update claims {update.examples} examples; expected 1 to {policy.max_examples} "
             "(FLUFFLE_LIMIT_EXAMPLES)",
         )
-    largest = update.vector.largest_magnitude()
+    largest = largest_magnitude(update.vector)
     if not math.isfinite(largest):
         return Refusal(Reason.NOT_FINITE, "the update's vector holds a NaN or an infinity")
     if largest > MAX_MAGNITUDE:

@@ -1,18 +1,21 @@
-"""The fold of float32 and int8 in machine code: one pass over memory, where numpy takes two to four. Pure.
+"""What is done with each element of an update, in machine code: one pass over memory each. Pure.
 
-It computes what `add_to` of the two codecs computes in numpy, bit for bit (tests/unit/test_kernels.py):
-product and sum are rounded one after the other, never fused. LLVM makes vector instructions of the loops
-below, for the processor at hand and in some hundredths of a second. docs/decisions/0013 says why.
+The codecs' own `add_to` and `largest_magnitude` compute the same in numpy, which takes two to four passes.
+They are the reference (tests/unit/test_kernels.py): product and sum are rounded one after the other, never
+fused, so that the bits are the same. LLVM makes vector instructions of the loops below, for the processor at
+hand and in some hundredths of a second. docs/decisions/0013 says why.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import c_float, c_size_t, c_void_p
+from ctypes import c_float, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Final
+
+import numpy as np
 
 from fluffle.codecs.compressed import require_same_size
 from fluffle.codecs.floats import Float32Vector
@@ -41,6 +44,27 @@ element:
 done:
   ret void
 }}
+
+; max(abs(values[i])), as the bits of a float32: without their sign they are in order, and NaN above all
+define i32 @largest_float32(ptr noalias %values, i64 %size) {{
+entry:
+  %any = icmp ne i64 %size, 0
+  br i1 %any, label %element, label %done
+element:
+  %i = phi i64 [ 0, %entry ], [ %next, %element ]
+  %largest = phi i32 [ 0, %entry ], [ %larger, %element ]
+  %value_at = getelementptr i32, ptr %values, i64 %i
+  %value = load i32, ptr %value_at, align 1
+  %magnitude = and i32 %value, {0x7FFFFFFF}
+  %larger = call i32 @llvm.umax.i32(i32 %largest, i32 %magnitude)
+  %next = add nuw i64 %i, 1
+  %goes_on = icmp ult i64 %next, %size
+  br i1 %goes_on, label %element, label %done
+done:
+  %found = phi i32 [ 0, %entry ], [ %larger, %element ]
+  ret i32 %found
+}}
+declare i32 @llvm.umax.i32(i32, i32)
 
 ; total[i] += levels[i] * scales[i // {GROUP}] * factor
 define void @add_int8(
@@ -102,10 +126,19 @@ def add_weighted(total: Vector, vector: CompressedVector, weight: float) -> None
             vector.add_to(total, weight)
 
 
+def largest_magnitude(vector: CompressedVector) -> float:
+    """Return a magnitude that no element exceeds; NaN or infinity when an element is not finite."""
+    if isinstance(vector, Float32Vector):
+        bits = machine_code().largest_float32(vector.values.ctypes.data, vector.size)
+        return float(np.uint32(bits).view(np.float32))
+    return vector.largest_magnitude()
+
+
 @dataclass(frozen=True, slots=True)
 class MachineCode:
-    """The two loops as functions of addresses; the machine code is there as long as `engine` is."""
+    """The loops as functions of addresses; they are there as long as `engine` is."""
 
+    largest_float32: Callable[[int, int], int]
     add_float32: Callable[[int, int, float, int], None]
     add_int8: Callable[[int, int, int, float, int], None]
     engine: object = field(repr=False)
@@ -126,9 +159,11 @@ def machine_code() -> MachineCode:
     builder.getModulePassManager().run(module, builder)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
+    largest_float32 = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_size_t)
     add_float32 = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_float, c_size_t)
     add_int8 = ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_float, c_size_t)
     return MachineCode(
+        largest_float32(engine.get_function_address("largest_float32")),
         add_float32(engine.get_function_address("add_float32")),
         add_int8(engine.get_function_address("add_int8")),
         engine,

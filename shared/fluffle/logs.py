@@ -45,6 +45,8 @@ def get_logger(name: str) -> BoundLogger:
         logging.getLogger(name),
         processors=[structlog.stdlib.filter_by_level, ProcessorFormatter.wrap_for_formatter],
         wrapper_class=BoundLogger,
+        # Else each line, also one that is not written, would begin with a new logger.
+        cache_logger_on_first_use=True,
     )
     return logger
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluffle.codecs.int8 import GROUP
 from fluffle.compression import CODECS, CompressedVector, compress, read_vector, travelling
 from fluffle.model import Vector
-from fluffle_aggregator.kernels import add_weighted
+from fluffle_aggregator.kernels import add_weighted, largest_magnitude
 
 codecs = st.sampled_from([name + packed for name in CODECS for packed in ("", "+zstd")])
 # About which a loop over groups, or over the elements of one vector register, can be wrong.
@@ -43,6 +43,27 @@ def test_machine_code_gives_the_bits_of_numpy(
     add_weighted(total, vector, scale)
 
     assert total.tobytes() == expected.tobytes()
+
+
+@settings(max_examples=100)
+@given(codecs, sizes, offsets, st.integers(0, 9))
+def test_machine_code_finds_the_magnitude_that_numpy_finds(
+    codec: str, size: int, offset: int, seed: int
+) -> None:
+    vector = received(codec, noise(size, seed), offset)
+
+    assert largest_magnitude(vector) == vector.largest_magnitude()
+
+
+@pytest.mark.parametrize("place", [0, 7, GROUP + 2])
+@pytest.mark.parametrize("odd", [np.nan, -np.nan, np.inf, -np.inf])
+def test_machine_code_sees_nan_and_infinity(place: int, odd: float) -> None:
+    vector = noise(GROUP + 3, 0)
+    vector[place] = odd
+
+    found = largest_magnitude(received("float32", vector))
+
+    assert np.isnan(found) if np.isnan(odd) else found == np.inf
 
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])
