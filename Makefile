@@ -52,11 +52,11 @@ bench: $(installed) rabbitmq ## Run all benchmarks but the fleet, 15 minutes (so
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.bench $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 4 minutes; fails when one falls short
+bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 2.5 minutes; fails when one falls short
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.quick
 
 .PHONY: bench-fleet
-bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 12 minutes
+bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 14 minutes
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.fleet $(ARGS)
 
 .PHONY: performance

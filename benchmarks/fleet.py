@@ -49,12 +49,13 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import Folded
 from fluffle.safetensors_file import write_model
 
-SIZES = (10, 50, 100, 250, 500)
+SIZES = (10, 100, 500)
 # More threads in one process would wait for each other, not for the federation.
 PROCESSES = 10
 PAUSES_S = (10.0, 30.0)
 BUFFER_SIZE = 10
-WARM_UP_S, MEASURED_S = 10.0, 60.0
+# A dozen updates of each worker, so that a mean is one.
+WARM_UP_S, MEASURED_S = 10.0, 240.0
 LOOK_EVERY_S = 0.5
 # Whoever waits longest waits at most so many times as long as the median.
 FAIR = 3.0

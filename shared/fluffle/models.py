@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import TypeVar
 
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
-from fluffle.topology import Topology
-from fluffle.wire import decode_version, record_digest
+from fluffle.topology import MIB, Topology
+from fluffle.wire import claimed_rank, decode_version, record_digest
 
 log = get_logger(__name__)
 
@@ -22,11 +24,15 @@ POLL_S = 0.5
 QUIET_S = 0.05
 # More than a chunk was seen to hold. What comes behind is made while it is read, and that may never end.
 MOST_IN_A_CHUNK = 32
+# Beyond so many bytes only the newest of what was read is kept.
+MOST_BYTES_ASIDE = 16 * MIB
 # So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
 NOTHING_THERE_S = 2.0
 SLOW_LINK_S = 10.0
 # How often whoever waits for a newer version says so.
 SAY_EVERY_S = 60.0
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,27 +134,45 @@ def _messages_in(broker: Broker, queue: str) -> int:
         return 0  # somebody deleted it: what is in the stream is to be seen all the same
 
 
-def _readable(body: bytes) -> ModelVersion | None:
-    try:
-        return decode_version(body)
-    except WireError as error:
-        # Only an aggregator or an operator can have put it there; no reader is to end of it.
-        log.warning("passed over a message in the stream that is no version", because=str(error))
-        return None
-
-
 def _newest_at_hand(
     reader: StreamReader, timeout_s: float, *, most: int = sys.maxsize
 ) -> StoredVersion | None:
     """Return the newest of what is there, or of the first `most` messages; nothing more is taken."""
-    newest: StoredVersion | None = None
+    bodies: list[bytes] = []
     patience_s = timeout_s
     for _ in range(most):
         body = reader.next_body(patience_s)
         if body is None:
             break
         patience_s = QUIET_S
-        version = _readable(body)
-        if version and (newest is None or version.rank > newest.version.rank):
-            newest = StoredVersion(version, body)
-    return newest
+        bodies.append(body)
+        if sum(map(len, bodies)) > MOST_BYTES_ASIDE:
+            newest = _newest_of(bodies)
+            bodies = [newest.body] if newest else []
+    return _newest_of(bodies)
+
+
+def _newest_of(bodies: Iterable[bytes]) -> StoredVersion | None:
+    """Return the newest version that is one; older ones are not read: with many workers that takes long."""
+    claims = [(rank, body) for body in bodies if (rank := _rank_of(body))]
+    for _, body in sorted(claims, key=itemgetter(0), reverse=True):
+        if version := _readable(body):
+            return StoredVersion(version, body)
+    return None
+
+
+def _rank_of(body: bytes) -> Rank | None:
+    return _or_passed_over(claimed_rank, body)
+
+
+def _readable(body: bytes) -> ModelVersion | None:
+    return _or_passed_over(decode_version, body)
+
+
+def _or_passed_over(read: Callable[[bytes], Found], body: bytes) -> Found | None:
+    try:
+        return read(body)
+    except WireError as error:
+        # Only an aggregator or an operator can have put it there; no reader is to end of it.
+        log.warning("passed over a message in the stream that is no version", because=str(error))
+        return None

@@ -23,7 +23,7 @@ from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Pieces
-from fluffle.record import Evaluation, Hello, ModelVersion, Moments
+from fluffle.record import Evaluation, Hello, ModelVersion, Moments, Rank
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import WeightUpdate
@@ -31,6 +31,7 @@ from fluffle.update import WeightUpdate
 PROTOCOL: Final = 1
 ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
+RANK_FIELDS: Final = ("term", "version")
 
 
 # Anyone may send to F.updates, only aggregators to F.versions. Neither takes more than 64 MB to read, and a
@@ -138,6 +139,25 @@ def decode_version(body: bytes) -> ModelVersion:
     if kind == "copy":
         return schema.read_copy(federation, fields, payload)
     return schema.read_version(federation, fields, payload)
+
+
+def claimed_rank(body: bytes) -> Rank:
+    """Return the rank that the record of a version, or a copy, claims; nothing else of it is read.
+
+    Raises WireError when there is none to be found.
+    """
+    scan = HeaderScan(body, RECORD)
+    claims: Header = {}
+    for _ in range(scan.open_map()):
+        name = _object(scan, "the name of a field")
+        if name in RANK_FIELDS:
+            claims[str(name)] = _object(scan, f"field {name}")
+            if len(claims) == len(RANK_FIELDS):
+                break
+        else:
+            scan.next_object()
+    fields = Fields(claims)
+    return Rank(fields.integer("term", 1), fields.integer("version", 0))
 
 
 def record_digest(body: bytes) -> str:

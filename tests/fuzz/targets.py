@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import msgpack
 import numpy as np
@@ -20,7 +21,14 @@ from fluffle.errors import WireError
 from fluffle.fake_broker import FakeBroker
 from fluffle.record import ModelVersion, Moments
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, decode_record, decode_version, encode_update, encode_version
+from fluffle.wire import (
+    claimed_rank,
+    decode_inbound,
+    decode_record,
+    decode_version,
+    encode_update,
+    encode_version,
+)
 
 HONEST = an_update("honest")
 
@@ -40,12 +48,17 @@ def read_inbound(body: bytes) -> None:
 
 def read_record(body: bytes) -> None:
     """Read what an aggregator publishes; what can be read is a whole model, and can be written again."""
+    for each in _tries(body):
+        with suppress(WireError):
+            claimed_rank(each)
     for each, decode in itertools.product(_tries(body), (decode_record, decode_version)):
         try:
             record = decode(each)
         except WireError as error:
             require_said_where(error)
             continue
+        if claimed_rank(each) != record.rank:
+            raise BrokenInvariant("a record claims another rank than it has")
         if isinstance(record, ModelVersion):
             record.layout.restore(record.vector, record.integers)
             encode_version(record)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 
 import pytest
-from builders import a_version
+from builders import a_version, an_update
 from working import TOPOLOGY, a_federation, later, publish_versions
 
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.models import MOST_IN_A_CHUNK, all_versions, newest_version, version_at_hand
 from fluffle.record import ModelVersion, Rank
+from fluffle.wire import encode_update, encode_version
 
 
 def newest(server: FakeServer, *, newer_than: Rank | None = None) -> Rank | None:
@@ -76,6 +77,31 @@ def test_what_is_at_hand_is_the_newest_or_nothing(count: int) -> None:
         found = version_at_hand(broker, TOPOLOGY)
 
     assert (found.version if found else None) == (count - 1 if count else None)
+
+
+def test_what_only_claims_to_be_the_newest_is_passed_over() -> None:
+    server = a_federation(a_version(1, term=2))
+    server.longest_wait_s = 5.0
+    damaged = bytearray(encode_version(a_version(3, term=2)))
+    damaged[-1] ^= 1
+
+    def publish_a_burst() -> None:
+        publish_versions(server, a_version(2, term=2))
+        with FakeBroker(server) as broker:
+            for body in (bytes(damaged), encode_update(an_update("w1")), b"", b"\x81\xa4term"):
+                broker.publish(TOPOLOGY.models_in.name, "", body, {})
+
+    later(publish_a_burst)
+
+    assert newest(server, newer_than=Rank(2, 1)) == Rank(2, 2)
+
+
+def test_more_than_is_kept_aside_hides_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluffle.models.MOST_BYTES_ASIDE", 0)
+
+    server = a_burst(a_version(3, term=2), a_version(4, term=1), a_version(2, term=2))
+
+    assert newest(server, newer_than=Rank(2, 1)) == Rank(2, 3)
 
 
 def test_the_history_leaves_out_what_a_leader_published_that_had_lost_the_lead() -> None:
