@@ -1,7 +1,8 @@
 """How every benchmark here measures: repeats, the machine, who else was at work, JSON lines and tables.
 
 What is compared is measured in turns, so that a machine that slows down slows both sides. The first turn is
-left out. A figure is the median of the others, and its line of JSON keeps every one of them.
+left out. A figure is the median of the others, and its line of JSON keeps every one of them; a ratio of two
+sides that RabbitMQ serves is that of all turns together.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def in_turns(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[
     """Measure each in turn, at least `repeats` times after one turn that warms up and does not count.
 
     Every other turn goes backwards, since what one leaves for the broker to tidy up slows the next. The turns
-    are even in number: no side goes first more often.
+    are even in number: of two sides, none goes first more often.
     """
     found: dict[str, list[float]] = {name: [] for name in measures}
     for turn in range(repeats + repeats % 2 + 1):

@@ -27,9 +27,9 @@ from fluffle_cli.node import BrokerNode
 
 # FedAvg is not waited for longer than this; what was shown by then is what counts.
 BUDGET_S = 110.0
-FEW = Effort(repeats=8, factor=0.5)
-# To see 2 % takes more turns, and no more than this is tolerated of it.
-MANY, LITTLE = Effort(repeats=8, factor=1.0), 0.03
+SHORT = Effort(repeats=8, factor=0.5)
+# To see 2 % takes longer turns, and no more than this is tolerated of it.
+LONG, WATCHED_TOLERANCE = Effort(repeats=8, factor=1.0), 0.03
 FOLDED_MB = 40.0
 LARGE_MB = 100.0
 SOONER = 4.0
@@ -77,14 +77,14 @@ def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
     for size_mb, required in ((1.0, 0.9), (0.1, 0.75)):
         for clients in (1, 4):
             case = Case(size_mb, clients, "fedbuff", "float32")
-            row = beside_the_floor(case, folder / f"ingest-{1000 * size_mb:.0f}-{clients}", node, FEW)
+            row = beside_the_floor(case, folder / f"ingest-{1000 * size_mb:.0f}-{clients}", node, SHORT)
             what = f"ingest of {size_mb:g} MB from {clients} against the acking-only floor"
             yield Verdict(what, "at least", required, _ratio(row))
     times = float32_to_int8(Case(10.0, 4, "fedbuff", "float32"), folder / "codecs", node, Effort(4, 0.6))
     yield Verdict("updates of 10 MB a second, int8 against float32", "at least", 2.5, times, " times")
-    row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, MANY)
+    row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, LONG)
     what = "ingest of 1 MB, looked at against not"
-    yield Verdict(what, "at least", 0.98, _ratio(row), tolerance=LITTLE)
+    yield Verdict(what, "at least", 0.98, _ratio(row), tolerance=WATCHED_TOLERANCE)
     peak_mb = aggregator_peak_mb(LARGE_MB, folder / "memory", node.amqp_url, ("--buffer-size", "10"))
     allowed_mb = ALLOWED_MB + ALLOWED_MODELS * LARGE_MB
     yield Verdict(f"aggregator's peak memory at {LARGE_MB:g} MB", "at most", allowed_mb, peak_mb, " MB")

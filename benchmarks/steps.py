@@ -21,7 +21,7 @@ from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
 from benchmarks.publishers import Base
 from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound, encode_update, encode_version, record_digest
+from fluffle.wire import decode_inbound, encode_update, record_digest, version_pieces
 from fluffle_aggregator.admission import Policy, refusal
 from fluffle_aggregator.kernels import add_weighted
 
@@ -51,15 +51,15 @@ def _measure(parameters: int, repeats: int) -> Mapping[str, Cell | Spread]:
     update, total = decode_inbound(body), model.vector.copy()
     if not isinstance(update, WeightUpdate):
         raise TypeError(f"an update came back as {type(update).__name__}")
-    record = encode_version(model.record)
+    record = version_pieces(model.record)
     steps: Mapping[str, Callable[[], object]] = {
         "pika_reads": _receiving(pika.SelectConnection, body, PIKA_READ_BYTES),
         "reads": _receiving(LargeBodyConnection, body, READ_BYTES),
         "decode": lambda: decode_inbound(body),
         "admit": lambda: refusal(update, model, Policy()),
         "fold": lambda: add_weighted(total, update.vector, 1.0),
-        "encode_version": lambda: encode_version(model.record),
-        "digest": lambda: record_digest(record),
+        "encode_version": lambda: version_pieces(model.record),
+        "digest": lambda: record_digest(record.start),
     }
     return dict(in_turns({name: _cpu_us(step) for name, step in steps.items()}, repeats))
 

@@ -3,21 +3,26 @@
     PYTHONPATH=tests python -m benchmarks.watched
 
 Watched means: `fluffle dashboard` listens to the federation and asks RabbitMQ's management interface, and
-each second somebody reads what an open page reads, and the aggregator's /metrics. Both sides run in turns.
-The CPU is that of aggregator, clients and broker, without the page's own, which usually has a machine of its
-own; the rates include it, since here it shares two cores with them.
+each second somebody reads what an open page reads, and the aggregator's /metrics. Both sides run in turns; in
+those of the unwatched one the page is frozen. The CPU is that of aggregator, clients and broker, without the
+page's own, which usually has a machine of its own; the rates include it, since here it shares two cores with
+them.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import httpx
-from federation import wait_until
+from federation import Part, wait_until
 
 from benchmarks.ingest import BUFFER_SIZE, Case, Effort
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
@@ -60,12 +65,14 @@ def beside_the_unwatched(
             parameters,
             (*flags, "--metrics-port", str(metrics)),
         ) as seen,
-        _watching(seen, page, metrics, node) as looks,
+        Onlookers.of(seen, page, metrics, node) as onlookers,
     ):
-        turns = in_turns(
-            {"unwatched": lambda: unseen.take_in(updates), "watched": lambda: seen.take_in(updates)},
-            effort.repeats,
-        )
+
+        def watched() -> float:
+            with onlookers.looking():
+                return seen.take_in(updates)
+
+        turns = in_turns({"unwatched": lambda: unseen.take_in(updates), "watched": watched}, effort.repeats)
         for side in (unseen, seen):
             side.require_all_applied()
     rates = {side: spread.rates(updates) for side, spread in turns.items()}
@@ -77,38 +84,58 @@ def beside_the_unwatched(
         "watched_updates_s": rates["watched"],
         "ratio": turns["unwatched"].total / turns["watched"].total,
         "cpu_ratio": unseen.cpu.whole / seen.cpu.whole,
-        "looks": len(looks),
+        "looks": len(onlookers.looks),
     }
 
 
-@contextmanager
-def _watching(side: ProductSide, page: int, metrics: int, node: BrokerNode) -> Iterator[list[int]]:
-    """Let the page, a browser and a scraper look on; give the sizes of what they got, look by look."""
-    federation, ended, looks = side.federation, threading.Event(), list[int]()
-    dashboard = federation.start(
-        "dashboard",
-        *("fluffle_cli.main", "dashboard", "--dashboard-port", str(page)),
-        *("--management-url", node.management_url or ""),
-    )
-    wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
-    addresses = [f"http://127.0.0.1:{page}/api/{part}" for part in ("state", "workers")]
-    addresses.append(f"http://127.0.0.1:{metrics}/metrics")
+@dataclass
+class Onlookers:
+    """The page, a browser and a scraper; out of their turns they are frozen, so as to take no CPU."""
 
-    def look() -> None:
+    dashboard: Part
+    addresses: Sequence[str]
+    looks: list[int] = field(default_factory=list)
+
+    @classmethod
+    @contextmanager
+    def of(cls, side: ProductSide, page: int, metrics: int, node: BrokerNode) -> Iterator[Self]:
+        """Start the page, and freeze it."""
+        dashboard = side.federation.start(
+            "dashboard",
+            *("fluffle_cli.main", "dashboard", "--dashboard-port", str(page)),
+            *("--management-url", node.management_url or ""),
+        )
+        wait_until(lambda: "http://" in dashboard.log.read_text(), "the page's address")
+        pages = [f"http://127.0.0.1:{page}/api/{part}" for part in ("state", "workers")]
+        onlookers = cls(dashboard, [*pages, f"http://127.0.0.1:{metrics}/metrics"])
+        dashboard.process.send_signal(signal.SIGSTOP)
+        try:
+            yield onlookers
+        finally:
+            dashboard.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at once and then each second, while the block lasts; raises when a look fails."""
+        ended = threading.Event()
+        self.dashboard.process.send_signal(signal.SIGCONT)
+        with ThreadPoolExecutor(1) as pool:
+            looks = pool.submit(self._look_until, ended)
+            try:
+                yield
+            finally:
+                ended.set()
+            self.looks += looks.result()
+        self.dashboard.process.send_signal(signal.SIGSTOP)
+
+    def _look_until(self, ended: threading.Event) -> list[int]:
+        """Return the sizes of what was got, look by look."""
+        looks: list[int] = []
         with httpx.Client(timeout=ANSWER_S) as client:
-            while not ended.wait(LOOK_EVERY_S):
-                answers = [client.get(address).raise_for_status() for address in addresses]
+            while not ended.wait(LOOK_EVERY_S if looks else 0.0):
+                answers = [client.get(address).raise_for_status() for address in self.addresses]
                 looks.append(sum(len(answer.content) for answer in answers))
-
-    looking = threading.Thread(target=look)
-    looking.start()
-    try:
-        yield looks
-    finally:
-        ended.set()
-        looking.join()
-    if not looks or dashboard.process.poll() is not None:
-        raise RuntimeError(f"nobody watched:\n{dashboard.log.read_text()[-2000:]}")
+        return looks
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ ONE_IMPORTER = {
     "zstandard": "fluffle.compression",
     "prometheus_client": "fluffle.metrics",
     "llvmlite": "fluffle_aggregator.kernels",
+    "ctypes": "fluffle_aggregator.kernels",
 }
 PURE = {
     "fluffle.broker",

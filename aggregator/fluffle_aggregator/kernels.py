@@ -114,14 +114,16 @@ def add_weighted(total: Vector, vector: CompressedVector, weight: float) -> None
     """
     match vector:
         case Float32Vector():
-            require_same_size(total, vector.size)
-            machine_code().add_float32(_address(total), vector.values.ctypes.data, weight, total.size)
+            values = vector.values
+            require_same_size(total, values.size)
+            machine_code().add_float32(_address(total), values.ctypes.data, weight, total.size)
         case Int8Vector():
-            require_same_size(total, vector.size)
             scales, levels = vector.parts
-            machine_code().add_int8(
-                _address(total), levels.ctypes.data, scales.ctypes.data, weight, total.size
-            )
+            # There are as many scales as `size` asks for, and the rest are levels.
+            require_same_size(total, vector.size)
+            require_same_size(total, levels.size)
+            addresses = _address(total), levels.ctypes.data, scales.ctypes.data
+            machine_code().add_int8(*addresses, weight, total.size)
         case _:
             vector.add_to(total, weight)
 
@@ -129,7 +131,8 @@ def add_weighted(total: Vector, vector: CompressedVector, weight: float) -> None
 def largest_magnitude(vector: CompressedVector) -> float:
     """Return a magnitude that no element exceeds; NaN or infinity when an element is not finite."""
     if isinstance(vector, Float32Vector):
-        bits = machine_code().largest_float32(vector.values.ctypes.data, vector.size)
+        values = vector.values
+        bits = machine_code().largest_float32(values.ctypes.data, values.size)
         return float(np.uint32(bits).view(np.float32))
     return vector.largest_magnitude()
 
@@ -172,6 +175,6 @@ def machine_code() -> MachineCode:
 
 def _address(total: Vector) -> int:
     """Return where a vector lies that may be written to from its first byte to its last."""
-    if not (total.flags.c_contiguous and total.flags.writeable and total.dtype.str == "<f4"):
+    if not (total.flags.carray and total.dtype.str == "<f4"):
         raise TypeError("only a float32 vector of its own, in one piece, can be added to")
     return total.ctypes.data

@@ -22,7 +22,7 @@ from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, encode_moments
+from fluffle.wire import checksum_of, decode_inbound, moments_pieces
 from fluffle_aggregator.admission import Policy, Reason, Refusal, evaluation_refusal, foreign_sender
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head, StreamReadings, publish_version, read_head
@@ -343,9 +343,10 @@ class Leader:
         checksum = None
         moments = model.next_moments()
         if moments:
-            body, checksum = encode_moments(moments)
+            checksum = checksum_of(moments)
             # To the head alone, before the record that names it: the workers have no use for it.
-            self._broker.publish(self._charge.topology.head_in.name, "", body, {"kind": "moments"})
+            to_head = self._charge.topology.head_in.name
+            self._broker.publish(to_head, "", moments_pieces(moments), {"kind": "moments"})
         record = model.next_record(
             parent=self._parent,
             moments_checksum=checksum if model.moments else None,

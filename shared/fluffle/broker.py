@@ -114,7 +114,8 @@ class Broker(Protocol):
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """Return the next message of the consumed queue, or None when none came within the time.
 
-        Who asks is done with the body of the one before: while a large one is in hand, no other arrives.
+        Who asks is done with the body of the one before: while tens of megabytes are in hand, no more are
+        received but what comes before the confirm of a publish.
         """
 
     def ack(self, tags: Iterable[int]) -> None:

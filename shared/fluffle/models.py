@@ -24,7 +24,7 @@ POLL_S = 0.5
 QUIET_S = 0.05
 # More than a chunk was seen to hold. What comes behind is made while it is read, and that may never end.
 MOST_IN_A_CHUNK = 32
-# Beyond so many bytes only the newest of what was read is kept.
+# Beyond so many bytes only the newest of what was received is kept.
 MOST_BYTES_ASIDE = 16 * MIB
 # So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
 NOTHING_THERE_S = 2.0
@@ -138,6 +138,7 @@ def _newest_at_hand(
     reader: StreamReader, timeout_s: float, *, most: int = sys.maxsize
 ) -> StoredVersion | None:
     """Return the newest of what is there, or of the first `most` messages; nothing more is taken."""
+    newest: StoredVersion | None = None
     bodies: list[bytes] = []
     patience_s = timeout_s
     for _ in range(most):
@@ -147,18 +148,23 @@ def _newest_at_hand(
         patience_s = QUIET_S
         bodies.append(body)
         if sum(map(len, bodies)) > MOST_BYTES_ASIDE:
-            newest = _newest_of(bodies)
-            bodies = [newest.body] if newest else []
-    return _newest_of(bodies)
+            newest = _newer_of(newest, bodies)
+            bodies.clear()
+    return _newer_of(newest, bodies)
 
 
-def _newest_of(bodies: Iterable[bytes]) -> StoredVersion | None:
-    """Return the newest version that is one; older ones are not read: with many workers that takes long."""
+def _newer_of(known: StoredVersion | None, bodies: Iterable[bytes]) -> StoredVersion | None:
+    """Return the newest version, if it is newer than the one that is known, and else that one.
+
+    Older ones are not read: with many workers that takes long.
+    """
     claims = [(rank, body) for body in bodies if (rank := _rank_of(body))]
-    for _, body in sorted(claims, key=itemgetter(0), reverse=True):
+    for rank, body in sorted(claims, key=itemgetter(0), reverse=True):
+        if known and rank <= known.version.rank:
+            break
         if version := _readable(body):
             return StoredVersion(version, body)
-    return None
+    return known
 
 
 def _rank_of(body: bytes) -> Rank | None:

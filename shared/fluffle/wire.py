@@ -58,10 +58,10 @@ def encode_hello(hello: Hello) -> bytes:
     return bytes(_join(schema.hello_header(hello), [], INBOUND))
 
 
-def encode_moments(moments: Moments) -> tuple[bytes, int]:
-    """Return the message of a server optimizer's moments, and the checksum that the record names it by."""
+def moments_pieces(moments: Moments) -> Pieces:
+    """Return the message of a server optimizer's moments, with the vectors where they lie."""
     payload = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
-    return bytes(_join(schema.moments_header(moments), payload, RECORD)), _checksum(payload)
+    return _join(schema.moments_header(moments), payload, RECORD)
 
 
 def checksum_of(moments: Moments) -> int:

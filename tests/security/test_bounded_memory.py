@@ -24,13 +24,13 @@ from fluffle.model import Layout, TensorSpec
 from fluffle.record import MAX_NORMS, Contributor, Folded, Moments, Rank
 from fluffle.topology import MIB
 from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, Applied, RunLog, UpdateId
-from fluffle.wire import decode_version, encode_moments, encode_update, encode_version
+from fluffle.wire import decode_version, encode_update, encode_version, moments_pieces
 
 MB = 1_000_000
 # An honest one of these sizes takes a second at most; what is quadratic in them takes minutes.
 CPU_LIMIT_S = 30.0
 UPDATE, VERSION = encode_update(an_update("w1")), encode_version(a_version())
-MOMENTS, _ = encode_moments(Moments("digits", Rank(1, 1), {"m": a_vector(1)}))
+MOMENTS = bytes(moments_pieces(Moments("digits", Rank(1, 1), {"m": a_vector(1)})))
 SHORT_TEXT = b"\xb0a few words " + "🐇".encode()
 ITEMS, HEADER_BYTES = wire.RECORD.items, wire.RECORD.size_bytes
 

@@ -29,7 +29,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import Topology
-from fluffle.wire import checksum_of, decode_record, encode_moments, encode_version
+from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle_aggregator.head import StreamReadings, read_head
 from fluffle_aggregator.service import Charge
 
@@ -43,7 +43,7 @@ def in_head(server: FakeServer, charge: Charge) -> list[str]:
 def put_into_head(server: FakeServer, charge: Charge, *records: ModelVersion | Moments) -> None:
     with FakeBroker(server) as broker:
         for record in records:
-            body = encode_version(record) if isinstance(record, ModelVersion) else encode_moments(record)[0]
+            body = version_pieces(record) if isinstance(record, ModelVersion) else moments_pieces(record)
             broker.publish(charge.topology.head_in.name, "", body, {})
 
 

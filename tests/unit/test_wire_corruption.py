@@ -24,9 +24,9 @@ from fluffle.wire import (
     encode_copy,
     encode_evaluation,
     encode_hello,
-    encode_moments,
     encode_update,
     encode_version,
+    moments_pieces,
 )
 
 ID = UpdateId("w1", "r1", 3)
@@ -42,7 +42,7 @@ VERSION = encode_version(
         evaluation=an_evaluation(4, {"accuracy": 0.5}),
     )
 )
-MOMENTS, _ = encode_moments(Moments("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
+MOMENTS = bytes(moments_pieces(Moments("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)})))
 COPY = encode_copy(decode_version(VERSION), "int8", "ab" * 32)
 INBOUND_BODIES = [UPDATE, EVALUATION, HELLO]
 RECORDS = [VERSION, MOMENTS, COPY]

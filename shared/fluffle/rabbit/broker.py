@@ -62,10 +62,10 @@ class RabbitBroker:
         Raises what RabbitConnection does.
         """
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
-        # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
         self._speaks_for = speaks_for
         self._max_message_bytes = max_message_bytes
         self._arriving = Transfer("receiving")
+        # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
         self._arrived_bytes = 0
         self._done_bytes = 0
         self._in_hand_bytes = 0
@@ -263,9 +263,11 @@ class RabbitBroker:
 
     def _be_done_with_the_last(self) -> None:
         """Make room: who asks for the next delivery has let go of the last one's body."""
-        was_full = self._is_full()
+        done_before = self._done_bytes
         self._done_bytes += self._in_hand_bytes
         self._in_hand_bytes = 0
+        # Looked at afterwards: what arrives meanwhile finds room, or is counted here.
+        was_full = self._arrived_bytes - done_before > INBOX_LIMIT_BYTES
         if was_full and not self._is_full():
             self._connection.wake()
 
