@@ -32,7 +32,7 @@ BASE_MB = 0.01
 BUFFER_SIZE = 10
 WORKERS = 2
 TAKEOVER_S = 120.0
-# What the aggregator may take at most with a model of 100 MB: this and four times the model.
+# What an aggregator may take at most with a model of 100 MB (bench-quick): this and four times the model.
 ALLOWED_MB, ALLOWED_MODELS = 100, 4
 SHOWN = (
     "size_mb", "aggregator_mb", "aggregator_models", "standby_mb", "standby_models",

@@ -12,6 +12,7 @@ from federation import wait_until
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
+from fluffle.pieces import Pieces
 from fluffle.topology import Queue, Topology
 
 
@@ -81,6 +82,18 @@ def test_a_large_message_arrives_as_it_was(broker: Broker, topology: Topology) -
     send(broker, topology, body)
 
     assert bodies_of(receive(broker, 1)) == [body]
+
+
+@pytest.mark.parametrize("size", [1, 131_064, 5_000_000])
+def test_a_message_in_pieces_arrives_in_one(broker: Broker, topology: Topology, size: int) -> None:
+    # About a frame, and many of them: the cuts between frames and those between pieces fall apart.
+    vector = memoryview(bytes(range(256)) * (size // 256 + 1))[:size]
+    broker.consume(topology.updates.name, prefetch=2)
+
+    broker.publish(topology.updates_in.name, "", Pieces(b"header", (vector, memoryview(b"end"))), {})
+    broker.publish(topology.updates_in.name, "", b"the next", {})
+
+    assert bodies_of(receive(broker, 2)) == [b"header" + bytes(vector) + b"end", b"the next"]
 
 
 def test_a_message_that_no_queue_takes_is_unroutable_and_the_connection_goes_on(

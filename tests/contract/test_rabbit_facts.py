@@ -156,6 +156,23 @@ def test_a_backlog_stays_with_the_broker_until_somebody_takes_it(
             slow.ack([delivery.tag])
 
 
+def test_while_a_large_message_is_in_hand_the_next_one_stays_with_the_broker(
+    node: BrokerNode, broker: RabbitBroker, relay: Relay, topology: Topology
+) -> None:
+    size_bytes = INBOX_LIMIT_BYTES + MIB
+    send(broker, topology, *[bytes([number]) * size_bytes for number in range(2)])
+    with connect(node, through=relay) as slow:
+        slow.consume(topology.updates.name, prefetch=2)
+
+        [first] = receive(slow, 1)
+        time.sleep(A_PAUSE_S)
+        in_sockets_bytes = 16 * MIB
+        assert relay.to_client_bytes < size_bytes + in_sockets_bytes < 2 * size_bytes
+
+        [second] = receive(slow, 1)
+        assert [first.body[:1], second.body] == [b"\0", b"\1" * size_bytes]
+
+
 def test_a_reader_that_leaves_in_the_middle_of_a_burst_keeps_its_connection(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pika import frame, spec
 from pika.exceptions import BodyTooLongError, InvalidFrameError
 
+from fluffle.pieces import Body, Pieces
 from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
 from fluffle.topology import MAX_MESSAGE_BYTES
 
@@ -44,7 +45,7 @@ def received(kind: type[pika.SelectConnection], pieces: Iterable[bytes]) -> list
     return messages
 
 
-def sent(kind: type[pika.SelectConnection], body: bytes) -> bytes:
+def sent(kind: type[pika.SelectConnection], body: Body) -> bytes:
     """Return what a connection hands to the socket when it publishes a body."""
     pieces: list[bytes] = []
     with unconnected(kind) as connection:
@@ -112,7 +113,10 @@ def test_a_body_of_many_frames_arrives_whole_in_reads_of_any_size(size: int) -> 
 def test_a_body_leaves_in_the_same_bytes_as_from_pika(size: int) -> None:
     body = bytes(range(250)) * (size // 250) + bytes(size % 250)
 
-    assert sent(LargeBodyConnection, body) == sent(pika.SelectConnection, body)
+    expected = sent(pika.SelectConnection, body)
+    assert sent(LargeBodyConnection, body) == expected
+    in_pieces = Pieces(body[:100], (memoryview(body)[100:200], memoryview(body)[200:]))
+    assert sent(LargeBodyConnection, in_pieces) == expected
 
 
 def test_nothing_is_set_aside_for_a_body_larger_than_any_message() -> None:
