@@ -131,13 +131,14 @@ class GlobalModel:
         if not self.steps:
             self.version += 1
 
-    def note_evaluation(self, evaluation: Evaluation) -> None:
-        """Take in what an evaluator measured."""
+    def note_evaluation(self, evaluation: Evaluation) -> bool:
+        """Take in what an evaluator measured; tell whether it did, which it does of newer versions alone."""
         if self.evaluation and evaluation.version <= self.evaluation.version:
-            return  # a slower evaluator, or one redelivered: the newest version counts
+            return False  # a slower evaluator, or one redelivered: the newest version counts
         self.evaluation = evaluation
         self.best = self.goal.better(self.best, evaluation)
         self.target_held = self.goal.held(self.target_held, evaluation.metrics)
+        return True
 
     def note_refusal(self, worker: str | None) -> None:
         """Count one refused message, for its worker if that is one of the federation's."""

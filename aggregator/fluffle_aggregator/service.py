@@ -292,10 +292,9 @@ class Leader:
         if refused:
             self._refuse(delivery, refused, {})
             return
-        if self.finished:
+        if self.finished or not self._model.note_evaluation(evaluation):
             self._broker.ack([delivery.tag])
             return
-        self._model.note_evaluation(evaluation)
         self._tell(Evaluated(evaluation.evaluator, evaluation.version, evaluation.metrics))
         log.info(
             "evaluated",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,9 @@ from leading import (
     work_off,
 )
 
+from fluffle.broker import Broker
 from fluffle.errors import QueueFull
+from fluffle.events import Evaluated, Event
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.topology import Topology
@@ -292,6 +295,46 @@ def test_two_evaluations_between_two_versions_never_fill_the_prefetch_window() -
 
     assert newest(server, charge).updates == 2
     assert unacked(server, charge) == []
+
+
+class Told:
+    """A teller that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    def over(self, broker: Broker) -> AbstractContextManager[object]:
+        return nullcontext(broker)
+
+
+def test_after_a_takeover_the_older_report_of_a_slow_evaluator_is_acked_and_not_told() -> None:
+    told = Told()
+    charge = replace(a_charge(a_strategy(buffer_size=1)), teller=told)
+    server = a_server(charge, an_update("a", 1))
+    aggregate(server, charge)
+    send(server, charge, an_evaluation(1, evaluator="fast"), an_update("a", 2, base_version=1))
+    aggregate(server, charge)
+    send(server, charge, an_evaluation(0, evaluator="slow"))
+
+    aggregate(server, charge)
+
+    assert [event for event in told.events if isinstance(event, Evaluated)] == [Evaluated("fast", 1, {})]
+    assert unacked(server, charge) == []
+
+
+def test_the_newest_evaluation_waits_for_its_record_though_an_older_one_comes_after_it() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge, an_update("a"))
+    aggregate(server, charge)
+    newer, older = an_evaluation(1, evaluator="fast"), an_evaluation(0, evaluator="slow")
+    send(server, charge, newer, older)
+
+    aggregate(server, charge)
+
+    assert unacked(server, charge) == [encoded(newer)]
 
 
 def test_the_vector_of_a_record_is_what_the_head_starts_the_next_leader_from() -> None:

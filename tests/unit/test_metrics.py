@@ -136,7 +136,7 @@ def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committ
 
 def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
     with a_part("aggregator") as (teller, port), teller.over(FakeBroker(FakeServer())):
-        tell(teller, Evaluated("fast", 1, {"accuracy": 0.5}), Evaluated("slow", 0, {"accuracy": 0.1}))
+        tell(teller, Evaluated("e", 0, {"accuracy": 0.1}), Evaluated("e", 1, {"accuracy": 0.5}))
         before = scrape(port)
         teller(a_commit(2))
         after = scrape(port)

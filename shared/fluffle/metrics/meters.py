@@ -140,9 +140,7 @@ class AggregatorMeter(_Meter):
             case Rejected():
                 self._rejected.labels(*self._values, self._reason(event.reason)).inc()
             case Evaluated():
-                # Of a slower evaluator, or one redelivered: the record keeps the newest version's.
-                if self._evaluated is None or event.version > self._evaluated.version:
-                    self._evaluated = event
+                self._evaluated = event
             case TookOver():
                 self._leading.set(1)
                 self._set("fluffle_term", event.term)
