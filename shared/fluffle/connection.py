@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import tenacity
@@ -47,11 +47,13 @@ def connect_to_federation(
     stop: threading.Event,
     speaks_for: str | None = None,
     through: Exchange | None = None,
+    on_wait: Callable[[str], None] | None = None,
 ) -> RabbitBroker:
     """Connect, and wait too until the federation's queues are there, as `connect` does.
 
     A worker or evaluator says in whose name it speaks, and `through` which exchange it publishes: it says
-    hello there. Raises AccessRefused at once when the broker does not let this user do so.
+    hello there. `on_wait` is called before each wait with the reason for it. Raises AccessRefused at once
+    when the broker does not let this user do so.
     """
 
     def attempt() -> RabbitBroker:
@@ -72,7 +74,7 @@ def connect_to_federation(
             raise
         return broker
 
-    return _patiently(settings, stop)(attempt)
+    return _patiently(settings, stop, on_wait)(attempt)
 
 
 @contextmanager
@@ -96,19 +98,22 @@ def require_federation(broker: Broker, topology: Topology) -> None:
         ) from error
 
 
-def _patiently(settings: SharedSettings, stop: threading.Event) -> tenacity.Retrying:
+def _patiently(
+    settings: SharedSettings, stop: threading.Event, on_wait: Callable[[str], None] | None = None
+) -> tenacity.Retrying:
+    def say_what_is_awaited(attempt: tenacity.RetryCallState) -> None:
+        error = attempt.outcome.exception() if attempt.outcome else None
+        is_federation = isinstance(error, TopologyMissing)
+        awaited = "waiting for the federation" if is_federation else "waiting for the broker"
+        log.warning(awaited, attempt=attempt.attempt_number, because=str(error))
+        if on_wait:
+            on_wait(str(error))
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type((ConnectionLost, TopologyMissing)),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
         stop=tenacity.stop_after_delay(settings.connect_timeout_s) | tenacity.stop_when_event_set(stop),
         sleep=tenacity.sleep_using_event(stop),
-        before_sleep=_say_what_is_awaited,
+        before_sleep=say_what_is_awaited,
         reraise=True,
     )
-
-
-def _say_what_is_awaited(attempt: tenacity.RetryCallState) -> None:
-    error = attempt.outcome.exception() if attempt.outcome else None
-    is_federation = isinstance(error, TopologyMissing)
-    awaited = "waiting for the federation" if is_federation else "waiting for the broker"
-    log.warning(awaited, attempt=attempt.attempt_number, because=str(error))

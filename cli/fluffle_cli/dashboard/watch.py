@@ -17,7 +17,7 @@ from fluffle.errors import BrokerError, ConnectionLost, FluffleError, TopologyMi
 from fluffle.events import Report
 from fluffle.logs import get_logger
 from fluffle.models import all_versions, stored_at_hand
-from fluffle.reconnecting import wait_before, work_with_new_connections
+from fluffle.reconnecting import work_with_new_connections
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
 from fluffle_cli.dashboard.consumers import watch_consumers
@@ -77,21 +77,10 @@ class Watch:
             return self._state.page(wanted, time.time())
 
     def _reach(self) -> Broker:
-        # Whoever looks on may come before the federation does. Tried once at a time, to say what is missing.
-        once = self._settings.model_copy(update={"connect_timeout_s": 0.0})
+        # Whoever looks on may come before the federation does.
+        patient = self._settings.model_copy(update={"connect_timeout_s": inf})
         name = f"{self._settings.federation}/dashboard"
-        said, losses = "", 0
-        while True:
-            try:
-                return connect_to_federation(once, self._topology, name=name, stop=self._stop)
-            except (ConnectionLost, TopologyMissing) as error:
-                self._say(str(error))
-                if str(error) != said:
-                    said = str(error)
-                    log.warning("waiting for the federation", because=said)
-                losses += 1
-                if self._stop.wait(wait_before(losses)):
-                    raise
+        return connect_to_federation(patient, self._topology, name=name, stop=self._stop, on_wait=self._say)
 
     def _follow(self, broker: Broker) -> None:
         if not self._asks_for_consumers:
