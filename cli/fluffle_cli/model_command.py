@@ -25,15 +25,15 @@ from fluffle.models import StoredVersion, all_stored, all_versions, stored_at_ha
 from fluffle.record import ModelVersion
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
-from fluffle.settings import SharedSettings
 from fluffle.task import load_task
 from fluffle.topology import Topology, topology_of
+from fluffle_cli.asking import AskingSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
 
 
-class ListSettings(SharedSettings):
+class ListSettings(AskingSettings):
     """Flags of `fluffle model list`."""
 
     part: ClassVar[str] = "model"
@@ -149,7 +149,7 @@ def restore(settings: RestoreSettings) -> None:
     stored = read_record(settings.file)
     name = f"{settings.federation}/model"
     with (
-        connect(_impatient(settings), name=name, stop=threading.Event()) as broker,
+        connect(settings, name=name, stop=threading.Event()) as broker,
         logs.console().status("looking at what the broker has"),
     ):
         rank = put_back(broker, topology, stored)
@@ -182,13 +182,8 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
     return found[-1]
 
 
-def _connected(settings: SharedSettings, topology: Topology) -> AbstractContextManager[Broker]:
-    return found_federation(_impatient(settings), topology, name=f"{settings.federation}/model")
-
-
-def _impatient(settings: SharedSettings) -> SharedSettings:
-    # Whoever asks is not to wait for a broker as long as a worker does.
-    return settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
+def _connected(settings: ListSettings, topology: Topology) -> AbstractContextManager[Broker]:
+    return found_federation(settings, topology, name=f"{settings.federation}/model")
 
 
 app.command("list")(

@@ -23,8 +23,8 @@ from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
-from fluffle.settings import SharedSettings
 from fluffle.topology import Topology, topology_of
+from fluffle_cli.asking import AskingSettings
 from fluffle_cli.message_facts import message_facts
 from fluffle_cli.rejected import (
     MOST_AT_ONCE,
@@ -42,7 +42,7 @@ from fluffle_cli.unconsumed import is_unconsumed
 app = new_app("Look at the updates that were refused, give them another chance, or throw them away.")
 
 
-class RejectedSettings(SharedSettings):
+class RejectedSettings(AskingSettings):
     """Flags of every `fluffle rejected ...`."""
 
     part: ClassVar[str] = "rejected"
@@ -227,11 +227,9 @@ def _on_disk() -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _connected(settings: RejectedSettings) -> Iterator[tuple[Broker, Topology]]:
-    # Whoever asks is not to wait for a broker as long as a worker does.
-    impatient = settings.model_copy(update={"connect_timeout_s": min(settings.connect_timeout_s, 5.0)})
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/rejected"
-    with found_federation(impatient, topology, name=name) as broker:
+    with found_federation(settings, topology, name=name) as broker:
         yield broker, topology
 
 

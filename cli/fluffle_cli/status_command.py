@@ -18,9 +18,9 @@ from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import connect, connect_to_federation
 from fluffle.reconnecting import work_with_new_connections
-from fluffle.settings import SharedSettings
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
+from fluffle_cli.asking import AskingSettings
 from fluffle_cli.following import following
 from fluffle_cli.screen import Screen
 from fluffle_cli.snapshot import Lookout, Snapshot, take_snapshot
@@ -29,7 +29,7 @@ from fluffle_cli.view import render
 Show = Callable[[Snapshot], None]
 
 
-class StatusSettings(SharedSettings):
+class StatusSettings(AskingSettings):
     """Flags of `fluffle status`, keys of the table [status]."""
 
     part: ClassVar[str] = "status"
@@ -45,8 +45,6 @@ class StatusSettings(SharedSettings):
         description="Print one JSON object for each look, one a line.",
         json_schema_extra={"flag": "--json"},
     )
-    # Whoever asks is not to wait for a broker as long as a worker does.
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
 def run(settings: StatusSettings) -> None:

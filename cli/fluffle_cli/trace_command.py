@@ -15,16 +15,16 @@ from fluffle.command_line import settings_command
 from fluffle.connection import found_federation
 from fluffle.errors import AccessRefused, ConfigError, WireError
 from fluffle.models import all_versions
-from fluffle.settings import SharedSettings
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
+from fluffle_cli.asking import AskingSettings
 from fluffle_cli.rejected import printable
 from fluffle_cli.rejected_command import looked_through
 from fluffle_cli.tracing import Story, parse_update_id, read_records, told
 
 
-class TraceSettings(SharedSettings):
+class TraceSettings(AskingSettings):
     """Flags of `fluffle trace`, keys of the table [trace]."""
 
     part: ClassVar[str] = "trace"
@@ -34,8 +34,6 @@ class TraceSettings(SharedSettings):
         json_schema_extra={"argument": True},
     )
     as_json: bool = Field(False, description="Print one JSON object.", json_schema_extra={"flag": "--json"})
-    # Whoever asks is not to wait for a broker as long as a worker does.
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
 def run(settings: TraceSettings) -> None:

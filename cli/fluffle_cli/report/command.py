@@ -11,16 +11,16 @@ from pydantic import Field
 from fluffle.command_line import settings_command
 from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
-from fluffle.settings import SharedSettings
 from fluffle.topology import topology_of
 from fluffle.whole_file import write_whole
+from fluffle_cli.asking import AskingSettings
 from fluffle_cli.report.from_broker import make_run
 from fluffle_cli.report.run_folder import Run, read_run
 
 FILE = "report.html"
 
 
-class ReportSettings(SharedSettings):
+class ReportSettings(AskingSettings):
     """Flags of `fluffle report`, keys of the table [report]."""
 
     part: ClassVar[str] = "report"
@@ -38,8 +38,6 @@ class ReportSettings(SharedSettings):
     from_broker: bool = Field(
         False, description="First make the folder from what RabbitMQ still has of --federation."
     )
-    # Whoever asks is not to wait for a broker as long as a worker does.
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
 def run(settings: ReportSettings) -> None:
