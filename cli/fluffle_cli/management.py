@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 from pydantic import Field, field_validator
 
-from fluffle.address import BrokerAddress
+from fluffle.address import BrokerAddress, in_a_url
 from fluffle.errors import AccessRefused, BrokerError, ConfigError, ConnectionLost, TopologyMismatch
 from fluffle.rights import Rights, user_definition
 from fluffle.settings import SharedSettings
@@ -219,7 +219,7 @@ class Management:
 def _usual_url(address: BrokerAddress) -> str:
     host = address.hosts[0][0]
     scheme = "http" if address.tls is None else "https"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{PORTS[scheme]}"
+    return f"{scheme}://{in_a_url(host)}:{PORTS[scheme]}"
 
 
 def _patterns(row: Mapping[str, str]) -> tuple[str, str, str]:

@@ -1,7 +1,8 @@
-"""Where the broker is and how to log in there: the broker's URL, taken apart once for all."""
+"""Where the broker is and how to log in there: its URL, taken apart once for all. And hosts in other URLs."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -87,6 +88,17 @@ def without_password(url: str) -> str:
     if not at and not _PLACES.fullmatch(place):
         place = re.sub(r"^([^:]*):.*", r"\1:***", place, flags=re.DOTALL)
     return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
+
+
+def in_a_url(host: str) -> str:
+    """Return how a host stands in a URL; if that is every address of this machine, the loopback one."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "127.0.0.1"
+    return f"[{host}]" if address.version == 6 else host
 
 
 def _host_and_port(place: str, scheme: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluffle.address import parse_address
+from fluffle.address import in_a_url, parse_address
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings, load_settings
 from fluffle.tls import TlsFiles
@@ -70,3 +70,11 @@ def test_a_cluster_is_all_its_nodes_each_with_a_port_of_its_own() -> None:
 
 def test_a_password_stays_hidden_when_an_address_is_printed() -> None:
     assert "secret" not in repr(parse_address("amqp://u:secret@rabbit"))
+
+
+def test_in_a_url_an_ipv6_address_has_brackets_and_every_address_is_this_machine() -> None:
+    hosts = ("0.0.0.0", "::", "::1", "192.0.2.7", "host")
+
+    shown = [in_a_url(host) for host in hosts]
+
+    assert shown == ["127.0.0.1", "127.0.0.1", "[::1]", "192.0.2.7", "host"]

@@ -17,6 +17,7 @@ from importlib.resources import files
 from typing import Final, Protocol
 from urllib.parse import parse_qs, urlsplit
 
+from fluffle.address import in_a_url
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle_cli.dashboard.table import MOST_LETTERS, Wanted
@@ -246,17 +247,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def in_a_url(host: str) -> str:
-    """Return how a browser on this machine asks for the address that is listened on."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1"
-    return f"[{host}]" if address.version == 6 else host
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def metered(
     from fluffle.metrics.server import serving
 
     # Else each counter has a second series, since when: `process_start_time_seconds` says it once for all.
-    drop_when_created: Callable[[], None] = disable_created_metrics
-    drop_when_created()
+    drop_created_series: Callable[[], None] = disable_created_metrics
+    drop_created_series()
     meter = METERS[role](federation, name)
     if waiting is not None:
         meter.show_spool(waiting)

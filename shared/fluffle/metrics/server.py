@@ -10,6 +10,7 @@ from socketserver import TCPServer
 
 from prometheus_client import CollectorRegistry, MetricsHandler
 
+from fluffle.address import in_a_url
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 
@@ -48,8 +49,7 @@ def serving(registry: CollectorRegistry, host: str, port: int) -> Iterator[None]
         ) from error
     thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), name="metrics", daemon=True)
     thread.start()
-    in_url = f"[{host}]" if ":" in host else host
-    log.info("serving metrics", url=f"http://{in_url}:{port}/metrics")
+    log.info("serving metrics", url=f"http://{in_a_url(host)}:{port}/metrics")
     try:
         yield
     finally:
