@@ -27,4 +27,4 @@ def test_the_nodes_of_the_cluster_are_its_containers() -> None:
 
 
 def test_only_the_first_node_publishes_its_ui() -> None:
-    assert CLUSTER.count("ports: !reset []") == CLUSTER.count("networks: !override [federation]") == 2
+    assert CLUSTER.count("ports: !reset []") == CLUSTER.count("networks: !override { federation:") == 2
