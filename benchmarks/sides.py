@@ -19,7 +19,7 @@ from benchmarks.floor import AckingOnly, declare, delete, server_version
 from benchmarks.measuring import Report, cpu_s, random_floats
 from benchmarks.publishers import Base, Publishers
 from fluffle.safetensors_file import write_model
-from fluffle.topology import topology_of
+from fluffle.topology import MIB, topology_of
 from fluffle_cli.node import BrokerNode
 
 POLL_S = 0.005
@@ -27,9 +27,16 @@ POLL_S = 0.005
 
 @contextmanager
 def private_broker(report: Report, *, management: bool = False) -> Iterator[tuple[Path, BrokerNode]]:
-    """Start a RabbitMQ for one benchmark; give a folder that goes with it."""
+    """Start a RabbitMQ for one benchmark; give a folder that goes with it.
+
+    Its log is of 32 MB instead of 512: it is full in each turn, and not in some of them only, where writing
+    it away would make the difference.
+    """
     with tempfile.TemporaryDirectory(prefix=f"fluffle-{report.benchmark}-") as place:
         folder = Path(place)
+        more_settings = folder / "broker" / "no-more.d"
+        more_settings.mkdir(parents=True)
+        (more_settings / "log.conf").write_text(f"raft.wal_max_size_bytes = {32 * MIB}\n")
         with BrokerNode.start(folder / "broker", management=management) as node:
             report.rabbitmq = server_version(node.amqp_url)
             yield folder, node
