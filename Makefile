@@ -52,7 +52,7 @@ bench: $(installed) rabbitmq ## Run all benchmarks but the fleet, 15 minutes (so
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.bench $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 2.5 minutes; fails when one falls short
+bench-quick: $(installed) rabbitmq ## Measure the ratios to reach, 3.5 minutes; fails when one falls short
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.quick
 
 .PHONY: bench-fleet
@@ -61,7 +61,7 @@ bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 worke
 
 .PHONY: performance
 performance: $(installed) ## Bring the newest results into docs/performance.md
-	@$(bin)/python -m benchmarks.page
+	@PYTHONPATH=tests $(bin)/python -m benchmarks.page
 
 .PHONY: check
 check: $(installed) ## Check format, lint, types and the architecture's rules

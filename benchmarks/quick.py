@@ -2,9 +2,10 @@
 
     make bench-quick
 
-FedAvg and FedBuff race on digits from the beginning. When FedBuff is through, the rest is measured one after
-the other, while FedAvg, which mostly sleeps, goes on until it is four times later. Its time is counted as
-1.6 s a round, its slowest client's sleep, which nothing that is measured here can lengthen: a lower bound.
+FedAvg and FedBuff race on digits from the beginning. When FedBuff is through for the third time, the rest is
+measured one after the other, while FedAvg, which mostly sleeps, goes on until it is four times later. Its
+time is counted as 1.6 s a round, its slowest client's sleep, which nothing that is measured here can
+lengthen: a lower bound.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from benchmarks.watched import beside_the_unwatched
 from fluffle_cli.node import BrokerNode
 
 # FedAvg is not waited for longer than this; what was shown by then is what counts.
-BUDGET_S = 110.0
+BUDGET_S = 130.0
 SHORT, LONG = Effort(repeats=8, factor=0.5), Effort(repeats=8, factor=1.0)
 # Of 2 %, 15 % more would be no demand.
 WATCHED_TOLERANCE = 0.03
