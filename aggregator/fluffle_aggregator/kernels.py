@@ -23,6 +23,12 @@ from fluffle.codecs.int8 import GROUP, Int8Vector
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 
+# total[i] += product
+ADD_PRODUCT: Final = """\
+  %sum_at = getelementptr float, ptr %total, i64 %i
+  %sum = load float, ptr %sum_at, align 4
+  %more = fadd float %sum, %product
+  store float %more, ptr %sum_at, align 4"""
 LOOPS: Final = f"""
 ; total[i] += values[i] * factor
 define void @add_float32(ptr noalias %total, ptr noalias %values, float %factor, i64 %size) {{
@@ -34,10 +40,7 @@ element:
   %value_at = getelementptr float, ptr %values, i64 %i
   %value = load float, ptr %value_at, align 1
   %product = fmul float %value, %factor
-  %sum_at = getelementptr float, ptr %total, i64 %i
-  %sum = load float, ptr %sum_at, align 4
-  %more = fadd float %sum, %product
-  store float %more, ptr %sum_at, align 4
+{ADD_PRODUCT}
   %next = add nuw i64 %i, 1
   %goes_on = icmp ult i64 %next, %size
   br i1 %goes_on, label %element, label %done
@@ -89,10 +92,7 @@ element:
   %rounded = sitofp i8 %level to float
   %value = fmul float %rounded, %scale
   %product = fmul float %value, %factor
-  %sum_at = getelementptr float, ptr %total, i64 %i
-  %sum = load float, ptr %sum_at, align 4
-  %more = fadd float %sum, %product
-  store float %more, ptr %sum_at, align 4
+{ADD_PRODUCT}
   %next = add nuw i64 %i, 1
   %goes_on = icmp ult i64 %next, %end
   br i1 %goes_on, label %element, label %group_done

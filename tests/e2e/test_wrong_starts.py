@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from federation import Federation, assert_refused, wait_until
+from federation import Federation, Part, assert_refused, wait_until
 
 from fluffle_cli.node import BrokerNode
 
@@ -47,14 +49,22 @@ def test_a_broker_that_does_not_come_is_waited_for_and_then_named(tmp_path: Path
         assert worker.events("waiting for the broker")
 
 
-def test_a_worker_and_an_evaluator_wait_for_a_federation_that_is_not_there_yet(
-    node: BrokerNode, tmp_path: Path, federation: str
-) -> None:
-    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
+@contextmanager
+def a_worker_and_an_evaluator_that_wait(
+    node: BrokerNode, folder: Path, federation: str
+) -> Iterator[tuple[Federation, list[Part]]]:
+    """Start both where there is a broker and no federation yet."""
+    with Federation(federation, node.amqp_url, folder, task="numpy_task:task") as running:
         parts = [running.worker(0), running.evaluator()]
         for part in parts:
             part.wait_for("waiting for the federation")
+        yield running, parts
 
+
+def test_a_worker_and_an_evaluator_wait_for_a_federation_that_is_not_there_yet(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    with a_worker_and_an_evaluator_that_wait(node, tmp_path, federation) as (running, parts):
         running.aggregator("leader", "--max-versions", "2", "--buffer-size", "1")
 
         assert [part.wait_for_exit() for part in parts] == [0, 0]
@@ -64,10 +74,8 @@ def test_a_worker_and_an_evaluator_wait_for_a_federation_that_is_not_there_yet(
 def test_who_waits_for_a_federation_can_be_asked_to_stop(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
-    with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
-        parts = [running.worker(0), running.evaluator()]
+    with a_worker_and_an_evaluator_that_wait(node, tmp_path, federation) as (_, parts):
         for part in parts:
-            part.wait_for("waiting for the federation")
             part.ask_to_stop()
 
         assert [part.wait_for_exit() for part in parts] == [0, 0]
