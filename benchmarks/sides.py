@@ -21,6 +21,7 @@ from benchmarks.publishers import Base, Publishers
 from fluffle.safetensors_file import write_model
 from fluffle.topology import MIB, topology_of
 from fluffle_cli.node import BrokerNode
+from fluffle_cli.rabbitmq_server import MORE_SETTINGS
 
 POLL_S = 0.005
 
@@ -34,7 +35,7 @@ def private_broker(report: Report, *, management: bool = False) -> Iterator[tupl
     """
     with tempfile.TemporaryDirectory(prefix=f"fluffle-{report.benchmark}-") as place:
         folder = Path(place)
-        more_settings = folder / "broker" / "no-more.d"
+        more_settings = folder / "broker" / MORE_SETTINGS
         more_settings.mkdir(parents=True)
         (more_settings / "log.conf").write_text(f"raft.wal_max_size_bytes = {32 * MIB}\n")
         with BrokerNode.start(folder / "broker", management=management) as node:

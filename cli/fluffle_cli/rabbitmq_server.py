@@ -36,6 +36,8 @@ If it is installed elsewhere, set {SERVER_FOLDER_VARIABLE} to the folder that ho
 _PORTS: Final = range(20_000, 32_000)
 # RabbitMQ's scripts redirect descriptors of one digit, and shells keep their own from 10 on.
 _LOWEST_LOCK_DESCRIPTOR: Final = 100
+# A folder of further settings, below that of the node; nothing but a benchmark puts any there.
+MORE_SETTINGS: Final = "no-more.d"
 _ONLY_LOOPBACK: Final = "-kernel inet_dist_use_interface {127,0,0,1}"
 # The first node to come up looks for the others in vain, and on 3.10 for 5 s unless told otherwise, while
 # they wait for it. On one machine a second is plenty.
@@ -267,7 +269,7 @@ def server_environment(folder: Path, settings: NodeSettings, outer: Mapping[str,
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_LOGS": str(folder / "log" / "broker.log"),
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
-        "RABBITMQ_CONFIG_FILES": str(folder / "no-more.d"),
+        "RABBITMQ_CONFIG_FILES": str(folder / MORE_SETTINGS),
         "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "no-advanced.config"),
         "RABBITMQ_CONF_ENV_FILE": str(folder / "no-environment.conf"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
