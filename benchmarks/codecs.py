@@ -93,11 +93,11 @@ class Client:
     def update(self, seed: int) -> WeightUpdate:
         """Train a round, and send what it gave through the spool, as the worker's loop does."""
         base, update_id = self.base, self.spool.next_id
-        weights = base.layout.restore(base.vector, base.integers)
+        weights = base.weights
         minibatches = int(np.random.SeedSequence([seed, self.index, update_id.sequence]).generate_state(1)[0])
         trained = self.task.train(weights, base.plan, seed=minibatches, progress=lambda _done, _total: None)
-        vector, integers = base.layout.flatten(trained.weights)
-        vector -= base.vector
+        flat = base.layout.flatten(trained.weights)
+        vector = np.subtract(flat.vector, base.vector, out=flat.vector)
         codec, random = base.plan.codec, np.random.default_rng([seed, self.index, update_id.sequence, 1])
         update = WeightUpdate(
             federation=FEDERATION,
@@ -108,7 +108,8 @@ class Client:
             sends="delta",
             codec=codec,
             vector=Float32Vector.of(vector),
-            integers=integers,
+            statistics=flat.statistics,
+            integers=flat.integers,
             examples=trained.examples,
         )
         if leaves_out(codec):
@@ -158,7 +159,7 @@ def _play(case: Case) -> Outcome:
                 record = replace(record, vector=record.vector.copy())
                 model.advance(record)
                 if number > 0.9 * case.updates:
-                    weights = record.layout.restore(record.vector, record.integers)
+                    weights = record.weights
                     accuracies.append(100 * whole.evaluate(weights)["accuracy"])
             clients[index].base = record
     return Outcome(mean(accuracies), mean(each for client in clients for each in client.sent))
@@ -168,7 +169,7 @@ def first_model(task: OneHiddenLayer, case: Case) -> GlobalModel:
     """Return what a new aggregator holds."""
     weights = task.initial_weights(case.seed)
     layout = Layout.of(weights)
-    vector, integers = layout.flatten(weights)
+    flat = layout.flatten(weights)
     strategy, plan = FedBuff(parse_discount("polynomial:0.5"), BUFFER_SIZE), Plan(codec=case.codec)
     first = ModelVersion(
         federation=FEDERATION,
@@ -179,8 +180,9 @@ def first_model(task: OneHiddenLayer, case: Case) -> GlobalModel:
         layout=layout,
         plan=plan,
         strategy=str(strategy),
-        vector=vector,
-        integers=integers,
+        vector=flat.vector,
+        statistics=flat.statistics,
+        integers=flat.integers,
     )
     return GlobalModel(first, {}, strategy=strategy, plan=plan, goal=Goal(), term=1)
 

@@ -124,7 +124,7 @@ def model_of(parameters: int) -> GlobalModel:
     strategy = FedBuff(parse_discount("constant"), 10)
     weights = {"kernel": random_floats(parameters)}
     layout = Layout.of(weights)
-    vector, integers = layout.flatten(weights)
+    flat = layout.flatten(weights)
     record = ModelVersion(
         federation="fold",
         term=1,
@@ -134,8 +134,8 @@ def model_of(parameters: int) -> GlobalModel:
         layout=layout,
         plan=Plan(sends="delta"),
         strategy=str(strategy),
-        vector=vector,
-        integers=integers,
+        vector=flat.vector,
+        integers=flat.integers,
     )
     return GlobalModel(record, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=1)
 

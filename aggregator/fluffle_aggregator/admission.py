@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+import numpy as np
+
 from fluffle.broker import Delivery
+from fluffle.compression import decompressed
+from fluffle.model import largest_magnitude as largest_of
+from fluffle.model import some_of
 from fluffle.record import Evaluation, Rank, is_in_history
 from fluffle.topology import Exchange
 from fluffle.update import WeightUpdate
@@ -22,6 +27,7 @@ class Reason(StrEnum):
     """Why a message is refused, in a word; the refusal's detail says the rest."""
 
     UNREADABLE = "unreadable"
+    OTHER_PROTOCOL = "other-protocol"
     CRASHES = "crashes"
     FOREIGN_SENDER = "foreign-sender"
     WRONG_FEDERATION = "wrong-federation"
@@ -98,7 +104,7 @@ def refusal(
         _misfit(update, model)
         or _repeated(update, model)
         or _untimely(update, model, policy)
-        or _unsound(update, policy)
+        or _unsound(update, model, policy)
     )
 
 
@@ -127,11 +133,13 @@ def _misfit(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
-    if update.vector.size != layout.size or len(update.integers) != layout.integers_size_bytes:
+    found = update.vector.size, update.statistics.size, len(update.integers)
+    expected = layout.size, layout.statistics_size, layout.integers_size_bytes
+    if found != expected:
         return Refusal(
             Reason.WRONG_LAYOUT,
-            f"the update has {update.vector.size} floats and {len(update.integers)} bytes of integers, "
-            f"the model {layout.size} and {layout.integers_size_bytes}",
+            "the update has {} trained values, {} statistics and {} bytes of integers; "
+            "the model has {}, {} and {}".format(*found, *expected),
         )
     if update.sends != model.strategy.sends:
         return Refusal(
@@ -184,20 +192,22 @@ def _untimely(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refus
     return None
 
 
-def _unsound(update: WeightUpdate, policy: Policy) -> Refusal | None:
+def _unsound(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusal | None:
     if not 1 <= update.examples <= policy.max_examples:
         return Refusal(
             Reason.BAD_EXAMPLES,
             f"the update claims {update.examples} examples; expected 1 to {policy.max_examples} "
             "(FLUFFLE_LIMIT_EXAMPLES)",
         )
-    largest = largest_magnitude(update.vector)
+    # NaN passes through numpy's maximum, but not through Python's.
+    largest = float(np.maximum(largest_magnitude(update.vector), largest_of(update.statistics)))
     if not math.isfinite(largest):
-        return Refusal(Reason.NOT_FINITE, "the update's vector holds a NaN or an infinity")
+        tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
+        return Refusal(Reason.NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")
     if largest > MAX_MAGNITUDE:
         return Refusal(
             Reason.TOO_LARGE,
-            f"the update's vector holds {largest:.3g}; more than {MAX_MAGNITUDE:.3g} would overflow float32 "
-            "when squared or summed up",
+            f"the update holds {largest:.3g}; more than {MAX_MAGNITUDE:.3g} would overflow float32 when "
+            "squared or summed up",
         )
     return None

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
-from fluffle.model import Layout
 from fluffle.record import ModelVersion, Rank
-from fluffle.safetensors_file import read_model
+from fluffle.safetensors_file import read_model_file
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies import Strategy
 
@@ -30,25 +29,25 @@ def first_version(settings: AggregatorSettings, strategy: Strategy) -> ModelVers
     Raises TaskError when the task cannot be built, and ConfigError when the file cannot be read.
     """
     if settings.initial_model and settings.initial_model.suffix == ".safetensors":
-        weights = read_model(settings.initial_model)
+        file = read_model_file(settings.initial_model)
     else:
         with tempfile.TemporaryDirectory(prefix="fluffle-") as folder:
             path = Path(folder) / "initial.safetensors"
             _build(settings, path)
-            weights = read_model(path)
-    layout = Layout.of(weights)
-    vector, integers = layout.flatten(weights)
+            file = read_model_file(path)
+    flat = file.layout.flatten(file.weights)
     return ModelVersion(
         federation=settings.federation,
         term=1,
         version=0,
         parent="",
         terms=(Rank(1, 0),),
-        layout=layout,
+        layout=file.layout,
         plan=settings.make_plan(strategy),
         strategy=str(strategy),
-        vector=vector,
-        integers=integers,
+        vector=flat.vector,
+        statistics=flat.statistics,
+        integers=flat.integers,
         committed_at=time.time(),
     )
 

@@ -13,6 +13,7 @@ from fluffle.plan import Plan
 from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies import Strategy
 
 
@@ -44,6 +45,7 @@ class GlobalModel:
         # The first leader goes on under the term of the version 0 that it made itself.
         began = () if record.term == term else (Rank(term, record.version),)
         self.terms = (*record.terms, *began)
+        self.statistics = record.statistics
         self.integers = record.integers
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in moments.items()}
@@ -51,6 +53,7 @@ class GlobalModel:
             else strategy.optimizer.init(record.layout.size)
         )
         self.buffer = strategy.init()
+        self.statistics_buffer = StatisticsBuffer()
         # The weight that each worker has in the buffer.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
@@ -96,6 +99,9 @@ class GlobalModel:
         self.buffer = self.strategy.fold(
             self.buffer, update.vector, staleness=staleness, examples=update.examples
         )
+        self.statistics_buffer = self.statistics_buffer.adding(
+            update.statistics, weight=weight, mixing=self.strategy.mixing_of(staleness)
+        )
         self.integers = update.integers
         self.in_buffer[update.id.worker] = self.in_buffer.get(update.id.worker, 0.0) + weight
         # Nobody measures it while the limit is off: what was usual before says nothing later.
@@ -121,7 +127,8 @@ class GlobalModel:
         if self.buffer.count == 0:
             return
         self.vector, self.moments = self.strategy.step(self.vector, self.buffer, self.moments)
-        self.buffer = self.strategy.init()
+        self.statistics = self.statistics_buffer.merged_into(self.statistics)
+        self.buffer, self.statistics_buffer = self.strategy.init(), StatisticsBuffer()
         self.in_buffer.clear()
         self.version += 1
 
@@ -170,6 +177,7 @@ class GlobalModel:
             plan=self.plan,
             strategy=str(self.strategy),
             vector=self.vector,
+            statistics=self.statistics,
             integers=self.integers,
             applied=self.applied,
             norms=self.norms,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
+from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.models import version_at_hand
@@ -174,7 +174,13 @@ def _look_through(broker: Broker, topology: Topology) -> _Found:
     found = _Found()
     with broker.peek(topology.head.name) as bodies:
         for body in bodies:
-            found.add(body)
+            try:
+                found.add(body)
+            except ProtocolMismatch as error:
+                raise ProtocolMismatch(
+                    f"the queue {topology.head.name} holds a version of the model that this Fluffle cannot "
+                    f"continue: {error}, or give this federation another name"
+                ) from error
     return found
 
 

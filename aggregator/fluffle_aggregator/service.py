@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
-from fluffle.errors import WireError
+from fluffle.errors import ProtocolMismatch, WireError
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
@@ -197,7 +197,7 @@ class Leader:
         """Take in one message: fold it, note it, or refuse it."""
         # Before anything is read of it, so that a flood is cheap.
         if over := self._rates.refusal(delivery, now=self._clock()):
-            self._refuse(delivery, over, {"worker": delivery.user} if delivery.user else {})
+            self._refuse(delivery, over, _sender(delivery))
             return
         if delivery.redeliveries >= SUSPICIOUS_AFTER:
             log.warning("trying a message that was there when aggregators died", times=delivery.redeliveries)
@@ -208,7 +208,8 @@ class Leader:
         try:
             message = decode_inbound(delivery.body, most_parameters=self._model.record.layout.size)
         except WireError as error:
-            self._refuse(delivery, Refusal(Reason.UNREADABLE, str(error)), {})
+            reason = Reason.OTHER_PROTOCOL if isinstance(error, ProtocolMismatch) else Reason.UNREADABLE
+            self._refuse(delivery, Refusal(reason, str(error)), _sender(delivery))
             return
         match message:
             case WeightUpdate():
@@ -388,3 +389,8 @@ class Leader:
     def _publish(self, record: ModelVersion) -> str:
         """Publish a version's record, and return its digest."""
         return publish_version(self._broker, self._charge.topology, record, self._charge.downlink_codec)
+
+
+def _sender(delivery: Delivery) -> dict[str, str]:
+    """Return the headers that name a sender whom RabbitMQ has verified."""
+    return {"worker": delivery.user} if delivery.user else {}

@@ -79,6 +79,9 @@ class Strategy(Protocol):
     def weight(self, *, staleness: int, examples: int) -> float:
         """Return the factor that `fold` gives to an update."""
 
+    def mixing_of(self, staleness: int) -> float:
+        """Return how far one update moves the statistics towards its own values, in (0, 1]."""
+
     def init(self) -> Buffer:
         """Return an empty buffer."""
 
@@ -144,6 +147,10 @@ class FedAsync(_RunningSum):
     def weight(self, *, staleness: int, examples: int) -> float:
         """Return alpha * s(staleness)."""
         _require_examples(examples)
+        return self.mixing_of(staleness)
+
+    def mixing_of(self, staleness: int) -> float:
+        """Return alpha * s(staleness)."""
         return self.mixing * self.discount(staleness)
 
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
@@ -185,6 +192,10 @@ class FedBuff(_RunningSum):
         _require_examples(examples)
         return self.discount(staleness)
 
+    def mixing_of(self, staleness: int) -> float:
+        """Return s(staleness)."""
+        return self.discount(staleness)
+
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
         """Return what the server optimizer makes of the model and the discounted deltas' sum over K."""
         total = buffer.sum()
@@ -214,10 +225,14 @@ class FedAvg(_RunningSum):
 
     def weight(self, *, staleness: int, examples: int) -> float:
         """Return n_k; raises ValueError when the update did not start from this version."""
-        if staleness != 0:
-            raise ValueError(f"fedavg takes updates of its own version only, not of staleness {staleness}")
+        _require_fresh(staleness)
         _require_examples(examples)
         return float(examples)
+
+    def mixing_of(self, staleness: int) -> float:
+        """Return 1: the mean of the cohort replaces the statistics."""
+        _require_fresh(staleness)
+        return 1.0
 
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
         """Return what the server optimizer makes of the model and the deltas' weighted mean."""
@@ -250,6 +265,11 @@ def make_strategy(
     if not 0.0 < mixing <= 1.0:
         raise ConfigError(f"FLUFFLE_MIXING must be more than 0 and at most 1, not {mixing}")
     return STRATEGIES[name](buffer_size, mixing, discount, optimizer)
+
+
+def _require_fresh(staleness: int) -> None:
+    if staleness != 0:
+        raise ValueError(f"fedavg takes updates of its own version only, not of staleness {staleness}")
 
 
 def _require_examples(examples: int) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from fluffle.errors import WireError
 from fluffle.logs import get_logger
-from fluffle.model import Layout, TensorSpec
+from fluffle.model import FrozenPart, Layout, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import WeightUpdate
@@ -42,7 +42,8 @@ def try_out(settings: AggregatorSettings, layout: Layout, body: bytes) -> str:
     """Return how a process that took in this message ended, in words; an empty string when it lives."""
     request = {
         "settings": {name: getattr(settings, name) for name in SETTINGS},
-        "layout": [[spec.name, list(spec.shape), spec.dtype] for spec in layout.tensors],
+        "layout": [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in layout.tensors],
+        "frozen": layout.frozen and [layout.frozen.tensors, layout.frozen.parameters, layout.frozen.digest],
     }
     # The command is made here of this interpreter, and no shell reads it.
     command = [sys.executable, "-m", "fluffle_aggregator.trial"]
@@ -69,8 +70,8 @@ def try_out(settings: AggregatorSettings, layout: Layout, body: bytes) -> str:
 
 def take_in(request: Mapping[str, Any], body: bytes) -> None:
     """Do with a message what the aggregator does, on a model of zeros of the same layout."""
-    tensors = (TensorSpec(name, tuple(shape), dtype) for name, shape, dtype in request["layout"])
-    layout = Layout(tuple(tensors))
+    tensors = (TensorSpec(name, tuple(shape), *rest) for name, shape, *rest in request["layout"])
+    layout = Layout(tuple(tensors), request["frozen"] and FrozenPart(*request["frozen"]))
     try:
         update = decode_inbound(body, most_parameters=layout.size)
     except WireError:
@@ -90,6 +91,7 @@ def take_in(request: Mapping[str, Any], body: bytes) -> None:
         plan=Plan(),
         strategy=str(strategy),
         vector=np.zeros(layout.size, np.float32),
+        statistics=np.zeros(layout.statistics_size, np.float32),
         integers=bytes(layout.integers_size_bytes),
     )
     model = GlobalModel(record, {}, strategy=strategy, plan=Plan(), goal=Goal(), term=base.term)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from math import inf
-
-import numpy as np
 
 from fluffle.broker import Broker, Delivery, Listener
 from fluffle.errors import AccessRefused, WireError
@@ -95,4 +92,4 @@ def following(broker: Broker, topology: Topology, *, name: str) -> Iterator[Foll
 def _read_without_vector(broker: Broker, topology: Topology) -> ModelVersion | None:
     """Read the newest version, and keep nothing that is as large as the model."""
     version = version_at_hand(broker, topology)
-    return version and replace(version, vector=np.empty(0, np.float32), integers=b"")
+    return version and version.without_weights()

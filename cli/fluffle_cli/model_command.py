@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fluffle import logs
 from fluffle.broker import Broker
+from fluffle.checked_task import CheckedTask
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, found_federation
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
@@ -80,7 +81,7 @@ def list_versions(settings: ListSettings) -> None:
             if version.evaluation:
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
                 evaluated[version.evaluation.version] = shown
-            rows.append((version, version.vector.nbytes + len(version.integers)))
+            rows.append((version, version.vector.nbytes + version.layout.beside_vector_size_bytes))
     if not rows:
         raise TopologyMissing(
             f"the federation {settings.federation!r} has no version yet: start its aggregator"
@@ -112,9 +113,7 @@ def export(settings: ExportSettings) -> None:
     version = stored.version
     if settings.out.suffix == ".keras":
         try:
-            load_task(settings.task).save(
-                version.layout.restore(version.vector, version.integers), settings.out
-            )
+            CheckedTask(load_task(settings.task)).save(version.weights, settings.out)
         except LayoutError as error:
             raise ConfigError(
                 f"--task {settings.task} has another model than the federation: give the task that it trains "
@@ -124,7 +123,7 @@ def export(settings: ExportSettings) -> None:
         write_record(settings.out, stored.body)
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
-        write_model(settings.out, version.layout.restore(version.vector, version.integers), about)
+        write_model(settings.out, version.weights, about, layout=version.layout)
     Console().print(f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False)
     if version.copy_of:
         logs.console().print(

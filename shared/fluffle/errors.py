@@ -5,6 +5,7 @@
     ├── TaskError             the task cannot be imported, or its data is not there
     ├── LayoutError           a model's tensors are not those of the federation
     ├── WireError             a message cannot be read; the operator finds it in F.rejected
+    │   └── ProtocolMismatch  it is of another protocol: run the same version of Fluffle at every site
     └── BrokerError
         ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
         ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
@@ -38,6 +39,10 @@ class LayoutError(FluffleError):
 
 class WireError(FluffleError):
     """A message's bytes are not what the protocol says; the text names the field."""
+
+
+class ProtocolMismatch(WireError):
+    """A message is of another protocol than this Fluffle's; the text names both."""
 
 
 class BrokerError(FluffleError):

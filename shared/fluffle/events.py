@@ -11,14 +11,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, get_args
 
 from fluffle.errors import WireError
-from fluffle.fields import Fields
+from fluffle.fields import MAX_METRICS, Fields
 
 Role = Literal["aggregator", "worker", "evaluator"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_EVENTS: Final = 256
 MAX_TEXT: Final = 500
-MAX_METRICS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)

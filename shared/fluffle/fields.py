@@ -13,6 +13,7 @@ from fluffle.errors import WireError
 # Worker, run and sequence together must fit into AMQP's short strings (255 bytes).
 MAX_NAME_LENGTH = 100
 MAX_METRIC_NAME_LENGTH = 64
+MAX_METRICS = 256
 # How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX = 2**63 - 1
@@ -26,7 +27,7 @@ def is_name(text: str) -> bool:
 
 def is_metric_name(name: object) -> bool:
     """Tell whether a metric may be called so: a short text that is safe on a terminal."""
-    return isinstance(name, str) and len(name) <= MAX_METRIC_NAME_LENGTH and name.isprintable()
+    return isinstance(name, str) and 0 < len(name) <= MAX_METRIC_NAME_LENGTH and name.isprintable()
 
 
 def in_words(said: object) -> str:
@@ -157,7 +158,7 @@ class Fields:
         return Fields(numbered, inside=f"{self._inside}{name}.")
 
     def numbers(self, name: str, max_count: int) -> dict[str, float]:
-        """Take a small map from names to numbers; a NaN among them is dropped, since it says nothing."""
+        """Take a small map from names to numbers; NaN and infinity stay what they are."""
         value: dict[object, object] = self.take(name, dict)
         if len(value) > max_count:
             raise self._fault(name, f"{len(value)} entries, at most {max_count} are allowed")
@@ -167,8 +168,7 @@ class Fields:
                 raise self._fault(name, f"{in_words(key)} is no short name")
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise self._fault(name, f"{in_words(key)} is no number")
-            if math.isfinite(number):
-                numbers[str(key)] = float(number)
+            numbers[str(key)] = float(number)
         return numbers
 
     def empty_payload(self, payload: memoryview) -> None:

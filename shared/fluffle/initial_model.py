@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fluffle.checked_task import CheckedTask
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
@@ -21,10 +22,11 @@ def write_initial_model(task_name: str, *, seed: int, out: Path, source: Path | 
 
     Raises TaskError, LayoutError or ConfigError when the task, the source or the place for the file is wrong.
     """
-    task = load_task(task_name)
-    weights = task.initial_weights(seed) if source is None else task.load(source)
+    task = CheckedTask(load_task(task_name))
+    model = task.model(seed) if source is None else task.load(source)
     origin = f"seed {seed}" if source is None else source.name
-    write_model(out, weights, {"fluffle.task": task_name, "fluffle.origin": origin})
+    about = {"fluffle.task": task_name, "fluffle.origin": origin}
+    write_model(out, model.weights, about, layout=model.layout)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ def require_message_fits(what: str, size_bytes: int, limit_bytes: int) -> None:
 
 def require_version_fits(layout: Layout, limit_bytes: int) -> None:
     """Raise MessageTooLarge when no version of this model can be published."""
-    size_bytes = 4 * layout.size + layout.integers_size_bytes
+    size_bytes = 4 * layout.size + layout.beside_vector_size_bytes
     what = f"a version of this model of {layout.size:,} parameters, float32 whatever the codec,"
     require_message_fits(what, size_bytes, limit_bytes)
 
@@ -48,7 +48,7 @@ def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes:
 
 def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
     """Raise MessageTooLarge, and name the codecs that would fit, when an update in this one may not."""
-    size_bytes = most_bytes(codec, layout.size) + layout.integers_size_bytes
+    size_bytes = most_bytes(codec, layout.size) + layout.beside_vector_size_bytes
     if size_bytes > limit_bytes:
         what = f"an update of this model of {layout.size:,} parameters in {codec}"
         raise MessageTooLarge(
@@ -58,7 +58,7 @@ def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
 
 def codecs_that_fit(layout: Layout, limit_bytes: int) -> dict[str, int]:
     """Return the codecs in which an update of this model fits into a message, and its bytes in each."""
-    sizes = {name: most_bytes(name, layout.size) + layout.integers_size_bytes for name in CODECS}
+    sizes = {name: most_bytes(name, layout.size) + layout.beside_vector_size_bytes for name in CODECS}
     return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes <= limit_bytes}
 
 

@@ -1,4 +1,10 @@
-"""A model as a layout and one float32 vector; every formula of Fluffle runs over that vector. Pure."""
+"""A model as a layout and flat arrays; Fluffle's formulas run over the vector of trained tensors. Pure.
+
+Each tensor belongs to a group. *Trained* tensors are changed by an optimizer: they go through compression,
+the strategy and the server optimizer. *Statistics* are computed from data, as the moving mean and variance of
+a BatchNormalization: they travel as values and are averaged as values. *Frozen* tensors never change and are
+not sent; the layout holds their digest. *Local* tensors stay with their worker, outside the layout.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +12,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -31,13 +38,24 @@ INTEGERS: Mapping[str, np.dtype[np.generic]] = {
 }
 
 
+# What a message carries, and the other two kinds of tensors.
+SharedGroup = Literal["trained", "statistic"]
+Group = Literal["trained", "statistic", "frozen", "local"]
+SHARED_GROUPS: tuple[SharedGroup, ...] = get_args(SharedGroup)
+GROUPS: tuple[Group, ...] = get_args(Group)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor of a model: its name, its shape (empty for a scalar) and the name of its dtype."""
+    """One tensor that travels: its name, shape (empty for a scalar), the name of its dtype, and its group.
+
+    An integer or boolean tensor is always a statistic.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    group: SharedGroup = "trained"
 
     @property
     def size(self) -> int:
@@ -46,94 +64,178 @@ class TensorSpec:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor is averaged; the others are copied from the newest update."""
+        """Whether the tensor is averaged; of the others, the newest update's value stands."""
         return self.dtype in FLOATS
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype}{list(self.shape)}"
+        group = "" if self.group == "trained" else f" ({self.group})"
+        return f"{self.name} {self.dtype}{list(self.shape)}{group}"
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPart:
+    """The tensors that no site changes: how many, of how many elements, and the digest of their values."""
+
+    tensors: int
+    parameters: int
+    digest: str
+
+    @classmethod
+    def of(cls, weights: Weights) -> FrozenPart | None:
+        """Describe frozen tensors in their order; None when there are none."""
+        if not weights:
+            return None
+        digest = hashlib.sha256()
+        for name, array in weights.items():
+            digest.update(json.dumps([name, list(array.shape), array.dtype.name]).encode())
+            # As bytes, since memoryview does not know bfloat16.
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return cls(len(weights), sum(array.size for array in weights.values()), digest.hexdigest()[:32])
+
+    def __str__(self) -> str:
+        return f"{self.tensors} frozen tensors of {self.parameters:,} parameters (digest {self.digest[:8]})"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatWeights:
+    """The values of all tensors of a layout.
+
+    `vector` is float32 [layout.size], the trained tensors; `statistics` is float32 [layout.statistics_size];
+    `integers` are the bytes of the integer and boolean tensors, little-endian.
+    """
+
+    vector: Vector
+    statistics: Vector
+    integers: bytes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The tensors of a model in their order: how named arrays become one vector, and back.
+    """The tensors of a model in their order: how named arrays become flat ones, and back.
 
-    Float tensors of any width lie in the vector as float32, one after the other in C order. Integer and
-    boolean tensors are not averaged: they travel beside the vector, as they are, in little-endian bytes.
+    Float tensors of any width become float32, one after the other in C order: trained ones in the vector,
+    statistics in a second one. Integer and boolean tensors are bytes. `frozen` is what does not travel.
     """
 
     tensors: tuple[TensorSpec, ...]
+    frozen: FrozenPart | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
         if len(set(names)) != len(names):
             twice = sorted(name for name, count in Counter(names).items() if count > 1)
-            raise LayoutError(
-                f"tensor names must be unique, but {', '.join(map(repr, twice[:5]))} stand there twice"
-            )
+            raise LayoutError(f"tensor names must be unique, but these occur twice: {', '.join(twice[:5])}")
         for spec in self.tensors:
             if spec.dtype not in FLOATS and spec.dtype not in INTEGERS:
                 known = ", ".join([*FLOATS, *INTEGERS])
                 raise LayoutError(f"tensor {spec.name} has the dtype {spec.dtype}; known are {known}")
+            if not spec.is_float and spec.group == "trained":
+                raise LayoutError(
+                    f"tensor {spec.name} is {spec.dtype}: integers are statistics, never trained"
+                )
 
     @classmethod
-    def of(cls, weights: Weights) -> Layout:
-        """Describe named arrays, in their order."""
-        return cls(tuple(TensorSpec(name, array.shape, array.dtype.name) for name, array in weights.items()))
+    def of(cls, weights: Weights, groups: Mapping[str, Group] = {}) -> Layout:
+        """Describe named arrays, in their order; those that `groups` does not name are trained.
+
+        Local tensors are left out.
+        """
+        specs: list[TensorSpec] = []
+        frozen: dict[str, NDArray[np.generic]] = {}
+        for name, array in weights.items():
+            match groups.get(name, "trained"):
+                case "frozen":
+                    frozen[name] = array
+                case "local":
+                    pass
+                case "trained" if array.dtype.name not in INTEGERS:
+                    specs.append(TensorSpec(name, array.shape, array.dtype.name))
+                case _:
+                    specs.append(TensorSpec(name, array.shape, array.dtype.name, "statistic"))
+        return cls(tuple(specs), FrozenPart.of(frozen))
 
     @cached_property
     def size(self) -> int:
-        """The number of elements of the vector."""
-        return sum(spec.size for spec in self.tensors if spec.is_float)
+        """The number of elements of the vector: of the trained tensors."""
+        return sum(spec.size for spec in self._of_group("trained"))
+
+    @cached_property
+    def statistics_size(self) -> int:
+        """The number of elements of all float statistics."""
+        return sum(spec.size for spec in self._of_group("statistic"))
 
     @cached_property
     def integers_size_bytes(self) -> int:
-        """The number of bytes that travel beside the vector."""
+        """The number of bytes of the integer and boolean tensors."""
         return sum(spec.size * INTEGERS[spec.dtype].itemsize for spec in self.tensors if not spec.is_float)
+
+    @cached_property
+    def beside_vector_size_bytes(self) -> int:
+        """The number of bytes that travel beside the vector, whatever its codec."""
+        return 4 * self.statistics_size + self.integers_size_bytes
 
     @cached_property
     def digest(self) -> str:
         """Sixteen hexadecimal characters that are equal for equal layouts only."""
-        canonical = json.dumps([[spec.name, list(spec.shape), spec.dtype] for spec in self.tensors])
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        tensors = [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in self.tensors]
+        frozen = self.frozen and [self.frozen.tensors, self.frozen.parameters, self.frozen.digest]
+        return hashlib.sha256(json.dumps([tensors, frozen]).encode()).hexdigest()[:16]
 
-    def flatten(self, weights: Weights) -> tuple[Vector, bytes]:
-        """Return the float tensors as one float32 vector [size], and the integer tensors as bytes.
+    def flatten(self, weights: Weights) -> FlatWeights:
+        """Return the values of named arrays, which are this layout's tensors in any order.
 
-        Raises LayoutError when names, shapes or dtypes differ from this layout.
+        Raises LayoutError when one is missing or has another shape or dtype, or when there is one more.
         """
-        self.require(Layout.of(weights))
-        vector = np.empty(self.size, np.float32)
+        self.require_weights(weights)
         integers = bytearray()
-        offset = 0
         for spec in self.tensors:
-            array = weights[spec.name]
-            if spec.is_float:
-                vector[offset : offset + spec.size] = array.reshape(-1)
-                offset += spec.size
-            else:
-                integers += array.astype(INTEGERS[spec.dtype]).tobytes()
-        return vector, bytes(integers)
+            if not spec.is_float:
+                integers += weights[spec.name].astype(INTEGERS[spec.dtype]).tobytes()
+        return FlatWeights(
+            self._flat(weights, "trained", self.size),
+            self._flat(weights, "statistic", self.statistics_size),
+            bytes(integers),
+        )
 
-    def restore(self, vector: Vector, integers: bytes) -> dict[str, NDArray[np.generic]]:
-        """Return named arrays in their own shapes and dtypes; float32 tensors are views of the vector."""
-        if vector.shape != (self.size,) or len(integers) != self.integers_size_bytes:
+    def restore(self, flat: FlatWeights) -> dict[str, NDArray[np.generic]]:
+        """Return named arrays in their own shapes and dtypes; float32 tensors are views of the flat arrays.
+
+        Raises LayoutError when the flat arrays have other sizes.
+        """
+        expected = (self.size,), (self.statistics_size,), self.integers_size_bytes
+        if (flat.vector.shape, flat.statistics.shape, len(flat.integers)) != expected:
             raise LayoutError(
-                f"expected {self.size} floats and {self.integers_size_bytes} bytes of integers, "
-                f"found {vector.size} and {len(integers)}"
+                f"expected {self.size} trained values, {self.statistics_size} statistics and "
+                f"{self.integers_size_bytes} bytes of integers, found {flat.vector.size}, "
+                f"{flat.statistics.size} and {len(flat.integers)}"
             )
+        values = {"trained": flat.vector, "statistic": flat.statistics}
+        offsets = {"trained": 0, "statistic": 0}
         weights: dict[str, NDArray[np.generic]] = {}
-        offset = taken = 0
+        taken = 0
         for spec in self.tensors:
             if spec.is_float:
-                flat = vector[offset : offset + spec.size]
-                weights[spec.name] = flat.reshape(spec.shape).astype(FLOATS[spec.dtype], copy=False)
-                offset += spec.size
+                start = offsets[spec.group]
+                offsets[spec.group] += spec.size
+                part = values[spec.group][start : offsets[spec.group]]
+                weights[spec.name] = part.reshape(spec.shape).astype(FLOATS[spec.dtype], copy=False)
             else:
                 dtype = INTEGERS[spec.dtype]
-                flat_integers = np.frombuffer(integers, dtype, count=spec.size, offset=taken)
+                flat_integers = np.frombuffer(flat.integers, dtype, count=spec.size, offset=taken)
                 weights[spec.name] = flat_integers.reshape(spec.shape).astype(dtype.newbyteorder("="))
                 taken += spec.size * dtype.itemsize
         return weights
+
+    def tensors_not_finite(self, vector: Vector, statistics: Vector) -> list[str]:
+        """Return the names of the tensors that hold a NaN or an infinity."""
+        found = []
+        for group, values in (("trained", vector), ("statistic", statistics)):
+            start = 0
+            for spec in self._of_group(group):
+                if not np.isfinite(values[start : start + spec.size]).all():
+                    found.append(spec.name)
+                start += spec.size
+        return found
 
     def require(self, other: Layout) -> None:
         """Raise LayoutError that names the first difference, unless `other` is equal to this layout."""
@@ -148,7 +250,55 @@ class Layout:
                 return f"the federation's model has {expected} where this one has {found}"
         if len(self.tensors) != len(other.tensors):
             return f"the federation's model has {len(self.tensors)} tensors, this one {len(other.tensors)}"
-        return None
+        return self._frozen_difference(other)
+
+    def _frozen_difference(self, other: Layout) -> str | None:
+        if self.frozen == other.frozen:
+            return None
+        here, there = (layout.frozen or "no frozen tensors" for layout in (other, self))
+        sizes = {part and (part.tensors, part.parameters) for part in (self.frozen, other.frozen)}
+        remedy = (
+            "their values differ, so load the same pretrained weights in build_model at every site"
+            if len(sizes) == 1
+            else "freeze the same layers at every site"
+        )
+        return f"the federation's model has {there}, this one has {here}: {remedy}"
+
+    def _of_group(self, group: str) -> Iterator[TensorSpec]:
+        return (spec for spec in self.tensors if spec.is_float and spec.group == group)
+
+    def _flat(self, weights: Weights, group: SharedGroup, size: int) -> Vector:
+        flat = np.empty(size, np.float32)
+        start = 0
+        for spec in self._of_group(group):
+            flat[start : start + spec.size] = weights[spec.name].reshape(-1)
+            start += spec.size
+        return flat
+
+    def require_weights(self, weights: Weights) -> None:
+        """Raise LayoutError unless named arrays, in any order, are this layout's tensors."""
+        expected = {spec.name: spec for spec in self.tensors}
+        if missing := expected.keys() - weights.keys():
+            raise LayoutError(f"the weights lack {some_of(missing)}")
+        if unknown := weights.keys() - expected.keys():
+            raise LayoutError(f"the federation's model has no {some_of(unknown)}")
+        for name, spec in expected.items():
+            array = weights[name]
+            if array.shape != spec.shape or array.dtype.name != spec.dtype:
+                found = TensorSpec(name, array.shape, array.dtype.name, spec.group)
+                raise LayoutError(f"the federation's model has {spec} where these weights have {found}")
+
+
+def no_values() -> Vector:
+    """Return a vector of no elements."""
+    return np.empty(0, np.float32)
+
+
+def some_of(names: Iterable[str]) -> str:
+    """Return the first three names in words, and how many more there are."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more
 
 
 def largest_magnitude(vector: Vector) -> float:

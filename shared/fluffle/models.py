@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
 
 from fluffle.broker import Broker, StreamReader
-from fluffle.errors import TopologyMissing, WireError
+from fluffle.errors import ProtocolMismatch, TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import MIB, Topology
-from fluffle.wire import claimed_rank, decode_version, record_digest
+from fluffle.wire import claimed_rank, decode_version, record_digest, require_protocol
 
 log = get_logger(__name__)
 
@@ -153,11 +153,13 @@ def _newest_at_hand(
     return _newer_of(newest, bodies)
 
 
-def _newer_of(known: StoredVersion | None, bodies: Iterable[bytes]) -> StoredVersion | None:
+def _newer_of(known: StoredVersion | None, bodies: Sequence[bytes]) -> StoredVersion | None:
     """Return the newest version, if it is newer than the one that is known, and else that one.
 
     Older ones are not read: with many workers that takes long.
     """
+    if bodies:
+        _require_protocol(bodies[-1])
     claims = [(rank, body) for body in bodies if (rank := _rank_of(body))]
     for rank, body in sorted(claims, key=itemgetter(0), reverse=True):
         if known and rank <= known.version.rank:
@@ -165,6 +167,16 @@ def _newer_of(known: StoredVersion | None, bodies: Iterable[bytes]) -> StoredVer
         if version := _readable(body):
             return StoredVersion(version, body)
     return known
+
+
+def _require_protocol(newest: bytes) -> None:
+    """Raise ProtocolMismatch when the newest message is of another protocol: its successors will be too."""
+    try:
+        require_protocol(newest)
+    except ProtocolMismatch as error:
+        raise ProtocolMismatch(f"the newest version of the model cannot be read: {error}") from error
+    except WireError:
+        return  # no version at all, and passed over
 
 
 def _rank_of(body: bytes) -> Rank | None:

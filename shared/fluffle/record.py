@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fluffle.model import Layout, Vector
+from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
 from fluffle.update import Applied, UpdateId
 
@@ -60,6 +61,11 @@ class Evaluation:
     evaluate_s: float = 0.0
 
 
+def not_finite(metrics: Mapping[str, float]) -> list[str]:
+    """Return the names of the metrics that are NaN or infinite."""
+    return [name for name, value in metrics.items() if not math.isfinite(value)]
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Rank:
     """The order of versions: a higher term wins, whatever the version number."""
@@ -88,7 +94,8 @@ class ModelVersion:
     """One version of the global model.
 
     `version` counts the steps of the global model since the first (version 0); records of some versions
-    may never be published. `parent` is the digest of the record published before, empty for the first.
+    may never be published. `vector`, `statistics` and `integers` are the
+    model as `layout` says. `parent` is the digest of the record published before, empty for the first.
     `terms` has, for each term so far, the version that its leader went on from; they ascend.
     `folded` are the updates applied since then. `norms` says how far each of the last MAX_NORMS updates would
     have moved the model, oldest first; empty unless norms are limited. `moments_checksum` names the server
@@ -109,7 +116,8 @@ class ModelVersion:
     plan: Plan
     strategy: str
     vector: Vector
-    integers: bytes
+    statistics: Vector = field(default_factory=no_values)
+    integers: bytes = b""
     applied: Applied = field(default_factory=Applied)
     folded: tuple[Folded, ...] = ()
     norms: tuple[float, ...] = ()
@@ -129,6 +137,15 @@ class ModelVersion:
     def rank(self) -> Rank:
         """The order of this version among all."""
         return Rank(self.term, self.version)
+
+    @property
+    def weights(self) -> Weights:
+        """The model's tensors by name; float32 tensors are views of this record's arrays."""
+        return self.layout.restore(FlatWeights(self.vector, self.statistics, self.integers))
+
+    def without_weights(self) -> ModelVersion:
+        """Return this record without what is as large as the model."""
+        return replace(self, vector=no_values(), statistics=no_values(), integers=b"")
 
     @property
     def updates(self) -> int:

@@ -2,7 +2,7 @@
 
 With Keras, write two or three functions and let `fluffle_worker.keras_task.KerasTask` make a task of them.
 With anything else (PyTorch, scikit-learn, plain numpy), write a class with the methods of `Task`: only numpy
-arrays cross the border, and nothing here imports TensorFlow. `examples/` has one of each.
+arrays cross the border, and nothing here imports TensorFlow. `examples/` has some.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from fluffle.errors import FluffleError, TaskError
-from fluffle.model import Weights
+from fluffle.model import Group, Weights
 from fluffle.plan import Plan
+from fluffle.task_errors import in_one_line, place_of
 
 READY_TASKS: Mapping[str, str] = {
     name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
@@ -51,7 +52,8 @@ class Site:
 class Trained:
     """What one round of local training gave: the weights, the examples of this site it saw, and metrics.
 
-    `examples` counts each example once, however many epochs there were: FedAvg weighs by it.
+    `weights` are all tensors that `train` was given, in any order. `examples` counts each example once,
+    however many epochs there were: weights by examples go by it. A metric is a number or a vector of numbers.
     """
 
     weights: Weights
@@ -68,7 +70,11 @@ class Progress(Protocol):
 
 @runtime_checkable
 class Task(Protocol):
-    """One model and its data. A process makes one task and calls it from one thread."""
+    """One model and its data. A process makes one task and calls it from one thread.
+
+    A task may have one more method, `tensor_groups`, see `GroupedTask`. Without it all float tensors are
+    trained, and of integer tensors the newest update's value stands.
+    """
 
     def initial_weights(self, seed: int) -> Weights:
         """Return the named arrays of a fresh model; the same seed gives the same bits."""
@@ -80,16 +86,34 @@ class Task(Protocol):
         """
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
-        """Train from `weights` on the prepared data as the plan says; `seed` orders the minibatches."""
+        """Train from `weights` on the prepared data as the plan says; `seed` orders the minibatches.
+
+        `weights` are all tensors of `initial_weights` but the frozen ones, and may be read-only.
+        """
 
     def evaluate(self, weights: Weights) -> Mapping[str, float]:
-        """Return metrics of `weights` on held-out data, at least one of "accuracy" and "loss"."""
+        """Return metrics of `weights` on held-out data, such as "accuracy" and "loss": at least one.
+
+        A metric is a number, or a vector of numbers, one for each class.
+        """
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write the model in the framework's own format, such as `.keras`; raises a FluffleError."""
 
     def load(self, path: Path) -> Weights:
         """Read weights from a file of the framework's own format, as `save` does; raises a FluffleError."""
+
+
+class GroupedTask(Task, Protocol):
+    """A task that says which of its tensors are not trained."""
+
+    def tensor_groups(self) -> Mapping[str, Group]:
+        """Return the groups of tensors by name, after `initial_weights` or `load`; all others are trained.
+
+        A "statistic" is computed from data, as the moving variance of a BatchNormalization: it is averaged as
+        a value. A "frozen" tensor is never changed, and does not travel: `train` and `evaluate` are not given
+        it, and every site must have the same values. A "local" one stays with its worker.
+        """
 
 
 def load_task(name: str) -> Task:
@@ -111,9 +135,9 @@ def load_task(name: str) -> Task:
         module = importlib.import_module(module_name)
     except FluffleError:
         raise
-    except Exception as error:  # whatever is wrong in the user's module
+    except (Exception, SystemExit) as error:  # whatever is wrong in the user's module
         raise TaskError(
-            f"the task {name!r} cannot be imported: {type(error).__name__}: {error} (-v shows where)"
+            f"the task {name!r} cannot be imported: {in_one_line(error)}{place_of(error)}"
         ) from error
     if not hasattr(module, attribute):
         raise TaskError(f"the task {name!r} cannot be imported: {module_name} has no {attribute!r}")

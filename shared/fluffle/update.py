@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fluffle.compression import CompressedVector
+from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
 
 # What a model remembers stands in the record of each of its versions, and nobody could read one without end.
@@ -35,8 +36,9 @@ class WeightUpdate:
 
     `base_term` and `base_version` name the version that the training started from. `vector` is of the
     layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
-    `integers` are the bytes of the layout's integer tensors. `absorbs` are the numbers of earlier updates of
-    its run that were refused, and whose content is in this one: they may not count any more.
+    `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `absorbs` are the
+    numbers of earlier updates of its run that were refused, and whose content is in this one: they may not
+    count any more.
     """
 
     federation: str
@@ -47,7 +49,8 @@ class WeightUpdate:
     sends: Sends
     codec: str
     vector: CompressedVector
-    integers: bytes
+    statistics: Vector = field(default_factory=no_values)
+    integers: bytes = b""
     examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     train_s: float = 0.0

@@ -18,25 +18,27 @@ import xxhash
 from fluffle import events, schema
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, travelling
-from fluffle.errors import MessageTooLarge, WireError
+from fluffle.errors import MessageTooLarge, ProtocolMismatch, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
 from fluffle.message_size import require_message_fits
+from fluffle.model import Vector
 from fluffle.pieces import Pieces
 from fluffle.record import Evaluation, Hello, ModelVersion, Moments, Rank
 from fluffle.schema import Header
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import WeightUpdate
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
+PROTOCOL_FIELD: Final = "fluffle"
 RANK_FIELDS: Final = ("term", "version")
 
 
 # Anyone may send to F.updates, only aggregators to F.versions. Neither takes more than 64 MB to read, and a
 # record has room for all that fluffle.update lets a model remember.
-INBOUND: Final = HeaderLimits(64 * 1024, 256)
+INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 RECORD: Final = HeaderLimits(8 * MIB, 360_000)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 
@@ -45,7 +47,7 @@ def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update."""
     vector = travelling(update.codec, update.vector)
     header = schema.update_header(update, vector.nbytes)
-    return bytes(_join(header, [vector, memoryview(update.integers)], INBOUND))
+    return bytes(_join(header, _payload(vector, update.statistics, update.integers), INBOUND))
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
@@ -77,7 +79,8 @@ def encode_version(version: ModelVersion) -> bytes:
 def version_pieces(version: ModelVersion) -> Pieces:
     """Return the message of a version's record, with the vector where it lies."""
     vector = Float32Vector.of(version.vector).payload
-    return _join(schema.version_header(version), [vector, memoryview(version.integers)], RECORD)
+    payload = _payload(vector, version.statistics, version.integers)
+    return _join(schema.version_header(version), payload, RECORD)
 
 
 def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
@@ -88,7 +91,7 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     random = np.random.default_rng(version.version)
     vector = travelling(codec, compress(codec, version.vector, random))
     header = schema.copy_header(version, codec, digest)
-    return bytes(_join(header, [vector, memoryview(version.integers)], RECORD))
+    return bytes(_join(header, _payload(vector, version.statistics, version.integers), RECORD))
 
 
 def encode_report(report: events.Report) -> bytes:
@@ -150,7 +153,9 @@ def claimed_rank(body: bytes) -> Rank:
     claims: Header = {}
     for _ in range(scan.open_map()):
         name = _object(scan, "the name of a field")
-        if name in RANK_FIELDS:
+        if name == PROTOCOL_FIELD:
+            _require_protocol(PROTOCOL_FIELD, _object(scan, f"field {PROTOCOL_FIELD}"))
+        elif name in RANK_FIELDS:
             claims[str(name)] = _object(scan, f"field {name}")
             if len(claims) == len(RANK_FIELDS):
                 break
@@ -158,6 +163,13 @@ def claimed_rank(body: bytes) -> Rank:
             scan.next_object()
     fields = Fields(claims)
     return Rank(fields.integer("term", 1), fields.integer("version", 0))
+
+
+def require_protocol(body: bytes) -> None:
+    """Raise ProtocolMismatch when a message says in its first field that it is of another protocol."""
+    scan = HeaderScan(body, RECORD)
+    if scan.open_map() and _object(scan, "the name of a field") == PROTOCOL_FIELD:
+        _require_protocol(PROTOCOL_FIELD, _object(scan, f"field {PROTOCOL_FIELD}"))
 
 
 def record_digest(body: bytes) -> str:
@@ -171,6 +183,10 @@ def record_digest(body: bytes) -> str:
     return hashlib.sha256(memoryview(body)[: scan.at]).hexdigest()
 
 
+def _payload(vector: memoryview, statistics: Vector, integers: bytes) -> list[memoryview]:
+    return [vector, Float32Vector.of(statistics).payload, memoryview(integers)]
+
+
 def _checksum(payload: Iterable[memoryview]) -> int:
     running = xxhash.xxh3_64()
     for part in payload:
@@ -180,7 +196,7 @@ def _checksum(payload: Iterable[memoryview]) -> int:
 
 def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> Pieces:
     length = sum(part.nbytes for part in payload)
-    whole = {"fluffle": PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
+    whole = {PROTOCOL_FIELD: PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
     unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
     whole["pad"] = bytes(-unpadded % ALIGNMENT)
     packed = msgpack.packb(whole)
@@ -205,8 +221,7 @@ def _split(body: bytes, limits: HeaderLimits) -> tuple[Fields, memoryview]:
         announced = int.from_bytes(prefix[1:], "big")
         raise WireError(f"the payload announces {announced} bytes, but {len(payload)} follow")
     fields = Fields(header)
-    if (protocol := fields.integer("fluffle")) != PROTOCOL:
-        raise WireError(f"field fluffle: this is protocol {PROTOCOL}, the message speaks {protocol}")
+    fields.integer(PROTOCOL_FIELD)
     fields.take("pad", bytes)
     if fields.integer("checksum", 0) != _checksum([payload]):
         raise WireError("field checksum: the payload's bytes are not those that were sent")
@@ -226,7 +241,17 @@ def _read_header(body: bytes, limits: HeaderLimits) -> tuple[Header, int]:
         if name in header:
             raise WireError(f"{field}: it stands there twice")
         header[name] = _object(scan, field)
+        _require_protocol(name, header[name])
     return header, scan.at
+
+
+def _require_protocol(name: str, said: object) -> None:
+    """Raise ProtocolMismatch when this field says another protocol: the rest would not be understood."""
+    if name == PROTOCOL_FIELD and type(said) is int and said != PROTOCOL:
+        raise ProtocolMismatch(
+            f"the message is of protocol {said!r}, and this Fluffle speaks protocol {PROTOCOL}: run the same "
+            "version of Fluffle at every site"
+        )
 
 
 def _object(scan: HeaderScan, what: str) -> object:

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 
 from fluffle.compression import require_codec
 from fluffle.errors import WireError
-from fluffle.fields import is_metric_name, is_name
+from fluffle.fields import MAX_METRICS, is_metric_name, is_name
 from fluffle.record import Evaluation, Hello
-from fluffle.schema import MAX_METRICS, MAX_PARAMETERS
+from fluffle.schema import MAX_PARAMETERS
 from fluffle.update import WeightUpdate
 
 SAYS_WHERE = (
@@ -69,6 +69,5 @@ def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]
 
 def _are_metrics(metrics: Mapping[str, float]) -> bool:
     return len(metrics) <= MAX_METRICS and all(
-        is_metric_name(name) and type(value) is float and math.isfinite(value)
-        for name, value in metrics.items()
+        is_metric_name(name) and type(value) is float for name, value in metrics.items()
     )

@@ -60,7 +60,7 @@ def read_record(body: bytes) -> None:
         if claimed_rank(each) != record.rank:
             raise BrokenInvariant("a record claims another rank than it has")
         if isinstance(record, ModelVersion):
-            record.layout.restore(record.vector, record.integers)
+            _ = record.weights
             encode_version(record)
         elif isinstance(record, Moments) and len({vector.size for vector in record.vectors.values()}) != 1:
             raise BrokenInvariant("the moments differ in size")

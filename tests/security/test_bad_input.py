@@ -74,11 +74,11 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "bytes of four billion": (field("pad", b"\xc6" + HUGE), "field pad: the header does not end"),
     "a list of four billion": (field("metrics", b"\xdd" + HUGE), "field metrics: its lists and"),
     "a map of four billion": (field("metrics", b"\xdf" + HUGE), "field metrics: its lists and maps"),
-    "a header of four billion": (b"\xdf" + HUGE, "its lists and maps hold more than 256 items"),
+    "a header of four billion": (b"\xdf" + HUGE, "its lists and maps hold more than 1024 items"),
     "a payload of four billion": (UPDATE[:-20] + HUGE + UPDATE[-16:], "announces 4294967295 bytes"),
     "60,000 empty maps": (
         field("metrics", b"\xdd\0\0\xea\x60" + b"\x80" * 60_000),
-        "field metrics: its lists and maps hold more than 256 items",
+        "field metrics: its lists and maps hold more than 1024 items",
     ),
     "an extension type": (field("worker", b"\xd4\x01x"), "field worker: extension types are not"),
     "a timestamp": (field("train_s", b"\xd6\xff\0\0\0\0"), "field train_s: extension types are"),
@@ -94,7 +94,10 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "a missing field": (without(UPDATE, "examples"), "field examples: it is missing"),
     "an unknown field": (update(callback="os.system"), "unknown field 'callback'"),
     "a codec of its own": (update(codec="pickle"), "field codec: must be one of float32, bfloat16, int8, "),
-    "a protocol from the future": (update(fluffle=2), "field fluffle: this is protocol 1"),
+    "a protocol from the future": (
+        update(fluffle=3),
+        "the message is of protocol 3, and this Fluffle speaks protocol 2",
+    ),
     "a wrong checksum": (update(checksum=0), "field checksum: the payload's bytes are not"),
     "a checksum that is no number": (update(checksum="0"), "field checksum: expected int"),
     "a vector that is longer than its bytes": (
@@ -116,7 +119,7 @@ UNREADABLE: Mapping[str, tuple[bytes, str]] = {
     "an infinite duration": (update(train_s=INFINITY), "field train_s: inf is not finite"),
     "a metric that is a text": (update(metrics={"loss": "0"}), "field metrics: 'loss' is no number"),
     "a metric's name of control characters": (update(metrics={"\x1b[2J": 1}), r"'\x1b[2J' is no short name"),
-    "65 metrics": (update(metrics={str(n): 0 for n in range(65)}), "field metrics: 65 entries"),
+    "257 metrics": (update(metrics={str(n): 0 for n in range(257)}), "field metrics: 257 entries"),
     "a shorter vector": (floats(1, 1, 1), "field vector_bytes: 16 is not from 0 to 12"),
     "a negative term": (update(base_term=-1), "field base_term: -1 is not from 1"),
 }
@@ -128,9 +131,13 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     "a number of fewer parameters": (
         update(parameters=3, vector_bytes=12),
         "wrong-layout",
-        "3 floats and 4 bytes of integers",
+        "3 trained values, 0 statistics and 4 bytes of integers",
     ),
-    "a longer vector": (floats(1, 1, 1, 1, 1), "wrong-layout", "4 floats and 4 bytes of integers"),
+    "a longer vector": (
+        floats(1, 1, 1, 1, 1),
+        "wrong-layout",
+        "4 trained values, 0 statistics and 4 bytes of integers",
+    ),
     "another shape": (a_model_of(TensorSpec("dense/kernel", (2, 2), "float32")), "wrong-layout", "layout is"),
     "another dtype": (
         a_model_of(TensorSpec("dense/kernel", (SIZE,), "float64")),
@@ -138,9 +145,13 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
         "layout is",
     ),
     "another name": (a_model_of(TensorSpec("dense/bias", (SIZE,), "float32")), "wrong-layout", "layout is"),
-    "NaN": (floats(0, 0, 0, NAN), "not-finite", "the update's vector holds a NaN or an infinity"),
-    "infinity": (floats(0, -INFINITY, 0, 0), "not-finite", "the update's vector holds a NaN or an infinity"),
-    "a sum that overflows": (floats(LARGEST, 0, 0, 0), "too-large", "the update's vector holds 3.4e+38"),
+    "NaN": (floats(0, 0, 0, NAN), "not-finite", "the update holds NaN or infinite values, in dense/kernel"),
+    "infinity": (
+        floats(0, -INFINITY, 0, 0),
+        "not-finite",
+        "the update holds NaN or infinite values, in dense/kernel",
+    ),
+    "a sum that overflows": (floats(LARGEST, 0, 0, 0), "too-large", "the update holds 3.4e+38"),
     "a base from the future": (
         update(base_version=2**64 - 1),
         "future-version",

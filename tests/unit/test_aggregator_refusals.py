@@ -28,7 +28,8 @@ GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
         (b"", "unreadable"),
         (b"not msgpack at all", "unreadable"),
         (encoded(GOOD)[:-1], "unreadable"),
-        (bytes(msgpack.packb({"fluffle": 1, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
+        (bytes(msgpack.packb({"fluffle": 2, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
+        (bytes(msgpack.packb({"fluffle": 1, "kind": "order"})) + b"\xc6\0\0\0\0", "other-protocol"),
         (an_update("a b"), "unreadable"),
         (an_update("w" * 101), "unreadable"),
         (an_update(federation="other"), "wrong-federation"),
@@ -124,7 +125,7 @@ def test_refusals_are_counted_for_the_worker_that_is_known_and_for_nobody_else()
 
 
 def test_metrics_of_any_name_stop_nobody() -> None:
-    names = ["event", "version", "held", "metrics", "self", "level", "time", "exc_info", ""]
+    names = ["event", "version", "held", "metrics", "self", "level", "time", "exc_info", "f1/0"]
     report = an_evaluation(0, dict.fromkeys(names, 0.5))
     charge = a_charge(a_strategy(buffer_size=1))
     server = a_server(charge, report, an_update())

@@ -15,7 +15,7 @@ from working import TOPOLOGY, CountingTask, Scripted, no_display, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.model import Layout
+from fluffle.model import Layout, TensorSpec
 from fluffle.models import StoredVersion, stored_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Rank
@@ -33,6 +33,7 @@ from fluffle_worker.spool import Spool
 EXACT = a_charge(a_strategy(buffer_size=1))
 ROUNDED = replace(EXACT, downlink_codec="int8")
 VALUES = [0.1, -0.2, 0.3, 0.777]
+STATISTIC = TensorSpec("moving_variance", (2,), "float32", "statistic")
 
 
 def in_head(server: FakeServer, charge: Charge) -> list[ModelVersion]:
@@ -66,14 +67,20 @@ def test_the_head_has_the_same_bits_as_with_float32_and_the_stream_a_copy_of_eac
 
 @pytest.mark.parametrize("codec", ["bfloat16", "int8", "bfloat16+zstd", "int8+zstd", "float32+zstd"])
 def test_a_copy_comes_back_as_a_whole_version_that_says_what_it_is_a_copy_of(codec: str) -> None:
-    record = replace(a_version(7, values=VALUES), integers=b"")
+    record = replace(
+        a_version(7, values=VALUES, layout=Layout((*a_layout().tensors, STATISTIC))),
+        statistics=np.array([0.1, 1e9], np.float32),
+    )
     digest = record_digest(encode_version(record))
 
     found = decode_version(encode_copy(record, codec, digest))
 
     assert (found.codec, found.copy_of) == (codec, digest)
     np.testing.assert_allclose(found.vector, record.vector, atol=0.01)
-    assert replace(found, vector=record.vector, codec="float32", copy_of="") == record
+    # A statistic is never rounded.
+    assert found.statistics.tobytes() == record.statistics.tobytes()
+    same = replace(found, vector=record.vector, statistics=record.statistics, codec="float32", copy_of="")
+    assert same == record
 
 
 def test_whoever_makes_the_copy_makes_the_same_one() -> None:
@@ -98,7 +105,7 @@ def test_no_copy_is_larger_than_a_version_could_be() -> None:
     small = replace(a_version(), layout=a_layout(MAX_PARAMETERS + 1))
     body = encode_copy(small, "int8+zstd", "ab" * 32)
 
-    with pytest.raises(WireError, match=r"field layout: 134217729 floats .* have no room"):
+    with pytest.raises(WireError, match=r"field layout: 134217729 trained values.* have no room"):
         decode_version(body)
 
 

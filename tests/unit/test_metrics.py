@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fluffle.errors import ConfigError
 from fluffle.events import (
-    MAX_METRICS,
     Applied,
     Committed,
     Evaluated,
@@ -30,6 +29,7 @@ from fluffle.events import (
     Trained,
 )
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.fields import MAX_METRICS
 from fluffle.metrics import metered, server
 from fluffle.metrics.meters import MAX_REASONS, METERS, OTHER
 from fluffle.telling import SILENCE, Teller

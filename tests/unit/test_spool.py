@@ -227,7 +227,7 @@ def test_the_number_of_a_damaged_update_is_not_given_again(
         assert spool.next_id == replace(given_id, sequence=2)
 
     [warning] = caplog.messages
-    assert "Check the disk, then delete the file" in warning
+    assert "cannot be sent and is set aside" in warning
     assert ".damaged" in warning
 
 

@@ -306,7 +306,7 @@ def test_another_model_or_none_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(LayoutError, match=r"another model: float32\[8\] at .* where the task has nothing"):
         task.load(tmp_path / "larger.keras")
-    with pytest.raises(LayoutError, match="the federation's model has batch_normalization/gamma"):
+    with pytest.raises(LayoutError, match="the federation's model has no batch_normalization/beta"):
         task.evaluate(larger.initial_weights(0))
     with pytest.raises(TaskError, match="no model in Keras's own format"):
         task.load(tmp_path / "junk.keras")
@@ -351,14 +351,17 @@ def test_a_build_model_with_a_mistake_is_told_what_to_do(
 @pytest.mark.parametrize(
     ("read", "said"),
     [
-        (lambda: Path("/nowhere/scans.npy").read_bytes(), "cannot be read: .*/nowhere/scans.npy"),
+        (
+            lambda: Path("/nowhere/scans.npy").read_bytes(),
+            "train_data cannot read its data: .*/nowhere/scans.npy",
+        ),
         (
             lambda: importlib.import_module("skan"),
-            r"pip install 'fluffle\[worker\]' \(No module named 'skan'",
+            "train_data needs the package 'skan', which is not installed: pip install it",
         ),
         (lambda: (INPUTS, TARGETS[1:]), r"arrays of one length, not of \[99, 100\]"),
         (lambda: (INPUTS[:0], TARGETS[:0]), "returned no examples"),
-        (lambda: tensorflow_data_set(passes=-1), r"finite data set: leave out its repeat\(\)"),
+        (lambda: tensorflow_data_set(passes=-1), r"never ends: leave out its repeat\(\)"),
     ],
 )
 def test_data_that_is_not_there_or_does_not_fit_is_a_task_error(
@@ -381,7 +384,9 @@ def test_what_is_called_too_early_or_without_held_out_data_says_so() -> None:
 def test_without_tensorflow_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keras", None)
 
-    with pytest.raises(TaskError, match=r"needs TensorFlow: pip install 'fluffle\[worker\]'"):
+    with pytest.raises(
+        TaskError, match=r"needs Keras on tensorflow: install Fluffle with the extra \[worker\]"
+    ):
         a_task().initial_weights(0)
 
 

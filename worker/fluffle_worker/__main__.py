@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from fluffle import logs
+from fluffle.checked_task import CheckedTask
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect_to_federation
 from fluffle.errors import TaskError
@@ -42,7 +43,7 @@ def run(settings: WorkerSettings) -> None:
             f"set --sites to the number of workers, the same for all"
         )
     task = load_task(settings.task)
-    examples = task.prepare(site)
+    examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/worker/{settings.worker_name}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fluffle.checked_task import CheckedTask
 from fluffle.plan import Plan
 from fluffle.task import Site, Task
 
@@ -16,10 +17,12 @@ def train_centrally(task: Task, *, epochs: int, plan: Plan, seed: int) -> Mappin
     training without a federation. Afterwards the task is prepared for the one site that has everything.
     Raises TaskError when the data is not there.
     """
-    task.prepare(Site(index=0, count=1, split="iid"))
+    checked = CheckedTask(task)
+    model = checked.model(seed)
+    checked.prepare(Site(index=0, count=1, split="iid"))
     central = replace(plan, local_epochs=epochs, local_steps=None, proximal_mu=0.0)
-    trained = task.train(task.initial_weights(seed), central, seed=seed, progress=_silent)
-    return task.evaluate(trained.weights)
+    trained = checked.train({**model.weights, **model.local}, central, seed=seed, progress=_silent)
+    return checked.evaluate({**trained.weights, **trained.local})
 
 
 def _silent(done: int, total: int) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from fluffle.broker import Broker
+from fluffle.checked_task import CheckedTask
 from fluffle.errors import QueueFull
 from fluffle.events import Measured
 from fluffle.logs import get_logger
-from fluffle.model import Layout
+from fluffle.model import some_of
 from fluffle.models import newest_version
 from fluffle.reconnecting import work_with_new_connections
-from fluffle.record import Evaluation, ModelVersion, Rank
+from fluffle.record import Evaluation, ModelVersion, Rank, not_finite
+from fluffle.stopping import StopRequested
 from fluffle.task import Task
 from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
@@ -40,8 +43,13 @@ class Evaluator:
     ) -> None:
         """Make an evaluator of a task; `notes` are called with each version and what was measured of it."""
         self.name = name
-        self._task = task
-        self._layout = Layout.of(task.initial_weights(0))
+        self._task = CheckedTask(task, stop)
+        self._model = self._task.model()
+        if self._model.local:
+            log.warning(
+                "the task has local weights: they are evaluated as first built, not as a site has them",
+                weights=some_of(self._model.local),
+            )
         self._topology = topology
         self._stop = stop
         self._tell = teller
@@ -54,11 +62,12 @@ class Evaluator:
         A lost connection is made anew. Raises LayoutError when the federation's model is another than the
         task's.
         """
-        work_with_new_connections(connect, self._work_on, self._stop, self._tell)
+        with suppress(StopRequested):
+            work_with_new_connections(connect, self._work_on, self._stop, self._tell)
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):
-            version.layout.require(self._layout)
+            version.layout.require(self._model.layout)
             evaluation = self._evaluate(version)
             if version.finished:
                 # Nobody would read a report: the aggregator has left.
@@ -72,12 +81,17 @@ class Evaluator:
         return newest_version(broker, self._topology, stop=self._stop, newer_than=self._last)
 
     def _evaluate(self, version: ModelVersion) -> Evaluation:
+        log.info("evaluating", version=version.version)
         started = time.monotonic()
-        metrics = self._task.evaluate(version.layout.restore(version.vector, version.integers))
+        metrics = self._task.evaluate({**version.weights, **self._model.local})
         evaluate_s = time.monotonic() - started
         self._tell(Measured(version.version, evaluate_s))
         shown = {name: round(value, 4) for name, value in metrics.items()}
         log.info("evaluated", version=version.version, seconds=round(evaluate_s, 2), metrics=shown)
+        if bad := not_finite(metrics):
+            log.warning(
+                "this version's metrics are not finite", version=version.version, metrics=", ".join(bad)
+            )
         evaluation = Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
         for note in self._notes:
             note(version, evaluation)

@@ -16,34 +16,35 @@ import numpy as np
 import tenacity
 
 from fluffle.broker import Broker
-from fluffle.codecs.floats import Float32Vector
+from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
 from fluffle.events import Progressed, Published, Started, Trained
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
-from fluffle.model import Layout, Vector
+from fluffle.model import Vector
 from fluffle.models import newest_version
 from fluffle.reconnecting import wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
+from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Task
 from fluffle.telling import SILENCE, Teller
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
+from fluffle_worker.local_weights import LocalWeights
+from fluffle_worker.round import TrainedUpdate, train_round
 from fluffle_worker.spool import NoRoomForResidual, Spool
 
 log = get_logger(__name__)
 
 # How often listeners are told how far a round is.
 TELL_EVERY_S = 1.0
+# The longest wait after a round whose result may not be sent.
+LONGEST_WAIT_S = 60.0
 
 Connect = Callable[[], Broker]
 ShowRound = Callable[[str], AbstractContextManager[Progress]]
-
-
-class Stopped(Exception):
-    """The worker was asked to stop, and gives up what it does."""
 
 
 class Worker:
@@ -68,8 +69,9 @@ class Worker:
         It does not train what would be too large a message.
         """
         self.name = name
-        self._task = task
-        self._layout = Layout.of(task.initial_weights(0))
+        self._task = CheckedTask(task, stop)
+        self._model = self._task.model()
+        self._local = LocalWeights(spool.folder, self._model.local)
         self._topology = topology
         self._spool = spool
         self._seed = seed
@@ -78,7 +80,7 @@ class Worker:
         self._stop = stop
         self._max_message_bytes = max_message_bytes
         self._tell = teller
-        self._rounds = 0
+        self._rounds = self._unusable_rounds = 0
         self._last: ModelVersion | None = None
 
     def work(self, connect: Connect, *, try_to_connect: Connect | None = None) -> None:
@@ -96,7 +98,7 @@ class Worker:
         if self._spool.waiting:
             log.info("updates of an earlier run wait in the spool", updates=self._spool.waiting)
         try:
-            with suppress(Stopped):
+            with suppress(StopRequested):
                 work_with_new_connections(connect_or_train, self._work_on, self._stop, self._tell)
         finally:
             if self._spool.waiting:
@@ -150,62 +152,76 @@ class Worker:
 
     def _train(self, version: ModelVersion) -> None:
         """Train one round from a version, as its plan says, and put what was learnt into the spool."""
-        version.layout.require(self._layout)
+        version.layout.require(self._model.layout)
         require_update_fits(version.layout, version.plan.codec, self._max_message_bytes)
         self._last = version
         self._spool.compare(version.applied)
         update_id = self._spool.next_id
-        sequence = update_id.sequence
         log.debug("round started", update=str(update_id), version=version.version)
         self._tell(Started(str(update_id), version.version))
-        started = told_at = time.monotonic()
-        seed = int(np.random.SeedSequence([self._seed, sequence]).generate_state(1)[0])
-        weights = version.layout.restore(version.vector, version.integers)
-        with self._show_round(f"version {version.version}, round {sequence}") as show:
-
-            def progress(done: int, total: int) -> None:
-                nonlocal told_at
-                if self._stop.is_set():
-                    raise Stopped
-                show(done, total)
-                if time.monotonic() - told_at >= TELL_EVERY_S:
-                    told_at = time.monotonic()
-                    self._tell(Progressed(str(update_id), done, total))
-
-            trained = self._task.train(weights, version.plan, seed=seed, progress=progress)
-        if self._delay_s:
-            log.debug("idling", seconds=self._delay_s)
-            if self._stop.wait(self._delay_s):
-                raise Stopped
-        vector, integers = version.layout.flatten(trained.weights)
-        if version.plan.sends == "delta":
-            # Against the version that this round started from, never against a newer one.
-            np.subtract(vector, version.vector, out=vector)
+        with self._show_round(f"version {version.version}, round {update_id.sequence}") as show:
+            trained = train_round(
+                self._task,
+                version,
+                self._local.weights,
+                update_id=update_id,
+                seed=int(np.random.SeedSequence([self._seed, update_id.sequence]).generate_state(1)[0]),
+                progress=self._progress(update_id, show),
+                idle=self._idle,
+            )
         self._rounds += 1
-        train_s = time.monotonic() - started
-        self._tell(Trained(str(update_id), version.version, train_s))
+        update = trained.update
+        self._tell(Trained(str(update_id), version.version, update.train_s))
         log.info(
             "round trained",
             update=str(update_id),
             version=version.version,
-            seconds=round(train_s, 2),
-            metrics={name: round(value, 4) for name, value in trained.metrics.items()},
+            seconds=round(update.train_s, 2),
+            metrics={name: round(value, 4) for name, value in update.metrics.items()},
         )
-        update = WeightUpdate(
-            federation=version.federation,
-            id=update_id,
-            base_term=version.term,
-            base_version=version.version,
-            layout_digest=version.layout.digest,
-            sends=version.plan.sends,
-            codec=version.plan.codec,
-            vector=Float32Vector.of(vector),
-            integers=integers,
-            examples=trained.examples,
-            metrics=trained.metrics,
-            train_s=train_s,
+        if trained.unusable:
+            self._give_up_round(trained)
+            return
+        self._unusable_rounds = 0
+        self._local.keep(trained.local)
+        self._keep(update, trained.vector, version.applied)
+
+    def _give_up_round(self, trained: TrainedUpdate) -> None:
+        """Warn, and wait the longer, the more rounds in a row gave nothing that may be sent."""
+        wait_s = min(LONGEST_WAIT_S, 2.0**self._unusable_rounds)
+        self._unusable_rounds += 1
+        log.warning(
+            "this round's update is not sent",
+            because=trained.unusable,
+            update=str(trained.update.id),
+            metrics=dict(trained.update.metrics),
+            rounds_in_a_row=self._unusable_rounds,
+            wait_s=wait_s,
         )
-        self._keep(update, vector, version.applied)
+        if self._stop.wait(wait_s):
+            raise StopRequested
+
+    def _progress(self, update_id: UpdateId, show: Progress) -> Progress:
+        """Return what a task calls after each minibatch; it ends the round when asked to stop."""
+        told_at = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal told_at
+            if self._stop.is_set():
+                raise StopRequested
+            show(done, total)
+            if time.monotonic() - told_at >= TELL_EVERY_S:
+                told_at = time.monotonic()
+                self._tell(Progressed(str(update_id), done, total))
+
+        return progress
+
+    def _idle(self) -> None:
+        if not self._delay_s:
+            return
+        log.debug("idling", seconds=self._delay_s)
+        if self._stop.wait(self._delay_s):
+            raise StopRequested
 
     def _keep(self, update: WeightUpdate, vector: Vector, applied: Applied) -> None:
         """Compress what was learnt, and put it into the spool; `applied` is of the newest version."""
@@ -228,7 +244,7 @@ class Worker:
             self._tell(Published(str(update_id), len(body)))
             log.info("update published", update=str(update_id), size_bytes=len(body))
             if self._stop.is_set():
-                raise Stopped
+                raise StopRequested
 
     def _publish(self, broker: Broker, update_id: UpdateId, body: bytes) -> None:
         """Send an update until the broker has it; a full queue is waited for."""
@@ -244,9 +260,9 @@ class Worker:
         try:
             patiently(broker.publish, self._topology.updates_in.name, "", body, headers)
         except QueueFull as error:
-            raise Stopped from error
+            raise StopRequested from error
         except MessageTooLarge as error:
             if self._last:
                 # RabbitMQ takes less than was thought: now it is known which codec would do.
-                require_update_fits(self._layout, self._last.plan.codec, error.limit_bytes)
+                require_update_fits(self._model.layout, self._last.plan.codec, error.limit_bytes)
             raise

@@ -29,11 +29,11 @@ from typing import Literal
 import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.update import Applied, UpdateId, WeightUpdate
-from fluffle.wire import encode_update
+from fluffle.wire import encode_update, require_protocol
 from fluffle_worker.digested_file import DIGEST_BYTES, Damaged, read_digested, remove, write_digested
 
 log = get_logger(__name__)
@@ -185,9 +185,12 @@ class Spool:
         while self._waiting:
             first = self._waiting[0]
             try:
-                return first.id, self._read(first)
-            except (Damaged, OSError) as error:
+                body = self._read(first)
+                require_protocol(body)
+            except (Damaged, WireError, OSError) as error:
                 self._set_aside(first, str(error))
+            else:
+                return first.id, body
         return None
 
     def confirm(self) -> None:
@@ -357,8 +360,8 @@ class Spool:
         with suppress(OSError):
             path.replace(aside)
         log.warning(
-            "an update in the spool is damaged and set aside; the others go on. Check the disk, then delete "
-            "the file, or put a good copy in its place under its old name (.update) while no worker runs",
+            "an update in the spool cannot be sent and is set aside; the others go on. Delete the file, or "
+            "put a good copy in its place under its old name (.update) while no worker runs",
             update=str(first.id),
             file=str(aside),
             because=reason,

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-import numpy as np
-
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.record import Contributor, Evaluation, ModelVersion, Rank
 
@@ -21,7 +19,7 @@ MOST_EVALUATIONS: Final = 256
 
 def without_weights(version: ModelVersion) -> ModelVersion:
     """Return what is worth keeping of a version that is only looked at; it counts the same parameters."""
-    return replace(version, vector=np.empty(0, np.float32), integers=b"", folded=(), norms=())
+    return replace(version.without_weights(), folded=(), norms=())
 
 
 class Known:

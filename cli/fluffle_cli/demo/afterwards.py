@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fluffle.checked_task import CheckedTask
 from fluffle.errors import FluffleError
 from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
@@ -22,11 +23,13 @@ from fluffle_worker.central import train_centrally
 def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence[Path]) -> Findings:
     """Evaluate each model, save it beside its file as `.keras`, and train centrally."""
     task = load_task(task_name)
+    checked = CheckedTask(task)
+    local = checked.model(seed).local
     finals = []
     for path in models:
-        weights = read_model(path)
-        finals.append(task.evaluate(weights))
-        task.save(weights, path.with_suffix(".keras"))
+        weights = {**read_model(path), **local}
+        finals.append(checked.evaluate(weights))
+        checked.save(weights, path.with_suffix(".keras"))
     return Findings(finals=finals, central=train_centrally(task, epochs=epochs, plan=plan, seed=seed))
 
 

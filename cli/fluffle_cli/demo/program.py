@@ -83,8 +83,7 @@ class Demo:
         for each in runs:
             final = each.final_version
             about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
-            weights = final.layout.restore(final.vector, final.integers)
-            write_model(each.folder / "model.safetensors", weights, about)
+            write_model(each.folder / "model.safetensors", final.weights, about, layout=final.layout)
         findings = self._look_afterwards(runs)
         summary = Summary(
             task=self._settings.task,

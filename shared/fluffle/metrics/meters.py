@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from fluffle.broker import Broker
 from fluffle.events import (
-    MAX_METRICS,
     Applied,
     Committed,
     Evaluated,
@@ -30,6 +29,7 @@ from fluffle.events import (
     TookOver,
     Trained,
 )
+from fluffle.fields import MAX_METRICS
 
 # What further values of a label are counted under.
 OTHER: Final = "other"

@@ -1,78 +1,41 @@
-"""What stands in each kind of message: values to header maps, and header maps and payloads to values. Pure.
-
-docs/protocol.md has the same as tables. What is read is checked field by field; every fault is a WireError.
-"""
+"""What an aggregator publishes: versions, copies of them, and a server optimizer's moments. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import (
-    decompressed,
-    is_packed,
-    leaves_out,
-    read_vector,
-    require_codec,
-    require_downlink_codec,
-)
+from fluffle.compression import decompressed, read_vector, require_codec, require_downlink_codec
 from fluffle.errors import LayoutError, WireError
-from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields, is_metric_name
-from fluffle.model import FLOATS, INTEGERS, Layout, TensorSpec
-from fluffle.plan import Plan, Sends
-from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
-from fluffle.topology import MAX_MESSAGE_BYTES
-from fluffle.update import MAX_ABSORBS, Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.fields import Fields
+from fluffle.model import FLOATS, INTEGERS, SHARED_GROUPS, FrozenPart, Layout, TensorSpec
+from fluffle.plan import Plan
+from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
+from fluffle.schema.common import (
+    MAX_PARAMETERS,
+    Header,
+    evaluation_fields,
+    read_evaluation_fields,
+    read_id,
+    read_rank,
+    read_sends,
+    read_statistics,
+)
+from fluffle.update import Applied, RunLog
 
-Header = dict[str, Any]
-
-MAX_METRICS: Final = 64
-# A version's record carries its vector as float32, so a longer one could belong to no model.
-MAX_PARAMETERS: Final = MAX_MESSAGE_BYTES // 4
 # numpy knows no more dimensions.
 MAX_DIMENSIONS: Final = 64
 MAX_MOMENTS: Final = 8
+MAX_TENSOR_NAME_LENGTH: Final = 1024
 FOLDED_FACTS: Final = ("base_version", "staleness", "weight", "published_at", "received_at")
 FOLDED_COLUMNS: Final = ("worker", "run", "sequence", *FOLDED_FACTS)
 CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
-
-
-def update_header(update: WeightUpdate, vector_bytes: int) -> Header:
-    """Return the header of an update whose vector travels in so many bytes."""
-    return {
-        "kind": "update",
-        "federation": update.federation,
-        "worker": update.id.worker,
-        "run": update.id.run,
-        "sequence": update.id.sequence,
-        "base_term": update.base_term,
-        "base_version": update.base_version,
-        "layout": update.layout_digest,
-        "sends": update.sends,
-        "codec": update.codec,
-        "parameters": update.vector.size,
-        "vector_bytes": vector_bytes,
-        "absorbs": list(update.absorbs),
-        "examples": int(update.examples),
-        "metrics": _numbers(update.metrics),
-        "train_s": update.train_s,
-    }
-
-
-def evaluation_header(evaluation: Evaluation) -> Header:
-    """Return the header of an evaluator's report."""
-    return {"kind": "evaluation", "federation": evaluation.federation, **_evaluation_fields(evaluation)}
-
-
-def hello_header(hello: Hello) -> Header:
-    """Return the header of a hello."""
-    return {"kind": "hello", "federation": hello.federation, "name": hello.name}
 
 
 def moments_header(moments: Moments) -> Header:
@@ -96,7 +59,8 @@ def version_header(version: ModelVersion) -> Header:
         "version": version.version,
         "parent": version.parent,
         "terms": [[began.term, began.version] for began in version.terms],
-        "layout": [[spec.name, list(spec.shape), spec.dtype] for spec in version.layout.tensors],
+        "layout": [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in version.layout.tensors],
+        "frozen": _frozen_row(version.layout.frozen),
         "plan": {name: getattr(plan, name) for name in Plan.__dataclass_fields__},
         "strategy": version.strategy,
         "applied": [
@@ -113,8 +77,8 @@ def version_header(version: ModelVersion) -> Header:
             for name, one in version.contributors.items()
         },
         "rejected": version.rejected,
-        "evaluation": version.evaluation and _evaluation_fields(version.evaluation),
-        "best": version.best and _evaluation_fields(version.best),
+        "evaluation": version.evaluation and evaluation_fields(version.evaluation),
+        "best": version.best and evaluation_fields(version.best),
         "target_held": version.target_held,
         "elapsed_s": version.elapsed_s,
         "committed_at": version.committed_at,
@@ -128,60 +92,9 @@ def copy_header(version: ModelVersion, codec: str, digest: str) -> Header:
     return {**version_header(version), "kind": "copy", "codec": codec, "exact": digest}
 
 
-def read_update(
-    federation: str, fields: Fields, payload: memoryview, *, most_parameters: int = MAX_PARAMETERS
-) -> WeightUpdate:
-    """Read an update; its vector is a view of the payload, unless zstd has to unpack it.
-
-    A vector of more than `most_parameters` is not unpacked.
-    """
-    codec, update_id, sends = fields.parsed("codec", require_codec), _id(fields), _sends(fields)
-    if sends == "weights" and leaves_out(codec):
-        raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
-    parameters = fields.integer("parameters", 0, MAX_PARAMETERS)
-    if is_packed(codec) and parameters > most_parameters:
-        raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
-    vector_bytes = fields.integer("vector_bytes", 0, len(payload))
-    try:
-        vector = read_vector(codec, parameters, payload[:vector_bytes])
-    except ValueError as error:
-        raise WireError(f"field vector_bytes: {parameters} parameters in {codec}: {error}") from error
-    update = WeightUpdate(
-        federation=federation,
-        id=update_id,
-        base_term=fields.integer("base_term", 1),
-        base_version=fields.integer("base_version", 0),
-        layout_digest=fields.text("layout", 64),
-        sends=sends,
-        codec=codec,
-        vector=vector,
-        integers=bytes(payload[vector_bytes:]),
-        examples=fields.integer("examples"),
-        metrics=fields.numbers("metrics", MAX_METRICS),
-        train_s=fields.number("train_s"),
-        absorbs=_absorbs(fields, update_id.sequence),
-    )
-    fields.done()
-    return update
-
-
-def read_evaluation(federation: str, fields: Fields, payload: memoryview) -> Evaluation:
-    """Read an evaluator's report."""
-    fields.empty_payload(payload)
-    return _evaluation(federation, fields)
-
-
-def read_hello(federation: str, fields: Fields, payload: memoryview) -> Hello:
-    """Read a hello."""
-    fields.empty_payload(payload)
-    hello = Hello(federation, fields.name("name"))
-    fields.done()
-    return hello
-
-
 def read_moments(federation: str, fields: Fields, payload: memoryview) -> Moments:
     """Read a server optimizer's moments; their vectors are views of the payload."""
-    rank = _rank(fields)
+    rank = read_rank(fields)
     names = fields.texts("names", 64, max_count=MAX_MOMENTS)
     fields.done()
     if not names:
@@ -205,15 +118,16 @@ def read_version(
     federation: str, fields: Fields, payload: memoryview, *, codec: str = "float32"
 ) -> ModelVersion:
     """Read a version's record; its vector, if it is float32, is a view of the payload."""
-    rank = _rank(fields)
+    rank = read_rank(fields)
     layout = _layout(fields)
-    vector_bytes = len(payload) - layout.integers_size_bytes
+    vector_bytes = len(payload) - layout.beside_vector_size_bytes
     # Its record has it as float32: no codec makes room for a larger model.
     if layout.size > MAX_PARAMETERS or vector_bytes < 0:
         raise WireError(
-            f"field layout: {layout.size} floats and {layout.integers_size_bytes} bytes of integers have no "
-            f"room in a payload of {len(payload)} bytes"
+            f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
+            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of payload"
         )
+    statistics_end = vector_bytes + 4 * layout.statistics_size
     try:
         vector = read_vector(codec, layout.size, payload[:vector_bytes])
     except ValueError as error:
@@ -228,11 +142,12 @@ def read_version(
         plan=_plan(fields.map("plan")),
         strategy=fields.text("strategy", 256),
         vector=vector.values if isinstance(vector, Float32Vector) else decompressed(vector),
-        integers=bytes(payload[vector_bytes:]),
+        statistics=read_statistics(payload[vector_bytes:statistics_end]),
+        integers=bytes(payload[statistics_end:]),
         applied=_applied(fields),
         folded=tuple(
             Folded(
-                _id(row),
+                read_id(row),
                 row.integer("base_version", 0),
                 row.integer("staleness", 0),
                 row.number("weight"),
@@ -266,52 +181,14 @@ def read_version(
     return version
 
 
-def _evaluation_fields(evaluation: Evaluation) -> Header:
-    return {
-        "evaluator": evaluation.evaluator,
-        "version": evaluation.version,
-        "metrics": _numbers(evaluation.metrics),
-        "evaluate_s": evaluation.evaluate_s,
-    }
-
-
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
-    for name in metrics:
-        if not is_metric_name(name):
-            raise WireError(
-                f"the task's metric {name!r} has no name of at most {MAX_METRIC_NAME_LENGTH} characters, "
-                "all of them printable"
-            )
-    if len(metrics) > MAX_METRICS:
-        raise WireError(f"the task gives {len(metrics)} metrics, and a message carries at most {MAX_METRICS}")
-    # A task may well give numpy's numbers, which msgpack does not know.
-    return {name: float(value) for name, value in metrics.items()}
-
-
-def _evaluation(federation: str, fields: Fields) -> Evaluation:
-    evaluation = Evaluation(
-        federation,
-        fields.name("evaluator"),
-        fields.integer("version", 0),
-        fields.numbers("metrics", MAX_METRICS),
-        fields.number("evaluate_s"),
-    )
-    fields.done()
-    return evaluation
-
-
 def _evaluation_or_nil(federation: str, fields: Fields, name: str) -> Evaluation | None:
     if fields.is_nil(name):
         return None
-    return _evaluation(federation, fields.map(name))
-
-
-def _rank(fields: Fields) -> Rank:
-    return Rank(fields.integer("term", 1), fields.integer("version", 0))
+    return read_evaluation_fields(federation, fields.map(name))
 
 
 def _terms(fields: Fields) -> tuple[Rank, ...]:
-    terms = tuple(_rank(row) for row in fields.rows("terms", ("term", "version")))
+    terms = tuple(read_rank(row) for row in fields.rows("terms", ("term", "version")))
     if not terms or any(
         later.term <= one.term or later.version < one.version for one, later in pairwise(terms)
     ):
@@ -319,9 +196,18 @@ def _terms(fields: Fields) -> tuple[Rank, ...]:
     return terms
 
 
+def _frozen_row(frozen: FrozenPart | None) -> list[object] | None:
+    return None if frozen is None else [frozen.tensors, frozen.parameters, frozen.digest]
+
+
 def _layout(fields: Fields) -> Layout:
+    tensors = tuple(_tensor(row) for row in fields.rows("layout", ("name", "shape", "dtype", "group")))
+    frozen = None
+    if not fields.is_nil("frozen"):
+        row = fields.row("frozen", ("tensors", "parameters", "digest"))
+        frozen = FrozenPart(row.integer("tensors", 1), row.integer("parameters", 0), row.text("digest", 64))
     try:
-        return Layout(tuple(_tensor(row) for row in fields.rows("layout", ("name", "shape", "dtype"))))
+        return Layout(tensors, frozen)
     except LayoutError as error:
         raise WireError(f"field layout: {error}") from error
 
@@ -331,7 +217,9 @@ def _tensor(row: Fields) -> TensorSpec:
     # numpy multiplies the others even where a dimension of zero leaves nothing.
     if math.prod(dimension or 1 for dimension in shape) > MAX_PARAMETERS * 4:
         raise WireError(f"field layout: a tensor of shape {shape} is larger than any message")
-    return TensorSpec(row.text("name", 1024), tuple(shape), row.choice("dtype", (*FLOATS, *INTEGERS)))
+    name, dtype = row.text("name", MAX_TENSOR_NAME_LENGTH), row.choice("dtype", (*FLOATS, *INTEGERS))
+    said = row.choice("group", SHARED_GROUPS)
+    return TensorSpec(name, tuple(shape), dtype, next(group for group in SHARED_GROUPS if group == said))
 
 
 def _plan(fields: Fields) -> Plan:
@@ -341,27 +229,12 @@ def _plan(fields: Fields) -> Plan:
         batch_size=fields.integer("batch_size", 1),
         learning_rate=None if fields.is_nil("learning_rate") else fields.number("learning_rate"),
         proximal_mu=fields.number("proximal_mu"),
-        sends=_sends(fields),
+        sends=read_sends(fields),
         codec=fields.parsed("codec", require_codec),
         one_update_per_version=fields.take("one_update_per_version", bool),
     )
     fields.done()
     return plan
-
-
-def _sends(fields: Fields) -> Sends:
-    return "delta" if fields.choice("sends", ("delta", "weights")) == "delta" else "weights"
-
-
-def _id(fields: Fields) -> UpdateId:
-    return UpdateId(fields.name("worker"), fields.name("run"), fields.integer("sequence", 1))
-
-
-def _absorbs(fields: Fields, sequence: int) -> tuple[int, ...]:
-    absorbs = fields.integers("absorbs", 1, sequence - 1, max_count=MAX_ABSORBS)
-    if any(later <= one for one, later in pairwise(absorbs)):
-        raise WireError("field absorbs: expected ascending numbers")
-    return tuple(absorbs)
 
 
 def _applied(fields: Fields) -> Applied:

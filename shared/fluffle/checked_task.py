@@ -1,0 +1,202 @@
+"""The one place where a task is called: whatever it returns or raises is checked here.
+
+A mistake in a task becomes a TaskError that names the function, what came and what is wanted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import LayoutError, TaskError
+from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, is_metric_name
+from fluffle.model import GROUPS, Group, Layout, Weights, some_of
+from fluffle.plan import Plan
+from fluffle.stopping import interrupting
+from fluffle.task import Progress, Site, Task, Trained
+from fluffle.task_errors import blamed_on
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskModel:
+    """A task's model: `weights` are the tensors that travel, as `layout` says; `local` stay with a worker."""
+
+    layout: Layout
+    weights: Weights
+    local: Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedRound:
+    """What a round of local training gave, checked; see `fluffle.task.Trained`."""
+
+    weights: Weights
+    local: Weights
+    examples: int
+    metrics: Mapping[str, float]
+
+
+class CheckedTask:
+    """A user's task behind checks; every part calls a task through this class only."""
+
+    def __init__(self, task: Task, stop: threading.Event | None = None) -> None:
+        """Wrap a task. A signal that sets `stop` breaks off the function that is at work then."""
+        self._task = task
+        self._stop = stop or threading.Event()
+        self._groups: Mapping[str, Group] = {}
+        self._layout = Layout(())
+
+    def model(self, seed: int = 0) -> TaskModel:
+        """Build the model from a seed."""
+        with self._calling("initial_weights"):
+            weights = self._task.initial_weights(seed)
+        return self._described("initial_weights", weights)
+
+    def load(self, path: Path) -> TaskModel:
+        """Read the model from a file of the framework's own format."""
+        with self._calling("load"):
+            weights = self._task.load(path)
+        return self._described("load", weights)
+
+    def save(self, weights: Weights, path: Path) -> None:
+        """Write shared and local tensors in the framework's own format."""
+        with self._calling("save"):
+            self._task.save(weights, path)
+
+    def prepare(self, site: Site) -> int:
+        """Load a site's training data and return its number of examples, at least 1."""
+        with self._calling("prepare"):
+            examples = self._task.prepare(site)
+        if _counted("prepare", examples) < 1:
+            raise TaskError(f"prepare found {examples} examples of training data; at least 1 is needed")
+        return int(examples)
+
+    def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> TrainedRound:
+        """Train one round after `model` was called; `weights` are the shared and the local tensors."""
+        with self._calling("train"):
+            trained = self._task.train(weights, plan, seed=seed, progress=progress)
+        if not isinstance(trained, Trained):
+            raise TaskError(f"train must return a fluffle.task.Trained, not {_shown(trained)}")
+        by_group: dict[str, dict[str, NDArray[np.generic]]] = {group: {} for group in GROUPS}
+        for name, array in _arrays("train", trained.weights).items():
+            by_group[self._groups.get(name, "trained")][name] = array
+        shared, local = by_group["trained"] | by_group["statistic"], by_group["local"]
+        try:
+            self._layout.require_weights(shared)
+        except LayoutError as error:
+            raise TaskError(f"train returned other weights than initial_weights: {error}") from error
+        expected = {name for name, group in self._groups.items() if group == "local"}
+        if missing := expected - local.keys():
+            raise TaskError(f"train returned no weights for the local {some_of(missing)}")
+        examples = _counted("train", trained.examples)
+        return TrainedRound(shared, local, examples, checked_metrics("train", trained.metrics))
+
+    def evaluate(self, weights: Weights) -> dict[str, float]:
+        """Return the metrics of shared and local tensors on held-out data, each a number."""
+        with self._calling("evaluate"):
+            metrics = self._task.evaluate(weights)
+        if not (checked := checked_metrics("evaluate", metrics)):
+            raise TaskError("evaluate returned no metrics: at least one is needed, such as accuracy or loss")
+        return checked
+
+    @contextmanager
+    def _calling(self, function: str) -> Iterator[None]:
+        with blamed_on(function), interrupting(self._stop):
+            yield
+
+    def _described(self, function: str, weights: object) -> TaskModel:
+        arrays = _arrays(function, weights)
+        groups: object = {}
+        if grouping := getattr(self._task, "tensor_groups", None):
+            with self._calling("tensor_groups"):
+                groups = grouping()
+        self._groups = _groups(groups, arrays)
+        try:
+            self._layout = Layout.of(arrays, self._groups)
+        except LayoutError as error:
+            raise TaskError(f"{function}: {error}") from error
+        if not self._layout.size:
+            raise TaskError(f"{function} returned no float tensor that is trained: there is nothing to learn")
+        shared = {spec.name: arrays[spec.name] for spec in self._layout.tensors}
+        local = {name: array for name, array in arrays.items() if self._groups.get(name) == "local"}
+        return TaskModel(self._layout, shared, local)
+
+
+def checked_metrics(function: str, metrics: object) -> dict[str, float]:
+    """Return metrics as numbers by name; of a vector, such as F1 by class, each element: "f1_score/0".
+
+    Raises TaskError for what is no number, or cannot travel.
+    """
+    if not isinstance(metrics, Mapping):
+        raise TaskError(f"{function} must return metrics as a dictionary of numbers, not {_shown(metrics)}")
+    checked: dict[str, float] = {}
+    for name, value in metrics.items():
+        numbers = _numbers(value)
+        if numbers is None:
+            raise TaskError(f"{function}: the metric {name!r} must be a number, not {_shown(value)}")
+        if numbers.ndim == 0:
+            checked[name] = float(numbers)
+        else:
+            checked |= {f"{name}/{at}": float(each) for at, each in enumerate(numbers.reshape(-1))}
+    for name in checked:
+        if not is_metric_name(name):
+            raise TaskError(
+                f"{function}: a metric's name has 1 to {MAX_METRIC_NAME_LENGTH} printable characters, "
+                f"not {name!r}"
+            )
+    if len(checked) > MAX_METRICS:
+        raise TaskError(
+            f"{function} returned {len(checked)} metrics, and at most {MAX_METRICS} can travel: average "
+            "those by class (average='macro')"
+        )
+    return checked
+
+
+def _numbers(value: object) -> NDArray[np.generic] | None:
+    try:
+        numbers = np.asarray(value)
+    except Exception:  # whatever an object's __array__ raises
+        return None
+    return numbers if numbers.dtype.kind in "biuf" else None
+
+
+def _counted(function: str, examples: object) -> int:
+    if isinstance(examples, bool) or not isinstance(examples, int | np.integer):
+        raise TaskError(f"{function} must return the number of examples as an int, not {_shown(examples)}")
+    return int(examples)
+
+
+def _arrays(function: str, weights: object) -> dict[str, NDArray[np.generic]]:
+    if not isinstance(weights, Mapping):
+        raise TaskError(f"{function} must return numpy arrays by name, not {_shown(weights)}")
+    for name, array in weights.items():
+        if not isinstance(name, str):
+            raise TaskError(f"{function}: the name of a tensor must be text, not {_shown(name)}")
+        if not isinstance(array, np.ndarray | np.generic):
+            raise TaskError(f"{function}: the tensor {name!r} must be a numpy array, not {_shown(array)}")
+    return {name: np.asarray(array) for name, array in weights.items()}
+
+
+def _groups(groups: object, weights: Weights) -> Mapping[str, Group]:
+    if not isinstance(groups, Mapping):
+        raise TaskError(f"tensor_groups must return a group by tensor name, not {_shown(groups)}")
+    if unknown := [str(name) for name in groups if name not in weights]:
+        raise TaskError(f"tensor_groups names tensors that initial_weights does not: {some_of(unknown)}")
+    for name, group in groups.items():
+        if group not in GROUPS:
+            raise TaskError(
+                f"tensor_groups: the group of {name!r} must be one of {', '.join(GROUPS)}, not {group!r}"
+            )
+    return groups
+
+
+def _shown(value: object) -> str:
+    """Say what came: its type, and its value if that is short."""
+    text = repr(value)
+    return type(value).__name__ if len(text) > 40 or "\n" in text else f"{type(value).__name__} {text}"

@@ -1,0 +1,203 @@
+"""Mistakes in a task of one's own: each is one sentence that names the function and what came."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from working import CountingTask
+
+from fluffle.checked_task import CheckedTask, checked_metrics
+from fluffle.errors import TaskError
+from fluffle.plan import Plan
+from fluffle.task import Site, Trained
+
+Call = Callable[[CheckedTask], object]
+NOTHING: Any = None
+
+
+def train(task: CheckedTask) -> object:
+    model = task.model()
+    return task.train(model.weights, Plan(), seed=0, progress=lambda _done, _total: None)
+
+
+CALLS: Mapping[str, Call] = {
+    "initial_weights": lambda task: task.model(),
+    "prepare": lambda task: task.prepare(Site()),
+    "train": train,
+    "evaluate": lambda task: task.evaluate({}),
+    "save": lambda task: task.save({}, Path("model.keras")),
+    "load": lambda task: task.load(Path("model.keras")),
+}
+
+
+def a_task_whose(function: str, does: Callable[..., object]) -> CheckedTask:
+    task = CountingTask()
+    vars(task)[function] = does
+    return CheckedTask(task)
+
+
+def a_task_that_returns(function: str, value: object) -> CheckedTask:
+    return a_task_whose(function, lambda *_args, **_kwargs: value)
+
+
+class Odd:
+    """Refuses to become an array."""
+
+    def __array__(self, *_args: object, **_kwargs: object) -> object:
+        raise RuntimeError("no array")
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("a b"), RuntimeError("a b"), KeyError("a b"), SystemExit("a b"), MemoryError("a b")]
+)
+@pytest.mark.parametrize("function", CALLS)
+def test_whatever_a_function_raises_is_a_task_error_with_its_name_and_the_users_line(
+    function: str, error: BaseException
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> object:
+        raise error
+
+    with pytest.raises(TaskError) as raised:
+        CALLS[function](a_task_whose(function, fail))
+
+    said = str(raised.value)
+    assert said.startswith(f"{function} raised {type(error).__name__}: ")
+    assert "a b" in said
+    assert f"({Path(__file__).name}, line {fail.__code__.co_firstlineno + 1}, in fail)" in said
+    assert raised.value.__cause__ is error
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras", None)
+    lacks = a_task_whose("prepare", lambda _site: importlib.import_module("skan.images"))
+    lacks_keras = a_task_whose("prepare", lambda _site: importlib.import_module("keras"))
+
+    with pytest.raises(TaskError, match="prepare needs the package 'skan', which is not installed"):
+        lacks.prepare(Site())
+    with pytest.raises(TaskError, match=r"needs keras, which is not installed: .* the extra \[worker\]"):
+        lacks_keras.prepare(Site())
+
+
+def test_a_long_message_of_many_lines_becomes_one_short_line() -> None:
+    def fail(_site: Site) -> int:
+        raise ValueError("shapes do not match\n" * 100)
+
+    with pytest.raises(TaskError) as raised:
+        a_task_whose("prepare", fail).prepare(Site())
+
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 600
+    assert "(-v shows the rest)" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "must return numpy arrays by name, not NoneType None"),
+        ([np.zeros(2)], "must return numpy arrays by name, not list"),
+        ({1: np.zeros(2)}, "the name of a tensor must be text, not int 1"),
+        ({"w": [1.0]}, "the tensor 'w' must be a numpy array, not list"),
+        ({"w": np.array([None])}, "tensor w has the dtype object"),
+        ({"w": np.array(["a"])}, "tensor w has the dtype str"),
+        ({}, "no float tensor that is trained: there is nothing to learn"),
+        ({"n": np.zeros(2, np.int64)}, "no float tensor that is trained"),
+    ],
+)
+def test_initial_weights_that_are_no_arrays_are_refused(value: object, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        a_task_that_returns("initial_weights", value).model()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "prepare must return the number of examples as an int, not NoneType None"),
+        (True, "not bool True"),
+        ("10", "not str '10'"),
+        (10.0, "not float 10.0"),
+        (0, "prepare found 0 examples"),
+        (-3, "prepare found -3 examples"),
+    ],
+)
+def test_a_number_of_examples_that_is_none_is_refused(value: object, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        a_task_that_returns("prepare", value).prepare(Site())
+
+
+def test_numpys_whole_numbers_are_whole_numbers() -> None:
+    assert a_task_that_returns("prepare", np.int64(7)).prepare(Site()) == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "train must return a fluffle.task.Trained, not NoneType None"),
+        (({"w": np.zeros(2)}, 10, {}), "train must return a fluffle.task.Trained, not tuple"),
+        (Trained({}, 10, {}), "the weights lack steps, w"),
+        (Trained(NOTHING, 10, {}), "train must return numpy arrays by name"),
+    ],
+)
+def test_a_result_of_training_that_is_none_is_refused(value: object, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        train(a_task_that_returns("train", value))
+
+
+@pytest.mark.parametrize("examples", [None, 10.5, "10", True])
+def test_examples_that_are_no_whole_number_are_refused(examples: Any) -> None:
+    weights = CountingTask().initial_weights(0)
+
+    with pytest.raises(TaskError, match="train must return the number of examples as an int"):
+        train(a_task_that_returns("train", Trained(weights, examples, {})))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (None, "must return metrics as a dictionary of numbers, not NoneType None"),
+        (0.5, "must return metrics as a dictionary of numbers, not float 0.5"),
+        ([0.5], "must return metrics as a dictionary of numbers, not list"),
+        ({}, "evaluate returned no metrics"),
+        ({"auc": None}, "the metric 'auc' must be a number, not NoneType None"),
+        ({"auc": "high"}, "the metric 'auc' must be a number, not str 'high'"),
+        ({"auc": {"a": 1}}, "the metric 'auc' must be a number, not dict"),
+        ({"auc": Odd()}, "the metric 'auc' must be a number"),
+        ({"auc": 1 + 2j}, "the metric 'auc' must be a number"),
+        ({3: 0.5}, "printable characters, not 3"),
+        ({"": 0.5}, "printable characters, not ''"),
+        ({"a\nb": 0.5}, "printable characters, not 'a"),
+        ({"x" * 65: 0.5}, "printable characters, not 'xxx"),
+        ({"f1": np.zeros(257)}, "evaluate returned 257 metrics, and at most 256 can travel"),
+    ],
+)
+def test_metrics_that_are_no_numbers_are_refused(metrics: object, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        a_task_that_returns("evaluate", metrics).evaluate({})
+
+
+def test_metrics_may_be_numbers_of_any_kind_and_a_vector_is_one_metric_for_each_class() -> None:
+    given = {
+        "loss": np.float32(0.5),
+        "count": 3,
+        "held": True,
+        "scalar": np.array(0.25),
+        "f1_score": np.array([0.5, 1.0]),
+        "nan": float("nan"),
+    }
+
+    found = checked_metrics("evaluate", given)
+
+    assert np.isnan(found.pop("nan"))
+    assert found == {
+        "loss": 0.5,
+        "count": 3.0,
+        "held": 1.0,
+        "scalar": 0.25,
+        "f1_score/0": 0.5,
+        "f1_score/1": 1.0,
+    }

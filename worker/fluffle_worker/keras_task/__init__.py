@@ -1,0 +1,6 @@
+"""A Task from two or three functions that speak Keras: the only importer of keras and tensorflow."""
+
+from fluffle_worker.keras_task.backend import KerasModel, import_keras
+from fluffle_worker.keras_task.task import KerasTask
+
+__all__ = ["KerasModel", "KerasTask", "import_keras"]

@@ -1,0 +1,47 @@
+"""Importing Keras when it is first needed: that takes seconds, and the aggregator does without."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeAlias
+
+from fluffle.errors import TaskError
+from fluffle.task import KERAS_ENVIRONMENT
+
+if TYPE_CHECKING:
+    import keras
+
+KerasModel: TypeAlias = "keras.Model"
+
+
+def import_keras() -> ModuleType:
+    """Import Keras with the backend that KERAS_BACKEND names, by default TensorFlow.
+
+    Raises TaskError when Keras or its backend is not installed.
+    """
+    for name, value in KERAS_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return importlib.import_module("keras")
+    except ImportError as error:
+        backend = os.environ["KERAS_BACKEND"]
+        remedy = (
+            "install Fluffle with the extra [worker]" if backend == "tensorflow" else f"install {backend}"
+        )
+        raise TaskError(f"this task needs Keras on {backend}: {remedy} ({error})") from error
+
+
+def uses_tensorflow() -> bool:
+    """Tell whether Keras computes with TensorFlow."""
+    return bool(import_keras().backend.backend() == "tensorflow")
+
+
+def require_tensorflow(what: str) -> None:
+    """Raise TaskError, which names `what` needs it, unless Keras computes with TensorFlow."""
+    if not uses_tensorflow():
+        found = import_keras().backend.backend()
+        raise TaskError(
+            f"{what} works with Keras on TensorFlow only, not on {found}: set KERAS_BACKEND=tensorflow"
+        )

@@ -1,0 +1,285 @@
+"""What a task's data functions return, as minibatches: arrays, which are shuffled and cut, or a data set.
+
+Taken are arrays, lists, data frames and sparse matrices in a tuple (x, y) or (x, y, sample_weight), a finite
+`tf.data.Dataset`, a `PyDataset`, and whatever else can be read again and again, such as PyTorch's DataLoader.
+All else is refused with the name of the function that returned it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import TaskError
+from fluffle.logs import get_logger
+from fluffle.task_errors import blamed_on
+from fluffle_worker.keras_task.backend import import_keras
+
+log = get_logger(__name__)
+
+Minibatch = tuple[object, ...]
+
+# A data set that does not say how long it is gets counted up to here; then it is taken for endless.
+MOST_MINIBATCHES = 100_000
+LOG_EVERY_MINIBATCHES = 10_000
+INFINITE = -1
+WANTED = "a tuple (x, y) or (x, y, sample_weight) of arrays, a finite tf.data.Dataset, or a PyDataset"
+
+
+@runtime_checkable
+class _Sparse(Protocol):
+    """A scipy matrix or array in one of the sparse formats."""
+
+    def tocsr(self) -> Any: ...
+
+    def toarray(self) -> Any: ...
+
+
+class Minibatches(Protocol):
+    """One site's data: how many examples there are, and its minibatches in another order each time."""
+
+    examples: int
+
+    def per_epoch(self, batch_size: int, /) -> int:
+        """Return how many minibatches one pass over the data has."""
+
+    def one_pass(self, batch_size: int, rng: np.random.Generator | None, /) -> Iterator[Minibatch]:
+        """Pass over the data once, in an order drawn from `rng`, or in its own order without."""
+
+
+def read_data(function: str, call: Callable[[], object]) -> Minibatches:
+    """Call one of a task's data functions, and return what it gives as minibatches.
+
+    Raises TaskError that names the function when it raises or returns something else than is wanted.
+    """
+    with blamed_on(function):
+        try:
+            data = call()
+        except OSError as error:
+            raise TaskError(f"{function} cannot read its data: {error}") from error
+    with blamed_on(f"the data of {function}"):
+        minibatches = _minibatches(function, data)
+    if minibatches.examples == 0:
+        raise TaskError(f"{function} returned no examples")
+    return minibatches
+
+
+def endless(minibatches: Minibatches, batch_size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
+    """Pass over the data again and again, each time in another order."""
+    while True:
+        yield from minibatches.one_pass(batch_size, rng)
+
+
+def rows_of(minibatch: Minibatch) -> int:
+    """Return the number of examples in a minibatch."""
+    return int(import_keras().tree.flatten(minibatch)[0].shape[0])
+
+
+class ArrayData:
+    """Examples along the first axis of arrays."""
+
+    def __init__(self, function: str, parts: Minibatch) -> None:
+        self._tree = import_keras().tree
+        self._parts = tuple(
+            _converted(function, name, part) for name, part in zip(_PARTS, parts, strict=False)
+        )
+        lengths = sorted({_length(array) for array in self._tree.flatten(self._parts)})
+        if len(lengths) != 1:
+            raise TaskError(
+                f"{function} must return arrays of one length, not of {lengths} (a list of arrays is one "
+                "array for each input of the model; np.stack makes one array of it)"
+            )
+        self.examples = lengths[0]
+
+    def per_epoch(self, batch_size: int) -> int:
+        """See Minibatches."""
+        return -(-self.examples // batch_size)
+
+    def one_pass(self, batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
+        """See Minibatches."""
+        order = np.arange(self.examples) if rng is None else rng.permutation(self.examples)
+        for start in range(0, self.examples, batch_size):
+            rows = order[start : start + batch_size]
+            yield self._tree.map_structure(lambda array, rows=rows: _rows(array, rows), self._parts)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether no part is a sparse matrix."""
+        return not any(isinstance(array, _Sparse) for array in self._tree.flatten(self._parts))
+
+    @property
+    def parts(self) -> Minibatch:
+        """The arrays: (x,), (x, y) or (x, y, sample_weight)."""
+        return self._parts
+
+
+class BatchedData:
+    """A data set that brings its own minibatches, counted once."""
+
+    def __init__(self, function: str, data: Any) -> None:
+        self.data = data
+        sizes = [rows_of(minibatch) for minibatch in _counting(function, self.one_pass(0, None))]
+        self._per_epoch, self.examples = len(sizes), sum(sizes)
+
+    def per_epoch(self, _batch_size: int) -> int:
+        """See Minibatches; the batch size is the data set's own."""
+        return self._per_epoch
+
+    def one_pass(self, _batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
+        """See Minibatches; the order within a data set that is no sequence is its own."""
+        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
+            length = len(self.data)
+            for index in range(length) if rng is None else rng.permutation(length):
+                yield _as_minibatch(self.data[int(index)])
+            if rng is not None and hasattr(self.data, "on_epoch_end"):
+                self.data.on_epoch_end()
+        else:
+            yield from map(_as_minibatch, self.data)
+
+
+_PARTS = ("x", "y", "sample_weight")
+
+
+def _minibatches(function: str, data: object) -> Minibatches:
+    if data is None:
+        raise TaskError(f"{function} returned None (no return statement?); it must return {WANTED}")
+    if isinstance(data, list):
+        raise TaskError(
+            f"{function} returned a list of {len(data)}; it must return {WANTED}: (x, y), not [x, y]"
+        )
+    if isinstance(data, tuple):
+        return ArrayData(function, _given_parts(function, data))
+    if isinstance(data, dict) or _is_array(data):
+        return ArrayData(function, (data,))
+    if isinstance(data, Iterator):
+        raise TaskError(
+            f"{function} returned a {type(data).__name__}, which can be read only once; it must return "
+            f"{WANTED}"
+        )
+    if _cardinality(data) == INFINITE:
+        raise TaskError(f"{function} returned a tf.data.Dataset that never ends: leave out its repeat()")
+    if _lacks_length(data):
+        raise TaskError(
+            f"{function} returned a PyDataset that never ends: give it a length (num_batches, __len__)"
+        )
+    _require_batched(function, data)
+    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+        raise TaskError(f"{function} returned {type(data).__name__}; it must return {WANTED}")
+    return BatchedData(function, data)
+
+
+def _given_parts(function: str, data: tuple[object, ...]) -> Minibatch:
+    if not 1 <= len(data) <= len(_PARTS):
+        raise TaskError(f"{function} returned a tuple of {len(data)}; it must return {WANTED}")
+    while len(data) > 1 and data[-1] is None:
+        data = data[:-1]
+    for name, part in zip(_PARTS, data, strict=False):
+        if part is None:
+            raise TaskError(f"{function} returned None for {name}; it must return {WANTED}")
+    return data
+
+
+def _converted(function: str, name: str, part: object) -> Any:
+    """Return a part with arrays at its leaves; as for Keras, a list of arrays is one array for each input."""
+    if isinstance(part, dict):
+        return {key: _converted(function, f"{name}[{key!r}]", each) for key, each in part.items()}
+    if (
+        isinstance(part, tuple | list)
+        and part
+        and all(np.ndim(each) > 0 and _is_array(each) for each in part)
+    ):
+        return tuple(_converted(function, f"{name}[{at}]", each) for at, each in enumerate(part))
+    return _numbers(part.tocsr() if isinstance(part, _Sparse) else _array(function, name, part))
+
+
+def _array(function: str, name: str, part: Any) -> NDArray[np.generic]:
+    try:
+        array = part.to_numpy() if _is_data_frame(part) else np.asarray(part)
+        if array.dtype == object and all(isinstance(each, str) for each in array.reshape(-1)):
+            array = array.astype(str)
+    except ValueError as error:
+        raise TaskError(f"{function}: {name} cannot become an array: {error}") from error
+    if array.dtype.kind not in "biufcUS":
+        raise TaskError(
+            f"{function}: {name} holds {array.dtype}{_not_numeric(part)}, and Keras takes numbers or text; "
+            "turn the rest into numbers, and fill in what is missing"
+        )
+    if array.ndim == 0:
+        raise TaskError(f"{function}: {name} is a single {array.dtype}; examples stand along the first axis")
+    return array
+
+
+def _numbers(array: Any) -> Any:
+    """Return an array with its floats in Keras's own precision, as `Model.fit` does."""
+    floatx = import_keras().config.floatx()
+    return array.astype(floatx) if array.dtype.kind == "f" and array.dtype != floatx else array
+
+
+def _not_numeric(part: Any) -> str:
+    columns = [str(name) for name, dtype in getattr(part, "dtypes", {}).items() if dtype.kind == "O"]
+    return f" (in the columns {', '.join(columns[:5])})" if columns else ""
+
+
+def _is_array(data: object) -> bool:
+    return hasattr(data, "__array__") or isinstance(data, _Sparse) or _is_data_frame(data)
+
+
+def _is_data_frame(data: object) -> bool:
+    """Tell whether this is a frame or series of pandas or polars, without importing either."""
+    return hasattr(data, "to_numpy") and hasattr(data, "shape")
+
+
+def _rows(array: Any, rows: NDArray[np.intp]) -> Any:
+    chosen = array[rows]
+    return chosen.toarray() if isinstance(chosen, _Sparse) else chosen
+
+
+def _length(array: Any) -> int:
+    return int(array.shape[0])
+
+
+def _cardinality(data: object) -> int:
+    """Return how many minibatches a tf.data.Dataset has, INFINITE for one that repeats for ever."""
+    cardinality = getattr(data, "cardinality", None)
+    return int(cardinality()) if callable(cardinality) else 0
+
+
+def _lacks_length(data: object) -> bool:
+    return hasattr(data, "num_batches") and data.num_batches is None
+
+
+def _require_batched(function: str, data: object) -> None:
+    spec = getattr(data, "element_spec", None)
+    shapes = (
+        [leaf.shape for leaf in import_keras().tree.flatten(spec) if hasattr(leaf, "shape")] if spec else []
+    )
+    if any(shape.rank == 0 for shape in shapes):
+        raise TaskError(f"{function} returned a tf.data.Dataset of single examples: call batch(32) on it")
+
+
+def _counting(function: str, minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
+    """Pass minibatches on, and refuse a data set that does not end."""
+    for number in itertools.count(1):
+        minibatch = next(minibatches, None)
+        if minibatch is None:
+            return
+        if number > MOST_MINIBATCHES:
+            raise TaskError(
+                f"{function} returned a data set that has not ended after {MOST_MINIBATCHES:,} minibatches: "
+                "is it endless? Cut it with take(n), or, if it does end, say its length with "
+                "apply(tf.data.experimental.assert_cardinality(n))"
+            )
+        if number % LOG_EVERY_MINIBATCHES == 0:
+            log.info("counting the examples of a data set", function=function, minibatches=number)
+        yield minibatch
+
+
+def _as_minibatch(given: object) -> Minibatch:
+    """Return a minibatch as Keras packs it: (x,), (x, y) or (x, y, sample_weight)."""
+    if isinstance(given, list):  # as PyTorch's DataLoader gives it
+        return tuple(np.asarray(each) for each in given)
+    return given if isinstance(given, tuple) else (given,)

@@ -1,0 +1,134 @@
+"""The one Keras model of a process: its weights by name and group, and what a round resets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import LayoutError, TaskError
+from fluffle.model import Group, Layout, Weights
+from fluffle.plan import Plan
+from fluffle.task_errors import blamed_on
+from fluffle_worker.keras_task.backend import KerasModel, import_keras
+from fluffle_worker.keras_task.data import ArrayData, Minibatches
+from fluffle_worker.keras_task.proximal import ProximalTerm
+from fluffle_worker.keras_task.tensors import forget_the_last_minibatch, groups_of, named_weights
+
+if TYPE_CHECKING:
+    import keras
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+class BuiltModel:
+    """What `build_model` returned, checked."""
+
+    def __init__(self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str]) -> None:
+        """Build the model in a cleared Keras session. Raises TaskError when it cannot be trained."""
+        self._keras = import_keras()
+        self._keras.utils.clear_session()
+        self._keras.utils.set_random_seed(seed)
+        with blamed_on("build_model"):
+            self.model = build_model()
+        _require_trainable(self.model)
+        self.model.optimizer.build(self.model.trainable_variables)
+        self._fresh_optimizer = list(map(_compact, _copies(self.model.optimizer.variables)))
+        self._named = named_weights(self.model)
+        self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
+        self._layout = Layout.of(self.all_weights(), self.groups)
+        self._proximal = ProximalTerm(self.model)
+
+    def require_targets(self, function: str, data: Minibatches) -> None:
+        """Raise TaskError when the compiled loss needs a y that the data lacks."""
+        if self.model.loss is None or not isinstance(data, ArrayData) or len(data.parts) > 1:
+            return
+        if type(self.model).train_step is self._keras.Model.train_step:
+            raise TaskError(
+                f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
+            )
+
+    def all_weights(self) -> Arrays:
+        """Return copies of all weights by name."""
+        return dict(zip(self._named, _copies(self._named.values()), strict=True))
+
+    def weights(self) -> Arrays:
+        """Return copies of the weights that may change: all but the frozen ones."""
+        moving = {name: variable for name, variable in self._named.items() if self.groups[name] != "frozen"}
+        return dict(zip(moving, _copies(moving.values()), strict=True))
+
+    def assign(self, weights: Weights) -> None:
+        """Put weights into the model; local ones that are not given stay what they are.
+
+        Raises LayoutError unless they are this model's.
+        """
+        local = {name for name in weights if self.groups.get(name) == "local"}
+        self._layout.require_weights({name: array for name, array in weights.items() if name not in local})
+        for name, array in weights.items():
+            if array.shape != self._named[name].shape:
+                raise LayoutError(
+                    f"the local tensor {name} has the shape {array.shape} and not {self._named[name].shape}"
+                )
+            self._named[name].assign(array)
+        for layer in self.model.layers:
+            # Normalization computes with numbers that it derives from its weights.
+            getattr(layer, "finalize_state", lambda: None)()
+        forget_the_last_minibatch(self.model)
+
+    def reset_optimizer(self) -> None:
+        """Bring moments, iterations and the learning rate back to what they were when the model was built."""
+        for state, fresh in zip(self.model.optimizer.variables, self._fresh_optimizer, strict=True):
+            state.assign(fresh)
+
+    def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
+        """Let what follows depend on nothing but these arguments and the minibatches."""
+        self.assign(weights)
+        self.reset_optimizer()
+        if plan.learning_rate is not None:
+            try:
+                self.model.optimizer.learning_rate = plan.learning_rate
+            except (TypeError, AttributeError) as error:
+                raise TaskError(
+                    f"the plan's learning rate {plan.learning_rate} cannot replace the model's schedule: "
+                    "compile the model with a number, or leave the rate out of the plan"
+                ) from error
+        for variable in self.model.variables:
+            if variable.name == "seed_generator_state":
+                variable.assign([rng.integers(2**31), 0])
+        self._proximal.start_round(plan.proximal_mu)
+
+    def end_round(self) -> Arrays:
+        """Return the trained weights, or their moving average when the optimizer keeps one."""
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        return self.weights()
+
+
+def _require_trainable(model: object) -> None:
+    keras = import_keras()
+    if not isinstance(model, keras.Model) or getattr(model, "optimizer", None) is None:
+        raise TaskError(
+            f"build_model must return a compiled keras.Model, not {type(model).__name__}: call "
+            "compile(optimizer, loss)"
+        )
+    if all(layer.built for layer in model._flatten_layers()):
+        return
+    if isinstance(model, keras.Sequential) or model.__class__ is keras.Model:
+        raise TaskError("build_model must return a built model: let it begin with keras.Input(shape)")
+    raise TaskError(
+        "build_model must return a built model, and a subclass of keras.Model is built when it is first "
+        "called: call it on an example before you return it, as in model(np.zeros((1, 30), 'float32'))"
+    )
+
+
+def _copies(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
+    # np.asarray knows a bfloat16 of TensorFlow or JAX as the dtype of ml_dtypes.
+    return [np.array(variable.numpy()) for variable in variables]
+
+
+def _compact(state: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return the same values; an array of equal ones, such as fresh moments, then takes no memory."""
+    if state.size == 0 or (state != state.flat[0]).any():
+        return state
+    return np.broadcast_to(state.flat[0], state.shape)

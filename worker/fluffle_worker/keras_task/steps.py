@@ -1,0 +1,115 @@
+"""Running training steps and evaluations: the model's own train_step gets what `fit` would give it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from fluffle.task import Progress
+from fluffle_worker.keras_task.backend import KerasModel, import_keras, uses_tensorflow
+from fluffle_worker.keras_task.data import ArrayData, BatchedData, Minibatch, Minibatches, rows_of
+
+EVALUATION_BATCH_SIZE = 256
+ACCURACIES = {"acc", "binary_accuracy", "categorical_accuracy", "sparse_categorical_accuracy"}
+
+Metrics = dict[str, Any]
+
+
+def train_epochs(
+    model: KerasModel,
+    minibatches: Iterator[Minibatch],
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    progress: Progress,
+) -> tuple[int, Metrics]:
+    """Train on `minibatches`, which never end; return the examples and the metrics of the last epoch."""
+    train = _train_by_steps if uses_tensorflow() else _train_by_fit
+    return train(model, minibatches, epochs, steps_per_epoch, progress)
+
+
+def evaluation_of(minibatches: Minibatches) -> Callable[[KerasModel], Metrics]:
+    """Return a function that evaluates a model on held-out data: the loss and the compiled metrics.
+
+    Any accuracy is called "accuracy".
+    """
+    if isinstance(minibatches, BatchedData):
+        return lambda model: _evaluated(model, minibatches.data)
+    if isinstance(minibatches, ArrayData) and minibatches.is_dense and uses_tensorflow():
+        # Made once: from arrays, Keras would make it again for each evaluation, ten times as slow.
+        slices = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(minibatches.parts)
+        data_set = slices.batch(EVALUATION_BATCH_SIZE)
+        return lambda model: _evaluated(model, data_set)
+    steps = minibatches.per_epoch(EVALUATION_BATCH_SIZE)
+    return lambda model: _evaluated(
+        model, _generator(minibatches.one_pass(EVALUATION_BATCH_SIZE, None)), steps
+    )
+
+
+def _train_by_steps(
+    model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
+) -> tuple[int, Metrics]:
+    """Call the training step itself: half the time of `fit`, and an error keeps the user's own line."""
+    model.make_train_function()
+    at_once = int(model.steps_per_execution)
+    examples = 0
+    logs: Mapping[str, Any] = {}
+    for epoch in range(epochs):
+        model.reset_metrics()
+        examples = 0
+        for start in range(0, steps_per_epoch, at_once):
+            some = list(islice(minibatches, min(at_once, steps_per_epoch - start)))
+            logs = model.train_function(iter(some))
+            examples += sum(map(rows_of, some))
+            progress(epoch * steps_per_epoch + start + len(some), epochs * steps_per_epoch)
+    # Those of the whole epoch, unless the model's own train_step returns others.
+    of_epoch = model.get_metrics_result()
+    return examples, _named(of_epoch if of_epoch.keys() == logs.keys() else logs)
+
+
+def _train_by_fit(
+    model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
+) -> tuple[int, Metrics]:
+    """Let `fit` train, for the backends whose training step is a function of the model's whole state."""
+    rows: list[int] = []
+    total = epochs * steps_per_epoch
+    done = 0
+
+    def counted() -> Iterator[Minibatch]:
+        for minibatch in minibatches:
+            rows.append(rows_of(minibatch))
+            yield minibatch
+
+    def tell(_batch: int, _logs: object) -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
+    callback = import_keras().callbacks.LambdaCallback(on_train_batch_end=tell)
+    history = model.fit(
+        counted(), epochs=epochs, steps_per_epoch=steps_per_epoch, verbose=0, callbacks=[callback]
+    ).history
+    return sum(rows[total - steps_per_epoch : total]), _named(
+        {name: values[-1] for name, values in history.items()}
+    )
+
+
+def _evaluated(model: KerasModel, data: object, steps: int | None = None) -> Metrics:
+    return _named(model.evaluate(data, steps=steps, verbose=0, return_dict=True))
+
+
+def _generator(minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
+    yield from minibatches
+
+
+def _named(raw: Mapping[str, Any]) -> Metrics:
+    """Return metrics as floats, or as arrays where Keras gives a vector."""
+    metrics: Metrics = {}
+    for name, value in raw.items():
+        array = np.asarray(value)
+        metrics["accuracy" if name in ACCURACIES else name] = array if array.ndim else float(array)
+    return metrics

@@ -1,0 +1,127 @@
+"""KerasTask: what a user makes of two or three functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import TaskError
+from fluffle.model import Group, Weights
+from fluffle.plan import Plan
+from fluffle.task import Progress, Site, Trained
+from fluffle_worker.keras_task.backend import KerasModel
+from fluffle_worker.keras_task.data import Minibatches, endless, read_data
+from fluffle_worker.keras_task.files import read_weights
+from fluffle_worker.keras_task.model import BuiltModel
+from fluffle_worker.keras_task.steps import Metrics, evaluation_of, train_epochs
+
+
+class KerasTask:
+    """A `fluffle.task.Task` from a compiled Keras model and whatever `Model.fit` can read again and again.
+
+    `build_model()` returns a compiled and built `keras.Model`. It runs in a cleared Keras session, so that
+    variables have the same names in every process; what is global to Keras, such as a dtype policy, is set
+    there. `train_data(site)` returns (x, y) or (x, y, sample_weight): arrays, data frames, sparse matrices,
+    or tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
+    `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size does not count, and the
+    order within a `tf.data.Dataset` is its own. `eval_data()` returns held-out data in the same forms.
+
+    `local` are patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
+    Statistics of the data, such as those of BatchNormalization, travel as values; frozen weights do not.
+
+    Every round starts from the given weights with a fresh optimizer. The model is built once for each
+    process, and its training step is compiled in the first round.
+    """
+
+    def __init__(
+        self,
+        build_model: Callable[[], KerasModel],
+        train_data: Callable[[Site], object],
+        eval_data: Callable[[], object] | None = None,
+        *,
+        local: Sequence[str] = (),
+    ) -> None:
+        if isinstance(local, str):
+            raise TaskError(f"KerasTask(local=...) must be a list of patterns, such as [{local!r}], not text")
+        self._build_model = build_model
+        self._train_data = train_data
+        self._eval_data = eval_data
+        self._local = tuple(local)
+        self._built: BuiltModel | None = None
+        self._training: Minibatches | None = None
+        self._evaluate: Callable[[KerasModel], Metrics] | None = None
+
+    def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
+        """Build the model anew from the seed, and return its weights, the frozen and local ones too."""
+        self._built = BuiltModel(self._build_model, seed, self._local)
+        return self._built.all_weights()
+
+    def tensor_groups(self) -> Mapping[str, Group]:
+        """Return the group of each weight."""
+        return self._model().groups
+
+    def prepare(self, site: Site) -> int:
+        """Load this site's training data and return its number of examples."""
+        self._training = read_data("train_data", lambda: self._train_data(site))
+        return self._training.examples
+
+    def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
+        """Train from `weights` as the plan says, in an order of the examples drawn from `seed`.
+
+        `local_steps` minibatches begin the data again as often as they must. The result counts the examples
+        of one pass over the data, or those that the steps reached if they are fewer. Its metrics are those of
+        the last epoch, or of all local steps; the proximal term is not in the loss.
+
+        Raises TaskError when `prepare` has not been called, and LayoutError for weights of another model.
+        """
+        if self._training is None:
+            raise TaskError("there is no data to train on: call prepare(site) first")
+        built, rng = self._model(), np.random.default_rng(seed)
+        built.require_targets("train_data", self._training)
+        built.start_round(weights, plan, rng)
+        examples, metrics = train_epochs(
+            built.model,
+            endless(self._training, plan.batch_size, rng),
+            epochs=1 if plan.local_steps else plan.local_epochs,
+            steps_per_epoch=plan.local_steps or self._training.per_epoch(plan.batch_size),
+            progress=progress,
+        )
+        return Trained(built.end_round(), min(examples, self._training.examples), metrics)
+
+    def evaluate(self, weights: Weights) -> Metrics:
+        """Return the loss and the compiled metrics on held-out data; any accuracy is called "accuracy"."""
+        if self._eval_data is None:
+            raise TaskError("this task has no held-out data: give its KerasTask an eval_data function")
+        built = self._model()
+        if self._evaluate is None:
+            held_out = read_data("eval_data", self._eval_data)
+            built.require_targets("eval_data", held_out)
+            self._evaluate = evaluation_of(held_out)
+        built.assign(weights)
+        return self._evaluate(built.model)
+
+    def save(self, weights: Weights, path: Path) -> None:
+        """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""
+        if path.suffix != ".keras":
+            raise TaskError(f"Keras writes files that end in .keras, not {path.name}")
+        built = self._model()
+        built.assign(weights)
+        built.reset_optimizer()
+        built.model.save(path)
+
+    def load(self, path: Path) -> dict[str, NDArray[np.generic]]:
+        """Read the weights of a `.keras` file; no code or class in it is looked at.
+
+        Raises TaskError when there is no such file, LayoutError when it holds another model.
+        """
+        built = self._model()
+        read_weights(built.model, path)
+        return built.all_weights()
+
+    def _model(self) -> BuiltModel:
+        if self._built is None:
+            self._built = BuiltModel(self._build_model, 0, self._local)
+        return self._built

@@ -1,0 +1,84 @@
+"""One round of local training: from a version of the model to a weight update. No broker, no disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fluffle.checked_task import CheckedTask
+from fluffle.codecs.floats import Float32Vector
+from fluffle.model import Vector, Weights, some_of
+from fluffle.record import ModelVersion, not_finite
+from fluffle.task import Progress
+from fluffle.update import UpdateId, WeightUpdate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedUpdate:
+    """What a round gave: an update in float32, whose elements are `vector` too, and the new local weights.
+
+    `unusable` says in words why it must not be sent, and is empty when it may be.
+    """
+
+    update: WeightUpdate
+    vector: Vector
+    local: Weights
+    unusable: str
+
+
+def train_round(
+    task: CheckedTask,
+    version: ModelVersion,
+    local: Weights,
+    *,
+    update_id: UpdateId,
+    seed: int,
+    progress: Progress,
+    idle: Callable[[], None],
+) -> TrainedUpdate:
+    """Train from a version as its plan says; `seed` orders the minibatches; `idle` is called at the end."""
+    started = time.monotonic()
+    trained = task.train({**version.weights, **local}, version.plan, seed=seed, progress=progress)
+    idle()
+    flat = version.layout.flatten(trained.weights)
+    tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
+    tensors += [name for name, array in trained.local.items() if not _is_finite(array)]
+    if version.plan.sends == "delta":
+        # Against the version that this round started from, never against a newer one.
+        np.subtract(flat.vector, version.vector, out=flat.vector)
+    update = WeightUpdate(
+        federation=version.federation,
+        id=update_id,
+        base_term=version.term,
+        base_version=version.version,
+        layout_digest=version.layout.digest,
+        sends=version.plan.sends,
+        codec=version.plan.codec,
+        vector=Float32Vector.of(flat.vector),
+        statistics=flat.statistics,
+        integers=flat.integers,
+        examples=trained.examples,
+        metrics=trained.metrics,
+        train_s=time.monotonic() - started,
+    )
+    return TrainedUpdate(update, flat.vector, trained.local, _unusable(update, tensors))
+
+
+def _unusable(update: WeightUpdate, tensors: list[str]) -> str:
+    if tensors:
+        metrics = not_finite(update.metrics)
+        also = f", and {some_of(metrics)} is not finite" if metrics else ""
+        return (
+            f"training gave NaN or infinite values in {some_of(tensors)}{also}: the learning rate may be too "
+            "high, or the data may hold missing values"
+        )
+    if update.examples < 1:
+        return "training saw no examples"
+    return ""
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
