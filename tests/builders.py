@@ -15,11 +15,11 @@ from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.charge import Charge, Rhythm
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.server_optimizers import make_server_optimizer
-from fluffle_aggregator.service import Charge, Rhythm
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import Strategy, make_strategy
 

@@ -10,8 +10,10 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.head import StreamReadings
-from fluffle_aggregator.service import Charge, Leader, serve
+from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.service import serve
 
 
 class UntilQuiet(FakeBroker):

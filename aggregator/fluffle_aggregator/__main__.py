@@ -15,11 +15,12 @@ from fluffle.record import ModelVersion
 from fluffle.stopping import stop_on_signals
 from fluffle.telling import ReportingTeller
 from fluffle.topology import topology_of
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.first_version import first_version
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.kernels import machine_code
-from fluffle_aggregator.service import Charge, serve
+from fluffle_aggregator.service import serve
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.trial import try_out
 

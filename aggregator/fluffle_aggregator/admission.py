@@ -67,6 +67,7 @@ class Policy:
     """
 
     max_staleness: int | None = None
+    min_examples: int = 1
     max_examples: int = 1_000_000_000
     max_messages: int | None = None
     max_mib: float | None = None
@@ -193,11 +194,11 @@ def _untimely(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refus
 
 
 def _unsound(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusal | None:
-    if not 1 <= update.examples <= policy.max_examples:
+    if not policy.min_examples <= update.examples <= policy.max_examples:
         return Refusal(
             Reason.BAD_EXAMPLES,
-            f"the update claims {update.examples} examples; expected 1 to {policy.max_examples} "
-            "(FLUFFLE_LIMIT_EXAMPLES)",
+            f"the update claims {update.examples} examples; expected {policy.min_examples} to "
+            f"{policy.max_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
         )
     # NaN passes through numpy's maximum, but not through Python's.
     largest = float(np.maximum(largest_magnitude(update.vector), largest_of(update.statistics)))

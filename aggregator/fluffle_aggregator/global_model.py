@@ -8,13 +8,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fluffle.fields import is_name
 from fluffle.model import Vector
 from fluffle.plan import Plan
-from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
-from fluffle.update import WeightUpdate
-from fluffle_aggregator.goal import Goal
+from fluffle.record import (
+    MAX_NORMS,
+    MAX_REFUSAL_LENGTH,
+    SHARE_WINDOW,
+    Contributor,
+    Evaluation,
+    Folded,
+    ModelVersion,
+    Moments,
+    Rank,
+)
+from fluffle.update import MAX_RUNS, WeightUpdate
+from fluffle_aggregator.goal import Goal, not_finite_held
 from fluffle_aggregator.statistics import StatisticsBuffer
-from fluffle_aggregator.strategies import Strategy
+from fluffle_aggregator.strategies import Strategy, UpdateFacts
 
 
 class GlobalModel:
@@ -63,7 +74,15 @@ class GlobalModel:
         self.rejected = record.rejected
         self.evaluation = record.evaluation
         self.best = record.best
+        self.best_by = record.best_by
         self.target_held = record.target_held
+        self.not_finite_held = record.not_finite_held
+        self.window = record.window
+        self.started_s = record.started_s
+        self.closing = record.closing
+        self._most_examples = self._count_most_examples()
+        # Whose refusals the next record tells of, though nothing else may be new in it.
+        self.untold_refusals: set[str] = set()
 
     @property
     def updates(self) -> int:
@@ -84,43 +103,71 @@ class GlobalModel:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
 
+    def facts_of(self, update: WeightUpdate) -> UpdateFacts:
+        """Return what the weight of an update follows from."""
+        return UpdateFacts(self.staleness(update.base_version), update.examples, self._most_examples)
+
     def fold(
-        self, update: WeightUpdate, *, now: float, published_at: float = 0.0, norm: float | None = None
+        self,
+        update: WeightUpdate,
+        *,
+        now: float,
+        published_at: float = 0.0,
+        norm: float | None = None,
+        is_share_limited: bool = False,
     ) -> Folded:
         """Take in one admitted update, and step when the strategy's buffer is full.
 
         `now` and `published_at` are Unix times in seconds, for people to read. `norm` is the L2 norm of
         what the update would move, for those that come later to be held against; None when no limit asks
-        for it.
+        for it. `is_share_limited` says that a worker's share of the last updates is limited (FedAsync).
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
-        staleness = self.staleness(update.base_version)
-        weight = self.strategy.weight(staleness=staleness, examples=update.examples)
-        self.buffer = self.strategy.fold(
-            self.buffer, update.vector, staleness=staleness, examples=update.examples
-        )
+        facts = self.facts_of(update)
+        weight = self.strategy.weight_of(facts)
+        self.buffer = self.strategy.fold(self.buffer, update.vector, facts)
         self.statistics_buffer = self.statistics_buffer.adding(
-            update.statistics, weight=weight, mixing=self.strategy.mixing_of(staleness)
+            update.statistics, weight=weight, mixing=self.strategy.mixing_of(facts)
         )
         self.integers = update.integers
         self.in_buffer[update.id.worker] = self.in_buffer.get(update.id.worker, 0.0) + weight
         # Nobody measures it while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
-        folded = Folded(update.id, update.base_version, staleness, weight, published_at, now)
+        loss = update.metrics.get("loss")
+        folded = Folded(
+            update.id,
+            update.base_version,
+            facts.staleness,
+            weight,
+            published_at,
+            now,
+            loss,
+            update.train_s,
+        )
         self.folded.append(folded)
+        if is_share_limited:
+            self.window = (*self.window, (update.id.worker, weight))[-SHARE_WINDOW:]
         self.applied = self.applied.adding([*update.absorbed, update.id])
         before = self.contributors.get(update.id.worker, Contributor())
         self.contributors[update.id.worker] = replace(
             before,
             updates=before.updates + 1,
-            examples=before.examples + update.examples,
-            staleness_sum=before.staleness_sum + staleness,
+            examples=update.examples,
+            staleness_sum=before.staleness_sum + facts.staleness,
             weight_sum=before.weight_sum + weight,
             last_update_at=now,
+            loss=loss,
         )
+        if update.examples >= self._most_examples:
+            self._most_examples = update.examples
+        elif before.examples == self._most_examples:
+            self._most_examples = self._count_most_examples()
         if self.strategy.is_full(self.buffer):
             self.step()
         return folded
+
+    def _count_most_examples(self) -> int:
+        return max((one.examples for one in self.contributors.values()), default=0)
 
     def step(self) -> None:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
@@ -132,8 +179,8 @@ class GlobalModel:
         self.in_buffer.clear()
         self.version += 1
 
-    def close(self) -> None:
-        """Make the last version, even of an empty buffer: readers look for a newer one."""
+    def make_newer(self) -> None:
+        """Step, or make a version of the same values: readers look for a newer one."""
         self.step()
         if not self.steps:
             self.version += 1
@@ -144,15 +191,32 @@ class GlobalModel:
             return False  # a slower evaluator, or one redelivered: the newest version counts
         self.evaluation = evaluation
         self.best = self.goal.better(self.best, evaluation)
+        self.best_by = str(self.goal.yardstick(evaluation.metrics) or "") if self.best else ""
         self.target_held = self.goal.held(self.target_held, evaluation.metrics)
+        self.not_finite_held = not_finite_held(self.not_finite_held, evaluation.metrics)
         return True
 
-    def note_refusal(self, worker: str | None) -> None:
-        """Count one refused message, for its worker if that is one of the federation's."""
+    def note_refusal(self, worker: str | None, why: str) -> None:
+        """Count one refused message, and for its sender, if RabbitMQ has verified who that is.
+
+        A RabbitMQ user whose name no worker may have is nobody's, and only counts in the total.
+
+        At its first refusal, and then at powers of two, a worker is to be told: see `untold_refusals`.
+        """
         self.rejected += 1
-        if worker in self.contributors:
-            before = self.contributors[worker]
-            self.contributors[worker] = replace(before, rejected=before.rejected + 1)
+        if worker is None or not is_name(worker):
+            return
+        if worker not in self.contributors and len(self.contributors) >= MAX_RUNS:
+            return
+        before = self.contributors.get(worker, Contributor())
+        rejected = before.rejected + 1
+        self.contributors[worker] = replace(before, rejected=rejected, refusal=why[:MAX_REFUSAL_LENGTH])
+        if rejected.bit_count() == 1:
+            self.untold_refusals.add(worker)
+
+    def note_over_share(self, worker: str) -> None:
+        """Move the window of shares on by an update that was refused for its worker's share."""
+        self.window = (*self.window, (worker, 0.0))[-SHARE_WINDOW:]
 
     def next_moments(self) -> Moments | None:
         """Return the server optimizer's moments at the next record, None when nothing goes before it.
@@ -186,9 +250,14 @@ class GlobalModel:
             rejected=self.rejected,
             evaluation=self.evaluation,
             best=self.best,
+            best_by=self.best_by,
             target_held=self.target_held,
+            not_finite_held=self.not_finite_held,
+            window=self.window,
             elapsed_s=elapsed_s,
+            started_s=self.started_s,
             committed_at=now,
+            closing=self.closing,
             finished=finished,
             moments_checksum=moments_checksum,
         )
@@ -197,3 +266,4 @@ class GlobalModel:
         """Go on from a record that is published."""
         self.record = record
         self.folded = []
+        self.untold_refusals.clear()

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from fluffle.errors import ConfigError
-from fluffle.record import Evaluation
+from fluffle.record import Evaluation, not_finite
 
+# A metric may be called whatever prints, such as f1-score/0 or precision@k; only < and > end its name.
 _TARGET = re.compile(
-    r"\s*(?:(?P<metric>[A-Za-z_]\w*)\s*(?P<relation>>=|<=))?\s*(?P<bound>[-+]?[\d.]+(?:e-?\d+)?)\s*"
+    r"\s*(?:(?P<metric>[^<>]*[^<>\s])\s*(?P<relation>>=|<=))?\s*(?P<bound>[-+]?[\d.]+(?:e-?\d+)?)\s*",
+    re.IGNORECASE,
 )
+# By the end of a metric's name; of several metrics, the one that stands here first is preferred.
+HIGHER_IS_BETTER: Mapping[str, bool] = {
+    "accuracy": True,
+    "auc": True,
+    "f1": True,
+    "f1_score": True,
+    "fbeta_score": True,
+    "precision": True,
+    "recall": True,
+    "iou": True,
+    "r2": True,
+    "r2_score": True,
+    "loss": False,
+    "perplexity": False,
+    "rmse": False,
+    "root_mean_squared_error": False,
+    "mse": False,
+    "mae": False,
+    "error": False,
+}
+# Evaluations in a row whose metrics are not finite, after which nothing better is to come.
+MOST_NOT_FINITE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +49,7 @@ class Target:
     bound: float
 
     def is_met(self, metrics: Mapping[str, float]) -> bool:
-        """Tell whether these metrics reach the bound; a metric that is missing does not."""
+        """Tell whether these metrics reach the bound; a metric that is missing, or is NaN, does not."""
         if self.metric not in metrics:
             return False
         value = metrics[self.metric]
@@ -47,47 +73,124 @@ def parse_target(text: str) -> Target:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """The metric by which versions are compared, and its direction."""
+
+    metric: str
+    higher_is_better: bool
+
+    @classmethod
+    def of(cls, target: Target) -> Self:
+        """Return the yardstick of a target."""
+        return cls(target.metric, target.relation == ">=")
+
+    def is_better(self, new: Mapping[str, float], best: Mapping[str, float]) -> bool:
+        """Tell whether new metrics are better; what is missing or not finite is worse than anything."""
+        values = [metrics.get(self.metric, math.nan) for metrics in (new, best)]
+        if not math.isfinite(values[0]):
+            return False
+        gain = values[0] - values[1] if self.higher_is_better else values[1] - values[0]
+        return not math.isfinite(values[1]) or gain > 0
+
+    def __str__(self) -> str:
+        return f"{self.metric}:{'max' if self.higher_is_better else 'min'}"
+
+
+def parse_yardstick(text: str) -> Yardstick:
+    """Read "rmse:min", "bleu:max", or the name alone of a metric whose direction is known.
+
+    Raises ConfigError, which says what is expected, for anything else.
+    """
+    metric, _, direction = text.strip().rpartition(":")
+    if metric and direction in ("min", "max"):
+        return Yardstick(metric, direction == "max")
+    known = _direction(text.strip())
+    if known is None:
+        raise ConfigError(
+            f"FLUFFLE_BEST must read like rmse:min or bleu:max, not {text!r}: a metric of the task's "
+            "evaluation, and whether less or more of it is better; known without that are "
+            f"{', '.join(HIGHER_IS_BETTER)}"
+        )
+    return Yardstick(text.strip(), known)
+
+
+def _direction(metric: str) -> bool | None:
+    """Return whether more of a metric is better, None when its name does not say it."""
+    end = _known_end(metric)
+    return None if end is None else HIGHER_IS_BETTER[end]
+
+
+def _known_end(metric: str) -> str | None:
+    # "f1_score/2" is the F1 of class 2, "val_loss" is a loss.
+    name = metric.partition("/")[0].lower()
+    return next((end for end in HIGHER_IS_BETTER if name == end or name.endswith(f"_{end}")), None)
+
+
+def usual_yardstick(metrics: Mapping[str, float]) -> Yardstick | None:
+    """Return the first metric in the order of HIGHER_IS_BETTER; None when no direction is known."""
+    order = list(HIGHER_IS_BETTER)
+    known = [name for name in metrics if _known_end(name)]
+    if not known:
+        return None
+    metric = min(known, key=lambda name: order.index(str(_known_end(name))))
+    return Yardstick(metric, bool(_direction(metric)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Goal:
-    """What ends the federation: whichever comes first; None never does."""
+    """What ends the federation: whichever comes first; None never does.
+
+    `best` is by what versions are compared; without it, and without a target, by what is usual for the
+    metrics of the evaluations. `max_seconds` counts from the first update on.
+    """
 
     target: Target | None = None
     target_hold: int = 3
     max_versions: int | None = None
     max_updates: int | None = None
     max_seconds: float | None = None
+    best: Yardstick | None = None
+    stop_on_nan: bool = True
 
-    def reached(self, *, version: int, updates: int, elapsed_s: float, target_held: int) -> str:
+    def reached(
+        self, *, version: int, updates: int, training_s: float, target_held: int, not_finite_held: int = 0
+    ) -> str:
         """Return why the federation is over in words, or an empty string while it is not."""
         if self.target and target_held >= self.target_hold:
-            return f"{self.target} held for {target_held} evaluations"
+            times = "an evaluation" if target_held == 1 else f"{target_held} evaluations"
+            return f"{self.target} held for {times}"
+        if self.stop_on_nan and not_finite_held >= MOST_NOT_FINITE:
+            return (
+                f"{not_finite_held} evaluations in a row were not finite: the learning rate may be too high, "
+                "a site's data may hold NaN, or the loss may divide by zero or take its logarithm"
+            )
         if self.max_versions is not None and version >= self.max_versions:
             return f"{version} versions were made"
         if self.max_updates is not None and updates >= self.max_updates:
             return f"{updates} updates were applied"
-        if self.max_seconds is not None and elapsed_s >= self.max_seconds:
-            return f"{elapsed_s:.0f} seconds have passed"
+        if self.max_seconds is not None and training_s >= self.max_seconds:
+            return f"{training_s:.0f} seconds have passed"
         return ""
 
     def held(self, before: int, metrics: Mapping[str, float]) -> int:
         """Return for how many evaluations in a row the target has held, after one more."""
         return before + 1 if self.target and self.target.is_met(metrics) else 0
 
-    def better(self, best: Evaluation | None, new: Evaluation) -> Evaluation:
-        """Return the better evaluation: by the target's metric, else by accuracy, else by loss.
+    def yardstick(self, metrics: Mapping[str, float]) -> Yardstick | None:
+        """Return by what evaluations with these metrics are compared; None when nothing says it."""
+        if self.best:
+            return self.best
+        return Yardstick.of(self.target) if self.target else usual_yardstick(metrics)
 
-        Of two equal ones the earlier stays.
-        """
-        if best is None:
-            return new
-        metric, higher_is_better = "accuracy", True
-        if self.target:
-            metric, higher_is_better = self.target.metric, self.target.relation == ">="
-        elif metric not in {*best.metrics, *new.metrics}:
-            metric, higher_is_better = "loss", False
-        if metric not in new.metrics:
+    def better(self, best: Evaluation | None, new: Evaluation) -> Evaluation | None:
+        """Return the better of two evaluations, or the earlier; None when nothing says what is best."""
+        yardstick = self.yardstick(new.metrics)
+        if yardstick is None or not yardstick.is_better(new.metrics, best.metrics if best else {}):
             return best
-        if metric not in best.metrics:
-            return new
-        gain = new.metrics[metric] - best.metrics[metric]
-        return new if (gain > 0 if higher_is_better else gain < 0) else best
+        return new
+
+
+def not_finite_held(before: int, metrics: Mapping[str, float]) -> int:
+    """Return how many evaluations in a row were not finite, after one more."""
+    return before + 1 if not_finite(metrics) else 0

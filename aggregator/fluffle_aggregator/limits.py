@@ -8,7 +8,7 @@ which is in its record, so that a successor decides as the leader before it did.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, replace
 from itertools import repeat
 
@@ -23,6 +23,7 @@ from fluffle.update import WeightUpdate
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
 from fluffle_aggregator.admission import Policy, Reason, Refusal, refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.strategies import Strategy
 
 MINUTE_S = 60.0
 MIB = 2**20
@@ -30,6 +31,8 @@ MIB = 2**20
 FEWEST_NORMS = 10
 # Shares such as 0.29 of 100 are a hair below what a person means.
 HAIR = 1e-9
+# Of equal workers, some are a little ahead at any moment.
+EQUAL_SHARES = 1.5
 
 
 class TokenBuckets:
@@ -173,20 +176,49 @@ def shortened(vector: CompressedVector, scale: float, base: Vector | None = None
 
 
 def _over_share(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusal | None:
-    worker, strategy = update.id.worker, model.strategy
-    if policy.max_share is None or worker not in model.in_buffer:
+    if policy.max_share is None:
         return None
-    # What the buffer would weigh if all in it were fresh.
-    full = strategy.buffer_size * strategy.weight(staleness=0, examples=1)
-    weight = model.in_buffer[worker] + strategy.weight(
-        staleness=model.staleness(update.base_version), examples=update.examples
-    )
+    if counts_share_over_window(model.strategy):
+        return _over_share_of_window(update.id.worker, model, policy.max_share)
+    worker, strategy = update.id.worker, model.strategy
+    if worker not in model.in_buffer:
+        return None
+    facts = model.facts_of(update)
+    # What the buffer would weigh if it were full of fresh updates of as many examples as those in it.
+    full = (model.buffer.size + strategy.size_of(facts)) * strategy.buffer_size / (model.buffer.count + 1)
+    weight = model.in_buffer[worker] + strategy.weight_of(facts)
     if weight <= policy.max_share * full * (1 + HAIR):
         return None
     return Refusal(
         Reason.OVER_SHARE,
         f"with this update, worker {worker} would have a weight of {weight:.3g} in a buffer of {full:g}; its "
         f"share is at most {policy.max_share:g} (FLUFFLE_LIMIT_SHARE)",
+    )
+
+
+def counts_share_over_window(strategy: Strategy) -> bool:
+    """Tell whether a share is one of the last SHARE_WINDOW updates, since a buffer has one update only."""
+    return strategy.buffer_size == 1
+
+
+def _over_share_of_window(worker: str, model: GlobalModel, max_share: float) -> Refusal | None:
+    """Return why a worker has had too much of the last updates.
+
+    Where few workers are at work, somewhat more than an equal share is always allowed. Refused updates move
+    the window on too: a worker whose neighbours have left is not held up for long.
+    """
+    weights: defaultdict[str, float] = defaultdict(float)
+    for sender, weight in model.window:
+        if weight:
+            weights[sender] += weight
+    allowed = max(max_share, EQUAL_SHARES / max(1, len(weights)))
+    share = weights.get(worker, 0.0) / (sum(weights.values()) or 1.0)
+    if share <= allowed * (1 + HAIR):
+        return None
+    return Refusal(
+        Reason.OVER_SHARE,
+        f"worker {worker} has {share:.0%} of the weight of the last {len(model.window)} updates; its share "
+        f"is at most {allowed:.0%} (FLUFFLE_LIMIT_SHARE)",
     )
 
 

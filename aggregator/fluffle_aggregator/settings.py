@@ -14,19 +14,14 @@ from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_name
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.goal import Goal, parse_target
+from fluffle_aggregator.charge import Rhythm
+from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.server_optimizers import make_server_optimizer
-from fluffle_aggregator.service import Rhythm
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import Strategy, make_strategy
 
 # With commit_after alone: what one commit holds must have an end, since it waits unacked.
 MOST_STEPS_PER_COMMIT = 100
-# What does there what FLUFFLE_LIMIT_SHARE does in a buffer.
-SHARE_ELSEWHERE = {
-    "fedasync": "each update makes a version by itself, and FLUFFLE_LIMIT_MESSAGES bounds how many",
-    "fedavg": "each worker gives one update to a round, and FLUFFLE_LIMIT_EXAMPLES bounds its weight",
-}
 
 
 class AggregatorSettings(SharedSettings):
@@ -63,6 +58,11 @@ class AggregatorSettings(SharedSettings):
         description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
     )
     mixing: float = Field(0.6, gt=0, le=1, description="FedAsync's mixing weight alpha.")
+    weigh_by: Literal["none", "sqrt", "examples"] = Field(
+        "none",
+        description="What an update of fedbuff or fedasync counts by its number of examples: all the same, "
+        "by the square root, or in proportion. fedavg always weighs by examples.",
+    )
     server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
         "sgd", description="What is made of a buffer's mean delta."
     )
@@ -100,13 +100,20 @@ class AggregatorSettings(SharedSettings):
         None,
         gt=0,
         le=1,
-        description="Share of a full buffer's weight that one worker may have (fedbuff).",
+        description="Share of the weight that one worker may have: of a full buffer (fedbuff), or of the "
+        "last 50 updates (fedasync).",
+        json_schema_extra={"panel": "Limits"},
+    )
+    min_examples: int = Field(
+        1,
+        ge=1,
+        description="Fewest examples that an update may come from; a smaller one is rejected.",
         json_schema_extra={"panel": "Limits"},
     )
     limit_examples: int = Field(
         Policy().max_examples,
         ge=1,
-        description="Examples that an update may claim: its weight in fedavg.",
+        description="Most examples that an update may claim, and be weighed by.",
         json_schema_extra={"panel": "Limits"},
     )
     limit_norm: float | None = Field(
@@ -127,7 +134,19 @@ class AggregatorSettings(SharedSettings):
     target_hold: int = Field(3, ge=1, description="Evaluations in a row that must reach the target.")
     max_versions: int | None = Field(None, ge=1, description="Versions after which the federation ends.")
     max_updates: int | None = Field(None, ge=1, description="Updates after which the federation ends.")
-    max_seconds: float | None = Field(None, gt=0, description="Seconds after which the federation ends.")
+    max_seconds: float | None = Field(
+        None, gt=0, description="Seconds since the first update after which the federation ends."
+    )
+    best: str | None = Field(
+        None,
+        description='Metric that says which version is best: "rmse:min", "bleu:max". By default the '
+        "target's, "
+        "or else accuracy, loss or another metric whose direction is known.",
+    )
+    stop_on_nan: bool = Field(
+        True,
+        description="End the federation when 3 evaluations in a row are not finite.",
+    )
 
     local_epochs: int = Field(1, ge=1, description="Epochs that a worker trains in one round.")
     local_steps: int | None = Field(None, ge=1, description="Minibatches in one round, instead of epochs.")
@@ -165,6 +184,16 @@ class AggregatorSettings(SharedSettings):
             raise ValueError(str(error).removeprefix("FLUFFLE_TARGET ")) from error
         return text
 
+    @field_validator("best")
+    @classmethod
+    def _is_a_yardstick(cls, text: str | None) -> str | None:
+        try:
+            if text is not None:
+                parse_yardstick(text)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("FLUFFLE_BEST ")) from error
+        return text
+
     @field_validator("codec")
     @classmethod
     def _is_known(cls, codec: str) -> str:
@@ -198,6 +227,7 @@ class AggregatorSettings(SharedSettings):
             optimizer=make_server_optimizer(
                 self.server_optimizer, learning_rate=self.server_learning_rate, beta1=self.server_momentum
             ),
+            weigh_by=self.weigh_by,
         )
 
     def make_plan(self, strategy: Strategy) -> Plan:
@@ -226,18 +256,22 @@ class AggregatorSettings(SharedSettings):
             max_versions=self.max_versions,
             max_updates=self.max_updates,
             max_seconds=self.max_seconds,
+            best=None if self.best is None else parse_yardstick(self.best),
+            stop_on_nan=self.stop_on_nan,
         )
 
     def make_policy(self) -> Policy:
         """Return what is refused; ConfigError when the limits do not go with the rest."""
-        if self.limit_share is not None and self.strategy in SHARE_ELSEWHERE:
+        if self.limit_share is not None and self.strategy == "fedavg":
             raise ConfigError(
-                f"FLUFFLE_LIMIT_SHARE is for fedbuff, not {self.strategy}: {SHARE_ELSEWHERE[self.strategy]}"
+                "FLUFFLE_LIMIT_SHARE is for fedbuff and fedasync, not fedavg: there each worker gives one "
+                "update to a round, and FLUFFLE_LIMIT_EXAMPLES bounds its weight"
             )
         if self.on_large_norm == "clip" and self.limit_norm is None:
             raise ConfigError("FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM, such as 10")
         return Policy(
             max_staleness=self.max_staleness,
+            min_examples=self.min_examples,
             max_examples=self.limit_examples,
             max_messages=self.limit_messages,
             max_mib=self.limit_mib,

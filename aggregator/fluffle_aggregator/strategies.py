@@ -13,6 +13,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -33,18 +34,38 @@ SGD = Sgd(learning_rate=1.0)
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateFacts:
+    """What the weight of an update follows from.
+
+    `most_examples` are the most that any worker's last update came from.
+    """
+
+    staleness: int
+    examples: int
+    most_examples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"an update must come from at least 1 example, not {self.examples}")
+
+
+@dataclass(frozen=True, slots=True)
 class Buffer:
-    """The updates since the last step: their weighted sum, the sum of the weights, and their number."""
+    """The updates since the last step: their weighted sum, and how many there are.
+
+    `weight` is the sum of their weights, and `size` what that would be if all of them were fresh.
+    """
 
     total: Vector | None = None
     weight: float = 0.0
+    size: float = 0.0
     count: int = 0
 
-    def adding(self, vector: CompressedVector, weight: float) -> Buffer:
+    def adding(self, vector: CompressedVector, weight: float, size: float) -> Buffer:
         """Return the buffer with one more vector in it; the weight is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
         add_weighted(total, vector, weight)
-        return Buffer(total, self.weight + float(np.float32(weight)), self.count + 1)
+        return Buffer(total, self.weight + float(np.float32(weight)), self.size + size, self.count + 1)
 
     def sum(self) -> Vector:
         """Return the weighted sum; raises ValueError when the buffer is empty."""
@@ -76,16 +97,19 @@ class Strategy(Protocol):
     def optimizer(self) -> ServerOptimizer:
         """What the mean delta is handed to; its moments travel from step to step."""
 
-    def weight(self, *, staleness: int, examples: int) -> float:
+    def size_of(self, facts: UpdateFacts) -> float:
+        """Return what an update counts for its examples, when it is fresh."""
+
+    def weight_of(self, facts: UpdateFacts) -> float:
         """Return the factor that `fold` gives to an update."""
 
-    def mixing_of(self, staleness: int) -> float:
+    def mixing_of(self, facts: UpdateFacts) -> float:
         """Return how far one update moves the statistics towards its own values, in (0, 1]."""
 
     def init(self) -> Buffer:
         """Return an empty buffer."""
 
-    def fold(self, buffer: Buffer, vector: CompressedVector, *, staleness: int, examples: int) -> Buffer:
+    def fold(self, buffer: Buffer, vector: CompressedVector, facts: UpdateFacts) -> Buffer:
         """Return the buffer with one more update in it; the old buffer is donated, the vector only read."""
 
     def is_full(self, buffer: Buffer) -> bool:
@@ -98,6 +122,18 @@ class Strategy(Protocol):
         """
 
 
+def _count_alike(_examples: int) -> float:
+    return 1.0
+
+
+# What an update counts by the number of its examples.
+EXAMPLE_WEIGHTS: Mapping[str, Callable[[int], float]] = {
+    "none": _count_alike,
+    "sqrt": math.sqrt,
+    "examples": float,
+}
+
+
 class _RunningSum:
     """What the strategies share: a buffer that is full after `buffer_size` updates, each with its weight."""
 
@@ -107,11 +143,9 @@ class _RunningSum:
         """Return an empty buffer."""
         return Buffer()
 
-    def fold(
-        self: Strategy, buffer: Buffer, vector: CompressedVector, *, staleness: int, examples: int
-    ) -> Buffer:
+    def fold(self: Strategy, buffer: Buffer, vector: CompressedVector, facts: UpdateFacts) -> Buffer:
         """Return the buffer with one more update in it."""
-        return buffer.adding(vector, self.weight(staleness=staleness, examples=examples))
+        return buffer.adding(vector, self.weight_of(facts), self.size_of(facts))
 
     def is_full(self: Strategy, buffer: Buffer) -> bool:
         """Tell whether it is time for a step."""
@@ -122,13 +156,15 @@ class _RunningSum:
 class FedAsync(_RunningSum):
     """x <- (1 - a) * x + a * x_client, with a = alpha * s(staleness), for each update by itself.
 
-    `mixing` is alpha. Source: Xie, Koyejo and Gupta, "Asynchronous Federated Optimization" (2019, arXiv
-    1903.03934), Algorithm 1.
+    `mixing` is alpha. Weighed by examples, a is alpha * s(staleness) * n / n_max, where n_max are the most
+    examples that any worker has: the largest site mixes in as in the paper, a smaller one less. Source: Xie,
+    Koyejo and Gupta, "Asynchronous Federated Optimization" (2019, arXiv 1903.03934), Algorithm 1.
     """
 
     discount: Discount
     mixing: float = 0.6
     optimizer: ServerOptimizer = SGD
+    weigh_by: str = "none"
     name: ClassVar[str] = "fedasync"
     sends: ClassVar[Sends] = "weights"
     one_update_per_version: ClassVar[bool] = False
@@ -142,16 +178,20 @@ class FedAsync(_RunningSum):
             )
 
     def __str__(self) -> str:
-        return f"fedasync(mixing={self.mixing:g}, discount={self.discount})"
+        return f"fedasync(mixing={self.mixing:g}, discount={self.discount}, weigh_by={self.weigh_by})"
 
-    def weight(self, *, staleness: int, examples: int) -> float:
-        """Return alpha * s(staleness)."""
-        _require_examples(examples)
-        return self.mixing_of(staleness)
+    def size_of(self, facts: UpdateFacts) -> float:
+        """Return n / n_max, its square root, or 1."""
+        count = EXAMPLE_WEIGHTS[self.weigh_by]
+        return count(facts.examples) / count(max(facts.examples, facts.most_examples))
 
-    def mixing_of(self, staleness: int) -> float:
-        """Return alpha * s(staleness)."""
-        return self.mixing * self.discount(staleness)
+    def weight_of(self, facts: UpdateFacts) -> float:
+        """Return alpha * s(staleness), times n / n_max if it is weighed by examples."""
+        return self.mixing * self.discount(facts.staleness) * self.size_of(facts)
+
+    def mixing_of(self, facts: UpdateFacts) -> float:
+        """Return the same as `weight_of`."""
+        return self.weight_of(facts)
 
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
         """Return (1 - a) * model + a * x_client; raises ValueError unless the buffer has one update."""
@@ -168,7 +208,8 @@ class FedBuff(_RunningSum):
     """x <- x + eta * (1 / K) * sum of s(staleness_i) * delta_i, over the K updates in the buffer.
 
     The sum is divided by the number of updates, never by the sum of their discounts, which would cancel a
-    staleness that all share. A partial buffer is divided by what it holds. Any server optimizer may take the
+    staleness that all share. A partial buffer is divided by what it holds. Weighed by examples, it is
+    x <- x + eta * (sum of n_i * s(staleness_i) * delta_i) / (sum of n_i). Any server optimizer may take the
     place of the learning rate eta.
 
     Source: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (2022, arXiv
@@ -178,28 +219,33 @@ class FedBuff(_RunningSum):
     discount: Discount
     buffer_size: int
     optimizer: ServerOptimizer = SGD
+    weigh_by: str = "none"
     name: ClassVar[str] = "fedbuff"
     sends: ClassVar[Sends] = "delta"
     one_update_per_version: ClassVar[bool] = False
 
     def __str__(self) -> str:
         return (
-            f"fedbuff(buffer_size={self.buffer_size}, discount={self.discount}, optimizer={self.optimizer})"
+            f"fedbuff(buffer_size={self.buffer_size}, discount={self.discount}, optimizer={self.optimizer}, "
+            f"weigh_by={self.weigh_by})"
         )
 
-    def weight(self, *, staleness: int, examples: int) -> float:
-        """Return s(staleness)."""
-        _require_examples(examples)
-        return self.discount(staleness)
+    def size_of(self, facts: UpdateFacts) -> float:
+        """Return n, its square root, or 1."""
+        return EXAMPLE_WEIGHTS[self.weigh_by](facts.examples)
 
-    def mixing_of(self, staleness: int) -> float:
+    def weight_of(self, facts: UpdateFacts) -> float:
+        """Return s(staleness), times n if it is weighed by examples."""
+        return self.discount(facts.staleness) * self.size_of(facts)
+
+    def mixing_of(self, facts: UpdateFacts) -> float:
         """Return s(staleness)."""
-        return self.discount(staleness)
+        return self.discount(facts.staleness)
 
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
         """Return what the server optimizer makes of the model and the discounted deltas' sum over K."""
         total = buffer.sum()
-        mean = np.divide(total, np.float32(buffer.count), out=total)
+        mean = np.divide(total, np.float32(buffer.size), out=total)
         return self.optimizer.apply(model, mean, moments)
 
 
@@ -223,15 +269,18 @@ class FedAvg(_RunningSum):
     def __str__(self) -> str:
         return f"fedavg(buffer_size={self.buffer_size}, optimizer={self.optimizer})"
 
-    def weight(self, *, staleness: int, examples: int) -> float:
-        """Return n_k; raises ValueError when the update did not start from this version."""
-        _require_fresh(staleness)
-        _require_examples(examples)
-        return float(examples)
+    def size_of(self, facts: UpdateFacts) -> float:
+        """Return n_k."""
+        return float(facts.examples)
 
-    def mixing_of(self, staleness: int) -> float:
+    def weight_of(self, facts: UpdateFacts) -> float:
+        """Return n_k; raises ValueError when the update did not start from this version."""
+        _require_fresh(facts.staleness)
+        return self.size_of(facts)
+
+    def mixing_of(self, facts: UpdateFacts) -> float:
         """Return 1: the mean of the cohort replaces the statistics."""
-        _require_fresh(staleness)
+        _require_fresh(facts.staleness)
         return 1.0
 
     def step(self, model: Vector, buffer: Buffer, moments: Moments) -> tuple[Vector, Moments]:
@@ -241,22 +290,28 @@ class FedAvg(_RunningSum):
         return self.optimizer.apply(model, mean, moments)
 
 
-# By name, from the buffer size, alpha, the discount and the server optimizer.
-STRATEGIES: Mapping[str, Callable[[int, float, Discount, ServerOptimizer], Strategy]] = {
-    "fedasync": lambda _size, mixing, discount, optimizer: FedAsync(discount, mixing, optimizer),
-    "fedbuff": lambda size, _mixing, discount, optimizer: FedBuff(discount, size, optimizer),
-    "fedavg": lambda size, _mixing, _discount, optimizer: FedAvg(size, optimizer),
+# By name, from the buffer size, alpha, the discount, the server optimizer, and how examples count.
+STRATEGIES: Mapping[str, Callable[[int, float, Discount, ServerOptimizer, str], Strategy]] = {
+    "fedasync": lambda _size, mixing, discount, optimizer, by: FedAsync(discount, mixing, optimizer, by),
+    "fedbuff": lambda size, _mixing, discount, optimizer, by: FedBuff(discount, size, optimizer, by),
+    "fedavg": lambda size, _mixing, _discount, optimizer, _by: FedAvg(size, optimizer),
 }
 
 
 def make_strategy(
-    name: str, *, buffer_size: int, mixing: float, discount: Discount, optimizer: ServerOptimizer
+    name: str,
+    *,
+    buffer_size: int,
+    mixing: float,
+    discount: Discount,
+    optimizer: ServerOptimizer,
+    weigh_by: str = "none",
 ) -> Strategy:
     """Return the strategy of this name; it reads those of the settings that stand in its formula.
 
-    FedAsync reads `mixing` and `discount`, FedBuff `buffer_size` and `discount`, FedAvg `buffer_size`, which
-    is its cohort. Raises ConfigError, which names the setting, when one is unknown or out of its range,
-    whether it is read or not, or when FedAsync is given a server optimizer.
+    FedAsync reads `mixing`, `discount` and `weigh_by`; FedBuff `buffer_size`, `discount` and `weigh_by`;
+    FedAvg `buffer_size`, which is its cohort. Raises ConfigError, which names the setting, when one is
+    unknown or out of its range, whether it is read or not, or when FedAsync is given a server optimizer.
     """
     if name not in STRATEGIES:
         raise ConfigError(f"FLUFFLE_STRATEGY must be one of {', '.join(STRATEGIES)}, not {name!r}")
@@ -264,14 +319,11 @@ def make_strategy(
         raise ConfigError(f"FLUFFLE_BUFFER_SIZE must be at least 1, not {buffer_size}")
     if not 0.0 < mixing <= 1.0:
         raise ConfigError(f"FLUFFLE_MIXING must be more than 0 and at most 1, not {mixing}")
-    return STRATEGIES[name](buffer_size, mixing, discount, optimizer)
+    if weigh_by not in EXAMPLE_WEIGHTS:
+        raise ConfigError(f"FLUFFLE_WEIGH_BY must be one of {', '.join(EXAMPLE_WEIGHTS)}, not {weigh_by!r}")
+    return STRATEGIES[name](buffer_size, mixing, discount, optimizer, weigh_by)
 
 
 def _require_fresh(staleness: int) -> None:
     if staleness != 0:
         raise ValueError(f"fedavg takes updates of its own version only, not of staleness {staleness}")
-
-
-def _require_examples(examples: int) -> None:
-    if examples < 1:
-        raise ValueError(f"an update must come from at least 1 example, not {examples}")

@@ -98,6 +98,10 @@ class Fields:
             raise self._fault(name, f"{value} is not finite")
         return value
 
+    def number_or_nil(self, name: str) -> float | None:
+        """Take a number, which may be NaN or infinite, or nil."""
+        return None if self.is_nil(name) else float(self.take(name, (int, float)))
+
     def is_nil(self, name: str) -> bool:
         """Tell whether a field is nil; if so, it is taken."""
         if self._left.get(name, "missing") is not None:

@@ -12,6 +12,9 @@ from fluffle.update import Applied, UpdateId
 
 # An odd number of norms, so that the median is one of them.
 MAX_NORMS = 101
+# The updates that a worker's share is counted over, where FedAsync limits it.
+SHARE_WINDOW = 50
+MAX_REFUSAL_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +22,8 @@ class Folded:
     """One update that a version contains, with the staleness and the weight that it was given.
 
     When it was published is said by its worker's clock, and when it was received by the aggregator's: Unix
-    time in seconds, 0 where nobody knows. For people, never for decisions.
+    time in seconds, 0 where nobody knows. `loss` is the worker's own training loss, None where it reports
+    none, and `train_s` the seconds that its round took. All of these are for people, never for decisions.
     """
 
     id: UpdateId
@@ -28,13 +32,18 @@ class Folded:
     weight: float
     published_at: float = 0.0
     received_at: float = 0.0
+    loss: float | None = None
+    train_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contributor:
-    """What one worker has given to the federation so far.
+    """What one worker has given to the federation so far, even if all of it was refused.
 
-    `last_update_at` is Unix time in seconds by the aggregator's clock: for people, never for decisions.
+    `examples` are those of its last update: its own, however many rounds it trained. `refusal` says why its
+    last refused message was refused, and is empty if none was. `loss` is the training loss of its last
+    update, None where it reports none. `last_update_at` is Unix time in seconds by the aggregator's clock:
+    for people, never for decisions.
     """
 
     updates: int = 0
@@ -43,6 +52,8 @@ class Contributor:
     weight_sum: float = 0.0
     rejected: int = 0
     last_update_at: float = 0.0
+    loss: float | None = None
+    refusal: str = ""
 
     @property
     def mean_staleness(self) -> float:
@@ -100,8 +111,13 @@ class ModelVersion:
     `folded` are the updates applied since then. `norms` says how far each of the last MAX_NORMS updates would
     have moved the model, oldest first; empty unless norms are limited. `moments_checksum` names the server
     optimizer's moments that lie beside this record in the head queue, None when it has none. `elapsed_s`
-    counts the seconds in which the federation had a leader. `finished` says why the federation ended, and is
-    empty until then.
+    counts the seconds in which the federation had a leader, and `started_s` is what it was when the first
+    update came, None before that. `closing` says why the federation takes no more updates while it waits for
+    the evaluation of its last model; `finished` says why it has ended. Both are empty until then.
+
+    `best_by` is the metric by which `best` is the best evaluation, and its direction: "accuracy:max".
+    `not_finite_held` counts the evaluations in a row whose metrics were not finite. `window` has the worker
+    and the weight of the last updates, oldest first; empty unless FedAsync limits a worker's share.
 
     What is read from the stream may be a copy of a record, whose vector travelled in `codec` and is rounded.
     `copy_of` is the digest of the record itself, and empty for that one.
@@ -125,9 +141,14 @@ class ModelVersion:
     rejected: int = 0
     evaluation: Evaluation | None = None
     best: Evaluation | None = None
+    best_by: str = ""
     target_held: int = 0
+    not_finite_held: int = 0
+    window: tuple[tuple[str, float], ...] = ()
     elapsed_s: float = 0.0
+    started_s: float | None = None
     committed_at: float = 0.0
+    closing: str = ""
     finished: str = ""
     moments_checksum: int | None = None
     codec: str = "float32"
@@ -137,6 +158,16 @@ class ModelVersion:
     def rank(self) -> Rank:
         """The order of this version among all."""
         return Rank(self.term, self.version)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more updates are taken."""
+        return bool(self.closing or self.finished)
+
+    @property
+    def training_s(self) -> float:
+        """The seconds since the first update in which the federation had a leader."""
+        return 0.0 if self.started_s is None else max(0.0, self.elapsed_s - self.started_s)
 
     @property
     def weights(self) -> Weights:

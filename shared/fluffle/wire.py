@@ -8,7 +8,7 @@ each kind of message are stands in fluffle.schema.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgpack
@@ -47,17 +47,25 @@ def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update."""
     vector = travelling(update.codec, update.vector)
     header = schema.update_header(update, vector.nbytes)
-    return bytes(_join(header, _payload(vector, update.statistics, update.integers), INBOUND))
+    body = bytes(_join(header, _payload(vector, update.statistics, update.integers), INBOUND))
+    _require_readable(header, lambda: decode_inbound(body))
+    return body
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
     """Return the message in which an evaluator reports."""
-    return bytes(_join(schema.evaluation_header(evaluation), [], INBOUND))
+    header = schema.evaluation_header(evaluation)
+    body = bytes(_join(header, [], INBOUND))
+    _require_readable(header, lambda: decode_inbound(body))
+    return body
 
 
 def encode_hello(hello: Hello) -> bytes:
     """Return the message that everyone sends when it connects."""
-    return bytes(_join(schema.hello_header(hello), [], INBOUND))
+    header = schema.hello_header(hello)
+    body = bytes(_join(header, [], INBOUND))
+    _require_readable(header, lambda: decode_inbound(body))
+    return body
 
 
 def moments_pieces(moments: Moments) -> Pieces:
@@ -81,6 +89,24 @@ def version_pieces(version: ModelVersion) -> Pieces:
     vector = Float32Vector.of(version.vector).payload
     payload = _payload(vector, version.statistics, version.integers)
     return _join(schema.version_header(version), payload, RECORD)
+
+
+def require_readable_version(version: ModelVersion) -> None:
+    """Raise WireError, which names the field, when nobody could read the record of this version.
+
+    What changes from one record of a term to the next was read from messages, and is readable: this is for
+    the first record of a term. Nothing that is as large as the model is copied.
+    """
+    header = schema.version_header(version)
+    size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
+    # Zeros that nobody touches take no memory.
+    payload = np.zeros(size_bytes, np.uint8).data
+
+    def read() -> None:
+        fields = Fields({name: value for name, value in header.items() if name != "kind"})
+        schema.read_version(fields.text("federation", 64), fields, payload)
+
+    _require_readable(header, read)
 
 
 def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
@@ -209,6 +235,14 @@ def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> Pi
         unreadable = f"nobody could read this {header['kind']} again: {error}"
         raise MessageTooLarge(unreadable, limits.size_bytes) from error
     return Pieces(packed + b"\xc6" + length.to_bytes(4, "big"), tuple(payload))
+
+
+def _require_readable(header: Header, read: Callable[[], object]) -> None:
+    """Raise WireError for a message that its reader would refuse, before anybody sends it."""
+    try:
+        read()
+    except WireError as error:
+        raise WireError(f"nobody could read this {header['kind']}: {error}") from error
 
 
 def _split(body: bytes, limits: HeaderLimits) -> tuple[Fields, memoryview]:

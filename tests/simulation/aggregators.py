@@ -11,8 +11,10 @@ from fluffle.broker import Delivery
 from fluffle.errors import ConnectionLost, QueueFull
 from fluffle.fake_broker import FakeServer
 from fluffle.hello import say_hello
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.head import StreamReadings
-from fluffle_aggregator.service import Charge, Leader, hand_over
+from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.service import hand_over
 
 Clock = Callable[[], float]
 

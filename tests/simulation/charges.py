@@ -11,8 +11,8 @@ from simulation.senders import POISON
 from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.charge import Charge, Rhythm
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.service import Charge, Rhythm
 from fluffle_aggregator.strategies import Strategy
 
 

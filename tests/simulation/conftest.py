@@ -16,7 +16,7 @@ from simulation.senders import POISON
 
 import fluffle.models
 import fluffle_aggregator.head
-import fluffle_aggregator.service
+import fluffle_aggregator.leader
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, decode_record, decode_version, record_digest
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (
         fluffle.models,
         fluffle_aggregator.head,
-        fluffle_aggregator.service,
+        fluffle_aggregator.leader,
         simulation.chain,
         simulation.promises,
         simulation.senders,

@@ -13,9 +13,10 @@ import pytest
 from simulation.world import World
 
 from fluffle.update import Applied
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.service import Charge, Leader
+from fluffle_aggregator.leader import Leader
 
 SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1499")
 AT_ONCE = 250

@@ -16,7 +16,8 @@ from simulation.senders import Ledger, Senders
 
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.topology import topology_of
-from fluffle_aggregator.service import Charge, Leader
+from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.leader import Leader
 
 FAULTS: tuple[Heard, ...] = ("nothing", "all", "late", "late", "half")
 MORE_THAN_ANY_TIMEOUT_S = 1_000.0

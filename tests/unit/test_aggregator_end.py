@@ -16,9 +16,12 @@ from leading import (
     work_off,
 )
 
-from fluffle.fake_broker import FakeBroker
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.hello import say_hello
 from fluffle.record import Evaluation
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.goal import Goal, Target
+from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
 
 ACCURACY = Target("accuracy", ">=", 0.9)
 
@@ -104,19 +107,133 @@ def test_so_many_versions_end_the_federation_with_the_last_of_them() -> None:
     ]
 
 
-def test_so_many_seconds_end_the_federation_without_any_message() -> None:
-    charge = a_charge(goal=Goal(max_seconds=60))
+def test_so_many_seconds_after_the_first_update_end_the_federation_without_any_message() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_seconds=60))
     server, clock = a_server(charge), Clock()
     with FakeBroker(server) as broker:
         leader = take_the_lead(broker, charge, clock)
-        clock.seconds = 59.0
+        # While the workers load their framework and their data, nothing counts.
+        clock.seconds = 1000.0
         work_off(leader, broker)
-        assert len(versions(server, charge)) == 1
+        send(server, charge, an_update())
+        work_off(leader, broker)
+        clock.seconds = 1059.0
+        work_off(leader, broker)
+        assert not newest(server, charge).finished
 
-        clock.seconds = 60.0
+        clock.seconds = 1060.0
         work_off(leader, broker)
 
     assert newest(server, charge).finished == "60 seconds have passed"
+    assert newest(server, charge).training_s == 60.0
+
+
+def test_the_seconds_count_on_from_the_first_update_after_a_takeover() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_seconds=60))
+    server, first_clock, clock = a_server(charge), Clock(), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, first_clock)
+        first_clock.seconds = 100.0
+        send(server, charge, an_update("w", 1))
+        work_off(leader, broker)
+        first_clock.seconds = 140.0
+        send(server, charge, an_update("w", 2, base_version=1))
+        work_off(leader, broker)
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        clock.seconds = 19.0
+        work_off(leader, broker)
+        assert not newest(server, charge).finished
+        clock.seconds = 20.0
+        work_off(leader, broker)
+
+    assert newest(server, charge).finished == "60 seconds have passed"
+
+
+def an_evaluator_says_hello(server: FakeServer, charge: Charge) -> None:
+    with FakeBroker(server, user="e1") as broker:
+        say_hello(broker, charge.topology.evaluations_in, federation="digits", name="e1")
+
+
+def test_the_last_model_is_evaluated_before_the_federation_says_that_it_has_finished() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_updates=2))
+    server, clock = a_server(charge), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        an_evaluator_says_hello(server, charge)
+        send(server, charge, an_update("w", 1, values=[1] * SIZE))
+        work_off(leader, broker)
+        send(server, charge, an_evaluation(1, {"accuracy": 0.5}))
+        send(server, charge, an_update("w", 2, base_version=1, values=[1] * SIZE))
+        work_off(leader, broker)
+        closing = newest(server, charge)
+        send(server, charge, an_update("late", 1, base_version=2))
+        work_off(leader, broker)
+        assert not newest(server, charge).finished
+        send(server, charge, an_evaluation(closing.version, {"accuracy": 0.9}))
+        work_off(leader, broker)
+
+    last = newest(server, charge)
+    assert (closing.closing, closing.finished) == ("2 updates were applied", "")
+    assert closing.is_over
+    assert last.finished == "2 updates were applied"
+    assert last.version == closing.version + 1
+    assert last.vector.tolist() == closing.vector.tolist() == [2.0] * SIZE
+    assert (last.best, last.best_by) == (an_evaluation(closing.version, {"accuracy": 0.9}), "accuracy:max")
+    assert [line["reason"] for line in rejected(server, charge)] == ["finished"]
+    assert unacked(server, charge) == []
+
+
+def test_an_evaluator_that_does_not_report_holds_up_the_end_for_a_while_only() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_updates=1))
+    server, clock = a_server(charge), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        an_evaluator_says_hello(server, charge)
+        send(server, charge, an_update())
+        work_off(leader, broker)
+        clock.seconds = EVALUATION_PATIENCE_S - 1
+        work_off(leader, broker)
+        assert not newest(server, charge).finished
+        clock.seconds = EVALUATION_PATIENCE_S
+        work_off(leader, broker)
+
+    assert newest(server, charge).finished == "1 updates were applied"
+
+
+def test_a_successor_waits_for_the_evaluation_of_a_closing_version_too() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_updates=1))
+    server, clock = a_server(charge), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        an_evaluator_says_hello(server, charge)
+        send(server, charge, an_update())
+        work_off(leader, broker)
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, a_charge(a_strategy(buffer_size=1)), clock)
+        work_off(leader, broker)
+        assert not newest(server, charge).finished
+        send(server, charge, an_evaluation(newest(server, charge).version, {"loss": 0.5}))
+        work_off(leader, broker)
+
+    assert newest(server, charge).finished == "1 updates were applied"
+
+
+def test_evaluations_that_are_not_finite_are_recorded_and_three_in_a_row_end_the_federation() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(target=ACCURACY, target_hold=1))
+    nan = float("nan")
+    reports = [an_evaluation(version, {"loss": nan}) for version in range(3)]
+    updates = [an_update("w", n, base_version=n - 1) for n in (1, 2)]
+    server = a_server(charge, reports[0], updates[0], reports[1], updates[1], reports[2])
+
+    aggregate(server, charge)
+
+    history = versions(server, charge)
+    assert [one.not_finite_held for one in history] == [0, 1, 2, 3]
+    assert str(history[-1].evaluation) == str(reports[2])
+    assert history[-1].finished.startswith("3 evaluations in a row were not finite: the learning rate")
 
 
 def test_what_comes_after_the_end_is_worked_off_before_the_aggregator_leaves() -> None:
@@ -150,4 +267,4 @@ def test_an_evaluation_survives_a_leader_that_dies_before_it_was_recorded() -> N
 
     aggregate(server, charge)
 
-    assert newest(server, charge).finished == "accuracy>=0.9 held for 1 evaluations"
+    assert newest(server, charge).finished == "accuracy>=0.9 held for an evaluation"

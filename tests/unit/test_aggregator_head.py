@@ -30,8 +30,8 @@ from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import Topology
 from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.head import StreamReadings, read_head
-from fluffle_aggregator.service import Charge
 
 
 def in_head(server: FakeServer, charge: Charge) -> list[str]:

@@ -31,7 +31,8 @@ from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.service import Charge, Rhythm, serve
+from fluffle_aggregator.charge import Charge, Rhythm
+from fluffle_aggregator.service import serve
 
 CHARGES = {
     "fedasync": a_charge(a_strategy("fedasync", mixing=0.3), rhythm=Rhythm(every=2)),

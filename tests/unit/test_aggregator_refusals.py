@@ -8,6 +8,7 @@ import msgpack
 import pytest
 from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
 from leading import a_server, aggregate, encoded, newest, rejected, send, sender_of, unacked, versions
+from messages import rewritten
 
 from fluffle.broker import Delivery
 from fluffle.fake_broker import FakeBroker, FakeServer
@@ -16,7 +17,7 @@ from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.service import Charge
+from fluffle_aggregator.charge import Charge
 
 NAN = float("nan")
 GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
@@ -30,8 +31,8 @@ GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
         (encoded(GOOD)[:-1], "unreadable"),
         (bytes(msgpack.packb({"fluffle": 2, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
         (bytes(msgpack.packb({"fluffle": 1, "kind": "order"})) + b"\xc6\0\0\0\0", "other-protocol"),
-        (an_update("a b"), "unreadable"),
-        (an_update("w" * 101), "unreadable"),
+        (rewritten(encoded(GOOD), worker="a b"), "unreadable"),
+        (rewritten(encoded(GOOD), worker="w" * 101), "unreadable"),
         (an_update(federation="other"), "wrong-federation"),
         (an_update(layout=a_layout(5), values=[1] * 5), "wrong-layout"),
         (an_update(values=[1] * 5), "wrong-layout"),
@@ -107,7 +108,7 @@ def test_an_update_that_is_sent_again_is_refused_as_a_duplicate_even_many_versio
     assert newest(server, charge).updates == 29
 
 
-def test_refusals_are_counted_for_the_worker_that_is_known_and_for_nobody_else() -> None:
+def test_refusals_are_counted_for_their_sender_even_if_all_that_it_sent_was_refused() -> None:
     charge = a_charge(a_strategy(buffer_size=1))
     server = a_server(
         charge,
@@ -121,7 +122,24 @@ def test_refusals_are_counted_for_the_worker_that_is_known_and_for_nobody_else()
 
     record = newest(server, charge)
     assert record.rejected == 2
-    assert {name: one.rejected for name, one in record.contributors.items()} == {"known": 1}
+    assert {name: one.rejected for name, one in record.contributors.items()} == {"known": 1, "stranger": 1}
+    stranger = record.contributors["stranger"]
+    assert stranger.updates == 0
+    assert stranger.refusal.startswith("bad-examples: the update claims 0 examples; expected 1 to")
+
+
+@pytest.mark.parametrize("user", ["a b", "w" * 101, "ünï"])
+def test_a_refusal_of_a_user_that_no_worker_can_be_leaves_the_record_readable(user: str) -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge)
+    with FakeBroker(server, user=user) as broker:
+        broker.publish(charge.topology.updates_in.name, "", b"junk", {})
+    send(server, charge, an_update("known", 1))
+
+    aggregate(server, charge)
+
+    assert (newest(server, charge).version, newest(server, charge).rejected) == (1, 1)
+    assert set(newest(server, charge).contributors) == {"known"}
 
 
 def test_metrics_of_any_name_stop_nobody() -> None:

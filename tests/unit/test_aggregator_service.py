@@ -31,8 +31,9 @@ from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
 from fluffle.wire import record_digest
+from fluffle_aggregator.charge import Charge, Rhythm
 from fluffle_aggregator.head import StreamReadings
-from fluffle_aggregator.service import Charge, Rhythm, stand_by_and_lead
+from fluffle_aggregator.service import stand_by_and_lead
 
 
 def test_a_full_buffer_becomes_one_version_and_then_the_updates_are_acked() -> None:

@@ -13,8 +13,9 @@ from leading import a_server, newest, send, unacked, versions
 from fluffle.broker import Broker
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.wire import record_digest
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.service import Charge, serve
+from fluffle_aggregator.service import serve
 
 SOON_S = 10.0
 

@@ -23,8 +23,8 @@ from fluffle.schema import MAX_PARAMETERS
 from fluffle.settings import load_settings
 from fluffle.topology import MIB
 from fluffle.wire import decode_record, decode_version, encode_copy, encode_version, record_digest
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.service import Charge
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 from fluffle_worker.loop import Worker

@@ -310,7 +310,7 @@ def test_a_full_disk_leaves_what_was_left_out_as_it_was(after: int) -> None:
         made = compress_with_feedback(
             federation.spool, federation.model.applied, CODEC, delta, np.random.default_rng(0)
         )
-        update = replace(an_update(), id=federation.spool.next_id, vector=made.vector)
+        update = replace(an_update(), id=federation.spool.next_id, codec=CODEC, vector=made.vector)
 
         with (
             failing(after, lambda: OSError(28, "No space left on device")),

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from builders import an_evaluation
 
 from fluffle.errors import ConfigError
-from fluffle_aggregator.goal import Goal, Target, parse_target
+from fluffle_aggregator.goal import (
+    HIGHER_IS_BETTER,
+    Goal,
+    Target,
+    Yardstick,
+    not_finite_held,
+    parse_target,
+    parse_yardstick,
+)
 
 ACCURACY = Target("accuracy", ">=", 0.9)
 ERROR = Target("mae", "<=", 45.0)
+NAN = math.nan
 
 
 @pytest.mark.parametrize(
@@ -21,6 +32,9 @@ ERROR = Target("mae", "<=", 45.0)
         ("  val_loss  <=  1e-3 ", Target("val_loss", "<=", 0.001)),
         ("r2>=-0.5", Target("r2", ">=", -0.5)),
         (".5", Target("accuracy", ">=", 0.5)),
+        ("f1-score/0>=0.5", Target("f1-score/0", ">=", 0.5)),
+        ("precision@10 >= 0.5", Target("precision@10", ">=", 0.5)),
+        ("R² (test)>=0.5", Target("R² (test)", ">=", 0.5)),
     ],
 )
 def test_a_target_reads_as_a_person_writes_it(text: str, target: Target) -> None:
@@ -45,6 +59,8 @@ def test_anything_else_is_refused_with_an_example(text: str) -> None:
         (ERROR, {"mae": 45.0}, True),
         (ERROR, {"mae": 45.1}, False),
         (ERROR, {}, False),
+        (ACCURACY, {"accuracy": math.nan}, False),
+        (ERROR, {"mae": math.nan}, False),
     ],
 )
 def test_a_bound_itself_is_good_enough_and_a_missing_metric_is_not(
@@ -84,7 +100,7 @@ def test_without_a_target_nothing_is_ever_held() -> None:
     ],
 )
 def test_whatever_is_reached_first_ends_the_federation(goal: Goal, reason: str) -> None:
-    assert goal.reached(version=10, updates=20, elapsed_s=30.0, target_held=3) == reason
+    assert goal.reached(version=10, updates=20, training_s=30.0, target_held=3) == reason
 
 
 @pytest.mark.parametrize(
@@ -96,8 +112,13 @@ def test_whatever_is_reached_first_ends_the_federation(goal: Goal, reason: str) 
         (Goal(target=ERROR), [{"mae": 60.0, "accuracy": 1.0}, {"mae": 50.0, "accuracy": 0.0}], 1),
         (Goal(target=ACCURACY), [{"accuracy": 0.9}, {"accuracy": 0.9}], 0),
         (Goal(), [{"accuracy": 0.9}, {"other": 1.0}], 0),
+        (Goal(), [{"rmse": 4.16}, {"rmse": 0.54}, {"rmse": 0.6}], 1),
+        (Goal(), [{"val_auc": 0.5}, {"val_auc": 0.7}], 1),
+        (Goal(), [{"f1_score/0": 0.5, "loss": 1.0}, {"f1_score/0": 0.7, "loss": 9.0}], 1),
+        (Goal(best=Yardstick("bleu", True)), [{"bleu": 10.0, "loss": 1.0}, {"bleu": 20.0, "loss": 2.0}], 1),
+        (Goal(target=ACCURACY, best=Yardstick("loss", False)), [{"accuracy": 1, "loss": 2}, {"loss": 1}], 1),
+        (Goal(), [{"loss": NAN}, {"loss": 3.0}, {"loss": NAN}, {"loss": -math.inf}], 1),
     ],
-    ids=["accuracy", "accuracy before loss", "loss", "the target's metric", "the earlier", "no such metric"],
 )
 def test_the_best_evaluation_is_found(goal: Goal, metrics: list[dict[str, float]], best: int) -> None:
     found = None
@@ -109,10 +130,69 @@ def test_the_best_evaluation_is_found(goal: Goal, metrics: list[dict[str, float]
 
 
 def test_a_first_evaluation_without_the_metric_does_not_stay_the_best_for_ever() -> None:
-    # A NaN says nothing and is dropped on the way: the first evaluation may come without its metric.
     goal = Goal(target=ERROR)
     first = goal.better(None, an_evaluation(0, {"loss": 1.0}))
 
     best = goal.better(first, an_evaluation(1, {"mae": 70.0}))
 
+    assert first is None
+    assert best is not None
     assert best.version == 1
+
+
+def test_without_a_metric_whose_direction_is_known_no_version_is_called_best() -> None:
+    goal = Goal()
+
+    assert goal.better(None, an_evaluation(0, {"bleu": 10.0})) is None
+    assert goal.yardstick({"bleu": 10.0}) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "yardstick"),
+    [
+        ("rmse:min", Yardstick("rmse", False)),
+        ("bleu:max", Yardstick("bleu", True)),
+        (" f1_score/0 ", Yardstick("f1_score/0", True)),
+        ("val_loss", Yardstick("val_loss", False)),
+        ("a:b:min", Yardstick("a:b", False)),
+    ],
+)
+def test_a_yardstick_is_a_metric_and_its_direction(text: str, yardstick: Yardstick) -> None:
+    assert parse_yardstick(text) == yardstick
+    assert parse_yardstick(str(yardstick)) == yardstick
+
+
+@pytest.mark.parametrize("text", ["", "bleu", "bleu:up", ":max", "min"])
+def test_a_yardstick_without_a_direction_is_refused_with_the_known_metrics(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"must read like rmse:min or bleu:max, not .* accuracy, auc"):
+        parse_yardstick(text)
+
+
+@pytest.mark.parametrize(("name", "higher"), HIGHER_IS_BETTER.items())
+def test_the_direction_of_each_known_metric_counts(name: str, higher: bool) -> None:
+    worse, better = (1.0, 2.0) if higher else (2.0, 1.0)
+    goal = Goal()
+
+    first = goal.better(None, an_evaluation(0, {name: worse}))
+    best = goal.better(first, an_evaluation(1, {name: better}))
+
+    assert best is not None
+    assert best.version == 1
+
+
+def test_three_evaluations_in_a_row_that_are_not_finite_end_the_federation_unless_told_not_to() -> None:
+    held, history = 0, []
+    for loss in (NAN, 1.0, math.inf, NAN, NAN):
+        held = not_finite_held(held, {"loss": loss})
+        history.append(held)
+
+    reached = [
+        Goal(stop_on_nan=stops).reached(
+            version=9, updates=9, training_s=1.0, target_held=0, not_finite_held=history[-1]
+        )
+        for stops in (True, False)
+    ]
+
+    assert history == [1, 0, 1, 2, 3]
+    assert "3 evaluations in a row were not finite: the learning rate may be too high" in reached[0]
+    assert reached[1] == ""

@@ -13,7 +13,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.models import StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.wire import encode_version, record_digest
-from fluffle_aggregator.service import Charge
+from fluffle_aggregator.charge import Charge
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 
 CHARGE = a_charge(a_strategy(buffer_size=1))

@@ -16,7 +16,7 @@ from fluffle.model import Layout, TensorSpec
 from fluffle.record import Rank
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.server_optimizers import SERVER_OPTIMIZERS
-from fluffle_aggregator.strategies import STRATEGIES, Strategy
+from fluffle_aggregator.strategies import STRATEGIES, Strategy, UpdateFacts
 
 LAYOUT = Layout(
     (TensorSpec("gamma", (2,), "float32"), TensorSpec("moving_variance", (3,), "float32", "statistic"))
@@ -100,7 +100,7 @@ def test_a_buffer_of_fedbuff_merges_as_the_formula_says(
     for sequence, arrival in enumerate(come, start=1):
         fold(model, arrival, sequence)
 
-    discounts = np.array([strategy.mixing_of(arrival.lateness) for arrival in come])
+    discounts = np.array([strategy.mixing_of(UpdateFacts(arrival.lateness, 1)) for arrival in come])
     values = np.array([arrival.variances for arrival in come], np.float32).astype(np.float64)
     mean = (discounts[:, np.newaxis] * values).sum(axis=0) / discounts.sum()
     a = discounts.mean()

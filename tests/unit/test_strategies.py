@@ -18,7 +18,7 @@ from fluffle import vector_math
 from fluffle.model import Vector
 from fluffle_aggregator.server_optimizers import SERVER_OPTIMIZERS, Moments, make_server_optimizer
 from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import STRATEGIES, Buffer, Strategy, make_strategy
+from fluffle_aggregator.strategies import STRATEGIES, Buffer, Strategy, UpdateFacts, make_strategy
 
 SIZE = 7
 
@@ -71,9 +71,8 @@ def a_strategy(
 def folded(strategy: Strategy, updates: Sequence[Update], buffer: Buffer | None = None) -> Buffer:
     buffer = buffer or strategy.init()
     for update in updates:
-        buffer = strategy.fold(
-            buffer, float32s(update.vector), staleness=update.staleness, examples=update.examples
-        )
+        facts = UpdateFacts(update.staleness, update.examples, max(one.examples for one in updates))
+        buffer = strategy.fold(buffer, float32s(update.vector), facts)
     return buffer
 
 
@@ -197,7 +196,7 @@ def test_a_fresh_update_is_never_discounted(staleness: str, examples: int) -> No
     fedasync = a_strategy("fedasync", mixing=0.6, staleness=staleness)
     fedbuff = a_strategy("fedbuff", staleness=staleness)
 
-    weights = [strategy.weight(staleness=0, examples=examples) for strategy in (fedasync, fedbuff)]
+    weights = [strategy.weight_of(UpdateFacts(0, examples)) for strategy in (fedasync, fedbuff)]
 
     assert weights == [0.6, 1.0]
 
@@ -209,14 +208,14 @@ def test_the_mixing_weight_is_not_multiplied_into_itself_from_update_to_update()
     model = aggregate(strategy, vector(1), updates)
 
     assert model[0] == pytest.approx(0.75**20, rel=1e-5)  # a = 0.5 / sqrt(4) each time
-    assert strategy.weight(staleness=3, examples=1) == 0.25
+    assert strategy.weight_of(UpdateFacts(3, 1)) == 0.25
 
 
 @given(st.integers(1, 1000))
 def test_alpha_is_not_divided_by_the_number_of_clients_or_of_updates(count: int) -> None:
     strategy = a_strategy("fedasync", mixing=0.5, buffer_size=count)
 
-    weight = strategy.weight(staleness=0, examples=count)
+    weight = strategy.weight_of(UpdateFacts(0, count))
 
     assert weight == 0.5
 
@@ -374,6 +373,6 @@ def test_an_update_without_examples_or_from_the_future_is_a_broken_promise(name:
     strategy = a_strategy(name)
 
     with pytest.raises(ValueError, match="at least 1 example, not 0"):
-        strategy.weight(staleness=0, examples=0)
+        strategy.weight_of(UpdateFacts(0, 0))
     with pytest.raises(ValueError, match="staleness"):
-        strategy.weight(staleness=-1, examples=1)
+        strategy.weight_of(UpdateFacts(-1, 1))

@@ -37,7 +37,7 @@ def test_a_strategy_says_what_it_asks_of_the_workers(
 ) -> None:
     strategy = a_strategy(name, buffer_size=3)
 
-    counts = [n for n in range(5) if strategy.is_full(Buffer(np.zeros(1, np.float32), 1.0, n))]
+    counts = [n for n in range(5) if strategy.is_full(Buffer(np.zeros(1, np.float32), count=n))]
 
     assert (strategy.name, strategy.sends) == (name, sends)
     assert strategy.one_update_per_version == one_update_per_version
@@ -48,8 +48,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     shown = [str(a_strategy(name, buffer_size=3)) for name in STRATEGIES]
 
     assert shown == [
-        "fedasync(mixing=0.6, discount=polynomial:0.5)",
-        "fedbuff(buffer_size=3, discount=polynomial:0.5, optimizer=sgd(learning_rate=1))",
+        "fedasync(mixing=0.6, discount=polynomial:0.5, weigh_by=none)",
+        "fedbuff(buffer_size=3, discount=polynomial:0.5, optimizer=sgd(learning_rate=1), weigh_by=none)",
         "fedavg(buffer_size=3, optimizer=sgd(learning_rate=1))",
     ]
 

@@ -55,6 +55,7 @@ class Evaluator:
         self._tell = teller
         self._notes = notes
         self._last: Rank | None = None
+        self._was_closing = False
 
     def work(self, connect: Callable[[], Broker]) -> None:
         """Evaluate version after version until the federation has finished, or until asked to stop.
@@ -68,13 +69,16 @@ class Evaluator:
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):
             version.layout.require(self._model.layout)
-            evaluation = self._evaluate(version)
+            # The last record has the model of the one before, if that was closing.
+            is_known = self._last and self._last.version == version.version - 1 and self._was_closing
+            if not (version.finished and is_known):
+                evaluation = self._evaluate(version)
             if version.finished:
                 # Nobody would read a report: the aggregator has left.
                 log.info("the federation has finished", because=version.finished)
                 return
             self._report(broker, evaluation)
-            self._last = version.rank
+            self._last, self._was_closing = version.rank, bool(version.closing)
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
         log.debug("waiting for a new version")

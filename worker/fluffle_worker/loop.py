@@ -81,6 +81,8 @@ class Worker:
         self._max_message_bytes = max_message_bytes
         self._tell = teller
         self._rounds = self._unusable_rounds = 0
+        # How many of this worker's updates were refused, as the newest version says.
+        self._refused = 0
         self._last: ModelVersion | None = None
 
     def work(self, connect: Connect, *, try_to_connect: Connect | None = None) -> None:
@@ -109,14 +111,28 @@ class Worker:
                 )
 
     def _work_on(self, broker: Broker) -> None:
-        while (version := self._newest(broker)) and not version.finished:
+        while (version := self._newest(broker)) and not version.is_over:
+            self._warn_of_refusals(version)
             if not self._spool.waiting:
                 self._train(version)
             self._send_what_waits(broker)
         if version:
-            log.info("the federation has finished", because=version.finished, rounds=self._rounds)
+            self._warn_of_refusals(version)
+            because = version.finished or version.closing
+            log.info("the federation has finished", because=because, rounds=self._rounds)
             if late := self._spool.clear():
                 log.warning("dropped from the spool what came too late to count", updates=late)
+
+    def _warn_of_refusals(self, version: ModelVersion) -> None:
+        """Warn when updates of this worker were refused: the first time, and then at powers of two."""
+        given = version.contributors.get(self.name)
+        if given is None:
+            return
+        if given.rejected.bit_length() > self._refused.bit_length():
+            log.warning(
+                "the aggregator refuses updates of this worker", refused=given.rejected, last=given.refusal
+            )
+        self._refused = given.rejected
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train on until a connection is there; None when there is nothing to train from, or no use in it."""

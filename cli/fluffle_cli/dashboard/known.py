@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
-from fluffle.record import Contributor, Evaluation, ModelVersion, Rank
+from fluffle.record import MAX_REFUSAL_LENGTH, Contributor, Evaluation, ModelVersion, Rank
 
 # Of one buffer. Whoever buffers more sees the rest with the next record.
 MOST_PENDING: Final = 20_000
@@ -100,15 +100,16 @@ class Known:
 
     def _count(self, event: Applied | Rejected, at: float) -> None:
         worker = event.worker if isinstance(event, Rejected) else worker_of(event.update)
-        if isinstance(event, Rejected):
-            if before := self._contributors.get(worker):
-                self._contributors[worker] = replace(before, rejected=before.rejected + 1)
-            return
         before = self._contributors.get(worker, Contributor())
+        if isinstance(event, Rejected):
+            if worker:
+                refusal = f"{event.reason}: {event.detail}"[:MAX_REFUSAL_LENGTH]
+                self._contributors[worker] = replace(before, rejected=before.rejected + 1, refusal=refusal)
+            return
         self._contributors[worker] = replace(
             before,
             updates=before.updates + 1,
-            examples=before.examples + event.examples,
+            examples=event.examples,
             staleness_sum=before.staleness_sum + event.staleness,
             weight_sum=before.weight_sum + event.weight,
             last_update_at=at,

@@ -13,10 +13,19 @@ import numpy as np
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import decompressed, read_vector, require_codec, require_downlink_codec
 from fluffle.errors import LayoutError, WireError
-from fluffle.fields import Fields
+from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields
 from fluffle.model import FLOATS, INTEGERS, SHARED_GROUPS, FrozenPart, Layout, TensorSpec
 from fluffle.plan import Plan
-from fluffle.record import MAX_NORMS, Contributor, Evaluation, Folded, ModelVersion, Moments, Rank
+from fluffle.record import (
+    MAX_NORMS,
+    MAX_REFUSAL_LENGTH,
+    Contributor,
+    Evaluation,
+    Folded,
+    ModelVersion,
+    Moments,
+    Rank,
+)
 from fluffle.schema.common import (
     MAX_PARAMETERS,
     Header,
@@ -33,7 +42,11 @@ from fluffle.update import Applied, RunLog
 MAX_DIMENSIONS: Final = 64
 MAX_MOMENTS: Final = 8
 MAX_TENSOR_NAME_LENGTH: Final = 1024
-FOLDED_FACTS: Final = ("base_version", "staleness", "weight", "published_at", "received_at")
+MAX_REASON_LENGTH: Final = 256
+FOLDED_FACTS: Final = (
+    *("base_version", "staleness", "weight", "published_at", "received_at"),
+    *("loss", "train_s"),
+)
 FOLDED_COLUMNS: Final = ("worker", "run", "sequence", *FOLDED_FACTS)
 CONTRIBUTOR_COLUMNS: Final = tuple(Contributor.__dataclass_fields__)
 
@@ -79,9 +92,14 @@ def version_header(version: ModelVersion) -> Header:
         "rejected": version.rejected,
         "evaluation": version.evaluation and evaluation_fields(version.evaluation),
         "best": version.best and evaluation_fields(version.best),
+        "best_by": version.best_by,
         "target_held": version.target_held,
+        "not_finite_held": version.not_finite_held,
+        "window": [list(row) for row in version.window],
         "elapsed_s": version.elapsed_s,
+        "started_s": version.started_s,
         "committed_at": version.committed_at,
+        "closing": version.closing,
         "finished": version.finished,
         "moments": version.moments_checksum,
     }
@@ -153,6 +171,8 @@ def read_version(
                 row.number("weight"),
                 row.number("published_at"),
                 row.number("received_at"),
+                row.number_or_nil("loss"),
+                row.number("train_s"),
             )
             for row in fields.rows("folded", FOLDED_COLUMNS)
         ),
@@ -165,16 +185,25 @@ def read_version(
                 row.number("weight_sum"),
                 row.integer("rejected", 0),
                 row.number("last_update_at"),
+                row.number_or_nil("loss"),
+                row.text("refusal", MAX_REFUSAL_LENGTH),
             )
             for worker, row in fields.named_rows("contributors", CONTRIBUTOR_COLUMNS)
         },
         rejected=fields.integer("rejected", 0),
         evaluation=_evaluation_or_nil(federation, fields, "evaluation"),
         best=_evaluation_or_nil(federation, fields, "best"),
+        best_by=fields.text("best_by", MAX_METRIC_NAME_LENGTH + 4),
         target_held=fields.integer("target_held", 0),
+        not_finite_held=fields.integer("not_finite_held", 0),
+        window=tuple(
+            (row.name("worker"), row.number("weight")) for row in fields.rows("window", ("worker", "weight"))
+        ),
         elapsed_s=fields.number("elapsed_s"),
+        started_s=fields.number_or_nil("started_s"),
         committed_at=fields.number("committed_at"),
-        finished=fields.text("finished", 256),
+        closing=fields.text("closing", MAX_REASON_LENGTH),
+        finished=fields.text("finished", MAX_REASON_LENGTH),
         moments_checksum=None if fields.is_nil("moments") else fields.integer("moments", 0),
     )
     fields.done()

@@ -1,0 +1,138 @@
+"""Weights by examples: the formulas of FedBuff and FedAsync against a float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from builders import a_charge, a_model, a_version, an_update, float32s
+from hypothesis import given
+from hypothesis import strategies as st
+from leading import a_server, aggregate, newest, rejected
+
+from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.server_optimizers import make_server_optimizer
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies import EXAMPLE_WEIGHTS, Strategy, UpdateFacts, make_strategy
+
+examples = st.integers(1, 100_000)
+stalenesses = st.integers(0, 20)
+
+
+def a_strategy(name: str, weigh_by: str, *, buffer_size: int = 1, mixing: float = 0.5) -> Strategy:
+    return make_strategy(
+        name,
+        buffer_size=buffer_size,
+        mixing=mixing,
+        discount=parse_discount("polynomial"),
+        optimizer=make_server_optimizer("sgd", learning_rate=1.0),
+        weigh_by=weigh_by,
+    )
+
+
+@given(
+    weigh_by=st.sampled_from(sorted(EXAMPLE_WEIGHTS)),
+    come=st.lists(st.tuples(examples, stalenesses, st.floats(-10, 10, width=32)), min_size=1, max_size=9),
+)
+def test_fedbuff_divides_by_what_the_updates_would_weigh_if_they_were_fresh(
+    weigh_by: str, come: Sequence[tuple[int, int, float]]
+) -> None:
+    strategy = a_strategy("fedbuff", weigh_by, buffer_size=len(come))
+    buffer = strategy.init()
+
+    for count, staleness, delta in come:
+        vector = np.full(3, delta, np.float32)
+        buffer = strategy.fold(buffer, float32s(vector), UpdateFacts(staleness, count))
+    model, _ = strategy.step(np.full(3, 7.0, np.float32), buffer, {})
+
+    sizes = np.array([{"none": 1.0, "sqrt": count**0.5, "examples": count}[weigh_by] for count, _, _ in come])
+    discounts = np.array([(1 + staleness) ** -0.5 for _, staleness, _ in come])
+    deltas = np.array([delta for _, _, delta in come])
+    expected = 7.0 + (sizes * discounts * deltas).sum() / sizes.sum()
+    assert model == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@given(
+    weigh_by=st.sampled_from(sorted(EXAMPLE_WEIGHTS)), count=examples, most=examples, staleness=stalenesses
+)
+def test_fedasync_mixes_in_less_of_a_site_with_fewer_examples_and_never_more_than_the_paper(
+    weigh_by: str, count: int, most: int, staleness: int
+) -> None:
+    strategy = a_strategy("fedasync", weigh_by)
+
+    weight = strategy.weight_of(UpdateFacts(staleness, count, most))
+
+    share = count / max(count, most)
+    expected = {"none": 1.0, "sqrt": share**0.5, "examples": share}[weigh_by]
+    assert weight == pytest.approx(0.5 * (1 + staleness) ** -0.5 * expected)
+    assert weight <= 0.5
+
+
+def test_the_largest_site_is_the_yardstick_of_fedasync_and_forgotten_when_it_shrinks() -> None:
+    strategy = a_strategy("fedasync", "examples")
+    model = a_model(strategy, record=a_version())
+    weights = []
+
+    for sequence, (worker, count) in enumerate([("a", 100), ("b", 10), ("a", 20), ("b", 10)], start=1):
+        update = an_update(worker, sequence, base_version=model.version, sends="weights", examples=count)
+        weights.append(model.fold(update, now=0.0).weight)
+
+    assert weights == pytest.approx([0.5, 0.05, 0.1, 0.25])
+
+
+def test_a_tiny_fast_site_weighs_as_little_as_its_examples_say() -> None:
+    charge = a_charge(a_strategy("fedbuff", "examples", buffer_size=4))
+    tiny = [an_update("tiny", n, values=[1000.0] * 4, examples=3) for n in (1, 2, 3)]
+    server = a_server(charge, *tiny, an_update("large", 1, values=[0.0] * 4, examples=1497))
+
+    aggregate(server, charge)
+
+    record = newest(server, charge)
+    # Counted alike, it would be 750.
+    assert record.vector.tolist() == pytest.approx([1000 * 9 / 1506] * 4)
+    assert {name: one.weight_sum for name, one in record.contributors.items()} == {"tiny": 9, "large": 1497}
+
+
+def test_an_update_of_too_few_examples_is_refused_with_the_setting() -> None:
+    charge = a_charge(policy=Policy(min_examples=20))
+    server = a_server(charge, an_update("tiny", examples=19), an_update("a", examples=20))
+
+    aggregate(server, charge)
+
+    [refusal] = rejected(server, charge)
+    assert refusal["reason"] == "bad-examples"
+    assert "claims 19 examples; expected 20 to 1000000000 (FLUFFLE_MIN_EXAMPLES" in str(refusal["detail"])
+
+
+def fedasync_windows(*workers: str, share: float = 0.5) -> tuple[list[str], list[str]]:
+    """Return whose updates a share-limited FedAsync applies, and whose it refuses."""
+    charge = a_charge(a_strategy("fedasync", "none"), policy=Policy(max_share=share))
+    updates = [an_update(worker, n, sends="weights") for n, worker in enumerate(workers, start=1)]
+    server = a_server(charge, *updates)
+    aggregate(server, charge)
+    refused = [str(line["worker"]) for line in rejected(server, charge)]
+    assert {line["reason"] for line in rejected(server, charge)} <= {"over-share"}
+    given = newest(server, charge).contributors
+    return [name for name, one in given.items() for _ in range(one.updates)], refused
+
+
+def test_a_share_is_counted_over_the_last_updates_of_fedasync() -> None:
+    applied, refused = fedasync_windows(*("a" * 9 + "b" + "a" * 8))
+
+    # Alone, a may do what it likes; beside b it has more than three quarters.
+    assert applied.count("a") == 9
+    assert refused == ["a"] * 8
+
+
+def test_a_worker_whose_neighbours_have_left_is_not_held_up_for_ever() -> None:
+    applied, refused = fedasync_windows(*("ab" * 5 + "a" * 80))
+
+    assert refused
+    assert applied.count("a") > 20
+
+
+def test_equal_workers_are_never_refused_for_their_share() -> None:
+    _, refused = fedasync_windows(*("abcd" * 20), share=0.1)
+
+    assert refused == []
