@@ -20,6 +20,7 @@ from fluffle_aggregator.first_version import first_version
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.kernels import machine_code
+from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import serve
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.trial import try_out
@@ -47,7 +48,13 @@ def charge_of(settings: AggregatorSettings) -> Charge:
     def continue_from(head: Head) -> GlobalModel:
         require_room(head.record.layout)
         return GlobalModel(
-            head.record, head.moments, strategy=strategy, plan=plan, goal=goal, term=head.term + 1
+            head.record,
+            head.moments,
+            strategy=strategy,
+            plan=plan,
+            goal=goal,
+            term=head.term + 1,
+            schedule=parse_schedule(settings.learning_rate_schedule),
         )
 
     topology = topology_of(settings.federation)

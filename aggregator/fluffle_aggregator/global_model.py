@@ -24,8 +24,11 @@ from fluffle.record import (
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
 from fluffle_aggregator.goal import Goal, not_finite_held
+from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies import Strategy, UpdateFacts
+
+CONSTANT_RATE = Schedule()
 
 
 class GlobalModel:
@@ -40,6 +43,7 @@ class GlobalModel:
         plan: Plan,
         goal: Goal,
         term: int,
+        schedule: Schedule = CONSTANT_RATE,
     ) -> None:
         """Continue from a record and the server optimizer's moments there.
 
@@ -51,6 +55,7 @@ class GlobalModel:
         self.strategy = strategy
         self.plan = plan
         self.goal = goal
+        self.schedule = schedule
         self.term = term
         self.version = record.version
         # The first leader goes on under the term of the version 0 that it made itself.
@@ -77,6 +82,7 @@ class GlobalModel:
         self.best_by = record.best_by
         self.target_held = record.target_held
         self.not_finite_held = record.not_finite_held
+        self.plateau = record.plateau
         self.window = record.window
         self.started_s = record.started_s
         self.closing = record.closing
@@ -97,7 +103,7 @@ class GlobalModel:
     @property
     def has_another_plan(self) -> bool:
         """Whether the plan is another than the last record says, and so than the workers follow."""
-        return self.plan != self.record.plan
+        return self.plan != replace(self.record.plan, learning_rate_scale=1.0)
 
     def staleness(self, base_version: int) -> int:
         """Return the number of versions made since a base version: 0 for a fresh update."""
@@ -190,7 +196,9 @@ class GlobalModel:
         if self.evaluation and evaluation.version <= self.evaluation.version:
             return False  # a slower evaluator, or one redelivered: the newest version counts
         self.evaluation = evaluation
-        self.best = self.goal.better(self.best, evaluation)
+        best = self.goal.better(self.best, evaluation)
+        self.plateau = self.schedule.after_evaluation(self.plateau, is_better=best is not self.best)
+        self.best = best
         self.best_by = str(self.goal.yardstick(evaluation.metrics) or "") if self.best else ""
         self.target_held = self.goal.held(self.target_held, evaluation.metrics)
         self.not_finite_held = not_finite_held(self.not_finite_held, evaluation.metrics)
@@ -238,7 +246,7 @@ class GlobalModel:
             version=self.version,
             parent=parent,
             terms=self.terms,
-            plan=self.plan,
+            plan=replace(self.plan, learning_rate_scale=self.schedule.scale(self.version, self.plateau)),
             strategy=str(self.strategy),
             vector=self.vector,
             statistics=self.statistics,
@@ -253,6 +261,7 @@ class GlobalModel:
             best_by=self.best_by,
             target_held=self.target_held,
             not_finite_held=self.not_finite_held,
+            plateau=self.plateau,
             window=self.window,
             elapsed_s=elapsed_s,
             started_s=self.started_s,

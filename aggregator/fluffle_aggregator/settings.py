@@ -16,6 +16,7 @@ from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_n
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.charge import Rhythm
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
+from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.server_optimizers import make_server_optimizer
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import Strategy, make_strategy
@@ -154,6 +155,15 @@ class AggregatorSettings(SharedSettings):
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the workers; by default the one that the task compiled in."
     )
+    learning_rate_schedule: str = Field(
+        "constant",
+        description="How the workers' learning rate changes: constant, step[:EVERY][:FACTOR] and "
+        "cosine[:VERSIONS][:END] by the number of versions, plateau[:PATIENCE][:FACTOR] when so many "
+        "evaluations in a row are no better.",
+    )
+    keep_optimizer: bool = Field(
+        False, description="Let each worker keep its optimizer's moments from round to round."
+    )
     proximal_mu: float = Field(
         0.0, ge=0, description="Weight of FedAsync's proximal term, which holds workers near their base."
     )
@@ -204,6 +214,15 @@ class AggregatorSettings(SharedSettings):
     def _is_for_versions(cls, codec: str) -> str:
         return require_downlink_codec(codec)
 
+    @field_validator("learning_rate_schedule")
+    @classmethod
+    def _is_a_schedule(cls, text: str) -> str:
+        try:
+            parse_schedule(text)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("FLUFFLE_LEARNING_RATE_SCHEDULE ")) from error
+        return text
+
     @field_validator("staleness")
     @classmethod
     def _is_a_discount(cls, text: str) -> str:
@@ -242,6 +261,7 @@ class AggregatorSettings(SharedSettings):
             local_steps=self.local_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
+            keep_optimizer=self.keep_optimizer,
             proximal_mu=self.proximal_mu,
             sends=strategy.sends,
             codec=self.codec,

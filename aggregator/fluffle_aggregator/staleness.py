@@ -10,12 +10,10 @@ section 5.2.
 
 from __future__ import annotations
 
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fluffle.errors import ConfigError
+from fluffle_aggregator.choices import parse_choice
 
 
 def constant(staleness: int) -> float:
@@ -71,43 +69,9 @@ class Discount:
 def parse_discount(text: str) -> Discount:
     """Read a setting such as "constant", "polynomial", "polynomial:0.5" or "hinge:10:4".
 
-    Parameters that are left out have their defaults. Raises ConfigError, which lists what is known, when the
-    name or the number of parameters is wrong, or when a parameter is no finite number of at least 0.
+    Parameters that are left out have their defaults. Raises ConfigError, which lists what is known.
     """
-    name, *given = text.split(":")
-    if name not in DISCOUNTS:
-        raise ConfigError(f"FLUFFLE_STALENESS must be one of {_known()}, not {text!r}")
-    defaults = _parameters(name)
-    if len(given) > len(defaults):
-        raise ConfigError(f"FLUFFLE_STALENESS has too many parameters: {text!r}; known are {_known()}")
-    parameters = dict(defaults)
-    for (parameter, default), value in zip(defaults.items(), given, strict=False):
-        kind = type(default)
-        try:
-            parameters[parameter] = kind(value)
-        except ValueError as error:
-            wanted = "a whole number" if kind is int else "a number"
-            raise ConfigError(
-                f"FLUFFLE_STALENESS: {parameter} must be {wanted}, not {value!r}; known are {_known()}"
-            ) from error
-        if not 0 <= parameters[parameter] < math.inf:
-            raise ConfigError(
-                f"FLUFFLE_STALENESS: {parameter} must be finite and at least 0, not {value}; "
-                f"known are {_known()}"
-            )
-    return Discount(name, tuple(parameters.items()))
-
-
-def _parameters(name: str) -> dict[str, float]:
-    """Return the parameters of a discount in their order, with their defaults."""
-    signature = inspect.signature(DISCOUNTS[name])
-    keyword_only = inspect.Parameter.KEYWORD_ONLY
-    return {key: found.default for key, found in signature.parameters.items() if found.kind is keyword_only}
-
-
-def _known() -> str:
-    """Return the forms of all settings, such as "polynomial[:exponent]"."""
-    return ", ".join(name + "".join(f"[:{key}]" for key in _parameters(name)) for name in DISCOUNTS)
+    return Discount(*parse_choice("FLUFFLE_STALENESS", text, DISCOUNTS))
 
 
 def _require_staleness(staleness: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, is_metric_name
 from fluffle.model import GROUPS, Group, Layout, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.stopping import interrupting
-from fluffle.task import Progress, Site, Task, Trained
+from fluffle.task import Progress, ResumableTask, Site, Task, Trained
 from fluffle.task_errors import blamed_on
 
 
@@ -96,6 +97,25 @@ class CheckedTask:
             raise TaskError(f"train returned no weights for the local {some_of(missing)}")
         examples = _counted("train", trained.examples)
         return TrainedRound(shared, local, examples, checked_metrics("train", trained.metrics))
+
+    @property
+    def keeps_optimizer(self) -> bool:
+        """Whether the task can keep its optimizer's state over restarts."""
+        return all(hasattr(self._task, name) for name in ("optimizer_state", "restore_optimizer"))
+
+    def optimizer_state(self) -> Weights:
+        """Return the optimizer's state after a round; empty for a task that keeps none."""
+        if not self.keeps_optimizer:
+            return {}
+        with self._calling("optimizer_state"):
+            state = cast(ResumableTask, self._task).optimizer_state()
+        return _arrays("optimizer_state", state)
+
+    def restore_optimizer(self, state: Weights) -> None:
+        """Let the next round go on from an earlier state, or from a fresh optimizer if it is empty."""
+        if self.keeps_optimizer:
+            with self._calling("restore_optimizer"):
+                cast(ResumableTask, self._task).restore_optimizer(state)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Return the metrics of shared and local tensors on held-out data, each a number."""

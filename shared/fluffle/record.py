@@ -62,6 +62,17 @@ class Contributor:
 
 
 @dataclass(frozen=True, slots=True)
+class PlateauState:
+    """How many evaluations in a row were no better than the best, and how often the rate was lowered before.
+
+    It is kept where the schedule of the learning rate goes by the evaluations.
+    """
+
+    misses: int = 0
+    drops: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """What an evaluator measured of one version on held-out data."""
 
@@ -144,6 +155,7 @@ class ModelVersion:
     best_by: str = ""
     target_held: int = 0
     not_finite_held: int = 0
+    plateau: PlateauState = field(default_factory=PlateauState)
     window: tuple[tuple[str, float], ...] = ()
     elapsed_s: float = 0.0
     started_s: float | None = None

@@ -72,8 +72,8 @@ class Progress(Protocol):
 class Task(Protocol):
     """One model and its data. A process makes one task and calls it from one thread.
 
-    A task may have one more method, `tensor_groups`, see `GroupedTask`. Without it all float tensors are
-    trained, and of integer tensors the newest update's value stands.
+    A task may have more methods, see `GroupedTask` and `ResumableTask`. Without `tensor_groups` all float
+    tensors are trained, and of integer tensors the newest update's value stands.
     """
 
     def initial_weights(self, seed: int) -> Weights:
@@ -102,6 +102,16 @@ class Task(Protocol):
 
     def load(self, path: Path) -> Weights:
         """Read weights from a file of the framework's own format, as `save` does; raises a FluffleError."""
+
+
+class ResumableTask(Task, Protocol):
+    """A task that can keep its optimizer's state over restarts, for plans with `keep_optimizer`."""
+
+    def optimizer_state(self) -> Weights:
+        """Return the optimizer's state after a round, as named arrays; they stay in the worker's folder."""
+
+    def restore_optimizer(self, state: Weights) -> None:
+        """Go on from such a state in the next round; from a fresh optimizer when it is empty."""
 
 
 class GroupedTask(Task, Protocol):

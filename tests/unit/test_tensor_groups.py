@@ -21,8 +21,8 @@ from fluffle.record import ModelVersion
 from fluffle.task import Trained
 from fluffle.topology import MIB
 from fluffle.wire import encode_update
-from fluffle_worker.local_weights import read_local_weights
 from fluffle_worker.loop import Worker
+from fluffle_worker.site_state import read_local_weights
 from fluffle_worker.spool import Spool
 
 

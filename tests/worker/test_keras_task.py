@@ -348,29 +348,6 @@ def test_a_build_model_with_a_mistake_is_told_what_to_do(
         KerasTask(build_model, train_data).initial_weights(0)
 
 
-@pytest.mark.parametrize(
-    ("read", "said"),
-    [
-        (
-            lambda: Path("/nowhere/scans.npy").read_bytes(),
-            "train_data cannot read its data: .*/nowhere/scans.npy",
-        ),
-        (
-            lambda: importlib.import_module("skan"),
-            "train_data needs the package 'skan', which is not installed: pip install it",
-        ),
-        (lambda: (INPUTS, TARGETS[1:]), r"arrays of one length, not of \[99, 100\]"),
-        (lambda: (INPUTS[:0], TARGETS[:0]), "returned no examples"),
-        (lambda: tensorflow_data_set(passes=-1), r"never ends: leave out its repeat\(\)"),
-    ],
-)
-def test_data_that_is_not_there_or_does_not_fit_is_a_task_error(
-    read: Callable[[], object], said: str
-) -> None:
-    with pytest.raises(TaskError, match=said):
-        KerasTask(a_model, lambda _: read()).prepare(Site())
-
-
 def test_what_is_called_too_early_or_without_held_out_data_says_so() -> None:
     task = a_line()
     weights = task.initial_weights(0)

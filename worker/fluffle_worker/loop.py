@@ -32,8 +32,8 @@ from fluffle.telling import SILENCE, Teller
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle.update import Applied, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
-from fluffle_worker.local_weights import LocalWeights
 from fluffle_worker.round import TrainedUpdate, train_round
+from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import NoRoomForResidual, Spool
 
 log = get_logger(__name__)
@@ -71,7 +71,7 @@ class Worker:
         self.name = name
         self._task = CheckedTask(task, stop)
         self._model = self._task.model()
-        self._local = LocalWeights(spool.folder, self._model.local)
+        self._site = SiteState(spool.folder, self._task, self._model.local)
         self._topology = topology
         self._spool = spool
         self._seed = seed
@@ -175,11 +175,13 @@ class Worker:
         update_id = self._spool.next_id
         log.debug("round started", update=str(update_id), version=version.version)
         self._tell(Started(str(update_id), version.version))
+        keep_optimizer = version.plan.keep_optimizer
+        self._site.start_round(keep_optimizer=keep_optimizer)
         with self._show_round(f"version {version.version}, round {update_id.sequence}") as show:
             trained = train_round(
                 self._task,
                 version,
-                self._local.weights,
+                self._site.local,
                 update_id=update_id,
                 seed=int(np.random.SeedSequence([self._seed, update_id.sequence]).generate_state(1)[0]),
                 progress=self._progress(update_id, show),
@@ -199,11 +201,12 @@ class Worker:
             self._give_up_round(trained)
             return
         self._unusable_rounds = 0
-        self._local.keep(trained.local)
+        self._site.end_round(trained.local, keep_optimizer=keep_optimizer)
         self._keep(update, trained.vector, version.applied)
 
     def _give_up_round(self, trained: TrainedUpdate) -> None:
         """Warn, and wait the longer, the more rounds in a row gave nothing that may be sent."""
+        self._site.forget_round()
         wait_s = min(LONGEST_WAIT_S, 2.0**self._unusable_rounds)
         self._unusable_rounds += 1
         log.warning(

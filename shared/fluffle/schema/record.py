@@ -24,6 +24,7 @@ from fluffle.record import (
     Folded,
     ModelVersion,
     Moments,
+    PlateauState,
     Rank,
 )
 from fluffle.schema.common import (
@@ -95,6 +96,7 @@ def version_header(version: ModelVersion) -> Header:
         "best_by": version.best_by,
         "target_held": version.target_held,
         "not_finite_held": version.not_finite_held,
+        "plateau": [version.plateau.misses, version.plateau.drops],
         "window": [list(row) for row in version.window],
         "elapsed_s": version.elapsed_s,
         "started_s": version.started_s,
@@ -196,6 +198,7 @@ def read_version(
         best_by=fields.text("best_by", MAX_METRIC_NAME_LENGTH + 4),
         target_held=fields.integer("target_held", 0),
         not_finite_held=fields.integer("not_finite_held", 0),
+        plateau=_plateau(fields.row("plateau", ("misses", "drops"))),
         window=tuple(
             (row.name("worker"), row.number("weight")) for row in fields.rows("window", ("worker", "weight"))
         ),
@@ -223,6 +226,10 @@ def _terms(fields: Fields) -> tuple[Rank, ...]:
     ):
         raise WireError("field terms: expected one or more, in ascending order")
     return terms
+
+
+def _plateau(row: Fields) -> PlateauState:
+    return PlateauState(row.integer("misses", 0), row.integer("drops", 0))
 
 
 def _frozen_row(frozen: FrozenPart | None) -> list[object] | None:
@@ -257,6 +264,8 @@ def _plan(fields: Fields) -> Plan:
         local_steps=None if fields.is_nil("local_steps") else fields.integer("local_steps", 1),
         batch_size=fields.integer("batch_size", 1),
         learning_rate=None if fields.is_nil("learning_rate") else fields.number("learning_rate"),
+        learning_rate_scale=fields.number("learning_rate_scale"),
+        keep_optimizer=fields.take("keep_optimizer", bool),
         proximal_mu=fields.number("proximal_mu"),
         sends=read_sends(fields),
         codec=fields.parsed("codec", require_codec),

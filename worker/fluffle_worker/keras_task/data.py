@@ -26,7 +26,8 @@ Minibatch = tuple[object, ...]
 # A data set that does not say how long it is gets counted up to here; then it is taken for endless.
 MOST_MINIBATCHES = 100_000
 LOG_EVERY_MINIBATCHES = 10_000
-INFINITE = -1
+# As TensorFlow says it.
+INFINITE, UNKNOWN = -1, -2
 WANTED = "a tuple (x, y) or (x, y, sample_weight) of arrays, a finite tf.data.Dataset, or a PyDataset"
 
 
@@ -125,6 +126,13 @@ class BatchedData:
         sizes = [rows_of(minibatch) for minibatch in _counting(function, self.one_pass(0, None))]
         self._per_epoch, self.examples = len(sizes), sum(sizes)
 
+    @property
+    def says_length(self) -> bool:
+        """Whether the data set itself says how many minibatches it has."""
+        # Every tf.data.Dataset has a __len__, which may raise.
+        is_sized = hasattr(self.data, "__len__") and not hasattr(self.data, "cardinality")
+        return is_sized or _cardinality(self.data) >= 0
+
     def per_epoch(self, _batch_size: int) -> int:
         """See Minibatches; the batch size is the data set's own."""
         return self._per_epoch
@@ -166,9 +174,9 @@ def _minibatches(function: str, data: object) -> Minibatches:
         raise TaskError(
             f"{function} returned a PyDataset that never ends: give it a length (num_batches, __len__)"
         )
-    _require_batched(function, data)
-    if not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
+    if isinstance(data, str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise TaskError(f"{function} returned {type(data).__name__}; it must return {WANTED}")
+    _require_batched(function, data)
     return BatchedData(function, data)
 
 
@@ -243,9 +251,9 @@ def _length(array: Any) -> int:
 
 
 def _cardinality(data: object) -> int:
-    """Return how many minibatches a tf.data.Dataset has, INFINITE for one that repeats for ever."""
+    """Return how many minibatches a tf.data.Dataset has, INFINITE if it repeats for ever, else UNKNOWN."""
     cardinality = getattr(data, "cardinality", None)
-    return int(cardinality()) if callable(cardinality) else 0
+    return int(cardinality()) if callable(cardinality) else UNKNOWN
 
 
 def _lacks_length(data: object) -> bool:

@@ -36,6 +36,7 @@ class BuiltModel:
         _require_trainable(self.model)
         self.model.optimizer.build(self.model.trainable_variables)
         self._fresh_optimizer = list(map(_compact, _copies(self.model.optimizer.variables)))
+        self._learning_rate = _own_learning_rate(self.model)
         self._named = named_weights(self.model)
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
@@ -82,27 +83,60 @@ class BuiltModel:
         for state, fresh in zip(self.model.optimizer.variables, self._fresh_optimizer, strict=True):
             state.assign(fresh)
 
+    def optimizer_state(self) -> Arrays:
+        """Return copies of the optimizer's variables, numbered in their order."""
+        variables = self.model.optimizer.variables
+        return {
+            f"{at}/{one.path}": each
+            for at, (one, each) in enumerate(zip(variables, _copies(variables), strict=True))
+        }
+
+    def restore_optimizer(self, state: Weights) -> None:
+        """Assign what `optimizer_state` returned, or reset when it is empty.
+
+        Raises LayoutError for the state of another optimizer or model.
+        """
+        if not state:
+            self.reset_optimizer()
+            return
+        Layout.of(self.optimizer_state()).require(Layout.of(state))
+        for variable, array in zip(self.model.optimizer.variables, state.values(), strict=True):
+            variable.assign(array)
+
     def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
-        """Let what follows depend on nothing but these arguments and the minibatches."""
+        """Let what follows depend on these arguments, the minibatches, and a kept optimizer's state."""
         self.assign(weights)
-        self.reset_optimizer()
-        if plan.learning_rate is not None:
-            try:
-                self.model.optimizer.learning_rate = plan.learning_rate
-            except (TypeError, AttributeError) as error:
-                raise TaskError(
-                    f"the plan's learning rate {plan.learning_rate} cannot replace the model's schedule: "
-                    "compile the model with a number, or leave the rate out of the plan"
-                ) from error
+        if not plan.keep_optimizer:
+            self.reset_optimizer()
+        self._set_learning_rate(plan)
         for variable in self.model.variables:
             if variable.name == "seed_generator_state":
                 variable.assign([rng.integers(2**31), 0])
         self._proximal.start_round(plan.proximal_mu)
 
+    def _set_learning_rate(self, plan: Plan) -> None:
+        optimizer = self.model.optimizer
+        if self._learning_rate is None:
+            if plan.learning_rate is None and plan.learning_rate_scale == 1:
+                return
+            raise TaskError(
+                "the plan's learning rate cannot replace the schedule of the model's own optimizer: compile "
+                "the model with a number, or leave learning_rate and learning_rate_schedule out of the plan"
+            )
+        rate = self._learning_rate if plan.learning_rate is None else plan.learning_rate
+        optimizer.learning_rate = rate * plan.learning_rate_scale
+
     def end_round(self) -> Arrays:
         """Return the trained weights, or their moving average when the optimizer keeps one."""
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         return self.weights()
+
+
+def _own_learning_rate(model: KerasModel) -> float | None:
+    """Return the learning rate that a model was compiled with, None when it has a schedule for it."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    rate = optimizer.get_config().get("learning_rate")
+    return float(rate) if isinstance(rate, int | float) else None
 
 
 def _require_trainable(model: object) -> None:

@@ -38,7 +38,8 @@ def evaluation_of(minibatches: Minibatches) -> Callable[[KerasModel], Metrics]:
     Any accuracy is called "accuracy".
     """
     if isinstance(minibatches, BatchedData):
-        return lambda model: _evaluated(model, minibatches.data)
+        steps_known = None if minibatches.says_length else minibatches.per_epoch(EVALUATION_BATCH_SIZE)
+        return lambda model: _evaluated(model, minibatches.data, steps_known)
     if isinstance(minibatches, ArrayData) and minibatches.is_dense and uses_tensorflow():
         # Made once: from arrays, Keras would make it again for each evaluation, ten times as slow.
         slices = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(minibatches.parts)

@@ -32,8 +32,8 @@ class KerasTask:
     `local` are patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
     Statistics of the data, such as those of BatchNormalization, travel as values; frozen weights do not.
 
-    Every round starts from the given weights with a fresh optimizer. The model is built once for each
-    process, and its training step is compiled in the first round.
+    Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
+    model is built once for each process, and its training step is compiled in the first round.
     """
 
     def __init__(
@@ -90,6 +90,14 @@ class KerasTask:
             progress=progress,
         )
         return Trained(built.end_round(), min(examples, self._training.examples), metrics)
+
+    def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
+        """Return the optimizer's variables; see `fluffle.task.ResumableTask`."""
+        return self._model().optimizer_state()
+
+    def restore_optimizer(self, state: Weights) -> None:
+        """Go on from an earlier state; raises LayoutError for that of another optimizer or model."""
+        self._model().restore_optimizer(state)
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the loss and the compiled metrics on held-out data; any accuracy is called "accuracy"."""

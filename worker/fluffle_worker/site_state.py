@@ -1,0 +1,91 @@
+"""What a worker keeps for itself between rounds, in its folder and over restarts; none of it is sent.
+
+local.safetensors      the task's local weights, such as a personal head
+optimizer.safetensors  the optimizer's state, where the plan says keep_optimizer
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.checked_task import CheckedTask
+from fluffle.errors import ConfigError, LayoutError
+from fluffle.logs import get_logger
+from fluffle.model import Layout, Weights
+from fluffle.safetensors_file import read_model, write_model
+
+log = get_logger(__name__)
+
+LOCAL, OPTIMIZER = "local.safetensors", "optimizer.safetensors"
+
+
+class SiteState:
+    """A worker's local weights and the state of its optimizer, as of its last round that went well."""
+
+    def __init__(self, folder: Path, task: CheckedTask, initial: Weights) -> None:
+        """Read what an earlier process left in a worker's folder; `initial` are the task's own local weights.
+
+        Raises ConfigError when the local weights are those of another model, or cannot be read.
+        """
+        self._folder = folder
+        self._task = task
+        self._is_optimizer_ours = False
+        self.local: Mapping[str, NDArray[np.generic]] = dict(initial)
+        if initial and (folder / LOCAL).exists():
+            self.local = read_local_weights(folder, initial)
+
+    def start_round(self, *, keep_optimizer: bool) -> None:
+        """Let the task's optimizer go on from where it was, if the plan says so."""
+        if not keep_optimizer:
+            self._is_optimizer_ours = False
+        elif not self._is_optimizer_ours:
+            self._restore_optimizer()
+
+    def end_round(self, local: Weights, *, keep_optimizer: bool) -> None:
+        """Take on what a round gave, and write it down; a full disk costs only the next start."""
+        if local:
+            self.local = dict(local)
+            self._write(LOCAL, local)
+        if keep_optimizer:
+            self._is_optimizer_ours = True
+            self._write(OPTIMIZER, self._task.optimizer_state())
+
+    def forget_round(self) -> None:
+        """Go back to what was before a round that went wrong: its moments may be NaN as well."""
+        self._is_optimizer_ours = False
+
+    def _restore_optimizer(self) -> None:
+        path = self._folder / OPTIMIZER
+        state = read_model(path) if path.exists() else {}
+        try:
+            self._task.restore_optimizer(state)
+        except LayoutError as error:
+            log.warning("the optimizer begins anew: its state is another one's", because=str(error))
+            self._task.restore_optimizer({})
+        self._is_optimizer_ours = True
+
+    def _write(self, name: str, weights: Weights) -> None:
+        if not weights:
+            return
+        try:
+            write_model(self._folder / name, weights)
+        except ConfigError as error:
+            log.warning("not on disk: a restart begins with an older one", file=name, because=str(error))
+
+
+def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[np.generic]]:
+    """Return the local weights in a worker's folder; `initial` says which there must be.
+
+    Raises ConfigError when there are none, when they are those of another model, or cannot be read.
+    """
+    weights = read_model(folder / LOCAL)
+    if difference := Layout.of(initial).difference(Layout.of(weights)):
+        raise ConfigError(
+            f"{folder / LOCAL} holds the local weights of another model ({difference}): delete the file to "
+            "begin anew, or go back to the task that it was trained with"
+        )
+    return weights
