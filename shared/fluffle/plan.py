@@ -19,6 +19,8 @@ class Plan:
     proximal term μ/2·‖x − x_base‖² of FedAsync's local objective (Xie et al. 2019, section 3, equation 2).
     `sends` is "delta" (trained minus base) or "weights". With `one_update_per_version` a worker waits for a
     new version before it trains again (synchronous rounds). `codec` is how it compresses what it sends.
+    `updates_per_version` is how many updates a published version usually contains: a worker bounds by it how
+    many it has under way (see fluffle.in_flight).
     """
 
     local_epochs: int = 1
@@ -31,3 +33,4 @@ class Plan:
     sends: Sends = "delta"
     codec: str = "float32"
     one_update_per_version: bool = False
+    updates_per_version: int = 1

@@ -270,6 +270,7 @@ def _plan(fields: Fields) -> Plan:
         sends=read_sends(fields),
         codec=fields.parsed("codec", require_codec),
         one_update_per_version=fields.take("one_update_per_version", bool),
+        updates_per_version=fields.integer("updates_per_version", 1),
     )
     fields.done()
     return plan
