@@ -63,7 +63,7 @@ def declares(queue: str, **arguments: str | int | bool) -> Operation:
     )
 
 
-def declares_exchange(exchange: str, kind: str = "fanout", **arguments: str) -> Operation:
+def declares_exchange(exchange: str, kind: str = "fanout", **arguments: str | int | bool) -> Operation:
     """Declare a durable exchange."""
     return lambda channel: channel.exchange_declare(
         exchange,

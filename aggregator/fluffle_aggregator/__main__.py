@@ -6,11 +6,14 @@ import sys
 from dataclasses import replace
 from functools import partial
 
+from fluffle.broker import Broker
 from fluffle.command_line import run_program, settings_command
 from fluffle.connection import connect
 from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
 from fluffle.metrics import metered
 from fluffle.model import Layout
+from fluffle.policy_faults import Sizes
+from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.record import ModelVersion
 from fluffle.stopping import stop_on_signals
 from fluffle.telling import ReportingTeller
@@ -29,7 +32,7 @@ from fluffle_aggregator.trial import try_out
 SWITCH_S = 0.0002
 
 
-def charge_of(settings: AggregatorSettings) -> Charge:
+def charge_of(settings: AggregatorSettings, policies: PolicyWatch) -> Charge:
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal, rhythm = settings.make_strategy(), settings.make_goal(), settings.make_rhythm()
     plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
@@ -39,6 +42,8 @@ def charge_of(settings: AggregatorSettings) -> Charge:
         require_version_fits(layout, limit_bytes)
         require_moments_fit(layout, len(optimizer.starts), optimizer.name, limit_bytes)
         require_update_fits(layout, plan.codec, limit_bytes)
+        version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
+        policies.require_safe(Sizes(version_bytes, 4 * layout.size * len(optimizer.starts)))
 
     def begin() -> ModelVersion:
         first = first_version(settings, strategy)
@@ -75,21 +80,36 @@ def charge_of(settings: AggregatorSettings) -> Charge:
 
 def run(settings: AggregatorSettings) -> None:
     """Be an aggregator until the federation has finished, or until SIGTERM or Ctrl-C."""
-    charge = charge_of(settings)
+    policies = policy_watch_of(settings, settings.management_url)
+    charge = charge_of(settings, policies)
     # Compiled now: no update waits for it.
     machine_code()
     sys.setswitchinterval(SWITCH_S)
     stop = stop_on_signals()
     name = f"{settings.federation}/aggregator/{settings.name}"
-    with metered(
-        charge.teller,
-        host=settings.metrics_host,
-        port=settings.metrics_port,
-        federation=settings.federation,
-        role="aggregator",
-        name=settings.name,
-    ) as teller:
-        serve(replace(charge, teller=teller), lambda: connect(settings, name=name, stop=stop), stop)
+
+    def reach() -> Broker:
+        broker = connect(settings, name=name, stop=stop)
+        try:
+            # Now that RabbitMQ is there; with a policy that loses messages no aggregator starts.
+            policies.require_safe_start()
+        except BaseException:
+            broker.close()
+            raise
+        return broker
+
+    with (
+        metered(
+            charge.teller,
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            federation=settings.federation,
+            role="aggregator",
+            name=settings.name,
+        ) as teller,
+        policies.watching(),
+    ):
+        serve(replace(charge, teller=teller), reach, stop)
 
 
 command = settings_command(

@@ -11,7 +11,7 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Vector
-from fluffle.models import version_at_hand
+from fluffle.models import stored_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, decode_record, encode_copy, record_digest, version_pieces
@@ -29,13 +29,15 @@ IN_A_ROW_S = 30.0
 class Head:
     """The newest committed version, as it lies in the head queue.
 
-    `term` is the highest term that anybody has published under; a new leader goes one above it.
+    `term` is the highest term that anybody has published under; a new leader goes one above it. `messages`
+    are those in the queue.
     """
 
     record: ModelVersion
     moments: Mapping[str, Vector]
     digest: str
     term: int
+    messages: int
 
 
 class StreamReadings:
@@ -100,10 +102,10 @@ def _travels_exactly(record: ModelVersion, downlink_codec: str) -> bool:
 def read_head(
     broker: Broker, topology: Topology, readings: StreamReadings, downlink_codec: str = "float32"
 ) -> Head | None:
-    """Return the newest committed version, None in a new federation; the stream is brought up to it.
+    """Return the newest committed version, None in a new federation; head and stream are brought up to it.
 
     A stream that is beyond reading is made anew. Raises TopologyMissing when versions are in the stream, or
-    may be, but the head queue is empty: it was deleted.
+    may be, but the head queue is empty, or older than a rounded copy in the stream: it has lost messages.
     """
     is_readable = not readings.is_beyond_reading
     # Before the head: a leader that died while it read the head has it back by then.
@@ -113,9 +115,10 @@ def read_head(
         if in_stream is not None:
             raise TopologyMissing(
                 f"the stream {topology.models.name} holds version {in_stream}, but the queue "
-                f"{topology.head.name} that a leader starts from is empty: it was deleted. To go on, write "
-                f"the newest version to a file (`fluffle model export --out newest.fluffle`) and put it back "
-                f"(`fluffle model restore newest.fluffle`)"
+                f"{topology.head.name} that a leader starts from is empty: it was deleted or purged, or a "
+                f"policy empties it (`fluffle status` names it). Write the newest version to a file "
+                f"(`fluffle model export --out newest.fluffle`) and put it back (`fluffle model restore "
+                f"newest.fluffle`)"
             )
         if not is_readable:
             raise TopologyMissing(
@@ -124,6 +127,8 @@ def read_head(
                 f"both queues to begin anew"
             )
         return None
+    if in_stream is not None and in_stream > found.newest.rank:
+        _bring_up_to_the_stream(broker, topology, found)
     record, body = found.newest, found.newest_body
     digest = record_digest(body)
     if not is_readable:
@@ -140,7 +145,8 @@ def read_head(
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
     _bring_orphans_to_the_front(broker, topology, found.messages, record.rank)
     terms = [rank.term for rank, _ in found.messages]
-    return Head(record, moments, digest, max([*terms, in_stream.term if in_stream else 0]))
+    term = max([*terms, in_stream.term if in_stream else 0])
+    return Head(record, moments, digest, term, messages=len(found.messages))
 
 
 @dataclass(slots=True)
@@ -182,6 +188,29 @@ def _look_through(broker: Broker, topology: Topology) -> _Found:
                     f"continue: {error}, or give this federation another name"
                 ) from error
     return found
+
+
+def _bring_up_to_the_stream(broker: Broker, topology: Topology, found: _Found) -> None:
+    """Put the stream's newest version into the head, which lacks it.
+
+    A leader died before the head had it, or the head has lost it: a look into a queue lets messages expire
+    that stand behind the ones looked at. Its updates may be acked, so nobody may go on from an older one.
+    """
+    ahead = stored_at_hand(broker, topology)
+    if ahead is None:
+        raise ConnectionLost(f"the newest version in {topology.models.name} cannot be read any more")
+    if ahead.version.copy_of:
+        # Copies are sent when the head has confirmed the version itself.
+        raise TopologyMissing(
+            f"the queue {topology.head.name} has lost version {ahead.version.rank}: the stream has a rounded "
+            f"copy of it. Look for a policy with message-ttl or max-length (`fluffle status`), and put the "
+            f"copy back (`fluffle model export --out newest.fluffle`, `fluffle model restore newest.fluffle`)"
+        )
+    log.warning(
+        "the head lacks the newest version and gets it from the stream", version=ahead.version.version
+    )
+    broker.publish(topology.head_in.name, "", ahead.body, {"kind": "version"})
+    found.add(ahead.body)
 
 
 def _bring_orphans_to_the_front(

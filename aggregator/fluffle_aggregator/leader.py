@@ -12,13 +12,15 @@ from fluffle.broker import Broker, Delivery
 from fluffle.errors import ProtocolMismatch, WireError
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.logs import get_logger
-from fluffle.record import Evaluation, Hello, ModelVersion, not_finite
+from fluffle.record import Evaluation, Hello, not_finite
 from fluffle.update import WeightUpdate
-from fluffle.wire import checksum_of, decode_inbound, moments_pieces, require_readable_version
+from fluffle.wire import checksum_of, decode_inbound, require_readable_version
 from fluffle_aggregator.admission import Reason, Refusal, evaluation_refusal, foreign_sender
 from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.head import Head, StreamReadings, publish_version, read_head
+from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.limits import Rates, admit, counts_share_over_window
+from fluffle_aggregator.missing import MissingUpdates, in_words
 
 log = get_logger(__name__)
 
@@ -50,6 +52,7 @@ class Leader:
         self._clock = clock
         self._now = now
         self._rates = Rates(charge.policy)
+        self._missing = MissingUpdates()
         self._held: list[int] = []
         self._held_evaluation: int | None = None
         # Where nobody evaluates, the closing version is not waited for.
@@ -61,9 +64,13 @@ class Leader:
         if head is None:
             first = charge.first_version()
             require_readable_version(first)
-            head = Head(first, {}, self._publish(first), first.term - 1)
+            digest = publish_version(broker, charge.topology, first, charge.downlink_codec)
+            head = Head(first, {}, digest, first.term - 1, messages=1)
             log.info("new federation", version=0, parameters=first.layout.size)
         self._parent = head.digest
+        self._head = HeadKeeper(
+            broker, charge.topology, charge.downlink_codec, messages=head.messages, clock=clock
+        )
         self._model = charge.continue_from(head)
         self.finished = head.record.finished
         self._has_evaluator = head.record.evaluation is not None
@@ -161,6 +168,14 @@ class Leader:
             model.make_newer()
             self._commit()
 
+    def look_after_head(self) -> None:
+        """See now and then that the head queue holds what was published there, and put back what is gone."""
+        model = self._model
+        if not self._head.is_whole_when_due(model.record, model.moments, self._parent):
+            # Steps were made since the newest version, so that it cannot be published again.
+            model.step()
+            self._commit()
+
     def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
         if foreign := foreign_sender(update.id.worker, delivery, self._charge.topology.updates_in):
             self._refuse(delivery, foreign, {"id": str(update.id)})
@@ -173,8 +188,17 @@ class Leader:
         over = self.finished or self._model.closing
         admitted = admit(update, self._model, self._charge.policy, finished=over)
         if isinstance(admitted, Refusal):
+            self._missing.note_refused(update.id)
             self._refuse(delivery, admitted, {"id": str(update.id)})
             return
+        if gone := self._missing.before(update, self._model.applied):
+            log.warning(
+                "updates before this one never came",
+                update=str(update.id),
+                missing=in_words(gone),
+                because="another leader refused them (`fluffle rejected list`), the worker dropped them from "
+                "a full spool, or a policy or somebody took them from the queue (`fluffle status`)",
+            )
         if admitted.norm_before is not None:
             log.warning("clipped", update=str(update.id), norm=admitted.norm_before, to=admitted.norm)
         if not self._held:
@@ -316,9 +340,7 @@ class Leader:
         moments = model.next_moments()
         if moments:
             checksum = checksum_of(moments)
-            # To the head alone, before the record that names it: the workers have no use for it.
-            to_head = self._charge.topology.head_in.name
-            self._broker.publish(to_head, "", moments_pieces(moments), {"kind": "moments"})
+            self._head.publish_moments(moments)
         record = model.next_record(
             parent=self._parent,
             moments_checksum=checksum if model.moments else None,
@@ -329,7 +351,7 @@ class Leader:
         if record.term != model.record.term:
             require_readable_version(record)
         began = self._clock()
-        self._parent = self._publish(record)
+        self._parent = self._head.publish(record)
         self._tell(
             Committed(
                 record.version,
@@ -359,7 +381,3 @@ class Leader:
         model.advance(record)
         self._held, self._held_evaluation = [], None
         self._committed = self._oldest_held = self._clock()
-
-    def _publish(self, record: ModelVersion) -> str:
-        """Publish a version's record, and return its digest."""
-        return publish_version(self._broker, self._charge.topology, record, self._charge.downlink_codec)

@@ -57,6 +57,7 @@ def stand_by_and_lead(
         del delivery
         leader.commit_when_due()
         watch.look_when_due()
+        leader.look_after_head()
         delivery = broker.next_delivery(charge.rhythm.patience_s)
         if stop.is_set():
             log.info("asked to stop: what is held goes back to the queue", updates=leader.held)

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from fluffle.compression import leaves_out, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
-from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_name
+from fluffle.settings import ManagementUrl, MetricsHost, MetricsPort, SharedSettings, require_name
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.charge import Rhythm
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
@@ -177,6 +177,13 @@ class AggregatorSettings(SharedSettings):
         "float32",
         description="How a version's vector travels to the workers: float32, bfloat16 or int8; +zstd behind "
         "it packs it. The aggregators keep the exact one.",
+    )
+
+    management_url: ManagementUrl = Field(
+        None,
+        description="RabbitMQ's management interface, which is asked for policies that would lose messages; "
+        "the login is the broker URL's. By default http://HOST:15672 (https://HOST:15671 for amqps://), if "
+        "the broker's own port is the usual one too.",
     )
 
     metrics_port: MetricsPort = None

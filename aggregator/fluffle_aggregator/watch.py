@@ -40,8 +40,8 @@ class TopologyWatch:
         except TopologyMissing as error:
             if self._missed == str(error):
                 raise TopologyMissing(
-                    f"somebody deleted a part of the federation: {error}. An aggregator that starts makes it "
-                    "anew; of the head queue, `fluffle model restore` does"
+                    f"somebody deleted a part of the federation, or a policy with expires did: {error}. An "
+                    "aggregator that starts makes it anew; of the head queue, `fluffle model restore` does"
                 ) from error
             self._missed = str(error)
             self._due_at = self._clock() + AGAIN_AFTER_S

@@ -21,7 +21,7 @@ def topology_definitions(topology: Topology, vhost: str) -> Definitions:
                 "durable": True,
                 "auto_delete": False,
                 "internal": False,
-                "arguments": {},
+                "arguments": dict(each.arguments),
             }
             for each in topology.exchanges
         ],

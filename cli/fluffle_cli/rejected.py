@@ -22,6 +22,13 @@ from fluffle.topology import Topology
 MOST_AT_ONCE = 65_535
 # So many are removed between two steps of a progress bar.
 AT_ONCE = 256
+# What RabbitMQ's own reasons mean.
+MOVED_BECAUSE = {
+    "delivery-limit": "RabbitMQ moved it here: every aggregator that received it died, or lost its "
+    "connection",
+    "expired": "RabbitMQ moved it here: it waited for longer than a policy's message-ttl allows",
+    "maxlen": "RabbitMQ moved it here: its queue was full, and a policy's overflow lets it drop the oldest",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +38,7 @@ class RejectedMessage:
     `number` is its position, from 1. `worker` is the one that the update names, else the user. `user` is the
     RabbitMQ user that sent it, and `through` the exchange that it came through; empty where nobody knows.
     `at` is when it was refused, and `published_at` when its sender says that it sent it: Unix time in
-    seconds. What RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit.
+    seconds. What RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit, expired or maxlen.
     """
 
     number: int
@@ -54,11 +61,7 @@ class RejectedMessage:
         if moved_because:
             user = delivery.user or ""
             reason, worker, through = moved_because, user, _text(headers, "x-first-death-exchange")
-            detail = (
-                "RabbitMQ moved it here: every aggregator that received it died, or lost its connection"
-                if moved_because == "delivery-limit"
-                else "RabbitMQ moved it here"
-            )
+            detail = MOVED_BECAUSE.get(moved_because, "RabbitMQ moved it here")
             published_at, at = _text(headers, "at"), _death_time(headers)
         else:
             user = _text(headers, "user")

@@ -13,6 +13,7 @@ from rich.table import Table
 from fluffle.address import parse_address
 from fluffle.command_line import settings_command
 from fluffle.errors import ConfigError
+from fluffle.policy_faults import faults_of, require_none_fatal
 from fluffle.rights import ROLES, rights_of
 from fluffle.settings import require_name
 from fluffle.topology import Topology, topology_of
@@ -68,6 +69,9 @@ def run(settings: SetupSettings) -> None:
         return
     console = Console(highlight=False)
     with Management(settings) as management:
+        # Before anything is made: on a broker with such a policy a federation cannot live.
+        faults = faults_of(management.policies(), topology, virtual_host=management.vhost)
+        require_none_fatal(faults)
         for kind, definitions in topology_definitions(topology, management.vhost).items():
             for definition in definitions:
                 management.put(kind, definition)
@@ -81,6 +85,8 @@ def run(settings: SetupSettings) -> None:
             queue.name, ", ".join(each.name for each in queue.exchanges), str(queue.arguments["x-queue-type"])
         )
     console.print(table)
+    for fault in faults:
+        console.print(f"warning: {fault}", markup=False, soft_wrap=True)
     for (name, role), is_new in zip(settings.wanted.items(), made, strict=True):
         where = f"password in {settings.password_folder}/{name}" if is_new else "there already, unchanged"
         console.print(f"{role} {name}: {where}", markup=False)
@@ -114,6 +120,7 @@ command = settings_command(
     about="Make the exchanges and queues of a federation, and users for its parts; what is there already "
     "stays as it is.\n\n"
     "An aggregator makes exchanges and queues itself when it starts: this is for a broker on which it may "
-    "not, and for whoever wants everything there before. `fluffle user add` makes a user later.",
+    "not, and for whoever wants everything there before. `fluffle user add` makes a user later.\n\n"
+    "It makes nothing, and ends with 2, when a policy of the broker would lose the federation's messages.",
     without=OF_AMQP_ALONE,
 )

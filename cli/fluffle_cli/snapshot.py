@@ -11,6 +11,7 @@ from fluffle.broker import Broker
 from fluffle.connection import require_federation
 from fluffle.models import version_at_hand
 from fluffle.plan import Plan
+from fluffle.policy_faults import PolicyFault
 from fluffle.record import Contributor, Evaluation, ModelVersion
 from fluffle.topology import Topology
 
@@ -68,10 +69,12 @@ class Snapshot:
     target_held: int = 0
     elapsed_s: float = 0.0
     workers: Mapping[str, WorkerFacts]
+    policy_faults: tuple[PolicyFault, ...] | None = None
 
     def as_json(self) -> dict[str, object]:
         """Return plain types under keys that stay: the fields' names, with null for what is not known.
 
+        `policy_faults` are PolicyFault's fields, null when RabbitMQ's policies could not be looked at.
         `plan` is an object of the plan's fields, `evaluation` and `best` have `evaluator`, `version`,
         `metrics` and `evaluate_s`, `workers` maps names to objects of WorkerFacts' fields, and `queues` has
         QueueStates' fields.
@@ -94,6 +97,9 @@ class Snapshot:
             "elapsed_s": self.elapsed_s,
             "workers": {name: asdict(facts) for name, facts in self.workers.items()},
             "queues": asdict(self.queues),
+            "policy_faults": None
+            if self.policy_faults is None
+            else [fault.as_json() for fault in self.policy_faults],
         }
 
 

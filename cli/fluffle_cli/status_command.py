@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import inf
 from typing import ClassVar
 
@@ -17,7 +18,9 @@ from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import connect, connect_to_federation
+from fluffle.policy_watch import policy_watch_of
 from fluffle.reconnecting import work_with_new_connections
+from fluffle.settings import ManagementUrl
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_cli.asking import AskingSettings
@@ -39,6 +42,12 @@ class StatusSettings(AskingSettings):
         description="Look again and again, until the federation has finished, or once.",
         json_schema_extra={"opposite": "--once"},
     )
+    management_url: ManagementUrl = Field(
+        None,
+        description="RabbitMQ's management interface, which is asked for policies that would lose messages, "
+        "and answers the user of a monitor. By default http://HOST:15672 (https://HOST:15671 for amqps://) "
+        "if the broker's own port is the usual one too.",
+    )
     interval: float = Field(2.0, ge=0.1, description="Seconds from one look to the next.")
     as_json: bool = Field(
         False,
@@ -52,22 +61,26 @@ def run(settings: StatusSettings) -> None:
     stop = stop_on_signals()
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/status"
+    policies = policy_watch_of(settings, settings.management_url)
     if not settings.watch:
         with _display(settings) as show, connect(settings, name=name, stop=stop) as broker:
-            show(take_snapshot(broker, topology))
+            snapshot = take_snapshot(broker, topology)
+            policies.look()
+            show(replace(snapshot, policy_faults=policies.faults))
         return
     # Whoever watches may come before the federation does.
     patient = settings.model_copy(update={"connect_timeout_s": inf})
     # Each watcher's own: nobody else may have a queue of that name meanwhile.
     listener = f"status-{secrets.token_hex(4)}"
     lookout = Lookout(topology)
-    with _display(settings) as show:
+    with _display(settings) as show, policies.watching():
 
         def watch(broker: Broker) -> None:
+            policies.look()
             with following(broker, topology, name=listener) as version:
                 while not stop.is_set():
                     snapshot = lookout.look(broker, version.newest())
-                    show(snapshot)
+                    show(replace(snapshot, policy_faults=policies.faults))
                     if snapshot.finished:
                         return
                     stop.wait(settings.interval)
@@ -105,5 +118,6 @@ command = settings_command(
     "It only reads, and looks once (--once, which is the default); with --watch again and again, until the "
     "federation has finished. --json is for programs: `fluffle status --once --json` prints one object. A "
     "watcher reads a version's record when an aggregator tells of one, at most once a second. Without the "
-    "rights of a monitor, who may listen, it reads the newest model at every look.",
+    "rights of a monitor, who may listen, it reads the newest model at every look. Where it may ask "
+    "RabbitMQ's management interface, it warns of policies that would lose messages.",
 )

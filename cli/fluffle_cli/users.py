@@ -41,7 +41,8 @@ def add_user(
     wanted, found = rights_of(role, federation), management.account(name)
     # One without any rights is what an interrupted run left behind.
     if found is not None and (found.patterns or found.tags - wanted.tags):
-        if found.patterns.keys() == {management.vhost} and found.rights_on(management.vhost) == wanted:
+        rights = found.rights_on(management.vhost)
+        if found.patterns.keys() == {management.vhost} and rights and role_of(rights, federation) == role:
             return False
         raise ConfigError(
             f"there is a user {name!r} with other rights ({_described(found)}), which stay as they are: "

@@ -11,6 +11,7 @@ from fluffle.errors import ConfigError
 from fluffle.tls import TlsFiles
 
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
+MANAGEMENT_PORTS = {"http": 15672, "https": 15671}
 # Hosts and ports of a URL without a login. What stands where a port should, but is none, may be a password.
 _PLACE = r"(\[[^\]/]*\]|[^:/\[,]*)(:[0-9]*)?"
 _PLACES = re.compile(rf"{_PLACE}(,{_PLACE})*(/.*)?")
@@ -26,6 +27,18 @@ class BrokerAddress:
     password: str | None = field(repr=False)
     # None is plain text.
     tls: TlsFiles | None
+
+    @property
+    def management_urls(self) -> tuple[str, ...]:
+        """Where the management interface of each node is, unless somebody has moved it."""
+        scheme = "http" if self.tls is None else "https"
+        return tuple(f"{scheme}://{in_a_url(host)}:{MANAGEMENT_PORTS[scheme]}" for host, _ in self.hosts)
+
+    @property
+    def has_usual_ports(self) -> bool:
+        """Whether every node listens where RabbitMQ does unless told otherwise."""
+        usual = DEFAULT_PORTS["amqp" if self.tls is None else "amqps"]
+        return all(port == usual for _, port in self.hosts)
 
     def login(self) -> tuple[str, str | None]:
         """Return the RabbitMQ user and the password; no password where our certificate is the login.
@@ -88,6 +101,22 @@ def without_password(url: str) -> str:
     if not at and not _PLACES.fullmatch(place):
         place = re.sub(r"^([^:]*):.*", r"\1:***", place, flags=re.DOTALL)
     return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
+
+
+def require_management_url(url: str | None) -> str | None:
+    """Return the URL of a management interface, for a validator; raise ValueError for any other text."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in MANAGEMENT_PORTS and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if "@" in url:  # not to be shown: it has a password
+        raise ValueError("must have no user and password: it is the broker URL's login that counts")
+    if not is_whole or parts.query or parts.fragment:
+        raise ValueError(f"must look like http://host:15672, not {url!r}")
+    return url.rstrip("/")
 
 
 def in_a_url(host: str) -> str:

@@ -13,6 +13,7 @@
         ├── AccessRefused     user, password, virtual host or rights are wrong: ask who runs the broker
         ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
         ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
+        ├── UnsafePolicy      a policy of the broker would lose messages: narrow its pattern, or delete it
         ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
         ├── Unroutable        no queue takes the message: run `fluffle broker setup`
         └── MessageTooLarge   larger than the broker may carry: raise its limit, or another codec
@@ -71,6 +72,10 @@ class TopologyMissing(BrokerError):
 
 class TopologyMismatch(BrokerError):
     """A queue or exchange exists with other arguments than the federation's."""
+
+
+class UnsafePolicy(BrokerError):
+    """A policy acts on a queue of the federation: messages would be lost, or no aggregator could work."""
 
 
 class QueueFull(BrokerError):

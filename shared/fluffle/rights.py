@@ -12,7 +12,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 NOTHING, EVERYTHING = "^$", ".*"
 HASHING_ALGORITHM = "rabbit_password_hashing_sha256"
@@ -73,7 +73,12 @@ def rights_of(role: str, federation: str) -> Rights:
 
 
 def role_of(rights: Rights, federation: str) -> str | None:
-    """Return the role that has exactly these rights in a federation, if there is one."""
+    """Return the role that has exactly these rights in a federation, if there is one.
+
+    An aggregator may have the tag `management` too, with which it may look at the broker's policies.
+    """
+    if rights == replace(rights_of("aggregator", federation), tags=frozenset({"management"})):
+        return "aggregator"
     return next((role for role in ROLES if rights_of(role, federation) == rights), None)
 
 

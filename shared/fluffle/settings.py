@@ -20,12 +20,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_serializer, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from fluffle.address import BrokerAddress, parse_address, without_password
+from fluffle.address import BrokerAddress, parse_address, require_management_url, without_password
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH, is_name
 from fluffle.tls import ClientCertificate, TlsFiles
@@ -55,6 +62,15 @@ MetricsHost = Annotated[
     Field(
         description="Address to serve them on; they are for whoever can reach it.",
         json_schema_extra={"panel": "Metrics"},
+    ),
+]
+# For the parts that ask RabbitMQ's management interface.
+ManagementUrl = Annotated[
+    str | None,
+    AfterValidator(require_management_url),
+    Field(
+        description="RabbitMQ's management interface; the login is the broker URL's. By default "
+        "http://HOST:15672 on the broker's host, or https://HOST:15671 for amqps://.",
     ),
 ]
 LogFormat = Literal["auto", "pretty", "json"]

@@ -20,7 +20,15 @@ STREAM_MAX_BYTES = 2 * (STREAM_SEGMENT_BYTES + MAX_MESSAGE_BYTES)
 UPDATES_MAX_BYTES = 4096 * MIB
 REJECTED_MAX_BYTES = 1024 * MIB
 
+UPDATES_DELIVERY_LIMIT = 20
 HEAD_LENGTH = 4
+
+# What to do about a queue or exchange that exists with other arguments.
+OTHER_ARGUMENTS = (
+    "exists with other arguments, of another version of Fluffle or of somebody else: take the model along to "
+    "another federation (`fluffle model export`, then --federation and --initial-model), or delete it; "
+    'docs/operations.md has the steps under "A new version of Fluffle"'
+)
 
 # For each who listens to events: the newest of them.
 LISTENER_MAX_MESSAGES, LISTENER_MAX_BYTES = 10_000, 16 * MIB
@@ -38,6 +46,15 @@ class Exchange:
     name: str
     kind: Literal["fanout", "topic"] = "fanout"
     sources: tuple[Exchange, ...] = ()
+
+    @property
+    def arguments(self) -> Mapping[str, Argument]:
+        """The exchange is its own alternate, which means that it has none.
+
+        The argument beats a policy. With an alternate exchange by policy, an update that no queue takes would
+        be confirmed to its worker, and lie in somebody else's queue.
+        """
+        return {"alternate-exchange": self.name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +141,7 @@ def topology_of(federation: str) -> Topology:
                 "x-single-active-consumer": True,
                 # A message that kills its consumer again and again ends in F.rejected, not in a loop. The
                 # limit is always set: 4.0 has a default of its own that would drop in silence.
-                "x-delivery-limit": 20,
+                "x-delivery-limit": UPDATES_DELIVERY_LIMIT,
                 "x-dead-letter-exchange": rejected.name,
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
@@ -150,6 +167,9 @@ def topology_of(federation: str) -> Topology:
                 "x-delivery-limit": 1_000_000_000,
                 "x-overflow": "drop-head",
                 "x-max-length": HEAD_LENGTH,
+                # There is no such exchange. The argument beats a policy, by which each old version of the
+                # model would go to whatever queue collects dead letters.
+                "x-dead-letter-exchange": f"{federation}.nowhere",
             },
         ),
         models=Queue(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pika
 import pytest
 from fluffle_command import Fluffle, ask_management
+from policies import OPERATOR, USUAL, count, policy
 
 from fluffle.rabbit import RabbitBroker
 from fluffle.rights import rights_of
@@ -107,6 +108,36 @@ def test_a_queue_with_other_arguments_is_an_error_that_names_it(
 
     assert refused.exit_code == 2
     assert f"queue {topology.head.name} exists with other arguments" in refused.output
+
+
+@pytest.mark.parametrize("kind", [USUAL, OPERATOR])
+def test_setup_makes_nothing_where_a_policy_would_lose_messages_and_names_it(
+    fluffle: Fluffle, managed_node: BrokerNode, topology: Topology, kind: str
+) -> None:
+    pattern = rf"^{topology.federation}\."
+    with policy(managed_node, pattern, {"message-ttl": 5000}, kind=kind, name="short-lived"):
+        refused = fluffle("broker", "setup", "--federation", topology.federation)
+
+    assert refused.exit_code == 2
+    assert f"policy 'short-lived' (pattern {pattern!r})" in refused.output
+    assert f"queue {topology.updates.name} with message-ttl 5000" in refused.output
+    assert (
+        f"rabbitmqctl clear_{'operator_' if kind == OPERATOR else ''}policy -p / short-lived"
+        in refused.output
+    )
+    assert count(managed_node, topology.updates.name) is None
+
+
+def test_setup_warns_of_a_policy_that_somebody_may_want(
+    fluffle: Fluffle, managed_node: BrokerNode, topology: Topology
+) -> None:
+    with policy(managed_node, rf"^{topology.rejected.name}$", {"message-ttl": 86_400_000}, name="a-day"):
+        made = fluffle("broker", "setup", "--federation", topology.federation)
+
+    assert made.exit_code == 0
+    assert "warning: RabbitMQ's policy 'a-day'" in made.output
+    assert "a refused message is gone after 86400000 ms" in made.output
+    reaches_both_ends(managed_node, topology)
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,11 @@ def of_exchanges() -> Iterator[Row]:
     for exchange in OWN.exchanges:
         name = exchange.name
         yield f"publish to {name}", publishes(name), LEADERS | writers.get(name, set())
-        yield f"declare exchange {name}", declares_exchange(name, exchange.kind), LEADERS
+        yield (
+            f"declare exchange {name}",
+            declares_exchange(name, exchange.kind, **exchange.arguments),
+            LEADERS,
+        )
         for queue in OWN.queues:
             yield f"bind {queue.name} to {name}", binds(queue.name, name), LEADERS
             yield f"unbind {queue.name} from {name}", unbinds(queue.name, name), LEADERS

@@ -15,6 +15,7 @@ import pika.exceptions
 import pytest
 from federation import wait_until
 from fluffle_command import Fluffle, ask_management
+from rabbitmqctl import rabbitmqctl
 
 from fluffle.rights import Rights, rights_of
 from fluffle_cli.management import Management
@@ -124,6 +125,24 @@ def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
     assert "one role in one federation" in refused.output
     assert account is not None
     assert account.rights_on("/") == rights_of("worker", "digits")
+
+
+def test_an_aggregator_that_may_look_at_policies_is_an_aggregator_still_and_nobody_else_is(
+    fluffle: Fluffle, managed_node: BrokerNode, federation: str
+) -> None:
+    for role in ("aggregator", "worker"):
+        name = f"{role}-{federation}"
+        arguments = ("user", "add", name, "--role", role, "--federation", federation)
+        assert fluffle(*arguments).exit_code == 0
+        rabbitmqctl(managed_node, "set_user_tags", name, "management")
+        again = fluffle(*arguments)
+
+        if role == "aggregator":
+            assert "nothing was changed" in again.output
+            assert listed(fluffle, federation)[name][0] == "aggregator"
+        else:
+            assert (again.exit_code, "other rights" in again.output) == (2, True)
+            assert "none: " in fluffle("user", "list", "--federation", federation).output
 
 
 def test_an_interrupted_add_is_finished_by_the_next_one(

@@ -5,14 +5,21 @@ from __future__ import annotations
 import pytest
 
 from fluffle.errors import ConfigError
+from fluffle.policy_watch import policy_watch_of
 from fluffle.settings import load_settings
 from fluffle_aggregator.__main__ import charge_of
 from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.settings import AggregatorSettings
 
 
 def settings(**given: object) -> AggregatorSettings:
     return AggregatorSettings.model_validate({"name": "a1", **given})
+
+
+def charge(**given: object) -> Charge:
+    chosen = settings(**given)
+    return charge_of(chosen, policy_watch_of(chosen, None))
 
 
 @pytest.mark.parametrize(
@@ -27,14 +34,14 @@ def settings(**given: object) -> AggregatorSettings:
 def test_the_prefetch_has_room_for_a_whole_commit_an_evaluation_and_one_more(
     given: dict[str, object], held: int
 ) -> None:
-    assert charge_of(settings(**given)).prefetch == held + 2
+    assert charge(**given).prefetch == held + 2
 
 
 def test_rounds_that_workers_wait_for_are_published_one_by_one() -> None:
     with pytest.raises(ConfigError, match="commit_every must be 1, not 2"):
-        charge_of(settings(strategy="fedavg", commit_every=2))
+        charge(strategy="fedavg", commit_every=2)
 
-    charge_of(settings(strategy="fedavg"))
+    charge(strategy="fedavg")
 
 
 def test_seconds_alone_say_when_to_commit() -> None:
@@ -73,13 +80,13 @@ def test_fedasync_needs_whole_weights_and_so_no_codec_that_leaves_out() -> None:
 
 
 def test_no_limit_is_on_until_it_is_set() -> None:
-    assert charge_of(settings()).policy == Policy()
+    assert charge().policy == Policy()
 
 
 def test_every_limit_reaches_the_policy() -> None:
     given = {"limit_messages": 3, "limit_mib": 1.5, "limit_share": 0.5, "limit_examples": 9, "limit_norm": 10}
 
-    policy = charge_of(settings(**given, on_large_norm="clip")).policy
+    policy = charge(**given, on_large_norm="clip").policy
 
     assert policy == Policy(
         max_messages=3, max_mib=1.5, max_share=0.5, max_examples=9, max_norm=10, on_large_norm="clip"
@@ -95,4 +102,4 @@ def test_every_limit_reaches_the_policy() -> None:
 )
 def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        charge_of(settings(**given))
+        charge(**given)

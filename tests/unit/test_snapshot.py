@@ -18,7 +18,7 @@ from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of, take_snapsh
 KEYS = {
     *("federation", "taken_at", "version", "term", "finished", "strategy", "plan", "parameters"),
     *("updates", "updates_per_s", "rejected", "evaluation", "best", "target_held", "elapsed_s"),
-    *("workers", "queues"),
+    *("workers", "queues", "policy_faults"),
 }
 QUIET = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=0)
 

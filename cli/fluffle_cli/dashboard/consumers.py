@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 
 from fluffle.errors import FluffleError
 from fluffle.logs import get_logger
+from fluffle.management import MONITORING
 from fluffle.topology import Topology
-from fluffle_cli.management import MONITORING, Management, ManagementSettings
+from fluffle_cli.management import Management, ManagementSettings
 
 log = get_logger(__name__)
 

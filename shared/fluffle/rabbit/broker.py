@@ -300,7 +300,8 @@ class RabbitBroker:
 
 
 def _declare_exchange(each: Exchange, channel: BlockingChannel) -> None:
-    channel.exchange_declare(each.name, exchange_type=each.kind, durable=True)
+    arguments = dict(each.arguments)
+    channel.exchange_declare(each.name, exchange_type=each.kind, durable=True, arguments=arguments)
     for source in each.sources:
         channel.exchange_bind(each.name, source.name, "#")
 

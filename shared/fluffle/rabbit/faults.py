@@ -18,6 +18,7 @@ from fluffle.errors import (
     Unroutable,
 )
 from fluffle.message_size import HOW_TO_RAISE
+from fluffle.topology import OTHER_ARGUMENTS
 
 # How pika quotes RabbitMQ's refusal of a login.
 REFUSAL = re.compile(r"ClosedByBroker: \((403|530)\)")
@@ -74,9 +75,7 @@ def _failed_precondition(said: str, *, where: str, user: str, what: str) -> Brok
 
 
 def _mismatch(what: str, said: str) -> TopologyMismatch:
-    return TopologyMismatch(
-        f"{what} exists with other arguments: delete it, or choose another federation name ({said})"
-    )
+    return TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({said})")
 
 
 def was_cut_off(error: Exception) -> bool:

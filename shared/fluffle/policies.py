@@ -1,0 +1,104 @@
+"""RabbitMQ's policies, and which of them act on a queue. Pure.
+
+A policy sets by a pattern what a queue's arguments set by its name. Of the policies that match a queue, and
+have no key that a queue of its type does not know, the one with the highest priority acts, and beside it one
+operator policy. tests/contract/test_policy_choice.py holds this against real nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from shlex import quote
+
+from fluffle.topology import Queue, Topology
+
+# What an operator may apply a policy to, by the type of the queue. RabbitMQ before 3.12 knows the first two.
+APPLIES_TO = {
+    "quorum": ("all", "queues", "quorum_queues"),
+    "stream": ("all", "queues", "streams"),
+}
+# A policy with one of these keys does not act on a queue of that type at all, with none of its keys.
+ON_NO_QUEUE = frozenset(
+    {"queue-mode", "queue-master-locator"}
+    | {"ha-mode", "ha-params", "ha-sync-mode", "ha-sync-batch-size"}
+    | {"ha-promote-on-shutdown", "ha-promote-on-failure"}
+)
+NOT_ON: Mapping[str, frozenset[str]] = {
+    "quorum": ON_NO_QUEUE | {"max-age", "stream-max-segment-size-bytes", "initial-cluster-size"},
+    "stream": ON_NO_QUEUE
+    | {"message-ttl", "expires", "max-length", "overflow", "delivery-limit", "target-group-size"}
+    | {"dead-letter-exchange", "dead-letter-routing-key", "dead-letter-strategy"}
+    | {"max-in-memory-length", "max-in-memory-bytes"},
+}
+# What RabbitMQ reads otherwise than Python: [[:alpha:]].
+POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerPolicy:
+    """One policy, or operator policy, of a virtual host."""
+
+    name: str
+    pattern: str
+    definition: Mapping[str, object]
+    applies_to: str = "all"
+    priority: int = 0
+    is_operator: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What RabbitMQ calls it."""
+        return "operator policy" if self.is_operator else "policy"
+
+    def matches(self, queue: Queue) -> bool | None:
+        """Tell whether it applies to a queue; None when Python does not know its kind of pattern."""
+        kind = str(queue.arguments["x-queue-type"])
+        if self.applies_to not in APPLIES_TO[kind] or NOT_ON[kind] & self.definition.keys():
+            return False
+        if POSIX_CLASS.search(self.pattern):
+            return None
+        try:
+            return re.search(self.pattern, queue.name) is not None
+        except re.error:
+            return None
+
+
+def acting_on(policies: Iterable[BrokerPolicy], queue: Queue) -> tuple[tuple[BrokerPolicy, bool], ...]:
+    """Return what acts on a queue, each with True, or what may act on it, with False.
+
+    One policy and one operator policy act at most, those of the highest priority. Of several with the same
+    priority RabbitMQ chooses one, in an order that it does not promise.
+    """
+    matching = [(policy, matches) for policy in policies if (matches := policy.matches(queue)) is not False]
+    acting: list[tuple[BrokerPolicy, bool]] = []
+    for is_operator in (False, True):
+        rivals = [(policy, sure) for policy, sure in matching if policy.is_operator == is_operator]
+        least = max((policy.priority for policy, sure in rivals if sure), default=-math.inf)
+        left = [(policy, sure) for policy, sure in rivals if policy.priority >= least]
+        acting += [(policy, sure is True and len(left) == 1) for policy, sure in left]
+    return tuple(acting)
+
+
+def narrow_command(policy: BrokerPolicy, topology: Topology, virtual_host: str) -> str:
+    """Return the command that keeps a policy as it is for all but one federation's queues."""
+    others = rf"^(?!{re.escape(topology.federation)}\.)"
+    if policy.pattern not in ("", ".*", "^", "^.*", "^.*$", ".*$"):
+        others += f".*(?:{policy.pattern})"
+    definition = json.dumps(dict(policy.definition))
+    return (
+        f"rabbitmqctl set_{_noun(policy)} -p {quote(virtual_host)} {quote(policy.name)} {quote(others)} "
+        f"{quote(definition)} --priority {policy.priority} --apply-to {policy.applies_to}"
+    )
+
+
+def clear_command(policy: BrokerPolicy, virtual_host: str) -> str:
+    """Return the command that deletes a policy."""
+    return f"rabbitmqctl clear_{_noun(policy)} -p {quote(virtual_host)} {quote(policy.name)}"
+
+
+def _noun(policy: BrokerPolicy) -> str:
+    return "operator_policy" if policy.is_operator else "policy"

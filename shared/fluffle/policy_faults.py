@@ -1,0 +1,240 @@
+"""What RabbitMQ's policies would break in a federation. Pure.
+
+Whether a policy or the queue's own argument wins depends on the key. docs/operations.md has the table, and
+tests/contract/test_policy_facts.py holds it against real nodes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from fluffle.errors import UnsafePolicy
+from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
+from fluffle.topology import (
+    HEAD_LENGTH,
+    REJECTED_MAX_BYTES,
+    STREAM_SEGMENT_BYTES,
+    UPDATES_DELIVERY_LIMIT,
+    Topology,
+)
+
+# Each takeover reads the head, and each `fluffle rejected` the refused messages: that counts as a delivery.
+MOST_READS = 1000
+# A leader holds updates for --buffer-timeout, which is 900 s at most; RabbitMQ looks once a minute.
+LONGEST_HELD_MS = 1_000_000
+# So long may a federation be idle after a commit.
+IDLE_S = 3600
+SECONDS_OF_AGE = {"s": 1, "m": 60, "h": 3600, "D": 86_400, "M": 30 * 86_400, "Y": 365 * 86_400}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFault:
+    """What one key of a policy does to one queue of a federation.
+
+    `is_fatal` when a confirmed message would be lost, or no aggregator could work; otherwise a promise
+    becomes smaller, and somebody may want that. `is_certain` is False when nobody but RabbitMQ knows whether
+    this policy acts on the queue.
+    """
+
+    queue: str
+    policy: BrokerPolicy
+    key: str
+    value: object
+    effect: str
+    remedy: str
+    is_fatal: bool
+    is_certain: bool = True
+
+    def __str__(self) -> str:
+        acts = "acts" if self.is_certain else "may act"
+        policy = self.policy
+        return (
+            f"RabbitMQ's {policy.kind} {policy.name!r} (pattern {policy.pattern!r}) {acts} on the queue "
+            f"{self.queue} with {self.key} {json.dumps(self.value)}: {self.effect}. {self.remedy}"
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """Return plain types under keys that stay: the fields' names, the policy's among them."""
+        policy = self.policy
+        return {
+            "policy": policy.name,
+            "kind": policy.kind,
+            "pattern": policy.pattern,
+            **{name: getattr(self, name) for name in ("queue", "key", "value", "effect", "remedy")},
+            "is_fatal": self.is_fatal,
+            "is_certain": self.is_certain,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the messages of a federation are, in bytes; 0 as long as nobody knows."""
+
+    version_bytes: int = 0
+    moments_bytes: int = 0
+
+    @property
+    def head_needs(self) -> int:
+        """Room for the newest version with its moments, and for the next, until that is confirmed."""
+        return 2 * (self.version_bytes + self.moments_bytes)
+
+    @property
+    def stream_needs(self) -> int:
+        """Room for two segments: RabbitMQ deletes whole ones, and begins the next when one is full."""
+        return 2 * (STREAM_SEGMENT_BYTES + self.version_bytes)
+
+
+UNKNOWN_SIZES = Sizes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What a key does to a queue, unless its value is harmless."""
+
+    effect: str
+    is_fatal: bool
+    is_harmless: Callable[[object, Sizes], bool] = field(default=lambda _value, _sizes: False)
+
+
+def _at_least(least: int) -> Callable[[object, Sizes], bool]:
+    # A negative limit is none, and the queue's own argument stands.
+    return lambda value, _: isinstance(value, int) and not 0 <= value < least
+
+
+def _is(wanted: str) -> Callable[[object, Sizes], bool]:
+    return lambda value, _: value == wanted
+
+
+_DELETED_UNUSED = "RabbitMQ deletes the queue, with all that is in it, when nobody consumes it for {value} ms"
+_DROPS_OLDEST = "RabbitMQ drops the oldest refused messages beyond that"
+_DELETES_NEWEST = "RabbitMQ may delete the newest version, and workers that start then find none"
+_LOST = "updates that wait for {value} ms are lost, since those in {rejected} expire too"
+
+_UPDATES: Mapping[str, _Rule] = {
+    "message-ttl": _Rule("an update that waits for {value} ms is moved to {rejected}", False),
+    "expires": _Rule(_DELETED_UNUSED, True),
+    "overflow": _Rule(
+        "a full queue drops its oldest updates, where it should refuse new ones", True, _is("reject-publish")
+    ),
+    "delivery-limit": _Rule(
+        "an update that was delivered more often, as at each takeover, is moved to {rejected}",
+        False,
+        _at_least(UPDATES_DELIVERY_LIMIT),
+    ),
+    "consumer-timeout": _Rule(
+        "RabbitMQ closes the channel of an aggregator that holds updates for {value} ms, as it does until "
+        "they are committed (--buffer-timeout)",
+        False,
+        _at_least(LONGEST_HELD_MS),
+    ),
+}
+_HEAD: Mapping[str, _Rule] = {
+    "message-ttl": _Rule(
+        "the newest version, from which every aggregator starts, is gone after {value} ms", True
+    ),
+    "expires": _Rule(_DELETED_UNUSED, True),
+    "max-length": _Rule(
+        f"it has no room for the {HEAD_LENGTH} messages of a commit", True, _at_least(HEAD_LENGTH)
+    ),
+    "max-length-bytes": _Rule(
+        "it has no room for two versions of the model, and RabbitMQ drops the newest one",
+        True,
+        lambda value, sizes: isinstance(value, int) and value >= max(1, sizes.head_needs),
+    ),
+    "overflow": _Rule("a leader can publish no more versions once it is full", True, _is("drop-head")),
+    "delivery-limit": _Rule(
+        "RabbitMQ drops the newest version after {value} reads, and each takeover is one",
+        True,
+        _at_least(MOST_READS),
+    ),
+}
+_REJECTED: Mapping[str, _Rule] = {
+    "message-ttl": _Rule("a refused message is gone after {value} ms", False),
+    "expires": _Rule(_DELETED_UNUSED, True),
+    "max-length": _Rule(_DROPS_OLDEST, False),
+    "max-length-bytes": _Rule(_DROPS_OLDEST, False, _at_least(REJECTED_MAX_BYTES)),
+    "overflow": _Rule("an aggregator can refuse nothing once it is full, and waits", False, _is("drop-head")),
+    "delivery-limit": _Rule(
+        "RabbitMQ drops a refused message after {value} looks of `fluffle rejected`",
+        False,
+        _at_least(MOST_READS),
+    ),
+}
+_MODELS: Mapping[str, _Rule] = {
+    "max-age": _Rule(
+        _DELETES_NEWEST, True, lambda value, _: isinstance(value, str) and seconds_of_age(value) >= IDLE_S
+    ),
+    "max-length-bytes": _Rule(
+        _DELETES_NEWEST,
+        True,
+        lambda value, sizes: isinstance(value, int) and value >= sizes.stream_needs,
+    ),
+}
+
+
+def faults_of(
+    policies: Iterable[BrokerPolicy], topology: Topology, *, virtual_host: str, sizes: Sizes = UNKNOWN_SIZES
+) -> tuple[PolicyFault, ...]:
+    """Return what a virtual host's policies would break in a federation, the fatal faults first."""
+    known = tuple(policies)
+    found = [
+        (queue, policy, key, rule, is_certain)
+        for queue, rules in (
+            (topology.updates, _UPDATES),
+            (topology.head, _HEAD),
+            (topology.rejected, _REJECTED),
+            (topology.models, _MODELS),
+        )
+        for policy, key, rule, is_certain in _broken(acting_on(known, queue), rules, sizes)
+    ]
+    expiring = {queue.name for queue, _, key, *_ in found if key == "message-ttl"}
+    are_lost = expiring >= {topology.updates.name, topology.rejected.name}
+    faults = []
+    for queue, policy, key, rule, is_certain in found:
+        is_lost = are_lost and queue is topology.updates and key == "message-ttl"
+        value = policy.definition[key]
+        effect = (_LOST if is_lost else rule.effect).format(value=value, rejected=topology.rejected.name)
+        faults.append(
+            PolicyFault(
+                queue=queue.name,
+                policy=policy,
+                key=key,
+                value=value,
+                effect=effect,
+                remedy=f"Keep it off the federation: {narrow_command(policy, topology, virtual_host)} - or "
+                f"delete it: {clear_command(policy, virtual_host)}",
+                is_fatal=is_lost or rule.is_fatal,
+                is_certain=is_certain,
+            )
+        )
+    return tuple(sorted(faults, key=lambda fault: not (fault.is_fatal and fault.is_certain)))
+
+
+def require_none_fatal(faults: Sequence[PolicyFault]) -> None:
+    """Raise UnsafePolicy, which names the first one, when there are faults that are fatal and certain."""
+    first, *others = [str(fault) for fault in faults if fault.is_fatal and fault.is_certain] or [""]
+    if first:
+        more = f" ({len(others)} more of this kind: `fluffle status` lists them.)" if others else ""
+        raise UnsafePolicy(first + more)
+
+
+def seconds_of_age(age: str) -> float:
+    """Return the seconds of a stream's max-age, such as 7D; 0 for what is none."""
+    found = re.fullmatch(r"([0-9]+)([YMDhms])", age)
+    return int(found[1]) * SECONDS_OF_AGE[found[2]] if found else 0
+
+
+def _broken(
+    acting: tuple[tuple[BrokerPolicy, bool], ...], rules: Mapping[str, _Rule], sizes: Sizes
+) -> Iterator[tuple[BrokerPolicy, str, _Rule, bool]]:
+    for key, rule in rules.items():
+        having = [(policy, sure) for policy, sure in acting if key in policy.definition]
+        # The lower of two limits counts, so that each may be looked at alone; of two words the operator's.
+        if any(policy.is_operator and isinstance(policy.definition[key], str) for policy, _ in having):
+            having = [(policy, sure) for policy, sure in having if policy.is_operator]
+        for policy, is_certain in having:
+            if not rule.is_harmless(policy.definition[key], sizes):
+                yield policy, key, rule, is_certain

@@ -1,0 +1,265 @@
+"""The head queue loses messages under a leader: it notices, says so, and puts the newest version back."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from builders import SIZE, a_charge, a_strategy, an_update
+from hypothesis import given
+from hypothesis import strategies as st
+from leading import Clock, a_server, newest, send, take_the_lead, unacked, versions, work_off
+
+from fluffle.broker import QueueState
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.record import ModelVersion, Moments
+from fluffle.wire import decode_record, decode_version, record_digest
+from fluffle_aggregator.charge import Charge, Rhythm
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import StreamReadings, read_head
+from fluffle_aggregator.head_keeper import AGAIN_AFTER_S, AT_MOST_EVERY_S, EVERY_S
+from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.strategies import Strategy
+
+LOSS = "the head has lost messages"
+
+
+def in_head(server: FakeServer, charge: Charge) -> list[bytes]:
+    return server.bodies(charge.topology.head.name)
+
+
+def purge(server: FakeServer, charge: Charge) -> None:
+    """Empty the head, as somebody does in RabbitMQ's UI, or as a message-ttl does."""
+    server.queue(charge.topology.head.name).ready.clear()
+
+
+def look_twice(leader: Leader, clock: Clock) -> None:
+    """Let a leader look, and look again; it believes the second look."""
+    clock.seconds += AT_MOST_EVERY_S
+    leader.look_after_head()
+    clock.seconds += AGAIN_AFTER_S
+    leader.look_after_head()
+
+
+def records(server: FakeServer, charge: Charge) -> list[ModelVersion | Moments]:
+    return [decode_record(body) for body in in_head(server, charge)]
+
+
+def test_an_emptied_head_gets_the_newest_version_again_bit_for_bit_and_its_cause_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    charge, clock = a_charge(a_strategy(buffer_size=1)), Clock()
+    server = a_server(charge, an_update("w"))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        *_, committed = in_head(server, charge)
+        before = server.bodies(charge.topology.models.name)
+        purge(server, charge)
+
+        look_twice(leader, clock)
+
+    assert in_head(server, charge) == [committed]
+    # Nobody who reads the stream sees anything of it.
+    assert server.bodies(charge.topology.models.name) == before
+    assert caplog.text.count(LOSS) == 1
+    for word in ("message-ttl", "purged", "rabbitmqctl list_policies", charge.topology.head.name):
+        assert word in caplog.text
+
+
+@pytest.mark.parametrize("held", [0, 1])
+def test_a_successor_goes_on_from_what_was_put_back_with_its_optimizer(held: int) -> None:
+    charge, clock = a_charge(a_strategy(buffer_size=2, optimizer="adam")), Clock()
+    updates = [an_update("w", sequence, values=[sequence] * SIZE) for sequence in range(1, 5)]
+    server, undisturbed = a_server(charge, *updates[: 2 + held]), a_server(charge, *updates)
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        assert leader.held == held
+        purge(server, charge)
+        look_twice(leader, clock)
+    send(server, charge, *updates[2 + held :])
+
+    for each in (server, undisturbed):
+        with FakeBroker(each) as broker:
+            successor = take_the_lead(broker, charge, Clock())
+            work_off(successor, broker)
+
+    assert newest(server, charge).vector.tolist() == newest(undisturbed, charge).vector.tolist()
+    history = versions(server, charge)
+    assert [one.version for one in history] == [0, 1, 2]
+    bodies = server.bodies(charge.topology.models.name)
+    assert [one.parent for one in history[1:]] == [record_digest(body) for body in bodies[:-1]]
+
+
+def test_between_two_commits_the_next_version_takes_the_place_of_the_lost_one() -> None:
+    # The vector has moved on from the newest version: published under its number, it would be a lie.
+    charge, clock = a_charge(a_strategy("fedasync"), rhythm=Rhythm(every=5)), Clock()
+    updates = [an_update("w", sequence, values=[sequence] * SIZE, sends="weights") for sequence in (1, 2)]
+    server = a_server(charge, *updates)
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        assert leader.held == 2
+        purge(server, charge)
+
+        look_twice(leader, clock)
+
+    assert unacked(server, charge) == []
+    assert [one.version for one in versions(server, charge)] == [0, 2]
+    assert in_head(server, charge)[-1] == server.bodies(charge.topology.models.name)[-1]
+
+
+def test_a_leader_puts_back_what_it_took_over_before_it_has_made_a_version() -> None:
+    charge, clock = a_charge(a_strategy(buffer_size=1)), Clock()
+    server = a_server(charge, an_update("w"))
+    with FakeBroker(server) as broker:
+        work_off(take_the_lead(broker, charge, clock), broker)
+    *_, committed = in_head(server, charge)
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        purge(server, charge)
+        look_twice(leader, clock)
+
+    assert in_head(server, charge) == [committed]
+
+
+def test_the_closing_version_is_put_back_as_closing() -> None:
+    charge, clock = a_charge(a_strategy(buffer_size=1), goal=Goal(max_versions=1)), Clock()
+    server = a_server(charge, an_update("w"))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        assert leader.finished
+        purge(server, charge)
+
+        look_twice(leader, clock)
+
+    [record] = records(server, charge)
+    assert isinstance(record, ModelVersion)
+    assert record.finished
+
+
+def test_what_somebody_only_holds_for_a_moment_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge)
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        before = in_head(server, charge)
+
+        for _ in range(3):
+            clock.seconds += EVERY_S
+            purge(server, charge)
+            leader.look_after_head()
+            clock.seconds += AGAIN_AFTER_S
+            with FakeBroker(server) as somebody:
+                somebody.publish(charge.topology.head_in.name, "", before[0], {})
+            leader.look_after_head()
+
+    assert in_head(server, charge) == before
+    assert LOSS not in caplog.text
+
+
+class CountsNothing(FakeBroker):
+    """A node that cannot reach the others: it counts 0 in a queue that has messages."""
+
+    def state(self, queue: str) -> QueueState:
+        """See Broker."""
+        return replace(super().state(queue), messages=0)
+
+
+def test_a_count_of_nothing_is_believed_only_if_there_is_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge)
+    with CountsNothing(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        before = in_head(server, charge)
+
+        for _ in range(3):
+            look_twice(leader, clock)
+        assert in_head(server, charge) == before
+        assert LOSS not in caplog.text
+
+        purge(server, charge)
+        look_twice(leader, clock)
+        assert in_head(server, charge) == before
+
+
+def test_where_messages_vanish_again_and_again_the_model_is_published_ever_less_often() -> None:
+    charge, clock = a_charge(), Clock()
+    server = a_server(charge)
+    found = []
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        for _ in range(600):
+            purge(server, charge)
+            clock.seconds += 1
+            leader.look_after_head()
+            if in_head(server, charge):
+                found.append(clock.seconds)
+
+    pauses = [later - earlier for earlier, later in itertools.pairwise(found)]
+    assert pauses == sorted(pauses)
+    assert pauses[0] >= EVERY_S
+    assert max(pauses) <= AT_MOST_EVERY_S + AGAIN_AFTER_S
+
+
+@given(
+    strategy=st.sampled_from(
+        [
+            a_strategy("fedasync"),
+            a_strategy("fedbuff", buffer_size=2, optimizer="adam"),
+            a_strategy("fedbuff", buffer_size=3),
+        ]
+    ),
+    every=st.integers(1, 3),
+    steps=st.lists(st.sampled_from(["update", "update", "look", "purge", "takeover"]), max_size=25),
+)
+def test_whatever_vanishes_the_head_holds_nothing_but_versions_that_were_published_and_then_the_newest(
+    strategy: Strategy, every: int, steps: list[str]
+) -> None:
+    charge, clock, sent = a_charge(strategy, rhythm=Rhythm(every=every)), Clock(), 0
+    server = a_server(charge)
+    broker = FakeBroker(server)
+    leader = take_the_lead(broker, charge, clock)
+
+    for step in [*steps, "look"]:
+        if step == "update":
+            sent += 1
+            base = newest(server, charge)
+            values = [float(sent)] * SIZE
+            send(
+                server,
+                charge,
+                an_update(
+                    *("w", sent),
+                    base_version=base.version,
+                    base_term=base.term,
+                    values=values,
+                    sends=strategy.sends,
+                ),
+            )
+            work_off(leader, broker)
+        elif step == "purge":
+            purge(server, charge)
+        else:
+            look_twice(leader, clock)
+        if step == "takeover":
+            broker.close()
+            broker = FakeBroker(server)
+            leader = take_the_lead(broker, charge, clock)
+            work_off(leader, broker)
+
+    published = server.bodies(charge.topology.models.name)
+    held = [body for body in in_head(server, charge) if isinstance(decode_record(body), ModelVersion)]
+    assert set(held) <= set(published)
+    assert max(held, key=lambda body: decode_version(body).rank) == published[-1]
+    head = read_head(broker, charge.topology, StreamReadings())
+    assert head is not None
+    assert set(head.moments) == (set(strategy.optimizer.starts) if head.record.version else set())
+    folded = [one.id for version in versions(server, charge) for one in version.folded]
+    assert len(folded) == len(set(folded))
+    assert newest(server, charge).updates + leader.held == sent
+    broker.close()

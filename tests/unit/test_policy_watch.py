@@ -1,0 +1,106 @@
+"""The look at the broker's policies: what is refused at the start, and what is said when."""
+
+from __future__ import annotations
+
+import pytest
+
+from fluffle.errors import AccessRefused, FluffleError, UnsafePolicy
+from fluffle.policies import BrokerPolicy
+from fluffle.policy_faults import Sizes
+from fluffle.policy_watch import PolicyWatch
+from fluffle.topology import topology_of
+
+TTL = BrokerPolicy("ttl", ".*", {"message-ttl": 5000})
+LIMIT = BrokerPolicy("limit", "head$", {"max-length-bytes": 1000})
+ON_REFUSED = BrokerPolicy("a-day", "rejected$", {"message-ttl": 86_400_000})
+LOSES, SMALLER = "a policy loses messages", "a policy makes a promise smaller"
+
+
+class Broker:
+    """Answers with what a test says."""
+
+    def __init__(self, *policies: BrokerPolicy) -> None:
+        self.answer: tuple[BrokerPolicy, ...] | FluffleError = policies
+
+    def __call__(self) -> tuple[BrokerPolicy, ...]:
+        if isinstance(self.answer, FluffleError):
+            raise self.answer
+        return self.answer
+
+
+def watch(broker: Broker) -> PolicyWatch:
+    return PolicyWatch(broker, topology_of("digits"), virtual_host="/")
+
+
+def test_a_start_under_a_policy_that_loses_messages_is_refused_and_said_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(UnsafePolicy, match=r"'ttl'.*1 more of this kind"):
+        watch(Broker(TTL)).require_safe_start()
+
+    assert caplog.text == ""
+
+
+def test_a_policy_that_comes_later_only_warns_and_once(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker()
+    policies = watch(broker)
+    policies.require_safe_start()
+
+    broker.answer = (TTL,)
+    for _ in range(3):
+        policies.look()
+    policies.require_safe_start()
+    policies.require_safe(Sizes(1000))
+
+    assert caplog.text.count(LOSES) == 2
+    assert caplog.text.count(SMALLER) == 1
+
+
+def test_it_is_said_when_the_last_policy_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    broker = Broker(ON_REFUSED)
+    policies = watch(broker)
+    with caplog.at_level("INFO"):
+        policies.require_safe_start()
+        broker.answer = ()
+        policies.look()
+        policies.look()
+
+    assert caplog.text.count(SMALLER) == 1
+    assert caplog.text.count("no policy of RabbitMQ loses messages") == 1
+
+
+def test_a_limit_that_was_there_at_the_start_is_refused_as_soon_as_the_model_is_known() -> None:
+    policies = watch(Broker(LIMIT))
+    policies.require_safe_start()
+
+    policies.require_safe(Sizes(500))
+    with pytest.raises(UnsafePolicy, match="max-length-bytes 1000"):
+        policies.require_safe(Sizes(501))
+
+
+def test_where_nobody_may_look_it_says_so_once_and_refuses_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    broker = Broker()
+    broker.answer = AccessRefused("not this user")
+    policies = watch(broker)
+
+    with caplog.at_level("INFO"):
+        policies.require_safe_start()
+        policies.look()
+        policies.require_safe(Sizes(10**9, 10**9))
+
+    assert policies.faults is None
+    assert caplog.text.count("RabbitMQ's policies are not looked at") == 1
+    assert "WARNING" not in caplog.text
+
+
+def test_what_was_known_is_kept_while_nobody_answers() -> None:
+    broker = Broker(ON_REFUSED)
+    policies = watch(broker)
+    policies.look()
+    broker.answer = AccessRefused("the plugin is being restarted")
+
+    policies.look()
+
+    assert [fault.policy for fault in policies.faults or ()] == [ON_REFUSED]
