@@ -9,13 +9,15 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip wheel --quiet --no-deps --wheel-dir /wheels .
 
 # The user, the folder of a task of one's own (it is importable: `--task package.module:name`), and the folder of the
-# initial model, which becomes the owner of the volume that is mounted there.
+# initial model; the volume that is mounted there takes over its owner. Some platforms choose another user for each
+# container, always of group 0: that group may write what this user may. /tmp alone must be writable.
 FROM ${PYTHON} AS base
-RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fluffle \
+RUN useradd --uid 10001 --gid 0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin fluffle \
  && python -m venv /opt/fluffle \
  && install -d /task \
- && install -d -o fluffle -g fluffle /models
+ && install -d -o fluffle -g 0 -m 775 /models
 ENV PATH=/opt/fluffle/bin:$PATH \
+    HOME=/tmp \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -35,7 +37,7 @@ CMD ["python", "-m", "fluffle_aggregator"]
 
 FROM base AS worker
 # Updates wait here until the broker has them; the volume comes with the container, and stays when it starts again.
-RUN install -d -o fluffle -g fluffle -m 700 /spool
+RUN install -d -o fluffle -g 0 -m 770 /spool
 ENV FLUFFLE_SPOOL=/spool
 VOLUME /spool
 COPY requirements-worker.lock /opt/fluffle/

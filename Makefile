@@ -12,12 +12,15 @@ installed := .venv/.installed
 
 .PHONY: help
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Give more with ARGS, as in: make demo ARGS="--compare --seed 0"'
 
 $(installed): requirements.lock pyproject.toml
 	@scripts/setup.sh python
 	@touch $@
+
+.PHONY: install
+install: $(installed) ## Install Fluffle and what it needs into .venv, and nothing else
 
 .PHONY: rabbitmq
 rabbitmq: $(installed)
@@ -35,6 +38,18 @@ test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real
 	@scripts/setup.sh browser
 	@scripts/setup.sh data
 	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+.PHONY: test-pythons
+test-pythons: $(installed) rabbitmq ## Run every test on the oldest and newest Python here, and on the lowest packages
+	@scripts/test_pythons.sh all $(ARGS)
+
+.PHONY: test-lowest
+test-lowest: $(installed) ## Run the unit tests on the lowest versions of the packages that are allowed
+	@scripts/test_pythons.sh lowest $(ARGS)
+
+.PHONY: test-containers
+test-containers: ## Build the images and run a federation in containers as unknown users (needs Docker)
+	@python3 scripts/try_containers.py
 
 .PHONY: fuzz
 fuzz: $(installed) ## Look for messages that break the decoder or the leader (MINUTES=1 for each target)
@@ -85,5 +100,5 @@ secrets: ## Draw passwords for docker compose: .secrets/, and RabbitMQ's users (
 
 .PHONY: clean
 clean: ## Remove the environment and caches; runs/ and .fluffle/ stay
-	@rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venvs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

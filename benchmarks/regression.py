@@ -1,4 +1,4 @@
-"""A regression in plain numpy: one hidden layer on scikit-learn's diabetes data, for benchmarks of many workers."""
+"""A regression in plain numpy, for benchmarks of many workers: one hidden layer on the diabetes data."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class _Client:
 
 
 class VirtualFederation:
-    """Plays one course; `tasks` are the workers', each with its data prepared, `judge` has the held-out data."""
+    """Plays one course; `tasks` are the workers, with their data prepared, `judge` has what is held out."""
 
     def __init__(self, course: Course, tasks: Sequence[Task], judge: Task) -> None:
         self._course = course

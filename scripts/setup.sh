@@ -197,6 +197,8 @@ lock() {
   # For the two container images; the same versions as above.
   compile_lock requirements-worker.lock pyproject.toml --extra worker --constraint requirements.lock "$@"
   compile_lock requirements-aggregator.lock pyproject.toml "$@"
+  # For `make test-lowest` alone: the oldest version of each package that pyproject.toml names.
+  compile_lock requirements-lowest.lock pyproject.toml --extra demo --group dev --resolution lowest-direct "$@"
   # For `make fuzz` alone.
   compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }

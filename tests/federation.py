@@ -21,6 +21,7 @@ from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
+from fluffle_cli.guard import Watched, guard
 
 DEADLINE_S = 300.0
 TESTS = Path(__file__).parent
@@ -88,6 +89,8 @@ class Federation:
     broker_url: str
     folder: Path
     task: str = "digits"
+    # What stands before each command: a program that starts it as another user, for example.
+    prefix: tuple[str, ...] = ()
     parts: list[Part] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -99,6 +102,7 @@ class Federation:
         for part in self.parts:
             if part.process.poll() is None:
                 part.kill()
+            guard().release(part.process.pid)
 
     @property
     def topology(self) -> Topology:
@@ -185,13 +189,15 @@ class Federation:
         }
         with log.open("wb") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*self.prefix, sys.executable, "-m", module, *arguments],
                 env=environment,
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
             )
+        # So that an interrupted run of the tests leaves nothing behind.
+        guard().watch(Watched(process.pid))
         part = Part(name, process, log)
         self.parts.append(part)
         return part
@@ -224,12 +230,12 @@ def assert_refused(part: Part, *words: str) -> None:
     """The process ends with 2, and its last line is one sentence with these words in it."""
     code = part.wait_for_exit()
     log = part.log.read_text()
-    last = log.strip().splitlines()[-1]
+    last = json.loads(log.strip().splitlines()[-1])
     assert code == 2, log
     assert "Traceback" not in log
-    assert last.startswith("error: ")
+    assert last["level"] == "error"
     for word in words:
-        assert word in last
+        assert word in last["event"]
 
 
 def end_and_balance(federation: Federation, *, workers: list[Part], aggregators: list[Part]) -> ModelVersion:

@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 
-def memory_bytes(process_id: int, which: Literal["VmRSS", "VmHWM"]) -> int:
-    """Return the resident memory of a process, now (VmRSS) or at its highest (VmHWM); 0 when it is gone."""
+def memory_bytes(process_id: int, which: Literal["VmRSS", "VmHWM", "RssFile"]) -> int:
+    """Return the resident memory of a process; 0 when it is gone.
+
+    VmRSS is what there is now, and VmHWM what there was at the most. RssFile is the part of VmRSS that is
+    pages of files, such as libraries: processes share them, the system may drop them at any time, and how
+    many pages of a library are there depends on the kernel and the file system.
+    """
     try:
         status = Path(f"/proc/{process_id}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

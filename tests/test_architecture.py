@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -164,30 +166,69 @@ def test_no_module_is_longer_than_400_lines() -> None:
     assert long == []
 
 
+def without_tensorflow(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program where an import of TensorFlow or Keras fails."""
+    program = (
+        "import runpy, sys\n"
+        "for name in ('tensorflow', 'keras', 'sklearn'):\n"
+        "    sys.modules[name] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
 @pytest.mark.parametrize(
     "command",
     [
-        ["fluffle_cli.main", "--help"],
-        ["fluffle_cli.main", "worker", "--help"],
-        ["fluffle_cli.main", "evaluator", "--help"],
-        ["fluffle_cli.main", "demo", "--help"],
+        ["fluffle_cli", "--help"],
+        ["fluffle_cli", "worker", "--help"],
+        ["fluffle_cli", "evaluator", "--help"],
+        ["fluffle_cli", "demo", "--help"],
         ["fluffle_aggregator", "--help"],
         ["fluffle_worker", "--help"],
     ],
     ids=" ".join,
 )
 def test_help_needs_no_tensorflow(command: list[str]) -> None:
-    without_tensorflow = (
-        "import runpy, sys\n"
-        "for name in ('tensorflow', 'keras'):\n"
-        "    sys.modules[name] = None\n"
-        "sys.argv = sys.argv[1:]\n"
-        "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
-    )
-
-    result = subprocess.run(
-        [sys.executable, "-c", without_tensorflow, *command], capture_output=True, text=True, check=False
-    )
+    result = without_tensorflow(*command)
 
     assert result.returncode == 0, result.stderr
     assert "Usage" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["status"],
+        ["trace", "w/r/1"],
+        ["rejected", "list"],
+        ["model", "list"],
+        ["model", "export", "--out", "model.safetensors"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_that_looks_at_a_federation_needs_no_tensorflow(command: list[str], tmp_path: Path) -> None:
+    nobody = ["--broker-url", "amqp://127.0.0.1:1", "--connect-timeout-s", "0.1"]
+
+    result = without_tensorflow("fluffle_cli", *command, *nobody, cwd=tmp_path)
+
+    # As far as it gets without a broker.
+    assert result.returncode == 2, result.stderr
+    assert "127.0.0.1:1" in result.stderr
+    assert "tensorflow" not in result.stderr
+    assert "keras" not in result.stderr
+
+
+def test_the_version_is_shown_without_tensorflow() -> None:
+    result = without_tensorflow("fluffle_cli", "--version")
+
+    assert (result.returncode, result.stdout) == (0, f"fluffle {version('fluffle')}\n")
+
+
+def test_what_a_report_needs_to_be_installed_holds_no_tensorflow() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    assert [each.partition(">")[0] for each in extras["report"]] == ["matplotlib"]

@@ -25,7 +25,7 @@ UNREADABLE_TIMES = 3
 IN_A_ROW_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """The newest committed version, as it lies in the head queue.
 
@@ -149,7 +149,7 @@ def read_head(
     return Head(record, moments, digest, term, messages=len(found.messages))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Found:
     """What lies in the head: the rank of each message, and the bodies that may be of use."""
 

@@ -258,7 +258,9 @@ class Leader:
         if delivery.user:
             headers = {"worker": delivery.user, **headers}
         whose = {"update" if name == "id" else name: value for name, value in headers.items()}
-        log.warning("refused", reason=str(refused.reason), detail=refused.detail, **whose)
+        # What was on its way when the federation ended is nothing to worry about.
+        say = log.info if refused.reason is Reason.FINISHED else log.warning
+        say("refused", reason=str(refused.reason), detail=refused.detail, **whose)
         if not self._model.untold_refusals:
             self._refused_from = self._clock()
         self._model.note_refusal(delivery.user, f"{refused.reason}: {refused.detail}")

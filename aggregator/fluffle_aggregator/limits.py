@@ -98,7 +98,7 @@ class Rates:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Admitted:
     """An update as it may be folded.
 

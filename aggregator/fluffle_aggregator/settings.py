@@ -29,6 +29,7 @@ class AggregatorSettings(SharedSettings):
     """Flags of `fluffle aggregator`, keys of the table [aggregator]."""
 
     part: ClassVar[str] = "aggregator"
+    is_service: ClassVar[bool] = True
 
     name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",

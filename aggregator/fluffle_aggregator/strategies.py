@@ -49,7 +49,7 @@ class UpdateFacts:
             raise ValueError(f"an update must come from at least 1 example, not {self.examples}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Buffer:
     """The updates since the last step: their weighted sum, and how many there are.
 

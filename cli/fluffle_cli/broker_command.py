@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from fluffle.command_line import clean_exit, new_app
+from fluffle import logs
+from fluffle.command_line import clean_exit, new_app, warn_of_unknown_variables
 from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode, make_private_folder
 from fluffle_cli.node_tls import NodeTls
@@ -57,6 +58,7 @@ def up(
     What a stopped broker has left in the folder is there again: queues, messages, user and password, and its
     nodes if it is a cluster. A broker that runs already is left as it is.
     """
+    _begin()
     broker = _broker(folder)
     if broker is not None and all(node.is_running for node in _nodes(broker)):
         how = "runs already"
@@ -68,6 +70,7 @@ def up(
                 broker = BrokerCluster.start(folder, size=size, management=management, tls=certificates)
             else:
                 broker = BrokerNode.start(folder, management=management, tls=certificates)
+        broker.outlive()
         how = "runs"
     processes = ", ".join(str(node.pid) for node in _nodes(broker))
     typer.echo(f"RabbitMQ {how} in {folder} (process {processes}).")
@@ -86,6 +89,7 @@ def up(
 @clean_exit()
 def down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop the broker in good order; its folder stays, and `up` goes on with what is in it."""
+    _begin()
     broker = _broker(folder)
     was_running = broker is not None and any(node.is_running for node in _nodes(broker))
     if not was_running:
@@ -108,6 +112,7 @@ def status(
 
     A cluster runs when more than half of its nodes do.
     """
+    _begin()
     broker = _broker(folder)
     running = broker is not None and broker.is_running
     facts: dict[str, str | int | None] = {"folder": str(folder)}
@@ -134,6 +139,11 @@ def status(
         Console(width=max(Console().width, 140), highlight=False, markup=False).print(table)
     if not running:
         raise typer.Exit(1)
+
+
+def _begin() -> None:
+    logs.configure("pretty", verbose=False, part="broker")
+    warn_of_unknown_variables()
 
 
 def _certificates_in(folder: Path) -> NodeTls:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.errors import BrokerError
+from fluffle_cli.guard import stop_port_mapper
 from fluffle_cli.node import BrokerNode, store
 from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import (
@@ -25,7 +26,6 @@ from fluffle_cli.rabbitmq_server import (
     cookie_of,
     find_server,
     free_ports,
-    stop_port_mapper,
     write_private,
 )
 
@@ -123,6 +123,11 @@ class BrokerCluster:
         """Stop what runs of it in good order; the folder stays."""
         self._each(lambda node: node.stop())
         comes_true(lambda: stop_port_mapper(self.nodes[0].settings.epmd_port), timeout_s=5)
+
+    def outlive(self) -> None:
+        """Let the nodes go on when this process is gone."""
+        for node in self.nodes:
+            node.outlive()
 
     def __enter__(self) -> Self:
         """Give the running cluster."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
 from fluffle.command_line import clean_exit, new_app
 from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
@@ -37,6 +42,22 @@ app.command("dashboard")(dashboard)
 app.command("report")(report)
 app.add_typer(model, name="model")
 app.add_typer(rejected, name="rejected")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fluffle {version('fluffle')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and end."),
+    ] = False,
+) -> None:
+    """Take what stands before the command."""
 
 
 def run() -> None:

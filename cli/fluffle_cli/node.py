@@ -1,5 +1,7 @@
 """A private RabbitMQ node: its own folder, free ports, loopback only, and nothing left behind when it stops.
 
+A node ends with the process that started it, however that one ended, unless `outlive` has let it go.
+
 The folder is the node: it holds data, logs, configuration, cookie and `node.json`, from which any process
 can load, stop or restart it. Whether it runs is told by a lock that the server holds as long as it lives,
 never by a process number alone: a stale number would let us signal somebody else's process.
@@ -18,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.errors import BrokerError, ConfigError
+from fluffle_cli.guard import Watched, guard, stop_port_mapper
 from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import (
     LOOPBACK,
@@ -28,10 +31,10 @@ from fluffle_cli.rabbitmq_server import (
     free_ports,
     is_free,
     is_locked,
+    lock_file_of,
     locked,
     serves_amqp,
     spawn,
-    stop_port_mapper,
     write_configuration,
     write_private,
 )
@@ -146,6 +149,7 @@ class BrokerNode:
             self._send(signal.SIGKILL, os.killpg)
             if not comes_true(lambda: not self.is_running, timeout_s=10):
                 raise BrokerError(f"the broker in {self.folder} (process {self.pid}) survived SIGKILL")
+        self.outlive()
         self._process = None
         self._refresh()
         if self.pid:
@@ -165,6 +169,11 @@ class BrokerNode:
             )
         self._launch(self.settings, timeout_s)
 
+    def outlive(self) -> None:
+        """Let the node go on when this process is gone, if it is this process that started it."""
+        if self._process is not None:
+            guard().release(self._process.pid)
+
     def __enter__(self) -> Self:
         """Give the running node."""
         return self
@@ -182,6 +191,11 @@ class BrokerNode:
             store(self.folder, settings)
             self._process = spawn(self.folder, settings, lock=lock)
             self.settings = replace(settings, pid=self._process.pid)
+            guard().watch(
+                Watched(
+                    self._process.pid, lock_file=str(lock_file_of(self.folder)), epmd_port=settings.epmd_port
+                )
+            )
             store(self.folder, self.settings)
         try:
             self._await_service(timeout_s)

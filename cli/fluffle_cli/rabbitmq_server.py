@@ -15,6 +15,7 @@ from secrets import token_hex
 from typing import Final
 
 from fluffle.errors import BrokerError, ConfigError
+from fluffle_cli import guard
 from fluffle_cli.node_tls import AMQP_HEADER, METHOD_FRAME, NodeTls, serves_amqps, tls_configuration
 
 LOOPBACK: Final = "127.0.0.1"
@@ -138,12 +139,12 @@ def is_free(port: int) -> bool:
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
     """Take the folder's lock, to be handed to the server; BrokerError when a running server has it."""
-    first = os.open(folder / "node.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    first = os.open(lock_file_of(folder), os.O_RDWR | os.O_CREAT, 0o600)
     descriptor = fcntl.fcntl(first, fcntl.F_DUPFD_CLOEXEC, _LOWEST_LOCK_DESCRIPTOR)
     os.close(first)
     try:
         # Not at once: somebody who only looks holds it for a moment.
-        if not comes_true(lambda: _lock(descriptor, fcntl.LOCK_EX), timeout_s=1):
+        if not comes_true(lambda: _lock(descriptor), timeout_s=1):
             raise BrokerError(f"a broker runs in {folder} already")
         yield descriptor
     finally:
@@ -152,19 +153,17 @@ def locked(folder: Path) -> Iterator[int]:
 
 def is_locked(folder: Path) -> bool:
     """Tell whether a server lives that was spawned with this folder's lock."""
-    try:
-        descriptor = os.open(folder / "node.lock", os.O_RDWR)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _lock(descriptor, fcntl.LOCK_SH)
-    finally:
-        os.close(descriptor)
+    return guard.is_locked(lock_file_of(folder))
 
 
-def _lock(descriptor: int, kind: int) -> bool:
+def lock_file_of(folder: Path) -> Path:
+    """Return the file that a server holds locked as long as it lives."""
+    return folder / "node.lock"
+
+
+def _lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -277,19 +276,6 @@ def server_environment(folder: Path, settings: NodeSettings, outer: Mapping[str,
         "RABBITMQ_ALLOW_INPUT": "1",
         "RABBITMQ_SERVER_START_ARGS": "-noinput +B i",
     }
-
-
-def stop_port_mapper(port: int) -> bool:
-    """Ask the node's own epmd to end; True when it is gone. It refuses while a node is registered with it."""
-    try:
-        with socket.create_connection((LOOPBACK, port), timeout=1) as epmd:
-            epmd.sendall(b"\x00\x01k")
-            epmd.recv(2)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        pass
-    return False
 
 
 def serves_amqp(port: int, tls: NodeTls | None = None) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from fluffle.errors import ConfigError
 from fluffle.tls import TlsFiles
@@ -69,23 +69,27 @@ def parse_address(url: str, *, password: str | None = None, files: TlsFiles | No
         raise ValueError("holds a # or a space")
     if "://" not in url:
         raise ValueError("has no amqp://")
-    parts = _split(url)
-    if parts.scheme not in DEFAULT_PORTS:
-        raise ValueError(f"begins with {parts.scheme}://")
-    login, _, places = parts.netloc.rpartition("@")
+    # Not by urlsplit: newer versions of Python refuse a host in brackets beside others.
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
+    if scheme not in DEFAULT_PORTS:
+        raise ValueError(f"begins with {scheme}://")
+    rest, _, options = rest.partition("?")
+    authority, _, virtual_host = rest.partition("/")
+    login, _, places = authority.rpartition("@")
     user, _, in_url = login.partition(":")
-    hosts = tuple(_host_and_port(place, parts.scheme) for place in places.split(","))
-    if "/" in parts.path[1:]:
+    hosts = tuple(_host_and_port(place, scheme) for place in places.split(","))
+    if "/" in virtual_host:
         raise ValueError("has a / in the virtual host (write %2F)")
-    if parts.query:
+    if options:
         # pika would take from there what is set elsewhere, and worse: verification could be switched off.
         raise ValueError("has a ? and options, which are settings of their own")
     return BrokerAddress(
         hosts=hosts,
-        virtual_host=unquote(parts.path[1:]) or "/",
+        virtual_host=unquote(virtual_host) or "/",
         user=unquote(user) or None,
         password=unquote(in_url) if ":" in login else password,
-        tls=None if parts.scheme == "amqp" else files or TlsFiles(),
+        tls=None if scheme == "amqp" else files or TlsFiles(),
     )
 
 
@@ -131,7 +135,11 @@ def in_a_url(host: str) -> str:
 
 
 def _host_and_port(place: str, scheme: str) -> tuple[str, int]:
-    parts = _split(f"//{place}")
+    try:
+        parts = urlsplit(f"//{place}")
+    except ValueError:
+        # Python's own words may quote the password.
+        raise ValueError("has a broken host") from None
     try:
         port = parts.port
     except ValueError:
@@ -141,11 +149,3 @@ def _host_and_port(place: str, scheme: str) -> tuple[str, int]:
     if port == 0:
         raise ValueError("has port 0")
     return parts.hostname, port or DEFAULT_PORTS[scheme]
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        # Python's own words may quote the password.
-        raise ValueError("has a broken host") from None

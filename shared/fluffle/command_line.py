@@ -8,7 +8,10 @@ and works without TensorFlow.
 from __future__ import annotations
 
 import inspect
+import logging
+import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +21,12 @@ from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from rich.console import Console
 from rich.markup import escape
 
 from fluffle import logs
 from fluffle.errors import FluffleError
+from fluffle.known_variables import unknown_variables
 from fluffle.settings import (
     CONFIG_VARIABLE,
     DEFAULT_CONFIG,
@@ -31,9 +36,13 @@ from fluffle.settings import (
     is_argument,
     load_settings,
 )
+from fluffle.stderr_relay import relayed_stderr
+
+log = logs.get_logger(__name__)
 
 S = TypeVar("S", bound=SharedSettings)
 
+EXIT_BUG = 1
 EXIT_WRONG = 2
 EXIT_INTERRUPTED = 130
 
@@ -78,11 +87,15 @@ def settings_command(
 
     def command(*, config: Path | None, **flags: object) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
-        with clean_exit(verbose=given.get("verbose") is True):
+        verbose = given.get("verbose") is True
+        # How a wrong setting is said must be known before the settings are.
+        said = str(given.get("log_format", os.environ.get(env_name("log_format"))))
+        log_format = logs.resolved(said, is_service=settings_class.is_service)
+        logs.configure(log_format, verbose=verbose, part=settings_class.part or "fluffle")
+        with clean_exit(verbose=verbose, as_json=log_format == "json"):
             settings = load_settings(settings_class, given, config=config)
-        part = settings.part or "fluffle"
-        logs.configure(settings.log_format, verbose=settings.verbose, part=part, fields=settings.log_fields())
-        with clean_exit(verbose=settings.verbose):
+        with own_log(settings) as as_json, clean_exit(verbose=settings.verbose, as_json=as_json):
+            warn_of_unknown_variables()
             run(settings)
 
     fields = settings_class.model_fields
@@ -102,22 +115,78 @@ def settings_command(
 
 
 @contextmanager
-def clean_exit(*, verbose: bool = False) -> Iterator[None]:
+def own_log(settings: SharedSettings) -> Iterator[bool]:
+    """Set up the log of a process; give whether it is JSON. Then nothing that is not comes to stderr.
+
+    Where stderr is not this process's own, as in a test, what libraries write there is left alone.
+    """
+    log_format = logs.resolved(settings.log_format, is_service=settings.is_service)
+    as_json, part, fields = log_format == "json", settings.part or "fluffle", settings.log_fields()
+    if sys.stderr is not sys.__stderr__:
+        logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields)
+        yield as_json
+        return
+    said = {"part": part, **fields}
+    with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=said) as stderr:
+        console = Console(file=stderr)
+        logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields, console=console)
+        if as_json:
+            logging.captureWarnings(capture=True)
+            threading.excepthook = _log_end_of_thread
+        yield as_json
+
+
+def warn_of_unknown_variables() -> None:
+    """Log each variable of the environment that looks like a setting of Fluffle's, but is none."""
+    set_ones = [name for name, value in os.environ.items() if value]
+    for unknown in unknown_variables(set_ones):
+        meant = {"did_you_mean": unknown.meant} if unknown.meant else {}
+        log.warning("a variable of the environment is no setting", variable=unknown.name, **meant)
+
+
+@contextmanager
+def clean_exit(*, verbose: bool = False, as_json: bool = False) -> Iterator[None]:
     """Turn what Fluffle says on purpose into one sentence on stderr and exit code 2, and Ctrl-C into 130.
 
-    With `verbose` the traceback is shown above the sentence. Anything else is a bug and passes through.
+    With `verbose` the traceback is shown above the sentence. Anything else is a bug and passes through. With
+    `as_json` all of this is log lines.
     """
     try:
         yield
     except FluffleError as error:
-        if verbose:
-            typer.echo("".join(traceback.format_exception(error)), err=True, nl=False)
-        typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED)
-        typer.echo(str(error), err=True)
+        _tell(error, verbose=verbose, as_json=as_json)
         sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        if as_json:
+            log.info("interrupted")
+        else:
+            typer.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if not as_json:
+            raise
+        log.critical("ended by a bug", error=f"{type(error).__name__}: {error}", traceback=_traceback(error))
+        sys.exit(EXIT_BUG)
+
+
+def _tell(error: FluffleError, *, verbose: bool, as_json: bool) -> None:
+    if as_json:
+        log.error(str(error), exc_info=error if verbose else None)
+        return
+    if verbose:
+        typer.echo(f"{_traceback(error)}\n", err=True, nl=False)
+    typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED)
+    typer.echo(str(error), err=True)
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    name = ended.thread.name if ended.thread else ""
+    error = ended.exc_value
+    log.error("a thread was ended by an error", thread=name, error=repr(error), traceback=_traceback(error))
+
+
+def _traceback(error: BaseException | None) -> str:
+    return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:

@@ -14,6 +14,7 @@ from pathlib import Path
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
+from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
 
 
@@ -49,4 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with relayed_stderr(as_json=False, verbose=False, fields={}):
+        code = main()
+    sys.exit(code)

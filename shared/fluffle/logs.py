@@ -9,8 +9,9 @@ The sentence is constant and the ids are fields, so that an operator greps them 
 store filters by them. The lines go through the standard logging, as do those of any other library and of a
 task that only knows `logging`. Until `configure` is called nothing is set up, as befits a library.
 
-On a terminal a line is for people; anywhere else it is one JSON object, in which `time` (UTC), `level`,
-`part`, `federation`, `event` and `logger` are always there. Both go to stderr.
+On a terminal, and from a command that somebody has called, a line is for people; of a part that runs
+anywhere else it is one JSON object, in which `time` (UTC), `level`, `part`, `federation`, `event` and
+`logger` are always there. Both go to stderr.
 """
 
 from __future__ import annotations
@@ -49,6 +50,14 @@ def get_logger(name: str) -> BoundLogger:
         cache_logger_on_first_use=True,
     )
     return logger
+
+
+def resolved(log_format: str, *, is_service: bool) -> LogFormat:
+    """Return what a log format means here: auto is JSON for a service without a terminal."""
+    if log_format == "json":
+        return "json"
+    has_no_reader = log_format != "pretty" and is_service and not sys.stderr.isatty()
+    return "json" if has_no_reader else "pretty"
 
 
 def configure(
@@ -121,7 +130,8 @@ def _describe(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event.pop("stack_info", None)
     return {
         "time": datetime.fromtimestamp(record.created, UTC),
-        "level": record.levelname.lower(),
+        # pika calls each attempt to connect an error; we say the same in one line.
+        "level": "debug" if record.name.startswith("pika") else record.levelname.lower(),
         "logger": record.name,
         "exception": _exception(event.pop("exc_info", None)),
         **event,

@@ -35,7 +35,7 @@ SAY_EVERY_S = 60.0
 Found = TypeVar("Found")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredVersion:
     """A version, and the message that it was read from: all that a successor of the aggregator needs.
 

@@ -111,7 +111,7 @@ def is_in_history(base: Rank, terms: Sequence[Rank], newest_version: int) -> boo
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelVersion:
     """One version of the global model.
 
@@ -196,7 +196,7 @@ class ModelVersion:
         return sum(contributor.updates for contributor in self.contributors.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Moments:
     """The server optimizer's memory at one version: float32 vectors of the model's size by name."""
 

@@ -89,6 +89,8 @@ class SharedSettings(BaseSettings):
         hide_input_in_errors=True,
     )
     part: ClassVar[str] = ""
+    # Whether it runs until it is told to stop, and not for the person who has called it.
+    is_service: ClassVar[bool] = False
 
     federation: str = Field("digits", description="Name of the federation; its queues begin with it.")
     broker_url: str = Field(
@@ -123,7 +125,8 @@ class SharedSettings(BaseSettings):
         description="MiB that RabbitMQ takes in one message, where its max_message_size is smaller.",
     )
     log_format: LogFormat = Field(
-        "auto", description="How log lines look; auto is pretty on a terminal and json elsewhere."
+        "auto",
+        description="How log lines look; auto is json for a part that runs without a terminal, else pretty.",
     )
     verbose: bool = Field(False, description="Log details, and show the traceback of an error.")
 

@@ -48,7 +48,7 @@ class Site:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Trained:
     """What one round of local training gave: the weights, the examples of this site it saw, and metrics.
 

@@ -30,7 +30,7 @@ class UpdateId:
         return f"{self.worker}/{self.run}/{self.sequence}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class WeightUpdate:
     """What one worker learnt in one round.
 

@@ -193,6 +193,34 @@ def test_another_process_sees_the_node_and_stops_it(node: BrokerNode) -> None:
     assert all(map(is_free, node.settings.ports))
 
 
+def test_a_node_ends_with_the_process_that_started_it_and_its_port_mapper_too(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from fluffle_cli.node import BrokerNode\n"
+        "BrokerNode.start(Path(sys.argv[1]), management=False); print('serves', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == "serves\n"
+        node = BrokerNode.load(tmp_path)
+        assert node.is_running
+
+        starter.kill()
+
+    assert comes_true(lambda: not node.is_running, timeout_s=10)
+    assert comes_true(lambda: all(map(is_free, node.settings.ports)), timeout_s=10)
+
+
+def test_a_node_of_broker_up_stays_when_the_command_has_ended(tmp_path: Path) -> None:
+    folder = ("--folder", str(tmp_path / "broker"))
+
+    up = run_command("up", "--no-management", *folder)
+    status = run_command("status", *folder)
+    down = run_command("down", *folder)
+
+    assert (up.returncode, status.returncode, down.returncode) == (0, 0, 0), up.stderr
+
+
 def test_a_node_whose_port_was_taken_meanwhile_says_so(tmp_path: Path) -> None:
     server = a_server_that_says("", folder=tmp_path)
     with pytest.raises(BrokerError):

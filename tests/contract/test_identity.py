@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from brokers import SOON_S
-from federation import Federation
+from federation import Federation, assert_refused
 from rabbitmqctl import add_user
 
 from fluffle.errors import AccessRefused
@@ -75,7 +75,4 @@ def test_a_worker_with_another_name_than_its_user_learns_it_before_it_trains(
     with Federation(federation, site_a, tmp_path, task="numpy_task:task") as running:
         worker = running.worker(0)
 
-        assert worker.wait_for_exit() == 2
-        last = worker.log.read_text().splitlines()[-1]
-        assert last.startswith("error: the user 'site-a' may not speak for another")
-        assert "--name" in last
+        assert_refused(worker, "the user 'site-a' may not speak for another", "--name")

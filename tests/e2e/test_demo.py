@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -85,7 +86,8 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     assert run.finished == "accuracy>=0.8 held for 3 evaluations"
     assert [row.version for row in rows] == list(range(len(rows)))
     assert rows[-1].updates == run.updates == sum(totals.updates for totals in run.workers.values())
-    assert set(run.workers) == {"worker-0", "worker-1"}
+    # The target may be reached before each of them has given an update.
+    assert set() < set(run.workers) <= {"worker-0", "worker-1"}
 
     for picture in ("accuracy.png", "staleness.png", "contributions.png", "timeline.png"):
         assert (out / picture).read_bytes().startswith(PNG)
@@ -106,16 +108,28 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
 
     logs = {path.stem for path in (out / "logs").iterdir()}
     assert logs >= {"aggregator-1", "aggregator-2", "evaluator", "worker-0", "worker-1", "rabbitmq", "demo"}
-    lines = (out / "logs" / "worker-0.log").read_text().splitlines()
-    # TensorFlow writes lines of its own when it looks for a GPU.
-    events = [json.loads(line) for line in lines if line.startswith("{")]
-    assert {event["federation"] for event in events} == {"digits"}
+    assert_healthy(out / "logs", since=run.began_at)
 
     assert not (out / "broker").exists(), "the password is gone with the broker"
     assert f"{run.final['accuracy']:.4f}" in said
     assert "RabbitMQ's UI: http://127.0.0.1:" in said
     assert "Traceback" not in said
     assert "\x1b" not in said, "there are no colour codes where there is no terminal"
+
+
+def assert_healthy(logs: Path, *, since: float) -> None:
+    """Since the first version nobody has warned of anything, and each line of a part is one JSON object."""
+    for log in logs.glob("*.log"):
+        text = log.read_text()
+        if log.stem in {"initial-model", "afterwards", "report"}:
+            assert text in ("", f"the report is {logs.parent / 'report.html'}\n"), log
+        elif log.stem != "rabbitmq":
+            lines = [json.loads(line) for line in text.splitlines()]
+            warnings = [line for line in lines if line["level"] not in {"debug", "info"}]
+            assert [
+                each for each in warnings if datetime.fromisoformat(each["time"]).timestamp() > since
+            ] == []
+            assert {line["federation"] for line in lines} <= {"digits"}, log
 
 
 def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
@@ -132,9 +146,23 @@ def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -
         assert demo.returncode == 130, said
         assert "Traceback" not in said
         assert f"What there is of the run lies in {out}" in said
-        assert not any(is_alive(process) for process in started)
+        wait_until(lambda: not any(map(is_alive, started)), "the end of all", deadline_s=5)
         assert processes_of(out) == []
     assert has_versions(out, 3)
+
+
+def test_a_demo_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--task", "numpy_task:task", "--target", "2.0", "--workers", "2", "--delay", "0.05")
+    with a_demo(out, *flags, cwd=EXAMPLES) as demo:
+        wait_until(lambda: has_versions(out, 1) or demo.poll() is not None, "a version")
+        started = children_of(demo)
+        assert len(started) >= 6, "a broker, two aggregators, an evaluator and two workers"
+
+        demo.kill()
+
+        wait_until(lambda: not any(map(is_alive, started)), "the end of all", deadline_s=20)
+        wait_until(lambda: processes_of(out) == [], "the end of the broker's helpers", deadline_s=20)
 
 
 def test_ctrl_c_ends_a_demo_that_has_only_begun_to_start(tmp_path: Path) -> None:

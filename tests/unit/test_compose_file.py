@@ -234,3 +234,21 @@ def test_the_container_speaks_tls_as_we_advise_but_for_passwords() -> None:
         "ssl_options.fail_if_no_peer_cert = true",
         "auth_mechanisms.1 = EXTERNAL",
     }
+
+
+def test_each_image_of_ours_is_built_by_one_service_and_pulled_by_none() -> None:
+    built = re.findall(r"build: \{ target: (\w+) \}", TEXT)
+
+    assert sorted(built) == ["aggregator", "worker"]
+    assert "  pull_policy: never" in block("x-program: &program", 0).splitlines()
+    # Whoever starts an aggregator starts these two, so that no part of the federation lacks its image.
+    assert "build: { target: worker }" in SERVICES["initial-model"]
+    assert "build: { target: aggregator }" in SERVICES["aggregator"]
+
+
+def test_group_0_may_write_in_an_image_what_the_images_user_may() -> None:
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+
+    folders = re.findall(r"install -d -o fluffle (.*)", dockerfile)
+    assert folders == ["-g 0 -m 775 /models", "-g 0 -m 770 /spool"]
+    assert "--uid 10001 --gid 0" in dockerfile

@@ -43,6 +43,20 @@ def ask(server: PageServer, path: str, *, method: str = "GET", **headers: str) -
         connection.close()
 
 
+def test_a_path_that_cannot_be_read_is_a_bad_request_and_no_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with (
+        serving(PageServer(Watched(), "127.0.0.1", 0)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as browser,
+    ):
+        browser.sendall(b"GET http://[/ HTTP/1.0\r\n\r\n")
+        answer = browser.recv(100)
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert capsys.readouterr().err == ""
+
+
 def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None:
     with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
         answers = {path: ask(server, path) for path in ASSETS}

@@ -80,7 +80,7 @@ def test_a_copy_comes_back_as_a_whole_version_that_says_what_it_is_a_copy_of(cod
     # A statistic is never rounded.
     assert found.statistics.tobytes() == record.statistics.tobytes()
     same = replace(found, vector=record.vector, statistics=record.statistics, codec="float32", copy_of="")
-    assert same == record
+    assert encode_version(same) == encode_version(record)
 
 
 def test_whoever_makes_the_copy_makes_the_same_one() -> None:

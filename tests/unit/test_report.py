@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -93,6 +95,22 @@ def a_run(
 
 def page_of(folder: Path, *others: Path) -> str:
     return write_report(read_run(folder), [read_run(other) for other in others]).read_text()
+
+
+def test_a_report_is_written_where_there_is_no_tensorflow(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", happened=STORY)
+    program = (
+        "import runpy, sys\n"
+        "sys.modules |= {name: None for name in ('tensorflow', 'keras', 'sklearn')}\n"
+        "sys.argv = ['fluffle', 'report', sys.argv[1]]\n"
+        "runpy.run_module('fluffle_cli', run_name='__main__')\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (0, f"the report is {folder / 'report.html'}\n"), done.stderr
 
 
 def test_the_page_needs_no_other_file_and_no_network_and_has_all_of_the_run(tmp_path: Path) -> None:

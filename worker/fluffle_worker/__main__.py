@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from fluffle import logs
 from fluffle.checked_task import CheckedTask
 from fluffle.command_line import run_program, settings_command
@@ -28,14 +26,6 @@ log = logs.get_logger(__name__)
 def run(settings: WorkerSettings) -> None:
     """Be a worker until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
-    console = Console(stderr=True)
-    logs.configure(
-        settings.log_format,
-        verbose=settings.verbose,
-        part="worker",
-        fields=settings.log_fields(),
-        console=console,
-    )
     site = settings.make_site()
     if site.index >= site.count:
         raise TaskError(
@@ -80,7 +70,7 @@ def run(settings: WorkerSettings) -> None:
             spool=spool,
             seed=settings.seed + site.index,
             delay_s=settings.delay,
-            show_round=RoundDisplay(console).show,
+            show_round=RoundDisplay(logs.console()).show,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
             teller=teller,

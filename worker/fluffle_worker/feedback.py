@@ -32,7 +32,7 @@ log = get_logger(__name__)
 MAX_IN_FLIGHT = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Compressed:
     """A delta to be sent, with the refused updates whose content is in it, and what it leaves out."""
 

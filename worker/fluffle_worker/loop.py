@@ -121,7 +121,7 @@ class Worker:
             because = version.finished or version.closing
             log.info("the federation has finished", because=because, rounds=self._rounds)
             if late := self._spool.clear():
-                log.warning("dropped from the spool what came too late to count", updates=late)
+                log.info("dropped from the spool what came too late to count", updates=late)
 
     def _warn_of_refusals(self, version: ModelVersion) -> None:
         """Warn when updates of this worker were refused: the first time, and then at powers of two."""

@@ -19,6 +19,7 @@ class WorkerSettings(SharedSettings):
     """Flags of `fluffle worker`, keys of the table [worker]."""
 
     part: ClassVar[str] = "worker"
+    is_service: ClassVar[bool] = True
 
     task: str = Field("digits", description=f"What to train: {TASK}")
     name: str | None = Field(
@@ -76,6 +77,7 @@ class EvaluatorSettings(SharedSettings):
     """Flags of `fluffle evaluator`, keys of the table [evaluator]."""
 
     part: ClassVar[str] = "evaluator"
+    is_service: ClassVar[bool] = True
 
     task: str = Field("digits", description=f"Whose held-out data to evaluate on: {TASK}")
     name: str = Field(

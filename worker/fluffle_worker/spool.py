@@ -50,7 +50,7 @@ class NoRoomForResidual(Exception):
     """The disk takes neither an update nor what it left out; what was left out before is as it was."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Residual:
     """What an update left out, and what has become of the updates before it.
 

@@ -134,7 +134,11 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer a read."""
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._answer(HTTPStatus.BAD_REQUEST, "this is not the path of a page\n")
+            return
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         if not self._is_meant():
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, NOT_OURS)

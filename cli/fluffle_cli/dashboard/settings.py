@@ -13,6 +13,7 @@ class DashboardSettings(ManagementSettings):
     """Flags of `fluffle dashboard`, keys of the table [dashboard]."""
 
     part: ClassVar[str] = "dashboard"
+    is_service: ClassVar[bool] = True
 
     dashboard_host: str = Field(
         "127.0.0.1",

@@ -15,6 +15,7 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import FluffleError
 from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
+from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
 from fluffle_cli.demo.findings import Findings, write_findings
 from fluffle_worker.central import train_centrally
@@ -54,4 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with relayed_stderr(as_json=False, verbose=False, fields={}):
+        code = main()
+    sys.exit(code)

@@ -38,7 +38,7 @@ STOP_S = 2.0
 STOP_AT_ONCE_S = 0.5
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class FederationRun:
     """One federation: its strategy, its folder, its processes, and the versions that were seen.
 

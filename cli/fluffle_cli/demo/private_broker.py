@@ -51,6 +51,7 @@ class PrivateBroker:
     def close(self, *, keep: bool, log: Path) -> None:
         """End the node, running or still starting, and keep its log; with `keep` a running one stays."""
         if keep and self._node is not None and self._node.is_running:
+            self._node.outlive()
             return
         while self._thread.is_alive():
             # The start sees that its server is gone, and gives up.

@@ -1,4 +1,7 @@
-"""The processes of a demo: each in a session of its own, with its output in a log, and none left behind."""
+"""The processes of a demo: each in a session of its own, with its output in a log, and none left behind.
+
+They end with the process that started them, however that one ended.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from pathlib import Path
 from fluffle.settings import ENV_PREFIX
 from fluffle_cli.demo.log_tail import LogTail, States
 from fluffle_cli.demo.parts import Part
+from fluffle_cli.guard import Watched, guard
 
 POLL_S = 0.05
 
@@ -78,12 +82,15 @@ class Crew:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
+            guard().watch(Watched(process.pid))
             self.children[part.name] = Child(part.name, process, path, LogTail(path, states))
 
     def read_logs(self) -> None:
         """Take in what the processes have written since the last time."""
         for child in self.children.values():
             child.tail.read()
+            if child.exit_code is not None:
+                guard().release(child.process.pid)
 
     def newly_dead(self) -> list[Child]:
         """Return those that died and were not returned before."""
@@ -108,6 +115,8 @@ class Crew:
             with suppress(ProcessLookupError):
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
+        for child in self.children.values():
+            guard().release(child.process.pid)
 
     def wait(self, patience_s: float) -> None:
         """Wait until all have ended by themselves, at most for so long."""

@@ -60,7 +60,7 @@ def write_report(shown: Run, others: list[Run]) -> Path:
         from fluffle_cli.report import page, pictures  # matplotlib takes long to load
     except ImportError as error:
         raise ConfigError(
-            f"the pictures need {error.name}: install it with pip install 'fluffle[demo]'"
+            f"the pictures need {error.name}: install it with pip install 'fluffle[report]'"
         ) from error
     path = shown.folder / FILE
     try:

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# The tests on other Pythons and other packages than those of .venv: test_pythons.sh all | lowest [pytest's arguments]
+#
+# lowest: the unit tests, on the lowest version of each package that pyproject.toml allows (requirements-lowest.lock).
+# all: every test, on the oldest and on the newest Python that is on this machine; on the oldest one with the lowest
+# versions too. A version of Python that is not here is named.
+#
+# Each environment lies in .venvs/ and is made anew when its lock has changed. Pythons are looked for on the PATH and
+# in pyenv's folder; PYTHONS="/path/to/python3.13 ..." names others.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+supported=(3.11 3.12 3.13)
+
+say() { echo "--> $*"; }
+
+# The first Python of a version that is fit to make a venv; nothing where there is none.
+python_of() {
+  local version=$1 candidate
+  for candidate in ${PYTHONS:-} "python$version" python3 "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python3; do
+    if "$candidate" -c "import ensurepip, sys, venv; sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+}
+
+# Install into an environment; only when that fails, show what pip said.
+install() {
+  local folder=$1 output
+  output=$(mktemp)
+  if ! "$folder/bin/python" -m pip install -q --disable-pip-version-check "${@:2}" >"$output" 2>&1; then
+    tail -n 20 "$output" >&2
+    exit 2
+  fi
+  rm -f "$output"
+}
+
+# Make the environment of a Python and a lock, and print where it is.
+environment() {
+  local version=$1 lock=$2 python=$3 folder
+  folder=.venvs/$version-$(basename "$lock" .lock)
+  if ! cmp -s "$lock" "$folder/installed.lock" || [[ pyproject.toml -nt $folder/installed.lock ]]; then
+    say "installing the packages of $lock for Python $version (about two minutes)" >&2
+    rm -rf "$folder"
+    "$python" -m venv "$folder"
+    install "$folder" --require-hashes -r "$lock"
+    install "$folder" --no-deps --no-build-isolation -e .
+    cp "$lock" "$folder/installed.lock"
+  fi
+  echo "$folder"
+}
+
+# Run tests in the environment of a Python and a lock.
+run_tests() {
+  local version=$1 lock=$2 python folder
+  shift 2
+  python=$(python_of "$version")
+  folder=$(environment "$version" "$lock" "$python")
+  say "Python $version with $lock: $*"
+  "$folder/bin/python" -m pytest -p no:cacheprovider "$@"
+}
+
+here=() missing=()
+for version in "${supported[@]}"; do
+  if [[ -n $(python_of "$version") ]]; then here+=("$version"); else missing+=("$version"); fi
+done
+[[ ${#missing[@]} == 0 ]] || say "not on this machine, and so not tried: Python ${missing[*]}"
+oldest=${here[0]}
+newest=${here[-1]}
+everything=(-n 3 --dist loadfile --no-loadscope-reorder -q)
+
+case ${1:-} in
+  lowest) run_tests "$oldest" requirements-lowest.lock -n 2 -q tests/unit tests/test_architecture.py "${@:2}" ;;
+  all)
+    run_tests "$oldest" requirements-lowest.lock "${everything[@]}" "${@:2}"
+    for version in $(printf '%s\n' "$oldest" "$newest" | uniq); do
+      run_tests "$version" requirements.lock "${everything[@]}" "${@:2}"
+    done
+    ;;
+  *)
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    exit 2
+    ;;
+esac

@@ -1,0 +1,94 @@
+"""`make test-containers`: build the images and run a federation in containers, as users that nobody knows.
+
+It needs a Docker engine with Compose. What is committed is copied to a temporary folder, so that passwords,
+`.env` and containers of the working folder are left alone. Each container gets another user id of group 0, as
+some platforms do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PROJECT = "fluffle-test"
+PARTS = (
+    "initial-model",
+    "aggregator",
+    "standby",
+    "evaluator",
+    "worker-0",
+    "worker-1",
+    "worker-2",
+    "worker-3",
+)
+ENVIRONMENT = {
+    "COMPOSE_PROJECT_NAME": PROJECT,
+    "FLUFFLE_TARGET": "accuracy>=0.9",
+    "FLUFFLE_UI_PORT": "25672",
+    "FLUFFLE_DASHBOARD_PORT": "28089",
+}
+
+
+def run(*command: str, folder: Path) -> str:
+    """Run a command and return all that it said; end the program when it fails."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+    return done.stdout
+
+
+def faults_in_log(part: str, log: str) -> list[str]:
+    """Return what is wrong in a part's log: lines that are no JSON object, and warnings."""
+    faults = []
+    for line in log.splitlines():
+        try:
+            level = json.loads(line)["level"]
+        except (ValueError, TypeError, KeyError):
+            faults.append(f"{part} has a line that is no log line in JSON: {line}")
+            continue
+        if level not in {"debug", "info"}:
+            faults.append(f"{part} ends in health, and says: {line}")
+    return faults
+
+
+def main() -> int:
+    """Build, run to the target, and look at exit codes and logs; 0 when all is well."""
+    with tempfile.TemporaryDirectory(prefix="fluffle-containers-") as name:
+        folder = Path(name)
+        run("sh", "-c", f"git -C '{ROOT}' archive HEAD | tar -x -C '{folder}'", folder=folder)
+        run("make", "secrets", folder=folder)
+        users = {part: {"user": f"{54321 + number}:0"} for number, part in enumerate(PARTS)}
+        (folder / "docker-compose.override.yml").write_text(json.dumps({"services": users}))
+        try:
+            sys.stdout.write("--> building the images and running a federation: 5 to 10 minutes\n")
+            built = run("docker", "compose", "--progress", "plain", "build", folder=folder)
+            run("docker", "compose", "up", "--detach", folder=folder)
+            faults = [] if built.count("exporting to image\n") == 2 else ["an image was built more than once"]
+            for part in PARTS:
+                container = run("docker", "compose", "ps", "--all", "--quiet", part, folder=folder).strip()
+                code = run("docker", "wait", container, folder=folder).strip()
+                faults += [f"{part} ended with {code}"] * (code != "0")
+                log = run("docker", "compose", "logs", "--no-color", "--no-log-prefix", part, folder=folder)
+                faults += faults_in_log(part, log)
+        finally:
+            run("docker", "compose", "down", "--volumes", "--timeout", "5", folder=folder)
+    said = "\n".join(faults) or f"{len(PARTS)} parts ran as users without a name and ended with 0"
+    sys.stdout.write(f"{said}\n")
+    return len(faults) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

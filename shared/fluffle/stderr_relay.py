@@ -1,0 +1,133 @@
+"""What libraries write straight to stderr (file descriptor 2): in its own lines between ours, or hidden.
+
+TensorFlow and others write to descriptor 2 from C++, past Python's logging. While `relayed_stderr` is in
+force, that descriptor leads to a small process, which writes each line on to the real stderr: as one JSON
+object where the log is JSON, else as it came. It is a process of its own so that the last words of one that
+crashes are still passed on. What a C++ library says for its developers alone is a debug line: it is shown
+with `verbose`.
+
+The file is also that process's program, and so imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TextIO
+
+STDERR = 2
+# So that a line is written in one piece, also to a pipe: a byte may take six in JSON, and PIPE_BUF is 4096.
+MOST_BYTES = 600
+# The rest of a line is awaited for so long.
+PATIENCE_S = 0.5
+END_S = 2.0
+
+# As absl and glog write them, and as TensorFlow wrote them before: level, place in the source, text.
+_C_PLUS_PLUS = (
+    re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([^\]\s]+:\d+)\] (.*)", re.DOTALL),
+    re.compile(r"\d{4}-\d\d-\d\d [\d:.]+: ([IWEF]) ([^\]\s]+:\d+)\] (.*)", re.DOTALL),
+)
+_BEFORE_THE_FIRST = "WARNING: All log messages before absl::InitializeLog()"
+# TensorFlow calls it an error when there is no GPU.
+_NO_GPU = re.compile(r"cuda|cuinit|cudnn|cublas|cufft|gpu|tensorrt|rocm", re.IGNORECASE)
+_LEVELS = {"I": "debug", "W": "debug", "E": "warning", "F": "error"}
+
+
+def judge(line: str) -> str:
+    """Return the log level of a line that a library wrote: "debug" for what only its developers read."""
+    if line.startswith(_BEFORE_THE_FIRST):
+        return "debug"
+    for form in _C_PLUS_PLUS:
+        if found := form.match(line):
+            letter, place, text = found.groups()
+            is_about_gpu = letter == "E" and _NO_GPU.search(f"{place} {text}")
+            return "debug" if is_about_gpu else _LEVELS[letter]
+    return "info"
+
+
+@contextmanager
+def relayed_stderr(*, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> Iterator[TextIO]:
+    """Relay descriptor 2 until the end of the block, and give a stream to the real stderr for our own lines.
+
+    With `as_json`, `sys.stderr` is relayed too, and each line becomes one JSON object with `fields`.
+    Without it, `sys.stderr` leads to the real stderr meanwhile: a terminal stays one for whoever looks.
+    """
+    python_stderr = sys.stderr
+    python_stderr.flush()
+    real = os.dup(STDERR)
+    program = [sys.executable, "-I", "-S", __file__, json.dumps([as_json, verbose, dict(fields)])]
+    relay = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=real, stderr=real, cwd="/")
+    if relay.stdin is None:  # which Popen never does with a PIPE
+        raise RuntimeError("the process that relays stderr has no pipe")
+    os.dup2(relay.stdin.fileno(), STDERR)
+    relay.stdin.close()
+    own = os.fdopen(real, "w", buffering=1, encoding=python_stderr.encoding, errors="backslashreplace")
+    if not as_json:
+        sys.stderr = own
+    try:
+        yield own
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python_stderr
+        os.dup2(own.fileno(), STDERR)
+        # It ends with the last process that has the descriptor: a child may still have it.
+        with suppress(subprocess.TimeoutExpired):
+            relay.wait(END_S)
+
+
+def relay_lines(source: int, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
+    """Pass on what comes from the descriptor `source` until its end."""
+    rest = b""
+    while True:
+        if rest and not select.select([source], [], [], PATIENCE_S)[0]:
+            lines, rest = [rest], b""
+        else:
+            came = os.read(source, 65536)
+            if not came:
+                break
+            *lines, rest = (rest + came).replace(b"\r\n", b"\n").split(b"\n")
+        for line in lines:
+            _pass_on(line, as_json=as_json, verbose=verbose, fields=fields)
+    if rest:
+        _pass_on(rest, as_json=as_json, verbose=verbose, fields=fields)
+
+
+def _pass_on(line: bytes, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
+    text = line.decode(errors="replace").rstrip()
+    level = judge(text)
+    if level == "debug" and not verbose:
+        return
+    if not as_json or _is_json(text):
+        os.write(1, line + b"\n")
+        return
+    for start in range(0, len(line), MOST_BYTES):
+        piece = line[start : start + MOST_BYTES].decode(errors="replace").rstrip()
+        if piece:
+            time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            said = {"time": time, "level": level, **fields, "event": piece, "logger": "stderr"}
+            os.write(1, json.dumps(said).encode() + b"\n")
+
+
+def _is_json(text: str) -> bool:
+    """Tell whether a line is a JSON object already, as a child of ours writes them."""
+    if not text.startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _as_json, _verbose, _fields = json.loads(sys.argv[1])
+    relay_lines(0, as_json=_as_json, verbose=_verbose, fields=_fields)
