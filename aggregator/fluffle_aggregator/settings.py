@@ -274,6 +274,7 @@ class AggregatorSettings(SharedSettings):
             sends=strategy.sends,
             codec=self.codec,
             one_update_per_version=strategy.one_update_per_version,
+            updates_per_version=strategy.buffer_size * self.make_rhythm().every,
         )
 
     def make_goal(self) -> Goal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -52,15 +53,20 @@ class StoredVersion:
 
 
 def newest_version(
-    broker: Broker, topology: Topology, *, stop: threading.Event, newer_than: Rank | None = None
+    broker: Broker,
+    topology: Topology,
+    *,
+    stop: threading.Event,
+    newer_than: Rank | None = None,
+    timeout_s: float = math.inf,
 ) -> ModelVersion | None:
     """Return the newest version, and wait for one that is newer than `newer_than` if need be.
 
-    Versions in between are not read. None when `stop` is set first.
+    Versions in between are not read. None when `stop` is set first, or after `timeout_s`.
     """
-    said_at = time.monotonic()
+    began = said_at = time.monotonic()
     with broker.read_stream(topology.models.name, offset="last") as reader:
-        while not stop.is_set():
+        while not stop.is_set() and time.monotonic() - began < timeout_s:
             if time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
                 log.info("waiting for a newer version: is an aggregator at work?", known=str(newer_than))

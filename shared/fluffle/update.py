@@ -103,6 +103,10 @@ class Applied:
     def __contains__(self, update: UpdateId) -> bool:
         return update.sequence in self.runs.get((update.worker, update.run), RunLog())
 
+    def is_past(self, update: UpdateId) -> bool:
+        """Tell whether an update is applied, or a later one of its run is."""
+        return update.sequence <= self.runs.get((update.worker, update.run), RunLog()).highest
+
     def adding(self, updates: Iterable[UpdateId]) -> Applied:
         """Return the memory with more updates in it."""
         runs = dict(self.runs)

@@ -30,7 +30,8 @@ from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Trained
 from fluffle.topology import MIB
-from fluffle.update import UpdateId
+from fluffle.update import Applied, UpdateId
+from fluffle_worker import loop
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import Spool
 
@@ -148,7 +149,7 @@ def test_versions_in_between_are_not_trained_from() -> None:
 
 
 def test_without_rounds_a_worker_trains_again_at_once_from_the_same_version() -> None:
-    server = a_federation(version(0))
+    server = a_federation(version(0, plan=Plan(updates_per_version=2)))
     task = CountingTask()
 
     work(server, task, rounds=3)
@@ -157,6 +158,39 @@ def test_without_rounds_a_worker_trains_again_at_once_from_the_same_version() ->
     run = sent_updates(server)[0].id.run
     assert [one.id for one in sent_updates(server)] == [UpdateId("w1", run, n) for n in (1, 2, 3)]
     assert len(set(task.seeds)) == 3, "each round has its own order of minibatches"
+
+
+def test_a_worker_that_is_ahead_waits_for_a_version_that_contains_its_updates() -> None:
+    plan = Plan(updates_per_version=2)
+    server = a_federation(version(0, plan=plan))
+    task = CountingTask()
+
+    def script(served: FakeServer, count: int) -> None:
+        if count == 3:
+            # Nobody folds for a while; then a version contains all three of its updates.
+            ids = [update.id for update in sent_updates(served)]
+            newer = replace(version(1, 1.0, plan=plan), applied=Applied().adding(ids))
+            threading.Timer(1.0, lambda: publish_versions(served, newer)).start()
+        if count == 4:
+            end(served)
+
+    a_worker(task).work(lambda: Scripted(server, script))
+
+    assert task.started_from == [0.0, 0.0, 0.0, 1.0]
+
+
+def test_a_worker_that_is_ahead_trains_on_when_no_version_comes_at_all(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(loop, "FIRST_PATIENCE_S", 0.2)
+    server = a_federation(version(0, plan=Plan(updates_per_version=1)))
+    task = CountingTask()
+
+    with caplog.at_level("INFO"):
+        work(server, task, rounds=4)
+
+    assert task.started_from == [0.0] * 4
+    assert caplog.text.count("no newer version comes: training on from the same one") == 2
 
 
 def test_in_synchronous_rounds_a_worker_waits_for_a_version_that_it_has_not_trained_from() -> None:

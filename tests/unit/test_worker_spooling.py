@@ -40,6 +40,8 @@ IN_ROUNDS = Plan(one_update_per_version=True)
 def version(
     number: int, value: float = 0.0, *, term: int = 1, plan: Plan | None = None, finished: str = ""
 ) -> ModelVersion:
+    # A version takes many updates, so that one worker may have many under way.
+    plan = plan or Plan(updates_per_version=100)
     record = a_version(number, term=term, values=[value] * 2, layout=LAYOUT, plan=plan, finished=finished)
     return replace(record, integers=bytes(8))
 

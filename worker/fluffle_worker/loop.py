@@ -6,6 +6,7 @@ however long an epoch takes.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
 from fluffle.events import Progressed, Published, Started, Trained
+from fluffle.in_flight import most_in_flight
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.model import Vector
@@ -40,6 +42,8 @@ log = get_logger(__name__)
 
 # How often listeners are told how far a round is.
 TELL_EVERY_S = 1.0
+# How long a worker that is ahead waits for a newer version, at the least, in rounds, and at the most.
+FIRST_PATIENCE_S, ROUNDS_OF_PATIENCE, LONGEST_PATIENCE_S = 5.0, 3.0, 600.0
 # The longest wait after a round whose result may not be sent.
 LONGEST_WAIT_S = 60.0
 
@@ -81,6 +85,9 @@ class Worker:
         self._max_message_bytes = max_message_bytes
         self._tell = teller
         self._rounds = self._unusable_rounds = 0
+        # The updates of this process that the newest version does not contain yet.
+        self._under_way: list[UpdateId] = []
+        self._patience_s = FIRST_PATIENCE_S
         # How many of this worker's updates were refused, as the newest version says.
         self._refused = 0
         self._last: ModelVersion | None = None
@@ -151,7 +158,10 @@ class Worker:
                     next_attempt = time.monotonic() + wait_before(attempts)
                     waiting = self._spool.waiting
                     log.warning("training on without the broker", because=str(error), waiting=waiting)
-            self._train(self._last)
+            if not self._is_ahead(self._last):
+                self._train(self._last)
+            elif self._stop.wait(max(0.0, next_attempt - time.monotonic())):
+                raise StopRequested
         return None
 
     def _newest(self, broker: Broker) -> ModelVersion | None:
@@ -159,12 +169,36 @@ class Worker:
 
         A version of a lower term than one seen before comes from an aggregator that has lost the lead.
         """
-        waits = self._last and self._last.plan.one_update_per_version and not self._spool.waiting
+        last = self._last
+        if last is None:
+            return newest_version(broker, self._topology, stop=self._stop)
+        is_synchronous = last.plan.one_update_per_version and not self._spool.waiting
+        is_ahead = self._is_ahead(last) and not is_synchronous
+        waits = is_synchronous or is_ahead
         log.debug("waiting for a new version" if waits else "fetching the newest version")
-        newer_than = None
-        if self._last:
-            newer_than = self._last.rank if waits else Rank(self._last.term, -1)
-        return newest_version(broker, self._topology, stop=self._stop, newer_than=newer_than)
+        newest = newest_version(
+            broker,
+            self._topology,
+            stop=self._stop,
+            newer_than=last.rank if waits else Rank(last.term, -1),
+            timeout_s=self._patience_s if is_ahead else math.inf,
+        )
+        if newest is None and not self._stop.is_set():
+            # Others have left, it may be, and without another update the version never fills.
+            log.info(
+                "no newer version comes: training on from the same one", waited_s=round(self._patience_s)
+            )
+            self._patience_s = min(LONGEST_PATIENCE_S, 2 * self._patience_s)
+            return last
+        if newest:
+            self._under_way = [one for one in self._under_way if not newest.applied.is_past(one)]
+            if newest.rank > last.rank:
+                self._patience_s = FIRST_PATIENCE_S
+        return newest
+
+    def _is_ahead(self, newest: ModelVersion) -> bool:
+        """Tell whether so many updates are under way that one more would only repeat them."""
+        return len(self._under_way) >= most_in_flight(newest, self.name)
 
     def _train(self, version: ModelVersion) -> None:
         """Train one round from a version, as its plan says, and put what was learnt into the spool."""
@@ -202,6 +236,8 @@ class Worker:
             return
         self._unusable_rounds = 0
         self._site.end_round(trained.local, keep_optimizer=keep_optimizer)
+        self._under_way.append(update_id)
+        self._patience_s = max(self._patience_s, ROUNDS_OF_PATIENCE * update.train_s)
         self._keep(update, trained.vector, version.applied)
 
     def _give_up_round(self, trained: TrainedUpdate) -> None:
