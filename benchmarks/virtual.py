@@ -119,7 +119,7 @@ class VirtualFederation:
                 self._work_off(self._course.away[1] if self._course.away else math.inf)
                 continue
             now, _, index = heapq.heappop(self._rounds)
-            self._queue.append(self._update(index))
+            self._queue.append(self.train(index))
             self._work_off(now)
             self._start(index, now)
         return self.points
@@ -138,7 +138,8 @@ class VirtualFederation:
         contributor = self._newest.contributors.get(f"worker-{index}")
         return contributor.updates if contributor else 0
 
-    def _update(self, index: int) -> WeightUpdate:
+    def train(self, index: int) -> WeightUpdate:
+        """Train a worker's round, and return what it sends."""
         client = self._clients[index]
         client.sent += 1
         trained = train_round(
