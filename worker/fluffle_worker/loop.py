@@ -171,6 +171,7 @@ class Worker:
         """
         last = self._last
         if last is None:
+            log.debug("fetching the newest version")
             return newest_version(broker, self._topology, stop=self._stop)
         is_synchronous = last.plan.one_update_per_version and not self._spool.waiting
         is_ahead = self._is_ahead(last) and not is_synchronous
