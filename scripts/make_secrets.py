@@ -57,7 +57,7 @@ def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[s
     """
     definitions: Definitions = {"users": [], "vhosts": [{"name": VHOST}], "permissions": []}
     for user, password in passwords.items():
-        rights = rights_of(user if user in PARTS else "worker", federation)
+        rights = rights_of(user if user in PARTS else "worker", federation, user)
         kept = user in old and is_hash_of(old[user], password)
         hashed = old[user] if kept else password_hash(password, secrets.token_bytes(SALT_BYTES))
         definitions["users"].append(user_definition(user, rights, hashed))

@@ -45,7 +45,8 @@ def a_run(node: BrokerNode, folder: Path, *evaluator_flags: str) -> Iterator[Run
 
     Of what site-9 sends, one update counts; its copy, another one and rubbish are refused.
     """
-    monitor_url = add_user(node, f"{NAME}-monitor", **rights_of("monitor", NAME).patterns)
+    monitor = f"{NAME}-monitor"
+    monitor_url = add_user(node, monitor, **rights_of("monitor", NAME, monitor).patterns)
     with Federation(NAME, node.amqp_url, folder, task="numpy_task:task") as federation:
         flags = ["--buffer-size", "2", "--local-steps", "5", "--max-updates", str(UPDATES)]
         leader = federation.aggregator("leader", *flags)

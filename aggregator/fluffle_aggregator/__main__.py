@@ -8,7 +8,7 @@ from functools import partial
 
 from fluffle.broker import Broker
 from fluffle.command_line import run_program, settings_command
-from fluffle.connection import connect
+from fluffle.connector import Connector
 from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
 from fluffle.metrics import metered
 from fluffle.model import Layout
@@ -88,16 +88,11 @@ def run(settings: AggregatorSettings) -> None:
     stop = stop_on_signals()
     name = f"{settings.federation}/aggregator/{settings.name}"
 
-    def reach() -> Broker:
-        broker = connect(settings, name=name, stop=stop)
-        try:
-            # Now that RabbitMQ is there; with a policy that loses messages no aggregator starts.
-            policies.require_safe_start()
-        except BaseException:
-            broker.close()
-            raise
-        return broker
+    def prepare(_: Broker) -> None:
+        # Now that RabbitMQ is there; with a policy that loses messages no aggregator starts.
+        policies.require_safe_start()
 
+    connector = Connector(settings, name=name, stop=stop, prepare=prepare)
     with (
         metered(
             charge.teller,
@@ -109,7 +104,12 @@ def run(settings: AggregatorSettings) -> None:
         ) as teller,
         policies.watching(),
     ):
-        serve(replace(charge, teller=teller), reach, stop)
+        serve(
+            replace(charge, teller=teller),
+            connector.connect,
+            stop,
+            patience_s=settings.connect_timeout_s,
+        )
 
 
 command = settings_command(

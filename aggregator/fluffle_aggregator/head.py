@@ -23,6 +23,7 @@ UNREADABLE_FOR_S = 20.0
 UNREADABLE_TIMES = 3
 # Failures further apart are not in a row: this aggregator stood by in between.
 IN_A_ROW_S = 30.0
+LOOK_AT_HEAD_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,14 +42,17 @@ class Head:
 
 
 class StreamReadings:
-    """Remembers, from one connection to the next, how often in a row the stream could not be read.
+    """Remembers, from one connection to the next, what head and stream were like.
 
     A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so,
-    or loses the connection.
+    or loses the connection. And a virtual host that is made anew has neither head nor stream: an aggregator
+    that was there before must not take it for a new federation.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self._has_seen_versions = False
+        self._look_at_head_at = clock()
         self._failed_since = self._failed_last = 0.0
         self._failures = 0
 
@@ -56,6 +60,27 @@ class StreamReadings:
     def is_beyond_reading(self) -> bool:
         """Whether it has failed so often, and for so long, that it will not become better."""
         return self._failures >= UNREADABLE_TIMES and self._clock() - self._failed_since >= UNREADABLE_FOR_S
+
+    def look_at_head_when_due(self, broker: Broker, topology: Topology) -> None:
+        """See now and then whether the head holds a version; for a standby, who does not read it."""
+        if self._has_seen_versions or self._clock() < self._look_at_head_at:
+            return
+        self._look_at_head_at = self._clock() + LOOK_AT_HEAD_EVERY_S
+        self._has_seen_versions = broker.state(topology.head.name).messages > 0
+
+    def note_version(self) -> None:
+        """Take note that the head holds a version."""
+        self._has_seen_versions = True
+
+    def require_new_federation(self, topology: Topology) -> None:
+        """Raise TopologyMissing when this process has seen versions of a federation that is empty now."""
+        if self._has_seen_versions:
+            raise TopologyMissing(
+                f"the federation {topology.federation!r} had versions, and now {topology.head.name} and "
+                f"{topology.models.name} are empty: somebody has made them, or the virtual host, anew. Put a "
+                "version back that you have kept (`fluffle model restore FILE`), or start the aggregators "
+                "again to begin anew"
+            )
 
     def newest(self, broker: Broker, topology: Topology) -> Rank | None:
         """Return the rank of the newest version in the stream. Raises StreamUnreadable or ConnectionLost."""

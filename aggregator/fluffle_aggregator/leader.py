@@ -62,11 +62,13 @@ class Leader:
         self._evaluation_held_from = clock()
         head = read_head(broker, charge.topology, readings, charge.downlink_codec)
         if head is None:
+            readings.require_new_federation(charge.topology)
             first = charge.first_version()
             require_readable_version(first)
             digest = publish_version(broker, charge.topology, first, charge.downlink_codec)
             head = Head(first, {}, digest, first.term - 1, messages=1)
             log.info("new federation", version=0, parameters=first.layout.size)
+        readings.note_version()
         self._parent = head.digest
         self._head = HeadKeeper(
             broker, charge.topology, charge.downlink_codec, messages=head.messages, clock=clock

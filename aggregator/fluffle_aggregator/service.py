@@ -6,6 +6,7 @@ dropped, and the next turn starts again from the head queue.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -21,14 +22,21 @@ from fluffle_aggregator.watch import TopologyWatch
 log = get_logger(__name__)
 
 
-def serve(charge: Charge, connect: Callable[[], Broker], stop: threading.Event) -> None:
+def serve(
+    charge: Charge, connect: Callable[[], Broker], stop: threading.Event, *, patience_s: float = math.inf
+) -> None:
     """Stand by, lead when it is this process's turn, and return when the federation has finished.
 
-    After a lost connection it starts again from the head; any other error is the caller's.
+    After a lost connection it starts again from the head; any other error is the caller's. `patience_s` is
+    how long connections may end within a second, one after the other.
     """
     readings = StreamReadings()
     work_with_new_connections(
-        connect, lambda broker: stand_by_and_lead(charge, broker, readings, stop), stop, charge.teller
+        connect,
+        lambda broker: stand_by_and_lead(charge, broker, readings, stop),
+        stop,
+        charge.teller,
+        patience_s=patience_s,
     )
 
 
@@ -47,6 +55,7 @@ def stand_by_and_lead(
         if stop.is_set():
             return
         watch.look_when_due()
+        readings.look_at_head_when_due(broker, topology)
         # The broker gives messages to one consumer only: whoever gets the first one leads.
         delivery = broker.next_delivery(POLL_S)
     leader = Leader(charge, broker, readings)

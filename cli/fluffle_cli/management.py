@@ -11,7 +11,7 @@ from fluffle.rights import Rights, user_definition
 from fluffle.settings import ManagementUrl, SharedSettings
 
 # Settings that say nothing to a command that speaks HTTP alone.
-OF_AMQP_ALONE = ("heartbeat_s", "connect_timeout_s")
+OF_AMQP_ALONE = ("heartbeat_s", "connect_timeout_s", "login_patience")
 
 
 class ManagementSettings(SharedSettings):

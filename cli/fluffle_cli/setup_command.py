@@ -95,7 +95,7 @@ def run(settings: SetupSettings) -> None:
 def _print(settings: SetupSettings, topology: Topology) -> None:
     vhost = parse_address(settings.broker_url).virtual_host
     users = {
-        name: (rights_of(role, settings.federation), hash_of(_password(settings, name)))
+        name: (rights_of(role, settings.federation, name), hash_of(_password(settings, name)))
         for name, role in settings.wanted.items()
     }
     definitions = topology_definitions(topology, vhost) | (user_definitions(users, vhost) if users else {})

@@ -17,9 +17,9 @@ from rich.console import Console
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import settings_command
-from fluffle.connection import connect, connect_to_federation
+from fluffle.connection import connect, federation_connector
 from fluffle.policy_watch import policy_watch_of
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
 from fluffle.settings import ManagementUrl
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
@@ -70,13 +70,13 @@ def run(settings: StatusSettings) -> None:
         return
     # Whoever watches may come before the federation does.
     patient = settings.model_copy(update={"connect_timeout_s": inf})
-    # Each watcher's own: nobody else may have a queue of that name meanwhile.
-    listener = f"status-{secrets.token_hex(4)}"
     lookout = Lookout(topology)
     with _display(settings) as show, policies.watching():
 
         def watch(broker: Broker) -> None:
             policies.look()
+            # Anew for each connection: RabbitMQ may keep the last one's queue until it misses its heartbeats.
+            listener = f"status-{secrets.token_hex(4)}"
             with following(broker, topology, name=listener) as version:
                 while not stop.is_set():
                     snapshot = lookout.look(broker, version.newest())
@@ -85,9 +85,8 @@ def run(settings: StatusSettings) -> None:
                         return
                     stop.wait(settings.interval)
 
-        work_with_new_connections(
-            lambda: connect_to_federation(patient, topology, name=name, stop=stop), watch, stop
-        )
+        connector = federation_connector(patient, topology, name=name, stop=stop)
+        work_with_new_connections(connector.connect, until_federation_is_gone(watch), stop)
 
 
 @contextmanager

@@ -38,11 +38,15 @@ def add_user(
     `password` is asked for only when the user is made; None is for one that logs in with a certificate.
     Raises ConfigError when a user of this name has other rights, which are never touched.
     """
-    wanted, found = rights_of(role, federation), management.account(name)
+    wanted, found = rights_of(role, federation, name), management.account(name)
     # One without any rights is what an interrupted run left behind.
     if found is not None and (found.patterns or found.tags - wanted.tags):
         rights = found.rights_on(management.vhost)
-        if found.patterns.keys() == {management.vhost} and rights and role_of(rights, federation) == role:
+        if (
+            found.patterns.keys() == {management.vhost}
+            and rights
+            and role_of(rights, federation, name) == role
+        ):
             return False
         raise ConfigError(
             f"there is a user {name!r} with other rights ({_described(found)}), which stay as they are: "
@@ -76,7 +80,10 @@ def federation_users(management: Management, federation: str) -> list[Federation
     reaching = [each for each in management.accounts() if _reaches(each, federation, management.vhost)]
     return [
         FederationUser(
-            each.name, role_of(rights, federation), rights, connections=management.connections_of(each.name)
+            each.name,
+            role_of(rights, federation, each.name),
+            rights,
+            connections=management.connections_of(each.name),
         )
         for each in sorted(reaching, key=lambda account: account.name)
         for rights in [each.rights_on(management.vhost) or Rights(tags=each.tags)]
@@ -127,7 +134,7 @@ def _reaches(account: Account, federation: str, vhost: str) -> bool:
         return True
     if rights is None:
         return False
-    if role_of(rights, federation):
+    if role_of(rights, federation, account.name):
         return True
     topology = topology_of(federation)
     names = [each.name for each in topology.exchanges] + [each.name for each in topology.queues]

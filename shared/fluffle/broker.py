@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -103,6 +103,17 @@ class Broker(Protocol):
         """Hear all that is told on a topic exchange, through a queue of one's own.
 
         The queue is called as the exchange, a dot and `name`, which nobody else may use meanwhile.
+        """
+
+    def take_name(
+        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+    ) -> None:
+        """Have a worker's name to oneself as long as this connection lasts.
+
+        `plate` tells others who has it: up to 60 printable ASCII characters but quotes. `on_rival` is called,
+        on any thread, with the plate of each process that wanted the name meanwhile. Raises NameTaken when
+        another process has the name and works, ConnectionLost when whoever has it does not answer (it may
+        be gone without the broker's knowing), AccessRefused without the right to the name.
         """
 
     def consume(self, queue: str, *, prefetch: int) -> None:

@@ -1,80 +1,98 @@
-"""Reaching the broker, and a federation on it: waits for what is not there yet, and says so."""
+"""Reaching the broker, and a federation on it, as each kind of part does."""
 
 from __future__ import annotations
 
+import os
+import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-import tenacity
+from datetime import UTC, datetime
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.connector import Connector
+from fluffle.errors import TopologyMissing
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
-from fluffle.topology import Exchange, Topology
+from fluffle.topology import Topology
 
 log = get_logger(__name__)
 
-FIRST_WAIT_S = 0.5
-LONGEST_WAIT_S = 10.0
 
-
-def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> RabbitBroker:
-    """Connect, however long the broker takes to come up, within `connect_timeout_s`.
-
-    `name` is what RabbitMQ's UI shows. Raises AccessRefused at once, and ConnectionLost at the end of the
-    time or when `stop` is set.
-    """
-    return _patiently(settings, stop)(
-        lambda: RabbitBroker(
-            settings.broker_address(),
-            name=name,
-            heartbeat_s=settings.heartbeat_s,
-            max_message_bytes=settings.max_message_bytes,
-            stop=stop,
-        )
-    )
-
-
-def connect_to_federation(
+def federation_connector(
     settings: SharedSettings,
     topology: Topology,
     *,
     name: str,
     stop: threading.Event,
-    speaks_for: str | None = None,
-    through: Exchange | None = None,
     on_wait: Callable[[str], None] | None = None,
-) -> RabbitBroker:
-    """Connect, and wait too until the federation's queues are there, as `connect` does.
+) -> Connector:
+    """Return what connects whoever looks at a federation, and waits until its queues are there too."""
 
-    A worker or evaluator says in whose name it speaks, and `through` which exchange it publishes: it says
-    hello there. `on_wait` is called before each wait with the reason for it. Raises AccessRefused at once
-    when the broker does not let this user do so.
+    def prepare(broker: RabbitBroker) -> None:
+        require_federation(broker, topology)
+
+    return Connector(settings, name=name, stop=stop, prepare=prepare, on_wait=on_wait)
+
+
+def worker_connector(
+    settings: SharedSettings, topology: Topology, *, worker: str, stop: threading.Event
+) -> Connector:
+    """Return what connects a worker to a federation: it waits until that is there, and takes its name.
+
+    Raises NameTaken while another process works under the name, and AccessRefused when the broker does not
+    let this user speak for the worker.
+    """
+    plate = plate_of_this_process()
+
+    def prepare(broker: RabbitBroker) -> None:
+        require_federation(broker, topology)
+        # First: its error says what to do when the worker has another name than its user.
+        say_hello(broker, topology.updates_in, federation=topology.federation, name=worker)
+        broker.take_name(topology, worker, plate=plate, on_rival=_tell_of_rival)
+
+    name = f"{topology.federation}/worker/{worker}"
+    return Connector(settings, name=name, stop=stop, speaks_for=worker, prepare=prepare)
+
+
+def evaluator_connector(
+    settings: SharedSettings, topology: Topology, *, evaluator: str, stop: threading.Event
+) -> Connector:
+    """Return what connects an evaluator to a federation, and waits until that is there.
+
+    Raises AccessRefused when the broker does not let this user speak for the evaluator.
     """
 
-    def attempt() -> RabbitBroker:
-        broker = RabbitBroker(
-            settings.broker_address(),
-            name=name,
-            heartbeat_s=settings.heartbeat_s,
-            speaks_for=speaks_for,
-            max_message_bytes=settings.max_message_bytes,
-            stop=stop,
-        )
-        try:
-            require_federation(broker, topology)
-            if speaks_for and through:
-                say_hello(broker, through, federation=topology.federation, name=speaks_for)
-        except BaseException:
-            broker.close()
-            raise
-        return broker
+    def prepare(broker: RabbitBroker) -> None:
+        require_federation(broker, topology)
+        say_hello(broker, topology.evaluations_in, federation=topology.federation, name=evaluator)
 
-    return _patiently(settings, stop, on_wait)(attempt)
+    name = f"{topology.federation}/evaluator/{evaluator}"
+    return Connector(settings, name=name, stop=stop, speaks_for=evaluator, prepare=prepare)
+
+
+def plate_of_this_process() -> str:
+    """Return what tells people which process this is: host, process id, and when it was asked."""
+    # RabbitMQ quotes it in an error of 255 bytes. Copied containers differ in the time alone.
+    host = re.sub(r"[^A-Za-z0-9._-]", "", socket.gethostname())[:32]
+    since = datetime.now(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
+    return f"process {os.getpid()} on {host}, since {since}Z"
+
+
+def _tell_of_rival(plate: str) -> None:
+    log.warning(
+        "another process wanted this worker's name, and was turned away: stop one of the two, or give one "
+        "of them a --name of its own",
+        other=plate,
+    )
+
+
+def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> RabbitBroker:
+    """Connect once, as `Connector.connect` does, for a command that ends when its work is done."""
+    return Connector(settings, name=name, stop=stop).connect()
 
 
 @contextmanager
@@ -96,24 +114,3 @@ def require_federation(broker: Broker, topology: Topology) -> None:
         raise TopologyMissing(
             f"{error}: start its aggregator, or look for another one with --federation"
         ) from error
-
-
-def _patiently(
-    settings: SharedSettings, stop: threading.Event, on_wait: Callable[[str], None] | None = None
-) -> tenacity.Retrying:
-    def say_what_is_awaited(attempt: tenacity.RetryCallState) -> None:
-        error = attempt.outcome.exception() if attempt.outcome else None
-        is_federation = isinstance(error, TopologyMissing)
-        awaited = "waiting for the federation" if is_federation else "waiting for the broker"
-        log.warning(awaited, attempt=attempt.attempt_number, because=str(error))
-        if on_wait:
-            on_wait(str(error))
-
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type((ConnectionLost, TopologyMissing)),
-        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S),
-        stop=tenacity.stop_after_delay(settings.connect_timeout_s) | tenacity.stop_when_event_set(stop),
-        sleep=tenacity.sleep_using_event(stop),
-        before_sleep=say_what_is_awaited,
-        reraise=True,
-    )

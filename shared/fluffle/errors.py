@@ -8,12 +8,17 @@
     │   └── ProtocolMismatch  it is of another protocol: run the same version of Fluffle at every site
     └── BrokerError
         ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
+        ├── LimitReached      a limit on connections or channels is reached: raise it; waits and retries
+        ├── LoginRefused      user, password, certificate or virtual host are wrong: correct them
         ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
+        ├── NameTaken         another process works under this worker's name: stop one of the two
         ├── StreamUnreadable  the stream is damaged: the next leader rebuilds it from the head; readers wait
-        ├── AccessRefused     user, password, virtual host or rights are wrong: ask who runs the broker
+        ├── AccessRefused     the user lacks a right: ask who runs the broker
         ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
         ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
         ├── UnsafePolicy      a policy of the broker would lose messages: narrow its pattern, or delete it
+        ├── QuotaReached      the virtual host may have no more queues: raise its limit, or delete queues
+        ├── RequestRefused    RabbitMQ refuses something for good: its own reason says what to change
         ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
         ├── Unroutable        no queue takes the message: run `fluffle broker setup`
         └── MessageTooLarge   larger than the broker may carry: raise its limit, or another codec
@@ -54,8 +59,20 @@ class ConnectionLost(BrokerError):
     """The connection or its channel is gone; whatever was not confirmed may or may not have arrived."""
 
 
+class LimitReached(BrokerError):
+    """The broker accepts no more connections or channels for now, because of a limit that somebody set."""
+
+
+class LoginRefused(BrokerError):
+    """The broker does not let this user in: user, password, certificate or virtual host are wrong."""
+
+
 class TlsRefused(BrokerError):
     """One side does not accept the other's certificate, or one speaks TLS and the other plain text."""
+
+
+class NameTaken(BrokerError):
+    """Another process is connected under the same worker name, and works."""
 
 
 class StreamUnreadable(BrokerError):
@@ -63,7 +80,7 @@ class StreamUnreadable(BrokerError):
 
 
 class AccessRefused(BrokerError):
-    """The broker knows neither this user nor password, or does not grant the right."""
+    """The broker does not grant this user the right to something."""
 
 
 class TopologyMissing(BrokerError):
@@ -76,6 +93,14 @@ class TopologyMismatch(BrokerError):
 
 class UnsafePolicy(BrokerError):
     """A policy acts on a queue of the federation: messages would be lost, or no aggregator could work."""
+
+
+class QuotaReached(BrokerError):
+    """The broker makes no more queues, because of a limit that somebody set."""
+
+
+class RequestRefused(BrokerError):
+    """The broker refuses a request for a reason that lasts, which none of the other errors stands for."""
 
 
 class QueueFull(BrokerError):

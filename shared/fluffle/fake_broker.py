@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.broker import Delivery, Listener, QueueState, StreamReader
-from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
+from fluffle.errors import ConnectionLost, NameTaken, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
 from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
@@ -50,6 +50,13 @@ class _FakeQueue:
             self.ready.popleft()
 
 
+@dataclass(frozen=True)
+class _NameHolder:
+    broker: FakeBroker
+    plate: str
+    on_rival: Callable[[str], None]
+
+
 @dataclass
 class FakeServer:
     """What a RabbitMQ node holds; every FakeBroker is one connection to it.
@@ -63,6 +70,7 @@ class FakeServer:
     exchanges: dict[str, list[str]] = field(default_factory=dict)
     queues: dict[str, _FakeQueue] = field(default_factory=dict)
     listeners: dict[str, dict[str, deque[Delivery]]] = field(default_factory=dict)
+    names: dict[str, _NameHolder] = field(default_factory=dict)
     last_topic: str = ""
     changed: threading.Condition = field(default_factory=threading.Condition)
     last_tag: int = 0
@@ -207,6 +215,19 @@ class FakeBroker:
             yield _FakeListener(self, self._server, heard)
         finally:
             del self._server.listeners[exchange][name]
+
+    def take_name(
+        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+    ) -> None:
+        """See Broker."""
+        with self._connected():
+            name = topology.worker_lock(worker)
+            holder = self._server.names.get(name)
+            if holder is None or not holder.broker.is_open:
+                self._server.names[name] = _NameHolder(self, plate, on_rival)
+                return
+        holder.on_rival(plate)
+        raise NameTaken(f"another process works under the worker name {worker!r}: {holder.plate}")
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""

@@ -51,6 +51,7 @@ SETTINGS = frozenset(
         "local_epochs",
         "local_steps",
         "log_format",
+        "login_patience",
         "management_url",
         "max_message_mib",
         "max_seconds",

@@ -11,7 +11,17 @@ from urllib.parse import quote
 import httpx
 
 from fluffle.address import BrokerAddress
-from fluffle.errors import AccessRefused, BrokerError, ConfigError, ConnectionLost, TopologyMismatch
+from fluffle.errors import (
+    AccessRefused,
+    BrokerError,
+    ConfigError,
+    ConnectionLost,
+    LoginRefused,
+    QuotaReached,
+    RequestRefused,
+    TopologyMismatch,
+    TopologyMissing,
+)
 from fluffle.policies import BrokerPolicy
 from fluffle.tls import TlsFiles
 from fluffle.topology import OTHER_ARGUMENTS
@@ -19,7 +29,7 @@ from fluffle.topology import OTHER_ARGUMENTS
 TIMEOUT_S = 10.0
 # For who has other work to do.
 SHORT_TIMEOUT_S = 3.0
-NOT_LET_IN, NOT_FOUND = 401, 404
+NOT_LET_IN, NOT_FOUND, FAILS_ITSELF = 401, 404, 500
 ADMINISTRATOR, MONITORING, MANAGEMENT = "administrator", "monitoring", "management"
 # Each tag, and those that include it.
 INCLUDED_IN = {
@@ -32,9 +42,10 @@ INCLUDED_IN = {
 class ManagementClient:
     """A login to the management interface, and one virtual host.
 
-    What goes wrong is a BrokerError: ConnectionLost when nothing or something else answers, AccessRefused for
-    a wrong login or one without the tag that it needs, TopologyMismatch for a queue that exists with other
-    arguments.
+    What goes wrong is a BrokerError with RabbitMQ's own reason: ConnectionLost when nothing or something else
+    answers, LoginRefused for a wrong login or virtual host, AccessRefused without the tag or the right,
+    TopologyMissing and TopologyMismatch for what is not there or has other arguments, QuotaReached, and
+    RequestRefused for the rest.
     """
 
     def __init__(
@@ -100,23 +111,46 @@ class ManagementClient:
         self, method: str, path: str, what: str, body: Mapping[str, object] | None = None
     ) -> httpx.Response:
         try:
-            response = self._client.request(method, path, json=body)
+            response = self._request(method, path, body)
         except httpx.HTTPError as error:
             raise self._nothing_there(str(error) or type(error).__name__) from error
         if response.is_success:
             return response
-        reason = _reason(response)
-        if response.status_code == NOT_LET_IN and "user" in reason:  # "Not management user"
-            raise self._has_no_tag()
-        if response.status_code == NOT_LET_IN:
-            raise AccessRefused(f"{self._url} refused the user {self.user!r} or its password")
         if response.status_code == NOT_FOUND and path == "whoami":
             raise self._nothing_there("something else answers")
+        raise self._refusal(response.status_code, _reason(response), what)
+
+    def _request(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx.Response:
+        try:
+            return self._client.request(method, path, json=body)
+        except httpx.RemoteProtocolError:
+            # RabbitMQ has closed a connection that was kept open. All that is asked here may be asked twice.
+            return self._client.request(method, path, json=body)
+
+    def _refusal(self, code: int, reason: str, what: str) -> BrokerError:
+        """Return what RabbitMQ refused, with its own reason, as the error that says what to do."""
+        if code == NOT_LET_IN and "user" in reason:  # "Not management user"
+            return self._has_no_tag()
+        if code == NOT_LET_IN and "Access" in reason:  # "Access refused."
+            return AccessRefused(f"{self._url}: the user {self.user!r} has no right to {what} ({reason})")
+        if code == NOT_LET_IN:
+            return LoginRefused(f"{self._url} refused the user {self.user!r} or its password ({reason})")
+        if "vhost" in reason and "not_found" in reason:
+            return LoginRefused(
+                f"{self._url} has no virtual host {self.vhost!r} for {what}: make it first ({reason})"
+            )
+        if code == NOT_FOUND:
+            return TopologyMissing(f"{self._url} does not have {what} ({reason})")
         if "inequivalent" in reason:
-            raise TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({reason})")
-        if "vhost" in reason or response.status_code == NOT_FOUND:
-            raise AccessRefused(f"{self._url} has no virtual host {self.vhost!r} for {what}: make it first")
-        raise BrokerError(f"{self._url} refused {what}: {response.status_code} {reason}")
+            return TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({reason})")
+        if "limit" in reason and "is reached" in reason:
+            return QuotaReached(
+                f"{self._url} makes no more of them, and {what} is not there: raise the limit, or delete "
+                f"what is not needed ({reason})"
+            )
+        if code >= FAILS_ITSELF:
+            return ConnectionLost(f"{self._url} cannot answer about {what} for now: {code} {reason}")
+        return RequestRefused(f"{self._url} refused {what}, and would again: {code} {reason}")
 
     def _nothing_there(self, reason: str) -> ConnectionLost:
         return ConnectionLost(

@@ -33,32 +33,38 @@ class Rights:
         return {"configure": self.configure, "write": self.write, "read": self.read}
 
 
-def _worker(own: str) -> Rights:
-    return Rights(write=rf"^{own}\.(updates|member-events)$", read=rf"^{own}\.models$")
+def _worker(own: str, name: str) -> Rights:
+    # The lock and the bell of its own name (fluffle.rabbit.worker_name): nobody may send to them.
+    queues = rf"worker\.{name}(/bell)?"
+    return Rights(
+        configure=rf"^{own}\.{queues}$",
+        write=rf"^{own}\.(updates|member-events)$",
+        read=rf"^{own}\.(models|{queues})$",
+    )
 
 
-def _evaluator(own: str) -> Rights:
+def _evaluator(own: str, _name: str) -> Rights:
     return Rights(write=rf"^{own}\.(evaluations|member-events)$", read=rf"^{own}\.models$")
 
 
-def _aggregator(own: str) -> Rights:
+def _aggregator(own: str, _name: str) -> Rights:
     # Not amq.default, the default exchange: through it one writes to every queue, of other federations too.
     return Rights(rf"^{own}\.", rf"^{own}\.", rf"^{own}\.")
 
 
-def _monitor(own: str) -> Rights:
+def _monitor(own: str, _name: str) -> Rights:
     # Its own queues, to listen to what happens, and the models, whose records say what has happened.
     listens = rf"^{own}\.events\."
     return Rights(listens, listens, rf"^{own}\.(events|events\..*|models)$", frozenset({"monitoring"}))
 
 
-def _operator(_own: str) -> Rights:
+def _operator(_own: str, _name: str) -> Rights:
     # An impersonator may send a refused update again in its worker's name.
     return Rights(EVERYTHING, EVERYTHING, EVERYTHING, frozenset({"administrator", "impersonator"}))
 
 
 # The user of a worker or evaluator is named as it is itself: RabbitMQ lets nobody speak for another.
-ROLES: Mapping[str, Callable[[str], Rights]] = {
+ROLES: Mapping[str, Callable[[str, str], Rights]] = {
     "worker": _worker,
     "evaluator": _evaluator,
     "aggregator": _aggregator,
@@ -67,19 +73,19 @@ ROLES: Mapping[str, Callable[[str], Rights]] = {
 }
 
 
-def rights_of(role: str, federation: str) -> Rights:
-    """Return what a role may do in a federation; monitors and operators are the same in each."""
-    return ROLES[role](re.escape(federation))
+def rights_of(role: str, federation: str, name: str) -> Rights:
+    """Return what a user of this name may do as a role in a federation; operators do the same in each."""
+    return ROLES[role](re.escape(federation), re.escape(name))
 
 
-def role_of(rights: Rights, federation: str) -> str | None:
-    """Return the role that has exactly these rights in a federation, if there is one.
+def role_of(rights: Rights, federation: str, name: str) -> str | None:
+    """Return the role in a federation whose rights a user of this name has exactly, if there is one.
 
     An aggregator may have the tag `management` too, with which it may look at the broker's policies.
     """
-    if rights == replace(rights_of("aggregator", federation), tags=frozenset({"management"})):
+    if rights == replace(rights_of("aggregator", federation, name), tags=frozenset({"management"})):
         return "aggregator"
-    return next((role for role in ROLES if rights_of(role, federation) == rights), None)
+    return next((role for role in ROLES if rights_of(role, federation, name) == rights), None)
 
 
 def password_hash(password: str, salt: bytes) -> str:

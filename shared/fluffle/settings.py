@@ -118,6 +118,12 @@ class SharedSettings(BaseSettings):
     connect_timeout_s: float = Field(
         300.0, gt=0, description="Seconds to wait for a broker that is not there yet."
     )
+    login_patience: float = Field(
+        120.0,
+        ge=0,
+        description="Seconds to try again when the broker refuses the login of a process that it has let in "
+        "before; password file and certificates are read anew each time.",
+    )
     max_message_mib: int = Field(
         MAX_MESSAGE_BYTES // MIB,
         ge=1,

@@ -94,6 +94,14 @@ class Topology:
     head: Queue
     models: Queue
 
+    def worker_lock(self, worker: str) -> str:
+        """Return the queue that the one process under a worker's name has to itself."""
+        return f"{self.federation}.worker.{worker}"
+
+    def worker_bell(self, worker: str) -> str:
+        """Return the queue by which another process lets that one know that it wants the name."""
+        return f"{self.worker_lock(worker)}/bell"
+
     @property
     def queues(self) -> tuple[Queue, ...]:
         """Every queue; what dead-letters comes after what it dead-letters to."""

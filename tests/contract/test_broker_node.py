@@ -16,7 +16,7 @@ from urllib.error import HTTPError
 
 import pytest
 
-from fluffle.errors import AccessRefused, BrokerError, ConfigError
+from fluffle.errors import BrokerError, ConfigError, LoginRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import comes_true, find_server, is_free, serves_amqp
@@ -108,7 +108,7 @@ def test_its_one_user_may_do_everything_and_guest_is_refused(node: BrokerNode) -
 def test_guest_is_refused_over_amqp_too(node: BrokerNode) -> None:
     url = f"amqp://guest:guest@127.0.0.1:{node.settings.amqp_port}/%2F"
 
-    with pytest.raises(AccessRefused, match="'guest' or its password"):
+    with pytest.raises(LoginRefused, match="'guest' or its password"):
         RabbitBroker(url, name="guest", heartbeat_s=10)
 
 

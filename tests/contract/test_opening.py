@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from relay import Relay
 
-from fluffle.errors import AccessRefused, ConnectionLost
+from fluffle.errors import ConnectionLost, LoginRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle_cli.node import BrokerNode
@@ -62,7 +62,7 @@ def test_a_refused_login_is_final_when_all_nodes_refuse_it_and_not_while_one_may
     here = f"127.0.0.1:{node.settings.amqp_port}"
     wrong = node.amqp_url.replace("@", "-wrong@")
 
-    with pytest.raises(AccessRefused, match="none of 2 brokers"):
+    with pytest.raises(LoginRefused, match="none of 2 brokers"):
         connect(wrong.replace(here, f"{here},{here}"))
     with pytest.raises(ConnectionLost, match="or its password"):
         connect(wrong.replace(here, f"{here},{NOBODY}"))

@@ -14,7 +14,7 @@ from brokers import SOON_S, publish_version, receive, send
 from federation import wait_until
 from relay import Relay
 
-from fluffle.errors import AccessRefused, ConfigError, ConnectionLost, TopologyMissing
+from fluffle.errors import ConfigError, ConnectionLost, LoginRefused, TopologyMissing
 from fluffle.rabbit import RabbitBroker
 from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
 from fluffle.topology import MIB, Topology
@@ -60,9 +60,9 @@ def operator(node: BrokerNode) -> Iterator[pika.adapters.blocking_connection.Blo
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        (lambda url: url.replace("amqp://fluffle", "amqp://somebody"), AccessRefused, "'somebody"),
-        (lambda url: url.replace("@", "x@"), AccessRefused, "password"),
-        (lambda url: url.replace("/%2F", "/elsewhere"), AccessRefused, "'elsewhere'"),
+        (lambda url: url.replace("amqp://fluffle", "amqp://somebody"), LoginRefused, "'somebody"),
+        (lambda url: url.replace("@", "x@"), LoginRefused, "password"),
+        (lambda url: url.replace("/%2F", "/elsewhere"), LoginRefused, "'elsewhere'"),
         (lambda _: "amqp://a:b@127.0.0.1:1/%2F", ConnectionLost, "127.0.0.1:1"),
         (lambda _: "amqp://a:b@nowhere.invalid:5672/%2F", ConnectionLost, "nowhere.invalid"),
         (lambda _: "amqp://a:b@127.0.0.1:port/%2F", ConfigError, "URL"),

@@ -13,7 +13,7 @@ from federation import Federation, assert_refused, wait_until
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
-from fluffle.errors import AccessRefused
+from fluffle.errors import LoginRefused
 from fluffle.events import Happened, Rejected, Report
 from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
@@ -203,7 +203,7 @@ def test_a_page_beside_another_program_says_why_it_knows_nothing_more(
     url = node.amqp_url.replace(f":{node.settings.password}@", ":wrong@")
     watch = Watch(DashboardSettings(federation="seen", broker_url=url), threading.Event())
 
-    with pytest.raises(AccessRefused):
+    with pytest.raises(LoginRefused):
         watch.run()
 
     assert "refused the user" in str(watch.picture()["trouble"])
@@ -214,7 +214,7 @@ def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) ->
     settings = ManagementSettings(broker_url=node.amqp_url, management_url=node.management_url)
     with Management(settings) as management:
         hashed = password_hash("secret", b"salt")
-        management.put_user(name, rights_of(role, federation.name), hashed)
+        management.put_user(name, rights_of(role, federation.name, name), hashed)
     return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
 
 

@@ -147,7 +147,8 @@ def test_whoever_may_not_listen_watches_all_the_same_and_is_told_what_that_costs
     node: BrokerNode, run: Run
 ) -> None:
     name = run.federation.name
-    worker_url = add_user(node, f"{name}-worker", **rights_of("worker", name).patterns)
+    worker = f"{name}-worker"
+    worker_url = add_user(node, worker, **rights_of("worker", name, worker).patterns)
 
     watched = run.federation.fluffle("status", "--watch", "--json", broker_url=worker_url)
 

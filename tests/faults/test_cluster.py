@@ -11,7 +11,8 @@ import pytest
 from cluster import history_of, leader_of, queues
 from federation import Federation, Part, assert_every_confirmed_update_counts_once, wait_until
 
-from fluffle.rabbit import RabbitBroker
+from fluffle.errors import NameTaken
+from fluffle.rabbit import RabbitBroker, worker_name
 from fluffle.topology import topology_of
 from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode
@@ -110,3 +111,31 @@ def test_without_a_majority_of_nodes_everybody_waits_and_then_goes_on(
         assert before
         stop(parts)
         assert_nothing_is_lost_or_counted_twice(federation, cluster)
+
+
+def test_a_worker_name_on_a_dead_node_keeps_nobody_from_working_and_counts_again_when_the_node_is_back(
+    cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_name, "AGAIN_AFTER_S", 1.0)
+    home, *others = cluster.nodes
+    topology = topology_of("names")
+
+    def take(node: BrokerNode) -> RabbitBroker:
+        broker = RabbitBroker(node.amqp_url, name="name", heartbeat_s=10)
+        broker.declare(topology)
+        broker.take_name(topology, "site-1", plate=node.settings.name, on_rival=lambda _: None)
+        return broker
+
+    take(home)
+    home.kill()
+    both = [take(node) for node in others]
+    assert caplog.text.count("under the same name would go unnoticed") >= 2
+    home.restart()
+
+    def turned_away() -> list[NameTaken]:
+        return [error for broker in both if isinstance(error := broker.failure, NameTaken)]
+
+    wait_until(lambda: len(turned_away()) == 1, "one of the two to be turned away")
+    assert "'site-1'" in str(turned_away()[0])
+    for broker in both:
+        broker.close()

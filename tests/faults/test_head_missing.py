@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +132,26 @@ def test_restore_says_in_one_sentence_why_not(running: Federation, tmp_path: Pat
     assert f"--federation {running.name} to restore" in sentence("newest.fluffle", "--federation", "other")
     delete(running, running.topology.head.name)
     assert "holds version 1 (term 1), newer than the file's 0 (term 1)" in sentence("old.fluffle")
+
+
+def test_aggregators_that_were_there_do_not_begin_anew_on_a_broker_that_has_lost_everything(
+    tmp_path: Path,
+) -> None:
+    with (
+        BrokerNode.start(tmp_path / "broker", management=False) as own,
+        Federation("lost", own.amqp_url, tmp_path, task="numpy_task:task") as running,
+    ):
+        first = lead(running, "first")
+        second = running.aggregator("second", "--buffer-size", "1")
+        second.wait_for("standing by")
+        commit(running, first, [1, 2])
+        done(running, "model", "export", "--out", "kept.fluffle")
+
+        own.kill()
+        shutil.rmtree(own.folder / "data")
+        own.restart()
+
+        for aggregator in (first, second):
+            assert_refused(aggregator, "'lost' had versions, and now", "fluffle model restore")
+        done(running, "model", "restore", "kept.fluffle")
+        commit(running, lead(running, "again"), [3])

@@ -51,7 +51,7 @@ Row = tuple[str, Operation, frozenset[str]]
 def logins(managed_node: BrokerNode, management: Management) -> Iterator[Logins]:
     """A user for each role of the federation `matrix`, called as the role."""
     for role in ROLES:
-        management.put_user(role, rights_of(role, OWN.federation), hash_of(PASSWORD))
+        management.put_user(role, rights_of(role, OWN.federation, role), hash_of(PASSWORD))
     with ExitStack() as stack:
         yield Logins(managed_node, stack)
     for role in ROLES:
@@ -144,7 +144,34 @@ def beyond() -> Iterator[Row]:
     yield "delete that queue", deletes("matrix.mine"), LEADERS
 
 
-@pytest.mark.parametrize("rows", [of_exchanges, of_queues, beyond], ids=lambda rows: rows.__name__)
+def of_names() -> Iterator[Row]:
+    """What can be done with the queues of a worker's name; the user `worker` is the worker of that name."""
+    own = LEADERS | {"worker"}
+    for name in (OWN.worker_lock("worker"), OWN.worker_bell("worker")):
+        yield f"declare queue {name}", declares(name), own
+        yield f"get from {name}", gets(name), own
+        yield f"bind {name} to {OWN.updates_in.name}", binds(name, OWN.updates_in.name), LEADERS
+        yield f"publish to {name} by the default exchange", publishes("", name), OPERATOR
+        # An exchange of the same name is no way in either.
+        yield f"declare exchange {name}", declares_exchange(name), own
+        yield f"publish to {name}", publishes(name), LEADERS
+        yield f"bind {name} to itself", binds(name, name), LEADERS
+        yield f"delete queue {name}", deletes(name), own
+        dead_letter = declares(name, x_dead_letter_exchange=OWN.head_in.name)
+        yield f"dead-letter from {name} to the head", dead_letter, LEADERS
+        yield f"delete queue {name} again", deletes(name), own
+        yield f"delete exchange {name}", deletes_exchange(name), own
+    for other in ("worker-2", "worker.2", "work", "worker/other", ""):
+        name = OWN.worker_lock(other)
+        yield f"declare queue {name}", declares(name), LEADERS
+        yield f"get from {name}", gets(name), LEADERS
+        yield f"delete queue {name}", deletes(name), LEADERS
+    name = OTHER.worker_lock("worker")
+    yield f"declare queue {name}", declares(name), OPERATOR
+    yield f"delete queue {name}", deletes(name), OPERATOR
+
+
+@pytest.mark.parametrize("rows", [of_exchanges, of_queues, of_names, beyond], ids=lambda rows: rows.__name__)
 @pytest.mark.parametrize("role", ROLES)
 def test_a_role_may_do_what_the_table_says_and_nothing_else(
     logins: Logins, role: str, rows: Callable[[], Iterator[Row]]
@@ -241,7 +268,9 @@ def test_a_monitor_sees_the_queues_and_gets_at_no_message(logins: Logins, manage
             monitor.delete(f"{api}/queues/%2F/{OWN.updates.name}/contents"),
             monitor.get(f"{api}/definitions"),
             monitor.get(f"{api}/users"),
-            monitor.put(f"{api}/permissions/%2F/monitor", json=rights_of("operator", "matrix").patterns),
+            monitor.put(
+                f"{api}/permissions/%2F/monitor", json=rights_of("operator", "matrix", "monitor").patterns
+            ),
         ]
 
     assert seen.json()["name"] == OWN.updates.name

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 from brokers import send
-from federation import Federation, assert_refused
+from federation import Federation, Part, assert_refused, wait_until
+from rabbitmqctl import rabbitmqctl
 
 from fluffle.address import parse_address
-from fluffle.errors import AccessRefused, BrokerError, TlsRefused
+from fluffle.errors import BrokerError, LoginRefused, TlsRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle.tls import ClientCertificate, TlsFiles
 from fluffle.topology import Topology
@@ -166,6 +167,45 @@ def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     return certificate_flags(own)
 
 
+def test_a_certificate_can_be_replaced_while_its_worker_is_at_work(
+    broker: Broker, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile nothing fits: first the key is missing, then the certificate is one that has expired."""
+    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
+    make_certificates(broker.certificates, users=["site-2"], now=NOW)
+    good, expired = user_in(broker.certificates, "site-2"), Pair(tmp_path / "late.pem", tmp_path / "late.key")
+    issue(expired, authority_in(broker.certificates), "site-2", now=LONG_AGO)
+    in_use = Pair(tmp_path / "own.pem", tmp_path / "own.key")
+    broker.add_worker("site-2", federation)
+    with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
+        running.aggregator("leader", "--buffer-size", "1").wait_for("leading")
+        copy(good, in_use)
+        flags = ["--broker-url", broker.url_without_login, *certificate_flags(in_use), "--delay", "0.2"]
+        worker = running.worker(2, *flags)
+        worker.wait_for("update published")
+
+        in_use.key.unlink()
+        rabbitmqctl(broker.node, "close_all_user_connections", "site-2", "a new certificate")
+        wait_until(lambda: "broker_key_file" in refusals_of(worker), "the missing key to be noticed")
+        copy(expired, in_use)
+        wait_until(lambda: "expired" in refusals_of(worker), "the expired certificate to be refused")
+        published = len(worker.events("update published"))
+        copy(good, in_use)
+
+        worker.wait_for("update published", published + 2)
+
+
+def copy(pair: Pair, to: Pair) -> None:
+    shutil.copy(pair.certificate, to.certificate)
+    shutil.copy(pair.key, to.key)
+
+
+def refusals_of(part: Part) -> str:
+    """What a part has said about not being let in any more, in one text."""
+    event = "the broker does not let this process in any more; trying again"
+    return "\n".join(str(line["because"]) for line in part.events(event))
+
+
 def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: Topology) -> None:
     broker.add_worker("site-1", topology.federation)
     with connect(broker.url, broker.certificates) as operator:
@@ -206,7 +246,7 @@ def test_tls_older_than_1_2_is_refused(broker: Broker) -> None:
 
 
 def test_a_wrong_password_is_refused_over_tls_too(broker: Broker) -> None:
-    with pytest.raises(AccessRefused, match="or its password"):
+    with pytest.raises(LoginRefused, match="or its password"):
         connect(broker.url.replace("@", "-wrong@"), broker.certificates)
 
 
@@ -264,7 +304,7 @@ def test_as_recommended_nobody_enters_without_a_certificate(
         own = user_in(certificates, node.user)
 
         connect(without_login(node), certificates, shown=own).close()
-        with pytest.raises(AccessRefused, match="takes no passwords"):
+        with pytest.raises(LoginRefused, match="takes no passwords"):
             connect(node.amqp_url, certificates, shown=own)
         with Federation(federation, node.amqp_url, tmp_path) as running:
             trust = ["--broker-ca-file", str(node.authority)]

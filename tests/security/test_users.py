@@ -106,7 +106,7 @@ def test_each_role_gets_its_rights_and_no_more(fluffle: Fluffle, management: Man
     assert made.exit_code == 0, made.output
     assert account is not None
     assert account.patterns.keys() == {"/"}
-    assert account.rights_on("/") == rights_of(role, "faces")
+    assert account.rights_on("/") == rights_of(role, "faces", f"the-{role}")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
     assert r"write ^digits\.(updates|member-events)$" in refused.output
     assert "one role in one federation" in refused.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "digits")
+    assert account.rights_on("/") == rights_of("worker", "digits", account.name)
 
 
 def test_an_aggregator_that_may_look_at_policies_is_an_aggregator_still_and_nobody_else_is(
@@ -156,7 +156,7 @@ def test_an_interrupted_add_is_finished_by_the_next_one(
     account = management.account("site-i")
     assert made.exit_code == 0, made.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "digits")
+    assert account.rights_on("/") == rights_of("worker", "digits", account.name)
 
 
 def test_a_removed_user_is_thrown_out_at_once_and_cannot_come_back(
@@ -264,8 +264,8 @@ def test_where_nothing_answers_the_plugin_is_named(fluffle: Fluffle) -> None:
 def test_a_wrong_login_and_one_without_the_right_are_told_apart(
     fluffle: Fluffle, managed_node: BrokerNode, management: Management
 ) -> None:
-    management.put_user("only-worker", rights_of("worker", "digits"), hash_of("pw"))
-    management.put_user("only-monitor", rights_of("monitor", "digits"), hash_of("pw"))
+    management.put_user("only-worker", rights_of("worker", "digits", "only-worker"), hash_of("pw"))
+    management.put_user("only-monitor", rights_of("monitor", "digits", "only-monitor"), hash_of("pw"))
 
     wrong, worker, monitor = (
         fluffle("user", "list", FLUFFLE_BROKER_URL=url_of(managed_node, user, password))

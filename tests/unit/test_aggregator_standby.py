@@ -6,16 +6,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 from builders import a_charge, a_strategy, an_update
 from federation import wait_until
-from leading import a_server, newest, send, unacked, versions
+from leading import UntilQuiet, a_server, newest, send, unacked, versions
 
 from fluffle.broker import Broker
+from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.wire import record_digest
 from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.service import serve
+from fluffle_aggregator.head import StreamReadings
+from fluffle_aggregator.service import serve, stand_by_and_lead
 
 SOON_S = 10.0
 
@@ -113,3 +116,45 @@ def test_of_two_aggregators_of_a_new_federation_one_publishes_version_zero() -> 
         wait_until(lambda: bool(versions(server, charge)), "version 0", deadline_s=SOON_S)
 
     assert [(one.term, one.version) for one in versions(server, charge)] == [(1, 0)]
+
+
+def test_an_aggregator_does_not_take_a_broker_that_has_lost_everything_for_a_new_federation() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    stop = threading.Event()
+    servers = [a_server(charge, an_update(), first=False), a_server(charge, an_update(), first=False)]
+    used: list[FakeServer] = []
+
+    def connect() -> Broker:
+        used.append(servers[min(len(used), 1)])
+        return UntilQuiet(used[-1], Losing(stop)) if len(used) == 1 else UntilQuiet(used[-1], stop)
+
+    with pytest.raises(TopologyMissing, match=r"had versions, and now .* are empty.*model restore"):
+        serve(charge, connect, stop)
+
+    assert len(versions(servers[0], charge)) == 2
+    assert versions(servers[1], charge) == []
+
+
+class Losing(threading.Event):
+    """Loses the connection where a test would ask the aggregator to stop."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self._stop = stop
+
+    def set(self) -> None:
+        """Be gone."""
+        raise ConnectionLost("the broker is gone, with all that it had")
+
+
+def test_a_standby_does_not_take_a_broker_that_has_lost_everything_for_a_new_federation_either() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    readings = StreamReadings()
+    with FakeBroker(a_server(charge)) as broker:
+        readings.look_at_head_when_due(broker, charge.topology)
+
+    with (
+        UntilQuiet(a_server(charge, first=False), threading.Event()) as broker,
+        pytest.raises(TopologyMissing, match="had versions"),
+    ):
+        stand_by_and_lead(charge, broker, readings, threading.Event())

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from fluffle.rights import ROLES, rights_of
+from fluffle.rights import ROLES, permission_definition, rights_of
 from fluffle.topology import Topology, topology_of
 
 ROOT = Path(__file__).parents[2]
@@ -145,11 +145,8 @@ def test_more_workers_are_made_by_name_and_remembered(checkout: Path) -> None:
 
     permissions = by_user(checkout, "permissions", "user")
     assert permissions.keys() == USERS | {"worker-4", "site-north"} == passwords_in(checkout).keys()
-    patterns = [
-        {key: permissions[name][key] for key in ("configure", "write", "read")}
-        for name in ("worker-0", "worker-4", "site-north")
-    ]
-    assert patterns[0] == patterns[1] == patterns[2]
+    for name in ("worker-0", "worker-4", "site-north"):
+        assert permissions[name] == permission_definition(name, rights_of("worker", "digits", name), "/")
 
 
 def test_what_else_stands_in_env_is_kept(checkout: Path) -> None:
@@ -166,7 +163,7 @@ def test_the_rights_are_those_that_the_permission_matrix_tries(checkout: Path, f
 
     permissions, users = by_user(checkout, "permissions", "user"), by_user(checkout, "users", "name")
     for name in USERS:
-        rights = rights_of(name if name in ROLES else "worker", federation)
+        rights = rights_of(name if name in ROLES else "worker", federation, name)
         found = permissions[name]
         assert found == {"user": name, "vhost": "/", **rights.patterns}
         assert users[name]["tags"] == sorted(rights.tags)

@@ -23,7 +23,14 @@ from working import (
 
 from fluffle import reconnecting
 from fluffle.broker import Broker
-from fluffle.errors import AccessRefused, ConnectionLost, FluffleError, QueueFull, TopologyMissing
+from fluffle.errors import (
+    AccessRefused,
+    ConnectionLost,
+    FluffleError,
+    QueueFull,
+    RequestRefused,
+    TopologyMissing,
+)
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.pieces import Body
@@ -129,7 +136,7 @@ def test_a_worker_that_is_stopped_while_the_queue_is_full_says_what_stays_in_its
     assert "'updates': 1" in caplog.messages[-1]
 
 
-@pytest.mark.parametrize("error", [AccessRefused("no right"), TopologyMissing("no exchange")])
+@pytest.mark.parametrize("error", [AccessRefused("no right"), RequestRefused("not like this")])
 def test_an_update_that_may_not_be_published_ends_the_worker_and_stays_in_its_spool(
     error: FluffleError, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from fluffle import logs
 from fluffle.checked_task import CheckedTask
 from fluffle.command_line import run_program, settings_command
-from fluffle.connection import connect_to_federation
+from fluffle.connection import evaluator_connector, worker_connector
 from fluffle.errors import TaskError
 from fluffle.metrics import metered
-from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
 from fluffle.telling import ReportingTeller
@@ -36,20 +35,7 @@ def run(settings: WorkerSettings) -> None:
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
-    name = f"{settings.federation}/worker/{settings.worker_name}"
-    # A single attempt, for a worker that has better to do than to wait.
-    at_once = settings.model_copy(update={"connect_timeout_s": 0.0})
-
-    def connect(said: WorkerSettings) -> RabbitBroker:
-        return connect_to_federation(
-            said,
-            topology,
-            name=name,
-            stop=stop,
-            speaks_for=settings.worker_name,
-            through=topology.updates_in,
-        )
-
+    connector = worker_connector(settings, topology, worker=settings.worker_name, stop=stop)
     max_bytes = settings.spool_max_mib * MIB
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
@@ -76,8 +62,9 @@ def run(settings: WorkerSettings) -> None:
             teller=teller,
         )
         worker.work(
-            lambda: connect(settings),
-            try_to_connect=(lambda: connect(at_once)) if settings.train_offline else None,
+            connector.connect,
+            try_to_connect=connector.connect_at_once if settings.train_offline else None,
+            patience_s=settings.connect_timeout_s,
         )
 
 
@@ -87,7 +74,6 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
     topology = topology_of(settings.federation)
     task = load_task(settings.task)
     curves = Curves(settings.tensorboard) if settings.tensorboard else None
-    name = f"{settings.federation}/evaluator/{settings.name}"
     with metered(
         ReportingTeller(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,
@@ -104,16 +90,8 @@ def run_evaluator(settings: EvaluatorSettings) -> None:
             teller=teller,
             notes=[curves.note] if curves else [],
         )
-        evaluator.work(
-            lambda: connect_to_federation(
-                settings,
-                topology,
-                name=name,
-                stop=stop,
-                speaks_for=settings.name,
-                through=topology.evaluations_in,
-            )
-        )
+        connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
+        evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
 
 
 command = settings_command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from fluffle.events import Measured
 from fluffle.logs import get_logger
 from fluffle.model import some_of
 from fluffle.models import newest_version
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
 from fluffle.record import Evaluation, ModelVersion, Rank, not_finite
 from fluffle.stopping import StopRequested
 from fluffle.task import Task
@@ -57,14 +58,20 @@ class Evaluator:
         self._last: Rank | None = None
         self._was_closing = False
 
-    def work(self, connect: Callable[[], Broker]) -> None:
+    def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> None:
         """Evaluate version after version until the federation has finished, or until asked to stop.
 
-        A lost connection is made anew. Raises LayoutError when the federation's model is another than the
-        task's.
+        A lost connection is made anew; `patience_s` is how long connections may end within a second, one
+        after the other. Raises LayoutError when the federation's model is another than the task's.
         """
         with suppress(StopRequested):
-            work_with_new_connections(connect, self._work_on, self._stop, self._tell)
+            work_with_new_connections(
+                connect,
+                until_federation_is_gone(self._work_on),
+                self._stop,
+                self._tell,
+                patience_s=patience_s,
+            )
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):

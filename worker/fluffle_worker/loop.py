@@ -26,7 +26,7 @@ from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.model import Vector
 from fluffle.models import newest_version
-from fluffle.reconnecting import wait_before, work_with_new_connections
+from fluffle.reconnecting import until_federation_is_gone, wait_before, work_with_new_connections
 from fluffle.record import ModelVersion, Rank
 from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Task
@@ -92,13 +92,16 @@ class Worker:
         self._refused = 0
         self._last: ModelVersion | None = None
 
-    def work(self, connect: Connect, *, try_to_connect: Connect | None = None) -> None:
+    def work(
+        self, connect: Connect, *, try_to_connect: Connect | None = None, patience_s: float = math.inf
+    ) -> None:
         """Train round after round until the federation has finished, or until asked to stop.
 
         `connect` waits for the broker. With `try_to_connect`, which does not, the worker trains on from the
-        newest version that it has while the broker cannot be reached. What was not confirmed is sent again
-        under its own id, and stays in the spool whatever ends this. Raises LayoutError when the federation's
-        model is another than the task's, and MessageTooLarge when no update of it could be sent.
+        newest version that it has while the broker cannot be reached. `patience_s` is how long connections
+        may end within a second, one after the other. What was not confirmed is sent again under its own id,
+        and stays in the spool whatever ends this. Raises LayoutError when the federation's model is another
+        than the task's, and MessageTooLarge when no update of it could be sent.
         """
 
         def connect_or_train() -> Broker:
@@ -108,7 +111,10 @@ class Worker:
             log.info("updates of an earlier run wait in the spool", updates=self._spool.waiting)
         try:
             with suppress(StopRequested):
-                work_with_new_connections(connect_or_train, self._work_on, self._stop, self._tell)
+                work = until_federation_is_gone(self._work_on)
+                work_with_new_connections(
+                    connect_or_train, work, self._stop, self._tell, patience_s=patience_s
+                )
         finally:
             if self._spool.waiting:
                 log.warning(

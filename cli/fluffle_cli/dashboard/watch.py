@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from math import inf
 
 from fluffle.broker import Broker, Delivery, Listener
-from fluffle.connection import connect_to_federation
-from fluffle.errors import BrokerError, ConnectionLost, FluffleError, TopologyMissing, WireError
+from fluffle.connection import federation_connector
+from fluffle.errors import BrokerError, FluffleError, WireError
 from fluffle.events import Report
 from fluffle.logs import get_logger
 from fluffle.models import all_versions, stored_at_hand
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
 from fluffle_cli.dashboard.consumers import watch_consumers
@@ -53,14 +53,24 @@ class Watch:
         self._read_at, self._reading_s = -inf, 0.0
         self._knows_the_past = False
         self._asks_for_consumers = False
+        # Whoever looks on may come before the federation does.
+        self._connector = federation_connector(
+            settings.model_copy(update={"connect_timeout_s": inf}),
+            self._topology,
+            name=f"{settings.federation}/dashboard",
+            stop=stop,
+            on_wait=self._say,
+        )
 
     def run(self) -> None:
         """Follow until `stop` is set, with new connections as they are lost.
 
-        It waits for a broker or a federation that is not there. Raises AccessRefused without the rights.
+        It waits for a broker or a federation that is not there. Raises LoginRefused or AccessRefused when the
+        broker does not let this user in, or not listen.
         """
         try:
-            work_with_new_connections(self._reach, self._follow, self._stop)
+            work = until_federation_is_gone(self._follow)
+            work_with_new_connections(self._connector.connect, work, self._stop)
         except FluffleError as error:
             # Beside a demo the page is still there.
             self._say(str(error))
@@ -75,12 +85,6 @@ class Watch:
         """Return one page of the workers. Raises KeyError for an unknown column."""
         with self._lock:
             return self._state.page(wanted, time.time())
-
-    def _reach(self) -> Broker:
-        # Whoever looks on may come before the federation does.
-        patient = self._settings.model_copy(update={"connect_timeout_s": inf})
-        name = f"{self._settings.federation}/dashboard"
-        return connect_to_federation(patient, self._topology, name=name, stop=self._stop, on_wait=self._say)
 
     def _follow(self, broker: Broker) -> None:
         if not self._asks_for_consumers:
@@ -109,8 +113,6 @@ class Watch:
                         self._read(broker)
         except BrokerError as error:
             self._say(str(error))
-            if isinstance(error, TopologyMissing):
-                raise ConnectionLost(f"the federation is gone: {error}") from error
             raise
 
     def _listen(self, listener: Listener, *, until: float) -> None:

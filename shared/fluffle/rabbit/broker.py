@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
@@ -19,7 +19,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
-from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.errors import BrokerError, ConfigError, ConnectionLost, LoginRefused, TlsRefused, TopologyMissing
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
 from fluffle.rabbit.acked_tags import AckedTags
@@ -27,6 +27,7 @@ from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.listener import RabbitListener
 from fluffle.rabbit.peeking import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
+from fluffle.rabbit.worker_name import WorkerName
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
 
@@ -89,6 +90,11 @@ class RabbitBroker:
     def server(self) -> str:
         """What the broker says that it is, such as RabbitMQ 4.0.5."""
         return self._connection.server
+
+    @property
+    def failure(self) -> BrokerError | None:
+        """Why the connection has ended, or None while it lasts."""
+        return self._connection.failure
 
     def declare(self, topology: Topology) -> None:
         """See Broker."""
@@ -169,7 +175,17 @@ class RabbitBroker:
 
         self._connection.call(start, f"queue {queue}")
         if self._reading is self._connection:
-            self._reading = self._connect_to_read()
+            try:
+                self._reading = self._connect_to_read()
+            except (LoginRefused, TlsRefused, ConfigError) as error:
+                # It was let in a moment ago: a password or a certificate is being replaced.
+                raise ConnectionLost(f"the second connection was refused: {error}") from error
+
+    def take_name(
+        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+    ) -> None:
+        """See Broker."""
+        WorkerName(self._connection, topology, worker, plate=plate, on_rival=on_rival).take()
 
     def cancel(self) -> None:
         """See Broker."""

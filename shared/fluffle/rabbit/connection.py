@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 import pika
@@ -22,8 +23,8 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.address import BrokerAddress, parse_address
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
 from fluffle.logs import get_logger
-from fluffle.rabbit.faults import in_fluffles_words
-from fluffle.rabbit.opening import open_connection
+from fluffle.rabbit.faults import PIKA_ERRORS, translate_error
+from fluffle.rabbit.opening import open_connection, unless_stopped
 from fluffle.rabbit.properties import read_properties_cautiously
 from fluffle.transfers import LARGE_BYTES, LOOK_EVERY_S, Transfer
 
@@ -67,27 +68,23 @@ class RabbitConnection:
 
         Soon after `stop` is set, nobody waits for answers any more: a broker with an alarm gives none.
 
-        Raises ConnectionLost when nothing answers (it may come later), TlsRefused when one side does not
-        trust the other, AccessRefused when the broker does not let this user in, ConfigError for a URL or a
-        file that cannot be read.
+        Raises ConnectionLost when nothing answers (it may come later), LimitReached when the broker accepts
+        no more connections for now, TlsRefused when one side does not trust the other, LoginRefused when the
+        broker does not let this user in, ConfigError for a URL or a file that cannot be read.
         """
         if isinstance(address, str):
             address = _parsed(address)
         self.name = name
         self.user, _ = address.login()
         read_properties_cautiously()
-        self._connection, self._where = open_connection(
-            address, name=name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
-        )
-        try:
-            self.channel = self._connection.channel()
-            self.channel.confirm_delivery()
-        except (pika.exceptions.AMQPError, OSError) as error:
-            raise self._in_words(error) from error
+        self.stop = stop or threading.Event()
+        opens = partial(self._open, address, heartbeat_s)
+        self._connection, self._where, self.channel = unless_stopped(opens, self.stop)
+        self._opened_at = time.monotonic()
+        self._ended_at: float | None = None
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
-        self.stop = stop or threading.Event()
         self._given_up = False
         self._telling: BlockingChannel | None = None
         self._tells_from, self._tells_again_s = 0.0, TELL_AGAIN_S
@@ -97,6 +94,21 @@ class RabbitConnection:
         self._tell_of_alarms()
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
         self._thread.start()
+
+    def _open(
+        self, address: BrokerAddress, heartbeat_s: int
+    ) -> tuple[pika.BlockingConnection, str, BlockingChannel]:
+        connection, where = open_connection(
+            address, name=self.name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
+        )
+        try:
+            channel = connection.channel()
+            channel.confirm_delivery()
+        except PIKA_ERRORS as error:
+            with suppress(*PIKA_ERRORS):
+                connection.close()
+            raise translate_error(error, where=where, user=self.user, what="") from error
+        return connection, where, channel
 
     def call(self, function: Callable[[], Result], what: str, *, size_bytes: int = 0) -> Result:
         """Run a function on the thread and return what it gives; `what` it is about stands in its errors.
@@ -112,8 +124,8 @@ class RabbitConnection:
             future.set_running_or_notify_cancel()
             try:
                 future.set_result(function())
-            except (pika.exceptions.AMQPError, OSError) as error:
-                future.set_exception(self._in_words(error, what))
+            except PIKA_ERRORS as error:
+                future.set_exception(self._translated(error, what))
             except Exception as error:  # a mistake in the call: its caller's, while this thread goes on
                 future.set_exception(error)
 
@@ -162,6 +174,10 @@ class RabbitConnection:
             raise self.failure
         self._ask(function)
 
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
+        """Run a function on the thread after a while; for functions that run there."""
+        self._connection.call_later(delay_s, function)
+
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
         """Run a function on a channel of its own: an error closes that channel, and nothing else."""
 
@@ -202,6 +218,11 @@ class RabbitConnection:
         """What the broker says that it is, such as RabbitMQ 4.0.5."""
         said = self._connection._impl.server_properties or {}
         return f"{said.get('product', 'an unknown broker')} {said.get('version', '')}".strip()
+
+    @property
+    def lived_s(self) -> float:
+        """The seconds from its opening to its end, or until now."""
+        return (self._ended_at or time.monotonic()) - self._opened_at
 
     @property
     def traffic_bytes(self) -> int:
@@ -252,17 +273,24 @@ class RabbitConnection:
                 self._turn()
             # What was to be told at the end.
             self._do_what_is_asked()
-            self._connection.close()
+            self._leave()
         except BrokerError as error:
             self.failure = error
-        except (pika.exceptions.AMQPError, OSError) as error:
-            self.failure = self._in_words(error)
+        except PIKA_ERRORS as error:
+            self.failure = self._translated(error)
         finally:
+            self._ended_at = time.monotonic()
             self.failure = self.failure or ConnectionLost("the connection is closed")
             self._on_end()
             if self._connection.is_open:
-                with suppress(pika.exceptions.AMQPError, OSError):
-                    self._connection.close()
+                with suppress(*PIKA_ERRORS):
+                    self._leave()
+
+    def _leave(self) -> None:
+        # BlockingConnection.close goes through a list of channels, and raises AttributeError when RabbitMQ
+        # closes one of them meanwhile. Closing the connection underneath closes them too.
+        self._connection._impl.close()
+        self._connection._flush_output(self._connection._closed_result.is_ready)
 
     def _ask(self, command: Callable[[], None]) -> None:
         self._commands.append(command)
@@ -277,7 +305,7 @@ class RabbitConnection:
         self._do_what_is_asked()
         if not self.channel.is_open:
             # A consumer timeout or a missing right closes the channel without an exception here.
-            raise ConnectionLost("RabbitMQ closed the channel")
+            raise ConnectionLost(f"RabbitMQ closed the channel ({self.channel._closing_reason})")
         if self._is_full():
             # Back-pressure through the socket; a glance once in a while keeps heartbeats going.
             self._wake.wait(POLL_S)
@@ -304,8 +332,8 @@ class RabbitConnection:
         self._connection._impl.add_on_connection_blocked_callback(blocked)
         self._connection._impl.add_on_connection_unblocked_callback(unblocked)
 
-    def _in_words(self, error: Exception, what: str = "") -> BrokerError:
-        return in_fluffles_words(error, where=self._where, user=self.user, what=what)
+    def _translated(self, error: Exception, what: str = "") -> BrokerError:
+        return translate_error(error, where=self._where, user=self.user, what=what)
 
 
 def _parsed(url: str) -> BrokerAddress:

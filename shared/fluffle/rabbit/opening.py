@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import random
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import TypeVar
 
 import pika
 import pika.exceptions
 
 from fluffle.address import BrokerAddress
-from fluffle.errors import AccessRefused, BrokerError, ConnectionLost
-from fluffle.rabbit.faults import in_fluffles_words, root_cause, was_cut_off
+from fluffle.errors import BrokerError, ConnectionLost, LimitReached, LoginRefused
+from fluffle.rabbit.faults import PIKA_ERRORS, translate_refusal, was_login_refused
 from fluffle.rabbit.large_bodies import LargeBodyConnection
 from fluffle.rabbit.tls_faults import tls_refusal
+
+Opened = TypeVar("Opened")
+
+LOOK_EVERY_S = 0.2
+
+
+def unless_stopped(opens: Callable[[], Opened], stop: threading.Event) -> Opened:
+    """Return what `opens` returns, which may take long where nothing answers.
+
+    Raises ConnectionLost soon after `stop` is set; `opens` goes on then, in a thread that nobody waits for.
+    """
+    future: Future[Opened] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(opens())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="opening", daemon=True).start()
+    while True:
+        with suppress(TimeoutError):
+            return future.result(timeout=LOOK_EVERY_S)
+        if stop.is_set() and not future.done():
+            raise ConnectionLost("RabbitMQ had not answered when this process was asked to stop")
 
 
 def open_connection(
@@ -19,8 +49,8 @@ def open_connection(
 ) -> tuple[pika.BlockingConnection, str]:
     """Connect to one of the hosts, tried in random order, and say which; `name` is what RabbitMQ's UI shows.
 
-    When every host has a reason that lasts (TlsRefused, AccessRefused), it is raised; when one of them may
-    yet come, ConnectionLost. Raises ConfigError for files that cannot be used.
+    Raises LoginRefused or TlsRefused when every host has a reason that lasts; LimitReached or ConnectionLost
+    when one of them may let us in later; ConfigError for files that cannot be used.
     """
     user, password = address.login()
     context = None if address.tls is None else address.tls.context()
@@ -43,44 +73,36 @@ def open_connection(
         where = f"{host}:{port} (virtual host {address.virtual_host!r})"
         try:
             return pika.BlockingConnection(parameters, _impl_class=LargeBodyConnection), where
-        except (pika.exceptions.AMQPError, OSError) as error:
-            refusal = _in_words(error, address, host, port, where)
+        except PIKA_ERRORS as error:
+            refusal = _translated(error, address, host, port, where)
             refusal.__cause__ = error
             refusals.append(refusal)
     if len(refusals) == 1:
         raise refusals[0]
-    may_come = any(isinstance(refusal, ConnectionLost) for refusal in refusals)
-    kind = ConnectionLost if may_come else type(refusals[0])
-    raise kind(f"none of {len(refusals)} brokers lets us in: {'; '.join(map(str, refusals))}") from refusals[
-        0
-    ]
+    kinds = [type(refusal) for refusal in refusals]
+    kind = next((each for each in (ConnectionLost, LimitReached) if each in kinds), kinds[0])
+    all_of_them = "; ".join(map(str, refusals))
+    raise kind(f"none of {len(refusals)} brokers lets us in: {all_of_them}") from refusals[0]
 
 
-def _in_words(error: Exception, address: BrokerAddress, host: str, port: int, where: str) -> BrokerError:
+def _translated(error: Exception, address: BrokerAddress, host: str, port: int, where: str) -> BrokerError:
     refusal = tls_refusal(error, address.tls, host, port)
     if refusal is not None:
         return refusal
     user, password = address.login()
-    if isinstance(error, pika.exceptions.ProbableAuthenticationError) and not was_cut_off(error):
-        if password is None:
-            return AccessRefused(
-                f"RabbitMQ at {where} refused the login by certificate: it has no user {user!r} (any more), "
-                "or takes another name from the certificate (ssl_cert_login_from)"
-            )
-        return AccessRefused(f"RabbitMQ at {where} refused the user {user!r} or its password")
+    if was_login_refused(error) and password is None:
+        return LoginRefused(
+            f"RabbitMQ at {where} refused the login by certificate: it has no user {user!r} (any more), "
+            "or takes another name from the certificate (ssl_cert_login_from)"
+        )
     if isinstance(error, pika.exceptions.AuthenticationError):
         if password is None:
-            return AccessRefused(
+            return LoginRefused(
                 f"RabbitMQ at {where} offers no login by certificate: it needs the plugin "
                 "rabbitmq_auth_mechanism_ssl and auth_mechanisms.1 = EXTERNAL, or give a password"
             )
-        return AccessRefused(
+        return LoginRefused(
             f"RabbitMQ at {where} takes no passwords: for a login by certificate set broker_cert_file and "
             "broker_key_file, and no password"
         )
-    reason = in_fluffles_words(error, where=where, user=user, what="")
-    if isinstance(reason, ConnectionLost):
-        return ConnectionLost(
-            f"no RabbitMQ answers at {where}: start it, or correct FLUFFLE_BROKER_URL ({root_cause(error)})"
-        )
-    return reason
+    return translate_refusal(error, where=where, user=user)

@@ -6,12 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pika.exceptions
 from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.errors import ConnectionLost
 from fluffle.rabbit.connection import RabbitConnection
-from fluffle.rabbit.faults import RESOURCE_LOCKED
+from fluffle.rabbit.sole_consumer import becomes_sole_consumer
 
 AGAIN_AFTER_S = 0.5
 # A frozen process keeps what it has taken until RabbitMQ misses its heartbeats.
@@ -21,8 +20,8 @@ OTHERS_HAVE_S = 60.0
 @contextmanager
 def peek(connection: RabbitConnection, queue: str) -> Iterator[Iterator[bytes]]:
     """Give the bodies that wait in a queue one by one; see Broker."""
-    what, lock = f"queue {queue}", f"{queue}.looked-into"
-    _lock(connection, lock)
+    what = f"queue {queue}"
+    lock = _lock(connection, f"{queue}.looked-into")
     channel = connection.call(connection.new_channel, what)
 
     def take() -> bytes | None:
@@ -35,22 +34,18 @@ def peek(connection: RabbitConnection, queue: str) -> Iterator[Iterator[bytes]]:
         if connection.failure is None:
             # Closing the channel gives the messages back, in their order.
             connection.call(lambda: channel.is_open and channel.close(), what)
-            connection.apart(lambda apart: apart.queue_delete(lock), lock)
+            connection.call(lambda: lock.is_open and lock.close(), what)
 
 
-def _lock(connection: RabbitConnection, name: str) -> None:
-    """Declare a queue that RabbitMQ keeps for this connection alone, and deletes with it."""
+def _lock(connection: RabbitConnection, name: str) -> BlockingChannel:
+    """Wait until nobody else looks into the queue, and return the channel that keeps others out."""
     give_up_at = time.monotonic() + OTHERS_HAVE_S
-    while not connection.apart(lambda channel: _is_ours(channel, name), f"queue {name}"):
+
+    def locked() -> BlockingChannel | None:
+        channel = connection.new_channel()
+        return channel if becomes_sole_consumer(channel, name) else None
+
+    while (lock := connection.call(locked, f"queue {name}")) is None:
         if time.monotonic() > give_up_at or connection.stop.wait(AGAIN_AFTER_S):
             raise ConnectionLost(f"another process looks into the same queue, and does not end: {name}")
-
-
-def _is_ours(channel: BlockingChannel, name: str) -> bool:
-    try:
-        channel.queue_declare(name, exclusive=True)
-    except pika.exceptions.ChannelClosedByBroker as error:
-        if error.reply_code == RESOURCE_LOCKED:
-            return False
-        raise
-    return True
+    return lock
