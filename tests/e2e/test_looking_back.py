@@ -171,6 +171,6 @@ def test_tensorboard_shows_what_the_evaluator_measured_and_what_each_worker_gave
     assert points["staleness/of this version"] == [
         (version, len(by_version[version].folded)) for version in measured if by_version[version].folded
     ]
-    assert points["federation/updates"][-1] == (measured[-1], UPDATES)
+    assert dict(points["federation/updates"])[measured[-1]] == UPDATES
     for worker, contributor in run.versions[-1].contributors.items():
         assert points_in(curves / "workers" / worker)["worker/updates"][-1][1] == contributor.updates
