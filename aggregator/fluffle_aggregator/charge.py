@@ -45,6 +45,7 @@ class Charge:
     """All that an aggregator is told when it starts.
 
     `downlink_codec` is how versions travel to those who read the stream; the head has each as it is.
+    `look` is called often, and raises LayoutError once it is known that the settings are for another model.
     `try_out` takes in a message where it does no harm, and says how that ended; empty is well.
     """
 
@@ -57,4 +58,5 @@ class Charge:
     first_version: Callable[[], ModelVersion]
     continue_from: Callable[[Head], GlobalModel]
     try_out: Callable[[Layout, bytes], str]
+    look: Callable[[], None] = lambda: None
     teller: Teller = SILENCE

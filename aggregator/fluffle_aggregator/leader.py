@@ -12,7 +12,7 @@ from fluffle.broker import Broker, Delivery
 from fluffle.errors import ProtocolMismatch, WireError
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.logs import get_logger
-from fluffle.record import Evaluation, Hello, not_finite
+from fluffle.record import Evaluation, Hello, ModelVersion, not_finite
 from fluffle.update import WeightUpdate
 from fluffle.wire import checksum_of, decode_inbound, require_readable_version
 from fluffle_aggregator.admission import Reason, Refusal, evaluation_refusal, foreign_sender
@@ -93,6 +93,11 @@ class Leader:
                 now=str(self._model.strategy),
             )
             self._commit()
+
+    @property
+    def record(self) -> ModelVersion:
+        """The newest version, as it was published."""
+        return self._model.record
 
     @property
     def held(self) -> int:

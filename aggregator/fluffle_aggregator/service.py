@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from fluffle.broker import Broker
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import work_with_new_connections
+from fluffle.record import ModelVersion
 from fluffle_aggregator.charge import POLL_S, Charge
 from fluffle_aggregator.head import StreamReadings
 from fluffle_aggregator.leader import Leader
@@ -22,27 +24,41 @@ from fluffle_aggregator.watch import TopologyWatch
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AggregatorResult:
+    """How an aggregator left its federation, and why it ended.
+
+    `ended_by` is the reason for which the federation has finished, such as "accuracy>=0.9 held"; empty when
+    the aggregator was asked to stop. `version` is the newest version that it published or took over, with the
+    weights and the best evaluation; None when it never led.
+    """
+
+    ended_by: str
+    version: ModelVersion | None
+
+
 def serve(
     charge: Charge, connect: Callable[[], Broker], stop: threading.Event, *, patience_s: float = math.inf
-) -> None:
+) -> AggregatorResult:
     """Stand by, lead when it is this process's turn, and return when the federation has finished.
 
     After a lost connection it starts again from the head; any other error is the caller's. `patience_s` is
     how long connections may end within a second, one after the other.
     """
     readings = StreamReadings()
-    work_with_new_connections(
-        connect,
-        lambda broker: stand_by_and_lead(charge, broker, readings, stop),
-        stop,
-        charge.teller,
-        patience_s=patience_s,
-    )
+    result = AggregatorResult("", None)
+
+    def work(broker: Broker) -> None:
+        nonlocal result
+        result = stand_by_and_lead(charge, broker, readings, stop)
+
+    work_with_new_connections(connect, work, stop, charge.teller, patience_s=patience_s)
+    return result
 
 
 def stand_by_and_lead(
     charge: Charge, broker: Broker, readings: StreamReadings, stop: threading.Event
-) -> None:
+) -> AggregatorResult:
     """Be one aggregator for the life of one connection."""
     broker.declare(charge.topology)
     broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
@@ -53,7 +69,7 @@ def stand_by_and_lead(
     delivery = None
     while delivery is None:
         if stop.is_set():
-            return
+            return AggregatorResult("", None)
         watch.look_when_due()
         readings.look_at_head_when_due(broker, topology)
         # The broker gives messages to one consumer only: whoever gets the first one leads.
@@ -67,13 +83,15 @@ def stand_by_and_lead(
         leader.commit_when_due()
         watch.look_when_due()
         leader.look_after_head()
+        charge.look()
         delivery = broker.next_delivery(charge.rhythm.patience_s)
         if stop.is_set():
             log.info("asked to stop: what is held goes back to the queue", updates=leader.held)
-            return
+            return AggregatorResult("", leader.record)
         if leader.finished and delivery is None:
             break
     hand_over(charge, broker)
+    return AggregatorResult(leader.finished, leader.record)
 
 
 def hand_over(charge: Charge, broker: Broker) -> None:

@@ -36,8 +36,8 @@ class AggregatorSettings(SharedSettings):
         description="Name of this aggregator in logs and in RabbitMQ's UI.",
         validate_default=True,
     )
-    task: str = Field(
-        "digits",
+    task: str | None = Field(
+        None,
         description="Task whose seeded weights become version 0: digits, fashion_mnist, diabetes, or your "
         "own as package.module:name.",
     )

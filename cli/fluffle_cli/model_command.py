@@ -48,7 +48,7 @@ class ExportSettings(ListSettings):
         description="File to write: .safetensors, .keras (needs the task), or .fluffle for `model restore`.",
     )
     version: str = Field("newest", description="Which version: newest, best, or a number from `model list`.")
-    task: str = Field("digits", description="Task that knows how to write a .keras file.")
+    task: str | None = Field(None, description="Task that knows how to write a .keras file.")
 
 
 class RestoreSettings(ListSettings):
@@ -63,7 +63,7 @@ class RestoreSettings(ListSettings):
 class InitSettings(ListSettings):
     """Flags of `fluffle model init`."""
 
-    task: str = Field("digits", description="Task whose seeded weights are built; it may load TensorFlow.")
+    task: str = Field(description="Task whose seeded weights are built; it may load TensorFlow.")
     seed: int = Field(0, ge=0, description="Seed of the weights.")
     out: Path = Field(Path("initial.safetensors"), description="File to write, for --initial-model.")
 
@@ -107,16 +107,19 @@ def export(settings: ExportSettings) -> None:
     """Write one version to a file."""
     if settings.out.suffix not in (".safetensors", ".keras", ".fluffle"):
         raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {settings.out.name!r}")
+    task_name = settings.task
+    if settings.out.suffix == ".keras" and task_name is None:
+        raise ConfigError("a .keras file needs --task: it builds the model that the weights are written into")
     topology = topology_of(settings.federation)
     with _connected(settings, topology) as broker:
         stored = _chosen(broker, topology, settings.version)
     version = stored.version
-    if settings.out.suffix == ".keras":
+    if task_name is not None and settings.out.suffix == ".keras":
         try:
-            CheckedTask(load_task(settings.task)).save(version.weights, settings.out)
+            CheckedTask(load_task(task_name)).save(version.weights, settings.out)
         except LayoutError as error:
             raise ConfigError(
-                f"--task {settings.task} has another model than the federation: give the task that it trains "
+                f"--task {task_name} has another model than the federation: give the task that it trains "
                 f"({error})"
             ) from error
     elif settings.out.suffix == ".fluffle":

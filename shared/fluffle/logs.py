@@ -44,7 +44,12 @@ def get_logger(name: str) -> BoundLogger:
     """Return a module's logger, whose methods take a sentence and fields; `name` is the module's __name__."""
     logger: BoundLogger = structlog.wrap_logger(
         logging.getLogger(name),
-        processors=[structlog.stdlib.filter_by_level, ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            # Which of the parts it is, where several run in one process.
+            structlog.contextvars.merge_contextvars,
+            ProcessorFormatter.wrap_for_formatter,
+        ],
         wrapper_class=BoundLogger,
         # Else each line, also one that is not written, would begin with a new logger.
         cache_logger_on_first_use=True,

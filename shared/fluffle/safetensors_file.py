@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from fluffle.errors import ConfigError, LayoutError
-from fluffle.model import FrozenPart, Layout, TensorSpec, Weights
+from fluffle.model import INTEGERS, FrozenPart, Layout, SharedGroup, TensorSpec, Weights, some_of
 from fluffle.whole_file import write_whole
 
 # The format itself keeps no order: its library writes the widest dtype first, then by name.
 LAYOUT_KEY, FORMAT_KEY = "fluffle.layout", "fluffle.format"
 FORMAT = "2"
+# What the format calls the types that a tensor of a model may have.
+DTYPES: Mapping[str, str] = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "BOOL": "bool",
+    **{
+        f"{kind}{bits}": f"{name}{bits}"
+        for kind, name in (("I", "int"), ("U", "uint"))
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,39 +75,57 @@ def read_model_file(path: Path) -> ModelFile:
     Raises ConfigError when there is no such file, when it is no safetensors file, or when it is of another
     version of this format.
     """
-    try:
+    layout = read_layout(path)
+    with _reading(path):
         weights = load_file(path)
+    return ModelFile(layout, {spec.name: weights[spec.name] for spec in layout.tensors})
+
+
+def read_layout(path: Path) -> Layout:
+    """Return the layout of a file's tensors, and leave them where they are; see `read_model_file`."""
+    with _reading(path), safe_open(path, framework="numpy"):  # which checks the whole header
         header = _header(path)
+    metadata = header.pop("__metadata__", {})
+    if (found := metadata.get(FORMAT_KEY)) not in (None, FORMAT):
+        raise ConfigError(
+            f"{path} is a model file of format {found}, and this Fluffle reads format {FORMAT}: write it "
+            "again with this version"
+        )
+    try:
+        return _layout(header, metadata.get(LAYOUT_KEY))
+    except (LayoutError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} has a damaged layout: {error}") from error
+
+
+def _layout(header: Mapping[str, Any], described: str | None) -> Layout:
+    if described is None:
+        as_they_lie = sorted(header, key=lambda name: int(header[name]["data_offsets"][0]))
+        return Layout(tuple(_spec(name, header[name], "trained") for name in as_they_lie))
+    said = json.loads(described)
+    tensors = tuple(_spec(name, header[name], group) for name, group in said["tensors"])
+    if unknown := header.keys() - {spec.name for spec in tensors}:
+        raise LayoutError(f"it lacks {some_of(unknown)}")
+    return Layout(tensors, said["frozen"] and FrozenPart(*said["frozen"]))
+
+
+def _spec(name: str, described: Mapping[str, Any], group: SharedGroup) -> TensorSpec:
+    dtype = DTYPES.get(described["dtype"])
+    if dtype is None:
+        raise LayoutError(f"the tensor {name!r} is of the type {described['dtype']}, which no model may have")
+    is_statistic = dtype in INTEGERS
+    return TensorSpec(name, tuple(described["shape"]), dtype, "statistic" if is_statistic else group)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise ConfigError(f"there is no model file {path}") from error
     except OSError as error:
         raise ConfigError(f"cannot read the model file {path}: {error}") from error
     except (SafetensorError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no safetensors file: {error}") from error
-    metadata = header.pop("__metadata__", {})
-    if (found := metadata.get(FORMAT_KEY)) is None:
-        as_they_lie = sorted(header, key=lambda name: int(header[name]["data_offsets"][0]))
-        ordered = {name: weights[name] for name in as_they_lie}
-        return ModelFile(Layout.of(ordered), ordered)
-    if found != FORMAT:
-        raise ConfigError(
-            f"{path} is a model file of format {found}, and this Fluffle reads format {FORMAT}: write it "
-            "again with this version"
-        )
-    try:
-        layout = _layout(json.loads(metadata[LAYOUT_KEY]), weights)
-        layout.require_weights(weights)
-    except (LayoutError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} has a damaged layout: {error}") from error
-    return ModelFile(layout, {spec.name: weights[spec.name] for spec in layout.tensors})
-
-
-def _layout(described: Mapping[str, Any], weights: Weights) -> Layout:
-    tensors = (
-        TensorSpec(name, weights[name].shape, weights[name].dtype.name, group)
-        for name, group in described["tensors"]
-    )
-    return Layout(tuple(tensors), described["frozen"] and FrozenPart(*described["frozen"]))
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
@@ -232,17 +233,25 @@ class SharedSettings(BaseSettings):
         return {"federation": self.federation}
 
 
-def load_settings(settings_class: type[S], given: Mapping[str, object], *, config: Path | None = None) -> S:
+def load_settings(
+    settings_class: type[S],
+    given: Mapping[str, object],
+    *,
+    config: Path | None = None,
+    named: Callable[[str], str] | None = None,
+) -> S:
     """Build settings from flags (`given`), the environment, the TOML file and the defaults, in that order.
 
     `config` is the TOML file; without it FLUFFLE_CONFIG, or `fluffle.toml` in the working folder if there is
-    one. Raises ConfigError with one sentence that names each wrong setting by where it was written.
+    one. `named` says how an error calls a given setting, by default as a flag. Raises ConfigError with one
+    sentence that names each wrong setting by where it was written.
     """
+    named = named or partial(_typed_as, settings_class)
     in_environment = {name.upper() for name, value in os.environ.items() if value}
     written = _read_config(settings_class, config)
     origin = {name: where for name, (_, where) in written.items()}
     origin |= {name: env for name in settings_class.model_fields if (env := env_name(name)) in in_environment}
-    origin |= {name: _typed_as(settings_class, name) for name in given}
+    origin |= {name: named(name) for name in given}
     values = {name: value for name, (value, where) in written.items() if origin[name] == where}
     try:
         return settings_class.model_validate(values | dict(given))
@@ -250,6 +259,16 @@ def load_settings(settings_class: type[S], given: Mapping[str, object], *, confi
         # The chained error hides its inputs (hide_input_in_errors): a traceback shows no password either.
         sentences = [_sentence(settings_class, origin, fault) for fault in error.errors(include_url=False)]
         raise ConfigError("; ".join(sentences)) from error
+
+
+def load_arguments(settings_class: type[S], given: Mapping[str, object]) -> S:
+    """Build settings from a function's keyword arguments, then as `load_settings` does.
+
+    Raises ConfigError with one sentence that names each wrong argument.
+    """
+    for name in given:
+        _check_known(name, set(settings_class.model_fields), "as an argument")
+    return load_settings(settings_class, given, named=str)
 
 
 def require_name(name: str) -> str:

@@ -126,6 +126,11 @@ class GroupedTask(Task, Protocol):
         """
 
 
+def name_of_task(task: Task) -> str:
+    """Return what a task object is called in logs: the class that it was made of."""
+    return f"{type(task).__module__}:{type(task).__qualname__}"
+
+
 def load_task(name: str) -> Task:
     """Find a task by the name of a ready one or as "package.module:attribute".
 

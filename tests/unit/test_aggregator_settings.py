@@ -7,9 +7,10 @@ import pytest
 from fluffle.errors import ConfigError
 from fluffle.policy_watch import policy_watch_of
 from fluffle.settings import load_settings
-from fluffle_aggregator.__main__ import charge_of
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.initial_model import NoModel
+from fluffle_aggregator.running import charge_of
 from fluffle_aggregator.settings import AggregatorSettings
 
 
@@ -19,7 +20,7 @@ def settings(**given: object) -> AggregatorSettings:
 
 def charge(**given: object) -> Charge:
     chosen = settings(**given)
-    return charge_of(chosen, policy_watch_of(chosen, None))
+    return charge_of(chosen, policy_watch_of(chosen, None), NoModel())
 
 
 @pytest.mark.parametrize(

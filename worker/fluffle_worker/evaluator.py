@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
@@ -27,6 +28,19 @@ log = get_logger(__name__)
 
 
 Note = Callable[[ModelVersion, Evaluation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorResult:
+    """What an evaluator did, and why it ended.
+
+    `ended_by` is the reason for which the federation has finished; empty when the evaluator was asked to
+    stop. `newest` is its last evaluation, None without one.
+    """
+
+    ended_by: str
+    evaluated: int
+    newest: Evaluation | None
 
 
 class Evaluator:
@@ -57,8 +71,11 @@ class Evaluator:
         self._notes = notes
         self._last: Rank | None = None
         self._was_closing = False
+        self._evaluated = 0
+        self._newest_evaluation: Evaluation | None = None
+        self._ended_by = ""
 
-    def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> None:
+    def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> EvaluatorResult:
         """Evaluate version after version until the federation has finished, or until asked to stop.
 
         A lost connection is made anew; `patience_s` is how long connections may end within a second, one
@@ -72,6 +89,7 @@ class Evaluator:
                 self._tell,
                 patience_s=patience_s,
             )
+        return EvaluatorResult(self._ended_by, self._evaluated, self._newest_evaluation)
 
     def _work_on(self, broker: Broker) -> None:
         while version := self._newest(broker):
@@ -82,6 +100,7 @@ class Evaluator:
                 evaluation = self._evaluate(version)
             if version.finished:
                 # Nobody would read a report: the aggregator has left.
+                self._ended_by = version.finished
                 log.info("the federation has finished", because=version.finished)
                 return
             self._report(broker, evaluation)
@@ -104,6 +123,7 @@ class Evaluator:
                 "this version's metrics are not finite", version=version.version, metrics=", ".join(bad)
             )
         evaluation = Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
+        self._evaluated, self._newest_evaluation = self._evaluated + 1, evaluation
         for note in self._notes:
             note(version, evaluation)
         return evaluation

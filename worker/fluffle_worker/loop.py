@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tenacity
@@ -49,6 +49,22 @@ LONGEST_WAIT_S = 60.0
 
 Connect = Callable[[], Broker]
 ShowRound = Callable[[str], AbstractContextManager[Progress]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResult:
+    """What a worker did in one life, and why it ended.
+
+    `ended_by` is the reason for which the federation has finished, such as "accuracy>=0.9 held"; empty when
+    the worker was asked to stop. `version` is the newest version that it trained from, None without a round.
+    `refused` counts its updates that the aggregator refused, `waiting` those that are still in its spool.
+    """
+
+    ended_by: str
+    rounds: int
+    version: int | None
+    refused: int
+    waiting: int
 
 
 class Worker:
@@ -91,10 +107,11 @@ class Worker:
         # How many of this worker's updates were refused, as the newest version says.
         self._refused = 0
         self._last: ModelVersion | None = None
+        self._ended_by = ""
 
     def work(
         self, connect: Connect, *, try_to_connect: Connect | None = None, patience_s: float = math.inf
-    ) -> None:
+    ) -> WorkerResult:
         """Train round after round until the federation has finished, or until asked to stop.
 
         `connect` waits for the broker. With `try_to_connect`, which does not, the worker trains on from the
@@ -122,6 +139,13 @@ class Worker:
                     updates=self._spool.waiting,
                     spool=str(self._spool.folder),
                 )
+        return WorkerResult(
+            ended_by=self._ended_by,
+            rounds=self._rounds,
+            version=self._last.version if self._last else None,
+            refused=self._refused,
+            waiting=self._spool.waiting,
+        )
 
     def _work_on(self, broker: Broker) -> None:
         while (version := self._newest(broker)) and not version.is_over:
@@ -131,8 +155,8 @@ class Worker:
             self._send_what_waits(broker)
         if version:
             self._warn_of_refusals(version)
-            because = version.finished or version.closing
-            log.info("the federation has finished", because=because, rounds=self._rounds)
+            self._ended_by = version.finished or version.closing
+            log.info("the federation has finished", because=self._ended_by, rounds=self._rounds)
             if late := self._spool.clear():
                 log.info("dropped from the spool what came too late to count", updates=late)
 

@@ -21,7 +21,7 @@ class WorkerSettings(SharedSettings):
     part: ClassVar[str] = "worker"
     is_service: ClassVar[bool] = True
 
-    task: str = Field("digits", description=f"What to train: {TASK}")
+    task: str = Field(description=f"What to train: {TASK}")
     name: str | None = Field(
         None, description="Name of this worker; by default its host and site. No two workers may share one."
     )
@@ -79,7 +79,7 @@ class EvaluatorSettings(SharedSettings):
     part: ClassVar[str] = "evaluator"
     is_service: ClassVar[bool] = True
 
-    task: str = Field("digits", description=f"Whose held-out data to evaluate on: {TASK}")
+    task: str = Field(description=f"Whose held-out data to evaluate on: {TASK}")
     name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="Name of this evaluator in logs and in RabbitMQ's UI.",

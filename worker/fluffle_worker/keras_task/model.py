@@ -1,8 +1,10 @@
-"""The one Keras model of a process: its weights by name and group, and what a round resets."""
+"""The Keras model of a task: its weights by name and group, and what a round resets."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,18 +25,22 @@ if TYPE_CHECKING:
 Arrays = dict[str, NDArray[np.generic]]
 
 
+# Seeds are global to a process: one model at a time draws its weights.
+BUILDING = threading.Lock()
+
+
 class BuiltModel:
     """What `build_model` returned, checked."""
 
     def __init__(self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str]) -> None:
-        """Build the model in a cleared Keras session. Raises TaskError when it cannot be trained."""
+        """Build the model in a new thread. Raises TaskError when it cannot be trained.
+
+        What Keras counts to name layers belongs to a thread: in a new one the names begin anew, and models
+        that other threads train are left alone.
+        """
         self._keras = import_keras()
-        self._keras.utils.clear_session()
-        self._keras.utils.set_random_seed(seed)
-        with blamed_on("build_model"):
-            self.model = build_model()
-        _require_trainable(self.model)
-        self.model.optimizer.build(self.model.trainable_variables)
+        with BUILDING, ThreadPoolExecutor(1) as new_thread:
+            self.model = new_thread.submit(_build, build_model, seed).result()
         self._fresh_optimizer = list(map(_compact, _copies(self.model.optimizer.variables)))
         self._learning_rate = _own_learning_rate(self.model)
         self._named = named_weights(self.model)
@@ -137,6 +143,15 @@ def _own_learning_rate(model: KerasModel) -> float | None:
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     rate = optimizer.get_config().get("learning_rate")
     return float(rate) if isinstance(rate, int | float) else None
+
+
+def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
+    import_keras().utils.set_random_seed(seed)
+    with blamed_on("build_model"):
+        model = build_model()
+    _require_trainable(model)
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 def _require_trainable(model: object) -> None:

@@ -22,7 +22,7 @@ from fluffle_worker.keras_task.steps import Metrics, evaluation_of, train_epochs
 class KerasTask:
     """A `fluffle.task.Task` from a compiled Keras model and whatever `Model.fit` can read again and again.
 
-    `build_model()` returns a compiled and built `keras.Model`. It runs in a cleared Keras session, so that
+    `build_model()` returns a compiled and built `keras.Model`. It runs in a thread of its own, so that
     variables have the same names in every process; what is global to Keras, such as a dtype policy, is set
     there. `train_data(site)` returns (x, y) or (x, y, sample_weight): arrays, data frames, sparse matrices,
     or tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite

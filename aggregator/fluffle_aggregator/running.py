@@ -1,0 +1,140 @@
+"""Running an aggregator from Python: in a notebook, a thread, or inside another framework.
+
+    from fluffle_aggregator.running import run_aggregator
+
+    result = run_aggregator(task, federation="hospital", target="accuracy>=0.9")
+
+No signal handler is set, any thread will do, and several may run in one process. `fluffle aggregator` does
+the same for a task that is named by its module.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from functools import partial
+
+from structlog.contextvars import bound_contextvars
+
+from fluffle.broker import Broker
+from fluffle.connector import Connector
+from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
+from fluffle.metrics import metered
+from fluffle.model import Layout
+from fluffle.policy_faults import Sizes
+from fluffle.policy_watch import PolicyWatch, policy_watch_of
+from fluffle.record import ModelVersion
+from fluffle.settings import load_arguments
+from fluffle.task import Task, name_of_task
+from fluffle.telling import ReportingTeller
+from fluffle.topology import topology_of
+from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
+from fluffle_aggregator.kernels import machine_code
+from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.service import AggregatorResult, serve
+from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
+
+
+def run_aggregator(
+    task: Task | None = None, *, stop: threading.Event | None = None, **settings: object
+) -> AggregatorResult:
+    """Be an aggregator until the federation has finished, or until `stop` is set.
+
+    The seeded weights of `task` become version 0 of a new federation; with `initial_model` a file does, and
+    neither is needed to go on with a federation that exists. `settings` are those of `fluffle aggregator`,
+    such as `federation`, `broker_url`, `strategy` and `target`; what is not given comes from the environment
+    (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. Raises ConfigError for wrong settings, TaskError for
+    a mistake in the task, LayoutError when the running federation's model is another than the task's, and
+    BrokerError when the broker refuses it for good or is not there for `connect_timeout_s`.
+    """
+    named = {} if task is None else {"task": name_of_task(task)}
+    checked = load_arguments(AggregatorSettings, {**named, **settings})
+    with bound_contextvars(**checked.log_fields()):
+        return aggregate(checked, stop or threading.Event(), task)
+
+
+def aggregate(
+    settings: AggregatorSettings, stop: threading.Event, task: Task | None = None
+) -> AggregatorResult:
+    """Be an aggregator as the settings say; see `run_aggregator`."""
+    policies = policy_watch_of(settings, settings.management_url)
+    name = f"{settings.federation}/aggregator/{settings.name}"
+
+    def prepare(_: Broker) -> None:
+        # Now that RabbitMQ is there; with a policy that loses messages no aggregator starts.
+        policies.require_safe_start()
+
+    connector = Connector(settings, name=name, stop=stop, prepare=prepare)
+    with initial_model(settings, stop, task) as model:
+        charge = charge_of(settings, policies, model)
+        # Compiled now: no update waits for it.
+        machine_code()
+        with (
+            metered(
+                charge.teller,
+                host=settings.metrics_host,
+                port=settings.metrics_port,
+                federation=settings.federation,
+                role="aggregator",
+                name=settings.name,
+            ) as teller,
+            policies.watching(),
+        ):
+            return serve(
+                replace(charge, teller=teller),
+                connector.connect,
+                stop,
+                patience_s=settings.connect_timeout_s,
+            )
+
+
+def charge_of(settings: AggregatorSettings, policies: PolicyWatch, initial: InitialModel) -> Charge:
+    """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
+    strategy, goal, rhythm = settings.make_strategy(), settings.make_goal(), settings.make_rhythm()
+    plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
+
+    def require_room(layout: Layout) -> None:
+        optimizer = strategy.optimizer
+        require_version_fits(layout, limit_bytes)
+        require_moments_fit(layout, len(optimizer.starts), optimizer.name, limit_bytes)
+        require_update_fits(layout, plan.codec, limit_bytes)
+        version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
+        policies.require_safe(Sizes(version_bytes, 4 * layout.size * len(optimizer.starts)))
+
+    def begin() -> ModelVersion:
+        file = initial.read()
+        require_room(file.layout)
+        return first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
+
+    def continue_from(head: Head) -> GlobalModel:
+        require_room(head.record.layout)
+        initial.compare(head.record.layout)
+        return GlobalModel(
+            head.record,
+            head.moments,
+            strategy=strategy,
+            plan=plan,
+            goal=goal,
+            term=head.term + 1,
+            schedule=parse_schedule(settings.learning_rate_schedule),
+        )
+
+    topology = topology_of(settings.federation)
+    return Charge(
+        name=settings.name,
+        topology=topology,
+        policy=settings.make_policy(),
+        rhythm=rhythm,
+        # All that one commit holds, one evaluation, and one message on its way.
+        prefetch=strategy.buffer_size * rhythm.every + 2,
+        downlink_codec=settings.downlink_codec,
+        first_version=begin,
+        continue_from=continue_from,
+        look=initial.look,
+        try_out=partial(try_out, settings),
+        teller=ReportingTeller(topology, role="aggregator", name=settings.name),
+    )

@@ -1,0 +1,132 @@
+"""Running a worker or an evaluator from Python: in a notebook, a thread, or inside another framework.
+
+    from fluffle_worker.running import run_worker
+
+    result = run_worker(task, federation="hospital", broker_url="amqp://site-a:...@broker/%2F", name="site-a")
+
+No signal handler is set, any thread will do, and several may run in one process. `fluffle worker` and
+`fluffle evaluator` do the same for a task that is named by its module.
+"""
+
+from __future__ import annotations
+
+import threading
+from contextlib import nullcontext
+
+from structlog.contextvars import bound_contextvars
+
+from fluffle.checked_task import CheckedTask
+from fluffle.connection import evaluator_connector, worker_connector
+from fluffle.errors import TaskError
+from fluffle.logs import get_logger
+from fluffle.metrics import metered
+from fluffle.settings import load_arguments
+from fluffle.task import Progress, Task, name_of_task
+from fluffle.telling import ReportingTeller
+from fluffle.topology import MIB, topology_of
+from fluffle_worker.curves import Curves
+from fluffle_worker.evaluator import Evaluator, EvaluatorResult
+from fluffle_worker.loop import ShowRound, Worker, WorkerResult
+from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
+from fluffle_worker.spool import open_spool
+
+log = get_logger(__name__)
+
+
+def run_worker(task: Task, *, stop: threading.Event | None = None, **settings: object) -> WorkerResult:
+    """Train a task round after round until the federation has finished, or until `stop` is set.
+
+    `settings` are those of `fluffle worker`, such as `federation`, `broker_url`, `name`, `site` and `sites`;
+    what is not given comes from the environment (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. What was
+    trained but not confirmed stays in the spool, and the next call with the same name sends it. Raises
+    ConfigError for wrong settings, TaskError for a mistake in the task, and BrokerError when the broker
+    refuses it for good or is not there for `connect_timeout_s`.
+    """
+    checked = load_arguments(WorkerSettings, {"task": name_of_task(task), **settings})
+    with bound_contextvars(**checked.log_fields()):
+        return work(task, checked, stop or threading.Event())
+
+
+def run_evaluator(task: Task, *, stop: threading.Event | None = None, **settings: object) -> EvaluatorResult:
+    """Evaluate the newest version of the model until the federation has finished, or until `stop` is set.
+
+    `settings` are those of `fluffle evaluator`; see `run_worker` for where others come from and for errors.
+    """
+    checked = load_arguments(EvaluatorSettings, {"task": name_of_task(task), **settings})
+    with bound_contextvars(**checked.log_fields()):
+        return evaluate(task, checked, stop or threading.Event())
+
+
+def show_nothing(_title: str) -> nullcontext[Progress]:
+    """Show no progress of a round."""
+    return nullcontext(lambda _done, _total: None)
+
+
+def work(
+    task: Task, settings: WorkerSettings, stop: threading.Event, *, show_round: ShowRound = show_nothing
+) -> WorkerResult:
+    """Be a worker as the settings say; see `run_worker`."""
+    site = settings.make_site()
+    if site.index >= site.count:
+        raise TaskError(
+            f"this worker is site {site.index}, but there are only {site.count} (0 to {site.count - 1}): "
+            f"set --sites to the number of workers, the same for all"
+        )
+    examples = CheckedTask(task, stop).prepare(site)
+    log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
+    topology = topology_of(settings.federation)
+    connector = worker_connector(settings, topology, worker=settings.worker_name, stop=stop)
+    max_bytes = settings.spool_max_mib * MIB
+    with (
+        open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
+        metered(
+            ReportingTeller(topology, role="worker", name=settings.worker_name),
+            host=settings.metrics_host,
+            port=settings.metrics_port,
+            federation=settings.federation,
+            role="worker",
+            name=settings.worker_name,
+            waiting=lambda: spool.waiting,
+        ) as teller,
+    ):
+        worker = Worker(
+            name=settings.worker_name,
+            task=task,
+            topology=topology,
+            spool=spool,
+            seed=settings.seed + site.index,
+            delay_s=settings.delay,
+            show_round=show_round,
+            stop=stop,
+            max_message_bytes=settings.max_message_bytes,
+            teller=teller,
+        )
+        return worker.work(
+            connector.connect,
+            try_to_connect=connector.connect_at_once if settings.train_offline else None,
+            patience_s=settings.connect_timeout_s,
+        )
+
+
+def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
+    """Be an evaluator as the settings say; see `run_evaluator`."""
+    topology = topology_of(settings.federation)
+    curves = Curves(settings.tensorboard) if settings.tensorboard else None
+    with metered(
+        ReportingTeller(topology, role="evaluator", name=settings.name),
+        host=settings.metrics_host,
+        port=settings.metrics_port,
+        federation=settings.federation,
+        role="evaluator",
+        name=settings.name,
+    ) as teller:
+        evaluator = Evaluator(
+            name=settings.name,
+            task=task,
+            topology=topology,
+            stop=stop,
+            teller=teller,
+            notes=[curves.note] if curves else [],
+        )
+        connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
+        return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
