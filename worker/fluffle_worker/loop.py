@@ -190,6 +190,11 @@ class Worker:
                     log.warning("training on without the broker", because=str(error), waiting=waiting)
             if not self._is_ahead(self._last):
                 self._train(self._last)
+                if self._is_ahead(self._last):
+                    log.info(
+                        "enough is under way: training goes on from a newer version",
+                        under_way=len(self._under_way),
+                    )
             elif self._stop.wait(max(0.0, next_attempt - time.monotonic())):
                 raise StopRequested
         return None
