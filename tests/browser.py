@@ -53,9 +53,9 @@ def texts_of(page: Chrome, selector: str) -> list[str]:
 
 
 def shown(page: Chrome) -> dict[str, float]:
-    """Return the numbers under "Now", as the page was given them."""
+    """Return the numbers under "Now", folded away or not, as the page was given them."""
     script = (
-        "return Object.fromEntries([...document.querySelectorAll('#now dd')].map("
+        "return Object.fromEntries([...document.querySelectorAll('#now dd, #more dd')].map("
         "(each) => [each.dataset.key, JSON.parse(each.dataset.value)]))"
     )
     return dict(page.execute_script(script))

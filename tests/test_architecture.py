@@ -69,7 +69,9 @@ PURE = {
     "fluffle_aggregator.staleness",
     "fluffle_aggregator.statistics",
     "fluffle_aggregator.strategies",
-    *(f"fluffle_cli.dashboard.{name}" for name in ("known", "live", "series", "staleness", "table")),
+    *(f"fluffle_cli.dashboard.{name}" for name in ("known", "live", "staleness", "table")),
+    *("fluffle_cli.findings", "fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.series"),
+    *("fluffle_cli.standing", "fluffle_cli.trends", "fluffle_cli.words", "fluffle_cli.workers"),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {
@@ -84,7 +86,7 @@ PURE_MAY_IMPORT = {
         "hashlib",
         "inspect",
     ),
-    *("contextlib", "itertools", "json", "math", "re", "shlex", "types", "typing"),
+    *("contextlib", "itertools", "json", "math", "re", "shlex", "statistics", "types", "typing"),
     # Machine code that computes, and nothing else.
     *("ctypes", "llvmlite"),
     *("ml_dtypes", "numpy", "zstandard"),

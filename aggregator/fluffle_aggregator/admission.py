@@ -11,6 +11,7 @@ import numpy as np
 
 from fluffle.broker import Delivery
 from fluffle.compression import decompressed
+from fluffle.events import AFTER_THE_END
 from fluffle.model import largest_magnitude as largest_of
 from fluffle.model import some_of
 from fluffle.record import Evaluation, Rank, is_in_history
@@ -47,7 +48,7 @@ class Reason(StrEnum):
     TOO_MUCH = "too-much"
     OVER_SHARE = "over-share"
     LARGE_NORM = "large-norm"
-    FINISHED = "finished"
+    FINISHED = AFTER_THE_END
 
 
 @dataclass(frozen=True, slots=True)

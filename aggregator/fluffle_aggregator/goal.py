@@ -105,7 +105,7 @@ def parse_yardstick(text: str) -> Yardstick:
     metric, _, direction = text.strip().rpartition(":")
     if metric and direction in ("min", "max"):
         return Yardstick(metric, direction == "max")
-    known = _direction(text.strip())
+    known = known_direction(text.strip())
     if known is None:
         raise ConfigError(
             f"FLUFFLE_BEST must read like rmse:min or bleu:max, not {text!r}: a metric of the task's "
@@ -115,7 +115,7 @@ def parse_yardstick(text: str) -> Yardstick:
     return Yardstick(text.strip(), known)
 
 
-def _direction(metric: str) -> bool | None:
+def known_direction(metric: str) -> bool | None:
     """Return whether more of a metric is better, None when its name does not say it."""
     end = _known_end(metric)
     return None if end is None else HIGHER_IS_BETTER[end]
@@ -134,7 +134,7 @@ def usual_yardstick(metrics: Mapping[str, float]) -> Yardstick | None:
     if not known:
         return None
     metric = min(known, key=lambda name: order.index(str(_known_end(name))))
-    return Yardstick(metric, bool(_direction(metric)))
+    return Yardstick(metric, bool(known_direction(metric)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,15 +77,17 @@ class Leader:
         self.finished = head.record.finished
         self._has_evaluator = head.record.evaluation is not None
         self._started = self._committed = self._oldest_held = clock()
-        log.info("leading", version=head.record.version, term=self._model.term)
-        self._tell(TookOver(self._model.term, head.record.version))
         if self.finished:
+            # It came to see the end and to leave: nobody takes that for a takeover.
             log.info(
                 "the federation has finished already: to train on, export its model and start another one",
                 because=self.finished,
                 version=head.record.version,
             )
-        elif self._model.has_another_plan and not self._model.closing:
+            return
+        log.info("leading", version=head.record.version, term=self._model.term)
+        self._tell(TookOver(self._model.term, head.record.version))
+        if self._model.has_another_plan and not self._model.closing:
             # Until the workers read of it, they train and send what this leader would refuse.
             log.warning(
                 "the plan is another than before: publishing the model with it",
@@ -268,9 +270,10 @@ class Leader:
         # What was on its way when the federation ended is nothing to worry about.
         say = log.info if refused.reason is Reason.FINISHED else log.warning
         say("refused", reason=str(refused.reason), detail=refused.detail, **whose)
-        if not self._model.untold_refusals:
-            self._refused_from = self._clock()
-        self._model.note_refusal(delivery.user, f"{refused.reason}: {refused.detail}")
+        if refused.reason is not Reason.FINISHED:
+            if not self._model.untold_refusals:
+                self._refused_from = self._clock()
+            self._model.note_refusal(delivery.user, f"{refused.reason}: {refused.detail}")
         if refused.reason is Reason.OVER_SHARE and self._is_share_counted:
             self._model.note_over_share(headers["worker"])
         told = headers.get("id", ""), headers.get("worker", "")
@@ -372,6 +375,9 @@ class Leader:
                 record.elapsed_s,
                 self._clock() - began,
                 record.finished,
+                record.best_by,
+                record.started_s,
+                record.closing,
             )
         )
         held = self._held if self._held_evaluation is None else [*self._held, self._held_evaluation]

@@ -88,7 +88,8 @@ def list_versions(settings: ListSettings) -> None:
         )
     newest = rows[-1][0]
     for version, size_bytes in rows:
-        marks = ["best"] if newest.best and newest.best.version == version.version else []
+        is_best = newest.best is not None and newest.best.version == version.version
+        marks = [f"best by {newest.best_by}"] if is_best else []
         marks += ["finished"] if version.finished else []
         table.add_row(
             str(version.version),
@@ -171,6 +172,12 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
         return stored
     newest = stored.version
     if wanted == "best":
+        if newest.best is None and newest.evaluation is not None:
+            name = next(iter(newest.evaluation.metrics), "NAME")
+            raise ConfigError(
+                f"--version best: nothing says whether more or less {name} is better; start the aggregators "
+                f'with --best "{name}:max" or "{name}:min", or name the version by its number'
+            )
         if newest.best is None:
             raise ConfigError("--version best: no version has been evaluated yet; start `fluffle evaluator`")
         number = newest.best.version

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from fluffle_cli.snapshot import Snapshot
-from fluffle_cli.view import History, Inside, plain_line, render, workers_table
+from fluffle_cli.view import Inside, plain_line, render, workers_table
 
 REDRAW_EVERY_S = 0.25
 PLAIN_LINE_EVERY_S = 3.0
@@ -23,7 +23,7 @@ class Screen:
 
     def __init__(self, console: Console, *, metric: str | None = None) -> None:
         self.console = console
-        self._history = History(metric)
+        self._metric = metric
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown_at = 0.0
         self._phase = ""
@@ -57,10 +57,9 @@ class Screen:
 
     def show_now(self, snapshot: Snapshot, inside: Inside | None = None) -> None:
         """Show how far the federation is, even if something was shown just now."""
-        self._history.note(snapshot)
         if self._live is None:
-            self.say(f"{snapshot.elapsed_s:5.1f} s  {plain_line(snapshot, metric=self._history.metric)}")
-        self._draw(render(snapshot, history=self._history, inside=inside))
+            self.say(f"{snapshot.elapsed_s:5.1f} s  {plain_line(snapshot, metric=self._metric)}")
+        self._draw(render(snapshot, metric=self._metric, inside=inside))
 
     def _context(self) -> AbstractContextManager[object]:
         return self._live or nullcontext()

@@ -5,18 +5,24 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.connection import require_federation
-from fluffle.models import version_at_hand
+from fluffle.models import all_versions, stored_at_hand
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
-from fluffle.record import Contributor, Evaluation, ModelVersion
-from fluffle.topology import Topology
+from fluffle.record import Evaluation, ModelVersion
+from fluffle.topology import MIB, Topology
+from fluffle_cli.findings import Finding, findings_of
+from fluffle_cli.history import EvaluatedVersion, History, losses_of
+from fluffle_cli.standing import Progress, Standing, progress_of
+from fluffle_cli.workers import WorkerFacts, facts_of
 
 RATE_OVER_S = 4.0
 LOOK_AT_QUEUES_EVERY_S = 1.0
+# The past is read if it is no more than this: in a second or two, over a slow link too.
+PAST_BYTES = 8 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,27 +35,14 @@ class QueueStates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFacts:
-    """One worker's part in the newest version.
-
-    `weight_share` is its part of the weight that all applied updates were given, from 0 to 1.
-    """
-
-    updates: int
-    examples: int
-    mean_staleness: float
-    weight_share: float
-    rejected: int
-    seconds_since_update: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """A federation at one moment: its newest version without the vector, its workers and its queues.
 
     Before the first version `version` is None and the rest is empty. `updates_per_s` is the rate since an
     earlier snapshot where there is one, else since version 0; None when it cannot be told. `taken_at` is
-    Unix time in seconds.
+    Unix time in seconds. `best` is the best evaluation by `best_by`, such as "accuracy:max"; there is none
+    where nothing says whether more or less is better. `history` is what was seen until now, and `silent_s`
+    how long each worker that ought to be at work was not heard of.
     """
 
     federation: str
@@ -57,6 +50,7 @@ class Snapshot:
     queues: QueueStates
     version: int | None = None
     term: int | None = None
+    closing: str = ""
     finished: str = ""
     strategy: str = ""
     plan: Plan | None = None
@@ -66,9 +60,13 @@ class Snapshot:
     rejected: int = 0
     evaluation: Evaluation | None = None
     best: Evaluation | None = None
+    best_by: str = ""
     target_held: int = 0
     elapsed_s: float = 0.0
+    training_s: float = 0.0
     workers: Mapping[str, WorkerFacts]
+    silent_s: Mapping[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=History)
     policy_faults: tuple[PolicyFault, ...] | None = None
 
     def as_json(self) -> dict[str, object]:
@@ -76,14 +74,25 @@ class Snapshot:
 
         `policy_faults` are PolicyFault's fields, null when RabbitMQ's policies could not be looked at.
         `plan` is an object of the plan's fields, `evaluation` and `best` have `evaluator`, `version`,
-        `metrics` and `evaluate_s`, `workers` maps names to objects of WorkerFacts' fields, and `queues` has
-        QueueStates' fields.
+        `metrics` and `evaluate_s`, `workers` maps names to objects of WorkerFacts' fields and `losses`, the
+        training losses that were seen, and `queues` has QueueStates' fields. `progress` has `state` and
+        `says`, `findings` is a list of `kind`, `says` and `do`.
         """
+        return self.as_json_without_workers() | {
+            "workers": {
+                name: asdict(facts) | {"losses": list(losses_of(self.history, name))}
+                for name, facts in self.workers.items()
+            }
+        }
+
+    def as_json_without_workers(self) -> dict[str, object]:
+        """Return the same without `workers`, of which there may be thousands."""
         return {
             "federation": self.federation,
             "taken_at": round(self.taken_at, 3),
             "version": self.version,
             "term": self.term,
+            "closing": self.closing,
             "finished": self.finished,
             "strategy": self.strategy,
             "plan": self.plan and asdict(self.plan),
@@ -93,20 +102,53 @@ class Snapshot:
             "rejected": self.rejected,
             "evaluation": _evaluation_as_json(self.evaluation),
             "best": _evaluation_as_json(self.best),
+            "best_by": self.best_by,
+            "progress": asdict(self.progress),
+            "findings": [asdict(found) for found in self.findings],
             "target_held": self.target_held,
             "elapsed_s": self.elapsed_s,
-            "workers": {name: asdict(facts) for name, facts in self.workers.items()},
+            "training_s": self.training_s,
             "queues": asdict(self.queues),
             "policy_faults": None
             if self.policy_faults is None
             else [fault.as_json() for fault in self.policy_faults],
         }
 
+    @property
+    def standing(self) -> Standing:
+        """What this federation is judged by."""
+        return Standing(
+            is_over=bool(self.closing or self.finished),
+            version=-1 if self.version is None else self.version,
+            updates=self.updates,
+            workers=self.workers,
+            evaluation=_with_seconds(self.evaluation, self.history),
+            best=_with_seconds(self.best, self.history),
+            best_by=self.best_by,
+            history=self.history,
+            training_s=self.training_s,
+            silent_s=self.silent_s,
+            takes_rounds=self.plan is not None and self.plan.one_update_per_version,
+            is_led=self.queues.aggregator_active,
+            updates_waiting=self.queues.updates_waiting,
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Whether the model still improves."""
+        return progress_of(self.standing)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong, the most urgent first."""
+        return findings_of(self.standing)
+
 
 class Lookout:
     """Looks at a federation again and again: each snapshot has the rate of updates over the last seconds."""
 
     def __init__(self, topology: Topology) -> None:
+        self.history = History()
         self._topology = topology
         self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
         self._looked_at = 0.0
@@ -118,6 +160,8 @@ class Lookout:
         Raises TopologyMissing when the federation is not on this broker.
         """
         now = time.time()
+        if newest is not None:
+            self.history.read(newest)
         if now > self._looked_at + LOOK_AT_QUEUES_EVERY_S:
             self._queues = queue_states(broker, self._topology)
             self._looked_at = now
@@ -135,17 +179,38 @@ class Lookout:
         return self._snapshot(None, time.time(), None)
 
     def _snapshot(self, newest: ModelVersion | None, now: float, before: Snapshot | None) -> Snapshot:
-        return snapshot_of(newest, self._queues, federation=self._topology.federation, now=now, before=before)
+        return snapshot_of(
+            newest,
+            self._queues,
+            federation=self._topology.federation,
+            now=now,
+            before=before,
+            history=self.history,
+        )
 
 
 def take_snapshot(broker: Broker, topology: Topology) -> Snapshot:
-    """Look at a federation now. The newest model is read whole.
+    """Look at a federation now. The newest model is read whole, and the past if it is small.
 
     Raises TopologyMissing when the federation is not on this broker.
     """
     queues = queue_states(broker, topology)
-    newest = version_at_hand(broker, topology)
-    return snapshot_of(newest, queues, federation=topology.federation, now=time.time())
+    history = History()
+    newest = read_the_past(broker, topology, history)
+    return snapshot_of(newest, queues, federation=topology.federation, now=time.time(), history=history)
+
+
+def read_the_past(broker: Broker, topology: Topology, history: History) -> ModelVersion | None:
+    """Read all versions that the stream has into a history, if they are small, and return the newest one."""
+    stored = stored_at_hand(broker, topology)
+    if stored is None:
+        return None
+    newest = stored.version
+    if len(stored.body) * (newest.version + 1) <= PAST_BYTES:
+        for version in all_versions(broker, topology):
+            history.read(version)
+    history.read(newest)
+    return newest
 
 
 def queue_states(broker: Broker, topology: Topology) -> QueueStates:
@@ -167,17 +232,26 @@ def snapshot_of(
     federation: str,
     now: float,
     before: Snapshot | None = None,
+    history: History | None = None,
 ) -> Snapshot:
-    """Make a snapshot of what was read; `version` is None before the first, `now` is Unix time in seconds."""
+    """Make a snapshot of what was read; `version` is None before the first, `now` is Unix time in seconds.
+
+    Without a `history` it knows nothing of the past but what the record says.
+    """
     if version is None:
         return Snapshot(federation=federation, taken_at=now, queues=queues, workers={})
-    total_weight = sum(contributor.weight_sum for contributor in version.contributors.values())
+    if history is None:
+        history = History()
+        history.read(version)
+    workers = facts_of(version.contributors, now=now)
+    last_heard = {name: each.seconds_since_update for name, each in workers.items()}
     return Snapshot(
         federation=federation,
         taken_at=now,
         queues=queues,
         version=version.version,
         term=version.term,
+        closing=version.closing,
         finished=version.finished,
         strategy=version.strategy,
         plan=version.plan,
@@ -187,24 +261,13 @@ def snapshot_of(
         rejected=version.rejected,
         evaluation=version.evaluation,
         best=version.best,
+        best_by=version.best_by,
         target_held=version.target_held,
         elapsed_s=version.elapsed_s,
-        workers={
-            name: _worker_facts(contributor, total_weight=total_weight, now=now)
-            for name, contributor in sorted(version.contributors.items())
-        },
-    )
-
-
-def _worker_facts(contributor: Contributor, *, total_weight: float, now: float) -> WorkerFacts:
-    return WorkerFacts(
-        updates=contributor.updates,
-        examples=contributor.examples,
-        mean_staleness=contributor.mean_staleness,
-        weight_share=contributor.weight_sum / total_weight if total_weight else 0.0,
-        rejected=contributor.rejected,
-        # Two machines' clocks need not agree.
-        seconds_since_update=max(0.0, now - contributor.last_update_at) if contributor.updates else None,
+        training_s=version.training_s,
+        workers=workers,
+        silent_s={name: seconds for name, seconds in last_heard.items() if seconds is not None},
+        history=history,
     )
 
 
@@ -212,6 +275,13 @@ def _updates_per_s(version: ModelVersion, now: float, before: Snapshot | None) -
     if before is not None and before.version is not None and now > before.taken_at:
         return max(0, version.updates - before.updates) / (now - before.taken_at)
     return version.updates / version.elapsed_s if version.elapsed_s else None
+
+
+def _with_seconds(evaluation: Evaluation | None, history: History) -> EvaluatedVersion | None:
+    if evaluation is None:
+        return None
+    seconds = history.seconds_of(evaluation.version) or 0.0
+    return EvaluatedVersion(evaluation.version, seconds, evaluation.metrics)
 
 
 def _evaluation_as_json(evaluation: Evaluation | None) -> dict[str, object] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,9 @@ from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_cli.asking import AskingSettings
 from fluffle_cli.following import following
+from fluffle_cli.plain_json import as_text
 from fluffle_cli.screen import Screen
-from fluffle_cli.snapshot import Lookout, Snapshot, take_snapshot
+from fluffle_cli.snapshot import Lookout, Snapshot, read_the_past, take_snapshot
 from fluffle_cli.view import render
 
 Show = Callable[[Snapshot], None]
@@ -77,6 +77,7 @@ def run(settings: StatusSettings) -> None:
             policies.look()
             # Anew for each connection: RabbitMQ may keep the last one's queue until it misses its heartbeats.
             listener = f"status-{secrets.token_hex(4)}"
+            read_the_past(broker, topology, lookout.history)
             with following(broker, topology, name=listener) as version:
                 while not stop.is_set():
                     snapshot = lookout.look(broker, version.newest())
@@ -94,7 +95,7 @@ def _display(settings: StatusSettings) -> Iterator[Show]:
     """Choose how snapshots are shown; on a terminal a watched one stays in its place."""
     console = Console()
     if settings.as_json:
-        yield lambda snapshot: typer.echo(json.dumps(snapshot.as_json()))
+        yield lambda snapshot: typer.echo(as_text(snapshot.as_json()))
     elif not settings.watch:
         yield lambda snapshot: console.print(render(snapshot))
     else:

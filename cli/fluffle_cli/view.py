@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fluffle_cli.snapshot import Snapshot, WorkerFacts
+from fluffle_cli.findings import findings_beside_progress
+from fluffle_cli.history import losses_of
+from fluffle_cli.snapshot import Snapshot
+from fluffle_cli.standing import metric_to_show
+from fluffle_cli.words import duration, number
+from fluffle_cli.workers import WorkerFacts
 
 SPARKS = "▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 SPARKLINE_LENGTH = 40
 BAR_LENGTH = 10
-# Whichever an evaluation has first is shown, unless another metric is asked for.
-USUAL_METRICS = ("accuracy", "loss")
+# Of more workers the curves would fill the screen.
+MOST_CURVES = 12
 # By the first word of a state.
 STATE_STYLES: Mapping[str, str] = {
     "starting": "dim",
@@ -41,40 +47,13 @@ class Inside:
     parts: Mapping[str, str]
 
 
-@dataclass(slots=True)
-class History:
-    """The metric of each evaluated version, for a sparkline; a `metric` of None means the usual one."""
-
-    metric: str | None = None
-    values: list[float] = field(default_factory=list)
-    _last_version: int = -1
-
-    def note(self, snapshot: Snapshot) -> None:
-        """Take in the newest evaluation, if it is a new one."""
-        evaluation = snapshot.evaluation
-        if evaluation is None or evaluation.version <= self._last_version:
-            return
-        name = metric_to_show(evaluation.metrics, self.metric)
-        if name is not None:
-            self._last_version = evaluation.version
-            self.values.append(evaluation.metrics[name])
-
-
-def metric_to_show(metrics: Mapping[str, float], wanted: str | None = None) -> str | None:
-    """Choose the metric that stands for an evaluation; None when it has none."""
-    names = [name for name in (wanted, *USUAL_METRICS) if name in metrics]
-    return names[0] if names else next(iter(metrics), None)
-
-
-def render(
-    snapshot: Snapshot, *, history: History | None = None, inside: Inside | None = None
-) -> RenderableType:
-    """Draw a snapshot for a terminal of 80 columns or more."""
-    history = history or History()
-    lines = [*_title(snapshot), _progress(snapshot), *_quality(snapshot, history), _queues(snapshot)]
+def render(snapshot: Snapshot, *, metric: str | None = None, inside: Inside | None = None) -> RenderableType:
+    """Draw a snapshot for a terminal of 80 columns or more; a `metric` of None means the usual one."""
+    lines = [*_title(snapshot), _progress(snapshot), *_quality(snapshot, metric), _queues(snapshot)]
     if inside is not None and inside.parts:
         lines.append(_parts(inside.parts))
-    return Group(*lines, Text(), workers_table(snapshot, inside))
+    lines += _findings(snapshot)
+    return Group(*lines, Text(), workers_table(snapshot, inside), *_curves(snapshot))
 
 
 def workers_table(snapshot: Snapshot, inside: Inside | None = None) -> Table:
@@ -104,6 +83,13 @@ def workers_table(snapshot: Snapshot, inside: Inside | None = None) -> Table:
     return table
 
 
+def shown_metric(snapshot: Snapshot, wanted: str | None = None) -> str | None:
+    """Choose the metric to show: the wanted one, else the one that says what is best, else the usual one."""
+    if snapshot.evaluation is None:
+        return None
+    return metric_to_show(snapshot.evaluation.metrics, wanted or snapshot.standing.metric)
+
+
 def plain_line(snapshot: Snapshot, *, metric: str | None = None) -> str:
     """Say in one line how far a federation is, for a log file or a pipe."""
     if snapshot.version is None:
@@ -111,12 +97,10 @@ def plain_line(snapshot: Snapshot, *, metric: str | None = None) -> str:
     said = [f"{snapshot.federation}: version {snapshot.version}", f"{snapshot.updates} updates"]
     if snapshot.updates_per_s is not None:
         said.append(f"{snapshot.updates_per_s:.1f} updates/s")
-    if snapshot.evaluation is not None:
-        name = metric_to_show(snapshot.evaluation.metrics, metric)
-        if name is not None:
-            said.append(
-                f"{name} {snapshot.evaluation.metrics[name]:.4f} (version {snapshot.evaluation.version})"
-            )
+    name = shown_metric(snapshot, metric)
+    if snapshot.evaluation is not None and name is not None:
+        value = number(snapshot.evaluation.metrics[name])
+        said.append(f"{name} {value} (version {snapshot.evaluation.version})")
     by_worker = " ".join(f"{name} {facts.updates}" for name, facts in snapshot.workers.items())
     said += [by_worker] if by_worker else []
     said += [f"{snapshot.rejected} rejected"] if snapshot.rejected else []
@@ -125,15 +109,11 @@ def plain_line(snapshot: Snapshot, *, metric: str | None = None) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Draw the last values as a row of blocks, the lowest of them as the lowest block."""
+    """Draw the last values as a row of blocks, the lowest as the lowest block, and a "?" if not finite."""
     shown = values[-SPARKLINE_LENGTH:]
-    if not shown:
-        return ""
-    low, high = min(shown), max(shown)
-    steps = len(SPARKS) - 1
-    return "".join(
-        SPARKS[round((value - low) / (high - low) * steps) if high > low else 0] for value in shown
-    )
+    finite = [value for value in shown if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return "".join(_spark(value, low, high) for value in shown)
 
 
 def bar(share: float) -> str:
@@ -143,8 +123,17 @@ def bar(share: float) -> str:
     return f"{blocks:{BAR_LENGTH}} {share:4.0%}"
 
 
+def _spark(value: float, low: float, high: float) -> str:
+    if not math.isfinite(value):
+        return "?"
+    # Halved, since the whole range of two huge numbers would be infinite.
+    return SPARKS[round((value / 2 - low / 2) / (high / 2 - low / 2) * 7) if high / 2 > low / 2 else 0]
+
+
 def _title(snapshot: Snapshot) -> list[Text]:
     title = Text(snapshot.federation, "bold")
+    if snapshot.closing and not snapshot.finished:
+        title.append(f" is ending ({snapshot.closing}): its last model is being evaluated", "green")
     if snapshot.finished:
         title.append(f" has finished: {snapshot.finished}", "green")
     return [title, Text(snapshot.strategy, "dim")] if snapshot.strategy else [title]
@@ -162,29 +151,61 @@ def _progress(snapshot: Snapshot) -> Text:
     )
 
 
-def _quality(snapshot: Snapshot, history: History) -> list[Text]:
+def _quality(snapshot: Snapshot, metric: str | None) -> list[Text]:
     if snapshot.evaluation is None:
         return [Text("no version is evaluated yet", "dim")] if snapshot.version is not None else []
-    name = metric_to_show(snapshot.evaluation.metrics, history.metric)
+    name = shown_metric(snapshot, metric)
     if name is None:
         return []
     newest, best = snapshot.evaluation, snapshot.best
-    line = Text.assemble(
-        f"{name} ", (f"{newest.metrics[name]:.4f}", "bold green"), f" (version {newest.version})"
-    )
+    value = newest.metrics.get(name, math.nan)
+    style = "bold green" if math.isfinite(value) else "bold red"
+    line = Text.assemble(f"{name} ", (number(value), style), f" (version {newest.version})")
     if best is not None and name in best.metrics:
-        line.append(f", best {best.metrics[name]:.4f} (version {best.version})")
+        by = {f"{name}:max": "highest", f"{name}:min": "lowest"}.get(snapshot.best_by, snapshot.best_by)
+        line.append(f", best ({by}) {number(best.metrics[name])} (version {best.version})")
     if snapshot.target_held:
         line.append(f", target held {snapshot.target_held}x", "green")
-    return [line, Text(sparkline(history.values), "green")] if len(history.values) > 1 else [line]
+    seen = [each.metrics[name] for each in snapshot.history.evaluations if name in each.metrics]
+    lines = [line, Text(sparkline(seen), "green")] if len(seen) > 1 else [line]
+    return [*lines, Text(snapshot.progress.says, "dim")]
+
+
+def _findings(snapshot: Snapshot) -> list[Text]:
+    return [
+        Text.assemble((f"{each.says} ", "yellow"), (each.do, "dim"))
+        for each in findings_beside_progress(snapshot.standing)
+        # Whether an aggregator is active stands beside the queues.
+        if each.kind != "no-aggregator"
+    ]
+
+
+def _curves(snapshot: Snapshot) -> list[RenderableType]:
+    """Draw the training loss of each worker that reports more than one."""
+    losses = {name: losses_of(snapshot.history, name) for name in snapshot.workers}
+    curves = {name: each for name, each in losses.items() if len(each) > 1}
+    if not curves:
+        return []
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("worker", no_wrap=True)
+    table.add_column("training loss, round by round", no_wrap=True)
+    table.add_column("last", justify="right")
+    for name, each in list(curves.items())[:MOST_CURVES]:
+        table.add_row(name, Text(sparkline(each), "cyan"), number(each[-1]))
+    more = len(curves) - MOST_CURVES
+    rest = [Text(f"and {more} more; --json has all", "dim")] if more > 0 else []
+    return [Text(), table, *rest]
 
 
 def _queues(snapshot: Snapshot) -> Text:
     queues = snapshot.queues
+    if snapshot.finished:
+        late = f", and {queues.updates_waiting} that came after the end" if queues.updates_waiting else ""
+        return Text(f"{queues.rejected_waiting} refused messages are kept{late}", "dim")
     line = Text(f"{queues.updates_waiting} updates and {queues.rejected_waiting} rejected waiting, ")
     if queues.aggregator_active:
         return line.append("an aggregator is active")
-    return line.append("no aggregator is active", "dim" if snapshot.finished else "bold yellow")
+    return line.append("no aggregator is active", "bold yellow")
 
 
 def _parts(parts: Mapping[str, str]) -> Text:
@@ -195,15 +216,11 @@ def _parts(parts: Mapping[str, str]) -> Text:
 
 
 def _age(facts: WorkerFacts | None) -> Text:
+    if facts is not None and facts.is_only_refused:
+        return Text("only refused", "bold red")
     if facts is None or facts.seconds_since_update is None:
         return Text("none yet", "dim")
-    return Text(_duration(facts.seconds_since_update) + " ago")
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
+    return Text(duration(facts.seconds_since_update) + " ago")
 
 
 def _style(state: str) -> str:

@@ -18,6 +18,8 @@ ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_EVENTS: Final = 256
 MAX_TEXT: Final = 500
+# Why a message is refused that comes after the end: it is nothing to worry about, and counted apart.
+AFTER_THE_END: Final = "finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +53,15 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A worker's round is over; `seconds` is how long it took."""
+    """A worker's round is over; `seconds` is how long it took.
+
+    `loss` is that of the training data: it may be NaN, and is None where the task reports none.
+    """
 
     update: str
     version: int
     seconds: float
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,8 @@ class Rejected:
 class Committed:
     """The leader has published a version, which took so many seconds; `updates` counts since version 0.
 
-    `best_version` is the version that was evaluated best, -1 while none was.
+    `best_version` is the version that was evaluated best, -1 while none was, and `best_by` the metric by
+    which it is, with its direction. `started_s`, `closing` and `finished` are the record's.
     """
 
     version: int
@@ -113,6 +120,9 @@ class Committed:
     elapsed_s: float
     seconds: float
     finished: str
+    best_by: str = ""
+    started_s: float | None = None
+    closing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,5 +219,6 @@ _READERS: Final[Mapping[str, Callable[[Fields, str], Any]]] = {
     "str": lambda said, name: said.text(name, MAX_TEXT),
     "int": lambda said, name: said.integer(name),
     "float": lambda said, name: said.number(name),
+    "float | None": lambda said, name: said.number_or_nil(name),
     "Mapping[str, float]": lambda said, name: said.numbers(name, MAX_METRICS),
 }

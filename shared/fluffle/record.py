@@ -41,9 +41,10 @@ class Contributor:
     """What one worker has given to the federation so far, even if all of it was refused.
 
     `examples` are those of its last update: its own, however many rounds it trained. `refusal` says why its
-    last refused message was refused, and is empty if none was. `loss` is the training loss of its last
-    update, None where it reports none. `last_update_at` is Unix time in seconds by the aggregator's clock:
-    for people, never for decisions.
+    last refused message was refused, and is empty if none was. Messages that came after the end are not
+    counted. `loss` is the training loss of its last update, which may be NaN, and None where it reports none.
+    `last_update_at` is Unix time in seconds by the aggregator's clock. The last three are for people, never
+    for decisions.
     """
 
     updates: int = 0

@@ -10,7 +10,7 @@ from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
 
 # What a model remembers stands in the record of each of its versions, and nobody could read one without end.
-MAX_RUNS = 24_000
+MAX_RUNS = 12_000
 MAX_RUNS_PER_WORKER = 1_000
 MAX_GAPS_PER_RUN = 256
 MAX_GAPS = 40_000

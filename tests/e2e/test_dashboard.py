@@ -107,11 +107,16 @@ def test_the_numbers_on_the_page_are_those_of_status(
     now = shown(page)
     for key in ("version", "term", "updates", "rejected", "elapsed_s", "parameters", "target_held"):
         assert now[key] == seen[key], key
-    words = texts_of(page, "#now dt")
+    assert len(texts_of(page, "#now dt")) == 8
+    assert text_of(page, "progress") == seen["progress"]["says"]
+    words = texts_of(page, "#now dt, #more dt")
     for key, which in (("evaluation", ""), ("best", ", the best")):
         for metric, value in seen[key]["metrics"].items():
             assert now[f"{key}_{metric}"] == value
-            assert f"{metric} of version {seen[key]['version']}{which}" in words
+            # Of the metric that says what is best, its direction follows.
+            assert any(
+                word.startswith(f"{metric} of version {seen[key]['version']}{which}") for word in words
+            )
     rows = {row["name"]: row for row in rows_of(page)}
     # One that is slow to start may come when all is done.
     assert {"site-0", "site-1"} == set(rows) >= set(seen["workers"])
@@ -119,6 +124,8 @@ def test_the_numbers_on_the_page_are_those_of_status(
         for key in ("updates", "examples", "mean_staleness", "weight_share", "rejected"):
             assert rows[name][key] == facts[key], (name, key)
         assert rows[name]["round_s"] > 0
+        assert len(rows[name]["losses"]) >= len(facts["losses"]) == facts["updates"]
+    assert text_of(page, "leader") == "The last leader was second."
     assert complaints_of(page) == []
     assert sum(int(count) for count in texts_of(page, "#staleness td:nth-child(2) span:first-child")) == 12
 

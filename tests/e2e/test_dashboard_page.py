@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +11,14 @@ from datetime import datetime
 from time import time
 
 import pytest
-from browser import a_browser, complaints_of, text_of, texts_of
+from browser import a_browser, complaints_of, rows_of, text_of, texts_of
 from builders import a_version, an_evaluation
 from federation import wait_until
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 
-from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, TookOver
-from fluffle.record import ModelVersion, Rank
+from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, Role, TookOver, Trained
+from fluffle.record import Contributor, ModelVersion, Rank
 from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.dashboard.state import FederationState
 from fluffle_cli.dashboard.table import Wanted
@@ -59,16 +60,16 @@ class Told:
         with self._lock:
             self.state.read(version)
 
-    def tell(self, *events: Event, name: str = "first") -> None:
+    def tell(self, *events: Event, name: str = "first", role: Role = "aggregator") -> None:
         now = time()
         happened = tuple(Happened(now, event) for event in events)
         with self._lock:
-            self.state.hear(Report("told", "aggregator", name, happened), now)
+            self.state.hear(Report("told", role, name, happened), now)
 
     def evaluate(self, version: int) -> None:
         """Make a version, and measure it."""
         self.tell(
-            Committed(version, 1, version, 0, 0, 0, 10.0 * version, 0.1, ""),
+            Committed(version, 1, version, 0, 0, 0, 10.0 * version, 0.1, "", "accuracy:max", 0.0),
             Evaluated("e", version, {"accuracy": version / 100}),
         )
 
@@ -159,7 +160,7 @@ def test_a_curve_of_more_than_a_day_has_dates(browser: Chrome) -> None:
 def test_accuracy_comes_first_and_each_figure_says_of_which_version(browser: Chrome) -> None:
     told = Told(time())
     newest, best = an_evaluation(8, {"accuracy": 0.8}), an_evaluation(5, {"accuracy": 0.9})
-    told.read(replace(a_version(9), evaluation=newest, best=best))
+    told.read(replace(a_version(9), evaluation=newest, best=best, best_by="accuracy:max"))
 
     with shown_in(browser, told):
         told.tell(Evaluated("e", 9, {"accuracy": 0.7}))
@@ -170,9 +171,76 @@ def test_accuracy_comes_first_and_each_figure_says_of_which_version(browser: Chr
         words = [texts_of(browser, "#now dt")[:3], texts_of(browser, "#now dd")[:3]]
 
     assert words == [
-        ["accuracy of version 8", "accuracy of version 5, the best", "version"],
+        ["accuracy of version 8", "accuracy of version 5, the best (highest)", "version"],
         ["0.8", "0.9", "9"],
     ]
+
+
+def test_the_page_begins_with_at_most_eight_figures_and_folds_the_others_away(browser: Chrome) -> None:
+    told = Told(time())
+    metrics = {"accuracy": 0.8, "loss": 0.6, "auc": 0.9, "f1": 0.7}
+    newest, best = an_evaluation(8, metrics), an_evaluation(5, metrics)
+    told.read(replace(a_version(9), evaluation=newest, best=best, best_by="loss:min"))
+
+    with shown_in(browser, told):
+        wait_until(lambda: len(texts_of(browser, "#more dt")) > 9, "the other figures")
+        first, more = texts_of(browser, "#now dt"), browser.find_element(By.ID, "more")
+        was_shown = more.is_displayed()
+        browser.find_element(By.CSS_SELECTOR, "details:has(#more) summary").click()
+
+        assert first[:2] == ["loss of version 8", "loss of version 5, the best (lowest)"]
+        assert len(first) == 8
+        assert not was_shown
+        assert more.is_displayed()
+        assert "loss, the lowest" in texts_of(browser, "#more dd")
+        label = browser.find_element(By.CSS_SELECTOR, "#quality .plot").get_attribute("aria-label")
+        assert label is not None
+        assert label.endswith(", best: version 5")
+
+
+def test_what_is_wrong_stands_under_the_figures_and_a_number_that_is_not_finite_is_shown(
+    browser: Chrome,
+) -> None:
+    told = Told(time())
+    told.look(time())
+    newest = an_evaluation(8, {"loss": math.nan, "accuracy": 0.1})
+    refused = Contributor(rejected=2, refusal="bad-layout: other shapes")
+    told.read(replace(a_version(9), evaluation=newest, contributors={"w1": refused}))
+    for sequence, loss in enumerate([0.5, 0.25, math.nan]):
+        told.tell(Trained(f"w1/r/{sequence}", 9, 1.0, loss), role="worker", name="w1")
+
+    with shown_in(browser, told):
+        wait_until(lambda: len(texts_of(browser, "#findings li")) == 4, "what is wrong")
+        said = texts_of(browser, "#findings li")
+        wait_until(lambda: [row["name"] for row in rows_of(browser)] == ["w1"], "the worker")
+
+        assert said[0].startswith("1 evaluation is not finite: loss of version 8 is NaN. The learning rate")
+        assert said[1].startswith("The training loss of w1 is not finite.")
+        assert said[2].startswith("All 2 messages of w1 were refused. The last reason is bad-layout")
+        assert texts_of(browser, "#quality .value")[1].startswith("NaN (version 8,")
+        assert texts_of(browser, "#workers-rows td:last-child") == ["█▁? NaN"]
+
+
+def test_nothing_waits_and_nobody_leads_after_the_end(browser: Chrome) -> None:
+    told = Told(time())
+    told.look(time())
+    told.tell(TookOver(1, 0))
+    told.read(replace(a_version(9), closing="enough"))
+
+    with shown_in(browser, told):
+        wait_until(
+            lambda: text_of(browser, "condition") == "ending, while its last model is evaluated: enough",
+            "the last evaluation to be waited for",
+        )
+        told.read(a_version(10, finished="enough"))
+        told.tell(Rejected("w1/r/9", "w1", "finished", "the federation has finished"))
+        wait_until(lambda: text_of(browser, "condition") == "finished: enough", "the end")
+        wait_until(lambda: text_of(browser, "after-the-end") != "", "what came after it")
+
+        assert text_of(browser, "leader") == "The last leader was first."
+        assert "updates waiting" not in texts_of(browser, "#now dt")
+        assert text_of(browser, "rejections-unheard") == "Nothing was refused."
+        assert text_of(browser, "after-the-end") == "Came after the end, and not counted above: 1."
 
 
 def test_what_is_said_of_rejections_goes_with_their_number(browser: Chrome) -> None:
@@ -181,15 +249,15 @@ def test_what_is_said_of_rejections_goes_with_their_number(browser: Chrome) -> N
     told.read(a_version(1))
 
     with shown_in(browser, told):
-        wait_until(lambda: text_of(browser, "rejections-unheard") == "Nothing is rejected.", "that none is")
+        wait_until(lambda: text_of(browser, "rejections-unheard") == "Nothing was refused.", "that none is")
         told.read(replace(a_version(2), rejected=2))
         wait_until(
-            lambda: text_of(browser, "rejections-unheard").startswith("2 rejected while nobody listened"),
+            lambda: text_of(browser, "rejections-unheard").startswith("2 refused while nobody listened"),
             "those that are known by number",
         )
         told.tell(Rejected("w1/r/1", "w1", "too stale", "by 9"), Committed(3, 1, 0, 3, 0, -1, 1.0, 0.1, ""))
         wait_until(
-            lambda: text_of(browser, "rejections-unheard").startswith("2 more rejected while"), "the others"
+            lambda: text_of(browser, "rejections-unheard").startswith("2 more refused while"), "the others"
         )
         assert texts_of(browser, "#reasons td") == ["too stale", "1"]
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from time import time
 
 import pytest
 from brokers import publish_version
 from builders import a_version, an_evaluation
 
 from fluffle.rabbit import RabbitBroker
-from fluffle.record import Contributor, ModelVersion
+from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.topology import Topology
+from fluffle.update import UpdateId
 from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
 
@@ -105,6 +108,48 @@ def test_a_watched_federation_is_a_line_for_each_look_without_colour_codes_in_a_
     assert "version 7, 3 updates" in line
     assert line.endswith("finished: enough")
     assert "\x1b" not in seen.stdout + seen.stderr
+
+
+def test_people_and_programs_are_told_what_is_wrong_and_how_each_worker_learns(
+    node: BrokerNode, broker: RabbitBroker, topology: Topology
+) -> None:
+    contributors = {
+        "tiny": Contributor(98, 3, 0, 98.0, 0, time(), 0.25),
+        "large": Contributor(2, 1497, 0, 2.0, 0, time()),
+        "foreign": Contributor(rejected=4, refusal="bad-layout: another model"),
+    }
+    for number, loss in enumerate([1.0, 0.5, 0.25]):
+        record = replace(
+            a_busy_version(topology, number + 1),
+            contributors=contributors,
+            folded=(Folded(UpdateId("tiny", "r", number + 1), 0, 0, 1.0, loss=loss),),
+            evaluation=an_evaluation(number, {"rmse": math.nan if number == 2 else 3.0 - number}),
+            best=an_evaluation(1, {"rmse": 2.0}) if number else None,
+            best_by="rmse:min" if number else "",
+        )
+        publish_version(broker, topology, encode_version(record))
+
+    person = status(node, topology.federation)
+    program = status(node, topology.federation, "--json")
+
+    told = " ".join(person.stdout.split())
+    for said in (
+        "rmse NaN (version 2), best (lowest) 2.0000 (version 1)",
+        "1 evaluation is not finite: rmse of version 2 is NaN.",
+        "tiny has 98 % of the weight, but 0.2 % of the examples (3).",
+        "All 4 messages of foreign were refused. The last reason is bad-layout: another model.",
+        "foreign only refused 0",
+        "tiny █▃▁ 0.2500",
+    ):
+        assert said in told
+    seen = json.loads(program.stdout, parse_constant=pytest.fail)
+    assert [each["kind"] for each in seen["findings"]] == [
+        *("no-aggregator", "not-finite", "only-refused", "above-share")
+    ]
+    assert seen["progress"] == {"state": "not finite", "says": "rmse of version 2 is NaN."}
+    assert seen["evaluation"]["metrics"] == {"rmse": "NaN"}
+    assert seen["workers"]["tiny"]["losses"] == [1.0, 0.5, 0.25]
+    assert seen["workers"]["foreign"]["refusal"] == "bad-layout: another model"
 
 
 def test_a_federation_without_a_version_says_so_and_one_that_is_not_there_is_an_error(

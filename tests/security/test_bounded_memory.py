@@ -137,14 +137,14 @@ def test_the_largest_record_that_a_leader_makes_is_read_again(tmp_path: Path) ->
     gaps = tuple((2 * n + 1, 2 * n + 1) for n in range(MAX_GAPS_PER_RUN))
     with_gaps = MAX_GAPS // MAX_GAPS_PER_RUN
     logs = [RunLog(2**40, gaps if n < with_gaps else ()) for n in range(MAX_RUNS)]
-    runs = {(f"hospital-{n // 3:05}.example.org", f"{n:016x}"): log for n, log in enumerate(logs)}
+    runs = {(f"hospital-{n:05}.example.org", f"{n:016x}"): log for n, log in enumerate(logs)}
     record = replace(
         a_version(),
         layout=Layout(tuple(TensorSpec(f"block_{n}/kernel", (0, 3, 3, 8), "float32") for n in range(1000))),
         vector=a_vector(),
         applied=Applied(runs),
         norms=(1.5,) * MAX_NORMS,
-        contributors={worker: Contributor(9, 9000, 9, 1.5, 9, 1.7e9) for worker, _ in runs},
+        contributors={worker: Contributor(9, 9000, 9, 1.5, 9, 1.7e9, 0.5, "x" * 200) for worker, _ in runs},
         folded=tuple(Folded(UpdateId(*run, 2**40), 1000, 1, 0.5) for run in list(runs)[:4000]),
     )
 

@@ -7,7 +7,20 @@ from dataclasses import replace
 import msgpack
 import pytest
 from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
-from leading import a_server, aggregate, encoded, newest, rejected, send, sender_of, unacked, versions
+from leading import (
+    Clock,
+    a_server,
+    aggregate,
+    encoded,
+    newest,
+    rejected,
+    send,
+    sender_of,
+    take_the_lead,
+    unacked,
+    versions,
+    work_off,
+)
 from messages import rewritten
 
 from fluffle.broker import Delivery
@@ -18,6 +31,8 @@ from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
 
 NAN = float("nan")
 GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
@@ -126,6 +141,25 @@ def test_refusals_are_counted_for_their_sender_even_if_all_that_it_sent_was_refu
     stranger = record.contributors["stranger"]
     assert stranger.updates == 0
     assert stranger.refusal.startswith("bad-examples: the update claims 0 examples; expected 1 to")
+
+
+def test_what_comes_after_the_end_is_not_counted_as_refused() -> None:
+    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_versions=1))
+    clock, server = Clock(), a_server(charge, an_evaluation(0, {"accuracy": 0.5}), an_update("w1", 1))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, charge, clock)
+        work_off(leader, broker)
+        closing = newest(server, charge)
+        send(server, charge, an_update("w1", 2, base_version=1), an_update("w2", 1, examples=0))
+        work_off(leader, broker)
+        clock.seconds += 10 * EVALUATION_PATIENCE_S
+        work_off(leader, broker)
+
+    record = newest(server, charge)
+    assert closing.closing == record.finished == "1 versions were made"
+    assert [line["reason"] for line in rejected(server, charge)] == ["finished", "finished"]
+    assert record.rejected == 0
+    assert {name: one.rejected for name, one in record.contributors.items()} == {"w1": 0}
 
 
 @pytest.mark.parametrize("user", ["a b", "w" * 101, "ünï"])

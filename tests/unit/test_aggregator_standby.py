@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
-from builders import a_charge, a_strategy, an_update
+from builders import a_charge, a_strategy, a_version, an_update
 from federation import wait_until
-from leading import UntilQuiet, a_server, newest, send, unacked, versions
+from leading import UntilQuiet, a_server, aggregate, newest, send, unacked, versions
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.events import Event, Left, Rejected
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.wire import record_digest
 from fluffle_aggregator.charge import Charge
@@ -21,6 +23,19 @@ from fluffle_aggregator.head import StreamReadings
 from fluffle_aggregator.service import serve, stand_by_and_lead
 
 SOON_S = 10.0
+
+
+class Listening:
+    """Keeps what an aggregator tells."""
+
+    def __init__(self) -> None:
+        self.told: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.told.append(event)
+
+    def over(self, broker: Broker) -> AbstractContextManager[object]:
+        return nullcontext(broker)
 
 
 class Aggregator:
@@ -105,6 +120,16 @@ def test_at_the_end_the_standby_leaves_too() -> None:
     assert newest(server, charge).finished == "1 versions were made"
     assert len(versions(server, charge)) == 2
     assert unacked(server, charge) == []
+
+
+def test_an_aggregator_that_only_comes_to_see_the_end_is_told_of_as_no_takeover() -> None:
+    charge = a_charge(first=a_version(3, finished="it was enough"))
+    server = a_server(charge, an_update("late"))
+    teller = Listening()
+
+    aggregate(server, replace(charge, teller=teller))
+
+    assert [type(event) for event in teller.told] == [Rejected, Left]
 
 
 def test_of_two_aggregators_of_a_new_federation_one_publishes_version_zero() -> None:

@@ -4,71 +4,38 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
-from builders import a_version, an_evaluation
+from builders import an_evaluation
+from dashboard_states import (
+    NOW,
+    QUEUES,
+    a_commit,
+    a_record,
+    a_state,
+    an_applied,
+    rows_of,
+    says_of,
+    told,
+    updates_of,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.events import (
-    Applied,
-    Committed,
     Evaluated,
-    Event,
-    Happened,
     Joined,
     Left,
-    Published,
     Rejected,
-    Report,
-    Role,
     Started,
     TookOver,
-    Trained,
 )
-from fluffle.record import Contributor, Folded, ModelVersion, Rank
+from fluffle.record import Contributor, Folded, Rank
 from fluffle.update import UpdateId
-from fluffle_cli.dashboard.live import MOST_PARTS
-from fluffle_cli.dashboard.series import MOST_POINTS, Series
-from fluffle_cli.dashboard.state import MOST_REASONS, MOST_REJECTIONS, OTHER_REASONS, FederationState
+from fluffle_cli.dashboard.state import MOST_REASONS, MOST_REJECTIONS, OTHER_REASONS
 from fluffle_cli.dashboard.table import PAGE_ROWS, Wanted
-from fluffle_cli.snapshot import QueueStates, snapshot_of
+from fluffle_cli.snapshot import snapshot_of
 
-NOW = 1_000.0
-QUEUES = QueueStates(updates_waiting=3, aggregator_active=True, rejected_waiting=1)
 SCRIPT = "<script>alert(1)</script>"
-
-
-def a_state() -> FederationState:
-    state = FederationState("digits", NOW)
-    state.look(QUEUES, NOW)
-    return state
-
-
-def told(state: FederationState, *events: Event, role: Role = "aggregator", name: str = "first") -> None:
-    state.hear(Report("digits", role, name, tuple(Happened(NOW, event) for event in events)), NOW)
-
-
-def an_applied(worker: str = "w1", sequence: int = 1, *, staleness: int = 0, weight: float = 1.0) -> Applied:
-    return Applied(f"{worker}/r1/{sequence}", 0, staleness, weight, 10, 100, 400)
-
-
-def a_commit(version: int, updates: int, *, term: int = 1, finished: str = "", best: int = -1) -> Committed:
-    return Committed(version, term, updates, 0, 0, best, float(version), 0.1, finished)
-
-
-def a_record(number: int, **contributors: Contributor) -> ModelVersion:
-    return replace(a_version(number), contributors=contributors)
-
-
-def rows_of(page: dict[str, object]) -> list[dict[str, Any]]:
-    rows = page["rows"]
-    assert isinstance(rows, list)
-    return rows
-
-
-def updates_of(state: FederationState) -> dict[str, int]:
-    return {row["name"]: row["updates"] for row in rows_of(state.page(Wanted(), NOW))}
 
 
 def test_what_is_read_is_shown_as_status_shows_it() -> None:
@@ -76,6 +43,7 @@ def test_what_is_read_is_shown_as_status_shows_it() -> None:
         a_record(7, w1=Contributor(3, 30, 6, 3.0, 1, NOW - 5), w2=Contributor(1, 10, 0, 1.0)),
         evaluation=an_evaluation(6, {"accuracy": 0.9}),
         best=an_evaluation(5, {"accuracy": 0.95}),
+        best_by="accuracy:max",
         rejected=2,
     )
     state = a_state()
@@ -83,13 +51,14 @@ def test_what_is_read_is_shown_as_status_shows_it() -> None:
     state.read(record)
 
     expected = snapshot_of(record, QUEUES, federation="digits", now=NOW).as_json()
+    assert expected["findings"]
     workers = expected.pop("workers")
     assert state.picture(NOW)["status"] == expected
     assert isinstance(workers, dict)
     for row in rows_of(state.page(Wanted(), NOW)):
         facts = {key: value for key, value in workers[row["name"]].items() if key in row}
         assert facts.items() <= row.items()
-        assert len(facts) == 5
+        assert len(facts) == 7
 
 
 def test_what_was_told_since_counts_when_it_is_committed_and_once() -> None:
@@ -167,8 +136,8 @@ def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None
     assert standbys == ["second"]
     assert picture["standbys"] == []  # who died tells nothing
     assert picture["terms"] == [
-        {"term": 1, "version": 0, "leader": "first", "at": NOW, "elapsed_s": 0.0},
-        {"term": 2, "version": 1, "leader": "second", "at": NOW, "elapsed_s": 1.0},
+        {"term": 1, "version": 0, "leader": "first", "at": NOW, "seconds": 0.0},
+        {"term": 2, "version": 1, "leader": "second", "at": NOW, "seconds": 1.0},
     ]
     told(state, Joined(), name="first")
     assert state.picture(NOW)["standbys"] == ["first"]
@@ -182,7 +151,7 @@ def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() ->
 
     picture = state.picture(NOW)
     assert (picture["leader"], picture["standbys"]) == ("first", ["second"])
-    assert picture["terms"] == [{"term": 1, "version": 0, "leader": "first", "at": None, "elapsed_s": 0.0}]
+    assert picture["terms"] == [{"term": 1, "version": 0, "leader": "first", "at": None, "seconds": 0.0}]
 
 
 def test_what_a_new_leader_tells_counts_more_than_what_rabbitmq_said_seconds_ago() -> None:
@@ -197,20 +166,39 @@ def test_what_a_new_leader_tells_counts_more_than_what_rabbitmq_said_seconds_ago
     assert state.picture(NOW)["leader"] == "second"
 
 
-def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
+def test_after_the_end_refusals_are_counted_apart_and_nobody_is_at_work_any_more() -> None:
     state = a_state()
-    told(state, Joined(), Started("w1/r/1", 4), role="worker", name="w1")
-    first = rows_of(state.page(Wanted(), NOW))
-    told(state, Trained("w1/r/1", 4, 2.5), Published("w1/r/1", 9), role="worker", name="w1")
-    told(state, TookOver(9, 9), a_commit(9, 9), Rejected("", "w2", "x", "y"), role="worker", name="w1")
-    second = rows_of(state.page(Wanted(), NOW + 3))
-    told(state, Left("it was asked to stop"), role="worker", name="w1")
+    for name in ("w1", "w2"):
+        told(state, Started(f"{name}/r/1", 1), role="worker", name=name)
+    told(state, Left("the federation has finished"), role="worker", name="w2")
+    state.read(
+        replace(a_record(3, w1=Contributor(3, 10, 0, 3.0, 1, NOW - 900)), closing="enough", rejected=1)
+    )
+    told(state, a_commit(4, 3, finished="enough", rejected=1))
 
-    assert first[0]["state"] == "training from version 4"
-    assert (second[0]["state"], second[0]["round_s"], second[0]["seen_s"]) == ("has published", 2.5, 3.0)
-    assert state.known.record is None
-    assert state.picture(NOW)["reasons"] == {}
-    assert state.picture(NOW)["leader"] == ""
+    told(state, Rejected("w1/r/9", "w1", "finished", "the federation has finished"), a_commit(4, 3))
+
+    picture = state.picture(NOW)
+    assert (picture["after_the_end"], picture["reasons"], picture["rejections"]) == (1, {}, [])
+    assert state.snapshot(NOW).rejected == 1
+    assert [(row["state"], row["rejected"]) for row in rows_of(state.page(Wanted(), NOW))] == [
+        ("", 1),
+        ("left: the federation has finished", 0),
+    ]
+    assert says_of(state) == []
+
+
+def test_what_is_best_and_by_what_comes_with_the_commit() -> None:
+    state = a_state()
+    state.read(a_record(1))
+
+    told(state, Evaluated("e", 1, {"accuracy": 0.5}), a_commit(2, 0, best=1))
+
+    picture = state.picture(NOW)
+    assert (picture["metric"], picture["best"]) == ("accuracy", [1, 0.0])
+    status = picture["status"]
+    assert isinstance(status, dict)
+    assert (status["best_by"], status["training_s"]) == ("accuracy:max", 2.0)
 
 
 def test_the_past_is_in_the_curves_and_in_the_histogram() -> None:
@@ -220,14 +208,15 @@ def test_the_past_is_in_the_curves_and_in_the_histogram() -> None:
         version = replace(
             a_record(number),
             evaluation=an_evaluation(number, {"loss": 1.0, "accuracy": 0.5}),
-            elapsed_s=number * 2.0,
+            elapsed_s=5.0 + number * 2.0,
+            started_s=5.0,
         )
         state.remember(replace(version, folded=(folded,)))
 
     picture = state.picture(NOW)
 
     assert picture["metrics"] == ["accuracy", "loss"]
-    assert picture["measured"] == [[0, 0.0, 0.5, 1.0], [1, 2.0, 0.5, 1.0], [2, 4.0, 0.5, 1.0]]
+    assert picture["evaluations"] == [[0, 0.0, 0.5, 1.0], [1, 2.0, 0.5, 1.0], [2, 4.0, 0.5, 1.0]]
     assert picture["staleness"] == [
         *[(words, 0, None) for words in ("0", "1", "2", "3")],
         ("4 to 5", 3, 0.25),
@@ -273,37 +262,6 @@ def test_a_day_of_two_thousand_workers_takes_no_more_room_than_an_hour() -> None
     assert rejections[0]["worker"] == SCRIPT
 
 
-def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() -> None:
-    state = a_state()
-    for number in range(MOST_PARTS + 5):
-        told(state, Joined(), role="worker", name=f"w{number}")
-
-    assert state.page(Wanted(), NOW)["workers"] == MOST_PARTS
-    assert state.page(Wanted(search="w4"), NOW)["found"] == len(
-        [number for number in range(5, MOST_PARTS + 5) if "w4" in f"w{number}"]
-    )
-
-
-def test_workers_are_sorted_and_searched_over_all_pages() -> None:
-    state = a_state()
-    contributors = {f"w{number:04}": Contributor(number, 10, 0, 1.0) for number in range(2_000)}
-    state.read(a_record(1, **contributors))
-    told(state, Started("w0003/r/1", 0), role="worker", name="w0003")
-
-    most = state.page(Wanted(sort="updates", descending=True), NOW)
-    last = state.page(Wanted(page=10_000), NOW)
-    training = state.page(Wanted(search="TRAINING"), NOW)
-    by_round = state.page(Wanted(sort="round_s", descending=True), NOW)
-
-    def names(page: dict[str, object]) -> list[str]:
-        return [row["name"] for row in rows_of(page)]
-
-    assert names(most)[:2] == ["w1999", "w1998"]
-    assert (last["page"], last["pages"], names(last)[-1]) == (39, 40, "w1999")
-    assert names(training) == ["w0003"]
-    assert names(by_round)[0] == "w0000"  # nobody's is known: by name then
-
-
 @given(st.lists(st.integers(0, 3), max_size=60))
 def test_whatever_is_lost_or_late_the_next_record_puts_right(story: list[int]) -> None:
     state = a_state()
@@ -328,13 +286,3 @@ def test_whatever_is_lost_or_late_the_next_record_puts_right(story: list[int]) -
 
     assert updates_of(state) == {"w1": truth.updates}
     assert state.known.is_behind is False
-
-
-@given(st.lists(st.integers(-5, 5), max_size=3_000))
-def test_a_curve_keeps_its_sum_and_its_bounds(values: list[int]) -> None:
-    series: Series[int] = Series(lambda earlier, later: earlier + later, most=8)
-    for value in values:
-        series.add(value)
-
-    assert sum(series.points()) == sum(values)
-    assert len(series.points()) <= min(8, MOST_POINTS)

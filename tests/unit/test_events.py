@@ -26,6 +26,7 @@ from fluffle.events import (
     Left,
     Published,
     Report,
+    Trained,
     read_report,
     report_header,
 )
@@ -42,6 +43,7 @@ VALUES: Mapping[str, st.SearchStrategy[Any]] = {
     "str": st.text(max_size=MAX_TEXT),
     "int": st.integers(-(2**63) + 1, 2**63),
     "float": NUMBERS,
+    "float | None": st.none() | NUMBERS,
     "Mapping[str, float]": st.dictionaries(st.sampled_from(["accuracy", "loss"]), NUMBERS),
 }
 
@@ -67,6 +69,18 @@ def test_a_long_text_is_cut_and_a_metric_that_is_not_finite_stays() -> None:
     assert left == Left("x" * MAX_TEXT)
     assert isinstance(evaluated, Evaluated)
     assert str(evaluated.metrics) == "{'loss': nan, 'accuracy': 0.5}"
+
+
+def test_a_round_is_told_with_a_loss_that_is_not_finite_and_without_one() -> None:
+    rounds = [Trained("w1/r1/1", 0, 1.0, math.nan), Trained("w1/r1/2", 0, 1.0)]
+    report = Report("digits", "worker", "w1", tuple(Happened(0.0, each) for each in rounds))
+
+    first, second = [each.event for each in decode_report(encode_report(report)).events]
+
+    assert isinstance(first, Trained)
+    assert first.loss is not None
+    assert math.isnan(first.loss)
+    assert second == rounds[1]
 
 
 @pytest.mark.parametrize(

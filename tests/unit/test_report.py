@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,13 +21,18 @@ from fluffle.record import Contributor, Folded
 from fluffle.update import UpdateId
 from fluffle.wire import encode_report
 from fluffle_aggregator.goal import parse_target
+from fluffle_cli.findings import findings_of
 from fluffle_cli.report.command import write_report
+from fluffle_cli.report.from_broker import write_rows
 from fluffle_cli.report.happenings import Happening, append, happenings_in, read_happenings
-from fluffle_cli.report.metrics import VersionRow, append_row, read_rows, row_of
+from fluffle_cli.report.metrics import VersionRow, append_row, read_rows, row_of, standing_of
 from fluffle_cli.report.run_folder import read_run
 from fluffle_cli.report.summary import Summary, run_summary, write_summary
+from fluffle_cli.report.time_line import takeovers
+from fluffle_cli.workers import facts_of
 
 BEGAN_AT = 1_700_000_000.0
+REFUSED = Contributor(rejected=4, refusal="bad-layout: another model")
 HOSTILE = "<script>alert('$\\frac{')</script>"
 STORY = [
     Happening(at=BEGAN_AT - 2, name="aggregator-1", what="joined"),
@@ -58,6 +64,8 @@ def a_row(version: int, accuracy: float, workers: Sequence[str], term: int = 1) 
         contributors={name: Contributor(version, 10, version, float(version), 1) for name in workers},
         folded=tuple(Folded(UpdateId("site-1", "r", version), 0, 1, 1.0) for _ in workers if version),
         evaluation=an_evaluation(version - 1, {"accuracy": accuracy}) if version else None,
+        best=an_evaluation(3, {"accuracy": 0.8}) if version > 3 else None,
+        best_by="accuracy:max" if version > 3 else "",
         rejected=version,
     )
     return row_of(record, started_at=BEGAN_AT)
@@ -69,11 +77,14 @@ def a_run(
     workers: Sequence[str] = ("site-1", "site-2"),
     target: str = "accuracy>=0.8",
     happened: Sequence[Happening] = (),
+    refused: Contributor | None = None,
     **more: Mapping[str, str],
 ) -> Path:
     """Write the files of a run with one federation, and return its folder."""
     folder.mkdir()
     rows = [a_row(number, 0.2 * number, workers, 1 + number // 3) for number in range(6)]
+    if refused:
+        rows[-1] = replace(rows[-1], workers={**rows[-1].workers, **facts_of({"site-9": refused}, now=0.0)})
     for row in rows:
         append_row(folder / "metrics.jsonl", row)
     goal = parse_target(target) if target else None
@@ -162,6 +173,92 @@ def test_a_run_without_target_and_without_any_event_has_a_page_too(tmp_path: Pat
 
     assert "target held from" in text
     assert "5 messages were refused; the run&#x27;s files do not say why." in text
+
+
+def test_the_page_says_which_version_is_best_what_is_wrong_and_counts_refusals_once(tmp_path: Path) -> None:
+    late = [replace(STORY[-1], at=BEGAN_AT + 20, reason="finished") for _ in range(3)]
+    text = page_of(a_run(tmp_path / "run", happened=[*STORY, *late], refused=REFUSED))
+
+    assert "The best version is 3: accuracy 0.8000 (more is better)." in text
+    assert "All 4 messages of site-9 were refused. The last reason is bad-layout: another model" in text
+    assert "<td>too-stale</td><td>1</td>" in text
+    assert "<td>finished</td>" not in text
+    assert "4 more messages were refused; the run&#x27;s files do not say why." in text
+    assert "3 messages came after the end: not counted above." in text
+
+
+def test_refusals_since_the_newest_version_are_told_apart_from_those_that_it_counts(tmp_path: Path) -> None:
+    text = page_of(a_run(tmp_path / "run", happened=[STORY[-1]] * 7))
+
+    assert "<td>too-stale</td><td>7</td>" in text
+    assert "2 messages of these came since the newest version: not counted above." in text
+
+
+def test_a_loss_that_rises_for_long_is_said_and_not_only_drawn() -> None:
+    rows = [
+        replace(
+            a_row(number, 0.5, ["site-1"]),
+            metrics={"accuracy": 0.5 + 0.01 * number, "loss": 0.5 + 0.02 * max(0, number - 5)},
+        )
+        for number in range(1, 31)
+    ]
+
+    [found] = [each for each in findings_of(standing_of(rows)) if each.kind == "getting-worse"]
+
+    assert found.says == "loss has risen from about 0.5000 to 0.9600 since version 0."
+
+
+def test_a_worker_with_far_more_weight_than_examples_is_named() -> None:
+    given = {"tiny": Contributor(90, 3, 0, 90.0), "large": Contributor(10, 1497, 0, 10.0)}
+    row = replace(a_row(20, 0.5, ["site-1"]), updates=100, workers=facts_of(given, now=0.0))
+
+    [found] = [each for each in findings_of(standing_of([row])) if each.kind == "above-share"]
+
+    assert found.says == "tiny has 90 % of the weight, but 0.2 % of the examples (3)."
+
+
+def test_numbers_that_are_not_finite_are_kept_in_files_that_every_program_can_read(tmp_path: Path) -> None:
+    row = a_row(2, math.nan, ["site-1"])
+    row = replace(row, folded=[replace(row.folded[0], loss=math.inf)])
+    append_row(tmp_path / "metrics.jsonl", row)
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    [found] = read_rows(tmp_path / "metrics.jsonl")
+
+    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"accuracy": "NaN"}
+    assert math.isnan(found.metrics["accuracy"])
+    assert found.folded[0].loss == math.inf
+
+
+def test_the_seconds_begin_with_the_first_round(tmp_path: Path) -> None:
+    first = replace(a_version(0), committed_at=BEGAN_AT)
+    waited = replace(a_version(1, term=2), committed_at=BEGAN_AT + 3000)
+    folded = Folded(UpdateId("site-1", "r", 1), 0, 0, 1.0, BEGAN_AT + 3610, BEGAN_AT + 3611, None, 10.0)
+    trained = replace(
+        a_version(2, term=2),
+        committed_at=BEGAN_AT + 3612,
+        folded=(folded,),
+        contributors={"site-1": Contributor(1, 10, 0, 1.0)},
+    )
+    later = replace(trained, version=9, committed_at=BEGAN_AT + 3700)
+
+    rows, newest, began_at = write_rows(tmp_path, [first, waited, trained, later])
+    (tmp_path / "metrics.jsonl").unlink()
+    cut_rows, _, cut_began_at = write_rows(tmp_path, [trained, later])
+
+    assert (newest, began_at) == (later, BEGAN_AT + 3600)
+    assert [row.seconds for row in rows] == [0.0, 0.0, 12.0, 100.0]
+    assert (cut_began_at, [row.seconds for row in cut_rows]) == (BEGAN_AT + 3612, [0.0, 88.0])
+    assert list(read_rows(tmp_path / "metrics.jsonl")) == cut_rows
+
+
+def test_the_first_leader_has_taken_nothing_over_and_nobody_does_after_the_end() -> None:
+    rows = [a_row(number, 0.5, ["site-1"]) for number in range(6)]
+    after = Happening(at=BEGAN_AT + 60, name="aggregator-3", what="tookover")
+
+    found = list(takeovers(rows, [*STORY, after], BEGAN_AT))
+
+    assert found == [(3.5, "aggregator-2")]
 
 
 def test_a_run_of_very_many_workers_has_a_page_that_a_browser_can_show(tmp_path: Path) -> None:

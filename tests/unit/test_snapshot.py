@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,18 @@ from working import TOPOLOGY, a_federation, publish_versions
 
 from fluffle.errors import TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.record import Contributor, ModelVersion
+from fluffle.record import Contributor, Folded, ModelVersion
+from fluffle.update import UpdateId
 from fluffle.wire import encode_update
+from fluffle_cli import snapshot as snapshot_module
+from fluffle_cli.history import losses_of
+from fluffle_cli.plain_json import as_text
 from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of, take_snapshot
 
 KEYS = {
     *("federation", "taken_at", "version", "term", "finished", "strategy", "plan", "parameters"),
     *("updates", "updates_per_s", "rejected", "evaluation", "best", "target_held", "elapsed_s"),
-    *("workers", "queues", "policy_faults"),
+    *("workers", "queues", "policy_faults", "closing", "best_by", "progress", "findings", "training_s"),
 }
 QUIET = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=0)
 
@@ -34,6 +39,7 @@ def a_busy_version(*, fast: int = 3, slow: int = 1) -> ModelVersion:
         rejected=2,
         evaluation=an_evaluation(6, {"accuracy": 0.9}),
         best=an_evaluation(5, {"accuracy": 0.91}),
+        best_by="accuracy:max",
         target_held=1,
         elapsed_s=8.0,
     )
@@ -132,8 +138,78 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     }
     assert found["plan"]["local_epochs"] == 1
     assert set(found["workers"]["fast"]) == {
-        *("updates", "examples", "mean_staleness", "weight_share", "rejected", "seconds_since_update")
+        *("updates", "examples", "mean_staleness", "weight_share", "rejected", "seconds_since_update"),
+        *("example_share", "refusal", "loss", "losses"),
     }
+    assert found["progress"] == {
+        "state": "early",
+        "says": "No version from 5 to 6 has had a better accuracy.",
+    }
+    assert found["findings"] == []
+
+
+def test_the_json_is_json_even_where_a_metric_is_none_that_json_knows() -> None:
+    version = replace(a_busy_version(), evaluation=an_evaluation(6, {"accuracy": math.nan, "loss": math.inf}))
+
+    found = json.loads(as_text(looked_at(version).as_json()), parse_constant=pytest.fail)
+
+    assert found["evaluation"]["metrics"] == {"accuracy": "NaN", "loss": "Infinity"}
+    assert [each["kind"] for each in found["findings"]] == ["not-finite"]
+    assert found["progress"]["state"] == "not finite"
+
+
+def test_a_look_at_a_small_federation_knows_its_past() -> None:
+    def a_round(number: int) -> ModelVersion:
+        folded = Folded(UpdateId("w1", "r", number), 0, 0, 1.0, loss=1.0 / number)
+        return replace(
+            a_version(number),
+            contributors={"w1": Contributor(number, 10, 0, float(number))},
+            folded=(folded,),
+            evaluation=an_evaluation(number - 1, {"accuracy": number / 10}),
+        )
+
+    snapshot = snapshot_on(a_federation(a_version(0), *(a_round(number) for number in (1, 2, 4))))
+
+    assert list(losses_of(snapshot.history, "w1")) == [1.0, 0.5, 0.25]
+    assert [each.version for each in snapshot.history.evaluations] == [0, 1, 3]
+
+
+def test_of_a_large_federation_one_look_reads_the_newest_version_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshot_module, "PAST_BYTES", 10)
+    server = a_federation(a_version(0), replace(a_version(1), evaluation=an_evaluation(0, {"loss": 1.0})))
+    publish_versions(server, replace(a_version(2), evaluation=an_evaluation(1, {"loss": 2.0})))
+
+    assert [each.version for each in snapshot_on(server).history.evaluations] == [1]
+
+
+def test_what_is_waiting_for_the_last_evaluation_is_told() -> None:
+    found = looked_at(replace(a_busy_version(), closing="enough"))
+
+    assert found.as_json()["closing"] == "enough"
+    assert found.standing.is_over
+
+
+def test_the_keys_of_a_finding_stay() -> None:
+    found = looked_at(replace(a_version(12), contributors={"w1": Contributor(rejected=1, refusal="why")}))
+
+    assert found.as_json()["findings"] == [
+        {
+            "kind": "only-refused",
+            "says": "The only message of w1 was refused. The last reason is why.",
+            "do": "Nothing of w1 is in the model: its own log says more, and `fluffle rejected list` too.",
+        },
+        {
+            "kind": "not-evaluated",
+            "says": "None of 12 versions is evaluated: nobody knows how good the model is.",
+            "do": "Start `fluffle evaluator` with held-out data.",
+        },
+    ]
+
+
+def test_the_queues_have_their_documented_keys() -> None:
+    found = json.loads(as_text(looked_at(a_busy_version()).as_json()))
     assert found["queues"] == {"updates_waiting": 0, "aggregator_active": True, "rejected_waiting": 0}
 
 

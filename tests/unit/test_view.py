@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from io import StringIO
 
@@ -9,14 +10,15 @@ import pytest
 from builders import a_version, an_evaluation
 from rich.console import Console, RenderableType
 
-from fluffle.record import Contributor, ModelVersion
+from fluffle.record import Contributor, Folded, ModelVersion
+from fluffle.update import UpdateId
+from fluffle_cli.history import History
 from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of
+from fluffle_cli.standing import metric_to_show
 from fluffle_cli.view import (
     SPARKLINE_LENGTH,
-    History,
     Inside,
     bar,
-    metric_to_show,
     plain_line,
     render,
     sparkline,
@@ -36,14 +38,17 @@ def a_training_version(accuracy: float = 0.9472, *, version: int = 36, finished:
         contributors={"worker-0": Contributor(74, 740, 37, 74.0, 1, last_update_at=97.0)},
         evaluation=an_evaluation(version - 1, {"accuracy": accuracy, "loss": 0.2}),
         best=an_evaluation(20, {"accuracy": 0.9583}),
+        best_by="accuracy:max",
         target_held=2,
         elapsed_s=10.0,
     )
 
 
-def a_snapshot(version: ModelVersion | None, *, active: bool = True) -> Snapshot:
+def a_snapshot(
+    version: ModelVersion | None, *, active: bool = True, history: History | None = None
+) -> Snapshot:
     queues = QueueStates(updates_waiting=5, aggregator_active=active, rejected_waiting=3)
-    return snapshot_of(version, queues, federation="digits", now=100.0)
+    return snapshot_of(version, queues, federation="digits", now=100.0, history=history)
 
 
 def drawn(picture: RenderableType, *, width: int = 80) -> list[str]:
@@ -56,7 +61,7 @@ def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
     text = "\n".join(drawn(render(a_snapshot(a_training_version()))))
 
     assert "version 36 (term 1) after 10 s, 4 parameters, 74 updates, 7.4 updates/s" in text
-    assert "accuracy 0.9472 (version 35), best 0.9583 (version 20)" in text
+    assert "accuracy 0.9472 (version 35), best (highest) 0.9583 (version 20)" in text
     assert "target held 2x" in text
     assert "5 updates and 3 rejected waiting, an aggregator is active" in text
 
@@ -108,11 +113,53 @@ def test_there_are_no_colour_codes_when_it_is_not_a_terminal(capsys: pytest.Capt
 
 def test_the_history_of_evaluations_is_drawn_as_a_sparkline_and_each_counts_once() -> None:
     history = History()
-    for version, accuracy in ((1, 0.1), (2, 0.5), (2, 0.5), (3, 0.9)):
-        history.note(a_snapshot(a_training_version(accuracy, version=version + 1)))
+    for version, accuracy in ((21, 0.1), (22, 0.5), (22, 0.5), (23, 0.9)):
+        history.read(a_training_version(accuracy, version=version + 1))
 
-    assert history.values == [0.1, 0.5, 0.9]
-    assert sparkline(history.values) in drawn(render(a_snapshot(a_training_version()), history=history))
+    values = [each.metrics["accuracy"] for each in history.evaluations]
+    assert values == [0.9583, 0.1, 0.5, 0.9]
+    assert sparkline(values) in drawn(render(a_snapshot(a_training_version(), history=history)))
+
+
+def test_each_worker_has_a_curve_of_its_training_loss() -> None:
+    history = History()
+    for sequence, loss in enumerate([0.9, 0.5, math.nan, 0.1]):
+        folded = Folded(UpdateId("worker-0", "r", sequence), 0, 0, 1.0, loss=loss)
+        history.read(replace(a_training_version(version=36 + sequence), folded=(folded,)))
+
+    lines = drawn(render(a_snapshot(a_training_version(), history=history)))
+
+    assert ["worker-0", "█▅?▁", "0.1000"] in [line.split() for line in lines]
+
+
+def test_what_is_wrong_is_said_with_what_to_do_and_a_worker_that_was_only_refused_is_listed() -> None:
+    refused = Contributor(rejected=2, refusal="bad-layout: another model")
+    version = a_training_version()
+    version = replace(version, contributors={**version.contributors, "worker-9": refused})
+
+    text = " ".join(" ".join(drawn(render(a_snapshot(version)))).split())
+
+    assert "All 2 messages of worker-9 were refused. The last reason is bad-layout: another model" in text
+    assert "Nothing of worker-9 is in the model" in text
+    assert "worker-9 only refused 0" in text
+
+
+def test_nothing_waits_and_nobody_leads_after_the_end() -> None:
+    text = "\n".join(drawn(render(a_snapshot(a_training_version(finished="enough")))))
+
+    assert "waiting" not in text
+    assert "an aggregator is active" not in text
+    assert "3 refused messages are kept, and 5 that came after the end" in text
+
+
+def test_a_metric_that_is_not_finite_is_shown_as_such() -> None:
+    snapshot = a_snapshot(a_training_version(math.nan))
+
+    text = " ".join(" ".join(drawn(render(snapshot))).split())
+
+    assert "accuracy NaN (version 35)" in text
+    assert "accuracy of version 35 is NaN." in text
+    assert "accuracy NaN (version 35)" in plain_line(snapshot)
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_block_and_shows_the_last_values() -> None:

@@ -259,7 +259,8 @@ class Worker:
             )
         self._rounds += 1
         update = trained.update
-        self._tell(Trained(str(update_id), version.version, update.train_s))
+        loss = update.metrics.get("loss")
+        self._tell(Trained(str(update_id), version.version, update.train_s, loss))
         log.info(
             "round trained",
             update=str(update_id),

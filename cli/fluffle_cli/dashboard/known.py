@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
+from fluffle.events import AFTER_THE_END, Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.record import MAX_REFUSAL_LENGTH, Contributor, Evaluation, ModelVersion, Rank
 
 # Of one buffer. Whoever buffers more sees the rest with the next record.
@@ -59,8 +59,8 @@ class Known:
             self._pending.append((at, event))
 
     def rejected(self, event: Rejected, at: float) -> None:
-        """Take in that the leader has refused one."""
-        if len(self._pending) < MOST_PENDING:
+        """Take in that the leader has refused one; what came after the end is not counted."""
+        if event.reason != AFTER_THE_END and len(self._pending) < MOST_PENDING:
             self._pending.append((at, event))
 
     def evaluated(self, event: Evaluated, federation: str) -> None:
@@ -95,6 +95,9 @@ class Known:
             target_held=event.target_held,
             elapsed_s=event.elapsed_s,
             finished=event.finished,
+            best_by=event.best_by,
+            started_s=event.started_s,
+            closing=event.closing,
         )
         self._evaluation = None
 

@@ -19,6 +19,11 @@ class Live:
     heard_at: float = 0.0
     round_s: float | None = None
 
+    @property
+    def has_left(self) -> bool:
+        """Whether it ended in good order."""
+        return self.state.startswith("left")
+
 
 class LiveParts:
     """The parts of one role by their names, in the order in which they were last heard of."""
@@ -37,7 +42,7 @@ class LiveParts:
 
     def present(self) -> list[str]:
         """Return those that have not left."""
-        return [name for name, part in self._parts.items() if not part.state.startswith("left")]
+        return [name for name, part in self._parts.items() if not part.has_left]
 
     def hear(self, name: str, event: Event, now: float) -> None:
         """Take in what a part tells of itself."""

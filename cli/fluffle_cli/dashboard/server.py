@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import secrets
 import socket
 import threading
@@ -21,6 +20,7 @@ from fluffle.address import in_a_url
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle_cli.dashboard.table import MOST_LETTERS, Wanted
+from fluffle_cli.plain_json import as_text
 
 log = get_logger(__name__)
 
@@ -63,7 +63,7 @@ class Watched(Protocol):
     """What is served."""
 
     def picture(self) -> dict[str, object]:
-        """Return all but the workers, as JSON has it."""
+        """Return all but the workers."""
 
     def page(self, wanted: Wanted) -> dict[str, object]:
         """Return one page of the workers. Raises KeyError for an unknown column."""
@@ -210,7 +210,7 @@ class _Request(BaseHTTPRequestHandler):
             self._answer_json(page)
 
     def _answer_json(self, body: Mapping[str, object]) -> None:
-        self._answer(HTTPStatus.OK, json.dumps(body, separators=(",", ":"), allow_nan=False), JSON)
+        self._answer(HTTPStatus.OK, as_text(body, is_short=True), JSON)
 
     def _answer(self, status: HTTPStatus, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> None:
         content = body.encode() if isinstance(body, str) else body

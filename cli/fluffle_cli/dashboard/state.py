@@ -11,21 +11,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
-from fluffle.events import Applied, Committed, Evaluated, Event, Joined, Left, Rejected, Report, TookOver
-from fluffle.record import Contributor, ModelVersion
+from fluffle.events import (
+    AFTER_THE_END,
+    Applied,
+    Committed,
+    Evaluated,
+    Event,
+    Joined,
+    Left,
+    Rejected,
+    Report,
+    TookOver,
+    Trained,
+)
+from fluffle.record import ModelVersion
 from fluffle_cli.dashboard.known import Known
 from fluffle_cli.dashboard.live import LiveParts
-from fluffle_cli.dashboard.series import Series, the_later
 from fluffle_cli.dashboard.staleness import StalenessHistogram
-from fluffle_cli.dashboard.table import Wanted, page_of, rows_of
+from fluffle_cli.dashboard.table import Wanted, page_of, rows_of, silences_of
+from fluffle_cli.history import History
+from fluffle_cli.series import Series
 from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of
-from fluffle_cli.view import USUAL_METRICS
+from fluffle_cli.standing import USUAL_METRICS
+from fluffle_cli.workers import facts_of
 
 MOST_METRICS: Final = 4
 MOST_REJECTIONS: Final = 50
 MOST_REASONS: Final = 32
 MOST_TERMS: Final = 200
-MOST_VERSIONS: Final = 2048
 MOST_AGGREGATORS: Final = 100
 RATE_OVER_S: Final = 10.0
 OTHER_REASONS: Final = "other reasons"
@@ -42,15 +55,6 @@ class Activity:
     commit_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """An evaluated version, and after how many seconds of the federation it was there."""
-
-    version: int
-    elapsed_s: float
-    metrics: Mapping[str, float]
-
-
 @dataclass(slots=True)
 class Term:
     """A term's beginning. Of one that was before somebody listened, only what the record says is known."""
@@ -59,7 +63,7 @@ class Term:
     version: int
     leader: str | None = None
     at: float | None = None
-    elapsed_s: float | None = None
+    seconds: float | None = None
 
 
 class FederationState:
@@ -75,9 +79,8 @@ class FederationState:
         self._queues = QueueStates(updates_waiting=0, aggregator_active=False, rejected_waiting=0)
         self._began = now
         self._workers, self._aggregators = LiveParts(), LiveParts(MOST_AGGREGATORS)
-        self._measured: Series[Measured] = Series(the_later)
+        self.history = History()
         self._metric_names: list[str] = []
-        self._elapsed: dict[int, float] = {}
         self._staleness = StalenessHistogram()
         self._activity: Series[Activity] = Series(both)
         self._now = Activity(now, 0.0)
@@ -85,6 +88,7 @@ class FederationState:
         self._updates = 0
         self._sent_bytes, self._plain_bytes = 0, 0
         self._reasons: Counter[str] = Counter()
+        self._after_the_end = 0
         self._rejections: deque[dict[str, object]] = deque(maxlen=MOST_REJECTIONS)
         self._terms: dict[int, Term] = {}
         self._leader = ""
@@ -96,21 +100,17 @@ class FederationState:
 
     def remember(self, version: ModelVersion) -> None:
         """Take in a version of the past, oldest first, for the curves."""
-        self._note_elapsed(version.version, version.elapsed_s)
-        if version.evaluation is not None:
-            self._measure(version.evaluation.version, version.evaluation.metrics)
+        self._note(version)
         for folded in version.folded:
             # What came later is told of, too.
             if folded.received_at < self._began:
                 self._staleness.add(folded.staleness, folded.weight)
+                self.history.note_round(folded.id.worker, folded.id.run, folded.loss, folded.train_s)
 
     def read(self, version: ModelVersion) -> None:
         """Take in a record: from here on it counts, not what was told before."""
         self.known.read(version)
-        self._note_elapsed(version.version, version.elapsed_s)
-        for evaluation in (version.best, version.evaluation):
-            if evaluation is not None:
-                self._measure(evaluation.version, evaluation.metrics)
+        self._note(version)
         for term in version.terms:
             self._begin_term(term.term, term.version)
 
@@ -119,6 +119,8 @@ class FederationState:
         for happened in report.events:
             if report.role == "worker":
                 self._workers.hear(report.name, happened.event, now)
+                if isinstance(happened.event, Trained):
+                    self._hear_of_a_round(report.name, happened.event)
             elif report.role == "aggregator":
                 self._aggregators.hear(report.name, happened.event, now)
                 self._hear_aggregator(report.name, happened.event, now)
@@ -149,12 +151,11 @@ class FederationState:
             self._recent.popleft()
 
     def snapshot(self, now: float) -> Snapshot:
-        """Return what `fluffle status` would show, at the rate of the last seconds; all workers are one."""
-        record = self.known.record
-        if record is not None:
-            # Once a second for each who looks: the facts of thousands would be thrown away.
-            record = replace(record, contributors={"all": Contributor(updates=record.updates)})
-        shown = snapshot_of(record, self._queues, federation=self.federation, now=now)
+        """Return what `fluffle status` would show, at the rate of the last seconds."""
+        shown = snapshot_of(
+            self.known.record, self._queues, federation=self.federation, now=now, history=self.history
+        )
+        shown = replace(shown, silent_s=silences_of(shown.workers, self._workers, now))
         if shown.finished or len(self._recent) < 2:
             return shown
         (first, before), (last, after) = self._recent[0], self._recent[-1]
@@ -163,25 +164,35 @@ class FederationState:
     def page(self, wanted: Wanted, now: float) -> dict[str, object]:
         """Return one page of the workers. Raises KeyError for an unknown column."""
         record = self.known.record
-        return page_of(rows_of(record.contributors if record else {}, self._workers, now), wanted)
+        rows = rows_of(
+            facts_of(record.contributors if record else {}, now=now),
+            self._workers,
+            self.history,
+            now,
+            is_over=bool(record and record.finished),
+        )
+        return page_of(rows, wanted, self.history)
 
     def picture(self, now: float) -> dict[str, object]:
-        """Return all but the workers, as JSON has it."""
-        status = self.snapshot(now).as_json()
-        del status["workers"]
+        """Return all but the workers."""
+        snapshot = self.snapshot(now)
+        best = snapshot.standing.best
         connected = self._connected_aggregators
         present = self._aggregators.present() if connected is None else sorted(connected)
         return {
-            "status": status,
+            "status": snapshot.as_json_without_workers(),
             "trouble": self.trouble,
             "leader": self._leader,
             "standbys": [name for name in present if name != self._leader],
             "knows_standbys": connected is not None,
             "terms": [asdict(each) for each in self._terms.values()],
+            "workers": sum(1 for each in snapshot.workers.values() if each.updates),
+            "metric": snapshot.standing.metric,
             "metrics": self._metric_names,
-            "measured": [
-                [each.version, each.elapsed_s, *(each.metrics.get(name) for name in self._metric_names)]
-                for each in self._measured.points()
+            "best": best and [best.version, best.seconds],
+            "evaluations": [
+                [each.version, each.seconds, *(each.metrics.get(name) for name in self._metric_names)]
+                for each in self.history.evaluations
             ],
             "activity": [
                 [each.at, each.updates / each.seconds if each.seconds else 0.0, each.waiting, each.commit_s]
@@ -192,6 +203,7 @@ class FederationState:
             "plain_bytes": self._plain_bytes,
             "staleness": self._staleness.rows(),
             "reasons": dict(self._reasons.most_common()),
+            "after_the_end": self._after_the_end,
             "rejections": list(self._rejections),
         }
 
@@ -205,7 +217,8 @@ class FederationState:
                 self._reject(event, now)
             case Evaluated():
                 self.known.evaluated(event, self.federation)
-                self._measure(event.version, event.metrics)
+                self._name_metrics(event.metrics)
+                self.history.note_evaluation(event.version, event.metrics)
             case TookOver():
                 self.known.took_over(event)
                 # It died, or it tells that it is connected when it comes again.
@@ -214,7 +227,8 @@ class FederationState:
                 self._begin_term(event.term, event.version, leader=name, at=now)
             case Committed():
                 self.known.committed(event)
-                self._note_elapsed(event.version, event.elapsed_s)
+                if event.started_s is not None:
+                    self.history.note_seconds(event.version, max(0.0, event.elapsed_s - event.started_s))
                 self._commit_s = event.seconds
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
             case _:
@@ -229,34 +243,36 @@ class FederationState:
         self._staleness.add(event.staleness, event.weight)
         self._now = replace(self._now, updates=self._now.updates + 1)
 
+    def _note(self, version: ModelVersion) -> None:
+        for evaluation in (version.evaluation, version.best):
+            self._name_metrics(evaluation.metrics if evaluation else {})
+        self.history.note_version(version)
+
+    def _hear_of_a_round(self, worker: str, event: Trained) -> None:
+        run = event.update.rpartition("/")[0]
+        self.history.note_round(worker, run, event.loss, event.seconds)
+
     def _reject(self, event: Rejected, now: float) -> None:
+        if event.reason == AFTER_THE_END:
+            self._after_the_end += 1
+            return
         self.known.rejected(event, now)
         is_new = event.reason not in self._reasons
         self._reasons[OTHER_REASONS if is_new and len(self._reasons) >= MOST_REASONS else event.reason] += 1
         self._rejections.appendleft({"at": now, **asdict(event)})
 
-    def _measure(self, version: int, metrics: Mapping[str, float]) -> None:
-        points = self._measured.points()
-        if points and version <= points[-1].version:
-            return
+    def _name_metrics(self, metrics: Mapping[str, float]) -> None:
         usual_first = [*(name for name in USUAL_METRICS if name in metrics), *metrics]
         new = [name for name in dict.fromkeys(usual_first) if name not in self._metric_names]
         self._metric_names = [*self._metric_names, *new][:MOST_METRICS]
-        newest = next(reversed(self._elapsed.values()), 0.0)
-        self._measured.add(Measured(version, self._elapsed.get(version, newest), dict(metrics)))
-
-    def _note_elapsed(self, version: int, elapsed_s: float) -> None:
-        self._elapsed[version] = elapsed_s
-        if len(self._elapsed) > MOST_VERSIONS:
-            del self._elapsed[next(iter(self._elapsed))]
 
     def _begin_term(
         self, term: int, version: int, *, leader: str | None = None, at: float | None = None
     ) -> None:
         one = self._terms.setdefault(term, Term(term, version))
         one.leader, one.at = leader or one.leader, at or one.at
-        if one.elapsed_s is None:
-            one.elapsed_s = self._elapsed.get(version)
+        if one.seconds is None:
+            one.seconds = self.history.seconds_of(version)
         if len(self._terms) > MOST_TERMS:
             del self._terms[min(self._terms)]
 

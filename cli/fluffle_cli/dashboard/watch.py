@@ -77,7 +77,7 @@ class Watch:
             raise
 
     def picture(self) -> dict[str, object]:
-        """Return all but the workers, as JSON has it."""
+        """Return all but the workers."""
         with self._lock:
             return self._state.picture(time.time())
 

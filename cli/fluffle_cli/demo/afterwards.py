@@ -17,11 +17,11 @@ from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
-from fluffle_cli.demo.findings import Findings, write_findings
+from fluffle_cli.demo.final_metrics import FinalMetrics, write_final_metrics
 from fluffle_worker.central import train_centrally
 
 
-def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence[Path]) -> Findings:
+def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence[Path]) -> FinalMetrics:
     """Evaluate each model, save it beside its file as `.keras`, and train centrally."""
     task = load_task(task_name)
     checked = CheckedTask(task)
@@ -31,7 +31,7 @@ def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence
         weights = {**read_model(path), **local}
         finals.append(checked.evaluate(weights))
         checked.save(weights, path.with_suffix(".keras"))
-    return Findings(finals=finals, central=train_centrally(task, epochs=epochs, plan=plan, seed=seed))
+    return FinalMetrics(finals=finals, central=train_centrally(task, epochs=epochs, plan=plan, seed=seed))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     plan = Plan(learning_rate=given.learning_rate)
     try:
-        findings = find(given.task, seed=given.seed, epochs=given.epochs, plan=plan, models=given.models)
+        found = find(given.task, seed=given.seed, epochs=given.epochs, plan=plan, models=given.models)
     except FluffleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    write_findings(given.out, findings)
+    write_final_metrics(given.out, found)
     return 0
 
 

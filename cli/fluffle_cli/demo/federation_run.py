@@ -42,7 +42,8 @@ STOP_AT_ONCE_S = 0.5
 class FederationRun:
     """One federation: its strategy, its folder, its processes, and the versions that were seen.
 
-    `began_at` is when version 0 was committed, in Unix time; `server` says which broker it was.
+    `began_at` is when version 0 was committed and the first round began, in Unix time; `server` says which
+    broker it was.
     """
 
     settings: DemoSettings
@@ -180,6 +181,7 @@ class FederationRun:
         if self.final is None:
             self.began_at = version.committed_at
         self.final = version
+        self._lookout.history.read(version)
         self.rows.append(row_of(version, started_at=self.began_at))
         append_row(self.folder / "metrics.jsonl", self.rows[-1])
 

@@ -26,6 +26,9 @@ AGGREGATOR_STATES: States = {
     "standing by": lambda _: "standing by",
     "leading": lambda _: "leading",
     "the federation has finished": lambda _: "done",
+    "the federation has finished already: to train on, export its model and start another one": (
+        lambda _: "done"
+    ),
 }
 EVALUATOR_STATES: States = {
     "lost the broker; connecting again": lambda _: "reconnecting",

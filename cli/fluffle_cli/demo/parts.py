@@ -103,7 +103,7 @@ def aggregators(
 
 
 def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> Part:
-    """Return the process that evaluates final models (.safetensors) and trains centrally; see `findings`."""
+    """Return the process that evaluates final models (.safetensors) and trains centrally."""
     show = settings.show
     said = ["--task", settings.task, "--seed", str(settings.seed), "--epochs", str(show.central_epochs)]
     if show.learning_rate is not None:

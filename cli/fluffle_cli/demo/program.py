@@ -18,7 +18,7 @@ from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import FederationRun
-from fluffle_cli.demo.findings import Findings, read_findings
+from fluffle_cli.demo.final_metrics import FinalMetrics, read_final_metrics
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Crew
 from fluffle_cli.demo.settings import DemoSettings, Strategy
@@ -84,13 +84,13 @@ class Demo:
             final = each.final_version
             about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
             write_model(each.folder / "model.safetensors", final.weights, about, layout=final.layout)
-        findings = self._look_afterwards(runs)
+        found = self._look_afterwards(runs)
         summary = Summary(
             task=self._settings.task,
             seed=self._settings.seed,
             target=str(self._settings.goal),
             delays_s=self._settings.delays_s,
-            central=findings.central,
+            central=found.central,
             runs=[
                 run_summary(
                     strategy=each.strategy,
@@ -100,7 +100,7 @@ class Demo:
                     final=final,
                     began_at=each.began_at,
                 )
-                for each, final in zip(runs, findings.finals, strict=True)
+                for each, final in zip(runs, found.finals, strict=True)
             ],
             settings=shown_settings(self._settings),
             versions=versions_in_use(runs[0].server),
@@ -148,17 +148,17 @@ class Demo:
             run.play(private, builder, initial_model)
         return run
 
-    def _look_afterwards(self, runs: Sequence[FederationRun]) -> Findings:
+    def _look_afterwards(self, runs: Sequence[FederationRun]) -> FinalMetrics:
         """Evaluate the final models and train centrally; what fails there does not spoil the run."""
-        out = self._folder / "logs" / "findings.json"
+        out = self._folder / "logs" / "final_metrics.json"
         models = [each.folder / "model.safetensors" for each in runs]
         part = parts.afterwards(self._settings, models=models, out=out)
         self._work(part, "evaluating the final model, and training the same one in one place to compare")
         if not out.exists():
-            return Findings(finals=[{} for _ in runs], central={})
-        findings = read_findings(out)
+            return FinalMetrics(finals=[{} for _ in runs], central={})
+        found = read_final_metrics(out)
         out.unlink()
-        return findings
+        return found
 
     def _work(self, part: parts.Part, what: str) -> None:
         """Run one child process to its end; if it fails, say so and go on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,11 +18,11 @@ from fluffle_cli.rejected_command import looked_through
 from fluffle_cli.report import happenings
 from fluffle_cli.report.empty_folder import make_empty_folder
 from fluffle_cli.report.happenings import REJECTED, Happening
-from fluffle_cli.report.metrics import VersionRow, append_row, row_of
+from fluffle_cli.report.metrics import VersionRow, append_row, first_round_at, row_of
 from fluffle_cli.report.run_folder import METRICS
 from fluffle_cli.report.summary import Summary, run_summary, write_summary
 from fluffle_cli.report.versions import versions_in_use
-from fluffle_cli.view import metric_to_show
+from fluffle_cli.standing import metric_to_show
 
 log = logs.get_logger(__name__)
 
@@ -29,22 +30,18 @@ log = logs.get_logger(__name__)
 def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
     """Write a federation's versions, as far back as the stream has them, and what was refused.
 
-    The seconds count from the oldest of them. Raises ConfigError when the folder has something in it, and
-    TopologyMissing when there is no version. The connection is of no use for anything else afterwards.
+    The seconds count from the start of the first round, or else from the oldest of them. Raises ConfigError
+    when the folder has something in it, and TopologyMissing when there is no version. The connection is of no
+    use for anything else afterwards.
     """
     make_empty_folder(folder)
-    rows: list[VersionRow] = []
-    newest: ModelVersion | None = None
-    began_at = 0.0
-    versions = all_versions(broker, topology)
-    for version in track(versions, "reading the records", transient=True, console=logs.console()):
-        began_at = began_at or version.committed_at
-        newest = version
-        rows.append(row_of(version, started_at=began_at))
-        append_row(folder / METRICS, rows[-1])
+    versions = (version.without_weights() for version in all_versions(broker, topology))
+    watched = track(versions, "reading the records", transient=True, console=logs.console())
+    rows, newest, began_at = write_rows(folder, watched)
     if newest is None:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
-    metric = metric_to_show(newest.evaluation.metrics if newest.evaluation else {})
+    best_by = newest.best_by.rpartition(":")[0]
+    metric = metric_to_show(newest.evaluation.metrics if newest.evaluation else {}, best_by)
     run = run_summary(
         strategy=newest.strategy.partition("(")[0],
         folder=".",
@@ -68,6 +65,37 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
         ),
     )
     happenings.append(folder / happenings.FILE, _refusals(broker, topology))
+
+
+def write_rows(
+    folder: Path, versions: Iterable[ModelVersion]
+) -> tuple[list[VersionRow], ModelVersion | None, float]:
+    """Write a line for each version, and return the lines, the newest version and when the first round began.
+
+    Versions before the first update may be there for long before anybody trains.
+    """
+    untrained: list[ModelVersion] = []
+    rows: list[VersionRow] = []
+    newest: ModelVersion | None = None
+    began_at: float | None = None
+    for newest in versions:
+        if began_at is None:
+            untrained.append(newest)
+            if not newest.updates:
+                continue
+            first = untrained[0]
+            # Of one that is not the first, nobody knows when its round began.
+            began_at = first.committed_at if first.updates else first_round_at(newest) or first.committed_at
+            began_at = max(began_at, first.committed_at)
+        for version in untrained or [newest]:
+            rows.append(row_of(version, started_at=began_at))
+            append_row(folder / METRICS, rows[-1])
+        untrained.clear()
+    for version in untrained:
+        began_at = began_at or version.committed_at
+        rows.append(row_of(version, started_at=began_at))
+        append_row(folder / METRICS, rows[-1])
+    return rows, newest, began_at or 0.0
 
 
 def _settings(newest: ModelVersion) -> dict[str, str]:

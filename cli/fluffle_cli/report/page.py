@@ -11,16 +11,24 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
+from math import nan
 
+from fluffle.events import AFTER_THE_END
+from fluffle_cli.findings import findings_beside_progress
+from fluffle_cli.history import losses_of
 from fluffle_cli.report.happenings import REJECTED, TOOK_OVER, Happening
 from fluffle_cli.report.metrics import curve, seconds_to_target
 from fluffle_cli.report.pictures import Picture
 from fluffle_cli.report.run_folder import FederationRun, Run
+from fluffle_cli.standing import Standing, progress_of
+from fluffle_cli.view import sparkline
+from fluffle_cli.words import count, number
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 MOST_HAPPENINGS = 300
 MOST_WORKERS = 500
-_WORDS = {TOOK_OVER: "took over", REJECTED: "refused"}
+MOST_SENDERS = 20
+_WORDS = {TOOK_OVER: "began to lead", REJECTED: "refused"}
 STYLE = """
 :root { color-scheme: light dark; --line: #cbd5e0; --soft: #718096; }
 @media (prefers-color-scheme: dark) { :root { --line: #4a5568; --soft: #a0aec0; } }
@@ -31,6 +39,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
 td:not(:last-child) { white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; }
+.findings { color: #c05621; }
 figure { margin: 1rem 0; } figcaption, .soft { color: var(--soft); }
 """
 
@@ -72,15 +81,31 @@ def _seed(run: Run) -> dict[str, int]:
 
 
 def _verdict(run: Run) -> list[str]:
-    said = [run.summary.verdict] if run.summary.verdict else []
-    said += [f"{each.about.strategy} ended: {each.about.finished or 'not yet'}" for each in run.federations]
-    return [f"<p>{escape(each)}.</p>" for each in said]
+    said = [f"<p>{escape(run.summary.verdict)}.</p>"] if run.summary.verdict else []
+    for each in run.federations:
+        standing = each.standing
+        ended = f"{each.about.strategy} ended: {each.about.finished or 'not yet'}."
+        said.append(f"<p>{escape(ended)} {escape(progress_of(standing).says)}</p>")
+        said.append(f"<p>{escape(_best(standing))}</p>")
+        if found := findings_beside_progress(standing):
+            items = "".join(f"<li>{escape(one.says)} {escape(one.do)}</li>" for one in found)
+            said.append(f'<ul class="findings">{items}</ul>')
+    return said
+
+
+def _best(standing: Standing) -> str:
+    best, yardstick = standing.best, standing.yardstick
+    if best is None or yardstick is None:
+        return "No version is called best."
+    better = "more" if yardstick.higher_is_better else "less"
+    value = number(best.metrics.get(yardstick.metric, nan))
+    return f"The best version is {best.version}: {yardstick.metric} {value} ({better} is better)."
 
 
 def _results(runs: Sequence[Run]) -> str:
     """Return a table with a row for each federation, all by the first run's metric and target."""
     metric, goal = runs[0].summary.metric, runs[0].summary.goal
-    header = ["run", "strategy", f"final {metric}", f"{goal or 'target'} held from", "seconds", "versions"]
+    header = ["run", "strategy", f"final {metric}", "best", f"{goal or 'target'} held from", "seconds"]
     rows = []
     for run in runs:
         for each in run.federations:
@@ -90,7 +115,8 @@ def _results(runs: Sequence[Run]) -> str:
             late = [one.staleness for row in each.rows for one in row.folded]
             rows.append(
                 [
-                    *(run.folder.name, about.strategy, "unknown" if final is None else f"{final:.4f}"),
+                    *(run.folder.name, about.strategy, "unknown" if final is None else number(final)),
+                    _best_cell(each, metric),
                     "never" if reached is None else f"{reached:.1f} s",
                     *(f"{about.seconds:.1f}", about.versions, about.updates),
                     f"{sum(late) / len(late):.2f}" if late else "",
@@ -98,39 +124,57 @@ def _results(runs: Sequence[Run]) -> str:
                 ]
             )
         if central := run.summary.central.get(metric):
-            rows.append([run.folder.name, "trained in one place", f"{central:.4f}", *[""] * 6])
-    return _table([*header, "updates", "mean staleness", "refused"], rows)
+            rows.append([run.folder.name, "trained in one place", number(central), *[""] * 7])
+    return _table([*header, "versions", "updates", "mean staleness", "refused"], rows)
+
+
+def _best_cell(run: FederationRun, metric: str) -> str:
+    best = run.rows[-1].best_version
+    value = run.rows[-1].best_metrics.get(metric)
+    return "" if best is None or value is None else f"{number(value)} (version {best})"
 
 
 def _federation(run: FederationRun, pictures: Iterable[Picture]) -> list[str]:
-    refused = [each for each in run.happened if each.what == REJECTED]
     others = [each for each in run.happened if each.what != REJECTED]
-    body = [f"<h2>{escape(run.about.strategy)}</h2>", *map(_image, pictures)]
-    body += ["<h3>Workers</h3>", _workers(run), "<h3>Refused messages</h3>"]
-    if run.about.rejected and not refused:
-        body.append(_soft(f"{run.about.rejected} messages were refused; the run's files do not say why."))
-    elif refused:
+    return [
+        *(f"<h2>{escape(run.about.strategy)}</h2>", *map(_image, pictures)),
+        *("<h3>Workers</h3>", _workers(run), "<h3>Refused messages</h3>", *_refused(run)),
+        "<h3>Time line</h3>",
+        _happenings(run, others) if others else _soft("The run's files say nothing but the versions."),
+    ]
+
+
+def _refused(run: FederationRun) -> list[str]:
+    """Return what was refused; what came after the end is counted apart, as in the records."""
+    every = [each for each in run.happened if each.what == REJECTED]
+    refused = [each for each in every if each.reason != AFTER_THE_END]
+    body = []
+    if refused:
         reasons = Counter(each.reason for each in refused)
         senders = Counter(each.name for each in refused)
+        named = [[name or "unknown", messages] for name, messages in senders.most_common(MOST_SENDERS)]
         body += [
             _table(["reason", "messages"], reasons.most_common()),
-            _table(
-                ["sender", "messages"],
-                [[name or "unknown", count] for name, count in senders.most_common(20)],
-            ),
+            _table(["sender", "messages"], named),
             _happenings(run, refused),
         ]
-    else:
+    if (unknown := run.about.rejected - len(refused)) > 0:
+        which = "more messages were" if refused else "messages were"
+        body.append(_soft(f"{unknown} {which} refused; the run's files do not say why."))
+    elif not refused:
         body.append(_soft("None."))
-    body.append("<h3>Time line</h3>")
-    body.append(
-        _happenings(run, others) if others else _soft("The run's files say nothing but the versions.")
-    )
+    if unknown < 0:
+        body.append(
+            _soft(f"{count(-unknown, 'message')} of these came since the newest version: not counted above.")
+        )
+    if late := len(every) - len(refused):
+        body.append(_soft(f"{count(late, 'message')} came after the end: not counted above."))
     return body
 
 
 def _workers(run: FederationRun) -> str:
     most = sorted(run.about.workers.items(), key=lambda item: -item[1].updates)
+    history = run.standing.history
     rows = [
         [
             name,
@@ -138,12 +182,20 @@ def _workers(run: FederationRun) -> str:
             one.examples,
             f"{one.mean_staleness:.2f}",
             f"{one.weight_share:.1%}",
+            f"{one.example_share:.1%}",
             one.rejected,
+            _loss(losses_of(history, name)),
         ]
         for name, one in most[:MOST_WORKERS]
     ]
-    header = ["worker", "updates", "examples", "mean staleness", "share of weight", "refused"]
-    return _table(header, rows) + _more(len(most) - MOST_WORKERS, "workers")
+    header = ["worker", "updates", "examples", "mean staleness", "share of weight", "share of examples"]
+    return _table([*header, "refused", "training loss, round by round"], rows) + _more(
+        len(most) - MOST_WORKERS, "workers"
+    )
+
+
+def _loss(losses: Sequence[float]) -> str:
+    return f"{sparkline(losses)} {number(losses[-1])}" if losses else ""
 
 
 def _happenings(run: FederationRun, happened: Sequence[Happening]) -> str:

@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fluffle_aggregator.goal import Target
-from fluffle_cli.report.metrics import VersionRow, curve, seconds_to_target
+from fluffle_cli.report.metrics import VersionRow, best_point, curve, seconds_to_target
+from fluffle_cli.words import number
 
 BLUE, ORANGE, GREEN, GREY = "#2b6cb0", "#dd6b20", "#2f855a", "#718096"
 COLOURS = (BLUE, ORANGE, "#805ad5", "#c53030", "#319795", "#975a16")
@@ -106,6 +107,10 @@ def _draw_course(axes: Axes, course: Course, *, metric: str, target: Target | No
         axes.axvline(reached, color=colour, linestyle=":", linewidth=1.5)
     seconds, values = [point.seconds for point in points], [point.value for point in points]
     axes.plot(seconds, values, ".-", color=colour, linewidth=1.6, markersize=5, label=label)
+    best = best_point(course.rows, metric)
+    if best is not None:
+        said = f"best: version {course.rows[-1].best_version}, {number(best.value)}"
+        axes.plot([best.seconds], [best.value], "*", color=colour, markersize=13, label=said)
 
 
 def plain(text: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 from fluffle.errors import ConfigError
 from fluffle_cli.report import happenings, summary
 from fluffle_cli.report.happenings import Happening, read_happenings
-from fluffle_cli.report.metrics import VersionRow, read_rows
+from fluffle_cli.report.metrics import VersionRow, read_rows, standing_of
 from fluffle_cli.report.summary import RunSummary, Summary, read_summary
+from fluffle_cli.standing import Standing
 
 METRICS = "metrics.jsonl"
 
@@ -23,6 +24,11 @@ class FederationRun:
     folder: Path
     rows: Sequence[VersionRow]
     happened: Sequence[Happening]
+
+    @property
+    def standing(self) -> Standing:
+        """What it is judged by."""
+        return standing_of(self.rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

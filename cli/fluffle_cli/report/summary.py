@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fluffle_aggregator.goal import Target, parse_target
-from fluffle_cli.report.metrics import VersionRow, WorkerTotals, seconds_to_target
+from fluffle_cli.plain_json import as_text
+from fluffle_cli.report.metrics import VersionRow, seconds_to_target
 from fluffle_cli.view import bar
+from fluffle_cli.workers import WorkerFacts
 
 FILE = "summary.json"
 
@@ -25,8 +26,8 @@ class RunSummary:
 
     `seconds_to_target` counts from the start of the first round to the commit of the first version from
     which on the target held; None when it did not, or when there is no target. `final` are the final model's
-    metrics, measured after the end; empty when that failed. `began_at` is when version 0 was committed, in
-    Unix time, 0 where nobody knows.
+    metrics, measured after the end; empty when that failed. `began_at` is when the first round began, in Unix
+    time, 0 where nobody knows.
     """
 
     strategy: str
@@ -38,7 +39,7 @@ class RunSummary:
     updates: int
     rejected: int
     final: Mapping[str, float]
-    workers: Mapping[str, WorkerTotals]
+    workers: Mapping[str, WorkerFacts]
     began_at: float = 0.0
 
 
@@ -125,7 +126,7 @@ def run_summary(
 
 def write_summary(folder: Path, summary: Summary) -> None:
     """Write `summary.json`."""
-    text = json.dumps(asdict(summary) | {"ratio": summary.ratio}, indent=2)
+    text = as_text(asdict(summary) | {"ratio": summary.ratio}, indent=2)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 

@@ -10,15 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fluffle_cli.report.happenings import DIED, JOINED, LEFT, TOOK_OVER, Happening
-from fluffle_cli.report.metrics import VersionRow, WorkerTotals
+from fluffle_cli.report.metrics import VersionRow
 from fluffle_cli.report.plots import BLUE, GREEN, GREY, ORANGE, SECONDS, finish, plain, save
+from fluffle_cli.workers import WorkerFacts
 
 RED = "#c53030"
 MOST_BARS = 30
 MOST_LANES = 24
 
 
-def plot_contributions(path: Path, workers: Mapping[str, WorkerTotals], *, title: str) -> None:
+def plot_contributions(path: Path, workers: Mapping[str, WorkerFacts], *, title: str) -> None:
     """Draw what each worker gave: its updates, its share of the weight, and what of it was refused."""
     most = sorted(workers.items(), key=lambda item: -item[1].updates)[:MOST_BARS]
     left_out = (
@@ -53,7 +54,7 @@ def plot_time_line(
     seconds = [row.seconds for row in rows]
     sums.step(seconds, [row.updates for row in rows], where="post", color=BLUE, label="updates applied")
     sums.step(seconds, [row.rejected for row in rows], where="post", color=RED, label="messages refused")
-    for at, term in _takeovers(rows, happened, began_at):
+    for at, term in takeovers(rows, happened, began_at):
         for axes in (sums, people):
             axes.axvline(at, color=ORANGE, linestyle=":", linewidth=1.5)
         sums.annotate(
@@ -71,6 +72,7 @@ def plot_time_line(
             people.plot(when, [place] * len(when), mark, color=RED, markersize=8)
     people.set(yticks=range(len(lanes)), yticklabels=[plain(name[:40]) for name in lanes], xlabel=SECONDS)
     people.set_ylim(max(1, len(lanes)) - 0.5, -0.5)
+    people.set_xlim(left=0)
     sums.set_ylabel("since version 0")
     sums.legend(loc="upper left")
     for axes in (sums, people):
@@ -100,14 +102,14 @@ def _presences(story: Sequence[Happening], *, began_at: float, end: float) -> It
         yield since, end
 
 
-def _takeovers(
+def takeovers(
     rows: Sequence[VersionRow], happened: Sequence[Happening], began_at: float
 ) -> Iterator[tuple[float, str]]:
     """Yield when a leader began, in seconds: as it told itself, else from the first version of its term."""
     told = [each for each in happened if each.what == TOOK_OVER and began_at]
     if told:
-        for each in told:
-            # A standby that is woken after the end leads for a moment too.
+        # The first leader takes nothing over, and nobody does after the end.
+        for each in told[1:]:
             if each.at - began_at <= rows[-1].seconds:
                 yield each.at - began_at, each.name
         return

@@ -21,24 +21,25 @@ const activity = [
 ];
 
 function sayEvaluated(_x, place) {
-  const [version, after] = newest.measured[place];
+  const [version, after] = newest.evaluations[place];
   return `version ${number(version)}, after ${duration(after)}`;
 }
 
 function showQuality(picture) {
-  byId("quality-empty").hidden = picture.measured.length > 0;
-  const marks = takeoversOf(picture).map((one) => (axis === "seconds" ? one.elapsed_s : one.version)).filter((x) => x !== null);
-  const xs = picture.measured.map((row) => (axis === "seconds" ? row[1] : row[0]));
+  byId("quality-empty").hidden = picture.evaluations.length > 0;
+  const marks = takeoversOf(picture).map((one) => (axis === "seconds" ? one.seconds : one.version)).filter((x) => x !== null);
+  const xs = picture.evaluations.map((row) => (axis === "seconds" ? row[1] : row[0]));
+  const best = picture.best && { x: picture.best[axis === "seconds" ? 1 : 0], words: `best: version ${number(picture.best[0])}` };
   picture.metrics.forEach((name, place) => {
     if (!quality.has(name)) {
       quality.set(name, new Chart(byId("quality"), name, { say: number, sayX: sayEvaluated, stroke: place % 2 ? "--two" : "--one" }));
     }
-    quality.get(name).show(xs, picture.measured.map((row) => row[2 + place]), marks);
+    quality.get(name).show(xs, picture.evaluations.map((row) => row[2 + place]), marks, best);
   });
   const heads = ["version", "after", ...picture.metrics];
   const cells = children(byId("evaluations-head"), heads.length, () => element("th", "", { scope: "col" }));
   heads.forEach((word, place) => { cells[place].textContent = word; });
-  const rows = picture.measured.slice(-LAST_ROWS).reverse();
+  const rows = picture.evaluations.slice(-LAST_ROWS).reverse();
   fill(byId("evaluations"), rows.map(([version, after, ...values]) => [number(version), duration(after), ...values.map(number)]));
 }
 

@@ -18,6 +18,8 @@ export class Chart {
     this.isTime = isTime;
     this.stroke = stroke;
     this.marks = [];
+    this.best = null;
+    this.said = [];
     this.data = [[], []];
     this.figure = element("figure");
     const caption = element("figcaption");
@@ -33,10 +35,15 @@ export class Chart {
     charts.add(this);
   }
 
-  /** Show a curve, and a vertical line at each of `marks`. */
-  show(xs, ys, marks) {
-    this.data = [xs, ys];
+  /**
+   * Show a curve, a vertical line at each of `marks`, and one with its words at `best`, if there is one.
+   * Where a value is not finite, it is a text.
+   */
+  show(xs, ys, marks, best = null) {
+    this.said = ys;
+    this.data = [xs, ys.map((y) => (typeof y === "number" ? y : null))];
     this.marks = marks;
+    this.best = best;
     if (!this.drawn) this.draw();
     else this.drawn.setData(this.data);
     this.caption(this.drawn.cursor.idx);
@@ -79,29 +86,39 @@ export class Chart {
     ctx.save();
     ctx.strokeStyle = colour("--mark");
     ctx.setLineDash([4, 4]);
-    for (const mark of this.marks) {
+    const lineAt = (mark) => {
       const x = plot.valToPos(mark, "x", true);
-      if (x < bbox.left || x > bbox.left + bbox.width) continue;
+      if (x < bbox.left || x > bbox.left + bbox.width) return null;
       ctx.beginPath();
       ctx.moveTo(x, bbox.top);
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
+      return x;
+    };
+    this.marks.forEach(lineAt);
+    if (this.best !== null) {
+      ctx.strokeStyle = ctx.fillStyle = colour("--good");
+      ctx.setLineDash([]);
+      const x = lineAt(this.best.x);
+      ctx.textAlign = x > bbox.left + bbox.width / 2 ? "right" : "left";
+      if (x !== null) ctx.fillText(` ${this.best.words} `, x, bbox.top + 14 * devicePixelRatio);
     }
     ctx.restore();
   }
 
   /** Say the value under the pointer, or else the newest. */
   caption(place) {
-    const [xs, ys] = this.data;
+    const [xs] = this.data;
+    const ys = this.said;
     // A curve that was full has fewer points than before.
     const isUnderPointer = place != null && place < ys.length;
     let at = isUnderPointer ? place : ys.length - 1;
     while (!isUnderPointer && at > 0 && ys[at] === null) at -= 1;
     const text = at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(xs[at], at)})`;
     write(this.value, text);
-    const known = ys.filter((y) => y !== null);
+    const known = ys.filter((y) => typeof y === "number");
     const range = known.length ? `, from ${this.say(Math.min(...known))} to ${this.say(Math.max(...known))}` : "";
-    this.plot.setAttribute("aria-label", `Curve of ${this.title}: ${text}${range}`);
+    this.plot.setAttribute("aria-label", `Curve of ${this.title}: ${text}${range}${this.best ? `, ${this.best.words}` : ""}`);
   }
 }
 

@@ -2,28 +2,50 @@
 
 import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, write } from "./text.js";
 
-/** What stands under "Now": a key, a word, the value as the program has it, and the same in words. */
-function numbersOf(picture) {
-  const { status } = picture;
-  const saved = picture.plain_bytes - picture.sent_bytes;
+/** What comes first: at most eight figures, each a key, a word, the value as the program has it, and the same in words. */
+function figuresOf(picture) {
+  const { status, metric } = picture;
   return [
     // First, since a phone shows no more than a few at a time.
-    ...measuredOf("evaluation", "", picture),
-    ...measuredOf("best", ", the best", picture),
+    ...measuredOf("evaluation", "", picture).filter(([key]) => key === `evaluation_${metric}`),
+    ...measuredOf("best", `, the best (${direction(status.best_by)})`, picture).filter(([key]) => key === `best_${metric}`),
     ["version", "version", status.version, number(status.version)],
-    ["term", "term", status.term, number(status.term)],
     ["updates", "updates", status.updates, number(status.updates)],
     ["updates_per_s", "updates a second", status.updates_per_s, oneDigit(status.updates_per_s)],
+    ["workers", "workers in the model", picture.workers, number(picture.workers)],
+    ["rejected", "refused", status.rejected, number(status.rejected)],
+    ["updates_waiting", status.finished ? "came after the end" : "updates waiting",
+      status.queues.updates_waiting, number(status.queues.updates_waiting)],
+  ];
+}
+
+/** All other numbers, which are folded away. */
+function moreOf(picture) {
+  const { status, metric } = picture;
+  const saved = picture.plain_bytes - picture.sent_bytes;
+  return [
+    ...measuredOf("evaluation", "", picture).filter(([key]) => key !== `evaluation_${metric}`),
+    ...measuredOf("best", ", the best", picture).filter(([key]) => key !== `best_${metric}`),
+    ["best_by", "the best is by", status.best_by, bestInWords(status.best_by)],
+    ["training_s", "time since the first update", status.training_s, duration(status.training_s)],
     ["elapsed_s", "time with a leader", status.elapsed_s, duration(status.elapsed_s)],
-    ["updates_waiting", "updates waiting", status.queues.updates_waiting, number(status.queues.updates_waiting)],
-    ["rejected", "rejected", status.rejected, number(status.rejected)],
-    ["rejected_waiting", "rejected, still kept", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
+    ["term", "term", status.term, number(status.term)],
+    ["target_held", "evaluations in a row at the target", status.target_held, number(status.target_held)],
+    ["rejected_waiting", "refused, still kept", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
     ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
     ["saved_bytes", "saved by the codec", saved,
       saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : "nothing"],
     ["parameters", "parameters", status.parameters, number(status.parameters)],
-    ["target_held", "evaluations in a row at the target", status.target_held, number(status.target_held)],
   ];
+}
+
+function bestInWords(bestBy) {
+  if (!bestBy) return "nothing: no direction is known";
+  return `${bestBy.slice(0, bestBy.lastIndexOf(":"))}, the ${direction(bestBy)}`;
+}
+
+function direction(bestBy) {
+  return bestBy.endsWith(":max") ? "highest" : "lowest";
 }
 
 function measuredOf(key, which, { status, metrics }) {
@@ -34,20 +56,30 @@ function measuredOf(key, which, { status, metrics }) {
   ]);
 }
 
-export function showNow(picture) {
-  const rows = numbersOf(picture);
-  const made = children(byId("now"), rows.length, () => {
+function showFigures(list, figures) {
+  const made = children(byId(list), figures.length, () => {
     const group = element("div");
     group.append(element("dt"), element("dd"));
     return group;
   });
-  rows.forEach(([key, word, value, text], place) => {
+  figures.forEach(([key, word, value, text], place) => {
     const [term, shown] = made[place].children;
     write(term, word);
     write(shown, text);
     shown.dataset.key = key;
     shown.dataset.value = JSON.stringify(value);
   });
+}
+
+export function showNow(picture) {
+  const { progress, findings } = picture.status;
+  showFigures("now", figuresOf(picture));
+  showFigures("more", moreOf(picture));
+  write(byId("progress"), progress.says);
+  // The condition says already whether anybody leads, and the line above how the model does.
+  const said = findings.filter((one) => one.kind !== "no-aggregator" && one.says !== progress.says);
+  const items = children(byId("findings"), said.length, () => element("li"));
+  said.forEach((one, place) => write(items[place], `${one.says} ${one.do}`));
 }
 
 export function showCondition(picture) {
@@ -57,6 +89,7 @@ export function showCondition(picture) {
   write(byId("strategy"), status.strategy);
   const said = trouble ? `not connected: ${trouble}`
     : status.finished ? `finished: ${status.finished}`
+    : status.closing ? `ending, while its last model is evaluated: ${status.closing}`
     : status.version === null ? "no version yet: an aggregator publishes version 0 when it takes the lead"
     : status.queues.aggregator_active ? `${leader || "an aggregator"} leads, term ${status.term}`
     : "no aggregator is active";
@@ -93,18 +126,20 @@ export function showStaleness(rows) {
   });
 }
 
-/** Say how many rejections are known by their number alone. */
+/** Say how many refused messages are known by their number alone. */
 function sayUnheard({ status, reasons }) {
   const heard = Object.values(reasons).reduce((sum, count) => sum + count, 0);
-  const unheard = Math.max(status.rejected, status.queues.rejected_waiting) - heard;
-  if (unheard <= 0) return heard ? "" : "Nothing is rejected.";
-  return `${number(unheard)} ${heard ? "more " : ""}rejected while nobody listened here: `
+  const unheard = status.rejected - heard;
+  if (unheard <= 0) return heard ? "" : "Nothing was refused.";
+  return `${number(unheard)} ${heard ? "more " : ""}refused while nobody listened here: `
     + "fluffle rejected list shows what is kept.";
 }
 
 export function showRejections(picture) {
   const reasons = Object.entries(picture.reasons);
+  const late = picture.after_the_end;
   write(byId("rejections-unheard"), sayUnheard(picture));
+  write(byId("after-the-end"), late ? `Came after the end, and not counted above: ${number(late)}.` : "");
   byId("reasons-table").hidden = reasons.length === 0;
   fill(byId("reasons"), reasons.map(([reason, count]) => [reason, number(count)]), [1]);
   const items = children(byId("rejections"), picture.rejections.length, () => element("li"));
@@ -120,13 +155,15 @@ export function takeoversOf(picture) {
 }
 
 export function showLeaders(picture) {
-  const { leader, standbys, terms } = picture;
+  const { leader, standbys, terms, status } = picture;
   const nobody = picture.knows_standbys ? "Nobody stands by: if the leader dies, updates wait until another aggregator is started."
     : "No standby was heard of since this page is served.";
   const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : nobody;
-  write(byId("leader"), `${leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something."} ${stand}`);
+  const lead = leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something.";
+  const ended = leader ? `The last leader was ${leader}.` : "Nobody leads after the end.";
+  write(byId("leader"), status.finished ? ended : `${lead} ${stand}`);
   const rows = [...terms].reverse().map((one) => {
-    const after = one.elapsed_s === null ? "" : `, after ${duration(one.elapsed_s)}`;
+    const after = one.seconds === null ? "" : `, after ${duration(one.seconds)}`;
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
   });
   fill(byId("terms"), rows, [0, 2]);

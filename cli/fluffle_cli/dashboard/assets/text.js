@@ -6,11 +6,23 @@ const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" })
 
 export function number(value) {
   if (value === null || value === undefined) return "–";
+  // JSON knows no NaN: what is not finite comes as a text.
+  if (typeof value === "string") return value;
   return Number.isInteger(value) ? whole.format(value) : few.format(value);
 }
 
 export function oneDigit(value) {
   return value === null || value === undefined ? "–" : value.toFixed(1);
+}
+
+const BLOCKS = "▁▂▃▄▅▆▇█";
+
+/** Draw numbers as a row of blocks, the lowest as the lowest block, and a "?" for what is not finite. */
+export function sparkline(values) {
+  const known = values.filter((value) => typeof value === "number");
+  const low = Math.min(...known);
+  const range = Math.max(...known) - low;
+  return values.map((value) => (typeof value !== "number" ? "?" : BLOCKS[range ? Math.round((7 * (value - low)) / range) : 0])).join("");
 }
 
 export function share(value) {

@@ -1,10 +1,10 @@
 // The table of workers: the server sorts and searches, and this shows the page of rows that is asked for.
 
-import { byId, duration, element, fill, number, oneDigit, share, write } from "./text.js";
+import { byId, duration, element, fill, number, oneDigit, share, sparkline, write } from "./text.js";
 
 const ago = (seconds) => (seconds === null ? "never" : `${duration(seconds)} ago`);
 const COLUMNS = [
-  ["name", "worker", String],
+  ["name", "worker", (name) => name],
   ["state", "state", (text) => text || "–"],
   ["seen_s", "last seen", ago],
   ["round_s", "round", duration],
@@ -12,7 +12,8 @@ const COLUMNS = [
   ["examples", "examples", number],
   ["mean_staleness", "mean staleness", oneDigit],
   ["weight_share", "share of weight", share],
-  ["rejected", "rejected", number],
+  ["rejected", "refused", number],
+  ["loss", "training loss, round by round", (loss, row) => (loss === null ? "–" : `${sparkline(row.losses)} ${number(loss)}`)],
 ];
 const NUMERIC = [2, 3, 4, 5, 6, 7, 8];
 const wanted = { sort: "name", order: "ascending", search: "", page: 0 };
@@ -53,7 +54,7 @@ export function query() {
 
 export function show(table) {
   wanted.page = table.page;
-  const rows = table.rows.map((row) => COLUMNS.map(([key, , words]) => words(row[key])));
+  const rows = table.rows.map((row) => COLUMNS.map(([key, , words]) => words(row[key], row)));
   fill(byId("workers-rows"), rows, NUMERIC).forEach((made, place) => {
     made.dataset.row = JSON.stringify(table.rows[place]);
   });

@@ -11,18 +11,18 @@ Metrics = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+class FinalMetrics:
     """The metrics of each final model, in their order, and of the one that was trained in one place."""
 
     finals: Sequence[Metrics]
     central: Metrics
 
 
-def write_findings(path: Path, findings: Findings) -> None:
+def write_final_metrics(path: Path, found: FinalMetrics) -> None:
     """Write them for the parent process."""
-    path.write_text(json.dumps(asdict(findings)), encoding="utf-8")
+    path.write_text(json.dumps(asdict(found)), encoding="utf-8")
 
 
-def read_findings(path: Path) -> Findings:
+def read_final_metrics(path: Path) -> FinalMetrics:
     """Read what the child wrote."""
-    return Findings(**json.loads(path.read_text(encoding="utf-8")))
+    return FinalMetrics(**json.loads(path.read_text(encoding="utf-8")))

@@ -1,0 +1,139 @@
+"""What was seen of a federation: its evaluations, and each worker's rounds. Pure, of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fluffle.record import ModelVersion
+from fluffle_cli.series import Series, the_later
+
+# More than one federation has; beyond it, whoever was silent for longest is forgotten.
+MOST_WORKERS: Final = 10_000
+MOST_LOSSES: Final = 24
+MOST_VERSIONS: Final = 2048
+# When the run changes back to the one before it so many times, two processes send under one name. (Once is
+# a late update of a process that was started again.)
+RETURNS_OF_A_RUN: Final = 2
+# After so many rounds of one run in a row, the other process is gone.
+ROUNDS_ALONE: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedVersion:
+    """An evaluated version, and after how many seconds of training it was there."""
+
+    version: int
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+class Rounds:
+    """One worker's rounds: their training losses, how long the last one took, and whether two processes send.
+
+    The losses are at most MOST_LOSSES points, each of which stands for as many rounds as every other.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._losses: Series[float] = Series(mean_of_both, most=MOST_LOSSES)
+        self._runs = ("", "")
+        self._returns = 0
+        self._alone = 0
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """The losses in their order; some may be NaN."""
+        return self._losses.points()
+
+    @property
+    def is_of_two(self) -> bool:
+        """Whether two runs take turns: two processes have this worker's name."""
+        return self._returns >= RETURNS_OF_A_RUN and self._alone < ROUNDS_ALONE
+
+    def add(self, run: str, loss: float | None, seconds: float) -> None:
+        """Take in one more round; `loss` is None where the task reports none."""
+        self.seconds = seconds or self.seconds
+        earlier, current = self._runs
+        self._alone += 1
+        if run != current:
+            self._returns = self._returns + 1 if run == earlier else 0
+            self._runs = (current, run)
+            self._alone = 0
+        if loss is not None:
+            self._losses.add(loss)
+
+
+class History:
+    """What was seen so far; whoever looks at fewer versions knows less of it."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._evaluated: Series[EvaluatedVersion] = Series(the_later)
+        self._seconds: dict[int, float] = {}
+        self._rounds: dict[str, Rounds] = {}
+        self._read_to = -1
+
+    @property
+    def evaluations(self) -> Sequence[EvaluatedVersion]:
+        """The evaluated versions, in their order."""
+        return self._evaluated.points()
+
+    @property
+    def rounds(self) -> Mapping[str, Rounds]:
+        """The rounds of each worker by its name."""
+        return self._rounds
+
+    def seconds_of(self, version: int) -> float | None:
+        """Return after how many seconds of training a version was there, if that is known."""
+        return self._seconds.get(version)
+
+    def read(self, version: ModelVersion) -> None:
+        """Take in a record, with the rounds in it unless it was read before."""
+        self.note_version(version)
+        if version.version > self._read_to:
+            self._read_to = version.version
+            for one in version.folded:
+                self.note_round(one.id.worker, one.id.run, one.loss, one.train_s)
+
+    def note_version(self, version: ModelVersion) -> None:
+        """Take in a record without the rounds in it."""
+        self.note_seconds(version.version, version.training_s)
+        for evaluation in (version.best, version.evaluation):
+            if evaluation is not None:
+                self.note_evaluation(evaluation.version, evaluation.metrics)
+
+    def note_seconds(self, version: int, seconds: float) -> None:
+        """Take in when a version was there."""
+        self._seconds[version] = seconds
+        if len(self._seconds) > MOST_VERSIONS:
+            del self._seconds[next(iter(self._seconds))]
+
+    def note_evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
+        """Take in an evaluation, if it is of a newer version than those before."""
+        points = self._evaluated.points()
+        if points and version <= points[-1].version:
+            return
+        newest = next(reversed(self._seconds.values()), 0.0)
+        seconds = self._seconds.get(version, newest)
+        self._evaluated.add(EvaluatedVersion(version, seconds, dict(metrics)))
+
+    def note_round(self, worker: str, run: str, loss: float | None, seconds: float = 0.0) -> None:
+        """Take in one round of a worker."""
+        rounds = self._rounds.pop(worker, None) or Rounds()
+        self._rounds[worker] = rounds
+        if len(self._rounds) > MOST_WORKERS:
+            del self._rounds[next(iter(self._rounds))]
+        rounds.add(run, loss, seconds)
+
+
+def losses_of(history: History, worker: str) -> Sequence[float]:
+    """Return the training losses of a worker that were seen, in their order."""
+    rounds = history.rounds.get(worker)
+    return rounds.losses if rounds else ()
+
+
+def mean_of_both(earlier: float, later: float) -> float:
+    """Merge two losses of a curve; one that is not finite stays visible."""
+    return (earlier + later) / 2
