@@ -17,7 +17,6 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
@@ -243,15 +242,14 @@ def load_settings(
     """Build settings from flags (`given`), the environment, the TOML file and the defaults, in that order.
 
     `config` is the TOML file; without it FLUFFLE_CONFIG, or `fluffle.toml` in the working folder if there is
-    one. `named` says how an error calls a given setting, by default as a flag. Raises ConfigError with one
-    sentence that names each wrong setting by where it was written.
+    one. Raises ConfigError with one sentence that names each wrong setting by where it was written; `named`
+    says how a given one is called, by default as a flag.
     """
-    named = named or partial(_typed_as, settings_class)
     in_environment = {name.upper() for name, value in os.environ.items() if value}
     written = _read_config(settings_class, config)
     origin = {name: where for name, (_, where) in written.items()}
     origin |= {name: env for name in settings_class.model_fields if (env := env_name(name)) in in_environment}
-    origin |= {name: named(name) for name in given}
+    origin |= {name: named(name) if named else _typed_as(settings_class, name) for name in given}
     values = {name: value for name, (value, where) in written.items() if origin[name] == where}
     try:
         return settings_class.model_validate(values | dict(given))
