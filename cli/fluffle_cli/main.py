@@ -18,6 +18,7 @@ from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.report.command import command as report
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.status_command import command as status
+from fluffle_cli.task_command import app as task
 from fluffle_cli.trace_command import command as trace
 from fluffle_cli.user_command import app as user
 from fluffle_worker.__main__ import command as worker
@@ -26,11 +27,13 @@ from fluffle_worker.__main__ import evaluator_command as evaluator
 app = new_app(
     "Asynchronous federated learning over RabbitMQ.\n\n"
     "Workers train a Keras model where their data lies and publish weight updates as they finish; an "
-    "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`."
+    "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`; try a "
+    "task of your own with `fluffle task check`."
 )
 broker.command("setup")(setup)
 broker.command("certs")(certs)
 app.command("demo")(demo)
+app.add_typer(task, name="task")
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
 app.command("aggregator")(aggregator)

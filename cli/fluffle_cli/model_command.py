@@ -22,6 +22,7 @@ from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, found_federation
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
+from fluffle.model import Weights
 from fluffle.models import StoredVersion, all_stored, all_versions, stored_at_hand
 from fluffle.record import ModelVersion
 from fluffle.record_file import read_record, write_record
@@ -30,6 +31,7 @@ from fluffle.task import load_task
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.asking import AskingSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
+from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
 
@@ -49,6 +51,13 @@ class ExportSettings(ListSettings):
     )
     version: str = Field("newest", description="Which version: newest, best, or a number from `model list`.")
     task: str | None = Field(None, description="Task that knows how to write a .keras file.")
+    worker: str | None = Field(
+        None,
+        description="Worker of this machine whose own model is written: with its local weights, as .keras.",
+    )
+    spool: Path = Field(
+        Path(".fluffle/spool"), description="That worker's --spool, where its local weights lie."
+    )
 
 
 class RestoreSettings(ListSettings):
@@ -111,13 +120,20 @@ def export(settings: ExportSettings) -> None:
     task_name = settings.task
     if settings.out.suffix == ".keras" and task_name is None:
         raise ConfigError("a .keras file needs --task: it builds the model that the weights are written into")
+    if settings.worker and settings.out.suffix != ".keras":
+        raise ConfigError(
+            "--worker writes a model with local weights, and only .keras holds those, not "
+            f"{settings.out.name}"
+        )
     topology = topology_of(settings.federation)
     with _connected(settings, topology) as broker:
         stored = _chosen(broker, topology, settings.version)
     version = stored.version
     if task_name is not None and settings.out.suffix == ".keras":
         try:
-            CheckedTask(load_task(task_name)).save(version.weights, settings.out)
+            task = CheckedTask(load_task(task_name))
+            local = _local_weights(settings, task) if settings.worker else {}
+            task.save({**version.weights, **local}, settings.out)
         except LayoutError as error:
             raise ConfigError(
                 f"--task {task_name} has another model than the federation: give the task that it trains "
@@ -164,6 +180,20 @@ def restore(settings: RestoreSettings) -> None:
     )
 
 
+def _local_weights(settings: ExportSettings, task: CheckedTask) -> Weights:
+    """Return what a worker of this machine has trained for itself."""
+    initial = task.model().local
+    if not initial:
+        raise ConfigError(f"the task {settings.task} has no local weights: leave out --worker")
+    folder = settings.spool / settings.federation / str(settings.worker)
+    if not (folder / LOCAL).exists():
+        raise ConfigError(
+            f"there is no {folder / LOCAL}: export on the machine of {settings.worker}, with its --spool, "
+            "once it has trained a round"
+        )
+    return read_local_weights(folder, initial)
+
+
 def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
     stored = stored_at_hand(broker, topology)
     if stored is None:
@@ -199,7 +229,13 @@ app.command("list")(
     settings_command(ListSettings, list_versions, about="List the versions that the stream still holds.")
 )
 app.command("export")(
-    settings_command(ExportSettings, export, about="Write one version of the model to a file.")
+    settings_command(
+        ExportSettings,
+        export,
+        about="Write one version of the model to a file.\n\n"
+        "A site whose task has local weights, such as a personal head, writes its own model with --worker "
+        "NAME and a .keras file, on the machine where that worker ran.",
+    )
 )
 app.command("restore")(
     settings_command(

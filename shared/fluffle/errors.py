@@ -3,6 +3,7 @@
     FluffleError
     ├── ConfigError           a setting is wrong: correct it and start again
     ├── TaskError             the task cannot be imported, or its data is not there
+    │   └── NoHeldOutData     it has none, as at a site that only trains: evaluate elsewhere
     ├── LayoutError           a model's tensors are not those of the federation
     ├── WireError             a message cannot be read; the operator finds it in F.rejected
     │   └── ProtocolMismatch  it is of another protocol: run the same version of Fluffle at every site
@@ -37,6 +38,10 @@ class ConfigError(FluffleError):
 
 class TaskError(FluffleError):
     """The task cannot be imported, is no task, or its data is not there."""
+
+
+class NoHeldOutData(TaskError):
+    """The task has no held-out data, which only an evaluator needs."""
 
 
 class LayoutError(FluffleError):

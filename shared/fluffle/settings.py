@@ -5,9 +5,8 @@ A flag wins over the environment, that over the part's own table of the file, th
 and that over the default. A wrong setting becomes one sentence that names it by where it was written.
 
 A part subclasses `SharedSettings`, sets `part` (the name of its table) and adds fields: text, numbers,
-choices, paths and yes-or-no, each with a description. A field's validator raises
-ValueError("must be ..., not ..."), and the setting's name is put in front; a validator of the whole raises
-ValueError with a whole sentence.
+choices, paths and yes-or-no, each with a description. A field's validator raises ValueError("must be ..."),
+and the setting's name is put in front; a validator of the whole raises ValueError with a whole sentence.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ DEFAULT_CONFIG = Path("fluffle.toml")
 # The tables of one file that several parts read: each part passes over those of the others.
 TABLES = (
     *("aggregator", "worker", "evaluator", "broker", "demo", "status", "dashboard", "model", "rejected"),
-    *("trace", "report"),
+    *("trace", "report", "check"),
 )
 
 # For the parts that serve what they count.

@@ -120,8 +120,17 @@ def test_whatever_can_be_read_again_and_again_is_trained_on_and_evaluated(kind: 
     trained = task.train(model.weights, Plan(), seed=0, progress=silent)
 
     assert examples == trained.examples == 100
-    if kind != "what PyTorch's DataLoader is":  # which Keras evaluates with PyTorch alone
-        assert task.evaluate(trained.weights)["loss"] < task.evaluate(model.weights)["loss"]
+    assert task.evaluate(trained.weights)["loss"] < task.evaluate(model.weights)["loss"]
+
+
+class OnceOnly:
+    """Minibatches that come once, however often they are asked for."""
+
+    def __init__(self) -> None:
+        self._left = iter(Loader())
+
+    def __iter__(self) -> Iterator[list[object]]:
+        return self._left
 
 
 REFUSED: dict[str, tuple[Read, str]] = {
@@ -156,6 +165,23 @@ REFUSED: dict[str, tuple[Read, str]] = {
         lambda: tensorflow_data_set((X, Y[:, 0])),
         r"of single examples: call batch\(32\) on it",
     ),
+    "minibatches that come once only": (
+        OnceOnly,
+        "the data set that train_data returned gave 7 minibatches once, and then none",
+    ),
+    "a sparse tensor": (
+        lambda: (importlib.import_module("tensorflow").sparse.from_dense(X), Y),
+        "x is a SparseTensor, and must be an array",
+    ),
+    "two data sets in a tuple": (
+        lambda: (tensorflow_data_set(X), tensorflow_data_set(Y)),
+        "train_data: x is a .*Dataset, and must be an array",
+    ),
+    "numbers in place of minibatches": (
+        lambda: range(3),
+        r"a data set that gives int in place of a minibatch of arrays: it must give tuples \(x, y\)",
+    ),
+    "a function": (lambda: minibatches_without_end, "train_data returned function; it must return a tuple"),
     "a PyDataset without a length": (lambda: py_dataset(None), "PyDataset that never ends"),
     "a file that is not there": (
         lambda: Path("/nowhere/scans.npy").read_bytes(),
@@ -188,7 +214,33 @@ def test_anything_else_is_a_task_error_that_says_what_came_and_what_is_wanted(ki
         begin()
 
 
-@pytest.mark.parametrize("kind", ["None", "a list [x, y]", "a tf.data.Dataset with repeat()", "a generator"])
+def test_examples_that_do_not_fill_the_models_own_minibatches_are_refused() -> None:
+    def build_model() -> KerasModel:
+        keras = import_keras()
+        given = keras.Input(batch_shape=(16, 6))
+        model = keras.Model(given, keras.layers.Dense(1, "sigmoid")(given))
+        model.compile("sgd", loss="binary_crossentropy")
+        return model
+
+    task = CheckedTask(KerasTask(build_model, lambda _: (X, Y), lambda: (X[:32], Y[:32])))
+    model = task.model()
+    task.prepare(Site())
+
+    assert task.evaluate(model.weights)["loss"] > 0
+    with pytest.raises(TaskError, match=r"train_data returned 100 examples, .* return a multiple of 16"):
+        task.train(model.weights, Plan(), seed=0, progress=silent)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "None",
+        "a list [x, y]",
+        "a tf.data.Dataset with repeat()",
+        "a generator",
+        "minibatches that come once only",
+    ],
+)
 def test_held_out_data_is_held_to_the_same(kind: str) -> None:
     read, said = REFUSED[kind]
     task = a_task(read)

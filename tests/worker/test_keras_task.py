@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,9 +334,23 @@ def an_unbuilt_model() -> KerasModel:
     return model
 
 
+def an_uncalled_subclass() -> KerasModel:
+    keras = import_keras()
+
+    def start(model: Any) -> None:
+        keras.Model.__init__(model)
+        model.last = keras.layers.Dense(1)
+
+    own = type("Own", (keras.Model,), {"__init__": start, "call": lambda model, x: model.last(x)})
+    model = own()
+    model.compile("sgd", loss="mean_squared_error")
+    return model
+
+
 @pytest.mark.parametrize(
     ("build_model", "said"),
     [
+        (an_uncalled_subclass, r"a subclass of keras.Model .* call it on an example before you return it"),
         (lambda: None, "must return a compiled keras.Model"),
         (lambda: import_keras().Sequential(), "must return a compiled keras.Model"),
         (an_unbuilt_model, r"let it begin with keras.Input\(shape\)"),

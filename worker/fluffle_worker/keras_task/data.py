@@ -123,30 +123,43 @@ class BatchedData:
 
     def __init__(self, function: str, data: Any) -> None:
         self.data = data
-        sizes = [rows_of(minibatch) for minibatch in _counting(function, self.one_pass(0, None))]
+        self._function = function
+        self._per_epoch = 0
+        sizes = [
+            _counted_rows(function, minibatch) for minibatch in _counting(function, self.one_pass(0, None))
+        ]
         self._per_epoch, self.examples = len(sizes), sum(sizes)
 
     @property
-    def says_length(self) -> bool:
-        """Whether the data set itself says how many minibatches it has."""
-        # Every tf.data.Dataset has a __len__, which may raise.
-        is_sized = hasattr(self.data, "__len__") and not hasattr(self.data, "cardinality")
-        return is_sized or _cardinality(self.data) >= 0
+    def is_for_keras(self) -> bool:
+        """Whether Keras itself can read it, on any backend and again and again."""
+        return isinstance(self.data, import_keras().utils.PyDataset) or _cardinality(self.data) >= 0
 
     def per_epoch(self, _batch_size: int) -> int:
         """See Minibatches; the batch size is the data set's own."""
         return self._per_epoch
 
     def one_pass(self, _batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
-        """See Minibatches; the order within a data set that is no sequence is its own."""
-        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
+        """See Minibatches; the order within a data set that is no sequence is its own.
+
+        Raises TaskError when there are no minibatches any more, where there were some before.
+        """
+        if not _is_sequence(self.data):
+            is_empty = True
+            for minibatch in self.data:
+                is_empty = False
+                yield _as_minibatch(minibatch)
+            if is_empty and self._per_epoch:
+                raise TaskError(
+                    f"the data set that {self._function} returned gave {self._per_epoch} minibatches once, "
+                    f"and then none: it must give them each time that it is iterated"
+                )
+        else:
             length = len(self.data)
             for index in range(length) if rng is None else rng.permutation(length):
                 yield _as_minibatch(self.data[int(index)])
             if rng is not None and hasattr(self.data, "on_epoch_end"):
                 self.data.on_epoch_end()
-        else:
-            yield from map(_as_minibatch, self.data)
 
 
 _PARTS = ("x", "y", "sample_weight")
@@ -211,6 +224,8 @@ def _array(function: str, name: str, part: Any) -> NDArray[np.generic]:
             array = array.astype(str)
     except ValueError as error:
         raise TaskError(f"{function}: {name} cannot become an array: {error}") from error
+    if array.dtype == object and array.ndim == 0:
+        raise TaskError(f"{function}: {name} is a {type(part).__name__}, and must be an array")
     if array.dtype.kind not in "biufcUS":
         raise TaskError(
             f"{function}: {name} holds {array.dtype}{_not_numeric(part)}, and Keras takes numbers or text; "
@@ -284,6 +299,20 @@ def _counting(function: str, minibatches: Iterator[Minibatch]) -> Iterator[Minib
         if number % LOG_EVERY_MINIBATCHES == 0:
             log.info("counting the examples of a data set", function=function, minibatches=number)
         yield minibatch
+
+
+def _counted_rows(function: str, minibatch: Minibatch) -> int:
+    for part in import_keras().tree.flatten(minibatch):
+        if not getattr(part, "shape", ()):
+            raise TaskError(
+                f"{function} returned a data set that gives {type(part).__name__} in place of a minibatch of "
+                "arrays: it must give tuples (x, y) of arrays with the examples along the first axis"
+            )
+    return rows_of(minibatch)
+
+
+def _is_sequence(data: object) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _as_minibatch(given: object) -> Minibatch:

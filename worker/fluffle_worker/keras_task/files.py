@@ -12,22 +12,20 @@ from fluffle.errors import LayoutError, TaskError
 from fluffle_worker.keras_task.backend import KerasModel
 
 
-def read_weights(model: KerasModel, path: Path) -> None:
-    """Put the weights of a `.keras` file into a model.
+def require_same_model(model: KerasModel, path: Path) -> None:
+    """Raise TaskError when there is no such `.keras` file, LayoutError when it holds another model.
 
-    Raises TaskError when there is no such file, LayoutError when it holds another model.
+    Keras itself says nothing of layers that only the file has.
     """
     found = _stored_tensors(path)
     with tempfile.TemporaryDirectory() as folder:
         own = Path(folder) / "own.keras"
         model.save(own)
         expected = _stored_tensors(own)
-    # Compared here, since Keras says nothing of layers that only the file has.
     for name in sorted(expected.keys() | found.keys()):
         there, here = found.get(name, "nothing"), expected.get(name, "nothing")
         if there != here:
             raise LayoutError(f"{path} holds another model: {there} at {name}, where the task has {here}")
-    model.load_weights(path)
 
 
 def _stored_tensors(path: Path) -> dict[str, str]:

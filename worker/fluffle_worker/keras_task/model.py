@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,14 @@ from fluffle.errors import LayoutError, TaskError
 from fluffle.model import Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
+from fluffle_worker.keras_task.adapters import (
+    adapters_beside,
+    put_adapters_beside,
+    weights_with_adapters,
+)
 from fluffle_worker.keras_task.backend import KerasModel, import_keras
 from fluffle_worker.keras_task.data import ArrayData, Minibatches
+from fluffle_worker.keras_task.files import require_same_model
 from fluffle_worker.keras_task.proximal import ProximalTerm
 from fluffle_worker.keras_task.tensors import forget_the_last_minibatch, groups_of, named_weights
 
@@ -48,9 +55,22 @@ class BuiltModel:
         self._layout = Layout.of(self.all_weights(), self.groups)
         self._proximal = ProximalTerm(self.model)
 
-    def require_targets(self, function: str, data: Minibatches) -> None:
-        """Raise TaskError when the compiled loss needs a y that the data lacks."""
-        if self.model.loss is None or not isinstance(data, ArrayData) or len(data.parts) > 1:
+    @property
+    def batch_size(self) -> int | None:
+        """The size of each minibatch where the model is built for one, as stateful layers need it."""
+        inputs = getattr(self.model, "inputs", None)
+        return inputs[0].shape[0] if inputs else None
+
+    def require_fit(self, function: str, data: Minibatches) -> None:
+        """Raise TaskError for data that lacks a y, or whose number of examples the model cannot take."""
+        if not isinstance(data, ArrayData):
+            return
+        if self.batch_size and data.examples % self.batch_size:
+            raise TaskError(
+                f"{function} returned {data.examples} examples, and the model takes minibatches of "
+                f"{self.batch_size} only (batch_shape): return a multiple of {self.batch_size}"
+            )
+        if self.model.loss is None or len(data.parts) > 1:
             return
         if type(self.model).train_step is self._keras.Model.train_step:
             raise TaskError(
@@ -88,6 +108,31 @@ class BuiltModel:
         """Bring moments, iterations and the learning rate back to what they were when the model was built."""
         for state, fresh in zip(self.model.optimizer.variables, self._fresh_optimizer, strict=True):
             state.assign(fresh)
+
+    def save(self, path: Path) -> None:
+        """Write a `.keras` file of the present weights with a fresh optimizer."""
+        self.reset_optimizer()
+        self.model.save(path)
+        adapted = weights_with_adapters(self.model, self._named)
+        if adapted:
+            put_adapters_beside(path, dict(zip(adapted, _copies(adapted.values()), strict=True)))
+
+    def load(self, path: Path) -> None:
+        """Read the weights of a `.keras` file; see `require_same_model`.
+
+        A file that Keras itself has written of a model with LoRA holds no adapters: those whose first factor
+        this model was built with begin anew, and change nothing yet.
+        """
+        adapted = weights_with_adapters(self.model, self._named)
+        before = dict(zip(adapted, _copies(adapted.values()), strict=True))
+        require_same_model(self.model, path)
+        beside = adapters_beside(path, before)
+        self.model.load_weights(path)
+        for name, variable in adapted.items():
+            if name in beside:
+                variable.assign(beside[name])
+            elif variable.name.startswith("lora_") and variable.name.endswith("_a"):
+                variable.assign(before[name])
 
     def optimizer_state(self) -> Arrays:
         """Return copies of the optimizer's variables, numbered in their order."""
@@ -150,6 +195,8 @@ def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
     with blamed_on("build_model"):
         model = build_model()
     _require_trainable(model)
+    # All weights are there. Else Keras would call the model to build it, which may have no call.
+    model.built = True
     model.optimizer.build(model.trainable_variables)
     return model
 
@@ -161,9 +208,9 @@ def _require_trainable(model: object) -> None:
             f"build_model must return a compiled keras.Model, not {type(model).__name__}: call "
             "compile(optimizer, loss)"
         )
-    if all(layer.built for layer in model._flatten_layers()):
+    if _has_its_weights(model):
         return
-    if isinstance(model, keras.Sequential) or model.__class__ is keras.Model:
+    if isinstance(model, keras.Sequential):
         raise TaskError("build_model must return a built model: let it begin with keras.Input(shape)")
     raise TaskError(
         "build_model must return a built model, and a subclass of keras.Model is built when it is first "
@@ -171,9 +218,15 @@ def _require_trainable(model: object) -> None:
     )
 
 
+def _has_its_weights(layer: keras.Layer) -> bool:
+    """Tell whether a layer is built, or consists of layers that are, as a model with a train_step alone."""
+    return layer.built or (bool(layer._layers) and all(map(_has_its_weights, layer._layers)))
+
+
 def _copies(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
-    # np.asarray knows a bfloat16 of TensorFlow or JAX as the dtype of ml_dtypes.
-    return [np.array(variable.numpy()) for variable in variables]
+    # A bfloat16 becomes the dtype of ml_dtypes. With JAX numpy warns of what a variable itself gives.
+    to_numpy = import_keras().ops.convert_to_numpy
+    return [np.array(to_numpy(variable.value)) for variable in variables]
 
 
 def _compact(state: NDArray[np.generic]) -> NDArray[np.generic]:

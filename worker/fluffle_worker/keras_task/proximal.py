@@ -41,9 +41,13 @@ class ProximalTerm:
         for x in trained:
             self._base[id(x)].assign(x)
 
-    def _apply(self, gradients: Sequence[object], trainable_variables: Sequence[keras.Variable]) -> None:
+    def _apply(
+        self, gradients: Sequence[object], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
+        """Stand in for `keras.Optimizer.apply`; without variables they are those that it was built with."""
         if self._base:
-            gradients = list(map(self._with_pull, gradients, trainable_variables))
+            variables = trainable_variables or self._model.trainable_variables
+            gradients = list(map(self._with_pull, gradients, variables))
         self._plain_apply(gradients, trainable_variables)
 
     def _with_pull(self, gradient: object, x: keras.Variable) -> object:

@@ -32,23 +32,20 @@ def train_epochs(
     return train(model, minibatches, epochs, steps_per_epoch, progress)
 
 
-def evaluation_of(minibatches: Minibatches) -> Callable[[KerasModel], Metrics]:
+def evaluation_of(minibatches: Minibatches, batch_size: int) -> Callable[[KerasModel], Metrics]:
     """Return a function that evaluates a model on held-out data: the loss and the compiled metrics.
 
     Any accuracy is called "accuracy".
     """
-    if isinstance(minibatches, BatchedData):
-        steps_known = None if minibatches.says_length else minibatches.per_epoch(EVALUATION_BATCH_SIZE)
-        return lambda model: _evaluated(model, minibatches.data, steps_known)
+    if isinstance(minibatches, BatchedData) and minibatches.is_for_keras:
+        return lambda model: _evaluated(model, minibatches.data)
     if isinstance(minibatches, ArrayData) and minibatches.is_dense and uses_tensorflow():
         # Made once: from arrays, Keras would make it again for each evaluation, ten times as slow.
         slices = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(minibatches.parts)
-        data_set = slices.batch(EVALUATION_BATCH_SIZE)
+        data_set = slices.batch(batch_size)
         return lambda model: _evaluated(model, data_set)
-    steps = minibatches.per_epoch(EVALUATION_BATCH_SIZE)
-    return lambda model: _evaluated(
-        model, _generator(minibatches.one_pass(EVALUATION_BATCH_SIZE, None)), steps
-    )
+    steps = minibatches.per_epoch(batch_size)
+    return lambda model: _evaluated(model, _generator(minibatches.one_pass(batch_size, None)), steps)
 
 
 def _train_by_steps(
@@ -85,14 +82,19 @@ def _train_by_fit(
             rows.append(rows_of(minibatch))
             yield minibatch
 
-    def tell(_batch: int, _logs: object) -> None:
+    def tell(*_batch: object, **_logs: object) -> None:
         nonlocal done
         done += 1
         progress(done, total)
 
     callback = import_keras().callbacks.LambdaCallback(on_train_batch_end=tell)
     history = model.fit(
-        counted(), epochs=epochs, steps_per_epoch=steps_per_epoch, verbose=0, callbacks=[callback]
+        counted(),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        verbose=0,
+        callbacks=[callback],
+        shuffle=False,  # The minibatches are shuffled already.
     ).history
     return sum(rows[total - steps_per_epoch : total]), _named(
         {name: values[-1] for name, values in history.items()}

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.errors import TaskError
+from fluffle.errors import NoHeldOutData, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
 from fluffle.task import Progress, Site, Trained
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import Minibatches, endless, read_data
-from fluffle_worker.keras_task.files import read_weights
 from fluffle_worker.keras_task.model import BuiltModel
-from fluffle_worker.keras_task.steps import Metrics, evaluation_of, train_epochs
+from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 
 
 class KerasTask:
@@ -80,13 +79,14 @@ class KerasTask:
         if self._training is None:
             raise TaskError("there is no data to train on: call prepare(site) first")
         built, rng = self._model(), np.random.default_rng(seed)
-        built.require_targets("train_data", self._training)
+        built.require_fit("train_data", self._training)
+        batch_size = built.batch_size or plan.batch_size
         built.start_round(weights, plan, rng)
         examples, metrics = train_epochs(
             built.model,
-            endless(self._training, plan.batch_size, rng),
+            endless(self._training, batch_size, rng),
             epochs=1 if plan.local_steps else plan.local_epochs,
-            steps_per_epoch=plan.local_steps or self._training.per_epoch(plan.batch_size),
+            steps_per_epoch=plan.local_steps or self._training.per_epoch(batch_size),
             progress=progress,
         )
         return Trained(built.end_round(), min(examples, self._training.examples), metrics)
@@ -102,12 +102,12 @@ class KerasTask:
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the loss and the compiled metrics on held-out data; any accuracy is called "accuracy"."""
         if self._eval_data is None:
-            raise TaskError("this task has no held-out data: give its KerasTask an eval_data function")
+            raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
         built = self._model()
         if self._evaluate is None:
             held_out = read_data("eval_data", self._eval_data)
-            built.require_targets("eval_data", held_out)
-            self._evaluate = evaluation_of(held_out)
+            built.require_fit("eval_data", held_out)
+            self._evaluate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return self._evaluate(built.model)
 
@@ -117,8 +117,7 @@ class KerasTask:
             raise TaskError(f"Keras writes files that end in .keras, not {path.name}")
         built = self._model()
         built.assign(weights)
-        built.reset_optimizer()
-        built.model.save(path)
+        built.save(path)
 
     def load(self, path: Path) -> dict[str, NDArray[np.generic]]:
         """Read the weights of a `.keras` file; no code or class in it is looked at.
@@ -126,7 +125,7 @@ class KerasTask:
         Raises TaskError when there is no such file, LayoutError when it holds another model.
         """
         built = self._model()
-        read_weights(built.model, path)
+        built.load(path)
         return built.all_weights()
 
     def _model(self) -> BuiltModel:
