@@ -22,7 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "shared"))
 
-from fluffle.rights import password_hash, permission_definition, rights_of, user_definition
+from fluffle.rights import (
+    FEDERATION_NAME,
+    password_hash,
+    permission_definition,
+    rights_of,
+    user_definition,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV_FILE = ROOT / ".env"
@@ -70,7 +76,7 @@ def federation_of(path: Path) -> str:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     written = re.search(rf"^{FEDERATION}=[\"']?([^\"'\n]+)", text, re.MULTILINE)
     federation = os.environ.get(FEDERATION) or (written[1].strip() if written else DEFAULT_FEDERATION)
-    if not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", federation):
+    if not re.fullmatch(FEDERATION_NAME, federation):
         sys.exit(
             f"error: {FEDERATION} must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, "
             f"not {federation!r}"

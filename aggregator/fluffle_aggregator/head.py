@@ -124,6 +124,14 @@ def _travels_exactly(record: ModelVersion, downlink_codec: str) -> bool:
     return downlink_codec == "float32" or bool(record.finished)
 
 
+def claimed_terms(broker: Broker, topology: Topology) -> list[int]:
+    """Return the terms that are claimed in a head that holds no version.
+
+    `fluffle federation reset` leaves one there, higher than any that the workers have seen.
+    """
+    return [rank.term for rank, _ in _look_through(broker, topology).messages if rank.version == 0]
+
+
 def read_head(
     broker: Broker, topology: Topology, readings: StreamReadings, downlink_codec: str = "float32"
 ) -> Head | None:

@@ -16,8 +16,9 @@ from fluffle.record import Evaluation, Hello, ModelVersion, not_finite
 from fluffle.update import WeightUpdate
 from fluffle.wire import checksum_of, decode_inbound, require_readable_version
 from fluffle_aggregator.admission import Reason, Refusal, evaluation_refusal, foreign_sender
+from fluffle_aggregator.beginning import begin_federation
 from fluffle_aggregator.charge import Charge
-from fluffle_aggregator.head import Head, StreamReadings, publish_version, read_head
+from fluffle_aggregator.head import StreamReadings, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.limits import Rates, admit, counts_share_over_window
 from fluffle_aggregator.missing import MissingUpdates, in_words
@@ -62,12 +63,7 @@ class Leader:
         self._evaluation_held_from = clock()
         head = read_head(broker, charge.topology, readings, charge.downlink_codec)
         if head is None:
-            readings.require_new_federation(charge.topology)
-            first = charge.first_version()
-            require_readable_version(first)
-            digest = publish_version(broker, charge.topology, first, charge.downlink_codec)
-            head = Head(first, {}, digest, first.term - 1, messages=1)
-            log.info("new federation", version=0, parameters=first.layout.size)
+            head = begin_federation(charge, broker, readings)
         readings.note_version()
         self._parent = head.digest
         self._head = HeadKeeper(

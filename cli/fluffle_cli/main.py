@@ -13,6 +13,7 @@ from fluffle_cli.broker_command import app as broker
 from fluffle_cli.certs_command import command as certs
 from fluffle_cli.dashboard import command as dashboard
 from fluffle_cli.demo import command as demo
+from fluffle_cli.federation_command import app as federation
 from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.report.command import command as report
@@ -36,6 +37,7 @@ app.command("demo")(demo)
 app.add_typer(task, name="task")
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
+app.add_typer(federation, name="federation")
 app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)

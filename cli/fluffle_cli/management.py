@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from fluffle.errors import TopologyMissing
 from fluffle.management import ADMINISTRATOR, ManagementClient, quoted
 from fluffle.rights import Rights, user_definition
 from fluffle.settings import ManagementUrl, SharedSettings
@@ -20,6 +21,18 @@ class ManagementSettings(SharedSettings):
     part: ClassVar[str] = "broker"
 
     management_url: ManagementUrl = None
+
+
+Kind = Literal["exchanges", "queues"]
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queue, the messages in it, also those that a consumer holds, and their bytes; None for a stream."""
+
+    name: str
+    messages: int
+    size_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +73,34 @@ class Management(ManagementClient):
         """Count a user's open connections."""
         return len(self._get(f"connections/username/{quoted(name)}"))
 
+    def queues(self) -> list[QueueRow]:
+        """Return every queue of the virtual host; the counts are seconds behind."""
+        columns = "columns=name,messages,message_bytes"
+        return [
+            QueueRow(row["name"], row.get("messages", 0), row.get("message_bytes"))
+            for row in self._get(f"queues/{quoted(self.vhost)}?{columns}")
+        ]
+
+    def exchanges(self) -> list[str]:
+        """Return the name of every exchange of the virtual host."""
+        return [row["name"] for row in self._get(f"exchanges/{quoted(self.vhost)}?columns=name")]
+
+    def connection_names(self) -> list[str]:
+        """Return what the open connections of the virtual host call themselves; "" if nothing."""
+        columns = "columns=user_provided_name"
+        rows = self._get(f"vhosts/{quoted(self.vhost)}/connections?{columns}")
+        return [row.get("user_provided_name", "") for row in rows]
+
+    def delete(self, kind: Kind, name: str) -> bool:
+        """Delete an exchange with its bindings, or a queue with its messages; False when it is not there."""
+        try:
+            self._do(
+                "DELETE", f"{kind}/{quoted(self.vhost)}/{quoted(name)}", f"{kind.removesuffix('s')} {name}"
+            )
+        except TopologyMissing:
+            return False
+        return True
+
     def consumers_of(self, queue: str) -> dict[str, bool]:
         """Tell of each of a queue's consumers, by its tag, whether it is active; it is seconds behind."""
         found = self._get(f"queues/{quoted(self.vhost)}/{quoted(queue)}")
@@ -72,6 +113,10 @@ class Management(ManagementClient):
         """Make a user, and let it do on the virtual host what `rights` say."""
         self._do("PUT", f"users/{quoted(name)}", f"the user {name!r}", user_definition(name, rights, hashed))
         # Last, since a user with rights counts as done.
+        self.put_rights(name, rights)
+
+    def put_rights(self, name: str, rights: Rights) -> None:
+        """Let a user do on the virtual host what `rights` say; its tags and its password stay."""
         path = f"permissions/{quoted(self.vhost)}/{quoted(name)}"
         self._do("PUT", path, f"rights for {name!r} on the virtual host {self.vhost!r}", rights.patterns)
 

@@ -36,7 +36,7 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
             "restored version out of the head queue. Stop every aggregator first"
         )
     in_stream = stored_at_hand(broker, topology, patience_s=patience_s)
-    newest, terms_in_head = _ranks_in_head(broker, topology)
+    newest, terms_in_head = ranks_in_head(broker, topology)
     if newest and newest >= version.rank:
         raise ConfigError(
             f"the queue {topology.head.name} holds version {newest}, and the file "
@@ -70,7 +70,7 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
     return above.rank
 
 
-def _ranks_in_head(broker: Broker, topology: Topology) -> tuple[Rank | None, list[int]]:
+def ranks_in_head(broker: Broker, topology: Topology) -> tuple[Rank | None, list[int]]:
     """Return the rank of the head's newest version, and every term that somebody published under."""
     versions, terms = [], []
     with broker.peek(topology.head.name) as bodies:

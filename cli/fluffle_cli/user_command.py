@@ -1,4 +1,4 @@
-"""`fluffle user add|remove|list`: one RabbitMQ user for each worker and each other part."""
+"""`fluffle user add|change|remove|list`: one RabbitMQ user for each worker and each other part."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ from rich.console import Console
 from rich.table import Table
 
 from fluffle.command_line import new_app, settings_command
+from fluffle.rights import Membership, Scope
 from fluffle.settings import require_name
 from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
-from fluffle_cli.users import add_user, federation_users, new_password, password_in, remove_user
+from fluffle_cli.users import (
+    add_user,
+    change_user,
+    federation_users,
+    new_password,
+    password_in,
+    remove_user,
+)
 
 Role = Literal["worker", "evaluator", "aggregator", "monitor", "operator"]
 
-app = new_app("Make, remove and list the RabbitMQ users of a federation (needs an administrator's login).")
+app = new_app("Make, change, remove and list users of federations (needs an administrator's login).")
 
 
 class UserSettings(ManagementSettings):
@@ -25,13 +33,31 @@ class UserSettings(ManagementSettings):
     part: ClassVar[str] = "broker"
 
 
-class RemoveSettings(UserSettings):
-    """Flags of `fluffle user remove`."""
+class OneUserSettings(ManagementSettings):
+    """Flags of what is done to one user, who may be of several federations."""
 
+    federation: str = Field(
+        "digits",
+        description="The user's federations: names, and patterns in which * stands for any part of a name.",
+        json_schema_extra={"metavar": "NAME,PATTERN,..."},
+    )
     name: str = Field(description="The user.", json_schema_extra={"argument": True})
 
+    @field_validator("federation")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        return str(Scope.parse(name))
 
-class AddSettings(UserSettings):
+
+class RemoveSettings(OneUserSettings):
+    """Flags of `fluffle user remove`."""
+
+
+class ChangeSettings(OneUserSettings):
+    """Flags of `fluffle user change`."""
+
+
+class AddSettings(OneUserSettings):
     """Flags of `fluffle user add`."""
 
     name: str = Field(
@@ -50,7 +76,7 @@ class AddSettings(UserSettings):
 
     @field_validator("name")
     @classmethod
-    def _is_a_name(cls, name: str) -> str:
+    def _is_a_users_name(cls, name: str) -> str:
         return require_name(name)
 
     @model_validator(mode="after")
@@ -72,9 +98,9 @@ def add(settings: AddSettings) -> None:
 
     with Management(settings) as management:
         is_new = add_user(management, settings.federation, settings.name, settings.role, password=password)
-    who = f"{settings.name} ({settings.role} of the federation {settings.federation})"
+    who = f"{settings.name} ({settings.role} of {_federations(settings.federation)})"
     if not is_new:
-        _say(f"There is the user {who} already, with these rights; nothing was changed.")
+        _say(f"There is the user {who} already, with these rights or more; nothing was changed.")
         return
     _say(f"Made the user {who}.")
     if settings.password_file:
@@ -83,6 +109,16 @@ def add(settings: AddSettings) -> None:
         _say(f"  password      {drawn[0]}   (it is not shown again)")
     elif not settings.password:
         _say(f"  logs in with  a certificate whose common name is {settings.name}")
+
+
+def change(settings: ChangeSettings) -> None:
+    """Give a user other federations."""
+    with Management(settings) as management:
+        before = change_user(management, settings.federation, settings.name)
+    _say(
+        f"The user {settings.name} is a {before.role} of {_federations(settings.federation)} now; before, of "
+        f"{_federations(str(before.scope))}. RabbitMQ may keep an open channel's old rights for a minute."
+    )
 
 
 def remove(settings: RemoveSettings) -> None:
@@ -100,11 +136,23 @@ def show(settings: UserSettings) -> None:
     """Print a table of everybody who can reach the federation."""
     with Management(settings) as management:
         users = federation_users(management, settings.federation)
-    table = Table("user", "role", "connections", show_edge=False)
+    table = Table("user", "role", "federations", "connections", show_edge=False)
     for user in users:
         others = ", ".join(f"{action} {pattern}" for action, pattern in user.rights.patterns.items())
-        table.add_row(user.name, user.role or f"none: {others}", str(user.connections))
+        role, scope = shown_membership(user.membership) or (f"none: {others}", "")
+        table.add_row(user.name, role, scope, str(user.connections))
     Console().print(table)
+
+
+def shown_membership(membership: Membership | None) -> tuple[str, str] | None:
+    """Return a role and where it counts, in words."""
+    if membership is None:
+        return None
+    return membership.role, "all" if membership.role == "operator" else str(membership.scope)
+
+
+def _federations(scope: str) -> str:
+    return f"the federation{'s' if set('*,') & set(scope) else ''} {scope}"
 
 
 def _say(line: str) -> None:
@@ -119,8 +167,18 @@ app.command("add")(
         "A worker may write to the exchange F.updates and read the stream F.models, an evaluator may write "
         "to F.evaluations and read the stream; an aggregator may do everything in its own federation; a "
         "monitor may look into RabbitMQ's UI, but at no message; an operator may do everything.\n\n"
-        "A user has one role in one federation: one that exists with other rights is left as it is, with an "
-        "error.",
+        "A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for each "
+        "that begins with gym-, also those that come later. It has one role in all of them. A user that "
+        "exists with other rights is left as it is, with an error.",
+        without=OF_AMQP_ALONE,
+    )
+)
+app.command("change")(
+    settings_command(
+        ChangeSettings,
+        change,
+        about="Let a user work in other federations: those that are given take the place of those before.\n\n"
+        "Its role and its password stay, and so do its connections.",
         without=OF_AMQP_ALONE,
     )
 )
@@ -128,7 +186,8 @@ app.command("remove")(
     settings_command(
         RemoveSettings,
         remove,
-        about="Remove a user of the federation; its connections are closed at once.",
+        about="Remove a user; its connections are closed at once. One who works in several federations is "
+        "removed only if all of them are given.",
         without=OF_AMQP_ALONE,
     )
 )

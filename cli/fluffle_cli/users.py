@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluffle.errors import ConfigError
-from fluffle.rights import NOTHING, Rights, password_hash, rights_of, role_of
+from fluffle.rights import NOTHING, Membership, Rights, Scope, membership_of, password_hash, rights_of
 from fluffle.topology import topology_of
 from fluffle_cli.management import Account, Management
 
@@ -22,53 +22,84 @@ NO_PASSWORD = ""
 
 @dataclass(frozen=True, slots=True)
 class FederationUser:
-    """A user who can reach a federation; `role` is None for rights that no role has."""
+    """A user who can reach a federation; `membership` is None for rights that no role has."""
 
     name: str
-    role: str | None
+    membership: Membership | None
     rights: Rights
     connections: int
 
 
 def add_user(
-    management: Management, federation: str, name: str, role: str, *, password: Callable[[], str | None]
+    management: Management, federations: str, name: str, role: str, *, password: Callable[[], str | None]
 ) -> bool:
-    """Make a user for a role of a federation; False when there is one with these rights already.
+    """Make a user for a role in federations; False when there is one with these rights, or more, already.
 
-    `password` is asked for only when the user is made; None is for one that logs in with a certificate.
-    Raises ConfigError when a user of this name has other rights, which are never touched.
+    `federations` are written as `Scope.parse` reads them. `password` is asked for only when the user is made;
+    None is for one that logs in with a certificate. Raises ConfigError when a user of this name has other
+    rights, which are never touched.
     """
-    wanted, found = rights_of(role, federation, name), management.account(name)
+    wanted, found = rights_of(role, federations, name), management.account(name)
     # One without any rights is what an interrupted run left behind.
     if found is not None and (found.patterns or found.tags - wanted.tags):
-        rights = found.rights_on(management.vhost)
-        if (
-            found.patterns.keys() == {management.vhost}
-            and rights
-            and role_of(rights, federation, name) == role
-        ):
-            return False
+        has = _sole_membership(found, management.vhost)
+        if has is not None and has.role == role:
+            if has.scope.includes(Scope.parse(federations)):
+                return False
+            raise ConfigError(
+                f"the user {name!r} is a {role} of {has.scope}, not of {federations}: to let it work there "
+                f"too, `fluffle user change {name} --federation '{has.scope},{federations}'`"
+            )
         raise ConfigError(
             f"there is a user {name!r} with other rights ({_described(found)}), which stay as they are: "
-            "a user has one role in one federation. Choose another name, or remove that user first"
+            "a user has one role. Choose another name, or remove that user first"
         )
     management.put_user(name, wanted, hash_of(password()))
     return True
 
 
-def remove_user(management: Management, federation: str, name: str) -> bool:
-    """Remove a user of a federation, whose connections RabbitMQ closes; False when there is none.
+def change_user(management: Management, federations: str, name: str) -> Membership:
+    """Give a user its role in other federations, and return what it was before; its password stays.
 
-    Raises ConfigError for a user who is not of this federation alone, and for who is logged in here.
+    Raises ConfigError when there is no such user, and for one whose rights are those of no role, or of an
+    operator.
+    """
+    found = management.account(name)
+    if found is None:
+        raise ConfigError(f"there is no user {name!r}: make it with `fluffle user add {name} --role ROLE`")
+    before = _sole_membership(found, management.vhost)
+    if before is None:
+        raise ConfigError(
+            f"the rights of the user {name!r} are those of no role ({_described(found)}), and stay as they "
+            "are. Use rabbitmqctl, or choose another name"
+        )
+    if before.role == "operator":
+        raise ConfigError(f"{name!r} is an operator, who may do everything in every federation")
+    management.put_rights(name, rights_of(before.role, federations, name))
+    return before
+
+
+def remove_user(management: Management, federations: str, name: str) -> bool:
+    """Remove a user of federations, whose connections RabbitMQ closes; False when there is none.
+
+    Raises ConfigError for a user who is of other federations too, and for who is logged in here.
     """
     found = management.account(name)
     if found is None:
         return False
     if name == management.user:
         raise ConfigError(f"{name!r} is the user that you are logged in as: remove it as another operator")
-    if not _reaches(found, federation, management.vhost) or found.patterns.keys() - {management.vhost}:
+    given, has = Scope.parse(federations), _sole_membership(found, management.vhost)
+    if has is not None and has.role != "operator" and not given.includes(has.scope):
         raise ConfigError(
-            f"the user {name!r} is not of the federation {federation!r} alone ({_described(found)}): it "
+            f"the user {name!r} is not of the federation {federations!r} alone: it is a {has.role} of "
+            f"{has.scope}. To remove it from all of them, give --federation '{has.scope}'; to leave it in "
+            f"some, `fluffle user change {name} --federation` with those"
+        )
+    is_reached = any(_reaches(found, each, management.vhost) for each in given.names)
+    if found.patterns.keys() - {management.vhost} or not is_reached:
+        raise ConfigError(
+            f"the user {name!r} is not of the federation {federations!r} alone ({_described(found)}): it "
             "stays as it is. Give the right --federation, or use rabbitmqctl"
         )
     management.delete_user(name)
@@ -81,7 +112,7 @@ def federation_users(management: Management, federation: str) -> list[Federation
     return [
         FederationUser(
             each.name,
-            role_of(rights, federation, each.name),
+            membership_of(rights, each.name),
             rights,
             connections=management.connections_of(each.name),
         )
@@ -134,11 +165,20 @@ def _reaches(account: Account, federation: str, vhost: str) -> bool:
         return True
     if rights is None:
         return False
-    if role_of(rights, federation, account.name):
-        return True
+    membership = membership_of(rights, account.name)
+    if membership is not None:
+        return federation in membership.scope
     topology = topology_of(federation)
     names = [each.name for each in topology.exchanges] + [each.name for each in topology.queues]
     return any(_matches(pattern, name) for pattern in rights.patterns.values() for name in names)
+
+
+def _sole_membership(account: Account, vhost: str) -> Membership | None:
+    """Return a user's role on this virtual host, if it has rights on no other one."""
+    rights = account.rights_on(vhost)
+    if rights is None or account.patterns.keys() != {vhost}:
+        return None
+    return membership_of(rights, account.name)
 
 
 def _matches(pattern: str, name: str) -> bool:

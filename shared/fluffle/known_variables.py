@@ -35,6 +35,7 @@ SETTINGS = frozenset(
         "federation",
         "file",
         "folder",
+        "force",
         "from_broker",
         "heartbeat_s",
         "initial_model",

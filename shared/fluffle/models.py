@@ -76,7 +76,7 @@ def newest_version(
             if newest and newer_than and newest.version.term < newer_than.term:
                 log.warning(
                     "passed over a version of an aggregator that has lost the lead; if the federation was "
-                    "begun anew, start this process again",
+                    "deleted and begun anew, start this process again",
                     version=str(newest.version.rank),
                     known_term=newer_than.term,
                 )

@@ -15,6 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 NOTHING, EVERYTHING = "^$", ".*"
+# It holds no dot, so that no wildcard reaches beyond it. What begins with `amq.` is RabbitMQ's own.
+FEDERATION_NAME = r"(?!amq\Z)[a-z][a-z0-9_-]{0,47}"
+WILDCARD, ANY_NAME_PART = "*", "[a-z0-9_-]*"
+NOT_RABBITMQS = "(?!amq[.])"
 HASHING_ALGORITHM = "rabbit_password_hashing_sha256"
 
 
@@ -73,19 +77,105 @@ ROLES: Mapping[str, Callable[[str, str], Rights]] = {
 }
 
 
-def rights_of(role: str, federation: str, name: str) -> Rights:
-    """Return what a user of this name may do as a role in a federation; operators do the same in each."""
-    return ROLES[role](re.escape(federation), re.escape(name))
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The federations that a user may enter: names, and patterns, in which `*` is any part of a name."""
+
+    names: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """Read "digits" or "gym-*,digits"; ValueError says what is wrong with it."""
+        names = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
+        for each in names:
+            # With a letter in its place, a pattern is a name.
+            if not re.fullmatch(FEDERATION_NAME, each.replace(WILDCARD, "x")):
+                raise ValueError(
+                    "must be federations such as digits,gym-* (each 1 to 48 of a-z, 0-9, _ and -, beginning "
+                    f"with a letter; * stands for any of these; amq is RabbitMQ's own), not {each!r}"
+                )
+        return cls(names)
+
+    def __str__(self) -> str:
+        return ",".join(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether a federation, or all that a pattern stands for, is among these."""
+        return name != "amq" and any(
+            re.fullmatch(_expression(each).replace(ANY_NAME_PART, "[a-z0-9_*-]*"), name)
+            for each in self.names
+        )
+
+    def includes(self, other: Scope) -> bool:
+        """Tell whether all federations of another scope are in this one."""
+        return all(each in self for each in other.names)
 
 
-def role_of(rights: Rights, federation: str, name: str) -> str | None:
-    """Return the role in a federation whose rights a user of this name has exactly, if there is one.
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A role, and the federations in which somebody has it; an operator has it in all."""
+
+    role: str
+    scope: Scope
+
+
+def rights_of(role: str, federations: str, name: str) -> Rights:
+    """Return what a user of this name may do as a role in federations, written as `Scope.parse` reads them.
+
+    Operators may do the same in each.
+    """
+    expressions = [_expression(each) for each in Scope.parse(federations).names]
+    own = expressions[0] if len(expressions) == 1 else f"({'|'.join(expressions)})"
+    return ROLES[role](own, re.escape(name))
+
+
+def membership_of(rights: Rights, name: str) -> Membership | None:
+    """Return the role of which these are exactly the rights, and where it counts; None if there is none.
 
     An aggregator may have the tag `management` too, with which it may look at the broker's policies.
     """
-    if rights == replace(rights_of("aggregator", federation, name), tags=frozenset({"management"})):
-        return "aggregator"
-    return next((role for role in ROLES if rights_of(role, federation, name) == rights), None)
+    if rights == _operator("", name):
+        return Membership("operator", Scope((WILDCARD,)))
+    # Whatever comes before the dot is which federations these are.
+    own, dot, _ = rights.read.removeprefix("^").partition(r"\.")
+    try:
+        scope = Scope.parse(_names(own)) if dot else None
+    except ValueError:
+        scope = None
+    if scope is None:
+        return None
+    if rights == replace(rights_of("aggregator", str(scope), name), tags=frozenset({"management"})):
+        return Membership("aggregator", scope)
+    role = next((role for role in ROLES if rights_of(role, str(scope), name) == rights), None)
+    return Membership(role, scope) if role else None
+
+
+def role_of(rights: Rights, federation: str, name: str) -> str | None:
+    """Return the role that a user of this name has in a federation, if its rights are exactly a role's."""
+    membership = membership_of(rights, name)
+    return membership.role if membership and federation in membership.scope else None
+
+
+def require_federation_name(name: str) -> str:
+    """Return a name that a federation may have, for a validator; raise ValueError for any other."""
+    if not re.fullmatch(FEDERATION_NAME, name):
+        raise ValueError(
+            f"must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, such as digits, not {name!r}"
+            + (", which RabbitMQ keeps for itself" if name == "amq" else "")
+        )
+    return name
+
+
+def _expression(name: str) -> str:
+    expression = ANY_NAME_PART.join(map(re.escape, name.split(WILDCARD)))
+    # Or `*` would let an aggregator write to amq.default, and so to every queue.
+    return NOT_RABBITMQS + expression if WILDCARD in name else expression
+
+
+def _names(own: str) -> str:
+    """Undo what `rights_of` makes of the names of federations."""
+    names = own.replace(NOT_RABBITMQS, "").replace(ANY_NAME_PART, WILDCARD)
+    return names.removeprefix("(").removesuffix(")").replace("|", ",").replace("\\", "")
 
 
 def password_hash(password: str, salt: bytes) -> str:

@@ -34,6 +34,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from fluffle.address import BrokerAddress, parse_address, require_management_url, without_password
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH, is_name
+from fluffle.rights import require_federation_name
 from fluffle.tls import ClientCertificate, TlsFiles
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
@@ -138,11 +139,7 @@ class SharedSettings(BaseSettings):
     @field_validator("federation")
     @classmethod
     def _is_a_name(cls, name: str) -> str:
-        if not re.fullmatch(r"[a-z][a-z0-9_-]{0,47}", name):
-            raise ValueError(
-                f"must be 1 to 48 of a-z, 0-9, _ and -, beginning with a letter, such as digits, not {name!r}"
-            )
-        return name
+        return require_federation_name(name)
 
     @field_validator("broker_url")
     @classmethod

@@ -98,6 +98,11 @@ class Topology:
         """Return the queue that the one process under a worker's name has to itself."""
         return f"{self.federation}.worker.{worker}"
 
+    def is_passing(self, queue: str) -> bool:
+        """Tell whether a queue is one that a part or a watcher makes for itself, and that goes with it."""
+        prefixes = (f"{self.federation}.worker.", f"{self.events.name}.")
+        return queue.startswith(prefixes) or queue in {looked_into(each.name) for each in self.queues}
+
     def worker_bell(self, worker: str) -> str:
         """Return the queue by which another process lets that one know that it wants the name."""
         return f"{self.worker_lock(worker)}/bell"
@@ -120,6 +125,11 @@ class Topology:
             self.member_events_in,
             self.events,
         )
+
+
+def looked_into(queue: str) -> str:
+    """Return the queue that whoever looks into another queue has to itself meanwhile."""
+    return f"{queue}.looked-into"
 
 
 def topology_of(federation: str) -> Topology:

@@ -284,3 +284,38 @@ def test_the_parts_have_no_login_to_the_management_interface(
     answer = httpx.get(f"{managed_node.management_url}api/whoami", auth=(role, PASSWORD), trust_env=False)
 
     assert answer.status_code == httpx.codes.UNAUTHORIZED
+
+
+def test_a_pattern_lets_nobody_into_another_federation_or_to_the_default_exchange(
+    logins: Logins, management: Management
+) -> None:
+    # (role, federations, may write to `matrix`, may write to `matrix-2`)
+    table = [
+        ("worker", "matrix*", True, True),
+        ("worker", "matrix-*", False, True),
+        ("worker", "gym-*,matrix", True, False),
+        ("aggregator", "*", True, True),
+        ("aggregator", "a*,matrix-*", False, True),
+        ("aggregator", "a*", False, False),
+    ]
+    for number, (role, federations, *_) in enumerate(table):
+        name = f"pattern-{number}"
+        management.put_user(name, rights_of(role, federations, name), hash_of(PASSWORD))
+
+    tried = [
+        (
+            role,
+            federations,
+            logins.may(f"pattern-{number}", publishes(OWN.updates_in.name)),
+            logins.may(f"pattern-{number}", publishes(OTHER.updates_in.name)),
+        )
+        for number, (role, federations, *_) in enumerate(table)
+    ]
+    beyond_all = [
+        logins.may(f"pattern-{number}", operation)
+        for number in range(len(table))
+        for operation in (publishes("", OWN.updates.name), publishes("amq.fanout"), declares("mine"))
+    ]
+
+    assert tried == table
+    assert not any(beyond_all)

@@ -337,3 +337,21 @@ def test_a_worker_killed_while_it_writes_leaves_whole_updates_only(tmp_path: Pat
 @pytest.fixture(autouse=True)
 def only_warnings(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
+
+
+def test_a_spool_that_begins_anew_keeps_nothing_and_a_later_process_goes_on_with_its_fresh_run(
+    tmp_path: Path,
+) -> None:
+    with a_spool(tmp_path) as spool:
+        old = add(spool, 3)
+        spool.confirm()
+        (tmp_path / f"{2:012d}-{old[0].run}.damaged").write_bytes(b"")
+        dropped = spool.begin_anew()
+        fresh = add(spool)[0]
+    with a_spool(tmp_path) as spool:
+        next_id, waiting = spool.next_id, spool.waiting
+
+    assert dropped == 2
+    assert (fresh.sequence, waiting) == (1, 1)
+    assert fresh.run != old[0].run
+    assert next_id == replace(fresh, sequence=2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import a_version
+from builders import a_version, an_update
 from federation import wait_until
 from working import (
     TOPOLOGY,
@@ -35,7 +35,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.pieces import Body
 from fluffle.plan import Plan
-from fluffle.record import ModelVersion
+from fluffle.record import ModelVersion, Rank
 from fluffle.topology import MIB
 from fluffle_worker.loop import Connect, Worker
 from fluffle_worker.spool import open_spool
@@ -316,3 +316,46 @@ def test_a_federation_that_is_begun_anew_is_worked_for_when_the_worker_is_starte
 
 def publish_end(server: FakeServer, term: int) -> None:
     publish_versions(server, version(1000, term=term, finished="enough"))
+
+
+def test_what_a_worker_has_for_a_federation_that_was_begun_anew_is_dropped_and_it_trains_for_the_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    live(CountingTask(), connect=lambda: Scripted(a_federation(version(0)), until(1)))
+    with open_spool(Path("spool"), worker="w1", max_bytes=MIB) as spool:
+        old_run = spool.next_id.run
+        spool.add(replace(an_update(), id=spool.next_id))
+    reset = replace(version(0, term=1002), terms=(Rank(1002, 0),))
+    server = a_federation(reset)
+
+    def end(server: FakeServer, sent: int) -> None:
+        if sent == 2:
+            publish_versions(server, replace(version(9, term=1002, finished="enough"), terms=reset.terms))
+
+    live(CountingTask(), connect=lambda: Scripted(server, end))
+
+    updates = sent_updates(server)
+    assert [(each.base_term, each.id.sequence) for each in updates] == [(1002, 1), (1002, 2)]
+    assert old_run not in {each.id.run for each in updates}
+    told = [record.msg for record in caplog.records if "was begun anew" in str(record.msg)]
+    assert len(told) == 1
+    assert "'dropped_updates': 1" in str(told)
+
+
+def test_a_worker_at_work_goes_on_with_a_federation_that_was_reset_and_remembers_it() -> None:
+    reset = replace(version(0, term=1002), terms=(Rank(1002, 0),))
+
+    def script(server: FakeServer, sent: int) -> None:
+        if sent == 2:
+            publish_versions(server, reset)
+        if sent == 4:
+            publish_versions(server, replace(version(9, term=1002, finished="enough"), terms=reset.terms))
+
+    server = a_federation(version(0))
+    live(CountingTask(), connect=lambda: Scripted(server, script))
+    with open_spool(Path("spool"), worker="w1", max_bytes=MIB) as spool:
+        next_id = spool.next_id
+
+    updates = sent_updates(server)
+    assert [(each.base_term, each.id.sequence) for each in updates] == [(1, 1), (1, 2), (1002, 1), (1002, 2)]
+    assert next_id == replace(updates[-1].id, sequence=3)

@@ -148,7 +148,10 @@ class Worker:
         )
 
     def _work_on(self, broker: Broker) -> None:
-        while (version := self._newest(broker)) and not version.is_over:
+        while version := self._newest(broker):
+            self._begin_anew_if_the_federation_was(version)
+            if version.is_over:
+                break
             self._warn_of_refusals(version)
             if not self._spool.waiting:
                 self._train(version)
@@ -159,6 +162,20 @@ class Worker:
             log.info("the federation has finished", because=self._ended_by, rounds=self._rounds)
             if late := self._spool.clear():
                 log.info("dropped from the spool what came too late to count", updates=late)
+
+    def _begin_anew_if_the_federation_was(self, version: ModelVersion) -> None:
+        """Drop what was learnt for a federation that is no more, once another one has taken its place."""
+        if not self._site.belongs_to(version):
+            dropped = self._spool.begin_anew()
+            self._site.begin_anew()
+            self._under_way, self._refused = [], 0
+            log.warning(
+                "the federation was begun anew: what this worker had for the one before can never count, and "
+                "it goes on from the new one's newest version",
+                version=version.version,
+                dropped_updates=dropped,
+            )
+        self._site.remember(version)
 
     def _warn_of_refusals(self, version: ModelVersion) -> None:
         """Warn when updates of this worker were refused: the first time, and then at powers of two."""

@@ -2,6 +2,7 @@
 
 local.safetensors      the task's local weights, such as a personal head
 optimizer.safetensors  the optimizer's state, where the plan says keep_optimizer
+first-term             the term in which the federation began that all of this, and the spool, belong to
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Weights
+from fluffle.record import ModelVersion
 from fluffle.safetensors_file import read_model, write_model
+from fluffle.whole_file import write_and_rename
 
 log = get_logger(__name__)
 
-LOCAL, OPTIMIZER = "local.safetensors", "optimizer.safetensors"
+LOCAL, OPTIMIZER, FIRST_TERM = "local.safetensors", "optimizer.safetensors", "first-term"
 
 
 class SiteState:
@@ -34,6 +37,8 @@ class SiteState:
         self._folder = folder
         self._task = task
         self._is_optimizer_ours = False
+        self._initial = dict(initial)
+        self._first_term = _read_first_term(folder)
         self.local: Mapping[str, NDArray[np.generic]] = dict(initial)
         if initial and (folder / LOCAL).exists():
             self.local = read_local_weights(folder, initial)
@@ -53,6 +58,35 @@ class SiteState:
         if keep_optimizer:
             self._is_optimizer_ours = True
             self._write(OPTIMIZER, self._task.optimizer_state())
+
+    def belongs_to(self, version: ModelVersion) -> bool:
+        """Tell whether a version is of the federation that this state is from.
+
+        After `fluffle federation reset` the history of terms begins with another one. A new folder, or one of
+        an older Fluffle, goes with any.
+        """
+        return self._first_term in {None, version.terms[0].term}
+
+    def remember(self, version: ModelVersion) -> None:
+        """Note of which federation this state is from now on."""
+        if self._first_term == version.terms[0].term:
+            return
+        self._first_term = version.terms[0].term
+        try:
+            write_and_rename(
+                self._folder / f"{FIRST_TERM}.part",
+                self._folder / FIRST_TERM,
+                [str(self._first_term).encode()],
+                mode=0o600,
+            )
+        except OSError as error:
+            log.warning("not on disk: a restart begins without it", file=FIRST_TERM, because=error.strerror)
+
+    def begin_anew(self) -> None:
+        """Go back to the task's own local weights and to a fresh optimizer."""
+        self.local, self._is_optimizer_ours = dict(self._initial), False
+        for name in (LOCAL, OPTIMIZER):
+            (self._folder / name).unlink(missing_ok=True)
 
     def forget_round(self) -> None:
         """Go back to what was before a round that went wrong: its moments may be NaN as well."""
@@ -75,6 +109,18 @@ class SiteState:
             write_model(self._folder / name, weights)
         except ConfigError as error:
             log.warning("not on disk: a restart begins with an older one", file=name, because=str(error))
+
+
+def _read_first_term(folder: Path) -> int | None:
+    try:
+        return int((folder / FIRST_TERM).read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning(
+            "cannot be read, and is taken for missing", file=str(folder / FIRST_TERM), because=str(error)
+        )
+        return None
 
 
 def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[np.generic]]:

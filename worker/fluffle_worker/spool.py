@@ -241,6 +241,21 @@ class Spool:
             self._leave(self._waiting.popleft())
         return dropped
 
+    def begin_anew(self) -> int:
+        """Drop all that waits, and begin a fresh run from number 1; return how many updates were dropped.
+
+        For another federation under the same name, in which nothing of this can count.
+        """
+        dropped = self.clear()
+        for path in self.folder.iterdir():
+            # Names of higher numbers would come after those of the fresh run.
+            if _NAME.fullmatch(path.name):
+                remove(path)
+        self._done = None
+        self._last = UpdateId(self._worker, secrets.token_hex(8), 0)
+        self._run_is_known = False
+        return dropped
+
     def compare(self, applied: Applied) -> None:
         """Begin a fresh run if a model contains updates of this run that the spool knows nothing of.
 

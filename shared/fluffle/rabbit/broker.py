@@ -311,7 +311,8 @@ class RabbitBroker:
 
     def _on_cancel(self, method: pika.frame.Method) -> None:
         self._connection.failure = TopologyMissing(
-            f"RabbitMQ cancelled the consumer {method.method.consumer_tag}: its queue was deleted"
+            f"RabbitMQ cancelled the consumer {method.method.consumer_tag}: its queue was deleted, by "
+            "`fluffle federation delete` or `reset` or by hand. Start it again to go on"
         )
 
 

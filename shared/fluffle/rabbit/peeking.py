@@ -11,6 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.errors import ConnectionLost
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.sole_consumer import becomes_sole_consumer
+from fluffle.topology import looked_into
 
 AGAIN_AFTER_S = 0.5
 # A frozen process keeps what it has taken until RabbitMQ misses its heartbeats.
@@ -21,7 +22,7 @@ OTHERS_HAVE_S = 60.0
 def peek(connection: RabbitConnection, queue: str) -> Iterator[Iterator[bytes]]:
     """Give the bodies that wait in a queue one by one; see Broker."""
     what = f"queue {queue}"
-    lock = _lock(connection, f"{queue}.looked-into")
+    lock = _lock(connection, looked_into(queue))
     channel = connection.call(connection.new_channel, what)
 
     def take() -> bytes | None:

@@ -1,0 +1,254 @@
+"""`fluffle federation` on a real node: what it shows, what it deletes, and when it refuses to."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pika
+import pytest
+from brokers import publish_version
+from builders import a_version
+from federation import wait_until
+from fluffle_command import Fluffle, ask_management
+from logins import PASSWORD
+
+from fluffle.rabbit import RabbitBroker
+from fluffle.record import Contributor
+from fluffle.rights import rights_of
+from fluffle.topology import Topology
+from fluffle.wire import encode_version
+from fluffle_cli.federations import all_footprints
+from fluffle_cli.management import Management
+from fluffle_cli.node import BrokerNode
+from fluffle_cli.users import hash_of
+
+
+@pytest.fixture
+def broker(managed_node: BrokerNode, topology: Topology, management: Management) -> Iterator[RabbitBroker]:
+    """A federation with one version, two updates that wait and one refused message."""
+    with RabbitBroker(managed_node.amqp_url, name="test", heartbeat_s=20) as connected:
+        connected.declare(topology)
+        version = replace(
+            a_version(3), federation=topology.federation, contributors={"w1": Contributor(3, 30, 6, 3.0)}
+        )
+        publish_version(connected, topology, encode_version(version))
+        for exchange, count in ((topology.updates_in, 2), (topology.rejected_in, 1)):
+            for _ in range(count):
+                connected.publish(exchange.name, "", b"body", {})
+
+        def are_counted() -> bool:
+            found = all_footprints(management)[topology.federation]
+            return [found.row(each.name).messages for each in (topology.updates, topology.rejected)] == [2, 1]
+
+        wait_until(are_counted, "RabbitMQ to count them", every_s=0.5)
+        yield connected
+
+
+@contextmanager
+def connected_as(node: BrokerNode, name: str, management: Management) -> Iterator[None]:
+    """Be connected under the name that a part gives its connection."""
+    parameters = pika.URLParameters(node.amqp_url)
+    parameters.client_properties = {"connection_name": name}
+    with pika.BlockingConnection(parameters):
+        wait_until(lambda: name in management.connection_names(), f"{name} to be seen", every_s=0.5)
+        yield
+    wait_until(lambda: name not in management.connection_names(), f"{name} to be gone", every_s=0.5)
+
+
+def names_on_broker(management: Management, federation: str) -> list[str]:
+    names = [each.name for each in management.queues()] + management.exchanges()
+    return sorted(name for name in names if name.startswith(f"{federation}."))
+
+
+@pytest.mark.usefixtures("broker")
+def test_the_list_has_each_federation_with_its_version_and_what_waits(
+    fluffle: Fluffle, topology: Topology, management: Management
+) -> None:
+    shown = fluffle("federation", "list")
+    as_json = fluffle("federation", "list", "--json")
+
+    found = {each["federation"]: each for each in map(json.loads, as_json.stdout.splitlines())}
+    assert (shown.exit_code, as_json.exit_code) == (0, 0), shown.output + as_json.output
+    assert found[topology.federation] == {
+        "federation": topology.federation,
+        "version": 3,
+        "term": 1,
+        "updates": 3,
+        "finished": "",
+        "workers": 0,
+        "aggregator_leads": False,
+        "waiting": 2,
+        "rejected": 1,
+        "trouble": "",
+    }
+    line = next(line for line in shown.output.splitlines() if line.split()[:1] == [topology.federation])
+    assert "no aggregator" in line
+    assert all_footprints(management).keys() >= found.keys()
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_monitor_sees_the_federations_but_not_who_may_enter_them(
+    fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
+) -> None:
+    federation, name = topology.federation, f"monitor-of-{topology.federation}"
+    management.put_user(name, rights_of("monitor", federation, name), hash_of(PASSWORD))
+    login = {
+        "FLUFFLE_BROKER_URL": f"amqp://{name}:{PASSWORD}@127.0.0.1:{managed_node.settings.amqp_port}/%2F"
+    }
+
+    listed = fluffle("federation", "list", **login)
+    shown = fluffle("federation", "show", federation, **login)
+    deleted = fluffle("federation", "delete", federation, "--yes", **login)
+
+    assert (listed.exit_code, shown.exit_code, deleted.exit_code) == (0, 0, 2)
+    assert federation in listed.output
+    assert "shown to administrators only" in shown.output
+    assert "is no administrator" in deleted.output
+
+
+@pytest.mark.usefixtures("broker")
+def test_one_federation_is_shown_with_its_queues_who_is_connected_and_who_may_be(
+    fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
+) -> None:
+    federation = topology.federation
+    fluffle("user", "add", f"w-{federation}", "--role", "worker", "--federation", f"{federation},gym-*")
+
+    with connected_as(managed_node, f"{federation}/worker/w1", management):
+        shown = fluffle("federation", "show", federation).output.splitlines()
+
+    assert "version     3 (term 1), 3 updates" in shown
+    assert "connected   worker w1" in shown
+    rows = [line.split() for line in shown]
+    assert any(row[:3] == [topology.updates.name, "│", "2"] for row in rows)
+    assert any(row[::2][:3] == [f"w-{federation}", "worker", f"{federation},gym-*"] for row in rows)
+
+
+@pytest.mark.usefixtures("broker")
+@pytest.mark.parametrize("deed", ["delete", "reset"])
+def test_parts_that_are_connected_are_named_and_nothing_is_touched(
+    fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management, deed: str
+) -> None:
+    before = names_on_broker(management, topology.federation)
+
+    with connected_as(managed_node, f"{topology.federation}/aggregator/lead", management):
+        refused = fluffle("federation", deed, topology.federation, "--yes")
+
+    assert refused.exit_code == 2
+    assert "aggregator lead" in refused.output
+    assert "--force" in refused.output
+    assert names_on_broker(management, topology.federation) == before
+
+
+@pytest.mark.usefixtures("broker")
+def test_a_deletion_says_what_is_lost_and_leaves_what_is_not_fluffles(
+    fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
+) -> None:
+    federation = topology.federation
+    mine, other = f"{federation}.mine", f"{federation}-2.updates"
+    for name in (mine, other):
+        ask_management(managed_node, "PUT", f"queues/%2F/{name}", {"durable": True})
+    left_behind = f"{federation}.worker.w1"
+    ask_management(managed_node, "PUT", f"queues/%2F/{left_behind}", {"durable": True})
+
+    deleted = fluffle("federation", "delete", federation, "--yes")
+
+    assert deleted.exit_code == 0, deleted.output
+    assert "2 updates that no version contains yet, 1 refused message" in deleted.output
+    assert "Deleted 8 exchanges with their bindings and 5 queues" in deleted.output
+    assert f"Left as it is, since Fluffle did not make it: queue {mine}" in deleted.output
+    assert names_on_broker(management, federation) == [mine]
+    assert names_on_broker(management, f"{federation}-2") == [other]
+    for name in (mine, other):
+        ask_management(managed_node, "DELETE", f"queues/%2F/{name}")
+
+
+def test_a_reset_federation_is_whole_and_empty(
+    fluffle: Fluffle, topology: Topology, broker: RabbitBroker, management: Management
+) -> None:
+    before = names_on_broker(management, topology.federation)
+
+    done = fluffle("federation", "reset", topology.federation, "--yes")
+
+    assert done.exit_code == 0, done.output
+    assert "begins at version 0" in done.output
+    assert names_on_broker(management, topology.federation) == before
+    assert not all_footprints(management)[topology.federation].missing
+    # The claim in the head is all that is there.
+    counts = [
+        broker.state(queue.name).messages for queue in (topology.updates, topology.rejected, topology.head)
+    ]
+    assert counts == [0, 0, 1]
+
+
+@pytest.mark.usefixtures("broker")
+def test_without_a_terminal_and_without_yes_nothing_is_deleted(
+    fluffle: Fluffle, topology: Topology, management: Management
+) -> None:
+    before = names_on_broker(management, topology.federation)
+
+    refused = fluffle("federation", "delete", topology.federation)
+
+    assert refused.exit_code == 2
+    assert "give --yes to delete" in refused.output
+    assert names_on_broker(management, topology.federation) == before
+
+
+@pytest.mark.usefixtures("broker")
+def test_on_a_terminal_the_name_must_be_typed(
+    topology: Topology, managed_node: BrokerNode, management: Management, tmp_path: Path
+) -> None:
+    before = names_on_broker(management, topology.federation)
+
+    wrong = typed("yes", "federation", "delete", topology.federation, node=managed_node, folder=tmp_path)
+    after_wrong = names_on_broker(management, topology.federation)
+    right = typed(
+        topology.federation, "federation", "delete", topology.federation, node=managed_node, folder=tmp_path
+    )
+
+    assert after_wrong == before
+    assert "nothing was changed" in wrong
+    assert "Type the federation's name to delete it" in right
+    assert names_on_broker(management, topology.federation) == []
+
+
+def typed(answer: str, *arguments: str, node: BrokerNode, folder: Path) -> str:
+    """Run a command at whose terminal somebody types an answer; return what it says."""
+    ours, its = pty.openpty()
+    try:
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [sys.executable, "-m", "fluffle_cli.main", *arguments],
+            env=os.environ
+            | {"FLUFFLE_BROKER_URL": node.amqp_url, "FLUFFLE_MANAGEMENT_URL": str(node.management_url)},
+            cwd=folder,
+            stdin=its,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(its)
+        os.close(ours)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("deed", ["show", "delete", "reset"])
+def test_a_federation_that_is_not_there_is_told_with_those_that_are(
+    fluffle: Fluffle, broker: RabbitBroker, topology: Topology, deed: str
+) -> None:
+    refused = fluffle("federation", deed, "not-there", *(["--yes"] if deed != "show" else []))
+
+    assert refused.exit_code == 2
+    assert "there is no federation 'not-there' on the virtual host '/'" in refused.output
+    assert topology.federation in refused.output
+    assert broker.state(topology.updates.name).messages == 2
