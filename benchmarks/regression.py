@@ -55,6 +55,15 @@ class Diabetes:
         self._mine = np.array_split(by_age, site.count)[site.index]
         return int(self._mine.size)
 
+    def training_rows(self) -> tuple[NDArray[np.intp], Floats]:
+        """Return all patients that are not held out, and their targets."""
+        rows = np.flatnonzero(~self._held_out)
+        return rows, self._y[rows, 0]
+
+    def take(self, rows: NDArray[np.intp]) -> None:
+        """Take these patients, in place of `prepare`."""
+        self._mine = rows
+
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
         """Take the plan's steps of SGD on the squared error."""
         rng = np.random.default_rng(seed)

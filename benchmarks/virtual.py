@@ -124,6 +124,11 @@ class VirtualFederation:
             self._start(index, now)
         return self.points
 
+    def weight_share(self, worker: str) -> float:
+        """Return a worker's share of all the weight that was given."""
+        given = self._newest.contributors
+        return given[worker].weight_sum / sum(one.weight_sum for one in given.values())
+
     def _start(self, index: int, now: float) -> None:
         client = self._clients[index]
         client.base = self._newest

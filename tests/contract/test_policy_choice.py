@@ -14,7 +14,7 @@ from policies import OPERATOR, USUAL, a_channel, acting, policy
 from rabbitmqctl import add_user, rabbitmqctl
 
 from fluffle.address import parse_address
-from fluffle.errors import AccessRefused, ConfigError, ConnectionLost
+from fluffle.errors import AccessRefused, ConfigError, ConnectionLost, LoginRefused
 from fluffle.management import policies_at
 from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
 from fluffle.rabbit import RabbitBroker
@@ -132,7 +132,7 @@ def test_the_tag_management_may_look_and_without_it_an_error_says_what_is_missin
             rabbitmqctl(node, "set_user_tags", "looks-on", tag)
 
             assert [one.definition for one in ask(node, url)] == [{"max-length": 5}, {"max-length": 4}]
-        with pytest.raises(AccessRefused, match="or its password"):
+        with pytest.raises(LoginRefused, match="or its password"):
             ask(node, url.replace("secret", "wrong"))
 
 
