@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
-from fluffle.topology import Topology
+from fluffle.topology import Queue, Topology
 
 SOON_S = 10.0
 # Long enough for a message that must not come to come all the same.
@@ -47,3 +48,8 @@ def look_into(broker: Broker, queue: str) -> list[bytes]:
     """Return the bodies that wait in a queue."""
     with broker.peek(queue) as bodies:
         return list(bodies)
+
+
+def limited(queue: Queue, *, size_bytes: int) -> Queue:
+    """Return the queue with another limit."""
+    return replace(queue, arguments={**queue.arguments, "x-max-length-bytes": size_bytes})

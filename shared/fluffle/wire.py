@@ -223,7 +223,10 @@ def _checksum(payload: Iterable[memoryview]) -> int:
 def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> Pieces:
     length = sum(part.nbytes for part in payload)
     whole = {PROTOCOL_FIELD: PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
-    unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
+    try:
+        unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
+    except OverflowError as error:
+        raise WireError(f"this {header['kind']} has a number of more than 64 bits") from error
     whole["pad"] = bytes(-unpadded % ALIGNMENT)
     packed = msgpack.packb(whole)
     require_message_fits(

@@ -7,18 +7,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import pytest
-from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, look_into, read, receive, send
+from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, limited, look_into, read, receive, send
 from federation import wait_until
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
 from fluffle.pieces import Pieces
-from fluffle.topology import Queue, Topology
-
-
-def limited(queue: Queue, *, size_bytes: int) -> Queue:
-    """Return the queue with another limit."""
-    return replace(queue, arguments={**queue.arguments, "x-max-length-bytes": size_bytes})
+from fluffle.topology import Topology
 
 
 def test_declaring_twice_changes_nothing(broker: Broker, topology: Topology) -> None:

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pika
 import pika.exceptions
 import pytest
-from brokers import SOON_S, publish_version, receive, send
+from brokers import SOON_S, limited, publish_version, receive, send
 from federation import wait_until
+from rabbitmqctl import rabbitmqctl
 from relay import Relay
 
-from fluffle.errors import ConfigError, ConnectionLost, LoginRefused, TopologyMissing
+from fluffle.errors import ConfigError, ConnectionLost, LoginRefused, QueueFull, TopologyMissing
 from fluffle.rabbit import RabbitBroker
 from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
 from fluffle.topology import MIB, Topology
@@ -219,3 +221,34 @@ def test_a_message_that_does_not_say_who_sent_it_has_no_verified_sender(
         (b"signed", node.user),
         (b"anonymous", None),
     ]
+
+
+def test_after_a_refused_publish_another_channel_is_used_unless_the_first_one_consumes(
+    node: BrokerNode, topology: Topology
+) -> None:
+    """A channel that met a dead leader of a queue refuses for as long as it lives."""
+    small = replace(topology, updates=limited(topology.updates, size_bytes=1000))
+
+    def channels() -> set[str]:
+        return set(rabbitmqctl(node, "list_channels", "pid").split())
+
+    def publish_until_refused(broker: RabbitBroker) -> None:
+        for _ in range(100):
+            broker.publish(small.updates_in.name, "", bytes(100), {})
+
+    with connect(node) as broker:
+        broker.declare(small)
+        broker.publish(small.updates_in.name, "", bytes(100), {})
+        before = channels()
+        with pytest.raises(QueueFull):
+            publish_until_refused(broker)
+
+        wait_until(lambda: len(channels()) == len(before), "the old channel to be closed")
+        assert channels() != before
+
+        broker.consume(small.updates.name, prefetch=1)
+        before = channels()
+        with pytest.raises(QueueFull):
+            publish_until_refused(broker)
+        assert channels() == before
+        assert broker.next_delivery(SOON_S)

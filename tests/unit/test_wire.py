@@ -21,7 +21,7 @@ from fluffle.compression import CODECS, decompressed
 from fluffle.errors import MessageTooLarge
 from fluffle.model import FrozenPart, Layout, SharedGroup, TensorSpec
 from fluffle.plan import Plan
-from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, Rank
+from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, PlateauState, Rank
 from fluffle.topology import MIB
 from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
@@ -116,6 +116,9 @@ def versions(draw: st.DrawFn) -> ModelVersion:
                 sends=st.sampled_from(["delta", "weights"]),
                 codec=st.sampled_from(sorted(CODECS)),
                 one_update_per_version=st.booleans(),
+                learning_rate_scale=numbers,
+                keep_optimizer=st.booleans(),
+                updates_per_version=st.integers(1, 2**63),
             )
         ),
         strategy=draw(texts),
@@ -123,19 +126,39 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         statistics=draw(arrays(np.float32, whole.statistics_size, elements=any_float32)),
         integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
         applied=Applied(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
-        folded=tuple(draw(st.lists(st.builds(Folded, ids, counts, counts, numbers), max_size=3))),
+        folded=tuple(
+            draw(
+                st.lists(
+                    st.builds(Folded, ids, counts, counts, *[numbers] * 3, st.none() | st.floats(), numbers),
+                    max_size=3,
+                )
+            )
+        ),
         norms=tuple(draw(st.lists(st.floats(0, 1e300), max_size=4))),
         contributors=draw(
             st.dictionaries(
-                names, st.builds(Contributor, counts, counts, counts, numbers, counts, numbers), max_size=3
+                names,
+                st.builds(
+                    Contributor,
+                    *(counts, counts, counts, numbers, counts, numbers),
+                    st.none() | st.floats(),
+                    texts,
+                ),
+                max_size=3,
             )
         ),
         rejected=draw(counts),
         evaluation=draw(st.none() | in_this),
         best=draw(st.none() | in_this),
+        best_by=draw(texts),
         target_held=draw(counts),
+        not_finite_held=draw(counts),
+        plateau=draw(st.builds(PlateauState, counts, counts)),
+        window=tuple(draw(st.lists(st.tuples(names, numbers), max_size=3))),
         elapsed_s=draw(numbers),
+        started_s=draw(st.none() | numbers),
         committed_at=draw(numbers),
+        closing=draw(texts),
         finished=draw(texts),
         moments_checksum=draw(st.none() | st.integers(0, 2**64 - 1)),
     )
@@ -143,7 +166,7 @@ def versions(draw: st.DrawFn) -> ModelVersion:
 
 def is_same(one: object, other: object) -> bool:
     """Compare two values; a NaN is the same as a NaN."""
-    if isinstance(one, Evaluation | Mapping) and type(one) is type(other):
+    if type(one) is type(other) and isinstance(one, Evaluation | Mapping | tuple):
         return repr(one) == repr(other)
     return one == other
 

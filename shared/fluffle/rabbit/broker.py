@@ -19,7 +19,15 @@ from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.address import BrokerAddress
 from fluffle.broker import Delivery, QueueState
-from fluffle.errors import BrokerError, ConfigError, ConnectionLost, LoginRefused, TlsRefused, TopologyMissing
+from fluffle.errors import (
+    BrokerError,
+    ConfigError,
+    ConnectionLost,
+    LoginRefused,
+    QueueFull,
+    TlsRefused,
+    TopologyMissing,
+)
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
 from fluffle.rabbit.acked_tags import AckedTags
@@ -124,7 +132,26 @@ class RabbitBroker:
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
-        self.publish_as(self._speaks_for or self._connection.user, exchange, routing_key, body, headers)
+        try:
+            self.publish_as(self._speaks_for or self._connection.user, exchange, routing_key, body, headers)
+        except QueueFull:
+            self._renew_channel()
+            raise
+
+    def _renew_channel(self) -> None:
+        """Publish over another channel from now on, unless this one consumes.
+
+        A channel that first publishes to a quorum queue just after the queue's leader died refuses whatever
+        it is given for as long as it lives (RabbitMQ 3.10, rabbit_fifo_client).
+        """
+
+        def renew() -> BlockingChannel:
+            if not self._channel.consumer_tags:
+                self._connection.renew_channel()
+                self._connection.channel.add_on_cancel_callback(self._on_cancel)
+            return self._connection.channel
+
+        self._channel = self._connection.call(renew, "the channel")
 
     def publish_as(
         self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]

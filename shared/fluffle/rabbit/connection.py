@@ -102,8 +102,7 @@ class RabbitConnection:
             address, name=self.name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
         )
         try:
-            channel = connection.channel()
-            channel.confirm_delivery()
+            channel = _confirming_channel(connection)
         except PIKA_ERRORS as error:
             with suppress(*PIKA_ERRORS):
                 connection.close()
@@ -249,6 +248,11 @@ class RabbitConnection:
         """Open one more channel; for functions that run on the thread."""
         return self._connection.channel()
 
+    def renew_channel(self) -> None:
+        """Put another one in the place of the main channel; for functions that run on the thread."""
+        old, self.channel = self.channel, _confirming_channel(self._connection)
+        old.close()
+
     def wake(self) -> None:
         """Let the thread look again at what there is to do."""
         self._wake.set()
@@ -334,6 +338,12 @@ class RabbitConnection:
 
     def _translated(self, error: Exception, what: str = "") -> BrokerError:
         return translate_error(error, where=self._where, user=self.user, what=what)
+
+
+def _confirming_channel(connection: pika.BlockingConnection) -> BlockingChannel:
+    channel = connection.channel()
+    channel.confirm_delivery()
+    return channel
 
 
 def _parsed(url: str) -> BrokerAddress:
