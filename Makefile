@@ -30,14 +30,21 @@ rabbitmq: $(installed)
 demo: $(installed) rabbitmq ## Install what is missing, then watch four workers train one model
 	@$(bin)/fluffle demo $(ARGS)
 
-.PHONY: test
-# Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other. In their
-# own order, the slow files come first, and the many quick ones fill what is left.
-test: $(installed) rabbitmq ## Run every test, with real RabbitMQ nodes and real training
+.PHONY: test-tools
+test-tools: $(installed) rabbitmq
 	@scripts/setup.sh prometheus
 	@scripts/setup.sh browser
 	@scripts/setup.sh data
-	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+# Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other. In their
+# own order, the slow files come first, and the many quick ones fill what is left.
+.PHONY: test
+test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, in 20 minutes
+	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
+
+.PHONY: test-long
+test-long: test-tools ## Run the tests that take longer: kills, power cuts, clusters, refusals, half an hour
+	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 .PHONY: test-pythons
 test-pythons: $(installed) rabbitmq ## Run every test on the oldest and newest Python here, and on the lowest packages

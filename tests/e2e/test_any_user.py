@@ -7,9 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
+import pytest
 from federation import Federation
 
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 NOBODYS_ID = "54321"
 

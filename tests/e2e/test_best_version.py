@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from brokers import publish_version
 from builders import a_version, an_evaluation
 
@@ -15,6 +16,8 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 
 def model(

@@ -28,6 +28,8 @@ from fluffle_cli.dashboard.table import PAGE_ROWS
 from fluffle_cli.dashboard.watch import Watch
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 WORKERS = 2_000
 NAMES = [f"w{number:04}" for number in range(WORKERS)]
 # Far fewer than there are workers.

@@ -15,6 +15,8 @@ from federation import ROOT, TESTS, wait_until
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import is_free
 
+pytestmark = pytest.mark.long
+
 A_TEST = """
 import time
 from pathlib import Path

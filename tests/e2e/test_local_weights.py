@@ -12,6 +12,8 @@ from federation import ROOT, TESTS, Federation
 from fluffle.safetensors_file import read_model
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "tasks.grouped_task:task"
 
 

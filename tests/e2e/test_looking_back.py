@@ -15,6 +15,8 @@ from fluffle.rights import rights_of
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.run_folder import read_run
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:

@@ -12,10 +12,13 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import urlopen
 
+import pytest
 from federation import ROOT, Federation, wait_until
 
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import LOOPBACK, free_ports
+
+pytestmark = pytest.mark.long
 
 DASHBOARD = ROOT / "monitoring" / "grafana" / "fluffle.json"
 FLAGS = ["--buffer-size", "1", "--local-steps", "5"]

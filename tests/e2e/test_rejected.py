@@ -19,6 +19,8 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def running(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federation]:

@@ -10,6 +10,8 @@ from federation import Federation, assert_every_confirmed_update_counts_once
 from fluffle.models import all_versions
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize(
     "flags",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from federation import Federation
 
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 
 def test_the_metric_of_one_class_is_a_target_that_ends_the_federation(

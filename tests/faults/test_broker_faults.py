@@ -21,6 +21,8 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "numpy_task:task"
 BROKER_KILLS = 2
 BLOCKED, UNBLOCKED = "RabbitMQ takes no messages for now: waiting", "RabbitMQ takes messages again"

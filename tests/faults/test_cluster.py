@@ -17,6 +17,8 @@ from fluffle.topology import topology_of
 from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerCluster]:

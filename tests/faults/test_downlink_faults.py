@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from federation import Federation, assert_every_confirmed_update_counts_once
 
 from fluffle.models import all_stored
 from fluffle.record import ModelVersion
 from fluffle.wire import decode_record
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 ROUNDED = ["--downlink-codec", "int8", "--codec", "int8", "--buffer-size", "2", "--max-versions", "15"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from federation import Federation, applied_ids, wait_until
 from relay import Relay
 from tasks.gated_sum_task import DELTA
@@ -12,6 +13,8 @@ from tasks.gated_sum_task import DELTA
 from fluffle.models import all_versions
 from fluffle_cli.node import BrokerNode
 from fluffle_worker.spool import open_spool
+
+pytestmark = pytest.mark.long
 
 TOP_K = ["--buffer-size", "1", "--staleness", "constant", "--codec", "topk:0.3"]
 

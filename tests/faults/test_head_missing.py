@@ -18,6 +18,8 @@ from fluffle.record_file import read_record
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.restoring import TERMS_AHEAD
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def running(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federation]:

@@ -14,6 +14,8 @@ from federation import Federation, Part, assert_every_confirmed_update_counts_on
 from fluffle.models import all_versions
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 QUICK_TASK = "numpy_task:task"
 GOAL = ["--target", "0.85", "--target-hold", "2", "--buffer-size", "3"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from federation import Federation
 from process_memory import memory_bytes
 from sending import send_from_one_base
@@ -12,6 +13,8 @@ from sending import send_from_one_base
 from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
 from fluffle.safetensors_file import write_model
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 MB = 1_000_000
 MODEL_BYTES = 40 * MB

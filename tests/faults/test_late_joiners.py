@@ -20,6 +20,8 @@ from fluffle.topology import STREAM_SEGMENT_BYTES, Topology
 from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 # 200 MB, which is 50 million parameters, in `make soak`; half of it does for everyday.
 MODEL_BYTES = int(os.environ.get("FLUFFLE_TEST_MODEL_MB", "100")) * 1_000_000
 JOINERS = 10

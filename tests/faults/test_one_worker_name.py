@@ -7,10 +7,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
 from federation import HEARTBEAT_S, Federation, Part, assert_refused, end_and_balance, wait_until
 from relay import Relay
 
 from fluffle_cli.node import BrokerNode
+
+pytestmark = pytest.mark.long
 
 TASK = "numpy_task:task"
 TURNED_AWAY = "another process wanted this worker's name, and was turned away"

@@ -15,6 +15,8 @@ from fluffle.topology import HEAD_LENGTH
 from fluffle.update import UpdateId
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TTL_MS = 5000
 LOST, PUT_BACK = "the head has lost messages", "put the newest version back into the head"
 

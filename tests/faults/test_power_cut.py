@@ -11,6 +11,8 @@ from federation import Federation, Part, assert_every_confirmed_update_counts_on
 
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 FLAGS = ["--buffer-size", "2", "--heartbeat-s", "2"]
 
 

@@ -16,6 +16,8 @@ from relay import Relay
 
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "numpy_task:task"
 # Both of the aggregator's, one each of the worker, the evaluator, the watcher and the live page.
 CONNECTIONS = 6

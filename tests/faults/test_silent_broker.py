@@ -14,6 +14,8 @@ from fluffle.rabbit import RabbitBroker, connection
 from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 
 def test_a_broker_that_does_not_answer_is_named_in_the_log_and_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -13,6 +13,8 @@ from federation import Federation, Part, applied_ids, assert_refused, wait_until
 from fluffle.safetensors_file import write_model
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "numpy_task:task"
 BEGUN_ANEW = (
     "the federation was begun anew: what this worker had for the one before can never count, and it goes on "

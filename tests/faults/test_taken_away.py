@@ -20,6 +20,8 @@ from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "numpy_task:task"
 EVERY_QUEUE = ("updates", "rejected", "head", "models")
 EVERY_EXCHANGE = ("updates", "evaluations", "versions", "head", "stream", "rejected")
