@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,10 @@ from fluffle.topology import Topology, topology_of
 from fluffle_cli.node import BrokerNode
 
 _numbers = itertools.count(1)
+
+# A shell's background jobs ignore Ctrl-C, and so would all processes that the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a machine with much to do an example may take long; that says nothing about the code.
 settings.register_profile("fluffle", deadline=None)
