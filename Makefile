@@ -39,7 +39,7 @@ test-tools: $(installed) rabbitmq
 # Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other. In their
 # own order, the slow files come first, and the many quick ones fill what is left.
 .PHONY: test
-test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, in 20 minutes
+test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, in 15 minutes
 	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 .PHONY: test-long

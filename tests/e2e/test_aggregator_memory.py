@@ -15,6 +15,8 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 MB = 1_000_000
 # Larger than the messages that a connection takes in ahead.
 PARAMETERS = 12_000_000

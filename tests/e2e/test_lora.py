@@ -14,6 +14,8 @@ from fluffle.checked_task import CheckedTask
 from fluffle.models import all_versions
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 TASK = "tasks.lora_task:task"
 
 

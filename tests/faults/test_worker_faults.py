@@ -23,6 +23,8 @@ from fluffle.record import ModelVersion
 from fluffle.rights import rights_of
 from fluffle_cli.node import BrokerNode
 
+pytestmark = pytest.mark.long
+
 QUICKLY = ["--buffer-size", "1"]
 LEAVING = "leaving with updates in the spool: start this worker again, and they are sent"
 TICK = "application:set_env(rabbit, channel_tick_interval, 1000)."

@@ -30,6 +30,8 @@ from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.users import hash_of
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def broker(managed_node: BrokerNode, topology: Topology, management: Management) -> Iterator[RabbitBroker]:
