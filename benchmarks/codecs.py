@@ -20,11 +20,9 @@ import argparse
 import heapq
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 
@@ -32,7 +30,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
-from benchmarks.measuring import OtherWork, Report, Spread, wide_console
+from benchmarks.measuring import OtherWork, Report, Spread, in_processes, wide_console
 from benchmarks.small_networks import OneHiddenLayer
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
@@ -216,11 +214,7 @@ def main() -> None:
         for data, codec in product(arguments.data, codecs)
         for seed in range(arguments.seeds or SEEDS[data])
     ]
-    with (
-        console.status(f"{len(cases)} runs"),
-        ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool,
-    ):
-        outcomes = dict(zip(cases, pool.map(play, cases), strict=True))
+    outcomes = in_processes(play, cases, arguments.processes)
     for data, codec in product(arguments.data, codecs):
         mine, plain = (
             [outcome for case, outcome in outcomes.items() if (case.data, case.codec) == (data, each)]

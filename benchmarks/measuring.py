@@ -12,14 +12,17 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -32,6 +35,8 @@ RESULTS = Path(__file__).parent / "results"
 # Beside the benchmarks' own processes, more of the CPU than this makes a figure doubtful.
 BUSY_SHARE = 0.1
 
+Case = TypeVar("Case", bound=Hashable)
+Outcome = TypeVar("Outcome")
 Cell = str | int | float | Sequence[float]
 
 
@@ -93,6 +98,17 @@ def seconds(action: Callable[[], object]) -> float:
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
+
+
+def in_processes(
+    play: Callable[[Case], Outcome], cases: Sequence[Case], processes: int
+) -> dict[Case, Outcome]:
+    """Play each case in one of so many new processes, and return what came out; a status says how many."""
+    with (
+        wide_console().status(f"{len(cases)} runs"),
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+    ):
+        return dict(zip(cases, pool.map(play, cases), strict=True))
 
 
 def random_floats(size: int, seed: int = 0) -> NDArray[np.float32]:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -24,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits
 
-from benchmarks.measuring import OtherWork, Report, wide_console
+from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
 from benchmarks.virtual import Course, VirtualFederation
 from fluffle.plan import Plan
 from fluffle.task import Site
@@ -136,11 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report("optimizers", "optimizers: fresh or kept, and schedules of the learning rate")
     settings = list(product(TASKS, STATES, SCHEDULES))
     cases = [Case(*each, seed) for each in settings for seed in range(given.seeds)]
-    with (
-        console.status(f"{len(cases)} runs"),
-        ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool,
-    ):
-        outcomes = dict(zip(cases, pool.map(play, cases), strict=True))
+    outcomes = in_processes(play, cases, given.processes)
     for task, state, schedule in settings:
         left = [outcomes[Case(task, state, schedule, seed)] for seed in range(given.seeds)]
         report.add(

@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from statistics import mean
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
-from benchmarks.measuring import OtherWork, Report, wide_console
+from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
 from benchmarks.regression import Diabetes
 from benchmarks.virtual import Course, Point, VirtualFederation
 from fluffle.codecs.floats import Float32Vector
@@ -131,11 +129,7 @@ def main() -> None:
         for (data, epochs), slowest, remedy in settings
         for seed in range(arguments.seeds)
     ]
-    with (
-        console.status(f"{len(cases)} runs"),
-        ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool,
-    ):
-        outcomes = dict(zip(cases, pool.map(play, cases), strict=True))
+    outcomes = in_processes(play, cases, arguments.processes)
     for (data, epochs), slowest, remedy in settings:
         mine = [
             outcome

@@ -19,11 +19,13 @@ from fluffle.checked_task import CheckedTask
 from fluffle.in_flight import most_in_flight
 from fluffle.model import Weights
 from fluffle.plan import Plan
-from fluffle.record import Evaluation, ModelVersion, Rank
+from fluffle.record import Evaluation, ModelVersion
+from fluffle.safetensors_file import ModelFile
 from fluffle.task import Task
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.strategies import Strategy
 from fluffle_worker.round import train_round
@@ -76,19 +78,11 @@ class VirtualFederation:
         checked = [CheckedTask(task) for task in tasks]
         self._judge = CheckedTask(judge)
         first = self._judge.model(course.seed)
-        flat = first.layout.flatten(first.weights)
-        record = ModelVersion(
+        record = first_version(
+            ModelFile(first.layout, first.weights),
             federation=FEDERATION,
-            term=1,
-            version=0,
-            parent="",
-            terms=(Rank(1, 0),),
-            layout=first.layout,
             plan=course.plan,
             strategy=str(course.strategy),
-            vector=flat.vector,
-            statistics=flat.statistics,
-            integers=flat.integers,
         )
         self._model = GlobalModel(
             record,

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from statistics import mean, stdev
 
 import numpy as np
@@ -25,7 +23,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
-from benchmarks.measuring import OtherWork, Report, wide_console
+from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
 from benchmarks.regression import Diabetes
 from benchmarks.virtual import Course, Point, VirtualFederation
 from fluffle.plan import Plan
@@ -156,11 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = Report("weights", "weights: what an update counts by its number of examples")
     settings = list(product(DATA, SITES, ("fedbuff", "fedasync"), WEIGHTS))
     cases = [Case(*each, seed) for each in settings for seed in range(given.seeds)]
-    with (
-        console.status(f"{len(cases)} runs"),
-        ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool,
-    ):
-        outcomes = dict(zip(cases, pool.map(play, cases), strict=True))
+    outcomes = in_processes(play, cases, given.processes)
     for data, sites, strategy, weigh_by in settings:
         mine = [outcomes[Case(data, sites, strategy, weigh_by, seed)] for seed in range(given.seeds)]
         left = [each.left for each in mine]

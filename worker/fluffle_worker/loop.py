@@ -222,13 +222,12 @@ class Worker:
         A version of a lower term than one seen before comes from an aggregator that has lost the lead.
         """
         last = self._last
-        if last is None:
-            log.debug("fetching the newest version")
-            return newest_version(broker, self._topology, stop=self._stop)
-        is_synchronous = last.plan.one_update_per_version and not self._spool.waiting
-        is_ahead = self._is_ahead(last) and not is_synchronous
+        is_synchronous = bool(last and last.plan.one_update_per_version and not self._spool.waiting)
+        is_ahead = bool(last and self._is_ahead(last)) and not is_synchronous
         waits = is_synchronous or is_ahead
         log.debug("waiting for a new version" if waits else "fetching the newest version")
+        if last is None:
+            return newest_version(broker, self._topology, stop=self._stop)
         newest = newest_version(
             broker,
             self._topology,

@@ -179,16 +179,16 @@ class RabbitConnection:
 
     def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
         """Run a function on a channel of its own: an error closes that channel, and nothing else."""
+        return self.call(lambda: self.on_new_channel(function), what)
 
-        def run() -> Result:
-            channel = self.new_channel()
-            try:
-                return function(channel)
-            finally:
-                if channel.is_open:
-                    channel.close()
-
-        return self.call(run, what)
+    def on_new_channel(self, function: Callable[[BlockingChannel], Result]) -> Result:
+        """Run a function on a channel that is closed afterwards; for functions that run on the thread."""
+        channel = self.new_channel()
+        try:
+            return function(channel)
+        finally:
+            if channel.is_open:
+                channel.close()
 
     def tell(self, send: Callable[[BlockingChannel], None]) -> None:
         """Send something that may be lost, on a channel for such things, without waiting for anything.

@@ -137,10 +137,8 @@ class WorkerName:
         return None
 
     def _remove(self, queue: str) -> None:
-        channel = self._connection.new_channel()
         with suppress(pika.exceptions.ChannelClosedByBroker):
-            channel.queue_delete(queue)
-            channel.close()
+            self._connection.on_new_channel(lambda channel: channel.queue_delete(queue))
 
     def _on_lock_lost(self, _method: object) -> None:
         # Its node is down, or somebody has deleted it.
@@ -187,7 +185,7 @@ class WorkerName:
         # A newcomer that looks for an answer at this moment may leave its note anew.
         rivals: set[str] = set()
         for _ in range(ATTEMPTS):
-            found = self._read_bell(self._connection.new_channel())
+            found = self._connection.on_new_channel(self._read_bell)
             if found == UNREADABLE and self._was_rung:
                 rivals.add("unknown")
             elif found is not None and found.startswith(NOTE):
