@@ -115,14 +115,12 @@ def _by_history(standing: Standing, yardstick: Yardstick) -> Progress | None:
     if trend.course == "worse":
         said = worse_in_words(metric, trend, best, higher_is_better=yardstick.higher_is_better)
         return Progress("worse", said)
+    newest = standing.history.evaluations[-1]
     if trend.course == "flat":
         has = "did not improve in the last" if over else "has not improved for"
-        said = f"{metric} {has} {count(trend.since_best, 'evaluation')}, since version {best.version}."
-        return Progress("flat", said)
-    if trend.since_best:
-        since = count(trend.since_best, "evaluation")
-        return Progress("improving", f"{metric} was best at version {best.version}, {since} ago.")
-    return Progress("improving", f"{metric} improved to the end." if over else f"{metric} still improves.")
+        behind = count(newest.version - best.version, "version")
+        return Progress("flat", f"{metric} {has} {behind}, since version {best.version}.")
+    return Progress("improving", _best_in_words(metric, best.version, newest.version, is_over=over))
 
 
 def _by_versions(
@@ -131,12 +129,16 @@ def _by_versions(
     """Judge by the record of the newest version alone."""
     if newest.version == 0:
         return Progress("early", "Only version 0 is evaluated, which nobody has trained.")
+    said = _best_in_words(metric, best.version, newest.version, is_over=standing.is_over)
     behind = newest.version - best.version
     if behind <= 0:
-        which = "last" if standing.is_over else "newest"
-        return Progress("improving", f"The {which} evaluated version is the best one.")
-    is_long = behind >= max(LONG, newest.version / 2)
-    return Progress(
-        "flat" if is_long else "early",
-        f"No version from {best.version} to {newest.version} has had a better {metric}.",
-    )
+        return Progress("improving", said)
+    return Progress("flat" if behind >= max(LONG, newest.version / 2) else "early", said)
+
+
+def _best_in_words(metric: str, best: int, newest: int, *, is_over: bool) -> str:
+    """Say which version is best, in words that do not depend on how many evaluations were seen."""
+    if newest <= best:
+        which = "last" if is_over else "newest"
+        return f"The {which} evaluated version is the best one."
+    return f"{metric} was best at version {best} of {newest}."

@@ -203,9 +203,9 @@ def test_a_model_that_gets_worse_or_no_better_is_found() -> None:
 
     assert kinds_of(fallen) == ["getting-worse"]
     assert progress_of(fallen).says == "accuracy has fallen from about 0.9000 to 0.5000 since version 0."
-    assert the_finding(flat).says == ("accuracy has not improved for 20 evaluations, since version 29.")
+    assert the_finding(flat).says == ("accuracy has not improved for 20 versions, since version 29.")
     assert progress_of(replace(flat, is_over=True)).says == (
-        "accuracy did not improve in the last 20 evaluations, since version 29."
+        "accuracy did not improve in the last 20 versions, since version 29."
     )
     assert kinds_of(replace(flat, is_over=True)) == []
 
@@ -239,4 +239,4 @@ def test_one_record_alone_says_whether_its_newest_version_is_the_best() -> None:
     assert progress_of(looked_at(5, 5)).says == "The newest evaluated version is the best one."
     assert progress_of(looked_at(8, 5)).state == "early"
     assert progress_of(looked_at(50, 5)).state == "flat"
-    assert progress_of(looked_at(50, 5)).says == "No version from 5 to 50 has had a better loss."
+    assert progress_of(looked_at(50, 5)).says == "loss was best at version 5 of 50."

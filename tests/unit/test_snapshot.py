@@ -143,7 +143,7 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     }
     assert found["progress"] == {
         "state": "early",
-        "says": "No version from 5 to 6 has had a better accuracy.",
+        "says": "accuracy was best at version 5 of 6.",
     }
     assert found["findings"] == []
 
