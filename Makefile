@@ -54,6 +54,10 @@ test-pythons: $(installed) rabbitmq ## Run every test on the oldest and newest P
 test-lowest: $(installed) ## Run the unit tests on the lowest versions of the packages that are allowed
 	@scripts/test_pythons.sh lowest $(ARGS)
 
+.PHONY: test-jax
+test-jax: $(installed) ## Run the tests of Keras tasks with Keras on JAX
+	@scripts/test_pythons.sh jax $(ARGS)
+
 .PHONY: test-containers
 test-containers: ## Build the images and run a federation in containers as unknown users (needs Docker)
 	@python3 scripts/try_containers.py

@@ -199,6 +199,8 @@ lock() {
   compile_lock requirements-aggregator.lock pyproject.toml "$@"
   # For `make test-lowest` alone: the oldest version of each package that pyproject.toml names.
   compile_lock requirements-lowest.lock pyproject.toml --extra demo --group dev --resolution lowest-direct "$@"
+  # For `make test-jax` alone.
+  compile_lock requirements-jax.lock --group pyproject.toml:jax --constraint requirements.lock "$@"
   # For `make fuzz` alone.
   compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The tests on other Pythons and other packages than those of .venv: test_pythons.sh all | lowest [pytest's arguments]
+# The tests on other Pythons and other packages than those of .venv: test_pythons.sh all | lowest | jax [pytest's arguments]
 #
 # lowest: the unit tests, on the lowest version of each package that pyproject.toml allows (requirements-lowest.lock).
+# jax: the tests of Keras tasks with Keras on JAX (requirements-jax.lock beside requirements.lock).
 # all: every test, on the oldest and on the newest Python that is on this machine; on the oldest one with the lowest
 # versions too. A version of Python that is not here is named.
 #
@@ -36,28 +37,29 @@ install() {
   rm -f "$output"
 }
 
-# Make the environment of a Python and a lock, and print where it is.
+# Make the environment of a Python and one or two locks, and print where it is.
 environment() {
-  local version=$1 lock=$2 python=$3 folder
-  folder=.venvs/$version-$(basename "$lock" .lock)
-  if ! cmp -s "$lock" "$folder/installed.lock" || [[ pyproject.toml -nt $folder/installed.lock ]]; then
-    say "installing the packages of $lock for Python $version (about two minutes)" >&2
+  local version=$1 python=$2 folder lock
+  shift 2
+  folder=.venvs/$version-$(basename "${!#}" .lock)
+  if ! cat "$@" | cmp -s - "$folder/installed.lock" || [[ pyproject.toml -nt $folder/installed.lock ]]; then
+    say "installing the packages of $* for Python $version (about two minutes)" >&2
     rm -rf "$folder"
     "$python" -m venv "$folder"
-    install "$folder" --require-hashes -r "$lock"
+    for lock in "$@"; do install "$folder" --require-hashes -r "$lock"; done
     install "$folder" --no-deps --no-build-isolation -e .
-    cp "$lock" "$folder/installed.lock"
+    cat "$@" >"$folder/installed.lock"
   fi
   echo "$folder"
 }
 
-# Run tests in the environment of a Python and a lock.
+# Run tests in the environment of a Python and a lock, or of two locks joined by a comma.
 run_tests() {
-  local version=$1 lock=$2 python folder
+  local version=$1 locks folder
+  IFS=, read -ra locks <<<"$2"
   shift 2
-  python=$(python_of "$version")
-  folder=$(environment "$version" "$lock" "$python")
-  say "Python $version with $lock: $*"
+  folder=$(environment "$version" "$(python_of "$version")" "${locks[@]}")
+  say "Python $version with ${locks[*]}: $*"
   "$folder/bin/python" -m pytest -p no:cacheprovider "$@"
 }
 
@@ -72,6 +74,10 @@ everything=(-n 3 --dist loadfile --no-loadscope-reorder -q)
 
 case ${1:-} in
   lowest) run_tests "$oldest" requirements-lowest.lock -n 2 -q tests/unit tests/test_architecture.py "${@:2}" ;;
+  jax)
+    export KERAS_BACKEND=jax
+    run_tests "$oldest" requirements.lock,requirements-jax.lock -n 2 -q tests/worker "${@:2}"
+    ;;
   all)
     run_tests "$oldest" requirements-lowest.lock "${everything[@]}" "${@:2}"
     for version in $(printf '%s\n' "$oldest" "$newest" | uniq); do
@@ -79,7 +85,7 @@ case ${1:-} in
     done
     ;;
   *)
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,10s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

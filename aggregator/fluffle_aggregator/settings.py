@@ -61,9 +61,9 @@ class AggregatorSettings(SharedSettings):
     )
     mixing: float = Field(0.6, gt=0, le=1, description="FedAsync's mixing weight alpha.")
     weigh_by: Literal["none", "sqrt", "examples"] = Field(
-        "none",
-        description="What an update of fedbuff or fedasync counts by its number of examples: all the same, "
-        "by the square root, or in proportion. fedavg always weighs by examples.",
+        "examples",
+        description="What an update of fedbuff or fedasync counts by its number of examples: in proportion, "
+        "by the square root, or all the same, as in the papers. fedavg always weighs by examples.",
     )
     server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
         "sgd", description="What is made of a buffer's mean delta."

@@ -114,13 +114,19 @@ def only_refused(standing: Standing) -> Iterator[Finding]:
 
 
 def sent_twice(standing: Standing) -> Iterator[Finding]:
-    """Find workers whose name two processes use."""
+    """Find workers whose name two processes use, or want to use."""
     twice = sorted(name for name, rounds in standing.history.rounds.items() if rounds.is_of_two)
     for name in twice[:MOST_NAMED]:
         yield Finding(
             "one-name-twice",
             f"Two processes train as {name}: their rounds take turns.",
             "Stop one of them, or give it a name, and a RabbitMQ user, of its own.",
+        )
+    for name, other in sorted(standing.rivals.items())[:MOST_NAMED]:
+        yield Finding(
+            "one-name-twice",
+            f"Two processes want the name {name}: {other}, was turned away.",
+            "Stop it, or give it a name, and a RabbitMQ user, of its own.",
         )
 
 

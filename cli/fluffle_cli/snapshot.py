@@ -42,7 +42,7 @@ class Snapshot:
     earlier snapshot where there is one, else since version 0; None when it cannot be told. `taken_at` is
     Unix time in seconds. `best` is the best evaluation by `best_by`, such as "accuracy:max"; there is none
     where nothing says whether more or less is better. `history` is what was seen until now, and `silent_s`
-    how long each worker that ought to be at work was not heard of.
+    and `rivals` are those of Standing.
     """
 
     federation: str
@@ -66,6 +66,7 @@ class Snapshot:
     training_s: float = 0.0
     workers: Mapping[str, WorkerFacts]
     silent_s: Mapping[str, float] = field(default_factory=dict)
+    rivals: Mapping[str, str] = field(default_factory=dict)
     history: History = field(default_factory=History)
     policy_faults: tuple[PolicyFault, ...] | None = None
 
@@ -128,6 +129,7 @@ class Snapshot:
             history=self.history,
             training_s=self.training_s,
             silent_s=self.silent_s,
+            rivals=self.rivals,
             takes_rounds=self.plan is not None and self.plan.one_update_per_version,
             is_led=self.queues.aggregator_active,
             updates_waiting=self.queues.updates_waiting,

@@ -28,9 +28,9 @@ class Standing:
     """What is known of a federation at one moment.
 
     `best_by` is empty where nothing says what is best; `best` is None then. `history` may know only a part of
-    the past. `silent_s` says how long each worker that ought to be at work was not heard of. With
-    `takes_rounds` each version waits for all workers. Where nobody can tell whether an aggregator is at work,
-    `is_led` is true.
+    the past. `silent_s` says how long each worker that ought to be at work was not heard of, and
+    `rivals` which other process wanted a worker's name a short while ago. With `takes_rounds` each version
+    waits for all workers. Where nobody can tell whether an aggregator is at work, `is_led` is true.
     """
 
     is_over: bool
@@ -43,6 +43,7 @@ class Standing:
     history: History
     training_s: float = 0.0
     silent_s: Mapping[str, float] = field(default_factory=dict)
+    rivals: Mapping[str, str] = field(default_factory=dict)
     takes_rounds: bool = False
     is_led: bool = True
     updates_waiting: int = 0

@@ -13,10 +13,12 @@ from datetime import UTC, datetime
 from fluffle.broker import Broker
 from fluffle.connector import Connector
 from fluffle.errors import TopologyMissing
+from fluffle.events import TurnedAway
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
+from fluffle.telling import Teller
 from fluffle.topology import Topology
 
 log = get_logger(__name__)
@@ -39,20 +41,28 @@ def federation_connector(
 
 
 def worker_connector(
-    settings: SharedSettings, topology: Topology, *, worker: str, stop: threading.Event
+    settings: SharedSettings, topology: Topology, *, worker: str, stop: threading.Event, teller: Teller
 ) -> Connector:
     """Return what connects a worker to a federation: it waits until that is there, and takes its name.
 
-    Raises NameTaken while another process works under the name, and AccessRefused when the broker does not
-    let this user speak for the worker.
+    Of each other process that wants the name it tells `teller`. Raises NameTaken while another process works
+    under the name, and AccessRefused when the broker does not let this user speak for the worker.
     """
     plate = plate_of_this_process()
+
+    def tell_of_rival(plate: str) -> None:
+        log.warning(
+            "another process wanted this worker's name, and was turned away: stop one of the two, or give "
+            "one of them a --name of its own",
+            other=plate,
+        )
+        teller(TurnedAway(plate))
 
     def prepare(broker: RabbitBroker) -> None:
         require_federation(broker, topology)
         # First: its error says what to do when the worker has another name than its user.
         say_hello(broker, topology.updates_in, federation=topology.federation, name=worker)
-        broker.take_name(topology, worker, plate=plate, on_rival=_tell_of_rival)
+        broker.take_name(topology, worker, plate=plate, on_rival=tell_of_rival)
 
     name = f"{topology.federation}/worker/{worker}"
     return Connector(settings, name=name, stop=stop, speaks_for=worker, prepare=prepare)
@@ -80,14 +90,6 @@ def plate_of_this_process() -> str:
     host = re.sub(r"[^A-Za-z0-9._-]", "", socket.gethostname())[:32]
     since = datetime.now(UTC).replace(tzinfo=None).isoformat(" ", "milliseconds")
     return f"process {os.getpid()} on {host}, since {since}Z"
-
-
-def _tell_of_rival(plate: str) -> None:
-    log.warning(
-        "another process wanted this worker's name, and was turned away: stop one of the two, or give one "
-        "of them a --name of its own",
-        other=plate,
-    )
 
 
 def connect(settings: SharedSettings, *, name: str, stop: threading.Event) -> RabbitBroker:

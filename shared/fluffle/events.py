@@ -35,6 +35,13 @@ class Left:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedAway:
+    """Another process wanted this worker's name, and was turned away; `other` says which one."""
+
+    other: str
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """A worker trains from a version, for the update of this id."""
 
@@ -145,6 +152,7 @@ class TookOver:
 Event = (
     Joined
     | Left
+    | TurnedAway
     | Started
     | Progressed
     | Trained

@@ -11,6 +11,10 @@ import pytest
 from federation import HEARTBEAT_S, Federation, Part, assert_refused, end_and_balance, wait_until
 from relay import Relay
 
+from fluffle.broker import Listener
+from fluffle.events import TurnedAway
+from fluffle.topology import topology_of
+from fluffle.wire import decode_report
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
@@ -39,6 +43,14 @@ def turned_away(part: Part) -> str:
     return "\n".join(lines)
 
 
+def told_of(listener: Listener) -> str:
+    """What is heard next of those who wanted a name."""
+    delivery = listener.next_delivery(0.0)
+    report = decode_report(delivery.body) if delivery else None
+    happened = [each.event for each in report.events] if report else []
+    return "".join(event.other for event in happened if isinstance(event, TurnedAway))
+
+
 def assert_goes_on(part: Part) -> None:
     part.wait_for("update published", len(part.events("update published")) + 3)
 
@@ -50,14 +62,19 @@ def test_the_first_one_goes_on_and_the_second_ends_and_each_names_the_other(
         leader = started(running)
         first = a_worker(running, "north")
         first.wait_for("update published", 2)
+        exchange = topology_of(federation).events.name
 
-        second = a_worker(running, "south")
+        with running.connect() as broker, broker.listen(exchange, name="test") as listener:
+            second = a_worker(running, "south")
 
-        assert_refused(second, "'site-0'", f"process {first.process.pid} on ", ", since 20", "--name")
-        assert not second.events("round trained")
-        wait_until(
-            lambda: f"process {second.process.pid} on " in turned_away(first), "the first one to be told"
-        )
+            assert_refused(second, "'site-0'", f"process {first.process.pid} on ", ", since 20", "--name")
+            assert not second.events("round trained")
+            wait_until(
+                lambda: f"process {second.process.pid} on " in turned_away(first), "the first one to be told"
+            )
+            wait_until(
+                lambda: f"process {second.process.pid} on " in told_of(listener), "pages to be told, too"
+            )
         assert_goes_on(first)
         end_and_balance(running, workers=[first], aggregators=[leader])
 

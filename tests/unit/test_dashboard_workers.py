@@ -24,10 +24,12 @@ from fluffle.events import (
     Started,
     TookOver,
     Trained,
+    TurnedAway,
 )
 from fluffle.record import Contributor, Folded
 from fluffle.update import UpdateId
 from fluffle_cli.dashboard.live import MOST_PARTS
+from fluffle_cli.dashboard.state import RIVALS_OVER_S
 from fluffle_cli.dashboard.table import Wanted
 from fluffle_cli.plain_json import as_text
 
@@ -90,6 +92,20 @@ def test_only_who_has_given_updates_and_has_not_left_can_be_silent() -> None:
     told(state, Left("it was asked to stop"), role="worker", name="w2")
 
     assert state.snapshot(NOW + 1).silent_s == {"w1": 1.0, "w3": 901.0}
+
+
+def test_who_wanted_the_name_of_a_worker_at_work_is_shown_for_a_while() -> None:
+    state = a_state()
+    state.read(a_record(3))
+    for name in ("w1", "w2"):
+        told(state, TurnedAway("process 4711 on north, since noon"), role="worker", name=name)
+    told(state, Left("it was asked to stop"), role="worker", name="w2")
+
+    found = [each for each in state.snapshot(NOW + 1).findings if each.kind == "one-name-twice"]
+    assert [each.says for each in found] == [
+        "Two processes want the name w1: process 4711 on north, since noon, was turned away."
+    ]
+    assert not state.snapshot(NOW + RIVALS_OVER_S + 1).rivals
 
 
 def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() -> None:

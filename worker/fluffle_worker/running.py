@@ -75,7 +75,6 @@ def work(
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
-    connector = worker_connector(settings, topology, worker=settings.worker_name, stop=stop)
     max_bytes = settings.spool_max_mib * MIB
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
@@ -100,6 +99,9 @@ def work(
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
             teller=teller,
+        )
+        connector = worker_connector(
+            settings, topology, worker=settings.worker_name, stop=stop, teller=teller
         )
         return worker.work(
             connector.connect,

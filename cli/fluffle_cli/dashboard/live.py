@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from fluffle.events import Event, Joined, Left, Progressed, Published, Started, Trained
+from fluffle.events import Event, Joined, Left, Progressed, Published, Started, Trained, TurnedAway
 
 # More than one federation has; beyond it, whoever was silent for longest is forgotten.
 MOST_PARTS: Final = 10_000
@@ -13,11 +13,16 @@ MOST_PARTS: Final = 10_000
 
 @dataclass(slots=True)
 class Live:
-    """One worker, evaluator or aggregator; `heard_at` is Unix time by the clock of whoever listens."""
+    """One worker, evaluator or aggregator; the times are Unix time by the clock of whoever listens.
+
+    `rival` is the other process that last wanted its name.
+    """
 
     state: str = "connected"
     heard_at: float = 0.0
     round_s: float | None = None
+    rival: str = ""
+    rival_at: float = 0.0
 
     @property
     def has_left(self) -> bool:
@@ -62,10 +67,20 @@ class LiveParts:
                 live.state, live.round_s = "publishing", event.seconds
             case Published():
                 live.state = "has published"
+            case TurnedAway():
+                live.rival, live.rival_at = event.other, now
             case Left():
                 live.state = f"left: {event.because}"
             case _:
                 pass
+
+    def rivals(self, since: float) -> dict[str, str]:
+        """Return who wanted the name of a part that is present, since a time."""
+        return {
+            name: part.rival
+            for name, part in self._parts.items()
+            if part.rival and part.rival_at >= since and not part.has_left
+        }
 
     def forget(self, name: str) -> None:
         """Forget a part, until it is heard of again."""

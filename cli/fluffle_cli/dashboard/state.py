@@ -41,6 +41,8 @@ MOST_REASONS: Final = 32
 MOST_TERMS: Final = 200
 MOST_AGGREGATORS: Final = 100
 RATE_OVER_S: Final = 10.0
+# A process that is started again and again waits less than this in between.
+RIVALS_OVER_S: Final = 300.0
 OTHER_REASONS: Final = "other reasons"
 
 
@@ -155,7 +157,11 @@ class FederationState:
         shown = snapshot_of(
             self.known.record, self._queues, federation=self.federation, now=now, history=self.history
         )
-        shown = replace(shown, silent_s=silences_of(shown.workers, self._workers, now))
+        shown = replace(
+            shown,
+            silent_s=silences_of(shown.workers, self._workers, now),
+            rivals=self._workers.rivals(now - RIVALS_OVER_S),
+        )
         if shown.finished or len(self._recent) < 2:
             return shown
         (first, before), (last, after) = self._recent[0], self._recent[-1]
