@@ -36,7 +36,7 @@ def main() -> None:
     names = parser.parse_args().names or list(STEPS)
     if unknown := set(names) - set(STEPS):
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(STEPS)}")
-    console, began, failed = Console(), time.monotonic(), []
+    console, began, failed = Console(emoji=False), time.monotonic(), []
     for name in names:
         others, started = OtherWork(), time.monotonic()
         command = [sys.executable, "-m", f"benchmarks.{name}", *STEPS[name]]

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="runs with SIGKILL (default: 10)")
     parser.add_argument("--freezes", type=int, default=5, help="runs with SIGSTOP (default: 5)")
     arguments = parser.parse_args()
-    console = Console()
+    console = Console(emoji=False)
     with tempfile.TemporaryDirectory(prefix="fluffle-failover-") as place:
         folder = Path(place)
         write_model(folder / "initial.safetensors", {"kernel": np.zeros(PARAMETERS, np.float32)})

@@ -74,8 +74,8 @@ class Spread:
 
 def wide_console() -> Console:
     """Return a console on which a table has room, even where there is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
+    console = Console(emoji=False)
+    return console if console.is_terminal else Console(emoji=False, width=160)
 
 
 def in_turns(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:

@@ -28,7 +28,7 @@ PLACE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 def main() -> None:
     """Read the results, and write page and plots."""
-    console = Console()
+    console = Console(emoji=False)
     lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
 
     def filled(place: re.Match[str]) -> str:

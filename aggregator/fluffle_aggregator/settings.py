@@ -163,7 +163,8 @@ class AggregatorSettings(SharedSettings):
         "evaluations in a row are no better.",
     )
     keep_optimizer: bool = Field(
-        False, description="Let each worker keep its optimizer's moments from round to round."
+        True,
+        description="Let each worker keep its optimizer's state, such as Adam's moments, between rounds.",
     )
     proximal_mu: float = Field(
         0.0, ge=0, description="Weight of FedAsync's proximal term, which holds workers near their base."

@@ -64,7 +64,7 @@ def up(
         how = "runs already"
     else:
         certificates = _certificates_in(folder) if tls else None
-        with Console(stderr=True).status("starting RabbitMQ"):
+        with Console(emoji=False, stderr=True).status("starting RabbitMQ"):
             if nodes > 1 or isinstance(broker, BrokerCluster):
                 size = nodes if nodes > 1 or broker is None else len(_nodes(broker))
                 broker = BrokerCluster.start(folder, size=size, management=management, tls=certificates)
@@ -96,7 +96,7 @@ def down(folder: Folder = DEFAULT_FOLDER) -> None:
         typer.echo(f"No RabbitMQ runs in {folder}.")
     if broker is None:
         return
-    with Console(stderr=True).status("stopping RabbitMQ"):
+    with Console(emoji=False, stderr=True).status("stopping RabbitMQ"):
         broker.stop()
     if was_running:
         typer.echo(f"RabbitMQ in {folder} has stopped; its data are still there.")
@@ -136,7 +136,9 @@ def status(
             if fact is not None:
                 table.add_row(name.replace("_", " "), str(fact))
         # Wide enough that a URL is never broken: it is there to be copied.
-        Console(width=max(Console().width, 140), highlight=False, markup=False).print(table)
+        Console(emoji=False, width=max(Console(emoji=False).width, 140), highlight=False, markup=False).print(
+            table
+        )
     if not running:
         raise typer.Exit(1)
 

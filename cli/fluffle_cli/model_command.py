@@ -110,7 +110,7 @@ def list_versions(settings: ListSettings) -> None:
             ", ".join(marks),
         )
     # A line per version, also where no terminal says how wide it is.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(emoji=False, width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def export(settings: ExportSettings) -> None:
@@ -144,7 +144,9 @@ def export(settings: ExportSettings) -> None:
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
         write_model(settings.out, version.weights, about, layout=version.layout)
-    Console().print(f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False)
+    Console(emoji=False).print(
+        f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False
+    )
     if version.copy_of:
         logs.console().print(
             f"It is rounded: versions travel in {version.codec} here (--downlink-codec). The last one of a "
@@ -159,7 +161,7 @@ def init(settings: InitSettings) -> None:
     if settings.out.suffix != ".safetensors":
         raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
     write_initial_model(settings.task, seed=settings.seed, out=settings.out)
-    Console().print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
+    Console(emoji=False).print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
 
 
 def restore(settings: RestoreSettings) -> None:
@@ -172,7 +174,7 @@ def restore(settings: RestoreSettings) -> None:
         logs.console().status("looking at what the broker has"),
     ):
         rank = put_back(broker, topology, stored)
-    Console().print(
+    Console(emoji=False).print(
         f"version {rank} of {settings.federation} is on the broker again: an aggregator that "
         "starts goes on from it",
         highlight=False,

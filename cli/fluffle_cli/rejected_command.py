@@ -86,7 +86,7 @@ def list_messages(settings: ListSettings) -> None:
             typer.echo(json.dumps(message.as_json()))
         return
     # A line per message, also where no terminal says how wide it is.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
     if shown:
         table = Table("#", "reason", "worker", "id", "size", "refused", show_edge=False)
         for message in shown:
@@ -106,7 +106,7 @@ def show(settings: ShowSettings) -> None:
             if message in wanted
         ]
     wanted.require_match([message for message, _ in found])
-    console = Console()
+    console = Console(emoji=False)
     for message, facts in found:
         about = message.as_json() | {"at": _when(message)}
         for name, value in [*about.items(), *facts]:
@@ -171,7 +171,7 @@ def looked_through(broker: Broker, topology: Topology) -> Iterator[tuple[Rejecte
 
 def _agreed(settings: ChangeSettings, deed: str, chosen: list[RejectedMessage]) -> bool:
     """Ask, unless told not to; there must be something to do and somebody to ask."""
-    console = Console()
+    console = Console(emoji=False)
     _say(console, _counted(chosen))
     if not chosen or settings.yes:
         return bool(chosen)
@@ -190,7 +190,7 @@ def _follow(done: Iterator[RejectedMessage], deed: str, count: int) -> None:
         for _ in track(done, deed, total=count, transient=True, console=logs.console()):
             finished += 1
     finally:
-        _say(Console(), f"{finished:,} of {count:,} {deed}")
+        _say(Console(emoji=False), f"{finished:,} of {count:,} {deed}")
 
 
 def _counted(messages: list[RejectedMessage]) -> str:

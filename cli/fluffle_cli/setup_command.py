@@ -67,7 +67,7 @@ def run(settings: SetupSettings) -> None:
     if settings.print_only:
         _print(settings, topology)
         return
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     with Management(settings) as management:
         # Before anything is made: on a broker with such a policy a federation cannot live.
         faults = faults_of(management.policies(), topology, virtual_host=management.vhost)
@@ -99,7 +99,9 @@ def _print(settings: SetupSettings, topology: Topology) -> None:
         for name, role in settings.wanted.items()
     }
     definitions = topology_definitions(topology, vhost) | (user_definitions(users, vhost) if users else {})
-    Console(soft_wrap=True, highlight=False, markup=False).print(json.dumps(definitions, indent=2))
+    Console(emoji=False, soft_wrap=True, highlight=False, markup=False).print(
+        json.dumps(definitions, indent=2)
+    )
 
 
 def _password(settings: SetupSettings, name: str) -> str:

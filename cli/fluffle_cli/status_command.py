@@ -93,7 +93,7 @@ def run(settings: StatusSettings) -> None:
 @contextmanager
 def _display(settings: StatusSettings) -> Iterator[Show]:
     """Choose how snapshots are shown; on a terminal a watched one stays in its place."""
-    console = Console()
+    console = Console(emoji=False)
     if settings.as_json:
         yield lambda snapshot: typer.echo(as_text(snapshot.as_json()))
     elif not settings.watch:

@@ -144,7 +144,7 @@ def _in_words(metrics: Mapping[str, float]) -> str:
 
 def _console() -> Console:
     # A row of the table per line, also where no terminal says how wide it is.
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    return Console(emoji=False, highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def _say(line: str) -> None:

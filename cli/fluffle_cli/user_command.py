@@ -141,7 +141,7 @@ def show(settings: UserSettings) -> None:
         others = ", ".join(f"{action} {pattern}" for action, pattern in user.rights.patterns.items())
         role, scope = shown_membership(user.membership) or (f"none: {others}", "")
         table.add_row(user.name, role, scope, str(user.connections))
-    Console().print(table)
+    Console(emoji=False).print(table)
 
 
 def shown_membership(membership: Membership | None) -> tuple[str, str] | None:
@@ -156,7 +156,7 @@ def _federations(scope: str) -> str:
 
 
 def _say(line: str) -> None:
-    Console(highlight=False, markup=False, soft_wrap=True).print(line)
+    Console(emoji=False, highlight=False, markup=False, soft_wrap=True).print(line)
 
 
 app.command("add")(

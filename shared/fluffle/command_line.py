@@ -128,7 +128,7 @@ def own_log(settings: SharedSettings) -> Iterator[bool]:
         return
     said = {"part": part, **fields}
     with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=said) as stderr:
-        console = Console(file=stderr)
+        console = Console(emoji=False, file=stderr)
         logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields, console=console)
         if as_json:
             logging.captureWarnings(capture=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from fluffle.model import Group
@@ -15,6 +17,11 @@ from fluffle.plan import Plan
 from fluffle_worker.keras_task import KerasModel
 
 Floats = NDArray[np.float32]
+
+# `make test-jax` runs the same tests with Keras on JAX.
+needs_tensorflow = pytest.mark.skipif(
+    os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow", reason="it is about Keras on TensorFlow"
+)
 
 EXAMPLES = 60
 INPUTS: Floats = np.random.default_rng(0).standard_normal((EXAMPLES, 6)).astype(np.float32)
@@ -31,7 +38,8 @@ class Feature:
     """One row of the table in docs/models.md.
 
     `groups` are patterns of names and their group; weights that no pattern matches are trained. Those that
-    match `constant` do not change in training.
+    match `constant` do not change in training. `refused` is what Keras on another backend than TensorFlow is
+    refused with; nothing when it works there.
     """
 
     build: Callable[[ModuleType], KerasModel]
@@ -39,6 +47,7 @@ class Feature:
     local: tuple[str, ...] = ()
     groups: Mapping[str, Group] = field(default_factory=dict)
     constant: tuple[str, ...] = ()
+    refused: str = ""
     plan: Plan = field(default_factory=lambda: Plan(local_epochs=3, batch_size=20))
 
 

@@ -171,6 +171,10 @@ LAYERS: Mapping[str, Feature] = {
     "Bidirectional and TimeDistributed": Feature(build=wrapped, data=series),
     "Embedding": Feature(build=embedding, data=tokens),
     "MultiHeadAttention": Feature(build=transformer, data=sequences),
-    "TextVectorization": Feature(build=text, data=words),
-    "StringLookup and Discretization": Feature(build=lookup, data=columns),
+    "TextVectorization": Feature(
+        build=text, data=words, refused="data: x is text, which works with Keras on TensorFlow only"
+    ),
+    "StringLookup and Discretization": Feature(
+        build=lookup, data=columns, refused="x.'word'. is text, which works with Keras on TensorFlow only"
+    ),
 }

@@ -118,7 +118,10 @@ TRAINING: Mapping[str, Feature] = {
     "weight decay and gradient clipping": Feature(build=clipping),
     "learning rate schedules": Feature(build=schedule),
     "regularisers and constraints": Feature(build=penalty),
-    "a custom train_step": Feature(build=own_step),
+    "a custom train_step": Feature(
+        build=own_step,
+        refused=r"train_step\(model: 'Any', data: 'Any'\) .* it is train_step\(self, state, data\)",
+    ),
     "custom losses": Feature(build=own_loss),
     "metrics by class, such as F1Score": Feature(build=by_class, data=one_hot),
     "jit_compile=True": Feature(build=lambda keras: hidden(keras, jit_compile=True)),

@@ -35,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     minutes: float = arguments.minutes
     seed: int = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    console = Console()
+    console = Console(emoji=False)
     folder = Path(tempfile.mkdtemp(prefix="fluffle-soak-"))
     console.print(f"seed {seed}, {minutes:g} minutes; logs in {folder}")
     try:

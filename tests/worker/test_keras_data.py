@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from features.feature import needs_tensorflow
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -256,6 +257,7 @@ def test_a_data_set_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatc
         a_task(endless_data_set).prepare(Site())
 
 
+@needs_tensorflow
 def test_a_custom_train_step_gets_the_tuple_that_fit_would_give_it() -> None:
     got: list[int] = []
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from features.feature import needs_tensorflow
 
 from fluffle.model import Weights
 from fluffle.plan import Plan
@@ -19,6 +20,7 @@ def trained(task: KerasTask, weights: Weights, plan: Plan) -> Trained:
     return task.train(weights, plan, seed=0, progress=lambda _done, _total: None)
 
 
+@needs_tensorflow
 def test_a_train_step_that_gives_the_optimizer_gradients_alone_is_trained_and_pulled_to_the_base() -> None:
     keras = import_keras()
     tensorflow = importlib.import_module("tensorflow")

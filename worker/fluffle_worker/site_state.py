@@ -7,6 +7,7 @@ first-term             the term in which the federation began that all of this, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from fluffle.whole_file import write_and_rename
 
 log = get_logger(__name__)
 
+# The optimizer's state may be twice the model. Where writing it takes longer than this, it takes at most one
+# part in so many of the time.
+QUICK_S, WRITING_SHARE = 0.1, 20
+
 LOCAL, OPTIMIZER, FIRST_TERM = "local.safetensors", "optimizer.safetensors", "first-term"
 
 
@@ -37,6 +42,7 @@ class SiteState:
         self._folder = folder
         self._task = task
         self._is_optimizer_ours = False
+        self._write_optimizer_at = 0.0
         self._initial = dict(initial)
         self._first_term = _read_first_term(folder)
         self.local: Mapping[str, NDArray[np.generic]] = dict(initial)
@@ -51,13 +57,21 @@ class SiteState:
             self._restore_optimizer()
 
     def end_round(self, local: Weights, *, keep_optimizer: bool) -> None:
-        """Take on what a round gave, and write it down; a full disk costs only the next start."""
+        """Take on what a round gave, and write it down; a full disk costs only the next start.
+
+        An optimizer's state that takes long to write is written after some rounds only: a restart goes on
+        from the one that was written last.
+        """
         if local:
             self.local = dict(local)
             self._write(LOCAL, local)
         if keep_optimizer:
             self._is_optimizer_ours = True
-            self._write(OPTIMIZER, self._task.optimizer_state())
+            began = time.monotonic()
+            if began >= self._write_optimizer_at:
+                self._write(OPTIMIZER, self._task.optimizer_state())
+                ended = time.monotonic()
+                self._write_optimizer_at = ended + WRITING_SHARE * max(0.0, ended - began - QUICK_S)
 
     def belongs_to(self, version: ModelVersion) -> bool:
         """Tell whether a version is of the federation that this state is from.

@@ -39,12 +39,12 @@ def run(settings: DemoSettings) -> None:
     """
     settings.check()
     stop = stop_asked_by_signals()
-    console = Console(highlight=False)
+    console = Console(emoji=False, highlight=False)
     folder = settings.make_folder()
     (folder / "logs").mkdir()
     with (folder / "logs" / "demo.log").open("w", encoding="utf-8") as log:
         # No line of this process may land in the middle of the view.
-        logs.configure("json", verbose=settings.verbose, part="demo", console=Console(file=log))
+        logs.configure("json", verbose=settings.verbose, part="demo", console=Console(emoji=False, file=log))
         try:
             summary = Demo(settings, folder, console, stop).play()
         except (KeyboardInterrupt, FluffleError):

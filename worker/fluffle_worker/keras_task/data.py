@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
 from fluffle.task_errors import blamed_on
-from fluffle_worker.keras_task.backend import import_keras
+from fluffle_worker.keras_task.backend import import_keras, require_tensorflow
 
 log = get_logger(__name__)
 
@@ -231,6 +231,8 @@ def _array(function: str, name: str, part: Any) -> NDArray[np.generic]:
             f"{function}: {name} holds {array.dtype}{_not_numeric(part)}, and Keras takes numbers or text; "
             "turn the rest into numbers, and fill in what is missing"
         )
+    if array.dtype.kind in "US":
+        require_tensorflow(f"{function}: {name} is text, which")
     if array.ndim == 0:
         raise TaskError(f"{function}: {name} is a single {array.dtype}; examples stand along the first axis")
     return array

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +209,8 @@ def _require_trainable(model: object) -> None:
             f"build_model must return a compiled keras.Model, not {type(model).__name__}: call "
             "compile(optimizer, loss)"
         )
+    for step in ("train_step", "test_step"):
+        _require_signature(model, step)
     if _has_its_weights(model):
         return
     if isinstance(model, keras.Sequential):
@@ -216,6 +219,19 @@ def _require_trainable(model: object) -> None:
         "build_model must return a built model, and a subclass of keras.Model is built when it is first "
         "called: call it on an example before you return it, as in model(np.zeros((1, 30), 'float32'))"
     )
+
+
+def _require_signature(model: KerasModel, step: str) -> None:
+    """Raise TaskError for a step of one's own that is written for another backend of Keras."""
+    keras = import_keras()
+    wanted, found = (inspect.signature(getattr(each, step)) for each in (keras.Model, type(model)))
+    try:
+        found.bind(*wanted.parameters)
+    except TypeError:
+        raise TaskError(
+            f"the model's {step}{found} is written for another backend: with Keras on "
+            f"{keras.backend.backend()} it is {step}{wanted} (or set KERAS_BACKEND)"
+        ) from None
 
 
 def _has_its_weights(layer: keras.Layer) -> bool:

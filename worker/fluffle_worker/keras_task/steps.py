@@ -73,32 +73,56 @@ def _train_by_fit(
     model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
 ) -> tuple[int, Metrics]:
     """Let `fit` train, for the backends whose training step is a function of the model's whole state."""
-    rows: list[int] = []
-    total = epochs * steps_per_epoch
-    done = 0
+    stream = _epochs_of(minibatches, steps_per_epoch)
+    now = 0
 
-    def counted() -> Iterator[Minibatch]:
-        for minibatch in minibatches:
-            rows.append(rows_of(minibatch))
-            yield minibatch
+    def begin(epoch: int, *_logs: object) -> None:
+        nonlocal now
+        now = epoch * steps_per_epoch
+        stream.begin()
 
-    def tell(*_batch: object, **_logs: object) -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
+    def tell(batch: int, **_logs: object) -> None:
+        progress(now + min(steps_per_epoch, batch + 1), epochs * steps_per_epoch)
 
-    callback = import_keras().callbacks.LambdaCallback(on_train_batch_end=tell)
-    history = model.fit(
-        counted(),
-        epochs=epochs,
-        steps_per_epoch=steps_per_epoch,
-        verbose=0,
-        callbacks=[callback],
-        shuffle=False,  # The minibatches are shuffled already.
-    ).history
-    return sum(rows[total - steps_per_epoch : total]), _named(
-        {name: values[-1] for name, values in history.items()}
-    )
+    callback = import_keras().callbacks.LambdaCallback(on_epoch_begin=begin, on_train_batch_end=tell)
+    # The minibatches are shuffled already.
+    logs = model.fit(stream, epochs=epochs, verbose=0, callbacks=[callback], shuffle=False).history
+    return stream.rows, _named({name: values[-1] for name, values in logs.items()})
+
+
+def _epochs_of(minibatches: Iterator[Minibatch], steps_per_epoch: int) -> Any:
+    """Return a PyDataset of epochs, the only kind of data whose end Keras knows before it comes.
+
+    Keras may look at the first minibatches before training begins: they are given once more then.
+    """
+
+    class Epochs(import_keras().utils.PyDataset):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = 0
+            self._looked_at: list[Minibatch] = []
+            self._has_begun = False
+
+        def begin(self) -> None:
+            if self._has_begun:
+                self._looked_at.clear()
+            self._has_begun = True
+            self.rows = 0
+
+        def __len__(self) -> int:
+            return steps_per_epoch
+
+        def __getitem__(self, index: int) -> Minibatch:
+            if index < len(self._looked_at):
+                minibatch = self._looked_at[index]
+            else:
+                minibatch = next(minibatches)
+                if not self._has_begun:
+                    self._looked_at.append(minibatch)
+            self.rows += rows_of(minibatch)
+            return minibatch
+
+    return Epochs()
 
 
 def _evaluated(model: KerasModel, data: object, steps: int | None = None) -> Metrics:
