@@ -2,12 +2,12 @@
 
     python -m benchmarks.weights
 
-Federations on a virtual clock, so that the same seed gives the same run anywhere, with FedBuff (K=4) and
-FedAsync, both with the polynomial discount. `tiny` has one site of 3 examples, 30 times as fast as the other
-three, which are of equal size. `uneven` has five sites whose sizes double from one to the next and whose
-labels differ; a round takes as long as its examples do. `even` has five sites of one size and pace, whose
-labels differ. `left` is the mean of the last evaluations (a fifth of the run): the error rate, for diabetes
-the rmse in standard deviations, less is better. `share` is the weight of the first, smallest site.
+Federations on a virtual clock, so that the same seed gives the same run anywhere, with FedBuff (K=4 and K=1)
+and FedAsync, all with the polynomial discount. `tiny` has one site of 3 examples, 30 times as fast as the
+other three, which are of equal size. `uneven` has five sites whose sizes double from one to the next and
+whose labels differ; a round takes as long as its examples do. `even` has five sites of one size and pace,
+whose labels differ. `left` is the mean of the last evaluations (a fifth of the run): the error rate, for
+diabetes the rmse in standard deviations, less is better. `share` is the weight of the first, smallest site.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ Rows = NDArray[np.intp]
 
 DATA = ("digits", "fashion_mnist", "diabetes")
 SITES = ("tiny", "uneven", "even")
+BUFFER_SIZES = {"fedbuff, K=4": 4, "fedbuff, K=1": 1}
+STRATEGIES = (*BUFFER_SIZES, "fedasync")
 WEIGHTS = ("none", "sqrt", "examples")
 # Of Fashion-MNIST's 48,000, so that all runs take minutes.
 MOST_EXAMPLES = 3000
@@ -110,7 +112,7 @@ def a_strategy(case: Case) -> Strategy:
     discount = parse_discount("polynomial:0.5")
     if case.strategy == "fedasync":
         return FedAsync(discount, 0.6, weigh_by=case.weigh_by)
-    return FedBuff(discount, 4, Sgd(), weigh_by=case.weigh_by)
+    return FedBuff(discount, BUFFER_SIZES[case.strategy], Sgd(), weigh_by=case.weigh_by)
 
 
 def play(case: Case) -> Outcome:
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     console, others = wide_console(), OtherWork()
     report = Report("weights", "weights: what an update counts by its number of examples")
-    settings = list(product(DATA, SITES, ("fedbuff", "fedasync"), WEIGHTS))
+    settings = list(product(DATA, SITES, STRATEGIES, WEIGHTS))
     cases = [Case(*each, seed) for each in settings for seed in range(given.seeds)]
     outcomes = in_processes(play, cases, given.processes)
     for data, sites, strategy, weigh_by in settings:

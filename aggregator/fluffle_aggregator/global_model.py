@@ -87,6 +87,8 @@ class GlobalModel:
         self.started_s = record.started_s
         self.closing = record.closing
         self._most_examples = self._count_most_examples()
+        self._examples_sum = sum(one.examples for one in self.contributors.values())
+        self._contributing = sum(1 for one in self.contributors.values() if one.updates)
         # Whose refusals the next record tells of, though nothing else may be new in it.
         self.untold_refusals: set[str] = set()
 
@@ -111,7 +113,12 @@ class GlobalModel:
 
     def facts_of(self, update: WeightUpdate) -> UpdateFacts:
         """Return what the weight of an update follows from."""
-        return UpdateFacts(self.staleness(update.base_version), update.examples, self._most_examples)
+        return UpdateFacts(
+            self.staleness(update.base_version),
+            update.examples,
+            self._most_examples,
+            self._examples_sum / max(1, self._contributing),
+        )
 
     def fold(
         self,
@@ -164,6 +171,8 @@ class GlobalModel:
             last_update_at=now,
             loss=loss,
         )
+        self._examples_sum += update.examples - before.examples
+        self._contributing += not before.updates
         if update.examples >= self._most_examples:
             self._most_examples = update.examples
         elif before.examples == self._most_examples:

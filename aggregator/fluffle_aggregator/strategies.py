@@ -37,12 +37,14 @@ SGD = Sgd(learning_rate=1.0)
 class UpdateFacts:
     """What the weight of an update follows from.
 
-    `most_examples` are the most that any worker's last update came from.
+    `most_examples` are the most that any worker's last update came from, `mean_examples` the mean over all
+    workers.
     """
 
     staleness: int
     examples: int
     most_examples: int = 0
+    mean_examples: float = 0.0
 
     def __post_init__(self) -> None:
         if self.examples < 1:
@@ -122,12 +124,12 @@ class Strategy(Protocol):
         """
 
 
-def _count_alike(_examples: int) -> float:
+def _count_alike(_examples: float) -> float:
     return 1.0
 
 
 # What an update counts by the number of its examples.
-EXAMPLE_WEIGHTS: Mapping[str, Callable[[int], float]] = {
+EXAMPLE_WEIGHTS: Mapping[str, Callable[[float], float]] = {
     "none": _count_alike,
     "sqrt": math.sqrt,
     "examples": float,
@@ -209,7 +211,8 @@ class FedBuff(_RunningSum):
 
     The sum is divided by the number of updates, never by the sum of their discounts, which would cancel a
     staleness that all share. A partial buffer is divided by what it holds. Weighed by examples, it is
-    x <- x + eta * (sum of n_i * s(staleness_i) * delta_i) / (sum of n_i). Any server optimizer may take the
+    x <- x + eta * (sum of n_i * s(staleness_i) * delta_i) / (sum of max(n_i, n_mean)), where n_mean is the
+    mean over all workers: a buffer of small sites alone makes a small step. Any server optimizer may take the
     place of the learning rate eta.
 
     Source: Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation" (2022, arXiv
@@ -231,12 +234,12 @@ class FedBuff(_RunningSum):
         )
 
     def size_of(self, facts: UpdateFacts) -> float:
-        """Return n, its square root, or 1."""
-        return EXAMPLE_WEIGHTS[self.weigh_by](facts.examples)
+        """Return max(n, n_mean), its square root, or 1."""
+        return EXAMPLE_WEIGHTS[self.weigh_by](max(facts.examples, facts.mean_examples))
 
     def weight_of(self, facts: UpdateFacts) -> float:
         """Return s(staleness), times n if it is weighed by examples."""
-        return self.discount(facts.staleness) * self.size_of(facts)
+        return self.discount(facts.staleness) * EXAMPLE_WEIGHTS[self.weigh_by](facts.examples)
 
     def mixing_of(self, facts: UpdateFacts) -> float:
         """Return s(staleness)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -34,22 +35,25 @@ def a_strategy(name: str, weigh_by: str, *, buffer_size: int = 1, mixing: float 
 @given(
     weigh_by=st.sampled_from(sorted(EXAMPLE_WEIGHTS)),
     come=st.lists(st.tuples(examples, stalenesses, st.floats(-10, 10, width=32)), min_size=1, max_size=9),
+    average=st.floats(0, 1e6),
 )
-def test_fedbuff_divides_by_what_the_updates_would_weigh_if_they_were_fresh(
-    weigh_by: str, come: Sequence[tuple[int, int, float]]
+def test_fedbuff_divides_by_what_fresh_updates_of_sites_of_average_size_at_least_would_weigh(
+    weigh_by: str, come: Sequence[tuple[int, int, float]], average: float
 ) -> None:
     strategy = a_strategy("fedbuff", weigh_by, buffer_size=len(come))
     buffer = strategy.init()
 
     for count, staleness, delta in come:
         vector = np.full(3, delta, np.float32)
-        buffer = strategy.fold(buffer, float32s(vector), UpdateFacts(staleness, count))
+        buffer = strategy.fold(buffer, float32s(vector), UpdateFacts(staleness, count, mean_examples=average))
     model, _ = strategy.step(np.full(3, 7.0, np.float32), buffer, {})
 
-    sizes = np.array([{"none": 1.0, "sqrt": count**0.5, "examples": count}[weigh_by] for count, _, _ in come])
+    counts = np.array([float(count) for count, _, _ in come])
+    power = {"none": 0.0, "sqrt": 0.5, "examples": 1.0}[weigh_by]
+    sizes, at_least = counts**power, np.maximum(counts, average) ** power
     discounts = np.array([(1 + staleness) ** -0.5 for _, staleness, _ in come])
     deltas = np.array([delta for _, _, delta in come])
-    expected = 7.0 + (sizes * discounts * deltas).sum() / sizes.sum()
+    expected = 7.0 + (sizes * discounts * deltas).sum() / at_least.sum()
     assert model == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
@@ -67,6 +71,22 @@ def test_fedasync_mixes_in_less_of_a_site_with_fewer_examples_and_never_more_tha
     expected = {"none": 1.0, "sqrt": share**0.5, "examples": share}[weigh_by]
     assert weight == pytest.approx(0.5 * (1 + staleness) ** -0.5 * expected)
     assert weight <= 0.5
+
+
+def test_small_sites_alone_make_a_small_step_of_fedbuff_and_the_mean_outlives_a_takeover() -> None:
+    strategy = a_strategy("fedbuff", "examples")
+    model = a_model(strategy, record=a_version())
+    for worker, count in (("large", 30), ("tiny", 10)):
+        model.fold(an_update(worker, 1, base_version=model.version, examples=count), now=0.0)
+    before = model.vector.copy()
+
+    following = an_update("tiny", 2, base_version=model.version, examples=10)
+    successor = a_model(strategy, record=replace(a_version(), contributors=dict(model.contributors)))
+    model.fold(following, now=0.0)
+
+    # The mean of the two is 20, of which 10 are a half.
+    assert model.vector - before == pytest.approx(0.5)
+    assert successor.facts_of(following).mean_examples == 20
 
 
 def test_the_largest_site_is_the_yardstick_of_fedasync_and_forgotten_when_it_shrinks() -> None:
