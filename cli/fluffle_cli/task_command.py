@@ -23,7 +23,8 @@ from fluffle.message_size import codecs_that_fit, require_version_fits
 from fluffle.model import some_of
 from fluffle.plan import Plan
 from fluffle.settings import SharedSettings
-from fluffle.task import Site, load_task
+from fluffle.task import READY_TASKS, Site, load_task
+from fluffle_aggregator.goal import usual_yardstick
 from fluffle_worker import task_check
 from fluffle_worker.progress import RoundDisplay
 from fluffle_worker.settings import TASK
@@ -60,7 +61,7 @@ def check(settings: CheckSettings) -> None:
         site = _site(settings)
         examples = task.prepare(site)
         said.append(f"{examples:,} examples at site {site.index} of {site.count}")
-    plan = Plan(local_steps=settings.local_steps, batch_size=settings.batch_size)
+    plan = Plan(local_steps=settings.local_steps, batch_size=settings.batch_size, keep_optimizer=True)
     with _step("round") as said, RoundDisplay(logs.console()).show("training") as progress:
         trained = task_check.train_once(task, model, plan, seed=settings.seed, progress=progress)
         said.append(f"{settings.local_steps} minibatches: {_in_words(trained.update.metrics)}")
@@ -68,6 +69,7 @@ def check(settings: CheckSettings) -> None:
     with _step("evaluation", "evaluating on held-out data") as said:
         before = task_check.evaluate_if_possible(task, task_check.all_weights(model))
         after = before and task_check.evaluate_if_possible(task, result)
+        task_check.require_finite(after)
         said.append(_evaluation_in_words(before, after))
     with _step("file", "saving and loading") as said, tempfile.TemporaryDirectory() as folder:
         size_bytes = task_check.save_and_load(task, model, result, Path(folder) / "model.keras")
@@ -82,7 +84,10 @@ def check(settings: CheckSettings) -> None:
             f"the round did not change {some_of(unmoved)}: does the model's output depend on it? "
             "Freeze what is not to be trained, and it does not travel"
         )
-    _say(f"{settings.task} works. Watch it in a federation: fluffle demo --task {settings.task}")
+    _say(
+        f"{settings.task} works. Watch it in a federation: "
+        f"fluffle demo --task {settings.task}{_target_for(settings.task, after)}"
+    )
 
 
 def _site(settings: CheckSettings) -> Site:
@@ -136,6 +141,18 @@ def _evaluation_in_words(before: Mapping[str, float] | None, after: Mapping[str,
     if before is None or after is None:
         return "the task has no held-out data (an evaluator needs it, a worker does not)"
     return f"held out: {_in_words(before)} before the round, {_in_words(after)} after it"
+
+
+def _target_for(task: str, metrics: Mapping[str, float] | None) -> str:
+    """Return the flag that the demo of a task of one's own needs: a bound for a metric that it has."""
+    if task in READY_TASKS or not metrics:
+        return ""
+    yardstick = usual_yardstick(metrics)
+    if yardstick is None:
+        return f' --target "{next(iter(metrics))}>=BOUND"'
+    if yardstick.higher_is_better:
+        return f' --target "{yardstick.metric}>=0.9"'
+    return f' --target "{yardstick.metric}<={metrics[yardstick.metric] / 2:.2g}"'
 
 
 def _in_words(metrics: Mapping[str, float]) -> str:

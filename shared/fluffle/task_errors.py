@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ from types import FrameType
 from fluffle.errors import FluffleError, TaskError
 
 MAX_MESSAGE_LENGTH = 400
+# Keras writes some of its messages in bold.
+TERMINAL_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+STACK_OF_TENSORFLOW = re.compile(
+    r"Detected at node .* defined at \(most recent call last\):\n(?:(?:  File .*|<stack .*)?\n)*"
+    r"|^\{\{function_node \S+ ?\S*\}\} "
+)
 # Whose installation is described in pyproject.toml as the extra "worker".
 WORKER_PACKAGES = ("keras", "tensorflow", "sklearn", "h5py")
 OWN_PACKAGES = ("fluffle", "fluffle_worker", "fluffle_aggregator", "fluffle_cli")
@@ -34,8 +41,12 @@ def blamed_on(function: str) -> Iterator[None]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the type and the message of an exception, shortened; -v shows the rest."""
-    message = " ".join(str(error).split())
+    """Return the type and the message of an exception, shortened; -v shows the rest.
+
+    What only a terminal needs, and the stack that TensorFlow puts before its own sentence, is left out.
+    """
+    text = STACK_OF_TENSORFLOW.sub("", TERMINAL_STYLE.sub("", str(error)))
+    message = " ".join(text.split())
     if len(message) > MAX_MESSAGE_LENGTH:
         message = f"{message[:MAX_MESSAGE_LENGTH]} ... (-v shows the rest)"
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

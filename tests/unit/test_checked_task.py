@@ -53,6 +53,29 @@ class Odd:
         raise RuntimeError("no array")
 
 
+LABEL = "Received a label value of 3 which is outside the valid range of [0, 3)."
+DETECTED = "Graph execution error:\n\nDetected at node loss/Logits defined at (most recent call last):\n"
+STACK = '  File "/home/me/own.py", line 5, in <module>\n\n  File "/lib/trainer.py", line 2, in step\n\n'
+AROUND_A_SENTENCE = {
+    "a compiled step": f"{DETECTED}{STACK}{LABEL}",
+    "a compiled step without its stack": f"{DETECTED}<stack traces unavailable>\n{LABEL}",
+    "an eager step": f"{{{{function_node __wrapped__Logits_device_/job:localhost/device:CPU:0}}}} {LABEL}",
+    "a message in bold": f"\x1b[1m{LABEL}\x1b[0m",
+}
+
+
+@pytest.mark.parametrize("kind", AROUND_A_SENTENCE)
+def test_what_a_framework_puts_around_its_sentence_does_not_hide_it(kind: str) -> None:
+    def fail(*_arguments: object, **_options: object) -> object:
+        raise RuntimeError(AROUND_A_SENTENCE[kind])
+
+    with pytest.raises(TaskError) as raised:
+        train(a_task_whose("train", fail))
+
+    said = str(raised.value).replace("Graph execution error: ", "")
+    assert said.startswith(f"train raised RuntimeError: {LABEL} (test_checked_task.py")
+
+
 @pytest.mark.parametrize(
     "error", [ValueError("a b"), RuntimeError("a b"), KeyError("a b"), SystemExit("a b"), MemoryError("a b")]
 )

@@ -23,6 +23,7 @@ from fluffle.settings import load_settings
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_cli.demo import command, parts
+from fluffle_cli.demo.federation_run import overdue
 from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, WORKER_STATES, LogTail
 from fluffle_cli.demo.processes import Crew
 from fluffle_cli.demo.settings import DemoSettings, Strategy
@@ -370,3 +371,10 @@ def test_a_run_without_any_update_has_pictures_too(tmp_path: Path) -> None:
 
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     assert (tmp_path / "s.png").read_bytes().startswith(PNG)
+
+
+def test_the_demo_gives_up_on_its_training_time_only_once_it_trains() -> None:
+    assert overdue(200, 40, is_training=False) == ""
+    assert overdue(301, 40, is_training=False) == "no update has come for 300 s"
+    assert overdue(70, 40, is_training=True) == ""
+    assert overdue(71, 40, is_training=True) == "the federation has not finished 30 s after --max-seconds 40"

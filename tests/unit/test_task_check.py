@@ -117,6 +117,11 @@ MISTAKES: dict[str, tuple[str, Does, str]] = {
         "training gave NaN or infinite values in .*learning rate",
     ),
     "a metric that is text": ("evaluate", lambda _: {"auc": "high"}, "the metric 'auc' must be a number"),
+    "held-out data that gives NaN": (
+        "evaluate",
+        lambda _: {"accuracy": 0.5, "loss": float("nan")},
+        "evaluate returned loss nan .* the held-out data may hold missing values",
+    ),
     "no file": ("save", lambda *_: None, "save wrote no file"),
     "a file that holds something else": (
         "load",
@@ -167,6 +172,22 @@ def test_a_task_without_held_out_data_is_good_for_a_worker(monkeypatch: pytest.M
 
     assert done.exit_code == 0, done.stderr
     assert "the task has no held-out data (an evaluator needs it, a worker does not)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("metrics", "flag"),
+    [
+        ({"loss": 0.5, "accuracy": 0.7}, '--target "accuracy>=0.9"'),
+        ({"loss": 0.5}, '--target "loss<=0.25"'),
+        ({"bleu": 12.0}, '--target "bleu>=BOUND"'),
+    ],
+)
+def test_the_demo_that_is_proposed_has_the_target_that_a_task_of_ones_own_needs(
+    monkeypatch: pytest.MonkeyPatch, metrics: Mapping[str, float], flag: str
+) -> None:
+    done = check_object(monkeypatch, a_task_whose("evaluate", lambda _: metrics))
+
+    assert done.stdout.splitlines()[-1].endswith(f"fluffle demo --task mine:task {flag}")
 
 
 def test_tensors_that_training_leaves_alone_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

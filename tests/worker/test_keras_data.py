@@ -198,6 +198,14 @@ REFUSED: dict[str, tuple[Read, str]] = {
         r"\(test_keras_data.py",
     ),
     "another width than the model's": (lambda: (X[:, :5], Y), "train raised ValueError: .*incompatible"),
+    "class weights in place of sample weights": (
+        lambda: (X, Y, {0: 1.0, 1: 9.0}),
+        "sample_weight is a dictionary .* weight of its class",
+    ),
+    "text in place of labels": (
+        lambda: (X, np.where(Y > 0, "yes", "no")),
+        "Graph execution error: Cast string|y is text, which works with Keras on TensorFlow only",
+    ),
 }
 
 
@@ -305,3 +313,67 @@ def test_metrics_are_those_of_the_whole_epoch_however_many_steps_keras_takes_at_
     assert trained.metrics == pytest.approx(task.evaluate(model.weights), abs=1e-5)
     assert set(trained.metrics) == {"loss", "accuracy", "auc", "f1_score/0"}
     assert told[-1] == (7, 7)
+
+
+def a_task_that_counts(*metrics: object) -> KerasTask:
+    def build_model() -> KerasModel:
+        model = a_model()
+        model.compile("sgd", loss="binary_crossentropy", metrics=list(metrics))
+        return model
+
+    return KerasTask(build_model, lambda _: (X, Y), lambda: (X, Y))
+
+
+def test_of_two_accuracies_both_are_reported_by_the_names_of_keras() -> None:
+    keras = import_keras()
+    stricter = keras.metrics.BinaryAccuracy(threshold=0.9)
+
+    task = a_task_that_counts("accuracy", stricter)
+
+    found = task.evaluate(task.initial_weights(0))
+
+    assert set(found) == {"loss", "accuracy", "binary_accuracy"}
+    assert found["accuracy"] != found["binary_accuracy"]
+
+
+def test_a_metric_that_is_a_dictionary_is_reported_by_its_keys() -> None:
+    keras = import_keras()
+
+    def start(metric: Any) -> None:
+        keras.metrics.Metric.__init__(metric, name="counts")
+        metric.batches = metric.add_weight(shape=(), initializer="zeros")
+
+    def update(metric: Any, *_arguments: object, **_options: object) -> None:
+        metric.batches.assign_add(1.0)
+
+    def result(metric: Any) -> dict[str, object]:
+        return {"batches": metric.batches, "twice": 2 * metric.batches}
+
+    counts = type(
+        "Counts", (keras.metrics.Metric,), {"__init__": start, "update_state": update, "result": result}
+    )
+    task = a_task_that_counts(counts())
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+
+    round_of_five = task.train(weights, Plan(local_steps=5), seed=0, progress=silent).metrics
+
+    assert (round_of_five["batches"], round_of_five["twice"]) == (5.0, 10.0)
+    assert task.evaluate(weights)["twice"] > 0
+
+
+@pytest.mark.parametrize("function", ["build_model", "train_data", "eval_data"])
+def test_what_is_no_function_or_takes_other_arguments_is_refused_by_name(function: str) -> None:
+    functions: dict[str, Any] = {
+        "build_model": a_model,
+        "train_data": lambda _site: (X, Y),
+        "eval_data": lambda: (X, Y),
+    }
+    given = a_model() if function == "build_model" else (X, Y)
+
+    with pytest.raises(TaskError, match=f"needs a function as {function}, not .* without calling it"):
+        KerasTask(**functions | {function: given})
+    with pytest.raises(
+        TaskError, match=rf"KerasTask calls {function}\(.*\), and its {function} is a function of"
+    ):
+        KerasTask(**functions | {function: lambda one, two: (one, two)})

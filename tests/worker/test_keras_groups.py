@@ -65,10 +65,14 @@ def spectral(keras: ModuleType) -> KerasModel:
     return keras.Sequential([keras.Input((6,)), dense, keras.layers.Dense(1, "sigmoid")])
 
 
+def adapted(keras: ModuleType) -> Any:
+    layer = keras.layers.Normalization()
+    layer.adapt(X)
+    return layer
+
+
 def normalization(keras: ModuleType) -> KerasModel:
-    adapted = keras.layers.Normalization()
-    adapted.adapt(X)
-    return keras.Sequential([keras.Input((6,)), adapted, keras.layers.Dense(1, "sigmoid")])
+    return keras.Sequential([keras.Input((6,)), adapted(keras), keras.layers.Dense(1, "sigmoid")])
 
 
 def own_statistic(keras: ModuleType) -> KerasModel:
@@ -238,3 +242,34 @@ def test_a_pattern_that_names_no_weight_is_refused_and_so_is_text_in_place_of_a_
         a_task(batch_normalization, local=("hed/*",)).initial_weights(0)
     with pytest.raises(TaskError, match=r"must be a list of patterns, such as \['head/\*'\]"):
         KerasTask(lambda: None, lambda _: None, local="head/*")
+
+
+def nested_normalization(keras: ModuleType) -> KerasModel:
+    inner = keras.Sequential([keras.Input((6,)), adapted(keras)], name="inner")
+    return keras.Sequential([keras.Input((6,)), inner, keras.layers.Dense(1, "sigmoid")])
+
+
+def wrapped_normalization(keras: ModuleType) -> KerasModel:
+    outer = type("Outer", (keras.layers.Layer,), {"call": lambda layer, x: layer.inner(x)})()
+    outer.inner = adapted(keras)
+    return keras.Sequential([keras.Input((6,)), outer, keras.layers.Dense(1, "sigmoid")])
+
+
+@pytest.mark.parametrize("build", [normalization, nested_normalization, wrapped_normalization])
+def test_a_normalization_computes_with_the_values_that_came_also_after_it_was_compiled(build: Build) -> None:
+    task = a_task(build)
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+    first = task.train(weights, Plan(), seed=0, progress=silent), task.evaluate(weights)
+    mean = next(name for name in weights if name.endswith("mean"))
+    moved = {**weights, mean: weights[mean].astype(np.float32) + 3}
+
+    trained, evaluated = task.train(moved, Plan(), seed=0, progress=silent), task.evaluate(moved)
+
+    fresh = a_task(build)
+    fresh.initial_weights(0)
+    fresh.prepare(Site())
+    assert evaluated["loss"] != first[1]["loss"]
+    assert evaluated == fresh.evaluate(moved)
+    assert trained.metrics["loss"] != first[0].metrics["loss"]
+    assert trained.metrics == fresh.train(moved, Plan(), seed=0, progress=silent).metrics

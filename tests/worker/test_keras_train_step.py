@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 from features.feature import needs_tensorflow
 
+from fluffle.errors import TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.task import Site, Trained
@@ -49,3 +51,42 @@ def test_a_train_step_that_gives_the_optimizer_gradients_alone_is_trained_and_pu
     # The loss is (3w - 12)^2: see the test of two SGD steps in test_keras_task.py.
     assert free.weights["dense/kernel"].item() == pytest.approx(2.6552, abs=1e-5)
     assert pulled.weights["dense/kernel"].item() == pytest.approx(2.6552 - 0.018, abs=1e-5)
+
+
+def a_model_with_its_own_optimizer(place: str) -> KerasModel:
+    """A model whose train_step uses another optimizer than model.optimizer, as that of a GAN does."""
+    keras = import_keras()
+    tensorflow = importlib.import_module("tensorflow")
+    own = keras.optimizers.SGD(0.01)
+
+    def train_step(model: Any, minibatch: Any) -> dict[str, object]:
+        x, y = minibatch
+        with tensorflow.GradientTape() as tape:
+            loss = model.compute_loss(y=y, y_pred=model(x, training=True))
+        own.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+        return {"loss": loss}
+
+    given = keras.Input((1,))
+    model = type("Own", (keras.Model,), {"train_step": train_step})(given, keras.layers.Dense(1)(given))
+    model.compile(loss="mean_squared_error")
+    places: Mapping[str, object] = {"alone": own, "in a list": [own], "in a dictionary": {"g": own}}
+    model.generator_optimizer = places[place]
+    return model
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("place", ["alone", "in a list", "in a dictionary"])
+def test_a_plan_that_would_not_reach_the_models_own_optimizers_is_refused(place: str) -> None:
+    task = KerasTask(
+        lambda: a_model_with_its_own_optimizer(place), lambda _: (np.ones((8, 1)), np.ones((8, 1)))
+    )
+    weights = task.initial_weights(0)
+
+    assert trained(task, weights, Plan(keep_optimizer=True)).examples == 8
+    for plan, name in {
+        Plan(learning_rate=0.1): "learning_rate",
+        Plan(learning_rate_scale=0.5): "learning_rate_schedule",
+        Plan(proximal_mu=0.1): "proximal_mu",
+    }.items():
+        with pytest.raises(TaskError, match=rf"{name} would not reach .* \(generator_optimizer\)"):
+            trained(task, weights, plan)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,15 @@ def evaluate_if_possible(task: CheckedTask, weights: Weights) -> Mapping[str, fl
         return task.evaluate(weights)
     except NoHeldOutData:
         return None
+
+
+def require_finite(metrics: Mapping[str, float] | None) -> None:
+    """Raise TaskError for metrics on held-out data that are NaN or infinite: they would end a federation."""
+    if spoilt := [f"{name} {value}" for name, value in (metrics or {}).items() if not math.isfinite(value)]:
+        raise TaskError(
+            f"evaluate returned {some_of(spoilt)} after the round, "
+            "and the training gave finite weights: the held-out data may hold missing values"
+        )
 
 
 def save_and_load(task: CheckedTask, model: TaskModel, weights: Weights, path: Path) -> int:

@@ -38,6 +38,20 @@ STOP_S = 2.0
 STOP_AT_ONCE_S = 0.5
 
 
+def overdue(waited_s: float, max_seconds: float, *, is_training: bool) -> str:
+    """Say what has not come in time, nothing while there is time.
+
+    As for the aggregator, `max_seconds` count from the first update on: Keras may compile a large model for
+    minutes. `waited_s` are the seconds since the first version with updates, or since the start before it.
+    """
+    limit_s = max_seconds + GRACE_S
+    if is_training:
+        late = f"the federation has not finished {GRACE_S:.0f} s after --max-seconds {max_seconds:g}"
+        return late if waited_s > limit_s else ""
+    limit_s = max(limit_s, START_TIMEOUT_S)
+    return f"no update has come for {limit_s:.0f} s" if waited_s > limit_s else ""
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class FederationRun:
     """One federation: its strategy, its folder, its processes, and the versions that were seen.
@@ -149,7 +163,7 @@ class FederationRun:
         self._crew.start(both, AGGREGATOR_STATES)
 
     def _follow(self, broker: Broker, reader: StreamReader, listener: Listener) -> None:
-        deadline = time.monotonic() + self.settings.max_seconds + GRACE_S
+        began, is_training = time.monotonic(), False
         while self.final is None or not self.final.finished:
             # Looked at before the stream: whoever ended in good order has published the end before.
             hopeless = self._hopeless()
@@ -160,11 +174,10 @@ class FederationRun:
                 break
             if hopeless:
                 raise FluffleError(f"the demo cannot go on: {hopeless}")
-            if time.monotonic() > deadline:
-                raise FluffleError(
-                    f"the federation has not finished {GRACE_S:.0f} s after --max-seconds "
-                    f"{self.settings.max_seconds:g}: see {self._crew.logs}"
-                )
+            if not is_training and self.final is not None and self.final.version > 0:
+                is_training, began = True, time.monotonic()
+            if late := overdue(time.monotonic() - began, self.settings.max_seconds, is_training=is_training):
+                raise FluffleError(f"{late}: see {self._crew.logs}")
 
     def _read_versions(self, reader: StreamReader) -> None:
         """Take in the versions that are there, and wait for one for a moment."""

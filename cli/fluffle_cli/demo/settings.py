@@ -98,7 +98,10 @@ class DemoSettings(SharedSettings):
         """What fits the task; ConfigError when it is the user's own and no target is given."""
         show = SHOWS.get(self.task)
         if show is None and self.target is None:
-            raise ConfigError(f"--target is not set, and only the ready tasks ({', '.join(SHOWS)}) have one")
+            raise ConfigError(
+                f"--target is not set, and only the ready tasks ({', '.join(SHOWS)}) have one: give a metric "
+                'of your task\'s evaluation and a bound, such as --target "accuracy>=0.9" or "loss<=0.5"'
+            )
         return show or Show(target="")
 
     @property

@@ -206,6 +206,15 @@ def _given_parts(function: str, data: tuple[object, ...]) -> Minibatch:
 
 def _converted(function: str, name: str, part: object) -> Any:
     """Return a part with arrays at its leaves; as for Keras, a list of arrays is one array for each input."""
+    if (
+        name == "sample_weight"
+        and isinstance(part, dict)
+        and all(np.ndim(each) == 0 for each in part.values())
+    ):
+        raise TaskError(
+            f"{function}: sample_weight is a dictionary of one number for each class; give each example the "
+            "weight of its class, as in np.array([weights[label] for label in y])"
+        )
     if isinstance(part, dict):
         return {key: _converted(function, f"{name}[{key!r}]", each) for key, each in part.items()}
     if (

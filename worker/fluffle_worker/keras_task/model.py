@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import LayoutError, TaskError
+from fluffle.logs import get_logger
 from fluffle.model import Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
@@ -22,6 +23,7 @@ from fluffle_worker.keras_task.adapters import (
     weights_with_adapters,
 )
 from fluffle_worker.keras_task.backend import KerasModel, import_keras
+from fluffle_worker.keras_task.constants import refreshing_constants
 from fluffle_worker.keras_task.data import ArrayData, Minibatches
 from fluffle_worker.keras_task.files import require_same_model
 from fluffle_worker.keras_task.proximal import ProximalTerm
@@ -29,6 +31,8 @@ from fluffle_worker.keras_task.tensors import forget_the_last_minibatch, groups_
 
 if TYPE_CHECKING:
     import keras
+
+log = get_logger(__name__)
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -51,6 +55,7 @@ class BuiltModel:
             self.model = new_thread.submit(_build, build_model, seed).result()
         self._fresh_optimizer = list(map(_compact, _copies(self.model.optimizer.variables)))
         self._learning_rate = _own_learning_rate(self.model)
+        self._own_optimizers = _own_optimizers(self.model)
         self._named = named_weights(self.model)
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
@@ -99,10 +104,9 @@ class BuiltModel:
                 raise LayoutError(
                     f"the local tensor {name} has the shape {array.shape} and not {self._named[name].shape}"
                 )
-            self._named[name].assign(array)
-        for layer in self.model.layers:
-            # Normalization computes with numbers that it derives from its weights.
-            getattr(layer, "finalize_state", lambda: None)()
+        with refreshing_constants(self.model):
+            for name, array in weights.items():
+                self._named[name].assign(array)
         forget_the_last_minibatch(self.model)
 
     def reset_optimizer(self) -> None:
@@ -128,7 +132,8 @@ class BuiltModel:
         before = dict(zip(adapted, _copies(adapted.values()), strict=True))
         require_same_model(self.model, path)
         beside = adapters_beside(path, before)
-        self.model.load_weights(path)
+        with refreshing_constants(self.model):
+            self.model.load_weights(path)
         for name, variable in adapted.items():
             if name in beside:
                 variable.assign(beside[name])
@@ -158,6 +163,7 @@ class BuiltModel:
     def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
         """Let what follows depend on these arguments, the minibatches, and a kept optimizer's state."""
         self.assign(weights)
+        self._require_followed(plan)
         if not plan.keep_optimizer:
             self.reset_optimizer()
         self._set_learning_rate(plan)
@@ -165,6 +171,28 @@ class BuiltModel:
             if variable.name == "seed_generator_state":
                 variable.assign([rng.integers(2**31), 0])
         self._proximal.start_round(plan.proximal_mu)
+
+    def _require_followed(self, plan: Plan) -> None:
+        """Raise TaskError for a plan that a model with optimizers of its own, such as a GAN, would ignore."""
+        if not self._own_optimizers:
+            return
+        if not plan.keep_optimizer:
+            log.warning(
+                "the plan starts each round with a fresh optimizer, and those of the model itself keep their "
+                "state",
+                optimizers=", ".join(self._own_optimizers),
+            )
+        asked = {
+            "learning_rate": plan.learning_rate is not None,
+            "learning_rate_schedule": plan.learning_rate_scale != 1,
+            "proximal_mu": plan.proximal_mu > 0,
+        }
+        if ignored := [name for name, is_asked in asked.items() if is_asked]:
+            raise TaskError(
+                f"the plan's {' and '.join(ignored)} would not reach the model's own optimizers "
+                f"({', '.join(self._own_optimizers)}), but only model.optimizer: leave it out of the plan, "
+                "or train with model.optimizer alone"
+            )
 
     def _set_learning_rate(self, plan: Plan) -> None:
         optimizer = self.model.optimizer
@@ -182,6 +210,25 @@ class BuiltModel:
         """Return the trained weights, or their moving average when the optimizer keeps one."""
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
         return self.weights()
+
+
+def _own_optimizers(model: KerasModel) -> list[str]:
+    """Return the names of the attributes of a model that hold other optimizers than `model.optimizer`."""
+    keras = import_keras()
+    compiled = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
+    return [
+        name
+        for name, value in vars(model).items()
+        if not name.startswith("_self_")  # where TensorFlow keeps track of attributes
+        and any(
+            isinstance(each, keras.optimizers.Optimizer) and id(each) not in compiled
+            for each in (value.values() if isinstance(value, dict) else _in_a_list(value))
+        )
+    ]
+
+
+def _in_a_list(value: object) -> Iterable[object]:
+    return value if isinstance(value, list | tuple) else [value]
 
 
 def _own_learning_rate(model: KerasModel) -> float | None:

@@ -35,7 +35,7 @@ def train_epochs(
 def evaluation_of(minibatches: Minibatches, batch_size: int) -> Callable[[KerasModel], Metrics]:
     """Return a function that evaluates a model on held-out data: the loss and the compiled metrics.
 
-    Any accuracy is called "accuracy".
+    The only accuracy is called "accuracy".
     """
     if isinstance(minibatches, BatchedData) and minibatches.is_for_keras:
         return lambda model: _evaluated(model, minibatches.data)
@@ -134,9 +134,24 @@ def _generator(minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
 
 
 def _named(raw: Mapping[str, Any]) -> Metrics:
-    """Return metrics as floats, or as arrays where Keras gives a vector."""
+    """Return metrics as floats, or as arrays where Keras gives a vector.
+
+    The only accuracy is called "accuracy"; several keep the names that Keras gave them.
+    """
+    flat = dict(_flat(raw))
+    accuracies = flat.keys() & (ACCURACIES | {"accuracy"})
     metrics: Metrics = {}
-    for name, value in raw.items():
+    for name, value in flat.items():
         array = np.asarray(value)
-        metrics["accuracy" if name in ACCURACIES else name] = array if array.ndim else float(array)
+        short = "accuracy" if accuracies == {name} else name
+        metrics[short] = array if array.ndim else float(array)
     return metrics
+
+
+def _flat(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each metric; as in `fit`, a metric that is a dictionary gives one for each of its keys."""
+    for name, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield name, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ class KerasTask:
     order within a `tf.data.Dataset` is its own. `eval_data()` returns held-out data in the same forms.
 
     `local` are patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
+    Raises TaskError when what is given cannot be called as above.
     Statistics of the data, such as those of BatchNormalization, travel as values; frozen weights do not.
 
     Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
@@ -45,6 +47,10 @@ class KerasTask:
     ) -> None:
         if isinstance(local, str):
             raise TaskError(f"KerasTask(local=...) must be a list of patterns, such as [{local!r}], not text")
+        _require_function("build_model", build_model)
+        _require_function("train_data", train_data, "site")
+        if eval_data is not None:
+            _require_function("eval_data", eval_data)
         self._build_model = build_model
         self._train_data = train_data
         self._eval_data = eval_data
@@ -100,7 +106,7 @@ class KerasTask:
         self._model().restore_optimizer(state)
 
     def evaluate(self, weights: Weights) -> Metrics:
-        """Return the loss and the compiled metrics on held-out data; any accuracy is called "accuracy"."""
+        """Return the loss and the compiled metrics on held-out data; the only accuracy is "accuracy"."""
         if self._eval_data is None:
             raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
         built = self._model()
@@ -132,3 +138,24 @@ class KerasTask:
         if self._built is None:
             self._built = BuiltModel(self._build_model, 0, self._local)
         return self._built
+
+
+def _require_function(name: str, given: object, *arguments: str) -> None:
+    """Raise TaskError unless `given` is a function that can be called with these arguments."""
+    call = f"{name}({', '.join(arguments)})"
+    # A Keras model can be called too.
+    if not callable(given) or hasattr(given, "train_step"):
+        raise TaskError(
+            f"KerasTask needs a function as {name}, not {type(given).__name__}: it calls {call} itself, so "
+            "name the function without calling it"
+        )
+    try:
+        signature = inspect.signature(given)
+    except ValueError:  # a function written in C may not tell
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TaskError(
+            f"KerasTask calls {call}, and its {name} is a function of {signature}: {error}"
+        ) from error
