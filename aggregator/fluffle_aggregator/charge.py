@@ -46,6 +46,8 @@ class Charge:
 
     `downlink_codec` is how versions travel to those who read the stream; the head has each as it is.
     `look` is called often, and raises LayoutError once it is known that the settings are for another model.
+    `compare` begins to compare the settings' model with a running federation's, for a standby that does not
+    lead it yet; None when the settings name no model.
     `try_out` takes in a message where it does no harm, and says how that ended; empty is well.
     """
 
@@ -59,4 +61,5 @@ class Charge:
     continue_from: Callable[[Head], GlobalModel]
     try_out: Callable[[Layout, bytes], str]
     look: Callable[[], None] = lambda: None
+    compare: Callable[[Layout], None] | None = None
     teller: Teller = SILENCE

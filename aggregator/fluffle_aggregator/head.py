@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
-from fluffle.model import Vector
+from fluffle.model import Layout, Vector
 from fluffle.models import stored_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
@@ -55,6 +55,7 @@ class StreamReadings:
         self._look_at_head_at = clock()
         self._failed_since = self._failed_last = 0.0
         self._failures = 0
+        self._is_compared = False
 
     @property
     def is_beyond_reading(self) -> bool:
@@ -67,6 +68,21 @@ class StreamReadings:
             return
         self._look_at_head_at = self._clock() + LOOK_AT_HEAD_EVERY_S
         self._has_seen_versions = broker.state(topology.head.name).messages > 0
+
+    def layout_to_compare(self, broker: Broker, topology: Topology) -> Layout | None:
+        """Return the layout of the newest version, for a standby; None after the first call that found one.
+
+        It is tried once: a stream that cannot be read must not end the connections of a standby.
+        """
+        if self._is_compared or not self._has_seen_versions:
+            return None
+        self._is_compared = True
+        try:
+            found = version_at_hand(broker, topology)
+        except StreamUnreadable as error:
+            log.info("the federation's architecture is not known yet", because=str(error))
+            return None
+        return found.layout if found else None
 
     def note_version(self) -> None:
         """Take note that the head holds a version."""

@@ -31,7 +31,7 @@ from fluffle.topology import topology_of
 from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
+from fluffle_aggregator.initial_model import InitialModel, NoModel, first_version, initial_model
 from fluffle_aggregator.kernels import machine_code
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
@@ -135,6 +135,7 @@ def charge_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         first_version=begin,
         continue_from=continue_from,
         look=initial.look,
+        compare=None if isinstance(initial, NoModel) else initial.compare,
         try_out=partial(try_out, settings),
         teller=ReportingTeller(topology, role="aggregator", name=settings.name),
     )

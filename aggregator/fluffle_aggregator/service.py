@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,9 @@ from fluffle_aggregator.leader import Leader
 from fluffle_aggregator.watch import TopologyWatch
 
 log = get_logger(__name__)
+
+# Whoever gets no message for so long is a standby.
+STANDBY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,12 +70,17 @@ def stand_by_and_lead(
     say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
     log.info("standing by", aggregator=charge.name)
     watch = TopologyWatch(broker, topology)
-    delivery = None
+    delivery, began = None, time.monotonic()
     while delivery is None:
         if stop.is_set():
             return AggregatorResult("", None)
         watch.look_when_due()
         readings.look_at_head_when_due(broker, topology)
+        if charge.compare and time.monotonic() - began > STANDBY_AFTER_S:
+            # Else another architecture would be found only when this standby is needed.
+            if layout := readings.layout_to_compare(broker, topology):
+                charge.compare(layout)
+            charge.look()
         # The broker gives messages to one consumer only: whoever gets the first one leads.
         delivery = broker.next_delivery(POLL_S)
     leader = Leader(charge, broker, readings)

@@ -142,7 +142,7 @@ def above_share(standing: Standing) -> Iterator[Finding]:
             f"{name} has {percent(facts.weight_share)} of the weight, but {percent(facts.example_share)} of "
             f"the examples ({facts.examples:,}).",
             "The model learns more from it than its data are worth. Start the aggregators with "
-            "--limit-share, --weigh-by examples or --min-examples.",
+            "--limit-share or --min-examples, and without --weigh-by none.",
         )
     if (more := len(found) - MOST_NAMED) > 0:
         said = f"{count(more, 'more worker')} with over {TIMES_ITS_SHARE:g} times their share as weight."

@@ -14,7 +14,7 @@ from fluffle_cli.findings import findings_beside_progress
 from fluffle_cli.history import losses_of
 from fluffle_cli.snapshot import Snapshot
 from fluffle_cli.standing import metric_to_show
-from fluffle_cli.words import duration, number
+from fluffle_cli.words import count, duration, number
 from fluffle_cli.workers import WorkerFacts
 
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -201,8 +201,10 @@ def _queues(snapshot: Snapshot) -> Text:
     queues = snapshot.queues
     if snapshot.finished:
         late = f", and {queues.updates_waiting} that came after the end" if queues.updates_waiting else ""
-        return Text(f"{queues.rejected_waiting} refused messages are kept{late}", "dim")
-    line = Text(f"{queues.updates_waiting} updates and {queues.rejected_waiting} rejected waiting, ")
+        kept = "is" if queues.rejected_waiting == 1 else "are"
+        return Text(f"{count(queues.rejected_waiting, 'refused message')} {kept} kept{late}", "dim")
+    updates = count(queues.updates_waiting, "update")
+    line = Text(f"{updates} and {count(queues.rejected_waiting, 'refused message')} waiting, ")
     if queues.aggregator_active:
         return line.append("an aggregator is active")
     return line.append("no aggregator is active", "bold yellow")

@@ -77,7 +77,7 @@ def configure(
 
     Each JSON line carries `part` and `fields` ({"federation": "digits", "worker": "w1"}). A process that
     draws a progress display with rich passes the display's console: lines then scroll by above it. `verbose`
-    adds debug lines, tracebacks and the messages of pika and httpx.
+    adds debug lines, tracebacks and the messages of pika, httpx and matplotlib.
     """
     console = console or Console(emoji=False, stderr=True)
     pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
@@ -105,6 +105,8 @@ def configure(
     logging.getLogger("pika").setLevel(logging.INFO if verbose else logging.CRITICAL)
     # A line for each request.
     logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
+    # It warns where no folder is writable for its fonts, and tells of each new list of them: harmless both.
+    logging.getLogger("matplotlib").setLevel(logging.INFO if verbose else logging.ERROR)
 
 
 def console() -> Console:

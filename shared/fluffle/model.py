@@ -237,22 +237,25 @@ class Layout:
                 start += spec.size
         return found
 
-    def require(self, other: Layout) -> None:
+    def require(self, other: Layout, *, whose: str = "the federation's model") -> None:
         """Raise LayoutError that names the first difference, unless `other` is equal to this layout."""
-        difference = self.difference(other)
+        difference = self.difference(other, whose=whose)
         if difference:
             raise LayoutError(difference)
 
-    def difference(self, other: Layout) -> str | None:
-        """Return the first difference of another layout from this one in words, or None."""
+    def difference(self, other: Layout, *, whose: str = "the federation's model") -> str | None:
+        """Return the first difference of another layout from this one in words, or None.
+
+        `whose` says what this layout belongs to.
+        """
         for expected, found in zip(self.tensors, other.tensors, strict=False):
             if expected != found:
-                return f"the federation's model has {expected} where this one has {found}"
+                return f"{whose} has {expected} where this one has {found}"
         if len(self.tensors) != len(other.tensors):
-            return f"the federation's model has {len(self.tensors)} tensors, this one {len(other.tensors)}"
-        return self._frozen_difference(other)
+            return f"{whose} has {len(self.tensors)} tensors, this one {len(other.tensors)}"
+        return self._frozen_difference(other, whose)
 
-    def _frozen_difference(self, other: Layout) -> str | None:
+    def _frozen_difference(self, other: Layout, whose: str) -> str | None:
         if self.frozen == other.frozen:
             return None
         here, there = (layout.frozen or "no frozen tensors" for layout in (other, self))
@@ -262,7 +265,7 @@ class Layout:
             if len(sizes) == 1
             else "freeze the same layers at every site"
         )
-        return f"the federation's model has {there}, this one has {here}: {remedy}"
+        return f"{whose} has {there}, this one has {here}: {remedy}"
 
     def _of_group(self, group: str) -> Iterator[TensorSpec]:
         return (spec for spec in self.tensors if spec.is_float and spec.group == group)
@@ -281,12 +284,12 @@ class Layout:
         if missing := expected.keys() - weights.keys():
             raise LayoutError(f"the weights lack {some_of(missing)}")
         if unknown := weights.keys() - expected.keys():
-            raise LayoutError(f"the federation's model has no {some_of(unknown)}")
+            raise LayoutError(f"the model has no {some_of(unknown)}")
         for name, spec in expected.items():
             array = weights[name]
             if array.shape != spec.shape or array.dtype.name != spec.dtype:
                 found = TensorSpec(name, array.shape, array.dtype.name, spec.group)
-                raise LayoutError(f"the federation's model has {spec} where these weights have {found}")
+                raise LayoutError(f"the model has {spec} where these weights have {found}")
 
 
 def no_values() -> Vector:

@@ -13,9 +13,10 @@ from federation import wait_until
 from leading import UntilQuiet, a_server, aggregate, newest, send, unacked, versions
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.errors import ConnectionLost, LayoutError, TopologyMissing
 from fluffle.events import Event, Left, Rejected
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.model import Layout
 from fluffle.wire import record_digest
 from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.goal import Goal
@@ -102,6 +103,36 @@ def test_when_the_leader_is_lost_the_standby_goes_on_in_one_line_of_versions() -
     ]
     assert len(first.connections) > 1
     assert unacked(server, charge) == []
+
+
+def test_a_standby_of_another_architecture_ends_while_the_leader_is_at_work() -> None:
+    charge = a_charge(a_strategy(buffer_size=1))
+    server = a_server(charge)
+    server.longest_wait_s = SOON_S
+    queue = server.queue(charge.topology.updates.name)
+
+    def compare(_: Layout) -> None:
+        raise LayoutError("another architecture")
+
+    leader = Aggregator(server, charge)
+    try:
+        wait_until(lambda: len(queue.consumers) == 1, "the leader", deadline_s=SOON_S)
+        with pytest.raises(LayoutError, match="another architecture"):
+            serve(replace(charge, compare=compare), lambda: FakeBroker(server), until(SOON_S))
+
+        send(server, charge, an_update("a", 1))
+        wait_until(is_at(server, charge, 1), "version 1", deadline_s=SOON_S)
+    finally:
+        leader.leave()
+
+
+def until(seconds: float) -> threading.Event:
+    """Return an event that is set after so long, so that a test fails and does not hang."""
+    stop = threading.Event()
+    timer = threading.Timer(seconds, stop.set)
+    timer.daemon = True
+    timer.start()
+    return stop
 
 
 def test_at_the_end_the_standby_leaves_too() -> None:

@@ -171,7 +171,13 @@ def test_the_password_is_on_no_command_line_and_children_read_no_configuration_o
     everyone = [
         *parts.workers(settings, **where, spool=Path("spool")),
         parts.evaluator(settings, **where, curves=Path("curves")),
-        *parts.aggregators(settings, "fedbuff", **where, initial_model=Path("v0.safetensors")),
+        *parts.aggregators(
+            settings,
+            "fedbuff",
+            **where,
+            management_url="http://127.0.0.1:1",
+            initial_model=Path("v0.safetensors"),
+        ),
     ]
 
     for part in everyone:
@@ -188,8 +194,15 @@ def test_fedavg_waits_for_every_worker_whatever_the_buffer_size() -> None:
 
     def buffer_sizes(strategy: Strategy) -> set[str]:
         found = parts.aggregators(
-            settings, strategy, federation="digits", broker_url=URL, initial_model=Path("v0.safetensors")
+            settings,
+            strategy,
+            federation="digits",
+            broker_url=URL,
+            management_url="http://127.0.0.1:1",
+            initial_model=Path("v0.safetensors"),
         )
+        # So that they look at the policies of the demo's broker, whose interface is at no usual port.
+        assert {part.environment["FLUFFLE_MANAGEMENT_URL"] for part in found} == {"http://127.0.0.1:1"}
         return {part.environment["FLUFFLE_BUFFER_SIZE"] for part in found}
 
     assert buffer_sizes("fedavg") == {"3"}

@@ -149,6 +149,8 @@ def test_exactly_those_with_three_times_their_share_are_found(given: dict[str, t
     ]
     assert len(found) == min(len(above), MOST_NAMED + 1)
     assert all(any(each.says.startswith(f"{name} has") for name in above) for each in found[:MOST_NAMED])
+    # Weighing by examples is the default: to advise it would help nobody.
+    assert all(each.do.endswith("and without --weigh-by none.") for each in found[:MOST_NAMED])
 
 
 def test_a_worker_that_is_silent_is_found_and_who_waits_for_it() -> None:

@@ -178,17 +178,20 @@ def test_the_first_difference_of_two_layouts_is_said_in_words(found: Layout, dif
     said = layout.difference(found)
 
     assert said == (difference and f"the federation's model has {difference}")
+    assert layout.difference(found, whose="the task") == (difference and f"the task has {difference}")
     assert (layout.digest == found.digest) == (difference is None)
 
 
 def test_a_model_of_another_layout_is_refused_when_it_is_flattened() -> None:
     layout = specs(("w", (2,), "float32"))
 
-    with pytest.raises(LayoutError, match=r"w float32\[2\] where these weights have w float64\[2\]"):
+    with pytest.raises(
+        LayoutError, match=r"^the model has w float32\[2\] where these weights have w float64\[2\]"
+    ):
         layout.flatten({"w": np.zeros(2, np.float64)})
     with pytest.raises(LayoutError, match="the weights lack w"):
         layout.flatten({})
-    with pytest.raises(LayoutError, match="the federation's model has no a, b, c and 1 more"):
+    with pytest.raises(LayoutError, match=r"^the model has no a, b, c and 1 more"):
         layout.flatten({name: np.zeros(2, np.float32) for name in "wabcd"})
 
 

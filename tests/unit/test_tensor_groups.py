@@ -186,7 +186,7 @@ class Forgetful(FourGroups):
     [
         ({"w": None}, "other weights than initial_weights: the weights lack w"),
         ({"w": np.zeros(3, np.float32)}, r"w float32\[2\] where these weights have w float32\[3\]"),
-        ({"extra": np.zeros(1)}, "the federation's model has no extra"),
+        ({"extra": np.zeros(1)}, "weights: the model has no extra"),
         ({"head": None}, "no weights for the local head"),
         ({"w": [1.0, 2.0]}, r"the tensor 'w' must be a numpy array, not list \[1.0, 2.0\]"),
     ],

@@ -63,7 +63,7 @@ def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
     assert "version 36 (term 1) after 10 s, 4 parameters, 74 updates, 7.4 updates/s" in text
     assert "accuracy 0.9472 (version 35), best (highest) 0.9583 (version 20)" in text
     assert "target held 2x" in text
-    assert "5 updates and 3 rejected waiting, an aggregator is active" in text
+    assert "5 updates and 3 refused messages waiting, an aggregator is active" in text
 
 
 def test_from_outside_a_worker_is_shown_with_the_age_of_its_last_update() -> None:
@@ -150,6 +150,16 @@ def test_nothing_waits_and_nobody_leads_after_the_end() -> None:
     assert "waiting" not in text
     assert "an aggregator is active" not in text
     assert "3 refused messages are kept, and 5 that came after the end" in text
+
+
+def test_a_single_message_is_counted_as_one() -> None:
+    one = QueueStates(updates_waiting=1, aggregator_active=True, rejected_waiting=1)
+
+    running = replace(a_snapshot(a_training_version()), queues=one)
+    finished = replace(a_snapshot(a_training_version(finished="enough")), queues=one)
+
+    assert "1 update and 1 refused message waiting" in "\n".join(drawn(render(running)))
+    assert "1 refused message is kept" in "\n".join(drawn(render(finished)))
 
 
 def test_a_metric_that_is_not_finite_is_shown_as_such() -> None:

@@ -143,7 +143,7 @@ def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[n
     Raises ConfigError when there are none, when they are those of another model, or cannot be read.
     """
     weights = read_model(folder / LOCAL)
-    if difference := Layout.of(initial).difference(Layout.of(weights)):
+    if difference := Layout.of(initial).difference(Layout.of(weights), whose="the task's model"):
         raise ConfigError(
             f"{folder / LOCAL} holds the local weights of another model ({difference}): delete the file to "
             "begin anew, or go back to the task that it was trained with"

@@ -30,7 +30,7 @@ class GroupSize:
 def build_twice(task: CheckedTask, seed: int) -> TaskModel:
     """Build the model; raises TaskError when building it again from the same seed gives other weights."""
     first, again = task.model(seed), task.model(seed)
-    if difference := first.layout.difference(again.layout):
+    if difference := first.layout.difference(again.layout, whose="the first one"):
         raise TaskError(f"initial_weights gave two models from one seed: {difference}")
     if changed := changed_tensors(all_weights(first), all_weights(again)):
         raise TaskError(
@@ -130,7 +130,7 @@ def save_and_load(task: CheckedTask, model: TaskModel, weights: Weights, path: P
         raise TaskError(f"save wrote no file to the path that it was given, {path.name}")
     loaded = task.load(path)
     try:
-        model.layout.require(loaded.layout)
+        model.layout.require(loaded.layout, whose="the saved one")
     except LayoutError as error:
         raise TaskError(f"load reads another model than save has written: {error}") from error
     if changed := changed_tensors(weights, all_weights(loaded)):

@@ -96,8 +96,8 @@ class FederationRun:
         reach its end, and KeyboardInterrupt soon after `stop` is set.
         """
         try:
-            url = self._start_workers(private)
-            with self._page(private, url), self._connect(private, url) as broker:
+            url, management_url = self._start_workers(private)
+            with self._page(url, management_url), self._connect(private, url) as broker:
                 broker.declare(self.topology)
                 self.server = broker.server
                 with (
@@ -105,31 +105,30 @@ class FederationRun:
                     broker.listen(self.topology.events.name, name="demo") as listener,
                 ):
                     self._await_everyone(builder, initial_model)
-                    self._start_aggregators(url, initial_model)
+                    self._start_aggregators(url, management_url, initial_model)
                     self._follow(broker, reader, listener)
                     self._let_leave(broker, listener)
         finally:
             self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
 
-    def _page(self, private: PrivateBroker, url: str) -> AbstractContextManager[object]:
+    def _page(self, url: str, management_url: str | None) -> AbstractContextManager[object]:
         """Serve the live page while the federation runs, if it is wanted."""
         if not self.settings.dashboard:
             return nullcontext()
-        node = private.known()
-        management_url = node.management_url if node else None
         settings = DashboardSettings(
             federation=self.federation, broker_url=url, management_url=management_url
         )
         return a_page(settings, lambda address: self.screen.say(f"The live page: {address}"))
 
-    def _start_workers(self, private: PrivateBroker) -> str:
+    def _start_workers(self, private: PrivateBroker) -> tuple[str, str | None]:
+        """Start the workers and the evaluator; return where the broker is, and where its management is."""
         while (node := private.known()) is None:
             self._tick("starting RabbitMQ")
         where = {"federation": self.federation, "broker_url": node.amqp_url}
         self._crew.start(parts.workers(self.settings, **where, spool=self.folder / "spool"), WORKER_STATES)
         curves = self.folder / "tensorboard"
         self._crew.start([parts.evaluator(self.settings, **where, curves=curves)], EVALUATOR_STATES)
-        return node.amqp_url
+        return node.amqp_url, node.management_url
 
     def _connect(self, private: PrivateBroker, url: str) -> RabbitBroker:
         while private.serving() is None:
@@ -152,12 +151,13 @@ class FederationRun:
                     f"after {START_TIMEOUT_S:.0f} s the workers are still not ready: see {self._crew.logs}"
                 )
 
-    def _start_aggregators(self, url: str, initial_model: Path) -> None:
+    def _start_aggregators(self, url: str, management_url: str | None, initial_model: Path) -> None:
         both = parts.aggregators(
             self.settings,
             self.strategy,
             federation=self.federation,
             broker_url=url,
+            management_url=management_url,
             initial_model=initial_model,
         )
         self._crew.start(both, AGGREGATOR_STATES)

@@ -76,7 +76,13 @@ def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curve
 
 
 def aggregators(
-    settings: DemoSettings, strategy: Strategy, *, federation: str, broker_url: str, initial_model: Path
+    settings: DemoSettings,
+    strategy: Strategy,
+    *,
+    federation: str,
+    broker_url: str,
+    management_url: str | None,
+    initial_model: Path,
 ) -> list[Part]:
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
     return [
@@ -85,6 +91,7 @@ def aggregators(
             ("fluffle_aggregator",),
             federation=federation,
             broker_url=broker_url,
+            management_url=management_url,
             task=settings.task,
             name=name,
             initial_model=initial_model,

@@ -69,7 +69,7 @@ def adapters_beside(path: Path, expected: Weights) -> Weights:
             weights = read_model(Path(archive.extract(ADAPTERS, folder)))
         except ConfigError as error:
             raise TaskError(f"{path} is damaged: {error}") from error
-    if difference := Layout.of(expected).difference(Layout.of(weights)):
+    if difference := Layout.of(expected).difference(Layout.of(weights), whose="the task's model"):
         raise LayoutError(f"{path} holds adapters of another model: {difference}")
     return weights
 

@@ -156,7 +156,7 @@ class BuiltModel:
         if not state:
             self.reset_optimizer()
             return
-        Layout.of(self.optimizer_state()).require(Layout.of(state))
+        Layout.of(self.optimizer_state()).require(Layout.of(state), whose="the optimizer")
         for variable, array in zip(self.model.optimizer.variables, state.values(), strict=True):
             variable.assign(array)
 
