@@ -29,7 +29,6 @@ from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.admission import Policy, Refusal, refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.kernels import add_weighted
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies import FedBuff
 
@@ -59,14 +58,6 @@ def measure(size_mb: float, codecs: Sequence[str], report: Report, repeats: int)
     for codec in codecs:
         with report.row() as row:
             row.update({"size_mb": size_mb, "codec": codec, **_measure(codec, model, repeats)})
-
-
-def fold_to_saxpy(size_mb: float, codec: str, repeats: int) -> Spread:
-    """Return only the ratio of the two."""
-    model = model_of(round(size_mb * 1e6 / 4))
-    _, actions = _actions(codec, model)
-    gb_s = _rates({name: actions[name] for name in ("fold", "saxpy")}, model, repeats)
-    return gb_s["fold"].over(gb_s["saxpy"])
 
 
 def _measure(codec: str, model: GlobalModel, repeats: int) -> Mapping[str, Cell | Spread]:
@@ -102,7 +93,7 @@ def _actions(codec: str, model: GlobalModel) -> tuple[int, Mapping[str, Callable
     random = np.random.default_rng(0)
     return len(body), {
         **moves(parameters),
-        "fold": partial(add_weighted, total, received.vector, WEIGHT),
+        "fold": partial(received.vector.add_to, total, WEIGHT),
         "take_in": lambda: _take_in(body, model, total),
         "encode": lambda: encode_update(replace(update, vector=compress(codec, delta, random))),
     }
@@ -116,7 +107,7 @@ def _take_in(body: bytes, model: GlobalModel, total: Vector) -> None:
     if refused:
         raise RuntimeError(f"the update was refused: {refused.detail}")
     # Not model.fold: it would count this update as applied, and refuse it the next time.
-    add_weighted(total, update.vector, WEIGHT)
+    update.vector.add_to(total, WEIGHT)
 
 
 def model_of(parameters: int) -> GlobalModel:

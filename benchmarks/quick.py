@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from benchmarks.fold import fold_to_saxpy
 from benchmarks.ingest import Case, Effort, beside_the_floor, float32_to_int8
 from benchmarks.measuring import OtherWork, Report, short, wide_console
 from benchmarks.memory import ALLOWED_MB, ALLOWED_MODELS, aggregator_peak_mb
@@ -31,7 +30,6 @@ BUDGET_S = 130.0
 SHORT, LONG = Effort(repeats=8, factor=0.5), Effort(repeats=8, factor=1.0)
 # Of 2 %, 15 % more would be no demand.
 WATCHED_TOLERANCE = 0.03
-FOLDED_MB = 40.0
 LARGE_MB = 100.0
 SOONER = 4.0
 
@@ -72,9 +70,6 @@ def main() -> None:
 
 
 def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
-    for codec in ("float32", "int8"):
-        ratio = fold_to_saxpy(FOLDED_MB, codec, repeats=5)
-        yield Verdict(f"fold of {codec} against in-place saxpy", "at least", 0.8, ratio.median)
     for size_mb, required in ((1.0, 0.9), (0.1, 0.75)):
         for clients in (1, 4):
             case = Case(size_mb, clients, "fedbuff", "float32")

@@ -23,7 +23,6 @@ from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update, record_digest, version_pieces
 from fluffle_aggregator.admission import Policy, refusal
-from fluffle_aggregator.kernels import add_weighted
 
 SIZES_MB = (0.1, 1.0, 10.0)
 # pika's own, and the most that RabbitMQ puts into one frame.
@@ -57,7 +56,7 @@ def _measure(parameters: int, repeats: int) -> Mapping[str, Cell | Spread]:
         "reads": _receiving(LargeBodyConnection, body, READ_BYTES),
         "decode": lambda: decode_inbound(body),
         "admit": lambda: refusal(update, model, Policy()),
-        "fold": lambda: add_weighted(total, update.vector, 1.0),
+        "fold": lambda: update.vector.add_to(total, 1.0),
         "encode_version": lambda: version_pieces(model.record),
         "digest": lambda: record_digest(record.start),
     }

@@ -34,8 +34,6 @@ ONE_IMPORTER = {
     "httpx": "fluffle.management",
     "zstandard": "fluffle.compression",
     "prometheus_client": "fluffle.metrics",
-    "llvmlite": "fluffle_aggregator.kernels",
-    "ctypes": "fluffle_aggregator.kernels",
 }
 PURE = {
     "fluffle.broker",
@@ -61,7 +59,6 @@ PURE = {
     "fluffle_aggregator.choices",
     "fluffle_aggregator.global_model",
     "fluffle_aggregator.goal",
-    "fluffle_aggregator.kernels",
     "fluffle_aggregator.limits",
     "fluffle_aggregator.missing",
     "fluffle_aggregator.schedules",
@@ -87,8 +84,6 @@ PURE_MAY_IMPORT = {
         "inspect",
     ),
     *("contextlib", "itertools", "json", "math", "re", "shlex", "statistics", "types", "typing"),
-    # Machine code that computes, and nothing else.
-    *("ctypes", "llvmlite"),
     *("ml_dtypes", "numpy", "zstandard"),
 }
 

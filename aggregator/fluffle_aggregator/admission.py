@@ -12,13 +12,11 @@ import numpy as np
 from fluffle.broker import Delivery
 from fluffle.compression import decompressed
 from fluffle.events import AFTER_THE_END
-from fluffle.model import largest_magnitude as largest_of
-from fluffle.model import some_of
+from fluffle.model import largest_magnitude, some_of
 from fluffle.record import Evaluation, Rank, is_in_history
 from fluffle.topology import Exchange
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.kernels import largest_magnitude
 
 # Squared (Adam's moments) and summed over a million updates it is still far below float32's largest, 2**128.
 MAX_MAGNITUDE = float(2**50)
@@ -202,7 +200,7 @@ def _unsound(update: WeightUpdate, model: GlobalModel, policy: Policy) -> Refusa
             f"{policy.max_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
         )
     # NaN passes through numpy's maximum, but not through Python's.
-    largest = float(np.maximum(largest_magnitude(update.vector), largest_of(update.statistics)))
+    largest = float(np.maximum(update.vector.largest_magnitude(), largest_magnitude(update.statistics)))
     if not math.isfinite(largest):
         tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
         return Refusal(Reason.NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")

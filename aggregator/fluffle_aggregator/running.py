@@ -32,7 +32,6 @@ from fluffle_aggregator.charge import Charge
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, NoModel, first_version, initial_model
-from fluffle_aggregator.kernels import machine_code
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import AggregatorSettings
@@ -71,8 +70,6 @@ def aggregate(
     connector = Connector(settings, name=name, stop=stop, prepare=prepare)
     with initial_model(settings, stop, task) as model:
         charge = charge_of(settings, policies, model)
-        # Compiled now: no update waits for it.
-        machine_code()
         with (
             metered(
                 charge.teller,

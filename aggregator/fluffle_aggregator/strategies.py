@@ -25,7 +25,6 @@ from fluffle.errors import ConfigError
 from fluffle.model import Vector
 from fluffle.plan import Sends
 from fluffle.vector_math import matching_blocks
-from fluffle_aggregator.kernels import add_weighted
 from fluffle_aggregator.server_optimizers import Moments, ServerOptimizer, Sgd
 from fluffle_aggregator.staleness import Discount
 
@@ -66,7 +65,7 @@ class Buffer:
     def adding(self, vector: CompressedVector, weight: float, size: float) -> Buffer:
         """Return the buffer with one more vector in it; the weight is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
-        add_weighted(total, vector, weight)
+        vector.add_to(total, weight)
         return Buffer(total, self.weight + float(np.float32(weight)), self.size + size, self.count + 1)
 
     def sum(self) -> Vector:

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 
 from structlog.contextvars import bound_contextvars
 
 from fluffle.checked_task import CheckedTask
 from fluffle.connection import evaluator_connector, worker_connector
-from fluffle.errors import TaskError
+from fluffle.errors import ConfigError, TaskError
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.settings import load_arguments
 from fluffle.task import Progress, Task, name_of_task
 from fluffle.telling import ReportingTeller
 from fluffle.topology import MIB, topology_of
-from fluffle_worker.curves import Curves
-from fluffle_worker.evaluator import Evaluator, EvaluatorResult
+from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import ShowRound, Worker, WorkerResult
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
@@ -113,7 +113,7 @@ def work(
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
     topology = topology_of(settings.federation)
-    curves = Curves(settings.tensorboard) if settings.tensorboard else None
+    notes = [_curves_in(settings.tensorboard)] if settings.tensorboard else []
     with metered(
         ReportingTeller(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,
@@ -128,7 +128,16 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
             topology=topology,
             stop=stop,
             teller=teller,
-            notes=[curves.note] if curves else [],
+            notes=notes,
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
+
+
+def _curves_in(folder: Path) -> Note:
+    try:
+        # Not everybody has tensorboardX: it comes with the extra [worker].
+        from fluffle_worker.curves import Curves
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--tensorboard needs tensorboardX: pip install tensorboardX ({error})") from error
+    return Curves(folder).note
