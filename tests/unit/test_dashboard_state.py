@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.events import (
+    AFTER_THE_END,
     Evaluated,
     Joined,
     Left,
@@ -141,6 +142,16 @@ def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None
     ]
     told(state, Joined(), name="first")
     assert state.picture(NOW)["standbys"] == ["first"]
+
+
+def test_who_comes_after_the_end_and_refuses_what_is_late_was_not_the_last_leader() -> None:
+    state = a_state()
+    told(state, TookOver(1, 0), name="first")
+    state.read(replace(a_record(3), finished="enough"))
+
+    told(state, Rejected("w1/r/1", "w1", AFTER_THE_END, "too late"), name="third")
+
+    assert state.picture(NOW)["leader"] == "first"
 
 
 def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() -> None:

@@ -89,6 +89,8 @@ class Evaluator:
                 self._tell,
                 patience_s=patience_s,
             )
+        if self._stop.is_set() and not self._ended_by:
+            log.info("asked to stop", evaluations=self._evaluated)
         return EvaluatorResult(self._ended_by, self._evaluated, self._newest_evaluation)
 
     def _work_on(self, broker: Broker) -> None:

@@ -132,6 +132,8 @@ class Worker:
                 work_with_new_connections(
                     connect_or_train, work, self._stop, self._tell, patience_s=patience_s
                 )
+            if self._stop.is_set() and not self._ended_by:
+                log.info("asked to stop", rounds=self._rounds)
         finally:
             if self._spool.waiting:
                 log.warning(
@@ -169,7 +171,8 @@ class Worker:
             dropped = self._spool.begin_anew()
             self._site.begin_anew()
             self._under_way, self._refused = [], 0
-            log.warning(
+            say = log.warning if dropped else log.info
+            say(
                 "the federation was begun anew: what this worker had for the one before can never count, and "
                 "it goes on from the new one's newest version",
                 version=version.version,

@@ -216,6 +216,7 @@ class FederationState:
     def _hear_aggregator(self, name: str, event: Event, now: float) -> None:
         if isinstance(event, Joined | Left):
             return
+        was_over = bool(self.known.record and self.known.record.finished)
         match event:
             case Applied():
                 self._apply(event, now)
@@ -239,7 +240,9 @@ class FederationState:
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
             case _:
                 return
-        self._leader = name
+        # After the end an aggregator that only comes to see it refuses what is late, and leads nothing.
+        if not (was_over and self._leader):
+            self._leader = name
 
     def _apply(self, event: Applied, now: float) -> None:
         self.known.applied(event, now)
