@@ -21,7 +21,9 @@ from fluffle_cli.demo.final_metrics import FinalMetrics, write_final_metrics
 from fluffle_worker.central import train_centrally
 
 
-def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence[Path]) -> FinalMetrics:
+def find(
+    task_name: str, *, seed: int, epochs: int, max_seconds: float, plan: Plan, models: Sequence[Path]
+) -> FinalMetrics:
     """Evaluate each model, save it beside its file as `.keras`, and train centrally."""
     task = load_task(task_name)
     checked = CheckedTask(task)
@@ -31,7 +33,8 @@ def find(task_name: str, *, seed: int, epochs: int, plan: Plan, models: Sequence
         weights = {**read_model(path), **local}
         finals.append(checked.evaluate(weights))
         checked.save(weights, path.with_suffix(".keras"))
-    return FinalMetrics(finals=finals, central=train_centrally(task, epochs=epochs, plan=plan, seed=seed))
+    central = train_centrally(task, epochs=epochs, plan=plan, seed=seed, max_seconds=max_seconds)
+    return FinalMetrics(finals=finals, central=central)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,12 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--max-seconds", type=float, required=True)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args(arguments)
     plan = Plan(learning_rate=given.learning_rate)
     try:
-        found = find(given.task, seed=given.seed, epochs=given.epochs, plan=plan, models=given.models)
+        found = find(
+            given.task,
+            seed=given.seed,
+            epochs=given.epochs,
+            max_seconds=given.max_seconds,
+            plan=plan,
+            models=given.models,
+        )
     except FluffleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

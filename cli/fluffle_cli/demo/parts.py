@@ -113,6 +113,8 @@ def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> 
     """Return the process that evaluates final models (.safetensors) and trains centrally."""
     show = settings.show
     said = ["--task", settings.task, "--seed", str(settings.seed), "--epochs", str(show.central_epochs)]
+    # In one place nobody trains for longer than the federation might.
+    said += ["--max-seconds", str(settings.max_seconds)]
     if show.learning_rate is not None:
         said += ["--learning-rate", str(show.learning_rate)]
     command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", *said, "--out", str(out))

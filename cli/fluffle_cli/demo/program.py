@@ -164,6 +164,8 @@ class Demo:
         """Run one child process to its end; if it fails, say so and go on."""
         crew = Crew(self._folder / "logs")
         try:
+            if not self._console.is_terminal:
+                _print(self._console, what)
             with self._console.status(what):
                 crew.start([part], {})
                 while crew.alive:
