@@ -41,4 +41,6 @@ class StatisticsBuffer:
         if self.total is None or not statistics.size:
             return statistics
         a = self.mixing / self.count
-        return ((1.0 - a) * statistics + (a / self.weight) * self.total).astype(np.float32)
+        # In float64, which is exact enough that rounding to float32 leaves no value's range.
+        kept = np.multiply(statistics, 1.0 - a, dtype=np.float64)
+        return (kept + (a / self.weight) * self.total).astype(np.float32)

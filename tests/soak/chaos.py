@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from federation import Federation, Part
-from soak.memory import MemoryOfPart
+from soak.memory import GROWTH_MB, RABBITMQ_GROWTH_MB, MemoryOfPart
 
 from fluffle_cli.node import BrokerNode
 
@@ -159,7 +159,8 @@ class Chaos:
                 slot.part.process.send_signal(signal.SIGCONT)
 
     def _sample(self, name: str, process_id: int, born_s: float) -> None:
-        memory = self.memory.setdefault(name, MemoryOfPart())
+        growth_mb = RABBITMQ_GROWTH_MB if name == "broker" else GROWTH_MB
+        memory = self.memory.setdefault(name, MemoryOfPart(growth_mb=growth_mb))
         memory.sample(process_id, now_s=self.now_s, age_s=self.now_s - born_s)
 
     def _tell(self, what: str, whom: str, seconds: float | None = None) -> None:

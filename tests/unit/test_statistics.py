@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from builders import a_model, a_strategy, a_version, an_update
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fluffle.compression import CODECS
@@ -74,6 +74,12 @@ def strategies(draw: st.DrawFn) -> Strategy:
     )
 
 
+@example(
+    strategy=a_strategy("fedasync", staleness="polynomial"),
+    codec="float32",
+    first=[26014704.0, 0.0, 0.0],
+    come=[Arrival([26014704.0, 0.0, 0.0], late, 1, "a") for late in (0, 1)],
+)
 @given(strategy=strategies(), codec=st.sampled_from(sorted(CODECS)), first=variances, come=arrivals)
 def test_no_strategy_order_optimizer_or_codec_takes_a_variance_out_of_the_range_of_what_came(
     strategy: Strategy, codec: str, first: list[float], come: list[Arrival]
