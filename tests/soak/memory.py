@@ -12,8 +12,8 @@ MB = 1_000_000
 WARM_UP_S = 20.0
 # More than this much growth from the first to the last samples is a leak, whichever is larger.
 GROWTH_MB, GROWTH_SHARE = 10.0, 0.2
-# RabbitMQ takes more until its allocators have what they need for the worst moment, and then no more: in a soak
-# of an hour 135 to 138 MB, at most 167, where one of 20 minutes went from 140 to 188.
+# RabbitMQ takes more until its allocators have what they need for the worst moment, and then no more: in a
+# soak of an hour 135 to 138 MB, at most 167, where one of 20 minutes went from 140 to 188.
 RABBITMQ_GROWTH_MB = 60.0
 
 
