@@ -9,11 +9,11 @@ from shlex import quote
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from fluffle import logs
 from fluffle.command_line import clean_exit, new_app, warn_of_unknown_variables
+from fluffle.consoles import PlainConsole
 from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode, make_private_folder
 from fluffle_cli.node_tls import NodeTls
@@ -64,7 +64,7 @@ def up(
         how = "runs already"
     else:
         certificates = _certificates_in(folder) if tls else None
-        with Console(emoji=False, stderr=True).status("starting RabbitMQ"):
+        with PlainConsole(stderr=True).status("starting RabbitMQ"):
             if nodes > 1 or isinstance(broker, BrokerCluster):
                 size = nodes if nodes > 1 or broker is None else len(_nodes(broker))
                 broker = BrokerCluster.start(folder, size=size, management=management, tls=certificates)
@@ -96,7 +96,7 @@ def down(folder: Folder = DEFAULT_FOLDER) -> None:
         typer.echo(f"No RabbitMQ runs in {folder}.")
     if broker is None:
         return
-    with Console(emoji=False, stderr=True).status("stopping RabbitMQ"):
+    with PlainConsole(stderr=True).status("stopping RabbitMQ"):
         broker.stop()
     if was_running:
         typer.echo(f"RabbitMQ in {folder} has stopped; its data are still there.")
@@ -136,9 +136,7 @@ def status(
             if fact is not None:
                 table.add_row(name.replace("_", " "), str(fact))
         # Wide enough that a URL is never broken: it is there to be copied.
-        Console(emoji=False, width=max(Console(emoji=False).width, 140), highlight=False, markup=False).print(
-            table
-        )
+        PlainConsole(width=max(PlainConsole().width, 140), highlight=False, markup=False).print(table)
     if not running:
         raise typer.Exit(1)
 

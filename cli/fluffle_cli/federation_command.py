@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import typer
 from pydantic import Field, field_validator
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
@@ -19,6 +18,7 @@ from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect
+from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import AccessRefused, ConfigError, TopologyMissing
 from fluffle.management import MONITORING
 from fluffle.rabbit import RabbitBroker
@@ -110,7 +110,7 @@ def list_federations(settings: ListSettings) -> None:
         )
         table.add_row(*map(Text, row))
     # A line per federation, also where no terminal says how wide it is.
-    Console(emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
+    table_console(160).print(table)
 
 
 def show(settings: OneSettings) -> None:
@@ -139,7 +139,7 @@ def show(settings: OneSettings) -> None:
         role, scope = shown_membership(user.membership) or ("none: see `fluffle user list`", "")
         table.add_row(*map(Text, (user.name, role, scope, str(user.connections))))
     _say("")
-    Console(emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
+    table_console(160).print(table)
 
 
 def end(settings: EndSettings) -> None:
@@ -249,7 +249,7 @@ def _print_queues(footprint: Footprint) -> None:
     for queue in sorted(footprint.queues, key=lambda row: row.name):
         size = "" if queue.size_bytes is None else decimal(queue.size_bytes)
         table.add_row(*map(Text, (queue.name, f"{queue.messages:,}", size)))
-    Console(emoji=False, width=None if sys.stdout.isatty() else 160).print(table)
+    table_console(160).print(table)
 
 
 def _state(facts: FederationFacts) -> str:
@@ -273,7 +273,7 @@ def _connected(settings: FederationSettings) -> RabbitBroker:
 
 
 def _say(line: str) -> None:
-    Console(emoji=False, highlight=False, markup=False, soft_wrap=True).print(line)
+    PlainConsole(highlight=False, markup=False, soft_wrap=True).print(line)
 
 
 # The federation is named by the argument, or all are looked at.

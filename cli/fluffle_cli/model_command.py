@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import track
 from rich.table import Table
@@ -20,6 +18,7 @@ from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, found_federation
+from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
@@ -110,7 +109,7 @@ def list_versions(settings: ListSettings) -> None:
             ", ".join(marks),
         )
     # A line per version, also where no terminal says how wide it is.
-    Console(emoji=False, width=None if sys.stdout.isatty() else 120).print(table)
+    table_console(120).print(table)
 
 
 def export(settings: ExportSettings) -> None:
@@ -144,7 +143,7 @@ def export(settings: ExportSettings) -> None:
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
         write_model(settings.out, version.weights, about, layout=version.layout)
-    Console(emoji=False).print(
+    PlainConsole().print(
         f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False
     )
     if version.copy_of:
@@ -161,7 +160,7 @@ def init(settings: InitSettings) -> None:
     if settings.out.suffix != ".safetensors":
         raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
     write_initial_model(settings.task, seed=settings.seed, out=settings.out)
-    Console(emoji=False).print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
+    PlainConsole().print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
 
 
 def restore(settings: RestoreSettings) -> None:
@@ -174,7 +173,7 @@ def restore(settings: RestoreSettings) -> None:
         logs.console().status("looking at what the broker has"),
     ):
         rank = put_back(broker, topology, stored)
-    Console(emoji=False).print(
+    PlainConsole().print(
         f"version {rank} of {settings.federation} is on the broker again: an aggregator that "
         "starts goes on from it",
         highlight=False,

@@ -22,6 +22,7 @@ from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import found_federation
+from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import ConfigError
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.asking import AskingSettings
@@ -86,7 +87,7 @@ def list_messages(settings: ListSettings) -> None:
             typer.echo(json.dumps(message.as_json()))
         return
     # A line per message, also where no terminal says how wide it is.
-    console = Console(emoji=False, width=None if sys.stdout.isatty() else 160)
+    console = table_console(160)
     if shown:
         table = Table("#", "reason", "worker", "id", "size", "refused", show_edge=False)
         for message in shown:
@@ -106,7 +107,7 @@ def show(settings: ShowSettings) -> None:
             if message in wanted
         ]
     wanted.require_match([message for message, _ in found])
-    console = Console(emoji=False)
+    console = PlainConsole()
     for message, facts in found:
         about = message.as_json() | {"at": _when(message)}
         for name, value in [*about.items(), *facts]:
@@ -171,7 +172,7 @@ def looked_through(broker: Broker, topology: Topology) -> Iterator[tuple[Rejecte
 
 def _agreed(settings: ChangeSettings, deed: str, chosen: list[RejectedMessage]) -> bool:
     """Ask, unless told not to; there must be something to do and somebody to ask."""
-    console = Console(emoji=False)
+    console = PlainConsole()
     _say(console, _counted(chosen))
     if not chosen or settings.yes:
         return bool(chosen)
@@ -190,7 +191,7 @@ def _follow(done: Iterator[RejectedMessage], deed: str, count: int) -> None:
         for _ in track(done, deed, total=count, transient=True, console=logs.console()):
             finished += 1
     finally:
-        _say(Console(emoji=False), f"{finished:,} of {count:,} {deed}")
+        _say(PlainConsole(), f"{finished:,} of {count:,} {deed}")
 
 
 def _counted(messages: list[RejectedMessage]) -> str:

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
-from rich.console import Console
 from rich.table import Table
 
 from fluffle.address import parse_address
 from fluffle.command_line import settings_command
+from fluffle.consoles import PlainConsole
 from fluffle.errors import ConfigError
 from fluffle.policy_faults import faults_of, require_none_fatal
 from fluffle.rights import ROLES, rights_of
@@ -67,7 +67,7 @@ def run(settings: SetupSettings) -> None:
     if settings.print_only:
         _print(settings, topology)
         return
-    console = Console(emoji=False, highlight=False)
+    console = PlainConsole(highlight=False)
     with Management(settings) as management:
         # Before anything is made: on a broker with such a policy a federation cannot live.
         faults = faults_of(management.policies(), topology, virtual_host=management.vhost)
@@ -99,9 +99,7 @@ def _print(settings: SetupSettings, topology: Topology) -> None:
         for name, role in settings.wanted.items()
     }
     definitions = topology_definitions(topology, vhost) | (user_definitions(users, vhost) if users else {})
-    Console(emoji=False, soft_wrap=True, highlight=False, markup=False).print(
-        json.dumps(definitions, indent=2)
-    )
+    PlainConsole(soft_wrap=True, highlight=False, markup=False).print(json.dumps(definitions, indent=2))
 
 
 def _password(settings: SetupSettings, name: str) -> str:

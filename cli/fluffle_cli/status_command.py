@@ -11,12 +11,12 @@ from typing import ClassVar
 
 import typer
 from pydantic import Field
-from rich.console import Console
 
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import connect, federation_connector
+from fluffle.consoles import PlainConsole
 from fluffle.policy_watch import policy_watch_of
 from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
 from fluffle.settings import ManagementUrl
@@ -93,7 +93,7 @@ def run(settings: StatusSettings) -> None:
 @contextmanager
 def _display(settings: StatusSettings) -> Iterator[Show]:
     """Choose how snapshots are shown; on a terminal a watched one stays in its place."""
-    console = Console(emoji=False)
+    console = PlainConsole()
     if settings.as_json:
         yield lambda snapshot: typer.echo(as_text(snapshot.as_json()))
     elif not settings.watch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from rich.table import Table
 from fluffle import logs
 from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.command_line import new_app, settings_command
+from fluffle.consoles import table_console
 from fluffle.errors import TaskError
 from fluffle.message_size import codecs_that_fit, require_version_fits
 from fluffle.model import some_of
@@ -161,7 +161,7 @@ def _in_words(metrics: Mapping[str, float]) -> str:
 
 def _console() -> Console:
     # A row of the table per line, also where no terminal says how wide it is.
-    return Console(emoji=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+    return table_console(120, highlight=False)
 
 
 def _say(line: str) -> None:

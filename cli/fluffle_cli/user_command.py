@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
-from rich.console import Console
 from rich.table import Table
 
 from fluffle.command_line import new_app, settings_command
+from fluffle.consoles import PlainConsole
 from fluffle.rights import Membership, Scope
 from fluffle.settings import require_name
 from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
@@ -141,7 +141,7 @@ def show(settings: UserSettings) -> None:
         others = ", ".join(f"{action} {pattern}" for action, pattern in user.rights.patterns.items())
         role, scope = shown_membership(user.membership) or (f"none: {others}", "")
         table.add_row(user.name, role, scope, str(user.connections))
-    Console(emoji=False).print(table)
+    PlainConsole().print(table)
 
 
 def shown_membership(membership: Membership | None) -> tuple[str, str] | None:
@@ -156,7 +156,7 @@ def _federations(scope: str) -> str:
 
 
 def _say(line: str) -> None:
-    Console(emoji=False, highlight=False, markup=False, soft_wrap=True).print(line)
+    PlainConsole(highlight=False, markup=False, soft_wrap=True).print(line)
 
 
 app.command("add")(

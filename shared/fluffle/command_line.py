@@ -21,10 +21,10 @@ from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from rich.console import Console
 from rich.markup import escape
 
 from fluffle import logs
+from fluffle.consoles import PlainConsole
 from fluffle.errors import FluffleError
 from fluffle.known_variables import unknown_variables
 from fluffle.settings import (
@@ -128,7 +128,7 @@ def own_log(settings: SharedSettings) -> Iterator[bool]:
         return
     said = {"part": part, **fields}
     with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=said) as stderr:
-        console = Console(emoji=False, file=stderr)
+        console = PlainConsole(file=stderr)
         logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields, console=console)
         if as_json:
             logging.captureWarnings(capture=True)

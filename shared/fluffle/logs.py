@@ -32,6 +32,7 @@ from rich.text import Text
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 from structlog.types import EventDict, WrappedLogger
 
+from fluffle.consoles import PlainConsole
 from fluffle.settings import LogFormat
 
 _HANDLER_NAME = "fluffle"
@@ -79,7 +80,7 @@ def configure(
     draws a progress display with rich passes the display's console: lines then scroll by above it. `verbose`
     adds debug lines, tracebacks and the messages of pika, httpx and matplotlib.
     """
-    console = console or Console(emoji=False, stderr=True)
+    console = console or PlainConsole(stderr=True)
     pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
     # A line for a log store needs nothing that rich does, which takes longer than all else in it.
     plain = not pretty and not console.is_terminal
@@ -112,7 +113,7 @@ def configure(
 def console() -> Console:
     """Return the console that the log lines go to, for whatever else is shown there meanwhile."""
     ours = [each for each in logging.getLogger().handlers if isinstance(each, _ConsoleHandler)]
-    return ours[0].console if ours else Console(emoji=False, stderr=True)
+    return ours[0].console if ours else PlainConsole(stderr=True)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -21,6 +21,7 @@ from soak.chaos import Chaos
 from soak.ledger import Balance, Witness, balance
 from soak.report import show
 
+from fluffle.consoles import PlainConsole
 from fluffle_cli.node import BrokerNode
 
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     minutes: float = arguments.minutes
     seed: int = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
-    console = Console(emoji=False)
+    console = PlainConsole()
     folder = Path(tempfile.mkdtemp(prefix="fluffle-soak-"))
     console.print(f"seed {seed}, {minutes:g} minutes; logs in {folder}")
     try:

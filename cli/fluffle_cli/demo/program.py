@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fluffle import logs
+from fluffle.consoles import PlainConsole
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
@@ -39,12 +40,12 @@ def run(settings: DemoSettings) -> None:
     """
     settings.check()
     stop = stop_asked_by_signals()
-    console = Console(emoji=False, highlight=False)
+    console = PlainConsole(highlight=False)
     folder = settings.make_folder()
     (folder / "logs").mkdir()
     with (folder / "logs" / "demo.log").open("w", encoding="utf-8") as log:
         # No line of this process may land in the middle of the view.
-        logs.configure("json", verbose=settings.verbose, part="demo", console=Console(emoji=False, file=log))
+        logs.configure("json", verbose=settings.verbose, part="demo", console=PlainConsole(file=log))
         try:
             summary = Demo(settings, folder, console, stop).play()
         except (KeyboardInterrupt, FluffleError):

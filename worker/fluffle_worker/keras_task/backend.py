@@ -33,6 +33,11 @@ def import_keras() -> ModuleType:
         raise TaskError(f"this task needs Keras on {backend}: {remedy} ({error})") from error
 
 
+def inner_optimizer(model: KerasModel) -> keras.optimizers.Optimizer:
+    """Return the optimizer of a compiled model without what mixed precision wraps around it."""
+    return getattr(model.optimizer, "inner_optimizer", model.optimizer)
+
+
 def uses_tensorflow() -> bool:
     """Tell whether Keras computes with TensorFlow."""
     return bool(import_keras().backend.backend() == "tensorflow")

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fluffle_worker.keras_task.backend import KerasModel, import_keras
+from fluffle_worker.keras_task.backend import KerasModel
+from fluffle_worker.keras_task.tensors import copies_of
 
 
 @contextmanager
@@ -20,14 +20,10 @@ def refreshing_constants(model: KerasModel) -> Iterator[None]:
     """
     layers = [layer for layer in model._flatten_layers() if hasattr(layer, "finalize_state")]
     variables = [variable for layer in layers for variable in layer.weights]
-    before = _values(variables)
+    before = copies_of(variables)
     yield
-    if all(map(np.array_equal, before, _values(variables))):
+    if all(map(np.array_equal, before, copies_of(variables))):
         return
     for layer in layers:
         layer.finalize_state()
     model.train_function = model.test_function = model.predict_function = None
-
-
-def _values(variables: list[object]) -> list[NDArray[np.generic]]:
-    return [np.array(import_keras().ops.convert_to_numpy(each)) for each in variables]

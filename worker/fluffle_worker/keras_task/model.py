@@ -22,12 +22,12 @@ from fluffle_worker.keras_task.adapters import (
     put_adapters_beside,
     weights_with_adapters,
 )
-from fluffle_worker.keras_task.backend import KerasModel, import_keras
+from fluffle_worker.keras_task.backend import KerasModel, import_keras, inner_optimizer
 from fluffle_worker.keras_task.constants import refreshing_constants
 from fluffle_worker.keras_task.data import ArrayData, Minibatches
 from fluffle_worker.keras_task.files import require_same_model
 from fluffle_worker.keras_task.proximal import ProximalTerm
-from fluffle_worker.keras_task.tensors import forget_the_last_minibatch, groups_of, named_weights
+from fluffle_worker.keras_task.tensors import copies_of, forget_the_last_minibatch, groups_of, named_weights
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +53,7 @@ class BuiltModel:
         self._keras = import_keras()
         with BUILDING, ThreadPoolExecutor(1) as new_thread:
             self.model = new_thread.submit(_build, build_model, seed).result()
-        self._fresh_optimizer = list(map(_compact, _copies(self.model.optimizer.variables)))
+        self._fresh_optimizer = list(map(_compact, copies_of(self.model.optimizer.variables)))
         self._learning_rate = _own_learning_rate(self.model)
         self._own_optimizers = _own_optimizers(self.model)
         self._named = named_weights(self.model)
@@ -85,12 +85,12 @@ class BuiltModel:
 
     def all_weights(self) -> Arrays:
         """Return copies of all weights by name."""
-        return dict(zip(self._named, _copies(self._named.values()), strict=True))
+        return dict(zip(self._named, copies_of(self._named.values()), strict=True))
 
     def weights(self) -> Arrays:
         """Return copies of the weights that may change: all but the frozen ones."""
         moving = {name: variable for name, variable in self._named.items() if self.groups[name] != "frozen"}
-        return dict(zip(moving, _copies(moving.values()), strict=True))
+        return dict(zip(moving, copies_of(moving.values()), strict=True))
 
     def assign(self, weights: Weights) -> None:
         """Put weights into the model; local ones that are not given stay what they are.
@@ -120,7 +120,7 @@ class BuiltModel:
         self.model.save(path)
         adapted = weights_with_adapters(self.model, self._named)
         if adapted:
-            put_adapters_beside(path, dict(zip(adapted, _copies(adapted.values()), strict=True)))
+            put_adapters_beside(path, dict(zip(adapted, copies_of(adapted.values()), strict=True)))
 
     def load(self, path: Path) -> None:
         """Read the weights of a `.keras` file; see `require_same_model`.
@@ -129,7 +129,7 @@ class BuiltModel:
         this model was built with begin anew, and change nothing yet.
         """
         adapted = weights_with_adapters(self.model, self._named)
-        before = dict(zip(adapted, _copies(adapted.values()), strict=True))
+        before = dict(zip(adapted, copies_of(adapted.values()), strict=True))
         require_same_model(self.model, path)
         beside = adapters_beside(path, before)
         with refreshing_constants(self.model):
@@ -145,7 +145,7 @@ class BuiltModel:
         variables = self.model.optimizer.variables
         return {
             f"{at}/{one.path}": each
-            for at, (one, each) in enumerate(zip(variables, _copies(variables), strict=True))
+            for at, (one, each) in enumerate(zip(variables, copies_of(variables), strict=True))
         }
 
     def restore_optimizer(self, state: Weights) -> None:
@@ -215,7 +215,7 @@ class BuiltModel:
 def _own_optimizers(model: KerasModel) -> list[str]:
     """Return the names of the attributes of a model that hold other optimizers than `model.optimizer`."""
     keras = import_keras()
-    compiled = {id(model.optimizer), id(getattr(model.optimizer, "inner_optimizer", None))}
+    compiled = {id(model.optimizer), id(inner_optimizer(model))}
     return [
         name
         for name, value in vars(model).items()
@@ -233,8 +233,7 @@ def _in_a_list(value: object) -> Iterable[object]:
 
 def _own_learning_rate(model: KerasModel) -> float | None:
     """Return the learning rate that a model was compiled with, None when it has a schedule for it."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    rate = optimizer.get_config().get("learning_rate")
+    rate = inner_optimizer(model).get_config().get("learning_rate")
     return float(rate) if isinstance(rate, int | float) else None
 
 
@@ -284,12 +283,6 @@ def _require_signature(model: KerasModel, step: str) -> None:
 def _has_its_weights(layer: keras.Layer) -> bool:
     """Tell whether a layer is built, or consists of layers that are, as a model with a train_step alone."""
     return layer.built or (bool(layer._layers) and all(map(_has_its_weights, layer._layers)))
-
-
-def _copies(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
-    # A bfloat16 becomes the dtype of ml_dtypes. With JAX numpy warns of what a variable itself gives.
-    to_numpy = import_keras().ops.convert_to_numpy
-    return [np.array(to_numpy(variable.value)) for variable in variables]
 
 
 def _compact(state: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fluffle_worker.keras_task.backend import KerasModel, import_keras, require_tensorflow
+from fluffle_worker.keras_task.backend import KerasModel, import_keras, inner_optimizer, require_tensorflow
 
 if TYPE_CHECKING:
     import keras
@@ -23,8 +23,8 @@ class ProximalTerm:
         self._model = model
         self._mu = self._keras.Variable(0.0, trainable=False, name="proximal_mu")
         self._base: dict[int, keras.Variable] = {}
-        # Mixed precision wraps the optimizer; the inner one gets the gradients in their true scale.
-        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        # The inner one gets the gradients in their true scale.
+        optimizer = inner_optimizer(model)
         self._plain_apply = optimizer.apply
         optimizer.apply = self._apply
 

@@ -73,7 +73,9 @@ def _train_by_fit(
     model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
 ) -> tuple[int, Metrics]:
     """Let `fit` train, for the backends whose training step is a function of the model's whole state."""
-    stream = _epochs_of(minibatches, steps_per_epoch)
+    # Of a PyDataset alone Keras knows the end before it comes, and takes no minibatch more.
+    data_set_of = type("Epochs", (_Epochs, import_keras().utils.PyDataset), {})
+    stream = data_set_of(minibatches, steps_per_epoch)
     now = 0
 
     def begin(epoch: int, *_logs: object) -> None:
@@ -90,39 +92,39 @@ def _train_by_fit(
     return stream.rows, _named({name: values[-1] for name, values in logs.items()})
 
 
-def _epochs_of(minibatches: Iterator[Minibatch], steps_per_epoch: int) -> Any:
-    """Return a PyDataset of epochs, the only kind of data whose end Keras knows before it comes.
+class _Epochs:
+    """What a PyDataset is asked for, of minibatches that never end: an epoch of so many after the other.
 
     Keras may look at the first minibatches before training begins: they are given once more then.
     """
 
-    class Epochs(import_keras().utils.PyDataset):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.rows = 0
-            self._looked_at: list[Minibatch] = []
-            self._has_begun = False
+    def __init__(self, minibatches: Iterator[Minibatch], steps_per_epoch: int) -> None:
+        super().__init__()
+        self.rows = 0
+        self._minibatches = minibatches
+        self._steps_per_epoch = steps_per_epoch
+        self._looked_at: list[Minibatch] = []
+        self._has_begun = False
 
-        def begin(self) -> None:
-            if self._has_begun:
-                self._looked_at.clear()
-            self._has_begun = True
-            self.rows = 0
+    def begin(self) -> None:
+        """Begin the next epoch."""
+        if self._has_begun:
+            self._looked_at.clear()
+        self._has_begun = True
+        self.rows = 0
 
-        def __len__(self) -> int:
-            return steps_per_epoch
+    def __len__(self) -> int:
+        return self._steps_per_epoch
 
-        def __getitem__(self, index: int) -> Minibatch:
-            if index < len(self._looked_at):
-                minibatch = self._looked_at[index]
-            else:
-                minibatch = next(minibatches)
-                if not self._has_begun:
-                    self._looked_at.append(minibatch)
-            self.rows += rows_of(minibatch)
-            return minibatch
-
-    return Epochs()
+    def __getitem__(self, index: int) -> Minibatch:
+        if index < len(self._looked_at):
+            minibatch = self._looked_at[index]
+        else:
+            minibatch = next(self._minibatches)
+            if not self._has_begun:
+                self._looked_at.append(minibatch)
+        self.rows += rows_of(minibatch)
+        return minibatch
 
 
 def _evaluated(model: KerasModel, data: object, steps: int | None = None) -> Metrics:

@@ -7,13 +7,16 @@ the moving variance of a BatchNormalization, or frozen, such as the kernel under
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fluffle.errors import TaskError
 from fluffle.model import Group
-from fluffle_worker.keras_task.backend import KerasModel
+from fluffle_worker.keras_task.backend import KerasModel, import_keras
 
 if TYPE_CHECKING:
     import keras
@@ -93,3 +96,10 @@ def _statistics_of(layer: keras.Layer) -> Iterator[keras.Variable]:
 def _switched_off(layer: keras.Layer) -> list[keras.Variable]:
     """Return the weights that a layer itself, not one inside it, was made with as not trainable."""
     return list(layer._non_trainable_variables)
+
+
+def copies_of(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
+    """Return copies of the values of variables, in their order; a bfloat16 has the dtype of ml_dtypes."""
+    # With JAX numpy warns of what a variable itself gives.
+    to_numpy = import_keras().ops.convert_to_numpy
+    return [np.array(to_numpy(variable.value)) for variable in variables]
