@@ -13,9 +13,8 @@ import subprocess
 import sys
 import time
 
-from rich.console import Console
-
 from benchmarks.measuring import OtherWork
+from fluffle.consoles import PlainConsole
 
 STEPS = {
     "fold": ("--sizes", "10", "100", "--repeats", "3"),
@@ -36,7 +35,7 @@ def main() -> None:
     names = parser.parse_args().names or list(STEPS)
     if unknown := set(names) - set(STEPS):
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(STEPS)}")
-    console, began, failed = Console(emoji=False), time.monotonic(), []
+    console, began, failed = PlainConsole(), time.monotonic(), []
     for name in names:
         others, started = OtherWork(), time.monotonic()
         command = [sys.executable, "-m", f"benchmarks.{name}", *STEPS[name]]

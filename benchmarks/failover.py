@@ -20,10 +20,10 @@ from statistics import median
 
 import numpy as np
 from federation import Federation, Part
-from rich.console import Console
 from rich.table import Table
 from sending import an_update_for, send
 
+from fluffle.consoles import PlainConsole
 from fluffle.safetensors_file import write_model
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10, help="runs with SIGKILL (default: 10)")
     parser.add_argument("--freezes", type=int, default=5, help="runs with SIGSTOP (default: 5)")
     arguments = parser.parse_args()
-    console = Console(emoji=False)
+    console = PlainConsole()
     with tempfile.TemporaryDirectory(prefix="fluffle-failover-") as place:
         folder = Path(place)
         write_model(folder / "initial.safetensors", {"kernel": np.zeros(PARAMETERS, np.float32)})

@@ -7,6 +7,7 @@ sides that RabbitMQ serves is that of all turns together.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -21,7 +22,7 @@ from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import TypeVar
 
 import numpy as np
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 from process_memory import memory_bytes
 from rich.console import Console
 from rich.table import Table
+
+from fluffle.consoles import PlainConsole
 
 RESULTS = Path(__file__).parent / "results"
 # Beside the benchmarks' own processes, more of the CPU than this makes a figure doubtful.
@@ -74,8 +77,8 @@ class Spread:
 
 def wide_console() -> Console:
     """Return a console on which a table has room, even where there is no terminal."""
-    console = Console(emoji=False)
-    return console if console.is_terminal else Console(emoji=False, width=160)
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=160)
 
 
 def in_turns(measures: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
@@ -109,6 +112,38 @@ def in_processes(
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
     ):
         return dict(zip(cases, pool.map(play, cases), strict=True))
+
+
+def spread_of(values: Sequence[float]) -> float:
+    """Return the standard deviation over the seeds; of one seed it is 0."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def compare_over_seeds(
+    report: Report,
+    settings: Sequence[Mapping[str, Cell]],
+    case: Callable[..., Case],
+    play: Callable[[Case], Outcome],
+    row: Callable[[Sequence[Outcome]], Mapping[str, Cell]],
+    *,
+    seeds: int = 3,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Play each setting with each seed, and print a row for each setting.
+
+    A case is made of a setting and `seed`, as arguments by name. `row` makes cells of a setting's outcomes.
+    """
+    parser = argparse.ArgumentParser(prog=report.benchmark, description=report.title)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args(arguments)
+    console, others = wide_console(), OtherWork()
+    cases = [[case(**setting, seed=seed) for seed in range(given.seeds)] for setting in settings]
+    outcomes = in_processes(play, [each for of_setting in cases for each in of_setting], given.processes)
+    for setting, of_setting in zip(settings, cases, strict=True):
+        cells = row([outcomes[each] for each in of_setting])
+        report.add({**setting, "seeds": given.seeds, **cells}, others=others.share)
+    report.show(console)
 
 
 def random_floats(size: int, seed: int = 0) -> NDArray[np.float32]:

@@ -9,17 +9,16 @@ four sites whose labels differ, dirichlet:0.5, of paces from 1 to 4; 6,000 train
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
+from benchmarks.measuring import Report, compare_over_seeds, spread_of
 from benchmarks.virtual import Course, VirtualFederation
 from examples.normalized_cnn import build_model
 from fluffle.plan import Plan
@@ -49,6 +48,14 @@ class Case:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The best accuracy of a version, and the mean of the last evaluations."""
+
+    best: float
+    last: float
+
+
 def a_task(case: Case) -> KerasTask:
     """Return the example's task on a part of the images."""
     images, labels = fashion_mnist.train_data(Site(index=0, count=1, split="iid", seed=0))
@@ -66,8 +73,8 @@ def a_task(case: Case) -> KerasTask:
     return KerasTask(partial(build_model, layer), train_data, eval_data)
 
 
-def play(case: Case) -> tuple[float, float]:
-    """Run a federation; return its best accuracy, and the mean of the last evaluations."""
+def play(case: Case) -> Outcome:
+    """Run a federation, and look at its evaluations."""
     tasks = [a_task(case) for _ in PACES]
     for index, task in enumerate(tasks):
         task.prepare(Site(index=index, count=len(tasks)))
@@ -80,37 +87,24 @@ def play(case: Case) -> tuple[float, float]:
         evaluate_every=4 // case.buffer_size,
     )
     found = [point.metrics["accuracy"] for point in VirtualFederation(course, tasks, a_task(case)).run()]
-    return max(found), mean(found[-max(1, len(found) // 5) :])
+    return Outcome(max(found), mean(found[-max(1, len(found) // 5) :]))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="normalization", description="Compare normalizations.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    given = parser.parse_args(arguments)
-    console, others = wide_console(), OtherWork()
-    report = Report("normalization", "normalization: BatchNormalization beside LayerNormalization")
-    settings = list(product(LAYERS, BUFFER_SIZES))
-    outcomes = in_processes(
-        play, [Case(*each, seed) for each in settings for seed in range(given.seeds)], given.processes
+    compare_over_seeds(
+        Report("normalization", "normalization: BatchNormalization beside LayerNormalization"),
+        [{"layer": layer, "buffer_size": size} for layer, size in product(LAYERS, BUFFER_SIZES)],
+        Case,
+        play,
+        lambda runs: {
+            "best": mean(each.best for each in runs),
+            "spread_of_best": spread_of([each.best for each in runs]),
+            "last": mean(each.last for each in runs),
+            "spread_of_last": spread_of([each.last for each in runs]),
+        },
+        arguments=arguments,
     )
-    for layer, buffer_size in settings:
-        runs = [outcomes[Case(layer, buffer_size, seed)] for seed in range(given.seeds)]
-        bests, lasts = zip(*runs, strict=True)
-        report.add(
-            {
-                "layer": layer,
-                "buffer_size": buffer_size,
-                "seeds": given.seeds,
-                "best": mean(bests),
-                "spread_of_best": stdev(bests) if given.seeds > 1 else 0.0,
-                "last": mean(lasts),
-                "spread_of_last": stdev(lasts) if given.seeds > 1 else 0.0,
-            },
-            others=others.share,
-        )
-    report.show(console)
 
 
 if __name__ == "__main__":

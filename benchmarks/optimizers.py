@@ -11,18 +11,17 @@ the evaluations: the error rate, for diabetes the root mean squared error; less 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes, load_digits
 
-from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
+from benchmarks.measuring import Report, compare_over_seeds, spread_of
 from benchmarks.virtual import Course, VirtualFederation
 from fluffle.plan import Plan
 from fluffle.task import Site
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 Data = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 TASKS = ("digits", "sequences", "diabetes")
-STATES = ("fresh", "kept")
+OPTIMIZERS = ("fresh", "kept")
 VERSIONS = 100
 SCHEDULES = ("constant", f"cosine:{VERSIONS}:0.05", f"step:{VERSIONS // 3}:0.5", "plateau:5:0.5")
 PACES = (1.0, 1.4, 2.0, 2.8, 4.0)
@@ -50,7 +49,7 @@ class Case:
     """One run."""
 
     task: str
-    state: str
+    optimizer: str
     schedule: str
     seed: int
 
@@ -109,7 +108,7 @@ def play(case: Case) -> float:
         plan=Plan(
             local_steps=3 if case.task == "sequences" else None,
             batch_size=32,
-            keep_optimizer=case.state == "kept",
+            keep_optimizer=case.optimizer == "kept",
             updates_per_version=BUFFER_SIZE,
         ),
         round_s=PACES,
@@ -119,36 +118,22 @@ def play(case: Case) -> float:
     )
     points = VirtualFederation(course, tasks, a_task(case)).run()
     last = points[-max(1, len(points) // 5) :]
-    return mean(
-        point.metrics["rmse"] if case.task == "diabetes" else 1 - point.metrics["accuracy"] for point in last
-    )
+    return mean(point.cost for point in last)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="optimizers", description="Compare optimizers and schedules.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    given = parser.parse_args(arguments)
-    console, others = wide_console(), OtherWork()
-    report = Report("optimizers", "optimizers: fresh or kept, and schedules of the learning rate")
-    settings = list(product(TASKS, STATES, SCHEDULES))
-    cases = [Case(*each, seed) for each in settings for seed in range(given.seeds)]
-    outcomes = in_processes(play, cases, given.processes)
-    for task, state, schedule in settings:
-        left = [outcomes[Case(task, state, schedule, seed)] for seed in range(given.seeds)]
-        report.add(
-            {
-                "task": task,
-                "optimizer": state,
-                "schedule": schedule,
-                "seeds": given.seeds,
-                "left": mean(left),
-                "spread": stdev(left) if given.seeds > 1 else 0.0,
-            },
-            others=others.share,
-        )
-    report.show(console)
+    compare_over_seeds(
+        Report("optimizers", "optimizers: fresh or kept, and schedules of the learning rate"),
+        [
+            {"task": task, "optimizer": optimizer, "schedule": schedule}
+            for task, optimizer, schedule in product(TASKS, OPTIMIZERS, SCHEDULES)
+        ],
+        Case,
+        play,
+        lambda left: {"left": mean(left), "spread": spread_of(left)},
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

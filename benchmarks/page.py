@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from benchmarks.measuring import RESULTS, cell_text, columns_of
 from benchmarks.plots import draw
+from fluffle.consoles import PlainConsole
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = DOCS / "performance.md"
@@ -28,7 +27,7 @@ PLACE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 def main() -> None:
     """Read the results, and write page and plots."""
-    console = Console(emoji=False)
+    console = PlainConsole()
     lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
 
     def filled(place: re.Match[str]) -> str:

@@ -12,7 +12,6 @@ updates takes without a pause: a bound that held workers up would make it longer
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
-from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
+from benchmarks.measuring import Report, compare_over_seeds
 from benchmarks.regression import Diabetes
 from benchmarks.virtual import Course, Point, VirtualFederation
 from fluffle.codecs.floats import Float32Vector
@@ -86,8 +85,8 @@ def play(case: Case) -> Outcome:
     """Run a federation with a pause, and the same without."""
     with threadpool_limits(1):
         paused = _run(case, AWAY)
-        before = [_cost(point) for point in paused if point.at_s <= AWAY[0]][-1]
-        burst = [_cost(point) for point in paused if AWAY[1] <= point.at_s < AWAY[1] + 2]
+        before = [point.cost for point in paused if point.at_s <= AWAY[0]][-1]
+        burst = [point.cost for point in paused if AWAY[1] <= point.at_s < AWAY[1] + 2]
         return Outcome(burst[-1] / before, max(burst) / before, _run(case, None)[-1].at_s)
 
 
@@ -111,46 +110,27 @@ def _run(case: Case, away: tuple[float, float] | None) -> list[Point]:
     return kind(course, tasks, a_task(case.data)).run()
 
 
-def _cost(point: Point) -> float:
-    return point.metrics["rmse"] if "rmse" in point.metrics else 1 - point.metrics["accuracy"]
-
-
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="pauses", description="Measure what a pause does to the model.")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
-    console, others = wide_console(), OtherWork()
-    report = Report("pauses", "pauses: the model after the aggregator was away for 40 s")
-    settings = list(product((("diabetes", 1), ("diabetes", 5), ("digits", 1)), (1.0, 8.0), REMEDIES))
-    cases = [
-        Case(data, epochs, slowest, remedy, seed)
-        for (data, epochs), slowest, remedy in settings
-        for seed in range(arguments.seeds)
-    ]
-    outcomes = in_processes(play, cases, arguments.processes)
-    for (data, epochs), slowest, remedy in settings:
-        mine = [
-            outcome
-            for case, outcome in outcomes.items()
-            if (case.data, case.epochs, case.slowest, case.remedy) == (data, epochs, slowest, remedy)
-        ]
-        report.add(
-            {
-                "data": data,
-                "epochs": epochs,
-                "slowest": slowest,
-                "remedy": remedy,
-                "seeds": len(mine),
-                "mean_after": mean(each.after for each in mine),
-                "most_after": max(each.after for each in mine),
-                "worst": max(each.worst for each in mine),
-                "no_pause_s": mean(each.no_pause_s for each in mine),
-            },
-            others=others.share,
-        )
-    report.show(console)
+    compare_over_seeds(
+        Report("pauses", "pauses: the model after the aggregator was away for 40 s"),
+        [
+            {"data": data, "epochs": epochs, "slowest": slowest, "remedy": remedy}
+            for (data, epochs), slowest, remedy in product(
+                (("diabetes", 1), ("diabetes", 5), ("digits", 1)), (1.0, 8.0), REMEDIES
+            )
+        ],
+        Case,
+        play,
+        lambda runs: {
+            "mean_after": mean(each.after for each in runs),
+            "most_after": max(each.after for each in runs),
+            "worst": max(each.worst for each in runs),
+            "no_pause_s": mean(each.no_pause_s for each in runs),
+        },
+        seeds=5,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

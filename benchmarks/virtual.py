@@ -61,6 +61,11 @@ class Point:
     updates: int
     metrics: Mapping[str, float]
 
+    @property
+    def cost(self) -> float:
+        """How far from right the model is: the rmse of a regression, else the error rate."""
+        return self.metrics["rmse"] if "rmse" in self.metrics else 1 - self.metrics["accuracy"]
+
 
 @dataclass(slots=True)
 class _Client:

@@ -12,20 +12,19 @@ diabetes the rmse in standard deviations, less is better. `share` is the weight 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
-from benchmarks.measuring import OtherWork, Report, in_processes, wide_console
+from benchmarks.measuring import Report, compare_over_seeds, spread_of
 from benchmarks.regression import Diabetes
-from benchmarks.virtual import Course, Point, VirtualFederation
+from benchmarks.virtual import Course, VirtualFederation
 from fluffle.plan import Plan
 from fluffle.task import Site, Task
 from fluffle_aggregator.server_optimizers import Sgd
@@ -139,41 +138,26 @@ def play(case: Case) -> Outcome:
         )
         points = federation.run()
     last = points[-max(1, len(points) // 5) :]
-    return Outcome(mean(map(_left, last)), federation.weight_share("worker-0"))
-
-
-def _left(point: Point) -> float:
-    return point.metrics["rmse"] if "rmse" in point.metrics else 1 - point.metrics["accuracy"]
+    return Outcome(mean(point.cost for point in last), federation.weight_share("worker-0"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="weights", description="Compare weights by examples.")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2)
-    given = parser.parse_args(arguments)
-    console, others = wide_console(), OtherWork()
-    report = Report("weights", "weights: what an update counts by its number of examples")
-    settings = list(product(DATA, SITES, STRATEGIES, WEIGHTS))
-    cases = [Case(*each, seed) for each in settings for seed in range(given.seeds)]
-    outcomes = in_processes(play, cases, given.processes)
-    for data, sites, strategy, weigh_by in settings:
-        mine = [outcomes[Case(data, sites, strategy, weigh_by, seed)] for seed in range(given.seeds)]
-        left = [each.left for each in mine]
-        report.add(
-            {
-                "data": data,
-                "sites": sites,
-                "strategy": strategy,
-                "weigh_by": weigh_by,
-                "seeds": given.seeds,
-                "left": mean(left),
-                "spread": stdev(left) if given.seeds > 1 else 0.0,
-                "share": mean(each.share for each in mine),
-            },
-            others=others.share,
-        )
-    report.show(console)
+    compare_over_seeds(
+        Report("weights", "weights: what an update counts by its number of examples"),
+        [
+            {"data": data, "sites": sites, "strategy": strategy, "weigh_by": weigh_by}
+            for data, sites, strategy, weigh_by in product(DATA, SITES, STRATEGIES, WEIGHTS)
+        ],
+        Case,
+        play,
+        lambda runs: {
+            "left": mean(each.left for each in runs),
+            "spread": spread_of([each.left for each in runs]),
+            "share": mean(each.share for each in runs),
+        },
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":
