@@ -44,7 +44,7 @@ from rich.console import Console
 from benchmarks import small_networks
 from benchmarks.measuring import Cell, OtherWork, Report, cpu_s, wide_console
 from benchmarks.sides import private_broker
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Folded
 from fluffle.safetensors_file import write_model

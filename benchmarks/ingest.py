@@ -5,7 +5,7 @@
 Client processes publish real updates, and wait for each confirm. A real aggregator decodes, admits, folds,
 commits durably and acks. The time goes from the first publish until the last update is acked. In turns with
 that, the floor: the same messages by plain pika, and an aggregator that only acks and republishes a body of
-the model's size at the same rhythm, on queues with the same arguments.
+the model's size at the same commit_schedule, on queues with the same arguments.
 
 `n` updates make a turn, and `ratio` is that of all turns together. `cpu_ms` are the CPU milliseconds of an
 update in aggregator, clients and broker; `cpu_ratio` is the floor's sum of them over the product's, which

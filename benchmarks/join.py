@@ -29,7 +29,7 @@ from benchmarks.measuring import Report, in_turns, peak_mb, reset_peak, wide_con
 from benchmarks.publishers import HEARTBEAT_S
 from benchmarks.sides import private_broker, product_side
 from fluffle.errors import ConnectionLost
-from fluffle.models import newest_version
+from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode

@@ -28,7 +28,7 @@ from benchmarks.floor import with_channel
 from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
 from benchmarks.publishers import HEARTBEAT_S, SENDERS, Base
 from benchmarks.sides import floor_side, private_broker, product_side
-from fluffle.models import newest_version
+from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Rank
 from fluffle.topology import topology_of

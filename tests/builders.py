@@ -15,7 +15,7 @@ from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Charge, Rhythm
+from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
@@ -146,18 +146,18 @@ def a_model(
     return GlobalModel(record or a_version(), {}, strategy=strategy, plan=Plan(), goal=goal or Goal(), term=1)
 
 
-def a_charge(
+def a_config(
     strategy: Strategy | None = None,
     *,
     name: str = "a1",
     policy: Policy | None = None,
-    rhythm: Rhythm | None = None,
+    commit_schedule: CommitSchedule | None = None,
     goal: Goal | None = None,
     first: ModelVersion | None = None,
     try_out: Callable[[Layout, bytes], str] = lambda _layout, _body: "",
-) -> Charge:
+) -> AggregatorConfig:
     """Return what an aggregator is told when it starts."""
-    strategy, rhythm = strategy or a_strategy(), rhythm or Rhythm()
+    strategy, commit_schedule = strategy or a_strategy(), commit_schedule or CommitSchedule()
     plan = Plan(sends=strategy.sends, one_update_per_version=strategy.one_update_per_version)
 
     def continue_from(head: Head) -> GlobalModel:
@@ -170,12 +170,12 @@ def a_charge(
             term=head.term + 1,
         )
 
-    return Charge(
+    return AggregatorConfig(
         name=name,
         topology=topology_of(FEDERATION),
         policy=policy or Policy(),
-        rhythm=rhythm,
-        prefetch=strategy.buffer_size * rhythm.every + 2,
+        commit_schedule=commit_schedule,
+        prefetch=strategy.buffer_size * commit_schedule.every + 2,
         first_version=lambda: replace(first or a_version(), plan=plan),
         continue_from=continue_from,
         try_out=try_out,

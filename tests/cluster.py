@@ -13,7 +13,7 @@ from typing import Any
 from federation import wait_until
 
 from fluffle.errors import ConnectionLost, StreamUnreadable
-from fluffle.models import newest_version
+from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.broker import Delivery
-from fluffle.models import all_versions, newest_version
+from fluffle.model_stream import all_versions, newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of

@@ -10,8 +10,8 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
-from fluffle_aggregator.charge import Charge
-from fluffle_aggregator.head import StreamReadings
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leader import Leader
 from fluffle_aggregator.service import serve
 
@@ -43,27 +43,29 @@ class Clock:
         return self.seconds
 
 
-def a_server(charge: Charge, *messages: WeightUpdate | Evaluation | bytes, first: bool = True) -> FakeServer:
+def a_server(
+    config: AggregatorConfig, *messages: WeightUpdate | Evaluation | bytes, first: bool = True
+) -> FakeServer:
     """Return a server with the federation's queues, version 0 unless told otherwise, and waiting messages."""
     server = FakeServer(longest_wait_s=0)
     with FakeBroker(server) as broker:
-        broker.declare(charge.topology)
+        broker.declare(config.topology)
         if first:
-            publish(broker, charge, charge.first_version())
-    send(server, charge, *messages)
+            publish(broker, config, config.first_version())
+    send(server, config, *messages)
     return server
 
 
-def publish(broker: Broker, charge: Charge, version: ModelVersion) -> None:
+def publish(broker: Broker, config: AggregatorConfig, version: ModelVersion) -> None:
     """Publish a version as a leader does."""
-    broker.publish(charge.topology.versions_in.name, "", encode_version(version), {"kind": "version"})
+    broker.publish(config.topology.versions_in.name, "", encode_version(version), {"kind": "version"})
 
 
-def send(server: FakeServer, charge: Charge, *messages: WeightUpdate | Evaluation | bytes) -> None:
+def send(server: FakeServer, config: AggregatorConfig, *messages: WeightUpdate | Evaluation | bytes) -> None:
     """Send messages as workers and evaluators do, each as the user of its own name."""
     for message in messages:
         is_report = isinstance(message, Evaluation)
-        exchange = charge.topology.evaluations_in if is_report else charge.topology.updates_in
+        exchange = config.topology.evaluations_in if is_report else config.topology.updates_in
         with FakeBroker(server, user=sender_of(message)) as broker:
             broker.publish(exchange.name, "", encoded(message), {})
 
@@ -82,16 +84,18 @@ def encoded(message: WeightUpdate | Evaluation | bytes) -> bytes:
     return encode_evaluation(message) if isinstance(message, Evaluation) else message
 
 
-def aggregate(server: FakeServer, charge: Charge, connect: Callable[[], Broker] | None = None) -> None:
+def aggregate(
+    server: FakeServer, config: AggregatorConfig, connect: Callable[[], Broker] | None = None
+) -> None:
     """Run an aggregator until the federation has finished, or until there is nothing to do."""
     stop = threading.Event()
-    serve(charge, connect or (lambda: UntilQuiet(server, stop)), stop)
+    serve(config, connect or (lambda: UntilQuiet(server, stop)), stop)
 
 
-def take_the_lead(broker: Broker, charge: Charge, clock: Clock) -> Leader:
+def take_the_lead(broker: Broker, config: AggregatorConfig, clock: Clock) -> Leader:
     """Return a leader whose time passes when the test says so."""
-    broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
-    return Leader(charge, broker, StreamReadings(), clock=clock, now=lambda: 1_700_000_000.0)
+    broker.consume(config.topology.updates.name, prefetch=config.prefetch)
+    return Leader(config, broker, StreamHealth(), clock=clock, now=lambda: 1_700_000_000.0)
 
 
 def work_off(leader: Leader, broker: Broker) -> None:
@@ -102,21 +106,21 @@ def work_off(leader: Leader, broker: Broker) -> None:
     leader.commit_when_due()
 
 
-def versions(server: FakeServer, charge: Charge) -> list[ModelVersion]:
+def versions(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion]:
     """Return the versions in the stream."""
-    return [decode_version(body) for body in server.bodies(charge.topology.models.name)]
+    return [decode_version(body) for body in server.bodies(config.topology.models.name)]
 
 
-def newest(server: FakeServer, charge: Charge) -> ModelVersion:
+def newest(server: FakeServer, config: AggregatorConfig) -> ModelVersion:
     """Return the newest version in the stream."""
-    return max(versions(server, charge), key=lambda version: version.rank)
+    return max(versions(server, config), key=lambda version: version.rank)
 
 
-def unacked(server: FakeServer, charge: Charge) -> list[bytes]:
+def unacked(server: FakeServer, config: AggregatorConfig) -> list[bytes]:
     """Return what waits in the updates queue once every aggregator has left."""
-    return server.bodies(charge.topology.updates.name)
+    return server.bodies(config.topology.updates.name)
 
 
-def rejected(server: FakeServer, charge: Charge) -> list[Mapping[str, object]]:
+def rejected(server: FakeServer, config: AggregatorConfig) -> list[Mapping[str, object]]:
     """Return the headers of the refused messages."""
-    return [delivery.headers for delivery in server.queue(charge.topology.rejected.name).ready]
+    return [delivery.headers for delivery in server.queue(config.topology.rejected.name).ready]

@@ -15,7 +15,7 @@ from federation import DEADLINE_S, Federation, Part
 from rabbitmqctl import add_user
 from sending import an_update_for, send
 
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle.record import ModelVersion
 from fluffle.rights import rights_of
 from fluffle.wire import encode_update

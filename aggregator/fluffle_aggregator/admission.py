@@ -158,7 +158,7 @@ def _repeated(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
             Reason.ABSORBS_APPLIED,
             f"the update takes the place of {', '.join(counted)}, which the model contains already",
         )
-    if full := model.applied.lack_of_room(update.id):
+    if full := model.applied.why_full(update.id):
         return Refusal(Reason.TOO_MANY_RUNS, full)
     if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
         return Refusal(

@@ -11,7 +11,7 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector
-from fluffle.models import stored_at_hand, version_at_hand
+from fluffle.model_stream import stored_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, decode_record, encode_copy, record_digest, version_pieces
@@ -41,7 +41,7 @@ class Head:
     messages: int
 
 
-class StreamReadings:
+class StreamHealth:
     """Remembers, from one connection to the next, what head and stream were like.
 
     A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so,
@@ -149,16 +149,16 @@ def claimed_terms(broker: Broker, topology: Topology) -> list[int]:
 
 
 def read_head(
-    broker: Broker, topology: Topology, readings: StreamReadings, downlink_codec: str = "float32"
+    broker: Broker, topology: Topology, stream_health: StreamHealth, downlink_codec: str = "float32"
 ) -> Head | None:
     """Return the newest committed version, None in a new federation; head and stream are brought up to it.
 
     A stream that is beyond reading is made anew. Raises TopologyMissing when versions are in the stream, or
     may be, but the head queue is empty, or older than a rounded copy in the stream: it has lost messages.
     """
-    is_readable = not readings.is_beyond_reading
+    is_readable = not stream_health.is_beyond_reading
     # Before the head: a leader that died while it read the head has it back by then.
-    in_stream = readings.newest(broker, topology) if is_readable else None
+    in_stream = stream_health.newest(broker, topology) if is_readable else None
     found = _look_through(broker, topology)
     if found.newest is None:
         if in_stream is not None:
@@ -182,8 +182,8 @@ def read_head(
     digest = record_digest(body)
     if not is_readable:
         log.warning("the stream cannot be read and is made anew from the head", version=record.version)
-        broker.rebuild(topology)
-        readings.forget()
+        broker.recreate_stream(topology)
+        stream_health.forget()
     if in_stream is None or in_stream < record.rank:
         log.warning("the stream is behind the head and gets its version again", version=record.version)
         if not _travels_exactly(record, downlink_codec):

@@ -17,8 +17,8 @@ from fluffle.update import WeightUpdate
 from fluffle.wire import checksum_of, decode_inbound, require_readable_version
 from fluffle_aggregator.admission import Reason, Refusal, evaluation_refusal, foreign_sender
 from fluffle_aggregator.beginning import begin_federation
-from fluffle_aggregator.charge import Charge
-from fluffle_aggregator.head import StreamReadings, read_head
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.head import StreamHealth, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.limits import Rates, admit, counts_share_over_window
 from fluffle_aggregator.missing import MissingUpdates, in_words
@@ -39,20 +39,20 @@ class Leader:
 
     def __init__(
         self,
-        charge: Charge,
+        config: AggregatorConfig,
         broker: Broker,
-        readings: StreamReadings,
+        stream_health: StreamHealth,
         *,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
     ) -> None:
         """Take over: read the head, or publish version 0 in a new federation."""
-        self._charge = charge
+        self._config = config
         self._broker = broker
-        self._tell = charge.teller
+        self._tell = config.event_sink
         self._clock = clock
         self._now = now
-        self._rates = Rates(charge.policy)
+        self._rates = Rates(config.policy)
         self._missing = MissingUpdates()
         self._held: list[int] = []
         self._held_evaluation: int | None = None
@@ -61,15 +61,15 @@ class Leader:
         self._closing_from = clock()
         self._refused_from = clock()
         self._evaluation_held_from = clock()
-        head = read_head(broker, charge.topology, readings, charge.downlink_codec)
+        head = read_head(broker, config.topology, stream_health, config.downlink_codec)
         if head is None:
-            head = begin_federation(charge, broker, readings)
-        readings.note_version()
+            head = begin_federation(config, broker, stream_health)
+        stream_health.note_version()
         self._parent = head.digest
         self._head = HeadKeeper(
-            broker, charge.topology, charge.downlink_codec, messages=head.messages, clock=clock
+            broker, config.topology, config.downlink_codec, messages=head.messages, clock=clock
         )
-        self._model = charge.continue_from(head)
+        self._model = config.continue_from(head)
         self.finished = head.record.finished
         self._has_evaluator = head.record.evaluation is not None
         self._started = self._committed = self._oldest_held = clock()
@@ -115,7 +115,7 @@ class Leader:
             return
         if delivery.redeliveries >= SUSPICIOUS_AFTER:
             log.warning("trying a message that was there when aggregators died", times=delivery.redeliveries)
-            if end := self._charge.try_out(self._model.record.layout, delivery.body):
+            if end := self._config.try_out(self._model.record.layout, delivery.body):
                 detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {end}"
                 self._refuse(delivery, Refusal(Reason.CRASHES, detail), {})
                 return
@@ -132,14 +132,14 @@ class Leader:
                 self._receive_evaluation(delivery, message)
             case Hello():
                 log.debug("somebody said hello", name=message.name, user=delivery.user)
-                self._has_evaluator |= delivery.exchange == self._charge.topology.evaluations_in.name
+                self._has_evaluator |= delivery.exchange == self._config.topology.evaluations_in.name
                 self._broker.ack([delivery.tag])
 
     def commit_when_due(self) -> None:
         """Commit if there is reason to; sets `finished` when the goal is reached."""
         if self.finished:
             return
-        model, rhythm = self._model, self._charge.rhythm
+        model, commit_schedule = self._model, self._config.commit_schedule
         if model.closing:
             self._finish_when_evaluated()
             return
@@ -155,17 +155,17 @@ class Leader:
             return
         if (
             self._held_evaluation is not None
-            and self._clock() - self._evaluation_held_from >= rhythm.buffer_timeout_s
+            and self._clock() - self._evaluation_held_from >= commit_schedule.buffer_timeout_s
         ):
             # Nobody trains. It is in memory, and in the next record; held longer, it would cost the channel.
             self._broker.ack([self._held_evaluation])
             self._held_evaluation = None
-        if self._held and self._clock() - self._oldest_held >= rhythm.buffer_timeout_s:
+        if self._held and self._clock() - self._oldest_held >= commit_schedule.buffer_timeout_s:
             log.info("flushing what has waited long enough", updates=len(self._held))
             model.step()
             self._commit()
         # Never with something in the buffer: the record would name it as applied, and its vector lack it.
-        elif not model.in_buffer and rhythm.is_due(
+        elif not model.in_buffer and commit_schedule.is_due(
             model.steps, since_commit_s=self._clock() - self._committed
         ):
             self._commit()
@@ -182,7 +182,7 @@ class Leader:
             self._commit()
 
     def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
-        if foreign := foreign_sender(update.id.worker, delivery, self._charge.topology.updates_in):
+        if foreign := foreign_sender(update.id.worker, delivery, self._config.topology.updates_in):
             self._refuse(delivery, foreign, {"id": str(update.id)})
             return
         if delivery.redeliveries and update.id in self._model.applied:
@@ -191,7 +191,7 @@ class Leader:
             self._broker.ack([delivery.tag])
             return
         over = self.finished or self._model.closing
-        admitted = admit(update, self._model, self._charge.policy, finished=over)
+        admitted = admit(update, self._model, self._config.policy, finished=over)
         if isinstance(admitted, Refusal):
             self._missing.note_refused(update.id)
             self._refuse(delivery, admitted, {"id": str(update.id)})
@@ -234,7 +234,7 @@ class Leader:
 
     def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
         refused = foreign_sender(
-            evaluation.evaluator, delivery, self._charge.topology.evaluations_in
+            evaluation.evaluator, delivery, self._config.topology.evaluations_in
         ) or evaluation_refusal(evaluation, self._model)
         if refused:
             self._refuse(delivery, refused, {})
@@ -275,7 +275,7 @@ class Leader:
         told = headers.get("id", ""), headers.get("worker", "")
         self._tell(Rejected(*told, str(refused.reason), refused.detail))
         self._broker.publish(
-            self._charge.topology.rejected_in.name,
+            self._config.topology.rejected_in.name,
             "",
             delivery.body,
             headers
@@ -283,7 +283,7 @@ class Leader:
                 "reason": str(refused.reason),
                 "detail": refused.detail[:1000],
                 "user": delivery.user or "",
-                "from": self._charge.topology.updates.name,
+                "from": self._config.topology.updates.name,
                 "through": delivery.exchange,
                 "published_at": f"{delivery.published_at:.3f}",
                 "at": f"{self._now():.3f}",
@@ -293,7 +293,7 @@ class Leader:
 
     @property
     def _is_share_counted(self) -> bool:
-        policy, strategy = self._charge.policy, self._model.strategy
+        policy, strategy = self._config.policy, self._model.strategy
         return policy.max_share is not None and counts_share_over_window(strategy)
 
     def _may_tell_refusals(self) -> bool:
@@ -303,7 +303,7 @@ class Leader:
         """
         patience_s = REFUSALS_TOLD_AFTER_S
         if self._model.strategy.one_update_per_version:
-            patience_s = self._charge.rhythm.buffer_timeout_s
+            patience_s = self._config.commit_schedule.buffer_timeout_s
         return self._clock() - self._refused_from >= patience_s
 
     def _close_the_federation(self, reached: str) -> None:

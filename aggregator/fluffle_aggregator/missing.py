@@ -7,7 +7,7 @@ so in its own log), or taken from the queue by a policy or a purge, of which nob
 
 from __future__ import annotations
 
-from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 
 # Beyond so many, the oldest refused ones count as missing if a later update of their run comes.
 MOST_REMEMBERED = 10_000
@@ -25,7 +25,7 @@ class MissingUpdates:
         if len(self._refused) > MOST_REMEMBERED:
             del self._refused[next(iter(self._refused))]
 
-    def before(self, update: WeightUpdate, applied: Applied) -> list[range]:
+    def before(self, update: WeightUpdate, applied: AppliedUpdates) -> list[range]:
         """Return the numbers between the highest one of its run that is applied and this one's, in ranges."""
         known = applied.runs.get((update.id.worker, update.id.run), RunLog())
         found = range(known.highest + 1, update.id.sequence)

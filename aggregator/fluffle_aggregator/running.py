@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 
 from fluffle.broker import Broker
 from fluffle.connector import Connector
+from fluffle.event_sink import ReportingSink
 from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
 from fluffle.metrics import metered
 from fluffle.model import Layout
@@ -26,9 +27,8 @@ from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
-from fluffle.telling import ReportingTeller
 from fluffle.topology import topology_of
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, NoModel, first_version, initial_model
@@ -69,29 +69,33 @@ def aggregate(
 
     connector = Connector(settings, name=name, stop=stop, prepare=prepare)
     with initial_model(settings, stop, task) as model:
-        charge = charge_of(settings, policies, model)
+        config = config_of(settings, policies, model)
         with (
             metered(
-                charge.teller,
+                config.event_sink,
                 host=settings.metrics_host,
                 port=settings.metrics_port,
                 federation=settings.federation,
                 role="aggregator",
                 name=settings.name,
-            ) as teller,
+            ) as event_sink,
             policies.watching(),
         ):
             return serve(
-                replace(charge, teller=teller),
+                replace(config, event_sink=event_sink),
                 connector.connect,
                 stop,
                 patience_s=settings.connect_timeout_s,
             )
 
 
-def charge_of(settings: AggregatorSettings, policies: PolicyWatch, initial: InitialModel) -> Charge:
+def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: InitialModel) -> AggregatorConfig:
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
-    strategy, goal, rhythm = settings.make_strategy(), settings.make_goal(), settings.make_rhythm()
+    strategy, goal, commit_schedule = (
+        settings.make_strategy(),
+        settings.make_goal(),
+        settings.make_commit_schedule(),
+    )
     plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
 
     def require_room(layout: Layout) -> None:
@@ -121,18 +125,18 @@ def charge_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         )
 
     topology = topology_of(settings.federation)
-    return Charge(
+    return AggregatorConfig(
         name=settings.name,
         topology=topology,
         policy=settings.make_policy(),
-        rhythm=rhythm,
+        commit_schedule=commit_schedule,
         # All that one commit holds, one evaluation, and one message on its way.
-        prefetch=strategy.buffer_size * rhythm.every + 2,
+        prefetch=strategy.buffer_size * commit_schedule.every + 2,
         downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,
         look=initial.look,
         compare=None if isinstance(initial, NoModel) else initial.compare,
         try_out=partial(try_out, settings),
-        teller=ReportingTeller(topology, role="aggregator", name=settings.name),
+        event_sink=ReportingSink(topology, role="aggregator", name=settings.name),
     )

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from fluffle.broker import Broker
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
-from fluffle.reconnecting import work_with_new_connections
+from fluffle.reconnecting import run_with_reconnect
 from fluffle.record import ModelVersion
-from fluffle_aggregator.charge import POLL_S, Charge
-from fluffle_aggregator.head import StreamReadings
+from fluffle_aggregator.config import POLL_S, AggregatorConfig
+from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leader import Leader
 from fluffle_aggregator.watch import TopologyWatch
 
@@ -42,48 +42,52 @@ class AggregatorResult:
 
 
 def serve(
-    charge: Charge, connect: Callable[[], Broker], stop: threading.Event, *, patience_s: float = math.inf
+    config: AggregatorConfig,
+    connect: Callable[[], Broker],
+    stop: threading.Event,
+    *,
+    patience_s: float = math.inf,
 ) -> AggregatorResult:
     """Stand by, lead when it is this process's turn, and return when the federation has finished.
 
     After a lost connection it starts again from the head; any other error is the caller's. `patience_s` is
     how long connections may end within a second, one after the other.
     """
-    readings = StreamReadings()
+    stream_health = StreamHealth()
     result = AggregatorResult("", None)
 
     def work(broker: Broker) -> None:
         nonlocal result
-        result = stand_by_and_lead(charge, broker, readings, stop)
+        result = stand_by_and_lead(config, broker, stream_health, stop)
 
-    work_with_new_connections(connect, work, stop, charge.teller, patience_s=patience_s)
+    run_with_reconnect(connect, work, stop, config.event_sink, patience_s=patience_s)
     return result
 
 
 def stand_by_and_lead(
-    charge: Charge, broker: Broker, readings: StreamReadings, stop: threading.Event
+    config: AggregatorConfig, broker: Broker, stream_health: StreamHealth, stop: threading.Event
 ) -> AggregatorResult:
     """Be one aggregator for the life of one connection."""
-    broker.declare(charge.topology)
-    broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
-    topology = charge.topology
-    say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
-    log.info("standing by", aggregator=charge.name)
+    broker.declare(config.topology)
+    broker.consume(config.topology.updates.name, prefetch=config.prefetch)
+    topology = config.topology
+    say_hello(broker, topology.updates_in, federation=topology.federation, name=config.name)
+    log.info("standing by", aggregator=config.name)
     watch = TopologyWatch(broker, topology)
     delivery, began = None, time.monotonic()
     while delivery is None:
         if stop.is_set():
             return AggregatorResult("", None)
         watch.look_when_due()
-        readings.look_at_head_when_due(broker, topology)
-        if charge.compare and time.monotonic() - began > STANDBY_AFTER_S:
+        stream_health.look_at_head_when_due(broker, topology)
+        if config.compare and time.monotonic() - began > STANDBY_AFTER_S:
             # Else another architecture would be found only when this standby is needed.
-            if layout := readings.layout_to_compare(broker, topology):
-                charge.compare(layout)
-            charge.look()
+            if layout := stream_health.layout_to_compare(broker, topology):
+                config.compare(layout)
+            config.look()
         # The broker gives messages to one consumer only: whoever gets the first one leads.
         delivery = broker.next_delivery(POLL_S)
-    leader = Leader(charge, broker, readings)
+    leader = Leader(config, broker, stream_health)
     while True:
         if delivery is not None:
             leader.receive(delivery)
@@ -92,20 +96,20 @@ def stand_by_and_lead(
         leader.commit_when_due()
         watch.look_when_due()
         leader.look_after_head()
-        charge.look()
-        delivery = broker.next_delivery(charge.rhythm.patience_s)
+        config.look()
+        delivery = broker.next_delivery(config.commit_schedule.patience_s)
         if stop.is_set():
             log.info("asked to stop: what is held goes back to the queue", updates=leader.held)
             return AggregatorResult("", leader.record)
         if leader.finished and delivery is None:
             break
-    hand_over(charge, broker)
+    wake_standby(config, broker)
     return AggregatorResult(leader.finished, leader.record)
 
 
-def hand_over(charge: Charge, broker: Broker) -> None:
+def wake_standby(config: AggregatorConfig, broker: Broker) -> None:
     """Wake a standby after the end, so that it sees the end too and leaves."""
-    topology = charge.topology
+    topology = config.topology
     broker.cancel()
     if broker.state(topology.updates.name).consumers:
-        say_hello(broker, topology.updates_in, federation=topology.federation, name=charge.name)
+        say_hello(broker, topology.updates_in, federation=topology.federation, name=config.name)

@@ -14,7 +14,7 @@ from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, MetricsHost, MetricsPort, SharedSettings, require_name
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Rhythm
+from fluffle_aggregator.config import CommitSchedule
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.server_optimizers import make_server_optimizer
@@ -275,7 +275,7 @@ class AggregatorSettings(SharedSettings):
             sends=strategy.sends,
             codec=self.codec,
             one_update_per_version=strategy.one_update_per_version,
-            updates_per_version=strategy.buffer_size * self.make_rhythm().every,
+            updates_per_version=strategy.buffer_size * self.make_commit_schedule().every,
         )
 
     def make_goal(self) -> Goal:
@@ -310,7 +310,7 @@ class AggregatorSettings(SharedSettings):
             on_large_norm=self.on_large_norm,
         )
 
-    def make_rhythm(self) -> Rhythm:
+    def make_commit_schedule(self) -> CommitSchedule:
         """Return when to commit; ConfigError when the strategy's workers wait for each version."""
         every = self.commit_every or (1 if self.commit_after is None else MOST_STEPS_PER_COMMIT)
         if self.strategy == "fedavg" and every != 1:
@@ -318,4 +318,4 @@ class AggregatorSettings(SharedSettings):
                 "fedavg publishes each version, since its workers wait for it: leave out commit_after, and "
                 f"commit_every must be 1, not {every}"
             )
-        return Rhythm(every=every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout)
+        return CommitSchedule(every=every, after_s=self.commit_after, buffer_timeout_s=self.buffer_timeout)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import AccessRefused, TopologyMissing, WireError
-from fluffle.models import version_at_hand
+from fluffle.model_stream import version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.rights import FEDERATION_NAME
 from fluffle.topology import Topology, topology_of
@@ -195,7 +195,7 @@ def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
     if above_term:
         claim = Moments(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
         broker.publish(topology.head_in.name, "", moments_pieces(claim), {"kind": "moments"})
-    broker.rebuild(topology)
+    broker.recreate_stream(topology)
 
 
 def _federation_in(name: str) -> str:

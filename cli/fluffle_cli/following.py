@@ -11,7 +11,7 @@ from fluffle.broker import Broker, Delivery, Listener
 from fluffle.errors import AccessRefused, WireError
 from fluffle.events import Committed
 from fluffle.logs import get_logger
-from fluffle.models import version_at_hand
+from fluffle.model_stream import version_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import LISTENER_MAX_MESSAGES, Topology
 from fluffle.wire import decode_report
@@ -23,7 +23,7 @@ READ_AT_MOST_EVERY_S = 1.0
 READ_AT_LEAST_EVERY_S = 10.0
 
 
-class Following:
+class VersionFollower:
     """What one reader knows of the newest version; without a listener it reads at every look."""
 
     def __init__(
@@ -75,7 +75,7 @@ class Following:
 
 
 @contextmanager
-def following(broker: Broker, topology: Topology, *, name: str) -> Iterator[Following]:
+def following(broker: Broker, topology: Topology, *, name: str) -> Iterator[VersionFollower]:
     """Follow the newest version over one connection; `name` is that of the queue to listen with.
 
     Whoever has no right to listen reads the newest version at every look instead.
@@ -86,7 +86,7 @@ def following(broker: Broker, topology: Topology, *, name: str) -> Iterator[Foll
             listener = stack.enter_context(broker.listen(topology.events.name, name=name))
         except AccessRefused as error:
             log.warning("nobody tells of new versions: reading the model at every look", because=str(error))
-        yield Following(broker, topology, listener)
+        yield VersionFollower(broker, topology, listener)
 
 
 def _read_without_vector(broker: Broker, topology: Topology) -> ModelVersion | None:

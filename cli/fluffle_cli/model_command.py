@@ -22,13 +22,13 @@ from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
-from fluffle.models import StoredVersion, all_stored, all_versions, stored_at_hand
+from fluffle.model_stream import StoredVersion, all_stored, all_versions, stored_at_hand
 from fluffle.record import ModelVersion
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
 from fluffle.topology import Topology, topology_of
-from fluffle_cli.asking import AskingSettings
+from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 from fluffle_worker.site_state import LOCAL, read_local_weights
 

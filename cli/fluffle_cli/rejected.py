@@ -15,7 +15,7 @@ from typing import IO, Self
 
 from fluffle.broker import Broker, Delivery, unix_seconds
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
-from fluffle.models import SLOW_LINK_S
+from fluffle.model_stream import SLOW_LINK_S
 from fluffle.topology import Topology
 
 # RabbitMQ gives one consumer no more unacked messages than this.

@@ -25,8 +25,8 @@ from fluffle.connection import found_federation
 from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import ConfigError
 from fluffle.topology import Topology, topology_of
-from fluffle_cli.asking import AskingSettings
 from fluffle_cli.message_facts import message_facts
+from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.rejected import (
     MOST_AT_ONCE,
     RejectedMessage,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fluffle.broker import Broker
 from fluffle.errors import ConfigError, TopologyMissing
-from fluffle.models import SLOW_LINK_S, StoredVersion, stored_at_hand
+from fluffle.model_stream import SLOW_LINK_S, StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.wire import decode_record, encode_version

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.connection import require_federation
-from fluffle.models import all_versions, stored_at_hand
+from fluffle.model_stream import all_versions, stored_at_hand
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
 from fluffle.record import Evaluation, ModelVersion
@@ -146,7 +146,7 @@ class Snapshot:
         return findings_of(self.standing)
 
 
-class Lookout:
+class SnapshotReader:
     """Looks at a federation again and again: each snapshot has the rate of updates over the last seconds."""
 
     def __init__(self, topology: Topology) -> None:

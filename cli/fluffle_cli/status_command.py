@@ -18,15 +18,15 @@ from fluffle.command_line import settings_command
 from fluffle.connection import connect, federation_connector
 from fluffle.consoles import PlainConsole
 from fluffle.policy_watch import policy_watch_of
-from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.settings import ManagementUrl
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
-from fluffle_cli.asking import AskingSettings
 from fluffle_cli.following import following
 from fluffle_cli.plain_json import as_text
+from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.screen import Screen
-from fluffle_cli.snapshot import Lookout, Snapshot, read_the_past, take_snapshot
+from fluffle_cli.snapshot import Snapshot, SnapshotReader, read_the_past, take_snapshot
 from fluffle_cli.view import render
 
 Show = Callable[[Snapshot], None]
@@ -70,7 +70,7 @@ def run(settings: StatusSettings) -> None:
         return
     # Whoever watches may come before the federation does.
     patient = settings.model_copy(update={"connect_timeout_s": inf})
-    lookout = Lookout(topology)
+    lookout = SnapshotReader(topology)
     with _display(settings) as show, policies.watching():
 
         def watch(broker: Broker) -> None:
@@ -87,7 +87,7 @@ def run(settings: StatusSettings) -> None:
                     stop.wait(settings.interval)
 
         connector = federation_connector(patient, topology, name=name, stop=stop)
-        work_with_new_connections(connector.connect, until_federation_is_gone(watch), stop)
+        run_with_reconnect(connector.connect, until_federation_is_gone(watch), stop)
 
 
 @contextmanager

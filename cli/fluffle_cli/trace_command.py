@@ -14,11 +14,11 @@ from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import found_federation
 from fluffle.errors import AccessRefused, ConfigError, WireError
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_cli.asking import AskingSettings
+from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.rejected import printable
 from fluffle_cli.rejected_command import looked_through
 from fluffle_cli.tracing import Story, parse_update_id, read_records, told

@@ -96,7 +96,7 @@ class Broker(Protocol):
         RabbitMQ refuses that (AccessRefused) unless the connection's user has the tag `impersonator`.
         """
 
-    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
         """Send a message to whoever listens, without waiting: it may be lost, and never raises."""
 
     def listen(self, exchange: str, *, name: str) -> AbstractContextManager[Listener]:
@@ -153,7 +153,7 @@ class Broker(Protocol):
     def read_stream(self, queue: str, *, offset: str) -> AbstractContextManager[StreamReader]:
         """Read a stream from "first" or "last" on; "last" means the last chunk, one message or more."""
 
-    def rebuild(self, topology: Topology) -> None:
+    def recreate_stream(self, topology: Topology) -> None:
         """Delete the stream of models and make it anew, empty."""
 
     def close(self) -> None:

@@ -91,7 +91,7 @@ def is_packed(name: str) -> bool:
     return name.endswith(ZSTD)
 
 
-def travelling(name: str, vector: CompressedVector) -> memoryview:
+def wire_bytes(name: str, vector: CompressedVector) -> memoryview:
     """Return the bytes of a vector as they travel in a codec: packed when it says +zstd."""
     if not is_packed(name):
         return vector.payload

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from fluffle.broker import Broker
 from fluffle.connector import Connector
 from fluffle.errors import TopologyMissing
+from fluffle.event_sink import EventSink
 from fluffle.events import TurnedAway
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
-from fluffle.telling import Teller
 from fluffle.topology import Topology
 
 log = get_logger(__name__)
@@ -41,12 +41,12 @@ def federation_connector(
 
 
 def worker_connector(
-    settings: SharedSettings, topology: Topology, *, worker: str, stop: threading.Event, teller: Teller
+    settings: SharedSettings, topology: Topology, *, worker: str, stop: threading.Event, event_sink: EventSink
 ) -> Connector:
     """Return what connects a worker to a federation: it waits until that is there, and takes its name.
 
-    Of each other process that wants the name it tells `teller`. Raises NameTaken while another process works
-    under the name, and AccessRefused when the broker does not let this user speak for the worker.
+    Of each other process that wants the name it tells `event_sink`. Raises NameTaken while another process
+    works under the name, and AccessRefused when the broker does not let this user speak for the worker.
     """
     plate = plate_of_this_process()
 
@@ -56,7 +56,7 @@ def worker_connector(
             "one of them a --name of its own",
             other=plate,
         )
-        teller(TurnedAway(plate))
+        event_sink(TurnedAway(plate))
 
     def prepare(broker: RabbitBroker) -> None:
         require_federation(broker, topology)

@@ -166,7 +166,7 @@ class FakeBroker:
             for queue in topology.queues:
                 self._server.queue(queue.name)
 
-    def rebuild(self, topology: Topology) -> None:
+    def recreate_stream(self, topology: Topology) -> None:
         """See Broker."""
         with self._connected():
             self._server.queues.pop(topology.models.name, None)
@@ -196,7 +196,7 @@ class FakeBroker:
             for target in targets:
                 target.put(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
 
-    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
         """See Broker."""
         with suppress(ConnectionLost), self._connected():
             self._server.last_topic = routing_key

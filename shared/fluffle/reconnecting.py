@@ -19,9 +19,9 @@ from fluffle.errors import (
     TopologyMissing,
     Unroutable,
 )
+from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import Left
 from fluffle.logs import get_logger
-from fluffle.telling import SILENCE, Teller
 
 log = get_logger(__name__)
 
@@ -36,11 +36,11 @@ LONGEST_WAIT_S = 10.0
 PASSING = (ConnectionLost, LimitReached, QueueFull, StreamUnreadable)
 
 
-def work_with_new_connections(
+def run_with_reconnect(
     connect: Callable[[], Broker],
     work: Callable[[Broker], None],
     stop: threading.Event,
-    teller: Teller = SILENCE,
+    event_sink: EventSink = NULL_SINK,
     *,
     patience_s: float = math.inf,
 ) -> None:
@@ -50,9 +50,9 @@ def work_with_new_connections(
     soon after one another, the longer are the waits, so that a broker in trouble is not stormed. When for
     `patience_s` no connection has lived for a second, the last error is raised. A right that is missing
     after a while may come back, with a user or virtual host that is being made anew: `connect` finds out.
-    What `teller` is told meanwhile goes over the connection that there is. Returns when `work` has, or when
-    `stop` is set while there is no connection. What `connect` raises, such as ConnectionLost after all its
-    patience, is the caller's, and so is any other error of `work`.
+    What `event_sink` is told meanwhile goes over the connection that there is. Returns when `work` has, or
+    when `stop` is set while there is no connection. What `connect` raises, such as ConnectionLost after all
+    its patience, is the caller's, and so is any other error of `work`.
     """
     losses = 0
     short_since: float | None = None
@@ -64,7 +64,7 @@ def work_with_new_connections(
                 return
             raise
         began = time.monotonic()
-        with broker, teller.over(broker):
+        with broker, event_sink.over(broker):
             try:
                 work(broker)
             except (*PASSING, AccessRefused) as error:
@@ -80,7 +80,7 @@ def work_with_new_connections(
                 losses += 1
                 log.warning("lost the broker; connecting again", because=str(error), wait_s=round(wait_s, 1))
             else:
-                teller(Left("it was asked to stop" if stop.is_set() else "the federation has finished"))
+                event_sink(Left("it was asked to stop" if stop.is_set() else "the federation has finished"))
                 return
         stop.wait(wait_s)
 

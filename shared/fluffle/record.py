@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
-from fluffle.update import Applied, UpdateId
+from fluffle.update import AppliedUpdates, UpdateId
 
 # An odd number of norms, so that the median is one of them.
 MAX_NORMS = 101
@@ -146,7 +146,7 @@ class ModelVersion:
     vector: Vector
     statistics: Vector = field(default_factory=no_values)
     integers: bytes = b""
-    applied: Applied = field(default_factory=Applied)
+    applied: AppliedUpdates = field(default_factory=AppliedUpdates)
     folded: tuple[Folded, ...] = ()
     norms: tuple[float, ...] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)

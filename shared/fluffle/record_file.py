@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from fluffle.errors import ConfigError, WireError
-from fluffle.models import StoredVersion
+from fluffle.model_stream import StoredVersion
 from fluffle.whole_file import write_whole
 from fluffle.wire import decode_version
 

@@ -95,7 +95,7 @@ class RunLog:
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class AppliedUpdates:
     """Which updates a model contains: for each run of each worker a watermark, and the gaps below it."""
 
     runs: Mapping[tuple[str, str], RunLog] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Applied:
         """Tell whether an update is applied, or a later one of its run is."""
         return update.sequence <= self.runs.get((update.worker, update.run), RunLog()).highest
 
-    def adding(self, updates: Iterable[UpdateId]) -> Applied:
+    def adding(self, updates: Iterable[UpdateId]) -> AppliedUpdates:
         """Return the memory with more updates in it."""
         runs = dict(self.runs)
         for update in updates:
@@ -120,9 +120,9 @@ class Applied:
             ):
                 most = max(runs, key=lambda run: len(runs[run].gaps))
                 runs[most] = RunLog(runs[most].highest, runs[most].gaps[1:])
-        return Applied(runs)
+        return AppliedUpdates(runs)
 
-    def lack_of_room(self, update: UpdateId) -> str:
+    def why_full(self, update: UpdateId) -> str:
         """Say why one more run may not be remembered; empty when it may, or is remembered already."""
         if (update.worker, update.run) in self.runs:
             return ""

@@ -17,7 +17,7 @@ import xxhash
 
 from fluffle import events, schema
 from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import compress, travelling
+from fluffle.compression import compress, wire_bytes
 from fluffle.errors import MessageTooLarge, ProtocolMismatch, WireError
 from fluffle.fields import Fields, in_words, is_name
 from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
@@ -45,7 +45,7 @@ REPORT: Final = HeaderLimits(MIB, 16_384)
 
 def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update."""
-    vector = travelling(update.codec, update.vector)
+    vector = wire_bytes(update.codec, update.vector)
     header = schema.update_header(update, vector.nbytes)
     body = bytes(_join(header, _payload(vector, update.statistics, update.integers), INBOUND))
     _require_readable(header, lambda: decode_inbound(body))
@@ -115,7 +115,7 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     The same model gives the same bits, whoever makes the copy, and in whichever term.
     """
     random = np.random.default_rng(version.version)
-    vector = travelling(codec, compress(codec, version.vector, random))
+    vector = wire_bytes(codec, compress(codec, version.vector, random))
     header = schema.copy_header(version, codec, digest)
     return bytes(_join(header, _payload(vector, version.statistics, version.integers), RECORD))
 

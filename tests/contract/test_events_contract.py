@@ -15,11 +15,11 @@ from fluffle.topology import Topology
 def test_what_is_told_is_heard_in_its_order_by_everybody_who_listens(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:
-    teller, other = connect(), connect()
+    event_sink, other = connect(), connect()
     events = topology.events.name
     with broker.listen(events, name="one") as one, other.listen(events, name="other") as two:
         for body in (b"1", b"2", b"3"):
-            teller.tell(events, "worker.w1", body)
+            event_sink.publish_unconfirmed(events, "worker.w1", body)
 
         heard = [[each.next_delivery(SOON_S) for _ in range(3)] for each in (one, two)]
         silence = one.next_delivery(A_WHILE_S)
@@ -32,7 +32,7 @@ def test_a_listener_sees_who_told_it_and_through_which_exchange(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:
     with broker.listen(topology.events.name, name="one") as listener:
-        connect().tell(topology.member_events_in.name, "worker.w1", b"started")
+        connect().publish_unconfirmed(topology.member_events_in.name, "worker.w1", b"started")
 
         heard = listener.next_delivery(SOON_S)
 
@@ -44,9 +44,9 @@ def test_a_listener_sees_who_told_it_and_through_which_exchange(
 def test_telling_hurts_nobody_where_nobody_listens_or_nothing_is_there(
     broker: Broker, topology: Topology
 ) -> None:
-    broker.tell(topology.events.name, "worker.w1", b"unheard")
-    broker.tell("nowhere", "worker.w1", b"unheard")
-    broker.tell(topology.events.name, "worker.w1", b"unheard")
+    broker.publish_unconfirmed(topology.events.name, "worker.w1", b"unheard")
+    broker.publish_unconfirmed("nowhere", "worker.w1", b"unheard")
+    broker.publish_unconfirmed(topology.events.name, "worker.w1", b"unheard")
 
     broker.publish(topology.updates_in.name, "", b"update", {})
     assert broker.state(topology.models.name).messages == 0
@@ -55,12 +55,12 @@ def test_telling_hurts_nobody_where_nobody_listens_or_nothing_is_there(
 def test_what_is_told_before_its_exchange_is_there_does_not_silence_what_is_told_later(
     broker: Broker, topology: Topology
 ) -> None:
-    broker.tell("nowhere", "worker.w1", b"unheard")
+    broker.publish_unconfirmed("nowhere", "worker.w1", b"unheard")
     with broker.listen(topology.events.name, name="one") as listener:
         heard = None
         deadline = time.monotonic() + SOON_S
         while heard is None and time.monotonic() < deadline:
-            broker.tell(topology.events.name, "worker.w1", b"later")
+            broker.publish_unconfirmed(topology.events.name, "worker.w1", b"later")
             heard = listener.next_delivery(A_WHILE_S)
 
     assert heard is not None
@@ -71,7 +71,7 @@ def test_telling_over_a_closed_connection_hurts_nobody_and_listening_is_lost(
 ) -> None:
     with broker.listen(topology.events.name, name="one") as listener:
         broker.close()
-        broker.tell(topology.events.name, "worker.w1", b"unheard")
+        broker.publish_unconfirmed(topology.events.name, "worker.w1", b"unheard")
 
         with pytest.raises(ConnectionLost):
             listener.next_delivery(SOON_S)

@@ -242,7 +242,7 @@ def test_an_alternate_exchange_of_the_exchanges_own_beats_a_policy(
     with policy(node, everything_of(topology), {"alternate-exchange": trash}):
         with pytest.raises(Unroutable):
             send(broker, topology, b"nobody takes this")
-        broker.tell(topology.events.name, "key", b"nobody listens")
+        broker.publish_unconfirmed(topology.events.name, "key", b"nobody listens")
         broker.publish(topology.rejected_in.name, "", b"all before has been dealt with", {})
 
     assert count(node, trash) == 0

@@ -268,7 +268,7 @@ def test_a_connection_ends_in_good_order_while_rabbitmq_refuses_what_was_told_la
 
     for _ in range(20):
         with RabbitBroker(url, name="refused", heartbeat_s=20) as broker:
-            broker.tell(topology.events.name, "", b"an event")
+            broker.publish_unconfirmed(topology.events.name, "", b"an event")
 
 
 def test_what_kept_others_out_of_a_queue_is_gone_after_its_virtual_host_was_down(

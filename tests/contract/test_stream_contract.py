@@ -89,7 +89,7 @@ def test_a_stream_that_is_not_there_is_missing(broker: Broker, topology: Topolog
 def test_rebuilding_empties_the_stream_and_leaves_the_head(broker: Broker, topology: Topology) -> None:
     publish_version(broker, topology, b"old")
 
-    broker.rebuild(topology)
+    broker.recreate_stream(topology)
     publish_version(broker, topology, b"new")
 
     assert read(broker, topology, 1, offset="first") == [b"new"]
@@ -103,7 +103,7 @@ def test_who_read_a_stream_that_is_deleted_has_to_start_again(
     with reader_broker.read_stream(topology.models.name, offset="last") as reader:
         assert reader.next_body(0) is None
 
-        broker.rebuild(topology)
+        broker.recreate_stream(topology)
 
         with pytest.raises(ConnectionLost, match=topology.models.name):
             reader.next_body(SOON_S)

@@ -167,7 +167,9 @@ def test_after_a_restart_of_the_broker_the_page_goes_on_and_a_script_tag_is_text
     refusal = Rejected("", SCRIPT, "foreign sender", f"from {SCRIPT}")
     report = Report(federation.name, "aggregator", "second", (Happened(time(), refusal),))
     with federation.connect() as broker:
-        broker.tell(federation.topology.events.name, "aggregator.second", encode_report(report))
+        broker.publish_unconfirmed(
+            federation.topology.events.name, "aggregator.second", encode_report(report)
+        )
         wait_until(lambda: newest_refusal(page).endswith(f"from {SCRIPT}: from {SCRIPT}"), "the refusal")
 
     assert page.title.startswith("seen: version ")

@@ -16,10 +16,10 @@ from federation import wait_until
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
+from fluffle.event_sink import ReportingSink
 from fluffle.events import Committed, Event, Happened, Joined, Report, Started, TookOver
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor
-from fluffle.telling import ReportingTeller
 from fluffle.topology import Topology
 from fluffle.wire import encode_report, encode_version
 from fluffle_cli.dashboard.server import PageServer, serving
@@ -66,7 +66,7 @@ def page(node: BrokerNode, topology: Topology, broker: RabbitBroker, tmp_path: P
 def test_two_thousand_workers_are_searched_and_sorted_and_the_page_stays_small(
     page: Chrome, broker: RabbitBroker, topology: Topology
 ) -> None:
-    leader = ReportingTeller(topology, role="aggregator", name="first")
+    leader = ReportingSink(topology, role="aggregator", name="first")
     with leader.over(broker):
         leader(TookOver(1, 0))
         tell_of_all(broker, topology, lambda _: Joined())
@@ -111,7 +111,7 @@ def tell_of_all(broker: RabbitBroker, topology: Topology, event_of: Callable[[st
     """Tell an event of each worker, as it would itself with a user of its own."""
     for name in NAMES:
         report = Report(topology.federation, "worker", name, (Happened(time(), event_of(name)),))
-        broker.tell(topology.events.name, f"worker.{name}", encode_report(report))
+        broker.publish_unconfirmed(topology.events.name, f"worker.{name}", encode_report(report))
 
 
 def names_in(page: Chrome) -> list[str]:

@@ -11,7 +11,7 @@ from federation import ROOT, TESTS, Federation
 from tasks import lora_task
 
 from fluffle.checked_task import CheckedTask
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from federation import Federation, assert_every_confirmed_update_counts_once
 
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

@@ -14,7 +14,7 @@ from injection import inject
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Layout
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import read_model, write_model
 from fluffle.update import UpdateId, WeightUpdate

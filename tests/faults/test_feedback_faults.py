@@ -10,7 +10,7 @@ from federation import Federation, applied_ids, wait_until
 from relay import Relay
 from tasks.gated_sum_task import DELTA
 
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 from fluffle_worker.spool import open_spool
 

@@ -12,7 +12,7 @@ import pytest
 from federation import Federation, Part, assert_refused
 from sending import commit, send_from_one_base
 
-from fluffle.models import all_versions, newest_version
+from fluffle.model_stream import all_versions, newest_version
 from fluffle.record import Rank
 from fluffle.record_file import read_record
 from fluffle_cli.node import BrokerNode

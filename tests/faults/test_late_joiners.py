@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from builders import a_layout, a_version
 
-from fluffle.models import newest_version
+from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import STREAM_SEGMENT_BYTES, Topology
 from fluffle.wire import encode_version

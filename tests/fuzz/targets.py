@@ -13,7 +13,7 @@ from contextlib import suppress
 import msgpack
 import numpy as np
 import xxhash
-from builders import a_charge, a_strategy, an_update
+from builders import a_config, a_strategy, an_update
 from fuzz.invariants import BrokenInvariant, require_said_where, require_sound
 from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, work_off
 
@@ -68,10 +68,10 @@ def read_record(body: bytes) -> None:
 
 def lead(body: bytes) -> None:
     """Send to a leader, as a worker and as an evaluator, and then send it an honest update."""
-    charge = a_charge(a_strategy("fedbuff", buffer_size=1))
-    worker_exchange, evaluator_exchange = charge.topology.updates_in.name, charge.topology.evaluations_in.name
+    config = a_config(a_strategy("fedbuff", buffer_size=1))
+    worker_exchange, evaluator_exchange = config.topology.updates_in.name, config.topology.evaluations_in.name
     for each in _tries(body):
-        server = a_server(charge)
+        server = a_server(config)
         for user, exchange, message in (
             ("w1", worker_exchange, each),
             ("e1", evaluator_exchange, each),
@@ -80,12 +80,12 @@ def lead(body: bytes) -> None:
             with FakeBroker(server, user=user) as sender:
                 sender.publish(exchange, "", message, {})
         with FakeBroker(server) as broker:
-            work_off(take_the_lead(broker, charge, Clock()), broker)
+            work_off(take_the_lead(broker, config, Clock()), broker)
 
-        version, refused = newest(server, charge), rejected(server, charge)
+        version, refused = newest(server, config), rejected(server, config)
         if HONEST.id not in version.applied or not np.isfinite(version.vector).all():
             raise BrokenInvariant("the honest update is not in the model, or the model is spoilt")
-        if unacked(server, charge) or not all(line["reason"] and line["detail"] for line in refused):
+        if unacked(server, config) or not all(line["reason"] and line["detail"] for line in refused):
             raise BrokenInvariant("a message is neither applied nor refused with a reason")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from builders import (
     SIZE,
-    a_charge,
+    a_config,
     a_layout,
     a_strategy,
     a_vector,
@@ -190,86 +190,86 @@ CASES = {name: (body, "unreadable", says) for name, (body, says) in UNREADABLE.i
 @pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_refused_with_its_reason_and_an_honest_update_is_applied(name: str) -> None:
     body, reason, says = CASES[name]
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config)
     with FakeBroker(server, user="w1") as attacker:
-        attacker.publish(charge.topology.updates_in.name, "", body, {})
-    send(server, charge, HONEST)
+        attacker.publish(config.topology.updates_in.name, "", body, {})
+    send(server, config, HONEST)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == reason
     assert says in str(headers["detail"])
     assert str(headers["detail"]).isprintable()
-    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
-    assert newest(server, charge).updates == 1
-    assert unacked(server, charge) == []
-    assert server.bodies(charge.topology.rejected.name) == [body]
+    assert newest(server, config).vector.tolist() == [1.0] * SIZE
+    assert newest(server, config).updates == 1
+    assert unacked(server, config) == []
+    assert server.bodies(config.topology.rejected.name) == [body]
 
 
 def test_an_update_of_no_verified_sender_is_refused() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config)
     with FakeBroker(server, user="") as nobody:
-        nobody.publish(charge.topology.updates_in.name, "", UPDATE, {})
+        nobody.publish(config.topology.updates_in.name, "", UPDATE, {})
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == "foreign-sender"
     assert "from no verified RabbitMQ user" in str(headers["detail"])
 
 
 def test_the_same_id_with_other_content_is_refused_and_the_first_one_stands() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, HONEST, replace(HONEST, vector=float32s(a_vector(*[-1.0] * SIZE)), examples=99))
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, HONEST, replace(HONEST, vector=float32s(a_vector(*[-1.0] * SIZE)), examples=99))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == "duplicate"
-    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
-    assert newest(server, charge).contributors["honest"].examples == 10
+    assert newest(server, config).vector.tolist() == [1.0] * SIZE
+    assert newest(server, config).contributors["honest"].examples == 10
 
 
 def test_a_worker_that_comes_under_ever_new_runs_does_not_fill_the_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fluffle.update.MAX_RUNS_PER_WORKER", 3)
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, *(an_update("w1", run=f"r{n}") for n in range(5)), HONEST)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, *(an_update("w1", run=f"r{n}") for n in range(5)), HONEST)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert [headers["reason"] for headers in rejected(server, charge)] == ["too-many-runs"] * 2
-    assert len(newest(server, charge).applied.runs) == 4
+    assert [headers["reason"] for headers in rejected(server, config)] == ["too-many-runs"] * 2
+    assert len(newest(server, config).applied.runs) == 4
 
 
 def test_sums_of_the_largest_values_that_are_let_in_stay_finite() -> None:
     largest = [float(2**50), -float(2**50), 0, 1]
-    charge = a_charge(a_strategy("fedavg", buffer_size=3))
+    config = a_config(a_strategy("fedavg", buffer_size=3))
     updates = [an_update(f"w{n}", values=largest, examples=10**9) for n in range(3)]
-    server = a_server(charge, *updates)
+    server = a_server(config, *updates)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert rejected(server, charge) == []
-    assert newest(server, charge).updates == 3
-    assert np.isfinite(newest(server, charge).vector).all()
+    assert rejected(server, config) == []
+    assert newest(server, config).updates == 3
+    assert np.isfinite(newest(server, config).vector).all()
 
 
 def test_an_honest_message_put_together_by_hand_is_taken() -> None:
     """What is wrong with the others is what they are about, and not how they were made."""
-    charge = a_charge(a_strategy(buffer_size=1))
+    config = a_config(a_strategy(buffer_size=1))
     header, payload = taken_apart(UPDATE)
-    server = a_server(charge)
+    server = a_server(config)
     with FakeBroker(server, user="w1") as worker:
-        worker.publish(charge.topology.updates_in.name, "", put_together(header, payload), {})
+        worker.publish(config.topology.updates_in.name, "", put_together(header, payload), {})
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert rejected(server, charge) == []
+    assert rejected(server, config) == []
     assert a_layout().digest == header["layout"]
 
 

@@ -23,7 +23,7 @@ from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout, TensorSpec
 from fluffle.record import MAX_NORMS, Contributor, Folded, Moments, Rank
 from fluffle.topology import MIB
-from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, Applied, RunLog, UpdateId
+from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, AppliedUpdates, RunLog, UpdateId
 from fluffle.wire import decode_version, encode_update, encode_version, moments_pieces
 
 MB = 1_000_000
@@ -129,7 +129,7 @@ def test_a_record_that_could_not_be_read_again_is_never_published() -> None:
     with pytest.raises(
         MessageTooLarge, match="nobody could read this version again: its lists and maps hold"
     ):
-        encode_version(replace(a_version(), applied=Applied(runs)))
+        encode_version(replace(a_version(), applied=AppliedUpdates(runs)))
 
 
 def test_the_largest_record_that_a_leader_makes_is_read_again(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_largest_record_that_a_leader_makes_is_read_again(tmp_path: Path) ->
         a_version(),
         layout=Layout(tuple(TensorSpec(f"block_{n}/kernel", (0, 3, 3, 8), "float32") for n in range(1000))),
         vector=a_vector(),
-        applied=Applied(runs),
+        applied=AppliedUpdates(runs),
         norms=(1.5,) * MAX_NORMS,
         contributors={worker: Contributor(9, 9000, 9, 1.5, 9, 1.7e9, 0.5, "x" * 200) for worker, _ in runs},
         folded=tuple(Folded(UpdateId(*run, 2**40), 1000, 1, 0.5) for run in list(runs)[:4000]),

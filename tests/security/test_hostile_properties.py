@@ -11,10 +11,10 @@ import pika
 import pytest
 from amqp_bytes import entry, nested, nested_lists, raw, table, with_headers, with_message_id
 from brokers import SOON_S, receive
-from builders import a_charge, a_strategy, a_version, an_update
+from builders import a_config, a_strategy, a_version, an_update
 from federation import wait_until
 
-from fluffle.models import version_at_hand
+from fluffle.model_stream import version_at_hand
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle.wire import encode_update
@@ -67,7 +67,7 @@ def test_hostile_properties_cost_the_aggregator_neither_its_connection_nor_a_goo
 ) -> None:
     strategy = a_strategy(buffer_size=1)
     first = replace(a_version(), federation=topology.federation)
-    charge = replace(a_charge(strategy, first=first), topology=topology)
+    config = replace(a_config(strategy, first=first), topology=topology)
     connections: list[RabbitBroker] = []
     stop = threading.Event()
 
@@ -84,7 +84,7 @@ def test_hostile_properties_cost_the_aggregator_neither_its_connection_nor_a_goo
         with connect(node, speaks_for="honest") as worker:
             worker.publish(topology.updates_in.name, "", encode_update(claim), {"kind": "update"})
 
-        aggregator = threading.Thread(target=serve, args=(charge, connect_and_count, stop))
+        aggregator = threading.Thread(target=serve, args=(config, connect_and_count, stop))
         aggregator.start()
         try:
             wait_until(

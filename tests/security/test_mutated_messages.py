@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from messages import Header, put_together, taken_apart, with_payload
 
 from fluffle.record import Contributor, Folded, Hello
-from fluffle.update import Applied, RunLog, UpdateId
+from fluffle.update import AppliedUpdates, RunLog, UpdateId
 from fluffle.wire import encode_evaluation, encode_hello, encode_update, encode_version
 
 CORPUS = sorted((Path(__file__).parents[1] / "corpus").glob("*/*"))
@@ -26,7 +26,7 @@ INBOUND = [
 ]
 A_RECORD = replace(
     a_version(5),
-    applied=Applied({("w1", "r1"): RunLog(9, ((2, 3), (7, 7)))}),
+    applied=AppliedUpdates({("w1", "r1"): RunLog(9, ((2, 3), (7, 7)))}),
     folded=(Folded(UpdateId("w1", "r1", 9), 4, 0, 1.0),),
     contributors={"w1": Contributor(updates=6, examples=60)},
     evaluation=an_evaluation(4, {"accuracy": 0.5}),

@@ -11,10 +11,10 @@ from fluffle.broker import Delivery
 from fluffle.errors import ConnectionLost, QueueFull
 from fluffle.fake_broker import FakeServer
 from fluffle.hello import say_hello
-from fluffle_aggregator.charge import Charge
-from fluffle_aggregator.head import StreamReadings
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leader import Leader
-from fluffle_aggregator.service import hand_over
+from fluffle_aggregator.service import wake_standby
 
 Clock = Callable[[], float]
 
@@ -47,9 +47,9 @@ class Aggregator:
         self._make_leader = make_leader
         self._clock = clock
         self._now = now
-        self._charge: Charge | None = None
+        self._config: AggregatorConfig | None = None
         self._leader: Leader | None = None
-        self._readings = StreamReadings()
+        self._readings = StreamHealth()
         self._in_hand: Delivery | None = None
         self.broker: FaultyBroker | None = None
         self.is_frozen = False
@@ -60,11 +60,11 @@ class Aggregator:
         """Whether it leads, and the broker has not let go of it."""
         return self._leader is not None and self.broker is not None and self.broker.is_open
 
-    def turn(self, charge: Charge, fault: tuple[int, Heard] | None = None) -> str:
-        """Go on by one message, and say what happened; `charge` is for a process that begins."""
+    def turn(self, config: AggregatorConfig, fault: tuple[int, Heard] | None = None) -> str:
+        """Go on by one message, and say what happened; `config` is for a process that begins."""
         try:
             if self.broker is None:
-                return self._connect(charge)
+                return self._connect(config)
             if fault:
                 self.broker.lose_at(*fault)
             return self._go_on(self.broker)
@@ -78,7 +78,7 @@ class Aggregator:
     def kill(self) -> None:
         """End its process."""
         self._let_go()
-        self._charge, self._readings, self.is_frozen = None, StreamReadings(), False
+        self._config, self._readings, self.is_frozen = None, StreamHealth(), False
 
     def freeze(self) -> None:
         """Stop in the middle of a message."""
@@ -104,28 +104,28 @@ class Aggregator:
             self._in_hand = None
         return "has noticed nothing"
 
-    def _connect(self, charge: Charge) -> str:
+    def _connect(self, config: AggregatorConfig) -> str:
         # A process keeps its settings over all its connections.
-        charge = self._charge = self._charge or charge
+        config = self._config = self._config or config
         self.has_left = False
         lazy_acks = self._chance.random() < 0.3
         broker = self.broker = FaultyBroker(
-            self._server, charge.topology, self._aftermath, self._chance, lazy_acks=lazy_acks
+            self._server, config.topology, self._aftermath, self._chance, lazy_acks=lazy_acks
         )
-        broker.declare(charge.topology)
-        broker.consume(charge.topology.updates.name, prefetch=charge.prefetch)
-        topology = charge.topology
+        broker.declare(config.topology)
+        broker.consume(config.topology.updates.name, prefetch=config.prefetch)
+        topology = config.topology
         say_hello(broker, topology.updates_in, federation=topology.federation, name=self.name)
         return "connects"
 
     def _go_on(self, broker: FaultyBroker) -> str:
-        assert self._charge
+        assert self._config
         delivery = broker.next_delivery(0)
         if self._leader is None:
             if delivery is None:
                 return "stands by"
             self._leader = self._make_leader(
-                self._charge, broker, self._readings, clock=self._clock, now=self._now
+                self._config, broker, self._readings, clock=self._clock, now=self._now
             )
         if delivery:
             self._leader.receive(delivery)
@@ -134,7 +134,7 @@ class Aggregator:
                 return "is killed between a message and its commit"
         self._leader.commit_when_due()
         if self._leader.finished and delivery is None:
-            hand_over(self._charge, broker)
+            wake_standby(self._config, broker)
             self.kill()
             self.has_left = True
             return "leaves: the federation has finished"

@@ -14,7 +14,7 @@ from builders import SIZE
 from simulation.aggregators import Killed
 from simulation.senders import POISON
 
-import fluffle.models
+import fluffle.model_stream
 import fluffle_aggregator.head
 import fluffle_aggregator.leader
 from fluffle.record import Evaluation, Hello
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "record_digest": functools.lru_cache(REMEMBERED)(record_digest),
     }
     for module in (
-        fluffle.models,
+        fluffle.model_stream,
         fluffle_aggregator.head,
         fluffle_aggregator.leader,
         simulation.chain,

@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 from simulation.world import World
 
-from fluffle.update import Applied
-from fluffle_aggregator.charge import Charge
+from fluffle.update import AppliedUpdates
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.leader import Leader
@@ -30,7 +30,10 @@ def blocks(seeds: str) -> list[range]:
 
 
 def live_through(
-    seed: int, *, make_leader: type[Leader] = Leader, told: Callable[[Charge], Charge] = lambda charge: charge
+    seed: int,
+    *,
+    make_leader: type[Leader] = Leader,
+    told: Callable[[AggregatorConfig], AggregatorConfig] = lambda config: config,
 ) -> None:
     """Run one simulation; what it finds is an AssertionError with the seed and all that happened."""
     world = World(seed, make_leader=make_leader, told=told)
@@ -50,9 +53,9 @@ def test_whatever_dies_freezes_or_comes_late_every_promise_holds_after_each_step
         live_through(seed)
 
 
-def with_a_lossy_downlink(charge: Charge) -> Charge:
-    """Return the charge of aggregators whose versions travel in int8."""
-    return replace(charge, downlink_codec="int8")
+def with_a_lossy_downlink(config: AggregatorConfig) -> AggregatorConfig:
+    """Return the config of aggregators whose versions travel in int8."""
+    return replace(config, downlink_codec="int8")
 
 
 @pytest.mark.parametrize("seeds", blocks(SEEDS)[::4], ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
@@ -80,35 +83,35 @@ class AcksFirst(Leader):
         super().commit_when_due()
 
 
-def keeps_the_term(charge: Charge) -> Charge:
-    """Return the charge of aggregators that go on under the term that they find."""
+def keeps_the_term(config: AggregatorConfig) -> AggregatorConfig:
+    """Return the config of aggregators that go on under the term that they find."""
     return replace(
-        charge, continue_from=lambda head: charge.continue_from(replace(head, term=max(head.term - 1, 0)))
+        config, continue_from=lambda head: config.continue_from(replace(head, term=max(head.term - 1, 0)))
     )
 
 
-def forgets_what_is_applied(charge: Charge) -> Charge:
-    """Return the charge of aggregators that do not know which updates the model contains."""
+def forgets_what_is_applied(config: AggregatorConfig) -> AggregatorConfig:
+    """Return the config of aggregators that do not know which updates the model contains."""
 
     def continue_from(head: Head) -> GlobalModel:
-        model = charge.continue_from(head)
-        model.applied = Applied()
+        model = config.continue_from(head)
+        model.applied = AppliedUpdates()
         return model
 
-    return replace(charge, continue_from=continue_from)
+    return replace(config, continue_from=continue_from)
 
 
 @pytest.mark.parametrize(
     ("make_leader", "told", "says"),
     [
-        (AcksFirst, lambda charge: charge, "is lost"),
+        (AcksFirst, lambda config: config, "is lost"),
         (Leader, keeps_the_term, "goes on from|is there twice"),
         (Leader, forgets_what_is_applied, "folds what was folded before|has forgotten"),
     ],
     ids=["acks first", "keeps the term", "forgets what is applied"],
 )
 def test_an_aggregator_that_breaks_a_promise_is_found_out_soon(
-    make_leader: type[Leader], told: Callable[[Charge], Charge], says: str
+    make_leader: type[Leader], told: Callable[[AggregatorConfig], AggregatorConfig], says: str
 ) -> None:
     def live_on() -> None:
         for seed in range(100):

@@ -9,14 +9,14 @@ from random import Random
 
 from builders import FEDERATION
 from simulation.aggregators import Aggregator
-from simulation.charges import some_charge, some_strategy, some_topology
+from simulation.configs import some_config, some_strategy, some_topology
 from simulation.faulty_broker import Aftermath, Heard
 from simulation.promises import Promises
 from simulation.senders import Ledger, Senders
 
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.topology import topology_of
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.leader import Leader
 
 FAULTS: tuple[Heard, ...] = ("nothing", "all", "late", "late", "half")
@@ -32,14 +32,14 @@ class World:
         seed: int,
         *,
         make_leader: type[Leader] = Leader,
-        told: Callable[[Charge], Charge] = lambda it: it,
+        told: Callable[[AggregatorConfig], AggregatorConfig] = lambda it: it,
     ) -> None:
         chance = self._chance = Random(seed)
         self.log: list[str] = []
         self._server = FakeServer(longest_wait_s=0)
         self._topology = some_topology(chance, topology_of(FEDERATION))
         strategies = [some_strategy(chance) for _ in range(chance.choice([1, 1, 1, 2]))]
-        self._charges = [told(some_charge(chance, one, self._topology)) for one in strategies]
+        self._configs = [told(some_config(chance, one, self._topology)) for one in strategies]
         self._aftermath = Aftermath()
         self._seconds = 0.0
         self._aggregators = [
@@ -101,11 +101,11 @@ class World:
             self._do(functools.partial(self._kill, each))
         while self._aftermath.late:
             self._do(self._let_something_arrive_late)
-        charge, [aggregator, *_] = self._charges[-1], self._aggregators
+        config, [aggregator, *_] = self._configs[-1], self._aggregators
         for turn in itertools.count():
             assert turn < MOST_TURNS, "the federation does not come to rest"
             self._senders.send_what_waits()
-            self._do(lambda: f"{aggregator.name} {aggregator.turn(charge)}")
+            self._do(lambda: f"{aggregator.name} {aggregator.turn(config)}")
             if not self._server.bodies(self._topology.updates.name):
                 self._seconds += MORE_THAN_ANY_TIMEOUT_S
                 if turn > 1 and not (aggregator.broker and aggregator.broker.unacked):
@@ -119,7 +119,7 @@ class World:
         fault = None
         if self._chance.random() < 0.15:
             fault = self._chance.randrange(3), self._chance.choice(FAULTS)
-        return f"{aggregator.name} {aggregator.turn(self._chance.choice(self._charges), fault)}"
+        return f"{aggregator.name} {aggregator.turn(self._chance.choice(self._configs), fault)}"
 
     def _let_somebody_send(self) -> str:
         return self._senders.turn()

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from builders import SIZE, a_charge, a_strategy, a_vector, a_version, an_update
+from builders import SIZE, a_config, a_strategy, a_vector, a_version, an_update
 from leading import (
     Clock,
     a_server,
@@ -30,21 +30,21 @@ from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import Topology
 from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
-from fluffle_aggregator.charge import Charge
-from fluffle_aggregator.head import StreamReadings, read_head
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.head import StreamHealth, read_head
 
 
-def in_head(server: FakeServer, charge: Charge) -> list[str]:
+def in_head(server: FakeServer, config: AggregatorConfig) -> list[str]:
     """Say in short what the head holds."""
-    records = [decode_record(body) for body in server.bodies(charge.topology.head.name)]
+    records = [decode_record(body) for body in server.bodies(config.topology.head.name)]
     return [f"{'r' if isinstance(one, ModelVersion) else 'm'}{one.rank.version}" for one in records]
 
 
-def put_into_head(server: FakeServer, charge: Charge, *records: ModelVersion | Moments) -> None:
+def put_into_head(server: FakeServer, config: AggregatorConfig, *records: ModelVersion | Moments) -> None:
     with FakeBroker(server) as broker:
         for record in records:
             body = version_pieces(record) if isinstance(record, ModelVersion) else moments_pieces(record)
-            broker.publish(charge.topology.head_in.name, "", body, {})
+            broker.publish(config.topology.head_in.name, "", body, {})
 
 
 def some_moments(version: int, *, term: int = 1) -> Moments:
@@ -61,69 +61,69 @@ class DiesBeforeItsAck(FakeBroker):
 
 
 def test_an_update_in_the_head_that_comes_again_is_acked_and_neither_applied_nor_rejected() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, an_update("w"))
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, an_update("w"))
     with DiesBeforeItsAck(server) as broker, pytest.raises(ConnectionLost):
-        work_off(take_the_lead(broker, charge, Clock()), broker)
-    assert newest(server, charge).version == 1
-    assert encoded(an_update("w")) in unacked(server, charge)
+        work_off(take_the_lead(broker, config, Clock()), broker)
+    assert newest(server, config).version == 1
+    assert encoded(an_update("w")) in unacked(server, config)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert newest(server, charge).version == 1
-    assert rejected(server, charge) == []
-    assert unacked(server, charge) == []
+    assert newest(server, config).version == 1
+    assert rejected(server, config) == []
+    assert unacked(server, config) == []
 
 
 def test_a_stream_that_is_behind_the_head_gets_the_version_again() -> None:
-    charge = a_charge()
-    server = a_server(charge)
-    put_into_head(server, charge, a_version(7))
-    assert newest(server, charge).version == 0
+    config = a_config()
+    server = a_server(config)
+    put_into_head(server, config, a_version(7))
+    assert newest(server, config).version == 0
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology, StreamReadings())
+        head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
     assert head.record.version == 7
-    assert newest(server, charge).version == 7
+    assert newest(server, config).version == 7
 
 
 def test_a_stream_that_is_empty_gets_the_version_again() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, an_update("w"))
-    aggregate(server, charge)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, an_update("w"))
+    aggregate(server, config)
     with FakeBroker(server) as broker:
-        broker.rebuild(charge.topology)
+        broker.recreate_stream(config.topology)
 
-    send(server, charge, an_update("w", 2, base_version=1))
-    aggregate(server, charge)
+    send(server, config, an_update("w", 2, base_version=1))
+    aggregate(server, config)
 
-    assert [one.version for one in versions(server, charge)] == [1, 2]
+    assert [one.version for one in versions(server, config)] == [1, 2]
 
 
 def test_a_head_that_somebody_deleted_is_never_replaced_by_a_version_zero() -> None:
-    charge = a_charge()
-    server = a_server(charge)
-    server.queue(charge.topology.head.name).ready.clear()
+    config = a_config()
+    server = a_server(config)
+    server.queue(config.topology.head.name).ready.clear()
 
     with pytest.raises(
         TopologyMissing, match=r"holds version 0 \(term 1\), but the queue digits.head .* deleted"
     ):
-        aggregate(server, charge)
+        aggregate(server, config)
 
-    assert len(versions(server, charge)) == 1
+    assert len(versions(server, config)) == 1
 
 
 def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> None:
-    charge = a_charge()
-    server = a_server(charge)
+    config = a_config()
+    server = a_server(config)
     with FakeBroker(server) as broker:
-        broker.publish(charge.topology.models_in.name, "", encode_version(a_version(0, term=5)), {})
-        in_stream_only = read_head(broker, charge.topology, StreamReadings())
-    put_into_head(server, charge, some_moments(3, term=9))
+        broker.publish(config.topology.models_in.name, "", encode_version(a_version(0, term=5)), {})
+        in_stream_only = read_head(broker, config.topology, StreamHealth())
+    put_into_head(server, config, some_moments(3, term=9))
     with FakeBroker(server) as broker:
-        with_orphans = read_head(broker, charge.topology, StreamReadings())
+        with_orphans = read_head(broker, config.topology, StreamHealth())
 
     assert in_stream_only is not None
     assert in_stream_only.term == 5
@@ -132,71 +132,71 @@ def test_a_new_leader_goes_above_every_term_that_anybody_published_under() -> No
 
 
 def test_a_version_that_the_stream_alone_has_is_gone_on_from_and_put_into_the_head() -> None:
-    charge = a_charge(a_strategy(buffer_size=1, optimizer="adam"))
-    server = a_server(charge, an_update("w", 1, values=[1] * SIZE))
-    aggregate(server, charge)
-    whole = list(server.queue(charge.topology.head.name).ready)
+    config = a_config(a_strategy(buffer_size=1, optimizer="adam"))
+    server = a_server(config, an_update("w", 1, values=[1] * SIZE))
+    aggregate(server, config)
+    whole = list(server.queue(config.topology.head.name).ready)
     # As a message-ttl leaves it that was set later than version 0 was published: the update is acked.
-    server.queue(charge.topology.head.name).ready.clear()
-    server.queue(charge.topology.head.name).ready.extend(whole[:-1])
+    server.queue(config.topology.head.name).ready.clear()
+    server.queue(config.topology.head.name).ready.extend(whole[:-1])
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology, StreamReadings())
+        head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
     assert (head.record.version, head.record.updates) == (1, 1)
     assert set(head.moments) == {"m", "v"}
-    assert server.bodies(charge.topology.head.name)[-1] == whole[-1].body
-    assert len(versions(server, charge)) == 2
+    assert server.bodies(config.topology.head.name)[-1] == whole[-1].body
+    assert len(versions(server, config)) == 2
 
 
 def test_a_rounded_copy_that_the_head_lacks_is_not_gone_on_from() -> None:
-    charge = replace(a_charge(a_strategy(buffer_size=1)), downlink_codec="int8")
-    server = a_server(charge, an_update("w", 1, values=[1] * SIZE))
-    aggregate(server, charge)
-    server.queue(charge.topology.head.name).ready.pop()
+    config = replace(a_config(a_strategy(buffer_size=1)), downlink_codec="int8")
+    server = a_server(config, an_update("w", 1, values=[1] * SIZE))
+    aggregate(server, config)
+    server.queue(config.topology.head.name).ready.pop()
 
     with (
         FakeBroker(server) as broker,
         pytest.raises(TopologyMissing, match=r"digits\.head has lost version 1 .*fluffle model restore"),
     ):
-        read_head(broker, charge.topology, StreamReadings(), "int8")
+        read_head(broker, config.topology, StreamHealth(), "int8")
 
 
 def test_a_record_of_a_lower_term_that_came_late_is_passed_over() -> None:
-    charge = a_charge()
-    server = a_server(charge)
+    config = a_config()
+    server = a_server(config)
     with FakeBroker(server) as broker:
-        publish(broker, charge, a_version(5, term=3))
-        publish(broker, charge, a_version(8, term=2))
-        head = read_head(broker, charge.topology, StreamReadings())
+        publish(broker, config, a_version(5, term=3))
+        publish(broker, config, a_version(8, term=2))
+        head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
     assert head.record.rank == Rank(3, 5)
 
 
 def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
-    charge = a_charge()
-    server = a_server(charge)
+    config = a_config()
+    server = a_server(config)
     record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
-    put_into_head(server, charge, some_moments(1), record, some_moments(2))
+    put_into_head(server, config, some_moments(1), record, some_moments(2))
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology, StreamReadings())
+        head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
     assert head.moments["m"].tolist() == [1.0] * SIZE
 
 
 def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over() -> None:
-    charge = a_charge()
-    server = a_server(charge)
+    config = a_config()
+    server = a_server(config)
     record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
     late = Moments("digits", Rank(1, 1), {"m": a_vector(9, 9, 9, 9)})
-    put_into_head(server, charge, some_moments(1), record, late)
+    put_into_head(server, config, some_moments(1), record, late)
 
     with FakeBroker(server) as broker:
-        head = read_head(broker, charge.topology, StreamReadings())
+        head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
     assert head.moments["m"].tolist() == [1.0] * SIZE
@@ -220,19 +220,19 @@ class LosesItsVersion(FakeBroker):
 def test_the_first_version_of_a_leader_counts_for_nothing_when_it_comes_after_the_next_has_begun(
     optimizer: str,
 ) -> None:
-    charge = a_charge(a_strategy(buffer_size=1, optimizer=optimizer))
-    server = a_server(charge, an_update("a", values=[1] * SIZE), an_update("b", values=[2] * SIZE))
+    config = a_config(a_strategy(buffer_size=1, optimizer=optimizer))
+    server = a_server(config, an_update("a", values=[1] * SIZE), an_update("b", values=[2] * SIZE))
     with LosesItsVersion(server) as first, pytest.raises(ConnectionLost):
-        work_off(take_the_lead(first, charge, Clock()), first)
+        work_off(take_the_lead(first, config, Clock()), first)
 
     with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, charge, Clock())
-        FakeBroker(server).publish(charge.topology.versions_in.name, "", first.lost, {})
+        leader = take_the_lead(broker, config, Clock())
+        FakeBroker(server).publish(config.topology.versions_in.name, "", first.lost, {})
         work_off(leader, broker)
 
-    assert [one.rank for one in versions(server, charge)] == [Rank(1, 0), Rank(2, 1), Rank(3, 1), Rank(3, 2)]
-    assert newest(server, charge).terms == (Rank(1, 0), Rank(3, 0))
-    assert unacked(server, charge) == []
+    assert [one.rank for one in versions(server, config)] == [Rank(1, 0), Rank(2, 1), Rank(3, 1), Rank(3, 2)]
+    assert newest(server, config).terms == (Rank(1, 0), Rank(3, 0))
+    assert unacked(server, config) == []
 
 
 @pytest.mark.parametrize(
@@ -254,42 +254,42 @@ def test_the_first_version_of_a_leader_counts_for_nothing_when_it_comes_after_th
 def test_what_dead_leaders_left_is_what_the_next_publish_pushes_out(
     found: list[str], left: list[str]
 ) -> None:
-    charge = a_charge()
-    server = a_server(charge, first=False)
+    config = a_config()
+    server = a_server(config, first=False)
     for name in found:
         number = int(name[1])
-        put_into_head(server, charge, a_version(number) if name[0] == "r" else some_moments(number))
+        put_into_head(server, config, a_version(number) if name[0] == "r" else some_moments(number))
 
     with FakeBroker(server) as broker:
-        read_head(broker, charge.topology, StreamReadings())
+        read_head(broker, config.topology, StreamHealth())
 
-    assert in_head(server, charge) == left
+    assert in_head(server, config) == left
 
 
 def test_another_server_optimizer_begins_with_moments_of_its_own() -> None:
     # Each leader makes one version, under a term of its own.
     updates = [an_update("w", n, base_version=n - 1, base_term=n) for n in (1, 2, 3, 4)]
-    before = a_charge(a_strategy(buffer_size=1, optimizer="adam"))
+    before = a_config(a_strategy(buffer_size=1, optimizer="adam"))
     server = a_server(before, updates[0])
     aggregate(server, before)
 
     for update, optimizer in zip(updates[1:], ["momentum", "sgd", "adam"], strict=True):
         send(server, before, update)
-        aggregate(server, a_charge(a_strategy(buffer_size=1, optimizer=optimizer)))
+        aggregate(server, a_config(a_strategy(buffer_size=1, optimizer=optimizer)))
 
     assert newest(server, before).version == 4
     assert unacked(server, before) == []
 
 
 def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
-    charge = a_charge(a_strategy(buffer_size=1, optimizer="momentum"))
-    server = a_server(charge, first=False)
-    put_into_head(server, charge, replace(a_version(1), moments_checksum=7))
-    send(server, charge, an_update("w", base_term=1, base_version=1, values=[1] * SIZE))
+    config = a_config(a_strategy(buffer_size=1, optimizer="momentum"))
+    server = a_server(config, first=False)
+    put_into_head(server, config, replace(a_version(1), moments_checksum=7))
+    send(server, config, an_update("w", base_term=1, base_version=1, values=[1] * SIZE))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
+    assert newest(server, config).vector.tolist() == [1.0] * SIZE
 
 
 class Unreadable(FakeBroker):
@@ -307,66 +307,66 @@ class Unreadable(FakeBroker):
         with super().read_stream(queue, offset=offset) as reader:
             yield reader
 
-    def rebuild(self, topology: Topology) -> None:
+    def recreate_stream(self, topology: Topology) -> None:
         """See Broker."""
         self._is_damaged = False
-        super().rebuild(topology)
+        super().recreate_stream(topology)
 
 
-def fail_to_read(broker: Broker, charge: Charge, readings: StreamReadings, clock: Clock) -> None:
+def fail_to_read(broker: Broker, config: AggregatorConfig, stream_health: StreamHealth, clock: Clock) -> None:
     for _ in range(3):
         with pytest.raises(StreamUnreadable):
-            read_head(broker, charge.topology, readings)
+            read_head(broker, config.topology, stream_health)
         clock.seconds += 8
 
 
 def test_a_stream_that_stays_unreadable_is_made_anew_from_the_head_once() -> None:
-    charge, clock = a_charge(), Clock()
-    server = a_server(charge)
-    readings = StreamReadings(clock)
+    config, clock = a_config(), Clock()
+    server = a_server(config)
+    stream_health = StreamHealth(clock)
     with Unreadable(server) as broker:
-        fail_to_read(broker, charge, readings, clock)
+        fail_to_read(broker, config, stream_health, clock)
 
-        head = read_head(broker, charge.topology, readings)
+        head = read_head(broker, config.topology, stream_health)
 
         assert head is not None
-        assert [version.rank for version in versions(server, charge)] == [head.record.rank]
-        assert not readings.is_beyond_reading
+        assert [version.rank for version in versions(server, config)] == [head.record.rank]
+        assert not stream_health.is_beyond_reading
 
 
 def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do() -> None:
-    charge, clock = a_charge(), Clock()
-    server = a_server(charge, first=False)
-    readings = StreamReadings(clock)
+    config, clock = a_config(), Clock()
+    server = a_server(config, first=False)
+    stream_health = StreamHealth(clock)
     with Unreadable(server) as broker:
-        fail_to_read(broker, charge, readings, clock)
+        fail_to_read(broker, config, stream_health, clock)
 
         with pytest.raises(TopologyMissing, match="fluffle model restore"):
-            read_head(broker, charge.topology, readings)
+            read_head(broker, config.topology, stream_health)
 
 
 def test_failures_far_apart_are_not_taken_for_a_broken_stream() -> None:
-    charge, clock = a_charge(), Clock()
-    readings = StreamReadings(clock)
-    with Unreadable(a_server(charge)) as broker:
+    config, clock = a_config(), Clock()
+    stream_health = StreamHealth(clock)
+    with Unreadable(a_server(config)) as broker:
         for _ in range(3):
             with pytest.raises(StreamUnreadable):
-                read_head(broker, charge.topology, readings)
+                read_head(broker, config.topology, stream_health)
             clock.seconds += 40
 
-        assert not readings.is_beyond_reading
+        assert not stream_health.is_beyond_reading
 
 
 def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
-    charge, clock = a_charge(), Clock()
-    server = a_server(charge)
-    readings = StreamReadings(clock)
+    config, clock = a_config(), Clock()
+    server = a_server(config)
+    stream_health = StreamHealth(clock)
     with Unreadable(server) as broker:
         for _ in range(2):
             with pytest.raises(StreamUnreadable):
-                read_head(broker, charge.topology, readings)
+                read_head(broker, config.topology, stream_health)
             clock.seconds += 100
     with FakeBroker(server) as broker:
-        read_head(broker, charge.topology, readings)
+        read_head(broker, config.topology, stream_health)
 
-    assert not readings.is_beyond_reading
+    assert not stream_health.is_beyond_reading

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from builders import SIZE, a_charge, a_strategy, an_update
+from builders import SIZE, a_config, a_strategy, an_update
 from leading import a_server, aggregate, newest, rejected, send, versions
 
 
 def test_a_new_plan_is_published_with_the_same_model_before_any_update_comes() -> None:
-    before, after = a_charge(a_strategy("fedbuff")), a_charge(a_strategy("fedasync"))
+    before, after = a_config(a_strategy("fedbuff")), a_config(a_strategy("fedasync"))
     server = a_server(before)
 
     aggregate(server, after)
@@ -21,7 +21,7 @@ def test_a_new_plan_is_published_with_the_same_model_before_any_update_comes() -
 
 
 def test_an_update_for_the_old_plan_is_refused_and_one_for_the_new_plan_applied() -> None:
-    before, after = a_charge(a_strategy("fedbuff")), a_charge(a_strategy("fedasync"))
+    before, after = a_config(a_strategy("fedbuff")), a_config(a_strategy("fedasync"))
     server = a_server(before, an_update("old", sends="delta"))
     aggregate(server, after)
 
@@ -33,9 +33,9 @@ def test_an_update_for_the_old_plan_is_refused_and_one_for_the_new_plan_applied(
 
 
 def test_the_same_plan_is_not_published_again() -> None:
-    charge = a_charge()
-    server = a_server(charge)
+    config = a_config()
+    server = a_server(config)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert len(versions(server, charge)) == 1
+    assert len(versions(server, config)) == 1

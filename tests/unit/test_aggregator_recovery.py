@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
-from builders import SIZE, a_charge, a_strategy, a_version, an_update
+from builders import SIZE, a_config, a_strategy, a_version, an_update
 from leading import (
     Clock,
     UntilQuiet,
@@ -25,29 +25,29 @@ from leading import (
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.models import StoredVersion
+from fluffle.model_stream import StoredVersion
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Charge, Rhythm
+from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
 from fluffle_aggregator.service import serve
 
 CHARGES = {
-    "fedasync": a_charge(a_strategy("fedasync", mixing=0.3), rhythm=Rhythm(every=2)),
-    "fedbuff": a_charge(a_strategy("fedbuff", buffer_size=2)),
-    "fedbuff and adam": a_charge(a_strategy("fedbuff", buffer_size=2, optimizer="adam")),
-    "fedasync and clipped norms": a_charge(
+    "fedasync": a_config(a_strategy("fedasync", mixing=0.3), commit_schedule=CommitSchedule(every=2)),
+    "fedbuff": a_config(a_strategy("fedbuff", buffer_size=2)),
+    "fedbuff and adam": a_config(a_strategy("fedbuff", buffer_size=2, optimizer="adam")),
+    "fedasync and clipped norms": a_config(
         a_strategy("fedasync", mixing=0.3),
         policy=Policy(max_norm=2.0, on_large_norm="clip"),
-        rhythm=Rhythm(every=2),
+        commit_schedule=CommitSchedule(every=2),
         first=replace(a_version(), norms=(0.5,) * 10),
     ),
     "fedbuff and versions in int8": replace(
-        a_charge(a_strategy("fedbuff", buffer_size=2)), downlink_codec="int8"
+        a_config(a_strategy("fedbuff", buffer_size=2)), downlink_codec="int8"
     ),
-    "fedavg and momentum": a_charge(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
+    "fedavg and momentum": a_config(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
 ROUNDS = 3
 WORKERS = ("a", "b")
@@ -56,17 +56,17 @@ WORKERS = ("a", "b")
 class Workers:
     """Two workers that train a few rounds, each round from what is then the newest version."""
 
-    def __init__(self, server: FakeServer, charge: Charge) -> None:
+    def __init__(self, server: FakeServer, config: AggregatorConfig) -> None:
         self._server = server
-        self._charge = charge
+        self._config = config
         self.sent: list[WeightUpdate] = []
 
     def train(self) -> bool:
         """Send the updates of one more round; False when there is no model or all rounds are over."""
         number = len(self.sent) // len(WORKERS) + 1
-        if number > ROUNDS or not versions(self._server, self._charge):
+        if number > ROUNDS or not versions(self._server, self._config):
             return False
-        base = newest(self._server, self._charge)
+        base = newest(self._server, self._config)
         updates = [
             an_update(
                 worker,
@@ -78,7 +78,7 @@ class Workers:
             )
             for place, worker in enumerate(WORKERS)
         ]
-        send(self._server, self._charge, *updates)
+        send(self._server, self._config, *updates)
         self.sent += updates
         return True
 
@@ -132,30 +132,30 @@ class Mortal(WhileTheyTrain):
         raise ConnectionLost("it died here")
 
 
-def run(charge: Charge, dies_at: Sequence[int], *, heard: bool) -> tuple[FakeServer, Workers, bool]:
+def run(config: AggregatorConfig, dies_at: Sequence[int], *, heard: bool) -> tuple[FakeServer, Workers, bool]:
     """Let aggregators die one after the other, each at its so-manieth call, and then one live on.
 
     Returns the server, the workers, and whether the first of them lived long enough to die as planned.
     """
-    server = a_server(charge, first=False)
+    server = a_server(config, first=False)
     stop = threading.Event()
-    workers = Workers(server, charge)
+    workers = Workers(server, config)
     mortals = [Mortal(server, stop, workers, dies_at=call, heard=heard) for call in dies_at]
     lives: list[Broker] = [*mortals, WhileTheyTrain(server, stop, workers)]
-    serve(charge, lambda: lives.pop(0), stop)
+    serve(config, lambda: lives.pop(0), stop)
     return server, workers, all(mortal.died for mortal in mortals[:1])
 
 
 def assert_nothing_shows(
-    server: FakeServer, workers: Workers, charge: Charge, expected: ModelVersion
+    server: FakeServer, workers: Workers, config: AggregatorConfig, expected: ModelVersion
 ) -> None:
-    found = newest(server, charge)
+    found = newest(server, config)
     assert found.vector.tobytes() == expected.vector.tobytes()
     assert (found.version, found.applied) == (expected.version, expected.applied)
     assert found.norms == expected.norms
-    assert ids_of_the_history(server, charge) == [update.id for update in workers.sent]
-    assert rejected(server, charge) == []
-    assert unacked(server, charge) == []
+    assert ids_of_the_history(server, config) == [update.id for update in workers.sent]
+    assert rejected(server, config) == []
+    assert unacked(server, config) == []
 
 
 @pytest.mark.parametrize("heard", [False, True], ids=["before the broker heard", "after the broker heard"])
@@ -165,62 +165,62 @@ def assert_nothing_shows(
 def test_wherever_aggregators_die_the_model_has_the_same_bits_and_each_update_once(
     name: str, more: list[int], heard: bool
 ) -> None:
-    charge = CHARGES[name]
-    undisturbed, _, _ = run(charge, [], heard=heard)
-    expected = newest(undisturbed, charge)
+    config = CHARGES[name]
+    undisturbed, _, _ = run(config, [], heard=heard)
+    expected = newest(undisturbed, config)
     assert expected.version >= ROUNDS
 
     for first in itertools.count():
-        server, workers, died = run(charge, [first, *more], heard=heard)
-        assert_nothing_shows(server, workers, charge, expected)
+        server, workers, died = run(config, [first, *more], heard=heard)
+        assert_nothing_shows(server, workers, config, expected)
         if not died:
             break
     assert first > 2 * ROUNDS
 
 
 def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_step_is_due() -> None:
-    charge = a_charge(a_strategy(buffer_size=2), rhythm=Rhythm(every=100, after_s=10))
-    server = a_server(charge, *(an_update("a", number) for number in (1, 2, 3)))
+    config = a_config(a_strategy(buffer_size=2), commit_schedule=CommitSchedule(every=100, after_s=10))
+    server = a_server(config, *(an_update("a", number) for number in (1, 2, 3)))
     clock = Clock()
     with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, charge, clock)
+        leader = take_the_lead(broker, config, clock)
         work_off(leader, broker)
         clock.seconds = 11
         leader.commit_when_due()
 
-        send(server, charge, an_update("b", 1))
+        send(server, config, an_update("b", 1))
         work_off(leader, broker)
-        assert (newest(server, charge).version, newest(server, charge).updates) == (2, 4)
+        assert (newest(server, config).version, newest(server, config).updates) == (2, 4)
 
-        send(server, charge, an_update("b", 2))
+        send(server, config, an_update("b", 2))
         work_off(leader, broker)
         clock.seconds = 22
         leader.commit_when_due()
 
     # It died with one in the buffer.
-    assert newest(server, charge).updates == 4
-    assert unacked(server, charge) == [encode_update(an_update("b", 2))]
+    assert newest(server, config).updates == 4
+    assert unacked(server, config) == [encode_update(an_update("b", 2))]
 
 
 def test_the_run_with_clipped_norms_does_clip() -> None:
-    charge = CHARGES["fedasync and clipped norms"]
+    config = CHARGES["fedasync and clipped norms"]
 
-    server, _, _ = run(charge, [], heard=True)
+    server, _, _ = run(config, [], heard=True)
 
-    norms = newest(server, charge).norms
+    norms = newest(server, config).norms
     assert len(norms) == 10 + ROUNDS * len(WORKERS)
     # Twice the median of the ten that were there.
     assert norms[11] == 1.0
 
 
-def ids_of_the_history(server: FakeServer, charge: Charge) -> list[UpdateId]:
+def ids_of_the_history(server: FakeServer, config: AggregatorConfig) -> list[UpdateId]:
     """Return what the records contain, along the parents from the newest back to version 0."""
-    bodies = server.bodies(charge.topology.models.name)
+    bodies = server.bodies(config.topology.models.name)
     by_digest = {
         StoredVersion(version, body).digest: version
-        for body, version in zip(bodies, versions(server, charge), strict=True)
+        for body, version in zip(bodies, versions(server, config), strict=True)
     }
-    chain = [newest(server, charge)]
+    chain = [newest(server, config)]
     while chain[-1].parent:
         chain.append(by_digest[chain[-1].parent])
     assert chain[-1].version == 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgpack
 import pytest
-from builders import SIZE, a_charge, a_layout, a_strategy, a_version, an_evaluation, an_update
+from builders import SIZE, a_config, a_layout, a_strategy, a_version, an_evaluation, an_update
 from leading import (
     Clock,
     a_server,
@@ -30,7 +30,7 @@ from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
 
@@ -67,75 +67,75 @@ GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
 def test_one_bad_message_among_good_ones_is_moved_away_with_its_reason_and_the_rest_is_applied(
     bad: WeightUpdate | Evaluation | bytes, reason: str
 ) -> None:
-    charge = a_charge(a_strategy("fedbuff", buffer_size=2))
-    server = a_server(charge, an_update("good", 1, values=[1] * SIZE), bad, GOOD)
+    config = a_config(a_strategy("fedbuff", buffer_size=2))
+    server = a_server(config, an_update("good", 1, values=[1] * SIZE), bad, GOOD)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert newest(server, charge).version == 1
-    assert newest(server, charge).vector.tolist() == [1.0] * SIZE
-    assert newest(server, charge).rejected == 1
-    assert unacked(server, charge) == []
-    [headers] = rejected(server, charge)
+    assert newest(server, config).version == 1
+    assert newest(server, config).vector.tolist() == [1.0] * SIZE
+    assert newest(server, config).rejected == 1
+    assert unacked(server, config) == []
+    [headers] = rejected(server, config)
     assert headers["reason"] == reason
     assert headers["detail"]
     assert headers["user"] == sender_of(bad)
-    assert headers["from"] == charge.topology.updates.name
-    assert server.bodies(charge.topology.rejected.name) == [encoded(bad)]
+    assert headers["from"] == config.topology.updates.name
+    assert server.bodies(config.topology.rejected.name) == [encoded(bad)]
 
 
 def test_a_late_update_is_refused_with_what_it_is_grepped_for() -> None:
-    charge = a_charge(a_strategy(buffer_size=1), policy=Policy(max_staleness=1))
+    config = a_config(a_strategy(buffer_size=1), policy=Policy(max_staleness=1))
     fresh = [an_update("fast", n, base_version=n - 1) for n in (1, 2)]
-    server = a_server(charge, *fresh, an_update("slow", 1), an_update("fast", 3, base_version=2))
+    server = a_server(config, *fresh, an_update("slow", 1), an_update("fast", 3, base_version=2))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["id"] == "slow/r1/1"
     assert headers["worker"] == "slow"
     assert headers["reason"] == "too-stale"
     assert "2 versions ago; at most 1 are allowed" in str(headers["detail"])
-    assert newest(server, charge).version == 3
+    assert newest(server, config).version == 3
 
 
 def test_the_longest_names_still_go_through_the_brokers_short_strings() -> None:
     longest = replace(an_update("w" * 100, 2**64 - 1, run="r" * 100), examples=0)
-    charge = a_charge()
-    server = a_server(charge, longest)
+    config = a_config()
+    server = a_server(config, longest)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == "bad-examples"
     assert len(str(headers["id"]).encode()) <= 255
 
 
 def test_an_update_that_is_sent_again_is_refused_as_a_duplicate_even_many_versions_later() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, *(an_update("w", n, base_version=n - 1) for n in range(1, 30)))
-    aggregate(server, charge)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, *(an_update("w", n, base_version=n - 1) for n in range(1, 30)))
+    aggregate(server, config)
 
-    send(server, charge, an_update("w", 1))
-    aggregate(server, charge)
+    send(server, config, an_update("w", 1))
+    aggregate(server, config)
 
-    assert [line["reason"] for line in rejected(server, charge)] == ["duplicate"]
-    assert newest(server, charge).updates == 29
+    assert [line["reason"] for line in rejected(server, config)] == ["duplicate"]
+    assert newest(server, config).updates == 29
 
 
 def test_refusals_are_counted_for_their_sender_even_if_all_that_it_sent_was_refused() -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
+    config = a_config(a_strategy(buffer_size=1))
     server = a_server(
-        charge,
+        config,
         an_update("known", 1),
         an_update("known", 2, examples=0),
         an_update("stranger", 1, examples=0),
         an_update("known", 3, base_version=1),
     )
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    record = newest(server, charge)
+    record = newest(server, config)
     assert record.rejected == 2
     assert {name: one.rejected for name, one in record.contributors.items()} == {"known": 1, "stranger": 1}
     stranger = record.contributors["stranger"]
@@ -144,79 +144,79 @@ def test_refusals_are_counted_for_their_sender_even_if_all_that_it_sent_was_refu
 
 
 def test_what_comes_after_the_end_is_not_counted_as_refused() -> None:
-    charge = a_charge(a_strategy(buffer_size=1), goal=Goal(max_versions=1))
-    clock, server = Clock(), a_server(charge, an_evaluation(0, {"accuracy": 0.5}), an_update("w1", 1))
+    config = a_config(a_strategy(buffer_size=1), goal=Goal(max_versions=1))
+    clock, server = Clock(), a_server(config, an_evaluation(0, {"accuracy": 0.5}), an_update("w1", 1))
     with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, charge, clock)
+        leader = take_the_lead(broker, config, clock)
         work_off(leader, broker)
-        closing = newest(server, charge)
-        send(server, charge, an_update("w1", 2, base_version=1), an_update("w2", 1, examples=0))
+        closing = newest(server, config)
+        send(server, config, an_update("w1", 2, base_version=1), an_update("w2", 1, examples=0))
         work_off(leader, broker)
         clock.seconds += 10 * EVALUATION_PATIENCE_S
         work_off(leader, broker)
 
-    record = newest(server, charge)
+    record = newest(server, config)
     assert closing.closing == record.finished == "1 versions were made"
-    assert [line["reason"] for line in rejected(server, charge)] == ["finished", "finished"]
+    assert [line["reason"] for line in rejected(server, config)] == ["finished", "finished"]
     assert record.rejected == 0
     assert {name: one.rejected for name, one in record.contributors.items()} == {"w1": 0}
 
 
 @pytest.mark.parametrize("user", ["a b", "w" * 101, "ünï"])
 def test_a_refusal_of_a_user_that_no_worker_can_be_leaves_the_record_readable(user: str) -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge)
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config)
     with FakeBroker(server, user=user) as broker:
-        broker.publish(charge.topology.updates_in.name, "", b"junk", {})
-    send(server, charge, an_update("known", 1))
+        broker.publish(config.topology.updates_in.name, "", b"junk", {})
+    send(server, config, an_update("known", 1))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert (newest(server, charge).version, newest(server, charge).rejected) == (1, 1)
-    assert set(newest(server, charge).contributors) == {"known"}
+    assert (newest(server, config).version, newest(server, config).rejected) == (1, 1)
+    assert set(newest(server, config).contributors) == {"known"}
 
 
 def test_metrics_of_any_name_stop_nobody() -> None:
     names = ["event", "version", "held", "metrics", "self", "level", "time", "exc_info", "f1/0"]
     report = an_evaluation(0, dict.fromkeys(names, 0.5))
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, report, an_update())
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, report, an_update())
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    evaluation = newest(server, charge).evaluation
+    evaluation = newest(server, config).evaluation
     assert evaluation is not None
     assert evaluation.metrics == report.metrics
 
 
 def test_a_hello_is_acked_and_nothing_else() -> None:
-    charge = a_charge()
-    server = a_server(charge, encode_hello(Hello("digits", "another")))
+    config = a_config()
+    server = a_server(config, encode_hello(Hello("digits", "another")))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert unacked(server, charge) == []
-    assert rejected(server, charge) == []
-    assert len(versions(server, charge)) == 1
+    assert unacked(server, config) == []
+    assert rejected(server, config) == []
+    assert len(versions(server, config)) == 1
 
 
 def test_after_the_end_an_update_is_refused_as_finished_and_no_version_follows() -> None:
-    charge = a_charge(a_strategy(buffer_size=1), first=a_version(finished="it was enough"))
-    server = a_server(charge, an_update("late"))
+    config = a_config(a_strategy(buffer_size=1), first=a_version(finished="it was enough"))
+    server = a_server(config, an_update("late"))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == "finished"
     assert "it was enough" in str(headers["detail"])
-    assert len(versions(server, charge)) == 1
+    assert len(versions(server, config)) == 1
 
 
-def deliver_in_vain(server: FakeServer, charge: Charge, times: int) -> None:
+def deliver_in_vain(server: FakeServer, config: AggregatorConfig, times: int) -> None:
     """Let aggregators take what waits into their hands, and die so many times."""
     for _ in range(times):
         with FakeBroker(server) as broker:
-            broker.consume(charge.topology.updates.name, prefetch=10)
+            broker.consume(config.topology.updates.name, prefetch=10)
 
 
 def test_of_what_was_there_when_two_aggregators_died_only_the_cause_is_refused() -> None:
@@ -227,29 +227,29 @@ def test_of_what_was_there_when_two_aggregators_died_only_the_cause_is_refused()
         tried.append(body)
         return "was ended by SIGKILL" if body == poison else ""
 
-    charge = a_charge(a_strategy(buffer_size=2), try_out=try_out)
+    config = a_config(a_strategy(buffer_size=2), try_out=try_out)
     innocent = [an_update("before"), an_update("behind")]
-    server = a_server(charge, innocent[0], an_update("poison"), innocent[1])
-    deliver_in_vain(server, charge, times=2)
+    server = a_server(config, innocent[0], an_update("poison"), innocent[1])
+    deliver_in_vain(server, config, times=2)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
     assert tried == [encoded(innocent[0]), poison, encoded(innocent[1])]
-    assert [one.id.worker for one in newest(server, charge).folded] == ["before", "behind"]
-    [headers] = rejected(server, charge)
+    assert [one.id.worker for one in newest(server, config).folded] == ["before", "behind"]
+    [headers] = rejected(server, config)
     assert headers["reason"] == "crashes"
     assert headers["detail"] == "after 2 deliveries, a process that tried this message was ended by SIGKILL"
 
 
 def test_what_was_delivered_in_vain_once_is_taken_in_at_once() -> None:
-    charge = a_charge(a_strategy(buffer_size=1), try_out=lambda _layout, _body: "must not be asked")
-    server = a_server(charge, an_update())
-    deliver_in_vain(server, charge, times=1)
+    config = a_config(a_strategy(buffer_size=1), try_out=lambda _layout, _body: "must not be asked")
+    server = a_server(config, an_update())
+    deliver_in_vain(server, config, times=1)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert newest(server, charge).version == 1
-    assert rejected(server, charge) == []
+    assert newest(server, config).version == 1
+    assert rejected(server, config) == []
 
 
 @pytest.mark.parametrize(
@@ -272,20 +272,20 @@ def test_what_was_delivered_in_vain_once_is_taken_in_at_once() -> None:
 def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
     message: WeightUpdate | Evaluation, user: str | None, exchange: str, says: str
 ) -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, an_update("honest", 2))
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, an_update("honest", 2))
     forged = Delivery(0, encoded(message), 0, user, exchange)
-    server.queue(charge.topology.updates.name).put(forged)
+    server.queue(config.topology.updates.name).put(forged)
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert headers["reason"] == "foreign-sender"
     assert says in str(headers["detail"])
-    assert newest(server, charge).updates == 1
-    assert newest(server, charge).evaluation is None
+    assert newest(server, config).updates == 1
+    assert newest(server, config).evaluation is None
     # The honest worker has nothing to do with it.
-    assert newest(server, charge).contributors["honest"].rejected == 0
+    assert newest(server, config).contributors["honest"].rejected == 0
 
 
 @pytest.mark.parametrize(
@@ -302,30 +302,30 @@ def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied
     policy: Policy, reason: str, setting: str
 ) -> None:
     first = replace(a_version(), norms=(2.0,) * 10)
-    charge = a_charge(a_strategy(buffer_size=4), policy=policy, first=first)
+    config = a_config(a_strategy(buffer_size=4), policy=policy, first=first)
     fair = [an_update("greedy", 1), an_update("greedy", 2), an_update("fair", 1)]
     over = an_update(
         "greedy", 3, values=[9] * SIZE, examples=50, metrics={"m" * 60 + str(n): n for n in range(9)}
     )
-    server = a_server(charge, *fair, over, an_update("fair", 2))
+    server = a_server(config, *fair, over, an_update("fair", 2))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    record = newest(server, charge)
+    record = newest(server, config)
     assert record.vector.tolist() == [1.0] * SIZE
     assert {name: (one.updates, one.rejected) for name, one in record.contributors.items()} == {
         "greedy": (2, 1),
         "fair": (2, 0),
     }
-    [headers] = rejected(server, charge)
+    [headers] = rejected(server, config)
     assert (headers["reason"], headers["worker"], headers["user"]) == (reason, "greedy", "greedy")
     assert setting in str(headers["detail"])
 
 
 def test_what_is_too_many_is_refused_before_it_is_read() -> None:
-    charge = a_charge(policy=Policy(max_messages=1))
-    server = a_server(charge, b"rubbish", b"rubbish")
+    config = a_config(policy=Policy(max_messages=1))
+    server = a_server(config, b"rubbish", b"rubbish")
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    assert [headers["reason"] for headers in rejected(server, charge)] == ["unreadable", "too-many"]
+    assert [headers["reason"] for headers in rejected(server, config)] == ["unreadable", "too-many"]

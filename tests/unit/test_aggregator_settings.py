@@ -8,9 +8,9 @@ from fluffle.errors import ConfigError
 from fluffle.policy_watch import policy_watch_of
 from fluffle.settings import load_settings
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.initial_model import NoModel
-from fluffle_aggregator.running import charge_of
+from fluffle_aggregator.running import config_of
 from fluffle_aggregator.settings import AggregatorSettings
 
 
@@ -18,9 +18,9 @@ def settings(**given: object) -> AggregatorSettings:
     return AggregatorSettings.model_validate({"name": "a1", **given})
 
 
-def charge(**given: object) -> Charge:
+def config(**given: object) -> AggregatorConfig:
     chosen = settings(**given)
-    return charge_of(chosen, policy_watch_of(chosen, None), NoModel())
+    return config_of(chosen, policy_watch_of(chosen, None), NoModel())
 
 
 @pytest.mark.parametrize(
@@ -35,19 +35,19 @@ def charge(**given: object) -> Charge:
 def test_the_prefetch_has_room_for_a_whole_commit_an_evaluation_and_one_more(
     given: dict[str, object], held: int
 ) -> None:
-    assert charge(**given).prefetch == held + 2
+    assert config(**given).prefetch == held + 2
 
 
 def test_rounds_that_workers_wait_for_are_published_one_by_one() -> None:
     with pytest.raises(ConfigError, match="commit_every must be 1, not 2"):
-        charge(strategy="fedavg", commit_every=2)
+        config(strategy="fedavg", commit_every=2)
 
-    charge(strategy="fedavg")
+    config(strategy="fedavg")
 
 
 def test_seconds_alone_say_when_to_commit() -> None:
-    by_time = settings(strategy="fedasync", commit_after=10).make_rhythm()
-    by_both = settings(strategy="fedasync", commit_after=10, commit_every=3).make_rhythm()
+    by_time = settings(strategy="fedasync", commit_after=10).make_commit_schedule()
+    by_both = settings(strategy="fedasync", commit_after=10, commit_every=3).make_commit_schedule()
 
     assert not by_time.is_due(1, since_commit_s=9.9)
     assert by_time.is_due(1, since_commit_s=10)
@@ -81,13 +81,13 @@ def test_fedasync_needs_whole_weights_and_so_no_codec_that_leaves_out() -> None:
 
 
 def test_no_limit_is_on_until_it_is_set() -> None:
-    assert charge().policy == Policy()
+    assert config().policy == Policy()
 
 
 def test_every_limit_reaches_the_policy() -> None:
     given = {"limit_messages": 3, "limit_mib": 1.5, "limit_share": 0.5, "limit_examples": 9, "limit_norm": 10}
 
-    policy = charge(**given, on_large_norm="clip").policy
+    policy = config(**given, on_large_norm="clip").policy
 
     assert policy == Policy(
         max_messages=3, max_mib=1.5, max_share=0.5, max_examples=9, max_norm=10, on_large_norm="clip"
@@ -103,4 +103,4 @@ def test_every_limit_reaches_the_policy() -> None:
 )
 def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        charge(**given)
+        config(**given)

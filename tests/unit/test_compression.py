@@ -22,7 +22,7 @@ from fluffle.compression import (
     most_bytes,
     read_vector,
     require_codec,
-    travelling,
+    wire_bytes,
 )
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, add_scaled
@@ -45,7 +45,7 @@ LARGEST_BFLOAT16 = float(np.frombuffer(b"\x00\x00\x7f\x7f", "<f4")[0])
 def travelled(codec: str, vector: Vector, seed: int = 0) -> CompressedVector:
     sent = compress(codec, vector, np.random.default_rng(seed))
     assert len(sent.payload) <= most_bytes(codec, vector.size)
-    return read_vector(codec, vector.size, memoryview(bytes(travelling(codec, sent))))
+    return read_vector(codec, vector.size, memoryview(bytes(wire_bytes(codec, sent))))
 
 
 def noise(size: int, seed: int = 0) -> Vector:

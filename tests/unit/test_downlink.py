@@ -9,45 +9,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import a_charge, a_layout, a_strategy, a_version, an_update, values_of
+from builders import a_config, a_layout, a_strategy, a_version, an_update, values_of
 from leading import a_server, aggregate, newest, send, versions
 from working import TOPOLOGY, CountingTask, Scripted, no_display, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout, TensorSpec
-from fluffle.models import StoredVersion, stored_at_hand
+from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Rank
 from fluffle.schema import MAX_PARAMETERS
 from fluffle.settings import load_settings
 from fluffle.topology import MIB
 from fluffle.wire import decode_record, decode_version, encode_copy, encode_version, record_digest
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import Spool
 
-EXACT = a_charge(a_strategy(buffer_size=1))
+EXACT = a_config(a_strategy(buffer_size=1))
 ROUNDED = replace(EXACT, downlink_codec="int8")
 VALUES = [0.1, -0.2, 0.3, 0.777]
 STATISTIC = TensorSpec("moving_variance", (2,), "float32", "statistic")
 
 
-def in_head(server: FakeServer, charge: Charge) -> list[ModelVersion]:
+def in_head(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion]:
     """Return the versions in the head queue, read as a leader reads them."""
-    records = [decode_record(body) for body in server.bodies(charge.topology.head.name)]
+    records = [decode_record(body) for body in server.bodies(config.topology.head.name)]
     return [record for record in records if isinstance(record, ModelVersion)]
 
 
-def after_updates(charge: Charge, count: int = 3) -> FakeServer:
+def after_updates(config: AggregatorConfig, count: int = 3) -> FakeServer:
     updates = [
         an_update("w", number, base_version=number - 1, values=VALUES) for number in range(1, count + 1)
     ]
-    server = a_server(charge, *updates)
-    aggregate(server, charge)
+    server = a_server(config, *updates)
+    aggregate(server, config)
     return server
 
 
@@ -137,14 +137,14 @@ def test_a_leader_that_dies_between_the_record_and_its_copy_is_made_good_by_the_
 
 
 def test_the_last_version_is_exact_for_whoever_keeps_it() -> None:
-    charge = replace(a_charge(a_strategy(buffer_size=1), goal=Goal(max_versions=2)), downlink_codec="int8")
+    config = replace(a_config(a_strategy(buffer_size=1), goal=Goal(max_versions=2)), downlink_codec="int8")
 
-    server = after_updates(charge)
+    server = after_updates(config)
 
-    last = newest(server, charge)
+    last = newest(server, config)
     assert last.finished
     assert (last.codec, last.copy_of) == ("float32", "")
-    assert last.vector.tobytes() == in_head(server, charge)[-1].vector.tobytes()
+    assert last.vector.tobytes() == in_head(server, config)[-1].vector.tobytes()
 
 
 def test_a_worker_measures_its_delta_against_the_copy_that_it_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import WireError
+from fluffle.event_sink import EVERY_S, MOST_WAITING, ReportingSink
 from fluffle.events import (
     KINDS,
     MAX_EVENTS,
@@ -33,7 +34,6 @@ from fluffle.events import (
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.fields import Fields
 from fluffle.record import Hello
-from fluffle.telling import EVERY_S, MOST_WAITING, ReportingTeller
 from fluffle.topology import topology_of
 from fluffle.wire import decode_report, encode_hello, encode_report
 
@@ -122,11 +122,11 @@ def heard_by(server: FakeServer) -> list[Report]:
 
 def test_what_is_told_is_heard_in_its_order_in_the_name_of_its_part(server: FakeServer) -> None:
     told: list[Event] = [Published(f"w1/r1/{number}", 10) for number in range(MAX_EVENTS + 5)]
-    teller = ReportingTeller(TOPOLOGY, role="worker", name="w1")
+    event_sink = ReportingSink(TOPOLOGY, role="worker", name="w1")
     with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
-        with teller.over(broker):
+        with event_sink.over(broker):
             for event in told:
-                teller(event)
+                event_sink(event)
         reports = heard_by(server)
 
     assert [each.event for report in reports for each in report.events] == [Joined(), *told]
@@ -135,21 +135,21 @@ def test_what_is_told_is_heard_in_its_order_in_the_name_of_its_part(server: Fake
 
 
 def test_it_is_told_soon_and_not_only_at_the_end(server: FakeServer) -> None:
-    teller = ReportingTeller(TOPOLOGY, role="aggregator", name="a")
+    event_sink = ReportingSink(TOPOLOGY, role="aggregator", name="a")
     with (
         FakeBroker(server) as broker,
         broker.listen(TOPOLOGY.events.name, name="test"),
-        teller.over(broker),
+        event_sink.over(broker),
     ):
         wait_until(lambda: bool(heard_by(server)), "a report", deadline_s=100 * EVERY_S)
 
 
 def test_without_a_connection_the_newest_are_kept_and_told_later(server: FakeServer) -> None:
-    teller = ReportingTeller(TOPOLOGY, role="worker", name="w1")
+    event_sink = ReportingSink(TOPOLOGY, role="worker", name="w1")
     for number in range(2 * MOST_WAITING):
-        teller(Published(f"w1/r1/{number}", 10))
+        event_sink(Published(f"w1/r1/{number}", 10))
     with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
-        with teller.over(broker):
+        with event_sink.over(broker):
             pass
         events = [each.event for report in heard_by(server) for each in report.events]
 
@@ -158,12 +158,12 @@ def test_without_a_connection_the_newest_are_kept_and_told_later(server: FakeSer
 
 
 def test_what_cannot_be_told_is_left_out_and_stops_nobody(server: FakeServer) -> None:
-    teller = ReportingTeller(TOPOLOGY, role="aggregator", name="a")
+    event_sink = ReportingSink(TOPOLOGY, role="aggregator", name="a")
     with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
-        with teller.over(broker):
-            teller(Evaluated("e", 1, {f"metric {number}": 0.0 for number in range(300_000)}))
-        with teller.over(broker):
-            teller(Left("done"))
+        with event_sink.over(broker):
+            event_sink(Evaluated("e", 1, {f"metric {number}": 0.0 for number in range(300_000)}))
+        with event_sink.over(broker):
+            event_sink(Left("done"))
         events = [each.event for report in heard_by(server) for each in report.events]
 
     assert events[-2:] == [Joined(), Left("done")]
@@ -178,7 +178,7 @@ def test_a_header_has_nothing_but_plain_values() -> None:
 
 
 def test_no_thread_is_left_behind(server: FakeServer) -> None:
-    with FakeBroker(server) as broker, ReportingTeller(TOPOLOGY, role="worker", name="w").over(broker):
+    with FakeBroker(server) as broker, ReportingSink(TOPOLOGY, role="worker", name="w").over(broker):
         assert "events" in {thread.name for thread in threading.enumerate()}
 
     assert "events" not in {thread.name for thread in threading.enumerate()}

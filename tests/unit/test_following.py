@@ -12,7 +12,7 @@ from fluffle.broker import StreamReader
 from fluffle.events import Applied, Committed, Event, Happened, Report
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.wire import encode_report
-from fluffle_cli.following import READ_AT_LEAST_EVERY_S, Following
+from fluffle_cli.following import READ_AT_LEAST_EVERY_S, VersionFollower
 
 COMMITTED = Committed(2, 1, 2, 0, 0, -1, 1.0, 0.1, "")
 APPLIED = Applied("w1/r1/1", 0, 0, 1.0, 10, 100, 16)
@@ -33,14 +33,14 @@ class Counting(FakeBroker):
 def tell(server: FakeServer, event: Event, *, exchange: str = TOPOLOGY.events.name) -> None:
     report = Report(FEDERATION, "aggregator", "a1", (Happened(1.0, event),))
     with FakeBroker(server) as broker:
-        broker.tell(exchange, "aggregator.a1", encode_report(report))
+        broker.publish_unconfirmed(exchange, "aggregator.a1", encode_report(report))
 
 
 def test_the_model_is_read_again_when_a_version_was_committed_and_at_most_once_a_second() -> None:
     server, now = a_federation(a_version(1)), 100.0
     broker = Counting(server)
     with broker.listen(TOPOLOGY.events.name, name="test") as listener:
-        following = Following(broker, TOPOLOGY, listener, clock=lambda: now)
+        following = VersionFollower(broker, TOPOLOGY, listener, clock=lambda: now)
         first = following.newest()
         publish_versions(server, a_version(2))
         tell(server, COMMITTED)
@@ -61,12 +61,12 @@ def test_what_is_no_commit_and_what_a_worker_says_of_one_let_nobody_read_a_model
     server, now = a_federation(a_version(1)), 100.0
     broker = Counting(server)
     with broker.listen(TOPOLOGY.events.name, name="test") as listener:
-        following = Following(broker, TOPOLOGY, listener, clock=lambda: now)
+        following = VersionFollower(broker, TOPOLOGY, listener, clock=lambda: now)
         following.newest()
         tell(server, APPLIED)
         tell(server, COMMITTED, exchange=TOPOLOGY.member_events_in.name)
         with FakeBroker(server) as stranger:
-            stranger.tell(TOPOLOGY.events.name, "aggregator.a1", b"rubbish")
+            stranger.publish_unconfirmed(TOPOLOGY.events.name, "aggregator.a1", b"rubbish")
         now += 5.0
         following.newest()
 
@@ -77,7 +77,7 @@ def test_a_version_that_nobody_tells_of_is_seen_after_a_while_all_the_same() -> 
     server, now = a_federation(a_version(1)), 100.0
     broker = Counting(server)
     with broker.listen(TOPOLOGY.events.name, name="test") as listener:
-        following = Following(broker, TOPOLOGY, listener, clock=lambda: now)
+        following = VersionFollower(broker, TOPOLOGY, listener, clock=lambda: now)
         following.newest()
         publish_versions(server, a_version(2))
         now += READ_AT_LEAST_EVERY_S
@@ -90,7 +90,7 @@ def test_a_version_that_nobody_tells_of_is_seen_after_a_while_all_the_same() -> 
 def test_without_a_listener_the_model_is_read_at_every_look_and_its_vector_is_not_kept() -> None:
     server = a_federation(a_version(1))
     broker = Counting(server)
-    following = Following(broker, TOPOLOGY, None)
+    following = VersionFollower(broker, TOPOLOGY, None)
 
     following.newest()
     newest = following.newest()

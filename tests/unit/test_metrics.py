@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fluffle.errors import ConfigError
+from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import (
     Applied,
     Committed,
@@ -32,7 +33,6 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.fields import MAX_METRICS
 from fluffle.metrics import metered, server
 from fluffle.metrics.meters import MAX_REASONS, METERS, OTHER
-from fluffle.telling import SILENCE, Teller
 from fluffle_cli.rabbitmq_server import free_ports
 
 Samples = dict[tuple[str, str], float]
@@ -48,21 +48,21 @@ def has_ipv6() -> bool:
 
 
 @contextmanager
-def a_part(role: Role, *, host: str = "127.0.0.1") -> Iterator[tuple[Teller, int]]:
-    """Give the teller of a part called `one`, and the port of its metrics."""
+def a_part(role: Role, *, host: str = "127.0.0.1") -> Iterator[tuple[EventSink, int]]:
+    """Give the event sink of a part called `one`, and the port of its metrics."""
     with (
         free_ports(1) as [port],
         metered(
-            SILENCE,
+            NULL_SINK,
             host=host,
             port=port,
             federation="digits",
             role=role,
             name="one",
             waiting=lambda: 7,
-        ) as teller,
+        ) as event_sink,
     ):
-        yield teller, port
+        yield event_sink, port
 
 
 def read(port: int, *, host: str = "127.0.0.1") -> str:
@@ -83,9 +83,9 @@ def scrape(port: int) -> Samples:
     return found
 
 
-def tell(teller: Teller, *events: Event) -> None:
+def tell(event_sink: EventSink, *events: Event) -> None:
     for event in events:
-        teller(event)
+        event_sink(event)
 
 
 def an_applied(staleness: int) -> Applied:
@@ -97,10 +97,10 @@ def a_commit(version: int) -> Committed:
 
 
 def test_updates_count_once_their_version_is_committed() -> None:
-    with a_part("aggregator") as (teller, port), teller.over(FakeBroker(FakeServer())):
-        tell(teller, TookOver(3, 4), an_applied(0), an_applied(3))
+    with a_part("aggregator") as (event_sink, port), event_sink.over(FakeBroker(FakeServer())):
+        tell(event_sink, TookOver(3, 4), an_applied(0), an_applied(3))
         folded = scrape(port)
-        tell(teller, a_commit(5), an_applied(1))
+        tell(event_sink, a_commit(5), an_applied(1))
         found = scrape(port)
 
     assert folded["fluffle_updates_applied_total", ""] == 0
@@ -117,13 +117,13 @@ def test_updates_count_once_their_version_is_committed() -> None:
 
 
 def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committed() -> None:
-    with a_part("aggregator") as (teller, port):
-        with teller.over(FakeBroker(FakeServer())):
-            tell(teller, TookOver(1, 0), Evaluated("e", 0, {"accuracy": 0.5}), a_commit(1), an_applied(0))
+    with a_part("aggregator") as (event_sink, port):
+        with event_sink.over(FakeBroker(FakeServer())):
+            tell(event_sink, TookOver(1, 0), Evaluated("e", 0, {"accuracy": 0.5}), a_commit(1), an_applied(0))
             leading = scrape(port)
         lost = scrape(port)
-        with teller.over(FakeBroker(FakeServer())):
-            tell(teller, TookOver(2, 1), an_applied(0), a_commit(2))
+        with event_sink.over(FakeBroker(FakeServer())):
+            tell(event_sink, TookOver(2, 1), an_applied(0), a_commit(2))
             again = scrape(port)
 
     assert leading["fluffle_leading", ""] == leading["fluffle_connected", ""] == 1
@@ -135,10 +135,10 @@ def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committ
 
 
 def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
-    with a_part("aggregator") as (teller, port), teller.over(FakeBroker(FakeServer())):
-        tell(teller, Evaluated("e", 0, {"accuracy": 0.1}), Evaluated("e", 1, {"accuracy": 0.5}))
+    with a_part("aggregator") as (event_sink, port), event_sink.over(FakeBroker(FakeServer())):
+        tell(event_sink, Evaluated("e", 0, {"accuracy": 0.1}), Evaluated("e", 1, {"accuracy": 0.5}))
         before = scrape(port)
-        teller(a_commit(2))
+        event_sink(a_commit(2))
         after = scrape(port)
 
     shown = {"fluffle_evaluated_version", "fluffle_best_version", "fluffle_evaluation"}
@@ -148,12 +148,12 @@ def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
 
 
 def test_reasons_and_metrics_that_come_without_end_become_one_label() -> None:
-    with a_part("aggregator") as (teller, port):
+    with a_part("aggregator") as (event_sink, port):
         for number in range(MAX_REASONS + 9):
-            teller(Rejected("", f"worker {number}", f"reason {number}", ""))
+            event_sink(Rejected("", f"worker {number}", f"reason {number}", ""))
         for number in range(MAX_METRICS + 9):
-            tell(teller, Evaluated("e", number, {f"metric {number}": number}), a_commit(number))
-        teller(Rejected("", "again", "reason 0", ""))
+            tell(event_sink, Evaluated("e", number, {f"metric {number}": number}), a_commit(number))
+        event_sink(Rejected("", "again", "reason 0", ""))
         found = scrape(port)
 
     reasons = {label: value for (name, label), value in found.items() if name == "fluffle_rejected_total"}
@@ -164,10 +164,10 @@ def test_reasons_and_metrics_that_come_without_end_become_one_label() -> None:
 
 
 def test_a_worker_counts_its_rounds_and_what_waits() -> None:
-    with a_part("worker") as (teller, port):
-        tell(teller, Joined(), Started("w/r/1", 4), Progressed("w/r/1", 1, 4))
+    with a_part("worker") as (event_sink, port):
+        tell(event_sink, Joined(), Started("w/r/1", 4), Progressed("w/r/1", 1, 4))
         training = scrape(port)
-        tell(teller, Trained("w/r/1", 4, 2.0), Published("w/r/1", 100))
+        tell(event_sink, Trained("w/r/1", 4, 2.0), Published("w/r/1", 100))
         found = scrape(port)
 
     assert training["fluffle_worker_round_done_ratio", ""] == 0.25
@@ -180,8 +180,8 @@ def test_a_worker_counts_its_rounds_and_what_waits() -> None:
 
 
 def test_an_evaluator_counts_what_it_has_measured() -> None:
-    with a_part("evaluator") as (teller, port):
-        tell(teller, Measured(3, 0.5), Measured(6, 1.5))
+    with a_part("evaluator") as (event_sink, port):
+        tell(event_sink, Measured(3, 0.5), Measured(6, 1.5))
         found = scrape(port)
 
     assert found["fluffle_evaluator_version", ""] == 6
@@ -195,7 +195,7 @@ def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
             ConfigError, match=r"--metrics-port \d+ cannot be opened on --metrics-host 127.0.0.1: .*"
         ),
         metered(
-            SILENCE,
+            NULL_SINK,
             host="127.0.0.1",
             port=other.getsockname()[1],
             federation="digits",
@@ -232,8 +232,8 @@ def test_who_connects_and_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPa
 
 
 def test_without_a_port_nothing_is_counted_and_nothing_is_loaded() -> None:
-    with metered(SILENCE, host="", port=None, federation="digits", role="worker", name="one") as teller:
-        assert teller is SILENCE
+    with metered(NULL_SINK, host="", port=None, federation="digits", role="worker", name="one") as event_sink:
+        assert event_sink is NULL_SINK
     loaded = "import sys, fluffle_aggregator.__main__; print('prometheus_client' in sys.modules)"
 
     said = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)

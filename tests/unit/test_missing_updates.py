@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import a_charge, a_strategy, an_update
+from builders import a_config, a_strategy, an_update
 from hypothesis import given
 from hypothesis import strategies as st
 from leading import Clock, a_server, send, take_the_lead, work_off
 
 from fluffle.fake_broker import FakeBroker
-from fluffle.update import Applied, UpdateId
+from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.missing import MOST_REMEMBERED, MissingUpdates, in_words
 
@@ -21,43 +21,43 @@ NEVER_CAME = "updates before this one never came"
 def test_updates_that_vanished_from_the_queue_are_named_when_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    charge = a_charge(a_strategy(buffer_size=1))
-    server = a_server(charge, an_update("w", 1))
+    config = a_config(a_strategy(buffer_size=1))
+    server = a_server(config, an_update("w", 1))
     with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, charge, Clock())
+        leader = take_the_lead(broker, config, Clock())
         work_off(leader, broker)
         assert NEVER_CAME not in caplog.text
 
         # 2 to 4 were confirmed, and expired while nobody consumed the queue.
-        send(server, charge, an_update("w", 5))
+        send(server, config, an_update("w", 5))
         work_off(leader, broker)
         assert caplog.text.count(NEVER_CAME) == 1
         assert "'w/r1/5'" in caplog.text
         assert "'2-4'" in caplog.text
 
-        send(server, charge, an_update("w", 3), an_update("w", 6))
+        send(server, config, an_update("w", 3), an_update("w", 6))
         work_off(leader, broker)
         assert caplog.text.count(NEVER_CAME) == 1
 
 
 def test_what_was_refused_or_absorbed_is_not_missing(caplog: pytest.LogCaptureFixture) -> None:
-    charge = a_charge(a_strategy(buffer_size=1), policy=Policy(max_examples=10))
+    config = a_config(a_strategy(buffer_size=1), policy=Policy(max_examples=10))
     server = a_server(
-        charge,
+        config,
         an_update("w", 1, examples=99),
         an_update("w", 2),
         replace(an_update("w", 4), absorbs=(1, 3)),
         an_update("v", 1, examples=99),
     )
     with FakeBroker(server) as broker:
-        work_off(take_the_lead(broker, charge, Clock()), broker)
+        work_off(take_the_lead(broker, config, Clock()), broker)
 
     assert NEVER_CAME not in caplog.text
 
 
 @given(st.lists(st.sampled_from(["comes", "is refused", "is lost"]), min_size=1, max_size=30))
 def test_exactly_what_is_lost_below_an_applied_one_is_missed_once(fates: list[str]) -> None:
-    missing, applied, missed = MissingUpdates(), Applied(), []
+    missing, applied, missed = MissingUpdates(), AppliedUpdates(), []
     for sequence, fate in enumerate(fates, start=1):
         update = an_update("w", sequence)
         if fate == "comes":
@@ -75,7 +75,7 @@ def test_what_is_remembered_has_an_end() -> None:
     for sequence in range(1, MOST_REMEMBERED + 2):
         missing.note_refused(UpdateId("w", "r1", sequence))
 
-    gone = missing.before(an_update("w", MOST_REMEMBERED + 2), Applied())
+    gone = missing.before(an_update("w", MOST_REMEMBERED + 2), AppliedUpdates())
 
     assert in_words(gone) == "1"
 

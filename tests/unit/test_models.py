@@ -9,7 +9,7 @@ from builders import a_version, an_update
 from working import TOPOLOGY, a_federation, later, publish_versions
 
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.models import MOST_IN_A_CHUNK, all_versions, newest_version, version_at_hand
+from fluffle.model_stream import MOST_IN_A_CHUNK, all_versions, newest_version, version_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.wire import encode_update, encode_version
 
@@ -97,7 +97,7 @@ def test_what_only_claims_to_be_the_newest_is_passed_over() -> None:
 
 
 def test_more_than_is_kept_aside_hides_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluffle.models.MOST_BYTES_ASIDE", 0)
+    monkeypatch.setattr("fluffle.model_stream.MOST_BYTES_ASIDE", 0)
 
     server = a_burst(a_version(3, term=2), a_version(4, term=1), a_version(2, term=2))
 

@@ -25,9 +25,9 @@ from fluffle.errors import (
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.reconnecting import (
     LONGEST_WAIT_S,
+    run_with_reconnect,
     until_federation_is_gone,
     wait_before,
-    work_with_new_connections,
 )
 
 
@@ -100,7 +100,7 @@ def test_what_passes_costs_a_connection_and_is_tried_again(clock: Clock, error: 
         if attempts < 4:
             raise error
 
-    work_with_new_connections(connect, work, Waiting(clock), patience_s=300.0)
+    run_with_reconnect(connect, work, Waiting(clock), patience_s=300.0)
 
     assert attempts == 4
 
@@ -115,7 +115,7 @@ def test_what_lasts_ends_the_work_at_once(clock: Clock, error: BrokerError) -> N
         raise error
 
     with pytest.raises(type(error)):
-        work_with_new_connections(connect, work, Waiting(clock), patience_s=300.0)
+        run_with_reconnect(connect, work, Waiting(clock), patience_s=300.0)
 
     assert clock.now == 1000.0
 
@@ -130,7 +130,7 @@ def test_a_right_that_is_missing_at_once_ends_the_work_and_one_that_is_taken_lat
         raise AccessRefused("no right")
 
     with pytest.raises(AccessRefused):
-        work_with_new_connections(connect, work, Waiting(clock), patience_s=300.0)
+        run_with_reconnect(connect, work, Waiting(clock), patience_s=300.0)
 
     assert not lives_s
 
@@ -141,7 +141,7 @@ def test_a_federation_that_is_gone_is_waited_for_by_whoever_does_not_make_it(err
         raise error
 
     with pytest.raises(type(error)):
-        work_with_new_connections(connect, work, threading.Event())
+        run_with_reconnect(connect, work, threading.Event())
     with pytest.raises(ConnectionLost, match=f"the federation is gone: {error}"):
         until_federation_is_gone(work)(connect())
 
@@ -155,7 +155,7 @@ def test_connections_that_end_within_a_second_again_and_again_are_given_up(
         raise error
 
     with pytest.raises(type(error)):
-        work_with_new_connections(connect, work, Waiting(clock), patience_s=60.0)
+        run_with_reconnect(connect, work, Waiting(clock), patience_s=60.0)
 
     assert 60.0 <= clock.now - 1000.0 < 60.0 + LONGEST_WAIT_S + 1
 
@@ -168,7 +168,7 @@ def test_a_connection_that_lived_for_longer_begins_a_new_patience(clock: Clock) 
             clock.now += lives_s.pop()
             raise ConnectionLost("gone")
 
-    work_with_new_connections(connect, work, Waiting(clock), patience_s=60.0)
+    run_with_reconnect(connect, work, Waiting(clock), patience_s=60.0)
 
     assert not lives_s
     assert clock.now - 1000.0 > 5 * 60.0
@@ -181,6 +181,6 @@ def test_whoever_is_asked_to_stop_while_it_is_refused_leaves_in_good_order() -> 
         stop.set()
         raise LimitReached("full")
 
-    work_with_new_connections(refused, lambda _: None, stop)
+    run_with_reconnect(refused, lambda _: None, stop)
 
     assert stop.is_set()

@@ -10,10 +10,10 @@ from builders import a_version
 
 from fluffle.errors import ConfigError
 from fluffle.record_file import read_record, write_record
-from fluffle.update import Applied, UpdateId
+from fluffle.update import AppliedUpdates, UpdateId
 from fluffle.wire import encode_version
 
-BODY = encode_version(replace(a_version(3), applied=Applied().adding([UpdateId("w", "r", 1)])))
+BODY = encode_version(replace(a_version(3), applied=AppliedUpdates().adding([UpdateId("w", "r", 1)])))
 
 
 def test_a_record_comes_back_byte_by_byte(tmp_path: Path) -> None:

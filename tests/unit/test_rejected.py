@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from builders import SIZE, a_charge, a_strategy, an_evaluation, an_update
+from builders import SIZE, a_config, a_strategy, an_evaluation, an_update
 from leading import a_server, aggregate, encoded, newest, rejected, send, unacked
 
 from fluffle.broker import Delivery
@@ -26,8 +26,8 @@ from fluffle_cli.rejected import (
     waiting,
 )
 
-STRICT = a_charge(a_strategy(buffer_size=1), policy=Policy(max_staleness=0))
-LENIENT = a_charge(a_strategy(buffer_size=1))
+STRICT = a_config(a_strategy(buffer_size=1), policy=Policy(max_staleness=0))
+LENIENT = a_config(a_strategy(buffer_size=1))
 TOPOLOGY = STRICT.topology
 ALL = Selection(is_all=True)
 

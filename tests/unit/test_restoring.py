@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from builders import a_charge, a_strategy, a_version, an_update
+from builders import a_config, a_strategy, a_version, an_update
 from leading import a_server, aggregate, newest, publish, rejected, send, unacked, versions
 
 from fluffle.errors import ConfigError
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.models import StoredVersion, stored_at_hand
+from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.wire import encode_version, record_digest
-from fluffle_aggregator.charge import Charge
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 
-CHARGE = a_charge(a_strategy(buffer_size=1))
+CHARGE = a_config(a_strategy(buffer_size=1))
 TOPOLOGY = CHARGE.topology
 
 
@@ -36,11 +36,11 @@ def restore(server: FakeServer, file: StoredVersion) -> Rank:
         return put_back(broker, TOPOLOGY, file)
 
 
-def a_trained_server(charge: Charge = CHARGE) -> FakeServer:
+def a_trained_server(config: AggregatorConfig = CHARGE) -> FakeServer:
     """Return a server with a few versions, and no head queue."""
-    server = a_server(charge, *(an_update("w", n, base_version=n - 1) for n in (1, 2, 3)))
-    aggregate(server, charge)
-    assert newest(server, charge).version == 3
+    server = a_server(config, *(an_update("w", n, base_version=n - 1) for n in (1, 2, 3)))
+    aggregate(server, config)
+    assert newest(server, config).version == 3
     del server.queues[TOPOLOGY.head.name]
     return server
 
@@ -92,16 +92,16 @@ def test_a_version_zero_that_somebody_began_on_the_new_broker_does_not_stand_in_
 
 
 def test_moments_that_are_not_in_the_file_begin_anew_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    charge = a_charge(a_strategy(buffer_size=1, optimizer="adam"))
-    server = a_trained_server(charge)
+    config = a_config(a_strategy(buffer_size=1, optimizer="adam"))
+    server = a_trained_server(config)
     file = in_stream(server)
     assert file.version.moments_checksum is not None
 
     restore(server, file)
-    send(server, charge, an_update("w", 4, base_version=3))
-    aggregate(server, charge)
+    send(server, config, an_update("w", 4, base_version=3))
+    aggregate(server, config)
 
-    assert newest(server, charge).version == 4
+    assert newest(server, config).version == 4
     assert "the server optimizer begins anew: its moments are gone" in caplog.text
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import ConfigError
-from fluffle.update import Applied, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_worker.spool import Spool, open_spool
 
@@ -290,10 +290,10 @@ def test_a_folder_restored_from_an_older_copy_begins_a_fresh_run(
     with a_spool(tmp_path) as spool:
         [known] = add(spool)
 
-        spool.compare(Applied().adding([known]))
+        spool.compare(AppliedUpdates().adding([known]))
         assert spool.next_id.run == known.run
 
-        spool.compare(Applied().adding([known, replace(known, sequence=7)]))
+        spool.compare(AppliedUpdates().adding([known, replace(known, sequence=7)]))
         assert spool.next_id.run != known.run
         assert add(spool)[0].sequence == 2
     assert [one for one in caplog.messages if "older than what this worker has sent" in one]

@@ -9,7 +9,7 @@ from builders import a_version
 
 from fluffle.errors import ConfigError
 from fluffle.record import Folded, ModelVersion, Rank
-from fluffle.update import Applied, UpdateId
+from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_cli.tracing import Story, parse_update_id, read_records, told
 
 FIRST, SECOND, THIRD = (UpdateId("w1", "r1", sequence) for sequence in (1, 2, 3))
@@ -17,7 +17,7 @@ FIRST, SECOND, THIRD = (UpdateId("w1", "r1", sequence) for sequence in (1, 2, 3)
 
 def a_chain(*contents: tuple[UpdateId, ...], term: int = 1) -> list[ModelVersion]:
     """Return versions 0, 1, 2 ..., each with the updates that it folds."""
-    applied, chain = Applied(), []
+    applied, chain = AppliedUpdates(), []
     for number, folded in enumerate(contents):
         applied = applied.adding(folded)
         record = replace(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle import update
-from fluffle.update import MAX_GAPS_PER_RUN, Applied, RunLog, UpdateId
+from fluffle.update import MAX_GAPS_PER_RUN, AppliedUpdates, RunLog, UpdateId
 
 HIGHEST = 40
 
@@ -55,7 +55,7 @@ def test_the_order_and_the_repeats_of_what_is_added_do_not_show(numbers: list[in
 
 @given(st.lists(ids, max_size=60))
 def test_applied_holds_exactly_the_updates_that_were_added(updates: list[UpdateId]) -> None:
-    applied = Applied().adding(updates)
+    applied = AppliedUpdates().adding(updates)
 
     everything = [
         UpdateId(worker, run, number)
@@ -68,7 +68,7 @@ def test_applied_holds_exactly_the_updates_that_were_added(updates: list[UpdateI
 
 def test_adding_leaves_the_memory_that_it_starts_from_as_it_was() -> None:
     first = UpdateId("w", "r", 1)
-    before = Applied()
+    before = AppliedUpdates()
 
     after = before.adding([first])
 
@@ -77,7 +77,7 @@ def test_adding_leaves_the_memory_that_it_starts_from_as_it_was() -> None:
 
 
 def test_another_run_of_the_same_worker_counts_from_one_again() -> None:
-    applied = Applied().adding([UpdateId("w", "r1", 1)])
+    applied = AppliedUpdates().adding([UpdateId("w", "r1", 1)])
 
     assert UpdateId("w", "r2", 1) not in applied
     assert UpdateId("v", "r1", 1) not in applied
@@ -131,7 +131,7 @@ def test_all_runs_together_keep_to_a_bound_of_gaps_and_the_longest_log_closes_it
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(update, "MAX_GAPS", 5)
-    many = Applied().adding(UpdateId("many", "r", sequence) for sequence in (2, 4, 6, 8))
+    many = AppliedUpdates().adding(UpdateId("many", "r", sequence) for sequence in (2, 4, 6, 8))
 
     both = many.adding(UpdateId("few", "r", sequence) for sequence in (2, 4))
 
@@ -145,11 +145,11 @@ def test_a_worker_and_a_federation_have_room_for_so_many_runs_and_a_known_run_al
 ) -> None:
     monkeypatch.setattr(update, "MAX_RUNS_PER_WORKER", 2)
     monkeypatch.setattr(update, "MAX_RUNS", 3)
-    applied = Applied().adding([UpdateId("a", "1", 1), UpdateId("a", "2", 1)])
+    applied = AppliedUpdates().adding([UpdateId("a", "1", 1), UpdateId("a", "2", 1)])
 
-    assert applied.lack_of_room(UpdateId("a", "2", 2)) == ""
-    assert applied.lack_of_room(UpdateId("b", "1", 1)) == ""
-    assert applied.lack_of_room(UpdateId("a", "3", 1)) == "worker a has come in 2 runs: give it another name"
+    assert applied.why_full(UpdateId("a", "2", 2)) == ""
+    assert applied.why_full(UpdateId("b", "1", 1)) == ""
+    assert applied.why_full(UpdateId("a", "3", 1)) == "worker a has come in 2 runs: give it another name"
     full = applied.adding([UpdateId("b", "1", 1)])
-    assert full.lack_of_room(UpdateId("b", "1", 2)) == ""
-    assert full.lack_of_room(UpdateId("c", "1", 1)).startswith("the federation has seen 3 runs of workers")
+    assert full.why_full(UpdateId("b", "1", 2)) == ""
+    assert full.why_full(UpdateId("c", "1", 1)).startswith("the federation has seen 3 runs of workers")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import a_charge, a_model, a_version, an_update, float32s
+from builders import a_config, a_model, a_version, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
 from leading import a_server, aggregate, newest, rejected
@@ -102,38 +102,38 @@ def test_the_largest_site_is_the_yardstick_of_fedasync_and_forgotten_when_it_shr
 
 
 def test_a_tiny_fast_site_weighs_as_little_as_its_examples_say() -> None:
-    charge = a_charge(a_strategy("fedbuff", "examples", buffer_size=4))
+    config = a_config(a_strategy("fedbuff", "examples", buffer_size=4))
     tiny = [an_update("tiny", n, values=[1000.0] * 4, examples=3) for n in (1, 2, 3)]
-    server = a_server(charge, *tiny, an_update("large", 1, values=[0.0] * 4, examples=1497))
+    server = a_server(config, *tiny, an_update("large", 1, values=[0.0] * 4, examples=1497))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    record = newest(server, charge)
+    record = newest(server, config)
     # Counted alike, it would be 750.
     assert record.vector.tolist() == pytest.approx([1000 * 9 / 1506] * 4)
     assert {name: one.weight_sum for name, one in record.contributors.items()} == {"tiny": 9, "large": 1497}
 
 
 def test_an_update_of_too_few_examples_is_refused_with_the_setting() -> None:
-    charge = a_charge(policy=Policy(min_examples=20))
-    server = a_server(charge, an_update("tiny", examples=19), an_update("a", examples=20))
+    config = a_config(policy=Policy(min_examples=20))
+    server = a_server(config, an_update("tiny", examples=19), an_update("a", examples=20))
 
-    aggregate(server, charge)
+    aggregate(server, config)
 
-    [refusal] = rejected(server, charge)
+    [refusal] = rejected(server, config)
     assert refusal["reason"] == "bad-examples"
     assert "claims 19 examples; expected 20 to 1000000000 (FLUFFLE_MIN_EXAMPLES" in str(refusal["detail"])
 
 
 def fedasync_windows(*workers: str, share: float = 0.5) -> tuple[list[str], list[str]]:
     """Return whose updates a share-limited FedAsync applies, and whose it refuses."""
-    charge = a_charge(a_strategy("fedasync", "none"), policy=Policy(max_share=share))
+    config = a_config(a_strategy("fedasync", "none"), policy=Policy(max_share=share))
     updates = [an_update(worker, n, sends="weights") for n, worker in enumerate(workers, start=1)]
-    server = a_server(charge, *updates)
-    aggregate(server, charge)
-    refused = [str(line["worker"]) for line in rejected(server, charge)]
-    assert {line["reason"] for line in rejected(server, charge)} <= {"over-share"}
-    given = newest(server, charge).contributors
+    server = a_server(config, *updates)
+    aggregate(server, config)
+    refused = [str(line["worker"]) for line in rejected(server, config)]
+    assert {line["reason"] for line in rejected(server, config)} <= {"over-share"}
+    given = newest(server, config).contributors
     return [name for name, one in given.items() for _ in range(one.updates)], refused
 
 

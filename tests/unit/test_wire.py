@@ -23,7 +23,7 @@ from fluffle.model import FrozenPart, Layout, SharedGroup, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import Contributor, Evaluation, Folded, Hello, ModelVersion, Moments, PlateauState, Rank
 from fluffle.topology import MIB
-from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
     checksum_of,
     decode_inbound,
@@ -125,7 +125,7 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         vector=draw(arrays(np.float32, whole.size, elements=any_float32)),
         statistics=draw(arrays(np.float32, whole.statistics_size, elements=any_float32)),
         integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
-        applied=Applied(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
+        applied=AppliedUpdates(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
         folded=tuple(
             draw(
                 st.lists(

@@ -27,7 +27,7 @@ from fluffle.record import (
     Rank,
 )
 from fluffle.schema.record import MAX_DIMENSIONS, MAX_REASON_LENGTH, MAX_TENSOR_NAME_LENGTH
-from fluffle.update import MAX_ABSORBS, MAX_GAPS_PER_RUN, Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import MAX_ABSORBS, MAX_GAPS_PER_RUN, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
     decode_inbound,
     decode_version,
@@ -107,7 +107,7 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         vector=np.zeros(1, np.float32),
         integers=b"",
         strategy=draw(reason),
-        applied=Applied({run: RunLog(10**6, tuple((2 * n + 1, 2 * n + 1) for n in range(gaps)))}),
+        applied=AppliedUpdates({run: RunLog(10**6, tuple((2 * n + 1, 2 * n + 1) for n in range(gaps)))}),
         folded=(Folded(draw(ids), draw(integers), draw(integers), draw(numbers)),),
         norms=(1.0,) * draw(rarely(st.just(0), around(MAX_NORMS))),
         contributors={

@@ -15,7 +15,7 @@ from messages import rewritten, taken_apart, with_payload, without
 
 from fluffle.errors import WireError
 from fluffle.record import Contributor, Folded, Hello, ModelVersion, Moments, Rank
-from fluffle.update import Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
     INBOUND,
     decode_inbound,
@@ -36,7 +36,7 @@ HELLO = encode_hello(Hello("digits", "a1"))
 VERSION = encode_version(
     replace(
         a_version(5),
-        applied=Applied({("w1", "r1"): RunLog(9, ((2, 3), (7, 7)))}),
+        applied=AppliedUpdates({("w1", "r1"): RunLog(9, ((2, 3), (7, 7)))}),
         folded=(Folded(ID, 4, 0, 1.0),),
         contributors={"w1": Contributor(updates=1, examples=10)},
         evaluation=an_evaluation(4, {"accuracy": 0.5}),

@@ -30,7 +30,7 @@ from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Trained
 from fluffle.topology import MIB
-from fluffle.update import Applied, UpdateId
+from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_worker import loop
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import Spool
@@ -169,7 +169,7 @@ def test_a_worker_that_is_ahead_waits_for_a_version_that_contains_its_updates() 
         if count == 3:
             # Nobody folds for a while; then a version contains all three of its updates.
             ids = [update.id for update in sent_updates(served)]
-            newer = replace(version(1, 1.0, plan=plan), applied=Applied().adding(ids))
+            newer = replace(version(1, 1.0, plan=plan), applied=AppliedUpdates().adding(ids))
             threading.Timer(1.0, lambda: publish_versions(served, newer)).start()
         if count == 4:
             end(served)

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import QueueFull
+from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import Measured
 from fluffle.logs import get_logger
 from fluffle.model import some_of
-from fluffle.models import newest_version
-from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
+from fluffle.model_stream import newest_version
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.record import Evaluation, ModelVersion, Rank, not_finite
 from fluffle.stopping import StopRequested
 from fluffle.task import Task
-from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
 from fluffle.wire import encode_evaluation
 
@@ -53,7 +53,7 @@ class Evaluator:
         task: Task,
         topology: Topology,
         stop: threading.Event,
-        teller: Teller = SILENCE,
+        event_sink: EventSink = NULL_SINK,
         notes: Sequence[Note] = (),
     ) -> None:
         """Make an evaluator of a task; `notes` are called with each version and what was measured of it."""
@@ -67,7 +67,7 @@ class Evaluator:
             )
         self._topology = topology
         self._stop = stop
-        self._tell = teller
+        self._tell = event_sink
         self._notes = notes
         self._last: Rank | None = None
         self._was_closing = False
@@ -82,7 +82,7 @@ class Evaluator:
         after the other. Raises LayoutError when the federation's model is another than the task's.
         """
         with suppress(StopRequested):
-            work_with_new_connections(
+            run_with_reconnect(
                 connect,
                 until_federation_is_gone(self._work_on),
                 self._stop,

@@ -21,7 +21,7 @@ from fluffle.codecs.compressed import CompressedVector
 from fluffle.compression import compress, leaves_out
 from fluffle.logs import get_logger
 from fluffle.model import Vector, largest_magnitude
-from fluffle.update import MAX_ABSORBS, Applied, RunLog, UpdateId, WeightUpdate
+from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_worker.digested_file import Damaged
 from fluffle_worker.spool import Residual, Spool
@@ -42,7 +42,7 @@ class Compressed:
 
 
 def compress_with_feedback(
-    spool: Spool, applied: Applied, codec: str, delta: Vector, random: np.random.Generator
+    spool: Spool, applied: AppliedUpdates, codec: str, delta: Vector, random: np.random.Generator
 ) -> Compressed:
     """Return a delta, with all that was left out before, in a codec; `applied` is of the newest version."""
     kept = _settled(spool, applied, delta.size)
@@ -61,7 +61,7 @@ def compress_with_feedback(
     return Compressed(vector, absorbed, replace(kept, vector=whole, absorbed=absorbed))
 
 
-def _settled(spool: Spool, applied: Applied, size: int) -> Residual:
+def _settled(spool: Spool, applied: AppliedUpdates, size: int) -> Residual:
     """Return what is left out so far, after what became of the updates before; its vector may be written to.
 
     It is the same however often it is asked for, since the files change only with the next update.

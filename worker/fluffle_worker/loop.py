@@ -20,19 +20,19 @@ from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress, leaves_out
 from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
+from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import Progressed, Published, Started, Trained
 from fluffle.in_flight import most_in_flight
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.model import Vector
-from fluffle.models import newest_version
-from fluffle.reconnecting import until_federation_is_gone, wait_before, work_with_new_connections
+from fluffle.model_stream import newest_version
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
 from fluffle.record import ModelVersion, Rank
 from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Task
-from fluffle.telling import SILENCE, Teller
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
-from fluffle.update import Applied, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.round import TrainedUpdate, train_round
 from fluffle_worker.site_state import SiteState
@@ -82,7 +82,7 @@ class Worker:
         show_round: ShowRound,
         stop: threading.Event,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
-        teller: Teller = SILENCE,
+        event_sink: EventSink = NULL_SINK,
     ) -> None:
         """Make a worker of a task whose data is prepared already; `seed` orders its minibatches.
 
@@ -99,7 +99,7 @@ class Worker:
         self._show_round = show_round
         self._stop = stop
         self._max_message_bytes = max_message_bytes
-        self._tell = teller
+        self._tell = event_sink
         self._rounds = self._unusable_rounds = 0
         # The updates of this process that the newest version does not contain yet.
         self._under_way: list[UpdateId] = []
@@ -129,9 +129,7 @@ class Worker:
         try:
             with suppress(StopRequested):
                 work = until_federation_is_gone(self._work_on)
-                work_with_new_connections(
-                    connect_or_train, work, self._stop, self._tell, patience_s=patience_s
-                )
+                run_with_reconnect(connect_or_train, work, self._stop, self._tell, patience_s=patience_s)
             if self._stop.is_set() and not self._ended_by:
                 log.info("asked to stop", rounds=self._rounds)
         finally:
@@ -334,7 +332,7 @@ class Worker:
         if self._stop.wait(self._delay_s):
             raise StopRequested
 
-    def _keep(self, update: WeightUpdate, vector: Vector, applied: Applied) -> None:
+    def _keep(self, update: WeightUpdate, vector: Vector, applied: AppliedUpdates) -> None:
         """Compress what was learnt, and put it into the spool; `applied` is of the newest version."""
         random = np.random.default_rng([self._seed, update.id.sequence, 1])
         if update.sends == "delta" and (leaves_out(update.codec) or self._spool.has_residual):

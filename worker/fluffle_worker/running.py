@@ -19,11 +19,11 @@ from structlog.contextvars import bound_contextvars
 from fluffle.checked_task import CheckedTask
 from fluffle.connection import evaluator_connector, worker_connector
 from fluffle.errors import ConfigError, TaskError
+from fluffle.event_sink import ReportingSink
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.settings import load_arguments
 from fluffle.task import Progress, Task, name_of_task
-from fluffle.telling import ReportingTeller
 from fluffle.topology import MIB, topology_of
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import ShowRound, Worker, WorkerResult
@@ -79,14 +79,14 @@ def work(
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
         metered(
-            ReportingTeller(topology, role="worker", name=settings.worker_name),
+            ReportingSink(topology, role="worker", name=settings.worker_name),
             host=settings.metrics_host,
             port=settings.metrics_port,
             federation=settings.federation,
             role="worker",
             name=settings.worker_name,
             waiting=lambda: spool.waiting,
-        ) as teller,
+        ) as event_sink,
     ):
         worker = Worker(
             name=settings.worker_name,
@@ -98,10 +98,10 @@ def work(
             show_round=show_round,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
-            teller=teller,
+            event_sink=event_sink,
         )
         connector = worker_connector(
-            settings, topology, worker=settings.worker_name, stop=stop, teller=teller
+            settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink
         )
         return worker.work(
             connector.connect,
@@ -115,19 +115,19 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
     topology = topology_of(settings.federation)
     notes = [_curves_in(settings.tensorboard)] if settings.tensorboard else []
     with metered(
-        ReportingTeller(topology, role="evaluator", name=settings.name),
+        ReportingSink(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,
         port=settings.metrics_port,
         federation=settings.federation,
         role="evaluator",
         name=settings.name,
-    ) as teller:
+    ) as event_sink:
         evaluator = Evaluator(
             name=settings.name,
             task=task,
             topology=topology,
             stop=stop,
-            teller=teller,
+            event_sink=event_sink,
             notes=notes,
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)

@@ -32,7 +32,7 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
-from fluffle.update import Applied, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle.wire import encode_update, require_protocol
 from fluffle_worker.digested_file import DIGEST_BYTES, Damaged, read_digested, remove, write_digested
 
@@ -256,7 +256,7 @@ class Spool:
         self._run_is_known = False
         return dropped
 
-    def compare(self, applied: Applied) -> None:
+    def compare(self, applied: AppliedUpdates) -> None:
         """Begin a fresh run if a model contains updates of this run that the spool knows nothing of.
 
         That happens when the folder was restored from an older copy: its next numbers are used already.

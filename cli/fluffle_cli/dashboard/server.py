@@ -142,7 +142,9 @@ class _Request(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         if not self._is_meant():
             self._answer(HTTPStatus.MISDIRECTED_REQUEST, NOT_OURS)
-        elif self.server.token and "token" in query and same(query["token"], self.server.token):
+        elif (
+            self.server.token and "token" in query and constant_time_equal(query["token"], self.server.token)
+        ):
             self._let_in(self.server.token)
         elif not self._is_let_in():
             self._answer(
@@ -186,7 +188,7 @@ class _Request(BaseHTTPRequestHandler):
             given = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         except CookieError:
             return False
-        return given is not None and same(given.value, self.server.token)
+        return given is not None and constant_time_equal(given.value, self.server.token)
 
     def _let_in(self, token: str) -> None:
         """Exchange the token for a cookie, so that it stays in no history and no bookmark."""
@@ -233,7 +235,7 @@ def asset(name: str) -> bytes:
     return files("fluffle_cli.dashboard").joinpath("assets", name).read_bytes()
 
 
-def same(given: str, token: str) -> bool:
+def constant_time_equal(given: str, token: str) -> bool:
     """Compare in a time that does not tell how much of it is right."""
     return secrets.compare_digest(given.encode(), token.encode())
 

@@ -84,7 +84,7 @@ class FederationState:
         self.history = History()
         self._metric_names: list[str] = []
         self._staleness = StalenessHistogram()
-        self._activity: Series[Activity] = Series(both)
+        self._activity: Series[Activity] = Series(merge_activity)
         self._now = Activity(now, 0.0)
         self._recent: deque[tuple[float, int]] = deque()
         self._updates = 0
@@ -286,7 +286,7 @@ class FederationState:
             del self._terms[min(self._terms)]
 
 
-def both(earlier: Activity, later: Activity) -> Activity:
+def merge_activity(earlier: Activity, later: Activity) -> Activity:
     """Merge two neighbours of a curve: what waited and how long it took at the worst, and both's rate."""
     commits = [each.commit_s for each in (earlier, later) if each.commit_s is not None]
     return Activity(

@@ -16,8 +16,8 @@ from fluffle.connection import federation_connector
 from fluffle.errors import BrokerError, FluffleError, WireError
 from fluffle.events import Report
 from fluffle.logs import get_logger
-from fluffle.models import all_versions, stored_at_hand
-from fluffle.reconnecting import until_federation_is_gone, work_with_new_connections
+from fluffle.model_stream import all_versions, stored_at_hand
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
 from fluffle_cli.dashboard.consumers import watch_consumers
@@ -70,7 +70,7 @@ class Watch:
         """
         try:
             work = until_federation_is_gone(self._follow)
-            work_with_new_connections(self._connector.connect, work, self._stop)
+            run_with_reconnect(self._connector.connect, work, self._stop)
         except FluffleError as error:
             # Beside a demo the page is still there.
             self._say(str(error))

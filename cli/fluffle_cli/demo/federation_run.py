@@ -25,7 +25,7 @@ from fluffle_cli.report import happenings
 from fluffle_cli.report.happenings import DIED, Happening, append, happenings_in
 from fluffle_cli.report.metrics import VersionRow, append_row, row_of
 from fluffle_cli.screen import Screen
-from fluffle_cli.snapshot import Lookout, Snapshot
+from fluffle_cli.snapshot import Snapshot, SnapshotReader
 from fluffle_cli.view import Inside
 
 TICK_S = 0.1
@@ -69,13 +69,13 @@ class FederationRun:
     rows: list[VersionRow] = field(default_factory=list)
     final: ModelVersion | None = None
     _crew: Crew = field(init=False)
-    _lookout: Lookout = field(init=False)
+    _lookout: SnapshotReader = field(init=False)
     began_at: float = 0.0
     server: str = ""
 
     def __post_init__(self) -> None:
         self._crew = Crew(self.folder / "logs")
-        self._lookout = Lookout(self.topology)
+        self._lookout = SnapshotReader(self.topology)
 
     @property
     def final_version(self) -> ModelVersion:

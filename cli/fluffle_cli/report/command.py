@@ -13,7 +13,7 @@ from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
 from fluffle.topology import topology_of
 from fluffle.whole_file import write_whole
-from fluffle_cli.asking import AskingSettings
+from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.report.from_broker import make_run
 from fluffle_cli.report.run_folder import Run, read_run
 

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from fluffle import logs
 from fluffle.errors import AccessRefused, ConfigError, TopologyMissing
-from fluffle.models import all_versions
+from fluffle.model_stream import all_versions
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fluffle.event_sink import BothSinks, EventSink
 from fluffle.events import Role
-from fluffle.telling import Teller, TellerOfBoth
 
 
 @contextmanager
 def metered(
-    teller: Teller,
+    event_sink: EventSink,
     *,
     host: str,
     port: int | None,
@@ -23,14 +23,14 @@ def metered(
     role: Role,
     name: str,
     waiting: Callable[[], int] | None = None,
-) -> Iterator[Teller]:
+) -> Iterator[EventSink]:
     """Serve, while the block lasts, what a part of a federation counts; without a port, do nothing.
 
-    What the teller that this gives is told goes to `teller`, and is counted. `waiting` says how many updates
-    are in a worker's spool. Raises ConfigError when the port cannot be opened.
+    What the event_sink that this gives is told goes to `event_sink`, and is counted. `waiting` says how many
+    updates are in a worker's spool. Raises ConfigError when the port cannot be opened.
     """
     if port is None:
-        yield teller
+        yield event_sink
         return
     # It takes some 12 MB: for those who ask for it.
     from prometheus_client import disable_created_metrics
@@ -45,4 +45,4 @@ def metered(
     if waiting is not None:
         meter.show_spool(waiting)
     with serving(meter.registry, host, port):
-        yield TellerOfBoth(teller, meter)
+        yield BothSinks(event_sink, meter)

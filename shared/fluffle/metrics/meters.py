@@ -1,6 +1,6 @@
 """What each part counts, named and measured as Prometheus has it; docs/monitoring.md lists it.
 
-A meter is a Teller: it counts the events of its own process. Labels are bounded: a part's own name is the
+A meter is a EventSink: it counts the events of its own process. Labels are bounded: a part's own name is the
 same on all that it serves, and a leader makes no label of a name that others chose.
 """
 
@@ -52,11 +52,11 @@ class _Meter(ABC):
 
     @abstractmethod
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[Broker]:
-        """See Teller."""
+        """See EventSink."""
         self._connections.inc()
         self._connected.set(1)
         try:
@@ -131,7 +131,7 @@ class AggregatorMeter(_Meter):
         )
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
         match event:
             case Applied():
                 self._folded.append(event)
@@ -148,7 +148,7 @@ class AggregatorMeter(_Meter):
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[Broker]:
-        """See Teller; who has lost the connection leads no more."""
+        """See EventSink; who has lost the connection leads no more."""
         with super().over(broker):
             try:
                 yield broker
@@ -204,7 +204,7 @@ class WorkerMeter(_Meter):
         self._progress = self._gauge("fluffle_worker_round_done_ratio", "Share of the round that is done.")
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
         match event:
             case Started():
                 self._version.set(event.version)
@@ -230,7 +230,7 @@ class EvaluatorMeter(_Meter):
         self._version = self._gauge("fluffle_evaluator_version", "Version that it measured last.")
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
         match event:
             case Measured():
                 self._seconds.observe(event.seconds)

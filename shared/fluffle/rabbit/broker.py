@@ -107,11 +107,11 @@ class RabbitBroker:
     def declare(self, topology: Topology) -> None:
         """See Broker."""
         for exchange in topology.exchanges:
-            self._connection.apart(
+            self._connection.on_own_channel(
                 functools.partial(_declare_exchange, exchange), f"exchange {exchange.name}"
             )
         for each in topology.queues:
-            self._connection.apart(functools.partial(_declare_queue, each), f"queue {each.name}")
+            self._connection.on_own_channel(functools.partial(_declare_queue, each), f"queue {each.name}")
 
     def check(self, topology: Topology) -> None:
         """See Broker."""
@@ -122,13 +122,15 @@ class RabbitBroker:
             for each in topology.queues:
                 channel.queue_declare(each.name, passive=True)
 
-        self._reading.apart(look, f"the federation {topology.federation!r}")
+        self._reading.on_own_channel(look, f"the federation {topology.federation!r}")
 
-    def rebuild(self, topology: Topology) -> None:
+    def recreate_stream(self, topology: Topology) -> None:
         """See Broker."""
         name = topology.models.name
-        self._connection.apart(functools.partial(BlockingChannel.queue_delete, queue=name), f"queue {name}")
-        self._connection.apart(functools.partial(_declare_queue, topology.models), f"queue {name}")
+        self._connection.on_own_channel(
+            functools.partial(BlockingChannel.queue_delete, queue=name), f"queue {name}"
+        )
+        self._connection.on_own_channel(functools.partial(_declare_queue, topology.models), f"queue {name}")
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
@@ -171,14 +173,16 @@ class RabbitBroker:
         )
         self._connection.call(send, f"exchange {exchange or routing_key}", size_bytes=len(body))
 
-    def tell(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
         """See Broker."""
         properties = pika.BasicProperties(
             content_type=CONTENT_TYPE,
             user_id=self._speaks_for or self._connection.user or None,
             type="events",
         )
-        self._connection.tell(lambda channel: channel.basic_publish(exchange, routing_key, body, properties))
+        self._connection.publish_unconfirmed(
+            lambda channel: channel.basic_publish(exchange, routing_key, body, properties)
+        )
 
     @contextmanager
     def listen(self, exchange: str, *, name: str) -> Iterator[RabbitListener]:
@@ -274,7 +278,7 @@ class RabbitBroker:
 
     def state(self, queue: str) -> QueueState:
         """See Broker."""
-        method = self._reading.apart(
+        method = self._reading.on_own_channel(
             functools.partial(BlockingChannel.queue_declare, queue=queue, passive=True), f"queue {queue}"
         ).method
         return QueueState(method.message_count, method.consumer_count)

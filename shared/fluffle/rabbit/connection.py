@@ -50,8 +50,9 @@ class RabbitConnection:
     """One connection and its main channel; it never reconnects.
 
     `is_full` says when no more is to be read for now, and `on_end` is called once, on the thread, when the
-    connection has ended for whatever reason. Functions given to `call`, `post` and `apart` run on the thread;
-    nothing else may use `channel`. A consumer has its connection's `name` as its tag, for RabbitMQ's UI.
+    connection has ended for whatever reason. Functions given to `call`, `post` and `on_own_channel` run on
+    the thread; nothing else may use `channel`. A consumer has its connection's `name` as its tag, for
+    RabbitMQ's UI.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class RabbitConnection:
         self._is_full = is_full
         self._on_end = on_end
         self._given_up = False
-        self._telling: BlockingChannel | None = None
+        self._unconfirmed: BlockingChannel | None = None
         self._tells_from, self._tells_again_s = 0.0, TELL_AGAIN_S
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -177,7 +178,7 @@ class RabbitConnection:
         """Run a function on the thread after a while; for functions that run there."""
         self._connection.call_later(delay_s, function)
 
-    def apart(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
+    def on_own_channel(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
         """Run a function on a channel of its own: an error closes that channel, and nothing else."""
         return self.call(lambda: self.on_new_channel(function), what)
 
@@ -190,7 +191,7 @@ class RabbitConnection:
             if channel.is_open:
                 channel.close()
 
-    def tell(self, send: Callable[[BlockingChannel], None]) -> None:
+    def publish_unconfirmed(self, send: Callable[[BlockingChannel], None]) -> None:
         """Send something that may be lost, on a channel for such things, without waiting for anything.
 
         Nothing is sent while an alarm would hold it up, nor for a while after RabbitMQ has refused something:
@@ -200,15 +201,15 @@ class RabbitConnection:
         def command() -> None:
             if self._is_blocked:
                 return
-            if self._telling is None or not self._telling.is_open:
+            if self._unconfirmed is None or not self._unconfirmed.is_open:
                 if time.monotonic() < self._tells_from:
                     return
                 self._tells_from = time.monotonic() + self._tells_again_s
                 self._tells_again_s = min(TELL_AGAIN_AT_MOST_S, 2 * self._tells_again_s)
-                self._telling = self._connection.channel()
-            if self._telling.is_open:
+                self._unconfirmed = self._connection.channel()
+            if self._unconfirmed.is_open:
                 with suppress(pika.exceptions.AMQPChannelError):
-                    send(self._telling)
+                    send(self._unconfirmed)
 
         self._ask(command)
 

@@ -72,15 +72,15 @@ class WorkerName:
         """Take the name, or ring and learn who has it. Raises NameTaken or ConnectionLost."""
         if self._takes_lock():
             return
-        holder = self._connection.apart(self._read_bell, self._bell)
-        self._connection.apart(self._ring, self._bell)
+        holder = self._connection.on_own_channel(self._read_bell, self._bell)
+        self._connection.on_own_channel(self._ring, self._bell)
         give_up_at = time.monotonic() + ANSWERS_WITHIN_S
         while time.monotonic() < give_up_at and not self._connection.stop.wait(LOOK_EVERY_S):
             if self._takes_lock():
                 return
-            found = self._connection.apart(self._leave_note, self._bell)
+            found = self._connection.on_own_channel(self._leave_note, self._bell)
             if found is not None and not found.startswith(NOTE):
-                raise self._taken_by(self._connection.apart(self._read_bell, self._bell) or found)
+                raise self._taken_by(self._connection.on_own_channel(self._read_bell, self._bell) or found)
         if holder in {None, NOBODY, UNREADABLE} or holder.startswith(NOTE):
             holder = "another process"
         if holder == self._plate:

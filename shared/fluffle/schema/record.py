@@ -37,7 +37,7 @@ from fluffle.schema.common import (
     read_sends,
     read_statistics,
 )
-from fluffle.update import Applied, RunLog
+from fluffle.update import AppliedUpdates, RunLog
 
 # numpy knows no more dimensions.
 MAX_DIMENSIONS: Final = 64
@@ -276,7 +276,7 @@ def _plan(fields: Fields) -> Plan:
     return plan
 
 
-def _applied(fields: Fields) -> Applied:
+def _applied(fields: Fields) -> AppliedUpdates:
     runs: dict[tuple[str, str], RunLog] = {}
     for row in fields.rows("applied", ("worker", "run", "highest", "gaps")):
         run = row.name("worker"), row.name("run")
@@ -284,7 +284,7 @@ def _applied(fields: Fields) -> Applied:
             raise WireError(f"field applied: run {run[1]} of {run[0]} stands there twice")
         highest = row.integer("highest", 0)
         runs[run] = RunLog(highest, tuple(_gaps(row, highest)))
-    return Applied(runs)
+    return AppliedUpdates(runs)
 
 
 def _gaps(row: Fields, highest: int) -> Iterator[tuple[int, int]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.model import Layout
 from fluffle.record import ModelVersion
-from fluffle.telling import SILENCE, Teller
 from fluffle.topology import Topology
 from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.global_model import GlobalModel
@@ -17,7 +17,7 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rhythm:
+class CommitSchedule:
     """When to commit: after `every` steps, or `after_s` seconds after the last commit if there was a step.
 
     What waits in a buffer that does not fill is flushed after `buffer_timeout_s`, far below the broker's
@@ -41,7 +41,7 @@ class Rhythm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
+class AggregatorConfig:
     """All that an aggregator is told when it starts.
 
     `downlink_codec` is how versions travel to those who read the stream; the head has each as it is.
@@ -54,7 +54,7 @@ class Charge:
     name: str
     topology: Topology
     policy: Policy
-    rhythm: Rhythm
+    commit_schedule: CommitSchedule
     prefetch: int
     downlink_codec: str = "float32"
     first_version: Callable[[], ModelVersion]
@@ -62,4 +62,4 @@ class Charge:
     try_out: Callable[[Layout, bytes], str]
     look: Callable[[], None] = lambda: None
     compare: Callable[[Layout], None] | None = None
-    teller: Teller = SILENCE
+    event_sink: EventSink = NULL_SINK

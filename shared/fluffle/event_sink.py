@@ -23,7 +23,7 @@ EVERY_S = 0.25
 MOST_WAITING = 4 * MAX_EVENTS
 
 
-class Teller(Protocol):
+class EventSink(Protocol):
     """Called with an event, tells it soon, if there is a connection to tell it over."""
 
     def __call__(self, event: Event) -> None:
@@ -33,39 +33,39 @@ class Teller(Protocol):
         """Tell over this connection while the block lasts."""
 
 
-class _Silence:
+class NullSink:
     """Tells nobody."""
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
 
     def over(self, broker: Broker) -> AbstractContextManager[object]:
-        """See Teller."""
+        """See EventSink."""
         return nullcontext(broker)
 
 
-SILENCE = _Silence()
+NULL_SINK = NullSink()
 
 
-class TellerOfBoth:
-    """Tells two tellers, one after the other."""
+class BothSinks:
+    """Tells two event_sinks, one after the other."""
 
-    def __init__(self, first: Teller, second: Teller) -> None:
+    def __init__(self, first: EventSink, second: EventSink) -> None:
         self._first, self._second = first, second
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
         self._first(event)
         self._second(event)
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[None]:
-        """See Teller."""
+        """See EventSink."""
         with self._first.over(broker), self._second.over(broker):
             yield
 
 
-class ReportingTeller:
+class ReportingSink:
     """Sends what it is told as reports, from a thread of its own."""
 
     def __init__(self, topology: Topology, *, role: Role, name: str) -> None:
@@ -80,12 +80,12 @@ class ReportingTeller:
         self._sending = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        """See Teller."""
+        """See EventSink."""
         self._waiting.append(Happened(time.time(), event))
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[None]:
-        """See Teller."""
+        """See EventSink."""
         self(Joined())
         ended = threading.Event()
 
@@ -112,4 +112,4 @@ class ReportingTeller:
                 except FluffleError as error:
                     log.warning("some events are not told", events=len(some), because=str(error))
                 else:
-                    broker.tell(self._exchange, f"{self._role}.{self._name}", body)
+                    broker.publish_unconfirmed(self._exchange, f"{self._role}.{self._name}", body)

@@ -1,17 +1,17 @@
-"""What the aggregators of the simulation are told: every strategy, optimizer and rhythm, at random."""
+"""Random settings for the aggregators of the simulation: every strategy, optimizer and commit schedule."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
 
-from builders import a_charge, a_strategy
+from builders import a_config, a_strategy
 from simulation.senders import POISON
 
 from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.charge import Charge, Rhythm
+from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies import Strategy
 
@@ -30,22 +30,22 @@ def some_strategy(chance: Random) -> Strategy:
     )
 
 
-def some_charge(chance: Random, strategy: Strategy, topology: Topology) -> Charge:
-    """Return a charge for a strategy."""
-    rhythm = Rhythm(
+def some_config(chance: Random, strategy: Strategy, topology: Topology) -> AggregatorConfig:
+    """Return a config for a strategy."""
+    commit_schedule = CommitSchedule(
         every=1 if strategy.one_update_per_version else chance.choice([1, 1, 2, 3]),
         after_s=None if strategy.one_update_per_version else chance.choice([None, 5.0]),
         buffer_timeout_s=chance.choice([20.0, 900.0]),
     )
     goals = [Goal()] * 4 + [Goal(max_versions=chance.randint(1, 6)), Goal(max_updates=chance.randint(1, 12))]
-    charge = a_charge(
+    config = a_config(
         strategy,
-        rhythm=rhythm,
+        commit_schedule=commit_schedule,
         policy=Policy(max_staleness=chance.choice([None, None, 1])),
         goal=chance.choice(goals),
         try_out=try_out,
     )
-    return replace(charge, topology=topology)
+    return replace(config, topology=topology)
 
 
 def some_topology(chance: Random, topology: Topology) -> Topology:
