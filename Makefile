@@ -89,6 +89,10 @@ bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 worke
 performance: $(installed) ## Bring the newest results into docs/performance.md
 	@PYTHONPATH=tests $(bin)/python -m benchmarks.page
 
+.PHONY: reference
+reference: $(installed) ## Write docs/reference/settings.md from the settings classes
+	@$(bin)/python -m scripts.reference
+
 .PHONY: check
 check: $(installed) ## Check format, lint, types and the architecture's rules
 	@$(bin)/ruff format --check .

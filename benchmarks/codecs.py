@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from benchmarks import small_networks
 from benchmarks.measuring import OtherWork, Report, Spread, in_processes, wide_console
 from benchmarks.small_networks import OneHiddenLayer
+from benchmarks.taking_in import WayIn
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
 from fluffle.model import Layout
@@ -40,11 +41,9 @@ from fluffle.record import ModelVersion, Rank
 from fluffle.task import Site
 from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedBuff
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import Spool, open_spool
 
@@ -88,7 +87,7 @@ class Client:
     base: ModelVersion
     sent: list[int] = field(default_factory=list)
 
-    def update(self, seed: int) -> WeightUpdate:
+    def update(self, seed: int) -> bytes:
         """Train a round, and send what it gave through the spool, as the worker's loop does."""
         base, update_id = self.base, self.spool.next_id
         weights = base.weights
@@ -120,10 +119,7 @@ class Client:
             raise RuntimeError("the spool gives nothing back")
         self.spool.confirm()
         self.sent.append(len(waiting[1]))
-        arrived = decode_inbound(waiting[1])
-        if not isinstance(arrived, WeightUpdate):
-            raise TypeError(f"an update became {arrived}")
-        return arrived
+        return waiting[1]
 
 
 def play(case: Case) -> Outcome:
@@ -135,7 +131,7 @@ def play(case: Case) -> Outcome:
 def _play(case: Case) -> Outcome:
     whole: OneHiddenLayer = getattr(small_networks, case.data)
     model = first_model(whole, case)
-    record = model.record
+    record, way_in = model.record, WayIn(model)
     accuracies: list[float] = []
     # In memory where that can be: no power cut is played here.
     place = MEMORY if Path(MEMORY).is_dir() else None
@@ -148,11 +144,9 @@ def _play(case: Case) -> Outcome:
             spool = open_spool(Path(folder) / name, worker=name, max_bytes=64 * MIB)
             clients.append(Client(index, task, spools.enter_context(spool), record))
         for number, index in enumerate(arrivals(case), start=1):
-            model.fold(clients[index].update(case.seed), now=0.0)
+            way_in.take_in(clients[index].update(case.seed), f"worker-{index}")
             if model.steps:
-                record = model.next_record(
-                    parent="", moments_checksum=None, elapsed_s=0.0, now=0.0, finished=""
-                )
+                record = model.next_record(now=0.0)
                 # A record is what others read: the model's own vector is written to.
                 record = replace(record, vector=record.vector.copy())
                 model.advance(record)
@@ -168,7 +162,7 @@ def first_model(task: OneHiddenLayer, case: Case) -> GlobalModel:
     weights = task.initial_weights(case.seed)
     layout = Layout.of(weights)
     flat = layout.flatten(weights)
-    strategy, plan = FedBuff(parse_discount("polynomial:0.5"), BUFFER_SIZE), Plan(codec=case.codec)
+    strategy, plan = FedBuffSettings(buffer_size=BUFFER_SIZE, weigh_by="none").make(), Plan(codec=case.codec)
     first = ModelVersion(
         federation=FEDERATION,
         term=1,

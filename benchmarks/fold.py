@@ -20,17 +20,16 @@ import numpy as np
 from benchmarks.bandwidth import moves, timed
 from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
 from benchmarks.publishers import Base
+from benchmarks.taking_in import WayIn
 from fluffle.compression import compress
-from fluffle.model import Layout, Vector
+from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
-from fluffle_aggregator.admission import Policy, Refusal, refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedBuff
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 
 CODECS = ("float32", "bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
 SIZES_MB = (1.0, 10.0, 100.0)
@@ -90,29 +89,18 @@ def _actions(codec: str, model: GlobalModel) -> tuple[int, Mapping[str, Callable
     received = decode_inbound(body)
     if not isinstance(received, WeightUpdate):
         raise TypeError(f"an update came back as {type(received).__name__}")
-    random = np.random.default_rng(0)
+    random, way_in = np.random.default_rng(0), WayIn(model)
     return len(body), {
         **moves(parameters),
         "fold": partial(received.vector.add_to, total, WEIGHT),
-        "take_in": lambda: _take_in(body, model, total),
+        "take_in": lambda: way_in.take_in_again(body, "client-0"),
         "encode": lambda: encode_update(replace(update, vector=compress(codec, delta, random))),
     }
 
 
-def _take_in(body: bytes, model: GlobalModel, total: Vector) -> None:
-    update = decode_inbound(body)
-    if not isinstance(update, WeightUpdate):
-        raise TypeError(f"an update came back as {type(update).__name__}")
-    refused: Refusal | None = refusal(update, model, Policy())
-    if refused:
-        raise RuntimeError(f"the update was refused: {refused.detail}")
-    # Not model.fold: it would count this update as applied, and refuse it the next time.
-    update.vector.add_to(total, WEIGHT)
-
-
 def model_of(parameters: int) -> GlobalModel:
     """Return a global model of so many random float32, at version 0."""
-    strategy = FedBuff(parse_discount("constant"), 10)
+    strategy = FedBuffSettings(buffer_size=10**9, staleness="constant", weigh_by="none").make()
     weights = {"kernel": random_floats(parameters)}
     layout = Layout.of(weights)
     flat = layout.flatten(weights)

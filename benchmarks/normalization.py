@@ -23,9 +23,7 @@ from benchmarks.virtual import Course, VirtualFederation
 from examples.normalized_cnn import build_model
 from fluffle.plan import Plan
 from fluffle.task import Site
-from fluffle_aggregator.server_optimizers import Sgd
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedBuff
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 from fluffle_worker.keras_task import KerasTask, import_keras
 from fluffle_worker.splits import split_indices
 from fluffle_worker.tasks import fashion_mnist
@@ -79,7 +77,7 @@ def play(case: Case) -> Outcome:
     for index, task in enumerate(tasks):
         task.prepare(Site(index=index, count=len(tasks)))
     course = Course(
-        strategy=FedBuff(parse_discount("polynomial:0.5"), case.buffer_size, Sgd(), weigh_by="examples"),
+        strategy=FedBuffSettings(buffer_size=case.buffer_size).make(),
         plan=Plan(batch_size=32, keep_optimizer=True, updates_per_version=case.buffer_size),
         round_s=PACES,
         updates=UPDATES,

@@ -26,9 +26,7 @@ from benchmarks.virtual import Course, VirtualFederation
 from fluffle.plan import Plan
 from fluffle.task import Site
 from fluffle_aggregator.schedules import parse_schedule
-from fluffle_aggregator.server_optimizers import Sgd
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedBuff
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 from fluffle_worker.keras_task import KerasTask, import_keras
 
 if TYPE_CHECKING:
@@ -104,7 +102,7 @@ def play(case: Case) -> float:
     for index, task in enumerate(tasks):
         task.prepare(Site(index=index, count=len(tasks)))
     course = Course(
-        strategy=FedBuff(parse_discount("polynomial:0.5"), BUFFER_SIZE, Sgd()),
+        strategy=FedBuffSettings(buffer_size=BUFFER_SIZE, weigh_by="none").make(),
         plan=Plan(
             local_steps=3 if case.task == "sequences" else None,
             batch_size=32,

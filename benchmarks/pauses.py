@@ -30,9 +30,7 @@ from fluffle.compression import decompressed
 from fluffle.plan import Plan
 from fluffle.task import Site, Task
 from fluffle.update import WeightUpdate
-from fluffle_aggregator.server_optimizers import Sgd
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedBuff
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 
 WORKERS, BUFFER_SIZE = 10, 4
 AWAY = (40.0, 80.0)
@@ -96,7 +94,7 @@ def _run(case: Case, away: tuple[float, float] | None) -> list[Point]:
         task.prepare(Site(index=index, count=WORKERS, seed=case.seed))
     paces = [case.slowest ** (index / (WORKERS - 1)) for index in range(WORKERS)]
     course = Course(
-        strategy=FedBuff(parse_discount("polynomial:0.5"), BUFFER_SIZE, Sgd()),
+        strategy=FedBuffSettings(buffer_size=BUFFER_SIZE, weigh_by="none").make(),
         plan=Plan(local_epochs=case.epochs, batch_size=8, updates_per_version=BUFFER_SIZE),
         round_s=paces,
         updates=round(UPDATES / WORKERS * sum(1 / pace for pace in paces)),

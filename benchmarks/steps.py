@@ -19,10 +19,10 @@ from pika import frame, spec
 from benchmarks.fold import model_of
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
 from benchmarks.publishers import Base
+from benchmarks.taking_in import WayIn
 from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update, record_digest, version_pieces
-from fluffle_aggregator.admission import Policy, refusal
 
 SIZES_MB = (0.1, 1.0, 10.0)
 # pika's own, and the most that RabbitMQ puts into one frame.
@@ -50,12 +50,12 @@ def _measure(parameters: int, repeats: int) -> Mapping[str, Cell | Spread]:
     update, total = decode_inbound(body), model.vector.copy()
     if not isinstance(update, WeightUpdate):
         raise TypeError(f"an update came back as {type(update).__name__}")
-    record = version_pieces(model.record)
+    record, way_in = version_pieces(model.record), WayIn(model)
     steps: Mapping[str, Callable[[], object]] = {
         "pika_reads": _receiving(pika.SelectConnection, body, PIKA_READ_BYTES),
         "reads": _receiving(LargeBodyConnection, body, READ_BYTES),
         "decode": lambda: decode_inbound(body),
-        "admit": lambda: refusal(update, model, Policy()),
+        "take_in": lambda: way_in.take_in_again(body, "client-0"),
         "fold": lambda: update.vector.add_to(total, 1.0),
         "encode_version": lambda: version_pieces(model.record),
         "digest": lambda: record_digest(record.start),

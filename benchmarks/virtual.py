@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from benchmarks.taking_in import WayIn
 from fluffle.checked_task import CheckedTask
 from fluffle.in_flight import most_in_flight
 from fluffle.model import Weights
@@ -23,11 +24,12 @@ from fluffle.record import Evaluation, ModelVersion
 from fluffle.safetensors_file import ModelFile
 from fluffle.task import Task
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import encode_update
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.schedules import Schedule
-from fluffle_aggregator.strategies import Strategy
+from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_worker.round import train_round
 
 FEDERATION = "virtual"
@@ -98,6 +100,7 @@ class VirtualFederation:
             term=1,
             schedule=course.schedule,
         )
+        self._way_in = WayIn(self._model)
         self._newest = record
         self._clients = [_Client(task, task.model(course.seed).local, record) for task in checked]
         for client in self._clients:
@@ -162,15 +165,14 @@ class VirtualFederation:
         """Fold what waits, unless the aggregator is away, and let those train on who waited for a version."""
         away = self._course.away
         while self._queue and not (away and away[0] <= now < away[1]):
-            self._model.fold(self._queue.popleft(), now=now)
+            update = self._queue.popleft()
+            self._way_in.take_in(encode_update(update), update.id.worker, now=now)
             self._folded += 1
             if self._model.steps:
                 self._commit(now)
 
     def _commit(self, now: float) -> None:
-        record = self._model.next_record(
-            parent="", moments_checksum=None, elapsed_s=now, now=now, finished=""
-        )
+        record = self._model.next_record(now=now, elapsed_s=now)
         # A record is what others read: the model's own arrays are written to.
         record = replace(record, vector=record.vector.copy(), statistics=record.statistics.copy())
         self._model.advance(record)

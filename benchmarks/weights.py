@@ -27,9 +27,9 @@ from benchmarks.regression import Diabetes
 from benchmarks.virtual import Course, VirtualFederation
 from fluffle.plan import Plan
 from fluffle.task import Site, Task
-from fluffle_aggregator.server_optimizers import Sgd
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import FedAsync, FedBuff, Strategy
+from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
+from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
+from fluffle_aggregator.strategies.strategy import Strategy
 
 Rows = NDArray[np.intp]
 
@@ -108,10 +108,11 @@ def tasks_of(data: str, sites: str, seed: int) -> tuple[list[Task], list[float],
 
 def a_strategy(case: Case) -> Strategy:
     """Return the strategy that a case asks for."""
-    discount = parse_discount("polynomial:0.5")
     if case.strategy == "fedasync":
-        return FedAsync(discount, 0.6, weigh_by=case.weigh_by)
-    return FedBuff(discount, BUFFER_SIZES[case.strategy], Sgd(), weigh_by=case.weigh_by)
+        return FedAsyncSettings.model_validate({"weigh_by": case.weigh_by}).make()
+    return FedBuffSettings.model_validate(
+        {"buffer_size": BUFFER_SIZES[case.strategy], "weigh_by": case.weigh_by}
+    ).make()
 
 
 def play(case: Case) -> Outcome:

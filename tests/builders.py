@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fluffle.broker import Delivery
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.model import Layout, TensorSpec, Vector
@@ -14,14 +15,16 @@ from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.gates.sequence import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.server_optimizers import make_server_optimizer
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import Strategy, make_strategy
+from fluffle_aggregator.strategies.registry import STRATEGIES
+from fluffle_aggregator.strategies.strategy import Strategy
 
 FEDERATION = "digits"
 SIZE = 4
@@ -127,15 +130,22 @@ def a_strategy(
     mixing: float = 0.5,
     staleness: str = "polynomial",
     optimizer: str = "sgd",
+    learning_rate: float = 1.0,
+    weigh_by: str = "none",
+    rule: str = "mean",
 ) -> Strategy:
-    """Return a strategy."""
-    return make_strategy(
-        name,
-        buffer_size=buffer_size,
-        mixing=mixing,
-        discount=parse_discount(staleness),
-        optimizer=make_server_optimizer(optimizer, learning_rate=1.0),
-    )
+    """Return a strategy; settings that it does not read are passed over."""
+    settings = {
+        "buffer_size": buffer_size,
+        "mixing": mixing,
+        "staleness": staleness,
+        "weigh_by": weigh_by,
+        "server_optimizer": optimizer,
+        "server_learning_rate": learning_rate,
+        "rule": rule,
+    }
+    kind = STRATEGIES[name]
+    return kind.model_validate({key: settings[key] for key in settings if key in kind.model_fields}).make()
 
 
 def a_model(
@@ -146,15 +156,34 @@ def a_model(
     return GlobalModel(record or a_version(), {}, strategy=strategy, plan=Plan(), goal=goal or Goal(), term=1)
 
 
+def passed(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Incoming | Refusal:
+    """Pass an update from its own worker through the gates of a model, and leave the model as it is."""
+    topology = topology_of(FEDERATION)
+    delivery = Delivery(1, b"", user=update.id.worker, exchange=topology.updates_in.name)
+    incoming = Incoming(delivery, update)
+    for gate in gates_of(limits or Limits(), model.strategy, topology):
+        found = gate(incoming, model)
+        if isinstance(found, Refusal):
+            return found
+        incoming = found
+    return incoming
+
+
+def refusal(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Refusal | None:
+    """Return why the gates of a model let an update not pass, or None when they do."""
+    found = passed(update, model, limits)
+    return found if isinstance(found, Refusal) else None
+
+
 def a_config(
     strategy: Strategy | None = None,
     *,
     name: str = "a1",
-    policy: Policy | None = None,
+    limits: Limits | None = None,
     commit_schedule: CommitSchedule | None = None,
     goal: Goal | None = None,
     first: ModelVersion | None = None,
-    try_out: Callable[[Layout, bytes], str] = lambda _layout, _body: "",
+    try_out: Callable[[GlobalModel, Delivery], str] = lambda _model, _delivery: "",
 ) -> AggregatorConfig:
     """Return what an aggregator is told when it starts."""
     strategy, commit_schedule = strategy or a_strategy(), commit_schedule or CommitSchedule()
@@ -173,7 +202,7 @@ def a_config(
     return AggregatorConfig(
         name=name,
         topology=topology_of(FEDERATION),
-        policy=policy or Policy(),
+        limits=limits or Limits(),
         commit_schedule=commit_schedule,
         prefetch=strategy.buffer_size * commit_schedule.every + 2,
         first_version=lambda: replace(first or a_version(), plan=plan),

@@ -12,7 +12,7 @@ from fluffle.update import WeightUpdate
 from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
-from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.service import serve
 
 
@@ -92,18 +92,17 @@ def aggregate(
     serve(config, connect or (lambda: UntilQuiet(server, stop)), stop)
 
 
-def take_the_lead(broker: Broker, config: AggregatorConfig, clock: Clock) -> Leader:
+def take_the_lead(broker: Broker, config: AggregatorConfig, clock: Clock) -> Leading:
     """Return a leader whose time passes when the test says so."""
     broker.consume(config.topology.updates.name, prefetch=config.prefetch)
-    return Leader(config, broker, StreamHealth(), clock=clock, now=lambda: 1_700_000_000.0)
+    return Leading(config, broker, StreamHealth(), clock=clock, unix_clock=lambda: 1_700_000_000.0)
 
 
-def work_off(leader: Leader, broker: Broker) -> None:
+def work_off(leader: Leading, broker: Broker) -> None:
     """Let a leader take in all that waits, and commit what is due."""
     while delivery := broker.next_delivery(0):
-        leader.receive(delivery)
-        leader.commit_when_due()
-    leader.commit_when_due()
+        leader.turn(delivery)
+    leader.turn(None)
 
 
 def versions(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion]:

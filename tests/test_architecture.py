@@ -55,17 +55,25 @@ PURE = {
     "fluffle.topology",
     "fluffle.update",
     "fluffle.vector_math",
-    "fluffle_aggregator.admission",
-    "fluffle_aggregator.choices",
-    "fluffle_aggregator.global_model",
-    "fluffle_aggregator.goal",
-    "fluffle_aggregator.limits",
-    "fluffle_aggregator.missing",
-    "fluffle_aggregator.schedules",
-    "fluffle_aggregator.server_optimizers",
-    "fluffle_aggregator.staleness",
-    "fluffle_aggregator.statistics",
-    "fluffle_aggregator.strategies",
+    "fluffle.wire",
+    *(
+        f"fluffle_aggregator.{name}"
+        for name in (
+            *("accumulators", "choices", "commit_schedule", "effects", "global_model", "goal", "intake"),
+            *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
+        )
+    ),
+    *(
+        f"fluffle_aggregator.gates.{name}"
+        for name in (
+            *("fitting", "gate", "history", "limits", "norm", "rates", "sender", "sequence", "share"),
+            "values",
+        )
+    ),
+    *(
+        f"fluffle_aggregator.strategies.{name}"
+        for name in ("fedasync", "fedavg", "fedbuff", "registry", "strategy")
+    ),
     *(f"fluffle_cli.dashboard.{name}" for name in ("known", "live", "staleness", "table")),
     *("fluffle_cli.findings", "fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.series"),
     *("fluffle_cli.standing", "fluffle_cli.trends", "fluffle_cli.words", "fluffle_cli.workers"),
@@ -74,6 +82,7 @@ PURE = {
 PURE_MAY_IMPORT = {
     *(
         "__future__",
+        "abc",
         "base64",
         "bisect",
         "collections",
@@ -84,7 +93,7 @@ PURE_MAY_IMPORT = {
         "inspect",
     ),
     *("contextlib", "itertools", "json", "math", "re", "shlex", "statistics", "types", "typing"),
-    *("ml_dtypes", "numpy", "zstandard"),
+    *("ml_dtypes", "msgpack", "numpy", "pydantic", "xxhash", "zstandard"),
 }
 
 
@@ -106,7 +115,8 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} has a relative import"
-            yield node.module or ""
+            module = node.module or ""
+            yield from (f"{module}.{each.name}" for each in node.names) if module in PACKAGES else [module]
 
 
 def is_in(module: str, package: str) -> bool:

@@ -9,12 +9,12 @@ from fluffle.stopping import stop_on_signals
 from fluffle_aggregator.running import aggregate
 from fluffle_aggregator.settings import AggregatorSettings
 
-# With Python's own 5 ms the connection's thread, and RabbitMQ, would wait for arithmetic at each turn.
+# With Python's default of 5 ms, the thread of the connection would wait for arithmetic at each switch.
 SWITCH_S = 0.0002
 
 
 def run(settings: AggregatorSettings) -> None:
-    """Be an aggregator until the federation has finished, or until SIGTERM or Ctrl-C."""
+    """Run an aggregator until the federation has finished, or until SIGTERM or Ctrl-C."""
     sys.setswitchinterval(SWITCH_S)
     aggregate(settings, stop_on_signals())
 
@@ -24,7 +24,7 @@ command = settings_command(
     run,
     about="Weigh updates by their staleness and publish new versions of the model.\n\n"
     "Start a second one as a standby: RabbitMQ lets one of them lead, and the other takes over within a "
-    "second when it dies. The aggregator keeps nothing on disk, and needs no TensorFlow but to build "
+    "second if that one dies. The aggregator keeps nothing on disk. It needs TensorFlow only to build "
     "version 0 of a task.",
 )
 

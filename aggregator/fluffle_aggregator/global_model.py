@@ -23,16 +23,22 @@ from fluffle.record import (
     Rank,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
+from fluffle_aggregator.accumulators import Weight
 from fluffle_aggregator.goal import Goal, not_finite_held
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.statistics import StatisticsBuffer
-from fluffle_aggregator.strategies import Strategy, UpdateFacts
+from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
+from fluffle_aggregator.transforms import starting_moments
 
 CONSTANT_RATE = Schedule()
 
 
 class GlobalModel:
-    """What grows from one record to the next."""
+    """What grows from one record to the next.
+
+    `record` is the newest published version. `draft` holds what the next record says of evaluations, limits
+    and the end; what each update changes stands in attributes of its own.
+    """
 
     def __init__(
         self,
@@ -45,11 +51,11 @@ class GlobalModel:
         term: int,
         schedule: Schedule = CONSTANT_RATE,
     ) -> None:
-        """Continue from a record and the server optimizer's moments there.
+        """Continue from a record and the strategy's moments there.
 
         Moments that are missing, or are those of another optimizer, begin anew.
         """
-        # Owned, since the strategy works in place; the record's vector may be a view of a message.
+        # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
         self.record = replace(record, vector=self.vector)
         self.strategy = strategy
@@ -61,36 +67,28 @@ class GlobalModel:
         # The first leader goes on under the term of the version 0 that it made itself.
         began = () if record.term == term else (Rank(term, record.version),)
         self.terms = (*record.terms, *began)
+        self.draft = replace(self.record, term=term, terms=self.terms, strategy=str(strategy))
         self.statistics = record.statistics
         self.integers = record.integers
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in moments.items()}
-            if set(moments) == set(strategy.optimizer.starts)
-            else strategy.optimizer.init(record.layout.size)
+            if set(moments) == set(strategy.moment_names)
+            else starting_moments(strategy.transforms, record.layout.size)
         )
-        self.buffer = strategy.init()
-        self.statistics_buffer = StatisticsBuffer()
-        # The weight that each worker has in the buffer.
+        # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
         self.norms = record.norms
+        self.window = record.window
         self.folded: list[Folded] = []
         self.contributors = dict(record.contributors)
-        self.rejected = record.rejected
-        self.evaluation = record.evaluation
-        self.best = record.best
-        self.best_by = record.best_by
-        self.target_held = record.target_held
-        self.not_finite_held = record.not_finite_held
-        self.plateau = record.plateau
-        self.window = record.window
-        self.started_s = record.started_s
-        self.closing = record.closing
         self._most_examples = self._count_most_examples()
         self._examples_sum = sum(one.examples for one in self.contributors.values())
         self._contributing = sum(1 for one in self.contributors.values() if one.updates)
-        # Whose refusals the next record tells of, though nothing else may be new in it.
+        # Workers whose refusals the next record tells of, though nothing else may be new in it.
         self.untold_refusals: set[str] = set()
+        self.accumulator = strategy.rule.zero()
+        self._statistics = StatisticsBuffer(strategy.rule.reduce)
 
     @property
     def updates(self) -> int:
@@ -103,21 +101,28 @@ class GlobalModel:
         return self.version - self.record.version
 
     @property
+    def over(self) -> str:
+        """Why no more updates are taken; empty while they are."""
+        return self.draft.finished or self.draft.closing
+
+    @property
     def has_another_plan(self) -> bool:
-        """Whether the plan is another than the last record says, and so than the workers follow."""
+        """Whether the plan differs from the last record's, which the workers follow."""
         return self.plan != replace(self.record.plan, learning_rate_scale=1.0)
 
     def staleness(self, base_version: int) -> int:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
 
-    def facts_of(self, update: WeightUpdate) -> UpdateFacts:
-        """Return what the weight of an update follows from."""
-        return UpdateFacts(
-            self.staleness(update.base_version),
-            update.examples,
-            self._most_examples,
-            self._examples_sum / max(1, self._contributing),
+    def weigh(self, update: WeightUpdate) -> Weight:
+        """Return what an update counts if it is folded now."""
+        return self.strategy.weigh(
+            UpdateFacts(
+                self.staleness(update.base_version),
+                update.examples,
+                self._most_examples,
+                self._examples_sum / max(1, self._contributing),
+            )
         )
 
     def fold(
@@ -129,47 +134,53 @@ class GlobalModel:
         norm: float | None = None,
         is_share_limited: bool = False,
     ) -> Folded:
-        """Take in one admitted update, and step when the strategy's buffer is full.
+        """Take in one admitted update, and step when the buffer is full.
 
         `now` and `published_at` are Unix times in seconds, for people to read. `norm` is the L2 norm of
-        what the update would move, for those that come later to be held against; None when no limit asks
-        for it. `is_share_limited` says that a worker's share of the last updates is limited (FedAsync).
+        what the update would move, for later updates to be compared with; None while norms are not limited.
+        `is_share_limited` says that a worker's share of the last updates is limited (FedAsync).
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
-        facts = self.facts_of(update)
-        weight = self.strategy.weight_of(facts)
-        self.buffer = self.strategy.fold(self.buffer, update.vector, facts)
-        self.statistics_buffer = self.statistics_buffer.adding(
-            update.statistics, weight=weight, mixing=self.strategy.mixing_of(facts)
+        staleness, weight = self.staleness(update.base_version), self.weigh(update)
+        self.accumulator = self.accumulator.adding(update.vector, weight)
+        self._statistics = self._statistics.adding(
+            update.statistics, weight=weight.factor, mixing=weight.mixing
         )
         self.integers = update.integers
-        self.in_buffer[update.id.worker] = self.in_buffer.get(update.id.worker, 0.0) + weight
-        # Nobody measures it while the limit is off: what was usual before says nothing later.
+        worker = update.id.worker
+        self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
+        # Forgotten while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
+        if is_share_limited:
+            self.window = (*self.window, (worker, weight.factor))[-SHARE_WINDOW:]
         loss = update.metrics.get("loss")
         folded = Folded(
             update.id,
             update.base_version,
-            facts.staleness,
-            weight,
+            staleness,
+            weight.factor,
             published_at,
             now,
             loss,
             update.train_s,
         )
         self.folded.append(folded)
-        if is_share_limited:
-            self.window = (*self.window, (update.id.worker, weight))[-SHARE_WINDOW:]
         self.applied = self.applied.adding([*update.absorbed, update.id])
+        self._count(update, folded)
+        if self.accumulator.count >= self.strategy.buffer_size:
+            self.step()
+        return folded
+
+    def _count(self, update: WeightUpdate, folded: Folded) -> None:
         before = self.contributors.get(update.id.worker, Contributor())
         self.contributors[update.id.worker] = replace(
             before,
             updates=before.updates + 1,
             examples=update.examples,
-            staleness_sum=before.staleness_sum + facts.staleness,
-            weight_sum=before.weight_sum + weight,
-            last_update_at=now,
-            loss=loss,
+            staleness_sum=before.staleness_sum + folded.staleness,
+            weight_sum=before.weight_sum + folded.weight,
+            last_update_at=folded.received_at,
+            loss=folded.loss,
         )
         self._examples_sum += update.examples - before.examples
         self._contributing += not before.updates
@@ -177,20 +188,18 @@ class GlobalModel:
             self._most_examples = update.examples
         elif before.examples == self._most_examples:
             self._most_examples = self._count_most_examples()
-        if self.strategy.is_full(self.buffer):
-            self.step()
-        return folded
 
     def _count_most_examples(self) -> int:
         return max((one.examples for one in self.contributors.values()), default=0)
 
     def step(self) -> None:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
-        if self.buffer.count == 0:
+        if self.accumulator.count == 0:
             return
-        self.vector, self.moments = self.strategy.step(self.vector, self.buffer, self.moments)
-        self.statistics = self.statistics_buffer.merged_into(self.statistics)
-        self.buffer, self.statistics_buffer = self.strategy.init(), StatisticsBuffer()
+        self.strategy.step(self.vector, self.accumulator, self.moments)
+        self.statistics = self._statistics.merged_into(self.statistics)
+        self.accumulator = self.strategy.rule.zero()
+        self._statistics = StatisticsBuffer(self.strategy.rule.reduce)
         self.in_buffer.clear()
         self.version += 1
 
@@ -201,26 +210,29 @@ class GlobalModel:
             self.version += 1
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
-        """Take in what an evaluator measured; tell whether it did, which it does of newer versions alone."""
-        if self.evaluation and evaluation.version <= self.evaluation.version:
-            return False  # a slower evaluator, or one redelivered: the newest version counts
-        self.evaluation = evaluation
-        best = self.goal.better(self.best, evaluation)
-        self.plateau = self.schedule.after_evaluation(self.plateau, is_better=best is not self.best)
-        self.best = best
-        self.best_by = str(self.goal.yardstick(evaluation.metrics) or "") if self.best else ""
-        self.target_held = self.goal.held(self.target_held, evaluation.metrics)
-        self.not_finite_held = not_finite_held(self.not_finite_held, evaluation.metrics)
+        """Take in an evaluator's report, and return whether it counts: only newer versions' do."""
+        before = self.draft
+        if before.evaluation and evaluation.version <= before.evaluation.version:
+            return False
+        best = self.goal.better(before.best, evaluation)
+        self.draft = replace(
+            before,
+            evaluation=evaluation,
+            best=best,
+            best_by=str(self.goal.yardstick(evaluation.metrics) or "") if best else "",
+            plateau=self.schedule.after_evaluation(before.plateau, is_better=best is not before.best),
+            target_held=self.goal.held(before.target_held, evaluation.metrics),
+            not_finite_held=not_finite_held(before.not_finite_held, evaluation.metrics),
+        )
         return True
 
     def note_refusal(self, worker: str | None, why: str) -> None:
         """Count one refused message, and for its sender, if RabbitMQ has verified who that is.
 
-        A RabbitMQ user whose name no worker may have is nobody's, and only counts in the total.
-
-        At its first refusal, and then at powers of two, a worker is to be told: see `untold_refusals`.
+        A RabbitMQ user whose name no worker may have only counts in the total. At its first refusal, and then
+        at powers of two, a worker is to be told: see `untold_refusals`.
         """
-        self.rejected += 1
+        self.draft = replace(self.draft, rejected=self.draft.rejected + 1)
         if worker is None or not is_name(worker):
             return
         if worker not in self.contributors and len(self.contributors) >= MAX_RUNS:
@@ -235,8 +247,21 @@ class GlobalModel:
         """Move the window of shares on by an update that was refused for its worker's share."""
         self.window = (*self.window, (worker, 0.0))[-SHARE_WINDOW:]
 
+    def note_start(self, elapsed_s: float) -> None:
+        """Note when the first update came: the seconds in which the federation had a leader."""
+        if self.draft.started_s is None:
+            self.draft = replace(self.draft, started_s=elapsed_s)
+
+    def close(self, reason: str) -> None:
+        """Take no more updates: the next record says that the last model waits for its evaluation."""
+        self.draft = replace(self.draft, closing=reason)
+
+    def finish(self, reason: str) -> None:
+        """Let the next record be the last."""
+        self.draft = replace(self.draft, finished=reason)
+
     def next_moments(self) -> Moments | None:
-        """Return the server optimizer's moments at the next record, None when nothing goes before it.
+        """Return the moments at the next record, None when nothing goes before it.
 
         A leader without moments sends empty ones before the first record of its term: they claim the term.
         If that record comes late, when another leads already, that one has seen the claim and is above it.
@@ -246,37 +271,25 @@ class GlobalModel:
         return Moments(self.record.federation, Rank(self.term, self.version), self.moments)
 
     def next_record(
-        self, *, parent: str, moments_checksum: int | None, elapsed_s: float, now: float, finished: str
+        self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0
     ) -> ModelVersion:
         """Return the record to publish; its vector is this model's own until `advance`."""
         return replace(
-            self.record,
-            term=self.term,
+            self.draft,
             version=self.version,
             parent=parent,
-            terms=self.terms,
-            plan=replace(self.plan, learning_rate_scale=self.schedule.scale(self.version, self.plateau)),
-            strategy=str(self.strategy),
-            vector=self.vector,
+            plan=replace(
+                self.plan, learning_rate_scale=self.schedule.scale(self.version, self.draft.plateau)
+            ),
             statistics=self.statistics,
             integers=self.integers,
             applied=self.applied,
             norms=self.norms,
+            window=self.window,
             folded=tuple(self.folded),
             contributors=dict(self.contributors),
-            rejected=self.rejected,
-            evaluation=self.evaluation,
-            best=self.best,
-            best_by=self.best_by,
-            target_held=self.target_held,
-            not_finite_held=self.not_finite_held,
-            plateau=self.plateau,
-            window=self.window,
             elapsed_s=elapsed_s,
-            started_s=self.started_s,
             committed_at=now,
-            closing=self.closing,
-            finished=finished,
             moments_checksum=moments_checksum,
         )
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from fluffle.errors import ConfigError
 from fluffle.record import Evaluation, not_finite
 
 # A metric may be called whatever prints, such as f1-score/0 or precision@k; only < and > end its name.
@@ -60,15 +59,15 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Read "accuracy>=0.95", "mae<=45" or "0.95", which means accuracy; ConfigError for anything else."""
+    """Read "accuracy>=0.95", "mae<=45" or "0.95", which means accuracy; ValueError for anything else."""
     found = _TARGET.fullmatch(text)
     try:
         if found:
             return Target(found["metric"] or "accuracy", found["relation"] or ">=", float(found["bound"]))
     except ValueError:
         pass  # two dots in the number
-    raise ConfigError(
-        f"FLUFFLE_TARGET must read like 0.95, accuracy>=0.95 or mae<=45, not {text!r}: "
+    raise ValueError(
+        f"must read like 0.95, accuracy>=0.95 or mae<=45, not {text!r}: "
         "a metric of the task's evaluation, >= or <=, and a number"
     )
 
@@ -100,15 +99,15 @@ class Yardstick:
 def parse_yardstick(text: str) -> Yardstick:
     """Read "rmse:min", "bleu:max", or the name alone of a metric whose direction is known.
 
-    Raises ConfigError, which says what is expected, for anything else.
+    Raises ValueError, which says what is expected, for anything else.
     """
     metric, _, direction = text.strip().rpartition(":")
     if metric and direction in ("min", "max"):
         return Yardstick(metric, direction == "max")
     known = known_direction(text.strip())
     if known is None:
-        raise ConfigError(
-            f"FLUFFLE_BEST must read like rmse:min or bleu:max, not {text!r}: a metric of the task's "
+        raise ValueError(
+            f"must read like rmse:min or bleu:max, not {text!r}: a metric of the task's "
             "evaluation, and whether less or more of it is better; known without that are "
             f"{', '.join(HIGHER_IS_BETTER)}"
         )

@@ -1,32 +1,36 @@
-"""The one aggregator that folds and commits: what it does with each message, and when it publishes.
+"""The leading aggregator as a state machine: what it does with each message, and when it commits. Pure.
 
-Rule 4 of docs/architecture.md holds here: consuming, publishing and acking share one channel.
+Each method returns effects, which service.py performs in their order on the one channel that the leader
+consumes, publishes and acks on (rule 4 of docs/architecture.md). A commit is performed in full before the
+next message is taken in.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
-from fluffle.broker import Broker, Delivery
-from fluffle.errors import ProtocolMismatch, WireError
+from fluffle.broker import Delivery
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
-from fluffle.logs import get_logger
-from fluffle.record import Evaluation, Hello, ModelVersion, not_finite
-from fluffle.update import WeightUpdate
-from fluffle.wire import checksum_of, decode_inbound, require_readable_version
-from fluffle_aggregator.admission import Reason, Refusal, evaluation_refusal, foreign_sender
-from fluffle_aggregator.beginning import begin_federation
-from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.head import StreamHealth, read_head
-from fluffle_aggregator.head_keeper import HeadKeeper
-from fluffle_aggregator.limits import Rates, admit, counts_share_over_window
+from fluffle.record import Evaluation, Folded, Hello, ModelVersion, not_finite
+from fluffle.topology import Topology
+from fluffle.update import AppliedUpdates, WeightUpdate
+from fluffle.wire import checksum_of, require_readable_version
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
+from fluffle_aggregator.gates.fitting import FINISHED
+from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.gates.rates import Rates
+from fluffle_aggregator.gates.sender import FOREIGN_SENDER
+from fluffle_aggregator.gates.sequence import gates_of
+from fluffle_aggregator.gates.share import OVER_SHARE
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.intake import TakenIn, TurnedDown, evaluation_refusal, take_in
 from fluffle_aggregator.missing import MissingUpdates, in_words
-
-log = get_logger(__name__)
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
+CRASHES = "crashes"
 # A line about a version names its updates if there are no more; `fluffle trace` knows the others too.
 MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
@@ -34,361 +38,333 @@ REFUSALS_TOLD_AFTER_S = 10.0
 EVALUATION_PATIENCE_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time at which something happens, in seconds: a clock that never goes back, and Unix time."""
+
+    clock: float
+    unix: float
+
+
 class Leader:
     """The one aggregator that folds and commits."""
 
     def __init__(
         self,
-        config: AggregatorConfig,
-        broker: Broker,
-        stream_health: StreamHealth,
+        model: GlobalModel,
+        topology: Topology,
+        limits: Limits,
+        schedule: CommitSchedule,
         *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
+        parent: str,
+        now: Now,
     ) -> None:
-        """Take over: read the head, or publish version 0 in a new federation."""
-        self._config = config
-        self._broker = broker
-        self._tell = config.event_sink
-        self._clock = clock
-        self._now = now
-        self._rates = Rates(config.policy)
+        """Go on from a model whose newest record has the digest `parent`."""
+        self.model = model
+        self.parent = parent
+        self._topology = topology
+        self._schedule = schedule
+        self._rates = None if limits.limit_messages is limits.limit_mib is None else Rates(limits)
+        self._gates = gates_of(limits, model.strategy, topology)
         self._missing = MissingUpdates()
-        self._held: list[int] = []
+        # The suspicious message that a process has survived.
+        self._tried = 0
+        # The tags of the updates that are folded, and of the evaluation that is noted, but not committed yet.
+        self.held: list[int] = []
         self._held_evaluation: int | None = None
         # Where nobody evaluates, the closing version is not waited for.
-        self._has_evaluator = False
-        self._closing_from = clock()
-        self._refused_from = clock()
-        self._evaluation_held_from = clock()
-        head = read_head(broker, config.topology, stream_health, config.downlink_codec)
-        if head is None:
-            head = begin_federation(config, broker, stream_health)
-        stream_health.note_version()
-        self._parent = head.digest
-        self._head = HeadKeeper(
-            broker, config.topology, config.downlink_codec, messages=head.messages, clock=clock
-        )
-        self._model = config.continue_from(head)
-        self.finished = head.record.finished
-        self._has_evaluator = head.record.evaluation is not None
-        self._started = self._committed = self._oldest_held = clock()
+        self._has_evaluator = model.record.evaluation is not None
+        self._closing_from = self._refused_from = self._evaluation_held_from = now.clock
+        self._led_from = self._committed_at = self._oldest_held = now.clock
+
+    @property
+    def finished(self) -> str:
+        """Why the federation has ended; empty until the last version is published."""
+        return self.model.record.finished
+
+    def begin(self, now: Now) -> list[Effect]:
+        """Take the lead."""
+        model, record = self.model, self.model.record
         if self.finished:
             # It came to see the end and to leave: nobody takes that for a takeover.
-            log.info(
-                "the federation has finished already: to train on, export its model and start another one",
-                because=self.finished,
-                version=head.record.version,
-            )
-            return
-        log.info("leading", version=head.record.version, term=self._model.term)
-        self._tell(TookOver(self._model.term, head.record.version))
-        if self._model.has_another_plan and not self._model.closing:
-            # Until the workers read of it, they train and send what this leader would refuse.
-            log.warning(
-                "the plan is another than before: publishing the model with it",
-                before=head.record.strategy,
-                now=str(self._model.strategy),
-            )
-            self._commit()
+            return [
+                info(
+                    "the federation has finished already: to train on, export its model and start another "
+                    "federation",
+                    because=self.finished,
+                    version=record.version,
+                )
+            ]
+        effects: list[Effect] = [
+            info("leading", version=record.version, term=model.term),
+            Tell(TookOver(model.term, record.version)),
+        ]
+        if not model.has_another_plan or model.over:
+            return effects
+        # Until the workers read of it, they train and send what this leader would refuse.
+        changed = warning(
+            "the plan has changed: publishing the model with the new one",
+            before=record.strategy,
+            now=str(model.strategy),
+        )
+        return [*effects, changed, self._commit(now)]
 
-    @property
-    def record(self) -> ModelVersion:
-        """The newest version, as it was published."""
-        return self._model.record
-
-    @property
-    def held(self) -> int:
-        """The number of updates that are folded but not committed yet."""
-        return len(self._held)
-
-    @property
-    def elapsed_s(self) -> float:
-        """The seconds in which the federation had a leader."""
-        return self._model.record.elapsed_s + self._clock() - self._started
-
-    def receive(self, delivery: Delivery) -> None:
+    def take_in(self, delivery: Delivery, now: Now) -> list[Effect]:
         """Take in one message: fold it, note it, or refuse it."""
         # Before anything is read of it, so that a flood is cheap.
-        if over := self._rates.refusal(delivery, now=self._clock()):
-            self._refuse(delivery, over, {})
-            return
-        if delivery.redeliveries >= SUSPICIOUS_AFTER:
-            log.warning("trying a message that was there when aggregators died", times=delivery.redeliveries)
-            if end := self._config.try_out(self._model.record.layout, delivery.body):
-                detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {end}"
-                self._refuse(delivery, Refusal(Reason.CRASHES, detail), {})
-                return
-        try:
-            message = decode_inbound(delivery.body, most_parameters=self._model.record.layout.size)
-        except WireError as error:
-            reason = Reason.OTHER_PROTOCOL if isinstance(error, ProtocolMismatch) else Reason.UNREADABLE
-            self._refuse(delivery, Refusal(reason, str(error)), {})
-            return
-        match message:
-            case WeightUpdate():
-                self._receive_update(delivery, message)
+        if self._rates and (refused := self._rates.refusal(delivery, now=now.clock)):
+            return self._refuse(delivery, refused, {}, now)
+        if delivery.redeliveries >= SUSPICIOUS_AFTER and delivery.tag != self._tried:
+            line = "trying a message in another process: aggregators died when they had it"
+            return [warning(line, deliveries=delivery.redeliveries), TryOut(delivery)]
+        applied = self.model.applied
+        taken = take_in(delivery, self.model, self._gates, now=now.unix)
+        match taken:
+            case TakenIn(incoming, folded):
+                return self._hold(incoming, folded, applied, now)
+            case TurnedDown(refusal, update):
+                return self._turn_down(delivery, refusal, update, now)
             case Evaluation():
-                self._receive_evaluation(delivery, message)
+                return self._take_in_evaluation(delivery, taken, now)
             case Hello():
-                log.debug("somebody said hello", name=message.name, user=delivery.user)
-                self._has_evaluator |= delivery.exchange == self._config.topology.evaluations_in.name
-                self._broker.ack([delivery.tag])
+                self._has_evaluator |= delivery.exchange == self._topology.evaluations_in.name
+                greeting = Log("debug", "connected", {"name": taken.name, "user": delivery.user})
+                return [greeting, Ack((delivery.tag,))]
 
-    def commit_when_due(self) -> None:
-        """Commit if there is reason to; sets `finished` when the goal is reached."""
+    def tried(self, delivery: Delivery, ended: str, now: Now) -> list[Effect]:
+        """Take in a suspicious message, unless the process that tried it `ended` badly."""
+        if ended:
+            detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {ended}"
+            return self._refuse(delivery, Refusal(CRASHES, detail), {}, now)
+        self._tried = delivery.tag
+        return self.take_in(delivery, now)
+
+    def tick(self, now: Now) -> list[Effect]:
+        """Commit, close or finish if it is time to."""
+        model, schedule = self.model, self._schedule
         if self.finished:
-            return
-        model, commit_schedule = self._model, self._config.commit_schedule
-        if model.closing:
-            self._finish_when_evaluated()
-            return
+            return []
+        if model.over:
+            return self._finish_when_evaluated(now)
+        started_s = model.draft.started_s
         reached = model.goal.reached(
             version=model.version,
             updates=model.updates,
-            training_s=0.0 if model.started_s is None else self.elapsed_s - model.started_s,
-            target_held=model.target_held,
-            not_finite_held=model.not_finite_held,
+            training_s=0.0 if started_s is None else self._elapsed_s(now) - started_s,
+            target_held=model.draft.target_held,
+            not_finite_held=model.draft.not_finite_held,
         )
         if reached:
-            self._close_the_federation(reached)
-            return
+            return self._close_the_federation(reached, now)
+        if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:
+            model.step()
+            line = info("the buffer has waited long enough: using it as it is", updates=len(self.held))
+            return [line, self._commit(now)]
+        # Never with something in the buffer: the record would name it as applied, and its vector lack it.
+        if not model.in_buffer and schedule.is_due(
+            model.steps, since_commit_s=now.clock - self._committed_at
+        ):
+            return [self._commit(now)]
+        if model.untold_refusals and not self.held and self._may_tell_refusals(now):
+            return [self.commit_newer(now)]
         if (
             self._held_evaluation is not None
-            and self._clock() - self._evaluation_held_from >= commit_schedule.buffer_timeout_s
+            and now.clock - self._evaluation_held_from >= schedule.buffer_timeout_s
         ):
             # Nobody trains. It is in memory, and in the next record; held longer, it would cost the channel.
-            self._broker.ack([self._held_evaluation])
-            self._held_evaluation = None
-        if self._held and self._clock() - self._oldest_held >= commit_schedule.buffer_timeout_s:
-            log.info("flushing what has waited long enough", updates=len(self._held))
-            model.step()
-            self._commit()
-        # Never with something in the buffer: the record would name it as applied, and its vector lack it.
-        elif not model.in_buffer and commit_schedule.is_due(
-            model.steps, since_commit_s=self._clock() - self._committed
-        ):
-            self._commit()
-        elif model.untold_refusals and not self._held and self._may_tell_refusals():
-            model.make_newer()
-            self._commit()
+            tag, self._held_evaluation = self._held_evaluation, None
+            return [Ack((tag,))]
+        return []
 
-    def look_after_head(self) -> None:
-        """See now and then that the head queue holds what was published there, and put back what is gone."""
-        model = self._model
-        if not self._head.is_whole_when_due(model.record, model.moments, self._parent):
-            # Steps were made since the newest version, so that it cannot be published again.
-            model.step()
-            self._commit()
+    def commit_newer(self, now: Now) -> Commit:
+        """Publish a new version, of the same values if no update has come."""
+        self.model.make_newer()
+        return self._commit(now)
 
-    def _receive_update(self, delivery: Delivery, update: WeightUpdate) -> None:
-        if foreign := foreign_sender(update.id.worker, delivery, self._config.topology.updates_in):
-            self._refuse(delivery, foreign, {"id": str(update.id)})
-            return
-        if delivery.redeliveries and update.id in self._model.applied:
-            # The commit that contains it was confirmed, but the leader died before its ack arrived.
-            log.info("update is in the model already", update=str(update.id))
-            self._broker.ack([delivery.tag])
-            return
-        over = self.finished or self._model.closing
-        admitted = admit(update, self._model, self._config.policy, finished=over)
-        if isinstance(admitted, Refusal):
-            self._missing.note_refused(update.id)
-            self._refuse(delivery, admitted, {"id": str(update.id)})
-            return
-        if gone := self._missing.before(update, self._model.applied):
-            log.warning(
-                "updates before this one never came",
-                update=str(update.id),
-                missing=in_words(gone),
+    def committed(self, record: ModelVersion, *, digest: str, took_s: float, now: Now) -> list[Effect]:
+        """Go on from a version that the broker has confirmed: ack the messages that are in it."""
+        evaluation = () if self._held_evaluation is None else (self._held_evaluation,)
+        named = record.folded if len(record.folded) <= MOST_NAMED else ()
+        staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
+        effects: list[Effect] = [
+            Tell(
+                Committed(
+                    record.version,
+                    record.term,
+                    record.updates,
+                    record.rejected,
+                    record.target_held,
+                    record.best.version if record.best else -1,
+                    record.elapsed_s,
+                    took_s,
+                    record.finished,
+                    record.best_by,
+                    record.started_s,
+                    record.closing,
+                )
+            ),
+            Ack((*self.held, *evaluation)),
+            info(
+                "version committed",
+                version=record.version,
+                term=record.term,
+                updates=len(record.folded),
+                applied=[str(one.id) for one in named],
+                mean_staleness=round(staleness, 2),
+            ),
+        ]
+        if record.finished:
+            line = "the federation has finished"
+            effects.append(info(line, because=record.finished, version=record.version))
+        # Counted from the moment that the record tells of: publishing it took time as well.
+        self._led_from += record.elapsed_s - self.model.record.elapsed_s
+        self.model.advance(record)
+        self.parent = digest
+        self.held, self._held_evaluation = [], None
+        self._committed_at = self._oldest_held = now.clock
+        return effects
+
+    def _hold(self, incoming: Incoming, folded: Folded, applied: AppliedUpdates, now: Now) -> list[Effect]:
+        """Keep the delivery of a folded update; `applied` are the updates that the model had before."""
+        delivery, update, name = incoming.delivery, incoming.update, str(folded.id)
+        # Held until committed: if this process dies now, the broker delivers it again.
+        if not self.held:
+            self._oldest_held = now.clock
+        self.held.append(delivery.tag)
+        self.model.note_start(self._elapsed_s(now))
+        effects: list[Effect] = []
+        if skipped := self._missing.before(update, applied):
+            line = warning(
+                "earlier updates of this worker never came",
+                update=name,
+                missing=in_words(skipped),
                 because="another leader refused them (`fluffle rejected list`), the worker dropped them from "
                 "a full spool, or a policy or somebody took them from the queue (`fluffle status`)",
             )
-        if admitted.norm_before is not None:
-            log.warning("clipped", update=str(update.id), norm=admitted.norm_before, to=admitted.norm)
-        if not self._held:
-            self._oldest_held = self._clock()
-        if self._model.started_s is None:
-            self._model.started_s = self.elapsed_s
-        folded = self._model.fold(
-            admitted.update,
-            now=self._now(),
-            published_at=delivery.published_at,
-            norm=admitted.norm,
-            is_share_limited=self._is_share_counted,
-        )
-        # Held until committed: if this process dies now, the broker delivers them again.
-        self._held.append(delivery.tag)
-        self._tell(
-            Applied(
-                str(update.id),
-                update.base_version,
-                folded.staleness,
-                folded.weight,
-                update.examples,
-                len(delivery.body),
-                4 * update.vector.size,
-            )
-        )
-        log.debug("update folded", update=str(update.id), staleness=folded.staleness, weight=folded.weight)
+            effects.append(line)
+        if incoming.norm_before is not None:
+            effects.append(warning("clipped", update=name, norm=incoming.norm_before, to=incoming.norm))
+        sizes = len(delivery.body), 4 * update.vector.size
+        staleness, weight = folded.staleness, folded.weight
+        return [
+            *effects,
+            Tell(Applied(name, update.base_version, staleness, weight, update.examples, *sizes)),
+            Log("debug", "update folded", {"update": name, "staleness": staleness, "weight": weight}),
+        ]
 
-    def _receive_evaluation(self, delivery: Delivery, evaluation: Evaluation) -> None:
-        refused = foreign_sender(
-            evaluation.evaluator, delivery, self._config.topology.evaluations_in
-        ) or evaluation_refusal(evaluation, self._model)
-        if refused:
-            self._refuse(delivery, refused, {})
-            return
-        if self.finished or not self._model.note_evaluation(evaluation):
-            self._broker.ack([delivery.tag])
-            return
-        self._tell(Evaluated(evaluation.evaluator, evaluation.version, evaluation.metrics))
+    def _turn_down(
+        self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now
+    ) -> list[Effect]:
+        if update is None:
+            return self._refuse(delivery, refusal, {}, now)
+        name = str(update.id)
+        if refusal.reason != FOREIGN_SENDER:
+            if delivery.redeliveries and update.id in self.model.applied:
+                # The commit that contains it was confirmed, but the leader died before its ack arrived.
+                return [info("the model contains this update already", update=name), Ack((delivery.tag,))]
+            self._missing.note_refused(update.id)
+        return self._refuse(delivery, refusal, {"id": name}, now)
+
+    def _take_in_evaluation(self, delivery: Delivery, evaluation: Evaluation, now: Now) -> list[Effect]:
+        model = self.model
+        if refused := evaluation_refusal(delivery, evaluation, model, self._topology):
+            return self._refuse(delivery, refused, {}, now)
+        if self.finished or not model.note_evaluation(evaluation):
+            return [Ack((delivery.tag,))]
         self._has_evaluator = True
         metrics = {name: round(value, 4) for name, value in evaluation.metrics.items()}
-        log.info("evaluated", version=evaluation.version, held=self._model.target_held, metrics=metrics)
+        effects: list[Effect] = [
+            Tell(Evaluated(evaluation.evaluator, evaluation.version, evaluation.metrics)),
+            info("evaluated", version=evaluation.version, held=model.draft.target_held, metrics=metrics),
+        ]
         if bad := not_finite(evaluation.metrics):
-            log.warning(
-                "an evaluation is not finite, and counts as a miss",
+            line = warning(
+                "an evaluation is not finite: it counts as one that misses the target",
                 version=evaluation.version,
                 metrics=", ".join(bad),
-                in_a_row=self._model.not_finite_held,
+                in_a_row=model.draft.not_finite_held,
             )
+            effects.append(line)
         # Only the newest one waits for the record that has it, so that they never fill the prefetch window.
         if self._held_evaluation is not None:
-            self._broker.ack([self._held_evaluation])
-        self._held_evaluation, self._evaluation_held_from = delivery.tag, self._clock()
+            effects.append(Ack((self._held_evaluation,)))
+        self._held_evaluation, self._evaluation_held_from = delivery.tag, now.clock
+        return effects
 
-    def _refuse(self, delivery: Delivery, refused: Refusal, headers: dict[str, str]) -> None:
-        """Move a message to F.rejected with the reason, and count it for its verified sender."""
+    def _refuse(
+        self, delivery: Delivery, refused: Refusal, headers: dict[str, str], now: Now
+    ) -> list[Effect]:
+        """Refuse a message, and count that for its verified sender."""
+        model, reason = self.model, refused.reason
         if delivery.user:
             headers = {"worker": delivery.user, **headers}
         whose = {"update" if name == "id" else name: value for name, value in headers.items()}
         # What was on its way when the federation ended is nothing to worry about.
-        say = log.info if refused.reason is Reason.FINISHED else log.warning
-        say("refused", reason=str(refused.reason), detail=refused.detail, **whose)
-        if refused.reason is not Reason.FINISHED:
-            if not self._model.untold_refusals:
-                self._refused_from = self._clock()
-            self._model.note_refusal(delivery.user, f"{refused.reason}: {refused.detail}")
-        if refused.reason is Reason.OVER_SHARE and self._is_share_counted:
-            self._model.note_over_share(headers["worker"])
-        told = headers.get("id", ""), headers.get("worker", "")
-        self._tell(Rejected(*told, str(refused.reason), refused.detail))
-        self._broker.publish(
-            self._config.topology.rejected_in.name,
-            "",
-            delivery.body,
-            headers
-            | {
-                "reason": str(refused.reason),
-                "detail": refused.detail[:1000],
-                "user": delivery.user or "",
-                "from": self._config.topology.updates.name,
-                "through": delivery.exchange,
-                "published_at": f"{delivery.published_at:.3f}",
-                "at": f"{self._now():.3f}",
-            },
-        )
-        self._broker.ack([delivery.tag])
+        level = "info" if reason == FINISHED else "warning"
+        if reason != FINISHED:
+            if not model.untold_refusals:
+                self._refused_from = now.clock
+            model.note_refusal(delivery.user, f"{reason}: {refused.detail}")
+        if reason == OVER_SHARE and model.strategy.buffer_size == 1:
+            model.note_over_share(headers["worker"])
+        return [
+            Log(level, "refused", {"reason": reason, "detail": refused.detail, **whose}),
+            Tell(Rejected(headers.get("id", ""), headers.get("worker", ""), reason, refused.detail)),
+            Reject(delivery, refused, headers),
+        ]
 
-    @property
-    def _is_share_counted(self) -> bool:
-        policy, strategy = self._config.policy, self._model.strategy
-        return policy.max_share is not None and counts_share_over_window(strategy)
+    def _elapsed_s(self, now: Now) -> float:
+        """Return the seconds in which the federation had a leader."""
+        return self.model.record.elapsed_s + now.clock - self._led_from
 
-    def _may_tell_refusals(self) -> bool:
+    def _may_tell_refusals(self, now: Now) -> bool:
         """Tell whether a version may be made only to tell workers that they were refused.
 
         In synchronous rounds it would end the round of everybody who trains.
         """
         patience_s = REFUSALS_TOLD_AFTER_S
-        if self._model.strategy.one_update_per_version:
-            patience_s = self._config.commit_schedule.buffer_timeout_s
-        return self._clock() - self._refused_from >= patience_s
+        if self.model.strategy.one_update_per_version:
+            patience_s = self._schedule.buffer_timeout_s
+        return now.clock - self._refused_from >= patience_s
 
-    def _close_the_federation(self, reached: str) -> None:
+    def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
-        model = self._model
+        model = self.model
         model.step()
-        is_evaluated = model.evaluation is not None and model.evaluation.version == model.version
-        if is_evaluated or not self._has_evaluator:
-            self._finish(reached)
-            return
-        log.info("no more updates are taken: waiting for the evaluation of the last model", because=reached)
-        model.closing, self._closing_from = reached, self._clock()
-        model.make_newer()
-        self._commit()
+        evaluation = model.draft.evaluation
+        if (evaluation and evaluation.version == model.version) or not self._has_evaluator:
+            model.finish(reached)
+            return [self.commit_newer(now)]
+        self._closing_from = now.clock
+        model.close(reached)
+        line = "no more updates are taken: waiting for the evaluation of the last model"
+        return [info(line, because=reached), self.commit_newer(now)]
 
-    def _finish_when_evaluated(self) -> None:
-        model = self._model
-        is_evaluated = model.evaluation is not None and model.evaluation.version >= model.version
-        waited_s = self._clock() - self._closing_from
-        if not is_evaluated and waited_s < self._evaluation_patience_s:
-            return
+    def _finish_when_evaluated(self, now: Now) -> list[Effect]:
+        model, evaluation = self.model, self.model.draft.evaluation
+        is_evaluated = evaluation is not None and evaluation.version >= model.version
+        waited_s = now.clock - self._closing_from
+        # An evaluation may take as long as the one before, after one that may just have begun.
+        patience_s = EVALUATION_PATIENCE_S + 3 * (evaluation.evaluate_s if evaluation else 0.0)
+        if not is_evaluated and waited_s < patience_s:
+            return []
+        effects: list[Effect] = []
         if not is_evaluated:
-            log.warning("the last model is not evaluated: no evaluator reports", waited_s=round(waited_s))
-        self._finish(model.closing)
+            line = "the last model is not evaluated: no evaluator has reported"
+            effects.append(warning(line, waited_s=round(waited_s)))
+        model.finish(model.draft.closing)
+        return [*effects, self.commit_newer(now)]
 
-    @property
-    def _evaluation_patience_s(self) -> float:
-        """How long an evaluation may take, after one that may just have begun."""
-        evaluation = self._model.evaluation
-        return EVALUATION_PATIENCE_S + 3 * (evaluation.evaluate_s if evaluation else 0.0)
-
-    def _finish(self, reached: str) -> None:
-        self.finished = reached
-        self._model.make_newer()
-        self._commit()
-        log.info("the federation has finished", because=self.finished, version=self._model.version)
-
-    def _commit(self) -> None:
-        """Publish the model as a new version, and then ack what it contains."""
-        model = self._model
-        checksum = None
+    def _commit(self, now: Now) -> Commit:
+        """Return the model as a new version, to be published."""
+        model = self.model
         moments = model.next_moments()
-        if moments:
-            checksum = checksum_of(moments)
-            self._head.publish_moments(moments)
         record = model.next_record(
-            parent=self._parent,
-            moments_checksum=checksum if model.moments else None,
-            elapsed_s=self.elapsed_s,
-            now=self._now(),
-            finished=self.finished,
+            parent=self.parent,
+            moments_checksum=checksum_of(moments) if moments and model.moments else None,
+            elapsed_s=self._elapsed_s(now),
+            now=now.unix,
         )
         if record.term != model.record.term:
             require_readable_version(record)
-        began = self._clock()
-        self._parent = self._head.publish(record)
-        self._tell(
-            Committed(
-                record.version,
-                record.term,
-                record.updates,
-                record.rejected,
-                record.target_held,
-                record.best.version if record.best else -1,
-                record.elapsed_s,
-                self._clock() - began,
-                record.finished,
-                record.best_by,
-                record.started_s,
-                record.closing,
-            )
-        )
-        held = self._held if self._held_evaluation is None else [*self._held, self._held_evaluation]
-        self._broker.ack(held)
-        few = record.folded if len(record.folded) <= MOST_NAMED else ()
-        log.info(
-            "version committed",
-            version=record.version,
-            term=record.term,
-            updates=len(record.folded),
-            applied=[str(one.id) for one in few],
-            mean_staleness=round(sum(one.staleness for one in record.folded) / max(1, len(record.folded)), 2),
-        )
-        # On from the moment that the record tells of: publishing it took time as well.
-        self._started += record.elapsed_s - model.record.elapsed_s
-        model.advance(record)
-        self._held, self._held_evaluation = [], None
-        self._committed = self._oldest_held = self._clock()
+        return Commit(record, moments)

@@ -29,6 +29,7 @@ from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
 from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.sequence import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, NoModel, first_version, initial_model
@@ -91,20 +92,18 @@ def aggregate(
 
 def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: InitialModel) -> AggregatorConfig:
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
-    strategy, goal, commit_schedule = (
-        settings.make_strategy(),
-        settings.make_goal(),
-        settings.make_commit_schedule(),
-    )
+    strategy, goal = settings.make_strategy(), settings.make_goal()
+    topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
     plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
 
     def require_room(layout: Layout) -> None:
-        optimizer = strategy.optimizer
+        moments = len(strategy.moment_names)
         require_version_fits(layout, limit_bytes)
-        require_moments_fit(layout, len(optimizer.starts), optimizer.name, limit_bytes)
+        require_moments_fit(layout, moments, settings.server_optimizer, limit_bytes)
         require_update_fits(layout, plan.codec, limit_bytes)
+        settings.require_rule_fits(strategy, layout.size)
         version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
-        policies.require_safe(Sizes(version_bytes, 4 * layout.size * len(optimizer.starts)))
+        policies.require_safe(Sizes(version_bytes, 4 * layout.size * moments))
 
     def begin() -> ModelVersion:
         file = initial.read()
@@ -124,18 +123,19 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             schedule=parse_schedule(settings.learning_rate_schedule),
         )
 
-    topology = topology_of(settings.federation)
+    # Refuses limits that have no meaning for the strategy before anything starts.
+    gates_of(settings, strategy, topology)
     return AggregatorConfig(
         name=settings.name,
         topology=topology,
-        policy=settings.make_policy(),
+        limits=settings,
         commit_schedule=commit_schedule,
         # All that one commit holds, one evaluation, and one message on its way.
         prefetch=strategy.buffer_size * commit_schedule.every + 2,
         downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,
-        look=initial.look,
+        require_same_model=initial.look,
         compare=None if isinstance(initial, NoModel) else initial.compare,
         try_out=partial(try_out, settings),
         event_sink=ReportingSink(topology, role="aggregator", name=settings.name),

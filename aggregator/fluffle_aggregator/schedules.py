@@ -12,9 +12,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fluffle.errors import ConfigError
 from fluffle.record import PlateauState
-from fluffle_aggregator.choices import parse_choice
+from fluffle_aggregator.choices import Choice, Parameters, parse_choice
 
 
 def constant(_version: int, _state: PlateauState) -> float:
@@ -52,11 +51,11 @@ SMALLEST_SCALE = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
-    """One of the schedules with its parameters; as text it is the setting that makes it."""
+class Schedule(Choice):
+    """One of the schedules with its parameters."""
 
     name: str = "constant"
-    parameters: tuple[tuple[str, float], ...] = ()
+    parameters: Parameters = ()
 
     def scale(self, version: int, state: PlateauState) -> float:
         """Return what the learning rate of a round that starts from this version is multiplied by."""
@@ -71,19 +70,15 @@ class Schedule:
             return PlateauState(state.misses + 1, state.drops)
         return PlateauState(0, state.drops + int(state.misses // patience))
 
-    def __str__(self) -> str:
-        return ":".join([self.name, *(f"{value:g}" for _, value in self.parameters)])
-
 
 def parse_schedule(text: str) -> Schedule:
     """Read "constant", "step:100:0.5", "cosine:500" or "plateau:5".
 
-    Parameters that are left out have their defaults. Raises ConfigError, which lists what is known.
+    Parameters that are left out have their defaults. Raises ValueError, which says what is known.
     """
-    setting = "FLUFFLE_LEARNING_RATE_SCHEDULE"
-    schedule = Schedule(*parse_choice(setting, text, SCHEDULES))
+    schedule = Schedule(*parse_choice(text, SCHEDULES))
     for parameter, value in schedule.parameters:
         if value <= 0 or (isinstance(value, float) and value > 1):
-            least = "at least 1" if isinstance(value, int) else "more than 0 and at most 1"
-            raise ConfigError(f"{setting}: {parameter} must be {least}, not {value:g}")
+            least = "at least 1" if isinstance(value, int) else "above 0 and at most 1"
+            raise ValueError(f"must be given with {parameter} {least}, not {value:g}")
     return schedule

@@ -12,14 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fluffle.broker import Broker
+from fluffle.broker import Broker, Delivery
 from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import run_with_reconnect
 from fluffle.record import ModelVersion
-from fluffle_aggregator.config import POLL_S, AggregatorConfig
+from fluffle_aggregator.commit_schedule import POLL_S
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
-from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.watch import TopologyWatch
 
 log = get_logger(__name__)
@@ -68,43 +69,62 @@ def stand_by_and_lead(
     config: AggregatorConfig, broker: Broker, stream_health: StreamHealth, stop: threading.Event
 ) -> AggregatorResult:
     """Be one aggregator for the life of one connection."""
-    broker.declare(config.topology)
-    broker.consume(config.topology.updates.name, prefetch=config.prefetch)
+    join(config, broker)
+    watch = TopologyWatch(broker, config.topology)
+    first = stand_by(config, broker, watch, stream_health, stop)
+    if first is None:
+        return AggregatorResult("", None)
+    return lead(Leading(config, broker, stream_health), watch, first, stop)
+
+
+def join(config: AggregatorConfig, broker: Broker) -> None:
+    """Ask for updates, and send a hello after them: whoever gets a first message leads."""
     topology = config.topology
+    broker.declare(topology)
+    broker.consume(topology.updates.name, prefetch=config.prefetch)
     say_hello(broker, topology.updates_in, federation=topology.federation, name=config.name)
     log.info("standing by", aggregator=config.name)
-    watch = TopologyWatch(broker, topology)
-    delivery, began = None, time.monotonic()
-    while delivery is None:
-        if stop.is_set():
-            return AggregatorResult("", None)
+
+
+def stand_by(
+    config: AggregatorConfig,
+    broker: Broker,
+    watch: TopologyWatch,
+    stream_health: StreamHealth,
+    stop: threading.Event,
+) -> Delivery | None:
+    """Wait for the first message and return it; None when asked to stop."""
+    began = time.monotonic()
+    while not stop.is_set():
         watch.look_when_due()
-        stream_health.look_at_head_when_due(broker, topology)
+        stream_health.look_at_head_when_due(broker, config.topology)
         if config.compare and time.monotonic() - began > STANDBY_AFTER_S:
-            # Else another architecture would be found only when this standby is needed.
-            if layout := stream_health.layout_to_compare(broker, topology):
+            # Otherwise another architecture would be found only when this standby is needed.
+            if layout := stream_health.layout_to_compare(broker, config.topology):
                 config.compare(layout)
-            config.look()
-        # The broker gives messages to one consumer only: whoever gets the first one leads.
-        delivery = broker.next_delivery(POLL_S)
-    leader = Leader(config, broker, stream_health)
-    while True:
-        if delivery is not None:
-            leader.receive(delivery)
-        # Its body is as large as the model: gone before the commit makes another such.
+            config.require_same_model()
+        if delivery := broker.next_delivery(POLL_S):
+            return delivery
+    return None
+
+
+def lead(
+    leading: Leading, watch: TopologyWatch, delivery: Delivery | None, stop: threading.Event
+) -> AggregatorResult:
+    """Take in one message after the other, beginning with `delivery`, until the federation has finished."""
+    config, broker = leading.config, leading.broker
+    while delivery is not None or not leading.finished:
+        leading.turn(delivery)
+        # Its body is as large as the model: released before the next one is received.
         del delivery
-        leader.commit_when_due()
         watch.look_when_due()
-        leader.look_after_head()
-        config.look()
+        config.require_same_model()
         delivery = broker.next_delivery(config.commit_schedule.patience_s)
         if stop.is_set():
-            log.info("asked to stop: what is held goes back to the queue", updates=leader.held)
-            return AggregatorResult("", leader.record)
-        if leader.finished and delivery is None:
-            break
+            log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
+            return AggregatorResult("", leading.record)
     wake_standby(config, broker)
-    return AggregatorResult(leader.finished, leader.record)
+    return AggregatorResult(leading.finished, leading.record)
 
 
 def wake_standby(config: AggregatorConfig, broker: Broker) -> None:

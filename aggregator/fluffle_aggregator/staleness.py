@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from fluffle_aggregator.choices import parse_choice
+from fluffle_aggregator.choices import Choice, parse_choice
 
 
 def constant(staleness: int) -> float:
@@ -49,29 +49,20 @@ DISCOUNTS: Mapping[str, Callable[..., float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Discount:
-    """One of the discounts with its parameters: called with a staleness, it returns a number in (0, 1].
-
-    As text it is the setting that makes it, with every parameter: "polynomial:0.5".
-    """
-
-    name: str
-    parameters: tuple[tuple[str, float], ...] = ()
+class Discount(Choice):
+    """One of the discounts with its parameters: called with a staleness, it returns a number in (0, 1]."""
 
     def __call__(self, staleness: int) -> float:
         """Return how much an update counts; raises ValueError when the staleness is negative."""
         return DISCOUNTS[self.name](staleness, **dict(self.parameters))
 
-    def __str__(self) -> str:
-        return ":".join([self.name, *(repr(value).removesuffix(".0") for _, value in self.parameters)])
-
 
 def parse_discount(text: str) -> Discount:
-    """Read a setting such as "constant", "polynomial", "polynomial:0.5" or "hinge:10:4".
+    """Read "constant", "polynomial", "polynomial:0.5" or "hinge:10:4"; ValueError says what is known.
 
-    Parameters that are left out have their defaults. Raises ConfigError, which lists what is known.
+    Parameters that are left out have their defaults.
     """
-    return Discount(*parse_choice("FLUFFLE_STALENESS", text, DISCOUNTS))
+    return Discount(*parse_choice(text, DISCOUNTS))
 
 
 def _require_staleness(staleness: int) -> None:

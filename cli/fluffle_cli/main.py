@@ -1,4 +1,4 @@
-"""The `fluffle` command: what people type. It starts the parts, and does none of their work."""
+"""The `fluffle` command line: it starts the parts, and does none of their work."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from fluffle_worker.__main__ import evaluator_command as evaluator
 
 app = new_app(
     "Asynchronous federated learning over RabbitMQ.\n\n"
-    "Workers train a Keras model where their data lies and publish weight updates as they finish; an "
-    "aggregator weighs each by its staleness and republishes the model. Begin with `fluffle demo`; try a "
-    "task of your own with `fluffle task check`."
+    "Workers train a model where their data is, and publish a weight update whenever they finish. An "
+    "aggregator weighs each update by its staleness and publishes new versions of the model. Start with "
+    "`fluffle demo`; try a task of your own with `fluffle task check`."
 )
 broker.command("setup")(setup)
 broker.command("certs")(certs)
@@ -59,14 +59,14 @@ def _show_version(wanted: bool) -> None:
 def _options(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version, and end."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """Take what stands before the command."""
+    """Define the options before the command."""
 
 
 def run() -> None:
-    """Run the command line; whatever Fluffle says on purpose is one sentence."""
+    """Run the command line; a FluffleError becomes one sentence on stderr."""
     with clean_exit():
         app(prog_name="fluffle")
 

@@ -1,4 +1,4 @@
-"""What commands have in common that ask a federation something, answer and end."""
+"""The settings that commands share which query a federation and end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from fluffle.settings import SharedSettings
 
 
 class AskingSettings(SharedSettings):
-    """Settings of whoever asks, and is not to wait for a broker as long as a worker does."""
+    """Settings of a command that queries: it does not wait for a broker as long as a worker does."""
 
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
+    connect_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds to wait for a broker that cannot be reached."
+    )

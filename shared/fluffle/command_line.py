@@ -1,23 +1,28 @@
 """A command from a settings class: each setting is a flag, so that no flag is written twice.
 
-A flag's text goes to the settings class unread, and so a wrong value is refused with the same sentence
-whether it came from a flag, the environment or the file. Nothing slow is imported here: `--help` is quick,
-and works without TensorFlow.
+A field may say more about its flag in json_schema_extra: "panel" is the heading under which --help shows it,
+"metavar" what --help shows for the value, "flag" another name than the field's, "short" a letter, and
+"opposite" the flag for false (by default --no-FLAG). With {"argument": True} the setting has no flag: it is a
+positional argument.
+
+The text of a flag goes to the settings class as it is, so that a wrong value is refused with the same
+sentence whether it came from a flag, the environment or the file. Nothing slow is imported here.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import field, make_dataclass
+from functools import wraps
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -27,50 +32,39 @@ from fluffle import logs
 from fluffle.consoles import PlainConsole
 from fluffle.errors import FluffleError
 from fluffle.known_variables import unknown_variables
-from fluffle.settings import (
-    CONFIG_VARIABLE,
-    DEFAULT_CONFIG,
-    SharedSettings,
-    env_name,
-    flag_name,
-    is_argument,
-    load_settings,
-)
+from fluffle.settings import SharedSettings, env_name, field_extra, flag_name, load_settings
 from fluffle.stderr_relay import relayed_stderr
 
 log = logs.get_logger(__name__)
 
 S = TypeVar("S", bound=SharedSettings)
 
+_METAVARS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 EXIT_BUG = 1
 EXIT_WRONG = 2
 EXIT_INTERRUPTED = 130
 
-_SHORT_FLAGS = {"verbose": "-v"}
-_METAVARS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
-
-def new_app(about: str = "") -> typer.Typer:
+def new_app(about: str = "", *, add_completion: bool = True) -> typer.Typer:
     """Return a typer app without its rich tracebacks, which may print local variables and so passwords."""
     return typer.Typer(
         help=about,
-        no_args_is_help=True,
+        no_args_is_help=bool(about),
+        add_completion=add_completion,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
-def run_program(name: str, command: Callable[..., None]) -> None:
-    """Run one command as a program of its own (`python -m fluffle_aggregator`), and exit with its code."""
-    app = typer.Typer(
-        add_completion=False,
-        rich_markup_mode="rich",
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
+def run_program(name: str, command: Callable[..., None], arguments: Sequence[str] | None = None) -> None:
+    """Run one command as a program of its own (`python -m fluffle_aggregator`), and exit with its code.
+
+    Without `arguments` they are those of this process.
+    """
+    app = new_app(add_completion=False)
     app.command()(command)
-    app(prog_name=name)
+    app(arguments, prog_name=name)
 
 
 def settings_command(
@@ -78,45 +72,65 @@ def settings_command(
 ) -> Callable[..., None]:
     """Return a typer command with one flag per setting: it loads the settings, sets up logs and calls `run`.
 
-    `about` is what --help says first. Then the settings stand in panels: the part's own, and the shared ones;
-    those that mean nothing to the command are named in `without`, and get no flag. A field may say more in
-    its json_schema_extra: {"panel": "Strategy", "metavar": "UPDATES", "flag": "--json", "opposite": "--off"},
-    where the flag is for a name that a field cannot have, and the opposite for what is not called --no-FLAG.
-    With {"argument": True} it has no flag: it is what stands behind the command.
+    `about` is what --help says first. Settings that mean nothing to the command are named in `without`, and
+    get no flag.
     """
+    fields = {name: field for name, field in settings_class.model_fields.items() if name not in without}
+    shared = SharedSettings.model_fields
+    # The part's own flags first, then those with a heading of their own.
+    order = sorted(fields, key=lambda name: (name in shared, "panel" in field_extra(fields[name])))
+    part = settings_class.part or "fluffle"
+    parameters = [
+        _parameter(name, fields[name], "Shared" if name in shared else part.capitalize()) for name in order
+    ]
+    # typer reads the flags from the signature of a function, which a dataclass gets from its fields.
+    named = {"__doc__": about, "settings_class": settings_class}
+    flags = make_dataclass("command", parameters, namespace=named, kw_only=True, repr=False, eq=False)
 
-    def command(*, config: Path | None, **flags: object) -> None:
+    @wraps(flags, updated=())
+    def command(**flags: object) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
         verbose = given.get("verbose") is True
-        # How a wrong setting is said must be known before the settings are.
-        said = str(given.get("log_format", os.environ.get(env_name("log_format"))))
-        log_format = logs.resolved(said, is_service=settings_class.is_service)
-        logs.configure(log_format, verbose=verbose, part=settings_class.part or "fluffle")
+        # Needed before the settings are read, in case one of them is wrong.
+        log_format = str(given.get("log_format", os.environ.get(env_name("log_format"))))
+        log_format = logs.resolved(log_format, is_service=settings_class.is_service)
+        logs.configure(log_format, verbose=verbose, part=part)
         with clean_exit(verbose=verbose, as_json=log_format == "json"):
-            settings = load_settings(settings_class, given, config=config)
+            settings = load_settings(settings_class, given)
         with own_log(settings) as as_json, clean_exit(verbose=settings.verbose, as_json=as_json):
             warn_of_unknown_variables()
             run(settings)
 
-    fields = settings_class.model_fields
-    own = [name for name in fields if name not in SharedSettings.model_fields]
-    shared = [name for name in fields if name in SharedSettings.model_fields and name not in without]
-    parameters = [
-        _parameter(name, fields[name], settings_class.part.capitalize() or "Settings") for name in own
-    ]
-    parameters += [_parameter(name, fields[name], "Shared") for name in shared]
-    parameters.append(_config_parameter())
-    # typer reads the signature to learn what the flags are.
-    vars(command)["__signature__"] = inspect.Signature(parameters)
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__name__ = settings_class.part or "command"
-    command.__doc__ = about
     return command
+
+
+def choices_of(setting: FieldInfo) -> list[str]:
+    """Return the words that a setting can have; none when it is no choice."""
+    kind = _kind(setting)
+    return [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+
+
+def metavar_of(name: str, setting: FieldInfo) -> str:
+    """Return what --help shows for the value of a setting; nothing for one that is on or off."""
+    kind = _kind(setting)
+    if kind is bool:
+        return ""
+    if choices_of(setting):
+        return "WORD"
+    unit = "SECONDS" if name.endswith("_s") else _METAVARS.get(kind, "TEXT")
+    return str(field_extra(setting).get("metavar", unit))
+
+
+def default_of(setting: FieldInfo) -> str:
+    """Return the default of a setting as a person writes it, or "" where the description says it."""
+    if setting.is_required() or setting.default is None or setting.default_factory is not None:
+        return ""
+    return {True: "on", False: "off"}[setting.default] if _kind(setting) is bool else str(setting.default)
 
 
 @contextmanager
 def own_log(settings: SharedSettings) -> Iterator[bool]:
-    """Set up the log of a process; give whether it is JSON. Then nothing that is not comes to stderr.
+    """Set up the log of a process; yield whether it is JSON. Then nothing that is not JSON comes to stderr.
 
     Where stderr is not this process's own, as in a test, what libraries write there is left alone.
     """
@@ -126,35 +140,34 @@ def own_log(settings: SharedSettings) -> Iterator[bool]:
         logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields)
         yield as_json
         return
-    said = {"part": part, **fields}
-    with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=said) as stderr:
+    relay_fields = {"part": part, **fields}
+    with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=relay_fields) as stderr:
         console = PlainConsole(file=stderr)
         logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields, console=console)
         if as_json:
             logging.captureWarnings(capture=True)
-            threading.excepthook = _log_end_of_thread
+            threading.excepthook = _log_failed_thread
         yield as_json
 
 
 def warn_of_unknown_variables() -> None:
-    """Log each variable of the environment that looks like a setting of Fluffle's, but is none."""
-    set_ones = [name for name, value in os.environ.items() if value]
-    for unknown in unknown_variables(set_ones):
-        meant = {"did_you_mean": unknown.meant} if unknown.meant else {}
-        log.warning("a variable of the environment is no setting", variable=unknown.name, **meant)
+    """Log each environment variable that looks like a setting of Fluffle but is none."""
+    for variable, meant in unknown_variables(name for name, value in os.environ.items() if value):
+        suggestion = {"did_you_mean": meant} if meant else {}
+        log.warning("unknown environment variable", variable=variable, **suggestion)
 
 
 @contextmanager
 def clean_exit(*, verbose: bool = False, as_json: bool = False) -> Iterator[None]:
-    """Turn what Fluffle says on purpose into one sentence on stderr and exit code 2, and Ctrl-C into 130.
+    """Turn a FluffleError into one sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
 
-    With `verbose` the traceback is shown above the sentence. Anything else is a bug and passes through. With
-    `as_json` all of this is log lines.
+    With `verbose` the traceback is shown above the sentence. Any other exception is a bug and passes through.
+    With `as_json` all of this is log lines.
     """
     try:
         yield
     except FluffleError as error:
-        _tell(error, verbose=verbose, as_json=as_json)
+        _show_error(error, verbose=verbose, as_json=as_json)
         sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
         if as_json:
@@ -165,91 +178,64 @@ def clean_exit(*, verbose: bool = False, as_json: bool = False) -> Iterator[None
     except Exception as error:
         if not as_json:
             raise
-        log.critical("ended by a bug", error=f"{type(error).__name__}: {error}", traceback=_traceback(error))
+        log.critical(
+            "stopped by a bug", error=f"{type(error).__name__}: {error}", exception=_traceback(error)
+        )
         sys.exit(EXIT_BUG)
 
 
-def _tell(error: FluffleError, *, verbose: bool, as_json: bool) -> None:
+def _show_error(error: FluffleError, *, verbose: bool, as_json: bool) -> None:
     if as_json:
         log.error(str(error), exc_info=error if verbose else None)
         return
     if verbose:
-        typer.echo(f"{_traceback(error)}\n", err=True, nl=False)
+        typer.echo(_traceback(error), err=True)
     typer.secho("error: ", err=True, nl=False, fg=typer.colors.RED)
     typer.echo(str(error), err=True)
 
 
-def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+def _log_failed_thread(ended: threading.ExceptHookArgs) -> None:
     name = ended.thread.name if ended.thread else ""
     error = ended.exc_value
-    log.error("a thread was ended by an error", thread=name, error=repr(error), traceback=_traceback(error))
+    log.error("a thread was stopped by an error", thread=name, error=repr(error), exception=_traceback(error))
 
 
 def _traceback(error: BaseException | None) -> str:
     return "".join(traceback.format_exception(error)).rstrip()
 
 
-def _parameter(name: str, field: FieldInfo, panel: str) -> inspect.Parameter:
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    if is_argument(field):
-        text = escape(field.description or name)
-        argument = typer.Argument(metavar=name.upper(), help=text, show_default=False)
-        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
-    kind = _kind(field)
-    choices = [str(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
-    flag = str(extra.get("flag", flag_name(name)))
-    opposite = str(extra.get("opposite", f"--no-{flag.removeprefix('--')}"))
-    has_opposite = kind is bool and name not in _SHORT_FLAGS
-    flags = [f"{flag}/{opposite}" if has_opposite else flag]
-    if name in _SHORT_FLAGS:
-        flags.append(_SHORT_FLAGS[name])
-    metavar = ""
-    if kind is not bool:
-        unit = "SECONDS" if name.endswith("_s") else _METAVARS.get(kind, "VALUE")
-        metavar = "WORD" if choices else str(extra.get("metavar", unit))
+def _parameter(name: str, setting: FieldInfo, panel: str) -> tuple[str, object, Any]:
+    """Return what typer is to read for one setting, as a field of a dataclass."""
+    extra, flag, choices = field_extra(setting), flag_name(name, setting), choices_of(setting)
+    if extra.get("argument"):
+        argument = typer.Argument(metavar=flag, help=escape(setting.description or ""), show_default=False)
+        return name, Annotated[str, argument], field()
+    is_bool = _kind(setting) is bool
+    flags = [flag, str(extra["short"])] if "short" in extra else [flag]
+    if is_bool and "short" not in extra:
+        flags = [f"{flag}/{extra.get('opposite', f'--no-{flag[2:]}')}"]
     option = typer.Option(
         *flags,
-        help=_help(name, field, choices),
-        metavar=metavar,
+        help=_help(name, setting),
+        metavar=metavar_of(name, setting),
         show_default=False,
         rich_help_panel=str(extra.get("panel", panel)),
         autocompletion=(lambda: choices) if choices else None,
     )
-    return _optional(name, Annotated[bool | None if kind is bool else str | None, option])
+    return name, Annotated[bool | None if is_bool else str | None, option], field(default=None)
 
 
-def _config_parameter() -> inspect.Parameter:
-    text = (
-        f"TOML file with these settings. [env: {CONFIG_VARIABLE}] [default: {DEFAULT_CONFIG} if there is one]"
-    )
-    option = typer.Option(
-        "--config", help=escape(text), metavar="FILE", show_default=False, rich_help_panel="Shared"
-    )
-    return _optional("config", Annotated[Path | None, option])
+def _kind(setting: FieldInfo) -> object:
+    """Return the type of a setting's value; for `X | None` the X."""
+    kinds = [kind for kind in get_args(setting.annotation) if kind is not NoneType]
+    is_optional = len(kinds) == 1 and NoneType in get_args(setting.annotation)
+    return kinds[0] if is_optional else setting.annotation
 
 
-def _optional(name: str, annotation: object) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _kind(field: FieldInfo) -> object:
-    """Return the type of a field's value, of `X | None` the X."""
-    kinds = [kind for kind in get_args(field.annotation) if kind is not NoneType]
-    is_optional = len(kinds) == 1 and NoneType in get_args(field.annotation)
-    return kinds[0] if is_optional else field.annotation
-
-
-def _help(name: str, field: FieldInfo, choices: list[str]) -> str:
-    default = field.get_default(call_default_factory=True)
-    if field.is_required():
-        last = " [required]"
-    elif default is None:
-        last = ""
-    elif isinstance(default, bool):
-        last = f" [default: {'on' if default else 'off'}]"
-    else:
-        last = f" [default: {default}]"
+def _help(name: str, setting: FieldInfo) -> str:
+    default, choices = default_of(setting), choices_of(setting)
     # Here and not in the metavar, where many words would leave no room for the rest.
     known = f" One of {', '.join(choices)}." if choices else ""
-    # Escaped: the text goes through rich's markup, in which [env: ...] would be a style.
-    return escape(f"{field.description or name}{known} [env: {env_name(name)}]{last}")
+    last = " [required]" if setting.is_required() else f" [default: {default}]" if default else ""
+    # Escaped, because rich would read [env: ...] as the name of a style.
+    return escape(f"{setting.description}{known} [env: {env_name(name)}]{last}")

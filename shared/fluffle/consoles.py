@@ -1,4 +1,4 @@
-"""Consoles that print text as it is: rich alone would turn the :100: of a setting into a picture."""
+"""Consoles that print text as it is: rich by itself would turn the :100: of a setting into an emoji."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ PlainConsole: Final = partial(Console, emoji=False)
 
 
 def table_console(width: int, *, highlight: bool = True) -> Console:
-    """Return a console for tables, which is so wide where no terminal says how wide it is."""
+    """Return a console for tables, with this width where there is no terminal."""
     return PlainConsole(highlight=highlight, width=None if sys.stdout.isatty() else width)

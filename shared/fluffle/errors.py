@@ -1,43 +1,43 @@
-"""Every exception that Fluffle raises on purpose, in one tree.
+"""All exceptions that Fluffle raises on purpose, in one tree.
 
     FluffleError
     ├── ConfigError           a setting is wrong: correct it and start again
     ├── TaskError             the task cannot be imported, or its data is not there
-    │   └── NoHeldOutData     it has none, as at a site that only trains: evaluate elsewhere
-    ├── LayoutError           a model's tensors are not those of the federation
+    │   └── NoHeldOutData     the task has no held-out data, as at a site that only trains: evaluate elsewhere
+    ├── LayoutError           the tensors of a model are not those of the federation's model
     ├── WireError             a message cannot be read; the operator finds it in F.rejected
-    │   └── ProtocolMismatch  it is of another protocol: run the same version of Fluffle at every site
+    │   └── ProtocolMismatch  it uses another protocol: run the same version of Fluffle at every site
     └── BrokerError
         ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
         ├── LimitReached      a limit on connections or channels is reached: raise it; waits and retries
         ├── LoginRefused      user, password, certificate or virtual host are wrong: correct them
         ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
-        ├── NameTaken         another process works under this worker's name: stop one of the two
+        ├── NameTaken         another process uses this worker's name: stop one of the two
         ├── StreamUnreadable  the stream is damaged: the next leader rebuilds it from the head; readers wait
         ├── AccessRefused     the user lacks a right: ask who runs the broker
         ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
-        ├── TopologyMismatch  one is there with other arguments: delete it or choose another federation name
+        ├── TopologyMismatch  one exists with other arguments: delete it or choose another federation name
         ├── UnsafePolicy      a policy of the broker would lose messages: narrow its pattern, or delete it
         ├── QuotaReached      the virtual host may have no more queues: raise its limit, or delete queues
-        ├── RequestRefused    RabbitMQ refuses something for good: its own reason says what to change
+        ├── RequestRefused    RabbitMQ refuses a request permanently: its own reason says what to change
         ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
         ├── Unroutable        no queue takes the message: run `fluffle broker setup`
         └── MessageTooLarge   larger than the broker may carry: raise its limit, or another codec
 
-What is expected in daily work (an update that is too stale, a duplicate) is a return value, not an exception.
+An expected event (an update that is too stale, a duplicate) is a return value, not an exception.
 """
 
 
 class FluffleError(Exception):
-    """Anything that Fluffle says on purpose; the message tells what was found, expected, and what to do."""
+    """An error with a message for people: what was found, what was expected, and what to do."""
 
 
 class ConfigError(FluffleError):
-    """A setting is wrong, unknown, or does not go with another one."""
+    """A setting is wrong or unknown, or contradicts another one."""
 
 
 class TaskError(FluffleError):
-    """The task cannot be imported, is no task, or its data is not there."""
+    """The task cannot be imported, is not a task, or its data is missing."""
 
 
 class NoHeldOutData(TaskError):
@@ -49,19 +49,19 @@ class LayoutError(FluffleError):
 
 
 class WireError(FluffleError):
-    """A message's bytes are not what the protocol says; the text names the field."""
+    """The bytes of a message do not follow the protocol; the text names the field."""
 
 
 class ProtocolMismatch(WireError):
-    """A message is of another protocol than this Fluffle's; the text names both."""
+    """A message uses another protocol than this version of Fluffle; the text names both."""
 
 
 class BrokerError(FluffleError):
-    """Something between this process and RabbitMQ."""
+    """A problem with RabbitMQ or the connection to it."""
 
 
 class ConnectionLost(BrokerError):
-    """The connection or its channel is gone; whatever was not confirmed may or may not have arrived."""
+    """The connection or its channel is gone; a message that was not confirmed may have arrived or not."""
 
 
 class LimitReached(BrokerError):
@@ -77,15 +77,15 @@ class TlsRefused(BrokerError):
 
 
 class NameTaken(BrokerError):
-    """Another process is connected under the same worker name, and works."""
+    """Another running process is connected under the same worker name."""
 
 
 class StreamUnreadable(BrokerError):
-    """The broker has no readable copy of a stream on the node that was asked."""
+    """The broker node has no readable copy of a stream."""
 
 
 class AccessRefused(BrokerError):
-    """The broker does not grant this user the right to something."""
+    """The RabbitMQ user lacks a right."""
 
 
 class TopologyMissing(BrokerError):
@@ -97,15 +97,15 @@ class TopologyMismatch(BrokerError):
 
 
 class UnsafePolicy(BrokerError):
-    """A policy acts on a queue of the federation: messages would be lost, or no aggregator could work."""
+    """A policy on a queue of the federation would lose messages, or stop every aggregator."""
 
 
 class QuotaReached(BrokerError):
-    """The broker makes no more queues, because of a limit that somebody set."""
+    """The broker creates no more queues, because of a limit that somebody set."""
 
 
 class RequestRefused(BrokerError):
-    """The broker refuses a request for a reason that lasts, which none of the other errors stands for."""
+    """The broker refuses a request permanently, for a reason that no other error covers."""
 
 
 class QueueFull(BrokerError):
@@ -113,11 +113,11 @@ class QueueFull(BrokerError):
 
 
 class Unroutable(BrokerError):
-    """No queue is bound where the message was sent."""
+    """No queue is bound to the exchange for this message."""
 
 
 class MessageTooLarge(BrokerError):
-    """The message is larger than the protocol or the broker allows, which is `limit_bytes`."""
+    """The message is larger than `limit_bytes`, the limit of the protocol or the broker."""
 
     def __init__(self, text: str, limit_bytes: int) -> None:
         super().__init__(text)

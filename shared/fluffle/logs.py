@@ -1,44 +1,48 @@
 """Log lines: one event, one line, one sentence, with fields; set up once where a process starts.
 
-A module that wants to say something writes
+A module that logs writes
 
     log = get_logger(__name__)
     log.info("version committed", version=3, updates=4)
 
-The sentence is constant and the ids are fields, so that an operator greps them on a terminal, and a log
-store filters by them. The lines go through the standard logging, as do those of any other library and of a
-task that only knows `logging`. Until `configure` is called nothing is set up, as befits a library.
+The sentence is constant and the ids are fields, so that an operator can grep for them and a log store can
+filter by them. The lines go through the standard logging, as do those of other libraries and of a task that
+only knows `logging`. Until `configure` is called nothing is set up, as a library should do.
 
-On a terminal, and from a command that somebody has called, a line is for people; of a part that runs
-anywhere else it is one JSON object, in which `time` (UTC), `level`, `part`, `federation`, `event` and
-`logger` are always there. Both go to stderr.
+On a terminal, and for a command that answers and ends, lines are for people. A service without a terminal
+writes one JSON object a line, always with `time` (UTC), `level`, `part`, `federation`, `event` and `logger`.
+Both go to stderr.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import numbers
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
+from numbers import Integral, Real
 from types import MappingProxyType
 
 import structlog
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.text import Text
+from structlog.dev import Column, ConsoleRenderer, KeyValueColumnFormatter, plain_traceback
+from structlog.processors import JSONRenderer
 from structlog.stdlib import BoundLogger, ProcessorFormatter
-from structlog.types import EventDict, WrappedLogger
+from structlog.types import EventDict, Processor, WrappedLogger
 
 from fluffle.consoles import PlainConsole
 from fluffle.settings import LogFormat
 
 _HANDLER_NAME = "fluffle"
 _OWN_LOGGERS = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli")
-_RED, _YELLOW, _BLUE, _CYAN, _DIM = "31", "33", "34", "36", "2"
-_LEVEL_COLOURS: Mapping[str, str] = {"warning": _YELLOW, "error": _RED, "critical": _RED}
+# Hidden unless verbose: pika logs a traceback for each attempt to connect, which we log in one line; httpx
+# logs each request; matplotlib warns where no folder is writable for its fonts, which is harmless.
+_LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING, "matplotlib": logging.ERROR}
+_RESET, _RED, _YELLOW, _BLUE, _CYAN, _DIM = (f"\x1b[{code}m" for code in (0, 31, 33, 34, 36, 2))
 
 
 def get_logger(name: str) -> BoundLogger:
@@ -52,7 +56,7 @@ def get_logger(name: str) -> BoundLogger:
             ProcessorFormatter.wrap_for_formatter,
         ],
         wrapper_class=BoundLogger,
-        # Else each line, also one that is not written, would begin with a new logger.
+        # Without this, each call would make a new logger, also for a line that is not written.
         cache_logger_on_first_use=True,
     )
     return logger
@@ -60,10 +64,8 @@ def get_logger(name: str) -> BoundLogger:
 
 def resolved(log_format: str, *, is_service: bool) -> LogFormat:
     """Return what a log format means here: auto is JSON for a service without a terminal."""
-    if log_format == "json":
-        return "json"
     has_no_reader = log_format != "pretty" and is_service and not sys.stderr.isatty()
-    return "json" if has_no_reader else "pretty"
+    return "json" if log_format == "json" or has_no_reader else "pretty"
 
 
 def configure(
@@ -82,19 +84,13 @@ def configure(
     """
     console = console or PlainConsole(stderr=True)
     pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
-    # A line for a log store needs nothing that rich does, which takes longer than all else in it.
+    # A line for a log store needs nothing that rich does, which would take longer than all the rest.
     plain = not pretty and not console.is_terminal
     handler = logging.StreamHandler(console.file) if plain else _ConsoleHandler(console)
     handler.set_name(_HANDLER_NAME)
-    handler.setFormatter(
-        ProcessorFormatter(
-            processors=[
-                _describe,
-                _add_traceback if verbose else _name_exception,
-                _PrettyLine(part) if pretty else _JsonLine({"part": part} | dict(fields)),
-            ]
-        )
-    )
+    shown_fields = {"part": part} if pretty else {"part": part, **fields}
+    last: list[Processor] = [_console_renderer(verbose=verbose)] if pretty else [_to_json, JSONRenderer()]
+    handler.setFormatter(ProcessorFormatter(processors=[_description(shown_fields, verbose=verbose), *last]))
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.name == _HANDLER_NAME]:
         root.removeHandler(old)
@@ -102,12 +98,8 @@ def configure(
     root.setLevel(logging.INFO)
     for name in _OWN_LOGGERS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
-    # pika logs a traceback for each attempt to connect; we say the same in one line.
-    logging.getLogger("pika").setLevel(logging.INFO if verbose else logging.CRITICAL)
-    # A line for each request.
-    logging.getLogger("httpx").setLevel(logging.INFO if verbose else logging.WARNING)
-    # It warns where no folder is writable for its fonts, and tells of each new list of them: harmless both.
-    logging.getLogger("matplotlib").setLevel(logging.INFO if verbose else logging.ERROR)
+    for name, level in _LIBRARIES.items():
+        logging.getLogger(name).setLevel(logging.INFO if verbose else level)
 
 
 def console() -> Console:
@@ -131,115 +123,85 @@ class _ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
-def _describe(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Replace structlog's own keys with time, level, logger and the exception itself."""
-    record: logging.LogRecord = event.pop("_record")
-    event.pop("_from_structlog")
-    event.pop("stack_info", None)
-    return {
-        "time": datetime.fromtimestamp(record.created, UTC),
-        # pika calls each attempt to connect an error; we say the same in one line.
-        "level": "debug" if record.name.startswith("pika") else record.levelname.lower(),
-        "logger": record.name,
-        "exception": _exception(event.pop("exc_info", None)),
-        **event,
-    }
+def _description(fields: Mapping[str, str], *, verbose: bool) -> Processor:
+    """Return a processor that adds time, level, logger and error to an event, and `fields`."""
 
-
-def _exception(exc_info: object) -> BaseException | None:
-    """Return the exception that a log call means by its exc_info: True, a triple, or the exception itself."""
-    if isinstance(exc_info, BaseException):
-        return exc_info
-    if isinstance(exc_info, tuple):
-        return exc_info[1] if isinstance(exc_info[1], BaseException) else None
-    return sys.exc_info()[1] if exc_info else None
-
-
-def _name_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    error = event.pop("exception")
-    return event if error is None else {"error": _name(error), **event}
-
-
-def _add_traceback(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    error = event.pop("exception")
-    if error is None:
-        return event
-    return {"error": _name(error), **event, "traceback": "".join(traceback.format_exception(error)).rstrip()}
-
-
-def _name(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
-
-
-class _JsonLine:
-    """Renders an event as one JSON object."""
-
-    def __init__(self, fields: Mapping[str, str]) -> None:
-        self._fields = fields
-
-    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> str:
-        time, level = event.pop("time"), event.pop("level")
-        line = {
-            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": level,
-            **self._fields,
+    def describe(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        record: logging.LogRecord = event.pop("_record")
+        exc_info = event.pop("exc_info", None)
+        # It may be True, what sys.exc_info() returns, or the exception itself.
+        if exc_info is True:
+            exc_info = sys.exc_info()
+        error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+        for key in ("_from_structlog", "stack_info"):
+            event.pop(key, None)
+        described: EventDict = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            # pika calls each attempt to connect an error.
+            "level": "debug" if record.name.startswith("pika") else record.levelname.lower(),
+            **fields,
             "event": event.pop("event"),
-            **event,
+            "logger": record.name,
         }
-        return json.dumps(_plain(line), allow_nan=False)
+        if error:
+            described["error"] = f"{type(error).__name__}: {error}"
+        if error and verbose:
+            described["exception"] = "".join(traceback.format_exception(error)).rstrip()
+        described.update(event)
+        return described
+
+    return describe
 
 
-def _plain(value: object) -> object:
-    """Turn a field into what JSON knows; a NaN or an infinity, which it does not know, becomes null."""
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, numbers.Integral):  # numpy's integers too
+def _to_json(_: WrappedLogger, __: str, event: EventDict) -> Mapping[str, object]:
+    """Turn fields into what JSON knows; a NaN or an infinity, which it does not know, becomes null."""
+    plain: dict[str, object] = to_jsonable_python(
+        event, inf_nan_mode="null", bytes_mode="base64", fallback=_number_or_text
+    )
+    return plain
+
+
+def _number_or_text(value: object) -> object:
+    if isinstance(value, Integral):  # numpy's numbers too
         return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    return str(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
-class _PrettyLine:
-    """Renders an event for people: local time, part, sentence, fields."""
+def _console_renderer(*, verbose: bool) -> ConsoleRenderer:
+    """Return what writes a line for people: local time, part, sentence, fields."""
 
-    def __init__(self, part: str) -> None:
-        self._part = part
+    def time(value: object) -> str:
+        return f"{value.astimezone():%H:%M:%S}" if isinstance(value, datetime) else str(value)
 
-    def __call__(self, _: WrappedLogger, __: str, event: EventDict) -> str:
-        time, level, trace = event.pop("time"), event.pop("level"), event.pop("traceback", None)
-        logger, sentence = event.pop("logger"), _printable(str(event.pop("event")))
-        start = f"{_paint(_DIM, f'{time.astimezone():%H:%M:%S}')} {_paint(_BLUE, self._part)}"
-        if level in _LEVEL_COLOURS:
-            sentence = _paint(_LEVEL_COLOURS[level], f"{level}: {sentence}")
-        elif level == "debug":
-            sentence = _paint(_DIM, f"{logger}: {sentence}")
-        fields = "".join(f"  {_paint(_CYAN, key)}={_shown(value)}" for key, value in _flat(event))
-        return f"{start}  {sentence}{fields}" + (f"\n{trace}" if trace else "")
+    def level(value: object) -> str:
+        colour = _YELLOW if value == "warning" else _RED
+        return "" if value in ("info", "debug") else f"{colour}{value}:{_RESET}"
 
+    def logger(value: object) -> str:
+        return f"{_DIM}{value}:{_RESET}" if verbose else ""
 
-def _flat(event: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Spread out a field that is a map: metrics={"loss": 0.5} reads loss=0.5."""
-    for key, value in event.items():
-        if isinstance(value, Mapping):
-            yield from ((_printable(str(name)), inner) for name, inner in value.items())
-        else:
-            yield key, value
-
-
-def _paint(colour: str, text: str) -> str:
-    return f"\x1b[{colour}m{text}\x1b[0m"
+    text = partial(KeyValueColumnFormatter, None)
+    return ConsoleRenderer(
+        columns=[
+            Column("time", text(_DIM, _RESET, time)),
+            Column("part", text(_BLUE, _RESET, str, postfix=" ")),
+            Column("level", text("", "", level)),
+            Column("logger", text("", "", logger)),
+            Column("event", text("", "", lambda event: _printable(str(event)))),
+            Column("", KeyValueColumnFormatter(_CYAN, "", _RESET, _shown, prefix=" ")),
+        ],
+        exception_formatter=plain_traceback,
+        sort_keys=False,
+    )
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_shown(key)}: {_shown(item)}" for key, item in value.items()) + "}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return repr(text) if " " in text or not text else _printable(text)
 
 
 def _printable(text: str) -> str:
-    """Spell out control characters: a field may hold what a stranger's message said."""
+    """Spell out control characters: a field may hold text from a stranger's message."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,12 +1,11 @@
-"""What libraries write straight to stderr (file descriptor 2): in its own lines between ours, or hidden.
+"""Filters what libraries write directly to stderr (file descriptor 2), and turns it into log lines.
 
-TensorFlow and others write to descriptor 2 from C++, past Python's logging. While `relayed_stderr` is in
-force, that descriptor leads to a small process, which writes each line on to the real stderr: as one JSON
-object where the log is JSON, else as it came. It is a process of its own so that the last words of one that
-crashes are still passed on. What a C++ library says for its developers alone is a debug line: it is shown
-with `verbose`.
+TensorFlow and others write to descriptor 2 from C++, past Python's logging. Inside `relayed_stderr` that
+descriptor leads to a small process, which passes each line on to the real stderr: as one JSON object where
+the log is JSON, else as it came. It is a separate process so that the last lines of a process that crashes
+are passed on too. Messages for the developers of a C++ library are debug lines, shown with `verbose`.
 
-The file is also that process's program, and so imports nothing but the standard library.
+This file is also the program of that process, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -24,25 +23,25 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 STDERR = 2
-# So that a line is written in one piece, also to a pipe: a byte may take six in JSON, and PIPE_BUF is 4096.
+# Short enough to be written in one piece, even to a pipe: a byte may take six in JSON, and PIPE_BUF is 4096.
 MOST_BYTES = 600
-# The rest of a line is awaited for so long.
+# How long to wait for the rest of a line.
 PATIENCE_S = 0.5
 END_S = 2.0
 
-# As absl and glog write them, and as TensorFlow wrote them before: level, place in the source, text.
+# The formats of absl and glog, and of older TensorFlow: level, place in the source, text.
 _C_PLUS_PLUS = (
     re.compile(r"([IWEF])\d{4} [\d:.]+ +\d+ ([^\]\s]+:\d+)\] (.*)", re.DOTALL),
     re.compile(r"\d{4}-\d\d-\d\d [\d:.]+: ([IWEF]) ([^\]\s]+:\d+)\] (.*)", re.DOTALL),
 )
 _BEFORE_THE_FIRST = "WARNING: All log messages before absl::InitializeLog()"
-# TensorFlow calls it an error when there is no GPU.
+# TensorFlow logs a missing GPU as an error.
 _NO_GPU = re.compile(r"cuda|cuinit|cudnn|cublas|cufft|gpu|tensorrt|rocm", re.IGNORECASE)
 _LEVELS = {"I": "debug", "W": "debug", "E": "warning", "F": "error"}
 
 
 def judge(line: str) -> str:
-    """Return the log level of a line that a library wrote: "debug" for what only its developers read."""
+    """Return the log level of a line from a library: "debug" for messages that only its developers read."""
     if line.startswith(_BEFORE_THE_FIRST):
         return "debug"
     for form in _C_PLUS_PLUS:
@@ -55,10 +54,10 @@ def judge(line: str) -> str:
 
 @contextmanager
 def relayed_stderr(*, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> Iterator[TextIO]:
-    """Relay descriptor 2 until the end of the block, and give a stream to the real stderr for our own lines.
+    """Relay descriptor 2 until the end of the block, and yield a stream to the real stderr for our own lines.
 
     With `as_json`, `sys.stderr` is relayed too, and each line becomes one JSON object with `fields`.
-    Without it, `sys.stderr` leads to the real stderr meanwhile: a terminal stays one for whoever looks.
+    Without it, `sys.stderr` is the real stderr, so that code can see whether it is a terminal.
     """
     python_stderr = sys.stderr
     python_stderr.flush()
@@ -78,13 +77,13 @@ def relayed_stderr(*, as_json: bool, verbose: bool, fields: Mapping[str, str]) -
         sys.stderr.flush()
         sys.stderr = python_stderr
         os.dup2(own.fileno(), STDERR)
-        # It ends with the last process that has the descriptor: a child may still have it.
+        # The relay ends with the last process that has the descriptor open, which may be a child of ours.
         with suppress(subprocess.TimeoutExpired):
             relay.wait(END_S)
 
 
 def relay_lines(source: int, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
-    """Pass on what comes from the descriptor `source` until its end."""
+    """Pass on every line from the descriptor `source` until its end."""
     rest = b""
     while True:
         if rest and not select.select([source], [], [], PATIENCE_S)[0]:
@@ -117,7 +116,7 @@ def _pass_on(line: bytes, *, as_json: bool, verbose: bool, fields: Mapping[str, 
 
 
 def _is_json(text: str) -> bool:
-    """Tell whether a line is a JSON object already, as a child of ours writes them."""
+    """Return whether a line is already a JSON object, such as a child process of ours writes."""
     if not text.startswith("{"):
         return False
     try:

@@ -1,4 +1,4 @@
-"""A clean end: the first SIGTERM or Ctrl-C asks a process to finish, a second Ctrl-C ends it at once."""
+"""Clean shutdown: the first SIGTERM or Ctrl-C asks a process to finish, a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from fluffle.logs import get_logger
 
 log = get_logger(__name__)
 
-# Containers are given 10 s to end; a task that computes without coming back to Python gets less.
+# A container gets 10 s to stop. A task that computes without returning to Python gets less.
 LEAVE_AFTER_S = 4.5
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 class StopRequested(BaseException):
-    """Ends a task's function that is at work when the process is asked to stop.
+    """Interrupts a running function of a task when the process is asked to stop.
 
-    No Exception, so that a task that catches every Exception does not catch this one.
+    Not an Exception, so that a task that catches every Exception does not catch this one.
     """
 
 
 class StopSignal(threading.Event):
-    """An event that SIGTERM and Ctrl-C set; it can also break off a function that takes long."""
+    """An event that SIGTERM and Ctrl-C set; it can also interrupt a function that takes long."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +37,8 @@ class StopSignal(threading.Event):
     def interrupting(self) -> Iterator[None]:
         """Let a signal raise StopRequested in this block, which must run in the main thread.
 
-        If the block does not end within LEAVE_AFTER_S of the signal, the process exits: nothing that it may
-        lose was promised to anybody. Raises StopRequested at once when the signal came before.
+        If the block does not end within LEAVE_AFTER_S of the signal, the process exits; only work that was
+        not confirmed is lost. Raises StopRequested at once if the signal came before.
         """
         self._sections += 1
         self._is_interruptible = True
@@ -62,7 +62,7 @@ class StopSignal(threading.Event):
 
     def _leave(self, section: int) -> None:
         if self._is_interruptible and self._sections == section:
-            log.warning("the task does not stop: leaving without it", seconds=LEAVE_AFTER_S)
+            log.warning("the task does not stop; exiting without it", seconds=LEAVE_AFTER_S)
             os._exit(EXIT_TERMINATED)
 
 
@@ -75,5 +75,5 @@ def stop_on_signals() -> StopSignal:
 
 
 def interrupting(stop: threading.Event) -> AbstractContextManager[None]:
-    """Let the signal that sets this event break off the block; any other event does not."""
+    """Let the signal that sets this event interrupt the block; an event of another class does not."""
     return stop.interrupting() if isinstance(stop, StopSignal) else nullcontext()

@@ -168,9 +168,9 @@ def test_an_event_ends_each_of_them_and_a_later_call_goes_on_with_the_federation
 def test_a_wrong_argument_is_named_as_an_argument(node: BrokerNode) -> None:
     with pytest.raises(ConfigError, match=r"unknown setting 'brokerurl'.*did you mean broker_url"):
         run_worker(SoftmaxRegression(), brokerurl=node.amqp_url)
-    with pytest.raises(ConfigError, match=r"^site must be at least 0, not -1$"):
+    with pytest.raises(ConfigError, match=r"^site must be greater than or equal to 0, not -1$"):
         run_worker(SoftmaxRegression(), site=-1)
-    with pytest.raises(ConfigError, match=r"^buffer_size must be at least 1, not 0$"):
+    with pytest.raises(ConfigError, match=r"^buffer_size must be greater than or equal to 1, not 0$"):
         run_aggregator(SoftmaxRegression(), buffer_size=0)
 
 

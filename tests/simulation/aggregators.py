@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from random import Random
 
 from simulation.faulty_broker import Aftermath, FaultyBroker, Heard
 
-from fluffle.broker import Delivery
+from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost, QueueFull
+from fluffle.events import Applied, Event
 from fluffle.fake_broker import FakeServer
-from fluffle.hello import say_hello
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leader import Leader
-from fluffle_aggregator.service import wake_standby
+from fluffle_aggregator.leading import Leading
+from fluffle_aggregator.service import join, wake_standby
 
 Clock = Callable[[], float]
 
 
 class Killed(BaseException):
     """The process ended in the middle of what it did: nothing in the product may catch it."""
+
+
+class DiesWhileItTells:
+    """Kills its process now and then, between an update that is folded and the commit that contains it."""
+
+    def __init__(self, chance: Random) -> None:
+        self._chance = chance
+
+    def __call__(self, event: Event) -> None:
+        """See EventSink."""
+        if isinstance(event, Applied) and self._chance.random() < 0.02:
+            raise Killed
+
+    def over(self, broker: Broker) -> AbstractContextManager[object]:
+        """See EventSink."""
+        return nullcontext(broker)
 
 
 class Aggregator:
@@ -48,7 +67,7 @@ class Aggregator:
         self._clock = clock
         self._now = now
         self._config: AggregatorConfig | None = None
-        self._leader: Leader | None = None
+        self._leader: Leading | None = None
         self._readings = StreamHealth()
         self._in_hand: Delivery | None = None
         self.broker: FaultyBroker | None = None
@@ -73,7 +92,7 @@ class Aggregator:
             return str(error)
         except Killed:
             self.kill()
-            return "is killed by a message"
+            return "is killed by a message, or before its commit"
 
     def kill(self) -> None:
         """End its process."""
@@ -90,32 +109,27 @@ class Aggregator:
         """Go on, with what it had in its hands."""
         self.is_frozen = False
         try:
-            if self._leader and self._in_hand:
-                self._leader.receive(self._in_hand)
             if self._leader:
-                self._leader.commit_when_due()
+                self._leader.turn(self._in_hand)
         except (ConnectionLost, QueueFull) as error:
             self._let_go()
             return str(error)
         except Killed:
             self.kill()
-            return "is killed by a message"
+            return "is killed by a message, or before its commit"
         finally:
             self._in_hand = None
         return "has noticed nothing"
 
     def _connect(self, config: AggregatorConfig) -> str:
         # A process keeps its settings over all its connections.
-        config = self._config = self._config or config
+        config = self._config = self._config or replace(config, event_sink=DiesWhileItTells(self._chance))
         self.has_left = False
         lazy_acks = self._chance.random() < 0.3
         broker = self.broker = FaultyBroker(
             self._server, config.topology, self._aftermath, self._chance, lazy_acks=lazy_acks
         )
-        broker.declare(config.topology)
-        broker.consume(config.topology.updates.name, prefetch=config.prefetch)
-        topology = config.topology
-        say_hello(broker, topology.updates_in, federation=topology.federation, name=self.name)
+        join(replace(config, name=self.name), broker)
         return "connects"
 
     def _go_on(self, broker: FaultyBroker) -> str:
@@ -124,15 +138,15 @@ class Aggregator:
         if self._leader is None:
             if delivery is None:
                 return "stands by"
-            self._leader = self._make_leader(
-                self._config, broker, self._readings, clock=self._clock, now=self._now
+            self._leader = Leading(
+                self._config,
+                broker,
+                self._readings,
+                clock=self._clock,
+                unix_clock=self._now,
+                make_leader=self._make_leader,
             )
-        if delivery:
-            self._leader.receive(delivery)
-            if self._chance.random() < 0.02:
-                self.kill()
-                return "is killed between a message and its commit"
-        self._leader.commit_when_due()
+        self._leader.turn(delivery)
         if self._leader.finished and delivery is None:
             wake_standby(self._config, broker)
             self.kill()

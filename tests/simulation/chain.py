@@ -15,7 +15,8 @@ from fluffle.record import ModelVersion, Rank
 from fluffle.schema import version_header
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import BIN32_PREFIX_BYTES, decode_version
-from fluffle_aggregator.strategies import Strategy, UpdateFacts
+from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
+from fluffle_aggregator.transforms import starting_moments
 
 ROUNDING_S = 1e-6
 
@@ -149,19 +150,18 @@ def _replayed(
     before: Model, record: ModelVersion, updates: Sequence[WeightUpdate], strategy: Strategy
 ) -> Model:
     """Fold the updates one after the other into the parent's model, as somebody who never crashes."""
-    optimizer = strategy.optimizer
     vector, version = before.vector.copy(), before.version
     moments: Mapping[str, Vector] = {name: one.copy() for name, one in before.moments.items()}
-    if set(moments) != set(optimizer.starts):
-        moments = optimizer.init(vector.size)
-    buffer = strategy.init()
+    if set(moments) != set(strategy.moment_names):
+        moments = starting_moments(strategy.transforms, vector.size)
+    held = strategy.rule.zero()
     for one, update in zip(record.folded, updates, strict=True):
-        buffer = strategy.fold(buffer, update.vector, UpdateFacts(one.staleness, update.examples))
-        if buffer.count == strategy.buffer_size:
-            vector, moments = strategy.step(vector, buffer, moments)
-            buffer, version = strategy.init(), version + 1
-    if buffer.count:
-        vector, moments = strategy.step(vector, buffer, moments)
+        held = held.adding(update.vector, strategy.weigh(UpdateFacts(one.staleness, update.examples)))
+        if held.count == strategy.buffer_size:
+            strategy.step(vector, held, moments)
+            held, version = strategy.rule.zero(), version + 1
+    if held.count:
+        strategy.step(vector, held, moments)
         version += 1
     examples = {**before.examples, **{update.id.worker: update.examples for update in updates}}
     return Model(vector, moments, version, examples)

@@ -8,20 +8,24 @@ from random import Random
 from builders import a_config, a_strategy
 from simulation.senders import POISON
 
-from fluffle.model import Layout
+from fluffle.broker import Delivery
 from fluffle.topology import Topology
-from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.strategies import Strategy
+from fluffle_aggregator.strategies.strategy import Strategy
 
 
 def some_strategy(chance: Random) -> Strategy:
     """Return one of the strategies."""
     name = chance.choice(["fedasync", "fedbuff", "fedbuff", "fedavg"])
+    rule = chance.choice(["mean", "mean", "median", "trimmed-mean:0.3"])
     return a_strategy(
         name,
-        buffer_size=chance.randint(1, 3),
+        buffer_size=chance.randint(1, 3) if rule == "mean" else 3,
+        rule=rule,
         mixing=chance.choice([0.3, 1.0]),
         staleness=chance.choice(["constant", "polynomial", "polynomial:2", "hinge:10:1"]),
         optimizer="sgd"
@@ -41,7 +45,7 @@ def some_config(chance: Random, strategy: Strategy, topology: Topology) -> Aggre
     config = a_config(
         strategy,
         commit_schedule=commit_schedule,
-        policy=Policy(max_staleness=chance.choice([None, None, 1])),
+        limits=Limits(max_staleness=chance.choice([None, None, 1])),
         goal=chance.choice(goals),
         try_out=try_out,
     )
@@ -57,6 +61,6 @@ def some_topology(chance: Random, topology: Topology) -> Topology:
     return replace(topology, updates=replace(updates, arguments=few))
 
 
-def try_out(_: Layout, body: bytes) -> str:
+def try_out(_: GlobalModel, delivery: Delivery) -> str:
     """Say what becomes of a process that takes in a message."""
-    return "was killed" if body.startswith(POISON) else ""
+    return "was killed" if delivery.body.startswith(POISON) else ""

@@ -16,7 +16,7 @@ from simulation.senders import POISON
 
 import fluffle.model_stream
 import fluffle_aggregator.head
-import fluffle_aggregator.leader
+import fluffle_aggregator.intake
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, decode_record, decode_version, record_digest
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (
         fluffle.model_stream,
         fluffle_aggregator.head,
-        fluffle_aggregator.leader,
+        fluffle_aggregator.intake,
         simulation.chain,
         simulation.promises,
         simulation.senders,

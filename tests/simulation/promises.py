@@ -17,7 +17,7 @@ from fluffle.record import Rank
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_aggregator.strategies import Strategy
+from fluffle_aggregator.strategies.strategy import Strategy
 
 # What a message of each kind may be refused for.
 UNTIMELY = {"too-stale", "unknown-base", "future-version", "second-in-round", "wrong-content", "finished"}

@@ -14,9 +14,10 @@ from simulation.world import World
 
 from fluffle.update import AppliedUpdates
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.effects import Ack, Effect
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.leader import Leader, Now
 
 SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1499")
 AT_ONCE = 250
@@ -76,11 +77,10 @@ def test_a_seed_gives_the_same_simulation_again() -> None:
 class AcksFirst(Leader):
     """Acks what it holds before the version that contains it is confirmed."""
 
-    def commit_when_due(self) -> None:
+    def tick(self, now: Now) -> list[Effect]:
         """See Leader."""
-        self._broker.ack(self._held)
-        self._held = []
-        super().commit_when_due()
+        held, self.held = self.held, []
+        return [Ack(tuple(held)), *super().tick(now)]
 
 
 def keeps_the_term(config: AggregatorConfig) -> AggregatorConfig:

@@ -42,7 +42,7 @@ def test_without_a_password_the_certificate_is_the_login_and_the_url_may_name_it
 def test_a_user_without_password_and_certificate_is_told_what_is_missing() -> None:
     address = load_settings(SharedSettings, {"broker_url": "amqps://alice@rabbit"}).broker_address()
 
-    with pytest.raises(ConfigError, match="has the user 'alice' but no password: give it there or in"):
+    with pytest.raises(ConfigError, match="has the user 'alice' but no password: add it there or in"):
         address.login()
 
 
@@ -52,7 +52,7 @@ def test_files_of_tls_that_nothing_would_use_are_refused() -> None:
     no_certificate = sentence_for({"broker_url": "amqps://rabbit", "broker_key_file": "alice.key"})
 
     assert plain == (
-        "broker_ca_file is set, but amqp://a:***@rabbit is in plain text: for TLS it begins with amqps://"
+        "broker_ca_file is set, but amqp://a:***@rabbit does not use TLS: a URL for TLS starts with amqps://"
     )
     assert no_key == "broker_cert_file is set but not broker_key_file: one needs the other"
     assert no_certificate == "broker_key_file is set but not broker_cert_file: one needs the other"

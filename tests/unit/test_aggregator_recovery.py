@@ -30,8 +30,9 @@ from fluffle.pieces import Body
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
-from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.service import serve
 
 CHARGES = {
@@ -40,7 +41,7 @@ CHARGES = {
     "fedbuff and adam": a_config(a_strategy("fedbuff", buffer_size=2, optimizer="adam")),
     "fedasync and clipped norms": a_config(
         a_strategy("fedasync", mixing=0.3),
-        policy=Policy(max_norm=2.0, on_large_norm="clip"),
+        limits=Limits(limit_norm=2.0, on_large_norm="clip"),
         commit_schedule=CommitSchedule(every=2),
         first=replace(a_version(), norms=(0.5,) * 10),
     ),
@@ -186,7 +187,7 @@ def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_st
         leader = take_the_lead(broker, config, clock)
         work_off(leader, broker)
         clock.seconds = 11
-        leader.commit_when_due()
+        leader.turn(None)
 
         send(server, config, an_update("b", 1))
         work_off(leader, broker)
@@ -195,7 +196,7 @@ def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_st
         send(server, config, an_update("b", 2))
         work_off(leader, broker)
         clock.seconds = 22
-        leader.commit_when_due()
+        leader.turn(None)
 
     # It died with one in the buffer.
     assert newest(server, config).updates == 4

@@ -25,12 +25,12 @@ from messages import rewritten
 
 from fluffle.broker import Delivery
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.model import Layout
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
-from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
 
@@ -85,7 +85,7 @@ def test_one_bad_message_among_good_ones_is_moved_away_with_its_reason_and_the_r
 
 
 def test_a_late_update_is_refused_with_what_it_is_grepped_for() -> None:
-    config = a_config(a_strategy(buffer_size=1), policy=Policy(max_staleness=1))
+    config = a_config(a_strategy(buffer_size=1), limits=Limits(max_staleness=1))
     fresh = [an_update("fast", n, base_version=n - 1) for n in (1, 2)]
     server = a_server(config, *fresh, an_update("slow", 1), an_update("fast", 3, base_version=2))
 
@@ -223,9 +223,9 @@ def test_of_what_was_there_when_two_aggregators_died_only_the_cause_is_refused()
     poison = encoded(an_update("poison"))
     tried = []
 
-    def try_out(_layout: Layout, body: bytes) -> str:
-        tried.append(body)
-        return "was ended by SIGKILL" if body == poison else ""
+    def try_out(_model: GlobalModel, delivery: Delivery) -> str:
+        tried.append(delivery.body)
+        return "was ended by SIGKILL" if delivery.body == poison else ""
 
     config = a_config(a_strategy(buffer_size=2), try_out=try_out)
     innocent = [an_update("before"), an_update("behind")]
@@ -289,20 +289,20 @@ def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
 
 
 @pytest.mark.parametrize(
-    ("policy", "reason", "setting"),
+    ("limits", "reason", "setting"),
     [
-        (Policy(max_messages=2), "too-many", "FLUFFLE_LIMIT_MESSAGES"),
-        (Policy(max_mib=1 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
-        (Policy(max_share=0.5), "over-share", "FLUFFLE_LIMIT_SHARE"),
-        (Policy(max_examples=49), "bad-examples", "FLUFFLE_LIMIT_EXAMPLES"),
-        (Policy(max_norm=2.0), "large-norm", "FLUFFLE_LIMIT_NORM"),
+        (Limits(limit_messages=2), "too-many", "FLUFFLE_LIMIT_MESSAGES"),
+        (Limits(limit_mib=1 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
+        (Limits(limit_share=0.5), "over-share", "FLUFFLE_LIMIT_SHARE"),
+        (Limits(limit_examples=49), "bad-examples", "FLUFFLE_LIMIT_EXAMPLES"),
+        (Limits(limit_norm=2.0), "large-norm", "FLUFFLE_LIMIT_NORM"),
     ],
 )
 def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied(
-    policy: Policy, reason: str, setting: str
+    limits: Limits, reason: str, setting: str
 ) -> None:
     first = replace(a_version(), norms=(2.0,) * 10)
-    config = a_config(a_strategy(buffer_size=4), policy=policy, first=first)
+    config = a_config(a_strategy(buffer_size=4), limits=limits, first=first)
     fair = [an_update("greedy", 1), an_update("greedy", 2), an_update("fair", 1)]
     over = an_update(
         "greedy", 3, values=[9] * SIZE, examples=50, metrics={"m" * 60 + str(n): n for n in range(9)}
@@ -323,7 +323,7 @@ def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied
 
 
 def test_what_is_too_many_is_refused_before_it_is_read() -> None:
-    config = a_config(policy=Policy(max_messages=1))
+    config = a_config(limits=Limits(limit_messages=1))
     server = a_server(config, b"rubbish", b"rubbish")
 
     aggregate(server, config)

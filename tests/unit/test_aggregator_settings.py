@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from builders import a_strategy
 
 from fluffle.errors import ConfigError
 from fluffle.policy_watch import policy_watch_of
 from fluffle.settings import load_settings
-from fluffle_aggregator.admission import Policy
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.gates.sequence import gates_of
 from fluffle_aggregator.initial_model import NoModel
 from fluffle_aggregator.running import config_of
 from fluffle_aggregator.settings import AggregatorSettings
@@ -46,8 +48,8 @@ def test_rounds_that_workers_wait_for_are_published_one_by_one() -> None:
 
 
 def test_seconds_alone_say_when_to_commit() -> None:
-    by_time = settings(strategy="fedasync", commit_after=10).make_commit_schedule()
-    by_both = settings(strategy="fedasync", commit_after=10, commit_every=3).make_commit_schedule()
+    by_time = config(strategy="fedasync", commit_after=10).commit_schedule
+    by_both = config(strategy="fedasync", commit_after=10, commit_every=3).commit_schedule
 
     assert not by_time.is_due(1, since_commit_s=9.9)
     assert by_time.is_due(1, since_commit_s=10)
@@ -81,24 +83,26 @@ def test_fedasync_needs_whole_weights_and_so_no_codec_that_leaves_out() -> None:
 
 
 def test_no_limit_is_on_until_it_is_set() -> None:
-    assert config().policy == Policy()
+    limits = config().limits
+
+    assert {name: getattr(limits, name) for name in Limits.model_fields} == Limits().model_dump()
 
 
-def test_every_limit_reaches_the_policy() -> None:
+def test_every_limit_that_is_set_has_a_gate() -> None:
     given = {"limit_messages": 3, "limit_mib": 1.5, "limit_share": 0.5, "limit_examples": 9, "limit_norm": 10}
 
-    policy = config(**given, on_large_norm="clip").policy
+    chosen = config(**given, on_large_norm="clip")
 
-    assert policy == Policy(
-        max_messages=3, max_mib=1.5, max_share=0.5, max_examples=9, max_norm=10, on_large_norm="clip"
-    )
+    gates = gates_of(chosen.limits, a_strategy(), chosen.topology)
+    assert len(gates) == len(gates_of(Limits(), a_strategy(), chosen.topology)) + 2
+    assert chosen.limits.limit_examples == 9
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fedavg", "limit_share": 0.5}, "for fedbuff and fedasync, not fedavg: .*_EXAMPLES"),
-        ({"on_large_norm": "clip"}, "FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM"),
+        ({"strategy": "fedavg", "limit_share": 0.5}, "limit_share has no effect with fedavg.*limit_examples"),
+        ({"on_large_norm": "clip"}, "on_large_norm clip needs limit_norm"),
     ],
 )
 def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:

@@ -36,7 +36,7 @@ class PartSettings(SharedSettings):
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
-    for name in (*PartSettings.model_fields, "config"):
+    for name in PartSettings.model_fields:
         monkeypatch.delenv(f"FLUFFLE_{name.upper()}", raising=False)
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_flag_is_one_sentence_and_exit_code_2() -> None:
     result = invoke("--buffer-size", "0")
 
     assert result.exit_code == 2
-    assert result.stderr == "error: --buffer-size must be at least 1, not 0\n"
+    assert result.stderr == "error: --buffer-size must be greater than or equal to 1, not 0\n"
     assert result.stdout == ""
 
 
@@ -145,7 +145,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_ones_that_do() -> None
     result = invoke("--strategy", "fedsgd")
 
     assert result.exit_code == 2
-    assert result.stderr == "error: --strategy must be one of 'fedasync' or 'fedbuff', not 'fedsgd'\n"
+    assert result.stderr == "error: --strategy must be 'fedasync' or 'fedbuff', not 'fedsgd'\n"
 
 
 def test_a_wrong_variable_is_named_as_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ def test_a_wrong_variable_is_named_as_the_variable(monkeypatch: pytest.MonkeyPat
     result = invoke()
 
     assert result.exit_code == 2
-    assert result.stderr == "error: FLUFFLE_BUFFER_SIZE must be at least 1, not 0\n"
+    assert result.stderr == "error: FLUFFLE_BUFFER_SIZE must be greater than or equal to 1, not 0\n"
 
 
 def fail(_: PartSettings) -> None:

@@ -13,7 +13,7 @@ from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Rank
 from fluffle.topology import Topology, topology_of
 from fluffle_aggregator.head import StreamHealth
-from fluffle_aggregator.leader import Leader
+from fluffle_aggregator.leading import Leading
 from fluffle_cli.federations import Footprint, begin_anew, footprints, highest_term
 from fluffle_cli.management import QueueRow
 from fluffle_cli.restoring import TERMS_AHEAD
@@ -146,10 +146,10 @@ def test_a_reset_that_is_interrupted_lets_no_aggregator_begin_and_is_finished_by
 def test_an_aggregator_that_saw_versions_begins_anew_after_a_reset_and_not_after_a_loss() -> None:
     server, stream_health = a_server(CHARGE), StreamHealth()
     with FakeBroker(server) as broker:
-        Leader(CHARGE, broker, stream_health)
+        Leading(CHARGE, broker, stream_health)
     reset(server)
     with FakeBroker(server) as broker:
-        Leader(CHARGE, broker, stream_health)
+        Leading(CHARGE, broker, stream_health)
     assert newest(server, CHARGE).term > TERMS_AHEAD
 
     with FakeBroker(server) as broker:
@@ -157,7 +157,7 @@ def test_an_aggregator_that_saw_versions_begins_anew_after_a_reset_and_not_after
             del server.queues[queue.name]
         broker.declare(TOPOLOGY)
         with pytest.raises(TopologyMissing, match="had versions"):
-            Leader(CHARGE, broker, stream_health)
+            Leading(CHARGE, broker, stream_health)
 
 
 def test_a_federation_without_versions_is_reset_to_term_1() -> None:

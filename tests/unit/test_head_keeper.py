@@ -15,12 +15,13 @@ from fluffle.broker import QueueState
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion, Moments
 from fluffle.wire import decode_record, decode_version, record_digest
-from fluffle_aggregator.config import AggregatorConfig, CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import StreamHealth, read_head
 from fluffle_aggregator.head_keeper import AGAIN_AFTER_S, AT_MOST_EVERY_S, EVERY_S
-from fluffle_aggregator.leader import Leader
-from fluffle_aggregator.strategies import Strategy
+from fluffle_aggregator.leading import Leading
+from fluffle_aggregator.strategies.strategy import Strategy
 
 LOSS = "the head has lost messages"
 
@@ -34,7 +35,7 @@ def purge(server: FakeServer, config: AggregatorConfig) -> None:
     server.queue(config.topology.head.name).ready.clear()
 
 
-def look_twice(leader: Leader, clock: Clock) -> None:
+def look_twice(leader: Leading, clock: Clock) -> None:
     """Let a leader look, and look again; it believes the second look."""
     clock.seconds += AT_MOST_EVERY_S
     leader.look_after_head()
@@ -258,7 +259,7 @@ def test_whatever_vanishes_the_head_holds_nothing_but_versions_that_were_publish
     assert max(held, key=lambda body: decode_version(body).rank) == published[-1]
     head = read_head(broker, config.topology, StreamHealth())
     assert head is not None
-    assert set(head.moments) == (set(strategy.optimizer.starts) if head.record.version else set())
+    assert set(head.moments) == (set(strategy.moment_names) if head.record.version else set())
     folded = [one.id for version in versions(server, config) for one in version.folded]
     assert len(folded) == len(set(folded))
     assert newest(server, config).updates + leader.held == sent

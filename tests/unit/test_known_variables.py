@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fluffle.command_line import new_app, settings_command
-from fluffle.known_variables import KNOWN, OTHERS, SETTINGS, UnknownVariable, unknown_variables
+from fluffle.known_variables import known_settings, unknown_variables
 from fluffle.settings import SharedSettings
 from fluffle_cli.broker_command import app as broker
+from scripts.reference import NAMES, PAGE, known_names, page
 
-PACKAGES = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli")
-
-
-def settings_classes(of: type[SharedSettings] = SharedSettings) -> Iterator[type[SharedSettings]]:
-    yield of
-    for each in of.__subclasses__():
-        if each.__module__.startswith("fluffle"):
-            yield from settings_classes(each)
+KNOWN = known_settings().variables
 
 
-def test_the_settings_of_every_part_and_command_are_known_and_no_others() -> None:
-    for package in PACKAGES:
-        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            if module.name.rpartition(".")[2].startswith(("settings", "program")) or "command" in module.name:
-                importlib.import_module(module.name)
+def test_the_names_of_all_settings_are_current() -> None:
+    assert NAMES.read_text() == known_names(), "run `make reference`"
 
-    assert {name for each in settings_classes() for name in each.model_fields} == SETTINGS
-    assert not SETTINGS & OTHERS
+
+def test_the_reference_of_the_settings_is_current() -> None:
+    assert PAGE.read_text() == page(), "run `make reference`"
+
+
+def test_the_reference_has_the_settings_of_the_parts_and_of_commands_in_groups() -> None:
+    lines = page().splitlines()
+
+    assert "## `fluffle aggregator`" in lines
+    assert "## `fluffle federation delete` and `fluffle federation reset`" in lines
+    assert any(
+        line.startswith("| `--buffer-size` | `FLUFFLE_BUFFER_SIZE` | INTEGER, ≥ 1 | `4` |") for line in lines
+    )
+    assert any(line.startswith("| `NAME` |  | TEXT | required | The user") for line in lines)
 
 
 def test_a_misspelt_variable_is_named_with_the_one_that_was_meant() -> None:
@@ -42,8 +41,8 @@ def test_a_misspelt_variable_is_named_with_the_one_that_was_meant() -> None:
     )
 
     assert found == [
-        UnknownVariable("FLUFFLE_QQQQ", ""),
-        UnknownVariable("FLUFFLE_STRATGY", "FLUFFLE_STRATEGY"),
+        ("FLUFFLE_QQQQ", ""),
+        ("FLUFFLE_STRATGY", "FLUFFLE_STRATEGY"),
     ]
 
 
@@ -52,7 +51,7 @@ def test_a_known_variable_is_never_named_and_one_that_lacks_a_letter_is(name: st
     misspelt = name[:at] + name[at + 1 :]
 
     assert list(unknown_variables([name])) == []
-    assert [each.name for each in unknown_variables([misspelt])] == [misspelt] * (misspelt not in KNOWN)
+    assert [name for name, _ in unknown_variables([misspelt])] == [misspelt] * (misspelt not in KNOWN)
 
 
 def test_a_command_warns_of_it_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +63,9 @@ def test_a_command_warns_of_it_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> N
     done = CliRunner().invoke(app, [])
 
     assert done.exit_code == 0
-    assert "is no setting  variable=FLUFFLE_STRATGY  did_you_mean=FLUFFLE_STRATEGY" in done.stderr
+    assert (
+        "unknown environment variable  variable=FLUFFLE_STRATGY  did_you_mean=FLUFFLE_STRATEGY" in done.stderr
+    )
     assert "EMPTI" not in done.stderr
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import SIZE, a_model, a_strategy, a_vector, a_version, an_update, float32s, values_of
+from builders import SIZE, a_model, a_strategy, a_vector, a_version, an_update, float32s, passed, values_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,20 +17,13 @@ from fluffle.errors import WireError
 from fluffle.record import MAX_NORMS
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle.wire import decode_version, encode_version
-from fluffle_aggregator.admission import Policy, Reason, Refusal
+from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.gates.norm import norm_bound, norm_of, shortened
+from fluffle_aggregator.gates.rates import MIB, Rates, TokenBuckets
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.limits import (
-    MIB,
-    Admitted,
-    Rates,
-    TokenBuckets,
-    admit,
-    norm_bound,
-    norm_of,
-    shortened,
-)
 
-CLIP = Policy(max_norm=2.0, on_large_norm="clip")
+CLIP = Limits(limit_norm=2.0, on_large_norm="clip")
 
 
 def with_norms(*norms: float, strategy: str = "fedbuff") -> GlobalModel:
@@ -38,7 +31,7 @@ def with_norms(*norms: float, strategy: str = "fedbuff") -> GlobalModel:
     return a_model(a_strategy(strategy, buffer_size=4), record=record)
 
 
-def reason_of(found: Refusal | Admitted) -> Reason | None:
+def reason_of(found: Incoming | Refusal) -> str | None:
     return found.reason if isinstance(found, Refusal) else None
 
 
@@ -81,16 +74,20 @@ def test_full_buckets_are_forgotten_so_memory_holds_one_minute_of_senders() -> N
 
 
 @pytest.mark.parametrize(
-    ("policy", "reason", "says"),
+    ("limits", "reason", "says"),
     [
-        (Policy(max_messages=2), "too-many", "'w1' has sent more than 2 messages .* .FLUFFLE_LIMIT_MESSAGES"),
-        (Policy(max_mib=2.5), "too-much", "these 1 MiB, .* more than 2.5 MiB .* .FLUFFLE_LIMIT_MIB"),
+        (
+            Limits(limit_messages=2),
+            "too-many",
+            "'w1' has sent more than 2 messages .* .FLUFFLE_LIMIT_MESSAGES",
+        ),
+        (Limits(limit_mib=2.5), "too-much", "these 1 MiB, .* more than 2.5 MiB .* .FLUFFLE_LIMIT_MIB"),
     ],
 )
 def test_a_flood_is_refused_by_its_user_whatever_stands_in_it_and_what_is_redelivered_is_not_counted(
-    policy: Policy, reason: str, says: str
+    limits: Limits, reason: str, says: str
 ) -> None:
-    rates = Rates(policy)
+    rates = Rates(limits)
     message = Delivery(0, bytes(MIB), 0, "w1")
     again = replace(message, redeliveries=1)
 
@@ -115,9 +112,9 @@ def test_no_worker_weighs_more_than_its_share_of_a_buffer_but_one_update_is_let_
     for number, worker in enumerate(senders, 1):
         before = dict(model.in_buffer)
         update = an_update(worker, number, base_term=1, base_version=model.version)
-        found = admit(update, model, Policy(max_share=share))
+        found = passed(update, model, Limits(limit_share=share))
         if isinstance(found, Refusal):
-            assert found.reason == Reason.OVER_SHARE
+            assert found.reason == "over-share"
             assert "FLUFFLE_LIMIT_SHARE" in found.detail
             assert before[worker] + 1 > share * size
             continue
@@ -128,11 +125,11 @@ def test_no_worker_weighs_more_than_its_share_of_a_buffer_but_one_update_is_let_
 def test_a_share_of_twenty_nine_hundredths_is_29_of_100() -> None:
     model = a_model(a_strategy(buffer_size=100))
     for number in range(1, 30):
-        assert reason_of(admit(an_update("a", number), model, Policy(max_share=0.29))) is None
+        assert reason_of(passed(an_update("a", number), model, Limits(limit_share=0.29))) is None
         model.fold(an_update("a", number), now=0.0)
 
-    assert reason_of(admit(an_update("a", 30), model, Policy(max_share=0.29))) == Reason.OVER_SHARE
-    assert reason_of(admit(an_update("b", 1), model, Policy(max_share=0.29))) is None
+    assert reason_of(passed(an_update("a", 30), model, Limits(limit_share=0.29))) == "over-share"
+    assert reason_of(passed(an_update("b", 1), model, Limits(limit_share=0.29))) is None
 
 
 def test_norms_are_summed_up_in_float64_over_all_blocks() -> None:
@@ -157,15 +154,15 @@ def test_a_bound_needs_ten_norms_of_which_most_are_not_zero() -> None:
 def test_an_update_with_a_large_norm_is_refused_with_the_limit_that_it_broke() -> None:
     model = with_norms(*[1.0] * 10)
 
-    large = admit(an_update(values=[1.01] * SIZE), model, Policy(max_norm=2.0))
+    large = passed(an_update(values=[1.01] * SIZE), model, Limits(limit_norm=2.0))
 
     assert large == Refusal(
-        Reason.LARGE_NORM,
+        "large-norm",
         "the update would move the model by a norm of 2.02; at most 2 is allowed, 2 times the median of the "
         "last 10 (FLUFFLE_LIMIT_NORM)",
     )
-    within = admit(an_update(), model, Policy(max_norm=2.0))
-    assert isinstance(within, Admitted)
+    within = passed(an_update(), model, Limits(limit_norm=2.0))
+    assert isinstance(within, Incoming)
     assert (within.norm, within.norm_before) == (2.0, None)
 
 
@@ -179,9 +176,9 @@ def test_a_clipped_update_keeps_its_direction_and_moves_the_model_by_the_limit(
     model = with_norms(*[1.0] * 10, strategy=strategy)
     update = an_update(values=sent, sends=model.strategy.sends)
 
-    found = admit(update, model, CLIP)
+    found = passed(update, model, CLIP)
 
-    assert isinstance(found, Admitted)
+    assert isinstance(found, Incoming)
     assert (found.norm, found.norm_before) == (2.0, 5.0)
     np.testing.assert_allclose(values_of(found.update.vector), applied, rtol=1e-6)
     assert values_of(update.vector) == sent

@@ -102,6 +102,8 @@ def test_json_lines_are_valid_whatever_the_fields_hold() -> None:
         loss=float("nan"),
         metrics={"accuracy": np.float32(0.5), "loss": np.float64("inf")},
         version=np.int64(7),
+        rate=np.float32("nan"),
+        norms=np.ones(2),
         sites=(1, 2),
         path=Path("runs/a"),
         nothing=None,
@@ -113,6 +115,7 @@ def test_json_lines_are_valid_whatever_the_fields_hold() -> None:
     assert line["metrics"] == {"accuracy": 0.5, "loss": None}
     assert (line["version"], line["sites"], line["path"]) == (7, [1, 2], "runs/a")
     assert (line["nothing"], line["good"]) == (None, True)
+    assert (line["rate"], line["norms"]) == (None, "[1. 1.]")
 
 
 def test_a_lines_own_field_wins_over_the_process_wide_one() -> None:
@@ -151,12 +154,12 @@ def test_a_pretty_line_has_time_part_sentence_and_fields() -> None:
     assert rest == "aggregator  version committed  version=3  accuracy=0.1235  note='two words'\n"
 
 
-def test_a_pretty_line_spreads_out_a_field_that_is_a_map() -> None:
+def test_a_pretty_line_shows_a_field_that_is_a_map_without_line_breaks() -> None:
     stream = configured("pretty")
 
     log.info("evaluated", version=3, metrics={"loss": 0.5, "event\n": 0.25})
 
-    assert stream.getvalue().endswith("evaluated  version=3  loss=0.5  event\\n=0.25\n")
+    assert stream.getvalue().endswith("evaluated  version=3  metrics={loss: 0.5, event\\n: 0.25}\n")
 
 
 def test_a_pretty_warning_says_that_it_is_one() -> None:

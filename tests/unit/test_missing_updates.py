@@ -12,10 +12,10 @@ from leading import Clock, a_server, send, take_the_lead, work_off
 
 from fluffle.fake_broker import FakeBroker
 from fluffle.update import AppliedUpdates, UpdateId
-from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.missing import MOST_REMEMBERED, MissingUpdates, in_words
 
-NEVER_CAME = "updates before this one never came"
+NEVER_CAME = "earlier updates of this worker never came"
 
 
 def test_updates_that_vanished_from_the_queue_are_named_when_the_next_one_comes(
@@ -41,7 +41,7 @@ def test_updates_that_vanished_from_the_queue_are_named_when_the_next_one_comes(
 
 
 def test_what_was_refused_or_absorbed_is_not_missing(caplog: pytest.LogCaptureFixture) -> None:
-    config = a_config(a_strategy(buffer_size=1), policy=Policy(max_examples=10))
+    config = a_config(a_strategy(buffer_size=1), limits=Limits(limit_examples=10))
     server = a_server(
         config,
         an_update("w", 1, examples=99),

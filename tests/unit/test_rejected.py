@@ -14,7 +14,7 @@ from fluffle.broker import Delivery
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
-from fluffle_aggregator.admission import Policy
+from fluffle_aggregator.gates.limits import Limits
 from fluffle_cli.message_facts import message_facts
 from fluffle_cli.rejected import (
     RejectedMessage,
@@ -26,7 +26,7 @@ from fluffle_cli.rejected import (
     waiting,
 )
 
-STRICT = a_config(a_strategy(buffer_size=1), policy=Policy(max_staleness=0))
+STRICT = a_config(a_strategy(buffer_size=1), limits=Limits(max_staleness=0))
 LENIENT = a_config(a_strategy(buffer_size=1))
 TOPOLOGY = STRICT.topology
 ALL = Selection(is_all=True)

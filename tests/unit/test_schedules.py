@@ -9,7 +9,6 @@ from builders import a_model, a_strategy, an_evaluation, an_update
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.errors import ConfigError
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, PlateauState
 from fluffle_aggregator.global_model import GlobalModel
@@ -74,15 +73,15 @@ def test_a_plateau_never_raises_the_rate_again(betters: list[bool]) -> None:
     ("text", "said"),
     [
         ("linear", r"must be one of constant, step\[:every\]\[:factor\], cosine"),
-        ("step:0", "every must be at least 1, not 0"),
-        ("step:10:2.0", "factor must be more than 0 and at most 1, not 2"),
-        ("cosine:100:0", "end must be more than 0 and at most 1, not 0"),
+        ("step:0", "must be given with every at least 1, not 0"),
+        ("step:10:2.0", "must be given with factor above 0 and at most 1, not 2"),
+        ("cosine:100:0", "must be given with end above 0 and at most 1, not 0"),
         ("plateau:x", "patience must be a whole number, not 'x'"),
         ("plateau:1:0.5:3", "has too many parameters"),
     ],
 )
 def test_a_schedule_that_is_none_is_refused(text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ValueError, match=said):
         parse_schedule(text)
 
 
@@ -100,7 +99,7 @@ def a_scheduled_model(schedule: str, record: ModelVersion | None = None) -> Glob
 
 
 def next_record(model: GlobalModel) -> ModelVersion:
-    record = model.next_record(parent="", moments_checksum=None, elapsed_s=0.0, now=0.0, finished="")
+    record = model.next_record(now=0.0)
     model.advance(record)
     return record
 

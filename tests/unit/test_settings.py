@@ -30,7 +30,7 @@ class NeedySettings(SharedSettings):
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (*PartSettings.model_fields, "config", "task"):
+    for name in (*PartSettings.model_fields, "task"):
         monkeypatch.delenv(f"FLUFFLE_{name.upper()}", raising=False)
 
 
@@ -39,9 +39,9 @@ def write_config(text: str, path: str = "fluffle.toml") -> Path:
     return Path(path)
 
 
-def sentence_for(given: dict[str, object] | None = None, *, config: Path | None = None) -> str:
+def sentence_for(given: dict[str, object] | None = None) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_settings(PartSettings, given or {}, config=config)
+        load_settings(PartSettings, given or {})
     return str(caught.value)
 
 
@@ -97,7 +97,7 @@ def test_the_file_named_by_the_variable_is_read_and_one_named_by_the_flag_instea
     monkeypatch.setenv("FLUFFLE_CONFIG", "variable.toml")
 
     assert load_settings(PartSettings, {}).federation == "by-variable"
-    assert load_settings(PartSettings, {}, config=by_flag).federation == "by-flag"
+    assert load_settings(PartSettings, {"config": by_flag}).federation == "by-flag"
 
 
 def test_settings_cannot_be_changed_afterwards() -> None:
@@ -114,30 +114,30 @@ def test_a_wrong_value_is_named_by_where_it_was_written(monkeypatch: pytest.Monk
     in_environment = sentence_for()
     by_flag = sentence_for({"buffer_size": "0"})
 
-    assert in_file == "buffer_size in [aggregator] of fluffle.toml must be at least 1, not 0"
-    assert in_environment == "FLUFFLE_BUFFER_SIZE must be at least 1, not 0"
-    assert by_flag == "--buffer-size must be at least 1, not 0"
+    assert in_file == "buffer_size in [aggregator] of fluffle.toml must be greater than or equal to 1, not 0"
+    assert in_environment == "FLUFFLE_BUFFER_SIZE must be greater than or equal to 1, not 0"
+    assert by_flag == "--buffer-size must be greater than or equal to 1, not 0"
 
 
 def test_a_wrong_value_at_the_top_level_is_named_without_a_table() -> None:
     write_config("heartbeat_s = 0")
 
-    assert sentence_for() == "heartbeat_s in fluffle.toml must be at least 1, not 0"
+    assert sentence_for() == "heartbeat_s in fluffle.toml must be greater than or equal to 1, not 0"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "demand"),
     [
-        ("buffer_size", "many", "--buffer-size must be a whole number, not 'many'"),
-        ("buffer_size", "2.5", "--buffer-size must be a whole number, not 2.5"),
-        ("buffer_size", "1001", "--buffer-size must be at most 1000, not 1001"),
-        ("server_learning_rate", "0", "--server-learning-rate must be more than 0, not 0"),
+        ("buffer_size", "many", "--buffer-size must be a valid integer, not 'many'"),
+        ("buffer_size", "2.5", "--buffer-size must be a valid integer, not 2.5"),
+        ("buffer_size", "1001", "--buffer-size must be less than or equal to 1000, not 1001"),
+        ("server_learning_rate", "0", "--server-learning-rate must be greater than 0, not 0"),
         ("server_learning_rate", "nan", "--server-learning-rate must be a finite number, not 'nan'"),
-        ("server_learning_rate", "fast", "--server-learning-rate must be a number, not 'fast'"),
-        ("connect_timeout_s", "0", "--connect-timeout-s must be more than 0, not 0"),
-        ("strategy", "fedsgd", "--strategy must be one of 'fedasync' or 'fedbuff', not 'fedsgd'"),
-        ("log_format", "xml", "--log-format must be one of 'auto', 'pretty' or 'json', not 'xml'"),
-        ("verbose", "perhaps", "--verbose must be true or false, not 'perhaps'"),
+        ("server_learning_rate", "fast", "--server-learning-rate must be a valid number, not 'fast'"),
+        ("connect_timeout_s", "0", "--connect-timeout-s must be greater than 0, not 0"),
+        ("strategy", "fedsgd", "--strategy must be 'fedasync' or 'fedbuff', not 'fedsgd'"),
+        ("log_format", "xml", "--log-format must be 'auto', 'pretty' or 'json', not 'xml'"),
+        ("verbose", "perhaps", "--verbose must be a valid boolean, not 'perhaps'"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_was_expected_and_found(
@@ -149,14 +149,19 @@ def test_a_wrong_value_is_refused_with_what_was_expected_and_found(
 def test_a_value_of_the_wrong_kind_in_the_file_is_refused() -> None:
     write_config("federation = 5")
 
-    assert sentence_for() == "federation in fluffle.toml must be text, not 5"
+    as_text = sentence_for()
+    write_config("[aggregator]\nstart = 5")
+    as_path = sentence_for()
+
+    assert as_text == "federation in fluffle.toml must be a valid string, not 5"
+    assert as_path == "start in [aggregator] of fluffle.toml must be a valid path, not 5"
 
 
 def test_all_wrong_values_are_named_at_once() -> None:
     sentence = sentence_for({"buffer_size": "0", "heartbeat_s": "x"})
 
-    assert "--buffer-size must be at least 1, not 0" in sentence
-    assert "--heartbeat-s must be a whole number, not 'x'" in sentence
+    assert "--buffer-size must be greater than or equal to 1, not 0" in sentence
+    assert "--heartbeat-s must be a valid integer, not 'x'" in sentence
     assert "\n" not in sentence
 
 
@@ -226,12 +231,12 @@ def test_a_value_where_the_parts_table_should_be_is_refused() -> None:
 def test_a_configuration_file_that_is_not_there_is_named_with_who_asked_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    by_flag = sentence_for(config=Path("gone.toml"))
+    by_flag = sentence_for({"config": Path("gone.toml")})
     monkeypatch.setenv("FLUFFLE_CONFIG", "lost.toml")
     by_variable = sentence_for()
 
-    assert by_flag == "--config names the file gone.toml, but there is none"
-    assert by_variable == "FLUFFLE_CONFIG names the file lost.toml, but there is none"
+    assert by_flag == "--config gone.toml cannot be read: No such file or directory"
+    assert by_variable == "FLUFFLE_CONFIG lost.toml cannot be read: No such file or directory"
 
 
 def test_a_configuration_that_cannot_be_read_is_refused_with_the_reason() -> None:
@@ -240,11 +245,11 @@ def test_a_configuration_that_cannot_be_read_is_refused_with_the_reason() -> Non
     Path("folder.toml").mkdir()
 
     assert sentence_for().startswith("the configuration fluffle.toml is not valid TOML: ")
-    assert sentence_for(config=Path("latin.toml")) == (
-        "the configuration latin.toml cannot be read: it is not UTF-8 text"
+    assert sentence_for({"config": Path("latin.toml")}) == (
+        "--config latin.toml cannot be read: it is not UTF-8 text"
     )
-    assert sentence_for(config=Path("folder.toml")) == (
-        "the configuration folder.toml cannot be read: Is a directory"
+    assert sentence_for({"config": Path("folder.toml")}) == (
+        "--config folder.toml cannot be read: Is a directory"
     )
 
 
@@ -253,14 +258,14 @@ def test_a_configuration_that_cannot_be_read_is_refused_with_the_reason() -> Non
     [
         ("http://rabbit", "begins with http://"),
         ("rabbit:5672", "has no amqp://"),
-        ("amqp://", "names no host"),
+        ("amqp://", "has no host"),
         ("amqp://rabbit:0", "has port 0"),
-        ("amqp://rabbit:99999", "has a port that is no number"),
+        ("amqp://rabbit:99999", "has a port that is not a number"),
         ("amqp://rabbit/a/b", "has a / in the virtual host (write %2F)"),
-        ("amqp://rabbit /", "holds a # or a space"),
-        ("amqp://rabbit\n", "holds a # or a space"),
-        ("amqp://alice@[::1", "has a broken host"),
-        ("amqp://a:1,,b", "names no host"),
+        ("amqp://rabbit /", "contains a # or a space"),
+        ("amqp://rabbit\n", "contains a # or a space"),
+        ("amqp://alice@[::1", "has an invalid host"),
+        ("amqp://a:1,,b", "has no host"),
         ("amqp://a,b:0", "has port 0"),
     ],
 )
@@ -363,6 +368,12 @@ def test_two_passwords_are_refused_and_so_is_a_password_without_a_user() -> None
         "broker_password_file needs a user in broker_url, as in amqp://aggregator@rabbit:5672, "
         "but there is none"
     )
+
+
+def test_the_file_cannot_name_another_file() -> None:
+    write_config("config = 'other.toml'")
+
+    assert sentence_for().startswith("unknown setting 'config' in fluffle.toml")
 
 
 def test_every_shared_setting_says_what_it_means() -> None:

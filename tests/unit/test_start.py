@@ -1,4 +1,4 @@
-"""Ctrl-C while the command line is still being imported."""
+"""How `fluffle` starts: Ctrl-C while it still imports, and parts that import no more than they need."""
 
 from __future__ import annotations
 
@@ -41,3 +41,20 @@ def test_ctrl_c_during_the_imports_is_one_line_and_exit_code_130(module: str, tm
         out, said = fluffle.communicate(timeout=30)
 
     assert (fluffle.returncode, out, said) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("part", ["aggregator", "worker", "evaluator"])
+def test_a_part_starts_without_the_modules_of_the_other_commands(part: str) -> None:
+    program = (
+        "import atexit, sys\n"
+        "from fluffle_cli.start import run\n"
+        "atexit.register(lambda: print('fluffle_cli.main' in sys.modules))\n"
+        "run()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program, part, "--help"], capture_output=True, text=True, check=True
+    )
+
+    assert f"Usage: fluffle {part} [OPTIONS]" in done.stdout
+    assert done.stdout.endswith("\nFalse\n")

@@ -126,9 +126,9 @@ def test_a_refusal_an_interrupt_and_a_bug_end_a_part_with_one_json_line() -> Non
     assert bug.returncode == 1
     last = lines_of(bug)[-1]
     assert (last["level"], last["error"]) == ("critical", "ZeroDivisionError: division by zero")
-    assert "in run" in str(last["traceback"])
+    assert "in run" in str(last["exception"])
     assert (wrong.returncode, len(lines_of(wrong))) == (2, 1)
-    assert "--heartbeat-s must be at least 1" in str(lines_of(wrong)[0]["event"])
+    assert "--heartbeat-s must be greater than or equal to 1" in str(lines_of(wrong)[0]["event"])
 
 
 def test_a_thread_that_dies_is_one_json_line() -> None:
@@ -137,8 +137,8 @@ def test_a_thread_that_dies_is_one_json_line() -> None:
     )
 
     last = lines_of(done)[-1]
-    assert (last["event"], last["thread"]) == ("a thread was ended by an error", "t")
-    assert "ZeroDivisionError" in str(last["traceback"])
+    assert (last["event"], last["thread"]) == ("a thread was stopped by an error", "t")
+    assert "ZeroDivisionError" in str(last["exception"])
 
 
 def test_a_log_for_people_shows_what_a_library_writes_as_it_is() -> None:

@@ -7,29 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import a_config, a_model, a_version, an_update, float32s
+from builders import a_config, a_model, a_strategy, a_version, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
 from leading import a_server, aggregate, newest, rejected
 
-from fluffle_aggregator.admission import Policy
-from fluffle_aggregator.server_optimizers import make_server_optimizer
-from fluffle_aggregator.staleness import parse_discount
-from fluffle_aggregator.strategies import EXAMPLE_WEIGHTS, Strategy, UpdateFacts, make_strategy
+from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.strategies.strategy import EXAMPLE_WEIGHTS, UpdateFacts
 
 examples = st.integers(1, 100_000)
 stalenesses = st.integers(0, 20)
-
-
-def a_strategy(name: str, weigh_by: str, *, buffer_size: int = 1, mixing: float = 0.5) -> Strategy:
-    return make_strategy(
-        name,
-        buffer_size=buffer_size,
-        mixing=mixing,
-        discount=parse_discount("polynomial"),
-        optimizer=make_server_optimizer("sgd", learning_rate=1.0),
-        weigh_by=weigh_by,
-    )
 
 
 @given(
@@ -40,13 +27,15 @@ def a_strategy(name: str, weigh_by: str, *, buffer_size: int = 1, mixing: float 
 def test_fedbuff_divides_by_what_fresh_updates_of_sites_of_average_size_at_least_would_weigh(
     weigh_by: str, come: Sequence[tuple[int, int, float]], average: float
 ) -> None:
-    strategy = a_strategy("fedbuff", weigh_by, buffer_size=len(come))
-    buffer = strategy.init()
+    strategy = a_strategy("fedbuff", weigh_by=weigh_by, buffer_size=len(come))
+    accumulator = strategy.rule.zero()
 
     for count, staleness, delta in come:
         vector = np.full(3, delta, np.float32)
-        buffer = strategy.fold(buffer, float32s(vector), UpdateFacts(staleness, count, mean_examples=average))
-    model, _ = strategy.step(np.full(3, 7.0, np.float32), buffer, {})
+        weight = strategy.weigh(UpdateFacts(staleness, count, mean_examples=average))
+        accumulator = accumulator.adding(float32s(vector), weight)
+    model = np.full(3, 7.0, np.float32)
+    strategy.step(model, accumulator, {})
 
     counts = np.array([float(count) for count, _, _ in come])
     power = {"none": 0.0, "sqrt": 0.5, "examples": 1.0}[weigh_by]
@@ -63,9 +52,9 @@ def test_fedbuff_divides_by_what_fresh_updates_of_sites_of_average_size_at_least
 def test_fedasync_mixes_in_less_of_a_site_with_fewer_examples_and_never_more_than_the_paper(
     weigh_by: str, count: int, most: int, staleness: int
 ) -> None:
-    strategy = a_strategy("fedasync", weigh_by)
+    strategy = a_strategy("fedasync", weigh_by=weigh_by)
 
-    weight = strategy.weight_of(UpdateFacts(staleness, count, most))
+    weight = strategy.weigh(UpdateFacts(staleness, count, most)).factor
 
     share = count / max(count, most)
     expected = {"none": 1.0, "sqrt": share**0.5, "examples": share}[weigh_by]
@@ -74,23 +63,23 @@ def test_fedasync_mixes_in_less_of_a_site_with_fewer_examples_and_never_more_tha
 
 
 def test_small_sites_alone_make_a_small_step_of_fedbuff_and_the_mean_outlives_a_takeover() -> None:
-    strategy = a_strategy("fedbuff", "examples")
+    strategy = a_strategy("fedbuff", weigh_by="examples", buffer_size=1)
     model = a_model(strategy, record=a_version())
     for worker, count in (("large", 30), ("tiny", 10)):
         model.fold(an_update(worker, 1, base_version=model.version, examples=count), now=0.0)
     before = model.vector.copy()
 
     following = an_update("tiny", 2, base_version=model.version, examples=10)
-    successor = a_model(strategy, record=replace(a_version(), contributors=dict(model.contributors)))
+    successor = a_model(strategy, record=replace(a_version(2), contributors=dict(model.contributors)))
     model.fold(following, now=0.0)
 
     # The mean of the two is 20, of which 10 are a half.
     assert model.vector - before == pytest.approx(0.5)
-    assert successor.facts_of(following).mean_examples == 20
+    assert successor.weigh(following).divisor == 20
 
 
 def test_the_largest_site_is_the_yardstick_of_fedasync_and_forgotten_when_it_shrinks() -> None:
-    strategy = a_strategy("fedasync", "examples")
+    strategy = a_strategy("fedasync", weigh_by="examples")
     model = a_model(strategy, record=a_version())
     weights = []
 
@@ -102,7 +91,7 @@ def test_the_largest_site_is_the_yardstick_of_fedasync_and_forgotten_when_it_shr
 
 
 def test_a_tiny_fast_site_weighs_as_little_as_its_examples_say() -> None:
-    config = a_config(a_strategy("fedbuff", "examples", buffer_size=4))
+    config = a_config(a_strategy("fedbuff", weigh_by="examples", buffer_size=4))
     tiny = [an_update("tiny", n, values=[1000.0] * 4, examples=3) for n in (1, 2, 3)]
     server = a_server(config, *tiny, an_update("large", 1, values=[0.0] * 4, examples=1497))
 
@@ -115,7 +104,7 @@ def test_a_tiny_fast_site_weighs_as_little_as_its_examples_say() -> None:
 
 
 def test_an_update_of_too_few_examples_is_refused_with_the_setting() -> None:
-    config = a_config(policy=Policy(min_examples=20))
+    config = a_config(limits=Limits(min_examples=20))
     server = a_server(config, an_update("tiny", examples=19), an_update("a", examples=20))
 
     aggregate(server, config)
@@ -127,7 +116,7 @@ def test_an_update_of_too_few_examples_is_refused_with_the_setting() -> None:
 
 def fedasync_windows(*workers: str, share: float = 0.5) -> tuple[list[str], list[str]]:
     """Return whose updates a share-limited FedAsync applies, and whose it refuses."""
-    config = a_config(a_strategy("fedasync", "none"), policy=Policy(max_share=share))
+    config = a_config(a_strategy("fedasync", weigh_by="none"), limits=Limits(limit_share=share))
     updates = [an_update(worker, n, sends="weights") for n, worker in enumerate(workers, start=1)]
     server = a_server(config, *updates)
     aggregate(server, config)

@@ -12,13 +12,13 @@ from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 
 def run(settings: WorkerSettings) -> None:
-    """Be a worker until the federation has finished, or until SIGTERM or Ctrl-C."""
+    """Run a worker until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
     work(load_task(settings.task), settings, stop, show_round=RoundDisplay(logs.console()).show)
 
 
 def run_evaluator(settings: EvaluatorSettings) -> None:
-    """Be an evaluator until the federation has finished, or until SIGTERM or Ctrl-C."""
+    """Run an evaluator until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
     evaluate(load_task(settings.task), settings, stop)
 
@@ -27,14 +27,14 @@ command = settings_command(
     WorkerSettings,
     run,
     about="Train the newest model on this site's data and publish weight updates, round after round.\n\n"
-    "Only updates leave this machine, over one outbound connection. The worker ends with exit code 0 when "
+    "Only updates leave this machine, over one outbound connection. The worker exits with code 0 when "
     "the federation has finished.",
 )
 evaluator_command = settings_command(
     EvaluatorSettings,
     run_evaluator,
     about="Evaluate the newest version of the model on held-out data and report to the aggregator, which "
-    "marks the best one and ends the federation when its target has held.",
+    "marks the best version and ends the federation when the target is reached.",
 )
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What can be set about a worker and an evaluator."""
+"""The settings of a worker and of an evaluator."""
 
 from __future__ import annotations
 
@@ -9,49 +9,56 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from fluffle.settings import MetricsHost, MetricsPort, SharedSettings, require_name
+from fluffle.settings import ServiceSettings, require_name
 from fluffle.task import Site
 
-TASK = "digits, fashion_mnist, diabetes, or your own as package.module:name."
+TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
 
 
-class WorkerSettings(SharedSettings):
+class WorkerSettings(ServiceSettings):
     """Flags of `fluffle worker`, keys of the table [worker]."""
 
     part: ClassVar[str] = "worker"
-    is_service: ClassVar[bool] = True
 
-    task: str = Field(description=f"What to train: {TASK}")
+    task: str = Field(description=f"Task to train: {TASK}")
     name: str | None = Field(
-        None, description="Name of this worker; by default its host and site. No two workers may share one."
+        None,
+        description="Name of this worker. Each worker needs a name of its own. Default: HOST-SITE, such as "
+        "ward-7-0.",
     )
-    site: int = Field(0, ge=0, description="Which of the sites this is, from 0.")
-    sites: int = Field(4, ge=1, description="Sites that a ready task's data is split among.")
+    site: int = Field(0, ge=0, description="Number of this site, starting at 0.")
+    sites: int = Field(4, ge=1, description="Number of sites that share the data of a ready task.")
     split: str = Field(
-        "dirichlet:0.5", description="How it is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
+        "dirichlet:0.5",
+        description="How the data is split among the sites: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE.",
     )
-    split_seed: int = Field(0, ge=0, description="Seed of the split; the same for all workers.")
-    seed: int = Field(0, ge=0, description="Seed of this worker's minibatches.")
+    split_seed: int = Field(
+        0, ge=0, description="Random seed of the split. Must be the same for all workers."
+    )
+    seed: int = Field(0, ge=0, description="Random seed of this worker's minibatches.")
     delay: float = Field(
-        0.0, ge=0, description="Seconds to idle in each round, to play a slow device in demos and tests."
+        0.0,
+        ge=0,
+        description="Seconds to wait in each round, to simulate a slow device in demos and tests.",
     )
     spool: Path = Field(
         Path(".fluffle/spool"),
-        description="Folder in which finished updates wait until the broker has them, in FEDERATION/NAME.",
+        description="Folder for trained updates that the broker has not confirmed yet. Each worker uses the "
+        "subfolder FEDERATION/NAME.",
     )
     spool_max_mib: int = Field(
-        1024, ge=1, description="MiB of updates that may wait there; then the oldest are dropped."
+        1024,
+        ge=1,
+        description="Largest size of that folder in MiB; above it, the oldest updates are dropped.",
     )
     train_offline: bool = Field(
         False,
-        description="Train on from the newest model at hand while the broker cannot be reached.",
+        description="Keep training from the newest downloaded model while the broker cannot be reached.",
     )
-    metrics_port: MetricsPort = None
-    metrics_host: MetricsHost = "127.0.0.1"
 
     @field_validator("name")
     @classmethod
-    def _is_speakable(cls, name: str | None) -> str | None:
+    def _is_a_name_for_messages(cls, name: str | None) -> str | None:
         return None if name is None else require_name(name)
 
     @property
@@ -61,11 +68,11 @@ class WorkerSettings(SharedSettings):
 
     @property
     def spool_folder(self) -> Path:
-        """Where this worker's updates wait."""
+        """The folder where this worker's updates wait for the broker's confirm."""
         return self.spool / self.federation / self.worker_name
 
     def make_site(self) -> Site:
-        """Return where this worker's data lies."""
+        """Return which site this is, and how the data is split among the sites."""
         return Site(index=self.site, count=self.sites, split=self.split, seed=self.split_seed)
 
     def log_fields(self) -> dict[str, str]:
@@ -73,25 +80,22 @@ class WorkerSettings(SharedSettings):
         return {**super().log_fields(), "worker": self.worker_name}
 
 
-class EvaluatorSettings(SharedSettings):
+class EvaluatorSettings(ServiceSettings):
     """Flags of `fluffle evaluator`, keys of the table [evaluator]."""
 
     part: ClassVar[str] = "evaluator"
-    is_service: ClassVar[bool] = True
 
-    task: str = Field(description=f"Whose held-out data to evaluate on: {TASK}")
+    task: str = Field(description=f"Task that provides the model and the held-out data: {TASK}")
     name: str = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
-        description="Name of this evaluator in logs and in RabbitMQ's UI.",
+        description="Name of this evaluator in logs and in RabbitMQ's UI. Default: HOST-PID.",
         validate_default=True,
     )
     tensorboard: Path | None = Field(
-        None, description="Folder for curves and histograms: tensorboard --logdir FOLDER shows them."
+        None, description="Folder for TensorBoard curves and histograms (tensorboard --logdir FOLDER)."
     )
-    metrics_port: MetricsPort = None
-    metrics_host: MetricsHost = "127.0.0.1"
 
-    _name_is_speakable = field_validator("name")(require_name)
+    _is_a_name_for_messages = field_validator("name")(require_name)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fluffle.settings import ENV_PREFIX
+from fluffle.known_variables import ENV_PREFIX
 from fluffle_cli.demo.log_tail import LogTail, States
 from fluffle_cli.demo.parts import Part
 from fluffle_cli.guard import Watched, guard

@@ -7,7 +7,8 @@ vector of float32, unless somebody asks for one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from dataclasses import Field
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -15,7 +16,12 @@ from fluffle.model import Vector
 
 
 class CompressedVector(Protocol):
-    """A float32 vector in the bytes of some codec, which it only reads: they may be a message's own."""
+    """A float32 vector in the bytes of some codec, which it only reads: they may be a message's own.
+
+    It is a dataclass with the field `payload`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def size(self) -> int:

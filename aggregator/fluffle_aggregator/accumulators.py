@@ -1,0 +1,129 @@
+"""What collects the updates of one buffer: a running sum, or a stack of the vectors themselves. Pure.
+
+An accumulator is frozen: `adding` returns one that holds one more update, and `close` turns what is held into
+the buffer's delta. Both may overwrite the arrays of the accumulator that they are called on, as JAX does with
+a donated buffer. An update's vector is only read; it may be a view of a message's bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.compression import CompressedVector
+from fluffle.model import Vector
+from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What one update counts in its buffer.
+
+    `factor` multiplies the vector in a weighted sum, and `divisor` is what the update adds to the number that
+    the sum is divided by. `discount`, in (0, 1], is the part of both that follows from its staleness and not
+    from its examples. `mixing`, in (0, 1], is how far the update alone moves the statistics towards its own.
+    """
+
+    factor: float
+    divisor: float
+    discount: float
+    mixing: float
+
+
+class Accumulator(Protocol):
+    """The updates since the last step."""
+
+    @property
+    def count(self) -> int:
+        """The number of updates."""
+
+    @property
+    def factor(self) -> float:
+        """The sum of the updates' factors."""
+
+    @property
+    def divisor(self) -> float:
+        """The sum of the updates' divisors."""
+
+    def adding(self, vector: CompressedVector, weight: Weight) -> Accumulator:
+        """Return an accumulator that holds one more update; this one may no longer be used."""
+
+    def close(self) -> Vector:
+        """Return the delta, float32 of the model's size. Raises ValueError when it holds no update."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunningSum:
+    """The weighted sum of the vectors: memory does not grow with the number of updates."""
+
+    total: Vector | None = None
+    factor: float = 0.0
+    divisor: float = 0.0
+    count: int = 0
+
+    def adding(self, vector: CompressedVector, weight: Weight) -> RunningSum:
+        """See Accumulator; the factor is rounded once, to float32."""
+        total = np.zeros(vector.size, np.float32) if self.total is None else self.total
+        vector.add_to(total, weight.factor)
+        factor = self.factor + float(np.float32(weight.factor))
+        return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1)
+
+    def close(self) -> Vector:
+        """Return the sum divided by the divisors' sum."""
+        if self.total is None:
+            raise NOTHING_HELD
+        if self.divisor != 1:
+            np.divide(self.total, np.float32(self.divisor), out=self.total)
+        return self.total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stack:
+    """The vectors themselves, compressed as they came, for a rule that compares them element by element.
+
+    `reduce` turns float64 [count, elements] into float64 [elements]; it may overwrite its argument.
+    """
+
+    reduce: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    vectors: tuple[CompressedVector, ...] = ()
+    discounts: tuple[float, ...] = ()
+    factor: float = 0.0
+    divisor: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """The number of updates."""
+        return len(self.vectors)
+
+    def adding(self, vector: CompressedVector, weight: Weight) -> Stack:
+        """See Accumulator; the vector's bytes are copied, since the message's own are released."""
+        held = replace(vector, payload=memoryview(bytes(vector.payload)))
+        return Stack(
+            self.reduce,
+            (*self.vectors, held),
+            (*self.discounts, weight.discount),
+            self.factor + weight.factor,
+            self.divisor + weight.divisor,
+        )
+
+    def close(self) -> Vector:
+        """Return what the rule makes of the discounted vectors, block by block."""
+        if not self.vectors:
+            raise NOTHING_HELD
+        size = self.vectors[0].size
+        delta = np.empty(size, np.float32)
+        stacked = np.empty((self.count, min(size, BLOCK_SIZE)))
+        walks = zip(*(vector.blocks() for vector in self.vectors), strict=True)
+        for (part,), blocks in zip(matching_blocks(delta), walks, strict=True):
+            rows = stacked[:, : part.size]
+            for row, block, discount in zip(rows, blocks, self.discounts, strict=True):
+                np.multiply(block, discount, out=row, dtype=np.float64)
+            part[:] = self.reduce(rows)
+        return delta
+
+
+NOTHING_HELD = ValueError("an empty buffer makes no new model: fold an update first")

@@ -1,0 +1,71 @@
+"""What a leader asks for: the effects that its decisions have outside. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fluffle.broker import Delivery
+from fluffle.events import Event
+from fluffle.record import ModelVersion, Moments
+from fluffle_aggregator.gates.gate import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Tell the broker that these messages are done with."""
+
+    tags: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reject:
+    """Move a message to the queue of rejected messages, and ack it when it is there."""
+
+    delivery: Delivery
+    refusal: Refusal
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TryOut:
+    """Take in a suspicious message in another process, and tell the leader how that ended."""
+
+    delivery: Delivery
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Commit:
+    """Publish a version, its moments before it, and tell the leader when it is confirmed."""
+
+    record: ModelVersion
+    moments: Moments | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """Tell an event to whoever watches."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write one line to the log: level "debug", "info" or "warning"."""
+
+    level: str
+    event: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+
+
+Effect = Ack | Reject | TryOut | Commit | Tell | Log
+
+
+def info(event: str, **fields: object) -> Log:
+    """Return a line at level info."""
+    return Log("info", event, fields)
+
+
+def warning(event: str, **fields: object) -> Log:
+    """Return a line at level warning."""
+    return Log("warning", event, fields)

@@ -1,0 +1,1 @@
+"""The checks that each update passes before it is folded, and the limits that an operator sets for them."""

@@ -1,0 +1,54 @@
+"""Whether an update is one for this model: federation, architecture and plan. Pure."""
+
+from __future__ import annotations
+
+from fluffle.compression import most_bytes
+from fluffle.events import AFTER_THE_END
+from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.global_model import GlobalModel
+
+FINISHED = AFTER_THE_END
+WRONG_FEDERATION = "wrong-federation"
+WRONG_LAYOUT = "wrong-layout"
+WRONG_CONTENT = "wrong-content"
+
+
+def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
+    """Let an update pass that this model can take in."""
+    update, layout = incoming.update, model.record.layout
+    if model.over:
+        return Refusal(FINISHED, f"the federation has finished: {model.over}")
+    if update.federation != model.record.federation:
+        return Refusal(
+            WRONG_FEDERATION,
+            f"the update is for {update.federation!r}, this is {model.record.federation!r}",
+        )
+    if update.layout_digest != layout.digest:
+        return Refusal(
+            WRONG_LAYOUT,
+            f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
+            "worker and federation run different models",
+        )
+    found = update.vector.size, update.statistics.size, len(update.integers)
+    expected = layout.size, layout.statistics_size, layout.integers_size_bytes
+    if found != expected:
+        return Refusal(
+            WRONG_LAYOUT,
+            "the update has {} trained values, {} statistics and {} bytes of integers; "
+            "the model has {}, {} and {}".format(*found, *expected),
+        )
+    strategy, plan = model.strategy, model.plan
+    if update.sends != strategy.sends:
+        return Refusal(
+            WRONG_CONTENT,
+            f"the update carries {update.sends}, but {strategy.name} needs {strategy.sends}: "
+            "it was trained for a plan that is no longer in force",
+        )
+    # What is held until the step must not take more memory than was reckoned with at the start.
+    if strategy.rule.holds_vectors and len(update.vector.payload) > most_bytes(plan.codec, layout.size):
+        return Refusal(
+            WRONG_CONTENT,
+            f"the update came in {update.codec}, and rule {strategy.rule} holds updates in {plan.codec}: "
+            "it was trained for a plan that is no longer in force",
+        )
+    return incoming

@@ -1,0 +1,78 @@
+"""Whether an update is new, and started from a version that this model has gone through. Pure."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from fluffle.record import Rank, is_in_history
+from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
+from fluffle_aggregator.global_model import GlobalModel
+
+DUPLICATE = "duplicate"
+ABSORBS_APPLIED = "absorbs-applied"
+TOO_MANY_RUNS = "too-many-runs"
+SECOND_IN_ROUND = "second-in-round"
+FUTURE_VERSION = "future-version"
+UNKNOWN_BASE = "unknown-base"
+TOO_STALE = "too-stale"
+
+
+class StalenessLimit(BaseModel):
+    """A limit on how late an update may be; None is no limit."""
+
+    max_staleness: int | None = Field(
+        None,
+        ge=0,
+        description="Reject updates that are more than this many versions late. Unlimited if unset.",
+        json_schema_extra={"panel": "Limits"},
+    )
+
+
+def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
+    """Let an update pass that the model does not contain."""
+    update = incoming.update
+    if update.id in model.applied:
+        return Refusal(DUPLICATE, f"the model contains update {update.id} already")
+    if counted := [str(each) for each in update.absorbed if each in model.applied]:
+        return Refusal(
+            ABSORBS_APPLIED,
+            f"the update takes the place of {', '.join(counted)}, which the model contains already",
+        )
+    if full := model.applied.why_full(update.id):
+        return Refusal(TOO_MANY_RUNS, full)
+    if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
+        return Refusal(
+            SECOND_IN_ROUND,
+            f"worker {update.id.worker} has given its update for version {model.version} already",
+        )
+    return incoming
+
+
+def has_a_known_base(limits: StalenessLimit) -> Gate:
+    """Return the gate that lets an update pass when it started from a version of this history."""
+
+    def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
+        update = incoming.update
+        staleness = model.staleness(update.base_version)
+        if staleness < 0:
+            return Refusal(
+                FUTURE_VERSION,
+                f"the update started from version {update.base_version}, but the newest is {model.version}",
+            )
+        base = Rank(update.base_term, update.base_version)
+        if not is_in_history(base, model.terms, model.version):
+            return Refusal(
+                UNKNOWN_BASE,
+                f"the update started from version {base}, which is not in the history of this model: the "
+                "aggregator that published it had lost the lead",
+            )
+        limit = 0 if model.strategy.one_update_per_version else limits.max_staleness
+        if limit is not None and staleness > limit:
+            return Refusal(
+                TOO_STALE,
+                f"the update started from version {update.base_version}, {staleness} versions ago; "
+                f"at most {limit} are allowed",
+            )
+        return incoming
+
+    return gate

@@ -1,0 +1,63 @@
+"""Whether an update's numbers can be computed with: examples, and finite values of a usable size. Pure."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from fluffle.compression import decompressed
+from fluffle.model import largest_magnitude, some_of
+from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
+from fluffle_aggregator.global_model import GlobalModel
+
+BAD_EXAMPLES = "bad-examples"
+NOT_FINITE = "not-finite"
+TOO_LARGE = "too-large"
+# Squared (Adam's moments) and summed over a million updates it is still far below float32's largest, 2**128.
+MAX_MAGNITUDE = float(2**50)
+
+
+class ExampleLimits(BaseModel):
+    """Limits on the number of examples that an update claims."""
+
+    min_examples: int = Field(
+        1,
+        ge=1,
+        description="Reject updates that were trained on fewer examples than this.",
+        json_schema_extra={"panel": "Limits"},
+    )
+    limit_examples: int = Field(
+        1_000_000_000,
+        ge=1,
+        description="Reject updates that claim more examples than this.",
+        json_schema_extra={"panel": "Limits"},
+    )
+
+
+def has_sound_values(limits: ExampleLimits) -> Gate:
+    """Return the gate that lets an update pass when its numbers can be computed with."""
+
+    def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
+        update = incoming.update
+        if not limits.min_examples <= update.examples <= limits.limit_examples:
+            return Refusal(
+                BAD_EXAMPLES,
+                f"the update claims {update.examples} examples; expected {limits.min_examples} to "
+                f"{limits.limit_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
+            )
+        # NaN passes through numpy's maximum, but not through Python's.
+        largest = float(np.maximum(update.vector.largest_magnitude(), largest_magnitude(update.statistics)))
+        if not math.isfinite(largest):
+            tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
+            return Refusal(NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")
+        if largest > MAX_MAGNITUDE:
+            return Refusal(
+                TOO_LARGE,
+                f"the update holds {largest:.3g}; more than {MAX_MAGNITUDE:.3g} would overflow float32 when "
+                "squared or summed up",
+            )
+        return incoming
+
+    return gate

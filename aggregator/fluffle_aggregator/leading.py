@@ -1,0 +1,134 @@
+"""Performs what the leader decides, on the one channel that it consumes, publishes and acks on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from fluffle.broker import Broker, Delivery
+from fluffle.logs import get_logger
+from fluffle.record import ModelVersion
+from fluffle_aggregator.beginning import begin_federation
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut
+from fluffle_aggregator.head import StreamHealth, read_head
+from fluffle_aggregator.head_keeper import HeadKeeper
+from fluffle_aggregator.leader import Leader, Now
+
+log = get_logger(__name__)
+
+LEVELS = logging.getLevelNamesMapping()
+
+
+class Leading:
+    """One leader at work on one connection, from its takeover on."""
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        broker: Broker,
+        stream_health: StreamHealth,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        unix_clock: Callable[[], float] = time.time,
+        make_leader: type[Leader] = Leader,
+    ) -> None:
+        """Take over: read the head, or publish version 0 in a new federation."""
+        self.config = config
+        self.broker = broker
+        self._clock = clock
+        self._unix_clock = unix_clock
+        head = read_head(broker, config.topology, stream_health, config.downlink_codec)
+        if head is None:
+            head = begin_federation(config, broker, stream_health)
+        stream_health.note_version()
+        self._head = HeadKeeper(
+            broker, config.topology, config.downlink_codec, messages=head.messages, clock=clock
+        )
+        self._leader = make_leader(
+            config.continue_from(head),
+            config.topology,
+            config.limits,
+            config.commit_schedule,
+            parent=head.digest,
+            now=self._now(),
+        )
+        self._perform(self._leader.begin(self._now()))
+
+    @property
+    def finished(self) -> str:
+        """Why the federation has ended; empty until it has."""
+        return self._leader.finished
+
+    @property
+    def record(self) -> ModelVersion:
+        """The newest version, as it was published."""
+        return self._leader.model.record
+
+    @property
+    def held(self) -> int:
+        """The number of updates that are folded but not committed yet."""
+        return len(self._leader.held)
+
+    def turn(self, delivery: Delivery | None) -> None:
+        """Take in a message if there is one, commit if it is time to, and look after the head queue."""
+        leader = self._leader
+        if delivery is not None:
+            self._perform(leader.take_in(delivery, self._now()))
+        self._perform(leader.tick(self._now()))
+        self.look_after_head()
+
+    def look_after_head(self) -> None:
+        """See now and then that the head queue holds what was published, and put back what is gone."""
+        leader = self._leader
+        if not self._head.is_whole_when_due(self.record, leader.model.moments, leader.parent):
+            # Steps were made since the newest version, so that it cannot be published again.
+            self._perform([leader.commit_newer(self._now())])
+
+    def _now(self) -> Now:
+        return Now(self._clock(), self._unix_clock())
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        """Perform effects in their order; what follows from one comes before the next."""
+        waiting = deque(effects)
+        while waiting:
+            waiting.extendleft(reversed(self._perform_one(waiting.popleft())))
+
+    def _perform_one(self, effect: Effect) -> list[Effect]:
+        match effect:
+            case Ack(tags):
+                self.broker.ack(tags)
+            case Tell(event):
+                self.config.event_sink(event)
+            case Log(level, event, fields):
+                log.log(LEVELS[level.upper()], event, **fields)
+            case Reject():
+                self._reject(effect)
+            case TryOut(delivery):
+                ended = self.config.try_out(self._leader.model, delivery)
+                return self._leader.tried(delivery, ended, self._now())
+            case Commit(record, moments):
+                began = self._clock()
+                if moments:
+                    self._head.publish_moments(moments)
+                digest = self._head.publish(record)
+                took_s = self._clock() - began
+                return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())
+        return []
+
+    def _reject(self, rejected: Reject) -> None:
+        delivery, refusal = rejected.delivery, rejected.refusal
+        headers = {
+            **rejected.headers,
+            "reason": refusal.reason,
+            "detail": refusal.detail[:1000],
+            "user": delivery.user or "",
+            "from": self.config.topology.updates.name,
+            "through": delivery.exchange,
+            "published_at": f"{delivery.published_at:.3f}",
+            "at": f"{self._unix_clock():.3f}",
+        }
+        self.broker.publish(self.config.topology.rejected_in.name, "", delivery.body, headers)
+        self.broker.ack([delivery.tag])

@@ -1,0 +1,1 @@
+"""The strategies of aggregation; registry.py lists them."""

@@ -1,0 +1,48 @@
+"""FedAvg: synchronous rounds of a whole cohort. Take it only to compare: everybody waits for the slowest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.strategies.strategy import BufferSettings, Strategy, StrategyKind, UpdateFacts
+
+
+@dataclass(frozen=True, slots=True)
+class CohortMean:
+    """n over n, for updates that started from this very version."""
+
+    def __str__(self) -> str:
+        return ""
+
+    def __call__(self, facts: UpdateFacts) -> Weight:
+        """Return what an update counts; raises ValueError when it started from another version."""
+        if facts.staleness != 0:
+            raise ValueError(f"fedavg takes fresh updates only, not of staleness {facts.staleness}")
+        return Weight(float(facts.examples), float(facts.examples), discount=1.0, mixing=1.0)
+
+
+class FedAvgSettings(StrategyKind, BufferSettings):
+    """x <- x + (sum of n_k * delta_k) / (sum of n_k), over a cohort of `buffer_size` updates of one version.
+
+    With deltas against one base this is the mean of the clients' models, weighted by examples. Any server
+    optimizer may take the place of the plain sum (FedAvgM, FedAdam and so on).
+
+    Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data" (2017,
+    arXiv 1602.05629), Algorithm 1.
+    """
+
+    named: ClassVar[str] = "fedavg"
+    summary: ClassVar[str] = "in synchronous rounds"
+
+    def make(self) -> Strategy:
+        """See StrategyKind."""
+        return Strategy(
+            FedAvgSettings.named,
+            CohortMean(),
+            self.buffer_size,
+            self.make_rule(),
+            (self.make_optimizer(),),
+            one_update_per_version=True,
+        )

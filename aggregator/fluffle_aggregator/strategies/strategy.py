@@ -1,0 +1,176 @@
+"""A strategy of aggregation, composed of how updates weigh, a rule, and transforms. Pure.
+
+An update's vector goes through it in this order: `weigh` says what it counts, an accumulator of the `rule`
+collects a buffer of them, the rule makes one delta of the buffer, the `transforms` change that delta, and the
+model moves by it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from fluffle.errors import ConfigError
+from fluffle.model import Vector
+from fluffle.plan import Sends
+from fluffle.vector_math import matching_blocks
+from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.rules import MEAN, MEAN_RULE, Rule, parse_rule
+from fluffle_aggregator.staleness import Discount, parse_discount
+from fluffle_aggregator.transforms import Moments, ServerOptimizerSettings, Transform
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFacts:
+    """What the weight of an update follows from.
+
+    `most_examples` are the most that any worker's last update came from, `mean_examples` the mean over all
+    workers.
+    """
+
+    staleness: int
+    examples: int
+    most_examples: int = 0
+    mean_examples: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.examples < 1:
+            raise ValueError(f"an update must come from at least 1 example, not {self.examples}")
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """One way to aggregate.
+
+    `sends` is what a worker sends: its delta, or its weights, which then take the place of a share of the
+    model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
+    for a new version before it trains again.
+    """
+
+    name: str
+    weigh: Callable[[UpdateFacts], Weight]
+    buffer_size: int = 1
+    rule: Rule = MEAN_RULE
+    transforms: tuple[Transform, ...] = ()
+    sends: Sends = "delta"
+    one_update_per_version: bool = False
+
+    def __str__(self) -> str:
+        parts = f"buffer_size={self.buffer_size}", self.weigh, f"rule={self.rule}", *self.transforms
+        return f"{self.name}({', '.join(filter(None, map(str, parts)))})"
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """The names of the vectors that the transforms keep from step to step."""
+        return tuple(name for each in self.transforms for name in each.starts)
+
+    def step(self, model: Vector, accumulator: Accumulator, moments: Moments) -> None:
+        """Move the model by what the accumulator holds; model, accumulator and moments are overwritten.
+
+        Raises ValueError when the accumulator is empty or of another size, or when the moments are those of
+        another strategy.
+        """
+        if set(moments) != set(self.moment_names):
+            expected, found = (", ".join(names) or "none" for names in (self.moment_names, moments))
+            raise ValueError(f"the moments of {self.name} are {expected}, not {found}")
+        delta = accumulator.close()
+        # Compares the sizes before anything is changed.
+        blocks = list(matching_blocks(model, delta))
+        for transform in self.transforms:
+            transform.apply(delta, moments)
+        keep = np.float32(1.0 - accumulator.factor if self.sends == "weights" else 1.0)
+        for x, change in blocks:
+            if keep != 1:
+                np.multiply(x, keep, out=x)
+            np.add(x, change, out=x)
+
+
+class StrategyKind(BaseModel):
+    """The settings of one strategy, and how it is made of them; `named` is its name in settings."""
+
+    named: ClassVar[str]
+    summary: ClassVar[str]
+
+    @abstractmethod
+    def make(self) -> Strategy:
+        """Return the strategy. Raises ConfigError when its settings do not go together."""
+
+
+class DiscountSettings(StrategyKind):
+    """The settings of a strategy whose workers do not wait for each other."""
+
+    staleness: Annotated[str, readable_by(parse_discount)] = Field(
+        "polynomial:0.5",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
+        json_schema_extra={"panel": "Strategy"},
+    )
+    weigh_by: Literal["none", "sqrt", "examples"] = Field(
+        "examples",
+        description="Weight of an update by its number of examples: examples is proportional, sqrt uses the "
+        "square root, none weighs all updates the same, as in the papers. fedavg always uses examples.",
+        json_schema_extra={"panel": "Strategy"},
+    )
+
+
+class BufferSettings(ServerOptimizerSettings):
+    """The settings of a strategy that makes each version of a buffer of updates."""
+
+    buffer_size: int = Field(
+        4,
+        ge=1,
+        description="Number of updates in one version: K of fedbuff, the cohort size of fedavg.",
+        json_schema_extra={"panel": "Strategy"},
+    )
+    rule: Annotated[str, readable_by(parse_rule)] = Field(
+        MEAN,
+        description="How the updates of a buffer are combined: mean; or, against broken and hostile workers, "
+        "median or trimmed-mean[:SHARE], which drops this SHARE (0.2) of the largest and of the smallest "
+        "values of each element. These two ignore weigh_by and hold all updates of a buffer in memory.",
+        json_schema_extra={"panel": "Strategy"},
+    )
+    rule_memory: float = Field(
+        1024.0,
+        gt=0,
+        description="MiB of memory that the updates of one buffer may take with median or trimmed-mean.",
+        json_schema_extra={"panel": "Strategy"},
+    )
+
+    def make_rule(self) -> Rule:
+        """Return the rule. Raises ConfigError when the buffer is too small for it."""
+        rule = parse_rule(self.rule)
+        if rule.holds_vectors and self.buffer_size < 3:
+            raise ConfigError(
+                f"rule {rule} needs buffer_size 3 or more, not {self.buffer_size}: of two updates nobody can "
+                "say which one is the outlier"
+            )
+        return rule
+
+
+def _count_alike(_examples: float) -> float:
+    return 1.0
+
+
+# What an update counts by the number of its examples.
+EXAMPLE_WEIGHTS: Mapping[str, Callable[[float], float]] = {
+    "none": _count_alike,
+    "sqrt": math.sqrt,
+    "examples": float,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Discounted:
+    """What the asynchronous strategies weigh by; as text, their settings."""
+
+    discount: Discount
+    weigh_by: str = "none"
+
+    def __str__(self) -> str:
+        return f"discount={self.discount}, weigh_by={self.weigh_by}"
