@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
+from fluffle.record import ModelVersion
 from fluffle.topology import Queue, Topology
+from fluffle.wire import encode_version, without_weights
 
 SOON_S = 10.0
 # Long enough for a message that must not come to come all the same.
@@ -25,6 +27,14 @@ def publish_version(broker: Broker, topology: Topology, *bodies: bytes) -> None:
     """Publish to head and stream."""
     for body in bodies:
         broker.publish(topology.versions_in.name, "", body, {"kind": "version"})
+
+
+def commit(broker: Broker, topology: Topology, *versions: ModelVersion) -> None:
+    """Publish versions as a leader does: to head and streams."""
+    for version in versions:
+        body = encode_version(version)
+        publish_version(broker, topology, body)
+        broker.publish_unconfirmed(topology.records_in.name, "", without_weights(body), kind="record")
 
 
 def receive(broker: Broker, count: int) -> list[Delivery]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
+from brokers import commit
+
 from fluffle.broker import Broker, Delivery
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_version, encode_evaluation, encode_update, encode_version
+from fluffle.wire import decode_version, encode_evaluation, encode_update
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
@@ -58,7 +60,7 @@ def a_server(
 
 def publish(broker: Broker, config: AggregatorConfig, version: ModelVersion) -> None:
     """Publish a version as a leader does."""
-    broker.publish(config.topology.versions_in.name, "", encode_version(version), {"kind": "version"})
+    commit(broker, config.topology, version)
 
 
 def send(server: FakeServer, config: AggregatorConfig, *messages: WeightUpdate | Evaluation | bytes) -> None:

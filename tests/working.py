@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from brokers import commit
 from numpy.typing import NDArray
 
 from fluffle.fake_broker import FakeBroker, FakeServer
@@ -18,7 +19,7 @@ from fluffle.record import Evaluation, Hello, ModelVersion
 from fluffle.task import Progress, Site, Trained
 from fluffle.topology import topology_of
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, encode_version
+from fluffle.wire import decode_inbound
 
 TOPOLOGY = topology_of("digits")
 BATCHES = 3
@@ -99,8 +100,7 @@ def a_federation(*versions: ModelVersion) -> FakeServer:
 def publish_versions(server: FakeServer, *versions: ModelVersion) -> None:
     """Publish versions as an aggregator does."""
     with FakeBroker(server) as broker:
-        for version in versions:
-            broker.publish(TOPOLOGY.versions_in.name, "", encode_version(version), {})
+        commit(broker, TOPOLOGY, *versions)
 
 
 def sent(server: FakeServer) -> list[WeightUpdate | Evaluation | Hello]:

@@ -1,4 +1,4 @@
-"""The beginning of a federation: its version 0, also of one that was reset."""
+"""Publish version 0 of a federation that is new or was reset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The head queue: the truth from which every aggregator starts, and from which the stream is rebuilt."""
+"""The head queue: the truth from which every aggregator starts, and from which the streams are rebuilt."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector
-from fluffle.model_stream import stored_at_hand, version_at_hand
+from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import checksum_of, decode_record, encode_copy, record_digest, version_pieces
+from fluffle.wire import (
+    checksum_of,
+    decode_record,
+    encode_copy,
+    record_digest,
+    version_pieces,
+    without_weights,
+)
 
 log = get_logger(__name__)
 
-# A node that has just come up opens its streams first, and a cluster that lost one finds another leader.
+# A node that has just started opens its streams first, and a cluster that lost one elects another leader.
 UNREADABLE_FOR_S = 20.0
 UNREADABLE_TIMES = 3
 # Failures further apart are not in a row: this aggregator stood by in between.
 IN_A_ROW_S = 30.0
 LOOK_AT_HEAD_EVERY_S = 10.0
+# A record is small, and if none comes it is published once more.
+RECORD_PATIENCE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +40,7 @@ class Head:
     """The newest committed version, as it lies in the head queue.
 
     `term` is the highest term that anybody has published under; a new leader goes one above it. `messages`
-    are those in the queue.
+    counts those in the queue.
     """
 
     record: ModelVersion
@@ -41,29 +50,57 @@ class Head:
     messages: int
 
 
-class StreamHealth:
-    """Remembers, from one connection to the next, what head and stream were like.
+class ReadFailures:
+    """Remembers, from one connection to the next, how often a stream could not be read.
 
-    A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it is told so,
-    or loses the connection. And a virtual host that is made anew has neither head nor stream: an aggregator
-    that was there before must not take it for a new federation.
+    A power cut can leave a stream that RabbitMQ fails to open again and again. Whoever reads it gets an
+    error, or loses the connection.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._since = self._last = 0.0
+        self._count = 0
+
+    @property
+    def are_none(self) -> bool:
+        """Whether it could be read when somebody last tried."""
+        return self._count == 0
+
+    @property
+    def are_final(self) -> bool:
+        """Whether it has failed so often, and for so long, that it will not become better."""
+        return self._count >= UNREADABLE_TIMES and self._clock() - self._since >= UNREADABLE_FOR_S
+
+    def note(self) -> None:
+        """Count one more failure."""
+        now = self._clock()
+        if self._count == 0 or now - self._last > IN_A_ROW_S:
+            self._count, self._since = 0, now
+        self._last = now
+        self._count += 1
+
+    def forget(self) -> None:
+        """Begin again, after the stream was read or recreated."""
+        self._count = 0
+
+
+class StreamHealth:
+    """Remembers, from one connection to the next, what head and streams were like.
+
+    A virtual host that was deleted and created again has neither head nor stream: an aggregator that was
+    there before must not take it for a new federation.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.models, self.records = ReadFailures(clock), ReadFailures(clock)
         self._clock = clock
         self._has_seen_versions = False
         self._look_at_head_at = clock()
-        self._failed_since = self._failed_last = 0.0
-        self._failures = 0
         self._is_compared = False
 
-    @property
-    def is_beyond_reading(self) -> bool:
-        """Whether it has failed so often, and for so long, that it will not become better."""
-        return self._failures >= UNREADABLE_TIMES and self._clock() - self._failed_since >= UNREADABLE_FOR_S
-
     def look_at_head_when_due(self, broker: Broker, topology: Topology) -> None:
-        """See now and then whether the head holds a version; for a standby, who does not read it."""
+        """See now and then whether the head holds a version; for a standby, which does not read it."""
         if self._has_seen_versions or self._clock() < self._look_at_head_at:
             return
         self._look_at_head_at = self._clock() + LOOK_AT_HEAD_EVERY_S
@@ -78,7 +115,7 @@ class StreamHealth:
             return None
         self._is_compared = True
         try:
-            found = version_at_hand(broker, topology)
+            found = record_at_hand(broker, topology)
         except StreamUnreadable as error:
             log.info("the federation's architecture is not known yet", because=str(error))
             return None
@@ -99,41 +136,44 @@ class StreamHealth:
             )
 
     def newest(self, broker: Broker, topology: Topology) -> Rank | None:
-        """Return the rank of the newest version in the stream. Raises StreamUnreadable or ConnectionLost."""
+        """Return the rank of the newest version in F.models. Raises StreamUnreadable or ConnectionLost."""
         try:
             found = version_at_hand(broker, topology)
         except (StreamUnreadable, ConnectionLost):
-            now = self._clock()
-            if self._failures == 0 or now - self._failed_last > IN_A_ROW_S:
-                self._failures, self._failed_since = 0, now
-            self._failed_last = now
-            self._failures += 1
+            self.models.note()
             raise
-        self.forget()
+        self.models.forget()
         return found.rank if found else None
-
-    def forget(self) -> None:
-        """Begin anew, after it was read or made anew."""
-        self._failures = 0
 
 
 def publish_version(broker: Broker, topology: Topology, record: ModelVersion, downlink_codec: str) -> str:
-    """Publish a version's record to head and stream, and return its digest.
+    """Publish a version's record to head and streams, and return its digest.
 
-    In float32 that is one publish with one confirm. In another codec the head gets the record, and the
-    stream a copy once that is confirmed: should this process die between the two, the stream is behind the
-    head, and the next leader brings it up to it. The last version goes out as it is, for whoever keeps it.
+    In float32, head and F.models get it in one publish with one confirm. In another codec the head gets the
+    record, and F.models a copy once that is confirmed: should this process die between the two, F.models is
+    behind the head, and the next leader brings it up to date. The last version goes out as it is, for whoever
+    keeps it. F.records comes last, and nobody waits for it.
     """
     body = version_pieces(record)
     digest = record_digest(body.start)
     headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
     if _travels_exactly(record, downlink_codec):
         broker.publish(topology.versions_in.name, "", body, headers)
-        return digest
-    broker.publish(topology.head_in.name, "", body, headers)
-    headers["kind"] = "copy"
-    broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
+    else:
+        broker.publish(topology.head_in.name, "", body, headers)
+        headers["kind"] = "copy"
+        broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
+    publish_record(broker, topology, body.start)
     return digest
+
+
+def publish_record(broker: Broker, topology: Topology, body: bytes) -> None:
+    """Publish a version that the head has confirmed to F.records, without its weights.
+
+    Nothing waits for it, and nothing fails with it (docs/decisions/0021). The start of the version's message
+    is enough.
+    """
+    broker.publish_unconfirmed(topology.records_in.name, "", without_weights(body), kind="record")
 
 
 def _travels_exactly(record: ModelVersion, downlink_codec: str) -> bool:
@@ -151,12 +191,12 @@ def claimed_terms(broker: Broker, topology: Topology) -> list[int]:
 def read_head(
     broker: Broker, topology: Topology, stream_health: StreamHealth, downlink_codec: str = "float32"
 ) -> Head | None:
-    """Return the newest committed version, None in a new federation; head and stream are brought up to it.
+    """Return the newest committed version, None in a new federation, and bring head and streams up to it.
 
-    A stream that is beyond reading is made anew. Raises TopologyMissing when versions are in the stream, or
-    may be, but the head queue is empty, or older than a rounded copy in the stream: it has lost messages.
+    A stream that cannot be read any more is recreated. Raises TopologyMissing when versions are in F.models,
+    or may be, but the head queue is empty, or older than a rounded copy in F.models: it has lost messages.
     """
-    is_readable = not stream_health.is_beyond_reading
+    is_readable = not stream_health.models.are_final
     # Before the head: a leader that died while it read the head has it back by then.
     in_stream = stream_health.newest(broker, topology) if is_readable else None
     found = _look_through(broker, topology)
@@ -181,14 +221,20 @@ def read_head(
     record, body = found.newest, found.newest_body
     digest = record_digest(body)
     if not is_readable:
-        log.warning("the stream cannot be read and is made anew from the head", version=record.version)
-        broker.recreate_stream(topology)
-        stream_health.forget()
+        log.warning(
+            "recreating the stream of models from the head, since it cannot be read", version=record.version
+        )
+        broker.recreate_stream(topology.models)
+        stream_health.models.forget()
     if in_stream is None or in_stream < record.rank:
-        log.warning("the stream is behind the head and gets its version again", version=record.version)
-        if not _travels_exactly(record, downlink_codec):
-            body = encode_copy(record, downlink_codec, digest)
-        broker.publish(topology.models_in.name, "", body, {"kind": "version"})
+        log.warning(
+            "publishing the head's version to the stream of models, which lacks it", version=record.version
+        )
+        copy = (
+            body if _travels_exactly(record, downlink_codec) else encode_copy(record, downlink_codec, digest)
+        )
+        broker.publish(topology.models_in.name, "", copy, {"kind": "version"})
+    bring_records_up_to_date(broker, topology, record.rank, lambda: body, stream_health.records)
     moments = found.moments()
     if record.moments_checksum is not None and not moments:
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
@@ -207,7 +253,7 @@ class _Found:
     newest_body: bytes = b""
 
     def add(self, body: bytes) -> None:
-        """Note the next message, and let go of those that a newer version has made useless."""
+        """Note the next message, and drop the bodies that a newer version has made useless."""
         record = decode_record(body)
         self.messages.append((record.rank, body))
         if isinstance(record, ModelVersion) and (self.newest is None or record.rank > self.newest.rank):
@@ -240,7 +286,7 @@ def _look_through(broker: Broker, topology: Topology) -> _Found:
 
 
 def _bring_up_to_the_stream(broker: Broker, topology: Topology, found: _Found) -> None:
-    """Put the stream's newest version into the head, which lacks it.
+    """Put the newest version of F.models into the head, which lacks it.
 
     A leader died before the head had it, or the head has lost it: a look into a queue lets messages expire
     that stand behind the ones looked at. Its updates may be acked, so nobody may go on from an older one.
@@ -260,6 +306,35 @@ def _bring_up_to_the_stream(broker: Broker, topology: Topology, found: _Found) -
     )
     broker.publish(topology.head_in.name, "", ahead.body, {"kind": "version"})
     found.add(ahead.body)
+
+
+def bring_records_up_to_date(
+    broker: Broker, topology: Topology, newest: Rank, body: Callable[[], bytes | None], failures: ReadFailures
+) -> None:
+    """Publish the newest version's record to F.records again if that lacks it.
+
+    The leader before may have died between its commit and its record, and RabbitMQ may have lost it. `body`
+    returns the start of the version's message, None when it is gone. A stream that cannot be read is logged,
+    and recreated after a while: a leader goes on without records.
+    """
+    if failures.are_final:
+        log.warning("recreating the stream of records, which cannot be read: earlier records are gone")
+        broker.recreate_stream(topology.records)
+        failures.forget()
+    try:
+        found = record_at_hand(broker, topology, patience_s=RECORD_PATIENCE_S)
+    except StreamUnreadable as error:
+        failures.note()
+        log.warning("the stream of records cannot be read", because=str(error))
+        return
+    except ConnectionLost:
+        failures.note()
+        raise
+    except TopologyMissing:
+        return  # somebody has just deleted it: fluffle_aggregator.watch says so
+    failures.forget()
+    if (found is None or found.rank < newest) and (start := body()):
+        publish_record(broker, topology, start)
 
 
 def _bring_orphans_to_the_front(

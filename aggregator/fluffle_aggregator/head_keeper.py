@@ -1,4 +1,4 @@
-"""What a leader publishes to the head queue, and whether it is still there.
+"""What a leader publishes to the head queue and the stream of records, and whether it is still there.
 
 RabbitMQ confirms a message that a policy deletes a moment later, and tells nobody. So the leader counts what
 it has put into the head, and looks now and then whether as much is left. It looks over a second connection,
@@ -17,7 +17,7 @@ from fluffle.model import Vector
 from fluffle.record import ModelVersion, Moments
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
-from fluffle_aggregator.head import publish_version
+from fluffle_aggregator.head import ReadFailures, bring_records_up_to_date, publish_version
 
 log = get_logger(__name__)
 
@@ -26,6 +26,7 @@ EVERY_S = 10.0
 AGAIN_AFTER_S = 2.0
 # Where messages vanish again and again, the model is not published every 10 s for nothing.
 AT_MOST_EVERY_S = 60.0
+LOOK_AT_RECORDS_EVERY_S = 60.0
 WHAT_TO_DO = (
     "messages vanish from the queue {head}. A policy deletes them (message-ttl, expires, max-length, "
     "max-length-bytes or delivery-limit), or somebody has purged the queue. What such a policy deletes of "
@@ -36,7 +37,7 @@ WHAT_TO_DO = (
 
 
 class HeadKeeper:
-    """Publishes to the head for one leader, and notices what vanishes from there."""
+    """Publishes versions for one leader, and notices what vanishes from the head or the stream of records."""
 
     def __init__(
         self,
@@ -47,7 +48,7 @@ class HeadKeeper:
         messages: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin when the head has so many messages."""
+        """Begin when the head has this many messages."""
         self._broker = broker
         self._topology = topology
         self._downlink_codec = downlink_codec
@@ -56,6 +57,8 @@ class HeadKeeper:
         self._was_low = False
         self._every_s = EVERY_S
         self._due_at = clock() + EVERY_S
+        self._record_failures = ReadFailures(clock)
+        self._records_due_at = clock() + EVERY_S
 
     def publish_moments(self, moments: Moments) -> None:
         """Publish a server optimizer's moments, before the record that names them."""
@@ -64,7 +67,7 @@ class HeadKeeper:
         self._count()
 
     def publish(self, record: ModelVersion) -> str:
-        """Publish a version's record to head and stream, and return its digest."""
+        """Publish a version's record to head and streams, and return its digest."""
         digest = publish_version(self._broker, self._topology, record, self._downlink_codec)
         self._count()
         return digest
@@ -76,7 +79,21 @@ class HeadKeeper:
         False when they are no longer to be had, since the leader has gone on from them: then a new version
         has to take their place.
         """
+        self._look_at_records_when_due(record, digest)
         return not self._is_short_when_due() or self._put_back(record, moments, digest)
+
+    def _look_at_records_when_due(self, record: ModelVersion, digest: str) -> None:
+        if self._clock() < self._records_due_at:
+            return
+
+        def body() -> bytes | None:
+            start = version_pieces(record).start
+            # If the leader has made steps since, its next commit brings a record.
+            return start if record_digest(start) == digest else None
+
+        bring_records_up_to_date(self._broker, self._topology, record.rank, body, self._record_failures)
+        every_s = LOOK_AT_RECORDS_EVERY_S if self._record_failures.are_none else EVERY_S
+        self._records_due_at = self._clock() + every_s
 
     def _is_short_when_due(self) -> bool:
         if self._clock() < self._due_at:

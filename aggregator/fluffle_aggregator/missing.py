@@ -1,20 +1,20 @@
-"""Which updates of a run never came, though a later one did. Pure.
+"""Finds updates that never arrived although a later one of their run did. Pure.
 
-A worker numbers its updates, and sends them in that order, each when the one before is confirmed. RabbitMQ
-delivers them in that order. So a number that is passed over was refused, left out by the worker (which says
-so in its own log), or taken from the queue by a policy or a purge, of which nobody else could tell.
+A worker numbers its updates and sends each one when the one before is confirmed, and RabbitMQ delivers them
+in that order. So a missing number was refused, dropped by the worker (which says so in its own log), or taken
+from the queue by a policy or a purge, which nobody else would notice.
 """
 
 from __future__ import annotations
 
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 
-# Beyond so many, the oldest refused ones count as missing if a later update of their run comes.
+# Beyond this many, the oldest refused updates are reported as missing if a later one of their run comes.
 MOST_REMEMBERED = 10_000
 
 
 class MissingUpdates:
-    """Finds numbers that are passed over, but for those of updates that this leader has refused."""
+    """Finds missing numbers, except those of updates that this leader has refused."""
 
     def __init__(self) -> None:
         self._refused: dict[UpdateId, None] = {}
@@ -26,7 +26,7 @@ class MissingUpdates:
             del self._refused[next(iter(self._refused))]
 
     def before(self, update: WeightUpdate, applied: AppliedUpdates) -> list[range]:
-        """Return the numbers between the highest one of its run that is applied and this one's, in ranges."""
+        """Return the missing numbers between the highest applied one of its run and this one, as ranges."""
         known = applied.runs.get((update.id.worker, update.id.run), RunLog())
         found = range(known.highest + 1, update.id.sequence)
         if not found:
@@ -44,7 +44,7 @@ class MissingUpdates:
 
 
 def in_words(ranges: list[range]) -> str:
-    """Return numbers as people write them: 1-4, 7."""
+    """Return ranges as text, such as "1-4, 7"."""
     return ", ".join(f"{each[0]}-{each[-1]}" if len(each) > 1 else str(each[0]) for each in ranges)
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import AccessRefused, TopologyMissing, WireError
-from fluffle.model_stream import version_at_hand
+from fluffle.model_stream import record_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.rights import FEDERATION_NAME
 from fluffle.topology import Topology, topology_of
@@ -133,7 +133,7 @@ def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
     newest: ModelVersion | None = None
     if not footprint.missing:
         try:
-            newest = version_at_hand(broker, topology)
+            newest = record_at_hand(broker, topology)
         except (AccessRefused, WireError) as error:
             trouble = str(error)
     updates, rejected = (_state(broker, queue.name) for queue in (topology.updates, topology.rejected))
@@ -185,9 +185,9 @@ def highest_term(broker: Broker, topology: Topology) -> int:
 
 
 def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
-    """Declare again what was deleted but for the stream, and empty that, for a version 0 newer than all.
+    """Declare again what was deleted, and empty the stream of models, for a version 0 newer than all.
 
-    The stream goes last: should this process die before the claim is there, no aggregator takes the
+    That stream goes last: should this process die before the claim is there, no aggregator takes the
     federation for a new one, and whoever resets it again finds in the stream which terms were seen. Raises
     what `Broker.declare` and `Broker.publish` do.
     """
@@ -195,7 +195,7 @@ def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
     if above_term:
         claim = Moments(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
         broker.publish(topology.head_in.name, "", moments_pieces(claim), {"kind": "moments"})
-    broker.recreate_stream(topology)
+    broker.recreate_stream(topology.models)
 
 
 def _federation_in(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The newest version's record, read again only when there is a new one: a model may be large."""
+"""The newest version's record, read again only when there is a new one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fluffle.broker import Broker, Delivery, Listener
 from fluffle.errors import AccessRefused, WireError
 from fluffle.events import Committed
 from fluffle.logs import get_logger
-from fluffle.model_stream import version_at_hand
+from fluffle.model_stream import record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import LISTENER_MAX_MESSAGES, Topology
 from fluffle.wire import decode_report
@@ -47,7 +47,7 @@ class VersionFollower:
         waited_s = self._clock() - self._read_at
         self._is_behind |= self._hears_of_a_version() or waited_s >= READ_AT_LEAST_EVERY_S
         if self._is_behind and (self._listener is None or waited_s >= READ_AT_MOST_EVERY_S):
-            self._newest = _read_without_vector(self._broker, self._topology)
+            self._newest = record_at_hand(self._broker, self._topology)
             self._read_at = self._clock()
             self._is_behind = self._listener is None
         return self._newest
@@ -85,11 +85,5 @@ def following(broker: Broker, topology: Topology, *, name: str) -> Iterator[Vers
         try:
             listener = stack.enter_context(broker.listen(topology.events.name, name=name))
         except AccessRefused as error:
-            log.warning("nobody tells of new versions: reading the model at every look", because=str(error))
+            log.warning("nobody tells of new versions: reading its record at every look", because=str(error))
         yield VersionFollower(broker, topology, listener)
-
-
-def _read_without_vector(broker: Broker, topology: Topology) -> ModelVersion | None:
-    """Read the newest version, and keep nothing that is as large as the model."""
-    version = version_at_hand(broker, topology)
-    return version and version.without_weights()

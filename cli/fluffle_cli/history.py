@@ -9,20 +9,20 @@ from typing import Final
 from fluffle.record import ModelVersion
 from fluffle_cli.series import Series, the_later
 
-# More than one federation has; beyond it, whoever was silent for longest is forgotten.
+# More workers than any federation has. Beyond it, the one that was silent for longest is forgotten.
 MOST_WORKERS: Final = 10_000
 MOST_LOSSES: Final = 24
 MOST_VERSIONS: Final = 2048
-# When the run changes back to the one before it so many times, two processes send under one name. (Once is
-# a late update of a process that was started again.)
+# When updates of two runs of one worker take turns this many times, two processes send under its name. (Once
+# happens when a late update arrives of a process that was started again.)
 RETURNS_OF_A_RUN: Final = 2
-# After so many rounds of one run in a row, the other process is gone.
+# After this many rounds of one run in a row, the other process is gone.
 ROUNDS_ALONE: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedVersion:
-    """An evaluated version, and after how many seconds of training it was there."""
+    """The metrics of one version, and the seconds of training before it was committed."""
 
     version: int
     seconds: float
@@ -32,7 +32,7 @@ class EvaluatedVersion:
 class Rounds:
     """One worker's rounds: their training losses, how long the last one took, and whether two processes send.
 
-    The losses are at most MOST_LOSSES points, each of which stands for as many rounds as every other.
+    There are at most MOST_LOSSES losses, each the mean of equally many rounds.
     """
 
     def __init__(self) -> None:
@@ -66,10 +66,9 @@ class Rounds:
 
 
 class History:
-    """What was seen so far; whoever looks at fewer versions knows less of it."""
+    """What was seen of a federation so far."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self._evaluated: Series[EvaluatedVersion] = Series(the_later)
         self._seconds: dict[int, float] = {}
         self._rounds: dict[str, Rounds] = {}
@@ -86,7 +85,7 @@ class History:
         return self._rounds
 
     def seconds_of(self, version: int) -> float | None:
-        """Return after how many seconds of training a version was there, if that is known."""
+        """Return the seconds of training before a version was committed, if that is known."""
         return self._seconds.get(version)
 
     def read(self, version: ModelVersion) -> None:
@@ -105,7 +104,7 @@ class History:
                 self.note_evaluation(evaluation.version, evaluation.metrics)
 
     def note_seconds(self, version: int, seconds: float) -> None:
-        """Take in when a version was there."""
+        """Note the seconds of training before a version was committed."""
         self._seconds[version] = seconds
         if len(self._seconds) > MOST_VERSIONS:
             del self._seconds[next(iter(self._seconds))]

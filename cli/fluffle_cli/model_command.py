@@ -22,12 +22,11 @@ from fluffle.consoles import PlainConsole, table_console
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
-from fluffle.model_stream import StoredVersion, all_stored, all_versions, stored_at_hand
-from fluffle.record import ModelVersion
+from fluffle.model_stream import MissingRecords, StoredVersion, all_records, all_stored, stored_at_hand
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
-from fluffle.topology import Topology, topology_of
+from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 from fluffle_worker.site_state import LOCAL, read_local_weights
@@ -77,39 +76,49 @@ class InitSettings(ListSettings):
 
 
 def list_versions(settings: ListSettings) -> None:
-    """Print a table of the versions that the stream still holds."""
+    """Print a table of the versions that the stream of records still holds."""
     topology = topology_of(settings.federation)
     table = Table("version", "term", "updates", "size", "committed", "evaluated", "", show_edge=False)
     evaluated: dict[int, str] = {}
-    rows: list[tuple[ModelVersion, int]] = []
+    # With many workers a record is large: no more of it is kept than is shown.
+    rows: list[tuple[int, list[str], list[str]]] = []
+    total_bytes, missing = 0, MissingRecords()
     with _connected(settings, topology) as broker:
-        for version in track(
-            all_versions(broker, topology), "reading", transient=True, console=logs.console()
-        ):
+        records = all_records(broker, topology)
+        for version in track(records, "reading", transient=True, console=logs.console()):
             if version.evaluation:
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
                 evaluated[version.evaluation.version] = shown
-            rows.append((version, version.vector.nbytes + version.layout.beside_vector_size_bytes))
+            size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
+            total_bytes += size_bytes
+            committed = f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}"
+            cells = [
+                str(version.version),
+                str(version.term),
+                str(version.updates),
+                decimal(size_bytes),
+                committed,
+            ]
+            marks = ["finished"] if version.finished else []
+            marks += ["records before this one are missing"] if missing.are_before(version) else []
+            rows.append((version.version, cells, marks))
     if not rows:
         raise TopologyMissing(
             f"the federation {settings.federation!r} has no version yet: start its aggregator"
         )
-    newest = rows[-1][0]
-    for version, size_bytes in rows:
-        is_best = newest.best is not None and newest.best.version == version.version
-        marks = [f"best by {newest.best_by}"] if is_best else []
-        marks += ["finished"] if version.finished else []
-        table.add_row(
-            str(version.version),
-            str(version.term),
-            str(version.updates),
-            decimal(size_bytes),
-            f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}",
-            evaluated.get(version.version, ""),
-            ", ".join(marks),
-        )
+    for number, cells, marks in rows:
+        if version.best is not None and version.best.version == number:
+            marks.insert(0, f"best by {version.best_by}")
+        table.add_row(*cells, evaluated.get(number, ""), ", ".join(marks))
     # A line per version, also where no terminal says how wide it is.
     table_console(120).print(table)
+    if total_bytes > STREAM_MAX_BYTES:
+        logs.console().print(
+            f"{topology.models.name} keeps the models of the newest {decimal(STREAM_MAX_BYTES)}: older ones "
+            "may no longer be there to export.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def export(settings: ExportSettings) -> None:
@@ -218,7 +227,9 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")
     found = [each for each in all_stored(broker, topology) if each.version.version == number]
     if not found:
-        raise ConfigError(f"--version {number} is not in the stream (any more): see `fluffle model list`")
+        raise ConfigError(
+            f"--version {number} is not in {topology.models.name} (any more): see `fluffle model list`"
+        )
     return found[-1]
 
 
@@ -227,7 +238,11 @@ def _connected(settings: ListSettings, topology: Topology) -> AbstractContextMan
 
 
 app.command("list")(
-    settings_command(ListSettings, list_versions, about="List the versions that the stream still holds.")
+    settings_command(
+        ListSettings,
+        list_versions,
+        about="List the versions that the stream of records still holds. No model is read for it.",
+    )
 )
 app.command("export")(
     settings_command(

@@ -1,4 +1,4 @@
-"""Putting a version back on the broker, so that an aggregator goes on from it as if nothing had happened."""
+"""Restore a version to the broker, so that the next aggregator continues from it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fluffle.model_stream import SLOW_LINK_S, StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.wire import decode_record, encode_version
+from fluffle_aggregator.head import publish_record
 from fluffle_cli.unconsumed import is_unconsumed
 
-# More than there can have been takeovers between the writing of a file and the loss of the broker.
+# More takeovers than there can have been between the writing of a file and the loss of the broker.
 TERMS_AHEAD = 1000
 
 
@@ -52,21 +53,24 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
         exact = next((one for one in (stored, in_stream) if not one.version.copy_of), None)
         if exact:
             broker.publish(topology.head_in.name, "", exact.body, {"kind": "version"})
+            publish_record(broker, topology, exact.body)
             return version.rank
     elif in_stream and in_stream.version.rank == version.rank:
         raise ConfigError(
             f"the stream {topology.models.name} holds another version {version.rank} than the file: another "
             "federation of the same name made it. Give one of them another name"
         )
-    # Versions may have come after the file, which nobody here knows but workers may have seen; or there is
-    # but a rounded copy, which is never taken for the version itself: a record of its own, above all of them.
+    # Workers may have seen versions that came after the file, and a rounded copy is never taken for the
+    # version itself. So this becomes a record of its own, whose term is above all of them.
     seen = [version.term, *terms_in_head]
     term = max([*seen, in_stream.version.term] if in_stream else seen) + TERMS_AHEAD
     terms = (*version.terms, Rank(term, version.version))
     above = replace(
         version, term=term, terms=terms, parent=stored.digest, folded=(), codec="float32", copy_of=""
     )
-    broker.publish(topology.versions_in.name, "", encode_version(above), {"kind": "version"})
+    body = encode_version(above)
+    broker.publish(topology.versions_in.name, "", body, {"kind": "version"})
+    publish_record(broker, topology, body)
     return above.rank
 
 

@@ -1,4 +1,4 @@
-"""Curves of bounded length, however long somebody watches: of a full one, neighbours are merged. Pure."""
+"""Curves of bounded length: when one is full, neighbouring points are merged. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ P = TypeVar("P")
 
 
 class Series(Generic[P]):
-    """Points in the order they came; at most `most`, each of which stands for as many as every other."""
+    """At most `most` points in the order in which they came, each merged from equally many."""
 
     def __init__(self, merge: Callable[[P, P], P], *, most: int = MOST_POINTS) -> None:
         """Merge an earlier and a later point with `merge` once there are more than `most`, an even number."""
@@ -37,10 +37,10 @@ class Series(Generic[P]):
             self._each *= 2
 
     def points(self) -> list[P]:
-        """Return the points; the last one may stand for fewer than the others."""
+        """Return the points; the last one may be merged from fewer than the others."""
         return self._full if self._open is None else [*self._full, self._open]
 
 
 def the_later(_earlier: P, later: P) -> P:
-    """Merge by keeping the later one, as befits what is measured now and then."""
+    """Merge two points by keeping the later one."""
     return later

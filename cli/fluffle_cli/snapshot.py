@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.connection import require_federation
-from fluffle.model_stream import all_versions, stored_at_hand
+from fluffle.model_stream import all_records, stored_record_at_hand
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
 from fluffle.record import Evaluation, ModelVersion
@@ -192,7 +192,7 @@ class SnapshotReader:
 
 
 def take_snapshot(broker: Broker, topology: Topology) -> Snapshot:
-    """Look at a federation now. The newest model is read whole, and the past if it is small.
+    """Look at a federation now. The past is read if it is small.
 
     Raises TopologyMissing when the federation is not on this broker.
     """
@@ -204,12 +204,12 @@ def take_snapshot(broker: Broker, topology: Topology) -> Snapshot:
 
 def read_the_past(broker: Broker, topology: Topology, history: History) -> ModelVersion | None:
     """Read all versions that the stream has into a history, if they are small, and return the newest one."""
-    stored = stored_at_hand(broker, topology)
+    stored = stored_record_at_hand(broker, topology)
     if stored is None:
         return None
     newest = stored.version
     if len(stored.body) * (newest.version + 1) <= PAST_BYTES:
-        for version in all_versions(broker, topology):
+        for version in all_records(broker, topology):
             history.read(version)
     history.read(newest)
     return newest

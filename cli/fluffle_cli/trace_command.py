@@ -1,4 +1,4 @@
-"""`fluffle trace`: the whole story of one update."""
+"""`fluffle trace`: what has become of one update."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fluffle.broker import Broker
 from fluffle.command_line import settings_command
 from fluffle.connection import found_federation
 from fluffle.errors import AccessRefused, ConfigError, WireError
-from fluffle.model_stream import all_versions
+from fluffle.model_stream import all_records
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.rejected import printable
 from fluffle_cli.rejected_command import looked_through
-from fluffle_cli.tracing import Story, parse_update_id, read_records, told
+from fluffle_cli.tracing import Story, parse_update_id, read_records, story_lines
 
 
 class TraceSettings(AskingSettings):
@@ -46,29 +46,30 @@ def run(settings: TraceSettings) -> None:
     if settings.as_json:
         typer.echo(json.dumps(story.as_json()))
         return
-    for what, said in told(story):
+    for what, said in story_lines(story):
         typer.echo(printable(f"{what:<10} {said}"))
 
 
 def trace(broker: Broker, topology: Topology, update: UpdateId) -> Story:
-    """Look through the stream and F.rejected for an update; without the right to the second, say so.
+    """Look for an update in the records and in F.rejected; without the right to the second, say so.
 
-    The connection is of no use for anything else afterwards.
+    The connection must not be used afterwards.
     """
     updates_waiting = broker.state(topology.updates.name).messages
-    versions = all_versions(broker, topology)
-    shown = track(versions, "reading the records", transient=True, console=logs.console())
+    shown = track(
+        all_records(broker, topology), "reading the records", transient=True, console=logs.console()
+    )
     records = read_records(update, shown)
     refused, not_looked = None, ""
     try:
-        # Last: RabbitMQ closes the channel of whoever has no right to look.
+        # Last: RabbitMQ closes the channel of a user who may not read it.
         refused = [
             message
             for message, body in looked_through(broker, topology)
             if (message.id or _id_in(body)) == str(update)
         ]
     except AccessRefused:
-        not_looked = "this user has no right to (an operator has)"
+        not_looked = "only an operator may read it"
     except ConfigError as error:
         not_looked = str(error)
     return Story(
@@ -93,9 +94,9 @@ def _id_in(body: bytes) -> str:
 command = settings_command(
     TraceSettings,
     run,
-    about="Tell the whole story of one update: when it was published and received, with what staleness and "
+    about="Say what has become of one update: when it was published and received, with what staleness and "
     "weight it was folded, in which version, or why it was refused.\n\n"
-    "It reads the records that the stream still holds, as any user of the federation may, and looks through "
-    "F.rejected, which takes an operator: a monitor is told what the records say. The id stands in the log "
+    "It reads the stream of records, as any user of the federation may, and looks through F.rejected, which "
+    "takes an operator; a monitor sees what the records say. The id is in the log "
     "lines `update published` of the worker and `refused` or `version committed` of the aggregator.",
 )

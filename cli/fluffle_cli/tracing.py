@@ -1,4 +1,4 @@
-"""The story of one update, told from the records of the versions and from what was refused. Pure."""
+"""What has become of one update, from the records of the versions and the refused messages. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal
 
 from fluffle.errors import ConfigError
 from fluffle.fields import is_name
+from fluffle.model_stream import MissingRecords
 from fluffle.record import Folded, ModelVersion, Rank, is_in_history
 from fluffle.update import UpdateId
 from fluffle_cli.rejected import RejectedMessage
@@ -20,7 +21,8 @@ Outcome = Literal["applied", "absorbed", "applied-earlier", "rejected", "not-fou
 class Entry:
     """The version that was the first to contain an update; `folded` is None when it does not say how.
 
-    `siblings` are the other updates of its run in that version.
+    `siblings` are the other updates of its run in that version. `is_after_gap` says that records before this
+    one are not known, so that one of those may have contained the update.
     """
 
     rank: Rank
@@ -28,9 +30,10 @@ class Entry:
     folded: Folded | None
     updates: int
     siblings: tuple[UpdateId, ...]
+    is_after_gap: bool
 
     @classmethod
-    def of(cls, version: ModelVersion, update: UpdateId) -> Entry:
+    def of(cls, version: ModelVersion, update: UpdateId, *, is_after_gap: bool) -> Entry:
         """Read what a version's record says of an update."""
         run = (update.worker, update.run)
         mates = [one.id for one in version.folded if (one.id.worker, one.id.run) == run and one.id != update]
@@ -40,12 +43,13 @@ class Entry:
             folded=next((one for one in version.folded if one.id == update), None),
             updates=len(version.folded),
             siblings=tuple(mates),
+            is_after_gap=is_after_gap,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Records:
-    """What the records that the stream still holds say of an update; ranks are None without any."""
+    """What the stream of records still says of an update; ranks are None when it is empty."""
 
     oldest: Rank | None = None
     newest: Rank | None = None
@@ -59,7 +63,7 @@ class Records:
 class Story:
     """All that is known of one update.
 
-    `refused` are its copies in F.rejected, and None where nobody could look: `not_looked` says why.
+    `refused` are its copies in F.rejected. It is None where they could not be read: `not_looked` says why.
     """
 
     federation: str
@@ -71,18 +75,18 @@ class Story:
 
     @property
     def outcome(self) -> Outcome:
-        """What has become of it."""
+        """What has become of the update."""
         entry = self.records.entry
         if entry is not None and entry.folded is not None:
             return "applied"
         if entry is not None:
-            return "applied-earlier" if entry.rank == self.records.oldest else "absorbed"
+            return "applied-earlier" if entry.is_after_gap else "absorbed"
         return "rejected" if self.refused else "not-found"
 
     def as_json(self) -> dict[str, object]:
         """Return plain types under keys that stay, with null for what is not known."""
         records = self.records
-        # In which version from before the oldest record it was, nobody can tell any more.
+        # In which of the versions whose records are not there it was, nobody can tell any more.
         entry = None if self.outcome == "applied-earlier" else records.entry
         folded = entry and entry.folded
         return {
@@ -129,11 +133,13 @@ def read_records(update: UpdateId, versions: Iterable[ModelVersion]) -> Records:
     oldest: Rank | None = None
     newest: ModelVersion | None = None
     contained = False
+    missing = MissingRecords()
     for version in versions:
+        is_after_gap = missing.are_before(version) or oldest is None
         oldest = oldest or version.rank
         contains = update in version.applied
         if contains and not contained:
-            entries.append(Entry.of(version, update))
+            entries.append(Entry.of(version, update, is_after_gap=is_after_gap))
         contained, newest = contains, version
     if newest is None:
         return Records()
@@ -149,16 +155,16 @@ def read_records(update: UpdateId, versions: Iterable[ModelVersion]) -> Records:
     )
 
 
-def told(story: Story) -> list[tuple[str, str]]:
-    """Tell a story for people: what happened, and when and how."""
+def story_lines(story: Story) -> list[tuple[str, str]]:
+    """Return labels and sentences for people: what happened to the update, when and how."""
     entry, records = story.records.entry, story.records
     lines: list[tuple[str, str]] = [("update", f"{story.update} of {story.federation}")]
     if entry is not None and entry.folded is not None:
         lines += _applied(story.update, entry, entry.folded)
     elif story.outcome == "applied-earlier":
-        lines.append(
-            ("applied", f"before version {entry and entry.rank}, the oldest that the stream still holds")
-        )
+        is_oldest = entry is not None and entry.rank == records.oldest
+        why = "the oldest record that is still there" if is_oldest else "in one whose record is missing"
+        lines.append(("applied", f"before version {entry and entry.rank}, {why}"))
     elif entry is not None:
         lines.append(("applied", _absorbed(entry)))
     for each in story.refused or ():
@@ -169,7 +175,7 @@ def told(story: Story) -> list[tuple[str, str]]:
     if story.outcome == "not-found":
         lines += [("found", each) for each in _not_found(story, records)]
     if story.refused is None:
-        lines.append(("note", f"nobody looked into {story.federation}.rejected: {story.not_looked}"))
+        lines.append(("note", f"{story.federation}.rejected was not read: {story.not_looked}"))
     return lines
 
 
@@ -222,8 +228,8 @@ def _not_found(story: Story, records: Records) -> list[str]:
             f"nothing waits in {story.federation}.updates; the leader may hold it until its next commit"
         )
     said.append(
-        f"otherwise it was never sent: once it is, the log of {update.worker} says `update published`; until "
-        "then it lies in its spool"
+        f"otherwise it was never sent: it is still in the spool of {update.worker}, whose log will say "
+        "`update published` once it is sent"
     )
     return said
 
@@ -234,7 +240,7 @@ def _known(seconds: float) -> float | None:
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
-        return "at a time that nobody noted"
+        return "at an unknown time"
     return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")
 
 

@@ -13,6 +13,7 @@ from fluffle.consoles import PlainConsole
 from fluffle.rights import Membership, Scope
 from fluffle.settings import require_name
 from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
+from fluffle_cli.rights_table import help_text
 from fluffle_cli.users import (
     add_user,
     change_user,
@@ -164,9 +165,8 @@ app.command("add")(
         AddSettings,
         add,
         about="Make a user with the least rights that its role needs.\n\n"
-        "A worker may write to the exchange F.updates and read the stream F.models, an evaluator may write "
-        "to F.evaluations and read the stream; an aggregator may do everything in its own federation; a "
-        "monitor may look into RabbitMQ's UI, but at no message; an operator may do everything.\n\n"
+        "RabbitMQ's rights go by the names of exchanges and queues. F is the federation, NAME the user:\n\n"
+        f"{help_text()}\n\n"
         "A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for each "
         "that begins with gym-, also those that come later. It has one role in all of them. A user that "
         "exists with other rights is left as it is, with an error.",

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from fluffle.pieces import Body
-from fluffle.topology import Topology
+from fluffle.topology import Queue, Topology
 
 # Of the year 9999, the last that can be shown.
 LAST_SECOND = 253_370_000_000
@@ -96,8 +96,13 @@ class Broker(Protocol):
         RabbitMQ refuses that (AccessRefused) unless the connection's user has the tag `impersonator`.
         """
 
-    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
-        """Send a message to whoever listens, without waiting: it may be lost, and never raises."""
+    def publish_unconfirmed(
+        self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
+    ) -> None:
+        """Send a message to an exchange's queues and listeners without waiting.
+
+        It may be lost. It never raises, and an error never ends the connection.
+        """
 
     def listen(self, exchange: str, *, name: str) -> AbstractContextManager[Listener]:
         """Hear all that is told on a topic exchange, through a queue of one's own.
@@ -150,11 +155,16 @@ class Broker(Protocol):
     def state(self, queue: str) -> QueueState:
         """Count what waits in a queue and who consumes it."""
 
-    def read_stream(self, queue: str, *, offset: str) -> AbstractContextManager[StreamReader]:
-        """Read a stream from "first" or "last" on; "last" means the last chunk, one message or more."""
+    def read_stream(
+        self, queue: str, *, offset: str, prefetch: int = 1
+    ) -> AbstractContextManager[StreamReader]:
+        """Read a stream from "first" or "last" on; "last" means the last chunk, one message or more.
 
-    def recreate_stream(self, topology: Topology) -> None:
-        """Delete the stream of models and make it anew, empty."""
+        The broker sends up to `prefetch` messages before the first of them is taken.
+        """
+
+    def recreate_stream(self, stream: Queue) -> None:
+        """Delete a stream and create it again, empty."""
 
     def close(self) -> None:
         """Leave; unacked messages go back to their queue."""

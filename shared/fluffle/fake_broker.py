@@ -16,7 +16,15 @@ from types import TracebackType
 from typing import Self
 
 from fluffle.broker import Delivery, Listener, QueueState, StreamReader
-from fluffle.errors import ConnectionLost, NameTaken, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
+from fluffle.errors import (
+    ConnectionLost,
+    NameTaken,
+    QueueFull,
+    RequestRefused,
+    TopologyMismatch,
+    TopologyMissing,
+    Unroutable,
+)
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
 from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
@@ -166,11 +174,11 @@ class FakeBroker:
             for queue in topology.queues:
                 self._server.queue(queue.name)
 
-    def recreate_stream(self, topology: Topology) -> None:
+    def recreate_stream(self, stream: Queue) -> None:
         """See Broker."""
         with self._connected():
-            self._server.queues.pop(topology.models.name, None)
-            self._declare_queue(topology.models)
+            self._server.queues.pop(stream.name, None)
+            self._declare_queue(stream)
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
@@ -196,12 +204,18 @@ class FakeBroker:
             for target in targets:
                 target.put(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
 
-    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_unconfirmed(
+        self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
+    ) -> None:
         """See Broker."""
         with suppress(ConnectionLost), self._connected():
             self._server.last_topic = routing_key
+            delivery = Delivery(0, bytes(body), 0, self._user, exchange, {"kind": kind})
             for heard in self._server.listeners.get(exchange, {}).values():
-                heard.append(Delivery(0, bytes(body), 0, self._user, exchange))
+                heard.append(delivery)
+            for name in self._server.exchanges.get(exchange, []):
+                if name in self._server.queues:
+                    self._server.queues[name].put(delivery)
 
     @contextmanager
     def listen(self, exchange: str, *, name: str) -> Iterator[Listener]:
@@ -285,10 +299,12 @@ class FakeBroker:
             return QueueState(len(found.ready), len(found.consumers[:1]))
 
     @contextmanager
-    def read_stream(self, queue: str, *, offset: str) -> Iterator[StreamReader]:
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
         """See Broker."""
         with self._connected():
             stream = self._server.queue(queue)
+            if prefetch < 1:
+                raise RequestRefused(f"{queue} is a stream, and takes no consumer without a prefetch")
             position = 0 if offset == "first" else max(0, len(stream.ready) - 1)
         yield _FakeStreamReader(self, self._server, stream, position)
 

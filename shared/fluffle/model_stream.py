@@ -1,4 +1,8 @@
-"""Reading versions of the model from the federation's stream, as workers, evaluators and people do."""
+"""Reading versions from a federation's two streams.
+
+`F.models` has the models, for workers, evaluators and exports. `F.records` has the record of each version
+without its weights, for everything that watches.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,54 @@ import math
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
 
 from fluffle.broker import Broker, StreamReader
-from fluffle.errors import ProtocolMismatch, TopologyMissing, WireError
+from fluffle.errors import AccessRefused, ProtocolMismatch, TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
-from fluffle.topology import MIB, Topology
-from fluffle.wire import claimed_rank, decode_version, record_digest, require_protocol
+from fluffle.topology import MIB, Queue, Topology
+from fluffle.wire import (
+    claimed_rank,
+    decode_version,
+    decode_without_weights,
+    record_digest,
+    require_protocol,
+)
 
 log = get_logger(__name__)
 
 POLL_S = 0.5
 # "last" means the last chunk of the stream, which may hold several versions and has no mark of its end.
 QUIET_S = 0.05
-# More than a chunk was seen to hold. What comes behind is made while it is read, and that may never end.
+# More messages than were ever seen in a chunk. New ones may arrive while it is read, without end.
 MOST_IN_A_CHUNK = 32
-# Beyond so many bytes only the newest of what was received is kept.
+# Beyond this many bytes, only the newest version of what was received is kept.
 MOST_BYTES_ASIDE = 16 * MIB
-# So long nothing comes, not even a part of a large model on a slow link, if there is nothing.
+# If nothing arrives for this long, not even a part of a large model on a slow link, the stream is empty.
 NOTHING_THERE_S = 2.0
 SLOW_LINK_S = 10.0
-# How often whoever waits for a newer version says so.
+# How often a log line says that a newer version is still waited for.
 SAY_EVERY_S = 60.0
+# Records are small: on a link with a high latency, one at a time would take long.
+RECORDS_PREFETCH = 32
+# A version's parent is the one before it, or one of these where a leader that lost the lead came in between.
+MOST_PARENTS = 64
 
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredVersion:
-    """A version, and the message that it was read from: all that a successor of the aggregator needs.
+    """A version, and the message that it was read from.
 
-    But where versions travel in another codec than float32, it may be a rounded copy.
+    From `F.models` that is all that a successor of the aggregator needs, unless versions travel in another
+    codec than float32: then it may be a rounded copy.
     """
 
     version: ModelVersion
@@ -70,7 +87,7 @@ def newest_version(
             if time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
                 log.info("waiting for a newer version: is an aggregator at work?", known=str(newer_than))
-            newest = _newest_at_hand(reader, POLL_S, most=MOST_IN_A_CHUNK)
+            newest = _newest_of_last_chunk(reader, decode_version, POLL_S, most=MOST_IN_A_CHUNK)
             if newest and (newer_than is None or newest.version.rank > newer_than):
                 return newest.version
             if newest and newer_than and newest.version.term < newer_than.term:
@@ -84,10 +101,7 @@ def newest_version(
 
 
 def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
-    """Return the newest version that is there now, or None when the stream is empty.
-
-    For whoever may look at the head queue too.
-    """
+    """Return the newest version that `F.models` has now, or None when it is empty."""
     stored = stored_at_hand(broker, topology)
     return stored.version if stored else None
 
@@ -95,28 +109,29 @@ def version_at_hand(broker: Broker, topology: Topology) -> ModelVersion | None:
 def stored_at_hand(
     broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
 ) -> StoredVersion | None:
-    """Return the same as `version_at_hand`, with its message.
+    """Return the newest version that `F.models` has now, with its message, or None when it is empty.
 
-    Nothing tells how much is in a stream. Where there is a head there should be a model, however slowly a
-    large one comes over the network; where there is none, `patience_s` says how long to look.
+    RabbitMQ does not say whether a stream is empty. `patience_s` is how long to wait for its first message
+    where the head queue is empty.
     """
-    if _messages_in(broker, topology.head.name):
-        patience_s = SLOW_LINK_S
+    try:
+        if broker.state(topology.head.name).messages:
+            # There should be a model, however slowly a large one comes over the network.
+            patience_s = SLOW_LINK_S
+    except TopologyMissing:
+        pass  # somebody deleted the head: what is in the stream can be read all the same
     with broker.read_stream(topology.models.name, offset="last") as reader:
-        return _newest_at_hand(reader, patience_s)
+        return _newest_of_last_chunk(reader, decode_version, patience_s)
 
 
 def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
-    """Yield every version that the stream still holds, in the order of their publication.
-
-    For whoever may look at the head queue too.
-    """
+    """Yield every version that `F.models` still holds, in the order of their publication."""
     for stored in all_stored(broker, topology):
         yield stored.version
 
 
 def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
-    """Yield the same as `all_versions`, with their messages.
+    """Yield every version that `F.models` still holds, with its message, in the order of publication.
 
     Versions of a term lower than one that was seen before come from an aggregator that has lost the lead:
     they are left out.
@@ -125,7 +140,7 @@ def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
     highest_term = 0
     with broker.read_stream(topology.models.name, offset="first") as reader:
         while newest and (body := reader.next_body(SLOW_LINK_S)) is not None:
-            version = _readable(body)
+            version = _or_passed_over(decode_version, body)
             if version and version.term >= highest_term:
                 highest_term = version.term
                 yield StoredVersion(version, body)
@@ -133,20 +148,84 @@ def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
                 return
 
 
-def _messages_in(broker: Broker, queue: str) -> int:
-    try:
-        return broker.state(queue).messages
-    except TopologyMissing:
-        return 0  # somebody deleted it: what is in the stream is to be seen all the same
+def record_at_hand(
+    broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
+) -> ModelVersion | None:
+    """Return the newest version that `F.records` has now, without its weights, or None when it is empty."""
+    stored = stored_record_at_hand(broker, topology, patience_s=patience_s)
+    return stored.version if stored else None
 
 
-def _newest_at_hand(
-    reader: StreamReader, timeout_s: float, *, most: int = sys.maxsize
+def stored_record_at_hand(
+    broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
 ) -> StoredVersion | None:
-    """Return the newest of what is there, or of the first `most` messages; nothing more is taken."""
+    """Return the same as `record_at_hand`, with its message."""
+    with _read_records(broker, topology.records, "last") as reader:
+        return _newest_of_last_chunk(reader, decode_without_weights, patience_s)
+
+
+def all_records(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
+    """Yield every version that `F.records` still holds, without its weights, in ascending order.
+
+    A new leader publishes the record that it starts from again, and one that has lost the lead may publish
+    late: what is not newer than what was yielded is left out.
+    """
+    newest = record_at_hand(broker, topology)
+    if newest is None:
+        return
+    yielded: Rank | None = None
+    with _read_records(broker, topology.records, "first") as reader:
+        while (body := reader.next_body(SLOW_LINK_S)) is not None:
+            version = _or_passed_over(decode_without_weights, body)
+            if version and (yielded is None or version.rank > yielded):
+                yielded = version.rank
+                yield version
+            if version and version.rank >= newest.rank:
+                return
+
+
+class MissingRecords:
+    """Finds gaps in `F.records`: a version there that does not name one of those before it as its parent.
+
+    A record may be lost with the connection of a leader, and RabbitMQ may lose many when its machine loses
+    power: it does not flush streams to the disk. The head queue loses none, but holds the newest alone.
+    """
+
+    def __init__(self) -> None:
+        self._digests: deque[str] = deque(maxlen=MOST_PARENTS)
+
+    def are_before(self, version: ModelVersion) -> bool:
+        """Tell whether records are missing between the version that was given before and this one.
+
+        The versions are those of `all_records`, in their order; nothing is missing before the first.
+        """
+        is_gap = bool(self._digests) and version.parent not in self._digests
+        self._digests.append(version.copy_of)
+        return is_gap
+
+
+@contextmanager
+def _read_records(broker: Broker, stream: Queue, offset: str) -> Iterator[StreamReader]:
+    try:
+        with broker.read_stream(stream.name, offset=offset, prefetch=RECORDS_PREFETCH) as reader:
+            yield reader
+    except AccessRefused as error:
+        raise AccessRefused(
+            f"{error}. An earlier version of Fluffle gave its users no right to {stream.name}: make the user "
+            "again (`fluffle user remove`, `fluffle user add`)"
+        ) from error
+
+
+def _newest_of_last_chunk(
+    reader: StreamReader,
+    decode: Callable[[bytes], ModelVersion],
+    patience_s: float,
+    *,
+    most: int = sys.maxsize,
+) -> StoredVersion | None:
+    """Return the newest version of what is there, or of the first `most` messages; nothing more is taken."""
     newest: StoredVersion | None = None
     bodies: list[bytes] = []
-    patience_s = timeout_s
     for _ in range(most):
         body = reader.next_body(patience_s)
         if body is None:
@@ -154,23 +233,25 @@ def _newest_at_hand(
         patience_s = QUIET_S
         bodies.append(body)
         if sum(map(len, bodies)) > MOST_BYTES_ASIDE:
-            newest = _newer_of(newest, bodies)
+            newest = _newer_of(newest, bodies, decode)
             bodies.clear()
-    return _newer_of(newest, bodies)
+    return _newer_of(newest, bodies, decode)
 
 
-def _newer_of(known: StoredVersion | None, bodies: Sequence[bytes]) -> StoredVersion | None:
-    """Return the newest version, if it is newer than the one that is known, and else that one.
+def _newer_of(
+    known: StoredVersion | None, bodies: Sequence[bytes], decode: Callable[[bytes], ModelVersion]
+) -> StoredVersion | None:
+    """Return the newest version, if it is newer than the known one, and else that one.
 
-    Older ones are not read: with many workers that takes long.
+    Older ones are not decoded: with many workers that takes long.
     """
     if bodies:
         _require_protocol(bodies[-1])
-    claims = [(rank, body) for body in bodies if (rank := _rank_of(body))]
+    claims = [(rank, body) for body in bodies if (rank := _or_passed_over(claimed_rank, body))]
     for rank, body in sorted(claims, key=itemgetter(0), reverse=True):
         if known and rank <= known.version.rank:
             break
-        if version := _readable(body):
+        if version := _or_passed_over(decode, body):
             return StoredVersion(version, body)
     return known
 
@@ -185,18 +266,10 @@ def _require_protocol(newest: bytes) -> None:
         return  # no version at all, and passed over
 
 
-def _rank_of(body: bytes) -> Rank | None:
-    return _or_passed_over(claimed_rank, body)
-
-
-def _readable(body: bytes) -> ModelVersion | None:
-    return _or_passed_over(decode_version, body)
-
-
 def _or_passed_over(read: Callable[[bytes], Found], body: bytes) -> Found | None:
     try:
         return read(body)
     except WireError as error:
-        # Only an aggregator or an operator can have put it there; no reader is to end of it.
+        # Only an aggregator or an operator can have put it there; it must not end any reader.
         log.warning("passed over a message in the stream that is no version", because=str(error))
         return None

@@ -15,6 +15,7 @@ from fluffle.errors import UnsafePolicy
 from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
 from fluffle.topology import (
     HEAD_LENGTH,
+    RECORDS_MAX_BYTES,
     REJECTED_MAX_BYTES,
     STREAM_SEGMENT_BYTES,
     UPDATES_DELIVERY_LIMIT,
@@ -111,6 +112,7 @@ def _is(wanted: str) -> Callable[[object, Sizes], bool]:
 _DELETED_UNUSED = "RabbitMQ deletes the queue, with all that is in it, when nobody consumes it for {value} ms"
 _DROPS_OLDEST = "RabbitMQ drops the oldest refused messages beyond that"
 _DELETES_NEWEST = "RabbitMQ may delete the newest version, and workers that start then find none"
+_DELETES_RECORDS = "RabbitMQ deletes old records, and `fluffle trace`, reports and the live page know less"
 _LOST = "updates that wait for {value} ms are lost, since those in {rejected} expire too"
 
 _UPDATES: Mapping[str, _Rule] = {
@@ -174,6 +176,13 @@ _MODELS: Mapping[str, _Rule] = {
     ),
 }
 
+_RECORDS: Mapping[str, _Rule] = {
+    "max-age": _Rule(
+        _DELETES_RECORDS, False, lambda value, _: isinstance(value, str) and seconds_of_age(value) >= IDLE_S
+    ),
+    "max-length-bytes": _Rule(_DELETES_RECORDS, False, _at_least(RECORDS_MAX_BYTES)),
+}
+
 
 def faults_of(
     policies: Iterable[BrokerPolicy], topology: Topology, *, virtual_host: str, sizes: Sizes = UNKNOWN_SIZES
@@ -187,6 +196,7 @@ def faults_of(
             (topology.head, _HEAD),
             (topology.rejected, _REJECTED),
             (topology.models, _MODELS),
+            (topology.records, _RECORDS),
         )
         for policy, key, rule, is_certain in _broken(acting_on(known, queue), rules, sizes)
     ]

@@ -1,9 +1,9 @@
-"""Who may do what on the broker: roles as RabbitMQ's rights, and users as it stores them. Pure.
+"""Roles as RabbitMQ's rights, and users as RabbitMQ stores them. Pure.
 
 RabbitMQ searches three patterns in the names of exchanges and queues: what a user may configure (declare and
 delete), write to, and read from. To bind takes writing to the queue and reading from the exchange.
 
-Standard library alone: `make secrets` reads this module before anything is installed.
+Needs only the standard library: `make secrets` reads this module before anything is installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 NOTHING, EVERYTHING = "^$", ".*"
-# It holds no dot, so that no wildcard reaches beyond it. What begins with `amq.` is RabbitMQ's own.
+# Without a dot, so that a wildcard cannot reach beyond it. Names that begin with `amq.` are RabbitMQ's own.
 FEDERATION_NAME = r"(?!amq\Z)[a-z][a-z0-9_-]{0,47}"
 WILDCARD, ANY_NAME_PART = "*", "[a-z0-9_-]*"
 NOT_RABBITMQS = "(?!amq[.])"
@@ -43,23 +43,23 @@ def _worker(own: str, name: str) -> Rights:
     return Rights(
         configure=rf"^{own}\.{queues}$",
         write=rf"^{own}\.(updates|member-events)$",
-        read=rf"^{own}\.(models|{queues})$",
+        read=rf"^{own}\.(models|records|{queues})$",
     )
 
 
 def _evaluator(own: str, _name: str) -> Rights:
-    return Rights(write=rf"^{own}\.(evaluations|member-events)$", read=rf"^{own}\.models$")
+    return Rights(write=rf"^{own}\.(evaluations|member-events)$", read=rf"^{own}\.(models|records)$")
 
 
 def _aggregator(own: str, _name: str) -> Rights:
-    # Not amq.default, the default exchange: through it one writes to every queue, of other federations too.
+    # Not amq.default, the default exchange: it gives write access to every queue of every federation.
     return Rights(rf"^{own}\.", rf"^{own}\.", rf"^{own}\.")
 
 
 def _monitor(own: str, _name: str) -> Rights:
-    # Its own queues, to listen to what happens, and the models, whose records say what has happened.
+    # Its own queues, to listen to events, and the records of all versions. Not the models.
     listens = rf"^{own}\.events\."
-    return Rights(listens, listens, rf"^{own}\.(events|events\..*|models)$", frozenset({"monitoring"}))
+    return Rights(listens, listens, rf"^{own}\.(events|events\..*|records)$", frozenset({"monitoring"}))
 
 
 def _operator(_own: str, _name: str) -> Rights:
@@ -79,7 +79,7 @@ ROLES: Mapping[str, Callable[[str, str], Rights]] = {
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The federations that a user may enter: names, and patterns, in which `*` is any part of a name."""
+    """The federations that a user has rights in: names, and patterns in which `*` is any part of a name."""
 
     names: tuple[str, ...]
 
@@ -130,13 +130,13 @@ def rights_of(role: str, federations: str, name: str) -> Rights:
 
 
 def membership_of(rights: Rights, name: str) -> Membership | None:
-    """Return the role of which these are exactly the rights, and where it counts; None if there is none.
+    """Return the role whose rights these are exactly, and its federations; None if there is none.
 
     An aggregator may have the tag `management` too, with which it may look at the broker's policies.
     """
     if rights == _operator("", name):
         return Membership("operator", Scope((WILDCARD,)))
-    # Whatever comes before the dot is which federations these are.
+    # The federations stand before the dot.
     own, dot, _ = rights.read.removeprefix("^").partition(r"\.")
     try:
         scope = Scope.parse(_names(own)) if dot else None
@@ -148,12 +148,6 @@ def membership_of(rights: Rights, name: str) -> Membership | None:
         return Membership("aggregator", scope)
     role = next((role for role in ROLES if rights_of(role, str(scope), name) == rights), None)
     return Membership(role, scope) if role else None
-
-
-def role_of(rights: Rights, federation: str, name: str) -> str | None:
-    """Return the role that a user of this name has in a federation, if its rights are exactly a role's."""
-    membership = membership_of(rights, name)
-    return membership.role if membership and federation in membership.scope else None
 
 
 def require_federation_name(name: str) -> str:
@@ -168,7 +162,7 @@ def require_federation_name(name: str) -> str:
 
 def _expression(name: str) -> str:
     expression = ANY_NAME_PART.join(map(re.escape, name.split(WILDCARD)))
-    # Or `*` would let an aggregator write to amq.default, and so to every queue.
+    # Otherwise `*` would let an aggregator write to amq.default, and so to every queue.
     return NOT_RABBITMQS + expression if WILDCARD in name else expression
 
 

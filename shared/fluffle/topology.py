@@ -8,15 +8,19 @@ from typing import Literal
 
 MIB = 1024 * 1024
 
-# The broker's own cap for one message, and so for one model or update.
+# RabbitMQ's own limit for one message, and so for one model or update.
 MAX_MESSAGE_BYTES = 512 * MIB
 
-# Retention may delete whole segments only: room for two segments and two models of the largest size, so that
-# it can never take the newest model with it.
+# Retention deletes whole segments. With room for two segments and two models of the largest size, it never
+# deletes the newest model.
 STREAM_SEGMENT_BYTES = 64 * MIB
 STREAM_MAX_BYTES = 2 * (STREAM_SEGMENT_BYTES + MAX_MESSAGE_BYTES)
 
-# A full queue refuses (back-pressure on the workers) long before the broker's memory or disk alarm.
+# Headers without vectors: one takes from 2 KB (a few workers) to 8 MiB (thousands).
+RECORDS_SEGMENT_BYTES = 16 * MIB
+RECORDS_MAX_BYTES = 256 * MIB
+
+# A full queue refuses messages (back-pressure on the workers) long before RabbitMQ's memory or disk alarm.
 UPDATES_MAX_BYTES = 4096 * MIB
 REJECTED_MAX_BYTES = 1024 * MIB
 
@@ -30,7 +34,7 @@ OTHER_ARGUMENTS = (
     'docs/operations.md has the steps under "A new version of Fluffle"'
 )
 
-# For each who listens to events: the newest of them.
+# Each listener's queue keeps only the newest events.
 LISTENER_MAX_MESSAGES, LISTENER_MAX_BYTES = 10_000, 16 * MIB
 
 Argument = str | int | bool
@@ -73,11 +77,12 @@ class Topology:
     Workers publish to the exchange `updates_in` and evaluators to `evaluations_in`, both into the queue
     `updates`: RabbitMQ's rights go by exchange, and so nobody but an evaluator can report an evaluation.
     `versions_in` feeds the head queue and the stream of models, `rejected_in` the queue of what was refused.
-    `head_in` and `models_in` feed one of the two alone, so that nobody needs the default exchange: who may
-    write there may write to every queue, those of other federations too.
+    `head_in`, `models_in` and `records_in` feed one queue each, so that nobody needs the default exchange:
+    who may write there may write to every queue, those of other federations too. The stream `records` has
+    the record of each version without its weights, for everybody who watches.
 
-    Everybody tells what happens to whoever listens on `events`: workers and evaluators through
-    `member_events_in`, so that a listener knows what comes from an aggregator.
+    Every part publishes events to `events`; workers and evaluators go through `member_events_in`, so that a
+    listener knows which come from an aggregator.
     """
 
     federation: str
@@ -86,6 +91,7 @@ class Topology:
     versions_in: Exchange
     head_in: Exchange
     models_in: Exchange
+    records_in: Exchange
     rejected_in: Exchange
     member_events_in: Exchange
     events: Exchange
@@ -93,24 +99,25 @@ class Topology:
     rejected: Queue
     head: Queue
     models: Queue
+    records: Queue
 
     def worker_lock(self, worker: str) -> str:
         """Return the queue that the one process under a worker's name has to itself."""
         return f"{self.federation}.worker.{worker}"
 
     def is_passing(self, queue: str) -> bool:
-        """Tell whether a queue is one that a part or a watcher makes for itself, and that goes with it."""
+        """Tell whether a part or a watcher makes this queue for itself, so that it is deleted with it."""
         prefixes = (f"{self.federation}.worker.", f"{self.events.name}.")
         return queue.startswith(prefixes) or queue in {looked_into(each.name) for each in self.queues}
 
     def worker_bell(self, worker: str) -> str:
-        """Return the queue by which another process lets that one know that it wants the name."""
+        """Return the queue through which another process says that it wants the name."""
         return f"{self.worker_lock(worker)}/bell"
 
     @property
     def queues(self) -> tuple[Queue, ...]:
         """Every queue; what dead-letters comes after what it dead-letters to."""
-        return self.rejected, self.updates, self.head, self.models
+        return self.rejected, self.updates, self.head, self.models, self.records
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -121,6 +128,7 @@ class Topology:
             self.versions_in,
             self.head_in,
             self.models_in,
+            self.records_in,
             self.rejected_in,
             self.member_events_in,
             self.events,
@@ -128,7 +136,7 @@ class Topology:
 
 
 def looked_into(queue: str) -> str:
-    """Return the queue that whoever looks into another queue has to itself meanwhile."""
+    """Return the queue that a process that peeks into another queue holds exclusively meanwhile."""
     return f"{queue}.looked-into"
 
 
@@ -136,10 +144,11 @@ def topology_of(federation: str) -> Topology:
     """Return the exchanges and queues of a federation."""
     updates, evaluations = Exchange(f"{federation}.updates"), Exchange(f"{federation}.evaluations")
     rejected = Exchange(f"{federation}.rejected")
-    # None is named like the stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read
+    # None is named like a stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read
     # an exchange may bind the one to the other (docs/decisions/0006).
     versions = Exchange(f"{federation}.versions")
     head, models = Exchange(f"{federation}.head"), Exchange(f"{federation}.stream")
+    records = Exchange(f"{federation}.records-in")
     member_events = Exchange(f"{federation}.member-events", "topic")
     return Topology(
         federation,
@@ -148,6 +157,7 @@ def topology_of(federation: str) -> Topology:
         versions_in=versions,
         head_in=head,
         models_in=models,
+        records_in=records,
         rejected_in=rejected,
         member_events_in=member_events,
         events=Exchange(f"{federation}.events", "topic", (member_events,)),
@@ -197,6 +207,15 @@ def topology_of(federation: str) -> Topology:
                 "x-queue-type": "stream",
                 "x-max-length-bytes": STREAM_MAX_BYTES,
                 "x-stream-max-segment-size-bytes": STREAM_SEGMENT_BYTES,
+            },
+        ),
+        records=Queue(
+            f"{federation}.records",
+            (records,),
+            {
+                "x-queue-type": "stream",
+                "x-max-length-bytes": RECORDS_MAX_BYTES,
+                "x-stream-max-segment-size-bytes": RECORDS_SEGMENT_BYTES,
             },
         ),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import msgpack
@@ -32,6 +33,7 @@ from fluffle.update import WeightUpdate
 PROTOCOL: Final = 2
 ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
+NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"
 PROTOCOL_FIELD: Final = "fluffle"
 RANK_FIELDS: Final = ("term", "version")
 
@@ -198,15 +200,44 @@ def require_protocol(body: bytes) -> None:
         _require_protocol(PROTOCOL_FIELD, _object(scan, f"field {PROTOCOL_FIELD}"))
 
 
+def without_weights(body: bytes) -> bytes:
+    """Return a version's message for the stream of records: its header, byte for byte, and no payload.
+
+    The start of a body is enough.
+    """
+    return body[: _header_end(body)] + NO_PAYLOAD
+
+
+def decode_without_weights(body: bytes) -> ModelVersion:
+    """Read what lies in the stream of records: a version without its weights.
+
+    `copy_of` is the digest of the version's record. Raises WireError for all else.
+    """
+    header, end = _read_header(body, RECORD)
+    if body[end:] != NO_PAYLOAD:
+        raise WireError("the stream of records takes no message with a payload")
+    fields = Fields(header)
+    for name in (PROTOCOL_FIELD, "checksum"):
+        fields.integer(name, 0)
+    fields.take("pad", bytes)
+    fields.choice("kind", ("version",))
+    version = schema.read_version(fields.text("federation", 64), fields, None)
+    return replace(version, copy_of=record_digest(body))
+
+
 def record_digest(body: bytes) -> str:
     """Return the digest by which the next record names this one as its parent.
 
     It covers the header, which holds the checksum of the payload: the start of a body is enough.
     """
+    return hashlib.sha256(memoryview(body)[: _header_end(body)]).hexdigest()
+
+
+def _header_end(body: bytes) -> int:
     scan = HeaderScan(body, RECORD)
     for _ in range(2 * scan.open_map()):
         scan.next_object()
-    return hashlib.sha256(memoryview(body)[: scan.at]).hexdigest()
+    return scan.at
 
 
 def _payload(vector: memoryview, statistics: Vector, integers: bytes) -> list[memoryview]:

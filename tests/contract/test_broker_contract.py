@@ -297,7 +297,7 @@ def test_a_leader_that_leaves_sees_whether_a_standby_is_there(
     [
         lambda broker, topology: broker.declare(topology),
         lambda broker, topology: broker.check(topology),
-        lambda broker, topology: broker.recreate_stream(topology),
+        lambda broker, topology: broker.recreate_stream(topology.models),
         lambda broker, topology: send(broker, topology, b"body"),
         lambda broker, topology: broker.consume(topology.updates.name, prefetch=1),
         lambda broker, _: broker.cancel(),

@@ -89,7 +89,7 @@ def test_a_stream_that_is_not_there_is_missing(broker: Broker, topology: Topolog
 def test_rebuilding_empties_the_stream_and_leaves_the_head(broker: Broker, topology: Topology) -> None:
     publish_version(broker, topology, b"old")
 
-    broker.recreate_stream(topology)
+    broker.recreate_stream(topology.models)
     publish_version(broker, topology, b"new")
 
     assert read(broker, topology, 1, offset="first") == [b"new"]
@@ -103,7 +103,33 @@ def test_who_read_a_stream_that_is_deleted_has_to_start_again(
     with reader_broker.read_stream(topology.models.name, offset="last") as reader:
         assert reader.next_body(0) is None
 
-        broker.recreate_stream(topology)
+        broker.recreate_stream(topology.models)
 
         with pytest.raises(ConnectionLost, match=topology.models.name):
             reader.next_body(SOON_S)
+
+
+def test_what_is_published_unconfirmed_arrives_in_the_stream_of_records_in_its_order(
+    broker: Broker, topology: Topology
+) -> None:
+    sent = [b"%d" % number for number in range(100)]
+    for body in sent:
+        broker.publish_unconfirmed(topology.records_in.name, "", body, kind="record")
+
+    with broker.read_stream(topology.records.name, offset="first", prefetch=8) as reader:
+        found = [reader.next_body(SOON_S) for _ in sent]
+
+    assert found == sent
+    assert look_into(broker, topology.head.name) == []
+
+
+def test_a_recreated_stream_of_records_is_empty_and_takes_what_comes_next(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    broker.publish_unconfirmed(topology.records_in.name, "", b"old")
+    broker.recreate_stream(topology.records)
+
+    broker.publish_unconfirmed(topology.records_in.name, "", b"new")
+
+    with connect().read_stream(topology.records.name, offset="first") as reader:
+        assert reader.next_body(SOON_S) == b"new"

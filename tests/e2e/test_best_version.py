@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from brokers import publish_version
+from brokers import commit
 from builders import a_version, an_evaluation
 
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
-from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
@@ -47,9 +46,9 @@ def test_the_best_version_is_named_with_its_direction_and_there_is_none_without_
     by_rmse = replace(evaluated[1], version=2, best=an_evaluation(1, {"rmse": 0.5}), best_by="rmse:min")
     with RabbitBroker(node.amqp_url, name="test", heartbeat_s=20) as broker:
         broker.declare(topology)
-        publish_version(broker, topology, *map(encode_version, evaluated))
+        commit(broker, topology, *evaluated)
         refused = model(node, topology, "export", "--version", "best", "--out", "b.safetensors", cwd=tmp_path)
-        publish_version(broker, topology, encode_version(by_rmse))
+        commit(broker, topology, by_rmse)
 
     listed = model(node, topology, "list", cwd=tmp_path)
     exported = model(node, topology, "export", "--version", "best", "--out", "b.safetensors", cwd=tmp_path)

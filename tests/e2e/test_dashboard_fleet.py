@@ -9,7 +9,7 @@ from pathlib import Path
 from time import time
 
 import pytest
-from brokers import publish_version
+from brokers import commit
 from browser import a_browser, complaints_of, rows_of, text_of
 from builders import a_version
 from federation import wait_until
@@ -19,9 +19,9 @@ from selenium.webdriver.common.by import By
 from fluffle.event_sink import ReportingSink
 from fluffle.events import Committed, Event, Happened, Joined, Report, Started, TookOver
 from fluffle.rabbit import RabbitBroker
-from fluffle.record import Contributor
+from fluffle.record import Contributor, ModelVersion
 from fluffle.topology import Topology
-from fluffle.wire import encode_report, encode_version
+from fluffle.wire import encode_report
 from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.dashboard.table import PAGE_ROWS
@@ -41,7 +41,7 @@ MOST_BYTES_OF_AN_ANSWER = 25_000
 def broker(node: BrokerNode, topology: Topology) -> Iterator[RabbitBroker]:
     with RabbitBroker(node.amqp_url, name="test", heartbeat_s=20) as connected:
         connected.declare(topology)
-        publish_version(connected, topology, a_fleet(topology, version=0, updates=0))
+        commit(connected, topology, a_fleet(topology, version=0, updates=0))
         yield connected
 
 
@@ -71,7 +71,7 @@ def test_two_thousand_workers_are_searched_and_sorted_and_the_page_stays_small(
         leader(TookOver(1, 0))
         tell_of_all(broker, topology, lambda _: Joined())
         wait_until(lambda: text_of(page, "found") == "2,000 workers", "everybody")
-        publish_version(broker, topology, a_fleet(topology, version=1, updates=1))
+        commit(broker, topology, a_fleet(topology, version=1, updates=1))
         leader(Committed(1, 1, WORKERS, 0, 0, -1, 1.0, 0.1, ""))
         wait_until(lambda: text_of(page, "page") == "page 1 of 40", "forty pages")
         wait_until(lambda: [row["updates"] for row in rows_of(page)] == [1] * PAGE_ROWS, "their updates")
@@ -98,13 +98,12 @@ def test_two_thousand_workers_are_searched_and_sorted_and_the_page_stays_small(
     assert 0 < max(answers) < MOST_BYTES_OF_AN_ANSWER
 
 
-def a_fleet(topology: Topology, *, version: int, updates: int) -> bytes:
+def a_fleet(topology: Topology, *, version: int, updates: int) -> ModelVersion:
     """Return a record to which everybody has contributed, each with more examples than the last."""
     contributors = {
         name: Contributor(updates, number, 0, 1.0) for number, name in enumerate(NAMES) if updates
     }
-    record = replace(a_version(version), federation=topology.federation, contributors=contributors)
-    return encode_version(record)
+    return replace(a_version(version), federation=topology.federation, contributors=contributors)
 
 
 def tell_of_all(broker: RabbitBroker, topology: Topology, event_of: Callable[[str], Event]) -> None:

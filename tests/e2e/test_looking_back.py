@@ -80,7 +80,7 @@ def test_a_monitor_is_told_what_the_records_say_and_that_it_may_not_look_at_what
 
     assert applied.returncode == 0, applied.stderr
     assert "committed" in applied.stdout
-    assert "this user has no right to (an operator has)" in applied.stdout
+    assert "only an operator may read it" in applied.stdout
     assert "\x1b" not in applied.stdout
     assert (refused["outcome"], refused["rejected"]) == ("not-found", None)
 

@@ -12,14 +12,13 @@ from dataclasses import replace
 from time import time
 
 import pytest
-from brokers import publish_version
+from brokers import commit
 from builders import a_version, an_evaluation
 
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
-from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
 
 
@@ -57,7 +56,7 @@ def status(
 def test_a_person_sees_version_accuracy_and_workers_without_colour_codes_in_a_pipe(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
-    publish_version(broker, topology, encode_version(a_busy_version(topology, 7)))
+    commit(broker, topology, a_busy_version(topology, 7))
 
     seen = status(node, topology.federation)
 
@@ -71,7 +70,7 @@ def test_a_person_sees_version_accuracy_and_workers_without_colour_codes_in_a_pi
 def test_a_program_gets_one_json_object_of_one_look_whatever_the_settings_say(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
-    publish_version(broker, topology, encode_version(a_busy_version(topology, 7)))
+    commit(broker, topology, a_busy_version(topology, 7))
 
     by_default = status(node, topology.federation, "--json")
     once = status(node, topology.federation, "--json", "--once", FLUFFLE_WATCH="yes")
@@ -86,7 +85,7 @@ def test_a_program_gets_one_json_object_a_line_until_the_federation_has_finished
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
     record = a_busy_version(topology, 7, finished="enough")
-    publish_version(broker, topology, encode_version(record))
+    commit(broker, topology, record)
 
     seen = status(node, topology.federation, "--watch", "--json", "--interval", "0.1")
 
@@ -99,7 +98,7 @@ def test_a_program_gets_one_json_object_a_line_until_the_federation_has_finished
 def test_a_watched_federation_is_a_line_for_each_look_without_colour_codes_in_a_pipe(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
-    publish_version(broker, topology, encode_version(a_busy_version(topology, 7, finished="enough")))
+    commit(broker, topology, a_busy_version(topology, 7, finished="enough"))
 
     seen = status(node, topology.federation, "--watch")
 
@@ -127,7 +126,7 @@ def test_people_and_programs_are_told_what_is_wrong_and_how_each_worker_learns(
             best=an_evaluation(1, {"rmse": 2.0}) if number else None,
             best_by="rmse:min" if number else "",
         )
-        publish_version(broker, topology, encode_version(record))
+        commit(broker, topology, record)
 
     person = status(node, topology.federation)
     program = status(node, topology.federation, "--json")

@@ -14,8 +14,8 @@ from injection import inject
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Layout
-from fluffle.model_stream import all_versions
-from fluffle.record import ModelVersion
+from fluffle.model_stream import all_records, all_versions
+from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import read_model, write_model
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_version, encode_update, record_digest
@@ -70,6 +70,12 @@ def history(federation: Federation) -> list[ModelVersion]:
         return list(all_versions(broker, federation.topology))
 
 
+def records(federation: Federation) -> list[tuple[Rank, str]]:
+    """Return rank and parent of each version as those see it who may not read models."""
+    with federation.connect() as broker:
+        return [(record.rank, record.parent) for record in all_records(broker, federation.topology)]
+
+
 def everything_in_the_stream(federation: Federation) -> list[bytes]:
     """Return the messages in the stream, whoever published them."""
     bodies = []
@@ -111,6 +117,8 @@ MOMENTS = {
     "before the moments": 'kind == "moments" and count == 2 and before',
     "between moments and record": 'kind == "moments" and count == 2 and not before',
     "before the record": 'kind == "version" and count == 3 and before',
+    # The first is version 0's.
+    "between head and records": 'kind == "record" and count == 3 and before',
     "after the confirm and before the acks": 'kind == "version" and count == 3 and not before',
     # The first ack is the hello's, then come two for each record.
     "between the acks of one batch": 'kind == "ack" and count == 4',
@@ -136,7 +144,9 @@ def moment(kind, count, before):
 
         assert running.aggregator("second", *FLAGS).wait_for_exit() == 0
 
-        final = assert_history_is_one_line(running)[-1]
+        versions = assert_history_is_one_line(running)
+        final = versions[-1]
+        assert records(running) == [(version.rank, version.parent) for version in versions]
         assert final.vector.tobytes() == undisturbed.vector.tobytes()
         assert final.applied == undisturbed.applied
         assert applied_ids(final) == {update.id for update in some_updates(running)}

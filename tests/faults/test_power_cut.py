@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from federation import Federation, Part, assert_every_confirmed_update_counts_once
 
+from fluffle.model_stream import record_at_hand
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
@@ -34,10 +35,11 @@ def zeros(stream: Path, _older: Path) -> None:
         path.write_bytes(path.read_bytes()[:300] + bytes(path.stat().st_size - 300))
 
 
-def folder_of_the_stream(node: BrokerNode) -> Path:
-    """Find where the node keeps its one stream."""
-    [found] = [path for path in (node.folder / "data").rglob("stream/*") if path.is_dir()]
-    return found
+def folders_of_the_streams(node: BrokerNode) -> list[Path]:
+    """Find where the node keeps the stream of models and the stream of records."""
+    both = sorted(path for path in (node.folder / "data").rglob("stream/*") if path.is_dir())
+    assert ["models" in path.name for path in both] == [True, False]
+    return both
 
 
 @pytest.mark.parametrize("what_is_left", [an_older_copy, nothing, zeros], ids=lambda damage: damage.__name__)
@@ -54,13 +56,15 @@ def test_after_a_power_cut_no_acked_update_is_missing_and_readers_find_the_newes
         aggregator.wait_for("leading")
         workers = [federation.worker(site, "--delay", "0.1") for site in range(2)]
         aggregator.wait_for("version committed", 3)
-        shutil.copytree(folder_of_the_stream(node), tmp_path / "older")
+        for stream in folders_of_the_streams(node):
+            shutil.copytree(stream, tmp_path / stream.name)
         aggregator.wait_for("version committed", 6)
 
         node.kill()
         committed_before = len(aggregator.events("version committed"))
         acked_before = last_committed(aggregator)
-        what_is_left(folder_of_the_stream(node), tmp_path / "older")
+        for stream in folders_of_the_streams(node):
+            what_is_left(stream, tmp_path / stream.name)
         node.restart()
 
         aggregator.wait_for("leading", 2)
@@ -74,7 +78,12 @@ def test_after_a_power_cut_no_acked_update_is_missing_and_readers_find_the_newes
         aggregator.process.terminate()
         assert aggregator.wait_for_exit() == 0
 
-        assert_every_confirmed_update_counts_once(federation, federation.newest())
+        newest = federation.newest()
+        with federation.connect() as broker:
+            record = record_at_hand(broker, federation.topology)
+        assert record is not None
+        assert record.rank == newest.rank
+        assert_every_confirmed_update_counts_once(federation, newest)
 
 
 def last_committed(aggregator: Part) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pika
 import pytest
-from brokers import publish_version
+from brokers import commit
 from builders import a_version
 from federation import wait_until
 from fluffle_command import Fluffle, ask_management
@@ -24,7 +24,6 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor
 from fluffle.rights import rights_of
 from fluffle.topology import Topology
-from fluffle.wire import encode_version
 from fluffle_cli.federations import all_footprints
 from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
@@ -41,7 +40,7 @@ def broker(managed_node: BrokerNode, topology: Topology, management: Management)
         version = replace(
             a_version(3), federation=topology.federation, contributors={"w1": Contributor(3, 30, 6, 3.0)}
         )
-        publish_version(connected, topology, encode_version(version))
+        commit(connected, topology, version)
         for exchange, count in ((topology.updates_in, 2), (topology.rejected_in, 1)):
             for _ in range(count):
                 connected.publish(exchange.name, "", b"body", {})
@@ -164,7 +163,7 @@ def test_a_deletion_says_what_is_lost_and_leaves_what_is_not_fluffles(
 
     assert deleted.exit_code == 0, deleted.output
     assert "2 updates that no version contains yet, 1 refused message" in deleted.output
-    assert "Deleted 8 exchanges with their bindings and 5 queues" in deleted.output
+    assert "Deleted 9 exchanges with their bindings and 6 queues" in deleted.output
     assert f"Left as it is, since Fluffle did not make it: queue {mine}" in deleted.output
     assert names_on_broker(management, federation) == [mine]
     assert names_on_broker(management, f"{federation}-2") == [other]

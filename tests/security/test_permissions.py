@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import httpx
 import pika
 import pytest
-from brokers import SOON_S
+from brokers import SOON_S, commit
+from builders import a_version
+from fluffle_command import Fluffle
 from logins import (
     PASSWORD,
     Logins,
@@ -29,6 +32,7 @@ from logins import (
 )
 
 from fluffle.errors import AccessRefused
+from fluffle.model_stream import record_at_hand, version_at_hand
 from fluffle.rabbit import RabbitBroker
 from fluffle.rights import ROLES, rights_of
 from fluffle.topology import topology_of
@@ -40,7 +44,8 @@ from fluffle_cli.users import hash_of
 OWN, OTHER = topology_of("matrix"), topology_of("matrix-2")
 EVERYBODY = frozenset(ROLES)
 LEADERS = frozenset({"aggregator", "operator"})
-READERS = LEADERS | {"worker", "evaluator", "monitor"}
+MODEL_READERS = LEADERS | {"worker", "evaluator"}
+READERS = {OWN.models.name: MODEL_READERS, OWN.records.name: MODEL_READERS | {"monitor"}}
 LISTENERS = LEADERS | {"monitor"}
 OPERATOR = frozenset({"operator"})
 
@@ -97,12 +102,12 @@ def of_exchanges() -> Iterator[Row]:
 def of_queues() -> Iterator[Row]:
     """What can be done with the queues of one's own federation."""
     for queue in OWN.queues:
-        name, readers = queue.name, READERS if queue is OWN.models else LEADERS
+        name = queue.name
         yield f"count {name}", looks_at(name), EVERYBODY
-        yield f"consume {name}", consumes(queue), readers
+        yield f"consume {name}", consumes(queue), READERS.get(name, LEADERS)
         yield f"declare queue {name}", declares(name, **queue.arguments), LEADERS
         yield f"publish to {name} by the default exchange", publishes("", name), OPERATOR
-        if queue is not OWN.models:  # RabbitMQ knows neither for a stream
+        if name not in READERS:  # RabbitMQ knows neither for a stream
             yield f"get from {name}", gets(name), LEADERS
             yield f"purge {name}", purges(name), LEADERS
         yield f"delete queue {name}", deletes(name), LEADERS
@@ -183,6 +188,47 @@ def test_a_role_may_do_what_the_table_says_and_nothing_else(
     assert found == {name: expected for name, (_, expected) in operations.items()}
 
 
+def test_a_monitor_reads_the_record_of_each_version_and_no_model(
+    logins: Logins, federations: RabbitBroker
+) -> None:
+    version = replace(a_version(1), federation=OWN.federation)
+    commit(federations, OWN, version)
+
+    with RabbitBroker(logins.url("monitor"), name="monitor", heartbeat_s=10) as monitor:
+        record = record_at_hand(monitor, OWN)
+        with pytest.raises(AccessRefused, match=OWN.models.name):
+            version_at_hand(monitor, OWN)
+
+    assert record is not None
+    assert (record.rank, record.vector.size) == (version.rank, 0)
+
+
+def test_a_monitor_lists_the_versions_without_the_right_to_read_a_model(
+    logins: Logins, federations: RabbitBroker, fluffle: Fluffle
+) -> None:
+    commit(federations, OWN, *(replace(a_version(number), federation=OWN.federation) for number in (7, 8)))
+
+    listed = fluffle(
+        "model", "list", FLUFFLE_BROKER_URL=logins.url("monitor"), FLUFFLE_FEDERATION=OWN.federation
+    )
+
+    assert listed.exit_code == 0, listed.output
+    assert {"7", "8"} <= {line.split()[0] for line in listed.output.splitlines() if line.strip()}
+
+
+def test_a_user_without_the_right_to_the_records_is_told_what_to_do(
+    logins: Logins, federations: RabbitBroker, management: Management
+) -> None:
+    older = replace(rights_of("monitor", OWN.federation, "older"), read=r"^matrix\.(events|models)$")
+    management.put_user("older", older, hash_of(PASSWORD))
+
+    with (
+        RabbitBroker(logins.url("older"), name="older", heartbeat_s=10) as broker,
+        pytest.raises(AccessRefused, match=r"no right to matrix\.records: make the user again"),
+    ):
+        record_at_hand(broker, OWN)
+
+
 def test_a_worker_reads_the_models_and_its_update_arrives_in_its_name(
     logins: Logins, federations: RabbitBroker
 ) -> None:
@@ -250,7 +296,11 @@ def test_copies_that_a_sender_asks_for_reach_no_other_queue(
 
     accepted = logins.may("worker", publishes(OWN.updates_in.name, "matrix.head", copied))
 
-    waiting = {name: federations.state(name).messages for name in targets if not name.endswith(".models")}
+    waiting = {
+        name: federations.state(name).messages
+        for name in targets
+        if not name.endswith((".models", ".records"))
+    }
     assert accepted
     assert waiting == {name: int(name == OWN.updates.name) for name in waiting}
 

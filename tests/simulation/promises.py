@@ -13,10 +13,10 @@ from simulation.faulty_broker import Late
 from simulation.senders import Ledger
 
 from fluffle.fake_broker import FakeServer
-from fluffle.record import Rank
+from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound
+from fluffle.wire import decode_inbound, decode_without_weights
 from fluffle_aggregator.strategies.strategy import Strategy
 
 # What a message of each kind may be refused for.
@@ -37,6 +37,12 @@ REASONS: Mapping[str, set[str]] = {
 def kind_of(body: bytes) -> str:
     """Return what kind of message this is."""
     return str(taken_apart(body)[0]["kind"])
+
+
+@functools.lru_cache(1_000)
+def record_of(body: bytes) -> ModelVersion:
+    """Return what a message of the stream of records says."""
+    return decode_without_weights(body)
 
 
 class Promises:
@@ -79,6 +85,11 @@ class Promises:
         in_head = self._server.bodies(self._topology.head.name)
         newest = self._newest(in_head)
         in_stream = self._newest(self._server.bodies(self._topology.models.name))
+        for body in self._server.bodies(self._topology.records.name):
+            record = record_of(body)
+            assert record.copy_of in self._chain.by_digest, (
+                f"a record of {record.rank}, which no head was given"
+            )
         if confirmed is not None:
             self._confirmed = self._chain.links[confirmed]
         if self._confirmed:
@@ -105,6 +116,8 @@ class Promises:
             is_applied = newest is not None and update in newest.ids
             assert is_applied or update in self._refused_for_good, f"{update} counts nowhere"
         if newest:
+            in_records = map(record_of, self._server.bodies(self._topology.records.name))
+            assert max(record.rank for record in in_records) == newest.record.rank
             wronged = self._foreign_bases & newest.bases
             assert not wronged, f"refused for their base: updates from {wronged}, which are in the history"
 

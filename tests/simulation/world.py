@@ -177,11 +177,13 @@ class World:
 
     def _cut_the_power(self) -> str:
         self._restart_the_broker()
-        stream = self._server.queue(self._topology.models.name).ready
-        lost = self._chance.randint(0, len(stream))
-        for _ in range(lost):
-            stream.pop()
-        return f"the power is cut, and the stream loses its last {lost} versions"
+        lost = []
+        for queue in (self._topology.models, self._topology.records):
+            stream = self._server.queue(queue.name).ready
+            lost.append(self._chance.randint(0, len(stream)))
+            for _ in range(lost[-1]):
+                stream.pop()
+        return f"the power is cut, and the streams lose their last {lost[0]} versions and {lost[1]} records"
 
     def _shorten_the_stream(self) -> str:
         stream = self._server.queue(self._topology.models.name).ready

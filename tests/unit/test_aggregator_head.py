@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from builders import SIZE, a_config, a_strategy, a_vector, a_version, an_update
+from builders import FEDERATION, SIZE, a_config, a_strategy, a_vector, a_version, an_update
 from leading import (
     Clock,
     a_server,
@@ -28,7 +28,7 @@ from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Moments, Rank
-from fluffle.topology import Topology
+from fluffle.topology import Queue, topology_of
 from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
@@ -94,7 +94,7 @@ def test_a_stream_that_is_empty_gets_the_version_again() -> None:
     server = a_server(config, an_update("w"))
     aggregate(server, config)
     with FakeBroker(server) as broker:
-        broker.recreate_stream(config.topology)
+        broker.recreate_stream(config.topology.models)
 
     send(server, config, an_update("w", 2, base_version=1))
     aggregate(server, config)
@@ -293,24 +293,25 @@ def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
 
 
 class Unreadable(FakeBroker):
-    """A broker that fails to open the stream until it is made anew."""
+    """A broker that fails to open a stream until it is made anew."""
 
-    def __init__(self, server: FakeServer) -> None:
+    def __init__(self, server: FakeServer, damaged: str = topology_of(FEDERATION).models.name) -> None:
         super().__init__(server)
-        self._is_damaged = True
+        self._damaged = damaged
 
     @contextmanager
-    def read_stream(self, queue: str, *, offset: str) -> Iterator[StreamReader]:
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
         """See Broker."""
-        if self._is_damaged:
+        if queue == self._damaged:
             raise StreamUnreadable("damaged")
         with super().read_stream(queue, offset=offset) as reader:
             yield reader
 
-    def recreate_stream(self, topology: Topology) -> None:
+    def recreate_stream(self, stream: Queue) -> None:
         """See Broker."""
-        self._is_damaged = False
-        super().recreate_stream(topology)
+        assert stream.name == self._damaged
+        self._damaged = ""
+        super().recreate_stream(stream)
 
 
 def fail_to_read(broker: Broker, config: AggregatorConfig, stream_health: StreamHealth, clock: Clock) -> None:
@@ -331,7 +332,7 @@ def test_a_stream_that_stays_unreadable_is_made_anew_from_the_head_once() -> Non
 
         assert head is not None
         assert [version.rank for version in versions(server, config)] == [head.record.rank]
-        assert not stream_health.is_beyond_reading
+        assert not stream_health.models.are_final
 
 
 def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do() -> None:
@@ -354,7 +355,7 @@ def test_failures_far_apart_are_not_taken_for_a_broken_stream() -> None:
                 read_head(broker, config.topology, stream_health)
             clock.seconds += 40
 
-        assert not stream_health.is_beyond_reading
+        assert not stream_health.models.are_final
 
 
 def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
@@ -369,4 +370,4 @@ def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
     with FakeBroker(server) as broker:
         read_head(broker, config.topology, stream_health)
 
-    assert not stream_health.is_beyond_reading
+    assert not stream_health.models.are_final

@@ -61,7 +61,7 @@ def test_somebody_elses_queue_of_a_name_like_ours_makes_no_federation() -> None:
 
 def test_a_federation_that_lacks_a_queue_still_is_one_and_tells_what_it_lacks() -> None:
     topology = topology_of("digits")
-    queues = rows(topology.updates.name, topology.rejected.name, topology.models.name)
+    queues = rows(topology.updates.name, topology.rejected.name, topology.models.name, topology.records.name)
 
     found = footprints(queues, [each.name for each in topology.exchanges])["digits"]
 

@@ -1,4 +1,4 @@
-"""Whoever watches a federation reads a model only when somebody tells of a new one."""
+"""Whoever watches a federation reads a record only when an event says that there is a new one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Counting(FakeBroker):
     reads = 0
 
     @contextmanager
-    def read_stream(self, queue: str, *, offset: str) -> Iterator[StreamReader]:
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
         self.reads += 1
         with super().read_stream(queue, offset=offset) as reader:
             yield reader
@@ -36,7 +36,7 @@ def tell(server: FakeServer, event: Event, *, exchange: str = TOPOLOGY.events.na
         broker.publish_unconfirmed(exchange, "aggregator.a1", encode_report(report))
 
 
-def test_the_model_is_read_again_when_a_version_was_committed_and_at_most_once_a_second() -> None:
+def test_the_record_is_read_again_when_a_version_was_committed_and_at_most_once_a_second() -> None:
     server, now = a_federation(a_version(1)), 100.0
     broker = Counting(server)
     with broker.listen(TOPOLOGY.events.name, name="test") as listener:
@@ -57,7 +57,7 @@ def test_the_model_is_read_again_when_a_version_was_committed_and_at_most_once_a
     assert broker.reads == 2
 
 
-def test_what_is_no_commit_and_what_a_worker_says_of_one_let_nobody_read_a_model() -> None:
+def test_what_is_no_commit_and_what_a_worker_says_of_one_let_nobody_read_a_record() -> None:
     server, now = a_federation(a_version(1)), 100.0
     broker = Counting(server)
     with broker.listen(TOPOLOGY.events.name, name="test") as listener:
@@ -87,7 +87,7 @@ def test_a_version_that_nobody_tells_of_is_seen_after_a_while_all_the_same() -> 
     assert newest.version == 2
 
 
-def test_without_a_listener_the_model_is_read_at_every_look_and_its_vector_is_not_kept() -> None:
+def test_without_a_listener_the_record_is_read_at_every_look() -> None:
     server = a_federation(a_version(1))
     broker = Counting(server)
     following = VersionFollower(broker, TOPOLOGY, None)

@@ -186,13 +186,23 @@ def test_workers_and_evaluators_publish_updates_and_read_models_and_nothing_else
 
     topology = topology_of(federation)
     permissions = by_user(checkout, "permissions", "user")
-    others = [f"{federation}x.models", f"x{federation}.updates", f"{federation}_models", "amq.default", ""]
+    others = [
+        f"{federation}x.models",
+        f"x{federation}.updates",
+        f"{federation}_models",
+        f"{federation}.records.x",
+        "amq.default",
+        "",
+    ]
     names = names_in(topology) | {*others}
     for user, exchange in (("worker-3", topology.updates_in), ("evaluator", topology.evaluations_in)):
         rights = permissions[user]
         writes = {exchange.name, topology.member_events_in.name}
         assert {name for name in names if may(rights, "write", name)} == writes
-        assert {name for name in names if may(rights, "read", name)} == {topology.models.name}
+        assert {name for name in names if may(rights, "read", name)} == {
+            topology.models.name,
+            topology.records.name,
+        }
         assert not [name for name in names if name and may(rights, "configure", name)]
 
 

@@ -9,13 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.rights import ROLES, Membership, Rights, Scope, membership_of, rights_of, role_of
+from fluffle.rights import ROLES, Membership, Rights, Scope, membership_of, rights_of
 from fluffle.topology import topology_of
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True)
 PATTERNS = st.from_regex(r"[a-z*][a-z0-9_*-]{0,8}", fullmatch=True)
 SCOPES = st.lists(PATTERNS, min_size=1, max_size=4, unique=True).map(",".join)
 IN_FEDERATIONS = st.sampled_from(sorted(set(ROLES) - {"operator"}))
+
+
+def role_of(rights: Rights, federation: str, name: str) -> str | None:
+    """Return the role that a user of this name has in a federation, if its rights are exactly a role's."""
+    membership = membership_of(rights, name)
+    return membership.role if membership and federation in membership.scope else None
 
 
 def may(pattern: str, name: str) -> bool:
@@ -61,10 +67,12 @@ def test_a_list_or_a_pattern_lets_in_what_it_says(
 
     for federation in inside:
         assert role_of(rights, federation, "one") == role
-        assert may(rights.read, topology_of(federation).models.name)
+        assert may(rights.read, topology_of(federation).records.name)
+        assert may(rights.read, topology_of(federation).models.name) is (role != "monitor")
     for federation in outside:
         assert role_of(rights, federation, "one") is None
         assert not may(rights.read, topology_of(federation).models.name)
+        assert not may(rights.read, topology_of(federation).records.name)
     # Through the default exchange one may write to every queue.
     for pattern in rights.patterns.values():
         assert not may(pattern, "amq.default")
@@ -74,7 +82,7 @@ def test_the_rights_of_one_federation_are_those_that_they_were() -> None:
     assert rights_of("worker", "gym-1", "site-1").patterns == {
         "configure": r"^gym\-1\.worker\.site\-1(/bell)?$",
         "write": r"^gym\-1\.(updates|member-events)$",
-        "read": r"^gym\-1\.(models|worker\.site\-1(/bell)?)$",
+        "read": r"^gym\-1\.(models|records|worker\.site\-1(/bell)?)$",
     }
 
 

@@ -10,7 +10,7 @@ from builders import a_version
 from fluffle.errors import ConfigError
 from fluffle.record import Folded, ModelVersion, Rank
 from fluffle.update import AppliedUpdates, UpdateId
-from fluffle_cli.tracing import Story, parse_update_id, read_records, told
+from fluffle_cli.tracing import Story, parse_update_id, read_records, story_lines
 
 FIRST, SECOND, THIRD = (UpdateId("w1", "r1", sequence) for sequence in (1, 2, 3))
 
@@ -25,6 +25,8 @@ def a_chain(*contents: tuple[UpdateId, ...], term: int = 1) -> list[ModelVersion
             applied=applied,
             folded=tuple(Folded(each, 0, number - 1, 0.5, 99.0, 99.5) for each in folded),
             committed_at=100.0 + number,
+            parent=f"digest of {number - 1}" if number else "",
+            copy_of=f"digest of {number}",
         )
         chain.append(record)
     return chain
@@ -42,7 +44,7 @@ def a_story(update: UpdateId, versions: list[ModelVersion], *, updates_waiting: 
 
 
 def text_of(story: Story) -> str:
-    return "\n".join(f"{what} {said}" for what, said in told(story))
+    return "\n".join(f"{what} {said}" for what, said in story_lines(story))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +75,16 @@ def test_what_was_applied_before_the_oldest_record_is_known_from_the_watermark()
 
     assert story.outcome == "applied-earlier"
     assert story.as_json()["version"] is None
-    assert "before version 2 (term 1), the oldest that the stream still holds" in text_of(story)
+    assert "before version 2 (term 1), the oldest record that is still there" in text_of(story)
+
+
+def test_what_was_applied_in_a_version_whose_record_is_missing_is_told_so() -> None:
+    complete = a_chain((), (FIRST,), (SECOND,), (THIRD,))
+    story = a_story(SECOND, [one for one in complete if one.version != 2])
+
+    assert story.outcome == "applied-earlier"
+    assert story.as_json()["version"] is None
+    assert "before version 3 (term 1), in one whose record is missing" in text_of(story)
 
 
 def test_an_update_whose_place_a_later_one_took_is_told_so() -> None:

@@ -149,7 +149,7 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, fluffle=3), "the message is of protocol 3, and this Fluffle speaks protocol 2"),
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
         (rewritten(UPDATE, kind="order"), "field kind: unknown 'order', known are update, evaluation, hello"),
-        (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
+        (rewritten(UPDATE, kind="record"), "field kind: unknown 'version'"),
         (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),
         (rewritten(UPDATE, federation="x" * 65), "field federation: 65 characters, at most 64"),
         (rewritten(UPDATE, worker="../etc"), "field worker: '../etc' is no name"),

@@ -16,7 +16,7 @@ from fluffle.connection import federation_connector
 from fluffle.errors import BrokerError, FluffleError, WireError
 from fluffle.events import Report
 from fluffle.logs import get_logger
-from fluffle.model_stream import all_versions, stored_at_hand
+from fluffle.model_stream import all_records, stored_record_at_hand
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle.wire import decode_report
@@ -142,7 +142,7 @@ class Watch:
 
     def _read(self, broker: Broker) -> None:
         began = time.monotonic()
-        stored = stored_at_hand(broker, self._topology, patience_s=PATIENCE_S)
+        stored = stored_record_at_hand(broker, self._topology, patience_s=PATIENCE_S)
         self._read_at = time.monotonic()
         if stored is None:
             return
@@ -155,7 +155,7 @@ class Watch:
             self._state.read(stored.version)
 
     def _read_the_past(self, broker: Broker) -> None:
-        for version in all_versions(broker, self._topology):
+        for version in all_records(broker, self._topology):
             if self._stop.is_set():
                 return
             with self._lock:

@@ -10,7 +10,7 @@ from rich.progress import track
 
 from fluffle import logs
 from fluffle.errors import AccessRefused, ConfigError, TopologyMissing
-from fluffle.model_stream import all_versions
+from fluffle.model_stream import all_records
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
@@ -35,8 +35,9 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
     use for anything else afterwards.
     """
     make_empty_folder(folder)
-    versions = (version.without_weights() for version in all_versions(broker, topology))
-    watched = track(versions, "reading the records", transient=True, console=logs.console())
+    watched = track(
+        all_records(broker, topology), "reading the records", transient=True, console=logs.console()
+    )
     rows, newest, began_at = write_rows(folder, watched)
     if newest is None:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")

@@ -124,13 +124,13 @@ class RabbitBroker:
 
         self._reading.on_own_channel(look, f"the federation {topology.federation!r}")
 
-    def recreate_stream(self, topology: Topology) -> None:
+    def recreate_stream(self, stream: Queue) -> None:
         """See Broker."""
-        name = topology.models.name
-        self._connection.on_own_channel(
-            functools.partial(BlockingChannel.queue_delete, queue=name), f"queue {name}"
-        )
-        self._connection.on_own_channel(functools.partial(_declare_queue, topology.models), f"queue {name}")
+        for change in (
+            functools.partial(BlockingChannel.queue_delete, queue=stream.name),
+            functools.partial(_declare_queue, stream),
+        ):
+            self._connection.on_own_channel(change, f"queue {stream.name}")
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
         """See Broker."""
@@ -173,12 +173,14 @@ class RabbitBroker:
         )
         self._connection.call(send, f"exchange {exchange or routing_key}", size_bytes=len(body))
 
-    def publish_unconfirmed(self, exchange: str, routing_key: str, body: bytes) -> None:
+    def publish_unconfirmed(
+        self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
+    ) -> None:
         """See Broker."""
         properties = pika.BasicProperties(
             content_type=CONTENT_TYPE,
             user_id=self._speaks_for or self._connection.user or None,
-            type="events",
+            type=kind,
         )
         self._connection.publish_unconfirmed(
             lambda channel: channel.basic_publish(exchange, routing_key, body, properties)
@@ -284,10 +286,12 @@ class RabbitBroker:
         return QueueState(method.message_count, method.consumer_count)
 
     @contextmanager
-    def read_stream(self, queue: str, *, offset: str) -> Iterator[RabbitStreamReader]:
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[RabbitStreamReader]:
         """See Broker."""
         connection = self._reading
-        reader = connection.call(lambda: RabbitStreamReader(connection, queue, offset), f"queue {queue}")
+        reader = connection.call(
+            lambda: RabbitStreamReader(connection, queue, offset, prefetch), f"queue {queue}"
+        )
         try:
             yield reader
         finally:

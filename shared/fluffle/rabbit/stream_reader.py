@@ -18,18 +18,18 @@ NO_SILENCE_BYTES = 4096
 
 
 class RabbitStreamReader:
-    """Keeps the contract of fluffle.broker.StreamReader, with one message in flight.
+    """Keeps the contract of fluffle.broker.StreamReader.
 
     It is made and closed on the connection's thread, and read from any other.
     """
 
-    def __init__(self, connection: RabbitConnection, queue_name: str, offset: str) -> None:
+    def __init__(self, connection: RabbitConnection, queue_name: str, offset: str, prefetch: int) -> None:
         self._connection = connection
         self._bodies: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self._channel = connection.new_channel()
         self._channel.add_on_cancel_callback(lambda _: self._bodies.put(None))
         self._queue = queue_name
-        self._channel.basic_qos(prefetch_count=1)
+        self._channel.basic_qos(prefetch_count=prefetch)
         self._channel.basic_consume(
             queue_name, self._on_body, consumer_tag=connection.name, arguments={"x-stream-offset": offset}
         )

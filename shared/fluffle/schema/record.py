@@ -14,7 +14,16 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import decompressed, read_vector, require_codec, require_downlink_codec
 from fluffle.errors import LayoutError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, Fields
-from fluffle.model import FLOATS, INTEGERS, SHARED_GROUPS, FrozenPart, Layout, TensorSpec
+from fluffle.model import (
+    FLOATS,
+    INTEGERS,
+    SHARED_GROUPS,
+    FlatWeights,
+    FrozenPart,
+    Layout,
+    TensorSpec,
+    no_values,
+)
 from fluffle.plan import Plan
 from fluffle.record import (
     MAX_NORMS,
@@ -135,23 +144,17 @@ def read_copy(federation: str, fields: Fields, payload: memoryview) -> ModelVers
 
 
 def read_version(
-    federation: str, fields: Fields, payload: memoryview, *, codec: str = "float32"
+    federation: str, fields: Fields, payload: memoryview | None, *, codec: str = "float32"
 ) -> ModelVersion:
-    """Read a version's record; its vector, if it is float32, is a view of the payload."""
+    """Read a version's record; its vector, if it is float32, is a view of the payload.
+
+    Without a payload it has no weights.
+    """
     rank = read_rank(fields)
     layout = _layout(fields)
-    vector_bytes = len(payload) - layout.beside_vector_size_bytes
-    # Its record has it as float32: no codec makes room for a larger model.
-    if layout.size > MAX_PARAMETERS or vector_bytes < 0:
-        raise WireError(
-            f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
-            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of payload"
-        )
-    statistics_end = vector_bytes + 4 * layout.statistics_size
-    try:
-        vector = read_vector(codec, layout.size, payload[:vector_bytes])
-    except ValueError as error:
-        raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
+    weights = (
+        FlatWeights(no_values(), no_values(), b"") if payload is None else _weights(layout, payload, codec)
+    )
     version = ModelVersion(
         federation=federation,
         term=rank.term,
@@ -161,9 +164,9 @@ def read_version(
         layout=layout,
         plan=_plan(fields.map("plan")),
         strategy=fields.text("strategy", 256),
-        vector=vector.values if isinstance(vector, Float32Vector) else decompressed(vector),
-        statistics=read_statistics(payload[vector_bytes:statistics_end]),
-        integers=bytes(payload[statistics_end:]),
+        vector=weights.vector,
+        statistics=weights.statistics,
+        integers=weights.integers,
         applied=_applied(fields),
         folded=tuple(
             Folded(
@@ -211,6 +214,24 @@ def read_version(
     )
     fields.done()
     return version
+
+
+def _weights(layout: Layout, payload: memoryview, codec: str) -> FlatWeights:
+    vector_bytes = len(payload) - layout.beside_vector_size_bytes
+    # Its record has it as float32: no codec makes room for a larger model.
+    if layout.size > MAX_PARAMETERS or vector_bytes < 0:
+        raise WireError(
+            f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
+            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of payload"
+        )
+    statistics_end = vector_bytes + 4 * layout.statistics_size
+    try:
+        vector = read_vector(codec, layout.size, payload[:vector_bytes])
+    except ValueError as error:
+        raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
+    values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
+    statistics = read_statistics(payload[vector_bytes:statistics_end])
+    return FlatWeights(values, statistics, bytes(payload[statistics_end:]))
 
 
 def _evaluation_or_nil(federation: str, fields: Fields, name: str) -> Evaluation | None:

@@ -1,0 +1,266 @@
+"""The stream of records: each version without its weights, for everything that watches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from brokers import commit
+from builders import FEDERATION, SIZE, a_config, a_strategy, a_version, an_update
+from leading import Clock, a_server, aggregate, newest, send, take_the_lead, versions, work_off
+
+from fluffle.broker import StreamReader
+from fluffle.errors import AccessRefused, ConnectionLost, StreamUnreadable, WireError
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.model_stream import MissingRecords, all_records, record_at_hand
+from fluffle.record import ModelVersion
+from fluffle.topology import Queue, topology_of
+from fluffle.wire import decode_without_weights, encode_copy, encode_version, record_digest, without_weights
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.head import StreamHealth, read_head
+from fluffle_aggregator.head_keeper import LOOK_AT_RECORDS_EVERY_S
+
+TOPOLOGY = topology_of(FEDERATION)
+
+
+def a_leaders_config() -> AggregatorConfig:
+    return a_config(a_strategy(buffer_size=1))
+
+
+def in_records(server: FakeServer) -> list[ModelVersion]:
+    return [decode_without_weights(body) for body in server.bodies(TOPOLOGY.records.name)]
+
+
+def lose_the_last(server: FakeServer, count: int) -> None:
+    """Lose records as a power cut does."""
+    for _ in range(count):
+        server.queue(TOPOLOGY.records.name).ready.pop()
+
+
+def gaps(records: list[ModelVersion]) -> list[int]:
+    """Return the versions before which records are missing."""
+    missing = MissingRecords()
+    return [record.version for record in records if missing.are_before(record)]
+
+
+def test_a_record_says_all_that_its_version_does_but_the_weights() -> None:
+    version = replace(a_version(3), parent="p" * 64)
+    body = encode_version(version)
+
+    record = decode_without_weights(without_weights(body))
+
+    assert record.vector.size == record.statistics.size == len(record.integers) == 0
+    assert record.copy_of == record_digest(body)
+    bare, found = version.without_weights(), replace(record, copy_of="")
+    fields = set(ModelVersion.__dataclass_fields__) - {"vector", "statistics"}
+    assert {name: getattr(found, name) for name in fields} == {name: getattr(bare, name) for name in fields}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        encode_version(a_version(1)),
+        without_weights(encode_version(a_version(1)))[:-1],
+        without_weights(encode_version(a_version(1))) + b"x",
+        without_weights(encode_copy(a_version(1), "int8", "digest")),
+        b"",
+        b"\x80",
+    ],
+)
+def test_what_is_no_record_is_refused(body: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_without_weights(body)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_each_commit_publishes_a_record_and_each_record_names_the_one_before(codec: str) -> None:
+    config = replace(a_leaders_config(), downlink_codec=codec)
+    server = a_server(config, *(an_update("w", sequence) for sequence in (1, 2, 3)))
+
+    aggregate(server, config)
+
+    records = in_records(server)
+    assert [one.rank for one in records] == [one.rank for one in versions(server, config)]
+    assert [one.parent for one in records[1:]] == [one.copy_of for one in records[:-1]]
+    assert {one.codec for one in records} == {"float32"}
+    assert gaps(records) == []
+
+
+def test_a_leader_that_dies_between_head_and_records_leaves_the_record_to_its_successor() -> None:
+    class DiesBeforeTheRecord(FakeBroker):
+        def publish_unconfirmed(
+            self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
+        ) -> None:
+            raise ConnectionLost("killed")
+
+    config = a_leaders_config()
+    server = a_server(config, an_update("w"))
+    with DiesBeforeTheRecord(server) as broker, pytest.raises(ConnectionLost):
+        work_off(take_the_lead(broker, config, Clock()), broker)
+    before = [record.version for record in in_records(server)]
+
+    aggregate(server, config)
+
+    assert newest(server, config).version == 1
+    assert before == [0]
+    assert [record.version for record in in_records(server)] == [0, 1]
+
+
+def test_a_new_leader_adds_no_record_that_is_there_already() -> None:
+    config = a_leaders_config()
+    server = a_server(config, an_update("w"))
+    aggregate(server, config)
+
+    aggregate(server, config)
+
+    assert [record.version for record in in_records(server)] == [0, 1]
+
+
+def test_a_lost_connection_to_the_records_is_counted_until_the_stream_is_recreated() -> None:
+    config, clock = a_leaders_config(), Clock()
+    health = StreamHealth(clock)
+    server = a_server(config)
+    with BrokenRecords(server, ConnectionLost("crashed")) as broker:
+        for _ in range(3):
+            with pytest.raises(ConnectionLost):
+                read_head(broker, TOPOLOGY, health)
+            clock.seconds += 10.0
+
+        head = read_head(broker, TOPOLOGY, health)
+
+    assert head is not None
+    assert [record.rank for record in in_records(server)] == [head.record.rank]
+
+
+def test_a_leader_works_on_while_the_records_cannot_be_read_and_recreates_their_stream(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config, clock = a_leaders_config(), Clock()
+    server = a_server(config, an_update("w", 1))
+    with BrokenRecords(server, StreamUnreadable("damaged")) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        assert newest(server, config).version == 1
+        for _ in range(4):
+            clock.seconds += 10.0
+            leader.look_after_head()
+
+        assert not broker.is_damaged
+        assert [record.version for record in in_records(server)] == [1]
+
+    assert "recreating the stream of records" in caplog.text
+
+
+def test_a_leader_commits_without_a_stream_of_records_until_somebody_notices_that_it_is_gone() -> None:
+    config, clock = a_leaders_config(), Clock()
+    server = a_server(config, an_update("w", 1))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        del server.queues[TOPOLOGY.records.name]
+        clock.seconds += LOOK_AT_RECORDS_EVERY_S
+        leader.look_after_head()
+
+        work_off(leader, broker)
+
+    assert newest(server, config).version == 1
+
+
+def test_a_leader_publishes_the_newest_record_again_when_the_stream_has_lost_it() -> None:
+    config, clock = a_leaders_config(), Clock()
+    server = a_server(config, an_update("w", 1), an_update("w", 2))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        lose_the_last(server, 2)
+
+        clock.seconds += LOOK_AT_RECORDS_EVERY_S
+        leader.look_after_head()
+
+    records = in_records(server)
+    assert [record.version for record in records] == [0, 2]
+    assert gaps(records) == [2]
+
+
+def test_records_that_are_lost_in_between_are_noticed_and_their_successors_are_not() -> None:
+    config = a_leaders_config()
+    server = a_server(config, *(an_update("w", sequence) for sequence in (1, 2, 3)))
+    aggregate(server, config)
+    lose_the_last(server, 2)
+    send(server, config, an_update("w", 4))
+
+    aggregate(server, config)
+
+    with FakeBroker(server) as broker:
+        records = list(all_records(broker, TOPOLOGY))
+    # The successor has published the newest one, 3, again: 2 is gone for good.
+    assert [record.version for record in records] == [0, 1, 3, 4]
+    assert gaps(records) == [3]
+
+
+def test_records_that_come_twice_or_late_are_left_out() -> None:
+    server, ranks = FakeServer(longest_wait_s=0), [(0, 1), (1, 1), (1, 1), (2, 2), (2, 1), (3, 2)]
+    with FakeBroker(server) as broker:
+        broker.declare(TOPOLOGY)
+        commit(broker, TOPOLOGY, *(a_version(version, term=term) for version, term in ranks))
+
+        found = [(record.version, record.term) for record in all_records(broker, TOPOLOGY)]
+
+    assert found == [(0, 1), (1, 1), (2, 2), (3, 2)]
+
+
+def test_the_newest_record_is_read_without_a_look_at_the_models() -> None:
+    config = a_leaders_config()
+    server = a_server(config, an_update("w"))
+    aggregate(server, config)
+    with MonitorsBroker(server) as broker:
+        record = record_at_hand(broker, TOPOLOGY)
+        numbers = [each.version for each in all_records(broker, TOPOLOGY)]
+
+    assert record is not None
+    assert record.version == 1
+    assert record.layout.size == SIZE
+    assert numbers == [0, 1]
+
+
+class MonitorsBroker(FakeBroker):
+    """The connection of a user who may read the records and nothing else."""
+
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
+        """See Broker."""
+        if queue != TOPOLOGY.records.name:
+            raise AccessRefused(f"no right to {queue}")
+        with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
+            yield reader
+
+
+class BrokenRecords(FakeBroker):
+    """A broker that cannot read the stream of records, nor write to it, until that is recreated."""
+
+    def __init__(self, server: FakeServer, error: Exception) -> None:
+        super().__init__(server)
+        self._error = error
+        self.is_damaged = True
+
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
+        """See Broker."""
+        if self.is_damaged and queue == TOPOLOGY.records.name:
+            raise self._error
+        with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
+            yield reader
+
+    def publish_unconfirmed(
+        self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
+    ) -> None:
+        """See Broker."""
+        if not self.is_damaged:
+            super().publish_unconfirmed(exchange, routing_key, body, kind=kind)
+
+    def recreate_stream(self, stream: Queue) -> None:
+        """See Broker."""
+        assert stream == TOPOLOGY.records
+        self.is_damaged = False
+        super().recreate_stream(stream)
