@@ -6,9 +6,10 @@ the settings that it does not import.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from inspect import unwrap
 from pathlib import Path
+from typing import Any
 
 import typer
 from pydantic.fields import FieldInfo
@@ -83,11 +84,11 @@ def page() -> str:
 
 def known_names() -> str:
     """Return shared/fluffle/known_settings.toml."""
-    classes = [settings_class for _, settings_class in settings_by_command()]
+    classes: list[type[SharedSettings]] = [each for _, each in settings_by_command()]
     variables = {*OTHER_VARIABLES} | {
         env_name(name)
-        for settings_class in (SharedSettings, *classes)
-        for name, field in settings_class.model_fields.items()
+        for fields in (SharedSettings.model_fields, *(each.model_fields for each in classes))
+        for name, field in fields.items()
         if not field_extra(field).get("argument")
     }
     lines = ["# Written by `make reference` from the settings classes. Do not edit."]
@@ -96,9 +97,10 @@ def known_names() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _commands(prefix: str, group: typer.Typer) -> Iterator[tuple[str, object]]:
+def _commands(prefix: str, group: typer.Typer) -> Iterator[tuple[str, Callable[..., Any]]]:
     for command in group.registered_commands:
-        yield f"{prefix} {command.name}", command.callback
+        if command.callback is not None:
+            yield f"{prefix} {command.name}", command.callback
     for each in group.registered_groups:
         if each.typer_instance is not None:
             yield from _commands(f"{prefix} {each.name}", each.typer_instance)
