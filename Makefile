@@ -58,6 +58,10 @@ test-lowest: $(installed) ## Run the unit tests on the lowest versions of the pa
 test-jax: $(installed) ## Run the tests of Keras tasks with Keras on JAX
 	@scripts/test_pythons.sh jax $(ARGS)
 
+.PHONY: test-torch
+test-torch: $(installed) ## Run the tests of the PyTorch example (downloads some gigabytes on Linux)
+	@scripts/test_pythons.sh torch $(ARGS)
+
 .PHONY: test-containers
 test-containers: ## Build the images and run a federation in containers as unknown users (needs Docker)
 	@python3 scripts/try_containers.py

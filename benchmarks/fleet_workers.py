@@ -14,9 +14,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from fluffle.hello import say_hello
 from fluffle.pieces import Body
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
-from fluffle.task import Progress, Site
+from fluffle.task import Site
 from fluffle.topology import MIB, Topology, topology_of
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import open_spool
@@ -85,16 +84,9 @@ class Fleet:
                 spool=spool,
                 seed=index,
                 delay_s=float(np.random.default_rng(index).uniform(*self.pauses_s)),
-                show_round=in_silence,
                 stop=self.stop,
             ).work(connect)
         return ledger
-
-
-@contextmanager
-def in_silence(_title: str) -> Iterator[Progress]:
-    """Show nothing of a round."""
-    yield lambda _done, _total: None
 
 
 def main() -> None:

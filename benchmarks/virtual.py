@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from benchmarks.taking_in import WayIn
 from fluffle.checked_task import CheckedTask
 from fluffle.in_flight import most_in_flight
@@ -30,7 +28,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.strategies.strategy import Strategy
-from fluffle_worker.round import train_round
+from fluffle_worker.round import minibatch_seed, train_round
 
 FEDERATION = "virtual"
 
@@ -154,9 +152,8 @@ class VirtualFederation:
             client.base,
             client.local,
             update_id=UpdateId(f"worker-{index}", "0" * 16, client.sent),
-            seed=int(np.random.SeedSequence([self._course.seed, index, client.sent]).generate_state(1)[0]),
+            seed=minibatch_seed(self._course.seed, index, client.sent),
             progress=lambda _done, _total: None,
-            idle=lambda: None,
         )
         client.local = trained.local
         return trained.update

@@ -59,6 +59,7 @@ class SoftmaxRegression:
         base = _as_float64(weights)
         trained = {name: array.copy() for name, array in base.items()}
         rate = LEARNING_RATE if plan.learning_rate is None else plan.learning_rate
+        rate *= plan.learning_rate_scale
         total = plan.local_steps or plan.local_epochs * ceil(self._mine.size / plan.batch_size)
         losses = []
         minibatches = islice(self._minibatches(plan.batch_size, np.random.default_rng(seed)), total)

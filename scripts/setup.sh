@@ -201,6 +201,8 @@ lock() {
   compile_lock requirements-lowest.lock pyproject.toml --extra demo --group dev --resolution lowest-direct "$@"
   # For `make test-jax` alone.
   compile_lock requirements-jax.lock --group pyproject.toml:jax --constraint requirements.lock "$@"
+  # For `make test-torch` alone.
+  compile_lock requirements-torch.lock --group pyproject.toml:torch --constraint requirements.lock "$@"
   # For `make fuzz` alone.
   compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }

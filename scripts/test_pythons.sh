@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The tests on other Pythons and other packages than those of .venv: test_pythons.sh all | lowest | jax [pytest's arguments]
+# The tests on other Pythons and other packages than those of .venv: test_pythons.sh all | lowest | jax | torch [pytest's
+# arguments]
 #
 # lowest: the unit tests, on the lowest version of each package that pyproject.toml allows (requirements-lowest.lock).
 # jax: the tests of Keras tasks with Keras on JAX (requirements-jax.lock beside requirements.lock).
+# torch: the tests of the PyTorch example (requirements-torch.lock beside requirements.lock; some gigabytes on Linux).
 # all: every test, on the oldest and on the newest Python that is on this machine; on the oldest one with the lowest
 # versions too. A version of Python that is not here is named.
 #
@@ -80,6 +82,7 @@ case ${1:-} in
     run_tests "$oldest" requirements.lock,requirements-jax.lock -n 2 -q \
       -W "ignore:__array__ implementation:DeprecationWarning" tests/worker "${@:2}"
     ;;
+  torch) run_tests "$oldest" requirements.lock,requirements-torch.lock -q tests/worker/test_pytorch_example.py "${@:2}" ;;
   all)
     run_tests "$oldest" requirements-lowest.lock "${everything[@]}" "${@:2}"
     for version in $(printf '%s\n' "$oldest" "$newest" | uniq); do
@@ -87,7 +90,7 @@ case ${1:-} in
     done
     ;;
   *)
-    sed -n '2,10s/^# \{0,1\}//p' "$0"
+    sed -n '2,12s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -116,13 +115,3 @@ def sent_updates(server: FakeServer) -> list[WeightUpdate]:
 def later(action: Callable[[], None]) -> None:
     """Do something a moment later, in another thread."""
     threading.Timer(0.05, action).start()
-
-
-@contextmanager
-def no_display(title: str) -> Iterator[Progress]:
-    """Show no progress."""
-
-    def progress(done: int, total: int) -> None:
-        """Show nothing."""
-
-    yield progress

@@ -50,7 +50,7 @@ class CheckSettings(SharedSettings):
 
 
 def check(settings: CheckSettings) -> None:
-    """Do once what a worker and an evaluator do again and again, and say how it went."""
+    """Do once what a worker and an evaluator do repeatedly, and show the results."""
     with _step("task", "importing it") as said:
         task = CheckedTask(load_task(settings.task))
         said.append("imported")
@@ -82,7 +82,7 @@ def check(settings: CheckSettings) -> None:
     if unmoved := task_check.unmoved_tensors(model, result):
         _say(
             f"the round did not change {some_of(unmoved)}: does the model's output depend on it? "
-            "Freeze what is not to be trained, and it does not travel"
+            "Freeze weights that are not to be trained, and they are not sent"
         )
     _say(
         f"{settings.task} works. Watch it in a federation: "
@@ -101,7 +101,7 @@ def _site(settings: CheckSettings) -> Site:
 
 @contextmanager
 def _step(name: str, meanwhile: str = "") -> Iterator[list[str]]:
-    """Show on a terminal what is being tried, then in a line what came of it and how long it took."""
+    """Show on a terminal what is being tried, then print one line with the result and the time."""
     said: list[str] = []
     started = time.monotonic()
     with logs.console().status(meanwhile) if meanwhile else nullcontext():
@@ -126,7 +126,7 @@ def _table(model: TaskModel) -> Table:
 
 MEANING: Mapping[str, str] = {
     "trained": "changed by the optimizer",
-    "statistic": "computed from data, travels as values",
+    "statistic": "computed from data, sent as values",
     "frozen": "never changes; every site must have the same",
     "local": "stays in the worker's folder",
 }
@@ -144,7 +144,7 @@ def _evaluation_in_words(before: Mapping[str, float] | None, after: Mapping[str,
 
 
 def _target_for(task: str, metrics: Mapping[str, float] | None) -> str:
-    """Return the flag that the demo of a task of one's own needs: a bound for a metric that it has."""
+    """Return the flag that a demo of this task needs: a bound for one of its metrics."""
     if task in READY_TASKS or not metrics:
         return ""
     yardstick = usual_yardstick(metrics)
@@ -173,12 +173,12 @@ app.command("check")(
         CheckSettings,
         check,
         about="Try a task on this machine: one short round of training, evaluation, saving and loading.\n\n"
-        "Nothing is sent, and no RabbitMQ is needed. It takes seconds beside the time to load the framework "
-        "and the data, and does all that a worker and an evaluator do with a task. Run it first, and at each "
-        "site, since it reads this site's data. If something is wrong, one sentence names the function of "
-        "the task and what to do, and the exit code is 2; -v shows the traceback.\n\n"
-        "At the end a table shows which tensors travel: those that are trained, and statistics of the data, "
-        "such as those of BatchNormalization. Frozen and local ones do not (docs/models.md).",
+        "Nothing is sent, and no RabbitMQ is needed. It calls every function of the task, and takes seconds "
+        "after the framework and the data are loaded. Run it before anything else, and at each site, since "
+        "it reads this site's data. If something is wrong, one sentence names the function of the task and "
+        "what to do, and the exit code is 2; -v shows the traceback.\n\n"
+        "At the end a table shows which tensors are sent: trained ones, and statistics of the data, such as "
+        "those of BatchNormalization. Frozen and local ones are not sent (docs/models.md).",
         without=(
             *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
             *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format"),

@@ -1,6 +1,6 @@
-"""The one place where a task is called: whatever it returns or raises is checked here.
+"""The one place where a task is called: what it returns or raises is checked here.
 
-A mistake in a task becomes a TaskError that names the function, what came and what is wanted.
+A mistake in a task becomes a TaskError that names the function, what it returned and what was expected.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class TaskModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedRound:
-    """What a round of local training gave, checked; see `fluffle.task.Trained`."""
+    """The checked result of a round of local training; see `fluffle.task.Trained`."""
 
     weights: Weights
     local: Weights
@@ -44,10 +44,10 @@ class TrainedRound:
 
 
 class CheckedTask:
-    """A user's task behind checks; every part calls a task through this class only."""
+    """Calls a user's task and checks what it returns; nothing else calls a task."""
 
     def __init__(self, task: Task, stop: threading.Event | None = None) -> None:
-        """Wrap a task. A signal that sets `stop` breaks off the function that is at work then."""
+        """Wrap a task. A signal that sets `stop` interrupts a function of the task that is running."""
         self._task = task
         self._stop = stop or threading.Event()
         self._groups: Mapping[str, Group] = {}
@@ -112,7 +112,7 @@ class CheckedTask:
         return _arrays("optimizer_state", state)
 
     def restore_optimizer(self, state: Weights) -> None:
-        """Let the next round go on from an earlier state, or from a fresh optimizer if it is empty."""
+        """Let the next round continue from an earlier state, or from a fresh optimizer if it is empty."""
         if self.keeps_optimizer:
             with self._calling("restore_optimizer"):
                 cast(ResumableTask, self._task).restore_optimizer(state)
@@ -142,16 +142,16 @@ class CheckedTask:
         except LayoutError as error:
             raise TaskError(f"{function}: {error}") from error
         if not self._layout.size:
-            raise TaskError(f"{function} returned no float tensor that is trained: there is nothing to learn")
+            raise TaskError(f"{function} returned no float tensor that is trained: there is nothing to train")
         shared = {spec.name: arrays[spec.name] for spec in self._layout.tensors}
         local = {name: array for name, array in arrays.items() if self._groups.get(name) == "local"}
         return TaskModel(self._layout, shared, local)
 
 
 def checked_metrics(function: str, metrics: object) -> dict[str, float]:
-    """Return metrics as numbers by name; of a vector, such as F1 by class, each element: "f1_score/0".
+    """Return metrics as numbers by name; each element of a vector, such as F1 by class, is "f1_score/0".
 
-    Raises TaskError for what is no number, or cannot travel.
+    Raises TaskError for a metric that is not a number, or that cannot be sent.
     """
     if not isinstance(metrics, Mapping):
         raise TaskError(f"{function} must return metrics as a dictionary of numbers, not {_shown(metrics)}")
@@ -172,7 +172,7 @@ def checked_metrics(function: str, metrics: object) -> dict[str, float]:
             )
     if len(checked) > MAX_METRICS:
         raise TaskError(
-            f"{function} returned {len(checked)} metrics, and at most {MAX_METRICS} can travel: average "
+            f"{function} returned {len(checked)} metrics, and at most {MAX_METRICS} can be sent: average "
             "those by class (average='macro')"
         )
     return checked
@@ -217,6 +217,6 @@ def _groups(groups: object, weights: Weights) -> Mapping[str, Group]:
 
 
 def _shown(value: object) -> str:
-    """Say what came: its type, and its value if that is short."""
+    """Return the type of a value, and the value itself if it is short."""
     text = repr(value)
     return type(value).__name__ if len(text) > 40 or "\n" in text else f"{type(value).__name__} {text}"

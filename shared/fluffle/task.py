@@ -1,8 +1,8 @@
 """A Task is what a user writes: the model, this site's data and the evaluation, in numpy arrays.
 
-With Keras, write two or three functions and let `fluffle_worker.keras_task.KerasTask` make a task of them.
-With anything else (PyTorch, scikit-learn, plain numpy), write a class with the methods of `Task`: only numpy
-arrays cross the border, and nothing here imports TensorFlow. `examples/` has some.
+With Keras, write two or three functions and make a task of them with `fluffle_worker.keras_task.KerasTask`.
+With anything else (PyTorch, scikit-learn, plain numpy), write a class with the methods of `Task`, which takes
+and returns numpy arrays; TensorFlow is not needed. `examples/` has one of each.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ READY_TASKS: Mapping[str, str] = {
     name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
 }
 
-# Set before a task's module may import TensorFlow, unless the user has set them: less chatter on stderr, and
-# the same order of summation on CPUs of different kinds (small networks are no slower for it).
+# Set before a task's module may import TensorFlow, unless the user has set them: fewer messages on stderr,
+# and the same order of summation on CPUs of different kinds (small networks do not become slower).
 KERAS_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -35,11 +35,11 @@ KERAS_ENVIRONMENT: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """Where the data lies: site `index` of `count`, and how a shared data set is split among the sites.
+    """Which site this is: `index` of `count`, and how a shared data set is split among the sites.
 
-    A task that reads its own site's data needs none of this. The ready tasks cut one public data set into
-    `count` parts by `split` ("iid", "dirichlet:0.5" or "shards:2"), the same way on every machine for the
-    same `seed`.
+    A task that reads its own site's data ignores this. The ready tasks cut one public data set into `count`
+    parts by `split` ("iid", "dirichlet:0.5" or "shards:2"), in the same way on every machine for the same
+    `seed`.
     """
 
     index: int = 0
@@ -50,10 +50,10 @@ class Site:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """What one round of local training gave: the weights, the examples of this site it saw, and metrics.
+    """The result of one round of local training: the weights, the number of examples used, and metrics.
 
     `weights` are all tensors that `train` was given, in any order. `examples` counts each example once,
-    however many epochs there were: weights by examples go by it. A metric is a number or a vector of numbers.
+    however many epochs there were: it may weigh the update. A metric is a number or a vector of numbers.
     """
 
     weights: Weights
@@ -62,10 +62,10 @@ class Trained:
 
 
 class Progress(Protocol):
-    """How a task reports how far a round is: `done` of `total` minibatches."""
+    """How a task reports the progress of a round: `done` of `total` minibatches."""
 
     def __call__(self, done: int, total: int) -> None:
-        """Report; cheap enough to call after every minibatch."""
+        """Report progress; call it after every minibatch."""
 
 
 @runtime_checkable
@@ -82,13 +82,13 @@ class Task(Protocol):
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples.
 
-        Raises TaskError when the data is not there, saying where it was looked for and how to get it.
+        Raises TaskError when the data is missing, and says where it was expected and how to get it.
         """
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
         """Train from `weights` on the prepared data as the plan says; `seed` orders the minibatches.
 
-        `weights` are all tensors of `initial_weights` but the frozen ones, and may be read-only.
+        `weights` are all tensors of `initial_weights` except the frozen ones, and may be read-only.
         """
 
     def evaluate(self, weights: Weights) -> Mapping[str, float]:
@@ -108,10 +108,10 @@ class ResumableTask(Task, Protocol):
     """A task that can keep its optimizer's state over restarts, for plans with `keep_optimizer`."""
 
     def optimizer_state(self) -> Weights:
-        """Return the optimizer's state after a round, as named arrays; they stay in the worker's folder."""
+        """Return the optimizer's state after a round as named arrays, which stay in the worker's folder."""
 
     def restore_optimizer(self, state: Weights) -> None:
-        """Go on from such a state in the next round; from a fresh optimizer when it is empty."""
+        """Continue from such a state in the next round; from a fresh optimizer when it is empty."""
 
 
 class GroupedTask(Task, Protocol):
@@ -120,14 +120,14 @@ class GroupedTask(Task, Protocol):
     def tensor_groups(self) -> Mapping[str, Group]:
         """Return the groups of tensors by name, after `initial_weights` or `load`; all others are trained.
 
-        A "statistic" is computed from data, as the moving variance of a BatchNormalization: it is averaged as
-        a value. A "frozen" tensor is never changed, and does not travel: `train` and `evaluate` are not given
-        it, and every site must have the same values. A "local" one stays with its worker.
+        A "statistic" is computed from data, like the moving variance of BatchNormalization, and is averaged
+        as a value. A "frozen" tensor never changes and is not sent: `train` and `evaluate` are not given it,
+        and every site must have the same values. A "local" one stays with its worker.
         """
 
 
 def name_of_task(task: Task) -> str:
-    """Return what a task object is called in logs: the class that it was made of."""
+    """Return the name of a task object in logs: its class."""
     return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
@@ -158,7 +158,7 @@ def load_task(name: str) -> Task:
         raise TaskError(f"the task {name!r} cannot be imported: {module_name} has no {attribute!r}")
     found = getattr(module, attribute)
     if isinstance(found, type):
-        raise TaskError(f"{name!r} is no task but a class: name an object that was made of it")
+        raise TaskError(f"{name!r} is a class, not a task: name an instance of it")
     if not isinstance(found, Task):
         missing = [part for part in vars(Task) if not part.startswith("_") and not hasattr(found, part)]
         raise TaskError(f"{name!r} is no task: it lacks {', '.join(missing)}")

@@ -16,9 +16,9 @@ from fluffle_cli.node import BrokerNode
 pytestmark = pytest.mark.long
 
 TASK = "numpy_task:task"
-BEGUN_ANEW = (
-    "the federation was begun anew: what this worker had for the one before can never count, and it goes on "
-    "from the new one's newest version"
+RESET = (
+    "the federation was reset: this worker dropped its state of the previous federation and continues from "
+    "the newest version"
 )
 
 Fluffle = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,7 +85,7 @@ def test_workers_and_an_evaluator_at_work_go_on_with_a_federation_that_was_reset
     assert "aggregator leader" in refused.stderr
     assert "worker site-0" in said
     next_leader = running.aggregator("next", "--buffer-size", "1")
-    worker.wait_for(BEGUN_ANEW)
+    worker.wait_for(RESET)
     trains_on(worker)
     wait_until(lambda: running.newest().updates >= 3, "updates of the new federation")
     new = running.newest()
@@ -119,8 +119,8 @@ def test_a_reset_in_the_midst_of_it_ends_the_aggregators_with_a_sentence_and_no_
     running.aggregator("next", "--buffer-size", "1")
     # As after weeks: started again, with an update of the old federation in its spool.
     again = running.worker(0, "--delay", "0.1")
-    again.wait_for(BEGUN_ANEW)
-    assert again.events(BEGUN_ANEW)[0]["dropped_updates"] == 1
+    again.wait_for(RESET)
+    assert again.events(RESET)[0]["dropped_updates"] == 1
     trains_on(again)
     assert not waiting.exists()
     assert not running.deliveries_in(running.topology.rejected.name)

@@ -26,7 +26,7 @@ from fluffle_cli.node import BrokerNode
 pytestmark = pytest.mark.long
 
 QUICKLY = ["--buffer-size", "1"]
-LEAVING = "leaving with updates in the spool: start this worker again, and they are sent"
+LEAVING = "unsent updates remain in the spool: start this worker again to send them"
 TICK = "application:set_env(rabbit, channel_tick_interval, 1000)."
 
 
@@ -172,13 +172,13 @@ def test_a_worker_trains_on_through_an_outage_until_enough_is_under_way(
     wait_until_training(gated, 5)
     assert len(spooled(gated)) == 3
     allow(gated, 5)
-    enough = "enough is under way: training goes on from a newer version"
+    enough = "enough updates are in flight: waiting for the broker"
     worker.wait_for(enough)
     assert [line["under_way"] for line in worker.events(enough)] == [5]
     node.restart()
 
     assert_applied(gated, list(range(1, 9)), leavers=[leader, worker])
-    assert worker.events("training on without the broker")
+    assert worker.events("training without the broker")
 
 
 def test_a_full_updates_queue_is_waited_for_and_nothing_is_lost(gated: Federation, node: BrokerNode) -> None:
@@ -218,7 +218,7 @@ def test_a_worker_that_is_stopped_while_a_memory_alarm_blocks_its_publish_loses_
         assert worker.events("update published") == []
         assert worker.events(LEAVING)
         reborn = gated.worker(0)
-        reborn.wait_for("updates of an earlier run wait in the spool")
+        reborn.wait_for("the spool has unsent updates of an earlier run")
     finally:
         rabbitmqctl(node, "set_vm_memory_high_watermark", "0.4")
 

@@ -128,7 +128,7 @@ def test_a_long_message_of_many_lines_becomes_one_short_line() -> None:
         ({"w": [1.0]}, "the tensor 'w' must be a numpy array, not list"),
         ({"w": np.array([None])}, "tensor w has the dtype object"),
         ({"w": np.array(["a"])}, "tensor w has the dtype str"),
-        ({}, "no float tensor that is trained: there is nothing to learn"),
+        ({}, "no float tensor that is trained: there is nothing to train"),
         ({"n": np.zeros(2, np.int64)}, "no float tensor that is trained"),
     ],
 )
@@ -195,7 +195,7 @@ def test_examples_that_are_no_whole_number_are_refused(examples: Any) -> None:
         ({"": 0.5}, "printable characters, not ''"),
         ({"a\nb": 0.5}, "printable characters, not 'a"),
         ({"x" * 65: 0.5}, "printable characters, not 'xxx"),
-        ({"f1": np.zeros(257)}, "evaluate returned 257 metrics, and at most 256 can travel"),
+        ({"f1": np.zeros(257)}, "evaluate returned 257 metrics, and at most 256 can be sent"),
     ],
 )
 def test_metrics_that_are_no_numbers_are_refused(metrics: object, said: str) -> None:

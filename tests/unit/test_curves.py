@@ -12,7 +12,7 @@ from event_files import events_in, points_in
 from fluffle.errors import ConfigError
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
-from fluffle_worker.curves import MOST_WORKERS, Curves
+from fluffle_worker.curves import MAX_WORKERS, Curves
 
 
 def a_busy_version(number: int, *, fast: int, slow: int) -> ModelVersion:
@@ -68,7 +68,7 @@ def test_a_histogram_of_equal_values_is_one_bin_at_their_place(tmp_path: Path) -
 
     [event] = events_in(tmp_path).Histograms("staleness/of this version")
 
-    assert (event.histogram_value.bucket_limit, event.histogram_value.bucket) == ([4.0], [3.0])
+    assert (event.histogram_value.bucket_limit, event.histogram_value.bucket) == ([4.0, 4.0], [0.0, 3.0])
 
 
 def test_what_float32_does_not_hold_is_left_out_and_nothing_else(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_of_very_many_workers_some_have_curves_of_their_own(tmp_path: Path) -> N
     curves.note(replace(a_version(1), contributors=everyone), an_evaluation(1))
     curves.close()
 
-    assert len(list((tmp_path / "workers").iterdir())) == MOST_WORKERS
+    assert len(list((tmp_path / "workers").iterdir())) == MAX_WORKERS
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

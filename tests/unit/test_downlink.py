@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from builders import a_config, a_layout, a_strategy, a_version, an_update, values_of
 from leading import a_server, aggregate, newest, send, versions
-from working import TOPOLOGY, CountingTask, Scripted, no_display, sent_updates
+from working import TOPOLOGY, CountingTask, Scripted, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
 from fluffle.fake_broker import FakeBroker, FakeServer
@@ -162,9 +162,6 @@ def test_a_worker_measures_its_delta_against_the_copy_that_it_read(tmp_path: Pat
         task=task,
         topology=TOPOLOGY,
         spool=Spool(tmp_path, worker="w1", max_bytes=MIB),
-        seed=0,
-        delay_s=0.0,
-        show_round=no_display,
         stop=stop,
     )
 

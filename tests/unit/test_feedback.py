@@ -159,7 +159,7 @@ class Federation:
             kept += made.residual.vector
         for one in made.residual.in_flight:
             # Nothing is on its way any more: it was refused, and nothing came after it.
-            decoded(self.spool.body(one)).vector.add_to(kept, 1.0)
+            decoded(self.spool.sent_message(one)).vector.add_to(kept, 1.0)
         return applied, kept
 
 

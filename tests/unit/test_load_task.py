@@ -56,7 +56,7 @@ def test_ones_own_task_is_found_from_the_working_directory(
         (":task", "must read like package.module:name"),
         ("fluffle.errors:task", "fluffle.errors has no 'task'"),
         ("fluffle.task:READY_TASKS", "is no task: it lacks initial_weights, prepare, train, evaluate"),
-        ("fluffle_worker.keras_task:KerasTask", "is no task but a class"),
+        ("fluffle_worker.keras_task:KerasTask", "is a class, not a task"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_refused_with_the_reason(name: str, said: str) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import a_layout, a_version
-from working import TOPOLOGY, CountingTask, a_federation, no_display, sent_updates
+from working import TOPOLOGY, CountingTask, a_federation, sent_updates
 
 from fluffle.compression import CODECS
 from fluffle.errors import MessageTooLarge
@@ -78,10 +77,6 @@ def a_worker(task: CountingTask, folder: Path, *, max_message_bytes: int) -> Wor
         task=task,
         topology=TOPOLOGY,
         spool=Spool(folder, worker="w1", max_bytes=MIB),
-        seed=0,
-        delay_s=0.0,
-        show_round=no_display,
-        stop=threading.Event(),
         max_message_bytes=max_message_bytes,
     )
 

@@ -255,7 +255,7 @@ def test_on_a_full_disk_the_update_waits_in_memory_under_an_id_that_cannot_come_
     assert [one.sequence for one in [on_disk, *in_memory, after]] == [1, 2, 3, 4]
     assert on_disk.run not in {one.run for one in [*in_memory, after]}
     assert len({one.run for one in [*in_memory, after]}) == 1
-    assert len([one for one in caplog.messages if "Make room there" in one]) == 2
+    assert len([one for one in caplog.messages if "it waits in memory" in one]) == 2
     with a_spool(tmp_path) as spool:
         assert spool.next_id == replace(after, sequence=5)
 
@@ -296,7 +296,7 @@ def test_a_folder_restored_from_an_older_copy_begins_a_fresh_run(
         spool.compare(AppliedUpdates().adding([known, replace(known, sequence=7)]))
         assert spool.next_id.run != known.run
         assert add(spool)[0].sequence == 2
-    assert [one for one in caplog.messages if "older than what this worker has sent" in one]
+    assert [one for one in caplog.messages if "older than the updates that this worker has sent" in one]
 
 
 ENDLESSLY = """
@@ -346,7 +346,7 @@ def test_a_spool_that_begins_anew_keeps_nothing_and_a_later_process_goes_on_with
         old = add(spool, 3)
         spool.confirm()
         (tmp_path / f"{2:012d}-{old[0].run}.damaged").write_bytes(b"")
-        dropped = spool.begin_anew()
+        dropped = spool.start_over()
         fresh = add(spool)[0]
     with a_spool(tmp_path) as spool:
         next_id, waiting = spool.next_id, spool.waiting

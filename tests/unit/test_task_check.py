@@ -126,7 +126,7 @@ MISTAKES: dict[str, tuple[str, Does, str]] = {
     "a file that holds something else": (
         "load",
         lambda _: FourGroups().initial_weights(0),
-        "load reads other values than save has written in count, head, mean and 1 more",
+        "load reads other values than save wrote in count, head, mean and 1 more",
     ),
     "a load without the frozen tensors": ("save", FourGroups().save, "tensor_groups names tensors that"),
 }

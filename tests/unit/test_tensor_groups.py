@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from builders import a_version, values_of
 from tasks.grouped_task import FourGroups
-from working import TOPOLOGY, Scripted, a_federation, no_display, publish_versions, sent_updates
+from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError, TaskError
@@ -44,9 +44,6 @@ def work(server: FakeServer, task: Any, folder: Path, *, rounds: int) -> None:
         task=task,
         topology=TOPOLOGY,
         spool=Spool(folder, worker="w1", max_bytes=MIB),
-        seed=0,
-        delay_s=0.0,
-        show_round=no_display,
         stop=threading.Event(),
     )
     worker.work(lambda: Scripted(server, script))
@@ -97,7 +94,7 @@ def test_local_tensors_stay_in_the_workers_folder_from_round_to_round_and_over_r
 def test_the_local_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
     work(a_federation(version(0)), FourGroups(), tmp_path, rounds=1)
 
-    with pytest.raises(ConfigError, match=r"head float32\[3\] .* delete the file to begin anew"):
+    with pytest.raises(ConfigError, match=r"head float32\[3\] .* delete the file to start with fresh ones"):
         read_local_weights(tmp_path, {"head": np.zeros(3, np.float32)})
 
 
@@ -158,7 +155,7 @@ def with_groups(groups: object) -> FourGroups:
         ([("w", "local")], "tensor_groups must return a group by tensor name, not list"),
         ({"x": "frozen"}, "tensor_groups names tensors that initial_weights does not: x"),
         ({"w": "locked"}, "the group of 'w' must be one of trained, statistic, frozen, local, not 'locked'"),
-        (dict.fromkeys(("w", "mean", "head", "base"), "frozen"), "there is nothing to learn"),
+        (dict.fromkeys(("w", "mean", "head", "base"), "frozen"), "there is nothing to train"),
     ],
 )
 def test_groups_that_make_no_sense_are_refused(groups: object, said: str) -> None:

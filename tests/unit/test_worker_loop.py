@@ -15,7 +15,6 @@ from working import (
     Scripted,
     a_federation,
     later,
-    no_display,
     nothing,
     publish_versions,
     sent_updates,
@@ -31,7 +30,7 @@ from fluffle.record import ModelVersion
 from fluffle.task import Progress, Trained
 from fluffle.topology import MIB
 from fluffle.update import AppliedUpdates, UpdateId
-from fluffle_worker import loop
+from fluffle_worker.base_version import FIRST_PATIENCE_S
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import Spool
 
@@ -60,16 +59,21 @@ def after_updates(
     return script
 
 
-def a_worker(task: CountingTask, *, stop: threading.Event | None = None, delay_s: float = 0.0) -> Worker:
+def a_worker(
+    task: CountingTask,
+    *,
+    stop: threading.Event | None = None,
+    delay_s: float = 0.0,
+    first_patience_s: float = FIRST_PATIENCE_S,
+) -> Worker:
     return Worker(
         name="w1",
         task=task,
         topology=TOPOLOGY,
         spool=Spool(Path(), worker="w1", max_bytes=MIB),
-        seed=0,
         delay_s=delay_s,
-        show_round=no_display,
         stop=stop or threading.Event(),
+        first_patience_s=first_patience_s,
     )
 
 
@@ -180,17 +184,16 @@ def test_a_worker_that_is_ahead_waits_for_a_version_that_contains_its_updates() 
 
 
 def test_a_worker_that_is_ahead_trains_on_when_no_version_comes_at_all(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(loop, "FIRST_PATIENCE_S", 0.2)
     server = a_federation(version(0, plan=Plan(updates_per_version=1)))
     task = CountingTask()
 
     with caplog.at_level("INFO"):
-        work(server, task, rounds=4)
+        a_worker(task, first_patience_s=0.2).work(lambda: Scripted(server, after_updates(4)))
 
     assert task.started_from == [0.0] * 4
-    assert caplog.text.count("no newer version comes: training on from the same one") == 2
+    assert caplog.text.count("no newer version arrived: training again from the same one") == 2
 
 
 def test_in_synchronous_rounds_a_worker_waits_for_a_version_that_it_has_not_trained_from() -> None:

@@ -16,7 +16,6 @@ from working import (
     Scripted,
     a_federation,
     later,
-    no_display,
     publish_versions,
     sent_updates,
 )
@@ -37,7 +36,8 @@ from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import MIB
-from fluffle_worker.loop import Connect, Worker
+from fluffle_worker.loop import Worker
+from fluffle_worker.offline import Connect
 from fluffle_worker.spool import open_spool
 
 LAYOUT = Layout.of(CountingTask().initial_weights(0))
@@ -72,9 +72,6 @@ def live(
             task=task,
             topology=TOPOLOGY,
             spool=spool,
-            seed=0,
-            delay_s=0.0,
-            show_round=no_display,
             stop=stop or threading.Event(),
         )
         worker.work(connect, try_to_connect=try_to_connect)
@@ -132,7 +129,7 @@ def test_a_worker_that_is_stopped_while_the_queue_is_full_says_what_stays_in_its
 
     live(CountingTask(), lambda: Refusing(server, QueueFull("full"), stop.set), stop=stop)
 
-    assert "leaving with updates in the spool" in caplog.messages[-1]
+    assert "unsent updates remain in the spool" in caplog.messages[-1]
     assert "'updates': 1" in caplog.messages[-1]
 
 
@@ -145,7 +142,7 @@ def test_an_update_that_may_not_be_published_ends_the_worker_and_stays_in_its_sp
     with pytest.raises(type(error)):
         live(CountingTask(), lambda: Refusing(server, error, lambda: None))
 
-    assert "leaving with updates in the spool" in caplog.messages[-1]
+    assert "unsent updates remain in the spool" in caplog.messages[-1]
     live(CountingTask(), lambda: Scripted(server, until(1)))
     assert ids(server) == [1]
 
@@ -277,7 +274,7 @@ def test_what_waits_for_a_finished_federation_is_dropped_with_a_word(
         live(CountingTask(), lambda: FakeBroker(server))
 
     assert sent_updates(server) == []
-    assert "dropped from the spool what came too late to count" in caplog.text
+    assert "dropped unsent updates from the spool" in caplog.text
     with open_spool(Path("spool"), worker="w1", max_bytes=MIB) as spool:
         assert (spool.waiting, spool.next_id.sequence) == (0, 2)
 
@@ -337,7 +334,7 @@ def test_what_a_worker_has_for_a_federation_that_was_begun_anew_is_dropped_and_i
     updates = sent_updates(server)
     assert [(each.base_term, each.id.sequence) for each in updates] == [(1002, 1), (1002, 2)]
     assert old_run not in {each.id.run for each in updates}
-    told = [record.msg for record in caplog.records if "was begun anew" in str(record.msg)]
+    told = [record.msg for record in caplog.records if "the federation was reset" in str(record.msg)]
     assert len(told) == 1
     assert "'dropped_updates': 1" in str(told)
 

@@ -259,7 +259,7 @@ def test_held_out_data_is_held_to_the_same(kind: str) -> None:
 
 
 def test_a_data_set_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "MOST_MINIBATCHES", 50)
+    monkeypatch.setattr(data, "MAX_MINIBATCHES", 50)
 
     with pytest.raises(TaskError, match=r"has not ended after 50 minibatches: is it endless\?"):
         a_task(endless_data_set).prepare(Site())

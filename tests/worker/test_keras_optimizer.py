@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from builders import a_version, values_of
 from numpy.typing import NDArray
-from working import TOPOLOGY, Scripted, a_federation, no_display, publish_versions, sent_updates
+from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
 
 from fluffle.errors import LayoutError, TaskError
 from fluffle.fake_broker import FakeServer
@@ -132,9 +132,6 @@ def work(task: KerasTask, folder: Path, *, rounds: int) -> list[float]:
         task=task,
         topology=TOPOLOGY,
         spool=Spool(folder, worker="w1", max_bytes=MIB),
-        seed=0,
-        delay_s=0.0,
-        show_round=no_display,
         stop=threading.Event(),
     )
     task.prepare(Site())

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from fluffle import initial_model
 from fluffle.errors import TaskError
@@ -15,11 +16,13 @@ from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.task import Site, load_task
+from fluffle_cli.main import app
 from fluffle_worker.central import train_centrally
 from fluffle_worker.keras_task.backend import uses_tensorflow
 from fluffle_worker.tasks import diabetes, digits, fashion_mnist
 
 CHECKOUT = Path(__file__).parents[2]
+EXAMPLES = ["own_keras_task", "numpy_task", "sklearn_task"]
 
 needs_fashion_mnist = pytest.mark.skipif(
     not fashion_mnist.DEBIAN_FOLDER.is_dir() and not os.environ.get("CI"),
@@ -129,16 +132,17 @@ def test_fashion_mnist_that_is_nowhere_is_an_error_that_names_both_places_and_th
     assert "apt-get install dataset-fashion-mnist" in said
 
 
-@pytest.mark.parametrize("name", ["examples.own_keras_task:task", "examples.numpy_task:task"])
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_learns_saves_and_loads(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(CHECKOUT)
-    task = load_task(name)
+    task = load_task(f"examples.{name}:task")
     weights = task.initial_weights(0)
 
     examples = task.prepare(Site(index=1, count=3))
-    plan = Plan(local_epochs=15, proximal_mu=0.01 if uses_tensorflow() else 0.0)
+    has_proximal_term = uses_tensorflow() and name != "sklearn_task"
+    plan = Plan(local_epochs=15, proximal_mu=0.01 if has_proximal_term else 0.0)
     result = task.train(weights, plan, seed=0, progress=silent)
     again = task.train(weights, plan, seed=0, progress=silent)
     task.save(result.weights, tmp_path / "model.keras")
@@ -149,6 +153,42 @@ def test_an_example_learns_saves_and_loads(
     assert Layout.of(result.weights) == Layout.of(weights)
     for other in (again.weights, loaded):
         assert all(np.array_equal(other[tensor], result.weights[tensor]) for tensor in result.weights)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_passes_the_task_check(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CHECKOUT)
+
+    checked = CliRunner().invoke(app, ["task", "check", "--task", f"examples.{name}:task"])
+
+    assert checked.exit_code == 0, checked.stderr
+    assert f"examples.{name}:task works" in checked.stdout
+
+
+@pytest.mark.parametrize("name", [each for each in EXAMPLES if each != "own_keras_task"])
+def test_an_example_without_keras_multiplies_the_learning_rate_by_the_plans_scale(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    task = load_task(f"examples.{name}:task")
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+
+    halved = Plan(local_steps=1, learning_rate=0.1, learning_rate_scale=0.5)
+    scaled = task.train(weights, halved, seed=0, progress=silent)
+    plain = task.train(weights, Plan(local_steps=1, learning_rate=0.05), seed=0, progress=silent)
+
+    assert all(np.array_equal(scaled.weights[tensor], plain.weights[tensor]) for tensor in weights)
+
+
+def test_the_scikit_learn_example_refuses_a_plan_with_a_proximal_term(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(CHECKOUT)
+    task = load_task("examples.sklearn_task:task")
+
+    with pytest.raises(TaskError, match="SGDClassifier has no proximal term"):
+        task.train(task.initial_weights(0), Plan(proximal_mu=0.1), seed=0, progress=silent)
 
 
 def test_the_initial_model_of_digits_is_seeded_or_comes_from_a_keras_file(tmp_path: Path) -> None:

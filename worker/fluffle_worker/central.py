@@ -1,4 +1,4 @@
-"""The yardstick of a federation: the same architecture, trained in one place on the data of all sites."""
+"""The baseline of a federation: the same model, trained centrally on the data of all sites."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def train_centrally(
 ) -> Mapping[str, float]:
     """Train from the seeded initial weights on all the data, and return the metrics on held-out data.
 
-    Batch size and learning rate are the plan's. The optimizer keeps its state over all epochs, as in any
-    training without a federation. No epoch begins after `max_seconds`. Afterwards the task is prepared for
-    the one site that has everything. Raises TaskError when the data is not there.
+    Batch size and learning rate are the plan's. The optimizer keeps its state over all epochs, as usual in
+    central training. No epoch begins after `max_seconds`. Afterwards the task is prepared for one site that
+    has all the data. Raises TaskError when the data is missing.
     """
     checked = CheckedTask(task)
     model = checked.model(seed)

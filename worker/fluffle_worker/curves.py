@@ -1,25 +1,36 @@
-"""What an evaluator writes for TensorBoard of each version that it has evaluated."""
+"""Curves and histograms for TensorBoard of each version that an evaluator has evaluated."""
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import make_histogram
 
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle.record import Evaluation, ModelVersion
-from fluffle_worker.event_file import EventFile
 
 log = get_logger(__name__)
 
-# Each has a file that stays open. The others are in the sums, and on every other page.
-MOST_WORKERS = 64
+# Each worker with its own curves has a file that stays open. The sums contain all workers.
+MAX_WORKERS = 64
+BINS = 30
+LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Curves:
     """A folder with the federation's curves, and in `workers/NAME` those of each worker."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin new files in a folder, beside those that are there; ConfigError when it cannot be written."""
+        """Begin new files in a folder, beside earlier ones; ConfigError when it cannot be written."""
         self._folder = folder
         try:
             self._federation = EventFile(folder)
@@ -29,14 +40,12 @@ class Curves:
         self._staleness_sum = self._updates = 0
 
     def note(self, version: ModelVersion, evaluation: Evaluation) -> None:
-        """Write down an evaluated version; a disk that takes nothing is logged, and stops nobody."""
+        """Write the numbers of an evaluated version; a write error is logged only."""
         try:
             self._note_federation(version, evaluation)
             self._note_workers(version)
         except OSError as error:
-            log.warning(
-                "nothing was written for TensorBoard", folder=str(self._folder), because=error.strerror
-            )
+            log.warning("cannot write for TensorBoard", folder=str(self._folder), because=error.strerror)
 
     def close(self) -> None:
         """Close the files."""
@@ -54,34 +63,71 @@ class Curves:
         }
         staleness_sum = sum(one.staleness_sum for one in version.contributors.values())
         if version.updates > self._updates:
-            # Also of the versions in between, which this evaluator has not read.
-            late = (staleness_sum - self._staleness_sum) / (version.updates - self._updates)
-            scalars["staleness/mean since the last evaluation"] = late
+            # Includes the versions in between, which this evaluator has not read.
+            mean = (staleness_sum - self._staleness_sum) / (version.updates - self._updates)
+            scalars["staleness/mean since the last evaluation"] = mean
         self._staleness_sum, self._updates = staleness_sum, version.updates
-        self._federation.add(
-            version.version,
-            at=version.committed_at,
-            scalars=scalars,
-            histograms={
-                "staleness/of this version": [one.staleness for one in version.folded],
-                "weights/of this version": [one.weight for one in version.folded],
-                "norms/of the last updates": version.norms,
-            },
-        )
+        histograms: dict[str, Sequence[float]] = {
+            "staleness/of this version": [one.staleness for one in version.folded],
+            "weights/of this version": [one.weight for one in version.folded],
+            "norms/of the last updates": version.norms,
+        }
+        self._federation.add(version, scalars, histograms)
 
     def _note_workers(self, version: ModelVersion) -> None:
         for name, one in sorted(version.contributors.items()):
-            if name not in self._workers and len(self._workers) >= MOST_WORKERS:
-                continue
             if name not in self._workers:
+                if len(self._workers) >= MAX_WORKERS:
+                    continue
                 self._workers[name] = EventFile(self._folder / "workers" / name)
-                if len(self._workers) == MOST_WORKERS:
-                    log.warning(
-                        "no more workers have curves of their own in TensorBoard", workers=MOST_WORKERS
-                    )
+                if len(self._workers) == MAX_WORKERS:
+                    log.warning("TensorBoard gets curves of some workers only", workers=MAX_WORKERS)
             scalars = {
                 "worker/updates": one.updates,
                 "worker/mean staleness": one.mean_staleness,
                 "worker/rejected": one.rejected,
             }
-            self._workers[name].add(version.version, at=version.committed_at, scalars=scalars)
+            self._workers[name].add(version, scalars)
+
+
+class EventFile:
+    """One file in a folder, which is one curve in each of TensorBoard's charts.
+
+    tensorboardX's own writer works in a thread, where an error of the disk is lost; here OSError is raised.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = RecordWriter(str(folder / name))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(
+        self,
+        version: ModelVersion,
+        scalars: Mapping[str, float],
+        histograms: Mapping[str, Sequence[float]] = {},
+    ) -> None:
+        """Write values of one version by their tags, except empty histograms and numbers beyond float32."""
+        values = [
+            Summary.Value(tag=tag, simple_value=value)
+            for tag, value in scalars.items()
+            if abs(value) <= LARGEST_FLOAT32
+        ]
+        for tag, numbers in histograms.items():
+            if numbers:
+                array = np.asarray(numbers, np.float64)
+                # numpy's own bins of equal values would reach beyond them, and with them TensorBoard's axis.
+                bins = BINS if array.min() < array.max() else [array[0]] * 2
+                values.append(Summary.Value(tag=tag, histo=make_histogram(array, bins)))
+        event = Event(wall_time=version.committed_at, step=version.version, summary=Summary(value=values))
+        self._write(event)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, event: Event) -> None:
+        self._file.write(event.SerializeToString())
+        # TensorBoard may be reading the file now.
+        self._file.flush()

@@ -1,4 +1,4 @@
-"""The spool's files: there as a whole or not at all, with a digest at their end."""
+"""The spool's files, written as a whole or not at all, with a digest at their end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Damaged(Exception):
 
 
 def _digest(name: str, *parts: bytes | memoryview) -> bytes:
-    """Return what tells a damaged, shortened or renamed file; against accidents, not against people."""
+    """Return a checksum that detects damaged, shortened or renamed files; no protection from attackers."""
     running = xxhash.xxh3_128(name.encode())
     for part in parts:
         running.update(part)
@@ -26,7 +26,7 @@ def _digest(name: str, *parts: bytes | memoryview) -> bytes:
 
 
 def write_digested(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that is there as a whole or not at all, even after a power cut."""
+    """Write a file that exists as a whole or not at all, even after a power cut."""
     write_and_rename(path.with_suffix(".part"), path, [*parts, _digest(path.stem, *parts)], mode=0o600)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -36,16 +36,16 @@ def write_digested(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def read_digested(path: Path) -> bytes:
-    """Return the message that was written; Damaged when the file is not what it was."""
+    """Return the message that was written; raises Damaged when the file has changed."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
         body = file.read(max(0, size_bytes))
         if size_bytes < 0 or file.read() != _digest(path.stem, body):
-            raise Damaged(f"its {len(body)} bytes do not go with their digest")
+            raise Damaged(f"its {len(body)} bytes do not match their digest")
     return body
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if it is there and can be removed."""
+    """Remove a file if it exists and can be removed."""
     with suppress(OSError):
         path.unlink()

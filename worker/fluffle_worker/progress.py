@@ -1,4 +1,4 @@
-"""Shows how far a round of training is: a bar on a terminal, nothing in a log file."""
+"""Shows the progress of a round of training: a bar on a terminal, nothing in a log file."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from fluffle.task import Progress
 
 
 class RoundDisplay:
-    """Makes one bar for each round, on the console that the log lines go to as well."""
+    """Shows one bar for each round, on the console of the log lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     @contextmanager
     def show(self, title: str) -> Iterator[Progress]:
-        """Show a round while the block lasts; the bar goes away at its end."""
+        """Show a bar during the block, and remove it afterwards."""
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Bars(
             *columns, console=self._console, transient=True, disable=not self._console.is_terminal

@@ -18,15 +18,20 @@ from fluffle.update import UpdateId, WeightUpdate
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedUpdate:
-    """What a round gave: an update in float32, whose elements are `vector` too, and the new local weights.
+    """The result of a round: an update in float32, a view of its elements, and the new local weights.
 
-    `unusable` says in words why it must not be sent, and is empty when it may be.
+    `unusable` says why the update must not be sent; empty when it may be.
     """
 
     update: WeightUpdate
     vector: Vector
     local: Weights
     unusable: str
+
+
+def minibatch_seed(*numbers: int) -> int:
+    """Return the seed of one round's minibatches, such as from the worker's seed and the round's number."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def train_round(
@@ -37,9 +42,12 @@ def train_round(
     update_id: UpdateId,
     seed: int,
     progress: Progress,
-    idle: Callable[[], None],
+    idle: Callable[[], None] = lambda: None,
 ) -> TrainedUpdate:
-    """Train from a version as its plan says; `seed` orders the minibatches; `idle` is called at the end."""
+    """Train from a version as its plan says.
+
+    `local` are the site's local weights, `seed` orders the minibatches, and `idle` is called after training.
+    """
     started = time.monotonic()
     trained = task.train({**version.weights, **local}, version.plan, seed=seed, progress=progress)
     idle()
@@ -47,7 +55,7 @@ def train_round(
     tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
     tensors += [name for name, array in trained.local.items() if not _is_finite(array)]
     if version.plan.sends == "delta":
-        # Against the version that this round started from, never against a newer one.
+        # The base is the version that this round started from, never a newer one.
         np.subtract(flat.vector, version.vector, out=flat.vector)
     update = WeightUpdate(
         federation=version.federation,

@@ -11,7 +11,6 @@ No signal handler is set, any thread will do, and several may run in one process
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 
 from structlog.contextvars import bound_contextvars
@@ -23,12 +22,13 @@ from fluffle.event_sink import ReportingSink
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.settings import load_arguments
-from fluffle.task import Progress, Task, name_of_task
+from fluffle.task import Task, name_of_task
 from fluffle.topology import MIB, topology_of
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
-from fluffle_worker.loop import ShowRound, Worker, WorkerResult
+from fluffle_worker.loop import Worker, WorkerResult
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
+from fluffle_worker.trainer import ShowRound, show_nothing
 
 log = get_logger(__name__)
 
@@ -37,10 +37,10 @@ def run_worker(task: Task, *, stop: threading.Event | None = None, **settings: o
     """Train a task round after round until the federation has finished, or until `stop` is set.
 
     `settings` are those of `fluffle worker`, such as `federation`, `broker_url`, `name`, `site` and `sites`;
-    what is not given comes from the environment (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. What was
-    trained but not confirmed stays in the spool, and the next call with the same name sends it. Raises
-    ConfigError for wrong settings, TaskError for a mistake in the task, and BrokerError when the broker
-    refuses it for good or is not there for `connect_timeout_s`.
+    others come from the environment (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. Unconfirmed updates
+    stay in the spool, and the next call with the same name sends them. Raises ConfigError for wrong settings,
+    TaskError for a mistake in the task, and BrokerError when the broker refuses the worker permanently or
+    cannot be reached for `connect_timeout_s`.
     """
     checked = load_arguments(WorkerSettings, {"task": name_of_task(task), **settings})
     with bound_contextvars(**checked.log_fields()):
@@ -50,16 +50,11 @@ def run_worker(task: Task, *, stop: threading.Event | None = None, **settings: o
 def run_evaluator(task: Task, *, stop: threading.Event | None = None, **settings: object) -> EvaluatorResult:
     """Evaluate the newest version of the model until the federation has finished, or until `stop` is set.
 
-    `settings` are those of `fluffle evaluator`; see `run_worker` for where others come from and for errors.
+    `settings` are those of `fluffle evaluator`; defaults and errors are those of `run_worker`.
     """
     checked = load_arguments(EvaluatorSettings, {"task": name_of_task(task), **settings})
     with bound_contextvars(**checked.log_fields()):
         return evaluate(task, checked, stop or threading.Event())
-
-
-def show_nothing(_title: str) -> nullcontext[Progress]:
-    """Show no progress of a round."""
-    return nullcontext(lambda _done, _total: None)
 
 
 def work(
@@ -70,7 +65,7 @@ def work(
     if site.index >= site.count:
         raise TaskError(
             f"this worker is site {site.index}, but there are only {site.count} (0 to {site.count - 1}): "
-            f"set --sites to the number of workers, the same for all"
+            "set --sites to the number of workers, the same for all"
         )
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
@@ -123,12 +118,7 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
         name=settings.name,
     ) as event_sink:
         evaluator = Evaluator(
-            name=settings.name,
-            task=task,
-            topology=topology,
-            stop=stop,
-            event_sink=event_sink,
-            notes=notes,
+            name=settings.name, task=task, topology=topology, stop=stop, event_sink=event_sink, notes=notes
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
@@ -136,7 +126,7 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
 
 def _curves_in(folder: Path) -> Note:
     try:
-        # Not everybody has tensorboardX: it comes with the extra [worker].
+        # tensorboardX comes with the extra [worker], so it may be missing.
         from fluffle_worker.curves import Curves
     except ModuleNotFoundError as error:
         raise ConfigError(f"--tensorboard needs tensorboardX: pip install tensorboardX ({error})") from error

@@ -2,7 +2,7 @@
 
 local.safetensors      the task's local weights, such as a personal head
 optimizer.safetensors  the optimizer's state, where the plan says keep_optimizer
-first-term             the term in which the federation began that all of this, and the spool, belong to
+first-term             the first term of the federation that all of this, and the spool, belong to
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Weights
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import read_model, write_model
-from fluffle.whole_file import write_and_rename
+from fluffle.whole_file import write_whole
 
 log = get_logger(__name__)
 
-# The optimizer's state may be twice the model. Where writing it takes longer than this, it takes at most one
-# part in so many of the time.
+# The optimizer's state may be twice as large as the model. Writing it takes at most one part in WRITING_SHARE
+# of the time, unless it takes less than QUICK_S.
 QUICK_S, WRITING_SHARE = 0.1, 20
 
 LOCAL, OPTIMIZER, FIRST_TERM = "local.safetensors", "optimizer.safetensors", "first-term"
 
 
 class SiteState:
-    """A worker's local weights and the state of its optimizer, as of its last round that went well."""
+    """A worker's local weights and the state of its optimizer, as of its last usable round."""
 
     def __init__(self, folder: Path, task: CheckedTask, initial: Weights) -> None:
         """Read what an earlier process left in a worker's folder; `initial` are the task's own local weights.
@@ -41,70 +42,60 @@ class SiteState:
         """
         self._folder = folder
         self._task = task
-        self._is_optimizer_ours = False
+        self._has_optimizer = False
         self._write_optimizer_at = 0.0
         self._initial = dict(initial)
-        self._first_term = _read_first_term(folder)
+        self._first_term = _read_first_term(folder / FIRST_TERM)
         self.local: Mapping[str, NDArray[np.generic]] = dict(initial)
         if initial and (folder / LOCAL).exists():
             self.local = read_local_weights(folder, initial)
 
-    def start_round(self, *, keep_optimizer: bool) -> None:
-        """Let the task's optimizer go on from where it was, if the plan says so."""
-        if not keep_optimizer:
-            self._is_optimizer_ours = False
-        elif not self._is_optimizer_ours:
+    def start_round(self, plan: Plan) -> None:
+        """Restore the task's optimizer if the plan keeps it, and the last round did not leave it in place."""
+        if plan.keep_optimizer and not self._has_optimizer:
             self._restore_optimizer()
+        self._has_optimizer = plan.keep_optimizer
 
-    def end_round(self, local: Weights, *, keep_optimizer: bool) -> None:
-        """Take on what a round gave, and write it down; a full disk costs only the next start.
+    def end_round(self, plan: Plan, local: Weights) -> None:
+        """Keep the results of a round, in memory and on disk; on a full disk a restart uses older ones.
 
-        An optimizer's state that takes long to write is written after some rounds only: a restart goes on
-        from the one that was written last.
+        An optimizer's state that takes long to write is written after some rounds only.
         """
         if local:
             self.local = dict(local)
             self._write(LOCAL, local)
-        if keep_optimizer:
-            self._is_optimizer_ours = True
-            began = time.monotonic()
-            if began >= self._write_optimizer_at:
-                self._write(OPTIMIZER, self._task.optimizer_state())
-                ended = time.monotonic()
-                self._write_optimizer_at = ended + WRITING_SHARE * max(0.0, ended - began - QUICK_S)
+        began = time.monotonic()
+        if plan.keep_optimizer and began >= self._write_optimizer_at:
+            self._write(OPTIMIZER, self._task.optimizer_state())
+            ended = time.monotonic()
+            self._write_optimizer_at = ended + WRITING_SHARE * max(0.0, ended - began - QUICK_S)
+
+    def forget_round(self) -> None:
+        """Drop the optimizer's state of an unusable round: its moments may be NaN as well."""
+        self._has_optimizer = False
 
     def belongs_to(self, version: ModelVersion) -> bool:
         """Tell whether a version is of the federation that this state is from.
 
-        After `fluffle federation reset` the history of terms begins with another one. A new folder, or one of
-        an older Fluffle, goes with any.
+        `fluffle federation reset` starts with another first term. A folder without one goes with any.
         """
         return self._first_term in {None, version.terms[0].term}
 
     def remember(self, version: ModelVersion) -> None:
-        """Note of which federation this state is from now on."""
+        """Note which federation this state is from."""
         if self._first_term == version.terms[0].term:
             return
         self._first_term = version.terms[0].term
         try:
-            write_and_rename(
-                self._folder / f"{FIRST_TERM}.part",
-                self._folder / FIRST_TERM,
-                [str(self._first_term).encode()],
-                mode=0o600,
-            )
-        except OSError as error:
-            log.warning("not on disk: a restart begins without it", file=FIRST_TERM, because=error.strerror)
+            write_whole(self._folder / FIRST_TERM, [str(self._first_term).encode()])
+        except ConfigError as error:
+            _warn_that_it_is_not_written(FIRST_TERM, error)
 
-    def begin_anew(self) -> None:
+    def start_over(self) -> None:
         """Go back to the task's own local weights and to a fresh optimizer."""
-        self.local, self._is_optimizer_ours = dict(self._initial), False
+        self.local, self._has_optimizer = dict(self._initial), False
         for name in (LOCAL, OPTIMIZER):
             (self._folder / name).unlink(missing_ok=True)
-
-    def forget_round(self) -> None:
-        """Go back to what was before a round that went wrong: its moments may be NaN as well."""
-        self._is_optimizer_ours = False
 
     def _restore_optimizer(self) -> None:
         path = self._folder / OPTIMIZER
@@ -112,29 +103,15 @@ class SiteState:
         try:
             self._task.restore_optimizer(state)
         except LayoutError as error:
-            log.warning("the optimizer begins anew: its state is another one's", because=str(error))
+            log.warning("starting with a fresh optimizer: the file is of another one", because=str(error))
             self._task.restore_optimizer({})
-        self._is_optimizer_ours = True
 
     def _write(self, name: str, weights: Weights) -> None:
-        if not weights:
-            return
-        try:
-            write_model(self._folder / name, weights)
-        except ConfigError as error:
-            log.warning("not on disk: a restart begins with an older one", file=name, because=str(error))
-
-
-def _read_first_term(folder: Path) -> int | None:
-    try:
-        return int((folder / FIRST_TERM).read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning(
-            "cannot be read, and is taken for missing", file=str(folder / FIRST_TERM), because=str(error)
-        )
-        return None
+        if weights:
+            try:
+                write_model(self._folder / name, weights)
+            except ConfigError as error:
+                _warn_that_it_is_not_written(name, error)
 
 
 def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[np.generic]]:
@@ -146,6 +123,18 @@ def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[n
     if difference := Layout.of(initial).difference(Layout.of(weights), whose="the task's model"):
         raise ConfigError(
             f"{folder / LOCAL} holds the local weights of another model ({difference}): delete the file to "
-            "begin anew, or go back to the task that it was trained with"
+            "start with fresh ones, or go back to the task that it was trained with"
         )
     return weights
+
+
+def _read_first_term(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii")) if path.exists() else None
+    except (OSError, ValueError) as error:
+        log.warning("cannot read a file, and continuing without it", file=str(path), because=str(error))
+        return None
+
+
+def _warn_that_it_is_not_written(file: str, error: ConfigError) -> None:
+    log.warning("cannot write a file: a restart would use an older one", file=file, because=str(error))

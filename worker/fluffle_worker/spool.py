@@ -1,16 +1,16 @@
-"""Finished updates that are not confirmed yet, in a folder on disk: what the worker has learnt is not lost.
+"""Updates that the broker has not confirmed yet, in a folder on disk, so that no training is lost.
 
-The names of the files are the spool's memory, so that even on a full disk a confirm can be noted:
+The names of the files are the spool's memory, so that a confirm can be noted on a full disk too:
 
-    000000000007-RUN.update   update 7 of a run waits: the message as it is published, then a digest
+    000000000007-RUN.update   update 7 of a run, not confirmed: the message as it is published, and a digest
     000000000006-RUN.done     the last one that was confirmed, or dropped; empty
     000000000005-RUN.damaged  one that could not be read any more, set aside
     000000000004-RUN.sent     with a codec that leaves out: confirmed, but not known to be applied
-    000000000007-RUN.residual what update 7 left out; it counts if update 7 was kept
+    000000000007-RUN.residual what update 7 left out; it counts if update 7 is there
     *.part                    is being written
-    lock                      held by the one process that works here
+    lock                      held by the one process that uses the folder
 
-Numbers only go up, over all runs, so that names sort in the order of their making.
+Numbers only increase, over all runs, so that the order of names is the order in which they were made.
 """
 
 from __future__ import annotations
@@ -39,15 +39,13 @@ from fluffle_worker.digested_file import DIGEST_BYTES, Damaged, read_digested, r
 log = get_logger(__name__)
 
 State = Literal["update", "done", "damaged", "sent", "residual", "part"]
-# In the order of their removal: without its update a residual counts for nothing.
-STATES_OF_ONE: tuple[State, ...] = ("update", "residual")
 _NAME = re.compile(
     r"(?P<sequence>[0-9]{12})-(?P<run>[0-9a-f]{16})\.(?P<state>update|done|damaged|sent|residual)"
 )
 
 
 class NoRoomForResidual(Exception):
-    """The disk takes neither an update nor what it left out; what was left out before is as it was."""
+    """The disk has no room for an update and what it left out; the earlier residual is unchanged."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +63,7 @@ class Residual:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """An update that is not confirmed; its message is `body`, or None while it lies on disk."""
+    """An update that is not confirmed; `body` is its message if it could not be written to the disk."""
 
     id: UpdateId
     size_bytes: int
@@ -74,9 +72,9 @@ class Waiting:
 
 @contextmanager
 def open_spool(folder: Path, *, worker: str, max_bytes: int) -> Iterator[Spool]:
-    """Take the spool of a worker for this process; `max_bytes` wait in it at most, or one larger update.
+    """Open the spool of a worker for this process; it holds at most `max_bytes`, or one larger update.
 
-    Raises ConfigError when the folder cannot be used, or when another process has it.
+    Raises ConfigError when the folder cannot be used, or when another process uses it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -91,7 +89,7 @@ def open_spool(folder: Path, *, worker: str, max_bytes: int) -> Iterator[Spool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(
-                f"another process works with the spool {folder} ({error.strerror}): is a worker of the name "
+                f"another process uses the spool {folder} ({error.strerror}): is a worker of the name "
                 f"{worker!r} running already? Give this one another --name or --spool"
             ) from error
         yield Spool(folder, worker=worker, max_bytes=max_bytes)
@@ -100,10 +98,10 @@ def open_spool(folder: Path, *, worker: str, max_bytes: int) -> Iterator[Spool]:
 
 
 class Spool:
-    """The updates that wait, oldest first, and the ids that this worker has given so far.
+    """The unconfirmed updates, oldest first, and the ids that this worker has used so far.
 
-    An update keeps its id for ever, and no id is given twice, whenever the process dies: a worker that is
-    started again goes on with its run, as long as everything of the run is on disk.
+    An update keeps its id, and no id is used twice, whenever the process dies: a restarted worker continues
+    its run, as long as everything of the run is on disk.
     """
 
     def __init__(self, folder: Path, *, worker: str, max_bytes: int) -> None:
@@ -112,21 +110,27 @@ class Spool:
         self._worker = worker
         self._max_bytes = max_bytes
         self._waiting: deque[Waiting] = deque()
-        self._last = UpdateId(worker, secrets.token_hex(8), 0)
-        self._done: Path | None = None
-        # Whether an id of this run is on disk, so that another process would go on with the run.
-        self._run_is_known = False
-        # Confirmed with a codec that leaves out, and which update's left-out part is the newest.
+        # Confirmed with a codec that leaves out, and the update with the newest residual.
         self._sent: list[UpdateId] = []
         self._residual: UpdateId | None = None
+        self._done: Path | None = None
+        self._begin_run(after=0)
         residuals: list[UpdateId] = []
         for path in sorted(folder.iterdir()):
-            self._recall(path, residuals)
+            if path.suffix == ".part":
+                remove(path)
+            elif name := _NAME.fullmatch(path.name):
+                update_id = UpdateId(worker, name["run"], int(name["sequence"]))
+                if name["state"] == "residual":
+                    residuals.append(update_id)
+                else:
+                    self._recall(update_id, name["state"], path)
+        # Beyond the last number, the process died before the update itself was on disk.
+        valid = [one for one in residuals if one.sequence <= self._last.sequence]
+        self._residual = valid[-1] if valid else None
         for one in residuals:
-            # Beyond the last number, the process died before the update itself was on disk.
-            newest = one.sequence <= self._last.sequence
-            self._forget(self._residual if newest else one, "residual")
-            self._residual = one if newest else self._residual
+            if one != self._residual:
+                self._remove(one, "residual")
 
     @property
     def waiting(self) -> int:
@@ -140,7 +144,7 @@ class Spool:
 
     @property
     def sent(self) -> list[UpdateId]:
-        """The updates that are confirmed, but not known to be applied, oldest first; `body` reads them."""
+        """The updates that are confirmed, but not known to be applied, oldest first."""
         return list(self._sent)
 
     @property
@@ -151,15 +155,15 @@ class Spool:
     def add(self, update: WeightUpdate, residual: Residual | None = None) -> None:
         """Keep an update whose id is `next_id` until it is confirmed: it is on disk when this returns.
 
-        The oldest ones are dropped for which there is no room. When the disk takes nothing, the update waits
-        in memory, under the id of a fresh run: an id that is not on disk could be given twice. With a
-        residual, which replaces the one before in the same moment, it raises NoRoomForResidual then.
+        The oldest updates are dropped if there is no room. When the disk is full, the update waits in memory
+        under the id of a new run, since an id that is not on disk could be used twice. A residual replaces
+        the one before in the same moment; with one, a full disk raises NoRoomForResidual instead.
         """
         body = encode_update(update)
         self._make_room(len(body))
         try:
             if residual is None:
-                self._forget(update.id, "residual")
+                self._remove(update.id, "residual")
             else:
                 numbers = np.array([len(residual.absorbed), *residual.absorbed], "<u8")
                 left_out = (numbers.data.cast("B"), Float32Vector.of(residual.vector).payload)
@@ -167,16 +171,17 @@ class Spool:
             # From here on, both count.
             write_digested(self._path(update.id, "update"), body)
         except OSError as error:
+            # The update first: without it, a residual does not count.
+            for state in ("update", "residual"):
+                self._remove(update.id, state)
+            self._remove(update.id, "part")
             if residual is None:
                 self._keep_in_memory(update, error)
                 return
-            for state in STATES_OF_ONE:
-                self._forget(update.id, state)
-                remove(self._path(update.id, state).with_suffix(".part"))
             raise NoRoomForResidual(f"{self.folder}: {error.strerror}") from error
         if residual is not None:
-            self._supersede(update.id, residual)
-        self._run_is_known = True
+            self._replace_residual(update.id, residual)
+        self._is_run_on_disk = True
         self._last = update.id
         self._waiting.append(Waiting(update.id, len(body)))
 
@@ -185,28 +190,23 @@ class Spool:
         while self._waiting:
             first = self._waiting[0]
             try:
-                body = self._read(first)
+                body = first.body or read_digested(self._path(first.id, "update"))
                 require_protocol(body)
             except (Damaged, WireError, OSError) as error:
-                self._set_aside(first, str(error))
+                self._set_aside(self._waiting.popleft().id, str(error))
             else:
                 return first.id, body
         return None
 
     def confirm(self) -> None:
-        """Take note that the broker has the oldest update."""
+        """Note that the broker has the oldest update."""
         one = self._waiting.popleft()
         if self._residual is None or one.body is not None:
-            self._leave(one)
-            return
-        try:
-            self._path(one.id, "update").replace(self._path(one.id, "sent"))
-        except OSError as error:
-            self._say_that_it_stays(one.id, error)
-        else:
+            self._finish(one)
+        elif self._rename(one.id, "update", "sent"):
             self._sent.append(one.id)
 
-    def body(self, update: UpdateId) -> bytes:
+    def sent_message(self, update: UpdateId) -> bytes:
         """Return the message of an update that was sent; raises Damaged or OSError."""
         return read_digested(self._path(update, "sent"))
 
@@ -217,47 +217,45 @@ class Spool:
         try:
             body = read_digested(self._path(self._residual, "residual"))
         except (Damaged, OSError) as error:
-            log.warning("what was left out so far cannot be read: beginning anew", because=str(error))
+            log.warning("cannot read what earlier updates left out: it is lost", because=str(error))
             return None
         count = int.from_bytes(body[:8], "little")
         absorbed = np.frombuffer(body, "<u8", count, 8).tolist()
         return self._residual, Residual(np.frombuffer(body, "<f4", offset=8 + 8 * count), tuple(absorbed))
 
     def forget_residual(self) -> None:
-        """Let go of what was left out, and of what was sent for it."""
+        """Drop what was left out, and the sent updates that were kept for it."""
         for one in self._sent:
             if one == self._last:
-                self._leave(Waiting(one, 0), "sent")
+                self._finish(Waiting(one, 0), "sent")
             else:
-                self._forget(one, "sent")
-        self._forget(self._residual, "residual")
+                self._remove(one, "sent")
+        self._remove(self._residual, "residual")
         self._sent, self._residual = [], None
 
     def clear(self) -> int:
-        """Drop all that waits, and return how many that were."""
+        """Drop all unconfirmed updates, and return how many there were."""
         dropped = len(self._waiting)
         self.forget_residual()
         while self._waiting:
-            self._leave(self._waiting.popleft())
+            self._finish(self._waiting.popleft())
         return dropped
 
-    def begin_anew(self) -> int:
-        """Drop all that waits, and begin a fresh run from number 1; return how many updates were dropped.
+    def start_over(self) -> int:
+        """Drop all unconfirmed updates, and begin a new run at number 1; return how many were dropped.
 
-        For another federation under the same name, in which nothing of this can count.
+        For another federation under the same name, in which none of them can count.
         """
         dropped = self.clear()
         for path in self.folder.iterdir():
-            # Names of higher numbers would come after those of the fresh run.
+            # Names with higher numbers would come after those of the new run.
             if _NAME.fullmatch(path.name):
                 remove(path)
-        self._done = None
-        self._last = UpdateId(self._worker, secrets.token_hex(8), 0)
-        self._run_is_known = False
+        self._begin_run(after=0)
         return dropped
 
     def compare(self, applied: AppliedUpdates) -> None:
-        """Begin a fresh run if a model contains updates of this run that the spool knows nothing of.
+        """Begin a new run if a model contains updates of this run that the spool does not know.
 
         That happens when the folder was restored from an older copy: its next numbers are used already.
         """
@@ -265,41 +263,36 @@ class Spool:
         if known is None or known.highest <= self._last.sequence:
             return
         log.warning(
-            "the spool is older than what this worker has sent: beginning a fresh run",
+            "the spool is older than the updates that this worker has sent: starting a new run",
             spool=str(self.folder),
             run=self._last.run,
             last_in_spool=self._last.sequence,
             last_in_model=known.highest,
         )
-        # What is left out there may have been sent since.
+        # The residual may have been sent since.
         self.forget_residual()
-        self._last = replace(self._last, run=secrets.token_hex(8))
-        self._run_is_known = False
+        self._begin_run(after=self._last.sequence)
 
-    def _recall(self, path: Path, residuals: list[UpdateId]) -> None:
-        """Learn from the name of a file what was before this process; they come in their order."""
-        if path.suffix == ".part":
-            remove(path)
-        name = _NAME.fullmatch(path.name)
-        if name is None:
-            return
-        update_id = UpdateId(self._worker, name["run"], int(name["sequence"]))
-        if name["state"] == "residual":
-            residuals.append(update_id)
-            return
-        self._last = update_id
-        self._run_is_known = True
-        if name["state"] == "update":
-            self._waiting.append(Waiting(self._last, max(0, path.stat().st_size - DIGEST_BYTES)))
-        elif name["state"] == "done":
+    def _begin_run(self, *, after: int) -> None:
+        self._last = UpdateId(self._worker, secrets.token_hex(8), after)
+        # Whether an id of this run is on disk, so that another process would continue the run.
+        self._is_run_on_disk = False
+
+    def _recall(self, update: UpdateId, state: str, path: Path) -> None:
+        """Learn from the name of a file what an earlier process did; they come in their order."""
+        self._last = update
+        self._is_run_on_disk = True
+        if state == "update":
+            self._waiting.append(Waiting(update, max(0, path.stat().st_size - DIGEST_BYTES)))
+        elif state == "done":
             self._mark(path)
-        elif name["state"] == "sent":
-            self._sent.append(update_id)
+        elif state == "sent":
+            self._sent.append(update)
 
     def _make_room(self, size_bytes: int) -> None:
         while self._waiting and sum(one.size_bytes for one in self._waiting) + size_bytes > self._max_bytes:
             oldest = self._waiting.popleft()
-            self._leave(oldest)
+            self._finish(oldest)
             log.warning(
                 "the spool is full: dropped its oldest update; --spool-max-mib sets the limit",
                 update=str(oldest.id),
@@ -307,80 +300,71 @@ class Spool:
             )
 
     def _keep_in_memory(self, update: WeightUpdate, error: OSError) -> None:
-        remove(self._path(update.id, "part"))
-        remove(self._path(update.id, "update"))
-        if self._run_is_known:
-            update = replace(update, id=replace(update.id, run=secrets.token_hex(8)))
-        self._run_is_known = False
-        self._last = update.id
-        body = encode_update(update)
-        self._waiting.append(Waiting(update.id, len(body), body))
+        if self._is_run_on_disk:
+            self._begin_run(after=self._last.sequence)
+        self._last = replace(self._last, sequence=update.id.sequence)
+        body = encode_update(replace(update, id=self._last))
+        self._waiting.append(Waiting(self._last, len(body), body))
         log.warning(
-            "the disk takes no update: it waits in memory, and is lost if this process ends. Make room there",
-            update=str(update.id),
+            "cannot write an update to the disk: it waits in memory, and is lost if this process ends",
+            update=str(self._last),
             spool=str(self.folder),
             because=error.strerror,
         )
 
-    def _supersede(self, update: UpdateId, residual: Residual) -> None:
-        """Remove what the residual of a newer update makes needless."""
+    def _replace_residual(self, update: UpdateId, residual: Residual) -> None:
+        """Let the residual of a newer update count, and remove the files that it does not need."""
         if self._residual != update:
-            self._forget(self._residual, "residual")
+            self._remove(self._residual, "residual")
         self._residual = update
         needed = {*residual.in_flight, *(replace(update, sequence=each) for each in residual.absorbed)}
         for one in self._sent:
             if one not in needed:
-                self._forget(one, "sent")
+                self._remove(one, "sent")
         self._sent = [one for one in self._sent if one in needed]
 
-    def _forget(self, update: UpdateId | None, state: State) -> None:
-        if update is not None:
-            remove(self._path(update, state))
-
-    def _leave(self, one: Waiting, state: State = "update") -> None:
-        """Let an update leave the spool; its name stays, so that its number is not given again."""
-        if one.body is not None:
-            return
-        done = self._path(one.id, "done")
-        try:
-            # Not waited for: after a power cut, the update is sent again and refused as a duplicate.
-            self._path(one.id, state).replace(done)
-            self._mark(done)
-        except OSError as error:
-            self._say_that_it_stays(one.id, error)
-
-    def _say_that_it_stays(self, update: UpdateId, error: OSError) -> None:
-        log.warning(
-            "the spool cannot note that an update is done with, which will be sent once more",
-            update=str(update),
-            spool=str(self.folder),
-            because=error.strerror,
-        )
+    def _finish(self, one: Waiting, state: State = "update") -> None:
+        """Remove an update from the disk; its name stays, so that its number is not used again."""
+        # Not synced: after a power cut, the update is sent again and refused as a duplicate.
+        if one.body is None and self._rename(one.id, state, "done"):
+            self._mark(self._path(one.id, "done"))
 
     def _mark(self, done: Path) -> None:
-        """Let this file be the one that tells which update left last."""
+        """Let this file be the one that names the last update that was confirmed or dropped."""
         if self._done:
             remove(self._done)
         self._done = done
-        os.truncate(done, 0)
-
-    def _read(self, one: Waiting) -> bytes:
-        if one.body is not None:
-            return one.body
-        return read_digested(self._path(one.id, "update"))
-
-    def _set_aside(self, first: Waiting, reason: str) -> None:
-        self._waiting.popleft()
-        path, aside = self._path(first.id, "update"), self._path(first.id, "damaged")
         with suppress(OSError):
-            path.replace(aside)
+            os.truncate(done, 0)
+
+    def _set_aside(self, update: UpdateId, reason: str) -> None:
+        aside = self._path(update, "damaged")
+        with suppress(OSError):
+            self._path(update, "update").replace(aside)
         log.warning(
-            "an update in the spool cannot be sent and is set aside; the others go on. Delete the file, or "
-            "put a good copy in its place under its old name (.update) while no worker runs",
-            update=str(first.id),
+            "an update in the spool cannot be sent and is set aside. Delete the file, or put a good copy in "
+            "its place under its old name (.update) while no worker runs",
+            update=str(update),
             file=str(aside),
             because=reason,
         )
+
+    def _rename(self, update: UpdateId, old: State, new: State) -> bool:
+        try:
+            self._path(update, old).replace(self._path(update, new))
+        except OSError as error:
+            log.warning(
+                "cannot rename a sent update in the spool: it will be sent once more after a restart",
+                update=str(update),
+                spool=str(self.folder),
+                because=error.strerror,
+            )
+            return False
+        return True
+
+    def _remove(self, update: UpdateId | None, state: State) -> None:
+        if update is not None:
+            remove(self._path(update, state))
 
     def _path(self, update: UpdateId, state: State) -> Path:
         return self.folder / f"{update.sequence:012d}-{update.run}.{state}"

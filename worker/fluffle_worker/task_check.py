@@ -1,4 +1,4 @@
-"""Trying a task without a broker: each function checks one thing that a federation will ask of it."""
+"""Trying a task without a broker: each function checks one thing that a federation needs from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fluffle_worker.round import TrainedUpdate, train_round
 
 @dataclass(frozen=True, slots=True)
 class GroupSize:
-    """How many tensors a group has, of how many parameters, and the bytes of them in one float32 update."""
+    """How many tensors and parameters a group has, and the bytes of them in one float32 update."""
 
     group: Group
     tensors: int
@@ -35,7 +35,7 @@ def build_twice(task: CheckedTask, seed: int) -> TaskModel:
     if changed := changed_tensors(all_weights(first), all_weights(again)):
         raise TaskError(
             f"initial_weights gave other values for {some_of(changed)} when it was called again "
-            f"with the seed {seed}: draw random numbers from the seed alone"
+            f"with the seed {seed}: draw random numbers from the seed only"
         )
     return again
 
@@ -88,7 +88,6 @@ def train_once(
         update_id=UpdateId("check", "check", 1),
         seed=seed,
         progress=progress,
-        idle=lambda: None,
     )
     if trained.unusable:
         raise TaskError(trained.unusable)
@@ -104,7 +103,7 @@ def weights_after(model: TaskModel, trained: TrainedUpdate) -> Weights:
 
 
 def evaluate_if_possible(task: CheckedTask, weights: Weights) -> Mapping[str, float] | None:
-    """Return the metrics on held-out data, None for a task that has none, as that of a worker may."""
+    """Return the metrics on held-out data, None if the task has none: a worker's task needs none."""
     try:
         return task.evaluate(weights)
     except NoHeldOutData:
@@ -113,28 +112,28 @@ def evaluate_if_possible(task: CheckedTask, weights: Weights) -> Mapping[str, fl
 
 def require_finite(metrics: Mapping[str, float] | None) -> None:
     """Raise TaskError for metrics on held-out data that are NaN or infinite: they would end a federation."""
-    if spoilt := [f"{name} {value}" for name, value in (metrics or {}).items() if not math.isfinite(value)]:
+    if bad := [f"{name} {value}" for name, value in (metrics or {}).items() if not math.isfinite(value)]:
         raise TaskError(
-            f"evaluate returned {some_of(spoilt)} after the round, "
+            f"evaluate returned {some_of(bad)} after the round, "
             "and the training gave finite weights: the held-out data may hold missing values"
         )
 
 
 def save_and_load(task: CheckedTask, model: TaskModel, weights: Weights, path: Path) -> int:
-    """Write the model to a file and read it again; return the bytes of the file.
+    """Write the model to a file and read it again; return the size of the file in bytes.
 
-    Raises TaskError when what comes back is not what was written.
+    Raises TaskError when the model that was read differs.
     """
     task.save(weights, path)
     if not path.is_file():
-        raise TaskError(f"save wrote no file to the path that it was given, {path.name}")
+        raise TaskError(f"save wrote no file to its path, {path.name}")
     loaded = task.load(path)
     try:
         model.layout.require(loaded.layout, whose="the saved one")
     except LayoutError as error:
-        raise TaskError(f"load reads another model than save has written: {error}") from error
+        raise TaskError(f"load reads another model than save wrote: {error}") from error
     if changed := changed_tensors(weights, all_weights(loaded)):
-        raise TaskError(f"load reads other values than save has written in {some_of(changed)}")
+        raise TaskError(f"load reads other values than save wrote in {some_of(changed)}")
     return path.stat().st_size
 
 
@@ -144,7 +143,7 @@ def all_weights(model: TaskModel) -> Weights:
 
 
 def unmoved_tensors(model: TaskModel, result: Weights) -> list[str]:
-    """Return the names of the tensors that are trained and that a round left as they were."""
+    """Return the names of the trained tensors that a round did not change."""
     changed = set(changed_tensors(all_weights(model), result))
     return [
         spec.name for spec in model.layout.tensors if spec.group == "trained" and spec.name not in changed

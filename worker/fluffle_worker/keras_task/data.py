@@ -1,8 +1,8 @@
-"""What a task's data functions return, as minibatches: arrays, which are shuffled and cut, or a data set.
+"""What a task's data functions return, as minibatches.
 
-Taken are arrays, lists, data frames and sparse matrices in a tuple (x, y) or (x, y, sample_weight), a finite
-`tf.data.Dataset`, a `PyDataset`, and whatever else can be read again and again, such as PyTorch's DataLoader.
-All else is refused with the name of the function that returned it.
+Accepted are arrays, lists, data frames and sparse matrices in a tuple (x, y) or (x, y, sample_weight), which
+are shuffled and cut; a finite `tf.data.Dataset`; a `PyDataset`; and other collections of minibatches that can
+be read again and again, such as PyTorch's DataLoader. An error names the function that returned the data.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ log = get_logger(__name__)
 
 Minibatch = tuple[object, ...]
 
-# A data set that does not say how long it is gets counted up to here; then it is taken for endless.
-MOST_MINIBATCHES = 100_000
+# The minibatches of a data set of unknown length are counted up to here; longer ones are taken for endless.
+MAX_MINIBATCHES = 100_000
 LOG_EVERY_MINIBATCHES = 10_000
-# As TensorFlow says it.
+# The values of tf.data's cardinality().
 INFINITE, UNKNOWN = -1, -2
 WANTED = "a tuple (x, y) or (x, y, sample_weight) of arrays, a finite tf.data.Dataset, or a PyDataset"
+PARTS = ("x", "y", "sample_weight")
 
 
 @runtime_checkable
@@ -53,9 +54,9 @@ class Minibatches(Protocol):
 
 
 def read_data(function: str, call: Callable[[], object]) -> Minibatches:
-    """Call one of a task's data functions, and return what it gives as minibatches.
+    """Call one of a task's data functions, and return its data as minibatches.
 
-    Raises TaskError that names the function when it raises or returns something else than is wanted.
+    Raises TaskError that names the function when it raises, or returns data that cannot be used.
     """
     with blamed_on(function):
         try:
@@ -81,14 +82,13 @@ def rows_of(minibatch: Minibatch) -> int:
 
 
 class ArrayData:
-    """Examples along the first axis of arrays."""
+    """Arrays with the examples along the first axis; `parts` are (x,), (x, y) or (x, y, sample_weight)."""
 
     def __init__(self, function: str, parts: Minibatch) -> None:
         self._tree = import_keras().tree
-        self._parts = tuple(
-            _converted(function, name, part) for name, part in zip(_PARTS, parts, strict=False)
-        )
-        lengths = sorted({_length(array) for array in self._tree.flatten(self._parts)})
+        named = zip(PARTS, parts, strict=False)
+        self.parts = tuple(_converted(function, name, part) for name, part in named)
+        lengths = sorted({int(array.shape[0]) for array in self._tree.flatten(self.parts)})
         if len(lengths) != 1:
             raise TaskError(
                 f"{function} must return arrays of one length, not of {lengths} (a list of arrays is one "
@@ -105,29 +105,22 @@ class ArrayData:
         order = np.arange(self.examples) if rng is None else rng.permutation(self.examples)
         for start in range(0, self.examples, batch_size):
             rows = order[start : start + batch_size]
-            yield self._tree.map_structure(lambda array, rows=rows: _rows(array, rows), self._parts)
+            yield self._tree.map_structure(lambda array, rows=rows: _dense(array[rows]), self.parts)
 
     @property
     def is_dense(self) -> bool:
         """Whether no part is a sparse matrix."""
-        return not any(isinstance(array, _Sparse) for array in self._tree.flatten(self._parts))
-
-    @property
-    def parts(self) -> Minibatch:
-        """The arrays: (x,), (x, y) or (x, y, sample_weight)."""
-        return self._parts
+        return not any(isinstance(array, _Sparse) for array in self._tree.flatten(self.parts))
 
 
 class BatchedData:
-    """A data set that brings its own minibatches, counted once."""
+    """A data set that is divided into minibatches already; they are counted once."""
 
     def __init__(self, function: str, data: Any) -> None:
         self.data = data
         self._function = function
         self._per_epoch = 0
-        sizes = [
-            _counted_rows(function, minibatch) for minibatch in _counting(function, self.one_pass(0, None))
-        ]
+        sizes = [_checked_rows(function, one) for one in _counting(function, self.one_pass(0, None))]
         self._per_epoch, self.examples = len(sizes), sum(sizes)
 
     @property
@@ -136,36 +129,33 @@ class BatchedData:
         return isinstance(self.data, import_keras().utils.PyDataset) or _cardinality(self.data) >= 0
 
     def per_epoch(self, _batch_size: int) -> int:
-        """See Minibatches; the batch size is the data set's own."""
+        """See Minibatches; the data set has its own batch size."""
         return self._per_epoch
 
     def one_pass(self, _batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
-        """See Minibatches; the order within a data set that is no sequence is its own.
+        """See Minibatches; a data set that is not a sequence keeps its own order.
 
-        Raises TaskError when there are no minibatches any more, where there were some before.
+        Raises TaskError when the data set has become empty.
         """
-        if not _is_sequence(self.data):
-            is_empty = True
-            for minibatch in self.data:
-                is_empty = False
-                yield _as_minibatch(minibatch)
-            if is_empty and self._per_epoch:
-                raise TaskError(
-                    f"the data set that {self._function} returned gave {self._per_epoch} minibatches once, "
-                    f"and then none: it must give them each time that it is iterated"
-                )
-        else:
+        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
             length = len(self.data)
             for index in range(length) if rng is None else rng.permutation(length):
                 yield _as_minibatch(self.data[int(index)])
             if rng is not None and hasattr(self.data, "on_epoch_end"):
                 self.data.on_epoch_end()
+            return
+        is_empty = True
+        for minibatch in self.data:
+            is_empty = False
+            yield _as_minibatch(minibatch)
+        if is_empty and self._per_epoch:
+            raise TaskError(
+                f"the data set that {self._function} returned gave {self._per_epoch} minibatches once, and "
+                "then none: it must give them each time that it is iterated"
+            )
 
 
-_PARTS = ("x", "y", "sample_weight")
-
-
-def _minibatches(function: str, data: object) -> Minibatches:
+def _minibatches(function: str, data: Any) -> Minibatches:
     if data is None:
         raise TaskError(f"{function} returned None (no return statement?); it must return {WANTED}")
     if isinstance(data, list):
@@ -177,53 +167,50 @@ def _minibatches(function: str, data: object) -> Minibatches:
     if isinstance(data, dict) or _is_array(data):
         return ArrayData(function, (data,))
     if isinstance(data, Iterator):
+        found = type(data).__name__
         raise TaskError(
-            f"{function} returned a {type(data).__name__}, which can be read only once; it must return "
-            f"{WANTED}"
+            f"{function} returned a {found}, which can be read only once; it must return {WANTED}"
         )
     if _cardinality(data) == INFINITE:
         raise TaskError(f"{function} returned a tf.data.Dataset that never ends: leave out its repeat()")
-    if _lacks_length(data):
+    if getattr(data, "num_batches", 0) is None:
         raise TaskError(
             f"{function} returned a PyDataset that never ends: give it a length (num_batches, __len__)"
         )
     if isinstance(data, str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
         raise TaskError(f"{function} returned {type(data).__name__}; it must return {WANTED}")
-    _require_batched(function, data)
+    leaves = import_keras().tree.flatten(getattr(data, "element_spec", None) or ())
+    if any(hasattr(leaf, "shape") and leaf.shape.rank == 0 for leaf in leaves):
+        raise TaskError(f"{function} returned a tf.data.Dataset of single examples: call batch(32) on it")
     return BatchedData(function, data)
 
 
 def _given_parts(function: str, data: tuple[object, ...]) -> Minibatch:
-    if not 1 <= len(data) <= len(_PARTS):
+    if not 1 <= len(data) <= len(PARTS):
         raise TaskError(f"{function} returned a tuple of {len(data)}; it must return {WANTED}")
     while len(data) > 1 and data[-1] is None:
         data = data[:-1]
-    for name, part in zip(_PARTS, data, strict=False):
+    for name, part in zip(PARTS, data, strict=False):
         if part is None:
             raise TaskError(f"{function} returned None for {name}; it must return {WANTED}")
     return data
 
 
-def _converted(function: str, name: str, part: object) -> Any:
-    """Return a part with arrays at its leaves; as for Keras, a list of arrays is one array for each input."""
-    if (
-        name == "sample_weight"
-        and isinstance(part, dict)
-        and all(np.ndim(each) == 0 for each in part.values())
-    ):
-        raise TaskError(
-            f"{function}: sample_weight is a dictionary of one number for each class; give each example the "
-            "weight of its class, as in np.array([weights[label] for label in y])"
-        )
+def _converted(function: str, name: str, part: Any) -> Any:
+    """Return a part with arrays at its leaves; as in Keras, a list of arrays is one array for each input."""
     if isinstance(part, dict):
+        if name == "sample_weight" and all(np.ndim(each) == 0 for each in part.values()):
+            raise TaskError(
+                f"{function}: sample_weight is a dictionary of one number for each class; give each example "
+                "the weight of its class, as in np.array([weights[label] for label in y])"
+            )
         return {key: _converted(function, f"{name}[{key!r}]", each) for key, each in part.items()}
-    if (
-        isinstance(part, tuple | list)
-        and part
-        and all(np.ndim(each) > 0 and _is_array(each) for each in part)
-    ):
+    if isinstance(part, tuple | list) and part and all(np.ndim(each) and _is_array(each) for each in part):
         return tuple(_converted(function, f"{name}[{at}]", each) for at, each in enumerate(part))
-    return _numbers(part.tocsr() if isinstance(part, _Sparse) else _array(function, name, part))
+    array = part.tocsr() if isinstance(part, _Sparse) else _array(function, name, part)
+    # Floats get Keras's own precision, as in `Model.fit`.
+    floatx = import_keras().config.floatx()
+    return array.astype(floatx) if array.dtype.kind == "f" and array.dtype != floatx else array
 
 
 def _array(function: str, name: str, part: Any) -> NDArray[np.generic]:
@@ -236,26 +223,17 @@ def _array(function: str, name: str, part: Any) -> NDArray[np.generic]:
     if array.dtype == object and array.ndim == 0:
         raise TaskError(f"{function}: {name} is a {type(part).__name__}, and must be an array")
     if array.dtype.kind not in "biufcUS":
+        columns = [str(column) for column, dtype in getattr(part, "dtypes", {}).items() if dtype.kind == "O"]
+        where = f" (in the columns {', '.join(columns[:5])})" if columns else ""
         raise TaskError(
-            f"{function}: {name} holds {array.dtype}{_not_numeric(part)}, and Keras takes numbers or text; "
-            "turn the rest into numbers, and fill in what is missing"
+            f"{function}: {name} holds {array.dtype}{where}, and Keras takes numbers or text; turn the rest "
+            "into numbers, and fill in what is missing"
         )
     if array.dtype.kind in "US":
         require_tensorflow(f"{function}: {name} is text, which")
     if array.ndim == 0:
         raise TaskError(f"{function}: {name} is a single {array.dtype}; examples stand along the first axis")
     return array
-
-
-def _numbers(array: Any) -> Any:
-    """Return an array with its floats in Keras's own precision, as `Model.fit` does."""
-    floatx = import_keras().config.floatx()
-    return array.astype(floatx) if array.dtype.kind == "f" and array.dtype != floatx else array
-
-
-def _not_numeric(part: Any) -> str:
-    columns = [str(name) for name, dtype in getattr(part, "dtypes", {}).items() if dtype.kind == "O"]
-    return f" (in the columns {', '.join(columns[:5])})" if columns else ""
 
 
 def _is_array(data: object) -> bool:
@@ -267,13 +245,8 @@ def _is_data_frame(data: object) -> bool:
     return hasattr(data, "to_numpy") and hasattr(data, "shape")
 
 
-def _rows(array: Any, rows: NDArray[np.intp]) -> Any:
-    chosen = array[rows]
-    return chosen.toarray() if isinstance(chosen, _Sparse) else chosen
-
-
-def _length(array: Any) -> int:
-    return int(array.shape[0])
+def _dense(array: Any) -> Any:
+    return array.toarray() if isinstance(array, _Sparse) else array
 
 
 def _cardinality(data: object) -> int:
@@ -282,28 +255,15 @@ def _cardinality(data: object) -> int:
     return int(cardinality()) if callable(cardinality) else UNKNOWN
 
 
-def _lacks_length(data: object) -> bool:
-    return hasattr(data, "num_batches") and data.num_batches is None
-
-
-def _require_batched(function: str, data: object) -> None:
-    spec = getattr(data, "element_spec", None)
-    shapes = (
-        [leaf.shape for leaf in import_keras().tree.flatten(spec) if hasattr(leaf, "shape")] if spec else []
-    )
-    if any(shape.rank == 0 for shape in shapes):
-        raise TaskError(f"{function} returned a tf.data.Dataset of single examples: call batch(32) on it")
-
-
 def _counting(function: str, minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
     """Pass minibatches on, and refuse a data set that does not end."""
     for number in itertools.count(1):
         minibatch = next(minibatches, None)
         if minibatch is None:
             return
-        if number > MOST_MINIBATCHES:
+        if number > MAX_MINIBATCHES:
             raise TaskError(
-                f"{function} returned a data set that has not ended after {MOST_MINIBATCHES:,} minibatches: "
+                f"{function} returned a data set that has not ended after {MAX_MINIBATCHES:,} minibatches: "
                 "is it endless? Cut it with take(n), or, if it does end, say its length with "
                 "apply(tf.data.experimental.assert_cardinality(n))"
             )
@@ -312,7 +272,7 @@ def _counting(function: str, minibatches: Iterator[Minibatch]) -> Iterator[Minib
         yield minibatch
 
 
-def _counted_rows(function: str, minibatch: Minibatch) -> int:
+def _checked_rows(function: str, minibatch: Minibatch) -> int:
     for part in import_keras().tree.flatten(minibatch):
         if not getattr(part, "shape", ()):
             raise TaskError(
@@ -320,10 +280,6 @@ def _counted_rows(function: str, minibatch: Minibatch) -> int:
                 "arrays: it must give tuples (x, y) of arrays with the examples along the first axis"
             )
     return rows_of(minibatch)
-
-
-def _is_sequence(data: object) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def _as_minibatch(given: object) -> Minibatch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,17 +17,22 @@ from fluffle.logs import get_logger
 from fluffle.model import Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
-from fluffle_worker.keras_task.adapters import (
-    adapters_beside,
-    put_adapters_beside,
+from fluffle_worker.keras_task.backend import KerasModel, import_keras, inner_optimizer
+from fluffle_worker.keras_task.data import ArrayData, Minibatches
+from fluffle_worker.keras_task.files import (
+    add_adapters,
+    read_adapters,
+    require_same_model,
     weights_with_adapters,
 )
-from fluffle_worker.keras_task.backend import KerasModel, import_keras, inner_optimizer
-from fluffle_worker.keras_task.constants import refreshing_constants
-from fluffle_worker.keras_task.data import ArrayData, Minibatches
-from fluffle_worker.keras_task.files import require_same_model
 from fluffle_worker.keras_task.proximal import ProximalTerm
-from fluffle_worker.keras_task.tensors import copies_of, forget_the_last_minibatch, groups_of, named_weights
+from fluffle_worker.keras_task.tensors import (
+    copies_of,
+    groups_of,
+    named_weights,
+    refreshing_constants,
+    reset_recurrent_states,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -36,8 +41,7 @@ log = get_logger(__name__)
 
 Arrays = dict[str, NDArray[np.generic]]
 
-
-# Seeds are global to a process: one model at a time draws its weights.
+# Random seeds are global to a process, so one model is built at a time.
 BUILDING = threading.Lock()
 
 
@@ -47,8 +51,8 @@ class BuiltModel:
     def __init__(self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str]) -> None:
         """Build the model in a new thread. Raises TaskError when it cannot be trained.
 
-        What Keras counts to name layers belongs to a thread: in a new one the names begin anew, and models
-        that other threads train are left alone.
+        Keras counts layers per thread to name them: a new thread gives the same names each time, and does not
+        disturb models that other threads train.
         """
         self._keras = import_keras()
         with BUILDING, ThreadPoolExecutor(1) as new_thread:
@@ -85,15 +89,14 @@ class BuiltModel:
 
     def all_weights(self) -> Arrays:
         """Return copies of all weights by name."""
-        return dict(zip(self._named, copies_of(self._named.values()), strict=True))
+        return _copied(self._named)
 
     def weights(self) -> Arrays:
         """Return copies of the weights that may change: all but the frozen ones."""
-        moving = {name: variable for name, variable in self._named.items() if self.groups[name] != "frozen"}
-        return dict(zip(moving, copies_of(moving.values()), strict=True))
+        return _copied({name: each for name, each in self._named.items() if self.groups[name] != "frozen"})
 
     def assign(self, weights: Weights) -> None:
-        """Put weights into the model; local ones that are not given stay what they are.
+        """Assign weights to the model; local ones that are not given stay as they are.
 
         Raises LayoutError unless they are this model's.
         """
@@ -107,46 +110,41 @@ class BuiltModel:
         with refreshing_constants(self.model):
             for name, array in weights.items():
                 self._named[name].assign(array)
-        forget_the_last_minibatch(self.model)
+        reset_recurrent_states(self.model)
 
     def reset_optimizer(self) -> None:
-        """Bring moments, iterations and the learning rate back to what they were when the model was built."""
+        """Reset moments, iterations and the learning rate to what they were when the model was built."""
         for state, fresh in zip(self.model.optimizer.variables, self._fresh_optimizer, strict=True):
             state.assign(fresh)
 
     def save(self, path: Path) -> None:
-        """Write a `.keras` file of the present weights with a fresh optimizer."""
+        """Write a `.keras` file of the current weights with a fresh optimizer."""
         self.reset_optimizer()
         self.model.save(path)
-        adapted = weights_with_adapters(self.model, self._named)
-        if adapted:
-            put_adapters_beside(path, dict(zip(adapted, copies_of(adapted.values()), strict=True)))
+        if adapted := weights_with_adapters(self.model, self._named):
+            add_adapters(path, _copied(adapted))
 
     def load(self, path: Path) -> None:
         """Read the weights of a `.keras` file; see `require_same_model`.
 
-        A file that Keras itself has written of a model with LoRA holds no adapters: those whose first factor
-        this model was built with begin anew, and change nothing yet.
+        A file that Keras itself wrote of a model with LoRA holds no adapters: then the first factor of each
+        is the one that this model was built with, and the second is zero.
         """
         adapted = weights_with_adapters(self.model, self._named)
-        before = dict(zip(adapted, copies_of(adapted.values()), strict=True))
+        before = _copied(adapted)
         require_same_model(self.model, path)
-        beside = adapters_beside(path, before)
+        stored = read_adapters(path, before)
         with refreshing_constants(self.model):
             self.model.load_weights(path)
         for name, variable in adapted.items():
-            if name in beside:
-                variable.assign(beside[name])
+            if name in stored:
+                variable.assign(stored[name])
             elif variable.name.startswith("lora_") and variable.name.endswith("_a"):
                 variable.assign(before[name])
 
     def optimizer_state(self) -> Arrays:
         """Return copies of the optimizer's variables, numbered in their order."""
-        variables = self.model.optimizer.variables
-        return {
-            f"{at}/{one.path}": each
-            for at, (one, each) in enumerate(zip(variables, copies_of(variables), strict=True))
-        }
+        return _copied({f"{at}/{one.path}": one for at, one in enumerate(self.model.optimizer.variables)})
 
     def restore_optimizer(self, state: Weights) -> None:
         """Assign what `optimizer_state` returned, or reset when it is empty.
@@ -161,9 +159,12 @@ class BuiltModel:
             variable.assign(array)
 
     def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
-        """Let what follows depend on these arguments, the minibatches, and a kept optimizer's state."""
+        """Set the whole state of the model, so that a round depends on these arguments and its minibatches.
+
+        Except for the optimizer's state, where the plan keeps it.
+        """
         self.assign(weights)
-        self._require_followed(plan)
+        self._require_plan_reaches_optimizers(plan)
         if not plan.keep_optimizer:
             self.reset_optimizer()
         self._set_learning_rate(plan)
@@ -172,14 +173,13 @@ class BuiltModel:
                 variable.assign([rng.integers(2**31), 0])
         self._proximal.start_round(plan.proximal_mu)
 
-    def _require_followed(self, plan: Plan) -> None:
-        """Raise TaskError for a plan that a model with optimizers of its own, such as a GAN, would ignore."""
+    def _require_plan_reaches_optimizers(self, plan: Plan) -> None:
+        """Raise TaskError for a plan that a model with several optimizers, such as a GAN, would ignore."""
         if not self._own_optimizers:
             return
         if not plan.keep_optimizer:
             log.warning(
-                "the plan starts each round with a fresh optimizer, and those of the model itself keep their "
-                "state",
+                "the plan starts rounds with a fresh optimizer, but optimizers of the model keep their state",
                 optimizers=", ".join(self._own_optimizers),
             )
         asked = {
@@ -212,6 +212,10 @@ class BuiltModel:
         return self.weights()
 
 
+def _copied(named: Mapping[str, keras.Variable]) -> Arrays:
+    return dict(zip(named, copies_of(named.values()), strict=True))
+
+
 def _own_optimizers(model: KerasModel) -> list[str]:
     """Return the names of the attributes of a model that hold other optimizers than `model.optimizer`."""
     keras = import_keras()
@@ -222,12 +226,14 @@ def _own_optimizers(model: KerasModel) -> list[str]:
         if not name.startswith("_self_")  # where TensorFlow keeps track of attributes
         and any(
             isinstance(each, keras.optimizers.Optimizer) and id(each) not in compiled
-            for each in (value.values() if isinstance(value, dict) else _in_a_list(value))
+            for each in _members(value)
         )
     ]
 
 
-def _in_a_list(value: object) -> Iterable[object]:
+def _members(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
     return value if isinstance(value, list | tuple) else [value]
 
 
@@ -242,7 +248,7 @@ def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
     with blamed_on("build_model"):
         model = build_model()
     _require_trainable(model)
-    # All weights are there. Else Keras would call the model to build it, which may have no call.
+    # All weights exist. Otherwise Keras would call the model to build it, and it may have no call method.
     model.built = True
     model.optimizer.build(model.trainable_variables)
     return model
@@ -268,7 +274,7 @@ def _require_trainable(model: object) -> None:
 
 
 def _require_signature(model: KerasModel, step: str) -> None:
-    """Raise TaskError for a step of one's own that is written for another backend of Keras."""
+    """Raise TaskError for a step that is written for another backend of Keras."""
     keras = import_keras()
     wanted, found = (inspect.signature(getattr(each, step)) for each in (keras.Model, type(model)))
     try:
@@ -281,12 +287,12 @@ def _require_signature(model: KerasModel, step: str) -> None:
 
 
 def _has_its_weights(layer: keras.Layer) -> bool:
-    """Tell whether a layer is built, or consists of layers that are, as a model with a train_step alone."""
+    """Tell whether a layer is built, or consists of built layers, as a model with train_step alone does."""
     return layer.built or (bool(layer._layers) and all(map(_has_its_weights, layer._layers)))
 
 
 def _compact(state: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Return the same values; an array of equal ones, such as fresh moments, then takes no memory."""
+    """Return the same values, without memory for an array of equal ones, such as fresh moments."""
     if state.size == 0 or (state != state.flat[0]).any():
         return state
     return np.broadcast_to(state.flat[0], state.shape)

@@ -1,4 +1,4 @@
-"""FedAsync's proximal term for any Keras model: it holds the weights near those that a round started from."""
+"""FedAsync's proximal term for any Keras model: it keeps the weights near those that a round started from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class ProximalTerm:
     """Adds the gradient of mu/2 * ||x - x_base||^2, which is mu * (x - x_base), to that of the loss.
 
-    It sits between the model's training step, whatever that is, and the optimizer.
+    It replaces the optimizer's `apply`, so that it works with any training step.
     Source: Xie, Koyejo and Gupta, "Asynchronous Federated Optimization" (2019), section 3, equation 2.
     """
 
@@ -29,7 +29,7 @@ class ProximalTerm:
         optimizer.apply = self._apply
 
     def start_round(self, mu: float) -> None:
-        """Take the present weights for x_base. Only a change between zero and more compiles the step anew."""
+        """Take the current weights for x_base. The step is compiled again if mu becomes zero or positive."""
         if mu > 0:
             # JAX would compile the base of the first round into the training step.
             require_tensorflow("the plan's proximal term (proximal_mu)")

@@ -1,4 +1,4 @@
-"""Running training steps and evaluations: the model's own train_step gets what `fit` would give it."""
+"""Training steps and evaluations: the model's train_step gets the same arguments as from `fit`."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ def evaluation_of(minibatches: Minibatches, batch_size: int) -> Callable[[KerasM
     if isinstance(minibatches, BatchedData) and minibatches.is_for_keras:
         return lambda model: _evaluated(model, minibatches.data)
     if isinstance(minibatches, ArrayData) and minibatches.is_dense and uses_tensorflow():
-        # Made once: from arrays, Keras would make it again for each evaluation, ten times as slow.
+        # Made once: given arrays, Keras would make it again for each evaluation, ten times as slow.
         slices = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(minibatches.parts)
         data_set = slices.batch(batch_size)
         return lambda model: _evaluated(model, data_set)
     steps = minibatches.per_epoch(batch_size)
-    return lambda model: _evaluated(model, _generator(minibatches.one_pass(batch_size, None)), steps)
+    return lambda model: _evaluated(model, minibatches.one_pass(batch_size, None), steps)
 
 
 def _train_by_steps(
     model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
 ) -> tuple[int, Metrics]:
-    """Call the training step itself: half the time of `fit`, and an error keeps the user's own line."""
+    """Call the training step itself: it takes half the time of `fit`, and errors name the user's own line."""
     model.make_train_function()
-    at_once = int(model.steps_per_execution)
+    per_call = int(model.steps_per_execution)
     examples = 0
     logs: Mapping[str, Any] = {}
     for epoch in range(epochs):
         model.reset_metrics()
         examples = 0
-        for start in range(0, steps_per_epoch, at_once):
-            some = list(islice(minibatches, min(at_once, steps_per_epoch - start)))
+        for start in range(0, steps_per_epoch, per_call):
+            some = list(islice(minibatches, min(per_call, steps_per_epoch - start)))
             logs = model.train_function(iter(some))
             examples += sum(map(rows_of, some))
             progress(epoch * steps_per_epoch + start + len(some), epochs * steps_per_epoch)
-    # Those of the whole epoch, unless the model's own train_step returns others.
+    # The metrics of the whole epoch, unless the model's own train_step returns others.
     of_epoch = model.get_metrics_result()
     return examples, _named(of_epoch if of_epoch.keys() == logs.keys() else logs)
 
@@ -73,29 +73,29 @@ def _train_by_fit(
     model: KerasModel, minibatches: Iterator[Minibatch], epochs: int, steps_per_epoch: int, progress: Progress
 ) -> tuple[int, Metrics]:
     """Let `fit` train, for the backends whose training step is a function of the model's whole state."""
-    # Of a PyDataset alone Keras knows the end before it comes, and takes no minibatch more.
+    # Keras knows the length of a PyDataset, and so takes no minibatch more than it trains on.
     data_set_of = type("Epochs", (_Epochs, import_keras().utils.PyDataset), {})
-    stream = data_set_of(minibatches, steps_per_epoch)
-    now = 0
+    data_set = data_set_of(minibatches, steps_per_epoch)
+    done_before = 0
 
-    def begin(epoch: int, *_logs: object) -> None:
-        nonlocal now
-        now = epoch * steps_per_epoch
-        stream.begin()
+    def begin_epoch(epoch: int, *_logs: object) -> None:
+        nonlocal done_before
+        done_before = epoch * steps_per_epoch
+        data_set.begin()
 
-    def tell(batch: int, **_logs: object) -> None:
-        progress(now + min(steps_per_epoch, batch + 1), epochs * steps_per_epoch)
+    def report(batch: int, **_logs: object) -> None:
+        progress(done_before + min(steps_per_epoch, batch + 1), epochs * steps_per_epoch)
 
-    callback = import_keras().callbacks.LambdaCallback(on_epoch_begin=begin, on_train_batch_end=tell)
+    callback = import_keras().callbacks.LambdaCallback(on_epoch_begin=begin_epoch, on_train_batch_end=report)
     # The minibatches are shuffled already.
-    logs = model.fit(stream, epochs=epochs, verbose=0, callbacks=[callback], shuffle=False).history
-    return stream.rows, _named({name: values[-1] for name, values in logs.items()})
+    logs = model.fit(data_set, epochs=epochs, verbose=0, callbacks=[callback], shuffle=False).history
+    return data_set.rows, _named({name: values[-1] for name, values in logs.items()})
 
 
 class _Epochs:
-    """What a PyDataset is asked for, of minibatches that never end: an epoch of so many after the other.
+    """The methods of a PyDataset over endless minibatches, cut into epochs.
 
-    Keras may look at the first minibatches before training begins: they are given once more then.
+    Keras may look at the first minibatches before training begins: then they are returned once more.
     """
 
     def __init__(self, minibatches: Iterator[Minibatch], steps_per_epoch: int) -> None:
@@ -107,7 +107,7 @@ class _Epochs:
         self._has_begun = False
 
     def begin(self) -> None:
-        """Begin the next epoch."""
+        """Start the next epoch."""
         if self._has_begun:
             self._looked_at.clear()
         self._has_begun = True
@@ -129,10 +129,6 @@ class _Epochs:
 
 def _evaluated(model: KerasModel, data: object, steps: int | None = None) -> Metrics:
     return _named(model.evaluate(data, steps=steps, verbose=0, return_dict=True))
-
-
-def _generator(minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
-    yield from minibatches
 
 
 def _named(raw: Mapping[str, Any]) -> Metrics:

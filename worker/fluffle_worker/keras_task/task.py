@@ -1,4 +1,4 @@
-"""KerasTask: what a user makes of two or three functions."""
+"""KerasTask: a task made of two or three functions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,16 @@ from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, eval
 
 
 class KerasTask:
-    """A `fluffle.task.Task` from a compiled Keras model and whatever `Model.fit` can read again and again.
+    """A `fluffle.task.Task` from a compiled Keras model and data that `Model.fit` can read again and again.
 
-    `build_model()` returns a compiled and built `keras.Model`. It runs in a thread of its own, so that
-    variables have the same names in every process; what is global to Keras, such as a dtype policy, is set
-    there. `train_data(site)` returns (x, y) or (x, y, sample_weight): arrays, data frames, sparse matrices,
-    or tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
-    `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size does not count, and the
-    order within a `tf.data.Dataset` is its own. `eval_data()` returns held-out data in the same forms.
-
-    `local` are patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
-    Raises TaskError when what is given cannot be called as above.
-    Statistics of the data, such as those of BatchNormalization, travel as values; frozen weights do not.
+    `build_model()` returns a compiled and built `keras.Model`. It runs in its own thread, so that variables
+    have the same names in every process; set there what is global to Keras, such as a dtype policy.
+    `train_data(site)` returns (x, y) or (x, y, sample_weight): arrays, data frames, sparse matrices, or
+    tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
+    `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size is not used, and a
+    `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms. `local` are
+    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`). Raises TaskError
+    when a function cannot be called in this way.
 
     Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
     model is built once for each process, and its training step is compiled in the first round.
@@ -60,7 +58,7 @@ class KerasTask:
         self._evaluate: Callable[[KerasModel], Metrics] | None = None
 
     def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
-        """Build the model anew from the seed, and return its weights, the frozen and local ones too."""
+        """Build the model from the seed, and return its weights, with the frozen and local ones."""
         self._built = BuiltModel(self._build_model, seed, self._local)
         return self._built.all_weights()
 
@@ -76,9 +74,8 @@ class KerasTask:
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
         """Train from `weights` as the plan says, in an order of the examples drawn from `seed`.
 
-        `local_steps` minibatches begin the data again as often as they must. The result counts the examples
-        of one pass over the data, or those that the steps reached if they are fewer. Its metrics are those of
-        the last epoch, or of all local steps; the proximal term is not in the loss.
+        `local_steps` may need several passes over the data. The result counts each example once. Its metrics
+        are those of the last epoch, or of all local steps; the proximal term is not in the loss.
 
         Raises TaskError when `prepare` has not been called, and LayoutError for weights of another model.
         """
@@ -126,7 +123,7 @@ class KerasTask:
         built.save(path)
 
     def load(self, path: Path) -> dict[str, NDArray[np.generic]]:
-        """Read the weights of a `.keras` file; no code or class in it is looked at.
+        """Read the weights of a `.keras` file; no code or class in it is used.
 
         Raises TaskError when there is no such file, LayoutError when it holds another model.
         """

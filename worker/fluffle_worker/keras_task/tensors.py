@@ -1,4 +1,4 @@
-"""Which weights of a Keras model are trained, which are statistics, and which are frozen.
+"""The weights of a Keras model: which are trained, which are statistics, and which are frozen.
 
 Keras knows two kinds of weights, trainable or not. A weight that is not trainable may be a statistic, such as
 the moving variance of a BatchNormalization, or frozen, such as the kernel under a LoRA adapter.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -21,21 +22,21 @@ from fluffle_worker.keras_task.backend import KerasModel, import_keras
 if TYPE_CHECKING:
     import keras
 
-
-MOST_NAMED = 30
+MAX_NAMED = 30
 
 
 def named_weights(model: KerasModel) -> dict[str, keras.Variable]:
     """Name each weight by its path, without the model's own name, which Keras numbers.
 
-    The state of seed generators, and what a stateful recurrent layer remembers of the last minibatch, is no
-    weight.
+    The state of seed generators and of stateful recurrent layers is not a weight.
     """
-    remembered = {id(variable) for layer in _stateful_layers(model) for variable in _switched_off(layer)}
+    states = {
+        id(variable) for layer in _stateful_layers(model) for variable in layer._non_trainable_variables
+    }
     named: dict[str, keras.Variable] = {}
     times: Counter[str] = Counter()
     for variable in model.weights:
-        if id(variable) in remembered:
+        if id(variable) in states:
             continue
         path = variable.path.removeprefix(f"{model.name}/")
         times[path] += 1
@@ -51,7 +52,15 @@ def groups_of(
     Raises TaskError for a pattern that matches no weight.
     """
     trained = {id(variable) for variable in model.trainable_weights}
-    statistics = {id(variable) for layer in model._flatten_layers() for variable in _statistics_of(layer)}
+    # Statistics are the weights that a layer itself creates as not trainable and changes in training. Frozen
+    # are those that were switched off later, such as the kernel under a LoRA adapter, and those of a
+    # quantised layer or one that is not trainable.
+    statistics = {
+        id(variable)
+        for layer in model._flatten_layers()
+        if layer.trainable and getattr(layer, "quantization_mode", None) is None
+        for variable in layer._non_trainable_variables
+    }
     groups: dict[str, Group] = {}
     for name, variable in named.items():
         if any(fnmatchcase(name, pattern) for pattern in local):
@@ -64,15 +73,40 @@ def groups_of(
         if not any(fnmatchcase(name, pattern) for name in named):
             raise TaskError(
                 f"KerasTask(local=...): no weight matches {pattern!r}; the model has "
-                f"{', '.join(list(named)[:MOST_NAMED])}"
+                f"{', '.join(list(named)[:MAX_NAMED])}"
             )
     return groups
 
 
-def forget_the_last_minibatch(model: KerasModel) -> None:
-    """Reset what stateful recurrent layers remember."""
+def reset_recurrent_states(model: KerasModel) -> None:
+    """Reset what stateful recurrent layers remember of the last minibatch."""
     for layer in _stateful_layers(model):
         layer.reset_state()
+
+
+@contextmanager
+def refreshing_constants(model: KerasModel) -> Iterator[None]:
+    """Recompute the constants of layers such as Normalization if this block assigns other weights.
+
+    Keras makes the constants in `finalize_state`, and a compiled step keeps those that it was compiled with:
+    it is compiled again when they change, which is seldom.
+    """
+    layers = [layer for layer in model._flatten_layers() if hasattr(layer, "finalize_state")]
+    variables = [variable for layer in layers for variable in layer.weights]
+    before = copies_of(variables)
+    yield
+    if all(map(np.array_equal, before, copies_of(variables))):
+        return
+    for layer in layers:
+        layer.finalize_state()
+    model.train_function = model.test_function = model.predict_function = None
+
+
+def copies_of(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
+    """Return copies of the values of variables, in their order; a bfloat16 has the dtype of ml_dtypes."""
+    # On JAX, numpy warns of a variable's own __array__.
+    to_numpy = import_keras().ops.convert_to_numpy
+    return [np.array(to_numpy(variable.value)) for variable in variables]
 
 
 def _stateful_layers(model: KerasModel) -> Iterator[keras.Layer]:
@@ -81,25 +115,3 @@ def _stateful_layers(model: KerasModel) -> Iterator[keras.Layer]:
         for layer in model._flatten_layers()
         if getattr(layer, "stateful", False) and hasattr(layer, "reset_state")
     )
-
-
-def _statistics_of(layer: keras.Layer) -> Iterator[keras.Variable]:
-    """Yield the weights that a layer was made with as not trainable, and that it may change while it trains.
-
-    A weight that was switched off later, such as the kernel under a LoRA adapter, is frozen. So are the
-    weights of a quantised layer, and of a layer that is not trainable.
-    """
-    if layer.trainable and getattr(layer, "quantization_mode", None) is None:
-        yield from _switched_off(layer)
-
-
-def _switched_off(layer: keras.Layer) -> list[keras.Variable]:
-    """Return the weights that a layer itself, not one inside it, was made with as not trainable."""
-    return list(layer._non_trainable_variables)
-
-
-def copies_of(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
-    """Return copies of the values of variables, in their order; a bfloat16 has the dtype of ml_dtypes."""
-    # With JAX numpy warns of what a variable itself gives.
-    to_numpy = import_keras().ops.convert_to_numpy
-    return [np.array(to_numpy(variable.value)) for variable in variables]
