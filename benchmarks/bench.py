@@ -1,6 +1,6 @@
 """Run all benchmarks but the fleet, one after the other; `make bench`.
 
-    PYTHONPATH=tests python -m benchmarks.bench fold latency
+    python -m benchmarks.bench fold latency
 
 Each is a program of its own (`python -m benchmarks.NAME --help`), prints its table and appends lines of JSON
 to benchmarks/results. All of them take some 15 minutes on two cores.

@@ -1,6 +1,6 @@
 """How long a federation is without a leader when its aggregator is killed, or freezes.
 
-    PYTHONPATH=tests python -m benchmarks.failover
+    python -m benchmarks.failover
 
 A private RabbitMQ, a leader and a standby of a small model. In each run an update is sent at the moment of
 the strike; the time ends when the standby logs that it leads, and when it has committed that update.
@@ -19,14 +19,14 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from federation import Federation, Part
 from rich.table import Table
-from sending import an_update_for, send
 
 from fluffle.consoles import PlainConsole
 from fluffle.safetensors_file import write_model
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
+from harness.federation import Federation, Part
+from harness.sending import an_update_for, send
 
 PARAMETERS = 10_000
 HEARTBEAT_S = 2

@@ -1,6 +1,6 @@
 """Many workers on one aggregator: is any update lost, is anybody served worse, and what grows with them.
 
-    PYTHONPATH=tests python -m benchmarks.fleet
+    python -m benchmarks.fleet
 
 Light workers (threads of ten processes, each with a connection and a spool; softmax on 32 digits, 4,810
 parameters) run the product's own loop, and pause for 10 to 30 s in each round, each at a pace of its own. The
@@ -38,7 +38,6 @@ from statistics import mean, median
 
 import numpy as np
 import psutil
-from federation import Federation, Part, wait_until
 from rich.console import Console
 
 from benchmarks import small_networks
@@ -48,6 +47,7 @@ from fluffle.model_stream import all_versions
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Folded
 from fluffle.safetensors_file import write_model
+from harness.federation import Federation, Part, wait_until
 
 SIZES = (10, 100, 500)
 # More threads in one process would wait for each other, not for the federation.

@@ -1,6 +1,6 @@
 """Many light workers as threads of one process, each with a connection and a spool of its own.
 
-    PYTHONPATH=tests python -m benchmarks.fleet_workers 0 125 --federation F --folder PLACE
+    python -m benchmarks.fleet_workers 0 125 --federation F --folder PLACE
 
 Each runs the product's own loop. At SIGTERM they finish, and PLACE/ledger-FIRST.jsonl has a line for each
 update that the broker has confirmed: its id, when its publish began, and when it was confirmed (Unix time).

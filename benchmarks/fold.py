@@ -1,6 +1,6 @@
 """How fast an update becomes part of the buffer, codec by codec, beside what the memory gives.
 
-    PYTHONPATH=tests python -m benchmarks.fold
+    python -m benchmarks.fold
 
 In GB of float32 a second on one core: `fold` decompresses and adds with a weight, in one go; `take_in` does
 all that the aggregator does with a message (reads it, verifies its checksum, admits it, folds it); `encode`

@@ -1,6 +1,6 @@
 """How many updates a second the whole path takes in, beside pika alone on the same queues.
 
-    PYTHONPATH=tests python -m benchmarks.ingest
+    python -m benchmarks.ingest
 
 Client processes publish real updates, and wait for each confirm. A real aggregator decodes, admits, folds,
 commits durably and acks. The time goes from the first publish until the last update is acked. In turns with

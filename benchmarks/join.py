@@ -1,6 +1,6 @@
 """How long late joiners take to hold the newest version of a large model, and what it costs the broker.
 
-    PYTHONPATH=tests python -m benchmarks.join
+    python -m benchmarks.join
 
 The joiners are threads of a few processes on this machine: all connect at once, read the newest version as a
 worker does when it starts, and let it go. In turns with them, as many plain pika readers that take the last

@@ -1,6 +1,6 @@
 """The largest models through the whole path: two workers train 400 MB of float32.
 
-    PYTHONPATH=tests python -m benchmarks.large
+    python -m benchmarks.large
 
 Real processes, FedBuff with K = 2, until so many versions are made; then the workers are asked to stop, what
 waits is taken in, and the ledger is balanced: every update that a worker knows to be confirmed is in the
@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from federation import Federation, Part, applied_ids, wait_until
 from rich.console import Console
 
 from benchmarks import light_task
@@ -27,6 +26,7 @@ from benchmarks.sides import private_broker
 from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
 from fluffle_cli.node import BrokerNode
+from harness.federation import Federation, Part, applied_ids, wait_until
 
 SIZE_MB = 400.0
 WORKERS = 2

@@ -1,6 +1,6 @@
 """How long from the publish of an update until another worker holds the version that contains it.
 
-    PYTHONPATH=tests python -m benchmarks.latency
+    python -m benchmarks.latency
 
 One update of 100 KB at a time, and an aggregator that commits each. In turns with that, the same hops by
 plain pika: publish, a consumer that publishes as many bytes to head and stream and acks, a reader of the

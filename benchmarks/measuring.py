@@ -28,11 +28,11 @@ from typing import TypeVar
 import numpy as np
 import psutil
 from numpy.typing import NDArray
-from process_memory import memory_bytes
 from rich.console import Console
 from rich.table import Table
 
 from fluffle.consoles import PlainConsole
+from harness.process_memory import memory_bytes
 
 RESULTS = Path(__file__).parent / "results"
 # Beside the benchmarks' own processes, more of the CPU than this makes a figure doubtful.

@@ -1,6 +1,6 @@
 """The peak resident memory of the leader, of a standby that takes over, and of a worker, by the model's size.
 
-    PYTHONPATH=tests python -m benchmarks.memory
+    python -m benchmarks.memory
 
 Two real workers with a task that takes next to no memory itself, FedBuff with K = 10. When the leader has
 made a version it is killed, and the standby makes the next one. The peak is the kernel's (VmHWM). `base` is
@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from federation import Federation, Part
 from rich.console import Console
 
 from benchmarks import light_task
@@ -26,6 +25,7 @@ from benchmarks.measuring import Cell, Report, peak_mb, random_floats, wide_cons
 from benchmarks.sides import private_broker
 from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
+from harness.federation import Federation, Part
 
 SIZES_MB = (1.0, 10.0, 100.0, 400.0)
 BASE_MB = 0.01

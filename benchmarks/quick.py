@@ -1,11 +1,11 @@
-"""The ratios that are to be reached, in some minutes: ends with 1 when one falls short by more than 15 %.
+"""Measure the required ratios, in about 8 minutes; end with 1 when one falls short by more than 15 %.
 
     make bench-quick
 
-FedAvg and FedBuff race on digits from the beginning. When FedBuff is through for the third time, the rest is
-measured one after the other, while FedAvg, which mostly sleeps, goes on until it is four times later. Its
-time is counted as 1.6 s a round, its slowest client's sleep, which nothing that is measured here can
-lengthen: a lower bound.
+FedAvg and FedBuff train on digits at the same time. When FedBuff has finished for the third time, the other
+ratios are measured one after the other, while FedAvg, which mostly sleeps, goes on until it has taken four
+times as long. Each of its rounds counts as 1.6 s, the sleep of its slowest client: a lower bound, which the
+other measurements cannot lengthen.
 """
 
 from __future__ import annotations

@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import median
 from typing import Protocol
 
-from federation import DEADLINE_S, Federation, Part
-
 from benchmarks.floor import AckingOnly, declare, delete, server_version
 from benchmarks.measuring import Report, cpu_s, random_floats
 from benchmarks.publishers import Base, Publishers
@@ -22,6 +20,7 @@ from fluffle.safetensors_file import write_model
 from fluffle.topology import MIB, topology_of
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import MORE_SETTINGS
+from harness.federation import DEADLINE_S, Federation, Part
 
 POLL_S = 0.005
 

@@ -1,6 +1,6 @@
 """What each step costs of the way of an update through the aggregator's process.
 
-    PYTHONPATH=tests python -m benchmarks.steps
+    python -m benchmarks.steps
 
 Microseconds of CPU, step by step, without a broker: what RabbitMQ sends is read from memory, once by the
 product's connection and once by pika's own. What the kernel takes for sockets, and what it takes to wake

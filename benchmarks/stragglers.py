@@ -1,6 +1,6 @@
 """How long until the model is good, when some clients are 32 times slower than others: who waits for whom.
 
-    PYTHONPATH=tests python -m benchmarks.stragglers
+    python -m benchmarks.stragglers
 
 Eight clients on digits (Dirichlet 0.5, seed 0), one hidden layer of 64, SGD 0.1, minibatches of 32, one local
 epoch; after each round they sleep for 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8 and 1.6 s. A real RabbitMQ, and an
@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from federation import Federation, wait_until
 from rich.console import Console
 
 from benchmarks import small_networks
@@ -39,6 +38,7 @@ from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.wire import decode_version
 from fluffle_cli.node import BrokerNode
+from harness.federation import Federation, wait_until
 
 SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 LEVELS = (0.9, 0.95)

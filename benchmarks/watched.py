@@ -1,6 +1,6 @@
 """What it costs to be looked at: the same updates with nobody watching, and with the page and Prometheus.
 
-    PYTHONPATH=tests python -m benchmarks.watched
+    python -m benchmarks.watched
 
 Watched means: `fluffle dashboard` listens to the federation and asks RabbitMQ's management interface, and
 each second somebody reads what an open page reads, and the aggregator's /metrics. Both sides run in turns; in
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-from federation import Part, wait_until
 
 from benchmarks.ingest import BUFFER_SIZE, Case, Effort
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
 from benchmarks.sides import ProductSide, private_broker, product_side
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import free_ports
+from harness.federation import Part, wait_until
 
 CASES = (Case(0.1, 4, "fedbuff", "float32"), Case(1.0, 4, "fedbuff", "float32"))
 LOOK_EVERY_S = 1.0

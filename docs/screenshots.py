@@ -1,6 +1,6 @@
 """Makes the pictures of docs/monitoring.md and docs/operations.md again, from a real run.
 
-PYTHONPATH=tests .venv/bin/python docs/screenshots.py
+PYTHONPATH=tests:. .venv/bin/python docs/screenshots.py
 
 It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, kills the
 leader once, looks at the UI, the live page, TensorBoard and a report with a Chromium that has no screen
@@ -17,11 +17,11 @@ from pathlib import Path
 from time import sleep, time
 
 from browser import a_browser
-from federation import Federation, wait_until
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from fluffle_cli.node import BrokerNode
+from harness.federation import Federation, wait_until
 
 IMAGES = Path(__file__).parent / "images"
 WAIT_S = 120.0

@@ -13,13 +13,13 @@ from pathlib import Path
 import pika
 from federation import DEADLINE_S, Federation, Part
 from rabbitmqctl import add_user
-from sending import an_update_for, send
 
 from fluffle.model_stream import all_versions
 from fluffle.record import ModelVersion
 from fluffle.rights import rights_of
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
+from harness.sending import an_update_for, send
 
 UPDATES = 12
 NAME = "looked-back-at"

@@ -34,6 +34,9 @@ ONE_IMPORTER = {
     "httpx": "fluffle.management",
     "zstandard": "fluffle.compression",
     "prometheus_client": "fluffle.metrics",
+    "starlette": "fluffle_cli.dashboard.server",
+    "uvicorn": "fluffle_cli.dashboard.server",
+    "trustme": "fluffle_cli.certificates",
 }
 PURE = {
     "fluffle.broker",

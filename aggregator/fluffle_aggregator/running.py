@@ -17,7 +17,7 @@ from functools import partial
 from structlog.contextvars import bound_contextvars
 
 from fluffle.broker import Broker
-from fluffle.connector import Connector
+from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
 from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
 from fluffle.metrics import metered

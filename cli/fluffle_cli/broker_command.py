@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -47,7 +46,8 @@ def up(
         bool, typer.Option(help="With RabbitMQ's UI; without it the broker starts a little faster.")
     ] = True,
     tls: Annotated[
-        bool, typer.Option("--tls", help="Speak TLS, with certificates that are made in the folder.")
+        bool,
+        typer.Option("--tls", help="Speak TLS, with certificates for development, made in the folder."),
     ] = False,
     nodes: Annotated[
         int, typer.Option(min=1, help="3 for a cluster, of which one node at a time may die unnoticed.")
@@ -147,13 +147,13 @@ def _begin() -> None:
 
 
 def _certificates_in(folder: Path) -> NodeTls:
-    """Make what is missing of a folder's certificates; they are kept for the next time."""
+    """Make the certificates that a folder lacks; they are kept for the next time."""
     # Here, so that --help is quick.
     from fluffle_cli.certificates import make_certificates
 
     certificates = folder / "certificates"
     make_private_folder(folder)
-    make_certificates(certificates, now=datetime.now(UTC))
+    make_certificates(certificates)
     return NodeTls(certificates)
 
 

@@ -1,8 +1,7 @@
-"""`fluffle broker certs`: certificates for trying TLS, and what to set where."""
+"""`fluffle broker certs`: certificates for development with TLS, and what to set where."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,34 +14,33 @@ DEFAULT_FOLDER = Path("certs")
 
 def command(
     folder: Annotated[
-        Path, typer.Option(help="Where the certificates and keys are, or are to be.", metavar="PATH")
+        Path, typer.Option(help="Folder of the certificates and keys.", metavar="PATH")
     ] = DEFAULT_FOLDER,
     host: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where clients reach the broker, beside localhost and 127.0.0.1; can be given again.",
+            help="Host name or address of the broker, beside localhost and 127.0.0.1; can be repeated.",
             metavar="HOST",
         ),
     ] = None,
     user: Annotated[
         list[str] | None,
-        typer.Option(help="A RabbitMQ user who logs in by certificate; can be given again.", metavar="NAME"),
+        typer.Option(help="A RabbitMQ user who logs in by certificate; can be repeated.", metavar="NAME"),
     ] = None,
-    renew: Annotated[bool, typer.Option("--renew", help="Make them anew, but for the authority.")] = False,
 ) -> None:
-    """Make certificates for TLS, for development: an authority, the broker's certificate, one for each user.
+    """Make certificates for development: an authority, the broker's certificate, one for each user.
 
-    What is there is kept until it expires. In production let your own authority sign: whoever has ca.key can
-    log in as anybody.
+    Files that exist are kept: to replace a certificate, delete it and its key first. The certificates do not
+    expire. In production let your own authority sign: whoever has ca.key can log in as anybody.
     """
-    # Here, so that --help is quick.
+    # Here, so that --help is quick and needs no trustme.
     from fluffle_cli.certificates import authority_in, make_certificates, server_in, user_in
 
-    outcomes = make_certificates(
-        folder, hosts=host or (), users=user or (), renew=renew, now=datetime.now(UTC)
-    )
-    for outcome in outcomes:
-        typer.echo(f"{outcome.done:8} {outcome.pair.certificate}   until {outcome.expires:%Y-%m-%d}")
+    made = make_certificates(folder, hosts=host or (), users=user or ())
+    for path in made:
+        typer.echo(f"made {path}")
+    if not made:
+        typer.echo(f"all certificates exist in {folder}")
     place = host[0] if host else "localhost"
     authority, server = authority_in(folder).certificate.resolve(), server_in(folder)
     typer.echo("\nThe broker's rabbitmq.conf, beside the other lines of broker_config/tls.conf:")

@@ -1,4 +1,4 @@
-"""What Fluffle asks of a broker: one contract, kept by RabbitBroker and by FakeBroker (tests/contract)."""
+"""What Fluffle needs of a broker: an interface, implemented by RabbitBroker and by FakeBroker."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Protocol, Self
 from fluffle.pieces import Body
 from fluffle.topology import Queue, Topology
 
-# Of the year 9999, the last that can be shown.
+# In the year 9999, the last that datetime knows.
 LAST_SECOND = 253_370_000_000
 
 
 def unix_seconds(text: str) -> float | None:
-    """Return a time that a header says in Unix seconds, None where that is none that can be shown."""
+    """Return the Unix seconds that a header holds, None when they are no time that can be shown."""
     try:
         seconds = float(text)
     except ValueError:
@@ -26,11 +26,11 @@ def unix_seconds(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message that stays the broker's until it is acked.
+    """A message that the broker keeps until it is acked.
 
-    `redeliveries` counts how often it was given to a consumer before. `user` is the RabbitMQ user that the
-    broker verified as its sender, or None when the sender did not say. `exchange` is the one that it came
-    through, which says what rights its sender has; a routing key would say nothing.
+    `redeliveries` counts how often a consumer had it before. `user` is the sender, verified by the broker, or
+    None when the sender gave none. `exchange` is where it was published, which proves that its sender has the
+    right to publish there; a routing key would prove nothing.
     """
 
     tag: int
@@ -42,58 +42,58 @@ class Delivery:
 
     @property
     def published_at(self) -> float:
-        """When its sender says that it published this: Unix time in seconds, 0 where it says nothing."""
+        """When it was published, in Unix seconds, as its sender says; 0 when it does not."""
         said = self.headers.get("at")
         return (unix_seconds(said) if isinstance(said, str) else None) or 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What can be seen of a queue from outside: messages that wait, and active consumers (no standbys)."""
+    """How many messages wait in a queue, and how many active consumers it has (standbys are not counted)."""
 
     messages: int
     consumers: int
 
 
 class StreamReader(Protocol):
-    """Reads the bodies of a stream in their order; a stream that is deleted meanwhile is a ConnectionLost."""
+    """Reads the bodies of a stream in order; raises ConnectionLost when the stream is deleted."""
 
     def next_body(self, timeout_s: float) -> bytes | None:
-        """Return the next body, or None when none came, and none was on its way, for `timeout_s`."""
+        """Return the next body, or None when for `timeout_s` none came and none was on its way."""
 
 
 class Listener(Protocol):
-    """Hears what is told on an exchange from now on; of those who do not keep up, the oldest is dropped."""
+    """Receives what is published on an exchange; when too much waits, the oldest messages are dropped."""
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
-        """Return the next message, which needs no ack, or None when none came within the time."""
+        """Return the next message, which needs no ack, or None when none came within `timeout_s`."""
 
 
 class Broker(Protocol):
-    """One connection, for one user. It never reconnects: whoever lost it starts again with a new one.
+    """One connection of one user. It never reconnects: after a loss, start again with a new one.
 
-    Every method may raise ConnectionLost. What was given to `publish` before may then have arrived or not.
+    Every method may raise ConnectionLost. A message that was being published then may have arrived or not.
     """
 
     def declare(self, topology: Topology) -> None:
-        """Make the exchanges, queues and bindings that are missing; TopologyMismatch when one differs."""
+        """Make the exchanges, queues and bindings that are missing; raise TopologyMismatch if one differs."""
 
     def check(self, topology: Topology) -> None:
-        """Look whether all exchanges and queues are there, which needs no rights; else TopologyMissing."""
+        """Raise TopologyMissing unless all exchanges and queues exist. This needs no rights."""
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
-        """Send a message and wait until the broker has taken responsibility for it in every queue.
+        """Send a message and wait until the broker confirms it, for every queue that it goes to.
 
-        Raises QueueFull when a queue refuses it for now, Unroutable when no queue takes it, AccessRefused
-        without the right, MessageTooLarge when the broker's limit is smaller.
+        Raises QueueFull when a queue refuses it for now, Unroutable when no queue is bound, AccessRefused
+        without the right, MessageTooLarge when it is larger than the broker's limit.
         """
 
     def publish_as(
         self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
-        """Publish a message whose sender is another user; "" stands for nobody.
+        """Publish a message in the name of another user; "" gives no name.
 
-        RabbitMQ refuses that (AccessRefused) unless the connection's user has the tag `impersonator`.
+        RabbitMQ refuses this (AccessRefused) unless the connection's user has the tag `impersonator`.
         """
 
     def publish_unconfirmed(
@@ -105,55 +105,54 @@ class Broker(Protocol):
         """
 
     def listen(self, exchange: str, *, name: str) -> AbstractContextManager[Listener]:
-        """Hear all that is told on a topic exchange, through a queue of one's own.
+        """Receive all that is published on a topic exchange, through a queue that lasts as long as the block.
 
-        The queue is called as the exchange, a dot and `name`, which nobody else may use meanwhile.
+        The queue is called EXCHANGE.NAME. Only one listener at a time may have this name.
         """
 
     def take_name(
-        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+        self, topology: Topology, worker: str, *, label: str, on_rival: Callable[[str], None]
     ) -> None:
-        """Have a worker's name to oneself as long as this connection lasts.
+        """Reserve a worker's name for this connection, as long as it lasts.
 
-        `plate` tells others who has it: up to 60 printable ASCII characters but quotes. `on_rival` is called,
-        on any thread, with the plate of each process that wanted the name meanwhile. Raises NameTaken when
-        another process has the name and works, ConnectionLost when whoever has it does not answer (it may
-        be gone without the broker's knowing), AccessRefused without the right to the name.
+        `label` tells others which process has the name: up to 60 printable ASCII characters without quotes.
+        `on_rival` is called, on any thread, with the label of each process that wants the name meanwhile.
+        Raises NameTaken when another process has the name and answers, ConnectionLost when it does not answer
+        (it may be dead, and the broker has not noticed), AccessRefused without the right to the name.
         """
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """Ask for the messages of a queue, at most `prefetch` of them unacked at a time."""
+        """Start to receive the messages of a queue, at most `prefetch` unacked ones at a time."""
 
     def cancel(self) -> None:
-        """Stop consuming, so that a standby becomes the active consumer; what is unacked stays so."""
+        """Stop consuming, so that a standby becomes the active consumer. Unacked messages stay unacked."""
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
-        """Return the next message of the consumed queue, or None when none came within the time.
+        """Return the next message of the consumed queue, or None when none came within `timeout_s`.
 
-        Who asks is done with the body of the one before: while tens of megabytes are in hand, no more are
-        received but what comes before the confirm of a publish.
+        Calling this releases the previous delivery's body: while tens of megabytes are not released, no more
+        are read from the socket, except what comes before the confirm of a publish.
         """
 
     def ack(self, tags: Iterable[int]) -> None:
-        """Tell the broker that these messages are done with."""
+        """Tell the broker that it may delete these messages."""
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
-        """Ack messages of a queue that is not consumed (any more), and return when it has let go of them.
+        """Ack messages of a queue that is no longer consumed, and return when the queue has deleted them.
 
-        RabbitMQ may not have passed on the acks before a connection ends: then such messages come back. A
-        message that waits in the queue may be taken meanwhile, and goes back when the connection ends.
+        After `ack`, a connection that ends may take unprocessed acks with it: then the messages come back.
+        This call may take one waiting message from the queue, which returns when the connection ends.
         """
 
     def peek(self, queue: str) -> AbstractContextManager[Iterator[bytes]]:
-        """Look at the bodies that wait in a queue, one by one in their order, and leave them there.
+        """Read the bodies that wait in a queue, in order, and leave the messages there.
 
-        One at a time may look, since another would see only what is left: ConnectionLost when somebody else
-        does and does not come to an end. RabbitMQ lets nobody look into a queue with a single active
-        consumer: TopologyMismatch.
+        Only one process at a time may do so, since a second one would see only the rest: ConnectionLost when
+        another one does not finish. A queue with a single active consumer cannot be peeked: TopologyMismatch.
         """
 
     def state(self, queue: str) -> QueueState:
-        """Count what waits in a queue and who consumes it."""
+        """Count the messages that wait in a queue, and its consumers."""
 
     def read_stream(
         self, queue: str, *, offset: str, prefetch: int = 1
@@ -167,7 +166,7 @@ class Broker(Protocol):
         """Delete a stream and create it again, empty."""
 
     def close(self) -> None:
-        """Leave; unacked messages go back to their queue."""
+        """End the connection; unacked messages return to their queue."""
 
     def __enter__(self) -> Self: ...
 

@@ -1,4 +1,4 @@
-"""Tells what happens in this process to whoever listens, and is never in the way of the work."""
+"""Publishes the events of this process, without ever delaying its work."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from fluffle.wire import encode_report
 
 log = get_logger(__name__)
 
-EVERY_S = 0.25
-# What waits while there is no connection; beyond it the oldest is forgotten.
-MOST_WAITING = 4 * MAX_EVENTS
+SEND_EVERY_S = 0.25
+# While there is no connection, at most this many events wait; then the oldest are dropped.
+MAX_WAITING = 4 * MAX_EVENTS
 
 
 class EventSink(Protocol):
-    """Called with an event, tells it soon, if there is a connection to tell it over."""
+    """Takes the events of this process."""
 
     def __call__(self, event: Event) -> None:
-        """Tell an event; costs microseconds."""
+        """Take an event, within microseconds."""
 
     def over(self, broker: Broker) -> AbstractContextManager[object]:
-        """Tell over this connection while the block lasts."""
+        """Publish over this connection while the block lasts."""
 
 
 class NullSink:
-    """Tells nobody."""
+    """Drops all events."""
 
     def __call__(self, event: Event) -> None:
         """See EventSink."""
@@ -48,7 +48,7 @@ NULL_SINK = NullSink()
 
 
 class BothSinks:
-    """Tells two event_sinks, one after the other."""
+    """Gives each event to two sinks."""
 
     def __init__(self, first: EventSink, second: EventSink) -> None:
         self._first, self._second = first, second
@@ -66,16 +66,16 @@ class BothSinks:
 
 
 class ReportingSink:
-    """Sends what it is told as reports, from a thread of its own."""
+    """Publishes events as reports, from a thread of its own."""
 
     def __init__(self, topology: Topology, *, role: Role, name: str) -> None:
-        """Tell in the name of one part of the federation."""
+        """Report in the name of one part of the federation."""
         exchange = topology.events if role == "aggregator" else topology.member_events_in
         self._exchange = exchange.name
         self._federation = topology.federation
         self._role: Role = role
         self._name = name
-        self._waiting: deque[Happened] = deque(maxlen=MOST_WAITING)
+        self._waiting: deque[Happened] = deque(maxlen=MAX_WAITING)
         # One report after the other, so that events keep their order.
         self._sending = threading.Lock()
 
@@ -90,7 +90,7 @@ class ReportingSink:
         ended = threading.Event()
 
         def run() -> None:
-            while not ended.wait(EVERY_S):
+            while not ended.wait(SEND_EVERY_S):
                 self._send(broker)
 
         thread = threading.Thread(target=run, name="events", daemon=True)
@@ -110,6 +110,6 @@ class ReportingSink:
                 try:
                     body = encode_report(report)
                 except FluffleError as error:
-                    log.warning("some events are not told", events=len(some), because=str(error))
+                    log.warning("some events could not be published", events=len(some), because=str(error))
                 else:
                     broker.publish_unconfirmed(self._exchange, f"{self._role}.{self._name}", body)

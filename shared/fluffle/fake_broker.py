@@ -1,7 +1,7 @@
-"""The Broker contract in one process, for tests and simulations: no network, no thread, no clock.
+"""A Broker in one process, for tests and simulations: no network, no thread, no clock.
 
-It keeps RabbitMQ's rules that Fluffle leans on: one active consumer, redelivery in the original order of what
-was not acked, a bounded head, a stream that anyone reads again, and refusal of what a queue has no room for.
+It follows the rules of RabbitMQ that Fluffle depends on: one active consumer, redelivery of unacked messages
+in their original order, a bounded head, a stream that can be read again, and refusals by full queues.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _FakeQueue:
 @dataclass(frozen=True)
 class _NameHolder:
     broker: FakeBroker
-    plate: str
+    label: str
     on_rival: Callable[[str], None]
 
 
@@ -69,8 +69,7 @@ class _NameHolder:
 class FakeServer:
     """What a RabbitMQ node holds; every FakeBroker is one connection to it.
 
-    Nobody waits for longer than `longest_wait_s`, however patient: with 0, a test that has but one thread
-    loses no time over what nobody can send meanwhile.
+    No call waits longer than `longest_wait_s`. A test with one thread sets 0, since nothing comes meanwhile.
     """
 
     longest_wait_s: float = math.inf
@@ -94,11 +93,11 @@ class FakeServer:
         return [delivery.body for delivery in self.queue(name).ready]
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Wait until the condition holds or the time is over; the caller holds `changed`."""
+        """Wait until the condition holds or time is up; the caller holds `changed`."""
         self.changed.wait_for(condition, min(timeout_s, self.longest_wait_s))
 
     def put_back(self, queue: _FakeQueue, delivery: Delivery) -> None:
-        """Take a message back in front of its queue, or to the dead letters when it came back too often."""
+        """Return a message to the front of its queue, or dead-letter it when it returned too often."""
         arguments, returned = queue.queue.arguments, replace(delivery, redeliveries=delivery.redeliveries + 1)
         limit = arguments.get("x-delivery-limit")
         if not isinstance(limit, int) or returned.redeliveries <= limit:
@@ -116,7 +115,7 @@ class FakeServer:
                 self.queues[name].put(replace(delivery, redeliveries=0, exchange=exchange, headers=headers))
 
     def deliver(self) -> None:
-        """Give what waits to the active consumers, as much as their prefetch allows."""
+        """Deliver waiting messages to the active consumers, as many as their prefetch allows."""
         for queue in self.queues.values():
             while queue.ready and queue.consumers and queue.consumers[0].has_room:
                 self.last_tag += 1
@@ -148,7 +147,7 @@ class FakeBroker:
         return self._open
 
     def take(self, queue: str, delivery: Delivery) -> None:
-        """Receive a message from the server: it waits here, unacked, until somebody asks for it."""
+        """Take a delivery from the server, until next_delivery returns it."""
         self._unacked[delivery.tag] = queue, delivery
         self._inbox.append(delivery)
 
@@ -231,17 +230,17 @@ class FakeBroker:
             del self._server.listeners[exchange][name]
 
     def take_name(
-        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+        self, topology: Topology, worker: str, *, label: str, on_rival: Callable[[str], None]
     ) -> None:
         """See Broker."""
         with self._connected():
             name = topology.worker_lock(worker)
             holder = self._server.names.get(name)
             if holder is None or not holder.broker.is_open:
-                self._server.names[name] = _NameHolder(self, plate, on_rival)
+                self._server.names[name] = _NameHolder(self, label, on_rival)
                 return
-        holder.on_rival(plate)
-        raise NameTaken(f"another process works under the worker name {worker!r}: {holder.plate}")
+        holder.on_rival(label)
+        raise NameTaken(f"another process works under the worker name {worker!r}: {holder.label}")
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -259,12 +258,14 @@ class FakeBroker:
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Broker."""
         with self._connected():
-            self._server.wait_for(lambda: not self._open or bool(self._inbox) or self._is_bereft, timeout_s)
+            self._server.wait_for(
+                lambda: not self._open or bool(self._inbox) or self._lost_its_queue, timeout_s
+            )
             if not self._open:
                 raise ConnectionLost("the fake connection is closed")
             if self._inbox:
                 return self._inbox.popleft()
-            if self._is_bereft:
+            if self._lost_its_queue:
                 self._leave()
                 raise TopologyMissing(f"the consumed queue {self._consuming} was deleted")
             return None
@@ -322,7 +323,7 @@ class FakeBroker:
         self.close()
 
     @property
-    def _is_bereft(self) -> bool:
+    def _lost_its_queue(self) -> bool:
         return self._consuming is not None and self._consuming not in self._server.queues
 
     @contextmanager
@@ -345,7 +346,7 @@ class FakeBroker:
                 bound.append(queue.name)
 
     def _leave(self) -> None:
-        """Put back what was not acked, in front and in its order, and make room for the next consumer."""
+        """Return the unacked messages to the front of their queues, in order, and stop consuming."""
         for name, delivery in reversed(self._unacked.values()):
             if name in self._server.queues:
                 self._server.put_back(self._server.queues[name], delivery)

@@ -1,4 +1,4 @@
-"""Working on one connection after the other: whoever loses one starts again with a new one."""
+"""Run a part's work on a connection, and again on a new one whenever the connection is lost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from fluffle.logs import get_logger
 
 log = get_logger(__name__)
 
-# A connection that lived for longer than this was a good one: the next loss is a new story.
+# After a connection that lived for longer than this, the count of losses starts again.
 GOOD_AFTER_S = 60.0
-# One that lived for less than this was none: the broker let this part in, and then refused what it needs.
+# When one lived for less than this, the broker accepted this part and then refused what it needs.
 SHORT_LIFE_S = 1.0
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 10.0
 
-# QueueFull comes from queues that never fill when too few nodes of their cluster run.
+# QueueFull too: a queue that never fills raises it while too few nodes of its cluster run.
 PASSING = (ConnectionLost, LimitReached, QueueFull, StreamUnreadable)
 
 
@@ -44,15 +44,14 @@ def run_with_reconnect(
     *,
     patience_s: float = math.inf,
 ) -> None:
-    """Run `work` on a connection until it returns, anew on a new one whenever one is lost.
+    """Run `work` on a connection until it returns; when the connection is lost, run it again on a new one.
 
-    A connection that is lost for the first time in a while is made anew at once. The more of them are lost
-    soon after one another, the longer are the waits, so that a broker in trouble is not stormed. When for
-    `patience_s` no connection has lived for a second, the last error is raised. A right that is missing
-    after a while may come back, with a user or virtual host that is being made anew: `connect` finds out.
-    What `event_sink` is told meanwhile goes over the connection that there is. Returns when `work` has, or
-    when `stop` is set while there is no connection. What `connect` raises, such as ConnectionLost after all
-    its patience, is the caller's, and so is any other error of `work`.
+    The first loss in a while is followed by a new connection at once; after more losses the waits grow, so
+    that a broker in trouble is not flooded. When no connection has lived for a second for `patience_s`, the
+    last error is raised. When a right is missing after a while, an operator may be making the user or virtual
+    host again: `connect` finds out. `event_sink` publishes over the connection of the moment. Returns when
+    `work` does, or when `stop` is set while there is no connection. Errors of `connect`, and all others of
+    `work`, are raised.
     """
     losses = 0
     short_since: float | None = None
@@ -74,7 +73,7 @@ def run_with_reconnect(
                 if short_since is not None and isinstance(error, AccessRefused):
                     raise
                 if short_since is not None and now - short_since >= patience_s:
-                    log.warning("no connection has lived for a second", for_s=round(now - short_since))
+                    log.warning("each connection was lost within a second", for_s=round(now - short_since))
                     raise
                 wait_s = wait_before(losses)
                 losses += 1
@@ -86,22 +85,22 @@ def run_with_reconnect(
 
 
 def until_federation_is_gone(work: Callable[[Broker], None]) -> Callable[[Broker], None]:
-    """Return work that counts a federation that is gone as a lost connection.
+    """Return work that raises ConnectionLost when its federation was deleted.
 
-    For whoever does not make the federation: the connection after that one is there when the federation is.
+    For parts that do not make the federation: their next connection waits until it is there again.
     """
 
     def work_on(broker: Broker) -> None:
         try:
             work(broker)
         except (TopologyMissing, Unroutable) as error:
-            raise ConnectionLost(f"the federation is gone: {error}") from error
+            raise ConnectionLost(f"the federation was deleted: {error}") from error
 
     return work_on
 
 
 def wait_before(losses: int) -> float:
-    """Return the seconds to wait after so many losses; with jitter, so that not all come back as one."""
+    """Return the seconds to wait after so many losses; random, so that not all parts come back at once."""
     if losses == 0:
         return 0.0
     longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (losses - 1))

@@ -1,7 +1,6 @@
-"""The files that TLS needs, and what is made of them: whom to trust, what to show, and which user that is.
+"""The files that TLS needs: whom to trust, which certificate to show, and which user that is.
 
-All errors are ConfigErrors of one sentence that names the setting. The files are read anew each time, so that
-renewed ones are seen.
+Errors are ConfigErrors that name the setting. The files are read at each use, so that they can be replaced.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ class ClientCertificate:
     key: Path
 
     def user(self) -> str:
-        """Return the common name: the RabbitMQ user, where ssl_cert_login_from is as broker_config has it."""
+        """Return the common name, which is the RabbitMQ user with broker_config's ssl_cert_login_from."""
         names = [part.value for part in self._read().subject if part.rfc4514_attribute_name == "CN"]
         if len(names) != 1:
             raise ConfigError(
-                f"broker_cert_file {self.file} has no common name that could be the RabbitMQ user: name the "
+                f"broker_cert_file {self.file} has no common name to take the RabbitMQ user from: name the "
                 "user in broker_url, as in amqps://user@host"
             )
         return str(names[0])
@@ -41,7 +40,7 @@ class ClientCertificate:
         return None if now < end else f"{end:%Y-%m-%d}"
 
     def load_into(self, context: ssl.SSLContext) -> None:
-        """Let a context show this certificate."""
+        """Make a context show this certificate."""
         _require_readable("broker_cert_file", self.file)
         _require_readable("broker_key_file", self.key)
         try:
@@ -57,7 +56,8 @@ class ClientCertificate:
     def _refuse_to_ask(self) -> Never:
         # Without this OpenSSL would ask for the password at the terminal.
         raise ConfigError(
-            f"broker_key_file {self.key} is encrypted: give one that is not, and that only its owner can read"
+            f"broker_key_file {self.key} is encrypted: use a key without a password, readable by its owner "
+            "only"
         )
 
     def _read(self) -> x509.Certificate:
@@ -73,17 +73,17 @@ class ClientCertificate:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Whom a client trusts (PEM; None: the system's authorities), and what it shows, if anything."""
+    """The authorities that a client trusts (PEM; None: the system's), and the certificate that it shows."""
 
     authorities: Path | None = None
     certificate: ClientCertificate | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return what verifies the server, its host name included; there is no way around that."""
+        """Return a context that always verifies the server and its host name."""
         if self.authorities is not None:
             _require_readable("broker_ca_file", self.authorities)
         try:
-            # Authorities that are given are trusted instead of the system's.
+            # With a file, the system's authorities are not trusted.
             context = ssl.create_default_context(cafile=self.authorities)
         except ssl.SSLError as error:
             raise ConfigError(f"broker_ca_file {self.authorities} holds no certificate in PEM") from error

@@ -13,7 +13,7 @@ from brokers import SOON_S, receive, send
 from rabbitmqctl import add_user, rabbitmqctl
 from relay import Relay
 
-from fluffle.connector import Connector
+from fluffle.connection import Connector
 from fluffle.errors import BrokerError, ConnectionLost, LimitReached, LoginRefused, QuotaReached
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
@@ -275,7 +275,7 @@ def test_what_kept_others_out_of_a_queue_is_gone_after_its_virtual_host_was_down
     node: BrokerNode, topology: Topology
 ) -> None:
     def use(broker: RabbitBroker, stack: ExitStack) -> None:
-        broker.take_name(topology, "site-1", plate="process 1", on_rival=lambda _: None)
+        broker.take_name(topology, "site-1", label="process 1", on_rival=lambda _: None)
         assert list(stack.enter_context(broker.peek(topology.rejected.name))) == []
 
     with connect(node, vhost=VHOST) as broker, ExitStack() as stack:

@@ -23,22 +23,22 @@ HEARTBEAT_S, LONG_HEARTBEAT_S = 1, 60
 
 
 class Rivals(list[str]):
-    """The plates of those who wanted a name that is taken."""
+    """The labels of those who wanted a name that is taken."""
 
 
-def nobody(plate: str) -> None:
-    raise AssertionError(f"{plate} must not want this name")
+def nobody(label: str) -> None:
+    raise AssertionError(f"{label} must not want this name")
 
 
 def take(
     broker: Broker,
     topology: Topology,
-    plate: str,
+    label: str,
     on_rival: Callable[[str], None] = nobody,
     *,
     name: str = WORKER,
 ) -> None:
-    broker.take_name(topology, name, plate=plate, on_rival=on_rival)
+    broker.take_name(topology, name, label=label, on_rival=on_rival)
 
 
 def test_who_has_a_name_goes_on_and_who_comes_later_is_told_who_that_is(
@@ -104,12 +104,12 @@ def declared(node: BrokerNode, topology: Topology) -> Topology:
 
 
 @pytest.mark.parametrize(
-    ("plate", "says"),
+    ("label", "says"),
     [(SECOND, f"{FIRST} holds"), (FIRST, "the last connection of this process holds")],
     ids=["another process", "the same process"],
 )
 def test_a_connection_that_is_gone_without_a_word_holds_a_name_until_its_heartbeats_are_missed(
-    node: BrokerNode, declared: Topology, plate: str, says: str
+    node: BrokerNode, declared: Topology, label: str, says: str
 ) -> None:
     with Relay(node.settings.amqp_port) as relay:
         first = connect_to(node, port=relay.port, heartbeat_s=HEARTBEAT_S)
@@ -120,9 +120,9 @@ def test_a_connection_that_is_gone_without_a_word_holds_a_name_until_its_heartbe
         relay.hold_both_ways()
 
         with connect_to(node) as newcomer, pytest.raises(ConnectionLost, match=says) as raised:
-            take(newcomer, declared, plate, name="site-2")
+            take(newcomer, declared, label, name="site-2")
         with connect_to(node) as newcomer:
-            take(newcomer, declared, plate)
+            take(newcomer, declared, label)
 
         assert "does not answer" in str(raised.value)
         first.close()

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import Federation, wait_until
-from process_memory import memory_bytes
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.safetensors_file import write_model
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
+from harness.process_memory import memory_bytes
 
 pytestmark = pytest.mark.long
 

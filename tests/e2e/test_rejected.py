@@ -13,11 +13,11 @@ import pytest
 from brokers import SOON_S
 from federation import Federation, wait_until
 from rabbitmqctl import add_user
-from sending import WORKER, an_update_for, commit, send, send_from_one_base
 
 from fluffle.rabbit import RabbitBroker
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
+from harness.sending import WORKER, an_update_for, commit, send, send_from_one_base
 
 pytestmark = pytest.mark.long
 

@@ -118,14 +118,14 @@ def test_without_a_majority_of_nodes_everybody_waits_and_then_goes_on(
 def test_a_worker_name_on_a_dead_node_keeps_nobody_from_working_and_counts_again_when_the_node_is_back(
     cluster: BrokerCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(worker_name, "AGAIN_AFTER_S", 1.0)
+    monkeypatch.setattr(worker_name, "RETRY_AFTER_S", 1.0)
     home, *others = cluster.nodes
     topology = topology_of("names")
 
     def take(node: BrokerNode) -> RabbitBroker:
         broker = RabbitBroker(node.amqp_url, name="name", heartbeat_s=10)
         broker.declare(topology)
-        broker.take_name(topology, "site-1", plate=node.settings.name, on_rival=lambda _: None)
+        broker.take_name(topology, "site-1", label=node.settings.name, on_rival=lambda _: None)
         return broker
 
     take(home)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pika
 import pytest
 from federation import Federation, Part, assert_refused
-from sending import commit, send_from_one_base
 
 from fluffle.model_stream import all_versions, newest_version
 from fluffle.record import Rank
 from fluffle.record_file import read_record
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.restoring import TERMS_AHEAD
+from harness.sending import commit, send_from_one_base
 
 pytestmark = pytest.mark.long
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import Federation
-from process_memory import memory_bytes
-from sending import send_from_one_base
 
 from fluffle.rabbit.broker import INBOX_LIMIT_BYTES
 from fluffle.safetensors_file import write_model
 from fluffle_cli.node import BrokerNode
+from harness.process_memory import memory_bytes
+from harness.sending import send_from_one_base
 
 pytestmark = pytest.mark.long
 

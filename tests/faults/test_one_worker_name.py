@@ -20,7 +20,7 @@ from fluffle_cli.node import BrokerNode
 pytestmark = pytest.mark.long
 
 TASK = "numpy_task:task"
-TURNED_AWAY = "another process wanted this worker's name, and was turned away"
+TURNED_AWAY = "another process wanted this worker's name and was refused"
 WAITING = "waiting for the broker"
 # RabbitMQ takes a connection for dead after three heartbeats; a wait between attempts is 10 s at most.
 FREE_WITHIN_S = 3 * HEARTBEAT_S + 20

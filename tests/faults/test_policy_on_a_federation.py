@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from federation import Federation, Part, applied_ids, assert_refused, wait_until
 from policies import a_channel, count, policy
-from sending import WORKER, commit, send_from_one_base
 
 from fluffle.topology import HEAD_LENGTH
 from fluffle.update import UpdateId
 from fluffle_cli.node import BrokerNode
+from harness.sending import WORKER, commit, send_from_one_base
 
 pytestmark = pytest.mark.long
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 TASK = "numpy_task:task"
 # Both of the aggregator's, one each of the worker, the evaluator, the watcher and the live page.
 CONNECTIONS = 6
-LET_IN_NO_MORE = "the broker does not let this process in any more; trying again"
+REFUSED_NOW = "the broker refuses this process now, which it accepted before; trying again"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def wait_for_words(words: str, parts: list[Part]) -> None:
 
 def said_by(part: Part) -> str:
     """What a part has said about its waits, in one text."""
-    events = ("waiting for the broker", "waiting for the federation", LET_IN_NO_MORE)
+    events = ("waiting for the broker", "waiting for the federation", REFUSED_NOW)
     return "\n".join(str(line["because"]) for event in events for line in part.events(event))
 
 
@@ -161,7 +161,9 @@ def rotating(node: BrokerNode, user: str, folder: Path) -> tuple[str, Path]:
     return f"amqp://{user}@127.0.0.1:{node.settings.amqp_port}/%2F", file
 
 
-def test_who_was_let_in_before_waits_for_a_new_password_in_its_file(node: BrokerNode, tmp_path: Path) -> None:
+def test_a_part_that_was_accepted_before_waits_for_a_new_password_in_its_file(
+    node: BrokerNode, tmp_path: Path
+) -> None:
     url, file = rotating(node, "rotated", tmp_path)
     with Federation("rotated", url, tmp_path, task=TASK) as federation:
         parts = every_part(federation, "--broker-password-file", str(file))
@@ -170,7 +172,7 @@ def test_who_was_let_in_before_waits_for_a_new_password_in_its_file(node: Broker
         rabbitmqctl(node, "change_password", "rotated", "new-secret")
         file.write_text("")
         rabbitmqctl(node, "close_all_user_connections", "rotated", "rotation")
-        wait_for_words(LET_IN_NO_MORE, parts)
+        wait_for_words(REFUSED_NOW, parts)
         file.write_text("new-secret\n")
 
         assert_all_go_on(parts)
@@ -186,7 +188,7 @@ def test_a_login_that_stays_refused_ends_a_part_after_its_patience(node: BrokerN
 
         for part in parts:
             assert_refused(part, "refused the user 'revoked' or its password")
-            assert LET_IN_NO_MORE in part.log.read_text()
+            assert REFUSED_NOW in part.log.read_text()
 
 
 def delete_and_make_again(node: BrokerNode) -> None:
@@ -241,7 +243,7 @@ def test_a_virtual_host_that_is_made_anew_is_waited_for_and_not_taken_for_a_new_
         assert federation.fluffle("model", "export", "--out", "kept.fluffle").returncode == 0
 
         rabbitmqctl(node, "delete_vhost", "anew")
-        worker.wait_for(LET_IN_NO_MORE)
+        worker.wait_for(REFUSED_NOW)
         rabbitmqctl(node, "add_vhost", "anew")
         rabbitmqctl(node, "set_permissions", "-p", "anew", node.user, ".*", ".*", ".*")
 

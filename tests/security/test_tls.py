@@ -11,11 +11,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from brokers import send
+from expired import issue_expired
 from federation import Federation, Part, assert_refused, wait_until
 from rabbitmqctl import rabbitmqctl
 
@@ -24,14 +24,12 @@ from fluffle.errors import BrokerError, LoginRefused, TlsRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle.tls import ClientCertificate, TlsFiles
 from fluffle.topology import Topology
-from fluffle_cli.certificates import Pair, authority_in, issue, make_certificates, server_in, user_in
+from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
 from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.users import add_user, remove_user
 
-NOW = datetime.now(UTC)
-LONG_AGO = NOW - timedelta(days=1000)
 # A way to write 127.0.0.1 that the server's certificate does not name.
 OTHER_NAME = "127.1"
 
@@ -73,8 +71,8 @@ class Broker:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an authority, with certificates of users."""
     folder = tmp_path_factory.mktemp("certificates")
-    make_certificates(folder, users=["site-0", "site-1"], now=NOW)
-    issue(user_in(folder, "late"), authority_in(folder), "site-0", now=LONG_AGO)
+    make_certificates(folder, users=["site-0", "site-1"])
+    issue_expired(user_in(folder, "late"), authority_in(folder), "user.invalid", user="site-0")
     return folder
 
 
@@ -82,7 +80,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def broker(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """A broker that speaks TLS, and takes passwords too."""
     foreign = tmp_path_factory.mktemp("foreign")
-    make_certificates(foreign, users=["site-0"], now=NOW)
+    make_certificates(foreign, users=["site-0"])
     with BrokerNode.start(tmp_path_factory.mktemp("node"), tls=NodeTls(certificates)) as node:
         yield Broker(node, certificates, foreign)
 
@@ -128,7 +126,7 @@ def test_a_federation_works_over_tls_with_passwords_and_with_certificates(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ("an unknown authority", ("issued by nobody we trust", "broker_ca_file")),
+        ("an unknown authority", ("issued by an authority that is not trusted", "broker_ca_file")),
         ("a wrong host name", ("is for another host", OTHER_NAME)),
         ("plain text on the TLS port", ("speaks TLS", "amqps://")),
         ("a revoked user", ("login by certificate", "no user 'leaver'")),
@@ -158,7 +156,7 @@ def test_a_process_that_does_not_fit_ends_with_one_sentence(
 
 def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     """The flags for a certificate that is still valid, of a user who could log in and was then deleted."""
-    make_certificates(broker.certificates, users=["leaver"], now=NOW)
+    make_certificates(broker.certificates, users=["leaver"])
     broker.add_worker("leaver", federation)
     own = user_in(broker.certificates, "leaver")
     connect(broker.url_without_login, broker.certificates, shown=own).close()
@@ -172,9 +170,9 @@ def test_a_certificate_can_be_replaced_while_its_worker_is_at_work(
 ) -> None:
     """Meanwhile nothing fits: first the key is missing, then the certificate is one that has expired."""
     monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
-    make_certificates(broker.certificates, users=["site-2"], now=NOW)
+    make_certificates(broker.certificates, users=["site-2"])
     good, expired = user_in(broker.certificates, "site-2"), Pair(tmp_path / "late.pem", tmp_path / "late.key")
-    issue(expired, authority_in(broker.certificates), "site-2", now=LONG_AGO)
+    issue_expired(expired, authority_in(broker.certificates), "user.invalid", user="site-2")
     in_use = Pair(tmp_path / "own.pem", tmp_path / "own.key")
     broker.add_worker("site-2", federation)
     with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
@@ -201,8 +199,8 @@ def copy(pair: Pair, to: Pair) -> None:
 
 
 def refusals_of(part: Part) -> str:
-    """What a part has said about not being let in any more, in one text."""
-    event = "the broker does not let this process in any more; trying again"
+    """What a part has logged about being refused, in one text."""
+    event = "the broker refuses this process now, which it accepted before; trying again"
     return "\n".join(str(line["because"]) for line in part.events(event))
 
 
@@ -226,7 +224,7 @@ def test_a_certificate_of_another_authority_does_not_log_in(broker: Broker) -> N
 
 
 def test_an_expired_certificate_of_a_client_does_not_log_in(broker: Broker) -> None:
-    with pytest.raises(TlsRefused, match=r"late\.pem, which expired on [0-9-]+: have it renewed"):
+    with pytest.raises(TlsRefused, match=r"late\.pem, which expired on [0-9-]+: renew it"):
         connect(broker.url_without_login, broker.certificates, shown=user_in(broker.certificates, "late"))
 
 
@@ -256,7 +254,7 @@ def test_tls_on_a_port_for_plain_text_is_named(node: BrokerNode, certificates: P
 
 
 def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federation: str) -> None:
-    issue(server_in(tmp_path), authority_in(certificates), "server", hosts=["127.0.0.1"], now=LONG_AGO)
+    issue_expired(server_in(tmp_path), authority_in(certificates), "127.0.0.1")
     shutil.copy(authority_in(certificates).certificate, authority_in(tmp_path).certificate)
     with (
         BrokerNode.start(tmp_path / "node", management=False, tls=NodeTls(tmp_path)) as node,
@@ -300,7 +298,7 @@ def test_as_recommended_nobody_enters_without_a_certificate(
 ) -> None:
     recommended = NodeTls(certificates, passwords=False)
     with BrokerNode.start(tmp_path / "node", management=False, tls=recommended) as node:
-        make_certificates(certificates, users=[node.user], now=NOW)
+        make_certificates(certificates, users=[node.user])
         own = user_in(certificates, node.user)
 
         connect(without_login(node), certificates, shown=own).close()

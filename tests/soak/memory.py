@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import median
 
-from process_memory import memory_bytes
+from harness.process_memory import memory_bytes
 
 MB = 1_000_000
 # Young processes still import, and RabbitMQ still recovers: what they use says nothing about a leak.

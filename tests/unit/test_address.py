@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def sentence_for(given: dict[str, object]) -> str:
 
 
 def test_without_a_password_the_certificate_is_the_login_and_the_url_may_name_its_user() -> None:
-    make_certificates(Path("certs"), users=["alice"], now=datetime.now(UTC))
+    make_certificates(Path("certs"), users=["alice"])
     files = {"broker_cert_file": "certs/users/alice.pem", "broker_key_file": "certs/users/alice.key"}
 
     def login(url: str) -> tuple[str, str | None]:

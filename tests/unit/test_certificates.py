@@ -1,11 +1,10 @@
-"""Certificates for development: what is made, kept, renewed and refused."""
+"""Certificates for development: what is made, kept and refused."""
 
 from __future__ import annotations
 
 import ssl
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,27 +12,15 @@ from handshake import shake_hands
 
 from fluffle.errors import ConfigError
 from fluffle.tls import ClientCertificate, TlsFiles
-from fluffle_cli.certificates import (
-    AUTHORITY_LIFE,
-    LIFE,
-    Pair,
-    authority_in,
-    make_certificates,
-    server_in,
-    user_in,
-)
-
-NOW = datetime.now(UTC)
+from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def done(
-    folder: Path, *, now: datetime = NOW, users: tuple[str, ...] = ("alice",), renew: bool = False
-) -> list[str]:
-    return [outcome.done for outcome in make_certificates(folder, users=users, renew=renew, now=now)]
+def names(made: list[Path]) -> list[str]:
+    return [path.name for path in made]
 
 
 def server_context(pair: Pair, *, trusting: Path | None = None) -> ssl.SSLContext:
@@ -55,7 +42,7 @@ def client_context(folder: Path, user: str = "alice") -> ssl.SSLContext:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "rabbit.example", "10.1.2.3", "::1"])
 def test_server_and_client_trust_each_other_under_every_name(tmp_path: Path, host: str) -> None:
-    make_certificates(tmp_path, hosts=["rabbit.example", "10.1.2.3", "::1"], users=["alice"], now=NOW)
+    make_certificates(tmp_path, hosts=["rabbit.example", "10.1.2.3", "::1"], users=["alice"])
     server = server_context(server_in(tmp_path), trusting=authority_in(tmp_path).certificate)
     server.verify_flags |= ssl.VERIFY_X509_STRICT
 
@@ -63,8 +50,8 @@ def test_server_and_client_trust_each_other_under_every_name(tmp_path: Path, hos
 
 
 def test_a_server_of_another_name_or_another_authority_is_not_trusted(tmp_path: Path) -> None:
-    make_certificates(tmp_path / "ours", users=["alice"], now=NOW)
-    make_certificates(tmp_path / "theirs", now=NOW)
+    make_certificates(tmp_path / "ours", users=["alice"])
+    make_certificates(tmp_path / "theirs")
     client = client_context(tmp_path / "ours")
 
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
@@ -73,10 +60,10 @@ def test_a_server_of_another_name_or_another_authority_is_not_trusted(tmp_path: 
         shake_hands(server_context(server_in(tmp_path / "theirs")), client, host="localhost")
 
 
-def test_a_users_certificate_is_no_servers(tmp_path: Path) -> None:
-    make_certificates(tmp_path, users=["localhost"], now=NOW)
+def test_a_users_certificate_is_for_no_host_even_if_the_user_is_called_like_one(tmp_path: Path) -> None:
+    make_certificates(tmp_path, users=["localhost"])
 
-    with pytest.raises(ssl.SSLCertVerificationError, match="unsuitable certificate purpose"):
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(
             server_context(user_in(tmp_path, "localhost")),
             client_context(tmp_path, "localhost"),
@@ -85,63 +72,67 @@ def test_a_users_certificate_is_no_servers(tmp_path: Path) -> None:
 
 
 def test_a_certificate_names_its_user(tmp_path: Path) -> None:
-    make_certificates(tmp_path, users=["alice", "server"], now=NOW)
+    make_certificates(tmp_path, users=["alice", "server"])
 
     for user in ("alice", "server"):
         assert ClientCertificate(user_in(tmp_path, user).certificate, Path("unused")).user() == user
 
 
 def test_only_their_owner_can_read_the_keys(tmp_path: Path) -> None:
-    make_certificates(tmp_path, users=["alice"], now=NOW)
+    make_certificates(tmp_path, users=["alice"])
 
     keys = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*.key")}
     assert keys == {"ca.key": 0o600, "server.key": 0o600, "alice.key": 0o600}
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
-    first = done(tmp_path)
+    first = names(make_certificates(tmp_path, users=["alice"]))
     before = contents(tmp_path)
 
-    again = done(tmp_path, users=("alice", "bob"))
+    again = names(make_certificates(tmp_path, users=["alice", "bob"]))
 
-    assert first == ["made", "made", "made"]
-    assert again == ["kept", "kept", "kept", "made"]
+    assert first == ["ca.pem", "server.pem", "alice.pem"]
+    assert again == ["bob.pem"]
     assert before.items() <= contents(tmp_path).items()
 
 
-def test_a_renewal_keeps_the_authority_and_the_servers_names(tmp_path: Path) -> None:
-    make_certificates(tmp_path, hosts=["rabbit.example"], users=["alice"], now=NOW)
+def test_what_was_deleted_is_made_anew_by_the_same_authority(tmp_path: Path) -> None:
+    make_certificates(tmp_path, users=["alice"])
+    for path in (server_in(tmp_path).certificate, server_in(tmp_path).key):
+        path.unlink()
+
+    made = names(make_certificates(tmp_path, hosts=["Rabbit.example"]))
+
+    assert made == ["server.pem"]
+    assert shake_hands(server_context(server_in(tmp_path)), client_context(tmp_path), host="rabbit.example")
+
+
+@pytest.mark.parametrize("lost", ["ca.pem", "ca.key", "server.key", "users/alice.pem"])
+def test_half_a_pair_is_refused_and_not_overwritten(tmp_path: Path, lost: str) -> None:
+    make_certificates(tmp_path, users=["alice"])
+    (tmp_path / lost).unlink()
     before = contents(tmp_path)
 
-    again = done(tmp_path, renew=True)
+    with pytest.raises(ConfigError, match="without its other half: delete it"):
+        make_certificates(tmp_path, users=["alice"])
 
-    after = contents(tmp_path)
-    assert again == ["kept", "renewed", "renewed"]
-    assert {name for name in after if after[name] == before[name]} == {"ca.pem", "ca.key"}
-    server = server_context(server_in(tmp_path))
-    assert shake_hands(server, client_context(tmp_path), host="rabbit.example")
+    assert contents(tmp_path) == before
 
 
-def test_what_has_expired_is_renewed(tmp_path: Path) -> None:
-    done(tmp_path)
-
-    assert done(tmp_path, now=NOW + LIFE - timedelta(days=1)) == ["kept", "kept", "kept"]
-    assert done(tmp_path, now=NOW + LIFE) == ["kept", "renewed", "renewed"]
-    assert done(tmp_path, now=NOW + AUTHORITY_LIFE) == ["renewed", "renewed", "renewed"]
-
-
-def test_what_a_lost_authority_has_signed_is_renewed(tmp_path: Path) -> None:
-    done(tmp_path)
+def test_what_a_lost_authority_has_signed_is_refused(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
     authority_in(tmp_path).key.unlink()
+    authority_in(tmp_path).certificate.unlink()
 
-    assert done(tmp_path) == ["made", "renewed", "renewed"]
+    with pytest.raises(ConfigError, match=r"server\.pem was signed by an authority that is not there"):
+        make_certificates(tmp_path)
 
 
 def test_a_host_that_the_kept_certificate_does_not_name_is_refused(tmp_path: Path) -> None:
-    done(tmp_path)
+    make_certificates(tmp_path)
 
-    with pytest.raises(ConfigError, match=r"is not for rabbit\.example: with --renew"):
-        make_certificates(tmp_path, hosts=["localhost", "rabbit.example"], now=NOW)
+    with pytest.raises(ConfigError, match=r"is not for rabbit\.example: delete it and .*server\.key"):
+        make_certificates(tmp_path, hosts=["localhost", "rabbit.example"])
 
 
 @pytest.mark.parametrize(
@@ -157,22 +148,22 @@ def test_what_no_certificate_can_name_is_refused(
     tmp_path: Path, hosts: list[str], users: list[str], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
-        make_certificates(tmp_path, hosts=hosts, users=users, now=NOW)
+        make_certificates(tmp_path, hosts=hosts, users=users)
 
 
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(ConfigError, match="taken cannot be used"):
-        make_certificates(tmp_path / "taken", now=NOW)
+        make_certificates(tmp_path / "taken")
 
-    done(tmp_path)
-    authority_in(tmp_path).key.write_text("no key")
-    with pytest.raises(ConfigError, match=r"ca\.key holds no key"):
-        done(tmp_path, renew=True)
-
-    server_in(tmp_path).certificate.write_text("no certificate")
+    make_certificates(tmp_path / "certs")
+    server_in(tmp_path / "certs").certificate.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"server\.pem holds no certificate"):
-        done(tmp_path)
+        make_certificates(tmp_path / "certs")
+
+    authority_in(tmp_path / "certs").key.write_text("no key")
+    with pytest.raises(ConfigError, match=r"ca\.key holds no key"):
+        make_certificates(tmp_path / "certs")
 
 
 def test_the_command_says_what_to_set_where(tmp_path: Path) -> None:
@@ -196,15 +187,30 @@ def test_the_command_says_what_to_set_where(tmp_path: Path) -> None:
     assert wrong.stderr.startswith("error: --user must be")
 
 
-def test_help_does_not_wait_for_cryptography() -> None:
-    without = "import sys; sys.modules['cryptography'] = None; from fluffle_cli.main import run; run()"
+def without(*packages: str) -> list[str]:
+    """The start of a command of Fluffle where these packages are not installed."""
+    hide = "; ".join(f"sys.modules[{each!r}] = None" for each in packages)
+    return [sys.executable, "-c", f"import sys; {hide}; from fluffle_cli.main import run; run()", "broker"]
 
-    result = subprocess.run(
-        [sys.executable, "-c", without, "broker", "certs", "--help"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+def test_help_does_not_wait_for_cryptography() -> None:
+    command = [*without("cryptography", "trustme"), "certs", "--help"]
+
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert result.returncode == 0, result.stderr
     assert "for development" in result.stdout
+
+
+@pytest.mark.parametrize("command", [["certs"], ["up", "--tls"]], ids=" ".join)
+def test_without_trustme_a_sentence_names_the_extra(command: list[str], tmp_path: Path) -> None:
+    flags = ["--folder", str(tmp_path)]
+
+    result = subprocess.run(
+        [*without("trustme"), *command, *flags], capture_output=True, text=True, check=False
+    )
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "extra `certs`" in result.stderr
+    assert contents(tmp_path) == {}

@@ -5,21 +5,39 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+import fluffle_cli.dashboard
+import fluffle_cli.dashboard.server as server_module
 from fluffle.errors import ConfigError
-from fluffle_cli.dashboard.server import ASSETS, PageServer, asset, is_loopback, serving, token_for
+from fluffle_cli.dashboard.server import MAX_CONNECTIONS, PageServer, is_loopback, serving, token_for
 from fluffle_cli.dashboard.table import COLUMNS, Wanted
 
 EVERYWHERE = "0.0.0.0"
+ASSETS = Path(fluffle_cli.dashboard.__file__).parent / "assets"
+FILES = {
+    "/": "text/html; charset=utf-8",
+    "/style.css": "text/css; charset=utf-8",
+    "/icon.svg": "image/svg+xml",
+    **dict.fromkeys(
+        [f"/{name}.js" for name in ("app", "charts", "page", "text", "workers")],
+        "text/javascript; charset=utf-8",
+    ),
+    "/vendor/uPlot.iife.min.js": "text/javascript; charset=utf-8",
+    "/vendor/uPlot.min.css": "text/css; charset=utf-8",
+}
 
 
 class Answer(NamedTuple):
     status: int
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage
     body: str
 
 
@@ -38,7 +56,7 @@ def ask(server: PageServer, path: str, *, method: str = "GET", **headers: str) -
     try:
         connection.request(method, path, headers=headers)
         answer = connection.getresponse()
-        return Answer(answer.status, dict(answer.headers), answer.read().decode())
+        return Answer(answer.status, answer.headers, answer.read().decode())
     finally:
         connection.close()
 
@@ -59,10 +77,11 @@ def test_a_path_that_cannot_be_read_is_a_bad_request_and_no_traceback(
 
 def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None:
     with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
-        answers = {path: ask(server, path) for path in ASSETS}
+        answers = {path: ask(server, path) for path in FILES}
 
         assert server.url == f"http://127.0.0.1:{server.port}/"
     assert {answer.status for answer in answers.values()} == {200}
+    assert {path: answer.headers["Content-Type"] for path, answer in answers.items()} == FILES
     for answer in answers.values():
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
@@ -76,8 +95,8 @@ def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None
 
 
 def test_no_script_of_ours_writes_markup() -> None:
-    for name in ("app", "charts", "page", "text", "workers"):
-        text = asset(f"{name}.js").decode()
+    for script in ASSETS.glob("*.js"):
+        text = script.read_text()
         for way in (
             "innerHTML",
             "outerHTML",
@@ -86,7 +105,7 @@ def test_no_script_of_ours_writes_markup() -> None:
             "eval(",
             "new Function",
         ):
-            assert way not in text, name
+            assert way not in text, script.name
 
 
 def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
@@ -145,7 +164,7 @@ def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
             for path in ("/../server.py", "/assets/app.js", "/vendor/", "/%2e%2e/server.py")
         ]
 
-    assert set(changing.values()) == {501}
+    assert set(changing.values()) == {405}
     assert set(others) == {404}
 
 
@@ -173,12 +192,51 @@ def test_which_workers_are_wanted_is_read_with_care() -> None:
     assert bad == [400, 400, 400]
 
 
+def test_a_connection_over_which_no_request_comes_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "CONNECTION_LIFE_S", 0.2)
+
+    with (
+        serving(PageServer(Watched(), "127.0.0.1", 0)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as browser,
+    ):
+        browser.sendall(b"GET / HTTP/1.1\r\n")
+        with suppress(ConnectionResetError):
+            assert browser.recv(1) == b""
+
+
+def test_too_many_connections_at_a_time_are_told_to_come_again() -> None:
+    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server, ExitStack() as browsers:
+        for _ in range(MAX_CONNECTIONS):
+            browsers.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
+
+        assert ask(server, "/").status == 503
+        browsers.close()
+        assert wait_for_status(server, 200)
+
+
+def wait_for_status(server: PageServer, status: int) -> bool:
+    """Ask until the answer is this one, for at most 30 s."""
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        if ask(server, "/").status == status:
+            return True
+    return False
+
+
 def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
 
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port}"):
             PageServer(Watched(), "127.0.0.1", port)
+
+
+def test_only_the_page_itself_loads_the_web_server() -> None:
+    program = "import sys, fluffle_cli.main; print({'starlette', 'uvicorn'} & set(sys.modules))"
+
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert loaded.stdout == "set()\n"
 
 
 def test_what_only_this_machine_reaches_is_loopback() -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import WireError
-from fluffle.event_sink import EVERY_S, MOST_WAITING, ReportingSink
+from fluffle.event_sink import MAX_WAITING, SEND_EVERY_S, ReportingSink
 from fluffle.events import (
     KINDS,
     MAX_EVENTS,
@@ -141,20 +141,20 @@ def test_it_is_told_soon_and_not_only_at_the_end(server: FakeServer) -> None:
         broker.listen(TOPOLOGY.events.name, name="test"),
         event_sink.over(broker),
     ):
-        wait_until(lambda: bool(heard_by(server)), "a report", deadline_s=100 * EVERY_S)
+        wait_until(lambda: bool(heard_by(server)), "a report", deadline_s=100 * SEND_EVERY_S)
 
 
 def test_without_a_connection_the_newest_are_kept_and_told_later(server: FakeServer) -> None:
     event_sink = ReportingSink(TOPOLOGY, role="worker", name="w1")
-    for number in range(2 * MOST_WAITING):
+    for number in range(2 * MAX_WAITING):
         event_sink(Published(f"w1/r1/{number}", 10))
     with FakeBroker(server) as broker, broker.listen(TOPOLOGY.events.name, name="test"):
         with event_sink.over(broker):
             pass
         events = [each.event for report in heard_by(server) for each in report.events]
 
-    assert len(events) == MOST_WAITING
-    assert events[-2:] == [Published(f"w1/r1/{2 * MOST_WAITING - 1}", 10), Joined()]
+    assert len(events) == MAX_WAITING
+    assert events[-2:] == [Published(f"w1/r1/{2 * MAX_WAITING - 1}", 10), Joined()]
 
 
 def test_what_cannot_be_told_is_left_out_and_stops_nobody(server: FakeServer) -> None:

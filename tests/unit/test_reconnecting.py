@@ -142,7 +142,7 @@ def test_a_federation_that_is_gone_is_waited_for_by_whoever_does_not_make_it(err
 
     with pytest.raises(type(error)):
         run_with_reconnect(connect, work, threading.Event())
-    with pytest.raises(ConnectionLost, match=f"the federation is gone: {error}"):
+    with pytest.raises(ConnectionLost, match=f"the federation was deleted: {error}"):
         until_federation_is_gone(work)(connect())
 
 

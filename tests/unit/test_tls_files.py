@@ -14,18 +14,17 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from expired import ENDED, issue_expired
 
 from fluffle.errors import ConfigError
 from fluffle.tls import ClientCertificate, TlsFiles
-from fluffle_cli.certificates import authority_in, issue, make_certificates, user_in
-
-NOW = datetime.now(UTC)
+from fluffle_cli.certificates import authority_in, make_certificates, user_in
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> TlsFiles:
     """The files of alice, beside whom there is bob."""
-    make_certificates(tmp_path, users=["alice", "bob"], now=NOW)
+    make_certificates(tmp_path, users=["alice", "bob"])
     alice = user_in(tmp_path, "alice")
     return TlsFiles(authority_in(tmp_path).certificate, ClientCertificate(alice.certificate, alice.key))
 
@@ -82,7 +81,7 @@ def encrypt(key: Path) -> None:
         ),
         (
             lambda folder: encrypt(folder / "users/alice.key"),
-            "broker_key_file {}/users/alice.key is encrypted: give one that is not",
+            "broker_key_file {}/users/alice.key is encrypted: use a key without a password",
         ),
     ],
 )
@@ -98,11 +97,10 @@ def test_a_file_that_cannot_be_used_is_named_by_its_setting(
 
 
 def test_a_certificate_says_when_it_has_expired(tmp_path: Path) -> None:
-    make_certificates(tmp_path, now=NOW)
+    make_certificates(tmp_path)
     late = user_in(tmp_path, "late")
-    late.certificate.parent.mkdir()
-    end = issue(late, authority_in(tmp_path), "alice", now=NOW - timedelta(days=500))
+    issue_expired(late, authority_in(tmp_path), "user.invalid", user="alice")
     certificate = ClientCertificate(late.certificate, late.key)
 
-    assert certificate.expired_on(end - timedelta(seconds=1)) is None
-    assert certificate.expired_on(NOW) == f"{end:%Y-%m-%d}"
+    assert certificate.expired_on(ENDED - timedelta(seconds=1)) is None
+    assert certificate.expired_on(datetime.now(UTC)) == f"{ENDED:%Y-%m-%d}"

@@ -1,4 +1,7 @@
-"""The live page as a program of its own, and beside another one."""
+"""The live page as a program of its own, and beside another one.
+
+The server is imported where it is needed: it takes a moment to load, and most commands do without.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ import typer
 from fluffle.errors import ConfigError, FluffleError
 from fluffle.logs import get_logger
 from fluffle.stopping import stop_on_signals
-from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.dashboard.watch import Watch
 
@@ -23,6 +25,8 @@ log = get_logger(__name__)
 
 def run(settings: DashboardSettings) -> None:
     """Serve the page until SIGTERM or Ctrl-C."""
+    from fluffle_cli.dashboard.server import PageServer, serving
+
     stop = stop_on_signals()
     watch = Watch(settings, stop)
     with serving(PageServer(watch, settings.dashboard_host, settings.dashboard_port)) as server:
@@ -32,14 +36,17 @@ def run(settings: DashboardSettings) -> None:
 
 @contextmanager
 def a_page(settings: DashboardSettings, say: Callable[[str], None]) -> Iterator[None]:
-    """Serve the page while the block lasts, `say` where, and open it where there is a display.
+    """Serve the page while the block lasts, give `say` its address, and open it where there is a display.
 
-    Where its port is taken it is any that is free. What goes wrong with it does not disturb the block.
+    It takes any free port when the one in the settings is taken. An error of the page does not disturb the
+    block.
     """
+    from fluffle_cli.dashboard.server import PageServer, serving
+
     stop = threading.Event()
     watch = Watch(settings, stop)
 
-    def run_to_the_end() -> None:
+    def watch_until_stopped() -> None:
         try:
             watch.run()
         except FluffleError as error:
@@ -49,10 +56,10 @@ def a_page(settings: DashboardSettings, say: Callable[[str], None]) -> Iterator[
         server = PageServer(watch, settings.dashboard_host, settings.dashboard_port)
     except ConfigError:
         server = PageServer(watch, settings.dashboard_host, 0)
-    thread = threading.Thread(target=run_to_the_end, name="watch", daemon=True)
+    thread = threading.Thread(target=watch_until_stopped, name="watch", daemon=True)
     with serving(server):
         say(server.url)
-        if has_display():
+        if _has_display():
             webbrowser.open(server.url)
         thread.start()
         try:
@@ -62,8 +69,7 @@ def a_page(settings: DashboardSettings, say: Callable[[str], None]) -> Iterator[
             thread.join()
 
 
-def has_display() -> bool:
-    """Tell whether a browser could be opened for somebody to see."""
+def _has_display() -> bool:
     return sys.platform in {"darwin", "win32"} or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
     )

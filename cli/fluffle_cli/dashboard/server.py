@@ -1,62 +1,55 @@
-"""The live page over HTTP: reads, and nothing else. The only module that knows http.server."""
+"""The live page over HTTP, which only reads. The only module that knows Starlette and uvicorn.
+
+Import it where it is used: the two take a moment to load, and most commands do without.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import secrets
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from http import HTTPStatus
-from http.cookies import CookieError, SimpleCookie
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
-from typing import Final, Protocol
-from urllib.parse import parse_qs, urlsplit
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fluffle.address import in_a_url
 from fluffle.errors import ConfigError
-from fluffle.logs import get_logger
 from fluffle_cli.dashboard.table import MOST_LETTERS, Wanted
 from fluffle_cli.plain_json import as_text
 
-log = get_logger(__name__)
-
-# Nothing from elsewhere, nothing inline, in nobody's frame.
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-HEADERS: Final[Mapping[str, str]] = {
-    "Content-Security-Policy": POLICY,
+HEADERS = {
+    # Nothing from other servers, nothing inline, and no other page may show this one in a frame.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
+    # One request per connection, so that the life of a connection bounds a slow sender and a slow reader.
+    "Connection": "close",
 }
-ASSETS: Final[Mapping[str, tuple[str, str]]] = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-    **{
-        f"/{name}.js": (f"{name}.js", "text/javascript; charset=utf-8")
-        for name in ("app", "charts", "page", "text", "workers")
-    },
-    "/vendor/uPlot.js": ("vendor/uPlot.iife.min.js", "text/javascript; charset=utf-8"),
-    "/vendor/uPlot.css": ("vendor/uPlot.min.css", "text/css; charset=utf-8"),
-}
-NOT_OURS: Final = (
-    "this host name is not ours: ask for 127.0.0.1. A proxy in front of it sends `Host: 127.0.0.1`, or the "
-    "page is served with --dashboard-host 0.0.0.0, to who has its token\n"
+WRONG_HOST = (
+    "this server has no such host name: ask for 127.0.0.1. A proxy in front of it must send "
+    "`Host: 127.0.0.1`; or serve the page with --dashboard-host 0.0.0.0, which requires a token\n"
 )
-JSON: Final = "application/json"
-IDLE_S: Final = 20.0
-Request = socket.socket | tuple[bytes, socket.socket]
-# At a time; a browser opens six. Who comes when there are more waits in the system's queue.
-MOST_CONNECTIONS: Final = 64
+LET_IN_BY_ADDRESS = "open the address that `fluffle dashboard` has printed: the token in it lets you in\n"
+CONNECTION_LIFE_S = 60.0
+# A browser opens six. Beyond this many at a time, a request is answered with 503.
+MAX_CONNECTIONS = 64
 
 
 class Watched(Protocol):
@@ -69,37 +62,32 @@ class Watched(Protocol):
         """Return one page of the workers. Raises KeyError for an unknown column."""
 
 
-class PageServer(ThreadingHTTPServer):
-    """Serves one page, to whoever is let in: on loopback everybody, and elsewhere who has the token."""
-
-    daemon_threads = True
-    # Python's own would let two servers share a port.
-    allow_reuse_port = False
+class PageServer:
+    """An ASGI application with its socket: on loopback for everybody, elsewhere for whoever has the token."""
 
     def __init__(self, watched: Watched, host: str, port: int) -> None:
-        """Listen on a port, 0 for any that is free. Raises ConfigError when it is taken or not ours."""
-        self.watched = watched
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._room = threading.BoundedSemaphore(MOST_CONNECTIONS)
-        self.token = token_for(host)
+        """Listen on a port, 0 for any that is free. Raises ConfigError when it cannot listen there."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            super().__init__((host, port), _Request)
+            self.socket = socket.create_server((host, port), family=family)
         except OSError as error:
             raise ConfigError(
                 f"the live page cannot listen on {host}, port {port}: {error.strerror or error}; choose "
                 "another one with --dashboard-port or --dashboard-host"
             ) from error
+        self.port = int(self.socket.getsockname()[1])
+        # Servers on two ports of one host share their cookies.
+        self.cookie = f"fluffle-{self.port}"
+        self.token = token_for(host)
         self._host = host
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        return int(self.server_address[1])
-
-    @property
-    def cookie(self) -> str:
-        """The cookie's name. Cookies of one host are the same on each port, so that the port stands in it."""
-        return f"fluffle-{self.port}"
+        self._watched = watched
+        self._routes = Starlette(
+            routes=[
+                Route("/api/state", lambda _: _json(watched.picture())),
+                Route("/api/workers", self._workers),
+                Mount("/", StaticFiles(packages=[("fluffle_cli.dashboard", "assets")], html=True)),
+            ]
+        )
 
     @property
     def url(self) -> str:
@@ -107,97 +95,38 @@ class PageServer(ThreadingHTTPServer):
         query = f"?token={self.token}" if self.token else ""
         return f"http://{in_a_url(self._host)}:{self.port}/{query}"
 
-    def process_request(self, request: Request, client_address: object) -> None:
-        """See ThreadingHTTPServer; waits while there are too many connections."""
-        self._room.acquire()
-        super().process_request(request, client_address)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
 
-    def process_request_thread(self, request: Request, client_address: object) -> None:
-        """See ThreadingHTTPServer."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
 
-    def handle_error(self, _request: Request, client_address: object) -> None:
-        """See ThreadingHTTPServer; a browser that goes away in the middle is no news."""
-        log.debug("a request for the live page was not answered", client=str(client_address), exc_info=True)
+        answer = self._refusal(Request(scope)) or self._routes
+        await answer(scope, receive, send_with_headers)
 
+    def _refusal(self, request: Request) -> Response | None:
+        """Return the answer to a request that may not see the page, None for one that may.
 
-class _Request(BaseHTTPRequestHandler):
-    """Answers one browser."""
-
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "fluffle", ""
-    timeout = IDLE_S
-    server: PageServer
-
-    def do_GET(self) -> None:
-        """Answer a read."""
-        try:
-            parts = urlsplit(self.path)
-        except ValueError:
-            self._answer(HTTPStatus.BAD_REQUEST, "this is not the path of a page\n")
-            return
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        if not self._is_meant():
-            self._answer(HTTPStatus.MISDIRECTED_REQUEST, NOT_OURS)
-        elif (
-            self.server.token and "token" in query and constant_time_equal(query["token"], self.server.token)
-        ):
-            self._let_in(self.server.token)
-        elif not self._is_let_in():
-            self._answer(
-                HTTPStatus.FORBIDDEN,
-                "open the address that `fluffle dashboard` has printed: the token in it lets you in\n",
-            )
-        elif parts.path == "/api/state":
-            self._answer_json(self.server.watched.picture())
-        elif parts.path == "/api/workers":
-            self._answer_workers(query)
-        elif parts.path in ASSETS:
-            name, kind = ASSETS[parts.path]
-            self._answer(HTTPStatus.OK, asset(name), kind)
-        else:
-            self._answer(HTTPStatus.NOT_FOUND, "there is no such page\n")
-
-    def do_HEAD(self) -> None:
-        """Answer as to GET, without the body."""
-        self.do_GET()
-
-    def log_message(self, _format: str, *_values: object) -> None:
-        """Log no request: a token may stand in it."""
-
-    def _is_meant(self) -> bool:
-        """Tell whether the browser means us, and not a name of somebody's that leads here (DNS rebinding).
-
-        Where there is a token, its cookie belongs to the host name that it was given to.
+        Without a token, the browser must have asked for a loopback name: somebody else's name may lead here,
+        too, and then a page of theirs would read this one (DNS rebinding). With a token, the browser sends
+        the cookie to no other host name than the one that set it.
         """
-        if self.server.token:
-            return True
-        try:
-            host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        except ValueError:
-            return False
-        return host is not None and is_loopback(host)
+        if not request.scope["path"].startswith("/"):
+            return PlainTextResponse("this is not the path of a page\n", 400)
+        if self.token is None:
+            return None if _names_loopback(request) else PlainTextResponse(WRONG_HOST, 421)
+        if _is_equal(request.query_params.get("token", ""), self.token):
+            # Exchanged for a cookie, so that it stays in no history and no bookmark.
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
+            return answer
+        has_token = _is_equal(request.cookies.get(self.cookie, ""), self.token)
+        return None if has_token else PlainTextResponse(LET_IN_BY_ADDRESS, 403)
 
-    def _is_let_in(self) -> bool:
-        if self.server.token is None:
-            return True
-        try:
-            given = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
-        except CookieError:
-            return False
-        return given is not None and constant_time_equal(given.value, self.server.token)
-
-    def _let_in(self, token: str) -> None:
-        """Exchange the token for a cookie, so that it stays in no history and no bookmark."""
-        self._begin(HTTPStatus.SEE_OTHER, 0, "text/plain")
-        self.send_header("Location", "/")
-        self.send_header("Set-Cookie", f"{self.server.cookie}={token}; Path=/; HttpOnly; SameSite=Lax")
-        self.end_headers()
-
-    def _answer_workers(self, query: Mapping[str, str]) -> None:
+    def _workers(self, request: Request) -> Response:
+        query = request.query_params
         try:
             wanted = Wanted(
                 sort=query.get("sort", "name"),
@@ -205,39 +134,44 @@ class _Request(BaseHTTPRequestHandler):
                 search=query.get("search", "")[:MOST_LETTERS],
                 page=int(query.get("page", "0")),
             )
-            page = self.server.watched.page(wanted)
+            return _json(self._watched.page(wanted))
         except (KeyError, ValueError):
-            self._answer(HTTPStatus.BAD_REQUEST, "there is no such column or page\n")
-        else:
-            self._answer_json(page)
-
-    def _answer_json(self, body: Mapping[str, object]) -> None:
-        self._answer(HTTPStatus.OK, as_text(body, is_short=True), JSON)
-
-    def _answer(self, status: HTTPStatus, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        content = body.encode() if isinstance(body, str) else body
-        self._begin(status, len(content), kind)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def _begin(self, status: HTTPStatus, length: int, kind: str) -> None:
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(length))
+            return PlainTextResponse("there is no such column or page\n", 400)
 
 
-@cache
-def asset(name: str) -> bytes:
-    """Return a file of the page."""
-    return files("fluffle_cli.dashboard").joinpath("assets", name).read_bytes()
+class _Connection(H11Protocol):
+    """uvicorn's connection to a browser, with an end to it: uvicorn alone waits for a request for ever."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self.loop.call_later(CONNECTION_LIFE_S, self.transport.abort)
 
 
-def constant_time_equal(given: str, token: str) -> bool:
-    """Compare in a time that does not tell how much of it is right."""
-    return secrets.compare_digest(given.encode(), token.encode())
+@contextmanager
+def serving(server: PageServer) -> Iterator[PageServer]:
+    """Serve from a thread of its own while the block lasts."""
+    config = uvicorn.Config(
+        server,
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+        # No request is logged: a token may stand in it.
+        access_log=False,
+        log_config=None,
+        log_level="error",
+        proxy_headers=False,
+        server_header=False,
+    )
+    running = uvicorn.Server(config)
+    thread = threading.Thread(target=running.run, args=([server.socket],), name="live page", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        running.should_exit = True
+        thread.join()
 
 
 def token_for(host: str) -> str | None:
@@ -255,14 +189,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@contextmanager
-def serving(server: PageServer) -> Iterator[PageServer]:
-    """Serve from a thread of its own while the block lasts."""
-    with server:
-        thread = threading.Thread(target=server.serve_forever, name="live page", daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+def _names_loopback(request: Request) -> bool:
+    try:
+        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+    except ValueError:
+        return False
+    return host is not None and is_loopback(host)
+
+
+def _is_equal(given: str, token: str) -> bool:
+    """Compare in a time that does not tell how much of it is right."""
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def _json(body: Mapping[str, object]) -> Response:
+    return Response(as_text(body, is_short=True), media_type="application/json")

@@ -17,8 +17,8 @@ class DashboardSettings(ManagementSettings):
 
     dashboard_host: str = Field(
         "127.0.0.1",
-        description="Address to listen on. On any but loopback the page is behind a token, which stands in "
-        "the printed address.",
+        description="Address to listen on. Unless it is loopback, the page requires the token in the printed "
+        "address.",
     )
     dashboard_port: int = Field(
         8089, ge=0, le=65535, description="Port to listen on; 0 for any that is free."

@@ -1,9 +1,9 @@
-"""The Broker on RabbitMQ: the only package that knows pika.
+"""The Broker on RabbitMQ: the only package that imports pika.
 
-broker.py         RabbitBroker, which keeps the contract of fluffle.broker
-connection.py     the thread that owns pika's connection
-stream_reader.py  reads a stream on a channel of its own
-faults.py         what pika raises, in Fluffle's words
+broker.py        RabbitBroker, which implements fluffle.broker.Broker
+connection.py    the thread that owns pika's connection
+large_bodies.py  pika's connection, changed so that large bodies are not copied
+faults.py        pika's exceptions as Fluffle's errors
 """
 
 from fluffle.rabbit.broker import RabbitBroker

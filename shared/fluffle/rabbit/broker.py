@@ -1,7 +1,7 @@
 """RabbitBroker: consuming, publishing and acking on one channel (rule 4 of docs/architecture.md).
 
-Whoever consumes looks at queues and reads the stream over a second connection. What comes over the first one
-waits behind the deliveries that nobody has taken yet, and of those there is room for a few only.
+A consumer inspects queues and reads the stream over a second connection: on the first one, answers wait
+behind the deliveries that were not taken yet, and reading pauses when too many of those have come.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
@@ -33,19 +33,22 @@ from fluffle.pieces import Body
 from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.listener import RabbitListener
-from fluffle.rabbit.peeking import peek
+from fluffle.rabbit.locks import peek
 from fluffle.rabbit.stream_reader import RabbitStreamReader
 from fluffle.rabbit.worker_name import WorkerName
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
 
-# Beyond this many bytes that are not done with yet, reading from the socket pauses.
+# While more bytes of bodies than this are not released, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
-# RabbitMQ's channel sends a quorum queue 32 commands ahead of its answers, and keeps the others to itself.
+# A channel of RabbitMQ has at most 32 commands to a quorum queue unanswered, and holds back the others.
 ACKS_AT_ONCE = 16
 CONTENT_TYPE = "application/vnd.fluffle+msgpack"
-# What a message counts as whose deliveries are not told.
-SUSPICIOUS = 2
+# Redeliveries that are assumed when the header x-delivery-count is missing.
+ASSUMED_REDELIVERIES = 2
+
+
+Reader = TypeVar("Reader", RabbitListener, RabbitStreamReader)
 
 
 class RabbitBroker:
@@ -63,21 +66,21 @@ class RabbitBroker:
     ) -> None:
         """Connect. `name` is what RabbitMQ's UI shows; an address may be a URL.
 
-        `speaks_for` is the worker or evaluator in whose name this connection publishes. RabbitMQ lets a user
-        speak for itself alone, unless it has the tag `impersonator`; None means the user itself.
+        `speaks_for` is the worker or evaluator in whose name this connection publishes; None means the user
+        of the connection. RabbitMQ allows no other name, unless the user has the tag `impersonator`.
         A message of more than `max_message_bytes` is refused before it is sent.
-        Soon after `stop` is set, calls that RabbitMQ does not answer end with ConnectionLost.
+        Soon after `stop` is set, calls that RabbitMQ does not answer raise ConnectionLost.
 
-        Raises what RabbitConnection does.
+        Raises the errors of RabbitConnection.
         """
         self._inbox: queue.SimpleQueue[Delivery | None] = queue.SimpleQueue()
         self._speaks_for = speaks_for
         self._max_message_bytes = max_message_bytes
         self._arriving = Transfer("receiving")
-        # Two counters, each with one thread that writes it: `-=` and `+=` on one would lose counts.
+        # Each counter is written by one thread alone: `+=` and `-=` on a shared one would lose counts.
         self._arrived_bytes = 0
-        self._done_bytes = 0
-        self._in_hand_bytes = 0
+        self._released_bytes = 0
+        self._delivered_bytes = 0
         self._acked = AckedTags()
         self._connection = RabbitConnection(
             address,
@@ -96,7 +99,7 @@ class RabbitBroker:
 
     @property
     def server(self) -> str:
-        """What the broker says that it is, such as RabbitMQ 4.0.5."""
+        """The broker's product and version, such as RabbitMQ 4.0.5."""
         return self._connection.server
 
     @property
@@ -141,10 +144,10 @@ class RabbitBroker:
             raise
 
     def _renew_channel(self) -> None:
-        """Publish over another channel from now on, unless this one consumes.
+        """Publish over a new channel from now on, unless this one consumes.
 
-        A channel that first publishes to a quorum queue just after the queue's leader died refuses whatever
-        it is given for as long as it lives (RabbitMQ 3.10, rabbit_fifo_client).
+        RabbitMQ 3.10 has a fault (in rabbit_fifo_client): a channel whose first publish to a quorum queue
+        comes just after the queue's leader died refuses all messages as long as it exists.
         """
 
         def renew() -> BlockingChannel:
@@ -186,18 +189,10 @@ class RabbitBroker:
             lambda channel: channel.basic_publish(exchange, routing_key, body, properties)
         )
 
-    @contextmanager
-    def listen(self, exchange: str, *, name: str) -> Iterator[RabbitListener]:
+    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[RabbitListener]:
         """See Broker."""
-        connection = self._reading
-        listener = connection.call(
-            lambda: RabbitListener(connection, exchange, f"{exchange}.{name}"), f"exchange {exchange}"
-        )
-        try:
-            yield listener
-        finally:
-            if connection.failure is None:
-                connection.call(listener.close, f"exchange {exchange}")
+        make = functools.partial(RabbitListener, self._reading, exchange, f"{exchange}.{name}")
+        return _opened(self._reading, make, f"exchange {exchange}")
 
     def consume(self, queue: str, *, prefetch: int) -> None:
         """See Broker."""
@@ -211,14 +206,14 @@ class RabbitBroker:
             try:
                 self._reading = self._connect_to_read()
             except (LoginRefused, TlsRefused, ConfigError) as error:
-                # It was let in a moment ago: a password or a certificate is being replaced.
+                # The first connection was accepted: a password or a certificate is being replaced.
                 raise ConnectionLost(f"the second connection was refused: {error}") from error
 
     def take_name(
-        self, topology: Topology, worker: str, *, plate: str, on_rival: Callable[[str], None]
+        self, topology: Topology, worker: str, *, label: str, on_rival: Callable[[str], None]
     ) -> None:
         """See Broker."""
-        WorkerName(self._connection, topology, worker, plate=plate, on_rival=on_rival).take()
+        WorkerName(self._connection, topology, worker, label=label, on_rival=on_rival).take()
 
     def cancel(self) -> None:
         """See Broker."""
@@ -231,7 +226,7 @@ class RabbitBroker:
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Broker."""
-        self._be_done_with_the_last()
+        self._release_last_delivery()
         try:
             delivery = self._inbox.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
@@ -241,10 +236,10 @@ class RabbitBroker:
             return None
         self._arriving.close()
         if delivery is None:
-            # For whoever asks again.
+            # For the next call.
             self._inbox.put(None)
             raise self._connection.failure or ConnectionLost("the connection is closed")
-        self._in_hand_bytes = len(delivery.body)
+        self._delivered_bytes = len(delivery.body)
         return delivery
 
     def ack(self, tags: Iterable[int]) -> None:
@@ -255,7 +250,7 @@ class RabbitBroker:
             for tag, multiple in acks:
                 self._channel.basic_ack(tag, multiple=multiple)
 
-        # RabbitMQ answers nothing to acks, and has them before all that is sent later.
+        # RabbitMQ does not answer to acks, and reads them before what is sent later.
         self._connection.post(send)
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
@@ -265,18 +260,16 @@ class RabbitBroker:
         def send() -> None:
             for tag in left[:ACKS_AT_ONCE]:
                 self._channel.basic_ack(tag)
-            # What the queue answers to this, it answers after those acks.
+            # The queue answers this after it has processed those acks.
             self._channel.basic_get(queue)
 
         while left:
             self._connection.call(send, f"queue {queue}")
             del left[:ACKS_AT_ONCE]
 
-    @contextmanager
-    def peek(self, queue: str) -> Iterator[Iterator[bytes]]:
+    def peek(self, queue: str) -> AbstractContextManager[Iterator[bytes]]:
         """See Broker."""
-        with peek(self._reading, queue) as bodies:
-            yield bodies
+        return peek(self._reading, queue)
 
     def state(self, queue: str) -> QueueState:
         """See Broker."""
@@ -285,18 +278,12 @@ class RabbitBroker:
         ).method
         return QueueState(method.message_count, method.consumer_count)
 
-    @contextmanager
-    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[RabbitStreamReader]:
+    def read_stream(
+        self, queue: str, *, offset: str, prefetch: int = 1
+    ) -> AbstractContextManager[RabbitStreamReader]:
         """See Broker."""
-        connection = self._reading
-        reader = connection.call(
-            lambda: RabbitStreamReader(connection, queue, offset, prefetch), f"queue {queue}"
-        )
-        try:
-            yield reader
-        finally:
-            if connection.failure is None:
-                connection.call(reader.close, f"queue {queue}")
+        make = functools.partial(RabbitStreamReader, self._reading, queue, offset, prefetch)
+        return _opened(self._reading, make, f"queue {queue}")
 
     def close(self) -> None:
         """See Broker."""
@@ -312,18 +299,18 @@ class RabbitBroker:
     ) -> None:
         self.close()
 
-    def _be_done_with_the_last(self) -> None:
-        """Make room: who asks for the next delivery has let go of the last one's body."""
-        done_before = self._done_bytes
-        self._done_bytes += self._in_hand_bytes
-        self._in_hand_bytes = 0
-        # Looked at afterwards: what arrives meanwhile finds room, or is counted here.
-        was_full = self._arrived_bytes - done_before > INBOX_LIMIT_BYTES
+    def _release_last_delivery(self) -> None:
+        """Count the body of the last delivery as released, and read on if reading has paused."""
+        released_before = self._released_bytes
+        self._released_bytes += self._delivered_bytes
+        self._delivered_bytes = 0
+        # After the release: the reading thread either sees it, or its bytes are counted here.
+        was_full = self._arrived_bytes - released_before > INBOX_LIMIT_BYTES
         if was_full and not self._is_full():
             self._connection.wake()
 
     def _is_full(self) -> bool:
-        return self._arrived_bytes - self._done_bytes > INBOX_LIMIT_BYTES
+        return self._arrived_bytes - self._released_bytes > INBOX_LIMIT_BYTES
 
     def _on_delivery(
         self,
@@ -351,6 +338,17 @@ class RabbitBroker:
         )
 
 
+@contextmanager
+def _opened(connection: RabbitConnection, make: Callable[[], Reader], what: str) -> Iterator[Reader]:
+    """Make a reader on the connection's thread, and close it there."""
+    reader = connection.call(make, what)
+    try:
+        yield reader
+    finally:
+        if connection.failure is None:
+            connection.call(reader.close, what)
+
+
 def _declare_exchange(each: Exchange, channel: BlockingChannel) -> None:
     arguments = dict(each.arguments)
     channel.exchange_declare(each.name, exchange_type=each.kind, durable=True, arguments=arguments)
@@ -365,11 +363,11 @@ def _declare_queue(each: Queue, channel: BlockingChannel) -> None:
 
 
 def _redeliveries(method: pika.spec.Basic.Deliver, properties: pika.BasicProperties) -> int:
-    """Count as RabbitMQ does from the second delivery on; before that, the header is what its sender says.
+    """Return how often the message was delivered before. On the first delivery the sender wrote the headers.
 
-    A sender can make the headers unreadable, but not so that the message seems to come for the first time.
+    A sender can make the headers unreadable, but cannot make a redelivery look like a first delivery.
     """
     if not method.redelivered:
         return 0
-    count = (properties.headers or {}).get("x-delivery-count", SUSPICIOUS)
-    return int(count) if isinstance(count, int) else SUSPICIOUS
+    count = (properties.headers or {}).get("x-delivery-count", ASSUMED_REDELIVERIES)
+    return int(count) if isinstance(count, int) else ASSUMED_REDELIVERIES

@@ -1,7 +1,7 @@
 """The thread that owns a connection to RabbitMQ.
 
-Heartbeats go on while the caller trains or folds: the caller's thread never touches a socket. It hands over
-functions, and waits for what they give.
+Heartbeats go on while the caller trains or folds: the caller's thread never touches a socket. It passes
+functions to this thread and waits for their results.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ from fluffle.errors import BrokerError, ConfigError, ConnectionLost
 from fluffle.logs import get_logger
 from fluffle.rabbit.faults import PIKA_ERRORS, translate_error
 from fluffle.rabbit.opening import open_connection, unless_stopped
-from fluffle.rabbit.properties import read_properties_cautiously
 from fluffle.transfers import LARGE_BYTES, LOOK_EVERY_S, Transfer
 
 log = get_logger(__name__)
 Result = TypeVar("Result")
 
 BLOCKED_TIMEOUT_S = 300.0
-# Not counted while an alarm blocks the connection, for which there is the above.
+# While an alarm blocks the connection, the above counts instead.
 ANSWER_TIMEOUT_S = 60.0
-# What is still on its way at this speed is no sign of a broker that hangs.
+# A large message may take as long as at this speed before the broker is believed to hang.
 SLOWEST_LINK_BYTES_PER_S = 256 * 1024
 POLL_S = 1.0
 SILENCE_S = 30.0
-# From one refusal of what is told to the next try, twice as long each time.
-TELL_AGAIN_S, TELL_AGAIN_AT_MOST_S = 1.0, 60.0
-# Who is asked to stop waits so long for an answer: less than what containers are given to end.
-LEAVE_AFTER_S = 4.0
-# The thread is a daemon: what it still waits for ends with the process.
+# From one refused unconfirmed message to the next try; the time doubles with each refusal.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+# After `stop`, wait this long for an answer: less than containers get to end.
+STOP_PATIENCE_S = 4.0
+# The thread is a daemon: if it still waits after this, it ends with the process.
 CLOSE_PATIENCE_S = 5.0
 
 
 class RabbitConnection:
     """One connection and its main channel; it never reconnects.
 
-    `is_full` says when no more is to be read for now, and `on_end` is called once, on the thread, when the
-    connection has ended for whatever reason. Functions given to `call`, `post` and `on_own_channel` run on
-    the thread; nothing else may use `channel`. A consumer has its connection's `name` as its tag, for
+    While `is_full` returns True, nothing is read from the socket. `on_end` is called once, on the thread,
+    when the connection has ended for any reason. Functions given to `call`, `post` and `on_own_channel` run
+    on the thread; nothing else may use `channel`. A consumer's tag is its connection's `name`, for
     RabbitMQ's UI.
     """
 
@@ -65,34 +64,31 @@ class RabbitConnection:
         on_end: Callable[[], None] = lambda: None,
         stop: threading.Event | None = None,
     ) -> None:
-        """Connect, to any of the nodes that the address names. `name` is what RabbitMQ's UI shows.
+        """Connect to any of the nodes in the address. `name` is what RabbitMQ's UI shows.
 
-        Soon after `stop` is set, nobody waits for answers any more: a broker with an alarm gives none.
+        Soon after `stop` is set, calls no longer wait for answers: a broker with an alarm gives none.
 
-        Raises ConnectionLost when nothing answers (it may come later), LimitReached when the broker accepts
-        no more connections for now, TlsRefused when one side does not trust the other, LoginRefused when the
-        broker does not let this user in, ConfigError for a URL or a file that cannot be read.
+        Raises ConnectionLost when nothing answers (it may later), LimitReached when the broker accepts no
+        more connections for now, TlsRefused when one side does not trust the other, LoginRefused when the
+        broker refuses the user, ConfigError for a URL or a file that cannot be read.
         """
         if isinstance(address, str):
             address = _parsed(address)
         self.name = name
         self.user, _ = address.login()
-        read_properties_cautiously()
         self.stop = stop or threading.Event()
         opens = partial(self._open, address, heartbeat_s)
         self._connection, self._where, self.channel = unless_stopped(opens, self.stop)
-        self._opened_at = time.monotonic()
-        self._ended_at: float | None = None
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
         self._given_up = False
         self._unconfirmed: BlockingChannel | None = None
-        self._tells_from, self._tells_again_s = 0.0, TELL_AGAIN_S
+        self._paused_until, self._pause_s = 0.0, FIRST_PAUSE_S
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
-        self._tell_of_alarms()
+        self._log_alarms()
         self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
         self._thread.start()
 
@@ -111,12 +107,13 @@ class RabbitConnection:
         return connection, where, channel
 
     def call(self, function: Callable[[], Result], what: str, *, size_bytes: int = 0) -> Result:
-        """Run a function on the thread and return what it gives; `what` it is about stands in its errors.
+        """Run a function on the thread and return its result; error messages name `what` it was about.
 
-        A broker whose queue has lost its members neither answers nor confirms, for ever, while its heartbeats
-        go on; nor does RabbitMQ 3.10 now and then for what it was sent while a stream changed its leader. The
-        log says so meanwhile, and in the end the connection is given up: ConnectionLost.
-        `size_bytes` is what the function sends, which may take its time; how far it is, is shown meanwhile.
+        The broker may never answer, although heartbeats go on: when a queue has lost its members, and in
+        RabbitMQ 3.10 sometimes when a stream changes its leader. Then the log says so, and after a while the
+        connection is ended: ConnectionLost.
+        `size_bytes` is the size of what the function sends: a large message gets more time, and its progress
+        is shown.
         """
         future: Future[Result] = Future()
 
@@ -126,7 +123,7 @@ class RabbitConnection:
                 future.set_result(function())
             except PIKA_ERRORS as error:
                 future.set_exception(self._translated(error, what))
-            except Exception as error:  # a mistake in the call: its caller's, while this thread goes on
+            except Exception as error:  # a mistake of the caller: raised there, and this thread goes on
                 future.set_exception(error)
 
         self._ask(command)
@@ -139,18 +136,18 @@ class RabbitConnection:
             return self._answer(future, what, size_bytes, show)
 
     def _answer(self, future: Future[Result], what: str, size_bytes: int, show: Callable[[], None]) -> Result:
-        """Wait for what a command gives; `show` how far it is meanwhile."""
+        """Wait for a command's result; call `show` now and then meanwhile."""
         patience_s = ANSWER_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
         look_every_s = LOOK_EVERY_S if size_bytes >= LARGE_BYTES else POLL_S
         asked_at, warn_after_s = time.monotonic(), SILENCE_S
-        answer_by, leave_at = asked_at + patience_s, math.inf
+        answer_by, stop_at = asked_at + patience_s, math.inf
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
                 return future.result(timeout=look_every_s)
             show()
             silent_s = time.monotonic() - asked_at
             if silent_s > warn_after_s:
-                # A slow line, an alarm, or a queue with too few nodes of its cluster: all of them may end.
+                # A slow line, an alarm, or a queue with too few nodes of its cluster: each may pass.
                 log.warning("RabbitMQ does not answer yet", about=what, seconds=round(warn_after_s))
                 warn_after_s *= 2
             if self._is_blocked:
@@ -158,24 +155,24 @@ class RabbitConnection:
             if time.monotonic() > answer_by:
                 self._give_up(f"no answer about {what} for {silent_s:.0f} s")
             if self.stop.is_set():
-                leave_at = min(leave_at, time.monotonic() + LEAVE_AFTER_S)
-            if time.monotonic() > leave_at:
+                stop_at = min(stop_at, time.monotonic() + STOP_PATIENCE_S)
+            if time.monotonic() > stop_at:
                 self._given_up = True
                 self.failure = ConnectionLost(f"RabbitMQ had not answered about {what} when asked to stop")
                 raise self.failure
         raise self.failure or ConnectionLost("the connection is closed")
 
     def post(self, function: Callable[[], None]) -> None:
-        """Run a function on the thread, before all that is asked of it later, and wait for nothing.
+        """Run a function on the thread, before all later ones, without waiting for it.
 
-        What goes wrong ends the connection.
+        An error in it ends the connection.
         """
         if self.failure:
             raise self.failure
         self._ask(function)
 
     def call_later(self, delay_s: float, function: Callable[[], None]) -> None:
-        """Run a function on the thread after a while; for functions that run there."""
+        """Run a function on the thread later. Call this on the thread only."""
         self._connection.call_later(delay_s, function)
 
     def on_own_channel(self, function: Callable[[BlockingChannel], Result], what: str) -> Result:
@@ -183,7 +180,7 @@ class RabbitConnection:
         return self.call(lambda: self.on_new_channel(function), what)
 
     def on_new_channel(self, function: Callable[[BlockingChannel], Result]) -> Result:
-        """Run a function on a channel that is closed afterwards; for functions that run on the thread."""
+        """Run a function on a channel that is closed afterwards. Call this on the thread only."""
         channel = self.new_channel()
         try:
             return function(channel)
@@ -192,20 +189,20 @@ class RabbitConnection:
                 channel.close()
 
     def publish_unconfirmed(self, send: Callable[[BlockingChannel], None]) -> None:
-        """Send something that may be lost, on a channel for such things, without waiting for anything.
+        """Send a message that may be lost, on a channel for such messages, without waiting for it.
 
-        Nothing is sent while an alarm would hold it up, nor for a while after RabbitMQ has refused something:
-        what was not there yet may be there later.
+        It is dropped while an alarm blocks the connection, and for a while after RabbitMQ has refused one:
+        the exchange may not exist yet.
         """
 
         def command() -> None:
             if self._is_blocked:
                 return
             if self._unconfirmed is None or not self._unconfirmed.is_open:
-                if time.monotonic() < self._tells_from:
+                if time.monotonic() < self._paused_until:
                     return
-                self._tells_from = time.monotonic() + self._tells_again_s
-                self._tells_again_s = min(TELL_AGAIN_AT_MOST_S, 2 * self._tells_again_s)
+                self._paused_until = time.monotonic() + self._pause_s
+                self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
                 self._unconfirmed = self._connection.channel()
             if self._unconfirmed.is_open:
                 with suppress(pika.exceptions.AMQPChannelError):
@@ -215,23 +212,18 @@ class RabbitConnection:
 
     @property
     def server(self) -> str:
-        """What the broker says that it is, such as RabbitMQ 4.0.5."""
+        """The broker's product and version, such as RabbitMQ 4.0.5."""
         said = self._connection._impl.server_properties or {}
         return f"{said.get('product', 'an unknown broker')} {said.get('version', '')}".strip()
 
     @property
-    def lived_s(self) -> float:
-        """The seconds from its opening to its end, or until now."""
-        return (self._ended_at or time.monotonic()) - self._opened_at
-
-    @property
     def traffic_bytes(self) -> int:
-        """The bytes that have come so far; heartbeats are 8 each."""
+        """The bytes received so far; a heartbeat has 8."""
         return int(self._connection._impl.bytes_received)
 
     @staticmethod
     def arriving(channel: BlockingChannel) -> tuple[int, int]:
-        """Return the bytes that have come of the message that is on its way, and its size, or zeros."""
+        """Return how many bytes of an incoming message were received, and its size; zeros without one."""
         done_bytes, size_bytes = channel._impl._content_assembler.progress
         return done_bytes, size_bytes
 
@@ -242,22 +234,22 @@ class RabbitConnection:
 
     @property
     def _is_blocked(self) -> bool:
-        """Whether an alarm of the broker holds up what this connection publishes."""
+        """Whether an alarm of the broker blocks what this connection publishes."""
         return self._connection._impl._blocked_conn_timer is not None
 
     def new_channel(self) -> BlockingChannel:
-        """Open one more channel; for functions that run on the thread."""
+        """Open one more channel. Call this on the thread only."""
         return self._connection.channel()
 
     def renew_channel(self) -> None:
-        """Put another one in the place of the main channel; for functions that run on the thread."""
+        """Replace the main channel. Call this on the thread only."""
         old, self.channel = self.channel, _confirming_channel(self._connection)
         old.close()
 
     def wake(self) -> None:
-        """Let the thread look again at what there is to do."""
+        """Make the thread look for work at once."""
         self._wake.set()
-        # As BlockingConnection's own does it, but without a timer and a second turn of the loop.
+        # Like BlockingConnection.add_callback_threadsafe, but without a timer and a second turn of its loop.
         self._connection._impl.ioloop.add_callback_threadsafe(self._end_turn)
 
     def close(self) -> None:
@@ -267,7 +259,7 @@ class RabbitConnection:
         self._thread.join(0 if self._given_up else CLOSE_PATIENCE_S)
 
     def _give_up(self, why: str) -> None:
-        """End the connection even if its thread waits inside pika, as pika itself does without heartbeats."""
+        """End the connection even if its thread waits inside pika, as pika does without heartbeats."""
         impl = self._connection._impl
         error = pika.exceptions.AMQPHeartbeatTimeout(why)
         impl._adapter_add_callback_threadsafe(lambda: impl._terminate_stream(error))
@@ -276,7 +268,7 @@ class RabbitConnection:
         try:
             while not self._closing:
                 self._turn()
-            # What was to be told at the end.
+            # Such as the last events.
             self._do_what_is_asked()
             self._leave()
         except BrokerError as error:
@@ -284,7 +276,6 @@ class RabbitConnection:
         except PIKA_ERRORS as error:
             self.failure = self._translated(error)
         finally:
-            self._ended_at = time.monotonic()
             self.failure = self.failure or ConnectionLost("the connection is closed")
             self._on_end()
             if self._connection.is_open:
@@ -292,8 +283,8 @@ class RabbitConnection:
                     self._leave()
 
     def _leave(self) -> None:
-        # BlockingConnection.close goes through a list of channels, and raises AttributeError when RabbitMQ
-        # closes one of them meanwhile. Closing the connection underneath closes them too.
+        # BlockingConnection.close iterates over its channels and raises AttributeError when RabbitMQ closes
+        # one of them meanwhile. Closing the connection underneath closes them, too.
         self._connection._impl.close()
         self._connection._flush_output(self._connection._closed_result.is_ready)
 
@@ -309,10 +300,10 @@ class RabbitConnection:
         self._wake.clear()
         self._do_what_is_asked()
         if not self.channel.is_open:
-            # A consumer timeout or a missing right closes the channel without an exception here.
+            # A consumer timeout or a missing right closes the channel, and pika raises nothing here.
             raise ConnectionLost(f"RabbitMQ closed the channel ({self.channel._closing_reason})")
         if self._is_full():
-            # Back-pressure through the socket; a glance once in a while keeps heartbeats going.
+            # Back-pressure through the socket; heartbeats are handled once per POLL_S.
             self._wake.wait(POLL_S)
             self._connection.process_data_events(time_limit=0)
         elif not self._commands:
@@ -321,11 +312,11 @@ class RabbitConnection:
             raise self.failure
 
     def _end_turn(self) -> None:
-        # pika's own way to let process_data_events return: no channel has a negative number.
+        # This is how pika makes process_data_events return; no channel has a negative number.
         self._connection._request_channel_dispatch(-1)
 
-    def _tell_of_alarms(self) -> None:
-        """Log when RabbitMQ takes no messages for want of memory or disk, and when it does again."""
+    def _log_alarms(self) -> None:
+        """Log when RabbitMQ accepts no messages for lack of memory or disk, and when it does again."""
 
         def blocked(_connection: object, frame: pika.frame.Method) -> None:
             log.warning("RabbitMQ takes no messages for now: waiting", because=frame.method.reason)
@@ -333,7 +324,7 @@ class RabbitConnection:
         def unblocked(_connection: object, _frame: pika.frame.Method) -> None:
             log.info("RabbitMQ takes messages again")
 
-        # BlockingConnection would tell of it only when the call that hangs in an alarm has returned.
+        # BlockingConnection itself would report an alarm only after the blocked call has returned.
         self._connection._impl.add_on_connection_blocked_callback(blocked)
         self._connection._impl.add_on_connection_unblocked_callback(unblocked)
 

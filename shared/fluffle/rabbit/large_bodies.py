@@ -1,12 +1,12 @@
-"""pika's connection, made to move large bodies with few copies.
+"""pika's connection, changed so that large bodies are hardly copied.
 
-pika reads 4 KiB at a time, and for each read copies what it has of a frame; it marshals all frames of a body
-before it sends the first. For a body of 100 MB that is gigabytes to copy, and twice the body in memory on
-either side. Here a body is received into its own memory, piece by piece, and sent as views of itself.
-docs/performance.md says what that gives.
+pika reads 4 KiB at a time, and at each read copies what it has of a frame; it marshals all frames of a body
+before it sends the first. For a body of 100 MB, gigabytes are copied, and either side needs memory for two
+bodies. Here a body is received piece by piece into its own memory, and sent as views of itself.
+docs/performance.md has the figures.
 
-RabbitMQ announces the size of what it holds, never one that a publisher claims, and nothing is set aside for
-more than it carries.
+The announced size of a body is the size that RabbitMQ holds, not one that a publisher claims.
+tests/unit/test_pika_internals.py lists all that this module uses of pika's internals.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pika.exceptions import BodyTooLongError, InvalidFrameError, UnexpectedFrame
 from fluffle.pieces import Body, Pieces
 from fluffle.topology import MAX_MESSAGE_BYTES
 
-# About a frame of the largest size that RabbitMQ uses by itself.
+# More than a frame of the largest size, which is 128 KiB by default.
 READ_BYTES = 256 * 1024
-# Read at a time, before timers and commands have their turn.
+# After so many bytes, timers and commands are looked at.
 TURN_BYTES = 4 * READ_BYTES
 FRAME_START = struct.Struct(">BHL")
 FRAME_END = bytes([spec.FRAME_END])
 
 
 class LargeBodyConnection(pika.SelectConnection):
-    """Takes the place of pika's own connection underneath a BlockingConnection."""
+    """Replaces pika's own connection underneath a BlockingConnection."""
 
     # The beginning of a frame whose rest has not arrived.
     _rest = b""
@@ -49,7 +49,7 @@ class LargeBodyConnection(pika.SelectConnection):
         return LargeBodyChannel(self, *arguments)
 
     def _on_data_available(self, data_in: bytes) -> None:
-        """Take in what has come from the socket, frame by frame; a body frame in pieces, as they come."""
+        """Process what came from the socket: whole frames, but each piece of a body frame as it comes."""
         self.bytes_received += len(data_in)
         data = memoryview(self._rest + data_in if self._rest else data_in)
         self._rest = b""
@@ -59,7 +59,7 @@ class LargeBodyConnection(pika.SelectConnection):
             elif self._missing:
                 taken = min(self._missing, len(data))
                 self._missing -= taken
-                # To the channel, a piece of a frame is as good as a frame.
+                # The channel processes a piece of a frame as if it were a frame.
                 self._process_frame(frame.Body(self._body_channel, data[:taken]))
             else:
                 taken = 1
@@ -72,7 +72,7 @@ class LargeBodyConnection(pika.SelectConnection):
             data = data[taken:]
 
     def _begin_frame(self, data: memoryview) -> int:
-        """Take in a whole frame, or the start of a body frame; return its bytes, or 0 when more must come."""
+        """Process a whole frame, or the header of a body frame; return its size, or 0 when more must come."""
         if len(data) < FRAME_START.size:
             return 0
         kind, channel, size = FRAME_START.unpack_from(data)
@@ -90,7 +90,7 @@ class LargeBodyConnection(pika.SelectConnection):
         method: pika.amqp_object.Method,
         content: tuple[pika.BasicProperties, Body],
     ) -> None:
-        """Send a message whose body is not copied, unless it fits into one frame."""
+        """Send a message; its body is copied only when it fits into one frame."""
         properties, body = content
         whole = body if isinstance(body, Pieces) else Pieces(body)
         header = frame.Header(channel_number, len(body), properties)
@@ -105,10 +105,10 @@ class LargeBodyConnection(pika.SelectConnection):
 
 
 class LargeBodyChannel(Channel):
-    """Takes the place of pika's own channel underneath a BlockingChannel."""
+    """Replaces pika's own channel underneath a BlockingChannel."""
 
     def __init__(self, *arguments: object) -> None:
-        """Open a channel; the arguments are those of pika's."""
+        """Open a channel, with the arguments of pika's."""
         super().__init__(*arguments)
         self._content_assembler = BodyAssembler()
 
@@ -120,14 +120,14 @@ class LargeBodyChannel(Channel):
         properties: pika.BasicProperties,
         mandatory: bool = False,
     ) -> None:
-        """Publish a body as it lies; pika's own takes what is not bytes for text."""
+        """Publish a body without copying it; pika's own method would encode it as text unless it is bytes."""
         self._raise_if_not_open()
         method = spec.Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory)
         self._send_method(method, (properties, body))
 
 
 class BodyAssembler:
-    """Takes the place of the one in pika's channel, and makes messages of frames, each body in one piece."""
+    """Replaces pika's ContentFrameAssembler: makes messages of frames, each body in one piece."""
 
     def __init__(self) -> None:
         self._method: frame.Method | None = None
@@ -137,13 +137,13 @@ class BodyAssembler:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """The bytes that have come of the body that is on its way, and its size; zeros when none is."""
+        """The bytes received of the incoming body, and its size; zeros when none is coming."""
         if self._header is None or not self._missing:
             return 0, 0
         return self._header.body_size - self._missing, self._header.body_size
 
     def process(self, part: frame.Frame) -> tuple[frame.Method, frame.Header, bytes] | None:
-        """Take the next part of a message, and return the message when that was the last one."""
+        """Take the next part of a message; return the message when it is complete."""
         if isinstance(part, frame.Method) and spec.has_content(part.method.INDEX):
             self._method = part
             return None
@@ -158,13 +158,13 @@ class BodyAssembler:
             raise UnexpectedFrameError(part)
         if self._missing:
             return None
-        # Written full, so that it gives its memory away and copies nothing.
+        # When all of it was written, getvalue copies nothing.
         body, self._body = self._body.getvalue(), BytesIO()
         return self._method, self._header, body
 
 
 def _room(size: int) -> BytesIO:
-    """Return so many bytes to write over; they take memory as they are written."""
+    """Return a buffer of zeros, which takes memory as it is written."""
     if size > MAX_MESSAGE_BYTES:
         raise InvalidFrameError(f"a body of {size} bytes is announced, more than {MAX_MESSAGE_BYTES}")
     return BytesIO(bytes(size))

@@ -1,4 +1,4 @@
-"""Hears what is told on an exchange, through a queue that lives as long as the listener."""
+"""Receives what is published on an exchange, through a queue that lasts as long as the listener."""
 
 from __future__ import annotations
 
@@ -15,19 +15,16 @@ from fluffle.rabbit.connection import RabbitConnection
 from fluffle.topology import LISTENER_MAX_BYTES, LISTENER_MAX_MESSAGES
 
 POLL_S = 1.0
-# The rest waits on the broker, which drops the oldest.
+# More messages wait on the broker, which drops the oldest beyond a limit.
 PREFETCH = 64
 
 
 class RabbitListener:
-    """Keeps the contract of fluffle.broker.Listener.
-
-    It is made and closed on the connection's thread, and read from any other.
-    """
+    """See fluffle.broker.Listener. Made and closed on the connection's thread, and read from another."""
 
     def __init__(self, connection: RabbitConnection, exchange: str, queue_name: str) -> None:
         self._connection = connection
-        self._heard: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._received: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._channel = connection.new_channel()
         self._queue = queue_name
         limits = {"x-max-length": LISTENER_MAX_MESSAGES, "x-max-length-bytes": LISTENER_MAX_BYTES}
@@ -42,7 +39,7 @@ class RabbitListener:
         while True:
             left_s = give_up_at - time.monotonic()
             try:
-                heard = self._heard.get(timeout=max(0.0, min(POLL_S, left_s)))
+                delivery = self._received.get(timeout=max(0.0, min(POLL_S, left_s)))
             except queue.Empty:
                 if self._connection.failure:
                     raise self._connection.failure from None
@@ -52,12 +49,12 @@ class RabbitListener:
                     return None
                 continue
             self._connection.call(
-                functools.partial(self._channel.basic_ack, heard.tag), f"queue {self._queue}"
+                functools.partial(self._channel.basic_ack, delivery.tag), f"queue {self._queue}"
             )
-            return heard
+            return delivery
 
     def close(self) -> None:
-        """End the listening, and with it the queue."""
+        """Close the channel, which deletes the queue."""
         if self._channel.is_open:
             self._channel.close()
 
@@ -68,4 +65,4 @@ class RabbitListener:
         properties: pika.BasicProperties,
         body: bytes,
     ) -> None:
-        self._heard.put(Delivery(method.delivery_tag, body, 0, properties.user_id, method.exchange))
+        self._received.put(Delivery(method.delivery_tag, body, 0, properties.user_id, method.exchange))

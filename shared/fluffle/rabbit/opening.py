@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import pika
 import pika.exceptions
+import pika.spec
 
 from fluffle.address import BrokerAddress
 from fluffle.errors import BrokerError, ConnectionLost, LimitReached, LoginRefused
@@ -24,9 +25,9 @@ LOOK_EVERY_S = 0.2
 
 
 def unless_stopped(opens: Callable[[], Opened], stop: threading.Event) -> Opened:
-    """Return what `opens` returns, which may take long where nothing answers.
+    """Return the result of `opens`, which takes long when nothing answers.
 
-    Raises ConnectionLost soon after `stop` is set; `opens` goes on then, in a thread that nobody waits for.
+    Raises ConnectionLost soon after `stop` is set; `opens` then goes on in a daemon thread.
     """
     future: Future[Opened] = Future()
 
@@ -47,11 +48,12 @@ def unless_stopped(opens: Callable[[], Opened], stop: threading.Event) -> Opened
 def open_connection(
     address: BrokerAddress, *, name: str, heartbeat_s: int, blocked_timeout_s: float
 ) -> tuple[pika.BlockingConnection, str]:
-    """Connect to one of the hosts, tried in random order, and say which; `name` is what RabbitMQ's UI shows.
+    """Try the hosts in random order; return a connection and where it leads. RabbitMQ's UI shows `name`.
 
-    Raises LoginRefused or TlsRefused when every host has a reason that lasts; LimitReached or ConnectionLost
-    when one of them may let us in later; ConfigError for files that cannot be used.
+    Raises LoginRefused or TlsRefused when every host refuses this client; LimitReached or ConnectionLost when
+    one of them may accept it later; ConfigError for files that cannot be used.
     """
+    _tolerate_bad_properties()
     user, password = address.login()
     context = None if address.tls is None else address.tls.context()
     refusals: list[BrokerError] = []
@@ -82,7 +84,32 @@ def open_connection(
     kinds = [type(refusal) for refusal in refusals]
     kind = next((each for each in (ConnectionLost, LimitReached) if each in kinds), kinds[0])
     all_of_them = "; ".join(map(str, refusals))
-    raise kind(f"none of {len(refusals)} brokers lets us in: {all_of_them}") from refusals[0]
+    raise kind(f"none of {len(refusals)} brokers accepts a connection: {all_of_them}") from refusals[0]
+
+
+def _tolerate_bad_properties() -> None:
+    """Make pika read properties that it cannot decode as empty ones, which have no verified sender.
+
+    A sender can write properties that RabbitMQ passes on and that make pika raise: a timestamp beyond the
+    year 9999, tables in tables. The connection would be lost, and after the redelivery the next one's, too.
+    """
+    pika.spec.props[pika.BasicProperties.INDEX] = _tolerant_properties
+
+
+def _tolerant_properties() -> pika.BasicProperties:
+    properties = pika.BasicProperties()
+    decode = properties.decode
+
+    def decode_or_empty(encoded: bytes, offset: int = 0) -> pika.BasicProperties:
+        try:
+            decode(encoded, offset)
+        except Exception:  # struct, datetime, decimal and deep recursion raise many kinds
+            for name in vars(pika.BasicProperties()):
+                setattr(properties, name, None)
+        return properties
+
+    properties.decode = decode_or_empty
+    return properties
 
 
 def _translated(error: Exception, address: BrokerAddress, host: str, port: int, where: str) -> BrokerError:

@@ -1,8 +1,8 @@
-"""Why TLS did not come about, in Fluffle's words.
+"""Find out why a TLS connection failed.
 
-pika's exceptions seldom say it: in TLS 1.3 the client believes in the connection before the server has looked
-at its certificate, and a server that is spoken to in plain text only hangs up. Then the server is asked once
-more, by a handshake alone: no login is sent.
+pika's exceptions seldom say so: in TLS 1.3 the client's handshake ends before the server has checked the
+client's certificate, and a TLS server only hangs up on plain text. Then one more handshake asks the server,
+without a login.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ EXPIRED, UNKNOWN_ISSUERS, WRONG_HOSTS = 10, {2, 18, 19, 20, 21}, {62, 64}
 
 
 def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) -> TlsRefused | None:
-    """Return why the two sides do not come together over TLS; None when that is not what is wrong.
+    """Return why TLS failed; None when TLS is not the problem.
 
-    `error` is what pika raised, and `tls` how we spoke: None for plain text.
+    `error` is what pika raised; `tls` is None when the connection was in plain text.
     """
     where = f"RabbitMQ at {host}:{port}"
-    # This is all that pika knows of a connection that ends before the server has said anything.
+    # pika raises this when a connection ends before the server has sent anything.
     hung_up = isinstance(error, pika.exceptions.IncompatibleProtocolError)
     if tls is None:
         if hung_up and _speaks_tls(host, port):
@@ -49,23 +49,23 @@ def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) ->
 
 def _distrust(error: ssl.SSLCertVerificationError, tls: TlsFiles) -> str:
     if error.verify_code == EXPIRED:
-        return "has expired: whoever runs it has to renew it"
+        return "has expired: its operator must renew it"
     if error.verify_code in WRONG_HOSTS:
         return f"is for another host: correct broker_url, or the certificate ({error.verify_message})"
     if error.verify_code in UNKNOWN_ISSUERS:
         trusted = tls.authorities or "the system's authorities"
-        return f"was issued by nobody we trust ({trusted}): name the file of its authority in broker_ca_file"
-    return f"is not to be trusted: {error.verify_message}"
+        return f"was issued by an authority that is not trusted ({trusted}): set broker_ca_file to its file"
+    return f"cannot be trusted: {error.verify_message}"
 
 
 def _rejection(alert: str, tls: TlsFiles) -> str:
     if tls.certificate is None:
         if alert in {"certificate required", "handshake failure"}:
             return "asks for a client's certificate: set broker_cert_file and broker_key_file"
-        return f"refused to speak TLS with us ({alert})"
+        return f"refused the TLS connection ({alert})"
     shown = f"broker_cert_file {tls.certificate.file}"
     if day := tls.certificate.expired_on(datetime.now(UTC)):
-        return f"refused {shown}, which expired on {day}: have it renewed"
+        return f"refused {shown}, which expired on {day}: renew it"
     if alert == "unknown ca":
         return f"refused {shown}, whose issuer is not in the server's ssl_options.cacertfile"
     return f"refused {shown} ({alert})"
@@ -76,7 +76,7 @@ def _speaks_tls(host: str, port: int) -> bool:
         with socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain:
             ssl.create_default_context().wrap_socket(plain, server_hostname=host).close()
     except ssl.SSLError as error:
-        # Whether we would trust it does not matter here.
+        # It speaks TLS, whether its certificate is trusted or not.
         return isinstance(error, ssl.SSLCertVerificationError) or bool(_alert(error))
     except OSError:
         return False
@@ -84,7 +84,7 @@ def _speaks_tls(host: str, port: int) -> bool:
 
 
 def _late_alert(host: str, port: int, tls: TlsFiles) -> ssl.SSLError | None:
-    """Shake hands and only listen: whoever writes then may lose the server's last word."""
+    """Return the alert after a handshake. Nothing is written: that could discard the alert."""
     try:
         with (
             socket.create_connection((host, port), timeout=PROBE_TIMEOUT_S) as plain,
@@ -99,6 +99,6 @@ def _late_alert(host: str, port: int, tls: TlsFiles) -> ssl.SSLError | None:
 
 
 def _alert(error: ssl.SSLError) -> str:
-    """Return the TLS alert that an error stands for ("unknown ca"), "" if it stands for none that lasts."""
+    """Return the name of the TLS alert in an error ("unknown ca"); "" for none, and for one that may pass."""
     alert = (error.reason or "").partition("ALERT_")[2].replace("_", " ").lower()
     return "" if alert == "internal error" else alert

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from federation import Federation, Part
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
+from harness.federation import Federation, Part
 
 WORKER = "site-9"
 
