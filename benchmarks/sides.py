@@ -19,7 +19,7 @@ from benchmarks.publishers import Base, Publishers
 from fluffle.safetensors_file import write_model
 from fluffle.topology import MIB, topology_of
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.rabbitmq_server import MORE_SETTINGS
+from fluffle_cli.rabbitmq_server import EXTRA_CONFIGURATION
 from harness.federation import DEADLINE_S, Federation, Part
 
 POLL_S = 0.005
@@ -34,9 +34,9 @@ def private_broker(report: Report, *, management: bool = False) -> Iterator[tupl
     """
     with tempfile.TemporaryDirectory(prefix=f"fluffle-{report.benchmark}-") as place:
         folder = Path(place)
-        more_settings = folder / "broker" / MORE_SETTINGS
-        more_settings.mkdir(parents=True)
-        (more_settings / "log.conf").write_text(f"raft.wal_max_size_bytes = {32 * MIB}\n")
+        extra = folder / "broker" / EXTRA_CONFIGURATION
+        extra.mkdir(parents=True)
+        (extra / "log.conf").write_text(f"raft.wal_max_size_bytes = {32 * MIB}\n")
         with BrokerNode.start(folder / "broker", management=management) as node:
             report.rabbitmq = server_version(node.amqp_url)
             yield folder, node

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""`make secrets`: random passwords into .secrets/, and RabbitMQ's users and rights into its definitions.
+"""`make secrets`: write random passwords into .secrets/, and RabbitMQ's users and rights as definitions.
 
-.secrets has a file for each user, with its password, which docker compose gives to that user's container
-alone, and the cookie of the cluster's nodes. broker_config/generated/definitions.json holds salted hashes of
-them, and RabbitMQ reads it each time it starts. Git ignores both, and .env, which names the federation. A
-password that is there is kept: run this as often as you like, with the names of more workers if there are to
-be more. Needs Python's standard library only.
+.secrets has one file per user with its password, which docker compose gives only to that user's container,
+and the cookie of the cluster's nodes. broker_config/generated/definitions.json holds salted hashes of the
+passwords, and RabbitMQ reads it at each start. Git ignores both, and .env, which names the federation.
+Existing passwords are kept: run this as often as you like, with the names of more workers to add them. It
+needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENV_FILE = ROOT / ".env"
 SECRETS = ROOT / ".secrets"
 DEFINITIONS = ROOT / "broker_config" / "generated" / "definitions.json"
 
-# Users named as their roles. Whoever else has a file in .secrets is a worker, under its own name.
+# Users with the names of their roles. Every other file in .secrets belongs to a worker of that name.
 PARTS = ("aggregator", "evaluator", "monitor", "operator")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")
@@ -48,7 +48,7 @@ Definitions = dict[str, list[dict[str, object]]]
 
 
 def is_hash_of(hashed: str, password: str) -> bool:
-    """Tell whether RabbitMQ would let in whoever gives this password."""
+    """Tell whether this is a hash of the password."""
     try:
         salt = base64.b64decode(hashed)[:SALT_BYTES]
     except ValueError:
@@ -57,9 +57,9 @@ def is_hash_of(hashed: str, password: str) -> bool:
 
 
 def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[str, str]) -> Definitions:
-    """Return RabbitMQ's users, their rights and its virtual host; there is no guest.
+    """Return RabbitMQ's users, their rights and its virtual host; there is no user guest.
 
-    `old` has the hashes that were made before; one that still fits is kept.
+    `old` has the hashes of the last run; a hash that still fits its password is kept.
     """
     definitions: Definitions = {"users": [], "vhosts": [{"name": VHOST}], "permissions": []}
     for user, password in passwords.items():
@@ -72,7 +72,7 @@ def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[s
 
 
 def federation_of(path: Path) -> str:
-    """Return the federation that the shell or an .env file names, and write it there if it is not."""
+    """Return the federation that the shell or an .env file names, and add it to the file if it is missing."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     written = re.search(rf"^{FEDERATION}=[\"']?([^\"'\n]+)", text, re.MULTILINE)
     federation = os.environ.get(FEDERATION) or (written[1].strip() if written else DEFAULT_FEDERATION)
@@ -82,7 +82,9 @@ def federation_of(path: Path) -> str:
             f"not {federation!r}"
         )
     if written and written[1].strip() != federation:
-        sys.exit(f"error: {FEDERATION} is {federation!r}, but {written[1]!r} in {path}: change it there")
+        sys.exit(
+            f"error: {FEDERATION} is {federation!r}, but {written[1]!r} in {path}: set both to the same name"
+        )
     if not written:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{'' if text.endswith(chr(10)) or not text else chr(10)}{FEDERATION}={federation}\n")
@@ -90,15 +92,15 @@ def federation_of(path: Path) -> str:
 
 
 def read_or_draw(path: Path) -> tuple[str, bool]:
-    """Return the password in a file, and whether it was drawn now because there was none."""
+    """Return the password in a file, and whether it is new because there was no file."""
     try:
-        # Compose mounts the file as it is, and its container reads it as another user: so the file is open to
-        # all, and the folder around it to its owner alone.
+        # Compose mounts the file as it is, and its container reads it as another user: so everybody may read
+        # the file, but only its owner may open the folder around it.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
         if not password or "\n" in password:
-            sys.exit(f"error: {path} must hold one password: delete it, and a new one is drawn")
+            sys.exit(f"error: {path} must hold one password: delete it, and run `make secrets` to create one")
         return password, False
     password = secrets.token_urlsafe(24)
     with open(descriptor, "w", encoding="utf-8") as file:
@@ -108,7 +110,7 @@ def read_or_draw(path: Path) -> tuple[str, bool]:
 
 
 def read_hashes(path: Path) -> dict[str, str]:
-    """Return the users' hashes of definitions that were made before."""
+    """Return the users' password hashes in the definitions of the last run."""
     try:
         users = json.loads(path.read_text(encoding="utf-8"))["users"]
         return {user["name"]: user["password_hash"] for user in users}
@@ -117,7 +119,7 @@ def read_hashes(path: Path) -> dict[str, str]:
 
 
 def write_definitions(path: Path, definitions: Definitions) -> None:
-    """Write definitions that the container's rabbitmq user may read: they hold no password."""
+    """Write the definitions, which the container's user rabbitmq may read: they hold no password."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     path.parent.chmod(0o755)
     fresh = path.with_suffix(".new")
@@ -127,7 +129,7 @@ def write_definitions(path: Path, definitions: Definitions) -> None:
 
 
 def main(more_workers: list[str]) -> str:
-    """Make what is missing, and return what is to be said about it."""
+    """Create what is missing, and return a report."""
     for name in more_workers:
         if not NAME.fullmatch(name):
             sys.exit(f"error: a worker's name must be 1 to 100 letters, digits and _ . -, not {name!r}")
@@ -137,18 +139,18 @@ def main(more_workers: list[str]) -> str:
     there = [path.name for path in sorted(SECRETS.iterdir()) if NAME.fullmatch(path.name)]
     users = dict.fromkeys([*PARTS, *WORKERS, *there, *more_workers])
     found = {user: read_or_draw(SECRETS / user) for user in users}
-    # By which the nodes of docker-compose.cluster.yml know each other. Its dot keeps it from being a worker.
+    # For the nodes of docker-compose.cluster.yml. A name with a dot in front is no worker.
     read_or_draw(SECRETS / ".erlang.cookie")
     passwords = {user: password for user, (password, _) in found.items()}
     write_definitions(DEFINITIONS, definitions_of(federation, passwords, read_hashes(DEFINITIONS)))
 
     made = ", ".join(user for user, (_, is_new) in found.items() if is_new)
-    passwords_are = f"new passwords for {made}" if made else "every password already, and is as it was"
+    passwords_are = f"new passwords for {made}" if made else "every password already; nothing was changed"
     return f"""\
 {SECRETS.name}/ has {passwords_are}
 {DEFINITIONS.relative_to(ROOT)} has the users {", ".join(users)} of the federation {federation}
-RabbitMQ's UI: user monitor to look, user operator to mend, passwords in {SECRETS.name}/
-To change a password: delete its file, `make secrets`, `docker compose up --force-recreate`"""
+RabbitMQ's UI: user monitor to look, user operator to change things, passwords in {SECRETS.name}/
+To change a password: delete its file, then run `make secrets` and `docker compose up --force-recreate`"""
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`make test-containers`: build the images and run a federation in containers, as users that nobody knows.
+"""`make test-containers`: build the images and run a federation in containers, as users without a name.
 
-It needs a Docker engine with Compose. What is committed is copied to a temporary folder, so that passwords,
-`.env` and containers of the working folder are left alone. Each container gets another user id of group 0, as
-some platforms do.
+It needs a Docker engine with Compose. The last commit is copied to a temporary folder, so that passwords,
+`.env` and containers of the working folder stay as they are. Each container gets another user id of group 0,
+as on some platforms.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENVIRONMENT = {
 
 
 def run(*command: str, folder: Path) -> str:
-    """Run a command and return all that it said; end the program when it fails."""
+    """Run a command and return its output; end the program if it fails."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -51,7 +51,7 @@ def run(*command: str, folder: Path) -> str:
 
 
 def faults_in_log(part: str, log: str) -> list[str]:
-    """Return what is wrong in a part's log: lines that are no JSON object, and warnings."""
+    """Return what is wrong in a part's log: lines that are no log line in JSON, and warnings."""
     faults = []
     for line in log.splitlines():
         try:
@@ -60,12 +60,12 @@ def faults_in_log(part: str, log: str) -> list[str]:
             faults.append(f"{part} has a line that is no log line in JSON: {line}")
             continue
         if level not in {"debug", "info"}:
-            faults.append(f"{part} ends in health, and says: {line}")
+            faults.append(f"{part} should log no warning, and logs: {line}")
     return faults
 
 
 def main() -> int:
-    """Build, run to the target, and look at exit codes and logs; 0 when all is well."""
+    """Build, run to the target, and check exit codes and logs; return 0 if all is well."""
     with tempfile.TemporaryDirectory(prefix="fluffle-containers-") as name:
         folder = Path(name)
         run("sh", "-c", f"git -C '{ROOT}' archive HEAD | tar -x -C '{folder}'", folder=folder)

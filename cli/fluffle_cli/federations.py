@@ -1,44 +1,33 @@
-"""Which federations a virtual host has, what each is made of, and its end or new beginning."""
+"""The federations of a virtual host, what each consists of on the broker, and how one is deleted or reset."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import AccessRefused, TopologyMissing, WireError
+from fluffle.management import Kind, Management, QueueRow
 from fluffle.model_stream import record_at_hand, version_at_hand
 from fluffle.record import ModelVersion, Moments, Rank
 from fluffle.rights import FEDERATION_NAME
 from fluffle.topology import Topology, topology_of
 from fluffle.wire import moments_pieces
-from fluffle_cli.management import Kind, Management, QueueRow
 from fluffle_cli.restoring import TERMS_AHEAD, ranks_in_head
 
-# So many names of a federation's exchanges and queues are no chance.
+# With so many names of a federation's exchanges and queues it is one, and no coincidence.
 ENOUGH_NAMES = 3
-CONNECTION = re.compile(r"(?P<federation>[^/]+)/(?P<role>worker|evaluator|aggregator)/(?P<name>[^/]+)")
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class ConnectedPart:
-    """A worker, evaluator or aggregator of a federation that is connected, as its connection says."""
-
-    role: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.role} {self.name}"
+CONNECTION = re.compile(r"([^/]+)/(worker|evaluator|aggregator)/([^/]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
     """What a federation has on the broker.
 
-    `queues` are those of its topology and those that parts and watchers have made, `exchanges` those of its
-    topology. `others` are named like its own, but nothing in Fluffle makes them.
+    `queues` are those of its topology and those that parts and watchers created, `exchanges` those of its
+    topology. `others` have names like its own, but Fluffle did not create them.
     """
 
     topology: Topology
@@ -49,36 +38,36 @@ class Footprint:
     @property
     def missing(self) -> list[str]:
         """The exchanges and queues that it lacks."""
+        queues = {queue.name for queue in self.queues}
         lacking = [
-            f"exchange {each.name}" for each in self.topology.exchanges if each.name not in self.exchanges
+            f"exchange {one.name}" for one in self.topology.exchanges if one.name not in self.exchanges
         ]
-        names = {queue.name for queue in self.queues}
-        return lacking + [f"queue {each.name}" for each in self.topology.queues if each.name not in names]
+        return lacking + [f"queue {one.name}" for one in self.topology.queues if one.name not in queues]
 
     @property
     def is_federation(self) -> bool:
-        """Whether so much of it is there that these can be nobody else's queues."""
+        """Whether enough of it is there that these cannot be somebody else's queues."""
         topology = self.topology
         return len(topology.exchanges) + len(topology.queues) - len(self.missing) >= ENOUGH_NAMES
 
     @property
     def workers(self) -> list[str]:
-        """The workers that hold their names now."""
+        """The workers that are connected now, by the queues that lock their names."""
         prefix = self.topology.worker_lock("")
         names = [queue.name.removeprefix(prefix) for queue in self.queues if queue.name.startswith(prefix)]
         return sorted(name for name in names if not name.endswith("/bell"))
 
     def row(self, queue: str) -> QueueRow:
-        """Return what is known of a queue; of one that is not there, that it holds nothing."""
+        """Return what RabbitMQ says of a queue; a missing queue is empty."""
         return next((row for row in self.queues if row.name == queue), QueueRow(queue, 0, None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FederationFacts:
-    """One federation at a glance. `version` and what depends on it is None before the first version.
+    """One federation at a glance; `version`, `term` and `updates` are None before the first version.
 
     `updates` counts those in the newest version, `waiting` those that no version contains yet. `trouble`
-    says why less is known than there could be, and is empty otherwise.
+    says why something is not known, and is empty otherwise.
     """
 
     federation: str
@@ -92,38 +81,26 @@ class FederationFacts:
     rejected: int
     trouble: str
 
-    def as_json(self) -> dict[str, object]:
-        """Return the fields as plain types."""
-        return asdict(self)
-
 
 def footprints(queues: Iterable[QueueRow], exchanges: Iterable[str]) -> dict[str, Footprint]:
-    """Sort queues and exchanges by the federations whose names they bear; names without one are left out."""
-    queues_of: dict[str, list[QueueRow]] = {}
-    exchanges_of: dict[str, list[str]] = {}
+    """Group queues and exchanges by the federation in their names; names without one are left out."""
+    found: dict[str, tuple[list[QueueRow], list[str]]] = {}
     for queue in queues:
-        queues_of.setdefault(_federation_in(queue.name), []).append(queue)
+        found.setdefault(_federation_in(queue.name), ([], []))[0].append(queue)
     for exchange in exchanges:
-        exchanges_of.setdefault(_federation_in(exchange), []).append(exchange)
-    names = sorted({*queues_of, *exchanges_of} - {""})
-    return {name: _footprint(name, queues_of.get(name, []), exchanges_of.get(name, [])) for name in names}
+        found.setdefault(_federation_in(exchange), ([], []))[1].append(exchange)
+    return {name: _footprint(name, *found[name]) for name in sorted(found) if name}
 
 
 def all_footprints(management: Management) -> dict[str, Footprint]:
-    """Return what each federation of the virtual host has there."""
+    """Return what each federation has on the virtual host."""
     return footprints(management.queues(), management.exchanges())
 
 
-def connected_parts(management: Management, federation: str) -> list[ConnectedPart]:
-    """Return a federation's parts that are connected; RabbitMQ is seconds behind."""
+def connected_parts(management: Management, federation: str) -> list[str]:
+    """Return a federation's connected parts, such as "worker site-1"; RabbitMQ is some seconds behind."""
     found = [CONNECTION.match(name) for name in management.connection_names()]
-    return sorted(
-        {
-            ConnectedPart(each["role"], each["name"])
-            for each in found
-            if each and each["federation"] == federation
-        }
-    )
+    return sorted({f"{each[2]} {each[3]}" for each in found if each and each[1] == federation})
 
 
 def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
@@ -136,7 +113,6 @@ def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
             newest = record_at_hand(broker, topology)
         except (AccessRefused, WireError) as error:
             trouble = str(error)
-    updates, rejected = (_state(broker, queue.name) for queue in (topology.updates, topology.rejected))
     return FederationFacts(
         federation=topology.federation,
         version=newest.version if newest else None,
@@ -144,37 +120,32 @@ def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
         updates=newest.updates if newest else None,
         finished=newest.finished if newest else "",
         workers=len(footprint.workers),
-        aggregator_leads=updates.consumers > 0,
+        aggregator_leads=_state(broker, topology.updates.name).consumers > 0,
         waiting=waiting(broker, footprint, topology.updates.name),
-        rejected=rejected.messages,
+        rejected=_state(broker, topology.rejected.name).messages,
         trouble=trouble,
     )
 
 
-def delete(
-    management: Management, footprint: Footprint, *, keep: str | None = None
-) -> Iterator[tuple[Kind, str]]:
-    """Delete all that a federation has but the queue `keep`, one after another, and yield what was there.
+def delete(management: Management, footprint: Footprint, *, keep: str | None = None) -> Iterator[Kind]:
+    """Delete everything of a federation but the queue `keep`, and yield the kind of each deleted thing.
 
     Exchanges go first: what is published from then on is refused, and so stays with its sender.
     """
-    of_kind: tuple[tuple[Kind, list[str]], ...] = (
-        ("exchanges", list(footprint.exchanges)),
-        ("queues", [queue.name for queue in footprint.queues if queue.name != keep]),
-    )
-    for kind, names in of_kind:
-        for name in names:
-            if management.delete(kind, name):
-                yield kind, name
+    names: list[tuple[Kind, str]] = [("exchanges", name) for name in footprint.exchanges]
+    names += [("queues", queue.name) for queue in footprint.queues if queue.name != keep]
+    for kind, name in names:
+        if management.delete(kind, name):
+            yield kind
 
 
 def waiting(broker: Broker, footprint: Footprint, queue: str) -> int:
-    """Count the messages in a queue: RabbitMQ counts those that wait at once, and seconds later all."""
+    """Count the messages in a queue: the ready ones as of now, all of them some seconds ago."""
     return max(_state(broker, queue).messages, footprint.row(queue).messages)
 
 
 def highest_term(broker: Broker, topology: Topology) -> int:
-    """Return the highest term that anybody can have seen in head or stream; 0 when both are empty or gone."""
+    """Return the highest term in head and stream, which readers may know; 0 if both are empty or gone."""
     terms = [0]
     with suppress(TopologyMissing):
         newest = version_at_hand(broker, topology)
@@ -185,11 +156,11 @@ def highest_term(broker: Broker, topology: Topology) -> int:
 
 
 def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
-    """Declare again what was deleted, and empty the stream of models, for a version 0 newer than all.
+    """Declare again what was deleted, and empty the stream of models; version 0 gets a higher term.
 
-    That stream goes last: should this process die before the claim is there, no aggregator takes the
-    federation for a new one, and whoever resets it again finds in the stream which terms were seen. Raises
-    what `Broker.declare` and `Broker.publish` do.
+    That stream goes last. If this process dies before that, no aggregator takes the federation for a new one,
+    and the next reset finds in the stream which terms were used. Raises what `Broker.declare` and
+    `Broker.publish` raise.
     """
     broker.declare(topology)
     if above_term:

@@ -1,9 +1,8 @@
-"""Ends what this process has started when this process is gone, however it ended: by SIGKILL too.
+"""Ends the processes that this process has started when this process ends, even if it is killed by SIGKILL.
 
-A guard is a small process of its own that reads a pipe whose other end this process alone holds. When this
-process ends, the kernel closes that end, and the guard kills what it watches. It works with every kind of
-end, with threads, and on every Unix. The file is also the guard's program, and so imports nothing but the
-standard library.
+The guard is a small process that reads a pipe whose other end only this process holds. When this process
+ends, the kernel closes that end, and the guard kills the processes that it watches. This file is also the
+guard's program, so it imports nothing but the standard library.
 """
 
 import atexit
@@ -16,24 +15,25 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 5.0
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """One process to end; with it its group if it leads one.
+    """One process to end, and its process group if it leads one.
 
-    `lock_file` is one that the process holds locked as long as it lives, so that no other process with the
-    same number is ever killed. `epmd_port` is where the port mapper of a RabbitMQ node listens, which is
-    ended too.
+    The process keeps `lock_file` locked while it lives, so that no other process with the same number is ever
+    killed. `epmd_port` is the port of a RabbitMQ node's port mapper, which is ended too.
     """
 
     pid: int
@@ -41,16 +41,15 @@ class Watched:
     epmd_port: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Guard:
-    """The guard process, and what it watches."""
+    """The guard process."""
 
     _process: subprocess.Popen[bytes]
-    _watched: set[int] = field(default_factory=set)
 
     @classmethod
     def start(cls) -> "Guard":
-        """Start the guard, and wait until it heeds no signal but SIGKILL."""
+        """Start the guard, and wait until it ignores every signal but SIGKILL."""
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__],
             cwd="/",
@@ -66,18 +65,15 @@ class Guard:
         return cls(process)
 
     def watch(self, watched: Watched) -> None:
-        """End this process when the caller's process is gone."""
-        self._watched.add(watched.pid)
+        """End this process when the caller's process has ended."""
         self._tell(f"watch\t{watched.pid}\t{watched.lock_file}\t{watched.epmd_port}\n")
 
     def release(self, pid: int) -> None:
-        """Leave this process alone from now on: it has ended, or may outlive the caller's process."""
-        if pid in self._watched:
-            self._watched.discard(pid)
-            self._tell(f"release\t{pid}\n")
+        """Stop watching a process: it has ended, or may outlive the caller's process."""
+        self._tell(f"release\t{pid}\n")
 
     def close(self) -> None:
-        """End what is still watched, then the guard itself."""
+        """End the processes that are still watched, then the guard itself."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
@@ -86,25 +82,31 @@ class Guard:
         pipe = self._process.stdin
         try:
             if pipe is not None:
-                # At once, and so in one piece: several threads may start and stop processes.
+                # Unbuffered, and so in one piece: several threads may start and stop processes.
                 pipe.write(line.encode())
         except BrokenPipeError:
             log.warning(
-                "the process that ends the broker and the parts when this one is killed has ended itself; "
-                "they stay if this one is killed"
+                "the process that ends the broker and the parts when this process is killed has ended: if "
+                "this process is killed now, they keep running"
             )
 
 
-@functools.cache
 def guard() -> Guard:
-    """Return the one guard of this process; the first call starts it."""
+    """Return this process's only guard; the first call starts it."""
+    # Or threads that start the nodes of a cluster would each get a guard of their own.
+    with _one_at_a_time:
+        return _started_guard()
+
+
+@functools.cache
+def _started_guard() -> Guard:
     started = Guard.start()
     atexit.register(started.close)
     return started
 
 
 def watch_until_the_end(lines: Iterable[bytes]) -> None:
-    """Take in which processes to watch, one line each; at the end of the lines, end those that are left."""
+    """Read which processes to watch, one per line; after the last line, kill those that are still watched."""
     watched: dict[int, Watched] = {}
     for line in lines:
         word, pid, *more = os.fsdecode(line).rstrip("\n").split("\t")
@@ -114,7 +116,7 @@ def watch_until_the_end(lines: Iterable[bytes]) -> None:
             watched.pop(int(pid), None)
     for each in watched.values():
         kill(each)
-    # A port mapper refuses to end while a node lives that uses it.
+    # A port mapper refuses to end while a node uses it.
     deadline = time.monotonic() + PATIENCE_S
     for port in {each.epmd_port for each in watched.values() if each.epmd_port}:
         while not stop_port_mapper(port) and time.monotonic() < deadline:
@@ -122,7 +124,7 @@ def watch_until_the_end(lines: Iterable[bytes]) -> None:
 
 
 def kill(watched: Watched) -> None:
-    """Kill a process, with its group if it leads one."""
+    """Kill a process, and its process group if it leads one."""
     if watched.lock_file and not is_locked(Path(watched.lock_file)):
         return
     with suppress(ProcessLookupError):
@@ -133,7 +135,7 @@ def kill(watched: Watched) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether some process holds a lock on this file."""
+    """Tell whether a process holds a lock on this file."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -148,7 +150,7 @@ def is_locked(path: Path) -> bool:
 
 
 def stop_port_mapper(port: int) -> bool:
-    """Ask a node's own epmd to end; True when it is gone. It refuses while a node is registered with it."""
+    """Ask a node's epmd to end; True if it has ended. It refuses while a node is registered with it."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as epmd:
             epmd.sendall(b"\x00\x01k")

@@ -1,10 +1,10 @@
 """A private RabbitMQ node: its own folder, free ports, loopback only, and nothing left behind when it stops.
 
-A node ends with the process that started it, however that one ended, unless `outlive` has let it go.
+A node ends with the process that started it, even if that process is killed, unless `outlive` was called.
 
 The folder is the node: it holds data, logs, configuration, cookie and `node.json`, from which any process
-can load, stop or restart it. Whether it runs is told by a lock that the server holds as long as it lives,
-never by a process number alone: a stale number would let us signal somebody else's process.
+can load, stop or restart it. A lock that the server holds while it lives tells whether it runs: a process
+number alone may be outdated, and a signal would then hit somebody else's process.
 """
 
 import json
@@ -15,24 +15,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from secrets import token_hex
-from types import TracebackType
 from typing import Self
 
 from fluffle.errors import BrokerError, ConfigError
 from fluffle_cli.guard import Watched, guard, stop_port_mapper
-from fluffle_cli.node_tls import NodeTls
 from fluffle_cli.rabbitmq_server import (
     LOOPBACK,
     NodeSettings,
+    NodeTls,
     comes_true,
     complaints,
-    find_server,
     free_ports,
     is_free,
     is_locked,
     lock_file_of,
     locked,
+    new_settings,
     serves_amqp,
     spawn,
     write_configuration,
@@ -50,46 +48,27 @@ class BrokerNode:
 
     @classmethod
     def start(
-        cls,
-        folder: Path,
-        *,
-        home_bin: Path | None = None,
-        management: bool = True,
-        tls: NodeTls | None = None,
-        timeout_s: float = 60.0,
+        cls, folder: Path, *, management: bool = True, tls: NodeTls | None = None, timeout_s: float = 60.0
     ) -> Self:
         """Start a node in `folder` and wait until it serves: about 7 s.
 
-        What a stopped node has left there is kept: data, user, password, and its ports if still free.
-        `home_bin` is the folder of `rabbitmq-server`; None looks for it. Without `management` there is no UI
-        and no HTTP interface: for tests that want a quicker start. With `tls` it speaks nothing in plain
-        text but the UI.
+        What a stopped node left there is kept: data, user, password, and its ports if they are still free.
+        Without `management` there is no UI and no HTTP interface: for tests that need a quicker start. With
+        `tls` only the UI is without encryption.
 
-        Raises ConfigError when there is no server to be found, and BrokerError, with the last lines of the
-        log, when a node runs there already or does not come up.
+        Raises ConfigError if there is no server on this machine, and BrokerError, with the first errors of
+        its log, if a node runs in the folder already or the new one does not come up.
         """
         folder = folder.resolve()
-        server_folder = home_bin or find_server(os.environ)
-        make_private_folder(folder)
-        with free_ports(4) as (amqp, ui, distribution, epmd):
-            fresh = NodeSettings(
-                server_folder=str(server_folder),
-                user=f"fluffle-{token_hex(3)}",
-                password=token_hex(16),
-                amqp_port=amqp,
-                management_port=ui if management else None,
-                distribution_port=distribution,
-                epmd_port=epmd,
-                certificates=None if tls is None else str(tls.certificates.resolve()),
-                passwords=tls is None or tls.passwords,
-            )
-            node = cls(folder, fresh)
-            node._launch(fresh, timeout_s)
+        with free_ports(4) as ports:
+            node = cls(folder, new_settings(ports, management=management, tls=tls))
+            make_private_folder(folder)
+            node._launch(node.settings, timeout_s)
         return node
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Find the node that lives in `folder`, running or not; BrokerError when none was ever started."""
+        """Find the node in `folder`, running or not; BrokerError if none was ever started there."""
         folder = folder.resolve()
         settings = _stored(folder)
         if settings is None:
@@ -97,25 +76,30 @@ class BrokerNode:
         return cls(folder, settings)
 
     @property
+    def nodes(self) -> tuple[Self, ...]:
+        """The node itself, as if it were a cluster of one."""
+        return (self,)
+
+    @property
     def amqp_url(self) -> str:
-        """Where clients connect, with user and password."""
+        """The URL for clients, with user and password."""
         scheme = "amqp" if self.settings.tls is None else "amqps"
         return f"{scheme}://{self.user}:{self.password}@{LOOPBACK}:{self.settings.amqp_port}/%2F"
 
     @property
     def authority(self) -> Path | None:
-        """The file that clients have to trust (`broker_ca_file`); None for a node that speaks no TLS."""
+        """The file that clients must trust (`broker_ca_file`); None without TLS."""
         return None if self.settings.tls is None else self.settings.tls.authority
 
     @property
     def management_url(self) -> str | None:
-        """Where RabbitMQ's UI and HTTP interface are (same user and password); None without the plugin."""
+        """The URL of RabbitMQ's UI and HTTP interface (same user and password); None without the plugin."""
         port = self.settings.management_port
         return None if port is None else f"http://{LOOPBACK}:{port}/"
 
     @property
     def user(self) -> str:
-        """The one user there is: administrator, with every right."""
+        """The only user: an administrator with every right."""
         return self.settings.user
 
     @property
@@ -125,7 +109,7 @@ class BrokerNode:
 
     @property
     def pid(self) -> int:
-        """The number of the server's process (beam); it means something only while `is_running`."""
+        """The number of the server's process (beam); valid only while `is_running`."""
         return self.settings.pid
 
     @property
@@ -134,9 +118,9 @@ class BrokerNode:
         return (self._process is not None and self._process.poll() is None) or is_locked(self.folder)
 
     def stop(self, *, timeout_s: float = 20.0) -> None:
-        """Stop in good order, by SIGKILL after `timeout_s`; the folder stays. A stopped node is left alone.
+        """Stop the server cleanly, by SIGKILL after `timeout_s`; the folder stays.
 
-        It takes 1 s; 3.10 with management takes 6, because it waits for itself after its data are safe.
+        It takes 1 s; 3.10 with management takes 6 s, because it waits for itself after its data are safe.
         """
         if self.is_running:
             self._send(signal.SIGTERM, os.kill)
@@ -160,50 +144,44 @@ class BrokerNode:
                 store(self.folder, self.settings)
 
     def restart(self, *, timeout_s: float = 60.0) -> None:
-        """Start again, after a stop if need be: same data, same ports, same user."""
+        """Stop it if it runs, and start it again: same data, same ports, same user."""
         self.stop()
         taken = [port for port in self.settings.ports if not is_free(port)]
         if taken:
             raise BrokerError(
-                f"port {taken[0]} of the broker in {self.folder} was taken by another program meanwhile"
+                f"port {taken[0]} of the broker in {self.folder} was taken by another program: stop that "
+                "program, and try again"
             )
         self._launch(self.settings, timeout_s)
 
     def outlive(self) -> None:
-        """Let the node go on when this process is gone, if it is this process that started it."""
+        """Let the node live on when this process ends, if this process started it."""
         if self._process is not None:
             guard().release(self._process.pid)
 
     def __enter__(self) -> Self:
-        """Give the running node."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it."""
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _launch(self, wanted: NodeSettings, timeout_s: float) -> None:
         with locked(self.folder) as lock:
-            settings = _as_before(_stored(self.folder), wanted)
+            settings = _merged(_stored(self.folder), wanted)
             write_configuration(self.folder, settings)
             store(self.folder, settings)
             self._process = spawn(self.folder, settings, lock=lock)
-            self.settings = replace(settings, pid=self._process.pid)
-            guard().watch(
-                Watched(
-                    self._process.pid, lock_file=str(lock_file_of(self.folder)), epmd_port=settings.epmd_port
-                )
-            )
+            pid = self._process.pid
+            self.settings = replace(settings, pid=pid)
+            guard().watch(Watched(pid, str(lock_file_of(self.folder)), settings.epmd_port))
             store(self.folder, self.settings)
         try:
-            self._await_service(timeout_s)
-        except BaseException:  # Ctrl-C too: a node that nobody waits for must not stay behind
+            self._wait_for_amqp(timeout_s)
+        except BaseException:  # Ctrl-C too: without this the node would stay behind
             self.kill()
             raise
 
-    def _await_service(self, timeout_s: float) -> None:
+    def _wait_for_amqp(self, timeout_s: float) -> None:
         port, tls = self.settings.amqp_port, self.settings.tls
         serves = comes_true(lambda: serves_amqp(port, tls) or not self.is_running, timeout_s)
         if serves and self.is_running:
@@ -214,28 +192,33 @@ class BrokerNode:
         )
 
     def _send(self, what: signal.Signals, by: Callable[[int, int], None]) -> None:
-        # The lock of a node that another process starts is held a moment before the process number is there.
+        # While another process starts the node, the lock is taken a moment before the pid is stored.
         if not comes_true(lambda: self._refresh() > 0, timeout_s=2):
             raise BrokerError(f"the broker in {self.folder} is being started by another process: try again")
         with suppress(ProcessLookupError):
             by(self.pid, what)
 
     def _refresh(self) -> int:
-        """Learn what another process did with the node, unless its folder is gone; return its number."""
+        """Read again what another process may have stored, unless the folder is gone; return the pid."""
         self.settings = _stored(self.folder) or self.settings
         return self.pid
 
 
 def make_private_folder(folder: Path) -> None:
-    """Make the folder of a node, for its owner alone; ConfigError when that cannot be done."""
+    """Create a node's folder, which only its owner may read; ConfigError if that is not possible."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
-        raise ConfigError(f"the broker's folder {folder} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"cannot create the broker's folder {folder}: {error.strerror}") from error
 
 
-def _as_before(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:
-    """Keep what an earlier node left in the folder, as far as it still goes with what is wanted."""
+def store(folder: Path, settings: NodeSettings) -> None:
+    """Write the file that `BrokerNode.load` reads."""
+    write_private(folder / "node.json", json.dumps(asdict(settings), indent=2) + "\n")
+
+
+def _merged(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:
+    """Keep the user that an earlier node left in the folder, and its ports if all of them are free."""
     if left is None:
         return wanted
     same_user = replace(wanted, user=left.user, password=left.password)
@@ -248,11 +231,6 @@ def _as_before(left: NodeSettings | None, wanted: NodeSettings) -> NodeSettings:
         distribution_port=left.distribution_port,
         epmd_port=left.epmd_port,
     )
-
-
-def store(folder: Path, settings: NodeSettings) -> None:
-    """Write what `BrokerNode.load` reads."""
-    write_private(folder / "node.json", json.dumps(asdict(settings), indent=2) + "\n")
 
 
 def _stored(folder: Path) -> NodeSettings | None:

@@ -1,7 +1,7 @@
 """The refused messages of a federation: what is known of each, and how they leave the queue F.rejected.
 
-All that is looked through stays the broker's, unacked, until it has left for good; when the connection ends,
-however it ends, RabbitMQ has every other message again.
+RabbitMQ keeps every message that is read here, unacked, until it is removed or sent again. All other messages
+are back in the queue when the connection ends, for whatever reason.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import IO, Self
 
+from rich.filesize import decimal
+from rich.progress import track
+
+from fluffle import logs
 from fluffle.broker import Broker, Delivery, unix_seconds
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.model_stream import SLOW_LINK_S
 from fluffle.topology import Topology
+from fluffle_cli.unconsumed import is_unconsumed
+from fluffle_cli.words import count
 
 # RabbitMQ gives one consumer no more unacked messages than this.
 MOST_AT_ONCE = 65_535
-# So many are removed between two steps of a progress bar.
-AT_ONCE = 256
-# What RabbitMQ's own reasons mean.
+# Messages that are removed between two steps of the progress bar.
+BATCH = 256
+# RabbitMQ's own reasons, explained.
 MOVED_BECAUSE = {
-    "delivery-limit": "RabbitMQ moved it here: every aggregator that received it died, or lost its "
-    "connection",
+    "delivery-limit": "RabbitMQ moved it here: every aggregator that received it died or lost its connection",
     "expired": "RabbitMQ moved it here: it waited for longer than a policy's message-ttl allows",
     "maxlen": "RabbitMQ moved it here: its queue was full, and a policy's overflow lets it drop the oldest",
 }
@@ -36,9 +41,9 @@ class RejectedMessage:
     """One message of F.rejected, without its body.
 
     `number` is its position, from 1. `worker` is the one that the update names, else the user. `user` is the
-    RabbitMQ user that sent it, and `through` the exchange that it came through; empty where nobody knows.
-    `at` is when it was refused, and `published_at` when its sender says that it sent it: Unix time in
-    seconds. What RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit, expired or maxlen.
+    RabbitMQ user that sent it, and `through` the exchange that it came through; empty if unknown. `at` is
+    when it was refused, and `published_at` when its sender says that it sent it: Unix time in seconds. A
+    message that RabbitMQ itself moved here has RabbitMQ's reason: delivery-limit, expired or maxlen.
     """
 
     number: int
@@ -55,136 +60,118 @@ class RejectedMessage:
 
     @classmethod
     def of(cls, delivery: Delivery, number: int) -> Self:
-        """Read what the headers say; they are an aggregator's, or RabbitMQ's and the sender's."""
-        headers = delivery.headers
-        moved_because = _text(headers, "x-first-death-reason").replace("_", "-")
-        if moved_because:
-            user = delivery.user or ""
-            reason, worker, through = moved_because, user, _text(headers, "x-first-death-exchange")
-            detail = MOVED_BECAUSE.get(moved_because, "RabbitMQ moved it here")
-            published_at, at = _text(headers, "at"), _death_time(headers)
-        else:
-            user = _text(headers, "user")
-            reason, worker, through = (
-                _text(headers, "reason"),
-                _text(headers, "worker") or user,
-                _text(headers, "through"),
-            )
-            published_at, at = _text(headers, "published_at"), unix_seconds(_text(headers, "at"))
-            detail = _text(headers, "detail")
+        """Read the headers, which an aggregator set, or RabbitMQ and the sender."""
+
+        def text(name: str) -> str:
+            value = delivery.headers.get(name)
+            return printable(value) if isinstance(value, str) else ""
+
+        moved_because = text("x-first-death-reason").replace("_", "-")
+        user = (delivery.user or "") if moved_because else text("user")
         return cls(
             number=number,
-            reason=reason,
-            detail=detail,
-            worker=worker,
-            id=_text(headers, "id"),
+            reason=moved_because or text("reason"),
+            detail=MOVED_BECAUSE.get(moved_because, "RabbitMQ moved it here")
+            if moved_because
+            else text("detail"),
+            worker=user if moved_because else text("worker") or user,
+            id=text("id"),
             user=user,
-            through=through,
+            through=text("x-first-death-exchange" if moved_because else "through"),
             size_bytes=len(delivery.body),
-            # 0 stands for nothing said.
-            published_at=unix_seconds(published_at) or None,
-            at=at,
+            # 0 means that the sender says nothing.
+            published_at=unix_seconds(text("at" if moved_because else "published_at")) or None,
+            at=_death_time(delivery.headers) if moved_because else unix_seconds(text("at")),
             tag=delivery.tag,
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return plain types under keys that stay: the fields' names but `tag`, null for an unknown time."""
+        """Return plain types under stable keys: the names of the fields without `tag`; null if unknown."""
         return {name: value for name, value in asdict(self).items() if name != "tag"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Selection:
-    """Which messages are meant: those named, or all, with this reason and of this worker where given."""
+    """The messages that a command is for: "all", numbers, ranges and ids; narrowed by reason and worker."""
 
-    numbers: tuple[range, ...] = ()
-    ids: frozenset[str] = frozenset()
-    is_all: bool = False
+    parts: tuple[str, ...]
     reason: str | None = None
     worker: str | None = None
 
     @classmethod
     def parse(cls, which: str, *, reason: str | None, worker: str | None) -> Self:
         """Read `all`, or numbers, ranges and ids with commas between them: `3,7-9,site-1/4f3a/12`."""
-        numbers: list[range] = []
-        ids: set[str] = set()
-        for part in which.split(","):
-            first, _, last = part.partition("-")
-            if "/" in part:
-                ids.add(part)
-            elif re.fullmatch(r"[0-9]{1,9}(-[0-9]{1,9})?", part) and int(first) <= int(last or first):
-                numbers.append(range(int(first), int(last or first) + 1))
-            elif which != "all":
+        parts = tuple(which.split(","))
+        for part in parts:
+            if which != "all" and "/" not in part and not _range_of(part):
                 raise ConfigError(
-                    f"{part!r} is no message: give numbers of `fluffle rejected list`, ranges, ids, "
-                    "or all, as in 3,7-9 or site-1/4f3a/12"
+                    f"{part!r} is no message: give numbers of `fluffle rejected list`, ranges, ids, or all, "
+                    "for example 3,7-9 or site-1/4f3a/12"
                 )
-        return cls(
-            numbers=tuple(numbers), ids=frozenset(ids), is_all=which == "all", reason=reason, worker=worker
-        )
+        return cls(parts, reason, worker)
 
     def require_match(self, found: Collection[RejectedMessage]) -> None:
-        """Raise ConfigError that names what is not among the messages found, unless all were meant."""
-        missing = [one for one in self.ids if all(message.id != one for message in found)]
-        missing += [
-            f"{each[0]}-{each[-1]}" if len(each) > 1 else str(each[0])
-            for each in self.numbers
-            if all(message.number not in each for message in found)
+        """Raise ConfigError that names each number, range and id for which no message was found."""
+        missing = [
+            part for part in self.parts if part != "all" and not any(_is_meant(part, one) for one in found)
         ]
         if missing:
             narrowed = " of that reason or worker" if self.reason or self.worker else ""
             raise ConfigError(f"no message{narrowed} is {', '.join(missing)}: see `fluffle rejected list`")
 
     def __contains__(self, message: RejectedMessage) -> bool:
-        named = self.is_all or message.id in self.ids or any(message.number in each for each in self.numbers)
         return (
-            named
-            and (self.reason is None or message.reason == self.reason)
-            and (self.worker is None or message.worker == self.worker)
+            any(_is_meant(part, message) for part in self.parts)
+            and self.reason in (None, message.reason)
+            and self.worker in (None, message.worker)
         )
 
 
-def waiting(broker: Broker, topology: Topology) -> int:
-    """Count the messages in F.rejected that nobody holds."""
-    return broker.state(topology.rejected.name).messages
+def read_rejected(broker: Broker, topology: Topology) -> Iterator[tuple[RejectedMessage, bytes]]:
+    """Yield the messages of F.rejected and their bodies, the oldest first; none is acked.
 
-
-def look_through(broker: Broker, topology: Topology, count: int) -> Iterator[Delivery]:
-    """Yield so many messages of F.rejected from the oldest on, at most MOST_AT_ONCE; none is acked.
-
-    They come from one consumer, and not from `peek`: what is taken with RabbitMQ's basic.get goes back in
-    any order. For one look on each connection.
+    At most MOST_AT_ONCE of them. A connection can do this only once. Raises ConfigError while another process
+    reads the queue, and AccessRefused without the right to read it.
     """
-    broker.consume(topology.rejected.name, prefetch=MOST_AT_ONCE)
-    for _ in range(min(count, MOST_AT_ONCE)):
+    queue = topology.rejected.name
+    if not is_unconsumed(broker, queue):
+        raise ConfigError(f"another process is reading {queue}: try again when it has ended")
+    waiting = broker.state(queue).messages
+    if waiting > MOST_AT_ONCE:
+        logs.console().print(f"{waiting:,} messages are in {queue}: reading the oldest {MOST_AT_ONCE:,}")
+    # A consumer and not `peek`: messages taken with RabbitMQ's basic.get go back in any order.
+    broker.consume(queue, prefetch=MOST_AT_ONCE)
+    numbers = range(1, min(waiting, MOST_AT_ONCE) + 1)
+    for number in track(numbers, "reading", transient=True, console=logs.console()):
         delivery = broker.next_delivery(SLOW_LINK_S)
         if delivery is None:
-            break  # another one has taken them meanwhile, or they were dropped for newer ones
-        yield delivery
-    # What is refused from now on is not ours to hold.
+            break  # another process has taken them, or they were dropped for newer ones
+        yield RejectedMessage.of(delivery, number), delivery.body
+    # Messages that are refused from now on stay in the queue.
     broker.cancel()
 
 
-def put_into_queue(
+def send_again(
     broker: Broker, topology: Topology, chosen: Iterable[RejectedMessage], bodies: IO[bytes]
 ) -> Iterator[RejectedMessage]:
-    """Send messages to the aggregator anew, as those who sent them; yield each that has left F.rejected.
+    """Send messages to the aggregator again, as their senders; yield each that has left F.rejected.
 
-    `bodies` has the bodies of the chosen, one after the other. Raises AccessRefused when this user may not
-    speak for others, and QueueFull when the aggregator has too much to do; the rest then stays.
+    `bodies` holds the bodies of the chosen messages, one after the other. Raises AccessRefused if this user
+    may not send for others, and QueueFull if the updates queue is full; the remaining messages then stay.
     """
-    # An evaluation counts only if it comes through the evaluators' own exchange.
+    # An evaluation is only accepted through the evaluators' own exchange.
     known = [topology.updates_in.name, topology.evaluations_in.name]
     for message in chosen:
         through = message.through if message.through in known else known[0]
         body = bodies.read(message.size_bytes)
         headers = {"id": message.id} if message.id else {}
         try:
-            # A user of "" stays nobody: whoever left it out is not lent the operator's name.
+            # A user of "" stays empty: a message without a sender does not get the operator's name.
             broker.publish_as(message.user, through, "", body, headers)
         except AccessRefused as error:
             raise AccessRefused(
-                f"message {message.number} cannot be sent again as {message.user!r}, whose it is: log in as "
-                f"a user that may write to {through} and has the tag impersonator (rabbitmqctl set_user_tags "
+                f"message {message.number} cannot be sent again as its sender {message.user!r}: log in as a "
+                f"user that may write to {through} and has the tag impersonator (rabbitmqctl set_user_tags "
                 "USER impersonator)"
             ) from error
         except QueueFull as error:
@@ -201,31 +188,40 @@ def remove(
     """Remove messages for good; yield each that is gone."""
     left = list(chosen)
     while left:
-        broker.settle(topology.rejected.name, [message.tag for message in left[:AT_ONCE]])
-        yield from left[:AT_ONCE]
-        del left[:AT_ONCE]
+        broker.settle(topology.rejected.name, [message.tag for message in left[:BATCH]])
+        yield from left[:BATCH]
+        del left[:BATCH]
 
 
-def summary(messages: Iterable[RejectedMessage]) -> tuple[Counter[str], Counter[str]]:
-    """Count messages by reason and by worker."""
-    reasons: Counter[str] = Counter()
-    workers: Counter[str] = Counter()
-    for message in messages:
-        reasons[message.reason] += 1
-        workers[message.worker] += 1
-    return reasons, workers
+def counted(messages: Collection[RejectedMessage]) -> str:
+    """Count messages and bytes, by reason and by worker."""
+    if not messages:
+        return "no such message is in the queue"
+    size = decimal(sum(message.size_bytes for message in messages))
+    reasons = Counter(message.reason for message in messages).most_common()
+    workers = Counter(message.worker or "unknown" for message in messages).most_common()
+    by_reason = ", ".join(f"{many:,} {reason}" for reason, many in reasons)
+    by_worker = ", ".join(f"{worker} {many:,}" for worker, many in workers)
+    return f"{count(len(messages), 'message')}, {size}: {by_reason}; from {by_worker}"
 
 
 def printable(text: str) -> str:
-    """Return text without what would move a terminal's cursor: its author may be anybody."""
+    """Return text without control characters: anybody may have sent it to move a terminal's cursor."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )
 
 
-def _text(headers: Mapping[str, object], name: str) -> str:
-    value = headers.get(name)
-    return printable(value) if isinstance(value, str) else ""
+def _range_of(part: str) -> range:
+    """Return the numbers that 7 or 7-9 stands for; none for any other text."""
+    found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
+    return range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+
+
+def _is_meant(part: str, message: RejectedMessage) -> bool:
+    if "/" in part:
+        return part == message.id
+    return part == "all" or message.number in _range_of(part)
 
 
 def _death_time(headers: Mapping[str, object]) -> float | None:

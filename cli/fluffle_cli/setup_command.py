@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 
+import typer
 from pydantic import Field, field_validator, model_validator
 from rich.table import Table
 
@@ -13,13 +13,14 @@ from fluffle.address import parse_address
 from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
 from fluffle.errors import ConfigError
+from fluffle.management import AMQP_SETTINGS, ManagementSettings
 from fluffle.policy_faults import faults_of, require_none_fatal
-from fluffle.rights import ROLES, rights_of
+from fluffle.rights import ROLES, permission_definition, rights_of, user_definition
 from fluffle.settings import require_name
 from fluffle.topology import Topology, topology_of
-from fluffle_cli.definitions import topology_definitions, user_definitions
-from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
-from fluffle_cli.users import add_user, hash_of, password_in
+from fluffle_cli.users import create_user, hash_of, needs_user, password_in
+
+Definitions = dict[str, list[dict[str, object]]]
 
 
 class SetupSettings(ManagementSettings):
@@ -27,15 +28,15 @@ class SetupSettings(ManagementSettings):
 
     users: str = Field(
         "",
-        description="Users to make too, as in site-a=worker,site-b=worker,lead=aggregator.",
+        description="Users to add too, for example site-a=worker,site-b=worker,lead=aggregator.",
         json_schema_extra={"metavar": "NAME=ROLE,..."},
     )
     password_folder: Path | None = Field(
-        None, description="Folder for their passwords: one file for each, which only its owner can read."
+        None, description="Folder for their passwords: one file per user, which only its owner can read."
     )
     print_only: bool = Field(
         False,
-        description="Change nothing: print RabbitMQ's definitions as JSON, for whoever imports them.",
+        description="Change nothing; print RabbitMQ's definitions as JSON, for an administrator to import.",
         json_schema_extra={"flag": "--print"},
     )
 
@@ -56,71 +57,97 @@ class SetupSettings(ManagementSettings):
         return self
 
     @property
-    def wanted(self) -> dict[str, str]:
-        """The role of each user by name."""
+    def roles(self) -> dict[str, str]:
+        """The role of each wanted user by name."""
         return dict(each.split("=", 1) for each in self.users.split(",") if each)
 
 
-def run(settings: SetupSettings) -> None:
-    """Make what is missing and show it, or print what would be made."""
+def topology_definitions(topology: Topology, vhost: str) -> Definitions:
+    """Return a federation's exchanges, queues and bindings as RabbitMQ's definitions, in creation order."""
+
+    def binding(source: str, target: str, kind: str, routing_key: str) -> dict[str, object]:
+        names = {"source": source, "vhost": vhost, "destination": target, "destination_type": kind}
+        return names | {"routing_key": routing_key, "arguments": {}}
+
+    shared = {"vhost": vhost, "durable": True, "auto_delete": False}
+    return {
+        "exchanges": [
+            shared
+            | {"name": each.name, "type": each.kind, "internal": False, "arguments": dict(each.arguments)}
+            for each in topology.exchanges
+        ],
+        "queues": [
+            shared | {"name": each.name, "arguments": dict(each.arguments)} for each in topology.queues
+        ],
+        "bindings": [
+            *(binding(each.name, q.name, "queue", "") for q in topology.queues for each in q.exchanges),
+            *(binding(each.name, e.name, "exchange", "#") for e in topology.exchanges for each in e.sources),
+        ],
+    }
+
+
+def _run(settings: SetupSettings) -> None:
     topology = topology_of(settings.federation)
     if settings.print_only:
-        _print(settings, topology)
+        _print_definitions(settings, topology)
         return
-    console = PlainConsole(highlight=False)
-    with Management(settings) as management:
-        # Before anything is made: on a broker with such a policy a federation cannot live.
+    with settings.management() as management:
+        # First of all: with such a policy on the broker, the federation would lose messages.
         faults = faults_of(management.policies(), topology, virtual_host=management.vhost)
         require_none_fatal(faults)
         for kind, definitions in topology_definitions(topology, management.vhost).items():
             for definition in definitions:
                 management.put(kind, definition)
-        made = [
-            add_user(management, settings.federation, name, role, password=partial(_password, settings, name))
-            for name, role in settings.wanted.items()
-        ]
+        added = set()
+        for name, role in settings.roles.items():
+            if needs_user(management, settings.federation, name, role):
+                create_user(management, settings.federation, name, role, _password(settings, name))
+                added.add(name)
     table = Table("queue", "bound to", "kind", title=f"The federation {settings.federation}")
     for queue in topology.queues:
-        table.add_row(
-            queue.name, ", ".join(each.name for each in queue.exchanges), str(queue.arguments["x-queue-type"])
-        )
-    console.print(table)
+        exchanges = ", ".join(each.name for each in queue.exchanges)
+        table.add_row(queue.name, exchanges, str(queue.arguments["x-queue-type"]))
+    PlainConsole(highlight=False).print(table)
     for fault in faults:
-        console.print(f"warning: {fault}", markup=False, soft_wrap=True)
-    for (name, role), is_new in zip(settings.wanted.items(), made, strict=True):
-        where = f"password in {settings.password_folder}/{name}" if is_new else "there already, unchanged"
-        console.print(f"{role} {name}: {where}", markup=False)
+        typer.echo(f"warning: {fault}")
+    for name, role in settings.roles.items():
+        done = f"password in {settings.password_folder}/{name}" if name in added else "exists, unchanged"
+        typer.echo(f"{role} {name}: {done}")
 
 
-def _print(settings: SetupSettings, topology: Topology) -> None:
+def _print_definitions(settings: SetupSettings, topology: Topology) -> None:
     vhost = parse_address(settings.broker_url).virtual_host
-    users = {
-        name: (rights_of(role, settings.federation, name), hash_of(_password(settings, name)))
-        for name, role in settings.wanted.items()
-    }
-    definitions = topology_definitions(topology, vhost) | (user_definitions(users, vhost) if users else {})
-    PlainConsole(soft_wrap=True, highlight=False, markup=False).print(json.dumps(definitions, indent=2))
+    definitions = topology_definitions(topology, vhost)
+    for name, role in settings.roles.items():
+        rights = rights_of(role, settings.federation, name)
+        user = user_definition(name, rights, hash_of(_password(settings, name)))
+        definitions.setdefault("users", []).append(user)
+        definitions.setdefault("permissions", []).append(permission_definition(name, rights, vhost))
+    typer.echo(json.dumps(definitions, indent=2))
 
 
 def _password(settings: SetupSettings, name: str) -> str:
-    if settings.password_folder is None:
+    folder = settings.password_folder
+    if folder is None:
         raise ConfigError("--users needs --password-folder")
     try:
-        settings.password_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(
-            f"--password-folder {settings.password_folder} cannot be made: {error.strerror}"
-        ) from error
-    return password_in(settings.password_folder / name)
+        raise ConfigError(f"cannot create --password-folder {folder}: {error.strerror}") from error
+    return password_in(folder / name)
 
 
 command = settings_command(
     SetupSettings,
-    run,
-    about="Make the exchanges and queues of a federation, and users for its parts; what is there already "
-    "stays as it is.\n\n"
-    "An aggregator makes exchanges and queues itself when it starts: this is for a broker on which it may "
-    "not, and for whoever wants everything there before. `fluffle user add` makes a user later.\n\n"
-    "It makes nothing, and ends with 2, when a policy of the broker would lose the federation's messages.",
-    without=OF_AMQP_ALONE,
+    _run,
+    about="Create the exchanges and queues of a federation, and users for its parts. What exists already is "
+    "not changed.\n\n"
+    "Example: `fluffle broker setup --federation digits --users lead=aggregator,site-a=worker "
+    "--password-folder passwords`. Then copy each password file to its machine.\n\n"
+    "You need this command only on a broker where the aggregator may not create exchanges and queues, or to "
+    "have everything ready before the first start: otherwise the aggregator creates them itself. `fluffle "
+    "user add` adds users later.\n\n"
+    "If a policy of the broker would lose the federation's messages, the command creates nothing and ends "
+    "with exit code 2.",
+    without=AMQP_SETTINGS,
 )

@@ -19,8 +19,7 @@ from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_cli.query_settings import AskingSettings
-from fluffle_cli.rejected import printable
-from fluffle_cli.rejected_command import looked_through
+from fluffle_cli.rejected import printable, read_rejected
 from fluffle_cli.tracing import Story, parse_update_id, read_records, story_lines
 
 
@@ -65,7 +64,7 @@ def trace(broker: Broker, topology: Topology, update: UpdateId) -> Story:
         # Last: RabbitMQ closes the channel of a user who may not read it.
         refused = [
             message
-            for message, body in looked_through(broker, topology)
+            for message, body in read_rejected(broker, topology)
             if (message.id or _id_in(body)) == str(update)
         ]
     except AccessRefused:

@@ -1,4 +1,4 @@
-"""Waiting until nobody consumes a queue: RabbitMQ takes a moment to notice that somebody has left."""
+"""Waiting until a queue has no consumer: RabbitMQ takes a moment to notice that one has left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ POLL_S = 0.2
 
 
 def is_unconsumed(broker: Broker, queue: str) -> bool:
-    """Tell whether nobody consumes a queue; whoever is leaving has a few seconds to be gone."""
+    """Tell whether a queue has no consumer; one that is leaving has a few seconds to do so."""
     deadline = time.monotonic() + LEAVING_S
     while broker.state(queue).consumers:
         if time.monotonic() > deadline:

@@ -3,76 +3,68 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
+import typer
 from pydantic import Field, field_validator, model_validator
-from rich.table import Table
 
 from fluffle.command_line import new_app, settings_command
-from fluffle.consoles import PlainConsole
-from fluffle.rights import Membership, Scope
+from fluffle.consoles import print_table
+from fluffle.management import AMQP_SETTINGS, ManagementSettings
+from fluffle.rights import Scope
 from fluffle.settings import require_name
-from fluffle_cli.management import OF_AMQP_ALONE, Management, ManagementSettings
 from fluffle_cli.rights_table import help_text
 from fluffle_cli.users import (
-    add_user,
+    USER_COLUMNS,
     change_user,
-    federation_users,
+    create_user,
+    needs_user,
     new_password,
     password_in,
     remove_user,
+    user_rows,
 )
 
 Role = Literal["worker", "evaluator", "aggregator", "monitor", "operator"]
 
-app = new_app("Make, change, remove and list users of federations (needs an administrator's login).")
+app = new_app(
+    "Add, change, remove and list the RabbitMQ users of federations.\n\n"
+    "These commands need the login of an administrator of RabbitMQ (role operator), in FLUFFLE_BROKER_URL."
+)
 
 
 class UserSettings(ManagementSettings):
-    """Flags of `fluffle user list`."""
-
-    part: ClassVar[str] = "broker"
-
-
-class OneUserSettings(ManagementSettings):
-    """Flags of what is done to one user, who may be of several federations."""
+    """Flags of `fluffle user change` and `remove`."""
 
     federation: str = Field(
         "digits",
         description="The user's federations: names, and patterns in which * stands for any part of a name.",
         json_schema_extra={"metavar": "NAME,PATTERN,..."},
     )
-    name: str = Field(description="The user.", json_schema_extra={"argument": True})
+    name: str = Field(description="Name of the user.", json_schema_extra={"argument": True})
 
+    # It replaces the validator of this name in SharedSettings, which takes one federation only.
     @field_validator("federation")
     @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        return str(Scope.parse(name))
+    def _is_a_name(cls, federations: str) -> str:
+        return str(Scope.parse(federations))
 
 
-class RemoveSettings(OneUserSettings):
-    """Flags of `fluffle user remove`."""
-
-
-class ChangeSettings(OneUserSettings):
-    """Flags of `fluffle user change`."""
-
-
-class AddSettings(OneUserSettings):
+class AddSettings(UserSettings):
     """Flags of `fluffle user add`."""
 
     name: str = Field(
-        description="The user; a worker and an evaluator work under this name.",
+        description="Name of the user; a worker or an evaluator uses the same name.",
         json_schema_extra={"argument": True},
     )
-    role: Role = Field(description="What the user may do.")
+    role: Role = Field(description="Role, which decides what the user may do.")
     password_file: Path | None = Field(
         None,
-        description="File for the password (mode 600), instead of showing it. One that is there already is "
-        "not overwritten: its password is taken.",
+        description="File for the new password (mode 600); without it the password is printed. If the file "
+        "exists, the user gets the password in it.",
     )
     password: bool = Field(
-        True, description="Draw a password; --no-password for a user that logs in with a certificate."
+        True, description="Create a password; --no-password for a user that logs in with a certificate."
     )
 
     @field_validator("name")
@@ -83,119 +75,98 @@ class AddSettings(OneUserSettings):
     @model_validator(mode="after")
     def _has_a_use_for_the_file(self) -> AddSettings:
         if self.password_file is not None and not self.password:
-            raise ValueError("--password-file and --no-password do not go together")
+            raise ValueError("--password-file and --no-password exclude each other")
         return self
 
 
-def add(settings: AddSettings) -> None:
-    """Make a user, and tell how it logs in."""
-    drawn: list[str] = []
-
-    def password() -> str | None:
-        if not settings.password:
-            return None
-        drawn.append(password_in(settings.password_file) if settings.password_file else new_password())
-        return drawn[0]
-
-    with Management(settings) as management:
-        is_new = add_user(management, settings.federation, settings.name, settings.role, password=password)
-    who = f"{settings.name} ({settings.role} of {_federations(settings.federation)})"
-    if not is_new:
-        _say(f"There is the user {who} already, with these rights or more; nothing was changed.")
-        return
-    _say(f"Made the user {who}.")
+def _add(settings: AddSettings) -> None:
+    user = f"{settings.name} ({settings.role} of {_federations(settings.federation)})"
+    with settings.management() as management:
+        if not needs_user(management, settings.federation, settings.name, settings.role):
+            typer.echo(f"The user {user} exists already with these rights or more; nothing was changed.")
+            return
+        password = None
+        if settings.password:
+            password = password_in(settings.password_file) if settings.password_file else new_password()
+        create_user(management, settings.federation, settings.name, settings.role, password)
+    typer.echo(f"Added the user {user}.")
     if settings.password_file:
-        _say(f"  for the part  FLUFFLE_BROKER_PASSWORD_FILE={settings.password_file}")
-    elif drawn:
-        _say(f"  password      {drawn[0]}   (it is not shown again)")
-    elif not settings.password:
-        _say(f"  logs in with  a certificate whose common name is {settings.name}")
+        typer.echo(f"  for the part  FLUFFLE_BROKER_PASSWORD_FILE={settings.password_file}")
+    elif password:
+        typer.echo(f"  password      {password}   (it is not shown again)")
+    else:
+        typer.echo(f"  logs in with  a certificate whose common name is {settings.name}")
 
 
-def change(settings: ChangeSettings) -> None:
-    """Give a user other federations."""
-    with Management(settings) as management:
+def _change(settings: UserSettings) -> None:
+    with settings.management() as management:
         before = change_user(management, settings.federation, settings.name)
-    _say(
-        f"The user {settings.name} is a {before.role} of {_federations(settings.federation)} now; before, of "
-        f"{_federations(str(before.scope))}. RabbitMQ may keep an open channel's old rights for a minute."
+    typer.echo(
+        f"The user {settings.name} is now a {before.role} of {_federations(settings.federation)}; before, it "
+        f"was one of {_federations(str(before.scope))}. RabbitMQ may apply the old rights to open channels "
+        "for another minute."
     )
 
 
-def remove(settings: RemoveSettings) -> None:
-    """Remove a user."""
-    with Management(settings) as management:
+def _remove(settings: UserSettings) -> None:
+    with settings.management() as management:
         was_there = remove_user(management, settings.federation, settings.name)
-    _say(
-        f"Removed the user {settings.name}; RabbitMQ has closed its connections."
-        if was_there
-        else f"There is no user {settings.name}."
-    )
+    if was_there:
+        typer.echo(f"Removed the user {settings.name}; RabbitMQ has closed its connections.")
+    else:
+        typer.echo(f"There is no user {settings.name}.")
 
 
-def show(settings: UserSettings) -> None:
-    """Print a table of everybody who can reach the federation."""
-    with Management(settings) as management:
-        users = federation_users(management, settings.federation)
-    table = Table("user", "role", "federations", "connections", show_edge=False)
-    for user in users:
-        others = ", ".join(f"{action} {pattern}" for action, pattern in user.rights.patterns.items())
-        role, scope = shown_membership(user.membership) or (f"none: {others}", "")
-        table.add_row(user.name, role, scope, str(user.connections))
-    PlainConsole().print(table)
-
-
-def shown_membership(membership: Membership | None) -> tuple[str, str] | None:
-    """Return a role and where it counts, in words."""
-    if membership is None:
-        return None
-    return membership.role, "all" if membership.role == "operator" else str(membership.scope)
+def _list(settings: ManagementSettings) -> None:
+    with settings.management() as management:
+        print_table(USER_COLUMNS, user_rows(management, settings.federation))
 
 
 def _federations(scope: str) -> str:
     return f"the federation{'s' if set('*,') & set(scope) else ''} {scope}"
 
 
-def _say(line: str) -> None:
-    PlainConsole(highlight=False, markup=False, soft_wrap=True).print(line)
-
-
 app.command("add")(
     settings_command(
         AddSettings,
-        add,
-        about="Make a user with the least rights that its role needs.\n\n"
-        "RabbitMQ's rights go by the names of exchanges and queues. F is the federation, NAME the user:\n\n"
+        _add,
+        about="Add a user with the least rights that its role needs, and say how it logs in.\n\n"
+        "Example: `fluffle user add site-a --role worker --password-file site-a.password`. Then copy the "
+        "file to the site, and set FLUFFLE_BROKER_PASSWORD_FILE there.\n\n"
+        "RabbitMQ grants rights by the names of exchanges and queues. F is the federation, NAME the user:\n\n"
         f"{help_text()}\n\n"
-        "A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for each "
-        "that begins with gym-, also those that come later. It has one role in all of them. A user that "
-        "exists with other rights is left as it is, with an error.",
-        without=OF_AMQP_ALONE,
+        "A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for every "
+        "federation whose name begins with gym-, later ones too. It has the same role in all of them. If the "
+        "user exists with other rights, the command changes nothing and fails.",
+        without=AMQP_SETTINGS,
     )
 )
 app.command("change")(
     settings_command(
-        ChangeSettings,
-        change,
-        about="Let a user work in other federations: those that are given take the place of those before.\n\n"
-        "Its role and its password stay, and so do its connections.",
-        without=OF_AMQP_ALONE,
+        UserSettings,
+        _change,
+        about="Let a user work in other federations: the ones that you give replace the ones it has now.\n\n"
+        "Example: `fluffle user change site-a --federation 'digits,gym-*'`. The role, the password and open "
+        "connections stay.",
+        without=AMQP_SETTINGS,
     )
 )
 app.command("remove")(
     settings_command(
-        RemoveSettings,
-        remove,
-        about="Remove a user; its connections are closed at once. One who works in several federations is "
-        "removed only if all of them are given.",
-        without=OF_AMQP_ALONE,
+        UserSettings,
+        _remove,
+        about="Remove a user; RabbitMQ closes its connections at once.\n\n"
+        "Example: `fluffle user remove site-a`. To remove a user of several federations, give all of them "
+        "with --federation.",
+        without=AMQP_SETTINGS,
     )
 )
 app.command("list")(
     settings_command(
-        UserSettings,
-        show,
-        about="List everybody who can reach the federation, with role and number of connections.",
-        without=OF_AMQP_ALONE,
+        ManagementSettings,
+        _list,
+        about="List every user that can reach the federation, with its role and its open connections.\n\n"
+        "Example: `fluffle user list --federation digits`.",
+        without=AMQP_SETTINGS,
     )
 )

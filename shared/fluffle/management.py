@@ -1,11 +1,11 @@
-"""RabbitMQ's management interface, for whoever may ask it: the only module that knows httpx."""
+"""RabbitMQ's management interface: the only module that knows httpx."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from types import TracebackType
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -23,50 +23,97 @@ from fluffle.errors import (
     TopologyMissing,
 )
 from fluffle.policies import BrokerPolicy
+from fluffle.rights import Rights, user_definition
+from fluffle.settings import ManagementUrl, SharedSettings
 from fluffle.tls import TlsFiles
 from fluffle.topology import OTHER_ARGUMENTS
 
 TIMEOUT_S = 10.0
-# For who has other work to do.
+# For a process that has other work to do.
 SHORT_TIMEOUT_S = 3.0
-NOT_LET_IN, NOT_FOUND, FAILS_ITSELF = 401, 404, 500
+UNAUTHORIZED, NOT_FOUND, SERVER_ERROR = 401, 404, 500
 ADMINISTRATOR, MONITORING, MANAGEMENT = "administrator", "monitoring", "management"
-# Each tag, and those that include it.
+# Each tag of a RabbitMQ user, and the tags that include it.
 INCLUDED_IN = {
     ADMINISTRATOR: {ADMINISTRATOR},
     MONITORING: {MONITORING, ADMINISTRATOR},
     MANAGEMENT: {MANAGEMENT, "policymaker", MONITORING, ADMINISTRATOR},
 }
+MISSING_TAG = {
+    ADMINISTRATOR: "is no administrator of RabbitMQ: put an operator's login into FLUFFLE_BROKER_URL",
+    MONITORING: "does not have the tag monitoring in RabbitMQ: use the login of a monitor or an operator",
+    MANAGEMENT: "may not use RabbitMQ's management interface: it needs the tag management "
+    "(rabbitmqctl set_user_tags {user} management)",
+}
+# Settings that have no meaning for a command that uses the management interface only.
+AMQP_SETTINGS = ("heartbeat_s", "connect_timeout_s", "login_patience")
+
+Kind = Literal["exchanges", "queues"]
+T = TypeVar("T")
 
 
-class ManagementClient:
-    """A login to the management interface, and one virtual host.
+class ManagementSettings(SharedSettings):
+    """Settings of a command that uses the management interface."""
 
-    What goes wrong is a BrokerError with RabbitMQ's own reason: ConnectionLost when nothing or something else
-    answers, LoginRefused for a wrong login or virtual host, AccessRefused without the tag or the right,
+    part: ClassVar[str] = "broker"
+
+    management_url: ManagementUrl = None
+
+    def management(self, *, tag: str = ADMINISTRATOR) -> Management:
+        """Log in, and require that the user has this tag or one that includes it."""
+        return Management(self.broker_address(), self.management_url, tag=tag)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A queue, its messages (ready and unacknowledged), and their bytes; None for a stream."""
+
+    name: str
+    messages: int
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A RabbitMQ user: its tags, and its patterns (configure, write, read) by virtual host."""
+
+    name: str
+    tags: frozenset[str]
+    patterns: Mapping[str, tuple[str, str, str]]
+
+    def rights_on(self, vhost: str) -> Rights | None:
+        """Return its rights on a virtual host; None if it may not connect there."""
+        return Rights(*self.patterns[vhost], self.tags) if vhost in self.patterns else None
+
+
+class Management:
+    """A login to the management interface, for one virtual host.
+
+    Every method may raise a BrokerError with RabbitMQ's own reason: ConnectionLost if RabbitMQ does not
+    answer, LoginRefused for a wrong login or virtual host, AccessRefused if the user lacks a tag or a right,
     TopologyMissing and TopologyMismatch for what is not there or has other arguments, QuotaReached, and
-    RequestRefused for the rest.
+    RequestRefused for everything else.
     """
 
     def __init__(
         self, address: BrokerAddress, url: str | None, *, tag: str, timeout_s: float = TIMEOUT_S
     ) -> None:
         """Log in at `url`, by default on the broker's host, and require a tag that includes `tag`."""
-        self._tag = tag
         self.user, password = address.login()
         if password is None:
             raise ConfigError(
-                "RabbitMQ's management interface wants a password: put an operator's user and password into "
+                "RabbitMQ's management interface needs a password: put an operator's user and password into "
                 "FLUFFLE_BROKER_URL, or the password into FLUFFLE_BROKER_PASSWORD_FILE"
             )
         self.vhost = address.virtual_host
+        self._tag = tag
         self._url = url or address.management_urls[0]
         self._client = httpx.Client(
             base_url=f"{self._url.rstrip('/')}/api/",
             auth=httpx.BasicAuth(self.user, password),
             timeout=timeout_s,
             verify=(address.tls or TlsFiles()).context(),
-            # No proxy of the environment: it would see the login.
+            # No proxy from the environment: it would see the login.
             trust_env=False,
         )
         try:
@@ -75,69 +122,157 @@ class ManagementClient:
             self._client.close()
             raise
 
-    def policies(self) -> tuple[BrokerPolicy, ...]:
-        """Return the policies and operator policies of the virtual host, which the tag management may see."""
-        found: list[BrokerPolicy] = []
-        for kind in ("policies", "operator-policies"):
-            rows = self._get(f"{kind}/{quoted(self.vhost)}")
-            if not isinstance(rows, list):
-                raise self._nothing_there("something else answers")
-            found += [_policy(row, is_operator=kind == "operator-policies") for row in rows]
-        return tuple(found)
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
-    def _require_tag(self) -> None:
-        account = self._get("whoami")
-        if not isinstance(account, dict) or "tags" not in account:
-            raise self._nothing_there("something else answers")
-        if not INCLUDED_IN[self._tag] & set(account["tags"]):
-            raise self._has_no_tag()
+    def policies(self) -> tuple[BrokerPolicy, ...]:
+        """Return the policies and operator policies of the virtual host."""
+        return tuple(
+            BrokerPolicy(
+                name=row["name"],
+                pattern=row["pattern"],
+                definition=row["definition"],
+                applies_to=row["apply-to"],
+                priority=row["priority"],
+                is_operator=kind == "operator-policies",
+            )
+            for kind in ("policies", "operator-policies")
+            for row in self._get(f"{kind}/{_quoted(self.vhost)}", list)
+        )
 
-    def _get(self, path: str) -> Any:
-        response = self._do("GET", path, path)
+    def accounts(self) -> list[Account]:
+        """Return every user of the broker."""
+        patterns: dict[str, dict[str, tuple[str, str, str]]] = {}
+        for row in self._get("permissions", list):
+            patterns.setdefault(row["user"], {})[row["vhost"]] = row["configure"], row["write"], row["read"]
+        return [
+            Account(row["name"], frozenset(row["tags"]), patterns.get(row["name"], {}))
+            for row in self._get("users", list)
+        ]
+
+    def account(self, name: str) -> Account | None:
+        """Return one user; None if there is no user of this name."""
+        return next((each for each in self.accounts() if each.name == name), None)
+
+    def put_user(self, name: str, rights: Rights, hashed: str) -> None:
+        """Create a user and grant it rights on the virtual host."""
+        self._send(
+            "PUT", f"users/{_quoted(name)}", f"the user {name!r}", user_definition(name, rights, hashed)
+        )
+        # Last, because a user that has rights counts as complete.
+        self.put_rights(name, rights)
+
+    def put_rights(self, name: str, rights: Rights) -> None:
+        """Grant a user rights on the virtual host; its tags and its password stay."""
+        path = f"permissions/{_quoted(self.vhost)}/{_quoted(name)}"
+        self._send("PUT", path, f"rights for {name!r} on the virtual host {self.vhost!r}", rights.patterns)
+
+    def delete_user(self, name: str) -> None:
+        """Remove a user; RabbitMQ closes its connections."""
+        self._send("DELETE", f"users/{_quoted(name)}", f"the user {name!r}")
+
+    def connections_of(self, name: str) -> int:
+        """Count a user's open connections."""
+        return len(self._get(f"connections/username/{_quoted(name)}", list))
+
+    def connection_names(self) -> list[str]:
+        """Return the names that clients gave the open connections of the virtual host; "" for no name."""
+        path = f"vhosts/{_quoted(self.vhost)}/connections?columns=user_provided_name"
+        return [row.get("user_provided_name", "") for row in self._get(path, list)]
+
+    def queues(self) -> list[QueueRow]:
+        """Return every queue of the virtual host; the counts are some seconds old."""
+        path = f"queues/{_quoted(self.vhost)}?columns=name,messages,message_bytes"
+        return [
+            QueueRow(row["name"], row.get("messages", 0), row.get("message_bytes"))
+            for row in self._get(path, list)
+        ]
+
+    def exchanges(self) -> list[str]:
+        """Return the name of every exchange of the virtual host."""
+        return [row["name"] for row in self._get(f"exchanges/{_quoted(self.vhost)}?columns=name", list)]
+
+    def consumers_of(self, queue: str) -> dict[str, bool]:
+        """Return by tag whether each consumer of a queue is active; some seconds old."""
+        consumers = self._get(self._path("queues", queue), dict).get("consumer_details")
+        if not isinstance(consumers, list):
+            raise self._not_rabbitmq()
+        return {str(each["consumer_tag"]): each.get("active") is True for each in consumers}
+
+    def put(self, kind: str, definition: Mapping[str, object]) -> None:
+        """Create one of the exchanges, queues or bindings, given as in RabbitMQ's definitions.
+
+        One that exists already stays as it is; TopologyMismatch if its arguments differ.
+        """
+        if kind == "bindings":
+            source, target = str(definition["source"]), str(definition["destination"])
+            target_kind = str(definition["destination_type"])[0]
+            path = f"bindings/{_quoted(self.vhost)}/e/{_quoted(source)}/{target_kind}/{_quoted(target)}"
+            body = {"routing_key": definition["routing_key"], "arguments": {}}
+            self._send("POST", path, f"the binding of {target} to {source}", body)
+        else:
+            name = str(definition["name"])
+            self._send("PUT", self._path(kind, name), f"{kind.removesuffix('s')} {name}", definition)
+
+    def delete(self, kind: Kind, name: str) -> bool:
+        """Delete an exchange with its bindings, or a queue with its messages; False if it does not exist."""
         try:
-            return response.json()
-        except ValueError as error:
-            raise self._nothing_there("something else answers") from error
+            self._send("DELETE", self._path(kind, name), f"{kind.removesuffix('s')} {name}")
+        except TopologyMissing:
+            return False
+        return True
 
-    def _do(
+    def _require_tag(self) -> None:
+        account = self._get("whoami", dict)
+        if "tags" not in account:
+            raise self._not_rabbitmq()
+        if not INCLUDED_IN[self._tag] & set(account["tags"]):
+            raise self._missing_tag()
+
+    def _path(self, kind: str, name: str) -> str:
+        return f"{kind}/{_quoted(self.vhost)}/{_quoted(name)}"
+
+    def _get(self, path: str, kind: type[T]) -> T:
+        """Return the JSON that RabbitMQ answers, which must be of this type."""
+        try:
+            found = self._send("GET", path, path).json()
+        except ValueError as error:
+            raise self._not_rabbitmq() from error
+        if not isinstance(found, kind):
+            raise self._not_rabbitmq()
+        return found
+
+    def _send(
         self, method: str, path: str, what: str, body: Mapping[str, object] | None = None
     ) -> httpx.Response:
         try:
-            response = self._request(method, path, body)
+            try:
+                response = self._client.request(method, path, json=body)
+            except httpx.RemoteProtocolError:
+                # RabbitMQ has closed an idle connection. Each of these requests may be sent twice.
+                response = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
-            raise self._nothing_there(str(error) or type(error).__name__) from error
+            raise self._no_answer(str(error) or type(error).__name__) from error
         if response.is_success:
             return response
         if response.status_code == NOT_FOUND and path == "whoami":
-            raise self._nothing_there("something else answers")
+            raise self._not_rabbitmq()
         raise self._refusal(response.status_code, _reason(response), what)
 
-    def _request(self, method: str, path: str, body: Mapping[str, object] | None) -> httpx.Response:
-        try:
-            return self._client.request(method, path, json=body)
-        except httpx.RemoteProtocolError:
-            # RabbitMQ has closed a connection that was kept open. All that is asked here may be asked twice.
-            return self._client.request(method, path, json=body)
-
     def _refusal(self, code: int, reason: str, what: str) -> BrokerError:
-        """Return what RabbitMQ refused, with its own reason, as the error that says what to do."""
-        if code == NOT_LET_IN and "user" in reason:  # "Not management user"
-            return self._has_no_tag()
-        if code == NOT_LET_IN and "Access" in reason:  # "Access refused."
+        """Translate a refusal of RabbitMQ into the error that says what to do."""
+        if code == UNAUTHORIZED and "user" in reason:  # "Not management user"
+            return self._missing_tag()
+        if code == UNAUTHORIZED and "Access" in reason:  # "Access refused."
             return AccessRefused(f"{self._url}: the user {self.user!r} has no right to {what} ({reason})")
-        if code == NOT_LET_IN:
+        if code == UNAUTHORIZED:
             return LoginRefused(f"{self._url} refused the user {self.user!r} or its password ({reason})")
         if "vhost" in reason and "not_found" in reason:
             return LoginRefused(
-                f"{self._url} has no virtual host {self.vhost!r} for {what}: make it first ({reason})"
+                f"{self._url} has no virtual host {self.vhost!r} for {what}: create it first ({reason})"
             )
         if code == NOT_FOUND:
             return TopologyMissing(f"{self._url} does not have {what} ({reason})")
@@ -145,45 +280,36 @@ class ManagementClient:
             return TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({reason})")
         if "limit" in reason and "is reached" in reason:
             return QuotaReached(
-                f"{self._url} makes no more of them, and {what} is not there: raise the limit, or delete "
-                f"what is not needed ({reason})"
+                f"{self._url} cannot create {what}, because a limit is reached: raise the limit, or delete "
+                f"what you do not need ({reason})"
             )
-        if code >= FAILS_ITSELF:
-            return ConnectionLost(f"{self._url} cannot answer about {what} for now: {code} {reason}")
-        return RequestRefused(f"{self._url} refused {what}, and would again: {code} {reason}")
+        if code >= SERVER_ERROR:
+            return ConnectionLost(f"{self._url} cannot answer about {what} now: {code} {reason}")
+        return RequestRefused(f"{self._url} refused {what}, and would refuse it again: {code} {reason}")
 
-    def _nothing_there(self, reason: str) -> ConnectionLost:
+    def _no_answer(self, reason: str) -> ConnectionLost:
         return ConnectionLost(
-            f"no management interface of RabbitMQ answers at {self._url} ({reason}): switch it on there "
-            "(rabbitmq-plugins enable rabbitmq_management), or say where it is with FLUFFLE_MANAGEMENT_URL"
+            f"RabbitMQ's management interface does not answer at {self._url} ({reason}): enable it there "
+            "(rabbitmq-plugins enable rabbitmq_management), or set FLUFFLE_MANAGEMENT_URL to its address"
         )
 
-    def _has_no_tag(self) -> AccessRefused:
-        if self._tag == MANAGEMENT:
-            return AccessRefused(
-                f"the user {self.user!r} may not ask RabbitMQ's management interface: it needs the tag "
-                f"management (rabbitmqctl set_user_tags {self.user} management)"
-            )
-        if self._tag == MONITORING:
-            return AccessRefused(
-                f"the user {self.user!r} has not the tag {self._tag} in RabbitMQ, as its role monitor has"
-            )
-        return AccessRefused(
-            f"the user {self.user!r} is no administrator of RabbitMQ: put an operator's login into "
-            "FLUFFLE_BROKER_URL"
-        )
+    def _not_rabbitmq(self) -> ConnectionLost:
+        return self._no_answer("something else answers")
+
+    def _missing_tag(self) -> AccessRefused:
+        return AccessRefused(f"the user {self.user!r} {MISSING_TAG[self._tag].format(user=self.user)}")
 
 
 def policies_at(address: BrokerAddress, url: str | None) -> tuple[BrokerPolicy, ...]:
-    """Ask for the policies of the broker's virtual host, for a part that works without them too.
+    """Return the policies of the broker's virtual host, for a part that can work without them.
 
-    Without a `url` each node of the cluster is asked, until one answers. Raises BrokerError or ConfigError,
-    which say why nobody can be asked: no management interface answers, or not this user.
+    Without a `url` it asks each node of the cluster until one answers. Raises BrokerError or ConfigError,
+    which say why nothing is known: no management interface answers, or it refuses this user.
     """
     if url is None and not address.has_usual_ports:
         raise ConfigError(
-            "the broker listens on a port of its own, so that its management interface may be anywhere: say "
-            "where with FLUFFLE_MANAGEMENT_URL"
+            "the broker does not use RabbitMQ's usual port, so Fluffle cannot guess where its management "
+            "interface is: set FLUFFLE_MANAGEMENT_URL"
         )
     *others, last = (url,) if url else address.management_urls
     for each in others:
@@ -193,29 +319,17 @@ def policies_at(address: BrokerAddress, url: str | None) -> tuple[BrokerPolicy, 
 
 
 def _policies_at(address: BrokerAddress, url: str) -> tuple[BrokerPolicy, ...]:
-    with ManagementClient(address, url, tag=MANAGEMENT, timeout_s=SHORT_TIMEOUT_S) as client:
-        return client.policies()
+    with Management(address, url, tag=MANAGEMENT, timeout_s=SHORT_TIMEOUT_S) as management:
+        return management.policies()
 
 
-def quoted(name: str) -> str:
-    """Return a name as it stands in a path."""
+def _quoted(name: str) -> str:
     return quote(name, safe="")
-
-
-def _policy(row: Mapping[str, Any], *, is_operator: bool) -> BrokerPolicy:
-    return BrokerPolicy(
-        name=row["name"],
-        pattern=row["pattern"],
-        definition=row["definition"],
-        applies_to=row["apply-to"],
-        priority=row["priority"],
-        is_operator=is_operator,
-    )
 
 
 def _reason(response: httpx.Response) -> str:
     try:
-        said = response.json()
+        body: Any = response.json()
     except ValueError:
         return response.reason_phrase
-    return str(said.get("reason", said)) if isinstance(said, dict) else str(said)
+    return str(body.get("reason", body)) if isinstance(body, dict) else str(body)

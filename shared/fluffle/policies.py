@@ -1,8 +1,8 @@
 """RabbitMQ's policies, and which of them act on a queue. Pure.
 
-A policy sets by a pattern what a queue's arguments set by its name. Of the policies that match a queue, and
-have no key that a queue of its type does not know, the one with the highest priority acts, and beside it one
-operator policy. tests/contract/test_policy_choice.py holds this against real nodes.
+A policy sets options of every queue whose name matches its pattern. On each queue at most one policy and one
+operator policy act: those with the highest priority among all that match the queue and have no key that its
+type does not know. tests/contract/test_policy_choice.py compares this with real nodes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from shlex import quote
 
 from fluffle.topology import Queue, Topology
 
-# What an operator may apply a policy to, by the type of the queue. RabbitMQ before 3.12 knows the first two.
+# The values of apply-to that include a queue, by its type. RabbitMQ before 3.12 knows the first two only.
 APPLIES_TO = {
     "quorum": ("all", "queues", "quorum_queues"),
     "stream": ("all", "queues", "streams"),
 }
-# A policy with one of these keys does not act on a queue of that type at all, with none of its keys.
+# A policy with one of these keys does not act on a queue of that type at all, not even with its other keys.
 ON_NO_QUEUE = frozenset(
     {"queue-mode", "queue-master-locator"}
     | {"ha-mode", "ha-params", "ha-sync-mode", "ha-sync-batch-size"}
@@ -34,7 +34,7 @@ NOT_ON: Mapping[str, frozenset[str]] = {
     | {"dead-letter-exchange", "dead-letter-routing-key", "dead-letter-strategy"}
     | {"max-in-memory-length", "max-in-memory-bytes"},
 }
-# What RabbitMQ reads otherwise than Python: [[:alpha:]].
+# RabbitMQ reads [[:alpha:]] in another way than Python.
 POSIX_CLASS = re.compile(r"\[:\^?[a-z]+:\]")
 
 
@@ -51,11 +51,11 @@ class BrokerPolicy:
 
     @property
     def kind(self) -> str:
-        """What RabbitMQ calls it."""
+        """RabbitMQ's word for it."""
         return "operator policy" if self.is_operator else "policy"
 
     def matches(self, queue: Queue) -> bool | None:
-        """Tell whether it applies to a queue; None when Python does not know its kind of pattern."""
+        """Tell whether it matches a queue; None if Python cannot read its pattern as RabbitMQ does."""
         kind = str(queue.arguments["x-queue-type"])
         if self.applies_to not in APPLIES_TO[kind] or NOT_ON[kind] & self.definition.keys():
             return False
@@ -68,10 +68,9 @@ class BrokerPolicy:
 
 
 def acting_on(policies: Iterable[BrokerPolicy], queue: Queue) -> tuple[tuple[BrokerPolicy, bool], ...]:
-    """Return what acts on a queue, each with True, or what may act on it, with False.
+    """Return the policies that act on a queue, each with True, and those that may act on it, with False.
 
-    One policy and one operator policy act at most, those of the highest priority. Of several with the same
-    priority RabbitMQ chooses one, in an order that it does not promise.
+    If several have the highest priority, RabbitMQ chooses one of them, and does not say which.
     """
     matching = [(policy, matches) for policy in policies if (matches := policy.matches(queue)) is not False]
     acting: list[tuple[BrokerPolicy, bool]] = []
@@ -84,7 +83,7 @@ def acting_on(policies: Iterable[BrokerPolicy], queue: Queue) -> tuple[tuple[Bro
 
 
 def narrow_command(policy: BrokerPolicy, topology: Topology, virtual_host: str) -> str:
-    """Return the command that keeps a policy as it is for all but one federation's queues."""
+    """Return the command that excludes a federation's queues from a policy."""
     others = rf"^(?!{re.escape(topology.federation)}\.)"
     if policy.pattern not in ("", ".*", "^", "^.*", "^.*$", ".*$"):
         others += f".*(?:{policy.pattern})"

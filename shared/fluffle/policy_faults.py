@@ -1,7 +1,7 @@
 """What RabbitMQ's policies would break in a federation. Pure.
 
-Whether a policy or the queue's own argument wins depends on the key. docs/operations.md has the table, and
-tests/contract/test_policy_facts.py holds it against real nodes.
+Whether a policy or the queue's own argument wins depends on the key. docs/reference/policies.md has the
+table, and tests/contract/test_policy_facts.py compares it with real nodes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from fluffle.errors import UnsafePolicy
 from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
@@ -26,7 +27,7 @@ from fluffle.topology import (
 MOST_READS = 1000
 # A leader holds updates for --buffer-timeout, which is 900 s at most; RabbitMQ looks once a minute.
 LONGEST_HELD_MS = 1_000_000
-# So long may a federation be idle after a commit.
+# A federation may be idle for so long after a commit.
 IDLE_S = 3600
 SECONDS_OF_AGE = {"s": 1, "m": 60, "h": 3600, "D": 86_400, "M": 30 * 86_400, "Y": 365 * 86_400}
 
@@ -35,9 +36,9 @@ SECONDS_OF_AGE = {"s": 1, "m": 60, "h": 3600, "D": 86_400, "M": 30 * 86_400, "Y"
 class PolicyFault:
     """What one key of a policy does to one queue of a federation.
 
-    `is_fatal` when a confirmed message would be lost, or no aggregator could work; otherwise a promise
-    becomes smaller, and somebody may want that. `is_certain` is False when nobody but RabbitMQ knows whether
-    this policy acts on the queue.
+    `is_fatal` if a confirmed message would be lost or no aggregator could work; otherwise a promise becomes
+    weaker, which an operator may want. `is_certain` is False if only RabbitMQ knows whether this policy acts
+    on the queue.
     """
 
     queue: str
@@ -58,62 +59,66 @@ class PolicyFault:
         )
 
     def as_json(self) -> dict[str, object]:
-        """Return plain types under keys that stay: the fields' names, the policy's among them."""
-        policy = self.policy
-        return {
-            "policy": policy.name,
-            "kind": policy.kind,
-            "pattern": policy.pattern,
-            **{name: getattr(self, name) for name in ("queue", "key", "value", "effect", "remedy")},
-            "is_fatal": self.is_fatal,
-            "is_certain": self.is_certain,
-        }
+        """Return plain types under stable keys: the names of the fields, the policy's among them."""
+        names = ("queue", "key", "value", "effect", "remedy", "is_fatal", "is_certain")
+        policy = {"policy": self.policy.name, "kind": self.policy.kind, "pattern": self.policy.pattern}
+        return policy | {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the messages of a federation are, in bytes; 0 as long as nobody knows."""
+    """How large the messages of a federation are, in bytes; 0 if not known yet."""
 
     version_bytes: int = 0
     moments_bytes: int = 0
 
     @property
     def head_needs(self) -> int:
-        """Room for the newest version with its moments, and for the next, until that is confirmed."""
+        """Room for the newest version with its moments, and for the next one until it is confirmed."""
         return 2 * (self.version_bytes + self.moments_bytes)
 
     @property
     def stream_needs(self) -> int:
-        """Room for two segments: RabbitMQ deletes whole ones, and begins the next when one is full."""
+        """Room for two segments: RabbitMQ deletes whole segments, and begins a new one when one is full."""
         return 2 * (STREAM_SEGMENT_BYTES + self.version_bytes)
 
 
 UNKNOWN_SIZES = Sizes()
+IsHarmless = Callable[[object, Sizes], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+def _at_least(least: int) -> IsHarmless:
+    # A negative value means no limit, and the queue's own argument stays in force.
+    return lambda value, _: isinstance(value, int) and not 0 <= value < least
+
+
+def _at_least_needed(needs: Callable[[Sizes], int]) -> IsHarmless:
+    return lambda value, sizes: isinstance(value, int) and value >= max(1, needs(sizes))
+
+
+def _is(wanted: str) -> IsHarmless:
+    return lambda value, _: value == wanted
+
+
+def _is_long_age(value: object, _: Sizes) -> bool:
+    """Tell whether a stream's max-age, such as 7D, is longer than a federation is ever idle."""
+    found = re.fullmatch(r"([0-9]+)([YMDhms])", value) if isinstance(value, str) else None
+    return found is not None and int(found[1]) * SECONDS_OF_AGE[found[2]] >= IDLE_S
+
+
+class _Rule(NamedTuple):
     """What a key does to a queue, unless its value is harmless."""
 
     effect: str
     is_fatal: bool
-    is_harmless: Callable[[object, Sizes], bool] = field(default=lambda _value, _sizes: False)
+    is_harmless: IsHarmless = lambda _value, _sizes: False
 
 
-def _at_least(least: int) -> Callable[[object, Sizes], bool]:
-    # A negative limit is none, and the queue's own argument stands.
-    return lambda value, _: isinstance(value, int) and not 0 <= value < least
-
-
-def _is(wanted: str) -> Callable[[object, Sizes], bool]:
-    return lambda value, _: value == wanted
-
-
-_DELETED_UNUSED = "RabbitMQ deletes the queue, with all that is in it, when nobody consumes it for {value} ms"
+_DELETED_UNUSED = "RabbitMQ deletes the queue and all its messages when nobody consumes it for {value} ms"
 _DROPS_OLDEST = "RabbitMQ drops the oldest refused messages beyond that"
 _DELETES_NEWEST = "RabbitMQ may delete the newest version, and workers that start then find none"
 _DELETES_RECORDS = "RabbitMQ deletes old records, and `fluffle trace`, reports and the live page know less"
-_LOST = "updates that wait for {value} ms are lost, since those in {rejected} expire too"
+_LOST = "updates that wait for {value} ms are lost, because they expire in {rejected} too"
 
 _UPDATES: Mapping[str, _Rule] = {
     "message-ttl": _Rule("an update that waits for {value} ms is moved to {rejected}", False),
@@ -122,13 +127,13 @@ _UPDATES: Mapping[str, _Rule] = {
         "a full queue drops its oldest updates, where it should refuse new ones", True, _is("reject-publish")
     ),
     "delivery-limit": _Rule(
-        "an update that was delivered more often, as at each takeover, is moved to {rejected}",
+        "an update that was delivered more often is moved to {rejected}, and each takeover is a delivery",
         False,
         _at_least(UPDATES_DELIVERY_LIMIT),
     ),
     "consumer-timeout": _Rule(
-        "RabbitMQ closes the channel of an aggregator that holds updates for {value} ms, as it does until "
-        "they are committed (--buffer-timeout)",
+        "RabbitMQ closes the channel of an aggregator that holds updates for {value} ms, and it must hold "
+        "them until they are committed (--buffer-timeout)",
         False,
         _at_least(LONGEST_HELD_MS),
     ),
@@ -144,11 +149,11 @@ _HEAD: Mapping[str, _Rule] = {
     "max-length-bytes": _Rule(
         "it has no room for two versions of the model, and RabbitMQ drops the newest one",
         True,
-        lambda value, sizes: isinstance(value, int) and value >= max(1, sizes.head_needs),
+        _at_least_needed(lambda sizes: sizes.head_needs),
     ),
     "overflow": _Rule("a leader can publish no more versions once it is full", True, _is("drop-head")),
     "delivery-limit": _Rule(
-        "RabbitMQ drops the newest version after {value} reads, and each takeover is one",
+        "RabbitMQ drops the newest version after {value} reads, and each takeover reads it",
         True,
         _at_least(MOST_READS),
     ),
@@ -158,28 +163,22 @@ _REJECTED: Mapping[str, _Rule] = {
     "expires": _Rule(_DELETED_UNUSED, True),
     "max-length": _Rule(_DROPS_OLDEST, False),
     "max-length-bytes": _Rule(_DROPS_OLDEST, False, _at_least(REJECTED_MAX_BYTES)),
-    "overflow": _Rule("an aggregator can refuse nothing once it is full, and waits", False, _is("drop-head")),
+    "overflow": _Rule(
+        "once it is full, an aggregator cannot refuse messages, and waits", False, _is("drop-head")
+    ),
     "delivery-limit": _Rule(
-        "RabbitMQ drops a refused message after {value} looks of `fluffle rejected`",
+        "RabbitMQ drops a refused message after {value} runs of `fluffle rejected`",
         False,
         _at_least(MOST_READS),
     ),
 }
 _MODELS: Mapping[str, _Rule] = {
-    "max-age": _Rule(
-        _DELETES_NEWEST, True, lambda value, _: isinstance(value, str) and seconds_of_age(value) >= IDLE_S
-    ),
-    "max-length-bytes": _Rule(
-        _DELETES_NEWEST,
-        True,
-        lambda value, sizes: isinstance(value, int) and value >= sizes.stream_needs,
-    ),
+    "max-age": _Rule(_DELETES_NEWEST, True, _is_long_age),
+    "max-length-bytes": _Rule(_DELETES_NEWEST, True, _at_least_needed(lambda sizes: sizes.stream_needs)),
 }
 
 _RECORDS: Mapping[str, _Rule] = {
-    "max-age": _Rule(
-        _DELETES_RECORDS, False, lambda value, _: isinstance(value, str) and seconds_of_age(value) >= IDLE_S
-    ),
+    "max-age": _Rule(_DELETES_RECORDS, False, _is_long_age),
     "max-length-bytes": _Rule(_DELETES_RECORDS, False, _at_least(RECORDS_MAX_BYTES)),
 }
 
@@ -205,17 +204,16 @@ def faults_of(
     faults = []
     for queue, policy, key, rule, is_certain in found:
         is_lost = are_lost and queue is topology.updates and key == "message-ttl"
-        value = policy.definition[key]
-        effect = (_LOST if is_lost else rule.effect).format(value=value, rejected=topology.rejected.name)
+        effect = _LOST if is_lost else rule.effect
         faults.append(
             PolicyFault(
                 queue=queue.name,
                 policy=policy,
                 key=key,
-                value=value,
-                effect=effect,
-                remedy=f"Keep it off the federation: {narrow_command(policy, topology, virtual_host)} - or "
-                f"delete it: {clear_command(policy, virtual_host)}",
+                value=policy.definition[key],
+                effect=effect.format(value=policy.definition[key], rejected=topology.rejected.name),
+                remedy=f"Exclude the federation: {narrow_command(policy, topology, virtual_host)} - or "
+                f"delete the policy: {clear_command(policy, virtual_host)}",
                 is_fatal=is_lost or rule.is_fatal,
                 is_certain=is_certain,
             )
@@ -224,17 +222,11 @@ def faults_of(
 
 
 def require_none_fatal(faults: Sequence[PolicyFault]) -> None:
-    """Raise UnsafePolicy, which names the first one, when there are faults that are fatal and certain."""
-    first, *others = [str(fault) for fault in faults if fault.is_fatal and fault.is_certain] or [""]
-    if first:
-        more = f" ({len(others)} more of this kind: `fluffle status` lists them.)" if others else ""
-        raise UnsafePolicy(first + more)
-
-
-def seconds_of_age(age: str) -> float:
-    """Return the seconds of a stream's max-age, such as 7D; 0 for what is none."""
-    found = re.fullmatch(r"([0-9]+)([YMDhms])", age)
-    return int(found[1]) * SECONDS_OF_AGE[found[2]] if found else 0
+    """Raise UnsafePolicy, with the first fault, when there are faults that are fatal and certain."""
+    fatal = [str(fault) for fault in faults if fault.is_fatal and fault.is_certain]
+    if fatal:
+        more = f" ({len(fatal) - 1} more of this kind: `fluffle status` lists them.)" if fatal[1:] else ""
+        raise UnsafePolicy(fatal[0] + more)
 
 
 def _broken(
@@ -242,7 +234,7 @@ def _broken(
 ) -> Iterator[tuple[BrokerPolicy, str, _Rule, bool]]:
     for key, rule in rules.items():
         having = [(policy, sure) for policy, sure in acting if key in policy.definition]
-        # The lower of two limits counts, so that each may be looked at alone; of two words the operator's.
+        # RabbitMQ takes the lower of two limits: each is checked alone. Of two words it takes the operator's.
         if any(policy.is_operator and isinstance(policy.definition[key], str) for policy, _ in having):
             having = [(policy, sure) for policy, sure in having if policy.is_operator]
         for policy, is_certain in having:

@@ -1,8 +1,8 @@
-"""Asks RabbitMQ for its policies, and says which of them would break what Fluffle promises.
+"""Reads RabbitMQ's policies, and says which of them would break what Fluffle promises.
 
-RabbitMQ shows its policies only to a user who may ask its management interface. Where it does not answer this
-user, a part says so once and works without; what a policy does to the head queue the leader notices all the
-same (fluffle_aggregator.head_keeper).
+RabbitMQ shows its policies only to a user that may use its management interface. For any other user a part
+logs that once, and works without them; the leader still notices what a policy does to the head queue
+(fluffle_aggregator.head_keeper).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ EVERY_S = 10.0
 
 
 def policy_watch_of(settings: SharedSettings, management_url: str | None) -> PolicyWatch:
-    """Return what looks at the policies on the broker of these settings."""
+    """Return a watch of the policies on the broker of these settings."""
     return PolicyWatch(
-        # Read anew each time: the password may have been changed.
+        # The address is read again each time: the password may have changed.
         lambda: policies_at(settings.broker_address(), management_url),
         topology_of(settings.federation),
         virtual_host=parse_address(settings.broker_url).virtual_host,
@@ -36,58 +36,58 @@ def policy_watch_of(settings: SharedSettings, management_url: str | None) -> Pol
 
 
 class PolicyWatch:
-    """Looks at a virtual host's policies: when a part starts, and now and then as long as it works."""
+    """Checks a virtual host's policies: when a part starts, and every 10 s while it works."""
 
     def __init__(
         self, ask: Callable[[], tuple[BrokerPolicy, ...]], topology: Topology, *, virtual_host: str
     ) -> None:
-        """Look by calling `ask`, which raises BrokerError or ConfigError when nobody answers."""
+        """Call `ask` at each check; it raises BrokerError or ConfigError when there is no answer."""
         self._ask = ask
         self._topology = topology
         self._virtual_host = virtual_host
         self._sizes = UNKNOWN_SIZES
         self._policies: tuple[BrokerPolicy, ...] | None = None
-        self._has_looked = False
-        # Why nobody answered the last question.
+        self._has_asked = False
+        # Why the last check got no answer.
         self._silence = ""
-        self._said: tuple[str, ...] = ()
+        self._logged: tuple[str, ...] = ("",)
         self._at_start: tuple[BrokerPolicy, ...] | None = None
 
     @property
     def faults(self) -> tuple[PolicyFault, ...] | None:
-        """What the policies break, as far as the last look that was answered; None before that."""
+        """What the policies break, as of the last check that got an answer; None before that."""
         return None if self._policies is None else self._faults_of(self._policies)
 
     def look(self) -> None:
-        """Ask, and log what is other than at the last look."""
+        """Read the policies, and log what has changed since the last check."""
         self._ask_again()
-        self._say_what_is_new()
+        self._log_changes()
 
     def require_safe_start(self) -> None:
-        """Look at the first call, and raise UnsafePolicy when a policy would lose messages."""
+        """Read the policies at the first call, and raise UnsafePolicy if one would lose messages."""
         if self._at_start is None:
             self._ask_again()
             self._at_start = self._policies or ()
             self.require_safe(self._sizes)
-            self._say_what_is_new()
+            self._log_changes()
 
     def require_safe(self, sizes: Sizes) -> None:
-        """Raise UnsafePolicy when a policy that was there at the start would lose messages of these sizes.
+        """Raise UnsafePolicy if a policy that existed at the start would lose messages of these sizes.
 
-        One that came later only warns: without an aggregator the updates would be lost all the sooner.
+        A policy that came later only causes a warning: without an aggregator more updates would be lost.
         """
         self._sizes = sizes
         require_none_fatal(self._faults_of(self._at_start or ()))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Look every 10 s on a thread of its own, so that a slow answer holds nobody up."""
+        """Check every 10 s in a thread, so that a slow answer delays nothing else."""
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(EVERY_S):
-                # Before the first look there may be no broker yet.
-                if self._has_looked:
+                # Before the first check there may be no broker yet.
+                if self._has_asked:
                     self.look()
 
         threading.Thread(target=watch, name="policies", daemon=True).start()
@@ -100,22 +100,22 @@ class PolicyWatch:
         return faults_of(policies, self._topology, virtual_host=self._virtual_host, sizes=self._sizes)
 
     def _ask_again(self) -> None:
-        self._has_looked = True
+        self._has_asked = True
         try:
             self._policies, self._silence = self._ask(), ""
         except FluffleError as error:
             self._silence = str(error)
 
-    def _say_what_is_new(self) -> None:
+    def _log_changes(self) -> None:
         faults = () if self._silence else self.faults or ()
-        sentences = (self._silence,) if self._silence else tuple(map(str, faults))
-        if sentences == self._said:
+        now = (self._silence, *map(str, faults))
+        if now == self._logged:
             return
-        self._said = sentences
+        self._logged = now
         if self._silence:
             log.info("RabbitMQ's policies are not looked at", because=self._silence)
         elif not faults:
             log.info("no policy of RabbitMQ loses messages")
         for fault in faults:
-            what = "a policy loses messages" if fault.is_fatal else "a policy makes a promise smaller"
+            what = "a policy loses messages" if fault.is_fatal else "a policy weakens a promise"
             log.warning(what, because=str(fault))

@@ -185,7 +185,7 @@ def test_another_process_sees_the_node_and_stops_it(node: BrokerNode) -> None:
     unseen = run_command("status", "--json", *folder)
 
     assert json.loads(seen.stdout)["amqp_url"] == node.amqp_url
-    assert f"already in {node.folder} (process {node.pid})" in again.stdout
+    assert f"already running in {node.folder} (process {node.pid})" in again.stdout
     assert "has stopped" in down.stdout
     assert (seen.returncode, again.returncode, down.returncode) == (0, 0, 0)
     assert (json.loads(unseen.stdout)["running"], unseen.returncode) == (False, 1)
@@ -221,10 +221,12 @@ def test_a_node_of_broker_up_stays_when_the_command_has_ended(tmp_path: Path) ->
     assert (up.returncode, status.returncode, down.returncode) == (0, 0, 0), up.stderr
 
 
-def test_a_node_whose_port_was_taken_meanwhile_says_so(tmp_path: Path) -> None:
-    server = a_server_that_says("", folder=tmp_path)
+def test_a_node_whose_port_was_taken_by_another_program_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLUFFLE_RABBITMQ_BIN", str(a_server_that_says("", folder=tmp_path)))
     with pytest.raises(BrokerError):
-        BrokerNode.start(tmp_path / "broker", home_bin=server)
+        BrokerNode.start(tmp_path / "broker")
     node = BrokerNode.load(tmp_path / "broker")
 
     with socket.socket() as other:
@@ -235,11 +237,12 @@ def test_a_node_whose_port_was_taken_meanwhile_says_so(tmp_path: Path) -> None:
             node.restart()
 
 
-def test_a_server_that_does_not_come_up_is_quoted(tmp_path: Path) -> None:
+def test_a_server_that_does_not_come_up_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = a_server_that_says("the disk is on fire", folder=tmp_path)
+    monkeypatch.setenv("FLUFFLE_RABBITMQ_BIN", str(server))
 
     with pytest.raises(BrokerError, match=r"ended while it started(.|\n)*the disk is on fire"):
-        BrokerNode.start(tmp_path / "broker", home_bin=server)
+        BrokerNode.start(tmp_path / "broker")
 
     assert not BrokerNode.load(tmp_path / "broker").is_running
 

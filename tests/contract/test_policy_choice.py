@@ -61,7 +61,9 @@ def ask(node: BrokerNode, url: str = "") -> tuple[BrokerPolicy, ...]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_what_acts_is_what_rabbitmq_says_that_acts(node: BrokerNode, ready: Topology, seed: int) -> None:
+def test_the_acting_policy_is_the_one_that_rabbitmq_names(
+    node: BrokerNode, ready: Topology, seed: int
+) -> None:
     chance = random.Random(seed)
     with ExitStack() as stack:
         for number in range(8):
@@ -136,7 +138,7 @@ def test_the_tag_management_may_look_and_without_it_an_error_says_what_is_missin
             ask(node, url.replace("secret", "wrong"))
 
 
-def test_an_interface_that_nobody_can_know_or_reach_is_an_error_that_says_so(node: BrokerNode) -> None:
+def test_a_management_interface_that_is_unknown_or_out_of_reach_is_an_error(node: BrokerNode) -> None:
     address = parse_address(node.amqp_url)
     with pytest.raises(ConfigError, match=r"port of its own.*FLUFFLE_MANAGEMENT_URL"):
         policies_at(address, None)

@@ -100,7 +100,7 @@ def test_updates_that_expire_are_moved_to_the_refused_with_sender_and_reason(
     assert {str(each.headers["x-first-death-exchange"]) for each in found} == {topology.updates_in.name}
 
 
-def test_what_was_there_before_a_message_ttl_stays_and_what_stands_behind_it_goes_when_somebody_looks(
+def test_messages_older_than_a_message_ttl_stay_and_those_behind_them_expire_at_the_next_read(
     node: BrokerNode, broker: RabbitBroker, topology: Topology
 ) -> None:
     publish_version(broker, topology, b"before")
@@ -133,7 +133,7 @@ def test_expires_deletes_the_queues_that_nobody_consumes_with_all_that_is_in_the
 
 
 @KINDS
-def test_of_two_lengths_the_lower_one_counts_and_the_stream_knows_none(
+def test_the_lower_of_two_max_lengths_counts_and_streams_ignore_it(
     node: BrokerNode, broker: RabbitBroker, topology: Topology, kind: str
 ) -> None:
     with policy(node, everything_of(topology), {"max-length": 1}, kind=kind):
@@ -189,7 +189,7 @@ def test_an_operator_policy_knows_overflow_from_4_on(
 
 
 @KINDS
-def test_of_two_delivery_limits_the_lower_one_counts_and_each_look_into_a_queue_is_a_delivery(
+def test_the_lower_of_two_delivery_limits_counts_and_each_read_is_a_delivery(
     node: BrokerNode, broker: RabbitBroker, topology: Topology, kind: str
 ) -> None:
     publish_version(broker, topology, b"newest")
@@ -311,7 +311,7 @@ def test_a_consumer_timeout_by_policy_closes_the_channel_of_who_holds_a_message_
     ],
     ids=", ".join,
 )
-def test_other_keys_take_nothing_away_and_a_key_for_other_queues_switches_its_whole_policy_off(
+def test_other_keys_lose_nothing_and_a_key_for_other_queue_types_disables_the_whole_policy(
     node: BrokerNode, broker: RabbitBroker, topology: Topology, definition: dict[str, object]
 ) -> None:
     with policy(node, everything_of(topology), definition):

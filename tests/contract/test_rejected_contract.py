@@ -11,15 +11,22 @@ from federation import wait_until
 from fluffle.broker import Broker
 from fluffle.errors import TopologyMissing
 from fluffle.topology import Topology
-from fluffle_cli.rejected import look_through, waiting
+from fluffle_cli.rejected import read_rejected
 
 # basic.get gives more than 32 messages back in any order; a consumer's go back as they came.
 MANY = 300
 
 
 def until_waiting(broker: Broker, topology: Topology, count: int) -> None:
-    wait_until(lambda: waiting(broker, topology) >= count, f"{count} messages to be there", deadline_s=SOON_S)
-    assert waiting(broker, topology) == count
+    def waiting() -> int:
+        return broker.state(topology.rejected.name).messages
+
+    wait_until(lambda: waiting() >= count, f"{count} messages to be there", deadline_s=SOON_S)
+    assert waiting() == count
+
+
+def bodies_in(broker: Broker, topology: Topology) -> list[bytes]:
+    return [body for _, body in read_rejected(broker, topology)]
 
 
 def refuse(broker: Broker, topology: Topology, count: int) -> list[bytes]:
@@ -30,60 +37,62 @@ def refuse(broker: Broker, topology: Topology, count: int) -> list[bytes]:
     return bodies
 
 
-def test_looking_through_many_messages_leaves_them_all_there_in_their_order(
+def test_reading_many_messages_leaves_all_of_them_in_the_queue_in_order(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:
     bodies = refuse(broker, topology, MANY)
 
     for _ in range(3):
         looking = connect()
-        assert bodies_of(list(look_through(looking, topology, MANY))) == bodies
+        assert bodies_in(looking, topology) == bodies
         looking.close()
         until_waiting(broker, topology, MANY)
 
 
-def test_one_who_leaves_in_the_middle_of_looking_loses_nothing(
+def test_a_reader_that_leaves_early_loses_no_message(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:
     bodies = refuse(broker, topology, MANY)
     looking = connect()
-    some = look_through(looking, topology, MANY)
+    some = read_rejected(looking, topology)
     for _ in range(MANY // 2):
         next(some)
 
     looking.close()
 
     until_waiting(broker, topology, MANY)
-    assert sorted(bodies_of(list(look_through(broker, topology, MANY)))) == sorted(bodies)
+    assert sorted(bodies_in(broker, topology)) == sorted(bodies)
 
 
-def test_what_is_settled_is_gone_even_if_the_connection_ends_at_once_and_the_rest_is_back_in_its_order(
+def test_settled_messages_are_gone_after_the_connection_ends_and_the_rest_is_back_in_order(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:
     left = refuse(broker, topology, MANY)
 
     for share in (3, 2, 5):
         looking = connect()
-        found = list(look_through(looking, topology, len(left)))
-        looking.settle(topology.rejected.name, [delivery.tag for delivery in found[::share]])
+        found = [message for message, _ in read_rejected(looking, topology)]
+        looking.settle(topology.rejected.name, [message.tag for message in found[::share]])
         looking.close()
 
         left = [body for number, body in enumerate(left) if number % share]
         until_waiting(broker, topology, len(left))
-    assert bodies_of(list(look_through(broker, topology, len(left)))) == left
+    assert bodies_in(broker, topology) == left
 
 
-def test_what_is_refused_meanwhile_is_not_held(connect: Connect, broker: Broker, topology: Topology) -> None:
+def test_messages_refused_while_somebody_reads_stay_in_the_queue(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
     refuse(broker, topology, 2)
     looking = connect()
-    assert len(list(look_through(looking, topology, 2))) == 2
+    assert len(bodies_in(looking, topology)) == 2
 
     broker.publish(topology.rejected_in.name, "", b"later", {})
 
     until_waiting(broker, topology, 1)
 
 
-def test_what_comes_back_more_often_than_the_limit_allows_is_refused_by_the_broker_and_its_neighbour_is_not(
+def test_a_message_above_the_delivery_limit_is_refused_and_its_neighbour_is_not(
     connect: Connect, topology: Topology
 ) -> None:
     limit = 2

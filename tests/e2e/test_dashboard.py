@@ -15,12 +15,12 @@ from selenium.webdriver.common.by import By
 
 from fluffle.errors import LoginRefused
 from fluffle.events import Happened, Rejected, Report
+from fluffle.management import ManagementSettings
 from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
 from fluffle_cli.dashboard.server import PageServer, serving, token_for
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.dashboard.watch import Watch
-from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 
 SCRIPT = "<script>document.title='pwned'</script>"
@@ -221,7 +221,7 @@ def test_a_page_beside_another_program_says_why_it_knows_nothing_more(
 def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) -> str:
     """Make a user with the rights of a role, and return the URL that it connects with."""
     settings = ManagementSettings(broker_url=node.amqp_url, management_url=node.management_url)
-    with Management(settings) as management:
+    with settings.management() as management:
         hashed = password_hash("secret", b"salt")
         management.put_user(name, rights_of(role, federation.name, name), hashed)
     return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"

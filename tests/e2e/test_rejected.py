@@ -66,7 +66,7 @@ def take_all(federation: Federation, queue: str) -> list[bytes]:
     return [delivery.body for delivery in deliveries if delivery]
 
 
-def test_refused_updates_are_listed_shown_let_in_by_another_policy_and_the_rest_is_removed(
+def test_refused_updates_are_listed_shown_sent_again_and_removed(
     running: Federation,
 ) -> None:
     refuse(running)
@@ -97,7 +97,7 @@ def test_refused_updates_are_listed_shown_let_in_by_another_policy_and_the_rest_
     discarded = running.fluffle("rejected", "discard", "1", "--yes")
     left = running.fluffle("rejected", "list")
     assert "1 of 1 removed" in discarded.stdout, discarded.stderr
-    assert left.stdout.strip() == "no message that was asked for waits there"
+    assert left.stdout.strip() == "no such message is in the queue"
 
 
 def test_a_duplicate_that_is_sent_again_comes_back_and_counts_once(running: Federation) -> None:
@@ -124,14 +124,14 @@ def test_without_the_tag_impersonator_nothing_is_sent_and_nothing_lost(
     refused = running.fluffle("rejected", "requeue", "all", "--yes", broker_url=url)
 
     assert refused.returncode == 2
-    assert f"message 1 cannot be sent again as '{WORKER}'" in refused.stderr
+    assert f"message 1 cannot be sent again as its sender '{WORKER}'" in refused.stderr
     assert "tag impersonator" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert set(take_all(running, running.topology.rejected.name)) == bodies
     assert take_all(running, running.topology.updates.name) == []
 
 
-def test_where_nobody_can_be_asked_nothing_changes(running: Federation) -> None:
+def test_without_a_terminal_and_without_yes_nothing_changes(running: Federation) -> None:
     bodies = fill(running, 3)
 
     for deed in ("requeue", "discard"):
@@ -142,7 +142,7 @@ def test_where_nobody_can_be_asked_nothing_changes(running: Federation) -> None:
     assert set(take_all(running, running.topology.rejected.name)) == bodies
 
 
-def test_a_number_that_is_not_there_is_named(running: Federation) -> None:
+def test_an_error_names_a_number_that_does_not_exist(running: Federation) -> None:
     fill(running, 1)
 
     shown = running.fluffle("rejected", "show", "1-2,7")
@@ -177,7 +177,7 @@ def test_a_command_that_is_killed_at_work_loses_nothing(running: Federation, dee
     assert bodies - set(left) <= {b"%06d" % number * 2000 for number in range(250)}
 
 
-def test_what_rabbitmq_dead_letters_itself_is_told_with_its_reason(running: Federation) -> None:
+def test_messages_that_rabbitmq_dead_letters_are_listed_with_its_reason(running: Federation) -> None:
     topology = running.topology
     with running.connect() as broker:
         broker.declare(topology)

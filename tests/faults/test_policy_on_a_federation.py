@@ -113,7 +113,7 @@ def test_what_a_policy_takes_from_the_head_of_a_running_federation_is_said_and_p
     assert (newest.version, applied_ids(newest)) == (7, numbers(*range(1, 8)))
 
 
-def test_a_head_that_somebody_purges_is_put_back_and_a_successor_goes_on(
+def test_a_purged_head_is_restored_and_the_next_leader_continues_from_it(
     node: BrokerNode, running: Federation
 ) -> None:
     leader = lead(running, "leader", "--server-optimizer", "adam")
@@ -162,7 +162,7 @@ def test_updates_that_expire_wait_among_the_refused_and_can_be_sent_again(
         wait_until(lambda: count(node, topology.rejected.name) == 4, "four updates among the refused")
         # Nothing is lost, so this is no reason not to start; but it is said.
         leader = lead(running, "again", *asking(node))
-        leader.wait_for("a policy makes a promise smaller")
+        leader.wait_for("a policy weakens a promise")
 
     listed = running.fluffle("rejected", "list", "--json")
     requeued = running.fluffle("rejected", "requeue", "all", "--yes")

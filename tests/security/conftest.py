@@ -10,8 +10,8 @@ import pytest
 from fluffle_command import Fluffle
 from typer.testing import CliRunner, Result
 
+from fluffle.management import Management, ManagementSettings
 from fluffle_cli.main import app
-from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 
 
@@ -31,7 +31,7 @@ def management(managed_node: BrokerNode) -> Iterator[Management]:
     settings = ManagementSettings(
         broker_url=managed_node.amqp_url, management_url=managed_node.management_url
     )
-    with Management(settings) as management:
+    with settings.management() as management:
         yield management
 
 

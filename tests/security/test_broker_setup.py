@@ -12,10 +12,10 @@ import pytest
 from fluffle_command import Fluffle, ask_management
 from policies import OPERATOR, USUAL, count, policy
 
+from fluffle.management import Management
 from fluffle.rabbit import RabbitBroker
 from fluffle.rights import rights_of
 from fluffle.topology import Topology
-from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
 
 Import = Callable[[dict[str, object]], None]
@@ -54,7 +54,7 @@ def test_setup_makes_users_with_passwords_in_files(
     again = fluffle(*arguments, "--password-folder", "passwords")
 
     assert (first.exit_code, again.exit_code) == (0, 0), first.output + again.output
-    assert "there already, unchanged" in again.output
+    assert "exists, unchanged" in again.output
     assert stat.S_IMODE((tmp_path / "passwords").stat().st_mode) == 0o700
     for name, role in roles.items():
         file, account = tmp_path / "passwords" / name, management.account(name)
@@ -67,7 +67,7 @@ def test_setup_makes_users_with_passwords_in_files(
         pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", login)).close()
 
 
-def test_what_is_printed_can_be_imported_and_needs_no_broker_before(
+def test_printed_definitions_can_be_imported_and_need_no_broker(
     fluffle: Fluffle, managed_node: BrokerNode, management: Management, topology: Topology, tmp_path: Path
 ) -> None:
     name = f"site-{topology.federation}"
@@ -111,7 +111,7 @@ def test_a_queue_with_other_arguments_is_an_error_that_names_it(
 
 
 @pytest.mark.parametrize("kind", [USUAL, OPERATOR])
-def test_setup_makes_nothing_where_a_policy_would_lose_messages_and_names_it(
+def test_setup_creates_nothing_and_names_the_policy_that_would_lose_messages(
     fluffle: Fluffle, managed_node: BrokerNode, topology: Topology, kind: str
 ) -> None:
     pattern = rf"^{topology.federation}\."

@@ -20,12 +20,12 @@ from federation import wait_until
 from fluffle_command import Fluffle, ask_management
 from logins import PASSWORD
 
+from fluffle.management import Management
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor
 from fluffle.rights import rights_of
 from fluffle.topology import Topology
 from fluffle_cli.federations import all_footprints
-from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.users import hash_of
 
@@ -96,7 +96,7 @@ def test_the_list_has_each_federation_with_its_version_and_what_waits(
 
 
 @pytest.mark.usefixtures("broker")
-def test_a_monitor_sees_the_federations_but_not_who_may_enter_them(
+def test_a_monitor_sees_the_federations_but_not_their_users(
     fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
 ) -> None:
     federation, name = topology.federation, f"monitor-of-{topology.federation}"
@@ -116,7 +116,7 @@ def test_a_monitor_sees_the_federations_but_not_who_may_enter_them(
 
 
 @pytest.mark.usefixtures("broker")
-def test_one_federation_is_shown_with_its_queues_who_is_connected_and_who_may_be(
+def test_one_federation_is_shown_with_its_queues_connected_parts_and_users(
     fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
 ) -> None:
     federation = topology.federation
@@ -134,7 +134,7 @@ def test_one_federation_is_shown_with_its_queues_who_is_connected_and_who_may_be
 
 @pytest.mark.usefixtures("broker")
 @pytest.mark.parametrize("deed", ["delete", "reset"])
-def test_parts_that_are_connected_are_named_and_nothing_is_touched(
+def test_connected_parts_are_named_and_nothing_is_deleted(
     fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management, deed: str
 ) -> None:
     before = names_on_broker(management, topology.federation)
@@ -149,7 +149,7 @@ def test_parts_that_are_connected_are_named_and_nothing_is_touched(
 
 
 @pytest.mark.usefixtures("broker")
-def test_a_deletion_says_what_is_lost_and_leaves_what_is_not_fluffles(
+def test_a_deletion_says_what_is_lost_and_keeps_queues_that_fluffle_did_not_create(
     fluffle: Fluffle, topology: Topology, managed_node: BrokerNode, management: Management
 ) -> None:
     federation = topology.federation
@@ -164,14 +164,14 @@ def test_a_deletion_says_what_is_lost_and_leaves_what_is_not_fluffles(
     assert deleted.exit_code == 0, deleted.output
     assert "2 updates that no version contains yet, 1 refused message" in deleted.output
     assert "Deleted 9 exchanges with their bindings and 6 queues" in deleted.output
-    assert f"Left as it is, since Fluffle did not make it: queue {mine}" in deleted.output
+    assert f"Not deleted, because Fluffle did not create it: queue {mine}" in deleted.output
     assert names_on_broker(management, federation) == [mine]
     assert names_on_broker(management, f"{federation}-2") == [other]
     for name in (mine, other):
         ask_management(managed_node, "DELETE", f"queues/%2F/{name}")
 
 
-def test_a_reset_federation_is_whole_and_empty(
+def test_a_reset_federation_is_complete_and_empty(
     fluffle: Fluffle, topology: Topology, broker: RabbitBroker, management: Management
 ) -> None:
     before = names_on_broker(management, topology.federation)
@@ -244,7 +244,7 @@ def typed(answer: str, *arguments: str, node: BrokerNode, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("deed", ["show", "delete", "reset"])
-def test_a_federation_that_is_not_there_is_told_with_those_that_are(
+def test_an_error_about_a_missing_federation_names_the_existing_ones(
     fluffle: Fluffle, broker: RabbitBroker, topology: Topology, deed: str
 ) -> None:
     refused = fluffle("federation", deed, "not-there", *(["--yes"] if deed != "show" else []))

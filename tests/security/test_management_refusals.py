@@ -16,8 +16,8 @@ from fluffle.errors import (
     TopologyMismatch,
     TopologyMissing,
 )
+from fluffle.management import Management, ManagementSettings
 from fluffle.rights import Rights
-from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
 
 VHOST = "refusing"
@@ -42,7 +42,7 @@ def limited(managed_node: BrokerNode) -> Iterator[Management]:
 
 
 def login(node: BrokerNode, url: str) -> Management:
-    return Management(ManagementSettings(broker_url=url, management_url=node.management_url))
+    return ManagementSettings(broker_url=url, management_url=node.management_url).management()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_virtual_host_that_is_not_there_is_named(managed_node: BrokerNode) -> 
         management.put("queues", queue("any"))
 
 
-def test_a_wrong_login_and_a_missing_tag_are_told_apart(managed_node: BrokerNode) -> None:
+def test_a_wrong_login_and_a_missing_tag_are_different_errors(managed_node: BrokerNode) -> None:
     url = add_user(managed_node, "no-tag", configure=".*", write=".*", read=".*")
 
     with pytest.raises(LoginRefused, match="'no-tag' or its password"):

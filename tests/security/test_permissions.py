@@ -32,11 +32,11 @@ from logins import (
 )
 
 from fluffle.errors import AccessRefused
+from fluffle.management import Management
 from fluffle.model_stream import record_at_hand, version_at_hand
 from fluffle.rabbit import RabbitBroker
 from fluffle.rights import ROLES, rights_of
 from fluffle.topology import topology_of
-from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.users import hash_of
 

@@ -21,14 +21,14 @@ from rabbitmqctl import rabbitmqctl
 
 from fluffle.address import parse_address
 from fluffle.errors import BrokerError, LoginRefused, TlsRefused
+from fluffle.management import Management, ManagementSettings
 from fluffle.rabbit import RabbitBroker
 from fluffle.tls import ClientCertificate, TlsFiles
 from fluffle.topology import Topology
 from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
-from fluffle_cli.management import Management, ManagementSettings
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.node_tls import NodeTls
-from fluffle_cli.users import add_user, remove_user
+from fluffle_cli.rabbitmq_server import NodeTls
+from fluffle_cli.users import create_user, remove_user
 
 # A way to write 127.0.0.1 that the server's certificate does not name.
 OTHER_NAME = "127.1"
@@ -54,12 +54,12 @@ class Broker:
             broker_ca_file=self.node.authority,
             management_url=self.node.management_url,
         )
-        return Management(settings)
+        return settings.management()
 
     def add_worker(self, name: str, federation: str) -> None:
         """Make a user who has no password."""
         with self.management() as management:
-            add_user(management, federation, name, "worker", password=lambda: None)
+            create_user(management, federation, name, "worker", None)
 
     @property
     def url_without_login(self) -> str:

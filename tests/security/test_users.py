@@ -17,8 +17,8 @@ from federation import wait_until
 from fluffle_command import Fluffle, ask_management, gets_in, listed, url_of
 from rabbitmqctl import rabbitmqctl
 
+from fluffle.management import Management
 from fluffle.rights import Rights, rights_of
-from fluffle_cli.management import Management
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.users import hash_of
 
@@ -98,7 +98,7 @@ def test_each_role_gets_its_rights_and_no_more(fluffle: Fluffle, management: Man
         ("operator", "digits", "a user has one role"),
     ],
 )
-def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
+def test_a_user_with_other_rights_is_not_changed_and_the_command_fails(
     fluffle: Fluffle, management: Management, role: str, federation: str, says: str
 ) -> None:
     fluffle("user", "add", "site-o", "--role", "worker", "--federation", "digits")
@@ -112,7 +112,7 @@ def test_a_user_with_other_rights_is_left_as_it_is_and_that_is_said(
     assert account.rights_on("/") == rights_of("worker", "digits", account.name)
 
 
-def test_an_aggregator_that_may_look_at_policies_is_an_aggregator_still_and_nobody_else_is(
+def test_the_tag_management_leaves_an_aggregator_its_role_but_not_a_worker(
     fluffle: Fluffle, managed_node: BrokerNode, federation: str
 ) -> None:
     for role in ("aggregator", "worker"):
@@ -168,7 +168,7 @@ def test_a_removed_user_is_thrown_out_at_once_and_cannot_come_back(
     assert not gets_in(managed_node, "site-r", file.read_text().strip())
 
 
-def test_nobody_of_another_federation_and_not_oneself_is_removed(
+def test_a_user_of_another_federation_and_ones_own_user_are_not_removed(
     fluffle: Fluffle, managed_node: BrokerNode, management: Management
 ) -> None:
     fluffle("user", "add", "site-n", "--role", "worker", "--federation", "north")
@@ -201,7 +201,7 @@ def test_the_list_has_everybody_who_can_reach_the_federation(
 
 
 @pytest.mark.parametrize("name", ["-x", "a b", "a/b", "x" * 101, ""])
-def test_a_user_has_a_name_that_can_stand_in_a_message(fluffle: Fluffle, name: str) -> None:
+def test_a_user_name_that_a_message_cannot_carry_is_refused(fluffle: Fluffle, name: str) -> None:
     refused = fluffle("user", "add", "--role", "worker", "--", name)
 
     assert refused.exit_code == 2
@@ -228,7 +228,7 @@ def something_else() -> Iterator[str]:
         thread.join()
 
 
-def test_what_answers_but_is_not_rabbitmq_is_told_apart(fluffle: Fluffle, something_else: str) -> None:
+def test_a_server_that_is_not_rabbitmq_is_an_error_of_its_own(fluffle: Fluffle, something_else: str) -> None:
     refused = fluffle("user", "list", FLUFFLE_MANAGEMENT_URL=something_else)
 
     assert refused.exit_code == 2
@@ -236,7 +236,7 @@ def test_what_answers_but_is_not_rabbitmq_is_told_apart(fluffle: Fluffle, someth
     assert "FLUFFLE_MANAGEMENT_URL" in refused.output
 
 
-def test_where_nothing_answers_the_plugin_is_named(fluffle: Fluffle) -> None:
+def test_an_error_names_the_plugin_when_nothing_answers(fluffle: Fluffle) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
@@ -248,7 +248,7 @@ def test_where_nothing_answers_the_plugin_is_named(fluffle: Fluffle) -> None:
     assert refused.output.count("\n") == 1
 
 
-def test_a_wrong_login_and_one_without_the_right_are_told_apart(
+def test_a_wrong_password_and_a_missing_tag_are_different_errors(
     fluffle: Fluffle, managed_node: BrokerNode, management: Management
 ) -> None:
     management.put_user("only-worker", rights_of("worker", "digits", "only-worker"), hash_of("pw"))

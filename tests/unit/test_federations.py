@@ -10,12 +10,12 @@ from leading import a_server, aggregate, newest, rejected, send
 
 from fluffle.errors import TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.management import QueueRow
 from fluffle.record import Rank
 from fluffle.topology import Topology, topology_of
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
 from fluffle_cli.federations import Footprint, begin_anew, footprints, highest_term
-from fluffle_cli.management import QueueRow
 from fluffle_cli.restoring import TERMS_AHEAD
 
 CHARGE = a_config(a_strategy(buffer_size=1))
@@ -31,7 +31,7 @@ def whole(topology: Topology, *more: str) -> dict[str, Footprint]:
     return footprints(rows(*queues, *more), [each.name for each in topology.exchanges])
 
 
-def test_a_federation_has_its_queues_and_exchanges_and_what_its_parts_have_made() -> None:
+def test_a_federation_has_its_queues_and_exchanges_and_those_that_its_parts_created() -> None:
     topology = topology_of("ward-7")
     made = (
         "ward-7.worker.site-1",
@@ -51,7 +51,7 @@ def test_a_federation_has_its_queues_and_exchanges_and_what_its_parts_have_made(
     assert (ward.missing, ward.is_federation) == ([], True)
 
 
-def test_somebody_elses_queue_of_a_name_like_ours_makes_no_federation() -> None:
+def test_a_foreign_queue_with_a_similar_name_is_no_federation() -> None:
     found = footprints(rows("orders.updates", "orders.mine"), ["orders.events", "amq.fanout", ""])
 
     assert found.keys() == {"orders"}
@@ -59,7 +59,7 @@ def test_somebody_elses_queue_of_a_name_like_ours_makes_no_federation() -> None:
     assert "queue orders.head" in found["orders"].missing
 
 
-def test_a_federation_that_lacks_a_queue_still_is_one_and_tells_what_it_lacks() -> None:
+def test_a_federation_without_one_queue_is_still_one_and_says_what_is_missing() -> None:
     topology = topology_of("digits")
     queues = rows(topology.updates.name, topology.rejected.name, topology.models.name, topology.records.name)
 
@@ -117,7 +117,7 @@ def test_after_a_reset_the_next_leaders_go_on_from_the_new_version_0() -> None:
     assert after.term > first.term
 
 
-def test_a_second_reset_is_above_the_first_though_no_aggregator_came_between() -> None:
+def test_a_second_reset_has_a_higher_term_even_without_an_aggregator_in_between() -> None:
     server = a_server(CHARGE)
 
     once, twice = reset(server), reset(server)

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from federation import wait_until
 
-from fluffle_cli.guard import Watched, guard, is_locked, kill
+from fluffle_cli.guard import Guard, Watched, guard, is_locked, kill
 
 # A program that starts another, says its number, and sleeps.
 STARTER = """
@@ -64,7 +65,7 @@ def test_a_process_ends_when_the_one_that_started_it_returns_without_ending_it()
         wait_until(lambda: all(map(is_gone, processes)), "the end of both", deadline_s=20)
 
 
-def test_a_process_that_was_released_goes_on_alone() -> None:
+def test_a_released_process_keeps_running() -> None:
     with start(then="guard().release(child.pid)") as starter:
         child, its_guard = started_by(starter)
 
@@ -75,7 +76,7 @@ def test_a_process_that_was_released_goes_on_alone() -> None:
         child.kill()
 
 
-def test_no_signal_that_reaches_the_guard_keeps_it_from_its_duty() -> None:
+def test_the_guard_ignores_signals_and_still_ends_the_process() -> None:
     with start() as starter:
         child, its_guard = started_by(starter)
 
@@ -98,11 +99,19 @@ def test_a_process_is_left_alone_when_another_one_has_its_number(tmp_path: Path)
         other.kill()
 
 
-def test_a_guard_that_was_killed_is_missed_aloud(caplog: pytest.LogCaptureFixture) -> None:
-    own = guard.__wrapped__()
+def test_a_warning_is_logged_when_the_guard_was_killed(caplog: pytest.LogCaptureFixture) -> None:
+    own = Guard.start()
     own._process.kill()
     own._process.wait()
 
     own.watch(Watched(os.getpid()))
 
-    assert "they stay if this one is killed" in caplog.text
+    assert "they keep running" in caplog.text
+    own.close()
+
+
+def test_threads_that_start_processes_at_once_share_one_guard() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        guards = list(pool.map(lambda _: guard(), range(8)))
+
+    assert {each._process.pid for each in guards} == {guard()._process.pid}

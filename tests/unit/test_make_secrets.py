@@ -90,7 +90,7 @@ def test_each_user_has_a_long_password_that_rabbitmq_will_take(checkout: Path) -
     }
 
 
-def test_no_password_stands_in_the_definitions_or_on_the_screen(checkout: Path) -> None:
+def test_no_password_is_in_the_definitions_or_on_the_screen(checkout: Path) -> None:
     done = make_secrets(checkout)
 
     shown = done.stdout + done.stderr + definitions_file(checkout).read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_no_password_stands_in_the_definitions_or_on_the_screen(checkout: Path) 
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o000])
-def test_only_the_owner_gets_at_the_passwords_and_a_container_reads_the_file_it_is_given(
+def test_only_the_owner_reaches_the_passwords_and_a_container_reads_its_own_file(
     checkout: Path, mask: int
 ) -> None:
     before = os.umask(mask)
@@ -149,7 +149,7 @@ def test_more_workers_are_made_by_name_and_remembered(checkout: Path) -> None:
         assert permissions[name] == permission_definition(name, rights_of("worker", "digits", name), "/")
 
 
-def test_what_else_stands_in_env_is_kept(checkout: Path) -> None:
+def test_other_lines_in_env_are_kept(checkout: Path) -> None:
     (checkout / ".env").write_text("FLUFFLE_TARGET=0.9")
 
     make_secrets(checkout)
@@ -224,7 +224,7 @@ def test_the_aggregator_may_do_everything_in_its_federation_and_nothing_in_anoth
         ("", ("../me",), {}, "a worker's name must be"),
     ],
 )
-def test_what_cannot_work_is_one_sentence_and_nothing_is_written(
+def test_impossible_settings_are_one_sentence_and_nothing_is_written(
     checkout: Path, env: str, workers: tuple[str, ...], environment: dict[str, str], said: str
 ) -> None:
     (checkout / ".env").write_text(env)

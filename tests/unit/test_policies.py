@@ -65,18 +65,18 @@ def short(*policies: BrokerPolicy, sizes: Sizes = UNKNOWN_SIZES) -> set[str]:
         ("queue-mode", "lazy", set()),
     ],
 )
-def test_each_key_breaks_what_it_breaks(key: str, value: object, expected: set[str]) -> None:
+def test_each_policy_key_breaks_exactly_these_queues(key: str, value: object, expected: set[str]) -> None:
     assert short(a_policy(key, value)) == expected
     assert short(replace(a_policy(key, value), is_operator=True)) == expected
 
 
-def test_what_expires_in_the_updates_queue_is_lost_only_if_it_expires_among_the_refused_too() -> None:
+def test_expired_updates_are_lost_only_if_refused_messages_expire_too() -> None:
     assert short(a_policy(pattern="updates$")) == {"updates"}
     assert short(a_policy(pattern="rejected$")) == {"rejected"}
     assert short(a_policy(pattern="(updates|rejected)$")) == {"updates!", "rejected"}
 
 
-def test_limits_in_bytes_are_held_against_the_size_of_the_model() -> None:
+def test_limits_in_bytes_are_compared_with_the_size_of_the_model() -> None:
     limit = a_policy("max-length-bytes", 300 * MIB)
 
     assert "head!" not in short(limit)
@@ -86,7 +86,7 @@ def test_limits_in_bytes_are_held_against_the_size_of_the_model() -> None:
     assert "models!" in short(limit, sizes=Sizes(87 * MIB))
 
 
-def test_of_a_policy_and_an_operator_policy_the_lower_limit_counts_and_the_operators_word() -> None:
+def test_the_lower_limit_and_the_operators_word_win() -> None:
     strict = replace(a_policy("max-length", 1), is_operator=True)
     assert "head!" in short(a_policy("max-length", 100), strict)
     assert "head!" in short(a_policy("max-length", 1), replace(strict, definition={"max-length": 100}))
@@ -103,14 +103,14 @@ def test_only_the_policy_of_the_highest_priority_acts() -> None:
     assert short(a_policy(), replace(harmless, definition={"max-age": "7D"})) != set()
 
 
-def test_what_is_for_other_things_than_queues_acts_on_none() -> None:
+def test_a_policy_for_exchanges_or_other_queue_types_does_not_act() -> None:
     for applies_to in ("exchanges", "classic_queues", "streams"):
         assert short(replace(a_policy(), applies_to=applies_to)) == set()
     for applies_to in ("queues", "quorum_queues"):
         assert "head!" in short(replace(a_policy(), applies_to=applies_to))
 
 
-def test_where_nobody_knows_what_acts_it_is_said_and_not_refused() -> None:
+def test_a_policy_that_may_act_is_reported_and_not_refused() -> None:
     unreadable = [a_policy(pattern="^[[:lower:]-]+7"), a_policy(pattern="(?&word)")]
     rivals = [a_policy(), replace(a_policy(), name="another")]
     for policies in ([unreadable[0]], [unreadable[1]], rivals):
@@ -178,16 +178,14 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_policies_that_operators_have_are_told_apart(name: str) -> None:
+def test_common_policies_of_operators_are_judged_correctly(name: str) -> None:
     policy, expected = PUBLISHED[name]
 
     assert short(policy, sizes=Sizes(100 * MIB)) == expected
 
 
 @given(pattern=st.sampled_from(PATTERNS), name=NAMES)
-def test_a_narrowed_policy_acts_where_it_did_but_on_none_of_the_federations_queues(
-    pattern: str, name: str
-) -> None:
+def test_a_narrowed_policy_acts_everywhere_but_on_the_federations_queues(pattern: str, name: str) -> None:
     policy = replace(a_policy(pattern=pattern), name="it's a policy", priority=3)
 
     words = shlex.split(narrow_command(policy, TOPOLOGY, "my host"))

@@ -13,7 +13,7 @@ from fluffle.topology import topology_of
 TTL = BrokerPolicy("ttl", ".*", {"message-ttl": 5000})
 LIMIT = BrokerPolicy("limit", "head$", {"max-length-bytes": 1000})
 ON_REFUSED = BrokerPolicy("a-day", "rejected$", {"message-ttl": 86_400_000})
-LOSES, SMALLER = "a policy loses messages", "a policy makes a promise smaller"
+LOSES, WEAKER = "a policy loses messages", "a policy weakens a promise"
 
 
 class Broker:
@@ -32,7 +32,7 @@ def watch(broker: Broker) -> PolicyWatch:
     return PolicyWatch(broker, topology_of("digits"), virtual_host="/")
 
 
-def test_a_start_under_a_policy_that_loses_messages_is_refused_and_said_once(
+def test_a_start_is_refused_if_a_policy_loses_messages_and_nothing_else_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(UnsafePolicy, match=r"'ttl'.*1 more of this kind"):
@@ -41,7 +41,7 @@ def test_a_start_under_a_policy_that_loses_messages_is_refused_and_said_once(
     assert caplog.text == ""
 
 
-def test_a_policy_that_comes_later_only_warns_and_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_policy_that_comes_later_causes_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker()
     policies = watch(broker)
     policies.require_safe_start()
@@ -53,10 +53,10 @@ def test_a_policy_that_comes_later_only_warns_and_once(caplog: pytest.LogCapture
     policies.require_safe(Sizes(1000))
 
     assert caplog.text.count(LOSES) == 2
-    assert caplog.text.count(SMALLER) == 1
+    assert caplog.text.count(WEAKER) == 1
 
 
-def test_it_is_said_when_the_last_policy_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_line_says_when_the_last_harmful_policy_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     broker = Broker(ON_REFUSED)
     policies = watch(broker)
     with caplog.at_level("INFO"):
@@ -65,11 +65,11 @@ def test_it_is_said_when_the_last_policy_is_gone(caplog: pytest.LogCaptureFixtur
         policies.look()
         policies.look()
 
-    assert caplog.text.count(SMALLER) == 1
+    assert caplog.text.count(WEAKER) == 1
     assert caplog.text.count("no policy of RabbitMQ loses messages") == 1
 
 
-def test_a_limit_that_was_there_at_the_start_is_refused_as_soon_as_the_model_is_known() -> None:
+def test_a_limit_that_is_too_small_is_refused_as_soon_as_the_models_size_is_known() -> None:
     policies = watch(Broker(LIMIT))
     policies.require_safe_start()
 
@@ -78,7 +78,7 @@ def test_a_limit_that_was_there_at_the_start_is_refused_as_soon_as_the_model_is_
         policies.require_safe(Sizes(501))
 
 
-def test_where_nobody_may_look_it_says_so_once_and_refuses_nothing(
+def test_without_the_right_to_read_policies_one_line_is_logged_and_nothing_is_refused(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     broker = Broker()
@@ -95,7 +95,7 @@ def test_where_nobody_may_look_it_says_so_once_and_refuses_nothing(
     assert "WARNING" not in caplog.text
 
 
-def test_what_was_known_is_kept_while_nobody_answers() -> None:
+def test_known_policies_are_kept_while_there_is_no_answer() -> None:
     broker = Broker(ON_REFUSED)
     policies = watch(broker)
     policies.look()

@@ -19,17 +19,16 @@ from fluffle_cli.message_facts import message_facts
 from fluffle_cli.rejected import (
     RejectedMessage,
     Selection,
-    look_through,
-    put_into_queue,
+    counted,
+    read_rejected,
     remove,
-    summary,
-    waiting,
+    send_again,
 )
 
 STRICT = a_config(a_strategy(buffer_size=1), limits=Limits(max_staleness=0))
 LENIENT = a_config(a_strategy(buffer_size=1))
 TOPOLOGY = STRICT.topology
-ALL = Selection(is_all=True)
+ALL = Selection(("all",))
 
 
 def a_server_that_refused(count: int = 2) -> FakeServer:
@@ -41,13 +40,12 @@ def a_server_that_refused(count: int = 2) -> FakeServer:
 
 
 def messages(broker: FakeBroker, wanted: Selection = ALL) -> tuple[list[RejectedMessage], BytesIO]:
-    """Look through all, and return those that are wanted with their bodies."""
+    """Read all, and return those that are wanted with their bodies."""
     found, bodies = [], BytesIO()
-    for number, delivery in enumerate(look_through(broker, TOPOLOGY, waiting(broker, TOPOLOGY)), 1):
-        message = RejectedMessage.of(delivery, number)
+    for message, body in read_rejected(broker, TOPOLOGY):
         if message in wanted:
             found.append(message)
-            bodies.write(delivery.body)
+            bodies.write(body)
     bodies.seek(0)
     return found, bodies
 
@@ -61,7 +59,7 @@ def numbers(selection: Selection, among: Sequence[RejectedMessage]) -> list[int]
     return [message.number for message in among if message in selection]
 
 
-def test_a_refused_message_says_why_whose_and_when() -> None:
+def test_a_refused_message_has_its_reason_its_worker_and_its_time() -> None:
     server = a_server_that_refused(1)
 
     with FakeBroker(server) as broker:
@@ -74,7 +72,7 @@ def test_a_refused_message_says_why_whose_and_when() -> None:
     assert "tag" not in message.as_json()
 
 
-def test_a_message_that_rabbitmq_moved_says_so_whatever_its_sender_wrote() -> None:
+def test_a_message_that_rabbitmq_moved_has_its_reason_whatever_the_sender_wrote() -> None:
     headers = {
         "reason": "admitted",
         "worker": "somebody-else",
@@ -92,7 +90,7 @@ def test_a_message_that_rabbitmq_moved_says_so_whatever_its_sender_wrote() -> No
 
 
 @pytest.mark.parametrize("at", ["", "soon", "nan", "-5", "1e300"])
-def test_a_time_that_is_none_is_unknown(at: str) -> None:
+def test_an_invalid_time_counts_as_unknown(at: str) -> None:
     assert RejectedMessage.of(Delivery(1, b"", headers={"reason": "x", "at": at}), 1).at is None
 
 
@@ -116,7 +114,7 @@ def test_what_would_move_the_cursor_of_a_terminal_is_not_shown() -> None:
         ("1-3", None, "b", [3]),
     ],
 )
-def test_messages_are_meant_by_number_range_and_id_and_narrowed_by_reason_and_worker(
+def test_messages_are_selected_by_number_range_id_reason_and_worker(
     which: str, reason: str | None, worker: str | None, expected: list[int]
 ) -> None:
     among = [
@@ -130,23 +128,23 @@ def test_messages_are_meant_by_number_range_and_id_and_narrowed_by_reason_and_wo
 
 
 @pytest.mark.parametrize("which", ["", "x", "3-", "-3", "5-2", "all,3", "3,,4", "1-2-3", "9" * 5000])
-def test_what_means_no_message_is_named(which: str) -> None:
+def test_a_selection_that_means_no_message_is_refused_by_name(which: str) -> None:
     with pytest.raises(ConfigError, match="is no message: give numbers"):
         Selection.parse(which, reason=None, worker=None)
 
 
-def test_a_named_message_that_is_not_there_is_an_error_and_not_passed_over() -> None:
+def test_a_selected_message_that_does_not_exist_is_an_error() -> None:
     selection = Selection.parse("1,7-9,w/r/5", reason=None, worker=None)
 
-    with pytest.raises(ConfigError, match=r"no message is w/r/5, 7-9: see `fluffle rejected list`"):
+    with pytest.raises(ConfigError, match=r"no message is 7-9, w/r/5: see `fluffle rejected list`"):
         selection.require_match([a_message(1)])
 
 
-def test_a_requeued_update_is_judged_anew_as_its_senders_and_the_others_stay() -> None:
+def test_a_requeued_update_is_checked_again_as_its_senders_and_the_others_stay() -> None:
     server = a_server_that_refused(3)
     with FakeBroker(server, user="operator") as broker:
         chosen, bodies = messages(broker, Selection.parse("w/r1/2,3", reason=None, worker=None))
-        assert [one.id for one in put_into_queue(broker, TOPOLOGY, chosen, bodies)] == ["w/r1/2", "w/r1/4"]
+        assert [one.id for one in send_again(broker, TOPOLOGY, chosen, bodies)] == ["w/r1/2", "w/r1/4"]
 
     senders = [delivery.user for delivery in server.queue(TOPOLOGY.updates.name).ready]
     aggregate(server, LENIENT)
@@ -165,7 +163,7 @@ def test_a_duplicate_that_is_requeued_comes_back_and_counts_once() -> None:
 
     with FakeBroker(server) as broker:
         chosen, bodies = messages(broker)
-        list(put_into_queue(broker, TOPOLOGY, chosen, bodies))
+        list(send_again(broker, TOPOLOGY, chosen, bodies))
     aggregate(server, LENIENT)
 
     assert newest(server, LENIENT).updates == 1
@@ -193,11 +191,14 @@ class SendsOne(FakeBroker):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (AccessRefused("user_id"), "message 2 cannot be sent again as .* has the tag impersonator"),
+        (
+            AccessRefused("user_id"),
+            "message 2 cannot be sent again as its sender .* has the tag impersonator",
+        ),
         (QueueFull("full"), r"message 2 and those behind it stay in digits.rejected"),
     ],
 )
-def test_when_the_broker_refuses_in_the_middle_the_rest_stays_where_it_was(
+def test_when_the_broker_refuses_a_message_it_and_the_rest_stay_in_the_queue(
     error: Exception, words: str
 ) -> None:
     server = a_server_that_refused(3)
@@ -205,13 +206,13 @@ def test_when_the_broker_refuses_in_the_middle_the_rest_stays_where_it_was(
     with SendsOne(server, error) as broker:
         chosen, bodies = messages(broker)
         with pytest.raises(type(error), match=words):
-            list(put_into_queue(broker, TOPOLOGY, chosen, bodies))
+            list(send_again(broker, TOPOLOGY, chosen, bodies))
 
     assert len(server.bodies(TOPOLOGY.updates.name)) == 1
     assert [headers["id"] for headers in rejected(server, STRICT)] == ["w/r1/3", "w/r1/4"]
 
 
-def test_one_who_dies_between_sending_and_removing_leaves_a_message_in_both_and_it_counts_once() -> None:
+def test_a_crash_between_sending_and_removing_leaves_the_message_in_both_queues_and_it_counts_once() -> None:
     server = a_server_that_refused(1)
     with FakeBroker(server) as broker:
         [message], bodies = messages(broker)
@@ -221,7 +222,7 @@ def test_one_who_dies_between_sending_and_removing_leaves_a_message_in_both_and_
 
     with FakeBroker(server) as broker:
         chosen, bodies = messages(broker)
-        list(put_into_queue(broker, TOPOLOGY, chosen, bodies))
+        list(send_again(broker, TOPOLOGY, chosen, bodies))
     aggregate(server, LENIENT)
 
     assert newest(server, LENIENT).updates == 2
@@ -239,10 +240,11 @@ def test_discarded_messages_are_gone_and_the_others_stay_in_their_order() -> Non
 
 
 def test_messages_are_counted_by_reason_and_worker() -> None:
-    reasons, workers = summary([a_message(), a_message(worker="b"), a_message(reason="duplicate")])
+    messages = [a_message(), a_message(worker="b"), a_message(reason="duplicate")]
 
-    assert reasons == {"too-stale": 2, "duplicate": 1}
-    assert workers == {"w": 2, "b": 1}
+    assert counted(messages) == "3 messages, 12 bytes: 2 too-stale, 1 duplicate; from w 2, b 1"
+    assert counted(messages[:1]) == "1 message, 4 bytes: 1 too-stale; from w 1"
+    assert counted([]) == "no such message is in the queue"
 
 
 def test_an_update_is_described_with_its_vector() -> None:
@@ -270,7 +272,7 @@ def test_large_finite_numbers_have_a_norm() -> None:
     assert facts["of the finite"].endswith(f"L2 norm {2 * largest:.4g}")
 
 
-def test_an_evaluation_and_what_nobody_can_read_are_described_too() -> None:
+def test_evaluations_and_unreadable_messages_are_described_too() -> None:
     assert dict(message_facts(encoded(an_evaluation(3, {"loss": 1.0}))))["evaluator"] == "e1"
     assert "a map" in dict(message_facts(b"\xc1 no message"))["cannot be read"]
     assert dict(message_facts(b"\xc1\x00"))["begins with"] == "c1 00"

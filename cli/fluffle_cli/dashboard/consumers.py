@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 
 from fluffle.errors import FluffleError
 from fluffle.logs import get_logger
-from fluffle.management import MONITORING
+from fluffle.management import MONITORING, ManagementSettings
 from fluffle.topology import Topology
-from fluffle_cli.management import Management, ManagementSettings
 
 log = get_logger(__name__)
 
@@ -32,7 +31,7 @@ def watch_consumers(
     own = f"{topology.federation}/aggregator/"
     while not stop.is_set():
         try:
-            with Management(settings, tag=MONITORING) as management:
+            with settings.management(tag=MONITORING) as management:
                 while not stop.is_set():
                     consumers = management.consumers_of(topology.updates.name).items()
                     tell({tag.removeprefix(own): leads for tag, leads in consumers if tag.startswith(own)})

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fluffle_cli.management import ManagementSettings
+from fluffle.management import ManagementSettings
 
 
 class DashboardSettings(ManagementSettings):

@@ -16,6 +16,7 @@ from fluffle.connection import federation_connector
 from fluffle.errors import BrokerError, FluffleError, WireError
 from fluffle.events import Report
 from fluffle.logs import get_logger
+from fluffle.management import ManagementSettings
 from fluffle.model_stream import all_records, stored_record_at_hand
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.topology import MIB, Topology, topology_of
@@ -23,7 +24,6 @@ from fluffle.wire import decode_report
 from fluffle_cli.dashboard.consumers import watch_consumers
 from fluffle_cli.dashboard.state import FederationState
 from fluffle_cli.dashboard.table import Wanted
-from fluffle_cli.management import ManagementSettings
 from fluffle_cli.snapshot import QueueStates
 
 log = get_logger(__name__)

@@ -14,7 +14,7 @@ from fluffle.model_stream import all_records
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
-from fluffle_cli.rejected_command import looked_through
+from fluffle_cli.rejected import read_rejected
 from fluffle_cli.report import happenings
 from fluffle_cli.report.empty_folder import make_empty_folder
 from fluffle_cli.report.happenings import REJECTED, Happening
@@ -115,7 +115,7 @@ def _refusals(broker: RabbitBroker, topology: Topology) -> list[Happening]:
                 reason=message.reason,
                 detail=f"{message.id}: {message.detail}" if message.id else message.detail,
             )
-            for message, _ in looked_through(broker, topology)
+            for message, _ in read_rejected(broker, topology)
         ]
     except (AccessRefused, ConfigError) as error:
         log.warning("the report does not say why messages were refused", because=str(error))
