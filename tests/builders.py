@@ -64,7 +64,7 @@ def an_update(
     layout: Layout | None = None,
     federation: str = FEDERATION,
     integers: bytes = b"",
-    metrics: Mapping[str, float] | None = None,
+    loss: float | None = None,
 ) -> WeightUpdate:
     """Return an update that any strategy for deltas admits.
 
@@ -83,7 +83,7 @@ def an_update(
         vector=compress(codec, a_vector(*values), np.random.default_rng(0)),
         integers=integers,
         examples=examples,
-        metrics=metrics or {},
+        loss=loss,
     )
 
 

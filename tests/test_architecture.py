@@ -28,7 +28,7 @@ MAY_IMPORT = {
 # A library that one module or package alone knows, so that it can be exchanged there.
 ONE_IMPORTER = {
     "pika": "fluffle.rabbit",
-    "msgpack": "fluffle.wire",
+    "msgpack": "fluffle.framing",
     "tensorflow": "fluffle_worker.keras_task",
     "keras": "fluffle_worker.keras_task",
     "httpx": "fluffle.management",
@@ -45,7 +45,7 @@ PURE = {
     "fluffle.errors",
     "fluffle.events",
     "fluffle.fields",
-    "fluffle.header_scan",
+    "fluffle.framing",
     "fluffle.message_size",
     "fluffle.model",
     "fluffle.pieces",
@@ -54,7 +54,6 @@ PURE = {
     "fluffle.policy_faults",
     "fluffle.record",
     "fluffle.rights",
-    *("fluffle.schema", "fluffle.schema.common", "fluffle.schema.inbound", "fluffle.schema.record"),
     "fluffle.topology",
     "fluffle.update",
     "fluffle.vector_math",

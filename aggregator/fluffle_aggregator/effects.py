@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fluffle.broker import Delivery
 from fluffle.events import Event
-from fluffle.record import ModelVersion, Moments
+from fluffle.record import ModelVersion, MomentsRecord
 from fluffle_aggregator.gates.gate import Refusal
 
 
@@ -39,7 +39,7 @@ class Commit:
     """Publish a version, its moments before it, and tell the leader when it is confirmed."""
 
     record: ModelVersion
-    moments: Moments | None
+    moments: MomentsRecord | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from fluffle.record import (
     Evaluation,
     Folded,
     ModelVersion,
-    Moments,
+    MomentsRecord,
     Rank,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
@@ -153,7 +153,6 @@ class GlobalModel:
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
         if is_share_limited:
             self.window = (*self.window, (worker, weight.factor))[-SHARE_WINDOW:]
-        loss = update.metrics.get("loss")
         folded = Folded(
             update.id,
             update.base_version,
@@ -161,7 +160,7 @@ class GlobalModel:
             weight.factor,
             published_at,
             now,
-            loss,
+            update.loss,
             update.train_s,
         )
         self.folded.append(folded)
@@ -260,7 +259,7 @@ class GlobalModel:
         """Let the next record be the last."""
         self.draft = replace(self.draft, finished=reason)
 
-    def next_moments(self) -> Moments | None:
+    def next_moments(self) -> MomentsRecord | None:
         """Return the moments at the next record, None when nothing goes before it.
 
         A leader without moments sends empty ones before the first record of its term: they claim the term.
@@ -268,7 +267,7 @@ class GlobalModel:
         """
         if not self.moments and self.record.term == self.term:
             return None
-        return Moments(self.record.federation, Rank(self.term, self.version), self.moments)
+        return MomentsRecord(self.record.federation, Rank(self.term, self.version), self.moments)
 
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0

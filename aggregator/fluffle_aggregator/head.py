@@ -12,7 +12,8 @@ from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, T
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector
 from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
-from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.pieces import Body
+from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import (
     checksum_of,
@@ -155,7 +156,7 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
     keeps it. F.records comes last, and nobody waits for it.
     """
     body = version_pieces(record)
-    digest = record_digest(body.start)
+    digest = record_digest(body)
     headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
     if _travels_exactly(record, downlink_codec):
         broker.publish(topology.versions_in.name, "", body, headers)
@@ -163,11 +164,11 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
         broker.publish(topology.head_in.name, "", body, headers)
         headers["kind"] = "copy"
         broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
-    publish_record(broker, topology, body.start)
+    publish_record(broker, topology, body)
     return digest
 
 
-def publish_record(broker: Broker, topology: Topology, body: bytes) -> None:
+def publish_record(broker: Broker, topology: Topology, body: Body) -> None:
     """Publish a version that the head has confirmed to F.records, without its weights.
 
     Nothing waits for it, and nothing fails with it (docs/decisions/0021). The start of the version's message
@@ -266,7 +267,7 @@ class _Found:
             if self.newest and rank == self.newest.rank:
                 record = decode_record(body)
                 # By checksum: one that lost the lead may have sent others of this rank, which come late.
-                if isinstance(record, Moments) and checksum_of(record) == self.newest.moments_checksum:
+                if isinstance(record, MomentsRecord) and checksum_of(record) == self.newest.moments_checksum:
                     return record.vectors
         return {}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from fluffle.broker import Broker
 from fluffle.logs import get_logger
 from fluffle.model import Vector
-from fluffle.record import ModelVersion, Moments
+from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
 from fluffle_aggregator.head import ReadFailures, bring_records_up_to_date, publish_version
@@ -60,7 +60,7 @@ class HeadKeeper:
         self._record_failures = ReadFailures(clock)
         self._records_due_at = clock() + EVERY_S
 
-    def publish_moments(self, moments: Moments) -> None:
+    def publish_moments(self, moments: MomentsRecord) -> None:
         """Publish a server optimizer's moments, before the record that names them."""
         # To the head alone: the workers have no use for it.
         self._broker.publish(self._topology.head_in.name, "", moments_pieces(moments), {"kind": "moments"})
@@ -123,9 +123,9 @@ class HeadKeeper:
 
     def _put_back(self, record: ModelVersion, moments: Mapping[str, Vector], digest: str) -> bool:
         body = version_pieces(record)
-        if record_digest(body.start) != digest:
+        if record_digest(body) != digest:
             return False
-        beside = Moments(record.federation, record.rank, moments)
+        beside = MomentsRecord(record.federation, record.rank, moments)
         if record.moments_checksum is not None and record.moments_checksum == checksum_of(beside):
             self.publish_moments(beside)
         headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}

@@ -11,7 +11,7 @@ from fluffle.broker import Broker, QueueState
 from fluffle.errors import AccessRefused, TopologyMissing, WireError
 from fluffle.management import Kind, Management, QueueRow
 from fluffle.model_stream import record_at_hand, version_at_hand
-from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.rights import FEDERATION_NAME
 from fluffle.topology import Topology, topology_of
 from fluffle.wire import moments_pieces
@@ -164,7 +164,7 @@ def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
     """
     broker.declare(topology)
     if above_term:
-        claim = Moments(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
+        claim = MomentsRecord(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
         broker.publish(topology.head_in.name, "", moments_pieces(claim), {"kind": "moments"})
     broker.recreate_stream(topology.models)
 

@@ -64,7 +64,7 @@ def check(settings: CheckSettings) -> None:
     plan = Plan(local_steps=settings.local_steps, batch_size=settings.batch_size, keep_optimizer=True)
     with _step("round") as said, RoundDisplay(logs.console()).show("training") as progress:
         trained = task_check.train_once(task, model, plan, seed=settings.seed, progress=progress)
-        said.append(f"{settings.local_steps} minibatches: {_in_words(trained.update.metrics)}")
+        said.append(f"{settings.local_steps} minibatches: {_in_words(trained.metrics)}")
     result = task_check.weights_after(model, trained)
     with _step("evaluation", "evaluating on held-out data") as said:
         before = task_check.evaluate_if_possible(task, task_check.all_weights(model))

@@ -1,16 +1,16 @@
-"""Codecs by name: a float32 vector to the bytes that travel, and back. Pure.
+"""Codecs by name: a float32 vector to the bytes of a message, and back. Pure.
 
-Use float32 unless the network is the limit. bfloat16 halves the bytes and keeps the range of float32 with 8
-bits of precision; int8 makes them a quarter, right on average. topk sends the largest hundredth alone,
-topk:0.05 the largest twentieth; it is for deltas, and the worker sends later what it left out. Each with
-+zstd behind it costs time, and pays where many elements are zero.
+Use float32 unless the network is the limit. bfloat16 halves the bytes: the range of float32 with 8 bits of
+precision. int8 makes them a quarter, and is right on average. topk sends only the largest hundredth of a
+delta, topk:0.05 the largest twentieth, and the worker sends later what it left out. +zstd behind a codec's
+name costs time, and helps where many elements are zero.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Annotated, Protocol
 
 import numpy as np
 import zstandard
@@ -18,7 +18,8 @@ import zstandard
 from fluffle.codecs.compressed import CompressedVector, decompressed
 from fluffle.codecs.floats import Bfloat16Vector, Float32Vector
 from fluffle.codecs.int8 import Int8Vector
-from fluffle.codecs.top_k import TopKVector
+from fluffle.codecs.top_k import TopK
+from fluffle.fields import parsed
 from fluffle.model import Vector
 
 __all__ = ["CompressedVector", "decompressed"]
@@ -29,46 +30,38 @@ ZSTD = "+zstd"
 ZSTD_LEVEL = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
-    """How a vector is compressed, and its bytes read; `most_bytes` says how many a size takes at most.
+class Codec(Protocol):
+    """How a vector is compressed, and how it is read; a class of CompressedVector is one."""
 
-    `read` raises ValueError when the bytes are no vector of this size.
-    """
+    def most_bytes(self, size: int) -> int:
+        """Return how many bytes a vector takes at most."""
 
-    most_bytes: Callable[[int], int]
-    compress: Callable[[Vector, np.random.Generator], CompressedVector]
-    read: Callable[[int, memoryview], CompressedVector]
+    def of(self, vector: Vector, random: np.random.Generator) -> CompressedVector:
+        """Return a compressed vector."""
 
-
-def _top_k(share: float) -> Codec:
-    return Codec(
-        lambda size: TopKVector.most_bytes(size, share),
-        lambda vector, random: TopKVector.of(vector, share, random),
-        lambda size, payload: TopKVector.read(size, share, payload),
-    )
+    def read(self, size: int, payload: memoryview) -> CompressedVector:
+        """Return the vector in these bytes. Raises ValueError when they are none of this size."""
 
 
 CODECS: Mapping[str, Codec] = {
-    "float32": Codec(
-        Float32Vector.most_bytes, lambda vector, _: Float32Vector.of(vector), Float32Vector.read
-    ),
-    "bfloat16": Codec(
-        Bfloat16Vector.most_bytes, lambda vector, _: Bfloat16Vector.of(vector), Bfloat16Vector.read
-    ),
-    "int8": Codec(Int8Vector.most_bytes, Int8Vector.of, Int8Vector.read),
-    TOP_K: _top_k(0.01),
+    "float32": Float32Vector,
+    "bfloat16": Bfloat16Vector,
+    "int8": Int8Vector,
+    "topk": TopK(0.01),
 }
 
 
 def require_codec(name: str) -> str:
-    """Return the name of a codec; raises ValueError, which tells the known ones, for any other."""
+    """Return the name of a codec. Raises ValueError that names the known ones for any other."""
     _codec(name)
     return name
 
 
+CodecName = Annotated[str, parsed(require_codec)]
+
+
 def require_downlink_codec(name: str) -> str:
-    """Return the name of a codec that a version can travel in; raises ValueError for any other."""
+    """Return the name of a codec for whole versions. Raises ValueError for any other."""
     if leaves_out(require_codec(name)):
         raise ValueError(
             f"must be float32, bfloat16 or int8, not {name}: a version needs all of its elements"
@@ -77,34 +70,34 @@ def require_downlink_codec(name: str) -> str:
 
 
 def leaves_out(name: str) -> bool:
-    """Tell whether a codec sends a part of the vector alone, so that the sender has to keep the rest."""
+    """Return whether a codec sends only a part of the vector, so that the sender has to keep the rest."""
     return name.startswith(TOP_K)
 
 
 def compress(name: str, vector: Vector, random: np.random.Generator) -> CompressedVector:
-    """Return a vector in a codec, with the same bits for the same randomness; int8 rounds by it."""
-    return _codec(name).compress(vector, random)
+    """Return a vector in a codec; the same state of `random` gives the same bits."""
+    return _codec(name).of(vector, random)
 
 
 def is_packed(name: str) -> bool:
-    """Tell whether a codec has zstd behind it, so that few bytes may stand for many."""
+    """Return whether a codec has zstd behind it, so that few bytes may stand for many."""
     return name.endswith(ZSTD)
 
 
 def wire_bytes(name: str, vector: CompressedVector) -> memoryview:
-    """Return the bytes of a vector as they travel in a codec: packed when it says +zstd."""
+    """Return the bytes of a vector in a message: packed if the codec's name ends with +zstd."""
     if not is_packed(name):
         return vector.payload
     return memoryview(zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(vector.payload))
 
 
-def read_vector(name: str, size: int, travelled: memoryview) -> CompressedVector:
-    """Return the vector of `size` elements that travelled in these bytes.
+def read_vector(name: str, size: int, received: memoryview) -> CompressedVector:
+    """Return the vector of `size` elements in the bytes of a message.
 
-    Nothing is unpacked that is larger than such a vector may be. Raises ValueError when the bytes are none.
+    Nothing larger than such a vector may be is unpacked. Raises ValueError when the bytes are no such vector.
     """
     codec = _codec(name)
-    payload = _unpacked(travelled, codec.most_bytes(size)) if is_packed(name) else travelled
+    payload = _unpacked(received, codec.most_bytes(size)) if is_packed(name) else received
     return codec.read(size, payload)
 
 
@@ -123,7 +116,7 @@ def _codec(name: str) -> Codec:
             f"must be one of {', '.join(CODECS)}, {TOP_K}:SHARE ({SMALLEST_SHARE:g} to {LARGEST_SHARE:g}), "
             f"each also with {ZSTD} behind it, not {name[:64]!r}"
         )
-    return _top_k(float(share[1]))
+    return TopK(float(share[1]))
 
 
 def _unpacked(packed: memoryview, most: int) -> memoryview:

@@ -1,87 +1,88 @@
-"""What happens in a federation, told as it happens to whoever listens: pages, metrics, people. Pure.
+"""What happens in a federation, reported as it happens: for the live page, metrics and people. Pure.
 
-Events are for looking on. They may be lost, and nothing is decided by them: what counts stands in the records
-of the versions. Each part sends its own, a few at a time, as one `Report` (docs/protocol.md).
+Events may be lost, and nothing is decided by them: what counts is in the records of the versions. Each part
+sends its own events, a few at a time, in one `Report` (docs/protocol.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal, get_args
 
-from fluffle.errors import WireError
-from fluffle.fields import MAX_METRICS, Fields
+from fluffle.fields import AnyNumber, FieldError, Kind, Metrics, Name, ShortText, at_most, kind_of, text
 
 Role = Literal["aggregator", "worker", "evaluator"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_EVENTS: Final = 256
 MAX_TEXT: Final = 500
-# Why a message is refused that comes after the end: it is nothing to worry about, and counted apart.
+# The reason for refusing a message that comes after the end. That is normal, and counted separately.
 AFTER_THE_END: Final = "finished"
+# A longer text is cut when it is written.
+Text = Annotated[str, Kind(text(MAX_TEXT).read, lambda value: value[:MAX_TEXT])]
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A part is connected, for the first time or again."""
+    """A part has connected, for the first time or again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A part ends in good order; one that dies tells nobody."""
+    """A part ends as it should; one that is killed sends no event."""
 
-    because: str
+    because: Text
 
 
 @dataclass(frozen=True, slots=True)
 class TurnedAway:
-    """Another process wanted this worker's name, and was turned away; `other` says which one."""
+    """Another process, `other`, wanted this worker's name and was refused."""
 
-    other: str
+    other: Text
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker trains from a version, for the update of this id."""
+    """A worker begins to train from a version, for the update with this id."""
 
-    update: str
+    update: Text
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """So many batches of a worker's round are done."""
+    """`done` of the `total` batches of a worker's round are trained."""
 
-    update: str
+    update: Text
     done: int
     total: int
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A worker's round is over; `seconds` is how long it took.
+    """A worker's round is over after `seconds`.
 
-    `loss` is that of the training data: it may be NaN, and is None where the task reports none.
+    `loss` is the loss on the training data; it may be NaN, and is None where the task reports none.
     """
 
-    update: str
+    update: Text
     version: int
     seconds: float
-    loss: float | None = None
+    loss: AnyNumber | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """The broker has confirmed a worker's update."""
 
-    update: str
+    update: Text
     size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """An evaluator has measured a version; `seconds` is how long it took."""
+    """An evaluator has evaluated a version, in `seconds`."""
 
     version: int
     seconds: float
@@ -89,9 +90,9 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The leader has folded an update into its buffer; `plain_bytes` are those of its vector in float32."""
+    """The leader has folded an update into its buffer; `plain_bytes` is the vector's size in float32."""
 
-    update: str
+    update: Text
     base_version: int
     staleness: int
     weight: float
@@ -102,20 +103,20 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The leader has refused a message. Of one that cannot be read, `update` and `worker` may be empty."""
+    """The leader has refused a message; `update` and `worker` are empty where it cannot be read."""
 
-    update: str
-    worker: str
-    reason: str
-    detail: str
+    update: Text
+    worker: Text
+    reason: Text
+    detail: Text
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The leader has published a version, which took so many seconds; `updates` counts since version 0.
+    """The leader has published a version, in `seconds`; `updates` counts since version 0.
 
-    `best_version` is the version that was evaluated best, -1 while none was, and `best_by` the metric by
-    which it is, with its direction. `started_s`, `closing` and `finished` are the record's.
+    `best_version` is the version with the best evaluation, -1 if none has one, and `best_by` the metric and
+    the direction that say so. `started_s`, `closing` and `finished` are those of the record.
     """
 
     version: int
@@ -126,24 +127,24 @@ class Committed:
     best_version: int
     elapsed_s: float
     seconds: float
-    finished: str
-    best_by: str = ""
+    finished: Text
+    best_by: Text = ""
     started_s: float | None = None
-    closing: str = ""
+    closing: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The leader has taken in what an evaluator measured of a version."""
+    """The leader has received an evaluation of a version."""
 
-    evaluator: str
+    evaluator: Text
     version: int
-    metrics: Mapping[str, float]
+    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True)
 class TookOver:
-    """An aggregator leads from now on, under a term of its own."""
+    """An aggregator has become the leader, with a new term."""
 
     term: int
     version: int
@@ -165,68 +166,35 @@ Event = (
     | TookOver
 )
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
+_ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
+
+
+def _read_event(found: Any) -> Event:
+    word = found[0] if isinstance(found, list) and found and isinstance(found[0], str) else ""
+    if word not in KINDS:
+        raise FieldError(f"unknown {word[:64]!r}, known are {', '.join(KINDS)}")
+    event: Event = _ROWS[word].read(found[1:])
+    return event
+
+
+def _event_row(event: Event) -> list[Any]:
+    word = type(event).__name__.lower()
+    return [word, *_ROWS[word].written(event)]
 
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One event, and when: Unix time in seconds by the clock of the part that tells of it."""
+    """One event, and its Unix time in seconds by the clock of the part that reports it."""
 
     at: float
-    event: Event
+    event: Annotated[Event, Kind(_read_event, _event_row)]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one part tells in one message."""
+    """The events that one part sends in one message."""
 
-    federation: str
+    federation: ShortText
     role: Role
-    name: str
-    events: tuple[Happened, ...]
-
-
-def report_header(report: Report) -> dict[str, Any]:
-    """Return the header of a report."""
-    return {
-        "kind": "events",
-        "federation": report.federation,
-        "role": report.role,
-        "name": report.name,
-        "events": [
-            [type(each.event).__name__.lower(), each.at, _values(each.event)] for each in report.events
-        ],
-    }
-
-
-def read_report(federation: str, header: Fields, payload: memoryview) -> Report:
-    """Read a report. Raises WireError that names the field."""
-    header.empty_payload(payload)
-    said, name = header.choice("role", ROLES), header.name("name")
-    role = next(role for role in ROLES if role == said)
-    happened = tuple(_happened(row) for row in header.rows("events", ("event", "at", "values")))
-    if len(happened) > MAX_EVENTS:
-        raise WireError(f"field events: {len(happened)} of them, at most {MAX_EVENTS} are allowed")
-    header.done()
-    return Report(federation, role, name, happened)
-
-
-def _values(event: Event) -> list[object]:
-    values = [getattr(event, name) for name in type(event).__slots__]
-    return [value[:MAX_TEXT] if isinstance(value, str) else value for value in values]
-
-
-def _happened(row: Fields) -> Happened:
-    kind = KINDS[row.choice("event", KINDS)]
-    at, columns = row.number("at"), fields(kind)
-    said = row.row("values", [each.name for each in columns])
-    return Happened(at, kind(*(_READERS[str(each.type)](said, each.name) for each in columns)))
-
-
-# By the annotation of an event's field.
-_READERS: Final[Mapping[str, Callable[[Fields, str], Any]]] = {
-    "str": lambda said, name: said.text(name, MAX_TEXT),
-    "int": lambda said, name: said.integer(name),
-    "float": lambda said, name: said.number(name),
-    "float | None": lambda said, name: said.number_or_nil(name),
-    "Mapping[str, float]": lambda said, name: said.numbers(name, MAX_METRICS),
-}
+    name: Name
+    events: Annotated[tuple[Happened, ...], at_most(MAX_EVENTS)]

@@ -1,189 +1,360 @@
-"""Reads a message's header field by field: the right type, the right range, and none too many. Pure."""
+"""Reads and writes the fields of a message as the annotations of its dataclass say. Pure.
+
+A header holds what msgpack knows: None, numbers, texts, lists and maps. A dataclass in a field travels as the
+list of its fields, in their order. `Count = Annotated[int, integer(0)]` says how such a field is read;
+further functions in an annotation check what was read. Every error names the field, what was found and what
+was expected. To add a field to a message, add it to its dataclass (and to docs/protocol.md).
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from types import NoneType
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
-from fluffle.errors import WireError
+from fluffle.errors import LayoutError, WireError
 
 # Worker, run and sequence together must fit into AMQP's short strings (255 bytes).
-MAX_NAME_LENGTH = 100
-MAX_METRIC_NAME_LENGTH = 64
-MAX_METRICS = 256
+MAX_NAME_LENGTH: Final = 100
+MAX_METRIC_NAME_LENGTH: Final = 64
+MAX_METRICS: Final = 256
+MAX_WORD_LENGTH: Final = 64
 # How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
-INT64_MAX = 2**63 - 1
-T = TypeVar("T")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
+INT64_MAX: Final = 2**63 - 1
+UINT64_MAX: Final = 2**64 - 1
+# msgpack gives lists; what is about to be sent has tuples too.
+_LISTS: Final = (list, tuple)
 
 
 def is_name(text: str) -> bool:
-    """Tell whether workers, evaluators and runs may be called so."""
+    """Return whether workers, evaluators and runs may be called so."""
     return len(text) <= MAX_NAME_LENGTH and NAME.fullmatch(text) is not None
 
 
 def is_metric_name(name: object) -> bool:
-    """Tell whether a metric may be called so: a short text that is safe on a terminal."""
+    """Return whether a metric may be called so: a short text that is safe on a terminal."""
     return isinstance(name, str) and 0 < len(name) <= MAX_METRIC_NAME_LENGTH and name.isprintable()
 
 
-def in_words(said: object) -> str:
-    """Quote what a sender said: short, and on one line."""
-    return repr(said[:64] if isinstance(said, str | bytes) else said)
+def quoted(found: object) -> str:
+    """Quote what a sender wrote: short, and on one line."""
+    return repr(found[:64] if isinstance(found, str | bytes) else found)
 
 
-class Fields:
-    """A map that is emptied field by field; every error names the field, and `inside` the field around it."""
+class FieldError(WireError):
+    """What is wrong with a value; each field around it adds its own name, from the inside out."""
 
-    def __init__(self, fields: Mapping[str, Any], *, inside: str = "") -> None:
-        self._left = dict(fields)
-        self._inside = inside
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self._problem = problem
+        self._field = ""
 
-    def take(self, name: str, kinds: type | tuple[type, ...]) -> Any:
-        """Take a field of one of these types."""
-        if name not in self._left:
-            raise self._fault(name, "it is missing")
-        value = self._left.pop(name)
-        # bool is an int for Python, not for the protocol.
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
-            expected = (
-                kinds.__name__ if isinstance(kinds, type) else " or ".join(kind.__name__ for kind in kinds)
-            )
-            raise self._fault(name, f"expected {expected}, found {type(value).__name__}")
-        return value
+    def inside(self, field: str) -> FieldError:
+        """Return the error with one more field around it."""
+        self._field = field + self._field
+        return self
 
-    def text(self, name: str, max_length: int) -> str:
-        """Take a string of at most `max_length` characters."""
-        value: str = self.take(name, str)
-        if len(value) > max_length:
-            raise self._fault(name, f"{len(value)} characters, at most {max_length} are allowed")
-        return value
+    def __str__(self) -> str:
+        return f"field {self._field.removeprefix('.')}: {self._problem}"
 
-    def name(self, name: str) -> str:
-        """Take a name that is safe to print, to log and to use in a queue's name."""
-        value = self.text(name, MAX_NAME_LENGTH)
-        if not is_name(value):
-            raise self._fault(name, f"{in_words(value)} is no name (letters, digits and _ . @ : - only)")
-        return value
 
-    def choice(self, name: str, known: Collection[str]) -> str:
-        """Take one of the known words."""
-        value = self.text(name, 64)
-        if value not in known:
-            raise self._fault(name, f"unknown {in_words(value)}, known are {', '.join(known)}")
-        return value
+Read = Callable[[Any], Any]
 
-    def parsed(self, name: str, parse: Callable[[str], T]) -> T:
-        """Take a short text, and return what `parse` makes of it; its ValueError is a fault."""
-        value = self.text(name, 64)
-        try:
-            return parse(value)
-        except ValueError as error:
-            raise self._fault(name, str(error)) from error
 
-    def integer(self, name: str, low: int = -INT64_MAX, high: int = 2 * INT64_MAX + 1) -> int:
-        """Take an integer from `low` to `high`."""
-        value: int = self.take(name, int)
-        if not low <= value <= high:
-            raise self._fault(name, f"{value} is not from {low} to {high}")
-        return value
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a field is read, and how it is written; without `write` the value is written as it is.
 
-    def number(self, name: str) -> float:
-        """Take a finite number."""
-        value = float(self.take(name, (int, float)))
-        if not math.isfinite(value):
-            raise self._fault(name, f"{value} is not finite")
-        return value
+    `read` raises FieldError for anything but a value of this kind.
+    """
 
-    def number_or_nil(self, name: str) -> float | None:
-        """Take a number, which may be NaN or infinite, or nil."""
-        return None if self.is_nil(name) else float(self.take(name, (int, float)))
+    read: Read
+    write: Callable[[Any], Any] | None = None
 
-    def is_nil(self, name: str) -> bool:
-        """Tell whether a field is nil; if so, it is taken."""
-        if self._left.get(name, "missing") is not None:
-            return False
-        self.take(name, NoneType)
-        return True
+    def written(self, value: Any) -> Any:
+        """Return the value as it stands in a header."""
+        return value if self.write is None else self.write(value)
 
-    def texts(self, name: str, max_length: int, *, max_count: int) -> list[str]:
-        """Take a list of at most `max_count` strings."""
-        row = self._list(name, max_count)
-        return [row.text(str(place), max_length) for place in range(len(row._left))]
 
-    def integers(self, name: str, low: int, high: int, *, max_count: int) -> list[int]:
-        """Take a list of at most `max_count` integers from `low` to `high`."""
-        row = self._list(name, max_count)
-        return [row.integer(str(place), low, high) for place in range(len(row._left))]
+class Table:
+    """The fields of a dataclass by name, but those that do not travel in the header."""
 
-    def magnitudes(self, name: str, *, max_count: int) -> list[float]:
-        """Take a list of at most `max_count` finite numbers from 0 up."""
-        row = self._list(name, max_count)
-        found = [row.number(str(place)) for place in range(len(row._left))]
-        if any(number < 0 for number in found):
-            raise self._fault(name, f"{min(found)} is less than 0")
+    def __init__(self, of: type, *, without: Collection[str] = ()) -> None:
+        annotations = get_type_hints(of, include_extras=True)
+        self.kinds = {
+            each.name: kind_of(annotations[each.name]) for each in fields(of) if each.name not in without
+        }
+
+    def write(self, value: object) -> dict[str, Any]:
+        """Return the fields of a value as they stand in a header."""
+        return {name: kind.written(getattr(value, name)) for name, kind in self.kinds.items()}
+
+    def take(self, header: dict[str, Any]) -> dict[str, Any]:
+        """Take these fields out of a header, and return their values. Raises FieldError."""
+        return {name: take(header, name, kind) for name, kind in self.kinds.items()}
+
+
+def take(header: dict[str, Any], name: str, kind: Kind) -> Any:
+    """Take one field out of a header, and return its value. Raises FieldError."""
+    if name not in header:
+        raise FieldError("it is missing").inside(name)
+    try:
+        return kind.read(header.pop(name))
+    except FieldError as error:
+        raise error.inside(name) from None
+
+
+def kind_of(annotation: Any) -> Kind:
+    """Return how a field with this annotation is read and written."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _KINDS:
+        return _KINDS[annotation]
+    if origin is Annotated:
+        kinds = [each for each in annotation.__metadata__ if isinstance(each, Kind)]
+        checks = [each for each in annotation.__metadata__ if not isinstance(each, Kind)]
+        kind = kinds[0] if kinds else kind_of(arguments[0])
+        return _checked(kind, checks) if checks else kind
+    if origin is Literal:
+        return one_of(arguments)
+    if origin in (Union, UnionType) and len(arguments) == 2 and arguments[1] is NoneType:
+        return _or_nil(kind_of(arguments[0]))
+    if origin is tuple and arguments[1:] == (...,):
+        return _many(kind_of(arguments[0]))
+    if origin is tuple:
+        columns = [str(place) for place in range(len(arguments))]
+        return _row(columns, [kind_of(each) for each in arguments], lambda *row: row)
+    if origin is Mapping:
+        return _by_name(kind_of(arguments[0]), kind_of(arguments[1]))
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return _dataclass(annotation)
+    raise TypeError(f"nothing says how {annotation} travels")
+
+
+def of_type(expected: type) -> Kind:
+    """Return the kind of any value of this type."""
+
+    def read(found: Any) -> Any:
+        if type(found) is not expected:
+            raise unexpected(expected.__name__, found)
         return found
 
-    def map(self, name: str) -> Fields:
-        """Take a map."""
-        return Fields(self.take(name, dict), inside=f"{self._inside}{name}.")
+    return Kind(read)
 
-    def row(self, name: str, columns: Sequence[str]) -> Fields:
-        """Take a list with these columns."""
-        return self._row(name, self.take(name, list), columns)
 
-    def rows(self, name: str, columns: Sequence[str]) -> Iterator[Fields]:
-        """Take a list of lists, each with these columns; one row at a time, since there may be many."""
-        rows: list[object] = self.take(name, list)
-        return (self._row(f"{name}[{place}]", row, columns) for place, row in enumerate(rows))
+def integer(low: int = -INT64_MAX, high: int = UINT64_MAX) -> Kind:
+    """Return the kind of an integer from `low` to `high`."""
 
-    def named_rows(self, name: str, columns: Sequence[str]) -> Iterator[tuple[str, Fields]]:
-        """Take a map from names to lists, each with these columns."""
-        rows: dict[object, object] = self.take(name, dict)
-        for key, row in rows.items():
-            if not isinstance(key, str) or not is_name(key):
-                raise self._fault(name, f"{in_words(key)} is no name")
-            yield key, self._row(f"{name}[{key}]", row, columns)
+    def read(found: Any) -> int:
+        # bool is an int for Python, not for the protocol.
+        if type(found) is not int:
+            raise unexpected("int", found)
+        if not low <= found <= high:
+            raise FieldError(f"{found} is not from {low} to {high}")
+        return found
 
-    def _row(self, name: str, row: object, columns: Sequence[str]) -> Fields:
-        if not isinstance(row, list) or len(row) != len(columns):
-            raise self._fault(name, f"expected a list of {', '.join(columns)}")
-        return Fields(dict(zip(columns, row, strict=True)), inside=f"{self._inside}{name}.")
+    return Kind(read)
 
-    def _list(self, name: str, max_count: int) -> Fields:
-        """Take a short list as fields that are numbered."""
-        found: list[object] = self.take(name, list)
-        if len(found) > max_count:
-            raise self._fault(name, f"{len(found)} entries, at most {max_count} are allowed")
-        numbered = {str(place): each for place, each in enumerate(found)}
-        return Fields(numbered, inside=f"{self._inside}{name}.")
 
-    def numbers(self, name: str, max_count: int) -> dict[str, float]:
-        """Take a small map from names to numbers; NaN and infinity stay what they are."""
-        value: dict[object, object] = self.take(name, dict)
-        if len(value) > max_count:
-            raise self._fault(name, f"{len(value)} entries, at most {max_count} are allowed")
-        numbers: dict[str, float] = {}
-        for key, number in value.items():
-            if not is_metric_name(key):
-                raise self._fault(name, f"{in_words(key)} is no short name")
-            if isinstance(number, bool) or not isinstance(number, int | float):
-                raise self._fault(name, f"{in_words(key)} is no number")
-            numbers[str(key)] = float(number)
-        return numbers
+def text(max_length: int) -> Kind:
+    """Return the kind of a text of at most `max_length` characters."""
 
-    def empty_payload(self, payload: memoryview) -> None:
-        """Require that a message of this kind carries no payload."""
-        if len(payload):
-            raise WireError(f"the payload must be empty, but has {len(payload)} bytes")
+    def read(found: Any) -> str:
+        if type(found) is not str:
+            raise unexpected("str", found)
+        if len(found) > max_length:
+            raise FieldError(f"{len(found)} characters, at most {max_length} are allowed")
+        return found
 
-    def done(self) -> None:
-        """Require that nothing is left: the schema is closed."""
-        if self._left:
-            raise WireError(f"unknown field {self._inside}{in_words(next(iter(self._left)))}")
+    return Kind(read)
 
-    def _fault(self, name: str, what: str) -> WireError:
-        return WireError(f"field {self._inside}{name}: {what}")
+
+def one_of(known: Collection[str]) -> Kind:
+    """Return the kind of a word that is one of the known ones."""
+    word = text(MAX_WORD_LENGTH)
+
+    def read(found: Any) -> str:
+        if word.read(found) not in known:
+            raise FieldError(f"unknown {quoted(found)}, known are {', '.join(known)}")
+        return str(found)
+
+    return Kind(read)
+
+
+def parsed(parse: Callable[[str], str]) -> Kind:
+    """Return the kind of a short text of which `parse` makes the value, or raises ValueError."""
+    word = text(MAX_WORD_LENGTH)
+
+    def read(found: Any) -> str:
+        try:
+            return parse(word.read(found))
+        except ValueError as error:
+            raise FieldError(str(error)) from error
+
+    return Kind(read)
+
+
+def at_most(count: int) -> Callable[[Any], None]:
+    """Return a check that a list or map has at most so many entries."""
+
+    def check(found: Collection[object]) -> None:
+        if len(found) > count:
+            raise FieldError(f"{len(found)} entries, at most {count} are allowed")
+
+    return check
+
+
+def unexpected(expected: str, found: object) -> FieldError:
+    """Return the error that a value is of another type."""
+    return FieldError(f"expected {expected}, found {type(found).__name__}")
+
+
+def _read_any_number(found: Any) -> float:
+    if type(found) is not float and type(found) is not int:
+        raise unexpected("int or float", found)
+    return float(found)
+
+
+def _read_number(found: Any) -> float:
+    if type(found) is float and math.isfinite(found):
+        return found
+    number = _read_any_number(found)
+    if not math.isfinite(number):
+        raise FieldError(f"{number} is not finite")
+    return number
+
+
+def _read_magnitude(found: Any) -> float:
+    number = _read_number(found)
+    if number < 0:
+        raise FieldError(f"{number} is less than 0")
+    return number
+
+
+def _read_name(found: Any) -> str:
+    if not is_name(_SHORT.read(found)):
+        raise FieldError(f"{quoted(found)} is no name (letters, digits and _ . @ : - only)")
+    return str(found)
+
+
+def _read_metric_name(found: Any) -> str:
+    if not is_metric_name(found):
+        raise FieldError(f"{quoted(found)} is no short name")
+    return str(found)
+
+
+def _checked(kind: Kind, checks: Sequence[Callable[[Any], None]]) -> Kind:
+    def read(found: Any) -> Any:
+        value = kind.read(found)
+        for check in checks:
+            check(value)
+        return value
+
+    return Kind(read, kind.write)
+
+
+def _or_nil(kind: Kind) -> Kind:
+    read, write = kind.read, kind.write
+    return Kind(
+        lambda found: None if found is None else read(found),
+        write and (lambda value: None if value is None else write(value)),
+    )
+
+
+def _many(kind: Kind) -> Kind:
+    read_one, write = kind.read, kind.write
+
+    def read(found: Any) -> tuple[Any, ...]:
+        if not isinstance(found, _LISTS):
+            raise unexpected("list", found)
+        values: list[Any] = []
+        try:
+            values.extend(map(read_one, found))
+        except FieldError as error:
+            raise error.inside(f"[{len(values)}]") from None
+        return tuple(values)
+
+    return Kind(read, write and (lambda values: [write(each) for each in values]))
+
+
+def _row(columns: Sequence[str], kinds: Sequence[Kind], make: Callable[..., Any]) -> Kind:
+    """Return the kind of a list with these columns, of which `make` makes the value; a row is written."""
+    reads = [kind.read for kind in kinds]
+
+    def read(found: Any) -> Any:
+        if not isinstance(found, _LISTS) or len(found) != len(reads):
+            raise FieldError(f"expected a list of {', '.join(columns)}")
+        try:
+            return make(*[read_one(each) for read_one, each in zip(reads, found, strict=True)])
+        except FieldError:
+            _read_again(columns, reads, found)
+            raise
+        except LayoutError as error:
+            raise FieldError(str(error)) from error
+
+    def write(row: Sequence[Any]) -> list[Any]:
+        return [kind.written(each) for kind, each in zip(kinds, row, strict=True)]
+
+    return Kind(read, None if all(kind.write is None for kind in kinds) else write)
+
+
+def _read_again(columns: Sequence[str], reads: Sequence[Read], row: Sequence[Any]) -> None:
+    """Raise the error of the column of a row that is at fault, with the column's name."""
+    for name, read, each in zip(columns, reads, row, strict=True):
+        try:
+            read(each)
+        except FieldError as error:
+            raise error.inside(f".{name}") from None
+
+
+def _dataclass(of: type) -> Kind:
+    kinds = Table(of).kinds
+    columns = list(kinds)
+
+    def make(*values: Any) -> Any:
+        return of(**dict(zip(columns, values, strict=True)))
+
+    by_name = any(each.kw_only for each in fields(of))
+    row = _row(columns, list(kinds.values()), make if by_name else of)
+    return Kind(row.read, lambda value: row.written([getattr(value, name) for name in columns]))
+
+
+def _by_name(name: Kind, kind: Kind) -> Kind:
+    read_name, read_one, write = name.read, kind.read, kind.write
+
+    def read(found: Any) -> dict[str, Any]:
+        if type(found) is not dict:
+            raise unexpected("dict", found)
+        values: dict[str, Any] = {}
+        for key, each in found.items():
+            read_name(key)
+            try:
+                values[key] = read_one(each)
+            except FieldError as error:
+                raise error.inside(f"[{key}]") from None
+        return values
+
+    return Kind(read, write and (lambda values: {key: write(each) for key, each in values.items()}))
+
+
+_SHORT: Final = text(MAX_NAME_LENGTH)
+_KINDS: Final[Mapping[Any, Kind]] = {
+    int: integer(),
+    float: Kind(_read_number),
+    bool: of_type(bool),
+}
+
+Count = Annotated[int, integer(0)]
+Positive = Annotated[int, integer(1)]
+# NaN and infinity too; a float without this must be finite.
+AnyNumber = Annotated[float, Kind(_read_any_number)]
+Magnitude = Annotated[float, Kind(_read_magnitude)]
+# Safe to print, to log and to use in a queue's name.
+Name = Annotated[str, Kind(_read_name)]
+# A federation's name, a digest.
+ShortText = Annotated[str, text(64)]
+MetricName = Annotated[str, Kind(_read_metric_name)]
+Metrics = Annotated[Mapping[MetricName, AnyNumber], at_most(MAX_METRICS)]

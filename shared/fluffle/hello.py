@@ -1,4 +1,4 @@
-"""The first message of each connection; see `fluffle.record.Hello` for what it is good for."""
+"""The first message of each connection; `fluffle.record.Hello` says what it is for."""
 
 from __future__ import annotations
 
@@ -18,4 +18,4 @@ def say_hello(broker: Broker, exchange: Exchange, *, federation: str, name: str)
     try:
         broker.publish(exchange.name, "", encode_hello(Hello(federation, name)), headers)
     except QueueFull:
-        log.info("the updates queue is full: enough to wake an aggregator up for")
+        log.info("the updates queue is full, so that an aggregator needs no hello")

@@ -1,7 +1,7 @@
-"""How many updates a worker may have under way that no version contains yet. Pure.
+"""How many updates a worker may have sent that no version contains yet. Pure.
 
-While the aggregator is away, workers that train on from one version repeat themselves: the sum of what they
-send points far beyond what any of them has seen. docs/decisions/0016 has the measurements.
+While there is no aggregator, workers that keep training from one version repeat themselves, and the sum of
+their updates goes much too far. docs/decisions/0016 has the measurements.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import math
 
 from fluffle.record import ModelVersion
 
-# Of the updates that make one version, so many times a worker's own part of them may be under way.
+# How many times its own part of one version's updates a worker may have under way.
 TIMES_OWN_PART = 2.0
 
 
 def most_in_flight(newest: ModelVersion, worker: str) -> int:
     """Return how many updates a worker may have sent that the newest version does not contain.
 
-    It is twice the worker's usual part of a version, and one more, so that a version always fills: with K
-    updates in each version and n equal workers, 2 K / n + 1. A worker that alone makes a version may have K +
-    1.
+    It is twice the worker's usual part of a version, and one more, so that a version always fills: 2 K / n +
+    1 with K updates in a version and n equal workers, and K + 1 for a single worker.
     """
     per_version = newest.plan.updates_per_version
     given = {name: one.updates for name, one in newest.contributors.items() if one.updates}

@@ -1,8 +1,8 @@
-"""Whether a model's messages fit into what RabbitMQ carries, and what to do when they do not. Pure.
+"""Whether a model's messages fit into RabbitMQ's limit, and what to do when they do not. Pure.
 
-The record of a version, and a server optimizer's moments, are float32 whatever the codec; an update is as
-large as its codec makes it. All of that is known when the plan and the model's layout are: nobody has to
-train first to hear of it. The header of a message, some hundred bytes, is left out here.
+The record of a version and a server optimizer's moments are float32; the size of an update depends on its
+codec. The plan and the layout say both, so that a model is refused before anybody trains it. Headers, of some
+hundred bytes, are not counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOW_TO_RAISE = (
 
 
 def require_message_fits(what: str, size_bytes: int, limit_bytes: int) -> None:
-    """Raise MessageTooLarge for a message that is larger than its limit, and say how that may be raised."""
+    """Raise MessageTooLarge, which says how to raise the limit, for a message above it."""
     if size_bytes > limit_bytes:
         raise MessageTooLarge(_too_large(what, size_bytes, limit_bytes), limit_bytes)
 
@@ -47,7 +47,7 @@ def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes:
 
 
 def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
-    """Raise MessageTooLarge, and name the codecs that would fit, when an update in this one may not."""
+    """Raise MessageTooLarge, which names the codecs that fit, when an update in this codec may not fit."""
     size_bytes = most_bytes(codec, layout.size) + layout.beside_vector_size_bytes
     if size_bytes > limit_bytes:
         what = f"an update of this model of {layout.size:,} parameters in {codec}"
@@ -57,7 +57,7 @@ def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
 
 
 def codecs_that_fit(layout: Layout, limit_bytes: int) -> dict[str, int]:
-    """Return the codecs in which an update of this model fits into a message, and its bytes in each."""
+    """Return the codecs in which an update of this model fits, and its bytes in each."""
     sizes = {name: most_bytes(name, layout.size) + layout.beside_vector_size_bytes for name in CODECS}
     return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes <= limit_bytes}
 
@@ -79,5 +79,5 @@ def _too_large(what: str, size_bytes: int, limit_bytes: int) -> str:
 
 
 def _mib(size_bytes: int) -> str:
-    # Rounded up, so that what is above a limit is seen to be.
+    # Rounded up, so that a size above a limit also looks above it.
     return f"{math.ceil(10 * size_bytes / MIB) / 10:,g}"

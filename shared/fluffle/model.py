@@ -1,9 +1,9 @@
 """A model as a layout and flat arrays; Fluffle's formulas run over the vector of trained tensors. Pure.
 
 Each tensor belongs to a group. *Trained* tensors are changed by an optimizer: they go through compression,
-the strategy and the server optimizer. *Statistics* are computed from data, as the moving mean and variance of
-a BatchNormalization: they travel as values and are averaged as values. *Frozen* tensors never change and are
-not sent; the layout holds their digest. *Local* tensors stay with their worker, outside the layout.
+the strategy and the server optimizer. *Statistics* are computed from data, such as the moving mean and
+variance of BatchNormalization: they are sent and averaged as values. *Frozen* tensors never change and are
+not sent; the layout holds their digest. *Local* tensors stay with their worker, and are not in the layout.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import LayoutError
+from fluffle.fields import Count, FieldError, Positive, ShortText, at_most, integer, one_of, text
+from fluffle.topology import MAX_MESSAGE_BYTES
 
 Vector = NDArray[np.float32]
 Weights = Mapping[str, NDArray[np.generic]]
@@ -37,24 +39,38 @@ INTEGERS: Mapping[str, np.dtype[np.generic]] = {
     for name in ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 
+# A version's record carries its vector as float32, so a longer one could belong to no model.
+MAX_PARAMETERS = MAX_MESSAGE_BYTES // 4
+# numpy has no more dimensions.
+MAX_DIMENSIONS = 64
+MAX_TENSOR_NAME_LENGTH = 1024
 
-# What a message carries, and the other two kinds of tensors.
+# The groups that a message carries, and all groups.
 SharedGroup = Literal["trained", "statistic"]
 Group = Literal["trained", "statistic", "frozen", "local"]
 SHARED_GROUPS: tuple[SharedGroup, ...] = get_args(SharedGroup)
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
+def _require_fits(shape: tuple[int, ...]) -> None:
+    # A dimension of 0 counts as 1: numpy multiplies the others even then.
+    if math.prod(dimension or 1 for dimension in shape) > MAX_MESSAGE_BYTES:
+        raise FieldError(f"a tensor of shape {list(shape)} is larger than any message")
+
+
+Dimension = Annotated[int, integer(0, MAX_MESSAGE_BYTES)]
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor that travels: its name, shape (empty for a scalar), the name of its dtype, and its group.
+    """One tensor that is sent: its name, shape (empty for a scalar), name of the dtype, and group.
 
     An integer or boolean tensor is always a statistic.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
+    name: Annotated[str, text(MAX_TENSOR_NAME_LENGTH)]
+    shape: Annotated[tuple[Dimension, ...], at_most(MAX_DIMENSIONS), _require_fits]
+    dtype: Annotated[str, one_of((*FLOATS, *INTEGERS))]
     group: SharedGroup = "trained"
 
     @property
@@ -64,7 +80,7 @@ class TensorSpec:
 
     @property
     def is_float(self) -> bool:
-        """Whether the tensor is averaged; of the others, the newest update's value stands."""
+        """Whether the tensor is averaged; the others take the newest update's value."""
         return self.dtype in FLOATS
 
     def __str__(self) -> str:
@@ -74,11 +90,11 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class FrozenPart:
-    """The tensors that no site changes: how many, of how many elements, and the digest of their values."""
+    """The tensors that no site changes: their number, their elements, and the digest of their values."""
 
-    tensors: int
-    parameters: int
-    digest: str
+    tensors: Positive
+    parameters: Count
+    digest: ShortText
 
     @classmethod
     def of(cls, weights: Weights) -> FrozenPart | None:
@@ -114,7 +130,7 @@ class Layout:
     """The tensors of a model in their order: how named arrays become flat ones, and back.
 
     Float tensors of any width become float32, one after the other in C order: trained ones in the vector,
-    statistics in a second one. Integer and boolean tensors are bytes. `frozen` is what does not travel.
+    statistics in a second one. Integer and boolean tensors are bytes. `frozen` describes what is not sent.
     """
 
     tensors: tuple[TensorSpec, ...]
@@ -171,12 +187,12 @@ class Layout:
 
     @cached_property
     def beside_vector_size_bytes(self) -> int:
-        """The number of bytes that travel beside the vector, whatever its codec."""
+        """The number of bytes that a payload holds beside the vector, whatever its codec."""
         return 4 * self.statistics_size + self.integers_size_bytes
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hexadecimal characters that are equal for equal layouts only."""
+        """Sixteen hexadecimal characters that differ between different layouts."""
         tensors = [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in self.tensors]
         frozen = self.frozen and [self.frozen.tensors, self.frozen.parameters, self.frozen.digest]
         return hashlib.sha256(json.dumps([tensors, frozen]).encode()).hexdigest()[:16]
@@ -244,7 +260,7 @@ class Layout:
             raise LayoutError(difference)
 
     def difference(self, other: Layout, *, whose: str = "the federation's model") -> str | None:
-        """Return the first difference of another layout from this one in words, or None.
+        """Return the first difference between this layout and another in words, or None.
 
         `whose` says what this layout belongs to.
         """
@@ -302,16 +318,3 @@ def some_of(names: Iterable[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
     return ", ".join(ordered[:3]) + more
-
-
-def largest_magnitude(vector: Vector) -> float:
-    """Return the largest absolute value of a vector, NaN if it holds one; in blocks that fit the cache."""
-    largest = 0.0
-    for start in range(0, vector.size, 65536):
-        block = vector[start : start + 65536]
-        # NaN passes through numpy's max and min, but not through Python's.
-        extreme = float(np.maximum(block.max(), -block.min()))
-        if math.isnan(extreme):
-            return extreme
-        largest = max(largest, extreme)
-    return largest

@@ -1,4 +1,4 @@
-"""A message's bytes where they lie: what is as large as a model need not be copied to be sent. Pure."""
+"""A message as several pieces of memory, so that a model is sent without being copied. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Some bytes, and those that follow in other places; nobody may change them before they are sent."""
+    """The start of a message, and the rest in other memory, which must not change before it is sent."""
 
     start: bytes
     rest: tuple[memoryview, ...] = ()
@@ -20,7 +20,7 @@ class Pieces:
         return b"".join((self.start, *self.rest))
 
     def cut(self, size: int) -> Iterator[list[memoryview]]:
-        """Walk through them in runs of `size` bytes, the last one shorter; each is a list of views."""
+        """Yield runs of `size` bytes, the last one shorter; each is a list of views."""
         run: list[memoryview] = []
         missing = size
         for part in (memoryview(self.start), *self.rest):
@@ -36,5 +36,5 @@ class Pieces:
             yield run
 
 
-# What a broker takes.
+# The body of a message.
 Body = bytes | Pieces

@@ -1,60 +1,77 @@
-"""The record of a model version: the model, and all that a successor of the aggregator needs. Pure."""
+"""The record of a model version: the model, and all that the next leader needs. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Annotated
 
+from fluffle.compression import CodecName
+from fluffle.fields import (
+    MAX_METRIC_NAME_LENGTH,
+    AnyNumber,
+    Count,
+    FieldError,
+    Magnitude,
+    Metrics,
+    Name,
+    Positive,
+    ShortText,
+    at_most,
+    text,
+)
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
-from fluffle.update import AppliedUpdates, UpdateId
+from fluffle.update import Applied, AppliedUpdates, UpdateId
 
 # An odd number of norms, so that the median is one of them.
 MAX_NORMS = 101
-# The updates that a worker's share is counted over, where FedAsync limits it.
+# The number of updates over which a worker's share is counted, where FedAsync limits it.
 SHARE_WINDOW = 50
 MAX_REFUSAL_LENGTH = 200
+MAX_REASON_LENGTH = 256
+Reason = Annotated[str, text(MAX_REASON_LENGTH)]
 
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """One update that a version contains, with the staleness and the weight that it was given.
+    """One update that a version contains, with its staleness and its weight.
 
-    When it was published is said by its worker's clock, and when it was received by the aggregator's: Unix
-    time in seconds, 0 where nobody knows. `loss` is the worker's own training loss, None where it reports
-    none, and `train_s` the seconds that its round took. All of these are for people, never for decisions.
+    `published_at` is by the worker's clock and `received_at` by the aggregator's: Unix time in seconds, 0 if
+    unknown. `loss` is the worker's training loss, None where it reports none, and `train_s` the seconds that
+    its round took. These four are for people, never for decisions.
     """
 
     id: UpdateId
-    base_version: int
-    staleness: int
+    base_version: Count
+    staleness: Count
     weight: float
     published_at: float = 0.0
     received_at: float = 0.0
-    loss: float | None = None
+    loss: AnyNumber | None = None
     train_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contributor:
-    """What one worker has given to the federation so far, even if all of it was refused.
+    """What one worker has sent so far, even if all of it was refused.
 
-    `examples` are those of its last update: its own, however many rounds it trained. `refusal` says why its
-    last refused message was refused, and is empty if none was. Messages that came after the end are not
-    counted. `loss` is the training loss of its last update, which may be NaN, and None where it reports none.
-    `last_update_at` is Unix time in seconds by the aggregator's clock. The last three are for people, never
-    for decisions.
+    `examples` and `loss` are those of its last update; the loss may be NaN, and is None where the worker
+    reports none. `refusal` says why its last refused message was refused, and is empty if none was. Messages
+    that come after the end are not counted. `last_update_at` is Unix time in seconds by the aggregator's
+    clock. The last three fields are for people, never for decisions.
     """
 
-    updates: int = 0
-    examples: int = 0
-    staleness_sum: int = 0
+    updates: Count = 0
+    examples: Count = 0
+    staleness_sum: Count = 0
     weight_sum: float = 0.0
-    rejected: int = 0
+    rejected: Count = 0
     last_update_at: float = 0.0
-    loss: float | None = None
-    refusal: str = ""
+    loss: AnyNumber | None = None
+    refusal: Annotated[str, text(MAX_REFUSAL_LENGTH)] = ""
 
     @property
     def mean_staleness(self) -> float:
@@ -64,23 +81,23 @@ class Contributor:
 
 @dataclass(frozen=True, slots=True)
 class PlateauState:
-    """How many evaluations in a row were no better than the best, and how often the rate was lowered before.
+    """How many evaluations in a row were no better than the best, and how often the rate was lowered.
 
-    It is kept where the schedule of the learning rate goes by the evaluations.
+    It is used when the learning rate's schedule waits for a plateau of the evaluations.
     """
 
-    misses: int = 0
-    drops: int = 0
+    misses: Count = 0
+    drops: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What an evaluator measured of one version on held-out data."""
+    """An evaluator's metrics of one version on held-out data."""
 
-    federation: str
-    evaluator: str
-    version: int
-    metrics: Mapping[str, float]
+    federation: ShortText
+    evaluator: Name
+    version: Count
+    metrics: Metrics
     evaluate_s: float = 0.0
 
 
@@ -93,17 +110,17 @@ def not_finite(metrics: Mapping[str, float]) -> list[str]:
 class Rank:
     """The order of versions: a higher term wins, whatever the version number."""
 
-    term: int
-    version: int
+    term: Positive
+    version: Count
 
     def __str__(self) -> str:
         return f"{self.version} (term {self.term})"
 
 
 def is_in_history(base: Rank, terms: Sequence[Rank], newest_version: int) -> bool:
-    """Tell whether a version is one of the linear history that these terms make up.
+    """Return whether a version is in the linear history that these terms form.
 
-    A leader that was frozen and wakes up may publish one more version, from which nobody goes on.
+    A leader that was frozen and wakes up may publish one more version, which no later version contains.
     """
     ends = [*(later.version for later in terms[1:]), newest_version]
     return any(
@@ -112,60 +129,66 @@ def is_in_history(base: Rank, terms: Sequence[Rank], newest_version: int) -> boo
     )
 
 
+def _require_terms(terms: tuple[Rank, ...]) -> None:
+    if not terms or any(
+        later.term <= one.term or later.version < one.version for one, later in pairwise(terms)
+    ):
+        raise FieldError("expected one or more, in ascending order")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelVersion:
     """One version of the global model.
 
-    `version` counts the steps of the global model since the first (version 0); records of some versions
-    may never be published. `vector`, `statistics` and `integers` are the
-    model as `layout` says. `parent` is the digest of the record published before, empty for the first.
-    `terms` has, for each term so far, the version that its leader went on from; they ascend.
-    `folded` are the updates applied since then. `norms` says how far each of the last MAX_NORMS updates would
-    have moved the model, oldest first; empty unless norms are limited. `moments_checksum` names the server
-    optimizer's moments that lie beside this record in the head queue, None when it has none. `elapsed_s`
-    counts the seconds in which the federation had a leader, and `started_s` is what it was when the first
-    update came, None before that. `closing` says why the federation takes no more updates while it waits for
-    the evaluation of its last model; `finished` says why it has ended. Both are empty until then.
+    `version` counts the steps of the global model since version 0; not every step is published. `vector`,
+    `statistics` and `integers` are the model as `layout` describes it. `parent` is the digest of the record
+    published before, empty for the first. `terms` has, for each term so far, the version from which its
+    leader continued. `folded` are the updates applied since the parent. `norms` are the L2 norms of what the
+    last MAX_NORMS updates would have changed, oldest first; empty unless norms are limited. `window` has the
+    worker and the weight of the last updates, oldest first; empty unless FedAsync limits a worker's share.
 
-    `best_by` is the metric by which `best` is the best evaluation, and its direction: "accuracy:max".
-    `not_finite_held` counts the evaluations in a row whose metrics were not finite. `window` has the worker
-    and the weight of the last updates, oldest first; empty unless FedAsync limits a worker's share.
+    `elapsed_s` counts the seconds in which the federation had a leader; `started_s` is its value at the first
+    update, None before that. `best_by` is the metric and direction by which `best` is the best evaluation,
+    such as "accuracy:max". `not_finite_held` counts the evaluations in a row whose metrics were not finite.
+    `closing` says why the federation takes no more updates while it waits for the evaluation of its last
+    model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the server
+    optimizer's moments beside this record in the head queue, None when there are none.
 
-    What is read from the stream may be a copy of a record, whose vector travelled in `codec` and is rounded.
-    `copy_of` is the digest of the record itself, and empty for that one.
+    What is read from the stream may be a rounded copy of a record: its vector was sent in `codec`, and
+    `copy_of` is the digest of the record, which is empty for a record itself.
     """
 
-    federation: str
-    term: int
-    version: int
-    parent: str
-    terms: tuple[Rank, ...]
+    federation: ShortText
+    term: Positive
+    version: Count
+    parent: ShortText
+    terms: Annotated[tuple[Rank, ...], _require_terms]
     layout: Layout
     plan: Plan
-    strategy: str
+    strategy: Reason
     vector: Vector
     statistics: Vector = field(default_factory=no_values)
     integers: bytes = b""
-    applied: AppliedUpdates = field(default_factory=AppliedUpdates)
+    applied: Applied = field(default_factory=AppliedUpdates)
     folded: tuple[Folded, ...] = ()
-    norms: tuple[float, ...] = ()
-    contributors: Mapping[str, Contributor] = field(default_factory=dict)
-    rejected: int = 0
+    norms: Annotated[tuple[Magnitude, ...], at_most(MAX_NORMS)] = ()
+    contributors: Mapping[Name, Contributor] = field(default_factory=dict)
+    rejected: Count = 0
     evaluation: Evaluation | None = None
     best: Evaluation | None = None
-    best_by: str = ""
-    target_held: int = 0
-    not_finite_held: int = 0
+    best_by: Annotated[str, text(MAX_METRIC_NAME_LENGTH + len(":max"))] = ""
+    target_held: Count = 0
+    not_finite_held: Count = 0
     plateau: PlateauState = field(default_factory=PlateauState)
-    window: tuple[tuple[str, float], ...] = ()
+    window: tuple[tuple[Name, float], ...] = ()
     elapsed_s: float = 0.0
     started_s: float | None = None
     committed_at: float = 0.0
-    closing: str = ""
-    finished: str = ""
-    moments_checksum: int | None = None
-    codec: str = "float32"
-    copy_of: str = ""
+    closing: Reason = ""
+    finished: Reason = ""
+    moments_checksum: Count | None = None
+    codec: CodecName = "float32"
+    copy_of: ShortText = ""
 
     @property
     def rank(self) -> Rank:
@@ -198,21 +221,21 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Moments:
+class MomentsRecord:
     """The server optimizer's memory at one version: float32 vectors of the model's size by name."""
 
-    federation: str
+    federation: ShortText
     rank: Rank
     vectors: Mapping[str, Vector]
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """What everyone sends through the updates queue when it connects.
+    """What every part sends through the updates queue when it connects.
 
-    Of the aggregators, whoever receives the first one leads. A worker or evaluator learns at once, and not
-    after hours of training, whether the broker lets it publish in its name.
+    The aggregator that receives the first one leads. A worker or evaluator learns at once, and not after
+    hours of training, whether the broker lets it publish in its name.
     """
 
-    federation: str
-    name: str
+    federation: ShortText
+    name: Name

@@ -1,4 +1,4 @@
-"""`.fluffle` files: the record of a version as it lay on the broker, and its SHA-256 as the last line."""
+"""`.fluffle` files: the bytes of a version's record, and their SHA-256 as the last line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _TRAILER_BYTES = len(_LABEL) + 64 + 1
 
 
 def write_record(path: Path, body: bytes) -> None:
-    """Write the record of a version; whoever reads `path` sees the old file or the new one."""
+    """Write the record of a version; a reader of `path` sees the old file or the new one."""
     write_whole(path, [body, _trailer(body)])
 
 
 def read_record(path: Path) -> StoredVersion:
-    """Read the record of a version back. Raises ConfigError when there is none, or when it is damaged."""
+    """Read the record of a version. Raises ConfigError when there is none, or when it is damaged."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -30,16 +30,16 @@ def read_record(path: Path) -> StoredVersion:
     body, trailer = content[:-_TRAILER_BYTES], content[-_TRAILER_BYTES:]
     if not trailer.startswith(_LABEL):
         raise ConfigError(
-            f"{path} is not whole, or no file of `fluffle model export --out NAME.fluffle`: its last "
-            "line is no sha256"
+            f"{path} is incomplete, or not a file of `fluffle model export --out NAME.fluffle`: its last "
+            "line has no sha256"
         )
     # The message's own checksum covers the weights alone, not the ids of the updates in them.
     if trailer != _trailer(body):
-        raise ConfigError(f"{path} is damaged: its bytes are not those that were written (sha256)")
+        raise ConfigError(f"{path} is damaged: its bytes do not match the sha256 in its last line")
     try:
         return StoredVersion(decode_version(body), body)
     except WireError as error:
-        raise ConfigError(f"{path} holds no version that this Fluffle can read: {error}") from error
+        raise ConfigError(f"{path} has no version that this Fluffle can read: {error}") from error
 
 
 def _trailer(body: bytes) -> bytes:

@@ -18,10 +18,10 @@ from fluffle.errors import ConfigError, LayoutError
 from fluffle.model import INTEGERS, FrozenPart, Layout, SharedGroup, TensorSpec, Weights, some_of
 from fluffle.whole_file import write_whole
 
-# The format itself keeps no order: its library writes the widest dtype first, then by name.
+# The format keeps no order: its library sorts by the width of the dtype, then by name.
 LAYOUT_KEY, FORMAT_KEY = "fluffle.layout", "fluffle.format"
 FORMAT = "2"
-# What the format calls the types that a tensor of a model may have.
+# The dtypes of a model's tensors by their names in the format.
 DTYPES: Mapping[str, str] = {
     "F16": "float16",
     "BF16": "bfloat16",
@@ -38,7 +38,7 @@ DTYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelFile:
-    """What a file holds: the tensors of a layout, by name."""
+    """The content of a file: a layout, and its tensors by name."""
 
     layout: Layout
     weights: Mapping[str, NDArray[np.generic]]
@@ -47,9 +47,9 @@ class ModelFile:
 def write_model(
     path: Path, weights: Weights, about: Mapping[str, str] = {}, *, layout: Layout | None = None
 ) -> None:
-    """Write named arrays and free text about them; whoever reads `path` sees the old file or the new one.
+    """Write named arrays and free text about them; a reader of `path` sees the old file or the new one.
 
-    `layout` says their groups; without it all float tensors are trained. Raises LayoutError for tensors of
+    `layout` has their groups; without it all float tensors are trained. Raises LayoutError for tensors of
     another layout, ConfigError when the file cannot be written.
     """
     layout = layout or Layout.of(weights)
@@ -71,9 +71,8 @@ def read_model(path: Path) -> Mapping[str, NDArray[np.generic]]:
 def read_model_file(path: Path) -> ModelFile:
     """Read a file with the layout of its tensors.
 
-    In a file of another program all float tensors are trained, and have the order in which they lie there.
-    Raises ConfigError when there is no such file, when it is no safetensors file, or when it is of another
-    version of this format.
+    In a file of another program all float tensors are trained, in the order of the file. Raises ConfigError
+    when the file does not exist, is no safetensors file, or has another version of our format.
     """
     layout = read_layout(path)
     with _reading(path):
@@ -82,7 +81,7 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def read_layout(path: Path) -> Layout:
-    """Return the layout of a file's tensors, and leave them where they are; see `read_model_file`."""
+    """Return the layout of a file without reading its tensors; see `read_model_file`."""
     with _reading(path), safe_open(path, framework="numpy"):  # which checks the whole header
         header = _header(path)
     metadata = header.pop("__metadata__", {})

@@ -1,7 +1,4 @@
-"""Says how far a large message is on its way: a bar on a terminal, a log line now and then elsewhere.
-
-Small messages, and large ones on a quick link, are there before anybody asks.
-"""
+"""Shows the progress of a large message: a bar on a terminal, elsewhere a log line now and then."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from fluffle.topology import MIB
 log = logs.get_logger(__name__)
 
 LARGE_BYTES = 10 * MIB
-# Who waits for a large message looks so often how far it is.
+# How often a reader that waits for a large message asks for its progress.
 LOOK_EVERY_S = 0.25
 SAY_EVERY_S = 5.0
 
 
 class Transfer:
-    """One message after the other, each shown while it is on its way; `doing` says what is done with it."""
+    """Shows one message after the other while it is sent or received, which `doing` says."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing
@@ -33,7 +30,7 @@ class Transfer:
         self._said_at = 0.0
 
     def show(self, done_bytes: int, size_bytes: int) -> None:
-        """Show how far the message is; a size of 0 says that none is on its way."""
+        """Show how much of the message is done; a size of 0 means that there is none."""
         if size_bytes != self._size_bytes or done_bytes < self._done_bytes:
             self.close()
             self._size_bytes, self._said_at = size_bytes, time.monotonic()
@@ -50,7 +47,7 @@ class Transfer:
             log.info(f"{self._doing} a large message", done_mib=done_mib, size_mib=size_mib)
 
     def close(self) -> None:
-        """Show nothing any more; the message is there, or nobody waits for it."""
+        """Stop showing the message: it is complete, or nobody waits for it."""
         if self._bars:
             self._bars.stop()
         self._bars = None
@@ -67,5 +64,5 @@ class Transfer:
 
 def _bars() -> Progress:
     columns = (BarColumn(), DownloadColumn(binary_units=True), SpeedColumn(), TimeRemainingColumn())
-    # It goes away at its end, and log lines scroll by above it.
+    # The bar disappears at its end; log lines scroll above it.
     return Progress(TextColumn("{task.description}"), *columns, console=logs.console(), transient=True)

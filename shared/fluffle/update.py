@@ -1,33 +1,41 @@
-"""Weight updates, their identity, and the memory of which of them a model already contains. Pure."""
+"""Weight updates, their ids, and the memory of which of them a model contains. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Annotated, Any
 
-from fluffle.compression import CompressedVector
+from fluffle.compression import CodecName, CompressedVector
+from fluffle.fields import AnyNumber, Count, FieldError, Kind, Name, Positive, ShortText, at_most, kind_of
 from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
 
-# What a model remembers stands in the record of each of its versions, and nobody could read one without end.
+# The record of each version holds all that the model remembers, so that must be bounded.
 MAX_RUNS = 12_000
 MAX_RUNS_PER_WORKER = 1_000
 MAX_GAPS_PER_RUN = 256
 MAX_GAPS = 40_000
-# An update that takes the place of more than these leaves the oldest of them refused for good.
+# If an update absorbs more than these, the oldest of them stay refused.
 MAX_ABSORBS = 32
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class UpdateId:
-    """Names one update for ever: the worker, its run (kept in its spool) and a number from 1 up."""
+    """The id of one update: the worker, its run (kept in its spool) and a number from 1 up."""
 
-    worker: str
-    run: str
-    sequence: int
+    worker: Name
+    run: Name
+    sequence: Positive
 
     def __str__(self) -> str:
         return f"{self.worker}/{self.run}/{self.sequence}"
+
+
+def _require_ascending(numbers: tuple[int, ...]) -> None:
+    if any(later <= one for one, later in pairwise(numbers)):
+        raise FieldError("expected ascending numbers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,41 +44,42 @@ class WeightUpdate:
 
     `base_term` and `base_version` name the version that the training started from. `vector` is of the
     layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
-    `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `absorbs` are the
-    numbers of earlier updates of its run that were refused, and whose content is in this one: they may not
-    count any more.
+    `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `loss` is that of the
+    training data, None where the task reports none, and `train_s` the seconds that the round took: both are
+    for people. `absorbs` are the numbers of earlier updates of the run that were refused and whose content is
+    in this one: they may not count any more.
     """
 
-    federation: str
+    federation: ShortText
     id: UpdateId
-    base_term: int
-    base_version: int
-    layout_digest: str
+    base_term: Positive
+    base_version: Count
+    layout_digest: ShortText
     sends: Sends
-    codec: str
+    codec: CodecName
     vector: CompressedVector
     statistics: Vector = field(default_factory=no_values)
     integers: bytes = b""
     examples: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    loss: AnyNumber | None = None
     train_s: float = 0.0
-    absorbs: tuple[int, ...] = ()
+    absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()
 
     @property
     def absorbed(self) -> list[UpdateId]:
-        """The ids of the updates that this one takes the place of."""
+        """The ids of the updates whose content is in this one."""
         return [replace(self.id, sequence=sequence) for sequence in self.absorbs]
 
 
 @dataclass(frozen=True, slots=True)
 class RunLog:
-    """The sequence numbers of one run that are applied: all up to `highest` but those in the `gaps`.
+    """The applied sequence numbers of one run: all up to `highest` except those in `gaps`.
 
-    A gap is a pair (first, last) of numbers that have not come, both inclusive; gaps ascend.
+    A gap is a pair (first, last), both inclusive, of numbers that have not arrived; gaps ascend.
     """
 
-    highest: int = 0
-    gaps: tuple[tuple[int, int], ...] = ()
+    highest: Count = 0
+    gaps: tuple[tuple[Positive, Positive], ...] = ()
 
     def __contains__(self, sequence: int) -> bool:
         return sequence <= self.highest and not any(first <= sequence <= last for first, last in self.gaps)
@@ -79,8 +88,8 @@ class RunLog:
         """Return the log with one more number in it."""
         if sequence > self.highest:
             skipped = ((self.highest + 1, sequence - 1),) if sequence > self.highest + 1 else ()
-            # Bounded: the oldest gap closes, so that an update as late as that is refused as a duplicate,
-            # with its reason in F.rejected, and never counts twice.
+            # Bounded: the oldest gap is closed. An update as late as that is refused as a duplicate, with
+            # its reason in F.rejected, and never counts twice.
             return RunLog(sequence, (self.gaps + skipped)[-MAX_GAPS_PER_RUN:])
         gaps: list[tuple[int, int]] = []
         for first, last in self.gaps:
@@ -104,7 +113,7 @@ class AppliedUpdates:
         return update.sequence in self.runs.get((update.worker, update.run), RunLog())
 
     def is_past(self, update: UpdateId) -> bool:
-        """Tell whether an update is applied, or a later one of its run is."""
+        """Return whether an update, or a later one of its run, is applied."""
         return update.sequence <= self.runs.get((update.worker, update.run), RunLog()).highest
 
     def adding(self, updates: Iterable[UpdateId]) -> AppliedUpdates:
@@ -123,7 +132,7 @@ class AppliedUpdates:
         return AppliedUpdates(runs)
 
     def why_full(self, update: UpdateId) -> str:
-        """Say why one more run may not be remembered; empty when it may, or is remembered already."""
+        """Return why the run of an update cannot be remembered; empty when it can, or already is."""
         if (update.worker, update.run) in self.runs:
             return ""
         if len(self.runs) >= MAX_RUNS:
@@ -131,3 +140,30 @@ class AppliedUpdates:
         if sum(worker == update.worker for worker, _ in self.runs) >= MAX_RUNS_PER_WORKER:
             return f"worker {update.worker} has come in {MAX_RUNS_PER_WORKER} runs: give it another name"
         return ""
+
+
+_ROWS = kind_of(tuple[tuple[Name, Name, RunLog], ...])
+
+
+def _read_applied(found: Any) -> AppliedUpdates:
+    runs: dict[tuple[str, str], RunLog] = {}
+    for worker, run, log in _ROWS.read(found):
+        if (worker, run) in runs:
+            raise FieldError(f"run {run} of {worker} stands there twice")
+        below = 0
+        for first, last in log.gaps:
+            if not below < first <= last <= log.highest:
+                raise FieldError(
+                    f"run {run} of {worker}: expected ascending gaps below {log.highest}, found "
+                    f"{first} to {last} after {below}"
+                )
+            below = last
+        runs[worker, run] = log
+    return AppliedUpdates(runs)
+
+
+def _applied_rows(applied: AppliedUpdates) -> list[Any]:
+    return [(*run, (log.highest, log.gaps)) for run, log in applied.runs.items()]
+
+
+Applied = Annotated[AppliedUpdates, Kind(_read_applied, _applied_rows)]

@@ -1,11 +1,12 @@
 """Arithmetic on whole model vectors, in place and in blocks that stay in the cache. Pure.
 
-A model may have a hundred million parameters, so nothing here makes a second vector of that size.
-Every element is computed by itself, so the blocks do not show in the bits.
+A model may have a hundred million parameters, so nothing here makes a second vector of that size. Each
+element is computed by itself, so the size of the blocks does not change the result.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ BLOCK_SIZE = 65_536
 
 
 def matching_blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
-    """Walk through vectors of one size together, as views of at most BLOCK_SIZE elements each.
+    """Yield vectors of one size together, as views of at most BLOCK_SIZE elements each.
 
     Raises ValueError before the first block when the sizes differ: numpy would broadcast a single element.
     """
@@ -29,7 +30,7 @@ def matching_blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
 
 
 def scratch_block(size: int) -> Vector:
-    """Return room for one block of a vector of `size` elements; what lies in it is arbitrary."""
+    """Return an uninitialized block for a vector of `size` elements."""
     return np.empty(min(size, BLOCK_SIZE), np.float32)
 
 
@@ -44,3 +45,15 @@ def add_scaled(total: Vector, vector: Vector, scale: float) -> None:
         # A fresh update weighs 1 in FedBuff: one pass less, and the same bits.
         product = values if factor == 1 else np.multiply(values, factor, out=scratch[: values.size])
         np.add(sums, product, out=sums)
+
+
+def largest_magnitude(vector: Vector) -> float:
+    """Return the largest absolute value of a vector, NaN if it holds one."""
+    largest = 0.0
+    for (block,) in matching_blocks(vector):
+        # NaN passes through numpy's max and min, but not through Python's.
+        extreme = float(np.maximum(block.max(), -block.min()))
+        if math.isnan(extreme):
+            return extreme
+        largest = max(largest, extreme)
+    return largest

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process or the machine dies."""
+"""Files that exist whole or not at all, even if the process or the machine dies while they are written."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from fluffle.errors import ConfigError
 
 
 def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file; whoever reads `path` sees the old one or the new one.
-
-    Raises ConfigError when it cannot be written.
-    """
+    """Write a file; a reader of `path` sees the old file or the new one. Raises ConfigError if that fails."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write_and_rename(partial, path, parts)
@@ -25,7 +22,7 @@ def write_whole(path: Path, parts: Iterable[bytes]) -> None:
 def write_and_rename(
     partial: Path, path: Path, parts: Iterable[bytes | memoryview], mode: int = 0o666
 ) -> None:
-    """Write `partial` down to the disk, and then give it the name `path`; what fails leaves it behind."""
+    """Write `partial` and flush it to the disk, then rename it to `path`; an error leaves it behind."""
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with open(descriptor, "wb") as file:
         file.writelines(parts)

@@ -1,84 +1,100 @@
-"""Messages to bytes and back: the only module that knows msgpack. docs/protocol.md describes the bytes.
+"""Messages to bytes and back. docs/protocol.md has the fields of each kind of message as tables.
 
-A message is a header map and one bin with the payload. Nothing that a sender says is believed before it is
-checked: the header's size, depth, types and ranges, the payload's length and its checksum. What the fields of
-each kind of message are stands in fluffle.schema.
+The fields of a header are those of the message's dataclass, whose annotations say what may stand in them.
+What is as large as a model lies in the payload. Nothing that a sender says is believed before it is checked:
+every fault is a WireError that names the field.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Annotated, Final, TypeVar
 
-import msgpack
 import numpy as np
-import xxhash
 
-from fluffle import events, schema
 from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import compress, wire_bytes
-from fluffle.errors import MessageTooLarge, ProtocolMismatch, WireError
-from fluffle.fields import Fields, in_words, is_name
-from fluffle.header_scan import HeaderLimits, HeaderScan, require_readable
-from fluffle.message_size import require_message_fits
-from fluffle.model import Vector
-from fluffle.pieces import Pieces
-from fluffle.record import Evaluation, Hello, ModelVersion, Moments, Rank
-from fluffle.schema import Header
-from fluffle.topology import MAX_MESSAGE_BYTES, MIB
+from fluffle.compression import compress, decompressed, is_packed, leaves_out, read_vector, wire_bytes
+from fluffle.errors import WireError
+from fluffle.events import Report
+from fluffle.fields import Count, Positive, ShortText, Table, at_most, integer, kind_of, one_of, quoted, take
+from fluffle.framing import (
+    NO_PAYLOAD,
+    Header,
+    HeaderLimits,
+    HeaderReader,
+    checksum,
+    header_bytes,
+    join,
+    record_digest,
+    split,
+    split_without_payload,
+)
+from fluffle.model import MAX_PARAMETERS, Vector, no_values
+from fluffle.pieces import Body, Pieces
+from fluffle.record import Evaluation, Hello, ModelVersion, MomentsRecord, Rank
+from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
 
-PROTOCOL: Final = 2
-ALIGNMENT: Final = 64
-BIN32_PREFIX_BYTES: Final = 5
-NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"
-PROTOCOL_FIELD: Final = "fluffle"
-RANK_FIELDS: Final = ("term", "version")
-
+__all__ = ["record_digest"]
 
 # Anyone may send to F.updates, only aggregators to F.versions. Neither takes more than 64 MB to read, and a
 # record has room for all that fluffle.update lets a model remember.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
-RECORD: Final = HeaderLimits(8 * MIB, 360_000)
+RECORD: Final = HeaderLimits(8 * MIB, 380_000)
 REPORT: Final = HeaderLimits(MIB, 16_384)
+
+_IN_PAYLOAD: Final = ("vector", "statistics", "integers")
+_UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
+_VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
+_MOMENTS: Final = Table(MomentsRecord, without=("vectors",))
+_MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
+_EVALUATION: Final = Table(Evaluation)
+_HELLO: Final = Table(Hello)
+_REPORT: Final = Table(Report)
+_RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
+
+T = TypeVar("T")
+_Read = Callable[[Header, memoryview], T]
 
 
 def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update."""
     vector = wire_bytes(update.codec, update.vector)
-    header = schema.update_header(update, vector.nbytes)
-    body = bytes(_join(header, _payload(vector, update.statistics, update.integers), INBOUND))
-    _require_readable(header, lambda: decode_inbound(body))
-    return body
+    header = {
+        "kind": "update",
+        **_UPDATE.write(update),
+        "parameters": update.vector.size,
+        "vector_bytes": vector.nbytes,
+        "statistics_size": update.statistics.size,
+    }
+    return _encode_inbound(header, _payload(vector, update.statistics, update.integers), _read_update)
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
     """Return the message in which an evaluator reports."""
-    header = schema.evaluation_header(evaluation)
-    body = bytes(_join(header, [], INBOUND))
-    _require_readable(header, lambda: decode_inbound(body))
-    return body
+    return _encode_inbound({"kind": "evaluation", **_EVALUATION.write(evaluation)}, [], _read_evaluation)
 
 
 def encode_hello(hello: Hello) -> bytes:
-    """Return the message that everyone sends when it connects."""
-    header = schema.hello_header(hello)
-    body = bytes(_join(header, [], INBOUND))
-    _require_readable(header, lambda: decode_inbound(body))
-    return body
+    """Return the message that every part sends when it connects."""
+    return _encode_inbound({"kind": "hello", **_HELLO.write(hello)}, [], _read_hello)
 
 
-def moments_pieces(moments: Moments) -> Pieces:
-    """Return the message of a server optimizer's moments, with the vectors where they lie."""
-    payload = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
-    return _join(schema.moments_header(moments), payload, RECORD)
+def encode_report(report: Report) -> bytes:
+    """Return the message in which a part reports events."""
+    return bytes(join({"kind": "events", **_REPORT.write(report)}, [], REPORT))
 
 
-def checksum_of(moments: Moments) -> int:
-    """Return the checksum that a record names these moments by."""
-    return _checksum(Float32Vector.of(vector).payload for vector in moments.vectors.values())
+def moments_pieces(moments: MomentsRecord) -> Pieces:
+    """Return the message of a server optimizer's moments; the vectors are not copied."""
+    header = {"kind": "moments", **_MOMENTS.write(moments), "names": list(moments.vectors)}
+    return join(header, _moment_payloads(moments), RECORD)
+
+
+def checksum_of(moments: MomentsRecord) -> int:
+    """Return the checksum by which a record names these moments."""
+    return checksum(_moment_payloads(moments))
 
 
 def encode_version(version: ModelVersion) -> bytes:
@@ -87,125 +103,79 @@ def encode_version(version: ModelVersion) -> bytes:
 
 
 def version_pieces(version: ModelVersion) -> Pieces:
-    """Return the message of a version's record, with the vector where it lies."""
+    """Return the message of a version's record; the vector is not copied."""
     vector = Float32Vector.of(version.vector).payload
-    payload = _payload(vector, version.statistics, version.integers)
-    return _join(schema.version_header(version), payload, RECORD)
-
-
-def require_readable_version(version: ModelVersion) -> None:
-    """Raise WireError, which names the field, when nobody could read the record of this version.
-
-    What changes from one record of a term to the next was read from messages, and is readable: this is for
-    the first record of a term. Nothing that is as large as the model is copied.
-    """
-    header = schema.version_header(version)
-    size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
-    # Zeros that nobody touches take no memory.
-    payload = np.zeros(size_bytes, np.uint8).data
-
-    def read() -> None:
-        fields = Fields({name: value for name, value in header.items() if name != "kind"})
-        schema.read_version(fields.text("federation", 64), fields, payload)
-
-    _require_readable(header, read)
+    return join(version_header(version), _payload(vector, version.statistics, version.integers), RECORD)
 
 
 def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
-    """Return the message of a copy of a version's record, which has this digest, for the stream.
+    """Return the message, for the stream, of a copy of the record that has this digest.
 
     The same model gives the same bits, whoever makes the copy, and in whichever term.
     """
     random = np.random.default_rng(version.version)
     vector = wire_bytes(codec, compress(codec, version.vector, random))
-    header = schema.copy_header(version, codec, digest)
-    return bytes(_join(header, _payload(vector, version.statistics, version.integers), RECORD))
+    header = {**version_header(version), "codec": codec, "copy_of": digest}
+    return bytes(join(header, _payload(vector, version.statistics, version.integers), RECORD))
 
 
-def encode_report(report: events.Report) -> bytes:
-    """Return the message in which a part tells what happened."""
-    return bytes(_join(events.report_header(report), [], REPORT))
+def version_header(version: ModelVersion) -> Header:
+    """Return the header of a version's record, even for a version that was read from a copy."""
+    return {"kind": "version", **_VERSION.write(version), "codec": "float32", "copy_of": ""}
 
 
-def decode_report(body: bytes) -> events.Report:
-    """Read what a part tells. Raises WireError that names the field."""
-    fields, payload = _split(body, REPORT)
-    fields.choice("kind", ("events",))
-    return events.read_report(fields.text("federation", 64), fields, payload)
+def require_readable_version(version: ModelVersion) -> None:
+    """Raise WireError that names the field when nobody could read the record of this version.
+
+    What changes from one record of a term to the next was read from messages, and is readable: this is for
+    the first record of a term. Nothing that is as large as the model is copied.
+    """
+    size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
+    # Zeros that nobody touches take no memory.
+    _require_readable(version_header(version), np.zeros(size_bytes, np.uint8).data, _read_version)
 
 
 def decode_inbound(
-    body: bytes, *, most_parameters: int = schema.MAX_PARAMETERS
+    body: bytes, *, most_parameters: int = MAX_PARAMETERS
 ) -> WeightUpdate | Evaluation | Hello:
     """Read what arrives at the aggregator; the update's vector is a view of the body where the codec allows.
 
     A reader who knows the model says how many parameters it has, so that no small message is unpacked to
     more. Raises WireError that names the field.
     """
-    fields, payload = _split(body, INBOUND)
-    kind = fields.choice("kind", ("update", "evaluation", "hello"))
-    federation = fields.text("federation", 64)
-    if kind == "update":
-        return schema.read_update(federation, fields, payload, most_parameters=most_parameters)
-    if kind == "evaluation":
-        return schema.read_evaluation(federation, fields, payload)
-    return schema.read_hello(federation, fields, payload)
+    readers: Mapping[str, _Read[WeightUpdate | Evaluation | Hello]] = {
+        "update": lambda header, payload: _read_update(header, payload, most_parameters),
+        "evaluation": _read_evaluation,
+        "hello": _read_hello,
+    }
+    return _decode(body, INBOUND, readers)
 
 
-def decode_record(body: bytes) -> ModelVersion | Moments:
+def decode_report(body: bytes) -> Report:
+    """Read a report of events. Raises WireError that names the field."""
+    return _decode(body, REPORT, {"events": _read_report})
+
+
+def decode_record(body: bytes) -> ModelVersion | MomentsRecord:
     """Read what lies in the head queue, never a copy. Raises WireError that names the field."""
-    fields, payload = _split(body, RECORD)
-    kind = fields.choice("kind", ("version", "moments"))
-    federation = fields.text("federation", 64)
-    if kind == "moments":
-        return schema.read_moments(federation, fields, payload)
-    return schema.read_version(federation, fields, payload)
+    readers: Mapping[str, _Read[ModelVersion | MomentsRecord]] = {
+        "version": _read_version,
+        "moments": _read_moments,
+    }
+    record = _decode(body, RECORD, readers)
+    if isinstance(record, ModelVersion):
+        _require_no_copy(record)
+    return record
 
 
 def decode_version(body: bytes) -> ModelVersion:
     """Read what lies in the stream: the record of a version, or a copy. Raises WireError for all else."""
-    fields, payload = _split(body, RECORD)
-    kind = fields.choice("kind", ("version", "copy"))
-    federation = fields.text("federation", 64)
-    if kind == "copy":
-        return schema.read_copy(federation, fields, payload)
-    return schema.read_version(federation, fields, payload)
+    return _decode(body, RECORD, {"version": _read_version})
 
 
-def claimed_rank(body: bytes) -> Rank:
-    """Return the rank that the record of a version, or a copy, claims; nothing else of it is read.
-
-    Raises WireError when there is none to be found.
-    """
-    scan = HeaderScan(body, RECORD)
-    claims: Header = {}
-    for _ in range(scan.open_map()):
-        name = _object(scan, "the name of a field")
-        if name == PROTOCOL_FIELD:
-            _require_protocol(PROTOCOL_FIELD, _object(scan, f"field {PROTOCOL_FIELD}"))
-        elif name in RANK_FIELDS:
-            claims[str(name)] = _object(scan, f"field {name}")
-            if len(claims) == len(RANK_FIELDS):
-                break
-        else:
-            scan.next_object()
-    fields = Fields(claims)
-    return Rank(fields.integer("term", 1), fields.integer("version", 0))
-
-
-def require_protocol(body: bytes) -> None:
-    """Raise ProtocolMismatch when a message says in its first field that it is of another protocol."""
-    scan = HeaderScan(body, RECORD)
-    if scan.open_map() and _object(scan, "the name of a field") == PROTOCOL_FIELD:
-        _require_protocol(PROTOCOL_FIELD, _object(scan, f"field {PROTOCOL_FIELD}"))
-
-
-def without_weights(body: bytes) -> bytes:
-    """Return a version's message for the stream of records: its header, byte for byte, and no payload.
-
-    The start of a body is enough.
-    """
-    return body[: _header_end(body)] + NO_PAYLOAD
+def without_weights(body: Body) -> bytes:
+    """Return a version's message for the stream of records: its header, byte for byte, and no payload."""
+    return header_bytes(body) + NO_PAYLOAD
 
 
 def decode_without_weights(body: bytes) -> ModelVersion:
@@ -213,128 +183,152 @@ def decode_without_weights(body: bytes) -> ModelVersion:
 
     `copy_of` is the digest of the version's record. Raises WireError for all else.
     """
-    header, end = _read_header(body, RECORD)
-    if body[end:] != NO_PAYLOAD:
-        raise WireError("the stream of records takes no message with a payload")
-    fields = Fields(header)
-    for name in (PROTOCOL_FIELD, "checksum"):
-        fields.integer(name, 0)
-    fields.take("pad", bytes)
-    fields.choice("kind", ("version",))
-    version = schema.read_version(fields.text("federation", 64), fields, None)
+    version = _read(split_without_payload(body, RECORD), memoryview(b""), {"version": _read_record})
+    _require_no_copy(version)
     return replace(version, copy_of=record_digest(body))
 
 
-def record_digest(body: bytes) -> str:
-    """Return the digest by which the next record names this one as its parent.
+def claimed_rank(body: bytes) -> Rank:
+    """Return the rank that the record of a version, or a copy, claims; the rest of it is not read.
 
-    It covers the header, which holds the checksum of the payload: the start of a body is enough.
+    Raises WireError when there is none to be found.
     """
-    return hashlib.sha256(memoryview(body)[: _header_end(body)]).hexdigest()
+    claims: Header = {}
+    for name, value in HeaderReader(body, RECORD).fields():
+        if name in _RANK_FIELDS:
+            claims[name] = value
+            if len(claims) == len(_RANK_FIELDS):
+                break
+    return Rank(*(take(claims, name, kind) for name, kind in _RANK_FIELDS.items()))
 
 
-def _header_end(body: bytes) -> int:
-    scan = HeaderScan(body, RECORD)
-    for _ in range(2 * scan.open_map()):
-        scan.next_object()
-    return scan.at
+def require_protocol(body: bytes) -> None:
+    """Raise ProtocolMismatch when a message says in its first field that it is of another protocol."""
+    next(HeaderReader(body, RECORD).fields(), None)
 
 
 def _payload(vector: memoryview, statistics: Vector, integers: bytes) -> list[memoryview]:
     return [vector, Float32Vector.of(statistics).payload, memoryview(integers)]
 
 
-def _checksum(payload: Iterable[memoryview]) -> int:
-    running = xxhash.xxh3_64()
-    for part in payload:
-        running.update(part)
-    return running.intdigest()
+def _moment_payloads(moments: MomentsRecord) -> list[memoryview]:
+    return [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
 
 
-def _join(header: Header, payload: list[memoryview], limits: HeaderLimits) -> Pieces:
-    length = sum(part.nbytes for part in payload)
-    whole = {PROTOCOL_FIELD: PROTOCOL, **header, "checksum": _checksum(payload), "pad": b""}
-    try:
-        unpadded = len(msgpack.packb(whole)) + BIN32_PREFIX_BYTES
-    except OverflowError as error:
-        raise WireError(f"this {header['kind']} has a number of more than 64 bits") from error
-    whole["pad"] = bytes(-unpadded % ALIGNMENT)
-    packed = msgpack.packb(whole)
-    require_message_fits(
-        f"this {header['kind']}", len(packed) + BIN32_PREFIX_BYTES + length, MAX_MESSAGE_BYTES
-    )
-    try:
-        require_readable(packed, limits)
-    except WireError as error:
-        unreadable = f"nobody could read this {header['kind']} again: {error}"
-        raise MessageTooLarge(unreadable, limits.size_bytes) from error
-    return Pieces(packed + b"\xc6" + length.to_bytes(4, "big"), tuple(payload))
+def _encode_inbound(header: Header, payload: list[memoryview], read: _Read[object]) -> bytes:
+    pieces = join(header, payload, INBOUND)
+    body = bytes(pieces)
+    _require_readable(header, memoryview(body)[len(pieces.start) :], read)
+    return body
 
 
-def _require_readable(header: Header, read: Callable[[], object]) -> None:
+def _require_readable(header: Header, payload: memoryview, read: _Read[object]) -> None:
     """Raise WireError for a message that its reader would refuse, before anybody sends it."""
     try:
-        read()
+        read(dict(header), payload)
     except WireError as error:
         raise WireError(f"nobody could read this {header['kind']}: {error}") from error
 
 
-def _split(body: bytes, limits: HeaderLimits) -> tuple[Fields, memoryview]:
-    header, offset = _read_header(body, limits)
-    prefix = body[offset : offset + BIN32_PREFIX_BYTES]
-    payload = memoryview(body)[offset + BIN32_PREFIX_BYTES :]
-    if len(prefix) != BIN32_PREFIX_BYTES or prefix[0] != 0xC6:
-        raise WireError("the payload is not one msgpack bin 32 right after the header")
-    if int.from_bytes(prefix[1:], "big") != len(payload):
-        announced = int.from_bytes(prefix[1:], "big")
-        raise WireError(f"the payload announces {announced} bytes, but {len(payload)} follow")
-    fields = Fields(header)
-    fields.integer(PROTOCOL_FIELD)
-    fields.take("pad", bytes)
-    if fields.integer("checksum", 0) != _checksum([payload]):
-        raise WireError("field checksum: the payload's bytes are not those that were sent")
-    return fields, payload
+def _decode(body: bytes, limits: HeaderLimits, readers: Mapping[str, _Read[T]]) -> T:
+    return _read(*split(body, limits), readers)
 
 
-def _read_header(body: bytes, limits: HeaderLimits) -> tuple[Header, int]:
-    if len(body) > MAX_MESSAGE_BYTES:
-        raise WireError(f"the message has {len(body)} bytes, more than {MAX_MESSAGE_BYTES}")
-    scan = HeaderScan(body, limits)
-    header: Header = {}
-    for _ in range(scan.open_map()):
-        name = _object(scan, "the name of a field")
-        if not isinstance(name, str):
-            raise WireError(f"the name of a field must be str, not {type(name).__name__}")
-        field = f"field {name if is_name(name) else in_words(name)}"
-        if name in header:
-            raise WireError(f"{field}: it stands there twice")
-        header[name] = _object(scan, field)
-        _require_protocol(name, header[name])
-    return header, scan.at
+def _read(header: Header, payload: memoryview, readers: Mapping[str, _Read[T]]) -> T:
+    message = readers[take(header, "kind", one_of(readers))](header, payload)
+    if header:
+        raise WireError(f"unknown field {quoted(next(iter(header)))}")
+    return message
 
 
-def _require_protocol(name: str, said: object) -> None:
-    """Raise ProtocolMismatch when this field says another protocol: the rest would not be understood."""
-    if name == PROTOCOL_FIELD and type(said) is int and said != PROTOCOL:
-        raise ProtocolMismatch(
-            f"the message is of protocol {said!r}, and this Fluffle speaks protocol {PROTOCOL}: run the same "
-            "version of Fluffle at every site"
-        )
+def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX_PARAMETERS) -> WeightUpdate:
+    """Read an update; its vector is a view of the payload, unless zstd has to unpack it.
 
-
-def _object(scan: HeaderScan, what: str) -> object:
-    """Read the next object; every fault in it is said to be in `what`."""
+    A vector of more than `most_parameters` is not unpacked.
+    """
+    found = _UPDATE.take(header)
+    codec, sequence, absorbs = found["codec"], found["id"].sequence, found["absorbs"]
+    if found["sends"] == "weights" and leaves_out(codec):
+        raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
+    if absorbs and absorbs[-1] >= sequence:
+        raise WireError(f"field absorbs: {absorbs[-1]} is not below the update's own number {sequence}")
+    parameters = take(header, "parameters", integer(0, MAX_PARAMETERS))
+    if is_packed(codec) and parameters > most_parameters:
+        raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
+    vector_bytes = take(header, "vector_bytes", integer(0, len(payload)))
     try:
-        found: object = msgpack.unpackb(scan.next_object(), object_pairs_hook=_unique, strict_map_key=True)
-    except (WireError, ValueError) as error:
-        raise WireError(f"{what}: {error}") from error
-    return found
+        vector = read_vector(codec, parameters, payload[:vector_bytes])
+    except ValueError as error:
+        raise WireError(f"field vector_bytes: {parameters} parameters in {codec}: {error}") from error
+    size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
+    statistics, integers = _after_vector(payload[vector_bytes:], size)
+    return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
 
 
-def _unique(pairs: Iterable[tuple[str | bytes, object]]) -> Mapping[str | bytes, object]:
-    found: dict[str | bytes, object] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"the key {in_words(name)} stands there twice")
-        found[name] = value
-    return found
+def _read_evaluation(header: Header, payload: memoryview) -> Evaluation:
+    _require_empty(payload)
+    return Evaluation(**_EVALUATION.take(header))
+
+
+def _read_hello(header: Header, payload: memoryview) -> Hello:
+    _require_empty(payload)
+    return Hello(**_HELLO.take(header))
+
+
+def _read_report(header: Header, payload: memoryview) -> Report:
+    _require_empty(payload)
+    return Report(**_REPORT.take(header))
+
+
+def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
+    """Read moments; their vectors are views of the payload."""
+    found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
+    if not names:
+        _require_empty(payload)
+        return MomentsRecord(**found, vectors={})
+    if len(set(names)) != len(names) or len(payload) % (4 * len(names)):
+        raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
+    parts = np.split(np.frombuffer(payload, "<f4"), len(names))
+    return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)))
+
+
+def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
+    return ModelVersion(**_VERSION.take(header), vector=no_values())
+
+
+def _read_version(header: Header, payload: memoryview) -> ModelVersion:
+    """Read a version's record, or a copy of one; a float32 vector is a view of the payload."""
+    found = _VERSION.take(header)
+    layout, codec = found["layout"], found["codec"]
+    if codec != "float32" and not found["copy_of"]:
+        raise WireError(f"field codec: only a copy travels in {codec}, a record is float32")
+    vector_bytes = len(payload) - layout.beside_vector_size_bytes
+    # Its record has it as float32: no codec makes room for a larger model.
+    if layout.size > MAX_PARAMETERS or vector_bytes < 0:
+        raise WireError(
+            f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
+            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of payload"
+        )
+    try:
+        vector = read_vector(codec, layout.size, payload[:vector_bytes])
+    except ValueError as error:
+        raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
+    statistics, integers = _after_vector(payload[vector_bytes:], layout.statistics_size)
+    values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
+    return ModelVersion(**found, vector=values, statistics=statistics, integers=integers)
+
+
+def _require_no_copy(version: ModelVersion) -> None:
+    if version.copy_of:
+        raise WireError("field copy_of: expected a record, found a copy of one")
+
+
+def _require_empty(payload: memoryview) -> None:
+    if len(payload):
+        raise WireError(f"the payload must be empty, but has {len(payload)} bytes")
+
+
+def _after_vector(rest: memoryview, statistics: int) -> tuple[Vector, bytes]:
+    """Read the float statistics, of so many elements, and the integers that follow them."""
+    # A copy, since the statistics may lie unaligned behind a compressed vector.
+    return np.frombuffer(rest[: 4 * statistics], "<f4").astype(np.float32), bytes(rest[4 * statistics :])

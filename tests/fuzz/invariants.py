@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from fluffle.compression import require_codec
 from fluffle.errors import WireError
 from fluffle.fields import MAX_METRICS, is_metric_name, is_name
+from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
-from fluffle.schema import MAX_PARAMETERS
 from fluffle.update import WeightUpdate
 
 SAYS_WHERE = (
@@ -57,7 +57,7 @@ def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]
             yield "integers", type(message.integers) is bytes
             yield "examples", type(message.examples) is int
             yield "train_s", type(message.train_s) is float and math.isfinite(message.train_s)
-            yield "metrics", _are_metrics(message.metrics)
+            yield "loss", message.loss is None or type(message.loss) is float
         case Evaluation():
             yield "evaluator", is_name(message.evaluator)
             yield "version", type(message.version) is int and 0 <= message.version < 2**64

@@ -21,7 +21,7 @@ from fluffle import wire
 from fluffle.compression import compress
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout, TensorSpec
-from fluffle.record import MAX_NORMS, Contributor, Folded, Moments, Rank
+from fluffle.record import MAX_NORMS, Contributor, Folded, MomentsRecord, Rank
 from fluffle.topology import MIB
 from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, AppliedUpdates, RunLog, UpdateId
 from fluffle.wire import decode_version, encode_update, encode_version, moments_pieces
@@ -30,7 +30,7 @@ MB = 1_000_000
 # An honest one of these sizes takes a second at most; what is quadratic in them takes minutes.
 CPU_LIMIT_S = 30.0
 UPDATE, VERSION = encode_update(an_update("w1")), encode_version(a_version())
-MOMENTS = bytes(moments_pieces(Moments("digits", Rank(1, 1), {"m": a_vector(1)})))
+MOMENTS = bytes(moments_pieces(MomentsRecord("digits", Rank(1, 1), {"m": a_vector(1)})))
 SHORT_TEXT = b"\xb0a few words " + "🐇".encode()
 ITEMS, HEADER_BYTES = wire.RECORD.items, wire.RECORD.size_bytes
 
@@ -45,15 +45,17 @@ def texts(size_bytes: int) -> bytes:
     return b"\xdb" + len(text).to_bytes(4, "big") + text
 
 
+def with_tensors(tensors: list[list[object]]) -> bytes:
+    return rewritten(VERSION, layout=[tensors, None])
+
+
 INBOUND: Mapping[str, Callable[[], bytes]] = {
-    "60,000 empty maps": lambda: with_raw(UPDATE, "metrics", list_of(60_000, b"\x80")),
-    "200 empty maps": lambda: with_raw(UPDATE, "metrics", list_of(200, b"\x80")),
-    "lists of four billion in each other": lambda: with_raw(
-        UPDATE, "metrics", b"\xdd\xff\xff\xff\xff" * 10_000
-    ),
-    "lists of 60,000 in each other": lambda: with_raw(UPDATE, "metrics", b"\xdc\xea\x60" * 10_000),
-    "a long text": lambda: with_raw(UPDATE, "metrics", texts(60_000)),
-    "a header of 64 MiB": lambda: with_raw(UPDATE, "metrics", texts(64 * MIB)),
+    "60,000 empty maps": lambda: with_raw(UPDATE, "loss", list_of(60_000, b"\x80")),
+    "200 empty maps": lambda: with_raw(UPDATE, "loss", list_of(200, b"\x80")),
+    "lists of four billion in each other": lambda: with_raw(UPDATE, "loss", b"\xdd\xff\xff\xff\xff" * 10_000),
+    "lists of 60,000 in each other": lambda: with_raw(UPDATE, "loss", b"\xdc\xea\x60" * 10_000),
+    "a long text": lambda: with_raw(UPDATE, "loss", texts(60_000)),
+    "a header of 64 MiB": lambda: with_raw(UPDATE, "loss", texts(64 * MIB)),
     "a vector of 64 MiB that no model has": lambda: encode_update(
         replace(an_update("w1"), vector=float32s(np.zeros(16 * MIB, np.float32)))
     ),
@@ -63,16 +65,19 @@ RECORDS: Mapping[str, Callable[[], bytes]] = {
     "eight million empty maps": lambda: with_raw(VERSION, "folded", list_of(8 * MIB, b"\x80")),
     "as many empty maps as may be": lambda: with_raw(VERSION, "folded", list_of(ITEMS - 500, b"\x80")),
     "as many empty lists as may be": lambda: with_raw(VERSION, "applied", list_of(ITEMS - 500, b"\x90")),
+    "short lists of empty maps": lambda: with_raw(
+        VERSION, "folded", list_of(8 * 1024, b"\xdc\x03\xff" + b"\x80" * 1023)[: 8 * MIB - 2000]
+    ),
     "the largest lists in each other": lambda: with_raw(
         VERSION, "folded", 500 * (b"\xdd" + (ITEMS - 500).to_bytes(4, "big"))
     ),
     "the longest text": lambda: with_raw(VERSION, "strategy", texts(HEADER_BYTES - 2000)),
     "many texts": lambda: with_raw(VERSION, "folded", list_of(ITEMS - 500, SHORT_TEXT)),
-    "a name for all tensors": lambda: rewritten(VERSION, layout=[["w", [], "int8"]] * (ITEMS // 4 - 500)),
+    "a name for all tensors": lambda: with_tensors([["w", [], "int8"]] * (ITEMS // 4 - 500)),
     "moments without end": lambda: rewritten(MOMENTS, names=[str(n) for n in range(ITEMS - 500)]),
-    "a shape of many dimensions": lambda: rewritten(VERSION, layout=[["w", [2**63] * (ITEMS - 500), "int8"]]),
+    "a shape of many dimensions": lambda: with_tensors([["w", [2**63] * (ITEMS - 500), "int8"]]),
     "many runs": lambda: rewritten(
-        VERSION, applied=[[f"w{n}", "0123456789abcdef", 1, []] for n in range(ITEMS // 5 - 500)]
+        VERSION, applied=[[f"w{n}", "0123456789abcdef", [1, []]] for n in range(ITEMS // 6 - 500)]
     ),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from fluffle.wire import encode_evaluation, encode_hello, encode_update, encode_
 
 CORPUS = sorted((Path(__file__).parents[1] / "corpus").glob("*/*"))
 INBOUND = [
-    encode_update(an_update("w1", metrics={"loss": 0.5})),
+    encode_update(an_update("w1", loss=0.5)),
     *(encode_update(an_update("w1", codec=codec)) for codec in ("bfloat16", "int8", "topk", "float32+zstd")),
     encode_evaluation(an_evaluation(0, {"accuracy": 0.5})),
     encode_hello(Hello("digits", "w1")),

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fluffle.framing import BIN32_PREFIX_BYTES
 from fluffle.model import Vector
 from fluffle.record import ModelVersion, Rank
-from fluffle.schema import version_header
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import BIN32_PREFIX_BYTES, decode_version
+from fluffle.wire import decode_version, version_header
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
 from fluffle_aggregator.transforms import starting_moments
 

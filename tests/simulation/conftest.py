@@ -19,7 +19,7 @@ import fluffle_aggregator.head
 import fluffle_aggregator.intake
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, decode_record, decode_version, record_digest
+from fluffle.wire import decode_inbound, decode_record, decode_version
 
 REMEMBERED = 1_000
 
@@ -38,7 +38,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         "decode_inbound": decode_or_die,
         "decode_record": functools.lru_cache(REMEMBERED)(decode_record),
         "decode_version": functools.lru_cache(REMEMBERED)(decode_version),
-        "record_digest": functools.lru_cache(REMEMBERED)(record_digest),
     }
     for module in (
         fluffle.model_stream,

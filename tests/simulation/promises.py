@@ -35,8 +35,9 @@ REASONS: Mapping[str, set[str]] = {
 
 @functools.lru_cache(1_000)
 def kind_of(body: bytes) -> str:
-    """Return what kind of message this is."""
-    return str(taken_apart(body)[0]["kind"])
+    """Return what kind of message this is; a copy of a version is a kind of its own."""
+    header, _ = taken_apart(body)
+    return "copy" if header.get("copy_of") else str(header["kind"])
 
 
 @functools.lru_cache(1_000)

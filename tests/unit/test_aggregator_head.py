@@ -27,7 +27,7 @@ from fluffle.broker import Broker, StreamReader
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
-from fluffle.record import ModelVersion, Moments, Rank
+from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.topology import Queue, topology_of
 from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle_aggregator.config import AggregatorConfig
@@ -40,15 +40,17 @@ def in_head(server: FakeServer, config: AggregatorConfig) -> list[str]:
     return [f"{'r' if isinstance(one, ModelVersion) else 'm'}{one.rank.version}" for one in records]
 
 
-def put_into_head(server: FakeServer, config: AggregatorConfig, *records: ModelVersion | Moments) -> None:
+def put_into_head(
+    server: FakeServer, config: AggregatorConfig, *records: ModelVersion | MomentsRecord
+) -> None:
     with FakeBroker(server) as broker:
         for record in records:
             body = version_pieces(record) if isinstance(record, ModelVersion) else moments_pieces(record)
             broker.publish(config.topology.head_in.name, "", body, {})
 
 
-def some_moments(version: int, *, term: int = 1) -> Moments:
-    return Moments("digits", Rank(term, version), {"m": a_vector(*[version] * SIZE)})
+def some_moments(version: int, *, term: int = 1) -> MomentsRecord:
+    return MomentsRecord("digits", Rank(term, version), {"m": a_vector(*[version] * SIZE)})
 
 
 class DiesBeforeItsAck(FakeBroker):
@@ -192,7 +194,7 @@ def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over(
     config = a_config()
     server = a_server(config)
     record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
-    late = Moments("digits", Rank(1, 1), {"m": a_vector(9, 9, 9, 9)})
+    late = MomentsRecord("digits", Rank(1, 1), {"m": a_vector(9, 9, 9, 9)})
     put_into_head(server, config, some_moments(1), record, late)
 
     with FakeBroker(server) as broker:

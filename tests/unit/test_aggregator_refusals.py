@@ -25,6 +25,7 @@ from messages import rewritten
 
 from fluffle.broker import Delivery
 from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.framing import PROTOCOL
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_hello
@@ -44,10 +45,10 @@ GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
         (b"", "unreadable"),
         (b"not msgpack at all", "unreadable"),
         (encoded(GOOD)[:-1], "unreadable"),
-        (bytes(msgpack.packb({"fluffle": 2, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
+        (bytes(msgpack.packb({"fluffle": PROTOCOL, "kind": "order"})) + b"\xc6\0\0\0\0", "unreadable"),
         (bytes(msgpack.packb({"fluffle": 1, "kind": "order"})) + b"\xc6\0\0\0\0", "other-protocol"),
-        (rewritten(encoded(GOOD), worker="a b"), "unreadable"),
-        (rewritten(encoded(GOOD), worker="w" * 101), "unreadable"),
+        (rewritten(encoded(GOOD), id=["a b", "r1", 1]), "unreadable"),
+        (rewritten(encoded(GOOD), id=["w" * 101, "r1", 1]), "unreadable"),
         (an_update(federation="other"), "wrong-federation"),
         (an_update(layout=a_layout(5), values=[1] * 5), "wrong-layout"),
         (an_update(values=[1] * 5), "wrong-layout"),
@@ -292,7 +293,7 @@ def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
     ("limits", "reason", "setting"),
     [
         (Limits(limit_messages=2), "too-many", "FLUFFLE_LIMIT_MESSAGES"),
-        (Limits(limit_mib=1 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
+        (Limits(limit_mib=0.9 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
         (Limits(limit_share=0.5), "over-share", "FLUFFLE_LIMIT_SHARE"),
         (Limits(limit_examples=49), "bad-examples", "FLUFFLE_LIMIT_EXAMPLES"),
         (Limits(limit_norm=2.0), "large-norm", "FLUFFLE_LIMIT_NORM"),
@@ -304,9 +305,7 @@ def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied
     first = replace(a_version(), norms=(2.0,) * 10)
     config = a_config(a_strategy(buffer_size=4), limits=limits, first=first)
     fair = [an_update("greedy", 1), an_update("greedy", 2), an_update("fair", 1)]
-    over = an_update(
-        "greedy", 3, values=[9] * SIZE, examples=50, metrics={"m" * 60 + str(n): n for n in range(9)}
-    )
+    over = an_update("greedy", 3, run="r" * 100, values=[9] * SIZE, examples=50)
     server = a_server(config, *fair, over, an_update("fair", 2))
 
     aggregate(server, config)

@@ -15,11 +15,10 @@ from working import TOPOLOGY, CountingTask, Scripted, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.model import Layout, TensorSpec
+from fluffle.model import MAX_PARAMETERS, Layout, TensorSpec
 from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Rank
-from fluffle.schema import MAX_PARAMETERS
 from fluffle.settings import load_settings
 from fluffle.topology import MIB
 from fluffle.wire import decode_record, decode_version, encode_copy, encode_version, record_digest
@@ -97,7 +96,7 @@ def test_a_copy_is_never_read_as_what_a_leader_starts_from() -> None:
     server = after_updates(ROUNDED)
     copy = server.bodies(ROUNDED.topology.models.name)[-1]
 
-    with pytest.raises(WireError, match="field kind: unknown 'copy', known are version, moments"):
+    with pytest.raises(WireError, match="field copy_of: expected a record, found a copy of one"):
         decode_record(copy)
 
 

@@ -13,7 +13,7 @@ from leading import Clock, a_server, newest, send, take_the_lead, unacked, versi
 
 from fluffle.broker import QueueState
 from fluffle.fake_broker import FakeBroker, FakeServer
-from fluffle.record import ModelVersion, Moments
+from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.wire import decode_record, decode_version, record_digest
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
@@ -43,7 +43,7 @@ def look_twice(leader: Leading, clock: Clock) -> None:
     leader.look_after_head()
 
 
-def records(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion | Moments]:
+def records(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion | MomentsRecord]:
     return [decode_record(body) for body in in_head(server, config)]
 
 

@@ -18,9 +18,9 @@ from fluffle.model import (
     Group,
     Layout,
     TensorSpec,
-    largest_magnitude,
     no_values,
 )
+from fluffle.vector_math import largest_magnitude
 
 DTYPES = [*FLOATS, *INTEGERS]
 Arrays = dict[str, NDArray[np.generic]]

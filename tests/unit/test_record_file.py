@@ -52,14 +52,14 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.fluffle"
     path.write_bytes(content)
 
-    with pytest.raises(ConfigError, match=r"model\.fluffle is not whole, or no file of"):
+    with pytest.raises(ConfigError, match=r"model\.fluffle is incomplete, or not a file of"):
         read_record(path)
 
 
 def test_a_whole_file_of_something_else_is_named(tmp_path: Path) -> None:
     write_record(tmp_path / "model.fluffle", b"no record")
 
-    with pytest.raises(ConfigError, match=r"holds no version that this Fluffle can read"):
+    with pytest.raises(ConfigError, match=r"has no version that this Fluffle can read"):
         read_record(tmp_path / "model.fluffle")
 
 

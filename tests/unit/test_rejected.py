@@ -249,7 +249,7 @@ def test_messages_are_counted_by_reason_and_worker() -> None:
 
 def test_an_update_is_described_with_its_vector() -> None:
     values = [3.0, -4.0, float("nan"), float("inf")]
-    facts = dict(message_facts(encoded(an_update("w", 7, values=values, metrics={"loss": 0.5}))))
+    facts = dict(message_facts(encoded(an_update("w", 7, values=values, loss=0.5))))
 
     assert facts["id"] == "w/r1/7"
     assert (facts["kind"], facts["examples"], facts["codec"]) == ("WeightUpdate", "10", "float32")

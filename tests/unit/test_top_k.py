@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fluffle.codecs.compressed import decompressed
-from fluffle.codecs.top_k import SAMPLE, TopKVector, most_entries
+from fluffle.codecs.top_k import SAMPLE, TopK, TopKVector
 from fluffle.model import Vector
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -19,9 +19,9 @@ shares = st.sampled_from([0.0001, 0.01, 0.1, 0.5])
 
 
 def travelled(vector: Vector, share: float, seed: int = 0) -> TopKVector:
-    sent = TopKVector.of(vector, share, np.random.default_rng(seed))
-    assert len(sent.payload) <= TopKVector.most_bytes(vector.size, share)
-    return TopKVector.read(vector.size, share, sent.payload)
+    sent = TopK(share).of(vector, np.random.default_rng(seed))
+    assert len(sent.payload) <= TopK(share).most_bytes(vector.size)
+    return TopK(share).read(vector.size, sent.payload)
 
 
 def reference(size: int, payload: bytes) -> Vector:
@@ -41,7 +41,7 @@ def reference(size: int, payload: bytes) -> Vector:
 def test_the_largest_elements_travel_exactly_and_nothing_else(vector: Vector, share: float) -> None:
     found = decompressed(travelled(vector, share))
 
-    count = most_entries(vector.size, share)
+    count = TopK(share).most_entries(vector.size)
     sent, left_out = np.flatnonzero(found), np.flatnonzero(found == 0)
     assert len(sent) == min(count, np.count_nonzero(vector))
     assert np.array_equal(found[sent], vector[sent])
@@ -61,7 +61,7 @@ def test_a_sampled_threshold_finds_the_largest_of_a_large_vector(
 
     found = travelled(vector, share, seed)
 
-    count = min(most_entries(size, share), np.count_nonzero(vector))
+    count = min(TopK(share).most_entries(size), np.count_nonzero(vector))
     largest = np.sort(np.abs(vector))[::-1][:count]
     assert np.array_equal(np.sort(np.abs(found.values))[::-1], largest)
     assert np.array_equal(decompressed(found), reference(size, bytes(found.payload)))
@@ -81,7 +81,7 @@ def test_nan_and_infinity_are_the_largest_of_all() -> None:
     found = travelled(a_vector(1, np.nan, 5, -np.inf, 2), 0.4)
 
     assert np.flatnonzero(values_of(found)).tolist() == [1, 3]
-    assert not np.isfinite(found.largest_magnitude())
+    assert not np.isfinite(found.magnitude_bound())
 
 
 def a_payload(count: int, values: int, gaps: bytes) -> memoryview:
@@ -107,7 +107,7 @@ def a_payload(count: int, values: int, gaps: bytes) -> memoryview:
 )
 def test_bytes_that_are_no_such_vector_are_refused(payload: memoryview, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        TopKVector.read(10, 0.5, payload)
+        TopK(0.5).read(10, payload)
 
 
 @settings(max_examples=300)
@@ -115,7 +115,7 @@ def test_bytes_that_are_no_such_vector_are_refused(payload: memoryview, says: st
 def test_any_bytes_are_refused_or_are_what_the_reference_says(size: int, noise: bytes) -> None:
     payload = memoryview((len(noise) // 5).to_bytes(4, "little") + noise)
     try:
-        found = TopKVector.read(size, 0.5, payload)
+        found = TopK(0.5).read(size, payload)
     except ValueError:
         return
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from fluffle.errors import FluffleError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, MAX_NAME_LENGTH
-from fluffle.model import Layout, TensorSpec
+from fluffle.model import MAX_DIMENSIONS, MAX_TENSOR_NAME_LENGTH, Layout, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import (
     MAX_NORMS,
+    MAX_REASON_LENGTH,
     MAX_REFUSAL_LENGTH,
     Contributor,
     Evaluation,
@@ -26,7 +27,6 @@ from fluffle.record import (
     PlateauState,
     Rank,
 )
-from fluffle.schema.record import MAX_DIMENSIONS, MAX_REASON_LENGTH, MAX_TENSOR_NAME_LENGTH
 from fluffle.update import MAX_ABSORBS, MAX_GAPS_PER_RUN, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
     decode_inbound,
@@ -81,7 +81,7 @@ updates = st.builds(
     layout_digest=rarely(st.just("0" * 16), of_length(64)),
     absorbs=rarely(st.just(()), around(MAX_ABSORBS).map(lambda count: tuple(range(1, count + 1)))),
     examples=integers,
-    metrics=metrics,
+    loss=st.none() | st.floats(),
     train_s=numbers,
 )
 evaluations = st.builds(Evaluation, federations, names, integers, metrics, numbers)

@@ -97,7 +97,7 @@ def test_a_worker_trains_from_the_newest_version_and_sends_what_it_learnt() -> N
     assert (update.federation, update.base_version, update.sends) == ("digits", 2, "delta")
     assert values_of(update.vector) == [1.0, 1.0]
     assert update.integers == (3).to_bytes(8, "little")
-    assert (update.layout_digest, update.examples, update.metrics) == (LAYOUT.digest, 10, {"loss": 0.5})
+    assert (update.layout_digest, update.examples, update.loss) == (LAYOUT.digest, 10, 0.5)
     assert update.train_s >= 0
 
 

@@ -20,8 +20,9 @@ import numpy as np
 from fluffle.codecs.compressed import CompressedVector
 from fluffle.compression import compress, leaves_out
 from fluffle.logs import get_logger
-from fluffle.model import Vector, largest_magnitude
+from fluffle.model import Vector
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
+from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
 from fluffle_worker.digested_file import Damaged
 from fluffle_worker.spool import Residual, Spool
@@ -101,7 +102,7 @@ def _may_return(update: WeightUpdate, size: int) -> bool:
     return (
         update.sends == "delta"
         and update.vector.size == size
-        and math.isfinite(update.vector.largest_magnitude())
+        and math.isfinite(update.vector.magnitude_bound())
     )
 
 

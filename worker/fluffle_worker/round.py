@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,14 @@ from fluffle.update import UpdateId, WeightUpdate
 class TrainedUpdate:
     """The result of a round: an update in float32, a view of its elements, and the new local weights.
 
-    `unusable` says why the update must not be sent; empty when it may be.
+    `metrics` are those of the training data. `unusable` says why the update must not be sent; empty when it
+    may be.
     """
 
     update: WeightUpdate
     vector: Vector
     local: Weights
+    metrics: Mapping[str, float]
     unusable: str
 
 
@@ -69,21 +71,22 @@ def train_round(
         statistics=flat.statistics,
         integers=flat.integers,
         examples=trained.examples,
-        metrics=trained.metrics,
+        loss=trained.metrics.get("loss"),
         train_s=time.monotonic() - started,
     )
-    return TrainedUpdate(update, flat.vector, trained.local, _unusable(update, tensors))
+    unusable = _unusable(trained.examples, trained.metrics, tensors)
+    return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)
 
 
-def _unusable(update: WeightUpdate, tensors: list[str]) -> str:
+def _unusable(examples: int, metrics: Mapping[str, float], tensors: list[str]) -> str:
     if tensors:
-        metrics = not_finite(update.metrics)
-        also = f", and {some_of(metrics)} is not finite" if metrics else ""
+        bad = not_finite(metrics)
+        also = f", and {some_of(bad)} is not finite" if bad else ""
         return (
             f"training gave NaN or infinite values in {some_of(tensors)}{also}: the learning rate may be too "
             "high, or the data may hold missing values"
         )
-    if update.examples < 1:
+    if examples < 1:
         return "training saw no examples"
     return ""
 

@@ -64,13 +64,13 @@ class Trainer:
             )
         self.rounds += 1
         update = trained.update
-        self.event_sink(Trained(str(update_id), version.version, update.train_s, update.metrics.get("loss")))
+        self.event_sink(Trained(str(update_id), version.version, update.train_s, update.loss))
         log.info(
             "round trained",
             update=str(update_id),
             version=version.version,
             seconds=round(update.train_s, 2),
-            metrics={name: round(value, 4) for name, value in update.metrics.items()},
+            metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
         if trained.unusable:
             self.site.forget_round()
@@ -108,7 +108,7 @@ class Trainer:
             "the update of this round is not sent",
             because=unusable.unusable,
             update=str(unusable.update.id),
-            metrics=dict(unusable.update.metrics),
+            metrics=dict(unusable.metrics),
             rounds_in_a_row=self.unusable_in_a_row,
             wait_s=wait_s,
         )

@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fluffle.compression import decompressed
-from fluffle.model import largest_magnitude, some_of
+from fluffle.model import some_of
+from fluffle.vector_math import largest_magnitude
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 
@@ -48,7 +49,7 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
                 f"{limits.limit_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
             )
         # NaN passes through numpy's maximum, but not through Python's.
-        largest = float(np.maximum(update.vector.largest_magnitude(), largest_magnitude(update.statistics)))
+        largest = float(np.maximum(update.vector.magnitude_bound(), largest_magnitude(update.statistics)))
         if not math.isfinite(largest):
             tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
             return Refusal(NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")

@@ -1,7 +1,7 @@
-"""A vector as it travels, and what can be done with it as it is. Pure.
+"""A vector in the bytes of a codec, and what can be computed from them. Pure.
 
-It is walked through in blocks that stay in the cache, so that a compressed vector never exists as a whole
-vector of float32, unless somebody asks for one.
+A compressed vector is read in blocks that stay in the processor's cache: a whole float32 vector is made only
+by `decompressed`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fluffle.model import Vector
 
 
 class CompressedVector(Protocol):
-    """A float32 vector in the bytes of some codec, which it only reads: they may be a message's own.
+    """A float32 vector in the bytes of a codec, which it only reads: they may be those of a message.
 
     It is a dataclass with the field `payload`.
     """
@@ -31,17 +31,17 @@ class CompressedVector(Protocol):
     def payload(self) -> memoryview:
         """The bytes."""
 
-    def largest_magnitude(self) -> float:
+    def magnitude_bound(self) -> float:
         """Return a magnitude that no element exceeds; NaN or infinity when an element is not finite."""
 
     def blocks(self) -> Iterator[Vector]:
-        """Walk through the vector, in blocks that are good until the next one is asked for."""
+        """Yield the vector in blocks; each may be overwritten when the next one is read."""
 
     def add_to(self, total: Vector, scale: float) -> None:
-        """Add scale * vector to `total` in place: the same bits as `add_scaled` of what it decompresses to.
+        """Add scale * vector to `total` in place; the result has the bits of `add_scaled`.
 
-        (A -0 stays one where the vector has no entry.) The scale is rounded once, to float32. Raises
-        ValueError when the sizes differ.
+        (Where the vector has no entry, a -0 in `total` stays -0.) The scale is rounded once, to float32.
+        Raises ValueError when the sizes differ.
         """
 
 
@@ -54,7 +54,7 @@ def decompressed(vector: CompressedVector) -> Vector:
 
 
 def side_by_side(total: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vector, Vector]]:
-    """Walk through a vector beside the blocks of another one of its size."""
+    """Yield parts of a vector with the blocks of another one of the same size."""
     start = 0
     for values in blocks:
         yield total[start : start + values.size], values
@@ -62,7 +62,7 @@ def side_by_side(total: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vect
 
 
 def add_blocks(total: Vector, size: int, blocks: Iterable[Vector], scale: float) -> None:
-    """Add scale * each block to its place in `total`; what `add_to` promises. The blocks are overwritten."""
+    """Do what `add_to` promises. The blocks are overwritten."""
     require_same_size(total, size)
     factor = np.float32(scale)
     for sums, values in side_by_side(total, blocks):

@@ -1,4 +1,4 @@
-"""The codecs float32 and bfloat16: each element by itself. Pure."""
+"""The codecs float32 and bfloat16. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import ml_dtypes
 import numpy as np
 
 from fluffle.codecs.compressed import add_blocks, require_length
-from fluffle.model import Vector, largest_magnitude
-from fluffle.vector_math import BLOCK_SIZE, add_scaled, scratch_block
+from fluffle.model import Vector
+from fluffle.vector_math import BLOCK_SIZE, add_scaled, largest_magnitude, matching_blocks, scratch_block
 
 
 @dataclass(frozen=True, slots=True)
 class Float32Vector:
-    """Every bit as it is, read in place."""
+    """The elements themselves, read in place."""
 
     size: int
     payload: memoryview
@@ -27,7 +27,7 @@ class Float32Vector:
         return 4 * size
 
     @classmethod
-    def of(cls, vector: Vector) -> Self:
+    def of(cls, vector: Vector, _random: object = None) -> Self:
         """Return a vector with its own bytes, not a copy."""
         return cls(vector.size, np.ascontiguousarray(vector, "<f4").view(np.uint8).data)
 
@@ -42,14 +42,13 @@ class Float32Vector:
         """The elements, as a view of the bytes."""
         return np.frombuffer(self.payload, "<f4")
 
-    def largest_magnitude(self) -> float:
+    def magnitude_bound(self) -> float:
         """Return the largest absolute value, NaN if there is one."""
         return largest_magnitude(self.values)
 
     def blocks(self) -> Iterator[Vector]:
-        """Walk through the vector."""
-        values = self.values
-        return (values[start : start + BLOCK_SIZE] for start in range(0, self.size, BLOCK_SIZE))
+        """Yield the vector in blocks."""
+        return (block for (block,) in matching_blocks(self.values))
 
     def add_to(self, total: Vector, scale: float) -> None:
         """Add scale * vector to `total` in place."""
@@ -69,7 +68,7 @@ class Bfloat16Vector:
         return 2 * size
 
     @classmethod
-    def of(cls, vector: Vector) -> Self:
+    def of(cls, vector: Vector, _random: object = None) -> Self:
         """Return a vector, rounded."""
         return cls(vector.size, vector.astype(ml_dtypes.bfloat16).view(np.uint8).data)
 
@@ -79,7 +78,7 @@ class Bfloat16Vector:
         require_length(cls.most_bytes(size), payload)
         return cls(size, payload)
 
-    def largest_magnitude(self) -> float:
+    def magnitude_bound(self) -> float:
         """Return the largest absolute value, NaN or infinity if there is one."""
         # Without their sign, bfloat16s are in the order of their bits, and infinity and NaN above all.
         bits = np.frombuffer(self.payload, "<u2")
@@ -89,7 +88,7 @@ class Bfloat16Vector:
         return float(np.array(largest, np.uint16).view(ml_dtypes.bfloat16))
 
     def blocks(self) -> Iterator[Vector]:
-        """Walk through the vector; a bfloat16 is the upper half of the float32 that it stands for."""
+        """Yield the vector in blocks; a bfloat16 is the upper half of the float32 that it stands for."""
         bits, scratch = np.frombuffer(self.payload, "<u2"), scratch_block(self.size)
         for start in range(0, self.size, BLOCK_SIZE):
             upper = bits[start : start + BLOCK_SIZE]

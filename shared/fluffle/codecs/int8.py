@@ -1,7 +1,7 @@
 """The codec int8: blocks of 1,024 elements, one float32 scale for each, stochastic rounding. Pure.
 
-An element is scale * q with q from -127 to 127, and is rounded up or down at random so that it is right on
-average: what many workers send sums up to what they meant. Source: Alistarh et al., "QSGD" (2017, arXiv
+An element is scale * q with q from -127 to 127. It is rounded up or down at random, so that it is right on
+average, and so are sums over many workers. Source: Alistarh et al., "QSGD" (2017, arXiv
 1610.02132), section 3.1, with the largest magnitude of each block for the norm.
 
 The payload has all scales, and then all q.
@@ -42,8 +42,8 @@ class Int8Vector:
     def of(cls, vector: Vector, random: np.random.Generator) -> Self:
         """Return a vector, rounded at random.
 
-        A group that holds a NaN or an infinity gets a scale that is none either, so that whoever reads it
-        sees that. One whose scale would not be a normal float32 becomes zero.
+        A group that holds a NaN or an infinity gets a scale that is not finite, so that its reader notices. A
+        group whose scale would not be a normal float32 becomes zero.
         """
         payload = np.empty(cls.most_bytes(vector.size), np.uint8)
         scales, levels = _parts(vector.size, payload)
@@ -67,23 +67,23 @@ class Int8Vector:
         """The scales and the levels, as views of the bytes."""
         return _parts(self.size, np.frombuffer(self.payload, np.uint8))
 
-    def largest_magnitude(self) -> float:
+    def magnitude_bound(self) -> float:
         """Return the largest scale times what a byte can hold at most; NaN or infinity if a scale is."""
         scales, _ = self.parts
         return float(np.max(scales, initial=0.0)) * (LEVELS + 1)
 
     def blocks(self) -> Iterator[Vector]:
-        """Walk through the vector."""
+        """Yield the vector in blocks."""
         scales, levels = self.parts
         scratch = np.empty((min(scales.size, GROUPS_AT_ONCE), GROUP), np.float32)
         for group, start in zip(*_starts(self.size), strict=True):
             rounded = levels[start : start + BLOCK_SIZE]
             flat = scratch.reshape(-1)[: rounded.size]
             np.copyto(flat, rounded)
-            # The last group may be short; what stands behind it in its row counts for nothing.
+            # The last group may be short: the rest of its row is not used.
             rows = scratch[: groups_of(rounded.size)]
             rows.reshape(-1)[rounded.size :] = 0.0
-            # A scale that is not finite, or nearly so, is refused by whoever looks at the magnitudes.
+            # Scales that are not finite, or so large that the product is not, are refused at admission.
             with np.errstate(invalid="ignore", over="ignore"):
                 np.multiply(rows, scales[group : group + GROUPS_AT_ONCE, np.newaxis], out=rows)
             yield flat

@@ -1,6 +1,6 @@
-"""The codec topk: the largest elements alone, each with the gap to the one before. Pure.
+"""The codec topk: only the largest elements, each with its distance from the one before. Pure.
 
-Only for deltas, and only where the sender keeps what is left out and sends it later (error feedback). Source:
+It is for deltas, and for senders that keep what is left out and send it later (error feedback). Source:
 Stich, Cordonnier and Jaggi, "Sparsified SGD with Memory" (2018, arXiv 1809.07599), Algorithm 1.
 
 The payload has the number of entries (4 bytes), their values as float32, and then a byte for each gap, which
@@ -12,19 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from fluffle.codecs.compressed import require_length, require_same_size
-from fluffle.model import Vector, largest_magnitude
-from fluffle.vector_math import BLOCK_SIZE, scratch_block
+from fluffle.model import Vector
+from fluffle.vector_math import BLOCK_SIZE, largest_magnitude, matching_blocks, scratch_block
 
 ESCAPE: Final = 255
-# So many elements tell well enough where the largest begin.
+# The threshold of a large vector is estimated from a sample of this size.
 SAMPLE: Final = 65_536
-# More than are wanted, so that what is sampled rarely turns out too few.
+# Aim at more entries than are wanted, so that the estimate rarely gives too few.
 SURPLUS: Final = 1.2
 
 Indices = npt.NDArray[np.intp]
@@ -37,51 +37,27 @@ class TopKVector:
     size: int
     payload: memoryview
 
-    @staticmethod
-    def most_bytes(size: int, share: float) -> int:
-        """Return how many bytes a vector takes at most."""
-        return 4 + 5 * most_entries(size, share) + size // ESCAPE
-
-    @classmethod
-    def of(cls, vector: Vector, share: float, random: np.random.Generator) -> Self:
-        """Return the largest `share` of a vector's elements; a NaN is as large as can be."""
-        indices = _largest(vector, most_entries(vector.size, share), random)
-        gaps = np.diff(indices, prepend=-1) - 1
-        codes = np.full(indices.size + int((gaps // ESCAPE).sum()), ESCAPE, np.uint8)
-        codes[np.cumsum(gaps // ESCAPE + 1) - 1] = gaps % ESCAPE
-        parts = (np.array([indices.size], "<u4"), vector[indices].astype("<f4"), codes)
-        return cls(vector.size, memoryview(b"".join(part.tobytes() for part in parts)))
-
-    @classmethod
-    def read(cls, size: int, share: float, payload: memoryview) -> Self:
-        """Return the vector in these bytes; raises ValueError when they are none."""
-        most = most_entries(size, share)
-        count = int.from_bytes(payload[:4], "little")
-        if count > most:
-            raise ValueError(f"it has {count} entries, and {share:g} of {size} are at most {most}")
-        if len(payload) < 4 + 4 * count:
-            require_length(4 + 5 * count, payload)
-        vector = cls(size, payload)
-        codes = vector._codes
-        ends = int(np.count_nonzero(codes != ESCAPE))
-        if ends != count or (codes.size and codes[-1] == ESCAPE):
-            raise ValueError(f"it has {count} values, but {ends} gaps that end")
-        # The gaps are never negative, so that the entries ascend.
-        if (last := int(codes.sum(dtype=np.uint64)) + count - 1) >= size:
-            raise ValueError(f"its last entry is element {last} of {size}")
-        return vector
-
     @property
     def values(self) -> Vector:
         """The elements that are there, as a view of the bytes."""
-        return np.frombuffer(self.payload, "<f4", count=self._count, offset=4)
+        return np.frombuffer(self.payload, "<f4", count=self.count, offset=4)
 
-    def largest_magnitude(self) -> float:
+    @property
+    def count(self) -> int:
+        """The number of entries that the bytes announce."""
+        return int.from_bytes(self.payload[:4], "little")
+
+    @property
+    def codes(self) -> npt.NDArray[np.uint8]:
+        """The gaps, as a view of the bytes."""
+        return np.frombuffer(self.payload, np.uint8, offset=4 + 4 * self.count)
+
+    def magnitude_bound(self) -> float:
         """Return the largest absolute value, NaN if there is one."""
         return largest_magnitude(self.values)
 
     def blocks(self) -> Iterator[Vector]:
-        """Walk through the vector with its zeros."""
+        """Yield the vector in blocks, with its zeros."""
         indices = np.concatenate([np.empty(0, np.intp), *(found for found, _ in self._entries())])
         values, scratch = self.values, scratch_block(self.size)
         for start in range(0, self.size, BLOCK_SIZE):
@@ -97,17 +73,9 @@ class TopKVector:
         for indices, values in self._entries():
             total[indices] += values * np.float32(scale)
 
-    @property
-    def _count(self) -> int:
-        return int.from_bytes(self.payload[:4], "little")
-
-    @property
-    def _codes(self) -> npt.NDArray[np.uint8]:
-        return np.frombuffer(self.payload, np.uint8, offset=4 + 4 * self._count)
-
     def _entries(self) -> Iterator[tuple[Indices, Vector]]:
-        """Walk through the places and values of the entries, some thousands at once."""
-        codes, values = self._codes, self.values
+        """Yield the indices and values of the entries, some thousands at a time."""
+        codes, values = self.codes, self.values
         skipped = done = 0
         for start in range(0, codes.size, BLOCK_SIZE):
             some = codes[start : start + BLOCK_SIZE]
@@ -118,13 +86,49 @@ class TopKVector:
             done += ends.size
 
 
-def most_entries(size: int, share: float) -> int:
-    """Return how many elements are sent at most: at least one, if there is one."""
-    return min(size, math.ceil(size * share))
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The codec that sends the largest `share` of a vector's elements."""
+
+    share: float
+
+    def most_entries(self, size: int) -> int:
+        """Return how many elements are sent at most: at least one, if there is one."""
+        return min(size, math.ceil(size * self.share))
+
+    def most_bytes(self, size: int) -> int:
+        """Return how many bytes a vector takes at most."""
+        return 4 + 5 * self.most_entries(size) + size // ESCAPE
+
+    def of(self, vector: Vector, random: np.random.Generator) -> TopKVector:
+        """Return the largest elements of a vector; a NaN is as large as can be."""
+        indices = _largest(vector, self.most_entries(vector.size), random)
+        gaps = np.diff(indices, prepend=-1) - 1
+        codes = np.full(indices.size + int((gaps // ESCAPE).sum()), ESCAPE, np.uint8)
+        codes[np.cumsum(gaps // ESCAPE + 1) - 1] = gaps % ESCAPE
+        parts = (np.array([indices.size], "<u4"), vector[indices].astype("<f4"), codes)
+        return TopKVector(vector.size, memoryview(b"".join(part.tobytes() for part in parts)))
+
+    def read(self, size: int, payload: memoryview) -> TopKVector:
+        """Return the vector in these bytes; raises ValueError when they are none."""
+        vector, most = TopKVector(size, payload), self.most_entries(size)
+        count = vector.count
+        if count > most:
+            raise ValueError(f"it has {count} entries, and {self.share:g} of {size} are at most {most}")
+        if len(payload) < 4 + 4 * count:
+            require_length(4 + 5 * count, payload)
+        codes = vector.codes
+        ends = int(np.count_nonzero(codes != ESCAPE))
+        if ends != count or (codes.size and codes[-1] == ESCAPE):
+            raise ValueError(f"it has {count} values, but {ends} gaps that end")
+        # The gaps are never negative, so that the entries ascend.
+        if (last := int(codes.sum(dtype=np.uint64)) + count - 1) >= size:
+            raise ValueError(f"its last entry is element {last} of {size}")
+        return vector
 
 
 def _largest(vector: Vector, count: int, random: np.random.Generator) -> Indices:
-    """Return where the `count` largest magnitudes stand, in ascending order; zeros are none of them."""
+    """Return the indices of the `count` largest magnitudes, ascending, without zeros."""
     if vector.size > SAMPLE:
         sample = np.abs(vector[random.integers(0, vector.size, SAMPLE)])
         wanted = min(SAMPLE, math.ceil(SAMPLE * SURPLUS * count / vector.size))
@@ -139,7 +143,7 @@ def _largest(vector: Vector, count: int, random: np.random.Generator) -> Indices
 
 
 def _threshold(magnitudes: Vector, count: int) -> np.float32:
-    """Return the smallest of the `count` largest; numpy takes NaN for the largest of all."""
+    """Return the smallest of the `count` largest; numpy counts NaN as the largest of all."""
     if not count:
         return np.float32(np.inf)
     magnitudes.partition(magnitudes.size - count)
@@ -147,9 +151,10 @@ def _threshold(magnitudes: Vector, count: int) -> np.float32:
 
 
 def _not_below(vector: Vector, threshold: np.float32) -> Indices:
-    """Return where the magnitudes stand that are not below a threshold, and not zero."""
-    found = []
-    for start in range(0, vector.size, BLOCK_SIZE):
-        magnitudes = np.abs(vector[start : start + BLOCK_SIZE])
-        found.append(np.flatnonzero(~(magnitudes < threshold) & (magnitudes != 0)) + start)
-    return np.concatenate([np.empty(0, np.intp), *found])
+    """Return the indices of the magnitudes that are not below a threshold, and not zero."""
+    found = [np.empty(0, np.intp)]
+    for number, (block,) in enumerate(matching_blocks(vector)):
+        magnitudes = np.abs(block)
+        indices = np.flatnonzero(~(magnitudes < threshold) & (magnitudes != 0))
+        found.append(indices + number * BLOCK_SIZE)
+    return np.concatenate(found)
