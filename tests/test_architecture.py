@@ -76,9 +76,10 @@ PURE = {
         f"fluffle_aggregator.strategies.{name}"
         for name in ("fedasync", "fedavg", "fedbuff", "registry", "strategy")
     ),
-    *(f"fluffle_cli.dashboard.{name}" for name in ("known", "live", "staleness", "table")),
-    *("fluffle_cli.findings", "fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.series"),
-    *("fluffle_cli.standing", "fluffle_cli.trends", "fluffle_cli.words", "fluffle_cli.workers"),
+    "fluffle_cli.dashboard.table",
+    *("fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.series", "fluffle_cli.words"),
+    *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "parts", "progress", "state")),
+    *(f"fluffle_cli.watching.{name}" for name in ("trends", "version", "view")),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {
@@ -94,7 +95,7 @@ PURE_MAY_IMPORT = {
         "hashlib",
         "inspect",
     ),
-    *("contextlib", "itertools", "json", "math", "re", "shlex", "statistics", "types", "typing"),
+    *("contextlib", "itertools", "json", "math", "operator", "re", "shlex", "statistics", "types", "typing"),
     *("ml_dtypes", "msgpack", "numpy", "pydantic", "xxhash", "zstandard"),
 }
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fluffle.record import ModelVersion
 from fluffle_cli.series import Series, the_later
 
 # More workers than any federation has. Beyond it, the one that was silent for longest is forgotten.
@@ -72,7 +71,6 @@ class History:
         self._evaluated: Series[EvaluatedVersion] = Series(the_later)
         self._seconds: dict[int, float] = {}
         self._rounds: dict[str, Rounds] = {}
-        self._read_to = -1
 
     @property
     def evaluations(self) -> Sequence[EvaluatedVersion]:
@@ -87,21 +85,6 @@ class History:
     def seconds_of(self, version: int) -> float | None:
         """Return the seconds of training before a version was committed, if that is known."""
         return self._seconds.get(version)
-
-    def read(self, version: ModelVersion) -> None:
-        """Take in a record, with the rounds in it unless it was read before."""
-        self.note_version(version)
-        if version.version > self._read_to:
-            self._read_to = version.version
-            for one in version.folded:
-                self.note_round(one.id.worker, one.id.run, one.loss, one.train_s)
-
-    def note_version(self, version: ModelVersion) -> None:
-        """Take in a record without the rounds in it."""
-        self.note_seconds(version.version, version.training_s)
-        for evaluation in (version.best, version.evaluation):
-            if evaluation is not None:
-                self.note_evaluation(evaluation.version, evaluation.metrics)
 
     def note_seconds(self, version: int, seconds: float) -> None:
         """Note the seconds of training before a version was committed."""
@@ -125,12 +108,6 @@ class History:
         if len(self._rounds) > MOST_WORKERS:
             del self._rounds[next(iter(self._rounds))]
         rounds.add(run, loss, seconds)
-
-
-def losses_of(history: History, worker: str) -> Sequence[float]:
-    """Return the training losses of a worker that were seen, in their order."""
-    rounds = history.rounds.get(worker)
-    return rounds.losses if rounds else ()
 
 
 def mean_of_both(earlier: float, later: float) -> float:

@@ -1,4 +1,4 @@
-"""What can be read of a message that an aggregator received, for people."""
+"""What a refused message contains, for people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fact = tuple[str, str]
 
 
 def message_facts(body: bytes) -> list[Fact]:
-    """Return what a message says and what its vector is like, or why it cannot be read."""
+    """Return the fields of a message and statistics of its vector, or why it cannot be read."""
     try:
         message = decode_inbound(body)
     except WireError as error:
@@ -41,4 +41,4 @@ def _vector_facts(vector: Vector) -> Iterator[Fact]:
     if finite.size:
         # In float64, a little at a time: a square of a large float32 would overflow.
         squared = float(np.einsum("i,i->", finite, finite, dtype=np.float64, casting="safe"))
-        yield "of the finite", f"min {finite.min():.4g}, max {finite.max():.4g}, L2 norm {squared**0.5:.4g}"
+        yield "finite values", f"min {finite.min():.4g}, max {finite.max():.4g}, L2 norm {squared**0.5:.4g}"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from math import inf
 from typing import ClassVar
@@ -22,14 +21,16 @@ from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.settings import ManagementUrl
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
-from fluffle_cli.following import following
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.query_settings import AskingSettings
-from fluffle_cli.screen import Screen
-from fluffle_cli.snapshot import Snapshot, SnapshotReader, read_the_past, take_snapshot
-from fluffle_cli.view import render
+from fluffle_cli.watching.as_json import with_workers
+from fluffle_cli.watching.terminal import Screen, render
+from fluffle_cli.watching.view import FederationView
+from fluffle_cli.watching.watcher import Watcher
 
-Show = Callable[[Snapshot], None]
+Show = Callable[[FederationView], None]
+# It is read in a second or two, over a slow link too.
+PAST_MIB = 8
 
 
 class StatusSettings(AskingSettings):
@@ -44,9 +45,9 @@ class StatusSettings(AskingSettings):
     )
     management_url: ManagementUrl = Field(
         None,
-        description="RabbitMQ's management interface, which is asked for policies that would lose messages, "
-        "and answers the user of a monitor. By default http://HOST:15672 (https://HOST:15671 for amqps://) "
-        "if the broker's own port is the usual one too.",
+        description="URL of RabbitMQ's management interface, to warn of policies that would lose messages; a "
+        "monitor may ask it. Default: http://HOST:15672 (https://HOST:15671 for amqps://), if the broker "
+        "itself uses its default port.",
     )
     interval: float = Field(2.0, ge=0.1, description="Seconds from one look to the next.")
     as_json: bool = Field(
@@ -62,29 +63,26 @@ def run(settings: StatusSettings) -> None:
     topology = topology_of(settings.federation)
     name = f"{settings.federation}/status"
     policies = policy_watch_of(settings, settings.management_url)
+    watcher = Watcher(topology, name="status", past_mib=PAST_MIB)
     if not settings.watch:
         with _display(settings) as show, connect(settings, name=name, stop=stop) as broker:
-            snapshot = take_snapshot(broker, topology)
+            view = watcher.look_once(broker)
             policies.look()
-            show(replace(snapshot, policy_faults=policies.faults))
+            show(replace(view, policy_faults=policies.faults))
         return
-    # Whoever watches may come before the federation does.
+    # The command may be started before the federation.
     patient = settings.model_copy(update={"connect_timeout_s": inf})
-    lookout = SnapshotReader(topology)
     with _display(settings) as show, policies.watching():
 
         def watch(broker: Broker) -> None:
             policies.look()
-            # Anew for each connection: RabbitMQ may keep the last one's queue until it misses its heartbeats.
-            listener = f"status-{secrets.token_hex(4)}"
-            read_the_past(broker, topology, lookout.history)
-            with following(broker, topology, name=listener) as version:
-                while not stop.is_set():
-                    snapshot = lookout.look(broker, version.newest())
-                    show(replace(snapshot, policy_faults=policies.faults))
-                    if snapshot.finished:
+            looks = watcher.follow(broker, stop, every_s=settings.interval, must_listen=False)
+            with closing(looks):
+                for _ in looks:
+                    view = watcher.view()
+                    show(replace(view, policy_faults=policies.faults))
+                    if view.finished:
                         return
-                    stop.wait(settings.interval)
 
         connector = federation_connector(patient, topology, name=name, stop=stop)
         run_with_reconnect(connector.connect, until_federation_is_gone(watch), stop)
@@ -92,12 +90,12 @@ def run(settings: StatusSettings) -> None:
 
 @contextmanager
 def _display(settings: StatusSettings) -> Iterator[Show]:
-    """Choose how snapshots are shown; on a terminal a watched one stays in its place."""
+    """Choose how views are shown; on a terminal a watched one stays in its place."""
     console = PlainConsole()
     if settings.as_json:
-        yield lambda snapshot: typer.echo(as_text(snapshot.as_json()))
+        yield lambda view: typer.echo(as_text(with_workers(view)))
     elif not settings.watch:
-        yield lambda snapshot: console.print(render(snapshot))
+        yield lambda view: console.print(render(view))
     else:
         if console.is_terminal:
             logs.configure(
@@ -107,7 +105,7 @@ def _display(settings: StatusSettings) -> Iterator[Show]:
                 fields=settings.log_fields(),
                 console=console,
             )
-        with Screen(console) as screen:
+        with Screen.on(console) as screen:
             yield screen.show_now
 
 
@@ -117,7 +115,7 @@ command = settings_command(
     about="Show a federation's version, accuracy, updates a second, queues and workers.\n\n"
     "It only reads, and looks once (--once, which is the default); with --watch again and again, until the "
     "federation has finished. --json is for programs: `fluffle status --once --json` prints one object. A "
-    "watcher reads a version's record when an aggregator tells of one, at most once a second. Without the "
-    "rights of a monitor, who may listen, it reads the newest model at every look. Where it may ask "
-    "RabbitMQ's management interface, it warns of policies that would lose messages.",
+    "watcher reads a version's record when an aggregator announces one, at most once a second. A user "
+    "without the rights of a monitor may not listen, and reads the newest version at every look. If it may "
+    "ask RabbitMQ's management interface, it warns of policies that would lose messages.",
 )

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them. Pure."""
+"""Numbers, times, shares and names as people read them. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from typing import Final
 
 MOST_NAMED: Final = 3
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
+SPARKLINE_LENGTH: Final = 40
+BAR_LENGTH: Final = 10
 
 
 def number(value: float) -> str:
@@ -19,7 +23,7 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage; what is above 0 is never said to be 0."""
+    """Return a share as a percentage; what is above 0 is never shown as 0."""
     return f"{100 * share:.0f} %" if share >= 0.0095 or not share else f"{100 * share:.2g} %"
 
 
@@ -39,3 +43,24 @@ def in_a_row(names: Sequence[str]) -> str:
     """Name the first few, and say how many more there are."""
     more = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Draw the last values as a row of blocks, the lowest as the lowest block, and a "?" if not finite."""
+    shown = values[-SPARKLINE_LENGTH:]
+    finite = [value for value in shown if math.isfinite(value)]
+    # Halved, since the range from one huge number to another would be infinite.
+    low, high = min(finite, default=0.0) / 2, max(finite, default=0.0) / 2
+    return "".join(
+        BLOCKS[round((value / 2 - low) / (high - low) * 7) if high > low else 0]
+        if math.isfinite(value)
+        else "?"
+        for value in shown
+    )
+
+
+def bar(share: float) -> str:
+    """Draw a share of 0 to 1 as a bar with its percentage."""
+    full, eighths = divmod(round(share * BAR_LENGTH * 8), 8)
+    blocks = EIGHTHS[8] * full + (EIGHTHS[eighths] if eighths else "")
+    return f"{blocks:{BAR_LENGTH}} {share:4.0%}"

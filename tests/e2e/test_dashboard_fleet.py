@@ -85,7 +85,7 @@ def test_two_thousand_workers_are_searched_and_sorted_and_the_page_stays_small(
         # Once more about everybody.
         tell_of_all(broker, topology, lambda name: Started(f"{name}/r/2", 1))
         wait_until(
-            lambda: {row["state"] for row in rows_of(page)} == {"training from version 1"}, "the new state"
+            lambda: {row["state"] for row in rows_of(page)} == {"training: from version 1"}, "the new state"
         )
 
     elements = page.execute_script("return document.querySelectorAll('*').length")

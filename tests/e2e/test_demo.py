@@ -19,9 +19,7 @@ from federation import wait_until
 
 from fluffle.safetensors_file import read_model
 from fluffle.task import load_task
-from fluffle_cli.report.happenings import read_happenings
-from fluffle_cli.report.metrics import read_rows
-from fluffle_cli.report.summary import read_summary
+from fluffle_cli.report.run import read_run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -80,14 +78,12 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
         assert demo.returncode == 0, said
         assert processes_of(out) == []
 
-    summary = read_summary(out)
-    run = summary.runs[0]
-    rows = list(read_rows(out / "metrics.jsonl"))
-    assert run.finished == "accuracy>=0.8 held for 3 evaluations"
-    assert [row.version for row in rows] == list(range(len(rows)))
-    assert rows[-1].updates == run.updates == sum(totals.updates for totals in run.workers.values())
+    [run] = read_run(out).federations
+    assert run.last.finished == "accuracy>=0.8 held for 3 evaluations"
+    assert [each.version for each in run.versions] == list(range(len(run.versions)))
+    assert run.last.updates == sum(each.updates for each in run.last.contributors.values())
     # The target may be reached before each of them has given an update.
-    assert set() < set(run.workers) <= {"worker-0", "worker-1"}
+    assert set() < set(run.last.contributors) <= {"worker-0", "worker-1"}
 
     for picture in ("accuracy.png", "staleness.png", "contributions.png", "timeline.png"):
         assert (out / picture).read_bytes().startswith(PNG)
@@ -96,13 +92,15 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     assert "report.html" in said
     assert page.count("data:image/png;base64,") == 4
     assert "RabbitMQ " in page
-    told = read_happenings(out / "events.jsonl")
-    assert {each.name for each in told if each.what == "joined"} >= {"worker-0", "worker-1", "evaluator"}
+    joined = {each.name for each in run.happened if each.what == "joined"}
+    assert joined >= {"worker-0", "worker-1", "evaluator", "aggregator-1", "aggregator-2"}
+    # What each part does is known from its events, and not from debug lines of its log.
+    assert "debug" not in {line["level"] for line in lines_of(out / "logs" / "worker-0.log")}
     assert "metrics/accuracy" in points_in(out / "tensorboard")
 
     digits = load_task("digits")
     weights = digits.load(out / "model.keras")
-    assert digits.evaluate(weights) == pytest.approx(dict(run.final), abs=1e-4)
+    assert digits.evaluate(weights) == pytest.approx(dict(run.about.final), abs=1e-4)
     stored = read_model(out / "model.safetensors")
     assert all((weights[name] == stored[name]).all() for name in stored)
 
@@ -111,7 +109,7 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     assert_healthy(out / "logs", since=run.began_at)
 
     assert not (out / "broker").exists(), "the password is gone with the broker"
-    assert f"{run.final['accuracy']:.4f}" in said
+    assert f"{run.about.final['accuracy']:.4f}" in said
     assert "RabbitMQ's UI: http://127.0.0.1:" in said
     assert "Traceback" not in said
     assert "\x1b" not in said, "there are no colour codes where there is no terminal"
@@ -124,12 +122,17 @@ def assert_healthy(logs: Path, *, since: float) -> None:
         if log.stem in {"initial-model", "afterwards", "report"}:
             assert text in ("", f"the report is {logs.parent / 'report.html'}\n"), log
         elif log.stem != "rabbitmq":
-            lines = [json.loads(line) for line in text.splitlines()]
+            lines = lines_of(log)
             warnings = [line for line in lines if line["level"] not in {"debug", "info"}]
             assert [
                 each for each in warnings if datetime.fromisoformat(each["time"]).timestamp() > since
             ] == []
             assert {line["federation"] for line in lines} <= {"digits"}, log
+
+
+def lines_of(log: Path) -> list[dict[str, str]]:
+    """Return the lines of a part's log."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:

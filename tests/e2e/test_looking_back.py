@@ -13,7 +13,7 @@ from rabbitmqctl import add_user
 
 from fluffle.rights import rights_of
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.report.run_folder import read_run
+from fluffle_cli.report.run import read_run
 
 pytestmark = pytest.mark.long
 
@@ -120,12 +120,12 @@ def test_a_federation_that_was_no_demo_has_a_report_of_what_the_stream_still_has
     assert told.stdout.strip().endswith("report.html")
     found = read_run(out)
     [one] = found.federations
-    assert [row.version for row in one.rows] == [record.version for record in run.versions]
-    assert one.about.updates == UPDATES
+    assert [each.version for each in one.versions] == [record.version for record in run.versions]
+    assert one.last.updates == UPDATES
     assert sorted(each.reason for each in one.happened) == sorted(
         str(line["reason"]) for line in run.leader.events("refused")
     )
-    assert found.summary.versions["broker"].startswith("RabbitMQ ")
+    assert found.about.versions["broker"].startswith("RabbitMQ ")
     page = (out / "report.html").read_text()
     assert "future-version" in page
     assert page.count("data:image/png;base64,") == 4
@@ -156,7 +156,7 @@ def test_whoever_may_not_listen_watches_all_the_same_and_is_told_what_that_costs
 
     assert watched.returncode == 0, watched.stderr
     assert json.loads(watched.stdout)["version"] == run.versions[-1].version
-    assert "reading the model at every look" in watched.stderr
+    assert "reading the record at every look" in watched.stderr
     assert "Traceback" not in watched.stderr
 
 

@@ -137,7 +137,7 @@ def test_people_and_programs_are_told_what_is_wrong_and_how_each_worker_learns(
         "1 evaluation is not finite: rmse of version 2 is NaN.",
         "tiny has 98 % of the weight, but 0.2 % of the examples (3).",
         "All 4 messages of foreign were refused. The last reason is bad-layout: another model.",
-        "foreign only refused 0",
+        "foreign only refused never 0",
         "tiny █▃▁ 0.2500",
     ):
         assert said in told

@@ -6,11 +6,14 @@ import math
 from dataclasses import replace
 from unittest.mock import ANY
 
-from dashboard_states import (
+from federation_states import (
     NOW,
     a_commit,
     a_record,
     a_state,
+    page,
+    picture,
+    read,
     rows_of,
     says_of,
     told,
@@ -28,37 +31,38 @@ from fluffle.events import (
 )
 from fluffle.record import Contributor, Folded
 from fluffle.update import UpdateId
-from fluffle_cli.dashboard.live import MOST_PARTS
-from fluffle_cli.dashboard.state import RIVALS_OVER_S
 from fluffle_cli.dashboard.table import Wanted
 from fluffle_cli.plain_json import as_text
+from fluffle_cli.watching.findings import findings_of
+from fluffle_cli.watching.parts import MOST_PARTS
+from fluffle_cli.watching.state import RIVALS_OVER_S
 
 
 def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
     state = a_state()
     told(state, Joined(), Started("w1/r/1", 4), role="worker", name="w1")
-    first = rows_of(state.page(Wanted(), NOW))
+    first = rows_of(page(state))
     told(state, Trained("w1/r/1", 4, 2.5), Published("w1/r/1", 9), role="worker", name="w1")
     told(state, TookOver(9, 9), a_commit(9, 9), Rejected("", "w2", "x", "y"), role="worker", name="w1")
-    second = rows_of(state.page(Wanted(), NOW + 3))
+    told(state, Published("w1/r/2", 9), role="worker", name="w1")
+    second = rows_of(page(state, now=NOW + 3))
     told(state, Left("it was asked to stop"), role="worker", name="w1")
 
-    assert first[0]["state"] == "training from version 4"
-    assert (second[0]["state"], second[0]["round_s"], second[0]["seen_s"]) == ("has published", 2.5, 3.0)
-    assert state.known.record is None
-    assert state.picture(NOW)["reasons"] == {}
-    assert state.picture(NOW)["leader"] == ""
+    assert first[0]["state"] == "training: from version 4"
+    assert (second[0]["state"], second[0]["round_s"], second[0]["seen_s"]) == ("published", 2.5, 3.0)
+    assert state.view(NOW).newest is None
+    assert picture(state)["reasons"] == {}
+    assert picture(state)["leader"] == ""
 
 
 def test_each_worker_has_its_losses_in_the_table_and_who_has_none_comes_last() -> None:
     state = a_state()
-    state.read(a_record(1))
     folded = Folded(UpdateId("w1", "r", 1), 0, 0, 1.0, 0, NOW - 1, 0.75)
-    state.remember(replace(a_record(1), folded=(folded,)))
+    read(state, replace(a_record(1), folded=(folded,)))
     for name, loss in (("w1", 0.5), ("w1", 0.25), ("w2", 0.125), ("w2", math.nan), ("w3", None)):
         told(state, Trained(f"{name}/r/2", 1, 2.5, loss), role="worker", name=name)
 
-    rows = rows_of(state.page(Wanted(sort="loss"), NOW))
+    rows = rows_of(page(state, Wanted(sort="loss")))
 
     assert [(row["name"], row["loss"]) for row in rows] == [("w1", 0.25), ("w2", ANY), ("w3", None)]
     assert [row["losses"] for row in rows] == [[0.75, 0.5, 0.25], [0.125, ANY], []]
@@ -68,7 +72,7 @@ def test_each_worker_has_its_losses_in_the_table_and_who_has_none_comes_last() -
 
 def test_two_places_that_send_under_one_name_are_said_from_what_they_tell() -> None:
     state = a_state()
-    state.read(a_record(1))
+    read(state, a_record(1))
     for sequence, run in enumerate(["here", "there", "here", "there"]):
         told(state, Trained(f"w1/{run}/{sequence}", 1, 2.5), role="worker", name="w1")
 
@@ -77,35 +81,38 @@ def test_two_places_that_send_under_one_name_are_said_from_what_they_tell() -> N
 
 def test_a_worker_that_was_only_refused_says_why_in_the_table() -> None:
     state = a_state()
-    state.read(a_record(3, w1=Contributor(rejected=2, refusal="bad-layout: other shapes")))
+    read(state, a_record(3, w1=Contributor(rejected=2, refusal="bad-layout: other shapes")))
 
-    [row] = rows_of(state.page(Wanted(search="OTHER SHAPES"), NOW))
+    [row] = rows_of(page(state, Wanted(search="OTHER SHAPES")))
 
     assert row["state"] == "only refused: bad-layout: other shapes"
 
 
-def test_only_who_has_given_updates_and_has_not_left_can_be_silent() -> None:
+def test_only_a_worker_that_gave_updates_and_has_not_left_can_be_silent() -> None:
     state = a_state()
     given = Contributor(3, 10, 0, 3.0, 0, NOW - 900)
-    state.read(a_record(3, w1=given, w2=given, w3=given, w4=Contributor(rejected=1)))
+    read(state, a_record(3, w1=given, w2=given, w3=given, w4=Contributor(rejected=1)))
     told(state, Joined(), role="worker", name="w1")
     told(state, Left("it was asked to stop"), role="worker", name="w2")
 
-    assert state.snapshot(NOW + 1).silent_s == {"w1": 1.0, "w3": 901.0}
+    found = [each.says for each in findings_of(state.view(NOW + 1)) if each.kind == "silent"]
+
+    assert found == ["w3 has been silent for 15 min."]
+    assert [state.view(NOW + 1).workers[name].seen_s for name in ("w1", "w3", "w4")] == [1.0, 901.0, None]
 
 
-def test_who_wanted_the_name_of_a_worker_at_work_is_shown_for_a_while() -> None:
+def test_a_process_that_wanted_the_name_of_a_worker_at_work_is_shown_for_a_while() -> None:
     state = a_state()
-    state.read(a_record(3))
+    read(state, a_record(3))
     for name in ("w1", "w2"):
         told(state, TurnedAway("process 4711 on north, since noon"), role="worker", name=name)
     told(state, Left("it was asked to stop"), role="worker", name="w2")
 
-    found = [each for each in state.snapshot(NOW + 1).findings if each.kind == "one-name-twice"]
+    found = [each for each in findings_of(state.view(NOW + 1)) if each.kind == "one-name-twice"]
     assert [each.says for each in found] == [
         "Two processes want the name w1: process 4711 on north, since noon, was turned away."
     ]
-    assert not state.snapshot(NOW + RIVALS_OVER_S + 1).rivals
+    assert not state.view(NOW + RIVALS_OVER_S + 1).workers["w1"].rival
 
 
 def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() -> None:
@@ -113,8 +120,8 @@ def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() 
     for number in range(MOST_PARTS + 5):
         told(state, Joined(), role="worker", name=f"w{number}")
 
-    assert state.page(Wanted(), NOW)["workers"] == MOST_PARTS
-    assert state.page(Wanted(search="w4"), NOW)["found"] == len(
+    assert page(state)["workers"] == MOST_PARTS
+    assert page(state, Wanted(search="w4"))["found"] == len(
         [number for number in range(5, MOST_PARTS + 5) if "w4" in f"w{number}"]
     )
 
@@ -122,13 +129,13 @@ def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() 
 def test_workers_are_sorted_and_searched_over_all_pages() -> None:
     state = a_state()
     contributors = {f"w{number:04}": Contributor(number, 10, 0, 1.0) for number in range(2_000)}
-    state.read(a_record(1, **contributors))
+    read(state, a_record(1, **contributors))
     told(state, Started("w0003/r/1", 0), role="worker", name="w0003")
 
-    most = state.page(Wanted(sort="updates", descending=True), NOW)
-    last = state.page(Wanted(page=10_000), NOW)
-    training = state.page(Wanted(search="TRAINING"), NOW)
-    by_round = state.page(Wanted(sort="round_s", descending=True), NOW)
+    most = page(state, Wanted(sort="updates", descending=True))
+    last = page(state, Wanted(page=10_000))
+    training = page(state, Wanted(search="TRAINING"))
+    by_round = page(state, Wanted(sort="round_s", descending=True))
 
     def names(page: dict[str, object]) -> list[str]:
         return [row["name"] for row in rows_of(page)]

@@ -18,27 +18,28 @@ from typer.testing import CliRunner
 
 from fluffle.command_line import new_app
 from fluffle.errors import ConfigError
-from fluffle.record import Contributor, Folded, ModelVersion
+from fluffle.record import Contributor, Folded
 from fluffle.settings import load_settings
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_cli.demo import command, parts
 from fluffle_cli.demo.federation_run import overdue
-from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, WORKER_STATES, LogTail
-from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.processes import Processes, last_line
+from fluffle_cli.demo.results import print_results
 from fluffle_cli.demo.settings import DemoSettings, Strategy
-from fluffle_cli.report import pictures, plots
-from fluffle_cli.report.metrics import (
-    Point,
-    VersionRow,
-    append_row,
-    curve,
-    read_rows,
-    row_of,
-    seconds_to_target,
+from fluffle_cli.report import pictures
+from fluffle_cli.report.run import (
+    METRICS,
+    SUMMARY,
+    About,
+    AboutFederation,
+    FederationRun,
+    Run,
+    append_lines,
+    read_run,
+    write_summary,
 )
-from fluffle_cli.report.run_folder import read_run
-from fluffle_cli.report.summary import Summary, print_summary, read_summary, run_summary, write_summary
+from fluffle_cli.watching.version import Version
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TARGET = parse_target("accuracy>=0.95")
@@ -49,10 +50,10 @@ def demo_settings(**given: object) -> DemoSettings:
     return load_settings(DemoSettings, given)
 
 
-def a_row(
+def a_line(
     version: int, accuracy: float | None = None, *, of: int | None = None, finished: str = ""
-) -> VersionRow:
-    """Return a row two seconds after the one before, with the accuracy of the version before."""
+) -> Version:
+    """Return a version two seconds after the one before, with the accuracy of the version before."""
     evaluated = version - 1 if of is None else of
     record = replace(
         a_version(version, finished=finished),
@@ -61,40 +62,49 @@ def a_row(
         folded=(Folded(UpdateId("worker-0", "r", version + 1), version, version % 3, 1.0),),
         evaluation=None if accuracy is None else an_evaluation(evaluated, {"accuracy": accuracy}),
     )
-    return row_of(record, started_at=100.0)
+    return Version.of(record)
 
 
-def rows_with(accuracies: Sequence[float]) -> list[VersionRow]:
+def lines_with(accuracies: Sequence[float]) -> list[Version]:
     """Return a run in which version 0, 1, 2 ... had these accuracies, and came at 0, 2, 4 ... seconds."""
-    return [a_row(0), *(a_row(number + 1, accuracy) for number, accuracy in enumerate(accuracies))]
+    return [a_line(0), *(a_line(number + 1, accuracy) for number, accuracy in enumerate(accuracies))]
 
 
-def a_summary(folder: Path, *runs: tuple[str, str, Sequence[float]]) -> Summary:
-    """Write the metrics of runs (strategy, folder, accuracies) and return their summary."""
-    summaries = []
-    for strategy, place, accuracies in runs:
-        (folder / place).mkdir(exist_ok=True)
-        for row in rows_with(accuracies):
-            append_row(folder / place / "metrics.jsonl", row)
-        rows = list(read_rows(folder / place / "metrics.jsonl"))
-        final = {"accuracy": accuracies[-1]}
-        summaries.append(run_summary(strategy=strategy, folder=place, rows=rows, target=TARGET, final=final))
-    return Summary(
+def a_federation(
+    *versions: Version, strategy: str = "fedbuff", folder: Path | None = None, place: str = "."
+) -> FederationRun:
+    evaluation = versions[-1].evaluation
+    final = evaluation.metrics if evaluation else {}
+    about = AboutFederation(strategy=strategy, folder=place, final=final)
+    return FederationRun(about=about, folder=(folder or Path()) / place, versions=versions)
+
+
+def a_run(folder: Path, *runs: tuple[str, str, Sequence[float]]) -> Run:
+    """Write the files of a run with federations (strategy, folder, accuracies), and return it."""
+    federations = [
+        a_federation(*lines_with(accuracies), strategy=strategy, folder=folder, place=place)
+        for strategy, place, accuracies in runs
+    ]
+    for each in federations:
+        each.folder.mkdir(exist_ok=True)
+        append_lines(each.folder / METRICS, each.versions)
+    about = About(
         task="digits",
         seed=0,
         target=str(TARGET),
         delays_s=[0.2, 1.6],
         central={"accuracy": 0.97},
-        runs=summaries,
+        runs=[each.about for each in federations],
     )
+    run = Run(folder=folder, about=about, federations=federations)
+    write_summary(run)
+    return run
 
 
-def a_tail(path: Path, *events: Mapping[str, object] | str) -> LogTail:
+def a_log(path: Path, *events: Mapping[str, object] | str) -> Path:
     lines = [event if isinstance(event, str) else json.dumps(event) for event in events]
     path.write_text("".join(f"{line}\n" for line in lines))
-    tail = LogTail(path, WORKER_STATES)
-    tail.read()
-    return tail
+    return path
 
 
 def has_ended(pid: int) -> bool:
@@ -105,9 +115,9 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def wait_for_end(crew: Crew) -> None:
-    crew.wait(30.0)
-    assert not crew.alive
+def wait_for_end(processes: Processes) -> None:
+    processes.wait(30.0)
+    assert not processes.alive
 
 
 def test_the_slowest_worker_idles_so_many_times_as_long_as_the_fastest_and_the_others_lie_between() -> None:
@@ -209,74 +219,36 @@ def test_fedavg_waits_for_every_worker_whatever_the_buffer_size() -> None:
     assert buffer_sizes("fedbuff") == {"2"}
 
 
-@pytest.mark.parametrize(
-    ("event", "state"),
-    [
-        ({"event": "data prepared"}, "starting"),
-        ({"event": "fetching the newest version"}, "fetching"),
-        ({"event": "waiting for a new version"}, "waiting"),
-        ({"event": "round started", "version": 3}, "training"),
-        ({"event": "idling", "seconds": 1.6}, "idle for 1.6 s"),
-        ({"event": "round trained"}, "publishing"),
-        ({"event": "the federation has finished"}, "done"),
-    ],
-)
-def test_the_last_event_of_a_log_tells_what_a_worker_is_about(
-    tmp_path: Path, event: dict[str, object], state: str
-) -> None:
-    assert a_tail(tmp_path / "w.log", event, {"event": "something else"}).state == state
-
-
-def test_a_log_is_followed_as_it_grows_even_in_the_middle_of_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.log"
-    tail = LogTail(path, AGGREGATOR_STATES)
-    tail.read()
-    assert tail.state == "starting"
-
-    path.write_text('{"event": "standing by"}\n{"event": "lead')
-    tail.read()
-    assert tail.state == "standing by"
-
-    with path.open("a") as file:
-        file.write('ing"}\n')
-    tail.read()
-    assert tail.state == "leading"
-
-
-def test_a_worker_is_ready_when_it_looks_for_a_version(tmp_path: Path) -> None:
-    assert not a_tail(tmp_path / "w.log", {"event": "data prepared"}).is_ready
-    assert a_tail(tmp_path / "w.log", {"event": "fetching the newest version"}).is_ready
-
-
-def test_the_last_line_is_told_as_a_sentence_whatever_its_form_and_pikas_are_passed_over(
+def test_the_last_line_of_a_log_is_a_sentence_whatever_its_form_and_pikas_are_passed_over(
     tmp_path: Path,
 ) -> None:
     lost = {"event": "lost the broker", "because": "it is gone", "logger": "fluffle_worker.loop"}
     chatter = {"event": "Closing connection", "logger": "pika.connection"}
 
-    assert a_tail(tmp_path / "a.log", lost, chatter).last_line == "lost the broker: it is gone"
-    assert a_tail(tmp_path / "b.log", lost, "error: no such task").last_line == "error: no such task"
+    assert last_line(a_log(tmp_path / "a.log", lost, chatter)) == "lost the broker: it is gone"
+    assert last_line(a_log(tmp_path / "b.log", lost, "error: no such task")) == "error: no such task"
+    assert last_line(a_log(tmp_path / "c.log")) == ""
 
 
 def test_a_process_that_dies_is_told_of_once_with_its_last_line(tmp_path: Path) -> None:
-    crew = Crew(tmp_path)
+    processes = Processes(tmp_path)
     dying = parts.Part(
         name="w", command=(sys.executable, "-c", "import sys; sys.exit('error: why')"), environment={}
     )
-    crew.start([dying], WORKER_STATES)
-    wait_for_end(crew)
+    processes.start([dying])
+    wait_for_end(processes)
 
-    dead = crew.newly_dead()
+    dead = processes.newly_dead()
 
     assert [child.name for child in dead] == ["w"]
-    assert dead[0].state == "died"
-    assert "exit code 1" in dead[0].obituary()
-    assert dead[0].obituary().endswith("ends with: error: why")
-    assert crew.newly_dead() == []
+    assert dead[0].has_died
+    assert "exit code 1" in dead[0].cause_of_death()
+    assert dead[0].cause_of_death().endswith("ends with: error: why")
+    assert processes.newly_dead() == []
 
 
-def test_a_crew_ends_even_those_who_do_not_listen_and_their_children(tmp_path: Path) -> None:
-    crew = Crew(tmp_path)
+def test_a_processes_ends_even_those_who_do_not_listen_and_their_children(tmp_path: Path) -> None:
+    processes = Processes(tmp_path)
     stubborn = (
         "import signal, subprocess, sys, time\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -284,83 +256,77 @@ def test_a_crew_ends_even_those_who_do_not_listen_and_their_children(tmp_path: P
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    crew.start([parts.Part(name="w", command=(sys.executable, "-c", stubborn), environment={})], {})
-    child = crew.children["w"]
+    processes.start([parts.Part(name="w", command=(sys.executable, "-c", stubborn), environment={})])
+    child = processes.children["w"]
     wait_until(lambda: child.log.read_text().endswith("\n"), "the grandchild's number")
 
-    crew.stop(patience_s=0.1)
+    processes.stop(patience_s=0.1)
 
     assert child.exit_code == -9
     wait_until(lambda: has_ended(int(child.log.read_text())), "the end of the grandchild")
 
 
-def test_a_version_becomes_one_line_that_is_read_back_the_same(tmp_path: Path) -> None:
-    rows = rows_with([0.5, 0.9])
-
-    for row in rows:
-        append_row(tmp_path / "metrics.jsonl", row)
-
-    assert list(read_rows(tmp_path / "metrics.jsonl")) == rows
-    assert [row.seconds for row in rows] == [0.0, 2.0, 4.0]
-    assert rows[2].mean_staleness == 2.0
-
-
 def test_an_accuracy_stands_at_the_time_at_which_its_version_was_committed() -> None:
-    rows = [a_row(0), a_row(1), a_row(2, 0.5, of=0), a_row(3, 0.8, of=1), a_row(4, 0.8, of=1)]
+    run = a_federation(a_line(0), a_line(1), a_line(2, 0.5, of=0), a_line(3, 0.8, of=1), a_line(4, 0.8, of=1))
 
-    assert curve(rows, "accuracy") == [Point(0.0, 0.5), Point(2.0, 0.8)]
-    assert curve(rows, "mae") == []
+    assert run.curve("accuracy") == [(0.0, 0.5), (2.0, 0.8)]
+    assert run.curve("mae") == []
 
 
 def test_the_target_is_reached_with_the_first_version_from_which_on_it_holds() -> None:
-    assert seconds_to_target(rows_with([0.5, 0.96, 0.9, 0.95, 0.97]), TARGET) == 6.0
-    assert seconds_to_target(rows_with([0.96, 0.96, 0.9]), TARGET) is None
-    assert seconds_to_target(rows_with([]), TARGET) is None
+    assert a_federation(*lines_with([0.5, 0.96, 0.9, 0.95, 0.97])).seconds_to(TARGET) == 6.0
+    assert a_federation(*lines_with([0.96, 0.96, 0.9])).seconds_to(TARGET) is None
+    assert a_federation(*lines_with([])).seconds_to(TARGET) is None
 
 
-def test_the_summary_is_read_back_the_same_and_knows_how_many_times_as_fast(tmp_path: Path) -> None:
+def test_a_run_is_read_back_the_same_and_knows_how_many_times_as_fast(tmp_path: Path) -> None:
     slow, fast = [0.1, 0.5, 0.8, 0.9, 0.96], [0.1, 0.5, 0.96]
-    summary = a_summary(tmp_path, ("fedavg", "fedavg", slow), ("fedbuff", "fedbuff", fast))
 
-    write_summary(tmp_path, summary)
+    run = a_run(tmp_path, ("fedavg", "fedavg", slow), ("fedbuff", "fedbuff", fast))
 
-    assert read_summary(tmp_path) == summary
-    assert summary.ratio == 2.0
-    assert summary.verdict == "fedbuff reaches accuracy>=0.95 2.0 times as fast as synchronous fedavg"
+    assert read_run(tmp_path).about == run.about
+    assert (run.ratio, read_run(tmp_path).ratio) == (2.0, 2.0)
+    assert run.verdict == "fedbuff reaches accuracy>=0.95 2.0 times as fast as synchronous fedavg"
+    said = json.loads((tmp_path / SUMMARY).read_text())
+    assert [each["seconds_to_target"] for each in said["runs"]] == [8.0, 4.0]
+    assert said["runs"][0]["workers"]["worker-0"]["updates"] == 5
+
+
+def test_a_synchronous_strategy_may_be_the_faster_one(tmp_path: Path) -> None:
+    run = a_run(tmp_path, ("fedavg", "a", [0.1, 0.96]), ("fedbuff", "b", [0.1, 0.5, 0.96]))
+
+    assert run.verdict == "synchronous fedavg reaches accuracy>=0.95 2.0 times as fast as fedbuff"
 
 
 def test_without_two_times_to_the_target_there_is_no_ratio(tmp_path: Path) -> None:
-    one = a_summary(tmp_path, ("fedbuff", ".", [0.1, 0.96]))
-    missed = a_summary(tmp_path, ("fedavg", "a", [0.1, 0.2]), ("fedbuff", "b", [0.1, 0.96]))
+    one = a_run(tmp_path, ("fedbuff", ".", [0.1, 0.96]))
+    missed = a_run(tmp_path, ("fedavg", "a", [0.1, 0.2]), ("fedbuff", "b", [0.1, 0.96]))
 
     assert (one.ratio, one.verdict) == (None, "")
     assert (missed.ratio, missed.verdict) == (None, "fedbuff and synchronous fedavg")
 
 
-def test_the_printed_summary_sets_the_final_model_beside_the_central_one(tmp_path: Path) -> None:
+def test_the_printed_results_set_the_final_model_beside_the_central_one(tmp_path: Path) -> None:
     written = StringIO()
 
-    print_summary(Console(file=written, width=80), a_summary(tmp_path, ("fedbuff", ".", [0.1, 0.96])))
+    print_results(Console(file=written, width=80), a_run(tmp_path, ("fedbuff", ".", [0.1, 0.96])))
 
-    text = written.getvalue()
-    assert "accuracy of the final model    0.9600                 0.9700" in text
-    assert "accuracy>=0.95 held from        2.0 s" in text
-    assert "worker-0" in text
+    lines = [line.split() for line in written.getvalue().splitlines()]
+    assert ["final", "accuracy", "0.9600", "0.9700"] in lines
+    assert ["accuracy>=0.95", "held", "from", "2.0", "s"] in lines
+    assert any(line[:1] == ["worker-0"] for line in lines)
 
 
 def test_a_run_that_missed_its_target_says_so(tmp_path: Path) -> None:
     written = StringIO()
 
-    print_summary(Console(file=written, width=80), a_summary(tmp_path, ("fedbuff", ".", [0.1, 0.2])))
+    print_results(Console(file=written, width=80), a_run(tmp_path, ("fedbuff", ".", [0.1, 0.2])))
 
     assert "fedbuff ended without reaching accuracy>=0.95" in written.getvalue()
 
 
 def test_pictures_are_drawn_from_the_folders_files_alone(tmp_path: Path) -> None:
-    summary = a_summary(
-        tmp_path, ("fedavg", "fedavg", [0.1, 0.5, 0.9, 0.96]), ("fedbuff", "fedbuff", [0.1, 0.96])
-    )
-    write_summary(tmp_path, summary)
+    a_run(tmp_path, ("fedavg", "fedavg", [0.1, 0.5, 0.9, 0.96]), ("fedbuff", "fedbuff", [0.1, 0.96]))
 
     pictures.draw_run(read_run(tmp_path))
 
@@ -374,13 +340,10 @@ def test_pictures_are_drawn_from_the_folders_files_alone(tmp_path: Path) -> None
 
 
 def test_a_run_without_any_update_has_pictures_too(tmp_path: Path) -> None:
-    empty: ModelVersion = replace(a_version(0), committed_at=100.0)
-    course = plots.Course(name="fedbuff", rows=[row_of(empty, started_at=100.0)])
+    run = a_federation(Version.of(replace(a_version(0), committed_at=100.0)))
 
-    plots.plot_quality(
-        tmp_path / "a.png", [course], title="t", metric="accuracy", target=TARGET, central=None
-    )
-    plots.plot_staleness(tmp_path / "s.png", course, title="t")
+    pictures.plot_quality(tmp_path / "a.png", [("fedbuff", run)], title="t", metric="accuracy", target=TARGET)
+    pictures.plot_staleness(tmp_path / "s.png", run, title="t")
 
     assert (tmp_path / "a.png").read_bytes().startswith(PNG)
     assert (tmp_path / "s.png").read_bytes().startswith(PNG)

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluffle.plan import Plan
 from fluffle.record import Contributor
-from fluffle_cli.findings import (
+from fluffle_cli.history import EvaluatedVersion
+from fluffle_cli.watching.findings import (
     FEWEST_UPDATES,
     MOST_WAITING_EACH,
     SILENT_AFTER_S,
@@ -19,68 +21,91 @@ from fluffle_cli.findings import (
     Finding,
     findings_of,
 )
-from fluffle_cli.history import EvaluatedVersion, History
-from fluffle_cli.standing import Standing, progress_of
+from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.state import FederationState
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, QueueStates, Worker
 from fluffle_cli.words import MOST_NAMED
-from fluffle_cli.workers import WorkerFacts, facts_of
 
 GOOD = {"accuracy": [1 - math.exp(-number / 20) for number in range(30)]}
 
 
-def some_workers(**weights: float) -> dict[str, WorkerFacts]:
-    """Return workers with ten updates of 100 examples, each with the weight that is given."""
-    given = {name: Contributor(10, 100, 0, weight) for name, weight in weights.items()}
-    return facts_of(given, now=0.0)
+def some_workers(contributors: Mapping[str, Contributor]) -> Mapping[str, Worker]:
+    """Return workers that have given this, of which nothing was heard since long."""
+    state = FederationState("digits", 0.0)
+    state.read(Version(federation="digits", version=1, term=1, contributors=contributors))
+    return state.view(0.0).workers
 
 
-def a_standing(
+def a_view(
     metrics: Mapping[str, Sequence[float]] = GOOD, *, best_by: str = "accuracy:max", best: int = 29
-) -> Standing:
+) -> FederationView:
     """Return a federation of two workers with 20 updates, all of whose versions were evaluated."""
-    history = History()
-    for version, values in enumerate(zip(*metrics.values(), strict=True)):
-        history.note_seconds(version, 10.0 * version)
-        history.note_evaluation(version, dict(zip(metrics, values, strict=True)))
-    seen = {each.version: each for each in history.evaluations}
-    newest = history.evaluations[-1] if history.evaluations else None
-    return Standing(
-        is_over=False,
-        version=newest.version + 1 if newest else 0,
-        updates=20,
-        workers=some_workers(w1=10.0, w2=10.0),
+    evaluations = [
+        EvaluatedVersion(version, 10.0 * version, dict(zip(metrics, values, strict=True)))
+        for version, values in enumerate(zip(*metrics.values(), strict=True))
+    ]
+    newest = evaluations[-1] if evaluations else None
+    version = newest.version + 1 if newest else 0
+    return FederationView(
+        federation="digits",
+        taken_at=0.0,
+        newest=Version(
+            federation="digits", version=version, term=1, updates=20, best_by=best_by, training_s=300.0
+        ),
+        queues=QueueStates(aggregator_active=True),
+        workers=some_workers({name: Contributor(10, 100, 0, 10.0) for name in ("w1", "w2")}),
         evaluation=newest,
-        best=seen.get(best) if best_by else None,
-        best_by=best_by,
-        history=history,
-        training_s=300.0,
+        best=next((each for each in evaluations if best_by and each.version == best), None),
+        evaluations=evaluations,
     )
 
 
-def kinds_of(standing: Standing) -> list[str]:
-    return [found.kind for found in findings_of(standing)]
+def newest_of(view: FederationView) -> Version:
+    assert view.newest is not None
+    return view.newest
 
 
-def the_finding(standing: Standing) -> Finding:
-    [found] = findings_of(standing)
+def over(view: FederationView) -> FederationView:
+    """Return the same federation after its end."""
+    return replace(view, newest=replace(newest_of(view), finished="enough"))
+
+
+def in_rounds(view: FederationView) -> FederationView:
+    """Return the same federation with synchronous rounds."""
+    return replace(view, newest=replace(newest_of(view), plan=Plan(one_update_per_version=True)))
+
+
+def with_workers(view: FederationView, *workers: Worker) -> FederationView:
+    """Return the same federation with these workers in place of those of the same names."""
+    return replace(view, workers={**view.workers, **{each.name: each for each in workers}})
+
+
+def kinds_of(view: FederationView) -> list[str]:
+    return [found.kind for found in findings_of(view)]
+
+
+def the_finding(view: FederationView) -> Finding:
+    [found] = findings_of(view)
     return found
 
 
 def test_of_a_federation_that_is_well_nothing_is_found() -> None:
-    assert findings_of(a_standing()) == []
-    assert progress_of(a_standing()).state == "improving"
+    assert findings_of(a_view()) == []
+    assert progress_of(a_view()).state == "improving"
 
 
 def test_nobody_leads_is_found_until_the_end() -> None:
-    alone = replace(a_standing(), is_led=False, updates_waiting=3)
+    alone = replace(a_view(), queues=QueueStates(updates_waiting=3))
 
     assert the_finding(alone).says == "No aggregator is active; 3 updates waiting."
-    assert kinds_of(replace(alone, is_over=True)) == []
+    assert kinds_of(over(alone)) == []
 
 
 def test_an_evaluation_that_is_not_finite_is_found_with_its_version_and_its_likely_causes() -> None:
-    standing = a_standing({"accuracy": [0.5, 0.6, 0.7], "loss": [0.5, math.nan, math.inf]}, best=2)
+    view = a_view({"accuracy": [0.5, 0.6, 0.7], "loss": [0.5, math.nan, math.inf]}, best=2)
 
-    found = the_finding(standing)
+    found = the_finding(view)
 
     assert (found.kind, found.says) == (
         "not-finite",
@@ -90,57 +115,53 @@ def test_an_evaluation_that_is_not_finite_is_found_with_its_version_and_its_like
 
 
 def test_progress_is_not_finite_when_the_metric_that_counts_is_not() -> None:
-    standing = a_standing({"accuracy": [0.5, math.nan]}, best=0)
+    view = a_view({"accuracy": [0.5, math.nan]}, best=0)
 
-    assert progress_of(standing).says == "accuracy of version 1 is NaN."
+    assert progress_of(view).says == "accuracy of version 1 is NaN."
 
 
 def test_workers_whose_training_gives_nan_are_found() -> None:
-    told, recorded = a_standing(), a_standing()
-    told.history.note_round("w2", "r", math.nan)
-    given = {name: replace(facts, loss=math.inf) for name, facts in recorded.workers.items()}
+    w1, w2 = a_view().workers.values()
+    one = with_workers(a_view(), replace(w2, loss=math.nan))
 
-    assert the_finding(told).says == "The training loss of w2 is not finite."
-    assert the_finding(replace(recorded, workers=given)).says == (
+    assert the_finding(one).says == "The training loss of w2 is not finite."
+    assert the_finding(with_workers(one, replace(w1, loss=math.inf))).says == (
         "The training loss of w1, w2 is not finite."
     )
 
 
 def test_a_worker_of_which_nothing_is_in_the_model_is_found_with_the_reason() -> None:
-    refused = facts_of({"w9": Contributor(rejected=1, refusal="bad-layout: other shapes")}, now=0.0)
-    standing = a_standing()
+    refused = Worker(name="w9", rejected=1, refusal="bad-layout: other shapes")
 
-    found = the_finding(replace(standing, workers={**standing.workers, **refused}))
+    found = the_finding(with_workers(a_view(), refused))
 
     assert found.says == "The only message of w9 was refused. The last reason is bad-layout: other shapes."
 
 
 def test_two_processes_under_one_name_are_found() -> None:
-    standing = a_standing()
-    for run in "abab":
-        standing.history.note_round("w1", run, 0.5)
+    view = with_workers(a_view(), replace(a_view().workers["w1"], is_of_two=True))
 
-    assert the_finding(standing).says == "Two processes train as w1: their rounds take turns."
+    assert the_finding(view).says == "Two processes train as w1: their rounds take turns."
 
 
 def test_a_tiny_fast_worker_is_found() -> None:
-    tiny = facts_of({"tiny": Contributor(98, 3, 0, 98.0), "large": Contributor(2, 1497, 0, 2.0)}, now=0.0)
+    tiny = some_workers({"tiny": Contributor(98, 3, 0, 98.0), "large": Contributor(2, 1497, 0, 2.0)})
+    view = replace(a_view(), workers=tiny)
+    few = replace(view, newest=replace(newest_of(view), updates=FEWEST_UPDATES - 1))
 
-    found = the_finding(replace(a_standing(), workers=tiny, updates=100))
+    found = the_finding(view)
 
     assert found.says == "tiny has 98 % of the weight, but 0.2 % of the examples (3)."
     assert "--limit-share" in found.do
-    assert kinds_of(replace(a_standing(), workers=tiny, updates=FEWEST_UPDATES - 1)) == []
+    assert kinds_of(few) == []
 
 
 @given(st.dictionaries(st.sampled_from("abcdefghij"), st.tuples(st.floats(0, 1e6), st.integers(1, 10**6))))
 def test_exactly_those_with_three_times_their_share_are_found(given: dict[str, tuple[float, int]]) -> None:
     contributors = {name: Contributor(10, n, 0, weight) for name, (weight, n) in given.items()}
-    workers = facts_of(contributors, now=0.0)
+    workers = some_workers(contributors)
 
-    found = [
-        each for each in findings_of(replace(a_standing(), workers=workers)) if each.kind == "above-share"
-    ]
+    found = [each for each in findings_of(replace(a_view(), workers=workers)) if each.kind == "above-share"]
 
     weight = sum(weight for weight, _ in given.values())
     examples = sum(n for _, n in given.values())
@@ -154,41 +175,43 @@ def test_exactly_those_with_three_times_their_share_are_found(given: dict[str, t
 
 
 def test_a_worker_that_is_silent_is_found_and_who_waits_for_it() -> None:
-    silent = replace(a_standing(), silent_s={"w1": 1.0, "w2": 10 * SILENT_AFTER_S})
+    w1, w2 = a_view().workers.values()
+    silent = with_workers(a_view(), replace(w1, seen_s=1.0), replace(w2, seen_s=10 * SILENT_AFTER_S))
 
-    assert the_finding(silent).says == "Nothing was heard of w2 for 10 min."
-    assert the_finding(replace(silent, takes_rounds=True)).do.startswith("Each version waits for it.")
-    assert kinds_of(replace(silent, is_over=True)) == []
+    assert the_finding(silent).says == "w2 has been silent for 10 min."
+    assert the_finding(in_rounds(silent)).do.startswith("Each version waits for it.")
+    assert kinds_of(over(silent)) == []
+    assert kinds_of(with_workers(silent, replace(w2, seen_s=999.0, state="left: enough"))) == []
 
 
 def test_a_worker_whose_rounds_take_long_is_silent_only_after_several_of_them() -> None:
     # Ten updates in 10,000 s.
-    slow = replace(a_standing(), training_s=10_000.0, silent_s={"w1": 4_000.0})
+    slow = replace(a_view(), newest=replace(newest_of(a_view()), training_s=10_000.0))
+    w1 = slow.workers["w1"]
 
-    assert kinds_of(slow) == []
-    assert kinds_of(replace(slow, silent_s={"w1": 6_000.0})) == ["silent"]
+    assert kinds_of(with_workers(slow, replace(w1, seen_s=4_000.0))) == []
+    assert kinds_of(with_workers(slow, replace(w1, seen_s=6_000.0))) == ["silent"]
 
 
 def test_in_synchronous_rounds_the_worker_that_all_wait_for_is_found() -> None:
-    standing = replace(a_standing(), takes_rounds=True)
-    for name, seconds in (("w1", 1.0), ("w2", 9.0), ("w3", 2.0)):
-        standing.history.note_round(name, "r", 0.5, seconds)
+    rounds = (("w1", 1.0), ("w2", 9.0), ("w3", 2.0))
+    waiting = with_workers(a_view(), *(Worker(name=name, round_s=seconds) for name, seconds in rounds))
+    view = in_rounds(waiting)
 
-    assert (
-        the_finding(standing).says == "Each version waits for w2: its round took 9 s, and that of others 2 s."
-    )
-    assert kinds_of(replace(standing, takes_rounds=False)) == []
+    assert the_finding(view).says == "Each version waits for w2: its round took 9 s, and that of others 2 s."
+    assert kinds_of(waiting) == []
 
 
 def test_an_aggregator_that_cannot_keep_up_is_found() -> None:
-    waiting = replace(a_standing(), updates_waiting=5 * MOST_WAITING_EACH + 1)
+    queues = QueueStates(aggregator_active=True, updates_waiting=5 * MOST_WAITING_EACH + 1)
+    waiting = replace(a_view(), queues=queues)
 
     assert the_finding(waiting).says == "21 updates wait for the aggregator."
 
 
 def test_a_loss_that_rises_for_long_is_found_while_another_metric_improves() -> None:
     loss = [0.5 + 0.02 * max(0, version - 5) for version in range(30)]
-    rising = a_standing({**GOOD, "loss": loss})
+    rising = a_view({**GOOD, "loss": loss})
 
     found = the_finding(rising)
 
@@ -200,39 +223,40 @@ def test_a_loss_that_rises_for_long_is_found_while_another_metric_improves() -> 
 
 
 def test_a_model_that_gets_worse_or_no_better_is_found() -> None:
-    fallen = a_standing({"accuracy": [*[0.9] * 10, *[0.5] * 20]}, best=0)
-    flat = a_standing({"accuracy": [*GOOD["accuracy"], *[0.7] * 20]})
+    fallen = a_view({"accuracy": [*[0.9] * 10, *[0.5] * 20]}, best=0)
+    flat = a_view({"accuracy": [*GOOD["accuracy"], *[0.7] * 20]})
 
     assert kinds_of(fallen) == ["getting-worse"]
     assert progress_of(fallen).says == "accuracy has fallen from about 0.9000 to 0.5000 since version 0."
     assert the_finding(flat).says == ("accuracy has not improved for 20 versions, since version 29.")
-    assert progress_of(replace(flat, is_over=True)).says == (
+    assert progress_of(over(flat)).says == (
         "accuracy did not improve in the last 20 versions, since version 29."
     )
-    assert kinds_of(replace(flat, is_over=True)) == []
+    assert kinds_of(over(flat)) == []
 
 
 @pytest.mark.parametrize(("version", "expected"), [(9, []), (10, ["not-evaluated"])])
 def test_versions_that_nobody_evaluates_are_found(version: int, expected: list[str]) -> None:
-    standing = replace(a_standing({}, best_by=""), version=version)
+    view = a_view({}, best_by="")
+    view = replace(view, newest=replace(newest_of(view), version=version))
 
-    assert kinds_of(standing) == expected
-    assert progress_of(standing).says == "No version is evaluated yet."
+    assert kinds_of(view) == expected
+    assert progress_of(view).says == "No version is evaluated yet."
 
 
 def test_where_nothing_says_what_is_better_nothing_is_best_and_that_is_said() -> None:
-    standing = a_standing({"bleu": [0.1, 0.2]}, best_by="")
+    view = a_view({"bleu": [0.1, 0.2]}, best_by="")
 
-    assert the_finding(standing).do == 'Start the aggregators with --best "bleu:max" or --best "bleu:min".'
-    assert progress_of(standing).state == "unknown"
+    assert the_finding(view).do == 'Start the aggregators with --best "bleu:max" or --best "bleu:min".'
+    assert progress_of(view).state == "unknown"
 
 
 def test_one_record_alone_says_whether_its_newest_version_is_the_best() -> None:
-    def looked_at(newest: int, best: int) -> Standing:
-        found = a_standing({}, best_by="loss:min")
+    def looked_at(newest: int, best: int) -> FederationView:
+        found = a_view({}, best_by="loss:min")
         return replace(
             found,
-            version=newest + 1,
+            newest=replace(newest_of(found), version=newest + 1),
             evaluation=EvaluatedVersion(newest, 0.0, {"loss": 0.3}),
             best=EvaluatedVersion(best, 0.0, {"loss": 0.2}),
         )

@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
-from builders import a_version, an_evaluation
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.record import Folded, ModelVersion
-from fluffle.update import UpdateId
 from fluffle_cli import history as history_module
-from fluffle_cli.history import MOST_LOSSES, MOST_VERSIONS, ROUNDS_ALONE, History, Rounds, losses_of
+from fluffle_cli.history import MOST_LOSSES, MOST_VERSIONS, ROUNDS_ALONE, History, Rounds
 from fluffle_cli.series import MOST_POINTS, Series
-
-
-def a_folded(sequence: int, loss: float | None, *, run: str = "r") -> Folded:
-    return Folded(UpdateId("w1", run, sequence), 0, 0, 1.0, loss=loss, train_s=2.0)
-
-
-def a_record(number: int, *folded: Folded) -> ModelVersion:
-    return replace(
-        a_version(number),
-        folded=folded,
-        evaluation=an_evaluation(max(0, number - 1), {"loss": float(number)}),
-        elapsed_s=100.0 + number,
-        started_s=100.0,
-    )
 
 
 def is_of_two(runs: str) -> bool:
@@ -38,24 +20,24 @@ def is_of_two(runs: str) -> bool:
     return rounds.is_of_two
 
 
-def test_a_record_that_is_read_twice_counts_once() -> None:
+def test_an_evaluation_counts_once_and_stands_at_the_time_of_its_version() -> None:
     history = History()
-    for record in (a_record(1, a_folded(1, 0.5)), a_record(1, a_folded(1, 0.5)), a_record(2)):
-        history.read(record)
+    for version in (0, 1, 2):
+        history.note_seconds(version, 2.0 * version)
+    for version in (0, 1, 1, 0):
+        history.note_evaluation(version, {"loss": 1.0})
 
-    assert list(losses_of(history, "w1")) == [0.5]
-    assert [(each.version, each.seconds) for each in history.evaluations] == [(0, 1.0), (1, 1.0)]
-    assert history.rounds["w1"].seconds == 2.0
-    assert history.seconds_of(2) == 2.0
+    assert [(each.version, each.seconds) for each in history.evaluations] == [(0, 0.0), (1, 2.0)]
+    assert history.seconds_of(2) == 4.0
     assert history.seconds_of(3) is None
 
 
 def test_a_worker_that_reports_no_loss_has_no_curve() -> None:
     history = History()
-    history.read(a_record(1, a_folded(1, None)))
+    history.note_round("w1", "r", None, 2.0)
 
-    assert list(losses_of(history, "w1")) == []
-    assert list(losses_of(history, "nobody")) == []
+    assert list(history.rounds["w1"].losses) == []
+    assert history.rounds["w1"].seconds == 2.0
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=500))

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fluffle.errors import ConfigError
 from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import (
+    ROLES,
     Applied,
     Committed,
     Evaluated,
@@ -32,7 +33,7 @@ from fluffle.events import (
 from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.fields import MAX_METRICS
 from fluffle.metrics import metered, server
-from fluffle.metrics.meters import MAX_REASONS, METERS, OTHER
+from fluffle.metrics.meters import MAX_REASONS, OTHER
 from fluffle_cli.rabbitmq_server import free_ports
 
 Samples = dict[tuple[str, str], float]
@@ -206,7 +207,7 @@ def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
         pass
 
 
-@pytest.mark.parametrize("role", METERS)
+@pytest.mark.parametrize("role", ROLES)
 def test_nothing_is_served_but_the_parts_numbers_and_its_processes(role: Role) -> None:
     with a_part(role) as (_, port):
         names = {line.split()[2] for line in read(port).splitlines() if line.startswith("# TYPE ")}

@@ -254,7 +254,7 @@ def test_an_update_is_described_with_its_vector() -> None:
     assert facts["id"] == "w/r1/7"
     assert (facts["kind"], facts["examples"], facts["codec"]) == ("WeightUpdate", "10", "float32")
     assert (facts["parameters"], facts["NaN"], facts["infinite"]) == ("4", "1", "1")
-    assert facts["of the finite"] == "min -4, max 3, L2 norm 5"
+    assert facts["finite values"] == "min -4, max 3, L2 norm 5"
     assert facts["metrics"] == "{'loss': 0.5}"
 
 
@@ -262,14 +262,14 @@ def test_a_vector_without_a_finite_number_is_described_without_a_warning() -> No
     facts = dict(message_facts(encoded(an_update(values=[float("nan")] * SIZE))))
 
     assert facts["NaN"] == str(SIZE)
-    assert "of the finite" not in facts
+    assert "finite values" not in facts
 
 
 def test_large_finite_numbers_have_a_norm() -> None:
     largest = float(np.finfo(np.float32).max)
     facts = dict(message_facts(encoded(an_update(values=[largest] * SIZE))))
 
-    assert facts["of the finite"].endswith(f"L2 norm {2 * largest:.4g}")
+    assert facts["finite values"].endswith(f"L2 norm {2 * largest:.4g}")
 
 
 def test_evaluations_and_unreadable_messages_are_described_too() -> None:

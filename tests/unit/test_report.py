@@ -14,22 +14,27 @@ from pathlib import Path
 import pytest
 from builders import a_version, an_evaluation
 
-from fluffle.broker import Delivery
 from fluffle.errors import ConfigError
 from fluffle.events import Applied, Event, Happened, Joined, Left, Rejected, Report, TookOver
 from fluffle.record import Contributor, Folded
 from fluffle.update import UpdateId
-from fluffle.wire import encode_report
-from fluffle_aggregator.goal import parse_target
-from fluffle_cli.findings import findings_of
 from fluffle_cli.report.command import write_report
-from fluffle_cli.report.from_broker import write_rows
-from fluffle_cli.report.happenings import Happening, append, happenings_in, read_happenings
-from fluffle_cli.report.metrics import VersionRow, append_row, read_rows, row_of, standing_of
-from fluffle_cli.report.run_folder import read_run
-from fluffle_cli.report.summary import Summary, run_summary, write_summary
-from fluffle_cli.report.time_line import takeovers
-from fluffle_cli.workers import facts_of
+from fluffle_cli.report.pictures import takeovers
+from fluffle_cli.report.run import (
+    EVENTS,
+    METRICS,
+    About,
+    AboutFederation,
+    FederationRun,
+    Run,
+    append_lines,
+    read_run,
+    write_summary,
+)
+from fluffle_cli.watching.findings import findings_of
+from fluffle_cli.watching.state import happenings_in
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import Happening
 
 BEGAN_AT = 1_700_000_000.0
 REFUSED = Contributor(rejected=4, refusal="bad-layout: another model")
@@ -57,7 +62,7 @@ class Tags(HTMLParser):
         self.references += [value or "" for name, value in attrs if name in {"src", "href", "srcset"}]
 
 
-def a_row(version: int, accuracy: float, workers: Sequence[str], term: int = 1) -> VersionRow:
+def a_line(version: int, accuracy: float, workers: Sequence[str], term: int = 1) -> Version:
     record = replace(
         a_version(version, term=term),
         committed_at=BEGAN_AT + 2 * version,
@@ -68,7 +73,14 @@ def a_row(version: int, accuracy: float, workers: Sequence[str], term: int = 1) 
         best_by="accuracy:max" if version > 3 else "",
         rejected=version,
     )
-    return row_of(record, started_at=BEGAN_AT)
+    return Version.of(record)
+
+
+def a_federation(
+    *versions: Version, folder: Path | None = None, happened: Sequence[Happening] = ()
+) -> FederationRun:
+    about = AboutFederation(strategy="fedbuff", folder=".")
+    return FederationRun(about=about, folder=folder or Path(), versions=versions, happened=happened)
 
 
 def a_run(
@@ -78,29 +90,27 @@ def a_run(
     target: str = "accuracy>=0.8",
     happened: Sequence[Happening] = (),
     refused: Contributor | None = None,
-    **more: Mapping[str, str],
+    settings: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the files of a run with one federation, and return its folder."""
     folder.mkdir()
-    rows = [a_row(number, 0.2 * number, workers, 1 + number // 3) for number in range(6)]
+    lines = [a_line(number, 0.2 * number, workers, 1 + number // 3) for number in range(6)]
     if refused:
-        rows[-1] = replace(rows[-1], workers={**rows[-1].workers, **facts_of({"site-9": refused}, now=0.0)})
-    for row in rows:
-        append_row(folder / "metrics.jsonl", row)
-    goal = parse_target(target) if target else None
-    run = run_summary(strategy="fedbuff", folder=".", rows=rows, target=goal, final={}, began_at=BEGAN_AT)
-    summary = Summary(
+        lines[-1] = replace(lines[-1], contributors={**lines[-1].contributors, "site-9": refused})
+    federation = a_federation(*lines, folder=folder)
+    about = About(
         task="digits",
         seed=0,
         target=target,
-        delays_s=[],
-        central={},
-        runs=[run],
+        runs=[federation.about],
         metric_shown="accuracy",
-        **more,
+        settings=settings or {},
+        versions=versions or {},
     )
-    write_summary(folder, summary)
-    append(folder / "events.jsonl", happened)
+    append_lines(folder / METRICS, lines)
+    append_lines(folder / EVENTS, happened)
+    write_summary(Run(folder=folder, about=about, federations=[federation]))
     return folder
 
 
@@ -195,42 +205,45 @@ def test_refusals_since_the_newest_version_are_told_apart_from_those_that_it_cou
 
 
 def test_a_loss_that_rises_for_long_is_said_and_not_only_drawn() -> None:
-    rows = [
+    lines = [
         replace(
-            a_row(number, 0.5, ["site-1"]),
-            metrics={"accuracy": 0.5 + 0.01 * number, "loss": 0.5 + 0.02 * max(0, number - 5)},
+            a_line(number, 0.5, ["site-1"]),
+            evaluation=an_evaluation(
+                number - 1, {"accuracy": 0.5 + 0.01 * number, "loss": 0.5 + 0.02 * max(0, number - 5)}
+            ),
         )
         for number in range(1, 31)
     ]
 
-    [found] = [each for each in findings_of(standing_of(rows)) if each.kind == "getting-worse"]
+    [found] = [each for each in findings_of(a_federation(*lines).view) if each.kind == "getting-worse"]
 
     assert found.says == "loss has risen from about 0.5000 to 0.9600 since version 0."
 
 
 def test_a_worker_with_far_more_weight_than_examples_is_named() -> None:
     given = {"tiny": Contributor(90, 3, 0, 90.0), "large": Contributor(10, 1497, 0, 10.0)}
-    row = replace(a_row(20, 0.5, ["site-1"]), updates=100, workers=facts_of(given, now=0.0))
+    line = replace(a_line(20, 0.5, ["site-1"]), updates=100, contributors=given)
 
-    [found] = [each for each in findings_of(standing_of([row])) if each.kind == "above-share"]
+    [found] = [each for each in findings_of(a_federation(line).view) if each.kind == "above-share"]
 
     assert found.says == "tiny has 90 % of the weight, but 0.2 % of the examples (3)."
 
 
 def test_numbers_that_are_not_finite_are_kept_in_files_that_every_program_can_read(tmp_path: Path) -> None:
-    row = a_row(2, math.nan, ["site-1"])
-    row = replace(row, folded=[replace(row.folded[0], loss=math.inf)])
-    append_row(tmp_path / "metrics.jsonl", row)
+    folder = a_run(tmp_path / "run")
+    line = a_line(6, math.nan, ["site-1"])
+    append_lines(folder / METRICS, [replace(line, folded=[replace(line.folded[0], loss=math.inf)])])
 
-    text = (tmp_path / "metrics.jsonl").read_text()
-    [found] = read_rows(tmp_path / "metrics.jsonl")
+    text = (folder / METRICS).read_text().splitlines()[-1]
+    found = read_run(folder).federations[0].last
 
-    assert json.loads(text, parse_constant=pytest.fail)["metrics"] == {"accuracy": "NaN"}
-    assert math.isnan(found.metrics["accuracy"])
+    assert json.loads(text, parse_constant=pytest.fail)["evaluation"]["metrics"] == {"accuracy": "NaN"}
+    assert found.evaluation is not None
+    assert math.isnan(found.evaluation.metrics["accuracy"])
     assert found.folded[0].loss == math.inf
 
 
-def test_the_seconds_begin_with_the_first_round(tmp_path: Path) -> None:
+def test_the_seconds_begin_with_the_first_round() -> None:
     first = replace(a_version(0), committed_at=BEGAN_AT)
     waited = replace(a_version(1, term=2), committed_at=BEGAN_AT + 3000)
     folded = Folded(UpdateId("site-1", "r", 1), 0, 0, 1.0, BEGAN_AT + 3610, BEGAN_AT + 3611, None, 10.0)
@@ -242,21 +255,21 @@ def test_the_seconds_begin_with_the_first_round(tmp_path: Path) -> None:
     )
     later = replace(trained, version=9, committed_at=BEGAN_AT + 3700)
 
-    rows, newest, began_at = write_rows(tmp_path, [first, waited, trained, later])
-    (tmp_path / "metrics.jsonl").unlink()
-    cut_rows, _, cut_began_at = write_rows(tmp_path, [trained, later])
+    whole = a_federation(*map(Version.of, (first, waited, trained, later)))
+    cut = a_federation(*map(Version.of, (trained, later)))
+    untrained = a_federation(Version.of(first))
 
-    assert (newest, began_at) == (later, BEGAN_AT + 3600)
-    assert [row.seconds for row in rows] == [0.0, 0.0, 12.0, 100.0]
-    assert (cut_began_at, [row.seconds for row in cut_rows]) == (BEGAN_AT + 3612, [0.0, 88.0])
-    assert list(read_rows(tmp_path / "metrics.jsonl")) == cut_rows
+    assert whole.began_at == BEGAN_AT + 3600
+    assert [whole.seconds_of(each) for each in whole.versions] == [0.0, 0.0, 12.0, 100.0]
+    assert (cut.began_at, cut.seconds) == (BEGAN_AT + 3612, 88.0)
+    assert (untrained.began_at, untrained.seconds) == (BEGAN_AT, 0.0)
 
 
 def test_the_first_leader_has_taken_nothing_over_and_nobody_does_after_the_end() -> None:
-    rows = [a_row(number, 0.5, ["site-1"]) for number in range(6)]
+    lines = [a_line(number, 0.5, ["site-1"]) for number in range(6)]
     after = Happening(at=BEGAN_AT + 60, name="aggregator-3", what="tookover")
 
-    found = list(takeovers(rows, [*STORY, after], BEGAN_AT))
+    found = list(takeovers(a_federation(*lines, happened=[*STORY, after])))
 
     assert found == [(3.5, "aggregator-2")]
 
@@ -278,7 +291,7 @@ def test_a_folder_that_is_none_of_a_run_is_told_what_is_needed(tmp_path: Path) -
     [
         ("summary.json", "no json"),
         ("summary.json", '{"task": 3}'),
-        ("metrics.jsonl", '{"seconds": "long"}'),
+        ("metrics.jsonl", '{"version": "long"}'),
         ("metrics.jsonl", ""),
         ("events.jsonl", "[1]"),
     ],
@@ -303,10 +316,9 @@ def test_pictures_are_written_nowhere_but_in_the_runs_own_folder(tmp_path: Path)
 
 def test_numbers_that_nobody_can_draw_are_one_sentence_or_left_out(tmp_path: Path) -> None:
     endless, huge = a_run(tmp_path / "endless"), a_run(tmp_path / "huge")
-    row = a_row(9, float("nan"), ["site-1"])
-    append_row(endless / "metrics.jsonl", replace(row, seconds=float("inf")))
-    late = [replace(row.folded[0], staleness=10**400)]
-    append_row(huge / "metrics.jsonl", replace(row, folded=late))
+    line = a_line(9, float("nan"), ["site-1"])
+    append_lines(endless / METRICS, [replace(line, committed_at=float("inf"))])
+    append_lines(huge / METRICS, [replace(line, folded=[replace(line.folded[0], staleness=10**400)])])
 
     assert "<h1>" in page_of(endless)
     with pytest.raises(ConfigError, match="nothing can be drawn"):
@@ -324,18 +336,21 @@ def test_of_what_is_told_the_rare_things_are_written_down_and_read_in_their_orde
     report = Report(
         "digits", "aggregator", "a1", tuple(Happened(9.0 - n, each) for n, each in enumerate(events))
     )
-    path = tmp_path / "events.jsonl"
+    folder = a_run(tmp_path / "run")
 
-    append(path, happenings_in(Delivery(1, encode_report(report))))
-    append(path, happenings_in(Delivery(2, b"rubbish")))
+    append_lines(folder / EVENTS, happenings_in(report))
 
-    found = read_happenings(path)
+    found = read_run(folder).federations[0].happened
     assert [each.what for each in found] == ["left", "rejected", "tookover", "joined"]
     assert (found[1].name, found[1].reason, found[1].detail) == ("w1", "too-stale", "w1/r1/2: late")
 
 
-def test_rows_are_read_back_the_same(tmp_path: Path) -> None:
-    row = a_row(3, 0.5, ["site-1"])
-    append_row(tmp_path / "metrics.jsonl", row)
+def test_versions_are_read_back_the_same(tmp_path: Path) -> None:
+    lines = [a_line(number, 0.2 * number, ("site-1", "site-2"), 1 + number // 3) for number in range(6)]
 
-    assert list(read_rows(tmp_path / "metrics.jsonl")) == [row]
+    [found] = read_run(a_run(tmp_path / "run")).federations
+
+    assert [each.contributors for each in found.versions] == [each.contributors for each in lines]
+    assert [each.evaluation for each in found.versions] == [each.evaluation for each in lines]
+    assert [tuple(each.folded) for each in found.versions] == [each.folded for each in lines]
+    assert [(each.rank, each.plan) for each in found.versions] == [(each.rank, each.plan) for each in lines]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle_cli.trends import FEWEST, LONG, Trend, trend_of
+from fluffle_cli.watching.trends import FEWEST, LONG, Trend, trend_of
 
 CURVES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80)
 

@@ -1,14 +1,14 @@
 """What the demo needs the task's framework for once the federation is over, in one child process.
 
-`python -m fluffle_cli.demo.afterwards` evaluates final models, writes each in the framework's own format,
-and trains the same architecture in one place, to compare.
+`python -m fluffle_cli.demo.afterwards OUT ARGUMENTS` evaluates final models, writes each in the framework's
+own format, and trains the same architecture in one place, to compare.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fluffle.checked_task import CheckedTask
@@ -17,55 +17,47 @@ from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
-from fluffle_cli.demo.final_metrics import FinalMetrics, write_final_metrics
 from fluffle_worker.central import train_centrally
 
 
-def find(
-    task_name: str, *, seed: int, epochs: int, max_seconds: float, plan: Plan, models: Sequence[Path]
-) -> FinalMetrics:
-    """Evaluate each model, save it beside its file as `.keras`, and train centrally."""
-    task = load_task(task_name)
-    checked = CheckedTask(task)
+def measure(
+    *,
+    task: str,
+    seed: int,
+    epochs: int,
+    max_seconds: float,
+    learning_rate: float | None,
+    models: Sequence[str],
+) -> Mapping[str, object]:
+    """Evaluate each model, save it beside its file as `.keras`, and train the same one in one place.
+
+    Returns the metrics: of each model in `finals`, and of the one that was trained in one place in `central`.
+    """
+    loaded = load_task(task)
+    checked = CheckedTask(loaded)
     local = checked.model(seed).local
     finals = []
-    for path in models:
+    for path in map(Path, models):
         weights = {**read_model(path), **local}
         finals.append(checked.evaluate(weights))
         checked.save(weights, path.with_suffix(".keras"))
-    central = train_centrally(task, epochs=epochs, plan=plan, seed=seed, max_seconds=max_seconds)
-    return FinalMetrics(finals=finals, central=central)
+    plan = Plan(learning_rate=learning_rate)
+    central = train_centrally(loaded, epochs=epochs, plan=plan, seed=seed, max_seconds=max_seconds)
+    return {"finals": finals, "central": central}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; what is wrong becomes one sentence on stderr and exit code 2."""
-    parser = argparse.ArgumentParser(prog=f"python -m {__name__}", description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--max-seconds", type=float, required=True)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args(arguments)
-    plan = Plan(learning_rate=given.learning_rate)
+def main(out: str, arguments: str) -> int:
+    """Write what `measure` finds for these arguments, which are JSON; an error is one sentence on stderr."""
     try:
-        found = find(
-            given.task,
-            seed=given.seed,
-            epochs=given.epochs,
-            max_seconds=given.max_seconds,
-            plan=plan,
-            models=given.models,
-        )
+        found = measure(**json.loads(arguments))
     except FluffleError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    write_final_metrics(given.out, found)
+    Path(out).write_text(json.dumps(found), encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
     with relayed_stderr(as_json=False, verbose=False, fields={}):
-        code = main()
+        code = main(*sys.argv[1:])
     sys.exit(code)

@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from fluffle.broker import Broker, Listener, StreamReader
 from fluffle.errors import FluffleError
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
-from fluffle.topology import Topology, topology_of
+from fluffle.topology import topology_of
 from fluffle.wire import decode_version
 from fluffle_cli.dashboard.program import a_page
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.demo import parts
-from fluffle_cli.demo.log_tail import AGGREGATOR_STATES, EVALUATOR_STATES, WORKER_STATES
 from fluffle_cli.demo.private_broker import PrivateBroker
-from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings, Strategy
-from fluffle_cli.report import happenings
-from fluffle_cli.report.happenings import DIED, Happening, append, happenings_in
-from fluffle_cli.report.metrics import VersionRow, append_row, row_of
-from fluffle_cli.screen import Screen
-from fluffle_cli.snapshot import Snapshot, SnapshotReader
-from fluffle_cli.view import Inside
+from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
+from fluffle_cli.watching.state import DIED, FederationState, happenings_in
+from fluffle_cli.watching.terminal import Screen
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, Happening
+from fluffle_cli.watching.watcher import LOOK_EVERY_S, believable, queue_states
 
-TICK_S = 0.1
-START_TIMEOUT_S = 300.0
+TICK_S: Final = 0.1
+STARTING: Final = "starting"
+START_TIMEOUT_S: Final = 300.0
 # The aggregator ends the federation; if even that fails, the demo does.
-GRACE_S = 30.0
-LEAVE_S = 10.0
-STOP_S = 2.0
-# While they import TensorFlow they would not listen.
-STOP_AT_ONCE_S = 0.5
+GRACE_S: Final = 30.0
+LEAVE_S: Final = 10.0
+STOP_S: Final = 2.0
+# While the processes import TensorFlow they would not listen.
+STOP_AT_ONCE_S: Final = 0.5
 
 
 def overdue(waited_s: float, max_seconds: float, *, is_training: bool) -> str:
-    """Say what has not come in time, nothing while there is time.
+    """Say what has not come in time; empty while there is time.
 
     As for the aggregator, `max_seconds` count from the first update on: Keras may compile a large model for
     minutes. `waited_s` are the seconds since the first version with updates, or since the start before it.
@@ -52,44 +53,44 @@ def overdue(waited_s: float, max_seconds: float, *, is_training: bool) -> str:
     return f"no update has come for {limit_s:.0f} s" if waited_s > limit_s else ""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
-class FederationRun:
-    """One federation: its strategy, its folder, its processes, and the versions that were seen.
+class DemoFederation:
+    """One federation: its strategy, its folder, its processes, and the versions that were seen."""
 
-    `began_at` is when version 0 was committed and the first round began, in Unix time; `server` says which
-    broker it was.
-    """
-
-    settings: DemoSettings
-    strategy: Strategy
-    federation: str
-    folder: Path
-    screen: Screen
-    stop: threading.Event
-    rows: list[VersionRow] = field(default_factory=list)
-    final: ModelVersion | None = None
-    _crew: Crew = field(init=False)
-    _lookout: SnapshotReader = field(init=False)
-    began_at: float = 0.0
-    server: str = ""
-
-    def __post_init__(self) -> None:
-        self._crew = Crew(self.folder / "logs")
-        self._lookout = SnapshotReader(self.topology)
+    def __init__(
+        self,
+        settings: DemoSettings,
+        strategy: Strategy,
+        *,
+        federation: str,
+        folder: Path,
+        screen: Screen,
+        stop: threading.Event,
+    ) -> None:
+        self.federation, self.folder = federation, folder
+        # Which broker it was.
+        self.server = ""
+        self._settings, self._strategy = settings, strategy
+        self._screen, self._stop = screen, stop
+        self._topology = topology_of(federation)
+        self._processes = Processes(folder / "logs")
+        self._state = FederationState(federation, time.time())
+        self._versions: list[Version] = []
+        self._newest: ModelVersion | None = None
+        self._looked_at = 0.0
 
     @property
     def final_version(self) -> ModelVersion:
         """The newest version, after the end the last one."""
-        if self.final is None:
+        if self._newest is None:
             raise FluffleError(f"the federation {self.federation!r} has no version yet")
-        return self.final
+        return self._newest
 
-    @property
-    def topology(self) -> Topology:
-        """The federation's queues."""
-        return topology_of(self.federation)
+    def results(self, folder: str, final: Mapping[str, float]) -> FederationRun:
+        """Return what came out of it, with its folder in the run's and its last model's metrics."""
+        about = AboutFederation(strategy=self._strategy, folder=folder, final=final)
+        return FederationRun(about=about, folder=self.folder, versions=self._versions)
 
-    def play(self, private: PrivateBroker, builder: Crew, initial_model: Path) -> None:
+    def play(self, private: PrivateBroker, builder: Processes, initial_model: Path) -> None:
         """Start everything, follow the versions to the last, and stop everything, whatever happens.
 
         `builder` is the process that makes `initial_model`. Raises FluffleError when the federation cannot
@@ -98,171 +99,169 @@ class FederationRun:
         try:
             url, management_url = self._start_workers(private)
             with self._page(url, management_url), self._connect(private, url) as broker:
-                broker.declare(self.topology)
                 self.server = broker.server
+                broker.declare(self._topology)
                 with (
-                    broker.read_stream(self.topology.models.name, offset="first") as reader,
-                    broker.listen(self.topology.events.name, name="demo") as listener,
+                    broker.read_stream(self._topology.models.name, offset="first") as reader,
+                    broker.listen(self._topology.events.name, name="demo") as listener,
                 ):
-                    self._await_everyone(builder, initial_model)
+                    self._state.listen_from(time.time())
+                    self._await_everyone(builder, initial_model, listener)
                     self._start_aggregators(url, management_url, initial_model)
                     self._follow(broker, reader, listener)
                     self._let_leave(broker, listener)
         finally:
-            self._crew.stop(patience_s=STOP_AT_ONCE_S if self.stop.is_set() else STOP_S)
+            self._processes.stop(patience_s=STOP_AT_ONCE_S if self._stop.is_set() else STOP_S)
 
     def _page(self, url: str, management_url: str | None) -> AbstractContextManager[object]:
         """Serve the live page while the federation runs, if it is wanted."""
-        if not self.settings.dashboard:
+        if not self._settings.dashboard:
             return nullcontext()
         settings = DashboardSettings(
             federation=self.federation, broker_url=url, management_url=management_url
         )
-        return a_page(settings, lambda address: self.screen.say(f"The live page: {address}"))
+        return a_page(settings, lambda address: self._screen.say(f"The live page: {address}"))
 
     def _start_workers(self, private: PrivateBroker) -> tuple[str, str | None]:
         """Start the workers and the evaluator; return where the broker is, and where its management is."""
         while (node := private.known()) is None:
             self._tick("starting RabbitMQ")
         where = {"federation": self.federation, "broker_url": node.amqp_url}
-        self._crew.start(parts.workers(self.settings, **where, spool=self.folder / "spool"), WORKER_STATES)
-        curves = self.folder / "tensorboard"
-        self._crew.start([parts.evaluator(self.settings, **where, curves=curves)], EVALUATOR_STATES)
+        spool, curves = self.folder / "spool", self.folder / "tensorboard"
+        self._processes.start(parts.workers(self._settings, **where, spool=spool))
+        self._processes.start([parts.evaluator(self._settings, **where, curves=curves)])
         return node.amqp_url, node.management_url
 
     def _connect(self, private: PrivateBroker, url: str) -> RabbitBroker:
         while private.serving() is None:
             self._tick("starting RabbitMQ, the workers and the evaluator")
-        return RabbitBroker(url, name=f"{self.federation}/demo", heartbeat_s=self.settings.heartbeat_s)
+        return RabbitBroker(url, name=f"{self.federation}/demo", heartbeat_s=self._settings.heartbeat_s)
 
-    def _await_everyone(self, builder: Crew, initial_model: Path) -> None:
-        """Wait until version 0 is built and all workers are there to take it: a fair start for each."""
+    def _await_everyone(self, builder: Processes, initial_model: Path, listener: Listener) -> None:
+        """Wait until version 0 is built and everybody is connected to take it: a fair start for each."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not initial_model.exists() or not all(
-            child.tail.is_ready for child in self._crew.children.values()
-        ):
+        while not (initial_model.exists() and self._has_heard_from_all()):
             self._tick("the workers and the evaluator load TensorFlow and their data")
-            builder.read_logs()
-            dead = [*builder.newly_dead(), *self._crew.newly_dead()]
-            if dead:
-                raise FluffleError(dead[0].obituary())
+            self._listen(listener)
+            if dead := [*builder.newly_dead(), *self._processes.newly_dead()]:
+                raise FluffleError(dead[0].cause_of_death())
             if time.monotonic() > deadline:
                 raise FluffleError(
-                    f"after {START_TIMEOUT_S:.0f} s the workers are still not ready: see {self._crew.logs}"
+                    f"after {START_TIMEOUT_S:.0f} s the workers are still not ready: see "
+                    f"{self._processes.logs}"
                 )
+
+    def _has_heard_from_all(self) -> bool:
+        """Tell whether each process has said something: the first thing is that it is connected."""
+        view = self._state.view(time.time())
+        states = dict(view.parts) | {name: each.state for name, each in view.workers.items()}
+        return all(states.get(name, STARTING) != STARTING for name in self._processes.children)
 
     def _start_aggregators(self, url: str, management_url: str | None, initial_model: Path) -> None:
         both = parts.aggregators(
-            self.settings,
-            self.strategy,
+            self._settings,
+            self._strategy,
             federation=self.federation,
             broker_url=url,
             management_url=management_url,
             initial_model=initial_model,
         )
-        self._crew.start(both, AGGREGATOR_STATES)
+        self._processes.start(both)
 
     def _follow(self, broker: Broker, reader: StreamReader, listener: Listener) -> None:
         began, is_training = time.monotonic(), False
-        while self.final is None or not self.final.finished:
-            # Looked at before the stream: whoever ended in good order has published the end before.
+        while True:
+            # Looked at before the stream: an aggregator that ended as it should has published the end before.
             hopeless = self._hopeless()
             self._read_versions(reader)
-            self._note_what_happened(listener)
+            self._listen(listener)
             self._show(broker)
-            if self.final is not None and self.final.finished:
-                break
+            if self._newest and self._newest.finished:
+                return
             if hopeless:
                 raise FluffleError(f"the demo cannot go on: {hopeless}")
-            if not is_training and self.final is not None and self.final.version > 0:
+            if not is_training and self._newest and self._newest.version > 0:
                 is_training, began = True, time.monotonic()
-            if late := overdue(time.monotonic() - began, self.settings.max_seconds, is_training=is_training):
-                raise FluffleError(f"{late}: see {self._crew.logs}")
+            max_seconds = self._settings.max_seconds
+            if late := overdue(time.monotonic() - began, max_seconds, is_training=is_training):
+                raise FluffleError(f"{late}: see {self._processes.logs}")
 
     def _read_versions(self, reader: StreamReader) -> None:
         """Take in the versions that are there, and wait for one for a moment."""
+        self._check_stop()
         body = reader.next_body(TICK_S)
         while body is not None:
             version = decode_version(body)
             # A lower rank comes from an aggregator that has lost the lead.
-            if self.final is None or version.rank > self.final.rank:
-                self._note(version)
+            if self._newest is None or version.rank > self._newest.rank:
+                self._newest = version
+                self._versions.append(Version.of(version))
+                self._state.read(self._versions[-1])
+                append_lines(self.folder / METRICS, self._versions[-1:])
             body = reader.next_body(0.0)
-        self._check_stop()
 
-    def _note(self, version: ModelVersion) -> None:
-        if self.final is None:
-            self.began_at = version.committed_at
-        self.final = version
-        self._lookout.history.read(version)
-        self.rows.append(row_of(version, started_at=self.began_at))
-        append_row(self.folder / "metrics.jsonl", self.rows[-1])
-
-    def _note_what_happened(self, listener: Listener) -> None:
-        """Write down what is told, and who has died, of whom nobody tells."""
+    def _listen(self, listener: Listener) -> None:
+        """Take in and write down what is said, and who has died, which nobody says."""
         happened: list[Happening] = []
         while delivery := listener.next_delivery(0.0):
-            happened += happenings_in(delivery)
-        for child in self._crew.newly_dead():
-            self.screen.say(child.obituary(), "yellow")
-            happened.append(Happening(at=time.time(), name=child.name, what=DIED, detail=child.obituary()))
-        append(self.folder / happenings.FILE, happened)
+            if report := believable(delivery, self._topology):
+                self._state.hear(report, time.time())
+                happened += happenings_in(report)
+        for child in self._processes.newly_dead():
+            cause = child.cause_of_death()
+            self._screen.say(cause, "yellow")
+            happened.append(Happening(at=time.time(), name=child.name, what=DIED, detail=cause))
+        append_lines(self.folder / EVENTS, happened)
 
     def _let_leave(self, broker: Broker, listener: Listener) -> None:
         """Give everyone the time to see the end and leave."""
         deadline = time.monotonic() + LEAVE_S
-        while self._crew.alive and time.monotonic() < deadline:
-            if self.screen.console.is_terminal:
-                self._show(broker)
+        while self._processes.alive and time.monotonic() < deadline:
             self._check_stop()
-            self.stop.wait(TICK_S)
-        self._note_what_happened(listener)
-        self.screen.show_now(self._look(broker), self._inside())
+            self._listen(listener)
+            if self._screen.console.is_terminal:
+                self._show(broker)
+            self._stop.wait(TICK_S)
+        self._listen(listener)
+        self._screen.show_now(self._view())
 
     def _show(self, broker: Broker) -> None:
-        snapshot = self._look(broker)
-        if self.final is None:
-            self.screen.show_phase("an aggregator takes the lead", snapshot, self._inside())
+        if time.monotonic() >= self._looked_at + LOOK_EVERY_S:
+            self._looked_at = time.monotonic()
+            self._state.look(queue_states(broker, self._topology), time.time())
+        if self._newest is None:
+            self._screen.show_phase("an aggregator takes the lead", self._view())
         else:
-            self.screen.show(snapshot, self._inside())
-
-    def _look(self, broker: Broker) -> Snapshot:
-        """Take in logs and queues, and return what is known now."""
-        self._crew.read_logs()
-        return self._lookout.look(broker, self.final)
+            self._screen.show(self._view())
 
     def _tick(self, phase: str) -> None:
         """Wait for a moment while there is no version yet."""
         self._check_stop()
-        self._crew.read_logs()
-        self.screen.show_phase(phase, self._lookout.nothing_yet(), self._inside())
-        self.stop.wait(TICK_S)
+        self._screen.show_phase(phase, self._view())
+        self._stop.wait(TICK_S)
+
+    def _view(self) -> FederationView:
+        """Return what is known now, also of processes that say nothing: those that start, and the dead."""
+        view = self._state.view(time.time())
+        heard = view.workers.keys() | view.parts.keys()
+        for name, child in self._processes.children.items():
+            if child.part.role and (child.has_died or name not in heard):
+                self._state.note_process(child.part.role, name, DIED if child.has_died else STARTING)
+        return self._state.view(time.time())
 
     def _check_stop(self) -> None:
-        if self.stop.is_set():
+        if self._stop.is_set():
             raise KeyboardInterrupt
 
     def _hopeless(self) -> str:
         """Say why the federation can never finish any more; empty while it can."""
-        children = self._crew.children
-        workers = [children[name] for name in self.settings.worker_names]
+        children = self._processes.children
+        workers = [children[name] for name in self._settings.worker_names]
         dead_workers = [child for child in workers if child.has_died]
         if children[parts.EVALUATOR].has_died:
-            return children[parts.EVALUATOR].obituary()
+            return children[parts.EVALUATOR].cause_of_death()
         if all(children[name].exit_code is not None for name in parts.AGGREGATORS):
-            return children[parts.AGGREGATORS[0]].obituary()
-        if len(dead_workers) == len(workers) or (self.strategy == "fedavg" and dead_workers):
-            return dead_workers[0].obituary()
+            return children[parts.AGGREGATORS[0]].cause_of_death()
+        if len(dead_workers) == len(workers) or (self._strategy == "fedavg" and dead_workers):
+            return dead_workers[0].cause_of_death()
         return ""
-
-    def _inside(self) -> Inside:
-        states = {name: child.state for name, child in self._crew.children.items()}
-        for name in self.settings.worker_names:
-            # Nobody trains before version 0, whatever a worker is ready for.
-            if self.final is None and states.get(name) == "fetching":
-                states[name] = "waiting"
-        names = self.settings.worker_names
-        return Inside(
-            workers={name: states.get(name, "starting") for name in names},
-            parts={name: states[name] for name in (*parts.AGGREGATORS, parts.EVALUATOR) if name in states},
-        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import devnull
 from pathlib import Path
 
+from fluffle.events import Role
 from fluffle.known_variables import ENV_PREFIX
 from fluffle.settings import env_name
 from fluffle_cli.demo.settings import DemoSettings, Strategy
@@ -24,11 +26,12 @@ EVALUATOR = "evaluator"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One process: its command, and what its environment has besides this process's own."""
+    """One process: its command, what its environment has besides this process's own, and its role if any."""
 
     name: str
     command: tuple[str, ...]
     environment: Mapping[str, str]
+    role: Role | None = None
 
 
 def initial_model(settings: DemoSettings, path: Path) -> Part:
@@ -42,7 +45,7 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: 
     """Return the workers; each has a site and a delay of its own."""
     return [
         _part(
-            name,
+            "worker",
             ("fluffle_worker",),
             federation=federation,
             broker_url=broker_url,
@@ -55,8 +58,6 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: 
             seed=settings.seed,
             delay=delay_s,
             spool=spool,
-            # What a worker is about at each moment stands in its debug lines.
-            verbose=True,
         )
         for site, (name, delay_s) in enumerate(zip(settings.worker_names, settings.delays_s, strict=True))
     ]
@@ -65,14 +66,13 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: 
 def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curves: Path) -> Part:
     """Return the evaluator, which writes `curves` for TensorBoard."""
     return _part(
-        EVALUATOR,
+        "evaluator",
         ("fluffle_cli.main", "evaluator"),
         federation=federation,
         broker_url=broker_url,
         task=settings.task,
         name=EVALUATOR,
         tensorboard=curves,
-        verbose=True,
     )
 
 
@@ -88,7 +88,7 @@ def aggregators(
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
     return [
         _part(
-            name,
+            "aggregator",
             ("fluffle_aggregator",),
             federation=federation,
             broker_url=broker_url,
@@ -111,15 +111,18 @@ def aggregators(
 
 
 def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> Part:
-    """Return the process that evaluates final models (.safetensors) and trains centrally."""
-    show = settings.show
-    said = ["--task", settings.task, "--seed", str(settings.seed), "--epochs", str(show.central_epochs)]
-    # In one place nobody trains for longer than the federation might.
-    said += ["--max-seconds", str(settings.max_seconds)]
-    if show.learning_rate is not None:
-        said += ["--learning-rate", str(show.learning_rate)]
-    command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", *said, "--out", str(out))
-    return Part(name="afterwards", command=(*command, *map(str, models)), environment={})
+    """Return the process that evaluates final models (.safetensors) and trains in one place."""
+    arguments = {
+        "task": settings.task,
+        "seed": settings.seed,
+        "epochs": settings.show.central_epochs,
+        # In one place nobody trains for longer than the federation might.
+        "max_seconds": settings.max_seconds,
+        "learning_rate": settings.show.learning_rate,
+        "models": list(map(str, models)),
+    }
+    command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", str(out), json.dumps(arguments))
+    return Part(name="afterwards", command=command, environment={})
 
 
 def report(folder: Path) -> Part:
@@ -128,8 +131,10 @@ def report(folder: Path) -> Part:
     return Part(name="report", command=command, environment={f"{ENV_PREFIX}CONFIG": devnull})
 
 
-def _part(part_name: str, module: tuple[str, ...], **settings: object) -> Part:
+def _part(role: Role, module: tuple[str, ...], *, name: str, **settings: object) -> Part:
+    settings["name"] = name
     # In the environment, since everyone on the machine sees a command line, and the URL has the password.
-    said = {env_name(name): str(value) for name, value in settings.items() if value is not None}
+    said = {env_name(key): str(value) for key, value in settings.items() if value is not None}
     said |= {f"{ENV_PREFIX}LOG_FORMAT": "json", f"{ENV_PREFIX}CONFIG": devnull}
-    return Part(name=part_name, command=(sys.executable, "-m", *module), environment={**ONE_THREAD, **said})
+    command = (sys.executable, "-m", *module)
+    return Part(name=name, role=role, command=command, environment={**ONE_THREAD, **said})

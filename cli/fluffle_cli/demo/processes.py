@@ -5,6 +5,7 @@ They end with the process that started them, however that one ended.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluffle.known_variables import ENV_PREFIX
-from fluffle_cli.demo.log_tail import LogTail, States
 from fluffle_cli.demo.parts import Part
 from fluffle_cli.guard import Watched, guard
 
@@ -24,12 +24,16 @@ POLL_S = 0.05
 
 @dataclass(slots=True)
 class Child:
-    """One process and what its log tells of it."""
+    """One process."""
 
-    name: str
+    part: Part
     process: subprocess.Popen[bytes]
     log: Path
-    tail: LogTail
+
+    @property
+    def name(self) -> str:
+        """Its part's name."""
+        return self.part.name
 
     @property
     def exit_code(self) -> int | None:
@@ -41,35 +45,24 @@ class Child:
         """Whether it ended otherwise than it should."""
         return self.exit_code not in (None, 0)
 
-    @property
-    def state(self) -> str:
-        """What it is about."""
-        if self.exit_code is None:
-            return self.tail.state
-        return "died" if self.has_died else "done"
-
-    def obituary(self) -> str:
+    def cause_of_death(self) -> str:
         """Say how it died, with the last line of its log."""
-        self.tail.read()
         code = self.exit_code
-        how = (
-            f"was ended by signal {-code}"
-            if code is not None and code < 0
-            else f"ended with exit code {code}"
-        )
-        return f"{self.name} {how}; its log {self.log} ends with: {self.tail.last_line or 'nothing'}"
+        is_signal = code is not None and code < 0
+        how = f"was ended by signal {-(code or 0)}" if is_signal else f"ended with exit code {code}"
+        return f"{self.name} {how}; its log {self.log} ends with: {last_line(self.log) or 'nothing'}"
 
 
 @dataclass(slots=True)
-class Crew:
+class Processes:
     """The processes of one federation; `stop` ends them all."""
 
     logs: Path
     children: dict[str, Child] = field(default_factory=dict)
-    _mourned: set[str] = field(default_factory=set)
+    _reported: set[str] = field(default_factory=set)
 
-    def start(self, parts: Iterable[Part], states: States) -> None:
-        """Start processes. No terminal's Ctrl-C reaches them: whoever started them ends them."""
+    def start(self, parts: Iterable[Part]) -> None:
+        """Start processes. Ctrl-C in a terminal does not reach them: `stop` ends them."""
         self.logs.mkdir(parents=True, exist_ok=True)
         for part in parts:
             path = self.logs / f"{part.name}.log"
@@ -83,21 +76,17 @@ class Crew:
                     start_new_session=True,
                 )
             guard().watch(Watched(process.pid))
-            self.children[part.name] = Child(part.name, process, path, LogTail(path, states))
-
-    def read_logs(self) -> None:
-        """Take in what the processes have written since the last time."""
-        for child in self.children.values():
-            child.tail.read()
-            if child.exit_code is not None:
-                guard().release(child.process.pid)
+            self.children[part.name] = Child(part, process, path)
 
     def newly_dead(self) -> list[Child]:
         """Return those that died and were not returned before."""
+        for child in self.children.values():
+            if child.exit_code is not None:
+                guard().release(child.process.pid)
         dead = [
-            child for name, child in self.children.items() if child.has_died and name not in self._mourned
+            child for name, child in self.children.items() if child.has_died and name not in self._reported
         ]
-        self._mourned.update(child.name for child in dead)
+        self._reported.update(child.name for child in dead)
         return dead
 
     @property
@@ -128,3 +117,18 @@ class Crew:
 def clean_environment() -> dict[str, str]:
     """Return this process's environment without Fluffle's settings: a child has only those it is given."""
     return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log as a sentence: of a JSON line its event and what caused it."""
+    for line in reversed(log.read_text(errors="replace").splitlines()):
+        try:
+            fields = json.loads(line)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            fields = {"event": line.strip()}
+        said = [str(fields[name]) for name in ("event", "because", "error") if fields.get(name)]
+        if said and not str(fields.get("logger", "")).startswith("pika"):
+            return ": ".join(said)
+    return ""

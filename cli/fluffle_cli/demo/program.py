@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,17 +19,17 @@ from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
 from fluffle_cli.demo import parts
-from fluffle_cli.demo.federation_run import FederationRun
-from fluffle_cli.demo.final_metrics import FinalMetrics, read_final_metrics
+from fluffle_cli.demo.federation_run import DemoFederation
 from fluffle_cli.demo.private_broker import PrivateBroker
-from fluffle_cli.demo.processes import Crew
+from fluffle_cli.demo.processes import Processes
+from fluffle_cli.demo.results import print_results
 from fluffle_cli.demo.settings import DemoSettings, Strategy
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.command import FILE as REPORT
-from fluffle_cli.report.summary import Summary, print_summary, run_summary, write_summary
-from fluffle_cli.report.versions import versions_in_use
-from fluffle_cli.screen import Screen
+from fluffle_cli.report.run import About, Run, versions_in_use, write_summary
+from fluffle_cli.watching.terminal import Screen
 
+Metrics = Mapping[str, float]
 EXIT_MISSED = 1
 TICK_S = 0.1
 
@@ -47,12 +48,12 @@ def run(settings: DemoSettings) -> None:
         # No line of this process may land in the middle of the view.
         logs.configure("json", verbose=settings.verbose, part="demo", console=PlainConsole(file=log))
         try:
-            summary = Demo(settings, folder, console, stop).play()
+            results = Demo(settings, folder, console, stop).play()
         except (KeyboardInterrupt, FluffleError):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be stopped
             _print(console, f"Stopped. What there is of the run lies in {folder}")
             raise
-    if any(each.seconds_to_target is None for each in summary.runs):
+    if any(each.seconds_to(results.goal) is None for each in results.federations):
         sys.exit(EXIT_MISSED)
 
 
@@ -77,52 +78,50 @@ class Demo:
         self._console = console
         self._stop = stop
 
-    def play(self) -> Summary:
+    def play(self) -> Run:
         """Do everything in turn; whatever happens, no process stays but the broker that is to be kept."""
         _print(self._console, introduction(self._settings, self._folder))
-        runs = self._play_federations()
-        for each in runs:
+        played = self._play_federations()
+        for each in played:
             final = each.final_version
             about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
             write_model(each.folder / "model.safetensors", final.weights, about, layout=final.layout)
-        found = self._look_afterwards(runs)
-        summary = Summary(
-            task=self._settings.task,
-            seed=self._settings.seed,
-            target=str(self._settings.goal),
-            delays_s=self._settings.delays_s,
-            central=found.central,
-            runs=[
-                run_summary(
-                    strategy=each.strategy,
-                    folder=str(each.folder.relative_to(self._folder)),
-                    rows=each.rows,
-                    target=self._settings.goal,
-                    final=final,
-                    began_at=each.began_at,
-                )
-                for each, final in zip(runs, found.finals, strict=True)
-            ],
-            settings=shown_settings(self._settings),
-            versions=versions_in_use(runs[0].server),
+        finals, central = self._look_afterwards(played)
+        federations = [
+            each.results(str(each.folder.relative_to(self._folder)), final)
+            for each, final in zip(played, finals, strict=True)
+        ]
+        run = Run(
+            folder=self._folder,
+            about=About(
+                task=self._settings.task,
+                seed=self._settings.seed,
+                target=str(self._settings.goal),
+                delays_s=self._settings.delays_s,
+                central=central,
+                runs=[each.about for each in federations],
+                settings=shown_settings(self._settings),
+                versions=versions_in_use(played[0].server),
+            ),
+            federations=federations,
         )
-        write_summary(self._folder, summary)
+        write_summary(run)
         self._work(parts.report(self._folder), "drawing the pictures and the report")
-        print_summary(self._console, summary)
+        print_results(self._console, run)
         _print(self._console, conclusion(self._settings, self._folder))
-        return summary
+        return run
 
-    def _play_federations(self) -> list[FederationRun]:
+    def _play_federations(self) -> list[DemoFederation]:
         initial_model = self._folder / "logs" / "version-0.safetensors"
         private = PrivateBroker(
             self._folder / "broker", on_serving=lambda node: _print(self._console, announcement(node))
         )
-        builder = Crew(self._folder / "logs")
+        builder = Processes(self._folder / "logs")
         strategies: list[Strategy] = [self._settings.strategy]
         if self._settings.compare:
             strategies.insert(0, "fedavg")
         try:
-            builder.start([parts.initial_model(self._settings, initial_model)], {})
+            builder.start([parts.initial_model(self._settings, initial_model)])
             return [
                 self._play_federation(strategy, private, builder, initial_model) for strategy in strategies
             ]
@@ -134,13 +133,13 @@ class Demo:
                 _print(self._console, f"RabbitMQ still runs. To stop it: {how_to_stop(private.folder)}")
 
     def _play_federation(
-        self, strategy: Strategy, private: PrivateBroker, builder: Crew, initial_model: Path
-    ) -> FederationRun:
+        self, strategy: Strategy, private: PrivateBroker, builder: Processes, initial_model: Path
+    ) -> DemoFederation:
         settings = self._settings
-        with Screen(self._console, metric=settings.goal.metric) as screen:
-            run = FederationRun(
-                settings=settings,
-                strategy=strategy,
+        with Screen.on(self._console, metric=settings.goal.metric) as screen:
+            run = DemoFederation(
+                settings,
+                strategy,
                 federation=f"{settings.task_name}-{strategy}" if settings.compare else settings.task_name,
                 folder=self._folder / strategy if settings.compare else self._folder,
                 screen=screen,
@@ -149,33 +148,36 @@ class Demo:
             run.play(private, builder, initial_model)
         return run
 
-    def _look_afterwards(self, runs: Sequence[FederationRun]) -> FinalMetrics:
-        """Evaluate the final models and train centrally; what fails there does not spoil the run."""
+    def _look_afterwards(self, runs: Sequence[DemoFederation]) -> tuple[Sequence[Metrics], Metrics]:
+        """Return the metrics of the final models, and of one that is trained in one place.
+
+        They are empty where that fails: it does not spoil the run.
+        """
         out = self._folder / "logs" / "final_metrics.json"
         models = [each.folder / "model.safetensors" for each in runs]
         part = parts.afterwards(self._settings, models=models, out=out)
         self._work(part, "evaluating the final model, and training the same one in one place to compare")
         if not out.exists():
-            return FinalMetrics(finals=[{} for _ in runs], central={})
-        found = read_final_metrics(out)
+            return [{} for _ in runs], {}
+        found = json.loads(out.read_text(encoding="utf-8"))
         out.unlink()
-        return found
+        return found["finals"], found["central"]
 
     def _work(self, part: parts.Part, what: str) -> None:
         """Run one child process to its end; if it fails, say so and go on."""
-        crew = Crew(self._folder / "logs")
+        processes = Processes(self._folder / "logs")
         try:
             if not self._console.is_terminal:
                 _print(self._console, what)
             with self._console.status(what):
-                crew.start([part], {})
-                while crew.alive:
+                processes.start([part])
+                while processes.alive:
                     if self._stop.wait(TICK_S):
                         raise KeyboardInterrupt
-            for child in crew.newly_dead():
-                _print(self._console, child.obituary(), "yellow")
+            for child in processes.newly_dead():
+                _print(self._console, child.cause_of_death(), "yellow")
         finally:
-            crew.stop(patience_s=0.0)
+            processes.stop(patience_s=0.0)
 
 
 def shown_settings(settings: DemoSettings) -> dict[str, str]:
@@ -186,7 +188,7 @@ def shown_settings(settings: DemoSettings) -> dict[str, str]:
 
 
 def introduction(settings: DemoSettings, folder: Path) -> str:
-    """Say what is about to be seen."""
+    """Say what the demo will show."""
     strategies = f"fedavg, then {settings.strategy}" if settings.compare else settings.strategy
     delays = ", ".join(f"{delay:g}" for delay in settings.delays_s)
     return (

@@ -15,7 +15,7 @@ from fluffle.settings import SharedSettings
 from fluffle.task import READY_TASKS
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
-from fluffle_cli.report.empty_folder import make_empty_folder
+from fluffle_cli.report.run import make_empty_folder
 
 Strategy = Literal["fedasync", "fedbuff", "fedavg"]
 

@@ -15,7 +15,7 @@ from fluffle.topology import topology_of
 from fluffle.whole_file import write_whole
 from fluffle_cli.query_settings import AskingSettings
 from fluffle_cli.report.from_broker import make_run
-from fluffle_cli.report.run_folder import Run, read_run
+from fluffle_cli.report.run import Run, read_run
 
 FILE = "report.html"
 
@@ -48,9 +48,8 @@ def run(settings: ReportSettings) -> None:
         name = f"{settings.federation}/report"
         with found_federation(settings, topology, name=name) as broker:
             make_run(broker, topology, folder)
-    others = [
-        read_run(Path(each.strip())) for each in (settings.compare_with or "").split(",") if each.strip()
-    ]
+    names = [each.strip() for each in (settings.compare_with or "").split(",")]
+    others = [read_run(Path(each)) for each in names if each]
     typer.echo(f"the report is {write_report(read_run(folder), others)}")
 
 
@@ -80,7 +79,7 @@ command = settings_command(
     run,
     about="Write one page (report.html) and the pictures of a run that has finished into its folder.\n\n"
     "The page needs no other file and no network: curves, staleness, contributions, what was refused, what "
-    "happened when, settings and versions. The folder is that of a `fluffle demo`. For a federation that was "
-    "none, --from-broker makes one from the versions that the stream still holds; why messages were refused "
-    "is in it if this user may look into F.rejected.",
+    "happened when, settings and versions. The folder is that of a `fluffle demo`. For any other federation, "
+    "--from-broker makes one from the versions that the stream still holds; why messages were refused is in "
+    "it if this user may look into F.rejected.",
 )

@@ -9,20 +9,17 @@ from __future__ import annotations
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from html import escape
 from math import nan
 
 from fluffle.events import AFTER_THE_END
-from fluffle_cli.findings import findings_beside_progress
-from fluffle_cli.history import losses_of
-from fluffle_cli.report.happenings import REJECTED, TOOK_OVER, Happening
-from fluffle_cli.report.metrics import curve, seconds_to_target
 from fluffle_cli.report.pictures import Picture
-from fluffle_cli.report.run_folder import FederationRun, Run
-from fluffle_cli.standing import Standing, progress_of
-from fluffle_cli.view import sparkline
-from fluffle_cli.words import count, number
+from fluffle_cli.report.run import FederationRun, Run
+from fluffle_cli.watching.findings import findings_beside_progress
+from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.state import REJECTED, TOOK_OVER
+from fluffle_cli.watching.view import Happening, Worker
+from fluffle_cli.words import count, number, sparkline
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 MOST_HAPPENINGS = 300
@@ -50,18 +47,19 @@ def page(
     run: Run, pictures: Sequence[Sequence[Picture]], others: Sequence[Run], compared: Picture | None
 ) -> str:
     """Return the page of a run, with its pictures, and beside other runs where there are any."""
-    summary = run.summary
-    title = f"{summary.task}: {', '.join(each.about.strategy for each in run.federations)}"
+    about = run.about
+    title = f"{about.task}: {', '.join(each.strategy for each in run.federations)}"
     body = [f"<h1>{escape(title)}</h1>", *_verdict(run), _results([run])]
     if compared is not None:
         body += ["<h2>Compared</h2>", _image(compared), _results([run, *others])]
     for federation, shown in zip(run.federations, pictures, strict=True):
         body += _federation(federation, shown)
+    seed = {} if about.seed is None else {"seed": about.seed}
     body += [
         "<h2>Settings</h2>",
-        _mapping({"target": summary.target or "none", **_seed(run), **summary.settings}),
+        _mapping({"target": about.target or "none", **seed, **about.settings}),
         "<h2>Versions</h2>",
-        _mapping(summary.versions) if summary.versions else _soft("The run's files do not say."),
+        _mapping(about.versions) if about.versions else _soft("The run's files do not say."),
         _soft(f"Made by `fluffle report` from {run.folder}."),
     ]
     return "\n".join(
@@ -76,25 +74,19 @@ def page(
     )
 
 
-def _seed(run: Run) -> dict[str, int]:
-    return {} if run.summary.seed is None else {"seed": run.summary.seed}
-
-
 def _verdict(run: Run) -> list[str]:
-    said = [f"<p>{escape(run.summary.verdict)}.</p>"] if run.summary.verdict else []
+    said = [_paragraph(f"{run.verdict}.")] if run.verdict else []
     for each in run.federations:
-        standing = each.standing
-        ended = f"{each.about.strategy} ended: {each.about.finished or 'not yet'}."
-        said.append(f"<p>{escape(ended)} {escape(progress_of(standing).says)}</p>")
-        said.append(f"<p>{escape(_best(standing))}</p>")
-        if found := findings_beside_progress(standing):
+        ended = f"{each.strategy} ended: {each.last.finished or 'not yet'}."
+        said += [_paragraph(f"{ended} {progress_of(each.view).says}"), _paragraph(_best(each))]
+        if found := findings_beside_progress(each.view):
             items = "".join(f"<li>{escape(one.says)} {escape(one.do)}</li>" for one in found)
             said.append(f'<ul class="findings">{items}</ul>')
     return said
 
 
-def _best(standing: Standing) -> str:
-    best, yardstick = standing.best, standing.yardstick
+def _best(run: FederationRun) -> str:
+    best, yardstick = run.last.best, run.view.yardstick
     if best is None or yardstick is None:
         return "No version is called best."
     better = "more" if yardstick.higher_is_better else "less"
@@ -104,40 +96,22 @@ def _best(standing: Standing) -> str:
 
 def _results(runs: Sequence[Run]) -> str:
     """Return a table with a row for each federation, all by the first run's metric and target."""
-    metric, goal = runs[0].summary.metric, runs[0].summary.goal
-    header = ["run", "strategy", f"final {metric}", "best", f"{goal or 'target'} held from", "seconds"]
-    rows = []
+    metric, goal = runs[0].metric, runs[0].goal
+    rows: list[dict[str, str]] = []
     for run in runs:
-        for each in run.federations:
-            about, points = each.about, curve(each.rows, metric)
-            final = about.final.get(metric, points[-1].value if points else None)
-            reached = seconds_to_target(each.rows, goal) if goal else None
-            late = [one.staleness for row in each.rows for one in row.folded]
-            rows.append(
-                [
-                    *(run.folder.name, about.strategy, "unknown" if final is None else number(final)),
-                    _best_cell(each, metric),
-                    "never" if reached is None else f"{reached:.1f} s",
-                    *(f"{about.seconds:.1f}", about.versions, about.updates),
-                    f"{sum(late) / len(late):.2f}" if late else "",
-                    about.rejected,
-                ]
-            )
-        if central := run.summary.central.get(metric):
-            rows.append([run.folder.name, "trained in one place", number(central), *[""] * 7])
-    return _table([*header, "versions", "updates", "mean staleness", "refused"], rows)
-
-
-def _best_cell(run: FederationRun, metric: str) -> str:
-    best = run.rows[-1].best_version
-    value = run.rows[-1].best_metrics.get(metric)
-    return "" if best is None or value is None else f"{number(value)} (version {best})"
+        name = run.folder.name
+        rows += [
+            {"run": name, "strategy": each.strategy} | each.results(metric, goal) for each in run.federations
+        ]
+        if central := run.about.central.get(metric):
+            rows.append({"run": name, "strategy": "trained in one place", f"final {metric}": number(central)})
+    return _table(list(rows[0]), [[row.get(head, "") for head in rows[0]] for row in rows])
 
 
 def _federation(run: FederationRun, pictures: Iterable[Picture]) -> list[str]:
     others = [each for each in run.happened if each.what != REJECTED]
     return [
-        *(f"<h2>{escape(run.about.strategy)}</h2>", *map(_image, pictures)),
+        *(f"<h2>{escape(run.strategy)}</h2>", *map(_image, pictures)),
         *("<h3>Workers</h3>", _workers(run), "<h3>Refused messages</h3>", *_refused(run)),
         "<h3>Time line</h3>",
         _happenings(run, others) if others else _soft("The run's files say nothing but the versions."),
@@ -150,82 +124,60 @@ def _refused(run: FederationRun) -> list[str]:
     refused = [each for each in every if each.reason != AFTER_THE_END]
     body = []
     if refused:
-        reasons = Counter(each.reason for each in refused)
-        senders = Counter(each.name for each in refused)
-        named = [[name or "unknown", messages] for name, messages in senders.most_common(MOST_SENDERS)]
+        senders = Counter(each.name or "unknown" for each in refused)
         body += [
-            _table(["reason", "messages"], reasons.most_common()),
-            _table(["sender", "messages"], named),
+            _table(["reason", "messages"], Counter(each.reason for each in refused).most_common()),
+            _table(["sender", "messages"], senders.most_common(MOST_SENDERS)),
             _happenings(run, refused),
         ]
-    if (unknown := run.about.rejected - len(refused)) > 0:
+    unknown = run.last.rejected - len(refused)
+    if unknown > 0:
         which = "more messages were" if refused else "messages were"
         body.append(_soft(f"{unknown} {which} refused; the run's files do not say why."))
+    elif unknown < 0:
+        since = count(-unknown, "message")
+        body.append(_soft(f"{since} of these came since the newest version: not counted above."))
     elif not refused:
         body.append(_soft("None."))
-    if unknown < 0:
-        body.append(
-            _soft(f"{count(-unknown, 'message')} of these came since the newest version: not counted above.")
-        )
     if late := len(every) - len(refused):
         body.append(_soft(f"{count(late, 'message')} came after the end: not counted above."))
     return body
 
 
 def _workers(run: FederationRun) -> str:
-    most = sorted(run.about.workers.items(), key=lambda item: -item[1].updates)
-    history = run.standing.history
-    rows = [
-        [
-            name,
-            one.updates,
-            one.examples,
-            f"{one.mean_staleness:.2f}",
-            f"{one.weight_share:.1%}",
-            f"{one.example_share:.1%}",
-            one.rejected,
-            _loss(losses_of(history, name)),
-        ]
-        for name, one in most[:MOST_WORKERS]
+    most = sorted(run.view.workers.values(), key=lambda each: -each.updates)
+    heads = ["worker", "updates", "examples", "mean staleness", "share of weight", "share of examples"]
+    rows = [_worker(each) for each in most[:MOST_WORKERS]]
+    table = _table([*heads, "refused", "training loss, round by round"], rows)
+    return table + _more(len(most) - MOST_WORKERS, "workers")
+
+
+def _worker(worker: Worker) -> Cells:
+    return [
+        *(worker.name, worker.updates, worker.examples, f"{worker.mean_staleness:.2f}"),
+        *(f"{worker.weight_share:.1%}", f"{worker.example_share:.1%}", worker.rejected),
+        f"{sparkline(worker.losses)} {number(worker.losses[-1])}" if worker.losses else "",
     ]
-    header = ["worker", "updates", "examples", "mean staleness", "share of weight", "share of examples"]
-    return _table([*header, "refused", "training loss, round by round"], rows) + _more(
-        len(most) - MOST_WORKERS, "workers"
-    )
-
-
-def _loss(losses: Sequence[float]) -> str:
-    return f"{sparkline(losses)} {number(losses[-1])}" if losses else ""
 
 
 def _happenings(run: FederationRun, happened: Sequence[Happening]) -> str:
     rows = [
         [
-            _when(each.at, run.about.began_at),
-            each.name,
-            _WORDS.get(each.what, each.what),
-            each.reason,
-            each.detail,
+            f"{each.at - run.began_at:+.1f} s" if each.at else "",
+            *(each.name, _WORDS.get(each.what, each.what), each.reason, each.detail),
         ]
         for each in happened[:MOST_HAPPENINGS]
     ]
-    return _table(["when", "who", "what", "reason", "details"], rows) + _more(
-        len(happened) - MOST_HAPPENINGS, "lines"
-    )
-
-
-def _when(at: float, began_at: float) -> str:
-    if began_at:
-        return f"{at - began_at:+.1f} s"
-    return datetime.fromtimestamp(at).isoformat(" ", "seconds") if 0 < at < 1e11 else ""
+    table = _table(["when", "who", "what", "reason", "details"], rows)
+    return table + _more(len(happened) - MOST_HAPPENINGS, "lines")
 
 
 def _mapping(said: Mapping[str, object]) -> str:
     return _table(["", ""], list(said.items()))
 
 
-def _table(header: Cells, rows: Iterable[Cells]) -> str:
-    head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in header)
+def _table(heads: Cells, rows: Iterable[Cells]) -> str:
+    head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in heads)
     body = "\n".join(
         "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
     )
@@ -243,6 +195,10 @@ def _image(picture: Picture) -> str:
 
 def _more(left: int, what: str) -> str:
     return _soft(f"And {left} more {what}.") if left > 0 else ""
+
+
+def _paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
 
 
 def _soft(text: str) -> str:

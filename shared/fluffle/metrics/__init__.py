@@ -26,22 +26,22 @@ def metered(
 ) -> Iterator[EventSink]:
     """Serve, while the block lasts, what a part of a federation counts; without a port, do nothing.
 
-    What the event_sink that this gives is told goes to `event_sink`, and is counted. `waiting` says how many
+    Events given to the sink that this yields are counted, and go on to `event_sink`. `waiting` says how many
     updates are in a worker's spool. Raises ConfigError when the port cannot be opened.
     """
     if port is None:
         yield event_sink
         return
-    # It takes some 12 MB: for those who ask for it.
+    # It takes some 12 MB: loaded only where metrics are served.
     from prometheus_client import disable_created_metrics
 
-    from fluffle.metrics.meters import METERS
+    from fluffle.metrics.meters import Meter
     from fluffle.metrics.server import serving
 
     # Else each counter has a second series, since when: `process_start_time_seconds` says it once for all.
     drop_created_series: Callable[[], None] = disable_created_metrics
     drop_created_series()
-    meter = METERS[role](federation, name)
+    meter = Meter(role, federation, name)
     if waiting is not None:
         meter.show_spool(waiting)
     with serving(meter.registry, host, port):

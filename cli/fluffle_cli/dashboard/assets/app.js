@@ -29,7 +29,7 @@ function showQuality(picture) {
   byId("quality-empty").hidden = picture.evaluations.length > 0;
   const marks = takeoversOf(picture).map((one) => (axis === "seconds" ? one.seconds : one.version)).filter((x) => x !== null);
   const xs = picture.evaluations.map((row) => (axis === "seconds" ? row[1] : row[0]));
-  const best = picture.best && { x: picture.best[axis === "seconds" ? 1 : 0], words: `best: version ${number(picture.best[0])}` };
+  const best = picture.best && { x: picture.best[axis === "seconds" ? "seconds" : "version"], words: `best: version ${number(picture.best.version)}` };
   picture.metrics.forEach((name, place) => {
     if (!quality.has(name)) {
       quality.set(name, new Chart(byId("quality"), name, { say: number, sayX: sayEvaluated, stroke: place % 2 ? "--two" : "--one" }));
@@ -64,7 +64,7 @@ async function read(path) {
   const answer = await fetch(path, { cache: "no-store" }).catch(() => {
     throw new Error("fluffle dashboard does not answer: if it has ended, what it printed says why");
   });
-  if (answer.status === 403) throw new Error("fluffle dashboard was started anew: open the address that it has printed");
+  if (answer.status === 403) throw new Error("fluffle dashboard was restarted: open the address that it has printed");
   if (!answer.ok) throw new Error(`fluffle dashboard answers ${answer.status}`);
   return answer.json();
 }

@@ -4,38 +4,38 @@ import { byId, bytes, children, clock, duration, element, fill, number, oneDigit
 
 /** What comes first: at most eight figures, each a key, a word, the value as the program has it, and the same in words. */
 function figuresOf(picture) {
-  const { status, metric } = picture;
+  const { metric } = picture;
   return [
     // First, since a phone shows no more than a few at a time.
     ...measuredOf("evaluation", "", picture).filter(([key]) => key === `evaluation_${metric}`),
-    ...measuredOf("best", `, the best (${direction(status.best_by)})`, picture).filter(([key]) => key === `best_${metric}`),
-    ["version", "version", status.version, number(status.version)],
-    ["updates", "updates", status.updates, number(status.updates)],
-    ["updates_per_s", "updates a second", status.updates_per_s, oneDigit(status.updates_per_s)],
-    ["workers", "workers in the model", picture.workers, number(picture.workers)],
-    ["rejected", "refused", status.rejected, number(status.rejected)],
-    ["updates_waiting", status.finished ? "came after the end" : "updates waiting",
-      status.queues.updates_waiting, number(status.queues.updates_waiting)],
+    ...measuredOf("best", `, the best (${direction(picture.best_by)})`, picture).filter(([key]) => key === `best_${metric}`),
+    ["version", "version", picture.version, number(picture.version)],
+    ["updates", "updates", picture.updates, number(picture.updates)],
+    ["updates_per_s", "updates a second", picture.updates_per_s, oneDigit(picture.updates_per_s)],
+    ["workers", "workers in the model", picture.workers_in_model, number(picture.workers_in_model)],
+    ["rejected", "refused", picture.rejected, number(picture.rejected)],
+    ["updates_waiting", picture.finished ? "came after the end" : "updates waiting",
+      picture.queues.updates_waiting, number(picture.queues.updates_waiting)],
   ];
 }
 
 /** All other numbers, which are folded away. */
 function moreOf(picture) {
-  const { status, metric } = picture;
+  const { metric } = picture;
   const saved = picture.plain_bytes - picture.sent_bytes;
   return [
     ...measuredOf("evaluation", "", picture).filter(([key]) => key !== `evaluation_${metric}`),
     ...measuredOf("best", ", the best", picture).filter(([key]) => key !== `best_${metric}`),
-    ["best_by", "the best is by", status.best_by, bestInWords(status.best_by)],
-    ["training_s", "time since the first update", status.training_s, duration(status.training_s)],
-    ["elapsed_s", "time with a leader", status.elapsed_s, duration(status.elapsed_s)],
-    ["term", "term", status.term, number(status.term)],
-    ["target_held", "evaluations in a row at the target", status.target_held, number(status.target_held)],
-    ["rejected_waiting", "refused, still kept", status.queues.rejected_waiting, number(status.queues.rejected_waiting)],
+    ["best_by", "the best is by", picture.best_by, bestInWords(picture.best_by)],
+    ["training_s", "time since the first update", picture.training_s, duration(picture.training_s)],
+    ["elapsed_s", "time with a leader", picture.elapsed_s, duration(picture.elapsed_s)],
+    ["term", "term", picture.term, number(picture.term)],
+    ["target_held", "evaluations in a row at the target", picture.target_held, number(picture.target_held)],
+    ["rejected_waiting", "refused, still kept", picture.queues.rejected_waiting, number(picture.queues.rejected_waiting)],
     ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
     ["saved_bytes", "saved by the codec", saved,
       saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : "nothing"],
-    ["parameters", "parameters", status.parameters, number(status.parameters)],
+    ["parameters", "parameters", picture.parameters, number(picture.parameters)],
   ];
 }
 
@@ -48,9 +48,9 @@ function direction(bestBy) {
   return bestBy.endsWith(":max") ? "highest" : "lowest";
 }
 
-function measuredOf(key, which, { status, metrics }) {
-  const measured = status[key];
-  const names = measured ? metrics.filter((name) => name in measured.metrics) : [];
+function measuredOf(key, which, picture) {
+  const measured = picture[key];
+  const names = measured ? picture.metrics.filter((name) => name in measured.metrics) : [];
   return names.map((name) => [
     `${key}_${name}`, `${name} of version ${number(measured.version)}${which}`, measured.metrics[name], number(measured.metrics[name]),
   ]);
@@ -72,7 +72,7 @@ function showFigures(list, figures) {
 }
 
 export function showNow(picture) {
-  const { progress, findings } = picture.status;
+  const { progress, findings } = picture;
   showFigures("now", figuresOf(picture));
   showFigures("more", moreOf(picture));
   write(byId("progress"), progress.says);
@@ -83,17 +83,17 @@ export function showNow(picture) {
 }
 
 export function showCondition(picture) {
-  const { status, trouble, leader } = picture;
-  write(byId("federation"), status.federation);
-  document.title = `${status.federation}${status.version === null ? "" : `: version ${status.version}`}`;
-  write(byId("strategy"), status.strategy);
+  const { trouble, leader } = picture;
+  write(byId("federation"), picture.federation);
+  document.title = `${picture.federation}${picture.version === null ? "" : `: version ${picture.version}`}`;
+  write(byId("strategy"), picture.strategy);
   const said = trouble ? `not connected: ${trouble}`
-    : status.finished ? `finished: ${status.finished}`
-    : status.closing ? `ending, while its last model is evaluated: ${status.closing}`
-    : status.version === null ? "no version yet: an aggregator publishes version 0 when it takes the lead"
-    : status.queues.aggregator_active ? `${leader || "an aggregator"} leads, term ${status.term}`
+    : picture.finished ? `finished: ${picture.finished}`
+    : picture.closing ? `ending, while its last model is evaluated: ${picture.closing}`
+    : picture.version === null ? "no version yet: an aggregator publishes version 0 when it takes the lead"
+    : picture.queues.aggregator_active ? `${leader || "an aggregator"} leads, term ${picture.term}`
     : "no aggregator is active";
-  say(said, trouble || (!status.finished && !status.queues.aggregator_active) ? "bad" : "good");
+  say(said, trouble || (!picture.finished && !picture.queues.aggregator_active) ? "bad" : "good");
 }
 
 export function say(text, mood) {
@@ -127,9 +127,9 @@ export function showStaleness(rows) {
 }
 
 /** Say how many refused messages are known by their number alone. */
-function sayUnheard({ status, reasons }) {
+function sayUnheard({ rejected, reasons }) {
   const heard = Object.values(reasons).reduce((sum, count) => sum + count, 0);
-  const unheard = status.rejected - heard;
+  const unheard = rejected - heard;
   if (unheard <= 0) return heard ? "" : "Nothing was refused.";
   return `${number(unheard)} ${heard ? "more " : ""}refused while nobody listened here: `
     + "fluffle rejected list shows what is kept.";
@@ -142,10 +142,9 @@ export function showRejections(picture) {
   write(byId("after-the-end"), late ? `Came after the end, and not counted above: ${number(late)}.` : "");
   byId("reasons-table").hidden = reasons.length === 0;
   fill(byId("reasons"), reasons.map(([reason, count]) => [reason, number(count)]), [1]);
-  const items = children(byId("rejections"), picture.rejections.length, () => element("li"));
-  picture.rejections.forEach((one, place) => {
-    const who = one.worker ? ` from ${one.worker}` : "";
-    write(items[place], `${clock(one.at)} ${one.reason}${who}${one.update ? ` (${one.update})` : ""}: ${one.detail}`);
+  const items = children(byId("rejections"), picture.refusals.length, () => element("li"));
+  picture.refusals.forEach((one, place) => {
+    write(items[place], `${clock(one.at)} ${one.reason}${one.name ? ` from ${one.name}` : ""}: ${one.detail}`);
   });
 }
 
@@ -155,13 +154,13 @@ export function takeoversOf(picture) {
 }
 
 export function showLeaders(picture) {
-  const { leader, standbys, terms, status } = picture;
+  const { leader, standbys, terms } = picture;
   const nobody = picture.knows_standbys ? "Nobody stands by: if the leader dies, updates wait until another aggregator is started."
-    : "No standby was heard of since this page is served.";
+    : "No standby has been heard of since this page was started.";
   const stand = standbys.length ? `Standing by: ${standbys.join(", ")}.` : nobody;
-  const lead = leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it tells something.";
+  const lead = leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it says something.";
   const ended = leader ? `The last leader was ${leader}.` : "Nobody leads after the end.";
-  write(byId("leader"), status.finished ? ended : `${lead} ${stand}`);
+  write(byId("leader"), picture.finished ? ended : `${lead} ${stand}`);
   const rows = [...terms].reverse().map((one) => {
     const after = one.seconds === null ? "" : `, after ${duration(one.seconds)}`;
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];

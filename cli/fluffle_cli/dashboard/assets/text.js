@@ -45,7 +45,7 @@ export function bytes(count) {
 
 /** Say a time of day, after its date and a comma if that is not today's. */
 export function clock(unixSeconds) {
-  if (unixSeconds === null) return "before this page was served";
+  if (unixSeconds === null) return "before this page was started";
   const at = new Date(1000 * unixSeconds);
   const time = at.toLocaleTimeString("en-GB");
   return at.toDateString() === new Date().toDateString() ? time : `${day.format(at)}, ${time}`;

@@ -11,11 +11,11 @@ from typing import Final, Literal
 
 # A curve of fewer points is not judged.
 FEWEST: Final = 5
-# A curve is flat when so many later points, and at least this share of all points, did not beat its best one.
+# A curve is flat when this many later points, and at least this share of all points, did not beat its best.
 LONG: Final = 10
 LONG_SHARE: Final = 0.25
 SMOOTHED_OVER: Final = 5
-# A change counts when it is more than this share of the value, and more than so many times what neighbours
+# A change counts when it is more than this share of the value, and more than this many times what neighbours
 # usually differ by.
 RELATIVE_CHANGE: Final = 0.02
 TIMES_THE_NOISE: Final = 3.0

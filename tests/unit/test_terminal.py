@@ -8,27 +8,19 @@ from io import StringIO
 
 import pytest
 from builders import a_version, an_evaluation
+from federation_states import a_view, told
 from rich.console import Console, RenderableType
 
+from fluffle.events import Joined, Progressed, Started, TookOver
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
-from fluffle_cli.history import History
-from fluffle_cli.snapshot import QueueStates, Snapshot, snapshot_of
-from fluffle_cli.standing import metric_to_show
-from fluffle_cli.view import (
-    SPARKLINE_LENGTH,
-    Inside,
-    bar,
-    plain_line,
-    render,
-    sparkline,
-    workers_table,
-)
+from fluffle_cli.watching.state import FederationState
+from fluffle_cli.watching.terminal import plain_line, render, workers_table
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, QueueStates, metric_to_show
+from fluffle_cli.words import SPARKLINE_LENGTH, bar, sparkline
 
-INSIDE = Inside(
-    workers={"worker-0": "training", "worker-1": "idle for 2.0 s"},
-    parts={"aggregator-1": "leading", "aggregator-2": "standing by"},
-)
+QUEUES = QueueStates(updates_waiting=5, aggregator_active=True, rejected_waiting=3)
 
 
 def a_training_version(accuracy: float = 0.9472, *, version: int = 36, finished: str = "") -> ModelVersion:
@@ -44,11 +36,17 @@ def a_training_version(accuracy: float = 0.9472, *, version: int = 36, finished:
     )
 
 
-def a_snapshot(
-    version: ModelVersion | None, *, active: bool = True, history: History | None = None
-) -> Snapshot:
-    queues = QueueStates(updates_waiting=5, aggregator_active=active, rejected_waiting=3)
-    return snapshot_of(version, queues, federation="digits", now=100.0, history=history)
+def a_busy_view() -> FederationView:
+    """Return the view of somebody who hears what the parts say."""
+    state = FederationState("digits", 90.0)
+    state.look(QUEUES, 100.0)
+    state.read(Version.of(a_training_version()))
+    for name in ("aggregator-1", "aggregator-2"):
+        told(state, Joined(), name=name)
+    told(state, TookOver(1, 0), name="aggregator-1")
+    told(state, Started("worker-0/r/1", 35), role="worker", name="worker-0")
+    told(state, Progressed("worker-1/r/1", 3, 60), role="worker", name="worker-1")
+    return state.view(1_000.0)
 
 
 def drawn(picture: RenderableType, *, width: int = 80) -> list[str]:
@@ -58,7 +56,7 @@ def drawn(picture: RenderableType, *, width: int = 80) -> list[str]:
 
 
 def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
-    text = "\n".join(drawn(render(a_snapshot(a_training_version()))))
+    text = "\n".join(drawn(render(a_view(a_training_version(), queues=QUEUES))))
 
     assert "version 36 (term 1) after 10 s, 4 parameters, 74 updates, 7.4 updates/s" in text
     assert "accuracy 0.9472 (version 35), best (highest) 0.9583 (version 20)" in text
@@ -67,67 +65,69 @@ def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
 
 
 def test_from_outside_a_worker_is_shown_with_the_age_of_its_last_update() -> None:
-    header, row = drawn(workers_table(a_snapshot(a_training_version())))
+    header, row = drawn(workers_table(a_view(a_training_version(), queues=QUEUES)))
 
     assert header.split("  ") != row.split("  ")
     assert row.split() == ["worker-0", "3", "s", "ago", "74", "0.5", "██████████", "100%", "1"]
 
 
-def test_whoever_started_the_processes_sees_their_states_even_before_the_first_update() -> None:
-    text = "\n".join(drawn(render(a_snapshot(a_training_version()), inside=INSIDE)))
+def test_what_the_parts_say_of_themselves_is_shown_even_before_a_workers_first_update() -> None:
+    text = "\n".join(drawn(render(a_busy_view())))
 
-    assert "worker-0  training" in text
-    assert "worker-1  idle for 2.0 s        0" in text
+    assert "worker-0  training  0 s ago         74" in text
+    assert "worker-1  training  0 s ago          0" in text
     assert "aggregator-1 leading, aggregator-2 standing by" in text
 
 
 def test_the_picture_fits_a_terminal_of_80_columns() -> None:
-    lines = drawn(render(a_snapshot(a_training_version()), inside=INSIDE), width=80)
+    lines = drawn(render(a_busy_view()), width=80)
 
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
 
 
 def test_a_federation_without_a_version_is_drawn_and_says_so() -> None:
-    text = "\n".join(drawn(render(a_snapshot(None, active=False))))
+    text = "\n".join(drawn(render(a_view(queues=replace(QUEUES, aggregator_active=False)))))
 
     assert "no version yet" in text
     assert "no aggregator is active" in text
 
 
 def test_a_version_that_nobody_has_evaluated_is_drawn_and_says_so() -> None:
-    assert "no version is evaluated yet" in "\n".join(drawn(render(a_snapshot(a_version(3)))))
+    assert "no version is evaluated yet" in "\n".join(drawn(render(a_view(a_version(3)))))
 
 
 def test_a_finished_federation_says_why() -> None:
-    text = "\n".join(drawn(render(a_snapshot(a_training_version(finished="accuracy>=0.95 held")))))
+    text = "\n".join(drawn(render(a_view(a_training_version(finished="accuracy>=0.95 held")))))
 
     assert "digits has finished: accuracy>=0.95 held" in text
 
 
 def test_there_are_no_colour_codes_when_it_is_not_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    Console().print(render(a_snapshot(a_training_version()), inside=INSIDE))
+    Console().print(render(a_busy_view()))
 
     assert "\x1b" not in capsys.readouterr().out
 
 
-def test_the_history_of_evaluations_is_drawn_as_a_sparkline_and_each_counts_once() -> None:
-    history = History()
-    for version, accuracy in ((21, 0.1), (22, 0.5), (22, 0.5), (23, 0.9)):
-        history.read(a_training_version(accuracy, version=version + 1))
+def test_the_evaluations_are_drawn_as_a_sparkline_and_each_counts_once() -> None:
+    seen = ((21, 0.1), (22, 0.5), (22, 0.5), (23, 0.9))
+    view = a_view(*(a_training_version(accuracy, version=version + 1) for version, accuracy in seen))
 
-    values = [each.metrics["accuracy"] for each in history.evaluations]
+    values = [each.metrics["accuracy"] for each in view.evaluations]
     assert values == [0.9583, 0.1, 0.5, 0.9]
-    assert sparkline(values) in drawn(render(a_snapshot(a_training_version(), history=history)))
+    assert sparkline(values) in drawn(render(view))
 
 
 def test_each_worker_has_a_curve_of_its_training_loss() -> None:
-    history = History()
-    for sequence, loss in enumerate([0.9, 0.5, math.nan, 0.1]):
-        folded = Folded(UpdateId("worker-0", "r", sequence), 0, 0, 1.0, loss=loss)
-        history.read(replace(a_training_version(version=36 + sequence), folded=(folded,)))
+    records = [
+        replace(
+            a_training_version(version=36 + sequence),
+            folded=(Folded(UpdateId("worker-0", "r", sequence), 0, 0, 1.0, loss=loss),),
+        )
+        for sequence, loss in enumerate([0.9, 0.5, math.nan, 0.1])
+    ]
 
-    lines = drawn(render(a_snapshot(a_training_version(), history=history)))
+    lines = drawn(render(a_view(*records)))
 
     assert ["worker-0", "█▅?▁", "0.1000"] in [line.split() for line in lines]
 
@@ -137,15 +137,15 @@ def test_what_is_wrong_is_said_with_what_to_do_and_a_worker_that_was_only_refuse
     version = a_training_version()
     version = replace(version, contributors={**version.contributors, "worker-9": refused})
 
-    text = " ".join(" ".join(drawn(render(a_snapshot(version)))).split())
+    text = " ".join(" ".join(drawn(render(a_view(version)))).split())
 
     assert "All 2 messages of worker-9 were refused. The last reason is bad-layout: another model" in text
     assert "Nothing of worker-9 is in the model" in text
-    assert "worker-9 only refused 0" in text
+    assert "worker-9 only refused never 0" in text
 
 
 def test_nothing_waits_and_nobody_leads_after_the_end() -> None:
-    text = "\n".join(drawn(render(a_snapshot(a_training_version(finished="enough")))))
+    text = "\n".join(drawn(render(a_view(a_training_version(finished="enough"), queues=QUEUES))))
 
     assert "waiting" not in text
     assert "an aggregator is active" not in text
@@ -155,21 +155,21 @@ def test_nothing_waits_and_nobody_leads_after_the_end() -> None:
 def test_a_single_message_is_counted_as_one() -> None:
     one = QueueStates(updates_waiting=1, aggregator_active=True, rejected_waiting=1)
 
-    running = replace(a_snapshot(a_training_version()), queues=one)
-    finished = replace(a_snapshot(a_training_version(finished="enough")), queues=one)
+    running = a_view(a_training_version(), queues=one)
+    finished = a_view(a_training_version(finished="enough"), queues=one)
 
     assert "1 update and 1 refused message waiting" in "\n".join(drawn(render(running)))
     assert "1 refused message is kept" in "\n".join(drawn(render(finished)))
 
 
 def test_a_metric_that_is_not_finite_is_shown_as_such() -> None:
-    snapshot = a_snapshot(a_training_version(math.nan))
+    view = a_view(a_training_version(math.nan))
 
-    text = " ".join(" ".join(drawn(render(snapshot))).split())
+    text = " ".join(" ".join(drawn(render(view))).split())
 
     assert "accuracy NaN (version 35)" in text
     assert "accuracy of version 35 is NaN." in text
-    assert "accuracy NaN (version 35)" in plain_line(snapshot)
+    assert "accuracy NaN (version 35)" in plain_line(view)
 
 
 def test_a_sparkline_goes_from_the_lowest_to_the_highest_block_and_shows_the_last_values() -> None:
@@ -200,9 +200,17 @@ def test_the_metric_shown_is_the_wanted_one_else_accuracy_else_loss_else_any() -
     assert metric_to_show({}) is None
 
 
+def test_one_line_names_a_dozen_workers_of_a_large_fleet() -> None:
+    fleet = {f"w{number:04}": Contributor(1, 10, 0, 1.0) for number in range(2_000)}
+
+    line = plain_line(a_view(replace(a_version(1), contributors=fleet)))
+
+    assert line.endswith("w0010 1 w0011 1 and 1988 more")
+
+
 def test_one_line_says_how_far_a_federation_is() -> None:
-    assert plain_line(a_snapshot(None)) == "digits: no version yet"
-    assert plain_line(a_snapshot(a_training_version(finished="enough"))) == (
+    assert plain_line(a_view()) == "digits: no version yet"
+    assert plain_line(a_view(a_training_version(finished="enough"), queues=QUEUES)) == (
         "digits: version 36, 74 updates, 7.4 updates/s, accuracy 0.9472 (version 35), worker-0 74, "
         "finished: enough"
     )

@@ -1,4 +1,4 @@
-"""What a live page knows, made of what a test tells it."""
+"""What is known of a federation, made of what a test says of it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,48 @@ from fluffle.events import (
     Role,
 )
 from fluffle.record import Contributor, ModelVersion
-from fluffle_cli.dashboard.state import FederationState
-from fluffle_cli.dashboard.table import Wanted
-from fluffle_cli.snapshot import QueueStates
+from fluffle_cli.dashboard.table import Wanted, page_of
+from fluffle_cli.watching.as_json import as_json
+from fluffle_cli.watching.findings import findings_of
+from fluffle_cli.watching.state import FederationState
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, QueueStates
 
 NOW = 1_000.0
 QUEUES = QueueStates(updates_waiting=3, aggregator_active=True, rejected_waiting=1)
 
 
 def a_state() -> FederationState:
-    """Return what a page knows that has looked at the queues."""
+    """Return the state of somebody who listens and has looked at the queues."""
     state = FederationState("digits", NOW)
+    state.listen_from(NOW)
     state.look(QUEUES, NOW)
     return state
+
+
+def a_view(*records: ModelVersion, now: float = 100.0, queues: QueueStates | None = None) -> FederationView:
+    """Return what is known of a federation whose records were read, and whose queues were looked at."""
+    state = FederationState("digits", now)
+    if queues:
+        state.look(queues, now)
+    read(state, *records)
+    return state.view(now)
+
+
+def read(state: FederationState, *records: ModelVersion) -> None:
+    """Let a state read records."""
+    for record in records:
+        state.read(Version.of(record))
+
+
+def picture(state: FederationState, now: float = NOW) -> dict[str, Any]:
+    """Return what the page is given, but for the workers."""
+    return as_json(state.view(now))
+
+
+def page(state: FederationState, wanted: Wanted | None = None, *, now: float = NOW) -> dict[str, Any]:
+    """Return a page of the table of workers."""
+    return page_of(state.view(now), wanted or Wanted())
 
 
 def told(state: FederationState, *events: Event, role: Role = "aggregator", name: str = "first") -> None:
@@ -64,9 +93,9 @@ def rows_of(page: dict[str, object]) -> list[dict[str, Any]]:
 
 def says_of(state: FederationState) -> list[str]:
     """Return what is said to be wrong."""
-    return [found.says for found in state.snapshot(NOW).findings]
+    return [found.says for found in findings_of(state.view(NOW))]
 
 
 def updates_of(state: FederationState) -> dict[str, int]:
     """Return the updates of each worker in the table."""
-    return {row["name"]: row["updates"] for row in rows_of(state.page(Wanted(), NOW))}
+    return {row["name"]: row["updates"] for row in rows_of(page(state))}

@@ -1,0 +1,279 @@
+"""A run: its folder, as `fluffle demo` and `fluffle report --from-broker` write it, and what came out of it.
+
+`summary.json` says what the run was, `metrics.jsonl` has a line for each version, and `events.jsonl` one for
+whatever else happened. The files may be anybody's, and are read with suspicion.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import TypeAdapter
+
+from fluffle.errors import ConfigError
+from fluffle_aggregator.goal import Target, parse_target
+from fluffle_cli.plain_json import as_text
+from fluffle_cli.watching.state import FederationState
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, Happening
+from fluffle_cli.words import number
+
+SUMMARY: Final = "summary.json"
+METRICS: Final = "metrics.jsonl"
+EVENTS: Final = "events.jsonl"
+PACKAGES: Final = ("fluffle", "numpy", "pika", "tensorflow", "keras", "scikit-learn", "matplotlib")
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AboutFederation:
+    """What a federation's versions do not say: its strategy, its folder, and its final model's metrics.
+
+    These were measured after the end; `final` is empty when that failed.
+    """
+
+    strategy: str
+    folder: str
+    final: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What a run was: a demo, or one federation that was none.
+
+    `central` are the metrics of the same model trained in one place. Without a `target`, `metric_shown` says
+    which metric the curves show. `settings` and `versions` (of Fluffle, Python, RabbitMQ ...) are for people.
+    """
+
+    task: str
+    seed: int | None = None
+    target: str = ""
+    delays_s: Sequence[float] = ()
+    central: Mapping[str, float] = field(default_factory=dict)
+    runs: Sequence[AboutFederation]
+    metric_shown: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FederationRun:
+    """One federation of a run: its versions, at least one, and what else happened."""
+
+    about: AboutFederation
+    folder: Path
+    versions: Sequence[Version]
+    happened: Sequence[Happening] = ()
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's name."""
+        return self.about.strategy
+
+    @property
+    def last(self) -> Version:
+        """The newest version."""
+        return self.versions[-1]
+
+    @cached_property
+    def view(self) -> FederationView:
+        """What is known of the federation at its last version."""
+        state = FederationState(self.last.federation, self.began_at)
+        for each in self.versions:
+            state.read(each)
+        return state.view(self.last.committed_at)
+
+    @cached_property
+    def began_at(self) -> float:
+        """When the first round began, or the oldest known version was committed, in Unix time.
+
+        By the clocks of the workers, where these say when their updates were published. Version 0 may be
+        there for long before anybody trains.
+        """
+        first = self.versions[0]
+        folded = () if first.updates else next((each.folded for each in self.versions if each.updates), ())
+        starts = [at - one.train_s for one in folded if (at := one.published_at or one.received_at) > 0]
+        return max(first.committed_at, min(starts, default=first.committed_at))
+
+    def seconds_of(self, version: Version) -> float:
+        """Return the seconds from the start of the first round to the commit of a version."""
+        return round(max(0.0, version.committed_at - self.began_at), 3)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds from the start of the first round to the last version."""
+        return self.seconds_of(self.last)
+
+    def curve(self, metric: str) -> list[tuple[float, float]]:
+        """Return when each evaluated version was committed, and its metric, in the order of versions."""
+        committed = {each.version: self.seconds_of(each) for each in self.versions}
+        evaluations = [each.evaluation for each in self.versions if each.evaluation]
+        values = {each.version: each.metrics[metric] for each in evaluations if metric in each.metrics}
+        return [(committed[number], values[number]) for number in sorted(values) if number in committed]
+
+    def best_point(self, metric: str) -> tuple[float, float] | None:
+        """Return the best version's place in the curve; None when nothing is best, or it is not there."""
+        best = self.last.best
+        when = [self.seconds_of(each) for each in self.versions if best and each.version == best.version]
+        return (when[0], best.metrics[metric]) if best and when and metric in best.metrics else None
+
+    def results(self, metric: str, goal: Target | None) -> dict[str, str]:
+        """Return what came out of it, in words: by this metric, and the time to this goal."""
+        points, best, reached = self.curve(metric), self.last.best, self.seconds_to(goal)
+        final = self.about.final.get(metric, points[-1][1] if points else None)
+        late = [one.staleness for each in self.versions for one in each.folded]
+        has_best = best is not None and metric in best.metrics
+        return {
+            f"final {metric}": "unknown" if final is None else number(final),
+            "best": f"{number(best.metrics[metric])} (version {best.version})" if best and has_best else "",
+            f"{goal or 'target'} held from": "never" if reached is None else f"{reached:.1f} s",
+            "training took": f"{self.seconds:.1f} s",
+            "versions": str(self.last.version),
+            "updates": str(self.last.updates),
+            "mean staleness": f"{sum(late) / len(late):.2f}" if late else "",
+            "refused": str(self.last.rejected),
+        }
+
+    def seconds_to(self, target: Target | None) -> float | None:
+        """Return when the first version was committed from which on the target held; None if none was."""
+        reached: float | None = None
+        for seconds, value in self.curve(target.metric) if target else ():
+            if target and not target.is_met({target.metric: value}):
+                reached = None
+            elif reached is None:
+                reached = seconds
+        return reached
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Run:
+    """A run: its folder, what it was, and its federations."""
+
+    folder: Path
+    about: About
+    federations: Sequence[FederationRun]
+
+    @property
+    def goal(self) -> Target | None:
+        """The target, read; None when there is none. ConfigError when it cannot be read."""
+        return parse_target(self.about.target) if self.about.target else None
+
+    @property
+    def metric(self) -> str:
+        """The target's metric, or the one that is shown without a target."""
+        return self.goal.metric if self.goal else self.about.metric_shown
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times as long the first federation took to the target as the second; None if unknown."""
+        times = [each.seconds_to(self.goal) for each in self.federations]
+        if len(times) != 2 or not times[0] or not times[1]:
+            return None
+        return times[0] / times[1]
+
+    @property
+    def verdict(self) -> str:
+        """What the comparison of two federations shows; empty for one."""
+        if len(self.federations) != 2:
+            return ""
+        first, second = f"synchronous {self.federations[0].strategy}", self.federations[1].strategy
+        if self.ratio is None:
+            return f"{second} and {first}"
+        fast, slow = (second, first) if self.ratio >= 1 else (first, second)
+        times = max(self.ratio, 1 / self.ratio)
+        return f"{fast} reaches {self.about.target} {times:.1f} times as fast as {slow}"
+
+
+def make_empty_folder(folder: Path, *, given_as: str = "") -> Path:
+    """Make a folder and return it; ConfigError when it has something in it already, or cannot be made.
+
+    `given_as` is the option that named it, with a space behind, for the error.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{given_as}{folder} is not empty: choose another folder, or delete this one")
+    except OSError as error:
+        raise ConfigError(f"the folder {folder} cannot be made: {error.strerror}") from error
+    return folder
+
+
+def append_lines(path: Path, lines: Iterable[Version | Happening]) -> None:
+    """Add a line of JSON for each version to `metrics.jsonl`, or for each happening to `events.jsonl`."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(as_text(asdict(each)) + "\n" for each in lines)
+
+
+def write_summary(run: Run) -> None:
+    """Write `summary.json`: what the run was and, for other programs, what came out of it."""
+    said = asdict(run.about) | {"ratio": run.ratio, "runs": [_results(run, each) for each in run.federations]}
+    (run.folder / SUMMARY).write_text(as_text(said, indent=2) + "\n", encoding="utf-8")
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's files. Raises ConfigError that names the file that is missing, or is no such file."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} has no {SUMMARY}: give the folder of a run that has finished, as `fluffle demo` makes "
+            "it (runs/...); of a federation that is on RabbitMQ, --from-broker makes one"
+        )
+    [about] = _read(path, About, is_one=True)
+    return Run(
+        folder=folder, about=about, federations=[_read_federation(folder, each) for each in about.runs]
+    )
+
+
+def versions_in_use(server: str) -> dict[str, str]:
+    """Return the versions of the packages here and of what is below them; `server` names the broker."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {**found, "Python": platform.python_version(), "system": platform.platform(), "broker": server}
+
+
+def _results(run: Run, federation: FederationRun) -> dict[str, object]:
+    last = federation.last
+    return asdict(federation.about) | {
+        "finished": last.finished,
+        "began_at": federation.began_at,
+        "seconds": federation.seconds,
+        "seconds_to_target": federation.seconds_to(run.goal),
+        "versions": last.version,
+        "updates": last.updates,
+        "rejected": last.rejected,
+        "workers": {name: asdict(each) for name, each in federation.view.workers.items()},
+    }
+
+
+def _read_federation(folder: Path, about: AboutFederation) -> FederationRun:
+    place = folder / about.folder
+    # Pictures are written there.
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{folder / SUMMARY} names a folder outside its own: {about.folder!r}")
+    versions = _read(place / METRICS, Version)
+    if not versions:
+        raise ConfigError(f"{place / METRICS} has no version in it: nothing was trained")
+    happened = _read(place / EVENTS, Happening) if (place / EVENTS).exists() else []
+    return FederationRun(
+        about=about, folder=place, versions=versions, happened=sorted(happened, key=lambda each: each.at)
+    )
+
+
+def _read(path: Path, kind: type[Read], *, is_one: bool = False) -> list[Read]:
+    """Read a file of JSON lines, or of one JSON value."""
+    try:
+        text, reader = path.read_text(encoding="utf-8"), TypeAdapter(kind)
+        return [reader.validate_json(each) for each in ([text] if is_one else text.splitlines())]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path} cannot be read as a file of a run: {why}") from error

@@ -1,0 +1,76 @@
+"""A view of a federation in plain types, for `fluffle status --json` and the live page. Pure.
+
+The keys stay: they are documented in docs/monitoring.md. What is not known is null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Final
+
+from fluffle.record import Evaluation
+from fluffle_cli.history import EvaluatedVersion
+from fluffle_cli.watching.findings import findings_of
+from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates
+
+# Of an evaluation with more metrics, the page draws the first ones.
+MOST_METRICS: Final = 4
+OF_THE_VIEW: Final = (
+    *("federation", "taken_at", "trouble", "updates_per_s", "parts", "leader", "standbys", "knows_standbys"),
+    *("metric", "commit_s", "sent_bytes", "plain_bytes", "staleness", "reasons", "after_the_end"),
+)
+OF_THE_RECORD: Final = (
+    *("closing", "finished", "strategy", "parameters", "updates", "rejected", "best_by", "target_held"),
+    *("elapsed_s", "training_s"),
+)
+
+
+def as_json(view: FederationView) -> dict[str, object]:
+    """Return all but the workers, of which there may be thousands."""
+    newest = view.newest or Version(federation=view.federation, version=-1, term=0)
+    metrics, faults = metric_names(view.evaluations), view.policy_faults
+    known: dict[str, object] = {name: getattr(view, name) for name in OF_THE_VIEW}
+    known |= {name: getattr(newest, name) for name in OF_THE_RECORD}
+    return known | {
+        "version": newest.version if view.newest else None,
+        "term": newest.term if view.newest else None,
+        "plan": asdict(newest.plan) if view.newest else None,
+        "evaluation": _evaluation(newest.evaluation, view.evaluation),
+        "best": _evaluation(newest.best, view.best),
+        "progress": asdict(progress_of(view)),
+        "findings": [asdict(found) for found in findings_of(view)],
+        "queues": asdict(view.queues or QueueStates()),
+        "policy_faults": None if faults is None else [fault.as_json() for fault in faults],
+        "workers_in_model": sum(1 for each in view.workers.values() if each.updates),
+        "terms": [asdict(each) for each in view.terms],
+        "metrics": metrics,
+        "evaluations": [
+            [each.version, each.seconds, *(each.metrics.get(name) for name in metrics)]
+            for each in view.evaluations
+        ],
+        "activity": [
+            [each.at, each.updates / each.seconds if each.seconds else 0.0, each.waiting, each.commit_s]
+            for each in view.activity
+        ],
+        "refusals": [asdict(each) for each in view.refusals],
+    }
+
+
+def with_workers(view: FederationView) -> dict[str, object]:
+    """Return the same with `workers`, an object for each by its name."""
+    return as_json(view) | {"workers": {name: asdict(each) for name, each in view.workers.items()}}
+
+
+def metric_names(evaluations: Sequence[EvaluatedVersion]) -> list[str]:
+    """Return the metrics that are drawn: the usual ones first, and at most MOST_METRICS."""
+    seen = dict.fromkeys(name for each in evaluations for name in each.metrics)
+    usual = [name for name in USUAL_METRICS if name in seen]
+    return list(dict.fromkeys([*usual, *seen]))[:MOST_METRICS]
+
+
+def _evaluation(evaluation: Evaluation | None, seen: EvaluatedVersion | None) -> dict[str, object] | None:
+    """Return an evaluation, and after how many seconds of training its version was there."""
+    return asdict(evaluation) | {"seconds": seen.seconds} if evaluation and seen else None

@@ -1,0 +1,252 @@
+"""What is wrong with a federation or holds it up, in sentences, and what to do about each. Pure.
+
+Each check is a function from a view to the findings that it has; `findings_of` asks all of them, the most
+urgent first. To add one, write such a function and name it in CHECKS.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from fluffle_aggregator.goal import known_direction
+from fluffle_cli.watching.progress import progress_of, trend_of_metric, worse_in_words
+from fluffle_cli.watching.view import FederationView
+from fluffle_cli.words import MOST_NAMED, count, duration, in_a_row, number, percent
+
+# Warn of a worker that has more than this many times its share of the examples as weight.
+TIMES_ITS_SHARE: Final = 3.0
+# With fewer updates a share of the weight says little.
+FEWEST_UPDATES: Final = 10
+# After this many versions without any evaluation, an evaluator is missing.
+MOST_UNEVALUATED: Final = 10
+# A worker is silent when nothing was heard from it for this many of its usual intervals between updates,
+# and for this many seconds.
+SILENT_INTERVALS: Final = 5.0
+SILENT_AFTER_S: Final = 60.0
+# In synchronous rounds, the slowest worker may take this many times as long as the median of the others.
+SLOW: Final = 3.0
+# While an aggregator is at work, at most this many updates of each worker may wait.
+MOST_WAITING_EACH: Final = 4
+OWN_NAME: Final = "Stop one of them, or give it a name, and a RabbitMQ user, of its own."
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to know: a word for programs, a sentence of what was found, and what to do about it."""
+
+    kind: str
+    says: str
+    do: str = ""
+
+
+Check = Callable[[FederationView], Iterator[Finding]]
+
+
+def findings_of(view: FederationView) -> list[Finding]:
+    """Return what is wrong, the most urgent first; nothing when all is well."""
+    return [found for check in CHECKS for found in check(view)]
+
+
+def findings_beside_progress(view: FederationView) -> list[Finding]:
+    """Return the same for where the sentence of `progress_of` stands already."""
+    said = progress_of(view).says
+    return [found for found in findings_of(view) if found.says != said]
+
+
+def not_led(view: FederationView) -> Iterator[Finding]:
+    """Find that nobody takes in updates."""
+    if view.queues is None or view.queues.aggregator_active or view.is_over:
+        return
+    updates = view.queues.updates_waiting
+    waiting = f"; {count(updates, 'update')} waiting" if updates else ""
+    yield Finding("no-aggregator", f"No aggregator is active{waiting}.", "Start `fluffle aggregator`.")
+
+
+def evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
+    """Find evaluations whose metrics are NaN or infinite."""
+    seen = view.evaluations or [each for each in (view.evaluation,) if each]
+    bad = [
+        (each.version, name, value)
+        for each in seen
+        for name, value in each.metrics.items()
+        if not math.isfinite(value)
+    ]
+    if bad:
+        version, name, value = bad[-1]
+        versions = len({each for each, _, _ in bad})
+        are = "is" if versions == 1 else "are"
+        yield Finding(
+            "not-finite",
+            f"{count(versions, 'evaluation')} {are} not finite: {name} of version {version} is "
+            f"{number(value)}.",
+            "The learning rate may be too high, a site's data may hold NaN, or the loss may divide by zero "
+            "or take its logarithm.",
+        )
+
+
+def loss_not_finite(view: FederationView) -> Iterator[Finding]:
+    """Find workers whose training gives NaN, whether they send it or not."""
+    lost = [
+        each.name for each in view.workers.values() if each.loss is not None and not math.isfinite(each.loss)
+    ]
+    if lost:
+        yield Finding(
+            "worker-not-finite",
+            f"The training loss of {in_a_row(lost)} is not finite.",
+            "Look at the data there (missing values?), and at the learning rate.",
+        )
+
+
+def only_refused(view: FederationView) -> Iterator[Finding]:
+    """Find workers whose messages were all refused."""
+    found = [each for each in view.workers.values() if each.is_only_refused]
+    for each in found[:MOST_NAMED]:
+        messages = f"All {each.rejected:,} messages" if each.rejected > 1 else "The only message"
+        were = "were" if each.rejected > 1 else "was"
+        yield Finding(
+            "only-refused",
+            f"{messages} of {each.name} {were} refused. The last reason is {each.refusal.rstrip('.')}.",
+            f"Nothing of {each.name} is in the model: see its log, and `fluffle rejected list`.",
+        )
+    if (more := len(found) - MOST_NAMED) > 0:
+        yield Finding("only-refused", f"All messages of {count(more, 'more worker')} were refused.")
+
+
+def one_name_twice(view: FederationView) -> Iterator[Finding]:
+    """Find workers whose name two processes use, or want to use."""
+    twice = [each.name for each in view.workers.values() if each.is_of_two]
+    for name in twice[:MOST_NAMED]:
+        said = f"Two processes train as {name}: their rounds take turns."
+        yield Finding("one-name-twice", said, OWN_NAME)
+    rivals = [each for each in view.workers.values() if each.rival]
+    for each in rivals[:MOST_NAMED]:
+        said = f"Two processes want the name {each.name}: {each.rival}, was turned away."
+        yield Finding("one-name-twice", said, OWN_NAME)
+
+
+def above_share(view: FederationView) -> Iterator[Finding]:
+    """Find workers with far more weight than their examples would give them."""
+    if view.newest is None or view.newest.updates < FEWEST_UPDATES:
+        return
+    found = [
+        each
+        for each in view.workers.values()
+        if each.example_share and each.weight_share / each.example_share > TIMES_ITS_SHARE
+    ]
+    found.sort(key=lambda each: -each.weight_share)
+    for each in found[:MOST_NAMED]:
+        yield Finding(
+            "above-share",
+            f"{each.name} has {percent(each.weight_share)} of the weight, but {percent(each.example_share)} "
+            f"of the examples ({each.examples:,}).",
+            "The model learns more from it than its data are worth. Start the aggregators with "
+            "--limit-share or --min-examples, and without --weigh-by none.",
+        )
+    if (more := len(found) - MOST_NAMED) > 0:
+        said = f"{count(more, 'more worker')} with over {TIMES_ITS_SHARE:g} times their share as weight."
+        yield Finding("above-share", said)
+
+
+def silent(view: FederationView) -> Iterator[Finding]:
+    """Find workers that gave updates, have not left, and say nothing any more."""
+    if view.newest is None or view.is_over:
+        return
+    found = []
+    for each in view.workers.values():
+        if each.updates and each.seen_s is not None and not each.has_left:
+            usual_s = view.newest.training_s / each.updates
+            if each.seen_s > max(SILENT_AFTER_S, SILENT_INTERVALS * usual_s):
+                found.append((each.seen_s, each.name))
+    if found:
+        found.sort(reverse=True)
+        has = "has" if len(found) == 1 else "have"
+        waits = "Each version waits for it. " if view.waits_for_all else ""
+        yield Finding(
+            "silent",
+            f"{in_a_row([name for _, name in found])} {has} been silent for {duration(found[0][0])}.",
+            f"{waits}Is it at work and connected? Its own log says so.",
+        )
+
+
+def slow(view: FederationView) -> Iterator[Finding]:
+    """Find the worker that all others wait for in synchronous rounds."""
+    rounds = sorted((each.round_s, each.name) for each in view.workers.values() if each.round_s)
+    if view.is_over or not view.waits_for_all or len(rounds) < 2:
+        return
+    slowest_s, slowest = rounds.pop()
+    usual_s = median(seconds for seconds, _ in rounds)
+    if slowest_s > SLOW * usual_s:
+        yield Finding(
+            "slow-worker",
+            f"Each version waits for {slowest}: its round took {duration(slowest_s)}, and that of others "
+            f"{duration(usual_s)}.",
+            "--strategy fedbuff waits for nobody.",
+        )
+
+
+def queue_grows(view: FederationView) -> Iterator[Finding]:
+    """Find that the leader cannot keep up."""
+    if view.queues is None or not view.queues.aggregator_active or view.is_over:
+        return
+    at_work = sum(1 for each in view.workers.values() if each.updates)
+    if view.queues.updates_waiting > MOST_WAITING_EACH * max(5, at_work):
+        yield Finding(
+            "queue-grows",
+            f"{count(view.queues.updates_waiting, 'update')} wait for the aggregator.",
+            "It may be too slow: a faster machine, larger buffers, or fewer commits (--commit-every).",
+        )
+
+
+def getting_worse(view: FederationView) -> Iterator[Finding]:
+    """Find metrics that have got worse for long: the one that says what is best, and every loss."""
+    names = view.evaluation.metrics if view.evaluation else {}
+    metrics = {name: False for name in names if known_direction(name) is False}
+    if view.yardstick:
+        metrics = {view.yardstick.metric: view.yardstick.higher_is_better} | metrics
+    for metric, higher_is_better in metrics.items():
+        found = trend_of_metric(view, metric, higher_is_better=higher_is_better)
+        if found and found[0].course == "worse":
+            yield Finding(
+                "getting-worse",
+                worse_in_words(metric, *found, higher_is_better=higher_is_better),
+                "`fluffle model export --version best` has the best version. A lower learning rate, fewer "
+                "local epochs or --learning-rate-schedule plateau may help.",
+            )
+
+
+def flat(view: FederationView) -> Iterator[Finding]:
+    """Find that the metric that says what is best does not improve any more."""
+    progress = progress_of(view)
+    if progress.state == "flat" and not view.is_over:
+        do = "More training of this kind may not help: end it, or change the plan."
+        yield Finding("flat", progress.says, do)
+
+
+def not_evaluated(view: FederationView) -> Iterator[Finding]:
+    """Find that nobody measures the versions, or that nobody knows what is better."""
+    if view.newest is None:
+        return
+    if view.evaluation is None:
+        if view.newest.version >= MOST_UNEVALUATED:
+            yield Finding(
+                "not-evaluated",
+                f"None of {view.newest.version} versions is evaluated: nobody knows how good the model is.",
+                "Start `fluffle evaluator` with held-out data.",
+            )
+    elif not view.newest.best_by:
+        name = next(iter(view.evaluation.metrics), "NAME")
+        yield Finding(
+            "no-best",
+            f"No version is called best: nothing says whether more or less {name} is better.",
+            f'Start the aggregators with --best "{name}:max" or --best "{name}:min".',
+        )
+
+
+CHECKS: Final[Sequence[Check]] = (
+    *(not_led, evaluations_not_finite, loss_not_finite, only_refused, one_name_twice, above_share),
+    *(silent, slow, queue_grows, getting_worse, flat, not_evaluated),
+)

@@ -1,0 +1,225 @@
+"""A view of a federation for people: on a terminal, or a line of it now and then in a log file or a pipe."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Final, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from fluffle_cli.watching.findings import findings_beside_progress
+from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import FederationView, QueueStates, Worker, metric_to_show
+from fluffle_cli.words import bar, count, duration, number, sparkline
+
+REDRAW_EVERY_S: Final = 0.25
+PLAIN_LINE_EVERY_S: Final = 3.0
+# The curves of more workers would fill the screen, and their names a line.
+MOST_NAMED: Final = 12
+# By the first word of a state.
+STATE_STYLES: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("starting", "standing", "connected"), "dim"),
+    **dict.fromkeys(("training", "leading", "evaluated"), "green"),
+    **dict.fromkeys(("publishing", "published"), "cyan"),
+    **dict.fromkeys(("died", "only"), "bold red"),
+    "left": "blue",
+}
+Cells = Sequence[str | Text]
+
+
+class Screen:
+    """A place on the console for one federation: drawn again and again on a terminal, lines elsewhere."""
+
+    def __init__(self, console: Console, metric: str | None) -> None:
+        self.console = console
+        self._metric = metric
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self._shown_at = 0.0
+        self._phase = ""
+
+    @classmethod
+    @contextmanager
+    def on(cls, console: Console, *, metric: str | None = None) -> Iterator[Self]:
+        """Have a place on a console while the block lasts; a `metric` of None means the usual one."""
+        screen = cls(console, metric)
+        with screen._live or nullcontext():
+            yield screen
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line that stays."""
+        self.console.print(Text(text, style), soft_wrap=True)
+
+    def show_phase(self, phase: str, view: FederationView) -> None:
+        """Show what is waited for while there is no version yet."""
+        if self._live is None:
+            if phase != self._phase:
+                self.say(phase)
+        elif self._is_time(REDRAW_EVERY_S):
+            self._live.update(Group(Text(phase, "bold"), Text(), workers_table(view)), refresh=True)
+        self._phase = phase
+
+    def show(self, view: FederationView) -> None:
+        """Show how far the federation is, if it is time to."""
+        if self._is_time(PLAIN_LINE_EVERY_S if self._live is None else REDRAW_EVERY_S):
+            self.show_now(view)
+
+    def show_now(self, view: FederationView) -> None:
+        """Show how far the federation is, even if something was shown just now."""
+        if self._live is None:
+            elapsed_s = view.newest.elapsed_s if view.newest else 0.0
+            self.say(f"{elapsed_s:5.1f} s  {plain_line(view, metric=self._metric)}")
+        else:
+            self._live.update(render(view, metric=self._metric), refresh=True)
+
+    def _is_time(self, interval_s: float) -> bool:
+        if time.monotonic() < self._shown_at + interval_s:
+            return False
+        self._shown_at = time.monotonic()
+        return True
+
+
+def render(view: FederationView, *, metric: str | None = None) -> RenderableType:
+    """Draw a view for a terminal of 80 columns or more; a `metric` of None means the usual one."""
+    newest = view.newest
+    title = Text(view.federation, "bold")
+    lines = [title]
+    if newest is None:
+        lines.append(
+            Text("no version yet: an aggregator publishes version 0 when it takes the lead", "yellow")
+        )
+    else:
+        if newest.finished:
+            title.append(f" has finished: {newest.finished}", "green")
+        elif newest.closing:
+            title.append(f" is ending ({newest.closing}): its last model is being evaluated", "green")
+        rate = "" if view.updates_per_s is None else f", {view.updates_per_s:.1f} updates/s"
+        said = f" (term {newest.term}) after {newest.elapsed_s:.0f} s, {newest.parameters:,} parameters, "
+        version = ("version ", (str(newest.version), "bold"), f"{said}{newest.updates} updates{rate}")
+        lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest, metric)]
+    lines += [*_queues(view), *_parts(view.parts)]
+    lines += [
+        Text.assemble((f"{each.says} ", "yellow"), (each.do, "dim"))
+        for each in findings_beside_progress(view)
+        # Whether an aggregator is active stands beside the queues.
+        if each.kind != "no-aggregator"
+    ]
+    return Group(*lines, Text(), workers_table(view), *_curves(view))
+
+
+def plain_line(view: FederationView, *, metric: str | None = None) -> str:
+    """Say in one line how far a federation is."""
+    newest = view.newest
+    if newest is None:
+        return f"{view.federation}: no version yet"
+    said = [f"{view.federation}: version {newest.version}", f"{newest.updates} updates"]
+    if view.updates_per_s is not None:
+        said.append(f"{view.updates_per_s:.1f} updates/s")
+    name = shown_metric(view, metric)
+    if view.evaluation and name:
+        value = number(view.evaluation.metrics[name])
+        said.append(f"{name} {value} (version {view.evaluation.version})")
+    workers = [f"{each.name} {each.updates}" for each in view.workers.values()]
+    more = [f"and {len(workers) - MOST_NAMED} more"] if len(workers) > MOST_NAMED else []
+    said += [" ".join([*workers[:MOST_NAMED], *more])] if workers else []
+    said += [f"{newest.rejected} refused"] if newest.rejected else []
+    said += [f"finished: {newest.finished}"] if newest.finished else []
+    return ", ".join(said)
+
+
+def shown_metric(view: FederationView, wanted: str | None = None) -> str | None:
+    """Choose the metric to show: the wanted one, else the one that says what is best, else the usual one."""
+    return metric_to_show(view.evaluation.metrics, wanted or view.metric) if view.evaluation else None
+
+
+def workers_table(view: FederationView) -> Table:
+    """Draw the workers, one a row, with their states where any is known."""
+    has_states = any(each.state for each in view.workers.values())
+    heads = ["worker", *(["state"] if has_states else []), "last seen", "updates", "staleness"]
+    return plain_table(
+        [*heads, "share of weight", "refused"],
+        (_worker(each, has_state=has_states) for each in view.workers.values()),
+        right=("updates", "staleness", "refused"),
+    )
+
+
+def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collection[str] = ()) -> Table:
+    """Make a table without lines, whose columns named in `right` are aligned there."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+    for head in heads:
+        table.add_column(head, no_wrap=True, justify="right" if head in right else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _worker(worker: Worker, *, has_state: bool) -> list[str | Text]:
+    word = worker.state.partition(":")[0]
+    return [
+        worker.name,
+        *([Text(word, _style(word))] if has_state else []),
+        Text("never", "dim") if worker.seen_s is None else f"{duration(worker.seen_s)} ago",
+        str(worker.updates),
+        f"{worker.mean_staleness:.1f}" if worker.updates else "",
+        Text(bar(worker.weight_share), "magenta") if worker.updates else "",
+        Text(str(worker.rejected), "bold red" if worker.rejected else "dim"),
+    ]
+
+
+def _quality(view: FederationView, newest: Version, metric: str | None) -> list[Text]:
+    name = shown_metric(view, metric)
+    if view.evaluation is None or name is None:
+        return [] if view.evaluation else [Text("no version is evaluated yet", "dim")]
+    value = view.evaluation.metrics.get(name, math.nan)
+    style = "bold green" if math.isfinite(value) else "bold red"
+    line = Text.assemble(f"{name} ", (number(value), style), f" (version {view.evaluation.version})")
+    if view.best and name in view.best.metrics:
+        by = {f"{name}:max": "highest", f"{name}:min": "lowest"}.get(newest.best_by, newest.best_by)
+        line.append(f", best ({by}) {number(view.best.metrics[name])} (version {view.best.version})")
+    if newest.target_held:
+        line.append(f", target held {newest.target_held}x", "green")
+    seen = [each.metrics[name] for each in view.evaluations if name in each.metrics]
+    curve = [Text(sparkline(seen), "green")] if len(seen) > 1 else []
+    return [line, *curve, Text(progress_of(view).says, "dim")]
+
+
+def _queues(view: FederationView) -> list[Text]:
+    queues = view.queues or QueueStates()
+    refused = count(queues.rejected_waiting, "refused message")
+    if view.finished:
+        late = f", and {queues.updates_waiting} that came after the end" if queues.updates_waiting else ""
+        return [Text(f"{refused} {'is' if queues.rejected_waiting == 1 else 'are'} kept{late}", "dim")]
+    line = Text(f"{count(queues.updates_waiting, 'update')} and {refused} waiting, ")
+    if queues.aggregator_active:
+        return [line.append("an aggregator is active")]
+    return [line.append("no aggregator is active", "bold yellow")]
+
+
+def _parts(parts: Mapping[str, str]) -> list[Text]:
+    words = {name: state.partition(":")[0] for name, state in sorted(parts.items())}
+    said = [Text.assemble(f"{name} ", (word, _style(word))) for name, word in words.items()]
+    return [Text(", ").join(said)] if said else []
+
+
+def _curves(view: FederationView) -> list[RenderableType]:
+    """Draw the training loss of each worker that reports more than one."""
+    curves = [each for each in view.workers.values() if len(each.losses) > 1]
+    if not curves:
+        return []
+    rows = [
+        (each.name, Text(sparkline(each.losses), "cyan"), number(each.losses[-1]))
+        for each in curves[:MOST_NAMED]
+    ]
+    table = plain_table(("worker", "training loss, round by round", "last"), rows, right=("last",))
+    more = len(curves) - MOST_NAMED
+    return [Text(), table, *([Text(f"and {more} more; --json has all", "dim")] if more > 0 else [])]
+
+
+def _style(state: str) -> str:
+    return STATE_STYLES.get(state.partition(" ")[0], "")

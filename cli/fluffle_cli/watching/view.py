@@ -1,0 +1,169 @@
+"""What is known of a federation at one moment, to be shown and judged. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from fluffle.policy_faults import PolicyFault
+from fluffle_aggregator.goal import Yardstick, parse_yardstick
+from fluffle_cli.history import EvaluatedVersion
+from fluffle_cli.watching.version import Version
+
+# The first of these that an evaluation has is shown, unless something says which metric counts.
+USUAL_METRICS: Final = ("accuracy", "loss")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStates:
+    """What waits on the broker: updates that no aggregator holds yet, and refused messages."""
+
+    updates_waiting: int = 0
+    aggregator_active: bool = False
+    rejected_waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One worker: what it has given to the newest version, and what it says of itself.
+
+    `state` is a word, and mostly a detail behind a colon; empty where nothing is known. `seen_s` is how many
+    seconds ago something was heard of it, and `round_s` how long its last round took. `weight_share` is its
+    part of the weight of all applied updates, and `example_share` its part of the examples of all workers
+    that have given an update; both are from 0 to 1. `refusal` says why its last refused message was refused.
+    `losses` are the training losses of its rounds, and `loss` the last one; they may be NaN. `rival` is the
+    process that lately wanted its name; with `is_of_two` two processes send updates under the name.
+    """
+
+    name: str
+    state: str = ""
+    seen_s: float | None = None
+    round_s: float | None = None
+    updates: int = 0
+    examples: int = 0
+    mean_staleness: float = 0.0
+    weight_share: float = 0.0
+    example_share: float = 0.0
+    rejected: int = 0
+    refusal: str = ""
+    loss: float | None = None
+    losses: Sequence[float] = ()
+    rival: str = ""
+    is_of_two: bool = False
+
+    @property
+    def is_only_refused(self) -> bool:
+        """Whether it has sent something, and all of it was refused."""
+        return not self.updates and self.rejected > 0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it ended as it should."""
+        return self.state.startswith("left")
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What happened in some seconds, which end at `at`; `commit_s` is None when nothing was committed."""
+
+    at: float
+    seconds: float
+    updates: int = 0
+    waiting: int = 0
+    commit_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """How a term began. Of one that began before anybody listened, only what the record says is known."""
+
+    term: int
+    version: int
+    leader: str | None = None
+    at: float | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """Something that happened to a part, besides versions: when (Unix time in seconds), to which, and what.
+
+    Of a refused message `name` is its sender and `reason` the word why; `detail` is a sentence.
+    """
+
+    at: float
+    name: str
+    what: str
+    reason: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationView:
+    """A federation at one moment; `taken_at` is Unix time in seconds.
+
+    `newest` is None before the first version, and `queues` and `policy_faults` where nobody could look at
+    them. `evaluation` and `best` are the newest and the best evaluation, and `evaluations` all that were
+    seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
+    `parts` are the states of aggregators and evaluators by name. What follows it was counted from events, and
+    knows nothing of what happened while nobody listened. `knows_standbys` says whether RabbitMQ was asked.
+    """
+
+    federation: str
+    taken_at: float
+    newest: Version | None = None
+    queues: QueueStates | None = None
+    policy_faults: Sequence[PolicyFault] | None = None
+    trouble: str = ""
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
+    evaluation: EvaluatedVersion | None = None
+    best: EvaluatedVersion | None = None
+    evaluations: Sequence[EvaluatedVersion] = ()
+    updates_per_s: float | None = None
+    leader: str = ""
+    standbys: Sequence[str] = ()
+    knows_standbys: bool = False
+    terms: Sequence[Term] = ()
+    activity: Sequence[Activity] = ()
+    commit_s: float | None = None
+    sent_bytes: int = 0
+    plain_bytes: int = 0
+    staleness: Sequence[tuple[str, int, float | None]] = ()
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    refusals: Sequence[Happening] = ()
+    after_the_end: int = 0
+
+    @property
+    def finished(self) -> str:
+        """Why the federation has finished; empty until then."""
+        return self.newest.finished if self.newest else ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more updates are taken."""
+        return bool(self.newest and (self.newest.closing or self.newest.finished))
+
+    @property
+    def yardstick(self) -> Yardstick | None:
+        """By what versions are compared; None when nothing is best."""
+        return parse_yardstick(self.newest.best_by) if self.newest and self.newest.best_by else None
+
+    @property
+    def metric(self) -> str | None:
+        """The metric that stands for the evaluations; None when there is none."""
+        if self.yardstick:
+            return self.yardstick.metric
+        return metric_to_show(self.evaluation.metrics) if self.evaluation else None
+
+    @property
+    def waits_for_all(self) -> bool:
+        """Whether each version waits for all workers (synchronous rounds)."""
+        return bool(self.newest and self.newest.plan.one_update_per_version)
+
+
+def metric_to_show(metrics: Mapping[str, float], wanted: str | None = None) -> str | None:
+    """Choose the metric that stands for an evaluation; None when it has none."""
+    names = [name for name in (wanted, *USUAL_METRICS) if name in metrics]
+    return names[0] if names else next(iter(metrics), None)

@@ -1,0 +1,252 @@
+"""What is known of a federation from records and events: right, and of bounded size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import inf
+
+import pytest
+from builders import an_evaluation
+from federation_states import (
+    NOW,
+    QUEUES,
+    a_commit,
+    a_record,
+    a_state,
+    an_applied,
+    page,
+    picture,
+    read,
+    rows_of,
+    says_of,
+    told,
+)
+
+from fluffle.events import (
+    AFTER_THE_END,
+    Evaluated,
+    Joined,
+    Left,
+    Measured,
+    Rejected,
+    Started,
+    TookOver,
+)
+from fluffle.record import Contributor, Folded, Rank
+from fluffle.update import UpdateId
+from fluffle_cli.dashboard.table import PAGE_ROWS
+from fluffle_cli.watching.as_json import with_workers
+from fluffle_cli.watching.state import MOST_REASONS, MOST_REFUSALS, OTHER_REASONS, FederationState
+
+SCRIPT = "<script>alert(1)</script>"
+
+
+def test_status_and_the_page_show_the_same_workers() -> None:
+    state = a_state()
+    read(state, a_record(7, w1=Contributor(3, 30, 6, 3.0, 1, NOW - 5), w2=Contributor(1, 10, 0, 1.0)))
+
+    workers = with_workers(state.view(NOW))["workers"]
+
+    assert isinstance(workers, dict)
+    for row in rows_of(page(state)):
+        assert {name: workers[row["name"]][name] for name in row if name != "losses"}.items() <= row.items()
+
+
+def test_a_commit_or_a_takeover_says_that_there_is_something_to_read() -> None:
+    state = a_state()
+    read(state, a_record(1))
+    was_behind = state.is_behind
+    told(state, an_applied("w1", 1))
+    is_behind_after_an_update = state.is_behind
+    told(state, a_commit(2, 1))
+
+    assert (was_behind, is_behind_after_an_update, state.is_behind) == (False, False, True)
+    read(state, a_record(2))
+    assert not state.is_behind
+    told(state, TookOver(2, 2), name="second")
+    assert state.is_behind
+
+
+def test_a_version_of_a_leader_that_has_lost_the_lead_changes_nothing() -> None:
+    state = a_state()
+    read(state, replace(a_record(5), term=3, terms=(Rank(1, 0), Rank(3, 4))))
+
+    read(state, replace(a_record(6), term=2))
+
+    newest = state.view(NOW).newest
+    assert newest is not None
+    assert newest.rank == Rank(3, 5)
+
+
+def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None:
+    state = a_state()
+    told(state, Joined(), name="first")
+    told(state, Joined(), name="second")
+    told(state, TookOver(1, 0), name="first")
+    read(state, a_record(0))
+    parts, standbys = state.view(NOW).parts, picture(state)["standbys"]
+
+    told(state, a_commit(1, 0), name="first")
+    told(state, TookOver(2, 1), name="second")
+
+    shown = picture(state)
+    assert parts == {"second": "standing by", "first": "leading"}
+    assert standbys == ["second"]
+    assert shown["leader"] == "second"
+    assert shown["standbys"] == []  # a leader that died says nothing
+    assert shown["terms"] == [
+        {"term": 1, "version": 0, "leader": "first", "at": NOW, "seconds": 0.0},
+        {"term": 2, "version": 1, "leader": "second", "at": NOW, "seconds": 1.0},
+    ]
+    told(state, Joined(), name="first")
+    assert picture(state)["standbys"] == ["first"]
+
+
+def test_an_aggregator_that_refuses_a_late_message_after_the_end_was_not_the_last_leader() -> None:
+    state = a_state()
+    told(state, TookOver(1, 0), name="first")
+    read(state, replace(a_record(3), finished="enough"))
+
+    told(state, Rejected("w1/r/1", "w1", AFTER_THE_END, "too late"), name="third")
+
+    assert picture(state)["leader"] == "first"
+
+
+def test_a_leader_that_began_before_anybody_listened_is_known_from_rabbitmq() -> None:
+    state = a_state()
+    read(state, a_record(0))
+
+    state.note_aggregators({"first": True, "second": False})
+
+    shown = picture(state)
+    assert (shown["leader"], shown["standbys"]) == ("first", ["second"])
+    assert shown["terms"] == [{"term": 1, "version": 0, "leader": "first", "at": None, "seconds": 0.0}]
+
+
+def test_what_a_new_leader_says_counts_more_than_what_rabbitmq_said_seconds_ago() -> None:
+    state = a_state()
+    told(state, TookOver(1, 0), name="first")
+    told(state, TookOver(2, 1), name="second")
+
+    state.note_aggregators({"first": True, "second": False})
+
+    assert picture(state)["leader"] == "second"
+    state.note_aggregators(None)
+    assert picture(state)["leader"] == "second"
+
+
+def test_after_the_end_refusals_are_counted_apart_and_nobody_is_at_work_any_more() -> None:
+    state = a_state()
+    for name in ("w1", "w2"):
+        told(state, Started(f"{name}/r/1", 1), role="worker", name=name)
+    told(state, Left("the federation has finished"), role="worker", name="w2")
+    given = Contributor(3, 10, 0, 3.0, 1, NOW - 900)
+    read(state, replace(a_record(4, w1=given), finished="enough", rejected=1))
+
+    told(state, Rejected("w1/r/9", "w1", "finished", "the federation has finished"), a_commit(4, 3))
+
+    shown = picture(state)
+    assert (shown["after_the_end"], shown["reasons"], shown["refusals"]) == (1, {}, [])
+    assert shown["rejected"] == 1
+    assert [(row["state"], row["rejected"]) for row in rows_of(page(state))] == [
+        ("", 1),
+        ("left: the federation has finished", 0),
+    ]
+    assert says_of(state) == []
+
+
+def test_the_past_is_in_the_curves_and_in_the_histogram() -> None:
+    state = a_state()
+    folded = Folded(UpdateId("w1", "r", 1), 0, 5, 0.25, 0.0, NOW - 1)
+    for number in range(3):
+        version = replace(
+            a_record(number),
+            evaluation=an_evaluation(number, {"loss": 1.0, "accuracy": 0.5}),
+            elapsed_s=5.0 + number * 2.0,
+            started_s=5.0,
+        )
+        read(state, replace(version, folded=(folded,)))
+
+    shown = picture(state)
+
+    assert shown["metrics"] == ["accuracy", "loss"]
+    assert shown["evaluations"] == [[0, 0.0, 0.5, 1.0], [1, 2.0, 0.5, 1.0], [2, 4.0, 0.5, 1.0]]
+    assert shown["staleness"] == [
+        *[(words, 0, None) for words in ("0", "1", "2", "3")],
+        ("4 to 5", 3, 0.25),
+    ]
+
+
+@pytest.mark.parametrize(("listens_since", "expected"), [(NOW, 1), (inf, 2)])
+def test_an_update_counts_once_whether_it_is_known_from_an_event_a_record_or_both(
+    listens_since: float, expected: int
+) -> None:
+    state = FederationState("digits", NOW)
+    state.listen_from(listens_since)
+    updates = [Folded(UpdateId("w1", "r1", number), 0, 0, 1.0, 0.0, NOW + number, 0.5) for number in (-1, 1)]
+    # An event says what was received while somebody listened.
+    if listens_since == NOW:
+        told(state, an_applied("w1", 1))
+        expected += 1
+
+    record = replace(a_record(1), folded=tuple(updates))
+    read(state, record, record)
+
+    assert picture(state)["staleness"] == [("0", expected, 1.0)]
+
+
+def test_the_curves_of_activity_are_what_the_leader_said_and_the_rate_is_that_of_the_records() -> None:
+    state = a_state()
+    for second in range(1, 5):
+        told(state, *[an_applied(sequence=each) for each in range(10)], a_commit(second, 0))
+        read(state, a_record(second, w1=Contributor(10 * second, 10, 0, 1.0)))
+        state.look(QUEUES, NOW + second)
+
+    shown = picture(state, NOW + 4)
+
+    assert shown["updates_per_s"] == 10.0
+    assert shown["activity"] == [[NOW, 0.0, 3, None], *[[NOW + each, 10.0, 3, 0.1] for each in range(1, 5)]]
+    assert (shown["sent_bytes"], shown["plain_bytes"]) == (4_000, 16_000)
+
+
+def test_an_evaluator_says_which_version_it_measured_last() -> None:
+    state = a_state()
+
+    told(state, Joined(), Measured(3, 0.5), role="evaluator", name="e1")
+
+    assert state.view(NOW).parts == {"e1": "evaluated: version 3"}
+
+
+def test_whoever_starts_the_processes_says_that_they_start_and_that_they_died() -> None:
+    state = a_state()
+    state.note_process("worker", "w1", "starting")
+    starting = state.view(NOW).workers["w1"].state
+    told(state, Joined(), role="worker", name="w1")
+    connected = state.view(NOW).workers["w1"].state
+    state.note_process("worker", "w1", "died")
+
+    assert (starting, connected, state.view(NOW).workers["w1"].state) == ("starting", "connected", "died")
+
+
+def test_a_day_of_two_thousand_workers_takes_no_more_room_than_an_hour() -> None:
+    state = a_state()
+    read(state, a_record(0))
+    for second in range(3_000):
+        told(
+            state, Evaluated("e", second, {f"metric {second}": 1.0, "accuracy": 0.5}), a_commit(second + 1, 0)
+        )
+        told(state, TookOver(second + 2, second), Rejected("", SCRIPT, f"reason {second}", "x" * 500))
+        state.look(QUEUES, NOW + 30 * second)
+    for number in range(2_000):
+        told(state, Joined(), role="worker", name=f"w{number}")
+
+    shown = picture(state)
+
+    assert len(json.dumps(shown)) < 150_000
+    assert len(rows_of(page(state))) == PAGE_ROWS
+    reasons, refusals = shown["reasons"], shown["refusals"]
+    assert len(reasons) <= MOST_REASONS + 1
+    assert reasons[OTHER_REASONS] == 3_000 - MOST_REASONS
+    assert len(refusals) == MOST_REFUSALS
+    assert refusals[0]["name"] == SCRIPT

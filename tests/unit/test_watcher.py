@@ -1,0 +1,167 @@
+"""A watcher reads a record only when there is news, and believes only those who may say it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from builders import FEDERATION, a_version
+from working import TOPOLOGY, a_federation, publish_versions
+
+from fluffle.broker import Delivery, Listener, StreamReader
+from fluffle.errors import AccessRefused
+from fluffle.events import Applied, Committed, Event, Happened, Joined, Report, Role, Started
+from fluffle.fake_broker import FakeBroker, FakeServer
+from fluffle.wire import encode_report
+from fluffle_cli.watching import watcher as watcher_module
+from fluffle_cli.watching.watcher import Watcher, believable
+
+COMMITTED = Committed(2, 1, 2, 0, 0, -1, 1.0, 0.1, "")
+APPLIED = Applied("w1/r1/1", 0, 0, 1.0, 10, 100, 16)
+
+
+class Counting(FakeBroker):
+    """A connection that counts how often the stream is read."""
+
+    reads = 0
+
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str, **more: int) -> Iterator[StreamReader]:
+        self.reads += 1
+        with super().read_stream(queue, offset=offset, **more) as reader:
+            yield reader
+
+
+class Deaf(Counting):
+    """A connection of a user without the right to listen."""
+
+    @contextmanager
+    def listen(self, exchange: str, *, name: str) -> Iterator[Listener]:
+        if exchange == TOPOLOGY.events.name:
+            raise AccessRefused("no right")
+        with super().listen(exchange, name=name) as listener:
+            yield listener
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher_module, "READ_EVERY_S", 0.0)
+    monkeypatch.setattr(watcher_module, "SHARE_OF_READING", 0)
+
+
+def a_watcher() -> Watcher:
+    return Watcher(TOPOLOGY, name="test", past_mib=0)
+
+
+def version_of(watcher: Watcher) -> int | None:
+    newest = watcher.view().newest
+    return newest.version if newest else None
+
+
+def tell(
+    server: FakeServer, event: Event, *, exchange: str = TOPOLOGY.events.name, role: Role = "aggregator"
+) -> None:
+    report = Report(FEDERATION, role, "a1", (Happened(1.0, event),))
+    with FakeBroker(server) as broker:
+        broker.publish_unconfirmed(exchange, f"{role}.a1", encode_report(report))
+
+
+def heard(role: Role, name: str, *, exchange: str, user: str | None, federation: str = "digits") -> Delivery:
+    body = encode_report(Report(federation, role, name, (Happened(0.0, Joined()),)))
+    return Delivery(1, body, 0, user, exchange)
+
+
+def test_a_member_is_believed_of_itself_alone_and_an_aggregator_by_its_exchange() -> None:
+    members, leaders = TOPOLOGY.member_events_in.name, TOPOLOGY.events.name
+
+    believed = {
+        "itself": heard("worker", "w1", exchange=members, user="w1"),
+        "evaluator": heard("evaluator", "e", exchange=members, user="e"),
+        "leader": heard("aggregator", "a1", exchange=leaders, user="aggregator"),
+    }
+    passed_over = {
+        "another": heard("worker", "w2", exchange=members, user="w1"),
+        "nobody": heard("worker", "w1", exchange=members, user=None),
+        "a worker as aggregator": heard("aggregator", "w1", exchange=members, user="w1"),
+        "another federation": heard("worker", "w1", exchange=members, user="w1", federation="other"),
+        "rubbish": Delivery(1, b"rubbish", 0, "w1", members),
+    }
+
+    assert all(believable(delivery, TOPOLOGY) for delivery in believed.values())
+    assert not any(believable(delivery, TOPOLOGY) for delivery in passed_over.values())
+
+
+def test_a_record_is_read_again_when_a_version_was_committed() -> None:
+    server = a_federation(a_version(1))
+    broker, watcher = Counting(server), a_watcher()
+
+    looks = watcher.follow(broker, threading.Event(), every_s=0.05)
+    next(looks)
+    first = version_of(watcher)
+    publish_versions(server, a_version(2))
+    tell(server, COMMITTED)
+    next(looks)
+    then = version_of(watcher)
+    next(looks)
+
+    assert (first, then, broker.reads) == (1, 2, 2)
+
+
+def test_an_event_that_is_no_commit_and_a_commit_that_a_worker_claims_let_nobody_read_a_record() -> None:
+    server = a_federation(a_version(1))
+    broker, watcher = Counting(server), a_watcher()
+
+    looks = watcher.follow(broker, threading.Event(), every_s=0.05)
+    next(looks)
+    tell(server, APPLIED)
+    tell(server, COMMITTED, exchange=TOPOLOGY.member_events_in.name)
+    tell(server, Started("a1/r/1", 1), role="worker")
+    with FakeBroker(server) as stranger:
+        stranger.publish_unconfirmed(TOPOLOGY.events.name, "aggregator.a1", b"rubbish")
+    next(looks)
+
+    assert broker.reads == 1
+    assert watcher.view().workers["a1"].state == "training: from version 1"
+
+
+def test_a_version_of_which_no_event_was_heard_is_seen_after_a_while_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watcher_module, "READ_WITHOUT_NEWS_EVERY_S", 0.02)
+    server, watcher = a_federation(a_version(1)), a_watcher()
+
+    looks = watcher.follow(Counting(server), threading.Event(), every_s=0.05)
+    next(looks)
+    publish_versions(server, a_version(2))
+    next(looks)
+
+    assert version_of(watcher) == 2
+
+
+def test_a_user_without_the_right_to_listen_reads_the_record_at_every_look_if_that_will_do() -> None:
+    broker, watcher = Deaf(a_federation(a_version(1))), a_watcher()
+
+    looks = watcher.follow(broker, threading.Event(), every_s=0.01, must_listen=False)
+    for _ in range(3):
+        next(looks)
+
+    assert broker.reads == 3
+    with pytest.raises(AccessRefused):
+        next(watcher.follow(broker, threading.Event()))
+
+
+def test_reading_a_large_record_takes_a_twentieth_of_the_time_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watcher_module, "SHARE_OF_READING", 10**6)
+    server = a_federation(a_version(1))
+    broker, watcher = Counting(server), a_watcher()
+
+    looks = watcher.follow(broker, threading.Event(), every_s=0.05)
+    next(looks)
+    tell(server, COMMITTED)
+    next(looks)
+
+    assert broker.reads == 1
