@@ -1,5 +1,5 @@
 # Two images: `aggregator`, without TensorFlow, and `worker`, which is also the evaluator's. docker-compose.yml builds
-# both; docs/containers.md tells how to derive one's own from them.
+# both; docs/how-to/containers.md tells how to derive one's own from them.
 ARG PYTHON=python:3.13-slim
 
 FROM ${PYTHON} AS wheel

@@ -90,19 +90,29 @@ bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 worke
 	@$(bin)/python -m benchmarks.fleet $(ARGS)
 
 .PHONY: performance
-performance: $(installed) ## Bring the newest results into docs/performance.md
+performance: $(installed) ## Write the newest results into docs/results/
 	@$(bin)/python -m benchmarks.page
 
 .PHONY: reference
 reference: $(installed) ## Write docs/reference/settings.md from the settings classes
 	@$(bin)/python -m scripts.reference
 
+.PHONY: wheel
+wheel: $(installed) ## Build the package to install elsewhere: dist/fluffle-VERSION-py3-none-any.whl
+	@rm -rf dist
+	@$(bin)/python -m hatchling build -t wheel
+
+.PHONY: docs
+docs: $(installed) ## Build the documentation as a site in site/; a broken link ends it
+	@scripts/setup.sh docs
+	@NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --strict --clean
+
 .PHONY: check
-check: $(installed) ## Check format, lint, types and the architecture's rules
+check: $(installed) ## Check format, lint, types, the architecture's rules, and the docs' links and commands
 	@$(bin)/ruff format --check .
 	@$(bin)/ruff check .
 	@$(bin)/mypy
-	@$(bin)/pytest -q tests/test_architecture.py
+	@$(bin)/pytest -q tests/test_architecture.py tests/test_docs.py
 
 .PHONY: format
 format: $(installed) ## Format the code and put right what lint can put right
@@ -114,10 +124,10 @@ lock: ## Pin the packages anew for a changed pyproject.toml (newer ones: ARGS=--
 	@scripts/setup.sh lock $(ARGS)
 
 .PHONY: secrets
-secrets: ## Draw passwords for docker compose: .secrets/, and RabbitMQ's users (docs/containers.md)
+secrets: ## Draw passwords for docker compose: .secrets/, and RabbitMQ's users (docs/how-to/containers.md)
 	@python3 scripts/make_secrets.py $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the environment and caches; runs/ and .fluffle/ stay
-	@rm -rf .venv .venvs dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venvs dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

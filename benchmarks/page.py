@@ -1,9 +1,9 @@
-"""Bring the newest results into docs/performance.md: its tables and its plots.
+"""Write the newest results into the pages of docs/results: their tables and their plots.
 
     make performance
 
-Between `<!-- results: NAME -->` and `<!-- end -->` stands the table of the newest run of that benchmark in
-benchmarks/results, and what it ran on. The words around them are a person's.
+The table of a benchmark's newest run in benchmarks/results, and the machine that it ran on, replace what is
+between `<!-- results: NAME -->` and `<!-- end -->` in a page. The text around them stays.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from benchmarks.plots import draw
 from fluffle.consoles import PlainConsole
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = DOCS / "performance.md"
+PAGES = DOCS / "results"
 # One line of a file of results, as Report writes it.
 Line = dict[str, Any]
 PLACE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Read the results, and write page and plots."""
+    """Read the results, and write pages and plots."""
     console = PlainConsole()
     lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
 
     def filled(place: re.Match[str]) -> str:
         begin, name, end = place[1], place[2], place[3]
         if name not in lines:
-            console.print(f"no results of {name}: what stood there stays")
+            console.print(f"no results of {name}: its table stays as it is")
             return place[0]
         drawn = draw(DOCS / "images", name, [line["row"] for line in lines[name]])
-        images = [f"![{title}](images/{path.name})" for path, title in drawn]
+        images = [f"![{title}](../images/{path.name})" for path, title in drawn]
         return "\n\n".join([begin.rstrip(), _table(lines[name]), _machine(lines[name][-1]), *images, end])
 
-    PAGE.write_text(PLACE.sub(filled, PAGE.read_text()))
+    for page in sorted(PAGES.glob("*.md")):
+        page.write_text(PLACE.sub(filled, page.read_text()))
 
 
 def _newest_run(path: Path) -> list[Line]:

@@ -1,4 +1,4 @@
-"""The plots of docs/performance.md, drawn from lines of JSON."""
+"""The plots of docs/results, drawn from lines of JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/monitoring.md and docs/operations.md again, from a real run.
+"""Makes the pictures of docs/how-to/watch.md again, from a real run.
 
 PYTHONPATH=tests:. .venv/bin/python docs/screenshots.py
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | prometheus | browser |
-# data | fuzzer | lock
+# data | fuzzer | docs | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -83,7 +83,7 @@ make_venv() {
 
 install_python() {
   make_venv
-  say "installing the pinned packages into $venv (the first time about a minute; TensorFlow is large)"
+  say "installing the pinned packages into $venv (some minutes the first time: TensorFlow is large)"
   quietly pip_install --require-hashes -r requirements.lock
   # The build tool is among the pinned packages, so nothing is fetched here.
   quietly pip_install --no-deps --no-build-isolation -e .
@@ -179,6 +179,15 @@ install_fuzzer() {
   quietly pip_install --require-hashes --only-binary :all: -r requirements-fuzz.lock
 }
 
+# --- The documentation's site ---------------------------------------------------------------------------------------
+
+install_docs() {
+  [[ ! -x $venv/bin/mkdocs || requirements-docs.lock -nt $venv/.docs-installed ]] || return 0
+  say "installing mkdocs-material into $venv"
+  quietly pip_install --require-hashes --only-binary :all: -r requirements-docs.lock
+  touch "$venv/.docs-installed"
+}
+
 # --- Locks ----------------------------------------------------------------------------------------------------------
 
 # One lock for Python 3.11 to 3.13 on every platform; hashes only, so that no index address stands in it.
@@ -203,6 +212,8 @@ lock() {
   compile_lock requirements-jax.lock --group pyproject.toml:jax --constraint requirements.lock "$@"
   # For `make test-torch` alone.
   compile_lock requirements-torch.lock --group pyproject.toml:torch --constraint requirements.lock "$@"
+  # For `make docs` alone.
+  compile_lock requirements-docs.lock --group pyproject.toml:docs --constraint requirements.lock "$@"
   # For `make fuzz` alone.
   compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }
@@ -214,6 +225,7 @@ case ${1:-} in
   browser) install_browser ;;
   data) install_data ;;
   fuzzer) install_fuzzer ;;
+  docs) install_docs ;;
   lock) lock "${@:2}" ;;
   *)
     sed -n '2,7s/^# \{0,1\}//p' "$0"

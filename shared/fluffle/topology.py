@@ -31,7 +31,7 @@ HEAD_LENGTH = 4
 OTHER_ARGUMENTS = (
     "exists with other arguments, of another version of Fluffle or of somebody else: take the model along to "
     "another federation (`fluffle model export`, then --federation and --initial-model), or delete it; "
-    'docs/operations.md has the steps under "A new version of Fluffle"'
+    'docs/how-to/resume.md has the steps under "A new version of Fluffle"'
 )
 
 # Each listener's queue keeps only the newest events.

@@ -1,6 +1,7 @@
-"""What RabbitMQ's policies do to a federation's queues, on a real node; docs/operations.md has the table.
+"""What RabbitMQ's policies do to a federation's queues; docs/reference/policies.md has the table.
 
-Each holds on 3.10 and on 4.0. A policy's pattern names the test's own federation, and is deleted at the end.
+Each is tried on a real node, and holds on 3.10 and on 4.0. A policy's pattern names the test's own
+federation, and is deleted at the end.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_every_node_of_a_cluster_is_asked_since_only_a_queues_leader_tells_of_it
 
 
 def test_no_command_of_the_docs_makes_the_broker_anew() -> None:
-    docs = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    docs = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
     commands = re.findall(r"docker compose (.*)", (ROOT / "README.md").read_text(encoding="utf-8") + docs)
 
     # `run` starts what a service depends on, as this command's settings say; the next one forgets `-f`.

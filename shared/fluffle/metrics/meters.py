@@ -1,4 +1,4 @@
-"""What each part counts, named and measured as Prometheus has it; docs/monitoring.md lists it.
+"""What each part counts, named and measured as Prometheus has it; docs/how-to/prometheus.md lists it.
 
 A meter is an EventSink: it counts the events of its own process. Labels are bounded: a part's own name is the
 same on all that it serves, and a leader makes no label of a name that others chose.
