@@ -113,7 +113,7 @@ class PolicyWatch:
             return
         self._logged = now
         if self._silence:
-            log.info("RabbitMQ's policies are not looked at", because=self._silence)
+            log.info("RabbitMQ's policies cannot be checked", because=self._silence)
         elif not faults:
             log.info("no policy of RabbitMQ loses messages")
         for fault in faults:

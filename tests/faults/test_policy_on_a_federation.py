@@ -108,7 +108,7 @@ def test_what_a_policy_takes_from_the_head_of_a_running_federation_is_said_and_p
     assert {running.topology.head.name, running.topology.updates.name} <= {
         word for one in named for word in one.split()
     } or not may_ask
-    assert bool(leader.events("RabbitMQ's policies are not looked at")) != may_ask
+    assert bool(leader.events("RabbitMQ's policies cannot be checked")) != may_ask
     newest = running.newest()
     assert (newest.version, applied_ids(newest)) == (7, numbers(*range(1, 8)))
 
@@ -215,4 +215,4 @@ def test_status_warns_of_a_policy_and_tells_programs_what_it_does(
     }
     assert told.stderr.count("a policy loses messages") == 3
     assert json.loads(not_asked.stdout)["policy_faults"] is None
-    assert "RabbitMQ's policies are not looked at" in not_asked.stderr
+    assert "RabbitMQ's policies cannot be checked" in not_asked.stderr

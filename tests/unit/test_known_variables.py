@@ -32,7 +32,7 @@ def test_the_reference_has_the_settings_of_the_parts_and_of_commands_in_groups()
     assert any(
         line.startswith("| `--buffer-size` | `FLUFFLE_BUFFER_SIZE` | INTEGER, ≥ 1 | `4` |") for line in lines
     )
-    assert any(line.startswith("| `NAME` |  | TEXT | required | The user") for line in lines)
+    assert any(line.startswith("| `NAME` |  | TEXT | required | Name of the user") for line in lines)
 
 
 def test_a_misspelt_variable_is_named_with_the_one_that_was_meant() -> None:

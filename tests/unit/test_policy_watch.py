@@ -91,7 +91,7 @@ def test_without_the_right_to_read_policies_one_line_is_logged_and_nothing_is_re
         policies.require_safe(Sizes(10**9, 10**9))
 
     assert policies.faults is None
-    assert caplog.text.count("RabbitMQ's policies are not looked at") == 1
+    assert caplog.text.count("RabbitMQ's policies cannot be checked") == 1
     assert "WARNING" not in caplog.text
 
 

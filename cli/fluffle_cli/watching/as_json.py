@@ -1,6 +1,6 @@
 """A view of a federation in plain types, for `fluffle status --json` and the live page. Pure.
 
-The keys stay: they are documented in docs/monitoring.md. What is not known is null.
+The keys stay: they are documented in docs/reference/state.md. What is not known is null.
 """
 
 from __future__ import annotations
