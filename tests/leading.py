@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Mapping
 
 from brokers import commit
+from fake_broker import FakeBroker, FakeServer
 
 from fluffle.broker import Broker, Delivery
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_version, encode_evaluation, encode_update

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from brokers import commit
+from fake_broker import FakeBroker, FakeServer
 from numpy.typing import NDArray
 
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Weights
 from fluffle.pieces import Body
 from fluffle.plan import Plan

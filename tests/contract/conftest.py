@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 from brokers import Connect
+from fake_broker import FakeBroker, FakeServer
 
 from fluffle.broker import Broker
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle_cli.node import BrokerNode

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import a_layout
+from fake_broker import FakeBroker, FakeServer
 from federation import Federation, assert_refused
 from rabbitmqctl import rabbitmqctl
 
 from fluffle.errors import MessageTooLarge
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.rabbit import RabbitBroker
 from fluffle.safetensors_file import write_model
 from fluffle.topology import MIB, Topology, topology_of

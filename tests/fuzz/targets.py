@@ -14,11 +14,11 @@ import msgpack
 import numpy as np
 import xxhash
 from builders import a_config, a_strategy, an_update
+from fake_broker import FakeBroker
 from fuzz.invariants import BrokenInvariant, require_said_where, require_sound
 from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, work_off
 
 from fluffle.errors import WireError
-from fluffle.fake_broker import FakeBroker
 from fluffle.record import ModelVersion
 from fluffle.update import WeightUpdate
 from fluffle.wire import (

@@ -19,11 +19,11 @@ from builders import (
     an_update,
     float32s,
 )
+from fake_broker import FakeBroker
 from leading import a_server, aggregate, newest, rejected, send, unacked
 from messages import put_together, rewritten, taken_apart, with_payload, with_raw, without
 
 from fluffle.errors import WireError
-from fluffle.fake_broker import FakeBroker
 from fluffle.model import Layout, TensorSpec
 from fluffle.wire import decode_record, encode_evaluation, encode_update, encode_version
 

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from random import Random
 
+from fake_broker import FakeServer
 from simulation.faulty_broker import Aftermath, FaultyBroker, Heard
 
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost, QueueFull
 from fluffle.events import Applied, Event
-from fluffle.fake_broker import FakeServer
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leader import Leader

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Literal, NoReturn
 
+from fake_broker import FakeBroker, FakeServer
+
 from fluffle.broker import Delivery
 from fluffle.errors import ConnectionLost
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
 from fluffle.topology import Topology
 

@@ -6,13 +6,13 @@ import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
+from fake_broker import FakeServer
 from messages import taken_apart
 from simulation.aggregators import Aggregator
 from simulation.chain import Chain, Link
 from simulation.faulty_broker import Late
 from simulation.senders import Ledger
 
-from fluffle.fake_broker import FakeServer
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from builders import FEDERATION, SIZE, a_vector, an_evaluation, float32s
+from fake_broker import FakeBroker, FakeServer
 
 from fluffle.errors import QueueFull
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from random import Random
 
 from builders import FEDERATION
+from fake_broker import FakeBroker, FakeServer
 from simulation.aggregators import Aggregator
 from simulation.configs import some_config, some_strategy, some_topology
 from simulation.faulty_broker import Aftermath, Heard
 from simulation.promises import Promises
 from simulation.senders import Ledger, Senders
 
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.leader import Leader

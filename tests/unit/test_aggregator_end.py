@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from builders import SIZE, a_config, a_strategy, a_version, an_evaluation, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
     a_server,
@@ -16,7 +17,6 @@ from leading import (
     work_off,
 )
 
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.hello import say_hello
 from fluffle.record import Evaluation
 from fluffle_aggregator.config import AggregatorConfig

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from builders import FEDERATION, SIZE, a_config, a_strategy, a_vector, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
     a_server,
@@ -25,7 +26,6 @@ from leading import (
 
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.topology import Queue, topology_of

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from builders import SIZE, a_config, a_strategy, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
     UntilQuiet,
@@ -24,7 +25,6 @@ from leading import (
 
 from fluffle.broker import Broker, Delivery
 from fluffle.errors import ConnectionLost
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model_stream import StoredVersion
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion

@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgpack
 import pytest
 from builders import SIZE, a_config, a_layout, a_strategy, a_version, an_evaluation, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
     a_server,
@@ -24,7 +25,6 @@ from leading import (
 from messages import rewritten
 
 from fluffle.broker import Delivery
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.framing import PROTOCOL
 from fluffle.record import Evaluation, Hello
 from fluffle.update import WeightUpdate

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import SIZE, a_config, a_strategy, a_vector, a_version, an_evaluation, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
     a_server,
@@ -26,7 +27,6 @@ from leading import (
 from fluffle.broker import Broker
 from fluffle.errors import QueueFull
 from fluffle.events import Evaluated, Event
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle.update import UpdateId

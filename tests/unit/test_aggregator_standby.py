@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 from builders import a_config, a_strategy, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from federation import wait_until
 from leading import UntilQuiet, a_server, aggregate, newest, send, unacked, versions
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, TopologyMissing
 from fluffle.events import Event, Left, Rejected
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.wire import record_digest
 from fluffle_aggregator.config import AggregatorConfig

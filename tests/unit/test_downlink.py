@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import a_config, a_layout, a_strategy, a_version, an_update, values_of
+from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, newest, send, versions
 from working import TOPOLOGY, CountingTask, Scripted, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import MAX_PARAMETERS, Layout, TensorSpec
 from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.pieces import Body

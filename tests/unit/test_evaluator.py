@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 from builders import a_version
+from fake_broker import FakeBroker, FakeServer
 from working import TOPOLOGY, CountingTask, Scripted, a_federation, publish_versions, sent
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, QueueFull
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.pieces import Body
 from fluffle.record import Evaluation, ModelVersion

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 import pytest
+from fake_broker import FakeBroker, FakeServer
 from federation import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,6 @@ from fluffle.events import (
     Report,
     Trained,
 )
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Hello
 from fluffle.topology import topology_of
 from fluffle.wire import decode_report, encode_hello, encode_report

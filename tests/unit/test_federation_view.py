@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from builders import a_version, an_evaluation, an_update
+from fake_broker import FakeBroker, FakeServer
 from federation_states import a_view
 from working import TOPOLOGY, a_federation, publish_versions
 
 from fluffle.errors import TopologyMissing
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
 from fluffle.wire import encode_update

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from builders import a_config, a_strategy, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, newest, rejected, send
 
 from fluffle.errors import TopologyMissing
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.management import QueueRow
 from fluffle.record import Rank
 from fluffle.topology import Topology, topology_of

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 from builders import SIZE, a_config, a_strategy, an_update
+from fake_broker import FakeBroker, FakeServer
 from hypothesis import given
 from hypothesis import strategies as st
 from leading import Clock, a_server, newest, send, take_the_lead, unacked, versions, work_off
 
 from fluffle.broker import QueueState
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.wire import decode_record, decode_version, record_digest
 from fluffle_aggregator.commit_schedule import CommitSchedule

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from builders import a_layout, a_version
+from fake_broker import FakeBroker
 from working import TOPOLOGY, CountingTask, a_federation, sent_updates
 
 from fluffle.compression import CODECS
 from fluffle.errors import MessageTooLarge
-from fluffle.fake_broker import FakeBroker
 from fluffle.message_size import (
     codecs_that_fit,
     require_moments_fit,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from urllib.request import urlopen
 
 import pytest
+from fake_broker import FakeBroker, FakeServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from fluffle.errors import ConfigError
@@ -30,7 +31,6 @@ from fluffle.events import (
     TookOver,
     Trained,
 )
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.fields import MAX_METRICS
 from fluffle.metrics import metered, server
 from fluffle.metrics.meters import MAX_REASONS, OTHER

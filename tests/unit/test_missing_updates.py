@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 from builders import a_config, a_strategy, an_update
+from fake_broker import FakeBroker
 from hypothesis import given
 from hypothesis import strategies as st
 from leading import Clock, a_server, send, take_the_lead, work_off
 
-from fluffle.fake_broker import FakeBroker
 from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.missing import MOST_REMEMBERED, MissingUpdates, in_words

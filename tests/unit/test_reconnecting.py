@@ -6,6 +6,7 @@ import threading
 from itertools import pairwise
 
 import pytest
+from fake_broker import FakeBroker, FakeServer
 
 from fluffle import reconnecting
 from fluffle.broker import Broker
@@ -22,7 +23,6 @@ from fluffle.errors import (
     TopologyMissing,
     Unroutable,
 )
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.reconnecting import (
     LONGEST_WAIT_S,
     run_with_reconnect,

@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 from brokers import commit
 from builders import FEDERATION, SIZE, a_config, a_strategy, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import Clock, a_server, aggregate, newest, send, take_the_lead, versions, work_off
 
 from fluffle.broker import StreamReader
 from fluffle.errors import AccessRefused, ConnectionLost, StreamUnreadable, WireError
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model_stream import MissingRecords, all_records, record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import Queue, topology_of

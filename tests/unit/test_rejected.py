@@ -8,11 +8,11 @@ from io import BytesIO
 import numpy as np
 import pytest
 from builders import SIZE, a_config, a_strategy, an_evaluation, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, encoded, newest, rejected, send, unacked
 
 from fluffle.broker import Delivery
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.pieces import Body
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_cli.message_facts import message_facts

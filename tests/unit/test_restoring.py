@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 from builders import a_config, a_strategy, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, newest, publish, rejected, send, unacked, versions
 
 from fluffle.errors import ConfigError
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.wire import encode_version, record_digest

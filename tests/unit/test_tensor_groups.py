@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import a_version, values_of
+from fake_broker import FakeServer
 from tasks.grouped_task import FourGroups
 from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError, TaskError
-from fluffle.fake_broker import FakeServer
 from fluffle.record import ModelVersion
 from fluffle.task import Trained
 from fluffle.topology import MIB

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from fake_broker import FakeBroker, FakeServer
 from leading import Clock
 
 from fluffle.errors import TopologyMissing
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.topology import topology_of
 from fluffle_aggregator.watch import AGAIN_AFTER_S, EVERY_S, TopologyWatch
 

@@ -6,11 +6,11 @@ import sys
 from types import FrameType
 
 from builders import a_config, a_strategy, an_update
+from fake_broker import FakeBroker
 from leading import Clock, a_server, send, take_the_lead, work_off
 
 from fluffle.broker import Delivery
 from fluffle.codecs.floats import Float32Vector
-from fluffle.fake_broker import FakeBroker
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.accumulators import RunningSum
 from fluffle_aggregator.gates.gate import Incoming

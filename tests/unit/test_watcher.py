@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import pytest
 from builders import FEDERATION, a_version
+from fake_broker import FakeBroker, FakeServer
 from working import TOPOLOGY, a_federation, publish_versions
 
 from fluffle.broker import Delivery, Listener, StreamReader
 from fluffle.errors import AccessRefused
 from fluffle.events import Applied, Committed, Event, Happened, Joined, Report, Role, Started
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.wire import encode_report
 from fluffle_cli.watching import watcher as watcher_module
 from fluffle_cli.watching.watcher import Watcher, believable

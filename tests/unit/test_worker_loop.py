@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders import a_version, values_of
+from fake_broker import FakeBroker, FakeServer
 from working import (
     TOPOLOGY,
     CountingTask,
@@ -22,7 +23,6 @@ from working import (
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, QueueFull
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout, Weights
 from fluffle.pieces import Body
 from fluffle.plan import Plan

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from builders import a_version, an_update
+from fake_broker import FakeBroker, FakeServer
 from federation import wait_until
 from working import (
     TOPOLOGY,
@@ -30,7 +31,6 @@ from fluffle.errors import (
     RequestRefused,
     TopologyMissing,
 )
-from fluffle.fake_broker import FakeBroker, FakeServer
 from fluffle.model import Layout
 from fluffle.pieces import Body
 from fluffle.plan import Plan

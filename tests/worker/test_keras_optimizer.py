@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import a_version, values_of
+from fake_broker import FakeServer
 from numpy.typing import NDArray
 from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
 
 from fluffle.errors import LayoutError, TaskError
-from fluffle.fake_broker import FakeServer
 from fluffle.model import Layout, Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion

@@ -35,6 +35,7 @@ class FedAvgSettings(StrategyKind, BufferSettings):
 
     named: ClassVar[str] = "fedavg"
     summary: ClassVar[str] = "in synchronous rounds"
+    is_synchronous: ClassVar[bool] = True
 
     def make(self) -> Strategy:
         """See StrategyKind."""

@@ -93,10 +93,14 @@ class Strategy:
 
 
 class StrategyKind(BaseModel):
-    """The settings of one strategy, and how it is made of them; `named` is its name in settings."""
+    """The settings of one strategy, and how it is made of them.
+
+    `named` is its name in settings. A synchronous strategy waits for every worker of its cohort.
+    """
 
     named: ClassVar[str]
     summary: ClassVar[str]
+    is_synchronous: ClassVar[bool] = False
 
     @abstractmethod
     def make(self) -> Strategy:

@@ -15,12 +15,13 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import topology_of
 from fluffle.wire import decode_version
+from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.dashboard.program import a_page
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
-from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
 from fluffle_cli.watching.state import DIED, FederationState, happenings_in
 from fluffle_cli.watching.terminal import Screen
@@ -59,7 +60,7 @@ class DemoFederation:
     def __init__(
         self,
         settings: DemoSettings,
-        strategy: Strategy,
+        strategy: str,
         *,
         federation: str,
         folder: Path,
@@ -262,6 +263,6 @@ class DemoFederation:
             return children[parts.EVALUATOR].cause_of_death()
         if all(children[name].exit_code is not None for name in parts.AGGREGATORS):
             return children[parts.AGGREGATORS[0]].cause_of_death()
-        if len(dead_workers) == len(workers) or (self._strategy == "fedavg" and dead_workers):
+        if len(dead_workers) == len(workers) or (STRATEGIES[self._strategy].is_synchronous and dead_workers):
             return dead_workers[0].cause_of_death()
         return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from fluffle.events import Role
 from fluffle.known_variables import ENV_PREFIX
 from fluffle.settings import env_name
-from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.demo.settings import DemoSettings
 
 # Many processes share few cores: with a pool of threads in each they would only get in each other's way.
 ONE_THREAD: Mapping[str, str] = {
@@ -78,7 +78,7 @@ def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curve
 
 def aggregators(
     settings: DemoSettings,
-    strategy: Strategy,
+    strategy: str,
     *,
     federation: str,
     broker_url: str,
@@ -98,8 +98,7 @@ def aggregators(
             initial_model=initial_model,
             seed=settings.seed,
             strategy=strategy,
-            staleness=settings.staleness,
-            buffer_size=settings.workers if strategy == "fedavg" else settings.buffer_size,
+            **settings.settings_of(strategy),
             target=settings.goal,
             max_seconds=settings.max_seconds,
             local_epochs=settings.show.local_epochs,

@@ -23,7 +23,7 @@ from fluffle_cli.demo.federation_run import DemoFederation
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.results import print_results
-from fluffle_cli.demo.settings import DemoSettings, Strategy
+from fluffle_cli.demo.settings import BASELINE, DemoSettings
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.command import FILE as REPORT
 from fluffle_cli.report.run import About, Run, versions_in_use, write_summary
@@ -117,9 +117,9 @@ class Demo:
             self._folder / "broker", on_serving=lambda node: _print(self._console, announcement(node))
         )
         builder = Processes(self._folder / "logs")
-        strategies: list[Strategy] = [self._settings.strategy]
+        strategies: list[str] = [self._settings.strategy]
         if self._settings.compare:
-            strategies.insert(0, "fedavg")
+            strategies.insert(0, BASELINE)
         try:
             builder.start([parts.initial_model(self._settings, initial_model)])
             return [
@@ -133,7 +133,7 @@ class Demo:
                 _print(self._console, f"RabbitMQ still runs. To stop it: {how_to_stop(private.folder)}")
 
     def _play_federation(
-        self, strategy: Strategy, private: PrivateBroker, builder: Processes, initial_model: Path
+        self, strategy: str, private: PrivateBroker, builder: Processes, initial_model: Path
     ) -> DemoFederation:
         settings = self._settings
         with Screen.on(self._console, metric=settings.goal.metric) as screen:

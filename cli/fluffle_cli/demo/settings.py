@@ -6,18 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings
 from fluffle.task import READY_TASKS
+from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies.fedavg import FedAvgSettings
+from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_cli.report.run import make_empty_folder
 
-Strategy = Literal["fedasync", "fedbuff", "fedavg"]
+# The strategy that `--compare` sets beside the chosen one.
+BASELINE = FedAvgSettings.named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,21 +46,24 @@ SHOWS: Mapping[str, Show] = {
 }
 
 
-class DemoSettings(SharedSettings):
+class DemoSettings(StrategySettings, SharedSettings):
     """Flags of `fluffle demo`, keys of the table [demo]."""
 
     part: ClassVar[str] = "demo"
 
-    strategy: Strategy = Field("fedbuff", description="How updates become versions.")
-    staleness: str = Field(
+    staleness: Annotated[str, readable_by(parse_discount)] = Field(
         "polynomial:0.3",
-        description="Discount of a late update: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
+        json_schema_extra={"panel": "Strategy"},
     )
     buffer_size: int = Field(
-        1, ge=1, description="Updates in one version of fedbuff; fedavg always waits for every worker."
+        1,
+        ge=1,
+        description="Number of updates in one version; synchronous rounds always wait for every worker.",
+        json_schema_extra={"panel": "Strategy"},
     )
     compare: bool = Field(
-        False, description="Run synchronous fedavg first, then the strategy, and plot both."
+        False, description=f"Run synchronous {BASELINE} first, then the strategy, and plot both."
     )
     workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
     task: str = Field(
@@ -70,7 +77,7 @@ class DemoSettings(SharedSettings):
     slowdown: float = Field(
         8.0, ge=1, description="How many times as long the slowest worker idles; the others lie between."
     )
-    target: str | None = Field(
+    target: Annotated[str, readable_by(parse_target)] | None = Field(
         None,
         description='What ends the demo: 0.95 (accuracy), "accuracy>=0.95" or "loss<=0.7"; each ready task '
         "has one by default.",
@@ -106,8 +113,16 @@ class DemoSettings(SharedSettings):
 
     @property
     def goal(self) -> Target:
-        """The target, read; ConfigError when it cannot be."""
+        """The target, read; ConfigError when there is none."""
         return parse_target(self.target or self.show.target)
+
+    def settings_of(self, strategy: str) -> dict[str, object]:
+        """Return what an aggregator of this strategy is given: the settings that differ from its defaults."""
+        kind = STRATEGIES[strategy]
+        own = {name: getattr(self, name) for name in kind.model_fields}
+        if kind.is_synchronous:
+            own["buffer_size"] = self.workers
+        return {name: value for name, value in own.items() if value != kind.model_fields[name].default}
 
     @property
     def worker_names(self) -> list[str]:
@@ -127,9 +142,10 @@ class DemoSettings(SharedSettings):
             known = ", ".join(READY_TASKS)
             raise ConfigError(f"--task must be one of {known}, or package.module:name, not {self.task!r}")
         _ = self.goal
-        if self.compare and self.strategy == "fedavg":
-            raise ConfigError("--compare sets fedavg beside another --strategy: say fedasync or fedbuff")
-        parse_discount(self.staleness)
+        if self.compare and self.strategy == BASELINE:
+            others = " or ".join(name for name in STRATEGIES if name != BASELINE)
+            raise ConfigError(f"--compare sets {BASELINE} beside another --strategy: choose {others}")
+        self.make_strategy()
 
     def make_folder(self) -> Path:
         """Make the folder of this run; ConfigError when it has something in it already."""
