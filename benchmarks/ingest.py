@@ -25,7 +25,7 @@ from rich.console import Console
 
 from benchmarks.bandwidth import bandwidths
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
-from benchmarks.sides import ProductSide, floor_side, private_broker, product_side
+from benchmarks.sides import ProductSide, floor_side, private_broker, product_side, strategy_flags
 from fluffle_cli.node import BrokerNode
 
 BUFFER_SIZE = 10
@@ -112,7 +112,7 @@ def float32_to_int8(case: Case, folder: Path, node: BrokerNode, effort: Effort) 
 
 
 def _product_side(case: Case, folder: Path, node: BrokerNode) -> AbstractContextManager[ProductSide]:
-    flags = ("--strategy", case.strategy, "--buffer-size", str(BUFFER_SIZE), "--codec", case.codec)
+    flags = (*strategy_flags(case.strategy, BUFFER_SIZE), "--codec", case.codec)
     return product_side(folder, node, case.clients, round(case.size_mb * 1e6 / 4), flags)
 
 

@@ -33,7 +33,7 @@ from rich.console import Console
 from benchmarks import small_networks
 from benchmarks.floor import delete
 from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
-from benchmarks.sides import private_broker
+from benchmarks.sides import private_broker, strategy_flags
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.wire import decode_version
@@ -63,9 +63,9 @@ class Setting:
     @property
     def flags(self) -> Sequence[str]:
         """The aggregator's flags."""
-        said = ["--strategy", self.strategy, "--staleness", self.staleness, "--mixing", str(self.mixing)]
+        said = ["--staleness", self.staleness, "--mixing", str(self.mixing)]
         rate = ["--server-learning-rate", str(self.server_rate)]
-        return [*said, *rate, "--buffer-size", str(self.buffer_size)]
+        return [*said, *rate, *strategy_flags(self.strategy, self.buffer_size)]
 
 
 FEDAVG = Setting(strategy="fedavg", buffer_size=len(SLEEPS_S))

@@ -25,7 +25,7 @@ import httpx
 
 from benchmarks.ingest import BUFFER_SIZE, Case, Effort
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
-from benchmarks.sides import ProductSide, private_broker, product_side
+from benchmarks.sides import ProductSide, private_broker, product_side, strategy_flags
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import free_ports
 from harness.federation import Part, wait_until
@@ -53,7 +53,7 @@ def beside_the_unwatched(
 ) -> Mapping[str, Cell | Spread]:
     """Measure both in turns, and return the row."""
     updates, parameters = case.updates(effort.factor), round(case.size_mb * 1e6 / 4)
-    flags = ("--strategy", case.strategy, "--buffer-size", str(BUFFER_SIZE), "--codec", case.codec)
+    flags = (*strategy_flags(case.strategy, BUFFER_SIZE), "--codec", case.codec)
     folder.mkdir()
     with (
         free_ports(2) as [metrics, page],

@@ -103,8 +103,9 @@ def take_the_lead(broker: Broker, config: AggregatorConfig, clock: Clock) -> Lea
 def work_off(leader: Leading, broker: Broker) -> None:
     """Let a leader take in all that waits, and commit what is due."""
     while delivery := broker.next_delivery(0):
-        leader.turn(delivery)
-    leader.turn(None)
+        leader.take_in(delivery)
+        leader.tick()
+    leader.tick()
 
 
 def versions(server: FakeServer, config: AggregatorConfig) -> list[ModelVersion]:

@@ -27,6 +27,7 @@ from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.intake import TakenIn, TurnedDown, evaluation_refusal, take_in
 from fluffle_aggregator.missing import MissingUpdates, in_words
+from fluffle_aggregator.rules import FEWEST_TO_COMPARE
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
@@ -64,7 +65,8 @@ class Leader:
         self.parent = parent
         self._topology = topology
         self._schedule = schedule
-        self._rates = None if limits.limit_messages is limits.limit_mib is None else Rates(limits)
+        has_rates = limits.limit_messages is not None or limits.limit_mib is not None
+        self._rates = Rates(limits) if has_rates else None
         self._gates = gates_of(limits, model.strategy, topology)
         self._missing = MissingUpdates()
         # The suspicious message that a process has survived.
@@ -157,9 +159,10 @@ class Leader:
         if reached:
             return self._close_the_federation(reached, now)
         if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:
+            unprotected = self._unprotected_step()
             model.step()
             line = info("the buffer has waited long enough: using it as it is", updates=len(self.held))
-            return [line, self._commit(now)]
+            return [*unprotected, line, self._commit(now)]
         # Never with something in the buffer: the record would name it as applied, and its vector lack it.
         if not model.in_buffer and schedule.is_due(
             model.steps, since_commit_s=now.clock - self._committed_at
@@ -317,6 +320,14 @@ class Leader:
         """Return the seconds in which the federation had a leader."""
         return self.model.record.elapsed_s + now.clock - self._led_from
 
+    def _unprotected_step(self) -> list[Effect]:
+        """Warn when a buffer is used that is too small for its rule to tell an outlier."""
+        rule, count = self.model.strategy.rule, self.model.accumulator.count
+        if not rule.holds_vectors or count == 0 or count >= FEWEST_TO_COMPARE:
+            return []
+        line = f"too few updates for the rule {rule} to tell an outlier: using them as they are"
+        return [warning(line, updates=count)]
+
     def _may_tell_refusals(self, now: Now) -> bool:
         """Tell whether a version may be made only to tell workers that they were refused.
 
@@ -329,16 +340,16 @@ class Leader:
 
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
-        model = self.model
+        model, unprotected = self.model, self._unprotected_step()
         model.step()
         evaluation = model.draft.evaluation
         if (evaluation and evaluation.version == model.version) or not self._has_evaluator:
             model.finish(reached)
-            return [self.commit_newer(now)]
+            return [*unprotected, self.commit_newer(now)]
         self._closing_from = now.clock
         model.close(reached)
         line = "no more updates are taken: waiting for the evaluation of the last model"
-        return [info(line, because=reached), self.commit_newer(now)]
+        return [*unprotected, info(line, because=reached), self.commit_newer(now)]
 
     def _finish_when_evaluated(self, now: Now) -> list[Effect]:
         model, evaluation = self.model, self.model.draft.evaluation

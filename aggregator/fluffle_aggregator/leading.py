@@ -72,12 +72,13 @@ class Leading:
         """The number of updates that are folded but not committed yet."""
         return len(self._leader.held)
 
-    def turn(self, delivery: Delivery | None) -> None:
-        """Take in a message if there is one, commit if it is time to, and look after the head queue."""
-        leader = self._leader
-        if delivery is not None:
-            self._perform(leader.take_in(delivery, self._now()))
-        self._perform(leader.tick(self._now()))
+    def take_in(self, delivery: Delivery) -> None:
+        """Take in one message."""
+        self._perform(self._leader.take_in(delivery, self._now()))
+
+    def tick(self) -> None:
+        """Commit if it is time to, and look after the head queue."""
+        self._perform(self._leader.tick(self._now()))
         self.look_after_head()
 
     def look_after_head(self) -> None:
@@ -110,9 +111,9 @@ class Leading:
                 ended = self.config.try_out(self._leader.model, delivery)
                 return self._leader.tried(delivery, ended, self._now())
             case Commit(record, moments):
-                began = self._clock()
                 if moments:
                     self._head.publish_moments(moments)
+                began = self._clock()
                 digest = self._head.publish(record)
                 took_s = self._clock() - began
                 return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())

@@ -24,6 +24,8 @@ from fluffle_aggregator.choices import Choice, parse_choice
 
 Rows = NDArray[np.float64]
 MEAN = "mean"
+# Of fewer updates nobody can say which one is the outlier.
+FEWEST_TO_COMPARE = 3
 # A product such as 0.1 * 30 may lie a little above the whole number that is meant.
 ROUNDING = 1e-9
 

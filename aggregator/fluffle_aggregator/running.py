@@ -101,7 +101,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         require_version_fits(layout, limit_bytes)
         require_moments_fit(layout, moments, settings.server_optimizer, limit_bytes)
         require_update_fits(layout, plan.codec, limit_bytes)
-        settings.require_rule_fits(strategy, layout.size)
+        settings.require_rule_fits(strategy, layout)
         version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
         policies.require_safe(Sizes(version_bytes, 4 * layout.size * moments))
 

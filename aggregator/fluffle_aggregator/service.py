@@ -71,10 +71,24 @@ def stand_by_and_lead(
     """Be one aggregator for the life of one connection."""
     join(config, broker)
     watch = TopologyWatch(broker, config.topology)
-    first = stand_by(config, broker, watch, stream_health, stop)
-    if first is None:
+    delivery = stand_by(config, broker, watch, stream_health, stop)
+    if delivery is None:
         return AggregatorResult("", None)
-    return lead(Leading(config, broker, stream_health), watch, first, stop)
+    leading = Leading(config, broker, stream_health)
+    while delivery is not None or not leading.finished:
+        if delivery is not None:
+            leading.take_in(delivery)
+        # Its body is as large as the model: released before a commit makes another such.
+        del delivery
+        leading.tick()
+        watch.look_when_due()
+        config.require_same_model()
+        delivery = broker.next_delivery(config.commit_schedule.patience_s)
+        if stop.is_set():
+            log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
+            return AggregatorResult("", leading.record)
+    wake_standby(config, broker)
+    return AggregatorResult(leading.finished, leading.record)
 
 
 def join(config: AggregatorConfig, broker: Broker) -> None:
@@ -106,25 +120,6 @@ def stand_by(
         if delivery := broker.next_delivery(POLL_S):
             return delivery
     return None
-
-
-def lead(
-    leading: Leading, watch: TopologyWatch, delivery: Delivery | None, stop: threading.Event
-) -> AggregatorResult:
-    """Take in one message after the other, beginning with `delivery`, until the federation has finished."""
-    config, broker = leading.config, leading.broker
-    while delivery is not None or not leading.finished:
-        leading.turn(delivery)
-        # Its body is as large as the model: released before the next one is received.
-        del delivery
-        watch.look_when_due()
-        config.require_same_model()
-        delivery = broker.next_delivery(config.commit_schedule.patience_s)
-        if stop.is_set():
-            log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
-            return AggregatorResult("", leading.record)
-    wake_standby(config, broker)
-    return AggregatorResult(leading.finished, leading.record)
 
 
 def wake_standby(config: AggregatorConfig, broker: Broker) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from fluffle.compression import leaves_out, most_bytes, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
+from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, ServiceSettings, require_name
 from fluffle.topology import MIB
@@ -173,15 +174,16 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
             stop_on_nan=self.stop_on_nan,
         )
 
-    def require_rule_fits(self, strategy: Strategy, size: int) -> None:
+    def require_rule_fits(self, strategy: Strategy, layout: Layout) -> None:
         """Raise ConfigError when the updates of one buffer would take more memory than the rule may have.
 
-        `size` is the number of trained values. A clipped update is held in float32.
+        A clipped update is held in float32, and so are statistics.
         """
         if not strategy.rule.holds_vectors:
             return
         codec = "float32" if self.on_large_norm == "clip" else self.codec
-        held_bytes = strategy.buffer_size * most_bytes(codec, size)
+        size = layout.size
+        held_bytes = strategy.buffer_size * (most_bytes(codec, size) + 4 * layout.statistics_size)
         if held_bytes > self.rule_memory * MIB:
             raise ConfigError(
                 f"rule {strategy.rule} holds {strategy.buffer_size} updates of {size} values in {codec}, "

@@ -27,7 +27,7 @@ class StatisticsBuffer:
     """
 
     reduce: Callable[[Float64s], Float64s] | None = None
-    rows: tuple[Float64s, ...] = ()
+    rows: tuple[Vector | Float64s, ...] = ()
     weight: float = 0.0
     mixing: float = 0.0
     count: int = 0
@@ -38,7 +38,7 @@ class StatisticsBuffer:
         `weight` is more than 0. `mixing`, in (0, 1], is how far this update alone would move the statistics.
         """
         if self.reduce:
-            rows = (*self.rows, statistics.astype(np.float64))
+            rows = (*self.rows, statistics.copy())
         else:
             total = self.rows[0] if self.rows else np.zeros(statistics.size)
             rows = (total + np.multiply(statistics, weight, dtype=np.float64),)
@@ -53,6 +53,8 @@ class StatisticsBuffer:
         if not self.rows or not statistics.size:
             return statistics
         a = self.mixing / self.count
-        merged = self.reduce(np.stack(self.rows)) if self.reduce else self.rows[0] / self.weight
+        merged = (
+            self.reduce(np.stack(self.rows).astype(np.float64)) if self.reduce else self.rows[0] / self.weight
+        )
         # In float64, which is exact enough that rounding to float32 leaves no value's range.
         return (np.multiply(statistics, 1.0 - a, dtype=np.float64) + a * merged).astype(np.float32)

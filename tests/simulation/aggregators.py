@@ -109,8 +109,10 @@ class Aggregator:
         """Go on, with what it had in its hands."""
         self.is_frozen = False
         try:
+            if self._leader and self._in_hand:
+                self._leader.take_in(self._in_hand)
             if self._leader:
-                self._leader.turn(self._in_hand)
+                self._leader.tick()
         except (ConnectionLost, QueueFull) as error:
             self._let_go()
             return str(error)
@@ -146,7 +148,9 @@ class Aggregator:
                 unix_clock=self._now,
                 make_leader=self._make_leader,
             )
-        self._leader.turn(delivery)
+        if delivery:
+            self._leader.take_in(delivery)
+        self._leader.tick()
         if self._leader.finished and delivery is None:
             wake_standby(self._config, broker)
             self.kill()

@@ -187,7 +187,7 @@ def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_st
         leader = take_the_lead(broker, config, clock)
         work_off(leader, broker)
         clock.seconds = 11
-        leader.turn(None)
+        leader.tick()
 
         send(server, config, an_update("b", 1))
         work_off(leader, broker)
@@ -196,7 +196,7 @@ def test_what_lies_in_a_half_full_buffer_is_not_acked_when_seconds_say_that_a_st
         send(server, config, an_update("b", 2))
         work_off(leader, broker)
         clock.seconds = 22
-        leader.turn(None)
+        leader.tick()
 
     # It died with one in the buffer.
     assert newest(server, config).updates == 4

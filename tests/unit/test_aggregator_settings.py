@@ -101,8 +101,8 @@ def test_every_limit_that_is_set_has_a_gate() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fedavg", "limit_share": 0.5}, "limit_share has no effect with fedavg.*limit_examples"),
-        ({"on_large_norm": "clip"}, "on_large_norm clip needs limit_norm"),
+        ({"strategy": "fedavg", "limit_share": 0.5}, "LIMIT_SHARE has no effect with fedavg.*LIMIT_EXAMPLES"),
+        ({"on_large_norm": "clip"}, "FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM"),
     ],
 )
 def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:

@@ -13,15 +13,18 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from fluffle.compression import decompressed
 from fluffle.errors import ConfigError
 from fluffle.framing import PROTOCOL
 from fluffle.record_file import read_record
 from fluffle.safetensors_file import read_model_file
-from fluffle.update import WeightUpdate
+from fluffle.update import AppliedUpdates, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_worker.digested_file import read_digested, write_digested
+from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import open_spool
 
 FILES = Path(__file__).parents[1] / "formats"
@@ -103,6 +106,27 @@ def test_an_update_of_another_protocol_in_the_spool_is_set_aside_with_both_numbe
 
     assert re.search(names_both(number), caplog.text)
     assert (folder / path.name).with_suffix(".damaged").exists()
+
+
+@pytest.mark.parametrize("number", OTHERS)
+def test_a_sent_update_of_another_protocol_is_left_out_of_the_feedback_with_both_numbers(
+    number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [path] = (FILES / "spool").iterdir()
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    write_digested((folder / path.name).with_suffix(".sent"), of_protocol(read_digested(path), number))
+
+    with (
+        caplog.at_level(logging.WARNING),
+        open_spool(folder, worker="site-a", max_bytes=MIB) as spool,
+    ):
+        made = compress_with_feedback(
+            spool, AppliedUpdates(), "topk:0.5", np.ones(4, np.float32), np.random.default_rng(0)
+        )
+
+    assert re.search(names_both(number), caplog.text)
+    assert np.count_nonzero(decompressed(made.vector)) == 2
 
 
 def test_a_model_file_of_another_format_is_refused_with_both_numbers(tmp_path: Path) -> None:

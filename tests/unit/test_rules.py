@@ -21,10 +21,11 @@ from builders import (
     float32s,
     refusal,
 )
+from fake_broker import FakeBroker
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from leading import a_server, aggregate, newest
+from leading import Clock, a_server, aggregate, newest, take_the_lead, work_off
 from numpy.typing import NDArray
 
 from fluffle.compression import compress, decompressed
@@ -33,6 +34,7 @@ from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle_aggregator.accumulators import Stack
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.rules import parse_rule
@@ -160,10 +162,10 @@ def test_a_buffer_that_would_take_more_memory_than_allowed_is_refused_at_the_sta
     settings = AggregatorSettings.model_validate({"rule": "median", "buffer_size": 4, **given})
     strategy = settings.make_strategy()
     if is_enough:
-        settings.require_rule_fits(strategy, 2**18)
+        settings.require_rule_fits(strategy, a_layout(2**18))
         return
     with pytest.raises(ConfigError, match=r"holds 4 updates of 262144 values in float32, 4 MiB, .* allows 1"):
-        settings.require_rule_fits(strategy, 2**18)
+        settings.require_rule_fits(strategy, a_layout(2**18))
 
 
 @pytest.mark.parametrize(
@@ -194,3 +196,19 @@ def test_a_vector_that_is_held_does_not_change_with_the_message_that_it_came_in(
     message[:] = 99
 
     assert held.close().tolist() == [1, 2, 3]
+
+
+def test_a_buffer_too_small_to_tell_an_outlier_is_used_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    schedule, clock = CommitSchedule(buffer_timeout_s=60), Clock()
+    config = a_config(a_strategy(rule="median", buffer_size=3), commit_schedule=schedule)
+    server = a_server(config, an_update("w"))
+    with FakeBroker(server) as broker:
+        leading = take_the_lead(broker, config, clock)
+        work_off(leading, broker)
+        clock.seconds = 61
+        leading.tick()
+
+    assert newest(server, config).updates == 1
+    assert "too few updates for the rule median to tell an outlier" in caplog.text

@@ -59,7 +59,7 @@ def test_a_wrong_setting_of_a_strategy_is_refused(given: dict[str, object], said
     ("given", "said"),
     [
         ({"rule": "median", "buffer_size": 2}, "rule median needs buffer_size 3 or more, not 2"),
-        ({"rule": "median", "weigh_by": "examples"}, "weigh_by examples has no effect with rule median"),
+        ({"rule": "median", "weigh_by": "sqrt"}, "weigh_by sqrt has no effect with rule median"),
     ],
 )
 def test_settings_that_do_not_go_together_make_no_strategy(given: dict[str, object], said: str) -> None:

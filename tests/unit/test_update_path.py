@@ -38,9 +38,10 @@ def test_an_update_passes_at_most_twelve_functions_of_the_aggregator_from_delive
         work_off(leading, broker)
         send(server, config, an_update("w", 2))
         delivery = broker.next_delivery(0)
+        assert delivery is not None
         sys.setprofile(note)
         try:
-            leading.turn(delivery)
+            leading.take_in(delivery)
         finally:
             sys.setprofile(None)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from fluffle.codecs.compressed import CompressedVector
 from fluffle.compression import compress, leaves_out
+from fluffle.errors import WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
@@ -112,7 +113,7 @@ def _readable(spool: Spool) -> Mapping[UpdateId, WeightUpdate]:
     for one in spool.sent:
         try:
             update = decode_inbound(spool.sent_message(one))
-        except (Damaged, OSError) as error:
+        except (Damaged, OSError, WireError) as error:
             log.warning("cannot read a sent update", update=str(one), because=str(error))
             continue
         if isinstance(update, WeightUpdate):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ConfigDict
+
 from fluffle_aggregator.gates.history import StalenessLimit
 from fluffle_aggregator.gates.norm import NormLimit
 from fluffle_aggregator.gates.rates import RateLimits
@@ -19,3 +21,5 @@ class WorkerLimits(RateLimits, ShareLimit):
 
 class Limits(UpdateLimits, WorkerLimits):
     """All limits on what workers send."""
+
+    model_config = ConfigDict(extra="forbid")

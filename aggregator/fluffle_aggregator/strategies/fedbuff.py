@@ -50,7 +50,7 @@ class FedBuffSettings(DiscountSettings, BufferSettings):
         """See StrategyKind."""
         rule, weigh_by = self.make_rule(), self.weigh_by
         if rule.holds_vectors:
-            if "weigh_by" in self.model_fields_set and weigh_by != "none":
+            if weigh_by not in ("none", FedBuffSettings.model_fields["weigh_by"].default):
                 raise ConfigError(
                     f"weigh_by {weigh_by} has no effect with rule {rule}, which counts each update alike: "
                     "leave it out"

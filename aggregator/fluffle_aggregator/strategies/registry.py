@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
@@ -34,6 +34,8 @@ STRATEGIES: Mapping[str, type[StrategyKind]] = {
 
 class StrategySettings(_AllSettings):
     """The choice of a strategy, and the settings of all of them."""
+
+    model_config = ConfigDict(extra="forbid")
 
     strategy: Annotated[str, AfterValidator(_require_known)] = Field(
         "fedbuff",

@@ -22,7 +22,7 @@ from fluffle.plan import Sends
 from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.accumulators import Accumulator, Weight
 from fluffle_aggregator.choices import readable_by
-from fluffle_aggregator.rules import MEAN, MEAN_RULE, Rule, parse_rule
+from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
 from fluffle_aggregator.transforms import Moments, ServerOptimizerSettings, Transform
 
@@ -149,10 +149,10 @@ class BufferSettings(ServerOptimizerSettings):
     def make_rule(self) -> Rule:
         """Return the rule. Raises ConfigError when the buffer is too small for it."""
         rule = parse_rule(self.rule)
-        if rule.holds_vectors and self.buffer_size < 3:
+        if rule.holds_vectors and self.buffer_size < FEWEST_TO_COMPARE:
             raise ConfigError(
-                f"rule {rule} needs buffer_size 3 or more, not {self.buffer_size}: of two updates nobody can "
-                "say which one is the outlier"
+                f"rule {rule} needs buffer_size {FEWEST_TO_COMPARE} or more, not {self.buffer_size}: of two "
+                "updates nobody can say which one is the outlier"
             )
         return rule
 

@@ -161,7 +161,7 @@ class Run:
 
     @property
     def goal(self) -> Target | None:
-        """The target, read; None when there is none. ConfigError when it cannot be read."""
+        """The target, read; None when there is none. ValueError when it cannot be read."""
         return parse_target(self.about.target) if self.about.target else None
 
     @property
