@@ -255,7 +255,7 @@ def test_an_update_is_described_with_its_vector() -> None:
     assert (facts["kind"], facts["examples"], facts["codec"]) == ("WeightUpdate", "10", "float32")
     assert (facts["parameters"], facts["NaN"], facts["infinite"]) == ("4", "1", "1")
     assert facts["finite values"] == "min -4, max 3, L2 norm 5"
-    assert facts["metrics"] == "{'loss': 0.5}"
+    assert facts["loss"] == "0.5"
 
 
 def test_a_vector_without_a_finite_number_is_described_without_a_warning() -> None:
