@@ -1,6 +1,7 @@
 """A task of one's own with Keras: three functions, and one line that makes a task of them.
 
-    fluffle worker --task examples.own_keras_task:task ...
+    cp examples/own_keras_task.py hospital.py
+    fluffle task check --task hospital:task
 
 This one tells malignant from benign tumours by 30 measurements of cell nuclei (scikit-learn's bundled copy of
 the Wisconsin data). In your own federation `train_data` reads what lies on the machine where it runs, and

@@ -34,11 +34,14 @@ INTRODUCTION = """\
 
 <!-- Written by `make reference` from the settings classes. Do not edit. -->
 
-A setting has one name everywhere: the flag `--buffer-size` is the environment variable `FLUFFLE_BUFFER_SIZE`
-and the key `buffer_size` in the TOML file. A flag wins over the environment. The environment wins over the
-command's own table in the file, which wins over the top level of the file. A setting that is set nowhere has
-its default. The file is `fluffle.toml` in the current folder, or the one that `--config` or `FLUFFLE_CONFIG`
-names. An unknown key in the file is an error; an unknown variable that begins with `FLUFFLE_` is a warning.
+The names of a setting follow one pattern: the flag `--buffer-size` is the environment variable
+`FLUFFLE_BUFFER_SIZE` and the key `buffer_size` in the TOML file. Three flags are shorter than their setting:
+`--json` (`as_json`), `--print` (`print_only`) and `--compare` of the report (`compare_with`).
+
+A flag wins over the environment. The environment wins over the command's own table in the file, which wins
+over the top level of the file. A setting that is set nowhere has its default. The file is `fluffle.toml` in
+the current folder, or the one that `--config` or `FLUFFLE_CONFIG` names. An unknown key in the file is an
+error; an unknown variable that begins with `FLUFFLE_` is a warning.
 
 ```toml
 # Shared settings stand at the top level.
@@ -50,6 +53,14 @@ broker_password_file = "/run/secrets/aggregator"
 strategy = "fedbuff"
 buffer_size = 4
 ```
+"""
+
+
+SHARED = """\
+## Shared settings
+
+The parts of a federation have all of these. Other commands leave out those that they do not use; `--help`
+shows what a command takes. `fluffle broker up`, `down`, `status` and `certs` have flags only.
 """
 
 
@@ -66,7 +77,7 @@ def page() -> str:
     commands: dict[type[SharedSettings], list[str]] = {}
     for name, settings_class in settings_by_command():
         commands.setdefault(settings_class, []).append(name)
-    parts = [INTRODUCTION, "## Every command\n", _table(dict(SharedSettings.model_fields))]
+    parts = [INTRODUCTION, SHARED, _table(dict(SharedSettings.model_fields))]
     for settings_class, names in commands.items():
         own = {
             name: field
@@ -78,7 +89,7 @@ def page() -> str:
             f"## {' and '.join(f'`{name}`' for name in names)}\n",
             f"Table `[{settings_class.part}]`.\n",
         ]
-        parts += [_table(own)] if own else ["It has only the settings of every command.\n"]
+        parts += [_table(own)] if own else ["It has only shared settings.\n"]
     return "\n".join(parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -12,7 +13,9 @@ from typing import cast
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from fluffle.events import AFTER_THE_END
 from fluffle_cli.main import app
+from fluffle_cli.rejected import MOVED_BECAUSE
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -26,6 +29,8 @@ PAGES_OF_NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]
 
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 FENCED = re.compile(r"^```[a-z]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# What a command of Fluffle prints.
+SAMPLE = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(?:^|\s)fluffle ((?:[a-z\[(]|-).*)")
 FLAG = re.compile(r"--[a-z][a-z-]+")
@@ -40,13 +45,31 @@ PHRASE = re.compile(r"(?!(?:fluffle|docker|make|pip|process|rabbitmqctl) )[A-Za-
 FOREIGN_FLAGS = frozenset(
     f"--{name}"
     for name in (
-        *("apply-to", "build", "cap-drop", "env-file", "force-recreate", "init", "logdir", "no-cache-dir"),
-        *("no-deps", "priority", "profile", "queue-pattern", "read-only", "restart", "rm", "scale"),
+        *("apply-to", "build", "cap-drop", "env-file", "force-recreate", "gpus", "init", "logdir"),
+        *(
+            "no-cache-dir",
+            "no-deps",
+            "priority",
+            "profile",
+            "queue-pattern",
+            "read-only",
+            "restart",
+            "rm",
+            "scale",
+        ),
         *("target", "tmpfs", "user"),
     )
 )
 # Made on the machine of whoever runs the commands.
 GENERATED = {"benchmarks/results/", "broker_config/generated/"}
+# Stands for what an f-string fills in.
+BLANK = "◊"
+# The code puts these phrases of a sample together from parts.
+MADE_OF_PARTS = {
+    "refused messages waiting",
+    "accuracy has fallen from about",
+    "loss has risen from about",
+}
 
 Command = TyperCommand | TyperGroup
 
@@ -73,6 +96,23 @@ def test_every_file_test_and_name_of_the_code_in_the_docs_exists() -> None:
 
 def test_every_log_line_and_error_that_the_docs_quote_stands_in_the_code() -> None:
     assert not faults_by_page(PAGES_OF_NOW, unknown_phrases)
+
+
+def test_every_sample_of_output_is_what_the_code_prints() -> None:
+    assert not faults_by_page(PAGES_OF_NOW, stale_samples)
+
+
+def test_the_page_of_refused_updates_has_every_reason() -> None:
+    folder = ROOT / "aggregator/fluffle_aggregator"
+    files = [*sorted((folder / "gates").glob("*.py")), folder / "intake.py", folder / "leader.py"]
+    constants = [
+        each for file in files for each in re.findall(r'^[A-Z_]+ = "([a-z-]+)"$', text_of(file), re.M)
+    ]
+    rows = re.findall(r"^\| (`[a-z][a-z`, -]+`) \|", text_of(ROOT / "docs/how-to/refused-updates.md"), re.M)
+
+    assert sorted(reason for row in rows for reason in INLINE.findall(row)) == sorted(
+        [*constants, AFTER_THE_END, *MOVED_BECAUSE]
+    )
 
 
 def test_every_page_that_the_code_names_exists() -> None:
@@ -154,7 +194,24 @@ def missing_names(page: Path) -> list[str]:
 def unknown_phrases(page: Path) -> list[str]:
     quoted = [" ".join(code.split()) for code in INLINE.findall(FENCED.sub("", text_of(page)))]
     phrases = [each for each in quoted if PHRASE.fullmatch(each)]
-    return [each for each in phrases if each not in all_code() and each.replace(" ", "_") not in all_code()]
+    code = product_code()
+    return [each for each in phrases if each not in code and each.replace(" ", "_") not in code]
+
+
+def stale_samples(page: Path) -> list[str]:
+    """Return the phrases of outputs most of which no text in the code has, in runs of three words."""
+    samples = "\n".join(SAMPLE.findall(text_of(page)))
+    phrases = set(re.findall(r"\b[a-z']+(?: [a-z']+){2,}(?![\w-])", samples.lower())) - MADE_OF_PARTS
+    return [phrase for phrase in phrases if not is_printed(phrase.split())]
+
+
+def is_printed(words: list[str]) -> bool:
+    known = runs_of_three_words()
+    runs = list(zip(words, words[1:], words[2:], strict=False))
+    found = [
+        run for run in runs if known & {run, (BLANK, *run[1:]), (run[0], BLANK, run[2]), (*run[:2], BLANK)}
+    ]
+    return len(found) >= len(runs) / 2
 
 
 def anchors_of(page: Path) -> set[str]:
@@ -241,6 +298,29 @@ def code_files() -> tuple[Path, ...]:
 
 
 @cache
+def product_code() -> str:
+    """Return the code of what is used, without that of the tests, which may quote what is gone."""
+    return "\n".join(f"{file.stem} {text_of(file)}" for file in code_files() if is_product(file))
+
+
+@cache
+def runs_of_three_words() -> frozenset[tuple[str, ...]]:
+    """Return the words side by side in the product's texts, BLANK for what an f-string fills in."""
+    texts = []
+    for file in code_files():
+        if file.suffix == ".py" and is_product(file):
+            texts += [text_in(node) for node in ast.walk(ast.parse(text_of(file)))]
+    words = [re.findall(rf"[a-z']+|{BLANK}", text.lower()) for text in texts]
+    return frozenset(run for each in words for run in zip(each, each[1:], each[2:], strict=False))
+
+
+def text_in(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(text_in(part) or BLANK for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+@cache
 def all_code() -> str:
     return "\n".join(f"{file.stem} {text_of(file)}" for file in code_files())
 
@@ -248,6 +328,10 @@ def all_code() -> str:
 @cache
 def words_of_the_code() -> frozenset[str]:
     return frozenset(re.findall(r"\w+", all_code()))
+
+
+def is_product(file: Path) -> bool:
+    return file.relative_to(ROOT).parts[0] not in ("tests", "docs")
 
 
 def exists(place: str) -> bool:

@@ -93,9 +93,10 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
     )
     learning_rate_schedule: Annotated[str, readable_by(parse_schedule)] = Field(
         "constant",
-        description="How the learning rate of the workers changes: constant; step[:EVERY][:FACTOR] or "
-        "cosine[:VERSIONS][:END] with the number of versions; plateau[:PATIENCE][:FACTOR] when that many "
-        "evaluations in a row are not better.",
+        description="How the learning rate of the workers changes: constant; step[:EVERY][:FACTOR] (100 and "
+        "0.5) or cosine[:VERSIONS][:END] (1000 and 0.01) with the number of versions; "
+        "plateau[:PATIENCE][:FACTOR] (5 and 0.5) when that many evaluations in a row are not better. The "
+        "numbers in parentheses are the defaults.",
     )
     keep_optimizer: bool = Field(
         True,

@@ -227,8 +227,9 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")
     found = [each for each in all_stored(broker, topology) if each.version.version == number]
     if not found:
+        which = f"best, which is version {number}," if wanted == "best" else wanted
         raise ConfigError(
-            f"--version {number} is not in {topology.models.name} (any more): see `fluffle model list`"
+            f"--version {which} is not in {topology.models.name} (any more): see `fluffle model list`"
         )
     return found[-1]
 
@@ -258,14 +259,13 @@ app.command("restore")(
         RestoreSettings,
         restore,
         about="Put an exported version (.fluffle) back on the broker, for aggregators to go on from.\n\n"
-        "For a federation whose head queue is gone, or a new broker after the loss of the old one. Stop the "
-        "aggregators first: one that leads is refused. The memory of which updates the model contains is in "
-        "the file, so none counts twice; a server optimizer's moments are not, and begin anew.\n\n"
-        "If the file has the newest version of the stream, it goes to the head queue as it is. If the stream "
-        "is empty or behind, nobody can tell what came after the file: it goes to both, its term raised by "
-        f"{TERMS_AHEAD}, so that it wins over whatever workers may have seen. So does a file with a rounded "
-        "copy, as versions travel with a --downlink-codec. It never takes the "
-        "federation back: if head or stream has a newer version, it is refused.",
+        "For a federation whose head queue is gone, or a new broker after the loss of the old one. Stop all "
+        "aggregators first; the command refuses to run while one leads. The file lists the updates that the "
+        "model contains, so none is counted twice. Server-optimizer moments restart from zero.\n\n"
+        "If the file has the newest version of the stream, that version goes to the head queue unchanged. If "
+        "the stream is empty or behind, it goes to both. Nobody knows then which versions came after the "
+        f"file, so its term is raised by {TERMS_AHEAD}, and every worker accepts it. The term of a rounded "
+        "copy (--downlink-codec) is raised too. A file that is older than head or stream is refused.",
     )
 )
 app.command("init")(

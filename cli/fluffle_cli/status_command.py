@@ -40,7 +40,7 @@ class StatusSettings(AskingSettings):
 
     watch: bool = Field(
         False,
-        description="Look again and again, until the federation has finished, or once.",
+        description="Repeat until the federation has finished (--watch), or show once (--once).",
         json_schema_extra={"opposite": "--once"},
     )
     management_url: ManagementUrl = Field(
@@ -52,7 +52,7 @@ class StatusSettings(AskingSettings):
     interval: float = Field(2.0, ge=0.1, description="Seconds from one look to the next.")
     as_json: bool = Field(
         False,
-        description="Print one JSON object for each look, one a line.",
+        description="Print JSON, one object a line.",
         json_schema_extra={"flag": "--json"},
     )
 
@@ -113,9 +113,9 @@ command = settings_command(
     StatusSettings,
     run,
     about="Show a federation's version, accuracy, updates a second, queues and workers.\n\n"
-    "It only reads, and looks once (--once, which is the default); with --watch again and again, until the "
-    "federation has finished. --json is for programs: `fluffle status --once --json` prints one object. A "
-    "watcher reads a version's record when an aggregator announces one, at most once a second. A user "
-    "without the rights of a monitor may not listen, and reads the newest version at every look. If it may "
-    "ask RabbitMQ's management interface, it warns of policies that would lose messages.",
+    "Shows the state once; with --watch, until the federation has finished. It changes nothing. --json is "
+    "for programs: `fluffle status --once --json` prints one object. A watcher reads a version's record when "
+    "an aggregator announces one, at most once a second. A user without the rights of a monitor may not "
+    "listen, and reads the newest record at every look. If it may ask RabbitMQ's management interface, it "
+    "warns of policies that would lose messages.",
 )

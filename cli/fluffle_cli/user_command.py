@@ -103,7 +103,7 @@ def _change(settings: UserSettings) -> None:
         before = change_user(management, settings.federation, settings.name)
     typer.echo(
         f"The user {settings.name} is now a {before.role} of {_federations(settings.federation)}; before, it "
-        f"was one of {_federations(str(before.scope))}. RabbitMQ may apply the old rights to open channels "
+        f"belonged to {_federations(str(before.scope))}. RabbitMQ may apply the old rights to open channels "
         "for another minute."
     )
 

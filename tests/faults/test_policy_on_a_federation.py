@@ -193,7 +193,7 @@ def test_updates_that_are_lost_are_missed_by_whoever_may_not_look_at_policies(
         successor = lead(running, "successor")
         commit(running, successor, [6])
 
-    [said] = successor.events("updates before this one never came")
+    [said] = successor.events("earlier updates of this worker never came")
     assert (said["update"], said["missing"]) == (f"{WORKER}/r1/6", "2-5")
     assert "policy" in str(said["because"])
 

@@ -58,7 +58,7 @@ def test_a_user_gets_other_federations_and_keeps_its_password_and_its_role(
     account = management.account("site-y")
     assert changed.exit_code == 0, changed.output
     assert (
-        "is now a worker of the federations digits,faces; before, it was one of the federation digits"
+        "is now a worker of the federations digits,faces; before, it belonged to the federation digits"
         in changed.output
     )
     assert account is not None

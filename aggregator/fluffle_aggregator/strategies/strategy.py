@@ -112,7 +112,8 @@ class DiscountSettings(StrategyKind):
 
     staleness: Annotated[str, readable_by(parse_discount)] = Field(
         "polynomial:0.5",
-        description="How much a stale update counts: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
+        "(10 and 4). The numbers in parentheses are the defaults.",
         json_schema_extra={"panel": "Strategy"},
     )
     weigh_by: Literal["none", "sqrt", "examples"] = Field(

@@ -11,7 +11,8 @@ command = settings_command(
     run,
     about="Watch workers of very different speed train one model through a RabbitMQ of their own.\n\n"
     "Everything runs on this machine: a private broker, an aggregator and a standby, an evaluator, and the "
-    "workers. At the end there are pictures, the final model and all logs in one folder.",
+    "workers. At the end there are pictures, the final model and all logs in one folder. The exit code is 1 "
+    "if the target was not reached.",
     # The demo has a broker and federations of its own, and its logs are files.
     without=(
         *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),

@@ -53,7 +53,8 @@ class DemoSettings(StrategySettings, SharedSettings):
 
     staleness: Annotated[str, readable_by(parse_discount)] = Field(
         "polynomial:0.3",
-        description="How much a stale update counts: constant, polynomial[:EXPONENT] or hinge[:A][:B].",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
+        "(10 and 4). The numbers in parentheses are the defaults.",
         json_schema_extra={"panel": "Strategy"},
     )
     buffer_size: int = Field(

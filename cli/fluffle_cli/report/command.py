@@ -80,6 +80,6 @@ command = settings_command(
     about="Write one page (report.html) and the pictures of a run that has finished into its folder.\n\n"
     "The page needs no other file and no network: curves, staleness, contributions, what was refused, what "
     "happened when, settings and versions. The folder is that of a `fluffle demo`. For any other federation, "
-    "--from-broker makes one from the versions that the stream still holds; why messages were refused is in "
+    "--from-broker makes one from the records that the stream still holds; why messages were refused is in "
     "it if this user may look into F.rejected.",
 )
