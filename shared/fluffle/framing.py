@@ -154,15 +154,16 @@ class HeaderReader:
         self._body = memoryview(body)[: limits.size_bytes]
         self._fed = 0
         self._limits = limits
-        self._items_left = limits.items
+        # Hooks of this reader would make a cycle with the unpacker, and keep the body until it is collected.
+        self._items = _ItemCount(limits)
         self._unpacker = msgpack.Unpacker(
             read_size=min(READ_BYTES, limits.size_bytes),
             max_buffer_size=limits.size_bytes,
             max_array_len=limits.items,
             max_map_len=limits.items // 2,
             max_ext_len=0,
-            list_hook=self._counted,
-            object_pairs_hook=self._unique,
+            list_hook=self._items.counted,
+            object_pairs_hook=self._items.unique,
         )
 
     @property
@@ -184,7 +185,7 @@ class HeaderReader:
             count = self._step(self._unpacker.read_map_header)
         except ValueError as error:
             raise WireError("the message does not begin with a map") from error
-        self._count(2 * count)
+        self._items.count(2 * count)
         for _ in range(count):
             name = self._object("the name of a field")
             if type(name) is not str:
@@ -216,21 +217,32 @@ class HeaderReader:
             self._unpacker.feed(piece)
             self._fed += len(piece)
 
-    def _counted(self, found: list[object]) -> list[object]:
-        self._count(len(found))
+
+class _ItemCount:
+    """Counts the items of all lists and maps of a header together, as msgpack makes them."""
+
+    def __init__(self, limits: HeaderLimits) -> None:
+        self._limits = limits
+        self._left = limits.items
+
+    def counted(self, found: list[object]) -> list[object]:
+        """Count a list."""
+        self.count(len(found))
         return found
 
-    def _unique(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        self._count(2 * len(pairs))
+    def unique(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """Count a map, and refuse a key that stands there twice."""
+        self.count(2 * len(pairs))
         found = dict(pairs)
         if len(found) != len(pairs):
             twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
             raise WireError(f"the key {quoted(twice)} stands there twice")
         return found
 
-    def _count(self, items: int) -> None:
-        self._items_left -= items
-        if self._items_left < 0:
+    def count(self, items: int) -> None:
+        """Count items; WireError when they are too many."""
+        self._left -= items
+        if self._left < 0:
             raise WireError(_too_many(self._limits))
 
 

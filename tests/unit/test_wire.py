@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import string
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 
@@ -331,3 +333,15 @@ def test_a_message_larger_than_allowed_is_refused_before_it_is_sent(monkeypatch:
     with pytest.raises(MessageTooLarge, match=r"this update takes [0-9.]+ MiB, .* at most 1 MiB"):
         encode_update(large)
     encode_update(an_update(values=[0.0] * quarter, codec="bfloat16"))
+
+
+def test_nothing_holds_a_body_once_its_message_is_gone_even_before_garbage_is_collected() -> None:
+    body = encode_update(an_update())
+    before = sys.getrefcount(body)
+    gc.disable()
+    try:
+        update = decode_inbound(body)
+        del update
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
