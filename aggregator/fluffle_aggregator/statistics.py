@@ -37,6 +37,8 @@ class StatisticsBuffer:
 
         `weight` is more than 0. `mixing`, in (0, 1], is how far this update alone would move the statistics.
         """
+        if not statistics.size:
+            return self
         if self.reduce:
             rows = (*self.rows, statistics.copy())
         else:

@@ -48,8 +48,10 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
                 f"the update claims {update.examples} examples; expected {limits.min_examples} to "
                 f"{limits.limit_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
             )
-        # NaN passes through numpy's maximum, but not through Python's.
-        largest = float(np.maximum(update.vector.magnitude_bound(), largest_magnitude(update.statistics)))
+        largest = update.vector.magnitude_bound()
+        if update.statistics.size:
+            # NaN passes through numpy's maximum, but not through Python's.
+            largest = float(np.maximum(largest, largest_magnitude(update.statistics)))
         if not math.isfinite(largest):
             tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
             return Refusal(NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")
