@@ -27,14 +27,14 @@ from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
 from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
-from fluffle_cli.query_settings import AskingSettings
+from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
 
 
-class ListSettings(AskingSettings):
+class ListSettings(QuerySettings):
     """Flags of `fluffle model list`."""
 
     part: ClassVar[str] = "model"

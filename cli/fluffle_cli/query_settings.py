@@ -7,7 +7,7 @@ from pydantic import Field
 from fluffle.settings import SharedSettings
 
 
-class AskingSettings(SharedSettings):
+class QuerySettings(SharedSettings):
     """Settings of a command that queries: it does not wait for a broker as long as a worker does."""
 
     connect_timeout_s: float = Field(

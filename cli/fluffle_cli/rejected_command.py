@@ -23,7 +23,7 @@ from fluffle.consoles import print_table
 from fluffle.errors import ConfigError
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.message_facts import Fact, message_facts
-from fluffle_cli.query_settings import AskingSettings
+from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.rejected import (
     RejectedMessage,
     Selection,
@@ -40,7 +40,7 @@ app = new_app(
 )
 
 
-class RejectedSettings(AskingSettings):
+class RejectedSettings(QuerySettings):
     """Flags of every `fluffle rejected ...`."""
 
     part: ClassVar[str] = "rejected"

@@ -22,7 +22,7 @@ from fluffle.settings import ManagementUrl
 from fluffle.stopping import stop_on_signals
 from fluffle.topology import topology_of
 from fluffle_cli.plain_json import as_text
-from fluffle_cli.query_settings import AskingSettings
+from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.watching.as_json import with_workers
 from fluffle_cli.watching.terminal import Screen, render
 from fluffle_cli.watching.view import FederationView
@@ -33,7 +33,7 @@ Show = Callable[[FederationView], None]
 PAST_MIB = 8
 
 
-class StatusSettings(AskingSettings):
+class StatusSettings(QuerySettings):
     """Flags of `fluffle status`, keys of the table [status]."""
 
     part: ClassVar[str] = "status"

@@ -18,12 +18,12 @@ from fluffle.model_stream import all_records
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_cli.query_settings import AskingSettings
+from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.rejected import printable, read_rejected
 from fluffle_cli.tracing import Story, parse_update_id, read_records, story_lines
 
 
-class TraceSettings(AskingSettings):
+class TraceSettings(QuerySettings):
     """Flags of `fluffle trace`, keys of the table [trace]."""
 
     part: ClassVar[str] = "trace"

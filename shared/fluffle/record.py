@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
@@ -209,10 +209,6 @@ class ModelVersion:
     def weights(self) -> Weights:
         """The model's tensors by name; float32 tensors are views of this record's arrays."""
         return self.layout.restore(FlatWeights(self.vector, self.statistics, self.integers))
-
-    def without_weights(self) -> ModelVersion:
-        """Return this record without what is as large as the model."""
-        return replace(self, vector=no_values(), statistics=no_values(), integers=b"")
 
     @property
     def updates(self) -> int:

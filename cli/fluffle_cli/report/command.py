@@ -13,14 +13,14 @@ from fluffle.connection import found_federation
 from fluffle.errors import ConfigError
 from fluffle.topology import topology_of
 from fluffle.whole_file import write_whole
-from fluffle_cli.query_settings import AskingSettings
+from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.report.from_broker import make_run
 from fluffle_cli.report.run import Run, read_run
 
 FILE = "report.html"
 
 
-class ReportSettings(AskingSettings):
+class ReportSettings(QuerySettings):
     """Flags of `fluffle report`, keys of the table [report]."""
 
     part: ClassVar[str] = "report"
