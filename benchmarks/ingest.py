@@ -25,8 +25,9 @@ from rich.console import Console
 
 from benchmarks.bandwidth import bandwidths
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
-from benchmarks.sides import ProductSide, floor_side, private_broker, product_side, strategy_flags
+from benchmarks.sides import ProductSide, floor_side, private_broker, product_side
 from fluffle_cli.node import BrokerNode
+from harness.strategy_flags import strategy_flags
 
 BUFFER_SIZE = 10
 SIZES_MB = (0.1, 1.0, 10.0, 100.0)

@@ -18,7 +18,6 @@ from benchmarks.measuring import Report, cpu_s, random_floats
 from benchmarks.publishers import Base, Publishers
 from fluffle.safetensors_file import write_model
 from fluffle.topology import MIB, topology_of
-from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import EXTRA_CONFIGURATION
 from harness.federation import DEADLINE_S, Federation, Part
@@ -145,12 +144,6 @@ class RealAggregator:
                 self._applied += event["updates"]
                 ended = datetime.fromisoformat(event["time"]).timestamp()
         return ended
-
-
-def strategy_flags(strategy: str, buffer_size: int) -> tuple[str, ...]:
-    """Return an aggregator's flags for a strategy, with the buffer size if it has a buffer."""
-    has_buffer = "buffer_size" in STRATEGIES[strategy].model_fields
-    return ("--strategy", strategy, *(("--buffer-size", str(buffer_size)) if has_buffer else ()))
 
 
 @contextmanager

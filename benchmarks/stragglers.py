@@ -33,12 +33,13 @@ from rich.console import Console
 from benchmarks import small_networks
 from benchmarks.floor import delete
 from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
-from benchmarks.sides import private_broker, strategy_flags
+from benchmarks.sides import private_broker
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.wire import decode_version
 from fluffle_cli.node import BrokerNode
 from harness.federation import Federation, wait_until
+from harness.strategy_flags import strategy_flags
 
 SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 LEVELS = (0.9, 0.95)

@@ -25,10 +25,11 @@ import httpx
 
 from benchmarks.ingest import BUFFER_SIZE, Case, Effort
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
-from benchmarks.sides import ProductSide, private_broker, product_side, strategy_flags
+from benchmarks.sides import ProductSide, private_broker, product_side
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import free_ports
 from harness.federation import Part, wait_until
+from harness.strategy_flags import strategy_flags
 
 CASES = (Case(0.1, 4, "fedbuff", "float32"), Case(1.0, 4, "fedbuff", "float32"))
 LOOK_EVERY_S = 1.0

@@ -14,6 +14,7 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 from harness.process_memory import memory_bytes
+from harness.strategy_flags import strategy_flags
 
 pytestmark = pytest.mark.long
 
@@ -33,8 +34,8 @@ def test_peak_memory_is_bounded_by_the_model_and_not_by_the_buffer(
     write_model(tmp_path / "initial.safetensors", weights)
     with Federation(federation, node.amqp_url, tmp_path) as running:
         aggregator = running.aggregator(
-            "leader", "--initial-model", "initial.safetensors", "--strategy", strategy,
-            "--buffer-size", str(BUFFER_SIZE), "--max-updates", str(ROUNDS * BUFFER_SIZE),
+            "leader", "--initial-model", "initial.safetensors",
+            *strategy_flags(strategy, BUFFER_SIZE), "--max-updates", str(ROUNDS * BUFFER_SIZE),
         )  # fmt: skip
         aggregator.wait_for("leading")
         program_files = memory_bytes(aggregator.process.pid, "RssFile")
