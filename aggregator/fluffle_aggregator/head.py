@@ -157,7 +157,7 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
     """
     body = version_pieces(record)
     digest = record_digest(body)
-    headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
+    headers = version_headers(record)
     if _travels_exactly(record, downlink_codec):
         broker.publish(topology.versions_in.name, "", body, headers)
     else:
@@ -166,6 +166,11 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
         broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
     publish_record(broker, topology, body)
     return digest
+
+
+def version_headers(record: ModelVersion) -> dict[str, str]:
+    """Return the headers of a version's message, for people who look into the queues."""
+    return {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
 
 
 def publish_record(broker: Broker, topology: Topology, body: Body) -> None:

@@ -17,7 +17,7 @@ from fluffle.model import Vector
 from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
-from fluffle_aggregator.head import ReadFailures, bring_records_up_to_date, publish_version
+from fluffle_aggregator.head import ReadFailures, bring_records_up_to_date, publish_version, version_headers
 
 log = get_logger(__name__)
 
@@ -128,8 +128,7 @@ class HeadKeeper:
         beside = MomentsRecord(record.federation, record.rank, moments)
         if record.moments_checksum is not None and record.moments_checksum == checksum_of(beside):
             self.publish_moments(beside)
-        headers = {"kind": "version", "id": f"{record.federation}/{record.term}/{record.version}"}
-        self._broker.publish(self._topology.head_in.name, "", body, headers)
+        self._broker.publish(self._topology.head_in.name, "", body, version_headers(record))
         self._count()
         log.warning("put the newest version back into the head", version=record.version, term=record.term)
         return True

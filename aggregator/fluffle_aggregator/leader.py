@@ -1,6 +1,6 @@
 """The leading aggregator as a state machine: what it does with each message, and when it commits. Pure.
 
-Each method returns effects, which service.py performs in their order on the one channel that the leader
+Each method returns effects, which leading.py performs in their order on the one channel that the leader
 consumes, publishes and acks on (rule 4 of docs/architecture.md). A commit is performed in full before the
 next message is taken in.
 """
@@ -159,10 +159,8 @@ class Leader:
         if reached:
             return self._close_the_federation(reached, now)
         if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:
-            unprotected = self._unprotected_step()
-            model.step()
             line = info("the buffer has waited long enough: using it as it is", updates=len(self.held))
-            return [*unprotected, line, self._commit(now)]
+            return [*self._step_early(), line, self._commit(now)]
         # Never with something in the buffer: the record would name it as applied, and its vector lack it.
         if not model.in_buffer and schedule.is_due(
             model.steps, since_commit_s=now.clock - self._committed_at
@@ -320,9 +318,10 @@ class Leader:
         """Return the seconds in which the federation had a leader."""
         return self.model.record.elapsed_s + now.clock - self._led_from
 
-    def _unprotected_step(self) -> list[Effect]:
-        """Warn when a buffer is used that is too small for its rule to tell an outlier."""
+    def _step_early(self) -> list[Effect]:
+        """Step with what is in the buffer; warn when that is too little for its rule to tell an outlier."""
         rule, count = self.model.strategy.rule, self.model.accumulator.count
+        self.model.step()
         if not rule.holds_vectors or count == 0 or count >= FEWEST_TO_COMPARE:
             return []
         line = f"too few updates for the rule {rule} to tell an outlier: using them as they are"
@@ -340,16 +339,15 @@ class Leader:
 
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
-        model, unprotected = self.model, self._unprotected_step()
-        model.step()
+        model, effects = self.model, self._step_early()
         evaluation = model.draft.evaluation
         if (evaluation and evaluation.version == model.version) or not self._has_evaluator:
             model.finish(reached)
-            return [*unprotected, self.commit_newer(now)]
+            return [*effects, self.commit_newer(now)]
         self._closing_from = now.clock
         model.close(reached)
         line = "no more updates are taken: waiting for the evaluation of the last model"
-        return [*unprotected, info(line, because=reached), self.commit_newer(now)]
+        return [*effects, info(line, because=reached), self.commit_newer(now)]
 
     def _finish_when_evaluated(self, now: Now) -> list[Effect]:
         model, evaluation = self.model, self.model.draft.evaluation

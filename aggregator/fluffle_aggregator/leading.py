@@ -36,8 +36,8 @@ class Leading:
         make_leader: type[Leader] = Leader,
     ) -> None:
         """Take over: read the head, or publish version 0 in a new federation."""
-        self.config = config
-        self.broker = broker
+        self._config = config
+        self._broker = broker
         self._clock = clock
         self._unix_clock = unix_clock
         head = read_head(broker, config.topology, stream_health, config.downlink_codec)
@@ -100,15 +100,15 @@ class Leading:
     def _perform_one(self, effect: Effect) -> list[Effect]:
         match effect:
             case Ack(tags):
-                self.broker.ack(tags)
+                self._broker.ack(tags)
             case Tell(event):
-                self.config.event_sink(event)
+                self._config.event_sink(event)
             case Log(level, event, fields):
                 log.log(LEVELS[level.upper()], event, **fields)
             case Reject():
                 self._reject(effect)
             case TryOut(delivery):
-                ended = self.config.try_out(self._leader.model, delivery)
+                ended = self._config.try_out(self._leader.model, delivery)
                 return self._leader.tried(delivery, ended, self._now())
             case Commit(record, moments):
                 if moments:
@@ -126,10 +126,10 @@ class Leading:
             "reason": refusal.reason,
             "detail": refusal.detail[:1000],
             "user": delivery.user or "",
-            "from": self.config.topology.updates.name,
+            "from": self._config.topology.updates.name,
             "through": delivery.exchange,
             "published_at": f"{delivery.published_at:.3f}",
             "at": f"{self._unix_clock():.3f}",
         }
-        self.broker.publish(self.config.topology.rejected_in.name, "", delivery.body, headers)
-        self.broker.ack([delivery.tag])
+        self._broker.publish(self._config.topology.rejected_in.name, "", delivery.body, headers)
+        self._broker.ack([delivery.tag])
