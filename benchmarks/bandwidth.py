@@ -1,7 +1,5 @@
 """What the memory gives: a copy and an in-place y += a * x of float32, on one core."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -6,8 +6,6 @@ Each is a program of its own (`python -m benchmarks.NAME --help`), prints its ta
 to benchmarks/results. All of them take some 15 minutes on two cores.
 """
 
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

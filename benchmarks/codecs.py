@@ -14,8 +14,6 @@ minus float32's with the same seed (another split, version 0 and order of miniba
 the mean of whole messages, and `smaller` says how many of them take the place of one in float32.
 """
 
-from __future__ import annotations
-
 import argparse
 import heapq
 import tempfile

@@ -6,8 +6,6 @@ A private RabbitMQ, a leader and a standby of a small model. In each run an upda
 the strike; the time ends when the standby logs that it leads, and when it has committed that update.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import tempfile

@@ -19,8 +19,6 @@ until a version contains them. `lost` counts confirmed updates that are neither 
 queued. Ends with 1 when an update was lost, or when a worker waited more than 3 times the median.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

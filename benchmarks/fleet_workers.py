@@ -6,8 +6,6 @@ Each runs the product's own loop. At SIGTERM they finish, and PLACE/ledger-FIRST
 update that the broker has confirmed: its id, when its publish began, and when it was confirmed (Unix time).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

@@ -1,7 +1,5 @@
 """The floor under an aggregator: plain pika that acks and republishes on queues of the same kind."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ is the worker's part, from the vector to the message. In turns with them, a copy
 many float32.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

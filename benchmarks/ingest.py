@@ -12,8 +12,6 @@ update in aggregator, clients and broker; `cpu_ratio` is the floor's sum of them
 other work on the machine hardly moves.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager

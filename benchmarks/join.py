@@ -7,8 +7,6 @@ worker does when it starts, and let it go. In turns with them, as many plain pik
 message of the stream. The broker's memory is its process's peak while they read.
 """
 
-from __future__ import annotations
-
 import argparse
 import threading
 import time

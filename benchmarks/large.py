@@ -8,8 +8,6 @@ model, or the benchmark fails. `minutes` are from the start of the workers to th
 (VmHWM), in MB; the broker's is beam's.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -8,8 +8,6 @@ stream. `waiting worker` asks as a worker in synchronous rounds does, which look
 newer version comes.
 """
 
-from __future__ import annotations
-
 import argparse
 import threading
 import time

@@ -5,8 +5,6 @@
 What is measured with it is what Fluffle takes, not what training takes.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path

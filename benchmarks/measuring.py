@@ -5,8 +5,6 @@ left out. A figure is the median of the others, and its line of JSON keeps every
 sides that RabbitMQ serves is that of all turns together.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -59,15 +57,15 @@ class Spread:
         """All turns together: what RabbitMQ does in some of them only, such as tidying up, has its share."""
         return sum(self.values)
 
-    def times(self, factor: float) -> Spread:
+    def times(self, factor: float) -> "Spread":
         """Return the same in another unit."""
         return Spread(tuple(value * factor for value in self.values))
 
-    def rates(self, count: float) -> Spread:
+    def rates(self, count: float) -> "Spread":
         """Take the values for seconds, and return how many of `count` things that is a second."""
         return Spread(tuple(count / value for value in self.values))
 
-    def over(self, other: Spread) -> Spread:
+    def over(self, other: "Spread") -> "Spread":
         """Return the ratios turn by turn: both sides of a turn had the same machine."""
         return Spread(tuple(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True)))
 
@@ -120,7 +118,7 @@ def spread_of(values: Sequence[float]) -> float:
 
 
 def compare_over_seeds(
-    report: Report,
+    report: "Report",
     settings: Sequence[Mapping[str, Cell]],
     case: Callable[..., Case],
     play: Callable[[Case], Outcome],

@@ -7,8 +7,6 @@ made a version it is killed, and the standby makes the next one. The peak is the
 what each takes with a model of next to nothing; the figures in `models` are what is above that.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

@@ -7,8 +7,6 @@ four sites whose labels differ, dirichlet:0.5, of paces from 1 to 4; 6,000 train
 `best` is the best accuracy of a version, `last` the mean of the last fifth of the evaluations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

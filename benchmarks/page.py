@@ -6,8 +6,6 @@ The table of a benchmark's newest run in benchmarks/results, and the machine tha
 between `<!-- results: NAME -->` and `<!-- end -->` in a page. The text around them stays.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

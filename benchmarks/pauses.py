@@ -10,8 +10,6 @@ pause: rmse for diabetes, the error rate for digits. `no_pause_s` is the virtual
 updates takes without a pause: a bound that held workers up would make it longer.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

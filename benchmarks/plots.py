@@ -1,7 +1,5 @@
 """The plots of docs/results, drawn from lines of JSON."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Each makes the messages beforehand, since training is not what is measured, and 
 before it sends the next, as a worker does.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

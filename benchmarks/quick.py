@@ -8,8 +8,6 @@ times as long. Each of its rounds counts as 1.6 s, the sleep of its slowest clie
 other measurements cannot lengthen.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path

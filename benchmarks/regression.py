@@ -1,7 +1,5 @@
 """A regression in plain numpy, for benchmarks of many workers: one hidden layer on the diabetes data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import ceil, sqrt
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The two sides that are compared: the product's processes as a user starts them, and plain pika."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 import time

@@ -6,8 +6,6 @@ A round takes a millisecond where Keras would take fifty, so that what is measur
 takes the memory of numpy alone. The data, the held-out fifth and the split are those of the ready tasks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache

@@ -7,8 +7,6 @@ product's connection and once by pika's own. What the kernel takes for sockets, 
 threads, is not in it; the rest of the CPU that `ingest` shows is that.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Mapping

@@ -15,8 +15,6 @@ FedAvg's time to 95 % by this one's, repeat by repeat. `gave_up` counts the repe
 within 180 s, and stand with that.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import threading

@@ -1,7 +1,5 @@
 """The aggregator's own way in, for benchmarks that play a federation in one process."""
 
-from __future__ import annotations
-
 from fluffle.broker import Delivery
 from fluffle.topology import topology_of
 from fluffle_aggregator.gates.limits import Limits

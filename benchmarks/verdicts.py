@@ -1,7 +1,5 @@
 """What is to be reached, and whether a measurement reaches it. Arithmetic only."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

@@ -5,8 +5,6 @@ the rounds end. So the same seed gives the same run on any machine, however busy
 away for a while: what workers send meanwhile waits in its order, as in the queue.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections import deque

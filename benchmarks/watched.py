@@ -9,8 +9,6 @@ page's own, which usually has a machine of its own; the rates include it, since 
 them.
 """
 
-from __future__ import annotations
-
 import argparse
 import signal
 import threading

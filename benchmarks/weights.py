@@ -10,8 +10,6 @@ whose labels differ. `left` is the mean of the last evaluations (a fifth of the 
 diabetes the rmse in standard deviations, less is better. `share` is the weight of the first, smallest site.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product

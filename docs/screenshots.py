@@ -7,8 +7,6 @@ leader once, looks at the UI, the live page, TensorBoard and a report with a Chr
 (scripts/setup.sh browser), and ends all of it.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections.abc import Iterator

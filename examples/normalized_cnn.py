@@ -7,8 +7,6 @@ BatchNormalization's moving means and variances are statistics: they travel as v
 weighted mean of its sites' (docs/models.md).
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import keras

@@ -6,8 +6,6 @@ Whatever you train with (PyTorch, JAX, scikit-learn), write a class like this on
 and come out, and how they are trained in between is yours. `fluffle.task.Task` says what each method must do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from math import ceil

@@ -8,8 +8,6 @@ the Wisconsin data). In your own federation `train_data` reads what lies on the 
 `site` may be ignored.
 """
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 from numpy.typing import NDArray

@@ -8,8 +8,6 @@ Only numpy arrays cross the border: `state_dict()` becomes named arrays, and `lo
 back. `fluffle.task.Task` says what each method must do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import chain, islice, repeat
 from pathlib import Path

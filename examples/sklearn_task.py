@@ -7,8 +7,6 @@ Any estimator with `partial_fit` can be used in this way if its fitted attribute
 `intercept_` are set before a round and read after it. `fluffle.task.Task` says what each method must do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from math import ceil

@@ -1,7 +1,5 @@
 """A real federation for tests and benchmarks: processes as a user starts them, their logs, its updates."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """What a process has in memory, as the kernel counts it; on Linux alone."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Literal

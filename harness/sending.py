@@ -1,7 +1,5 @@
 """Updates that a test sends itself to a real aggregator, as if it were a worker."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import numpy as np

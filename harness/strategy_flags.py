@@ -1,7 +1,5 @@
 """An aggregator's flags for a strategy: it refuses settings that the strategy does not read."""
 
-from __future__ import annotations
-
 from fluffle_aggregator.strategies.registry import STRATEGIES
 
 

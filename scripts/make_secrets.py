@@ -8,8 +8,6 @@ Existing passwords are kept: run this as often as you like, with the names of mo
 needs only Python's standard library.
 """
 
-from __future__ import annotations
-
 import base64
 import hmac
 import json

@@ -4,8 +4,6 @@ docs/reference/settings.md is for readers; shared/fluffle/known_settings.toml te
 the settings that it does not import.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from inspect import unwrap
 from pathlib import Path

@@ -3,8 +3,6 @@
 README.md becomes the front page. A link to a file that is not a page of the site becomes the file's path.
 """
 
-from __future__ import annotations
-
 import posixpath
 import re
 from pathlib import Path

@@ -5,8 +5,6 @@ It needs a Docker engine with Compose. The last commit is copied to a temporary 
 as on some platforms.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """AMQP properties that no client library would send: the bytes of a content header, made by hand."""
 
-from __future__ import annotations
-
 import struct
 
 import pika

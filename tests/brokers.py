@@ -1,7 +1,5 @@
 """What tests say to a Broker, real or fake."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

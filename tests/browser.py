@@ -1,7 +1,5 @@
 """A real Chromium without a screen, for tests of what people see; Debian's, as `make test` installs it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What tests are made of, with defaults that matter to no test: say only what the test is about."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 

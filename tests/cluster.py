@@ -1,7 +1,5 @@
 """What tests ask of a private cluster: who leads a queue, and who holds a copy of it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

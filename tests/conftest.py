@@ -1,7 +1,5 @@
 """What tests of every kind share: one private RabbitMQ node, and a federation of each test's own."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 import tempfile

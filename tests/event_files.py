@@ -1,7 +1,5 @@
 """TensorBoard's own reader, which here does without TensorFlow."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import ModuleType

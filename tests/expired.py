@@ -1,7 +1,5 @@
 """Certificates that have expired, by an authority of `fluffle broker certs`."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import trustme

@@ -4,8 +4,6 @@ It follows the rules of RabbitMQ that Fluffle depends on: one active consumer, r
 in their original order, a bounded head, a stream that can be read again, and refusals by full queues.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from collections import deque
@@ -34,7 +32,7 @@ from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, To
 class _FakeQueue:
     queue: Queue
     ready: deque[Delivery] = field(default_factory=deque)
-    consumers: list[FakeBroker] = field(default_factory=list)
+    consumers: "list[FakeBroker]" = field(default_factory=list)
 
     @property
     def size_bytes(self) -> int:
@@ -60,7 +58,7 @@ class _FakeQueue:
 
 @dataclass(frozen=True)
 class _NameHolder:
-    broker: FakeBroker
+    broker: "FakeBroker"
     label: str
     on_rival: Callable[[str], None]
 

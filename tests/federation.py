@@ -1,7 +1,5 @@
 """What must be true of a real federation, and where tests find it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is known of a federation, made of what a test says of it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

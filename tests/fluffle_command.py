@@ -1,7 +1,5 @@
 """What tests say to the command line, and to RabbitMQ's management interface past it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """A TLS handshake in memory: two contexts, and whether they trust each other."""
 
-from __future__ import annotations
-
 import ssl
 from contextlib import suppress
 

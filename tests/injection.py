@@ -1,7 +1,5 @@
 """Faults at a chosen point of a real process: code that Python runs when the process starts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 # Python imports `sitecustomize` from PYTHONPATH first; tests/federation.py puts its folder there.

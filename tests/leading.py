@@ -1,7 +1,5 @@
 """An aggregator at work in one thread: on a fake server, for as long as there is something to do."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 

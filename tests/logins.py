@@ -1,7 +1,5 @@
 """What one RabbitMQ user after the other tries on a real node, with a client of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """One real run that several tests look at, while it goes on and once it is over."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

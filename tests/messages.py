@@ -1,7 +1,5 @@
 """Messages taken apart and put together again, each with one thing that is wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import msgpack

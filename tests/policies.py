@@ -1,7 +1,5 @@
 """Policies that an operator sets on a private node with the management plugin."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress

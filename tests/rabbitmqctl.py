@@ -1,7 +1,5 @@
 """What an operator does to a private node with `rabbitmqctl`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

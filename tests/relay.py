@@ -1,7 +1,5 @@
 """A relay between a client and a server: it counts and holds up what passes, and cuts lines at either end."""
 
-from __future__ import annotations
-
 import math
 import socket
 import threading

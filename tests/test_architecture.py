@@ -1,7 +1,5 @@
 """The house rules, read off the code's imports: who may know whom, and which modules are pure."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

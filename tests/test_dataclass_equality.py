@@ -1,7 +1,5 @@
 """No dataclass compares arrays with ==, which Python 3.13 does field by field and numpy refuses to answer."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """README and docs are true: links, commands, flags, variables, files, tests and names in them exist."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex

@@ -1,7 +1,5 @@
 """A worker or an evaluator at work on a fake server: a task without a framework, and a scripted broker."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`python -m fluffle_aggregator`, the same as `fluffle aggregator`."""
 
-from __future__ import annotations
-
 import sys
 
 from fluffle.command_line import run_program, settings_command

@@ -5,8 +5,6 @@ the buffer's delta. Both may overwrite the arrays of the accumulator that they a
 a donated buffer. An update's vector is only read; it may be a view of a message's bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -49,7 +47,7 @@ class Accumulator(Protocol):
     def divisor(self) -> float:
         """The sum of the updates' divisors."""
 
-    def adding(self, vector: CompressedVector, weight: Weight) -> Accumulator:
+    def adding(self, vector: CompressedVector, weight: Weight) -> "Accumulator":
         """Return an accumulator that holds one more update; this one may no longer be used."""
 
     def close(self) -> Vector:
@@ -65,7 +63,7 @@ class RunningSum:
     divisor: float = 0.0
     count: int = 0
 
-    def adding(self, vector: CompressedVector, weight: Weight) -> RunningSum:
+    def adding(self, vector: CompressedVector, weight: Weight) -> "RunningSum":
         """See Accumulator; the factor is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
         vector.add_to(total, weight.factor)
@@ -99,7 +97,7 @@ class Stack:
         """The number of updates."""
         return len(self.vectors)
 
-    def adding(self, vector: CompressedVector, weight: Weight) -> Stack:
+    def adding(self, vector: CompressedVector, weight: Weight) -> "Stack":
         """See Accumulator; the vector's bytes are copied, since the message's own are released."""
         held = replace(vector, payload=memoryview(bytes(vector.payload)))
         return Stack(

@@ -1,7 +1,5 @@
 """Publish version 0 of a federation that is new or was reset."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from fluffle.broker import Broker

@@ -1,7 +1,5 @@
 """Settings that choose a function by name and give it parameters, such as "hinge:10:4". Pure."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """When a leader commits. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 POLL_S = 0.5

@@ -1,7 +1,5 @@
 """The configuration of an aggregator, made of its settings when it starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What a leader asks for: the effects that its decisions have outside. Pure data."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

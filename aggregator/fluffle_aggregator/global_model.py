@@ -3,8 +3,6 @@
 Time comes in as arguments, bytes never. The same updates in the same order give the same bits, whoever led.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

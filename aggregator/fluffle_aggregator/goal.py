@@ -1,7 +1,5 @@
 """When the federation has reached what it was started for, and which version is the best so far. Pure."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The head queue: the truth from which every aggregator starts, and from which the streams are rebuilt."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Mapping

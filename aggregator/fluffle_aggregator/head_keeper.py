@@ -6,8 +6,6 @@ and between two commits, so that no message of its own is on its way. What is go
 one channel: an aggregator that has lost the lead can look, but can publish nothing.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 

@@ -6,8 +6,6 @@ It comes from a file, from a task object, or from a task that is named: then a c
 that the aggregator itself never loads TensorFlow.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

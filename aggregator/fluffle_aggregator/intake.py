@@ -3,8 +3,6 @@
 The leader, the trial of a suspicious message, the simulations and the benchmarks all take messages in here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ consumes, publishes and acks on (rule 4 of docs/architecture.md). A commit is pe
 next message is taken in.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from fluffle.broker import Delivery

@@ -1,7 +1,5 @@
 """Performs what the leader decides, on the one channel that it consumes, publishes and acks on."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -5,8 +5,6 @@ in that order. So a missing number was refused, dropped by the worker (which say
 from the queue by a policy or a purge, which nobody else would notice.
 """
 
-from __future__ import annotations
-
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 
 # Beyond this many, the oldest refused updates are reported as missing if a later one of their run comes.

@@ -9,8 +9,6 @@ Source of both: Yin, Chen, Ramchandran and Bartlett, "Byzantine-Robust Distribut
 Statistical Rates" (2018, arXiv 1803.01498), definitions 1 and 2.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ No signal handler is set, any thread will do, and several may run in one process
 the same for a task that is named by its module.
 """
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
 from functools import partial

@@ -6,8 +6,6 @@ send at once. Take `cosine` when the number of versions is known, `step` to lowe
 that workers need not know the schedule.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Read this first, and then leader.py. When the one channel is lost, nothing is re
 dropped, and the next turn starts again from the head queue.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -1,7 +1,5 @@
 """The settings of an aggregator, and the objects that it builds from them."""
 
-from __future__ import annotations
-
 import math
 import os
 import socket

@@ -8,8 +8,6 @@ Source of all three: Xie, Koyejo and Gupta, "Asynchronous Federated Optimization
 section 5.2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

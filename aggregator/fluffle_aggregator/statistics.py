@@ -5,8 +5,6 @@ same base sum up to -2.2. A weighted mean of values stays between the smallest a
 in, whatever the order of arrivals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +30,7 @@ class StatisticsBuffer:
     mixing: float = 0.0
     count: int = 0
 
-    def adding(self, statistics: Vector, *, weight: float, mixing: float) -> StatisticsBuffer:
+    def adding(self, statistics: Vector, *, weight: float, mixing: float) -> "StatisticsBuffer":
         """Return the buffer with the statistics (float32 [size]) of one more update.
 
         `weight` is more than 0. `mixing`, in (0, 1], is how far this update alone would move the statistics.

@@ -9,8 +9,6 @@ the same bits as never to have stopped. It works in place and in blocks: a model
 vector of that size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol

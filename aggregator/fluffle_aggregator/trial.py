@@ -5,8 +5,6 @@ two aggregators that died. Whether it was the cause, or only waited beside the c
 reads it, and passes it through the same gates into a model of zeros. docs/decisions/0008 says why.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import subprocess

@@ -4,8 +4,6 @@ Without a look now and then, a leader whose stream was deleted would wait for ev
 read its versions, and one whose head was deleted would commit to the stream alone.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

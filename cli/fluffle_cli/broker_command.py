@@ -1,7 +1,5 @@
 """`fluffle broker up|down|status`: a private RabbitMQ in a folder, for a person at a terminal."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from shlex import quote

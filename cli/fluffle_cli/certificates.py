@@ -4,8 +4,6 @@ trustme makes them: they last until the year 3000, and a key of a user would als
 where it is used: `cryptography` is slow to load.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address

@@ -1,7 +1,5 @@
 """`fluffle broker certs`: certificates for development with TLS, and what to set where."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 Its folder holds one folder for each node, from which that node alone can be loaded, killed or restarted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """`fluffle federation list|show|delete|reset`: the federations of a virtual host, and how to start over."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The federations of a virtual host, what each consists of on the broker, and how one is deleted or reset."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What was seen of a federation: its evaluations, and each worker's rounds. Pure, of bounded size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """The `fluffle` command line: it starts the parts, and does none of their work."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What a refused message contains, for people."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import fields
 

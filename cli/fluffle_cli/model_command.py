@@ -1,7 +1,5 @@
 """`fluffle model`: lists, exports and restores versions of the model, and builds version 0 of a task."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import AbstractContextManager
 from datetime import datetime

@@ -1,7 +1,5 @@
 """JSON that every program can read, whatever numbers stand in it: JSON itself knows no NaN. Pure."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The settings that commands share which query a federation and end."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from fluffle.settings import SharedSettings

@@ -4,8 +4,6 @@ RabbitMQ keeps every message that is read here, unacked, until it is removed or 
 are back in the queue when the connection ends, for whatever reason.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping

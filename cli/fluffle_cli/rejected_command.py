@@ -1,7 +1,5 @@
 """`fluffle rejected list|show|requeue|discard`: the messages that aggregators refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tempfile

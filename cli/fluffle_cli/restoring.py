@@ -1,7 +1,5 @@
 """Restore a version to the broker, so that the next aggregator continues from it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from fluffle.broker import Broker

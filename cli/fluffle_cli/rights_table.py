@@ -1,7 +1,5 @@
 """What each role may do, in words: for `fluffle user add --help` and broker_config/README.md. Pure."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

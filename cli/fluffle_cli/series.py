@@ -1,7 +1,5 @@
 """Curves of bounded length: when one is full, neighbouring points are merged. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 

@@ -1,7 +1,5 @@
 """`fluffle broker setup`: a federation's exchanges and queues, and its users if wanted, on any broker."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -51,7 +49,7 @@ class SetupSettings(ManagementSettings):
         return users
 
     @model_validator(mode="after")
-    def _has_a_place_for_passwords(self) -> SetupSettings:
+    def _has_a_place_for_passwords(self) -> "SetupSettings":
         if bool(self.users) != (self.password_folder is not None):
             raise ValueError("--users and --password-folder need each other")
         return self

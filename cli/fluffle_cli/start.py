@@ -1,7 +1,5 @@
 """The entry point of `fluffle`: it handles Ctrl-C before the imports, which take a second or more."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """`fluffle status`: how far a federation is, once or again and again, for people or for programs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`fluffle task check`: tries a task on this machine, without a broker."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator, Mapping

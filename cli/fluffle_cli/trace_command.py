@@ -1,7 +1,5 @@
 """`fluffle trace`: what has become of one update."""
 
-from __future__ import annotations
-
 import json
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """What has become of one update, from the records of the versions and the refused messages. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -33,7 +31,7 @@ class Entry:
     is_after_gap: bool
 
     @classmethod
-    def of(cls, version: ModelVersion, update: UpdateId, *, is_after_gap: bool) -> Entry:
+    def of(cls, version: ModelVersion, update: UpdateId, *, is_after_gap: bool) -> "Entry":
         """Read what a version's record says of an update."""
         run = (update.worker, update.run)
         mates = [one.id for one in version.folded if (one.id.worker, one.id.run) == run and one.id != update]

@@ -1,7 +1,5 @@
 """Waiting until a queue has no consumer: RabbitMQ takes a moment to notice that one has left."""
 
-from __future__ import annotations
-
 import time
 
 from fluffle.broker import Broker

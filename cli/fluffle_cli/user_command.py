@@ -1,7 +1,5 @@
 """`fluffle user add|change|remove|list`: one RabbitMQ user for each worker and each other part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +71,7 @@ class AddSettings(UserSettings):
         return require_name(name)
 
     @model_validator(mode="after")
-    def _has_a_use_for_the_file(self) -> AddSettings:
+    def _has_a_use_for_the_file(self) -> "AddSettings":
         if self.password_file is not None and not self.password:
             raise ValueError("--password-file and --no-password exclude each other")
         return self

@@ -1,7 +1,5 @@
 """The RabbitMQ users of a federation, as an administrator adds, changes, removes and lists them."""
 
-from __future__ import annotations
-
 import os
 import re
 import secrets

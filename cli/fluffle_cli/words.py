@@ -1,7 +1,5 @@
 """Numbers, times, shares and names as people read them. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Final

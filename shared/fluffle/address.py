@@ -1,7 +1,5 @@
 """The address of the broker and the login there, read from its URL; and hosts in other URLs."""
 
-from __future__ import annotations
-
 import ipaddress
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What Fluffle needs of a broker: an interface, implemented by RabbitBroker and by FakeBroker."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 A mistake in a task becomes a TaskError that names the function, what it returned and what was expected.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

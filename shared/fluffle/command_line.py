@@ -9,8 +9,6 @@ The text of a flag goes to the settings class as it is, so that a wrong value is
 sentence whether it came from a flag, the environment or the file. Nothing slow is imported here.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

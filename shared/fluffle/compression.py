@@ -6,8 +6,6 @@ delta, topk:0.05 the largest twentieth, and the worker sends later what it left 
 name costs time, and helps where many elements are zero.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Annotated, Protocol

@@ -1,7 +1,5 @@
 """Connect to the broker: which errors are worth another try, for how long, and what each part then checks."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

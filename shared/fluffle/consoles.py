@@ -1,7 +1,5 @@
 """Consoles that print text as it is: rich by itself would turn the :100: of a setting into an emoji."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Publishes the events of this process, without ever delaying its work."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import deque

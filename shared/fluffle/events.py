@@ -4,8 +4,6 @@ Events may be lost, and nothing is decided by them: what counts is in the record
 sends its own events, a few at a time, in one `Report` (docs/protocol.md).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, get_args

@@ -6,8 +6,6 @@ further functions in an annotation check what was read. Every error names the fi
 was expected. To add a field to a message, add it to its dataclass (and to docs/protocol.md).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -53,7 +51,7 @@ class FieldError(WireError):
         self._problem = problem
         self._field = ""
 
-    def inside(self, field: str) -> FieldError:
+    def inside(self, field: str) -> "FieldError":
         """Return the error with one more field around it."""
         self._field = field + self._field
         return self

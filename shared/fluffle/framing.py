@@ -4,8 +4,6 @@ A message is a msgpack map, the header, and one msgpack bin, the payload; docs/p
 header is bounded in its bytes and its items, and the payload must have the announced length and checksum.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """The first message of each connection; `fluffle.record.Hello` says what it is for."""
 
-from __future__ import annotations
-
 from fluffle.broker import Broker
 from fluffle.errors import QueueFull
 from fluffle.logs import get_logger

@@ -4,8 +4,6 @@ While there is no aggregator, workers that keep training from one version repeat
 their updates goes much too far. docs/decisions/0016 has the measurements.
 """
 
-from __future__ import annotations
-
 import math
 
 from fluffle.record import ModelVersion

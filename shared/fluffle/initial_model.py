@@ -4,8 +4,6 @@ The aggregator runs this as a child, `python -m fluffle.initial_model --task T -
 never loads the task's framework, which may take half a gigabyte of memory, into its own process.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

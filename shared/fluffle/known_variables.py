@@ -4,8 +4,6 @@ The names stand in `known_settings.toml`, which `make reference` writes from the
 process never imports the settings of all parts, and its environment may hold those of another part.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

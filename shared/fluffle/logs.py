@@ -14,8 +14,6 @@ writes one JSON object a line, always with `time` (UTC), `level`, `part`, `feder
 Both go to stderr.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """RabbitMQ's management interface: the only module that knows httpx."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,7 +57,7 @@ class ManagementSettings(SharedSettings):
 
     management_url: ManagementUrl = None
 
-    def management(self, *, tag: str = ADMINISTRATOR) -> Management:
+    def management(self, *, tag: str = ADMINISTRATOR) -> "Management":
         """Log in, and require that the user has this tag or one that includes it."""
         return Management(self.broker_address(), self.management_url, tag=tag)
 

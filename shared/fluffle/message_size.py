@@ -5,8 +5,6 @@ codec. The plan and the layout say both, so that a model is refused before anybo
 hundred bytes, are not counted.
 """
 
-from __future__ import annotations
-
 import math
 
 from fluffle.compression import CODECS, most_bytes

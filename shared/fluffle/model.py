@@ -6,8 +6,6 @@ variance of BatchNormalization: they are sent and averaged as values. *Frozen* t
 not sent; the layout holds their digest. *Local* tensors stay with their worker, and are not in the layout.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -97,7 +95,7 @@ class FrozenPart:
     digest: ShortText
 
     @classmethod
-    def of(cls, weights: Weights) -> FrozenPart | None:
+    def of(cls, weights: Weights) -> "FrozenPart | None":
         """Describe frozen tensors in their order; None when there are none."""
         if not weights:
             return None
@@ -151,7 +149,7 @@ class Layout:
                 )
 
     @classmethod
-    def of(cls, weights: Weights, groups: Mapping[str, Group] = {}) -> Layout:
+    def of(cls, weights: Weights, groups: Mapping[str, Group] = {}) -> "Layout":
         """Describe named arrays, in their order; those that `groups` does not name are trained.
 
         Local tensors are left out.
@@ -253,13 +251,13 @@ class Layout:
                 start += spec.size
         return found
 
-    def require(self, other: Layout, *, whose: str = "the federation's model") -> None:
+    def require(self, other: "Layout", *, whose: str = "the federation's model") -> None:
         """Raise LayoutError that names the first difference, unless `other` is equal to this layout."""
         difference = self.difference(other, whose=whose)
         if difference:
             raise LayoutError(difference)
 
-    def difference(self, other: Layout, *, whose: str = "the federation's model") -> str | None:
+    def difference(self, other: "Layout", *, whose: str = "the federation's model") -> str | None:
         """Return the first difference between this layout and another in words, or None.
 
         `whose` says what this layout belongs to.
@@ -271,7 +269,7 @@ class Layout:
             return f"{whose} has {len(self.tensors)} tensors, this one {len(other.tensors)}"
         return self._frozen_difference(other, whose)
 
-    def _frozen_difference(self, other: Layout, whose: str) -> str | None:
+    def _frozen_difference(self, other: "Layout", whose: str) -> str | None:
         if self.frozen == other.frozen:
             return None
         here, there = (layout.frozen or "no frozen tensors" for layout in (other, self))

@@ -4,8 +4,6 @@
 without its weights, for everything that watches.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import threading

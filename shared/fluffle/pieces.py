@@ -1,7 +1,5 @@
 """A message as several pieces of memory, so that a model is sent without being copied. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

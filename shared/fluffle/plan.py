@@ -1,7 +1,5 @@
 """How each worker trains; the plan is part of every version's record. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

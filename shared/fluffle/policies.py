@@ -5,8 +5,6 @@ operator policy act: those with the highest priority among all that match the qu
 type does not know. tests/contract/test_policy_choice.py compares this with real nodes.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -4,8 +4,6 @@ Whether a policy or the queue's own argument wins depends on the key. docs/refer
 table, and tests/contract/test_policy_facts.py compares it with real nodes.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

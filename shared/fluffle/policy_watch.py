@@ -5,8 +5,6 @@ logs that once, and works without them; the leader still notices what a policy d
 (fluffle_aggregator.head_keeper).
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +23,7 @@ log = get_logger(__name__)
 EVERY_S = 10.0
 
 
-def policy_watch_of(settings: SharedSettings, management_url: str | None) -> PolicyWatch:
+def policy_watch_of(settings: SharedSettings, management_url: str | None) -> "PolicyWatch":
     """Return a watch of the policies on the broker of these settings."""
     return PolicyWatch(
         # The address is read again each time: the password may have changed.

@@ -1,7 +1,5 @@
 """Run a part's work on a connection, and again on a new one whenever the connection is lost."""
 
-from __future__ import annotations
-
 import math
 import random
 import threading

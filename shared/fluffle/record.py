@@ -1,7 +1,5 @@
 """The record of a model version: the model, and all that the next leader needs. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """`.fluffle` files: the bytes of a version's record, and their SHA-256 as the last line."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

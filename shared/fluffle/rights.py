@@ -6,8 +6,6 @@ delete), write to, and read from. To bind takes writing to the queue and reading
 Needs only the standard library: `make secrets` reads this module before anything is installed.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import re
@@ -84,7 +82,7 @@ class Scope:
     names: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Scope:
+    def parse(cls, text: str) -> "Scope":
         """Read "digits" or "gym-*,digits"; ValueError says what is wrong with it."""
         names = tuple(dict.fromkeys(each.strip() for each in text.split(",")))
         for each in names:
@@ -106,7 +104,7 @@ class Scope:
             for each in self.names
         )
 
-    def includes(self, other: Scope) -> bool:
+    def includes(self, other: "Scope") -> bool:
         """Tell whether all federations of another scope are in this one."""
         return all(each in self for each in other.names)
 

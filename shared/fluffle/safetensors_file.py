@@ -1,7 +1,5 @@
 """Models in `.safetensors` files: named arrays in their order, and the layout that says their groups."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

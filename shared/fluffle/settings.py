@@ -13,8 +13,6 @@ pydantic-settings is not used: its sources do not tell where a wrong value was w
 0.13 s.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import tomllib

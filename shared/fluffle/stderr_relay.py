@@ -8,8 +8,6 @@ are passed on too. Messages for the developers of a C++ library are debug lines,
 This file is also the program of that process, so it imports only the standard library.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

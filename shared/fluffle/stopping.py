@@ -1,7 +1,5 @@
 """Clean shutdown: the first SIGTERM or Ctrl-C asks a process to finish, a second Ctrl-C ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

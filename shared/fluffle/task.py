@@ -5,8 +5,6 @@ With anything else (PyTorch, scikit-learn, plain numpy), write a class with the 
 and returns numpy arrays; TensorFlow is not needed. `examples/` has one of each.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """An error in a task's code becomes one sentence that names the function and the line. Pure."""
 
-from __future__ import annotations
-
 import re
 import sysconfig
 import traceback

@@ -1,7 +1,5 @@
 """The exchanges, queues and bindings of a federation, as values that both ends share. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -49,7 +47,7 @@ class Exchange:
 
     name: str
     kind: Literal["fanout", "topic"] = "fanout"
-    sources: tuple[Exchange, ...] = ()
+    sources: "tuple[Exchange, ...]" = ()
 
     @property
     def arguments(self) -> Mapping[str, Argument]:

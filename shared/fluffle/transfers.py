@@ -1,7 +1,5 @@
 """Shows the progress of a large message: a bar on a terminal, elsewhere a log line now and then."""
 
-from __future__ import annotations
-
 import time
 from types import TracebackType
 from typing import Self

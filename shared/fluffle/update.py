@@ -1,7 +1,5 @@
 """Weight updates, their ids, and the memory of which of them a model contains. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -84,7 +82,7 @@ class RunLog:
     def __contains__(self, sequence: int) -> bool:
         return sequence <= self.highest and not any(first <= sequence <= last for first, last in self.gaps)
 
-    def adding(self, sequence: int) -> RunLog:
+    def adding(self, sequence: int) -> "RunLog":
         """Return the log with one more number in it."""
         if sequence > self.highest:
             skipped = ((self.highest + 1, sequence - 1),) if sequence > self.highest + 1 else ()
@@ -116,7 +114,7 @@ class AppliedUpdates:
         """Return whether an update, or a later one of its run, is applied."""
         return update.sequence <= self.runs.get((update.worker, update.run), RunLog()).highest
 
-    def adding(self, updates: Iterable[UpdateId]) -> AppliedUpdates:
+    def adding(self, updates: Iterable[UpdateId]) -> "AppliedUpdates":
         """Return the memory with more updates in it."""
         runs = dict(self.runs)
         for update in updates:

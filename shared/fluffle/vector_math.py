@@ -4,8 +4,6 @@ A model may have a hundred million parameters, so nothing here makes a second ve
 element is computed by itself, so the size of the blocks does not change the result.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

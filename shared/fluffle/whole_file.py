@@ -1,7 +1,5 @@
 """Files that exist whole or not at all, even if the process or the machine dies while they are written."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

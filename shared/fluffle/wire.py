@@ -5,8 +5,6 @@ What is as large as a model lies in the payload. Nothing that a sender says is b
 every fault is a WireError that names the field.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Annotated, Final, TypeVar

@@ -1,7 +1,5 @@
 """The two kinds of Broker, for one suite."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 

@@ -1,7 +1,5 @@
 """What every Broker promises of queues: for FakeBroker and for RabbitBroker on a real node."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace

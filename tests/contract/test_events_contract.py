@@ -1,7 +1,5 @@
 """What every Broker promises of what is told and listened to: FakeBroker, and RabbitBroker on a real node."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """RabbitMQ vouches for who sent a message, and through which exchange; nothing else is believed."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

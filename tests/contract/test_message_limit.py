@@ -1,7 +1,5 @@
 """A broker that takes smaller messages than Fluffle's own limit, on a node of its own."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

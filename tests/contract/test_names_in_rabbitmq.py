@@ -1,7 +1,5 @@
 """What RabbitMQ's UI calls the parts of a federation."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Opening a connection when the URL names several nodes of a cluster."""
 
-from __future__ import annotations
-
 import pytest
 from relay import Relay
 

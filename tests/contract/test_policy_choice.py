@@ -1,7 +1,5 @@
 """Which policy acts on a queue: what `fluffle.policies` works out is what RabbitMQ does."""
 
-from __future__ import annotations
-
 import random
 import shlex
 import tempfile

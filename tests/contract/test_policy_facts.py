@@ -4,8 +4,6 @@ Each is tried on a real node, and holds on 3.10 and on 4.0. A policy's pattern n
 federation, and is deleted at the end.
 """
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator

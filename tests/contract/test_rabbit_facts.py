@@ -1,7 +1,5 @@
 """What RabbitMQ really does where Fluffle leans on it: RabbitBroker alone, on a real node."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

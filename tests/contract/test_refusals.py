@@ -1,7 +1,5 @@
 """What RabbitMQ answers when it refuses a connection, a channel or a queue, and what becomes of it."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterator

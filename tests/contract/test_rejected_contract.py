@@ -1,7 +1,5 @@
 """What `fluffle rejected` leans on: for FakeBroker and for RabbitBroker on a real node."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

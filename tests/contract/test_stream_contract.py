@@ -1,7 +1,5 @@
 """What every Broker promises of head and stream: for FakeBroker and for RabbitBroker on a real node."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

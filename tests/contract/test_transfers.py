@@ -1,7 +1,5 @@
 """What is shown while a large message is on its way to or from a real broker."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """One process at a time works under a worker's name, and both processes learn of each other."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

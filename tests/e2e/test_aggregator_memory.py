@@ -1,7 +1,5 @@
 """The aggregator's memory: at most 80 MB of its own and three times a large model, for any buffer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parts as a container platform runs them: any user of group 0, without a home, on read-only files."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

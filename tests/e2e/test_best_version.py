@@ -1,7 +1,5 @@
 """Which version the command line calls best: one by a metric with a direction, else none."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

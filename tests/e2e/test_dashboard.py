@@ -1,7 +1,5 @@
 """The live page in a real Chromium, of a real federation."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The live page of 2,000 workers, in a real Chromium and over a real broker."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace

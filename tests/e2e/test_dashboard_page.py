@@ -1,7 +1,5 @@
 """What the live page makes of what it is told, in a real Chromium."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Iterator

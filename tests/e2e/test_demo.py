@@ -1,7 +1,5 @@
 """`fluffle demo` as a newcomer starts it: what it leaves behind, and how Ctrl-C ends it."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

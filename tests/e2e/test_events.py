@@ -1,7 +1,5 @@
 """What a real federation tells to whoever listens, and that nobody needs a listener."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pika

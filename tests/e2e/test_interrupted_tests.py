@@ -1,7 +1,5 @@
 """A run of these tests that is interrupted leaves no RabbitMQ behind, nor a part of a federation."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """A site writes its own model: the federation's newest version with the site's local weights."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What can be told of a real run: the way of each update, and what a monitor watched."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A transformer with LoRA in a real federation: only what is trained travels."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`fluffle model list` on a federation with large models reads none of them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The example notebook, run from its first cell to its last, as somebody would who opens it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A real Prometheus asks a real federation, and what it knows is what the federation's record says."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """`fluffle rejected` as an operator types it, on a real broker with a real aggregator."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A whole federation inside one process, as in a notebook: threads, task objects, and no signal handler."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 import threading

@@ -1,7 +1,5 @@
 """`fluffle status` as a person or a program calls it, on a real broker."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

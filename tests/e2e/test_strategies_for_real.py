@@ -1,7 +1,5 @@
 """Each strategy from end to end, on a real broker, with processes of its own and real data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A metric that is a vector becomes one number for each class, and each may be a target."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

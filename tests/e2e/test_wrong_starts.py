@@ -1,7 +1,5 @@
 """What is wrong at the start becomes one clear sentence and exit code 2, never a traceback."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The leader dies or freezes at the worst moments: one linear history, each update once, the same bits."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The broker dies, or runs out of memory or disk: nothing is lost, nothing counts twice, nobody hangs."""
 
-from __future__ import annotations
-
 import os
 import random
 import sys

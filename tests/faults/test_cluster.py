@@ -1,7 +1,5 @@
 """A federation on three nodes: one may die at a time, two may not, and nothing is lost or counted twice."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

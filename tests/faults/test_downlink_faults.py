@@ -1,7 +1,5 @@
 """Rounded versions with real processes: the leader dies, and the exact model goes on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Error feedback with real processes: through SIGKILL and refusals, each round's delta counts once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The head queue deleted, or the whole broker lost: nobody begins anew by mistake, and `restore` mends it."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Iterator

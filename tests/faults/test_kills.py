@@ -3,8 +3,6 @@
 One run trains with TensorFlow; the others, which hold the same promise, with a task that starts sooner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

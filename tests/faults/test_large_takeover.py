@@ -1,7 +1,5 @@
 """A standby takes over while more updates of a large model wait than it has room for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

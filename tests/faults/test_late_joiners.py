@@ -1,7 +1,5 @@
 """Ten workers that join at once, late, a federation whose model is large."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time

@@ -1,7 +1,5 @@
 """Two processes under one worker's name: from two machines, so that the lock of a shared spool is no help."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """An operator's policy acts on the queues of a federation: it is named, and nothing is lost in silence."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a power cut leaves: quorum queues are flushed before a confirm, streams are not."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -3,8 +3,6 @@
 Whoever was at work waits, says which limit or refusal it met, and goes on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A broker that takes questions and gives no answers, as one does whose queue has lost its members."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Starting over with real parts: `fluffle federation reset` and `delete` under them, and users who stay."""
 
-from __future__ import annotations
-
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -3,8 +3,6 @@
 Whoever cannot go on says so in one sentence and ends; whoever waits says what for, less and less often.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime

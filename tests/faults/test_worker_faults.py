@@ -1,7 +1,5 @@
 """The worker killed, cut off, blocked and refused, with real processes: what it has finished counts once."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a model is put together."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any

@@ -1,7 +1,5 @@
 """What train_data may return; tests/worker/test_keras_data.py has more, and what is refused."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 

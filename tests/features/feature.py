@@ -1,7 +1,5 @@
 """A feature of Keras, as these tests know it: a tiny model that has it, and data for it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Layers that people use."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 

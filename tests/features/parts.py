@@ -1,7 +1,5 @@
 """Weights that do not travel: frozen ones, those under adapters, and local ones."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """All features; docs/models.md has a row for each, in this order."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from features.architectures import ARCHITECTURES

@@ -1,7 +1,5 @@
 """What happens between a minibatch and the weights: precision, optimizers, losses, metrics, steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any

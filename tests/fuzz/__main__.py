@@ -4,8 +4,6 @@ What is found by the way is kept in .fuzz, so that the next run goes on from the
 to tests/corpus.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess

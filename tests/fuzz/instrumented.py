@@ -1,7 +1,5 @@
 """One target under atheris, in a process of its own: python -m fuzz.instrumented TARGET OPTIONS."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 import sys

@@ -1,7 +1,5 @@
 """What holds of every message that was let in, whoever sent it; fuzzer and hypothesis both hold it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 

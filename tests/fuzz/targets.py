@@ -4,8 +4,6 @@ Nobody guesses a checksum, so each message is tried as it came, and again with a
 checksum that fit.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A RabbitMQ node with its management interface, for tests of users and rights."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A process that reads one message and tells what that took: python decoding.py inbound|record FILE."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

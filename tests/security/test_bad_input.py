@@ -1,7 +1,5 @@
 """Every kind of bad input by its name: refused with its reason, while an honest update is applied."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

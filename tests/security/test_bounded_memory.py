@@ -3,8 +3,6 @@
 Each is read in a process of its own, whose peak memory Linux tells: tracemalloc does not see all of it.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`fluffle broker setup` on a real node: a federation made at once, or printed for whoever may import it."""
 
-from __future__ import annotations
-
 import json
 import stat
 from collections.abc import Callable

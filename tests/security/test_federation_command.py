@@ -1,7 +1,5 @@
 """`fluffle federation` on a real node: what it shows, what it deletes, and when it refuses to."""
 
-from __future__ import annotations
-
 import json
 import os
 import pty

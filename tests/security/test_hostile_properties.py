@@ -1,7 +1,5 @@
 """Properties that only an attacker puts on a message: the aggregator keeps its connection and goes on."""
 
-from __future__ import annotations
-
 import struct
 import threading
 from collections.abc import Mapping

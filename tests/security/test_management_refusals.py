@@ -1,7 +1,5 @@
 """What RabbitMQ's management interface refuses is passed on with its own reason."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import pytest

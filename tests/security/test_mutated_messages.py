@@ -1,7 +1,5 @@
 """Messages with something wrong in their structure: each is sound after all, or refused by its field."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Who may do what: every role against every operation of a real node, as separate users, in one table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace

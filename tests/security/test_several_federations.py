@@ -1,7 +1,5 @@
 """Users of several federations on a real node: how they are made, changed, listed and removed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """TLS for real: our own authority, a RabbitMQ that speaks nothing but TLS, and real processes."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """`fluffle user` on a real node: who is made, what is never touched, who is thrown out."""
 
-from __future__ import annotations
-
 import re
 import socket
 import stat

@@ -1,7 +1,5 @@
 """One aggregator of the simulation: the product's Leader, one message at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

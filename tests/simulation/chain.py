@@ -1,7 +1,5 @@
 """The records of a federation, each held against what an independent replay of its updates gives."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import math
@@ -37,12 +35,12 @@ class Link:
     """One record; the updates up to it, and the ranks that an update after it may have started from."""
 
     record: ModelVersion
-    parent: Link | None
+    parent: "Link | None"
     ids: frozenset[UpdateId]
     bases: frozenset[Rank]
     model: Model
 
-    def descends_from(self, other: Link) -> bool:
+    def descends_from(self, other: "Link") -> bool:
         """Tell whether the other is this record, or one before it."""
         link: Link | None = self
         while link is not None and link is not other:

@@ -1,7 +1,5 @@
 """Random settings for the aggregators of the simulation: every strategy, optimizer and commit schedule."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from random import Random
 

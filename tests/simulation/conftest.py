@@ -1,7 +1,5 @@
 """What makes thousands of simulations quick: no logs, and no bytes are decoded twice."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A connection that is lost at one of its calls, in each of the ways in which that can happen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from random import Random

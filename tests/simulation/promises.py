@@ -1,7 +1,5 @@
 """What Fluffle promises, held against the fake server after each step of a simulation."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Mapping, Sequence

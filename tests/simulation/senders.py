@@ -1,7 +1,5 @@
 """The workers and the evaluator of the simulation, and what some of them should not send."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from random import Random
 

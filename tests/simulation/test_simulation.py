@@ -3,8 +3,6 @@
 More of them, or one again: FLUFFLE_SIMULATION_SEEDS=5000-9999 or =1234 before `pytest tests/simulation`.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from dataclasses import replace

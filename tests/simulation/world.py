@@ -1,7 +1,5 @@
 """A whole federation in one thread, as a pure function of a seed."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable

@@ -4,8 +4,6 @@ A private RabbitMQ, two aggregators, four workers and an evaluator; a seed decid
 exits with 1 when a promise does not hold, and then leaves the logs.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import shutil

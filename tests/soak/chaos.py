@@ -1,7 +1,5 @@
 """Kills and freezes parts of a federation at random times, and starts again what is dead."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

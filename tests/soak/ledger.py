@@ -1,7 +1,5 @@
 """What the soak's own eyes saw: every version of the stream, and what became of each confirmed update."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Mapping

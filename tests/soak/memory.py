@@ -1,7 +1,5 @@
 """How much memory each part uses over the whole soak, whoever of its lives it is."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from statistics import median
 

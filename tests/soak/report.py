@@ -1,7 +1,5 @@
 """The soak's report: what happened, the ledger, and each part's memory, as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rich.console import Console

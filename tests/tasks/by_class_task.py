@@ -1,7 +1,5 @@
 """A task without a framework whose evaluation has one metric for each of two classes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

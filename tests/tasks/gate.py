@@ -4,8 +4,6 @@ The file `rounds` in the working folder says how many rounds a process may finis
 each it makes a file `begun-N`.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A task behind the gate whose every round adds the same whole numbers, so that a test can count them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

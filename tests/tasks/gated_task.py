@@ -1,7 +1,5 @@
 """The numpy task behind the gate."""
 
-from __future__ import annotations
-
 from numpy_task import SoftmaxRegression
 from tasks.gate import Gate
 

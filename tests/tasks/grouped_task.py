@@ -1,7 +1,5 @@
 """A task of one's own that says which of its tensors are trained, statistics, frozen and local."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A small transformer with a random, frozen base, LoRA on some of its layers, and a trained head."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is sent for acks is, to RabbitMQ, the same as an ack for each."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

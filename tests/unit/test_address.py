@@ -1,7 +1,5 @@
 """Where the broker is and who logs in there: addresses out of settings."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Evaluations: the best version is marked, and the federation ends when its goal is reached."""
 
-from __future__ import annotations
-
 from builders import SIZE, a_config, a_strategy, a_version, an_evaluation, an_update
 from fake_broker import FakeBroker, FakeServer
 from leading import (

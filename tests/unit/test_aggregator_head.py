@@ -1,7 +1,5 @@
 """Taking the lead: what a new leader makes of head and stream, in whatever state it finds them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace

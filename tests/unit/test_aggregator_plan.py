@@ -1,7 +1,5 @@
 """A leader with another plan than its predecessor: the workers learn of it at once."""
 
-from __future__ import annotations
-
 from builders import SIZE, a_config, a_strategy, an_update
 from leading import a_server, aggregate, newest, rejected, send, versions
 

@@ -1,7 +1,5 @@
 """Aggregators that die at every possible moment: nothing is lost or counted twice, and no bit differs."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the aggregator refuses, where it goes, and that nothing else stops."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import msgpack

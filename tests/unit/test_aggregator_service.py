@@ -1,7 +1,5 @@
 """The aggregator's loop: what becomes a version, when, and what is acked."""
 
-from __future__ import annotations
-
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace

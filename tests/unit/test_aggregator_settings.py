@@ -1,7 +1,5 @@
 """What an aggregator makes of its settings."""
 
-from __future__ import annotations
-
 import pytest
 from builders import a_strategy
 

@@ -1,7 +1,5 @@
 """Two aggregators at once: one leads, the other takes over, and both leave at the end."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """The verdicts of `make bench-quick`: they can fail, and they fail for the right measurements."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Certificates for development: what is made, kept and refused."""
 
-from __future__ import annotations
-
 import ssl
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Mistakes in a task of one's own: each is one sentence that names the function and what came."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """docker-compose.cluster.yml, read as text like the file that it adds to."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

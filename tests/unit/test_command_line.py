@@ -1,7 +1,5 @@
 """Commands made of settings classes: their help, their flags, and how they end."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

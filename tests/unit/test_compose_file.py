@@ -1,7 +1,5 @@
 """docker-compose.yml, read as text (no YAML parser is a dependency): what must not slip in or out of it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

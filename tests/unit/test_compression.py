@@ -1,7 +1,5 @@
 """Codecs: how exactly a vector travels, and that adding it up is the same as adding what it stands for."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What is printed is what was given."""
 
-from __future__ import annotations
-
 import io
 
 from fluffle.consoles import PlainConsole

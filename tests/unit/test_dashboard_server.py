@@ -1,7 +1,5 @@
 """Who gets the live page: on loopback everybody of this machine, elsewhere who has the token."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import socket

@@ -1,7 +1,5 @@
 """The table of workers on the live page, and what is said of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from unittest.mock import ANY

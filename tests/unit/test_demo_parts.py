@@ -1,7 +1,5 @@
 """What `fluffle demo` is made of: who gets which settings, what logs tell, and what is made of versions."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Versions that travel to the workers rounded, while the head keeps each one as it is."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The evaluator's loop: each version that it can keep up with is reported once."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from dataclasses import replace

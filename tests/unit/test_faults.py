@@ -1,7 +1,5 @@
 """RabbitMQ's words, as 3.10 and 4.0 say them, and the error that each becomes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pika.exceptions

@@ -1,7 +1,5 @@
 """What is known of a federation from records and events: right, and of bounded size."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from math import inf

@@ -1,7 +1,5 @@
 """What one look at a federation shows, and the JSON that programs read."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import replace

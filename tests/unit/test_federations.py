@@ -1,7 +1,5 @@
 """Which queues are a federation's, and how the next leader begins one that was reset."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Error feedback: whatever is refused, resent, requeued or killed, each delta counts once, now or later."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections import deque

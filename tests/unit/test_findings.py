@@ -1,7 +1,5 @@
 """What is said to be wrong with a federation: each of these, and nothing of one that is well."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ tests/formats has one file of each kind. They are never written again: a change 
 another number of protocol or format, and new files.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

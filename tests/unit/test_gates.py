@@ -1,7 +1,5 @@
 """Whether an update is let in: every reason to refuse it, its boundary, and which reason comes first."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """When a federation is over, and which version is the best."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

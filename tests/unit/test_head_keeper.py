@@ -1,7 +1,5 @@
 """The head queue loses messages under a leader: it notices, says so, and puts the newest version back."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

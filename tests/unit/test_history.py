@@ -1,7 +1,5 @@
 """What is kept of a federation's past: right, and of bounded size."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

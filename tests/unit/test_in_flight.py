@@ -1,7 +1,5 @@
 """How many updates a worker may have under way: enough to fill each version, and few in a pause."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A misspelt variable of the environment is named, with the one that was probably meant."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Frames arrive and leave as pika's own connection would read and write them, byte for byte."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 

@@ -1,7 +1,5 @@
 """What one worker may not do to the rest: rates, share of a buffer, norm of an update."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import replace

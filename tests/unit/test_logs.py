@@ -1,7 +1,5 @@
 """Log lines: JSON for machines, a sentence for people, and nothing in between."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """`make secrets`: what it writes, who may read it, and what it lets each user do."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """What a message too large is told: its size, the limit, the codecs that would fit, and what to set."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

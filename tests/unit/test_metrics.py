@@ -1,7 +1,5 @@
 """What the parts count for Prometheus: right numbers, bounded labels, in nobody's way."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys

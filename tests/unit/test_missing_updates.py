@@ -1,7 +1,5 @@
 """Updates that never came are noticed when a later one of their run does."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """A model as a layout and flat arrays: what goes in comes out again, and what differs is named."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

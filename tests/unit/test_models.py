@@ -1,7 +1,5 @@
 """Reading versions from the stream: the newest one, the newer one, all of them."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """The files in monitoring/, by the tools that read them."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

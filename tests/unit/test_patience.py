@@ -1,7 +1,5 @@
 """What is worth waiting for, and for how long."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

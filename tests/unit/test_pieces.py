@@ -1,7 +1,5 @@
 """A message's bytes in several places: cut into frames as if they were in one."""
 
-from __future__ import annotations
-
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,7 +1,5 @@
 """What Fluffle uses of pika that is not public: a new pika fails here first, and says where each is used."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import tomllib

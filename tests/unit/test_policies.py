@@ -1,7 +1,5 @@
 """Which policies act on a federation's queues, and what they would break there."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The look at the broker's policies: what is refused at the start, and what is said when."""
 
-from __future__ import annotations
-
 import pytest
 
 from fluffle.errors import AccessRefused, FluffleError, UnsafePolicy

@@ -1,7 +1,5 @@
 """Working on one connection after the other: what is tried again, how often, and how long."""
 
-from __future__ import annotations
-
 import threading
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """`.fluffle` files: what comes back is what was written, or one sentence."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The stream of records: each version without its weights, for everything that watches."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`fluffle rejected`: what is known of a message, which are meant, and where they go."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 

@@ -1,7 +1,5 @@
 """The page of a run: all of it in one file, whatever its files say."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """`fluffle model restore`: what it puts where, and what it refuses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Whom a list or a pattern of federations lets in, and that rights tell which list it was."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

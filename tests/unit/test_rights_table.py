@@ -1,7 +1,5 @@
 """The table of rights that people read says what `fluffle.rights` grants."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from typer.testing import CliRunner

@@ -1,7 +1,5 @@
 """Rules over a buffer: median and trimmed mean against float64 references, and what they hold in memory."""
 
-from __future__ import annotations
-
 import math
 import tracemalloc
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The schedules of the workers' learning rate, and how a leader carries them from record to record."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Settings: where they come from, who wins, and what is said when one is wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Literal
 

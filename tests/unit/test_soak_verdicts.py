@@ -1,7 +1,5 @@
 """The soak can fail: what its ledger and its look at memory make of a federation that breaks a promise."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The spool: what is in it is on disk, in order, under ids that are given once, and damage is noticed."""
 
-from __future__ import annotations
-
 import logging
 import resource
 import stat

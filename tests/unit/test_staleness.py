@@ -1,7 +1,5 @@
 """Discounts by staleness: hand-computed numbers, properties, and the settings that make them."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

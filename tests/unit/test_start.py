@@ -1,7 +1,5 @@
 """How `fluffle` starts: Ctrl-C while it still imports, and parts that import no more than they need."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

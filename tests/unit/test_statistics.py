@@ -1,7 +1,5 @@
 """Statistics, such as a BatchNormalization's moving variance: merged as values, and so never out of range."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

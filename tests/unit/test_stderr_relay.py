@@ -1,7 +1,5 @@
 """What libraries write past the log: whole JSON lines where the log is JSON, also of a crash."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

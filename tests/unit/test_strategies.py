@@ -1,7 +1,5 @@
 """FedAsync, FedBuff and FedAvg: numbers by hand, a float64 reference, the known faults of other systems."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Which strategy the settings make, what it asks of the workers, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 from builders import a_strategy
 from pydantic import ValidationError

@@ -1,7 +1,5 @@
 """`fluffle task check`: what a user runs first, on tasks without a framework that work, and that do not."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable, Mapping

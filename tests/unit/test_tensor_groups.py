@@ -1,7 +1,5 @@
 """Statistics, frozen and local tensors on their way from a task to its worker's folder and the wire."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Mapping
 from dataclasses import replace

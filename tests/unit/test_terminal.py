@@ -1,7 +1,5 @@
 """The picture of a federation on a terminal, and the line of it in a log file."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from io import StringIO

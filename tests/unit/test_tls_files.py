@@ -1,7 +1,5 @@
 """The files that TLS needs: what is made of them, and what is said when one cannot be used."""
 
-from __future__ import annotations
-
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """The codec topk: the largest elements travel, exactly, and bytes that are no such vector are refused."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from builders import a_vector, values_of

@@ -1,7 +1,5 @@
 """The aggregator's look at what somebody may have deleted."""
 
-from __future__ import annotations
-
 import pytest
 from fake_broker import FakeBroker, FakeServer
 from leading import Clock

@@ -1,7 +1,5 @@
 """What the records of versions say of one update."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

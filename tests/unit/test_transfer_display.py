@@ -1,7 +1,5 @@
 """How far a large message is: a bar on a terminal, log lines elsewhere, nothing for small ones."""
 
-from __future__ import annotations
-
 import io
 import logging
 from collections.abc import Iterator

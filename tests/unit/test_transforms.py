@@ -1,7 +1,5 @@
 """Server optimizers: steps computed by hand, a float64 reference, what they promise of bits and memory."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Whether a noisy curve improves, stands still or gets worse: told right, and for the right reasons."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The memory of which updates a model contains, held against a plain set of them."""
 
-from __future__ import annotations
-
 from random import Random
 
 import pytest

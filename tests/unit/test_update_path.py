@@ -1,7 +1,5 @@
 """How many functions of the aggregator one update passes, from its delivery to the fold."""
 
-from __future__ import annotations
-
 import sys
 from types import FrameType
 

@@ -1,7 +1,5 @@
 """A watcher reads a record only when there is news, and believes only those who may say it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

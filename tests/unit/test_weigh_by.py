@@ -1,7 +1,5 @@
 """Weights by examples: the formulas of FedBuff and FedAsync against a float64 reference."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

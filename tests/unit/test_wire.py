@@ -1,7 +1,5 @@
 """Messages to bytes and back: what goes in comes out, in the bytes that docs/protocol.md promises."""
 
-from __future__ import annotations
-
 import gc
 import math
 import string

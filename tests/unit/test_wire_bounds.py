@@ -1,7 +1,5 @@
 """Whatever the encoder lets through the decoder reads: at, below and above every bound of the protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Messages that are not what the protocol says: each is refused in words that name the fault."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Numbers and names as people read them, and JSON that every program can read."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """The worker's loop: what it trains from, what it sends, and how it leaves."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace

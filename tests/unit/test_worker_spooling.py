@@ -1,7 +1,5 @@
 """What the worker keeps: over lost connections, outages, full queues, and from one life to the next."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What the data functions of a KerasTask may return, and what they are told when it is something else."""
 
-from __future__ import annotations
-
 import importlib
 import itertools
 from collections.abc import Callable, Iterator

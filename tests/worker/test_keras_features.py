@@ -1,7 +1,5 @@
 """Each feature of Keras in the table of docs/models.md, trained along the whole way of a round."""
 
-from __future__ import annotations
-
 from fnmatch import fnmatchcase
 from pathlib import Path
 

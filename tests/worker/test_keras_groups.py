@@ -1,7 +1,5 @@
 """Which weights of a Keras model are trained, statistics, frozen and local, for layers that people use."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType

@@ -1,7 +1,5 @@
 """LoRA: only what is trainable travels, and training goes on from a file."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

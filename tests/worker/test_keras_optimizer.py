@@ -1,7 +1,5 @@
 """A kept optimizer and the plan's learning rate: what goes on from round to round, and what begins anew."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Mapping

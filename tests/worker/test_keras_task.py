@@ -1,7 +1,5 @@
 """A KerasTask, with real TensorFlow: what it promises to the loop that drives it."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import os

@@ -1,7 +1,5 @@
 """A custom train_step under FedAsync's proximal term, which sits between it and the optimizer."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """docs/models.md: the table of Keras features names those that are tested, and no others."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from features.table import FEATURES

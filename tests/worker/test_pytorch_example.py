@@ -1,7 +1,5 @@
 """The PyTorch example. TensorFlow is not imported here: with it, torch's CUDA build crashes in Triton."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

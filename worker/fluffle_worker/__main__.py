@@ -1,7 +1,5 @@
 """`python -m fluffle_worker`, the same as `fluffle worker`; and the command of `fluffle evaluator`."""
 
-from __future__ import annotations
-
 from fluffle import logs
 from fluffle.command_line import run_program, settings_command
 from fluffle.stopping import stop_on_signals

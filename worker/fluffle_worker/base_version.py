@@ -1,7 +1,5 @@
 """Which version the next round starts from: the newest one, unless the worker has to wait for a newer one."""
 
-from __future__ import annotations
-
 import math
 import threading
 from dataclasses import dataclass, field

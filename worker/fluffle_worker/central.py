@@ -1,7 +1,5 @@
 """The baseline of a federation: the same model, trained centrally on the data of all sites."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Curves and histograms for TensorBoard of each version that an evaluator has evaluated."""
 
-from __future__ import annotations
-
 import os
 import socket
 import time

@@ -1,7 +1,5 @@
 """The spool's files, written as a whole or not at all, with a digest at their end."""
 
-from __future__ import annotations
-
 import os
 from contextlib import suppress
 from pathlib import Path

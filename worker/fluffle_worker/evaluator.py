@@ -1,7 +1,5 @@
 """The evaluator's loop: read the newest version, evaluate it on held-out data, report the metrics."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

@@ -9,8 +9,6 @@ Source: Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Com
 1901.09847), Algorithm 1, with a learning rate of 1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

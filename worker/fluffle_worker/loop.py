@@ -4,8 +4,6 @@ Training runs in this thread; the broker's connection has a thread of its own, w
 however long an epoch takes.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Training while the broker cannot be reached."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

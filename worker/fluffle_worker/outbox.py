@@ -1,7 +1,5 @@
 """From a trained update to a confirmed message: compress, spool, and publish until it is confirmed."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Shows the progress of a round of training: a bar on a terminal, nothing in a log file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """One round of local training: from a version of the model to a weight update. No broker, no disk."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The settings of a worker and of an evaluator."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

@@ -5,8 +5,6 @@ optimizer.safetensors  the optimizer's state, where the plan says keep_optimizer
 first-term             the first term of the federation that all of this, and the spool, belong to
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One shared data set cut into sites: at random, by Dirichlet, or by label shards. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import numpy as np

@@ -13,8 +13,6 @@ The names of the files are the spool's memory, so that a confirm can be noted on
 Numbers only increase, over all runs, so that the order of names is the order in which they were made.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re
@@ -71,7 +69,7 @@ class Waiting:
 
 
 @contextmanager
-def open_spool(folder: Path, *, worker: str, max_bytes: int) -> Iterator[Spool]:
+def open_spool(folder: Path, *, worker: str, max_bytes: int) -> "Iterator[Spool]":
     """Open the spool of a worker for this process; it holds at most `max_bytes`, or one larger update.
 
     Raises ConfigError when the folder cannot be used, or when another process uses it.

@@ -1,7 +1,5 @@
 """Trying a task without a broker: each function checks one thing that a federation needs from it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

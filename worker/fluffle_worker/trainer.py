@@ -1,7 +1,5 @@
 """Trains the rounds of one site: seeds, progress, the site's own state, and waiting after unusable rounds."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

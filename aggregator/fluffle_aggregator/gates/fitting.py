@@ -1,7 +1,5 @@
 """Whether an update is one for this model: federation, architecture and plan. Pure."""
 
-from __future__ import annotations
-
 from fluffle.compression import most_bytes
 from fluffle.events import AFTER_THE_END
 from fluffle_aggregator.gates.gate import Incoming, Refusal

@@ -1,7 +1,5 @@
 """What a gate is: one check that each update passes before it is folded. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

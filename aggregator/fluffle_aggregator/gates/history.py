@@ -1,7 +1,5 @@
 """Whether an update is new, and started from a version that this model has gone through. Pure."""
 
-from __future__ import annotations
-
 from pydantic import BaseModel, Field
 
 from fluffle.record import Rank, is_in_history

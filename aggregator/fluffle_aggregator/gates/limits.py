@@ -1,7 +1,5 @@
 """All limits that an operator sets for what workers send. Pure."""
 
-from __future__ import annotations
-
 from pydantic import ConfigDict
 
 from fluffle_aggregator.gates.history import StalenessLimit

@@ -3,8 +3,6 @@
 It follows from the norms in the model's record: a new leader decides as the one before it.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from itertools import repeat

@@ -3,8 +3,6 @@
 The tokens are kept in the leader's memory; a new leader begins anew.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 from pydantic import BaseModel, Field

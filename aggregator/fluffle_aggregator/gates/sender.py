@@ -1,7 +1,5 @@
 """Whether a message comes from whom it names, through the exchange for its kind. Pure."""
 
-from __future__ import annotations
-
 from fluffle.broker import Delivery
 from fluffle.topology import Exchange
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal

@@ -3,8 +3,6 @@
 A limit that is not set has no gate, and costs nothing. Each module has a gate, its settings and its reasons.
 """
 
-from __future__ import annotations
-
 from fluffle.errors import ConfigError
 from fluffle.topology import Topology
 from fluffle_aggregator.gates.fitting import fits_the_model

@@ -3,8 +3,6 @@
 It follows from the model's state alone, which is in its record: a new leader decides as the one before it.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Whether an update's numbers can be computed with: examples, and finite values of a usable size. Pure."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """FedAsync: each update makes a version. Take it when workers are few and each should show at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

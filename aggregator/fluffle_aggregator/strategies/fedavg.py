@@ -1,7 +1,5 @@
 """FedAvg: synchronous rounds of a whole cohort. Take it only to compare: everybody waits for the slowest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """FedBuff: a buffer of updates makes a version. Take it when workers are many or noisy."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

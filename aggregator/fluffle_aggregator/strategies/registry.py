@@ -4,8 +4,6 @@ To add one, write a module like fedbuff.py and name its class there: the flags o
 they accept, the demo and the trial of a suspicious message all follow from this list.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Self
 

@@ -5,8 +5,6 @@ collects a buffer of them, the rule makes one delta of the buffer, the `transfor
 model moves by it.
 """
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping

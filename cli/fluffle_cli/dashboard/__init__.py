@@ -1,7 +1,5 @@
 """`fluffle dashboard`: a page that shows a federation at work, and updates by itself."""
 
-from __future__ import annotations
-
 from fluffle.command_line import settings_command
 from fluffle_cli.dashboard.program import run
 from fluffle_cli.dashboard.settings import DashboardSettings

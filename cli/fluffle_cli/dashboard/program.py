@@ -3,8 +3,6 @@
 The server is imported where it is needed: it takes a moment to load, and most commands do without.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

@@ -3,8 +3,6 @@
 Import it where it is used: the two take a moment to load, and most commands do without.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import secrets

@@ -1,7 +1,5 @@
 """What can be set about the live page."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """One page of the table of workers, sorted and searched over thousands of rows. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import ceil, isnan
 from operator import attrgetter

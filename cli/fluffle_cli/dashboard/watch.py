@@ -1,7 +1,5 @@
 """What the live page shows: a watcher of one federation, which any request may ask for a view."""
 
-from __future__ import annotations
-
 import threading
 from math import inf
 

@@ -1,7 +1,5 @@
 """`fluffle demo`: a whole federation on this machine, from the broker to the pictures of what it did."""
 
-from __future__ import annotations
-
 from fluffle.command_line import settings_command
 from fluffle_cli.demo.program import run
 from fluffle_cli.demo.settings import DemoSettings

@@ -4,8 +4,6 @@
 own format, and trains the same architecture in one place, to compare.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

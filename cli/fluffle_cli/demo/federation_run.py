@@ -1,7 +1,5 @@
 """One federation of the demo, from its first process to its last version."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Mapping

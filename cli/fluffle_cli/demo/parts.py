@@ -1,7 +1,5 @@
 """Which processes one federation consists of, and the environment that each is started with. Pure."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

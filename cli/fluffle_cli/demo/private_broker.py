@@ -1,7 +1,5 @@
 """The demo's RabbitMQ: it starts in a thread, while the workers load TensorFlow."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait

@@ -3,8 +3,6 @@
 They end with the process that started them, however that one ended.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

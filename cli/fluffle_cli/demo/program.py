@@ -1,7 +1,5 @@
 """The demo from start to end: a broker, one federation or two, and what is made of their results."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """What came out of a demo, for people: its results and what each worker gave."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.text import Text
 

@@ -1,7 +1,5 @@
 """What can be set about the demo, and what each ready task needs for a good show."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime

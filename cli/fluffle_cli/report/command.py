@@ -1,7 +1,5 @@
 """`fluffle report`: one page of a finished run, and its pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar
 

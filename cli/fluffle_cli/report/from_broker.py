@@ -1,7 +1,5 @@
 """Makes the folder of a run from what RabbitMQ still has of a federation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path

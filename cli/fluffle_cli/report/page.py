@@ -4,8 +4,6 @@ Whatever it shows may come from a stranger's file: every text is escaped, and a 
 browser to load or run anything.
 """
 
-from __future__ import annotations
-
 import base64
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

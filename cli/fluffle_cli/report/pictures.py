@@ -4,8 +4,6 @@ The only module that needs matplotlib. They are drawn from what stands in the ru
 `fluffle report` draws them again.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 whatever else happened. The files may be anybody's, and are read with suspicion.
 """
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field

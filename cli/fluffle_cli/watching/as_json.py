@@ -3,8 +3,6 @@
 The keys stay: they are documented in docs/reference/state.md. What is not known is null.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Final

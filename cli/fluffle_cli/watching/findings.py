@@ -4,8 +4,6 @@ Each check is a function from a view to the findings that it has; `findings_of` 
 urgent first. To add one, write such a function and name it in CHECKS.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

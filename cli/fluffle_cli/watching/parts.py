@@ -1,7 +1,5 @@
 """What each part of a federation does at the moment, as far as it says so. Pure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Final
 

@@ -1,7 +1,5 @@
 """Whether a federation's model still improves, judged by the metric that says which version is best. Pure."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

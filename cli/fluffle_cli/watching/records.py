@@ -1,7 +1,5 @@
 """Reads the records of a federation's versions, without weights, from the stream F.records."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from fluffle import model_stream

@@ -4,8 +4,6 @@ Its size is bounded, however long it is kept and whatever it hears: each list, t
 Times are arguments, in Unix seconds by the clock of the process that watches.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping

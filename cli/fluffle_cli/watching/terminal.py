@@ -1,7 +1,5 @@
 """A view of a federation for people: on a terminal, or a line of it now and then in a log file or a pipe."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Whether a noisy curve still improves, stands still, or has got worse for long. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

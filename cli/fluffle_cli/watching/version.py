@@ -1,7 +1,5 @@
 """One version as everybody who watches knows it: its record without the model, in plain types. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Self

@@ -1,7 +1,5 @@
 """What is known of a federation at one moment, to be shown and judged. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final

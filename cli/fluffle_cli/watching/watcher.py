@@ -3,8 +3,6 @@
 It has no power over anything: it writes nothing but the queue of its own that it listens with.
 """
 
-from __future__ import annotations
-
 import secrets
 import threading
 import time

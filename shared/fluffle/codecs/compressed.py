@@ -4,8 +4,6 @@ A compressed vector is read in blocks that stay in the processor's cache: a whol
 by `decompressed`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import Field
 from typing import Any, ClassVar, Protocol

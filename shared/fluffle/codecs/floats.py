@@ -1,7 +1,5 @@
 """The codecs float32 and bfloat16. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self

@@ -7,8 +7,6 @@ average, and so are sums over many workers. Source: Alistarh et al., "QSGD" (201
 The payload has all scales, and then all q.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Self

@@ -7,8 +7,6 @@ The payload has the number of entries (4 bytes), their values as float32, and th
 is how many elements are left out before the entry. 255 says that 255 are left out and that the gap goes on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

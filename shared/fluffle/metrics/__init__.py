@@ -4,8 +4,6 @@ meters.py   what each part counts of the events that it tells
 server.py   serves it at /metrics
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 

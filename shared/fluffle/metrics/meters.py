@@ -4,8 +4,6 @@ A meter is an EventSink: it counts the events of its own process. Labels are bou
 same on all that it serves, and a leader makes no label of a name that others chose.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

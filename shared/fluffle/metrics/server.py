@@ -1,7 +1,5 @@
 """Serves a registry over HTTP from one thread: who holds that up holds up other scrapes, and nothing else."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

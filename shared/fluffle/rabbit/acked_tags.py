@@ -1,7 +1,5 @@
 """Combine many acks into one where that means the same to RabbitMQ."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -4,8 +4,6 @@ A consumer inspects queues and reads the stream over a second connection: on the
 behind the deliveries that were not taken yet, and reading pauses when too many of those have come.
 """
 
-from __future__ import annotations
-
 import functools
 import queue
 import threading

@@ -4,8 +4,6 @@ Heartbeats go on while the caller trains or folds: the caller's thread never tou
 functions to this thread and waits for their results.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

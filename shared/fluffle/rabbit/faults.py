@@ -5,8 +5,6 @@ exist, 406 for a message that was unacked for too long and for a quota. So its m
 RabbitMQ 3.10 and 4.0 write them (tests/contract/test_refusals.py).
 """
 
-from __future__ import annotations
-
 import re
 
 import pika.exceptions

@@ -9,8 +9,6 @@ The announced size of a body is the size that RabbitMQ holds, not one that a pub
 tests/unit/test_pika_internals.py lists all that this module uses of pika's internals.
 """
 
-from __future__ import annotations
-
 import struct
 from io import BytesIO
 
@@ -45,7 +43,7 @@ class LargeBodyConnection(pika.SelectConnection):
         transport._MAX_CONSUME_BYTES = TURN_BYTES
         super()._proto_connection_made(transport)
 
-    def _create_channel(self, *arguments: object) -> LargeBodyChannel:
+    def _create_channel(self, *arguments: object) -> "LargeBodyChannel":
         return LargeBodyChannel(self, *arguments)
 
     def _on_data_available(self, data_in: bytes) -> None:

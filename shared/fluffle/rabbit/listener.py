@@ -1,7 +1,5 @@
 """Receives what is published on an exchange, through a queue that lasts as long as the listener."""
 
-from __future__ import annotations
-
 import functools
 import queue
 import time

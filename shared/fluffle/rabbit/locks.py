@@ -4,8 +4,6 @@ An exclusive queue would be simpler. But when its virtual host crashes, RabbitMQ
 ever, and no other connection can use or delete it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Opening a connection to RabbitMQ: to one broker or any node of a cluster, in plain text or over TLS."""
 
-from __future__ import annotations
-
 import random
 import threading
 from collections.abc import Callable

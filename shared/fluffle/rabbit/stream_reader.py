@@ -1,7 +1,5 @@
 """Reads a stream on a channel of its own."""
 
-from __future__ import annotations
-
 import functools
 import queue
 import time

@@ -5,8 +5,6 @@ client's certificate, and a TLS server only hangs up on plain text. Then one mor
 without a login.
 """
 
-from __future__ import annotations
-
 import socket
 import ssl
 from datetime import UTC, datetime

@@ -15,8 +15,6 @@ reads the note, reports the newcomer, and declares its own bell again. A holder 
 or dead, and loses the lock when RabbitMQ misses its heartbeats. docs/decisions/0017 has the reasons.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

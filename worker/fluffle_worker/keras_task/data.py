@@ -5,8 +5,6 @@ are shuffled and cut; a finite `tf.data.Dataset`; a `PyDataset`; and other colle
 be read again and again, such as PyTorch's DataLoader. An error names the function that returned the data.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable

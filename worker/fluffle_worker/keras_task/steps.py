@@ -1,7 +1,5 @@
 """Training steps and evaluations: the model's train_step gets the same arguments as from `fit`."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice

@@ -1,7 +1,5 @@
 """KerasTask: a task made of two or three functions."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ thousand steps on learning their mean. So the loss is in units of the targets' v
 predicting the mean gives, and 0.5 means that half of the variance is explained.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_diabetes

@@ -4,8 +4,6 @@ The data is the copy that scikit-learn brings with it (1,797 images, from the UC
 downloaded. A fifth is held out, the same everywhere; the rest is split among the sites.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits

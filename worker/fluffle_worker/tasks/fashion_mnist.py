@@ -5,8 +5,6 @@ package `dataset-fashion-mnist` or those that Keras itself has cached. The 60,00
 among the sites, the 10,000 test images are held out.
 """
 
-from __future__ import annotations
-
 import gzip
 import os
 from pathlib import Path
