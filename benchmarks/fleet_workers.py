@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.small_networks import OneHiddenLayer, a_few_digits
-from fluffle.hello import say_hello
+from fluffle.connection import say_hello
 from fluffle.pieces import Body
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals

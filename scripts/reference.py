@@ -4,7 +4,7 @@ docs/reference/settings.md is for readers; shared/fluffle/known_settings.toml te
 the settings that it does not import.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fluffle.command_line import choices_of, default_of, metavar_of
-from fluffle.settings import SharedSettings, env_name, field_extra, flag_name
+from fluffle.settings import KNOWN_SETTINGS, SharedSettings, env_name, field_extra, flag_name, panel_of
 from fluffle_cli.main import app
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/settings.md"
-NAMES = ROOT / "shared/fluffle/known_settings.toml"
 # Variables that are no settings: where RabbitMQ is and where `fluffle broker` keeps its data, what
 # docker-compose.yml reads, and what the tests and benchmarks read.
 OTHER_VARIABLES = (
@@ -75,7 +74,7 @@ def page() -> str:
     commands: dict[type[SharedSettings], list[str]] = {}
     for name, settings_class in settings_by_command():
         commands.setdefault(settings_class, []).append(name)
-    parts = [INTRODUCTION, SHARED, _table(dict(SharedSettings.model_fields))]
+    parts = [INTRODUCTION, SHARED, _table(SharedSettings, SharedSettings.model_fields)]
     for settings_class, names in commands.items():
         own = {
             name: field
@@ -87,11 +86,11 @@ def page() -> str:
             f"## {' and '.join(f'`{name}`' for name in names)}\n",
             f"Table `[{settings_class.part}]`.\n",
         ]
-        parts += [_table(own)] if own else ["It has only shared settings.\n"]
+        parts += [_table(settings_class, own)] if own else ["It has only shared settings.\n"]
     return "\n".join(parts)
 
 
-def known_names() -> str:
+def known_settings() -> str:
     """Return shared/fluffle/known_settings.toml."""
     classes: list[type[SharedSettings]] = [each for _, each in settings_by_command()]
     variables = {*OTHER_VARIABLES} | {
@@ -115,10 +114,10 @@ def _commands(prefix: str, group: typer.Typer) -> Iterator[tuple[str, Callable[.
             yield from _commands(f"{prefix} {each.name}", each.typer_instance)
 
 
-def _table(fields: dict[str, FieldInfo]) -> str:
+def _table(settings_class: type[SharedSettings], fields: Mapping[str, FieldInfo]) -> str:
     head = ["| flag | variable | value | default | meaning |", "|---|---|---|---|---|"]
     # As in --help: what has a heading of its own comes last.
-    order = sorted(fields, key=lambda name: "panel" in field_extra(fields[name]))
+    order = sorted(fields, key=lambda name: panel_of(settings_class, name) != "")
     return "\n".join([*head, *(_row(name, fields[name]) for name in order)]) + "\n"
 
 
@@ -151,4 +150,4 @@ def _value(name: str, field: FieldInfo) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
-    NAMES.write_text(known_names(), encoding="utf-8")
+    KNOWN_SETTINGS.write_text(known_settings(), encoding="utf-8")

@@ -19,7 +19,6 @@ from fluffle.errors import (
     NameTaken,
     QueueFull,
     RequestRefused,
-    TopologyMismatch,
     TopologyMissing,
     Unroutable,
 )
@@ -287,7 +286,7 @@ class FakeBroker:
         """See Broker."""
         with self._connected():
             if self._server.queue(queue).queue.arguments.get("x-single-active-consumer"):
-                raise TopologyMismatch(f"queue {queue} has a single active consumer: nobody may look into it")
+                raise RequestRefused(f"queue {queue} has a single active consumer: nobody may look into it")
             bodies = self._server.bodies(queue)
         yield iter(bodies)
 
@@ -337,7 +336,7 @@ class FakeBroker:
     def _declare_queue(self, queue: Queue) -> None:
         present = self._server.queues.setdefault(queue.name, _FakeQueue(queue))
         if present.queue != queue:
-            raise TopologyMismatch(f"queue {queue.name} exists with other arguments")
+            raise RequestRefused(f"queue {queue.name} exists with other arguments")
         for exchange in queue.exchanges:
             bound = self._server.exchanges[exchange.name]
             if queue.name not in bound:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
-from fluffle.hello import say_hello
+from fluffle.connection import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import run_with_reconnect
 from fluffle.record import ModelVersion

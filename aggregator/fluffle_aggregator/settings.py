@@ -6,13 +6,13 @@ import socket
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from fluffle.compression import leaves_out, most_bytes, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
 from fluffle.model import Layout
 from fluffle.plan import Plan
-from fluffle.settings import ManagementUrl, ServiceSettings, require_name
+from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.topology import MIB
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.commit_schedule import CommitSchedule
@@ -31,7 +31,7 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
 
     part: ClassVar[str] = "aggregator"
 
-    name: str = Field(
+    name: PartName = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="Name of this aggregator in logs and in RabbitMQ's UI. Default: HOST-PID.",
         validate_default=True,
@@ -106,13 +106,13 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         description="Weight of the proximal term, which keeps workers close to the version that they "
         "started from. Disabled if 0.",
     )
-    codec: str = Field(
+    codec: Annotated[str, AfterValidator(require_codec)] = Field(
         "float32",
         description="Compression of updates: float32, bfloat16, int8 or topk:SHARE (topk means topk:0.01). "
         "Append +zstd to also compress with zstd.",
     )
 
-    downlink_codec: str = Field(
+    downlink_codec: Annotated[str, AfterValidator(require_downlink_codec)] = Field(
         "float32",
         description="Compression of the versions that workers download: float32, bfloat16 or int8. Append "
         "+zstd to also compress with zstd. The aggregators keep the exact values.",
@@ -124,18 +124,6 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         "the login is the broker URL's. Default: http://HOST:15672 (https://HOST:15671 for amqps://), if the "
         "broker itself uses its default port.",
     )
-
-    _is_a_name_for_messages = field_validator("name")(require_name)
-
-    @field_validator("codec")
-    @classmethod
-    def _is_known(cls, codec: str) -> str:
-        return require_codec(codec)
-
-    @field_validator("downlink_codec")
-    @classmethod
-    def _is_for_versions(cls, codec: str) -> str:
-        return require_downlink_codec(codec)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

@@ -147,22 +147,11 @@ class ServerOptimizerSettings(BaseModel):
     """The settings of a strategy whose delta goes through a server optimizer."""
 
     server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
-        "sgd",
-        description="Server optimizer: how the mean update changes the model.",
-        json_schema_extra={"panel": "Strategy"},
+        "sgd", description="Server optimizer: how the mean update changes the model."
     )
-    server_learning_rate: float = Field(
-        1.0,
-        gt=0,
-        description="Learning rate of the server optimizer.",
-        json_schema_extra={"panel": "Strategy"},
-    )
+    server_learning_rate: float = Field(1.0, gt=0, description="Learning rate of the server optimizer.")
     server_momentum: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="beta1 of the server optimizer. Default: 0.9, and 0 for adagrad.",
-        json_schema_extra={"panel": "Strategy"},
+        None, ge=0, lt=1, description="beta1 of the server optimizer. Default: 0.9, and 0 for adagrad."
     )
 
     def make_optimizer(self) -> ServerOptimizer:

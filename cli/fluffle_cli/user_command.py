@@ -10,7 +10,7 @@ from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import print_table
 from fluffle.management import AMQP_SETTINGS, ManagementSettings
 from fluffle.rights import Scope
-from fluffle.settings import require_name
+from fluffle.settings import PartName
 from fluffle_cli.rights_table import help_text
 from fluffle_cli.users import (
     USER_COLUMNS,
@@ -41,17 +41,16 @@ class UserSettings(ManagementSettings):
     )
     name: str = Field(description="Name of the user.", json_schema_extra={"argument": True})
 
-    # It replaces the validator of this name in SharedSettings, which takes one federation only.
     @field_validator("federation")
     @classmethod
-    def _is_a_name(cls, federations: str) -> str:
+    def _is_a_scope(cls, federations: str) -> str:
         return str(Scope.parse(federations))
 
 
 class AddSettings(UserSettings):
     """Flags of `fluffle user add`."""
 
-    name: str = Field(
+    name: PartName = Field(
         description="Name of the user; a worker or an evaluator uses the same name.",
         json_schema_extra={"argument": True},
     )
@@ -64,11 +63,6 @@ class AddSettings(UserSettings):
     password: bool = Field(
         True, description="Create a password; --no-password for a user that logs in with a certificate."
     )
-
-    @field_validator("name")
-    @classmethod
-    def _is_a_users_name(cls, name: str) -> str:
-        return require_name(name)
 
     @model_validator(mode="after")
     def _has_a_use_for_the_file(self) -> "AddSettings":

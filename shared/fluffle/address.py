@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 from fluffle.errors import ConfigError
-from fluffle.tls import TlsFiles
+from fluffle.tls import TlsFiles, user_of
 
 DEFAULT_PORTS = {"amqp": 5672, "amqps": 5671}
 MANAGEMENT_PORTS = {"http": 15672, "https": 15671}
-# Hosts and ports of a URL without a login. Text in the place of a port that is no number may be a password.
-_PLACE = r"(\[[^\]/]*\]|[^:/\[,]*)(:[0-9]*)?"
-_PLACES = re.compile(rf"{_PLACE}(,{_PLACE})*(/.*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +45,7 @@ class BrokerAddress:
         if self.user is not None and self.password is not None:
             return self.user, self.password
         if self.tls is not None and self.tls.certificate is not None:
-            return self.user or self.tls.certificate.user(), None
+            return self.user or user_of(self.tls.certificate), None
         if self.user is not None:
             raise ConfigError(
                 f"broker_url has the user {self.user!r} but no password: add it there or in "
@@ -60,30 +57,24 @@ class BrokerAddress:
 def parse_address(url: str, *, password: str | None = None, files: TlsFiles | None = None) -> BrokerAddress:
     """Parse amqp[s]://user:password@host:port,host:port/virtual-host.
 
-    `password` is used if the URL has none; `files` are for amqps. Raises ValueError with what is wrong, to be
-    written after the URL: "has no amqp://".
+    `password` is used if the URL has none; `files` are for amqps. Raises ValueError, which says what is wrong
+    ("has no host") without any part of the URL.
     """
-    if "#" in url or any(character.isspace() for character in url):
-        raise ValueError("contains a # or a space")
-    if "://" not in url:
-        raise ValueError("has no amqp://")
+    # pika would read options after a ?, even one that switches the verification of certificates off.
+    if re.search(r"[?#\s]", url):
+        raise ValueError("contains a ?, a # or a space")
     # Not with urlsplit: newer versions of Python refuse a host in brackets next to other hosts.
-    scheme, _, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     scheme = scheme.lower()
-    if scheme not in DEFAULT_PORTS:
-        raise ValueError(f"begins with {scheme}://")
-    rest, _, options = rest.partition("?")
+    if not separator or scheme not in DEFAULT_PORTS:
+        raise ValueError("does not begin with amqp:// or amqps://")
     authority, _, virtual_host = rest.partition("/")
-    login, _, places = authority.rpartition("@")
-    user, _, in_url = login.partition(":")
-    hosts = tuple(_host_and_port(place, scheme) for place in places.split(","))
     if "/" in virtual_host:
         raise ValueError("has a / in the virtual host (write %2F)")
-    if options:
-        # pika would read options from there, even one that switches certificate verification off.
-        raise ValueError("has a ? with options: use Fluffle's settings instead")
+    login, _, places = authority.rpartition("@")
+    user, _, in_url = login.partition(":")
     return BrokerAddress(
-        hosts=hosts,
+        hosts=tuple(_host_and_port(place, DEFAULT_PORTS[scheme]) for place in places.split(",")),
         virtual_host=unquote(virtual_host) or "/",
         user=unquote(user) or None,
         password=unquote(in_url) if ":" in login else password,
@@ -91,18 +82,16 @@ def parse_address(url: str, *, password: str | None = None, files: TlsFiles | No
     )
 
 
-def without_password(url: str) -> str:
-    """Return a broker's URL, valid or not, with *** in place of everything that may be a password."""
-    # Everything up to the last @ counts as credentials, and so does text in the place of a port that is no
-    # number: a password that is not percent-encoded makes a wrong URL, and must not be shown either.
-    scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
-    login, at, place = rest.rpartition("@")
-    if ":" in login:
-        login = login.partition(":")[0] + ":***"
-    place, question, _ = place.partition("?")
-    if not at and not _PLACES.fullmatch(place):
-        place = re.sub(r"^([^:]*):.*", r"\1:***", place, flags=re.DOTALL)
-    return f"{scheme}{slashes}{login}{at}{place}{question and '?...'}"
+def require_broker_url(url: str) -> str:
+    """Return the URL of a broker, for a validator; raise ValueError, which does not show it, for others."""
+    try:
+        parse_address(url)
+    except ValueError as error:
+        raise ValueError(
+            "must look like amqp://user:password@host:5672/%2F (percent-encode special characters), but it "
+            f"{error}"
+        ) from error
+    return url
 
 
 def require_management_url(url: str | None) -> str | None:
@@ -132,18 +121,12 @@ def in_a_url(host: str) -> str:
     return f"[{host}]" if address.version == 6 else host
 
 
-def _host_and_port(place: str, scheme: str) -> tuple[str, int]:
+def _host_and_port(place: str, default_port: int) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{place}")
-    except ValueError:
-        # Python's own message may quote the password.
-        raise ValueError("has an invalid host") from None
-    try:
-        port = parts.port
-    except ValueError:
-        raise ValueError("has a port that is not a number from 1 to 65535") from None
-    if not parts.hostname:
-        raise ValueError("has no host")
-    if port == 0:
-        raise ValueError("has port 0")
-    return parts.hostname, port or DEFAULT_PORTS[scheme]
+        host, port = parts.hostname, parts.port
+    except ValueError:  # its message may quote the password
+        host = port = None
+    if not host or port == 0:
+        raise ValueError("has no host, or a port that is not a number from 1 to 65535")
+    return host, port or default_port

@@ -74,7 +74,7 @@ class Broker(Protocol):
     """
 
     def declare(self, topology: Topology) -> None:
-        """Make the exchanges, queues and bindings that are missing; raise TopologyMismatch if one differs."""
+        """Make the exchanges, queues and bindings that are missing; raise RequestRefused if one differs."""
 
     def check(self, topology: Topology) -> None:
         """Raise TopologyMissing unless all exchanges and queues exist. This needs no rights."""
@@ -146,7 +146,7 @@ class Broker(Protocol):
         """Read the bodies that wait in a queue, in order, and leave the messages there.
 
         Only one process at a time may do so, since a second one would see only the rest: ConnectionLost when
-        another one does not finish. A queue with a single active consumer cannot be peeked: TopologyMismatch.
+        another one does not finish. A queue with a single active consumer cannot be peeked: RequestRefused.
         """
 
     def state(self, queue: str) -> QueueState:

@@ -1,9 +1,8 @@
 """A command from a settings class: each setting is a flag, so that no flag is written twice.
 
-A field may say more about its flag in json_schema_extra: "panel" is the heading under which --help shows it,
-"metavar" what --help shows for the value, "flag" another name than the field's, "short" a letter, and
-"opposite" the flag for false (by default --no-FLAG). With {"argument": True} the setting has no flag: it is a
-positional argument.
+A field may say more about its flag in json_schema_extra: "metavar" is what --help shows for the value,
+"flag" another name than the field's, "short" a letter, and "opposite" the flag for false (by default
+--no-FLAG). With {"argument": True} the setting has no flag: it is a positional argument.
 
 The text of a flag goes to the settings class as it is, so that a wrong value is refused with the same
 sentence whether it came from a flag, the environment or the file. Nothing slow is imported here.
@@ -14,10 +13,11 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import field, make_dataclass
-from functools import wraps
+from difflib import get_close_matches
+from functools import partial, wraps
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -29,8 +29,16 @@ from rich.markup import escape
 from fluffle import logs
 from fluffle.consoles import PlainConsole
 from fluffle.errors import FluffleError
-from fluffle.known_variables import unknown_variables
-from fluffle.settings import SharedSettings, env_name, field_extra, flag_name, load_settings
+from fluffle.settings import (
+    ENV_PREFIX,
+    SharedSettings,
+    env_name,
+    field_extra,
+    flag_name,
+    known_names,
+    load_settings,
+    panel_of,
+)
 from fluffle.stderr_relay import relayed_stderr
 
 log = logs.get_logger(__name__)
@@ -38,7 +46,6 @@ log = logs.get_logger(__name__)
 S = TypeVar("S", bound=SharedSettings)
 
 _METAVARS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-EXIT_BUG = 1
 EXIT_WRONG = 2
 EXIT_INTERRUPTED = 130
 
@@ -73,14 +80,12 @@ def settings_command(
     `about` is what --help says first. Settings that mean nothing to the command are named in `without`, and
     get no flag.
     """
-    fields = {name: field for name, field in settings_class.model_fields.items() if name not in without}
-    shared = SharedSettings.model_fields
-    # The part's own flags first, then those with a heading of their own.
-    order = sorted(fields, key=lambda name: (name in shared, "panel" in field_extra(fields[name])))
     part = settings_class.part or "fluffle"
-    parameters = [
-        _parameter(name, fields[name], "Shared" if name in shared else part.capitalize()) for name in order
-    ]
+    fields = {name: field for name, field in settings_class.model_fields.items() if name not in without}
+    panels = {name: panel_of(settings_class, name) for name in fields}
+    # The part's own flags first, the shared ones last.
+    order = sorted(fields, key=lambda name: (panels[name] == "Shared", panels[name] != ""))
+    parameters = [_parameter(name, fields[name], panels[name] or part.capitalize()) for name in order]
     # typer reads the flags from the signature of a function, which a dataclass gets from its fields.
     named = {"__doc__": about, "settings_class": settings_class}
     flags = make_dataclass("command", parameters, namespace=named, kw_only=True, repr=False, eq=False)
@@ -93,9 +98,9 @@ def settings_command(
         log_format = str(given.get("log_format", os.environ.get(env_name("log_format"))))
         log_format = logs.resolved(log_format, is_service=settings_class.is_service)
         logs.configure(log_format, verbose=verbose, part=part)
-        with clean_exit(verbose=verbose, as_json=log_format == "json"):
+        with clean_exit(verbose=verbose):
             settings = load_settings(settings_class, given)
-        with own_log(settings) as as_json, clean_exit(verbose=settings.verbose, as_json=as_json):
+        with own_log(settings), clean_exit(verbose=settings.verbose):
             warn_of_unknown_variables()
             run(settings)
 
@@ -127,25 +132,28 @@ def default_of(setting: FieldInfo) -> str:
 
 
 @contextmanager
-def own_log(settings: SharedSettings) -> Iterator[bool]:
-    """Set up the log of a process; yield whether it is JSON. Then nothing that is not JSON comes to stderr.
+def own_log(settings: SharedSettings) -> Iterator[None]:
+    """Set up the log of a process. Where it is JSON, nothing else comes to stderr.
 
     Where stderr is not this process's own, as in a test, what libraries write there is left alone.
     """
     log_format = logs.resolved(settings.log_format, is_service=settings.is_service)
-    as_json, part, fields = log_format == "json", settings.part or "fluffle", settings.log_fields()
+    part, fields = settings.part or "fluffle", settings.log_fields()
+    configure = partial(logs.configure, log_format, verbose=settings.verbose, part=part, fields=fields)
     if sys.stderr is not sys.__stderr__:
-        logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields)
-        yield as_json
+        configure()
+        yield
         return
-    relay_fields = {"part": part, **fields}
-    with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields=relay_fields) as stderr:
-        console = PlainConsole(file=stderr)
-        logs.configure(log_format, verbose=settings.verbose, part=part, fields=fields, console=console)
+    as_json = log_format == "json"
+    with relayed_stderr(as_json=as_json, verbose=settings.verbose, fields={"part": part, **fields}) as stderr:
+        configure(console=PlainConsole(file=stderr))
         if as_json:
             logging.captureWarnings(capture=True)
-            threading.excepthook = _log_failed_thread
-        yield as_json
+            sys.excepthook = lambda _, error, __: _log_bug("stopped by a bug", error)
+            threading.excepthook = lambda ended: _log_bug(
+                "a thread was stopped by an error", ended.exc_value, thread=ended.thread and ended.thread.name
+            )
+        yield
 
 
 def warn_of_unknown_variables() -> None:
@@ -155,35 +163,38 @@ def warn_of_unknown_variables() -> None:
         log.warning("unknown environment variable", variable=variable, **suggestion)
 
 
+def unknown_variables(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Find variables that look like a setting but are none, each with the one it may mean, or ""."""
+    known = [name.removeprefix(ENV_PREFIX) for name in known_names("variables")]
+    for name in sorted(names):
+        prefix, setting = name[: len(ENV_PREFIX)].upper(), name[len(ENV_PREFIX) :].upper()
+        if prefix == ENV_PREFIX and setting not in known:
+            close = get_close_matches(setting, known, n=1)
+            yield name, ENV_PREFIX + close[0] if close else ""
+
+
 @contextmanager
-def clean_exit(*, verbose: bool = False, as_json: bool = False) -> Iterator[None]:
+def clean_exit(*, verbose: bool = False) -> Iterator[None]:
     """Turn a FluffleError into one sentence on stderr and exit code 2, and Ctrl-C into exit code 130.
 
     With `verbose` the traceback is shown above the sentence. Any other exception is a bug and passes through.
-    With `as_json` all of this is log lines.
+    Where the log is JSON, the sentence is a log line.
     """
     try:
         yield
     except FluffleError as error:
-        _show_error(error, verbose=verbose, as_json=as_json)
+        _show_error(error, verbose=verbose)
         sys.exit(EXIT_WRONG)
     except KeyboardInterrupt:
-        if as_json:
+        if logs.is_json():
             log.info("interrupted")
         else:
             typer.echo("interrupted", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if not as_json:
-            raise
-        log.critical(
-            "stopped by a bug", error=f"{type(error).__name__}: {error}", exception=_traceback(error)
-        )
-        sys.exit(EXIT_BUG)
 
 
-def _show_error(error: FluffleError, *, verbose: bool, as_json: bool) -> None:
-    if as_json:
+def _show_error(error: FluffleError, *, verbose: bool) -> None:
+    if logs.is_json():
         log.error(str(error), exc_info=error if verbose else None)
         return
     if verbose:
@@ -192,10 +203,8 @@ def _show_error(error: FluffleError, *, verbose: bool, as_json: bool) -> None:
     typer.echo(str(error), err=True)
 
 
-def _log_failed_thread(ended: threading.ExceptHookArgs) -> None:
-    name = ended.thread.name if ended.thread else ""
-    error = ended.exc_value
-    log.error("a thread was stopped by an error", thread=name, error=repr(error), exception=_traceback(error))
+def _log_bug(event: str, error: BaseException | None, **fields: object) -> None:
+    log.critical(event, error=f"{type(error).__name__}: {error}", exception=_traceback(error), **fields)
 
 
 def _traceback(error: BaseException | None) -> str:
@@ -217,7 +226,7 @@ def _parameter(name: str, setting: FieldInfo, panel: str) -> tuple[str, object, 
         help=_help(name, setting),
         metavar=metavar_of(name, setting),
         show_default=False,
-        rich_help_panel=str(extra.get("panel", panel)),
+        rich_help_panel=panel,
         autocompletion=(lambda: choices) if choices else None,
     )
     return name, Annotated[bool | None if is_bool else str | None, option], field(default=None)

@@ -18,23 +18,24 @@ from fluffle.errors import (
     ConnectionLost,
     LimitReached,
     LoginRefused,
-    TlsRefused,
+    QueueFull,
     TopologyMissing,
 )
 from fluffle.event_sink import EventSink
 from fluffle.events import TurnedAway
-from fluffle.hello import say_hello
 from fluffle.logs import get_logger
 from fluffle.rabbit import RabbitBroker
 from fluffle.reconnecting import wait_before
+from fluffle.record import Hello
 from fluffle.settings import SharedSettings
-from fluffle.topology import Topology
+from fluffle.topology import Exchange, Topology
+from fluffle.wire import encode_hello
 
 log = get_logger(__name__)
 
 # At the first start each of these is a mistake. Later an operator may be replacing a password or a
 # certificate, or making a user or a virtual host again, which takes several steps.
-REFUSED = (LoginRefused, TlsRefused, AccessRefused, ConfigError)
+REFUSED = (LoginRefused, AccessRefused, ConfigError)
 
 
 class Patience:
@@ -134,10 +135,8 @@ class Connector:
         self._patience.begin(time.monotonic())
         try:
             return self._attempt()
-        except (ConnectionLost, TopologyMissing):
-            raise
         except (BrokerError, ConfigError) as error:
-            if not self._patience.allows_retry(error, time.monotonic()):
+            if isinstance(error, TopologyMissing) or not self._patience.allows_retry(error, time.monotonic()):
                 raise
             raise ConnectionLost(str(error)) from error
 
@@ -220,6 +219,18 @@ def evaluator_connector(
 
     name = f"{topology.federation}/evaluator/{evaluator}"
     return Connector(settings, name=name, stop=stop, speaks_for=evaluator, prepare=prepare)
+
+
+def say_hello(broker: Broker, exchange: Exchange, *, federation: str, name: str) -> None:
+    """Send the first message of a connection (see `fluffle.record.Hello`).
+
+    Raises AccessRefused when the broker does not let this user speak for `name`.
+    """
+    headers = {"kind": "hello", "id": f"{name}/hello"}
+    try:
+        broker.publish(exchange.name, "", encode_hello(Hello(federation, name)), headers)
+    except QueueFull:
+        log.info("the updates queue is full, so that an aggregator needs no hello")
 
 
 def process_label() -> str:

@@ -1,28 +1,11 @@
 """All exceptions that Fluffle raises on purpose, in one tree.
 
     FluffleError
-    ├── ConfigError           a setting is wrong: correct it and start again
-    ├── TaskError             the task cannot be imported, or its data is not there
-    │   └── NoHeldOutData     the task has no held-out data, as at a site that only trains: evaluate elsewhere
-    ├── LayoutError           the tensors of a model are not those of the federation's model
-    ├── WireError             a message cannot be read; the operator finds it in F.rejected
-    │   └── ProtocolMismatch  it uses another protocol: run the same version of Fluffle at every site
-    └── BrokerError
-        ├── ConnectionLost    the connection or channel is gone: start again from the head; waits and retries
-        ├── LimitReached      a limit on connections or channels is reached: raise it; waits and retries
-        ├── LoginRefused      user, password, certificate or virtual host are wrong: correct them
-        ├── TlsRefused        one side does not trust the other, or only one speaks TLS: see broker_ca_file
-        ├── NameTaken         another process uses this worker's name: stop one of the two
-        ├── StreamUnreadable  the stream is damaged: the next leader rebuilds it from the head; readers wait
-        ├── AccessRefused     the user lacks a right: ask who runs the broker
-        ├── TopologyMissing   a queue or exchange of the federation is not there: start the aggregator
-        ├── TopologyMismatch  one exists with other arguments: delete it or choose another federation name
-        ├── UnsafePolicy      a policy of the broker would lose messages: narrow its pattern, or delete it
-        ├── QuotaReached      the virtual host may have no more queues: raise its limit, or delete queues
-        ├── RequestRefused    RabbitMQ refuses a request permanently: its own reason says what to change
-        ├── QueueFull         the broker refused the message for now: back off, keep it, send it again
-        ├── Unroutable        no queue takes the message: run `fluffle broker setup`
-        └── MessageTooLarge   larger than the broker may carry: raise its limit, or another codec
+    ├── ConfigError, LayoutError
+    ├── TaskError: NoHeldOutData
+    ├── WireError: ProtocolMismatch
+    └── BrokerError: ConnectionLost, LimitReached, LoginRefused, AccessRefused, NameTaken,
+        TopologyMissing, RequestRefused, StreamUnreadable, QueueFull, Unroutable, MessageTooLarge
 
 An expected event (an update that is too stale, a duplicate) is a return value, not an exception.
 """
@@ -33,7 +16,11 @@ class FluffleError(Exception):
 
 
 class ConfigError(FluffleError):
-    """A setting is wrong or unknown, or contradicts another one."""
+    """A setting is wrong or unknown, or contradicts another one: correct it and start again."""
+
+
+class LayoutError(FluffleError):
+    """The names, shapes or dtypes of a model's tensors are not those of the federation's model."""
 
 
 class TaskError(FluffleError):
@@ -41,11 +28,7 @@ class TaskError(FluffleError):
 
 
 class NoHeldOutData(TaskError):
-    """The task has no held-out data, which only an evaluator needs."""
-
-
-class LayoutError(FluffleError):
-    """The names, shapes or dtypes of a model's tensors are not the expected ones."""
+    """The task has no held-out data, which only an evaluator needs: evaluate at another site."""
 
 
 class WireError(FluffleError):
@@ -53,7 +36,7 @@ class WireError(FluffleError):
 
 
 class ProtocolMismatch(WireError):
-    """A message uses another protocol than this version of Fluffle; the text names both."""
+    """A message uses another protocol: run the same version of Fluffle at every site."""
 
 
 class BrokerError(FluffleError):
@@ -69,51 +52,38 @@ class LimitReached(BrokerError):
 
 
 class LoginRefused(BrokerError):
-    """The broker does not let this user in: user, password, certificate or virtual host are wrong."""
+    """The broker does not let this user in: correct user, password, certificate or virtual host.
 
-
-class TlsRefused(BrokerError):
-    """One side does not accept the other's certificate, or one speaks TLS and the other plain text."""
-
-
-class NameTaken(BrokerError):
-    """Another running process is connected under the same worker name."""
-
-
-class StreamUnreadable(BrokerError):
-    """The broker node has no readable copy of a stream."""
+    Also when one side does not accept the other's certificate, or only one of them uses TLS.
+    """
 
 
 class AccessRefused(BrokerError):
-    """The RabbitMQ user lacks a right."""
+    """The RabbitMQ user lacks a right: ask who runs the broker."""
+
+
+class NameTaken(BrokerError):
+    """Another running process is connected under the same worker name: stop one of the two."""
 
 
 class TopologyMissing(BrokerError):
-    """A queue or exchange that the federation needs is not on the broker."""
-
-
-class TopologyMismatch(BrokerError):
-    """A queue or exchange exists with other arguments than the federation's."""
-
-
-class UnsafePolicy(BrokerError):
-    """A policy on a queue of the federation would lose messages, or stop every aggregator."""
-
-
-class QuotaReached(BrokerError):
-    """The broker creates no more queues, because of a limit that somebody set."""
+    """A queue or exchange that the federation needs is not on the broker: start the aggregator."""
 
 
 class RequestRefused(BrokerError):
-    """The broker refuses a request permanently, for a reason that no other error covers."""
+    """A request is refused permanently, or a policy would lose messages; the text says what to change."""
+
+
+class StreamUnreadable(BrokerError):
+    """The broker node has no readable copy of a stream: the next leader makes it again from the head."""
 
 
 class QueueFull(BrokerError):
-    """The broker refused a message because its queue is full."""
+    """The broker refused a message for now, since its queue is full: keep it, and send it again later."""
 
 
 class Unroutable(BrokerError):
-    """No queue is bound to the exchange for this message."""
+    """No queue is bound to the exchange for this message: run `fluffle broker setup`."""
 
 
 class MessageTooLarge(BrokerError):

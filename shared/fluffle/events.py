@@ -177,7 +177,7 @@ def _read_event(found: Any) -> Event:
 
 def _event_row(event: Event) -> list[Any]:
     word = type(event).__name__.lower()
-    return [word, *_ROWS[word].written(event)]
+    return [word, *_ROWS[word].write(event)]
 
 
 @dataclass(frozen=True, slots=True)

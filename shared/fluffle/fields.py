@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from operator import call
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -20,21 +21,21 @@ MAX_NAME_LENGTH: Final = 100
 MAX_METRIC_NAME_LENGTH: Final = 64
 MAX_METRICS: Final = 256
 MAX_WORD_LENGTH: Final = 64
-# How workers, evaluators and runs may be called: safe to print, to log, and in AMQP's short strings.
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
 INT64_MAX: Final = 2**63 - 1
 UINT64_MAX: Final = 2**64 - 1
-# msgpack gives lists; what is about to be sent has tuples too.
-_LISTS: Final = (list, tuple)
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@:-]*")
+
+Convert = Callable[[Any], Any]
+Check = Callable[[Any], None]
 
 
 def is_name(text: str) -> bool:
-    """Return whether workers, evaluators and runs may be called so."""
-    return len(text) <= MAX_NAME_LENGTH and NAME.fullmatch(text) is not None
+    """Return whether this is a valid name of a worker, an evaluator or a run: safe to print and to log."""
+    return len(text) <= MAX_NAME_LENGTH and _NAME.fullmatch(text) is not None
 
 
 def is_metric_name(name: object) -> bool:
-    """Return whether a metric may be called so: a short text that is safe on a terminal."""
+    """Return whether this is a valid name of a metric: a short text that is safe on a terminal."""
     return isinstance(name, str) and 0 < len(name) <= MAX_METRIC_NAME_LENGTH and name.isprintable()
 
 
@@ -46,40 +47,43 @@ def quoted(found: object) -> str:
 class FieldError(WireError):
     """What is wrong with a value; each field around it adds its own name, from the inside out."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self._problem = problem
-        self._field = ""
+    def __init__(self, problem: str, field: str = "") -> None:
+        super().__init__(f"field {field.removeprefix('.')}: {problem}")
+        self._problem, self._field = problem, field
 
     def inside(self, field: str) -> "FieldError":
         """Return the error with one more field around it."""
-        self._field = field + self._field
-        return self
-
-    def __str__(self) -> str:
-        return f"field {self._field.removeprefix('.')}: {self._problem}"
+        return FieldError(self._problem, field + self._field)
 
 
-Read = Callable[[Any], Any]
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a field is read, and how it is written; without `write` the value is written as it is.
+    """How a field is read from a header, and how it is written there.
 
     `read` raises FieldError for anything but a value of this kind.
     """
 
-    read: Read
-    write: Callable[[Any], Any] | None = None
+    read: Convert
+    write: Convert = _as_it_is
 
-    def written(self, value: Any) -> Any:
-        """Return the value as it stands in a header."""
-        return value if self.write is None else self.write(value)
+    def checked(self, *checks: Check) -> "Kind":
+        """Return the kind of those values that pass these checks, which raise FieldError."""
+
+        def read(found: Any) -> Any:
+            value = self.read(found)
+            for check in checks:
+                check(value)
+            return value
+
+        return Kind(read, self.write)
 
 
 class Table:
-    """The fields of a dataclass by name, but those that do not travel in the header."""
+    """The fields of a dataclass by name, except those that do not travel in the header."""
 
     def __init__(self, of: type, *, without: Collection[str] = ()) -> None:
         annotations = get_type_hints(of, include_extras=True)
@@ -89,7 +93,7 @@ class Table:
 
     def write(self, value: object) -> dict[str, Any]:
         """Return the fields of a value as they stand in a header."""
-        return {name: kind.written(getattr(value, name)) for name, kind in self.kinds.items()}
+        return {name: kind.write(getattr(value, name)) for name, kind in self.kinds.items()}
 
     def take(self, header: dict[str, Any]) -> dict[str, Any]:
         """Take these fields out of a header, and return their values. Raises FieldError."""
@@ -115,29 +119,30 @@ def kind_of(annotation: Any) -> Kind:
         kinds = [each for each in annotation.__metadata__ if isinstance(each, Kind)]
         checks = [each for each in annotation.__metadata__ if not isinstance(each, Kind)]
         kind = kinds[0] if kinds else kind_of(arguments[0])
-        return _checked(kind, checks) if checks else kind
+        return kind.checked(*checks) if checks else kind
     if origin is Literal:
         return one_of(arguments)
     if origin in (Union, UnionType) and len(arguments) == 2 and arguments[1] is NoneType:
-        return _or_nil(kind_of(arguments[0]))
+        return _optional(kind_of(arguments[0]))
     if origin is tuple and arguments[1:] == (...,):
-        return _many(kind_of(arguments[0]))
+        return _list_of(kind_of(arguments[0]))
     if origin is tuple:
         columns = [str(place) for place in range(len(arguments))]
         return _row(columns, [kind_of(each) for each in arguments], lambda *row: row)
     if origin is Mapping:
-        return _by_name(kind_of(arguments[0]), kind_of(arguments[1]))
+        return _map_of(kind_of(arguments[0]), kind_of(arguments[1]))
     if isinstance(annotation, type) and is_dataclass(annotation):
         return _dataclass(annotation)
-    raise TypeError(f"nothing says how {annotation} travels")
+    raise TypeError(f"there is no rule for a field of type {annotation}")
 
 
-def of_type(expected: type) -> Kind:
-    """Return the kind of any value of this type."""
+def of_type(*types: type) -> Kind:
+    """Return the kind of any value of exactly one of these types: a bool is no int for the protocol."""
+    expected = " or ".join(each.__name__ for each in types)
 
     def read(found: Any) -> Any:
-        if type(found) is not expected:
-            raise unexpected(expected.__name__, found)
+        if type(found) not in types:
+            raise FieldError(f"expected {expected}, found {type(found).__name__}")
         return found
 
     return Kind(read)
@@ -147,12 +152,9 @@ def integer(low: int = -INT64_MAX, high: int = UINT64_MAX) -> Kind:
     """Return the kind of an integer from `low` to `high`."""
 
     def read(found: Any) -> int:
-        # bool is an int for Python, not for the protocol.
-        if type(found) is not int:
-            raise unexpected("int", found)
-        if not low <= found <= high:
-            raise FieldError(f"{found} is not from {low} to {high}")
-        return found
+        if type(found) is int and low <= found <= high:
+            return found
+        raise FieldError(f"{_INT.read(found)} is not from {low} to {high}")
 
     return Kind(read)
 
@@ -161,29 +163,22 @@ def text(max_length: int) -> Kind:
     """Return the kind of a text of at most `max_length` characters."""
 
     def read(found: Any) -> str:
-        if type(found) is not str:
-            raise unexpected("str", found)
-        if len(found) > max_length:
-            raise FieldError(f"{len(found)} characters, at most {max_length} are allowed")
-        return found
+        if type(found) is str and len(found) <= max_length:
+            return found
+        raise FieldError(f"{len(_STR.read(found))} characters, at most {max_length} are allowed")
 
     return Kind(read)
 
 
 def one_of(known: Collection[str]) -> Kind:
     """Return the kind of a word that is one of the known ones."""
-    word = text(MAX_WORD_LENGTH)
-
-    def read(found: Any) -> str:
-        if word.read(found) not in known:
-            raise FieldError(f"unknown {quoted(found)}, known are {', '.join(known)}")
-        return str(found)
-
-    return Kind(read)
+    return text(MAX_WORD_LENGTH).checked(
+        must(known.__contains__, f"unknown {{}}, known are {', '.join(known)}")
+    )
 
 
 def parsed(parse: Callable[[str], str]) -> Kind:
-    """Return the kind of a short text of which `parse` makes the value, or raises ValueError."""
+    """Return the kind of a short text that `parse` turns into the value; it raises ValueError for others."""
     word = text(MAX_WORD_LENGTH)
 
     def read(found: Any) -> str:
@@ -195,7 +190,7 @@ def parsed(parse: Callable[[str], str]) -> Kind:
     return Kind(read)
 
 
-def at_most(count: int) -> Callable[[Any], None]:
+def at_most(count: int) -> Check:
     """Return a check that a list or map has at most so many entries."""
 
     def check(found: Collection[object]) -> None:
@@ -205,129 +200,75 @@ def at_most(count: int) -> Callable[[Any], None]:
     return check
 
 
-def unexpected(expected: str, found: object) -> FieldError:
-    """Return the error that a value is of another type."""
-    return FieldError(f"expected {expected}, found {type(found).__name__}")
+def must(test: Callable[[Any], bool], problem: str) -> Check:
+    """Return a check of one value; in its error's text, {} stands for what was found."""
+
+    def check(found: Any) -> None:
+        if not test(found):
+            raise FieldError(problem.format(quoted(found)))
+
+    return check
 
 
 def _read_any_number(found: Any) -> float:
-    if type(found) is not float and type(found) is not int:
-        raise unexpected("int or float", found)
-    return float(found)
+    return found if type(found) is float else float(_INT_OR_FLOAT.read(found))
 
 
-def _read_number(found: Any) -> float:
-    if type(found) is float and math.isfinite(found):
-        return found
-    number = _read_any_number(found)
-    if not math.isfinite(number):
-        raise FieldError(f"{number} is not finite")
-    return number
-
-
-def _read_magnitude(found: Any) -> float:
-    number = _read_number(found)
-    if number < 0:
-        raise FieldError(f"{number} is less than 0")
-    return number
-
-
-def _read_name(found: Any) -> str:
-    if not is_name(_SHORT.read(found)):
-        raise FieldError(f"{quoted(found)} is no name (letters, digits and _ . @ : - only)")
-    return str(found)
-
-
-def _read_metric_name(found: Any) -> str:
-    if not is_metric_name(found):
-        raise FieldError(f"{quoted(found)} is no short name")
-    return str(found)
-
-
-def _checked(kind: Kind, checks: Sequence[Callable[[Any], None]]) -> Kind:
-    def read(found: Any) -> Any:
-        value = kind.read(found)
-        for check in checks:
-            check(value)
-        return value
-
-    return Kind(read, kind.write)
-
-
-def _or_nil(kind: Kind) -> Kind:
+def _optional(kind: Kind) -> Kind:
     read, write = kind.read, kind.write
     return Kind(
         lambda found: None if found is None else read(found),
-        write and (lambda value: None if value is None else write(value)),
+        lambda value: None if value is None else write(value),
     )
 
 
-def _many(kind: Kind) -> Kind:
+def _list_of(kind: Kind) -> Kind:
     read_one, write = kind.read, kind.write
 
     def read(found: Any) -> tuple[Any, ...]:
-        if not isinstance(found, _LISTS):
-            raise unexpected("list", found)
         values: list[Any] = []
         try:
-            values.extend(map(read_one, found))
+            values.extend(map(read_one, _LIST.read(found)))
         except FieldError as error:
             raise error.inside(f"[{len(values)}]") from None
         return tuple(values)
 
-    return Kind(read, write and (lambda values: [write(each) for each in values]))
+    return Kind(read, lambda values: list(map(write, values)))
 
 
 def _row(columns: Sequence[str], kinds: Sequence[Kind], make: Callable[..., Any]) -> Kind:
-    """Return the kind of a list with these columns, of which `make` makes the value; a row is written."""
-    reads = [kind.read for kind in kinds]
+    """Return the kind of a list with these columns, which `make` turns into the value."""
+    reads, writes = [kind.read for kind in kinds], [kind.write for kind in kinds]
 
     def read(found: Any) -> Any:
-        if not isinstance(found, _LISTS) or len(found) != len(reads):
+        if not isinstance(found, list | tuple) or len(found) != len(reads):
             raise FieldError(f"expected a list of {', '.join(columns)}")
+        values: list[Any] = []
         try:
-            return make(*[read_one(each) for read_one, each in zip(reads, found, strict=True)])
-        except FieldError:
-            _read_again(columns, reads, found)
-            raise
+            values.extend(map(call, reads, found))
+        except FieldError as error:
+            raise error.inside(f".{columns[len(values)]}") from None
+        try:
+            return make(*values)
         except LayoutError as error:
             raise FieldError(str(error)) from error
 
-    def write(row: Sequence[Any]) -> list[Any]:
-        return [kind.written(each) for kind, each in zip(kinds, row, strict=True)]
-
-    return Kind(read, None if all(kind.write is None for kind in kinds) else write)
-
-
-def _read_again(columns: Sequence[str], reads: Sequence[Read], row: Sequence[Any]) -> None:
-    """Raise the error of the column of a row that is at fault, with the column's name."""
-    for name, read, each in zip(columns, reads, row, strict=True):
-        try:
-            read(each)
-        except FieldError as error:
-            raise error.inside(f".{name}") from None
+    return Kind(read, lambda row: list(map(call, writes, row)))
 
 
 def _dataclass(of: type) -> Kind:
     kinds = Table(of).kinds
     columns = list(kinds)
-
-    def make(*values: Any) -> Any:
-        return of(**dict(zip(columns, values, strict=True)))
-
-    by_name = any(each.kw_only for each in fields(of))
-    row = _row(columns, list(kinds.values()), make if by_name else of)
-    return Kind(row.read, lambda value: row.written([getattr(value, name) for name in columns]))
+    row = _row(columns, list(kinds.values()), lambda *values: of(**dict(zip(columns, values, strict=True))))
+    return Kind(row.read, lambda value: row.write([getattr(value, name) for name in columns]))
 
 
-def _by_name(name: Kind, kind: Kind) -> Kind:
+def _map_of(name: Kind, kind: Kind) -> Kind:
     read_name, read_one, write = name.read, kind.read, kind.write
 
     def read(found: Any) -> dict[str, Any]:
-        if type(found) is not dict:
-            raise unexpected("dict", found)
         values: dict[str, Any] = {}
-        for key, each in found.items():
+        for key, each in _MAP.read(found).items():
             read_name(key)
             try:
                 values[key] = read_one(each)
@@ -335,24 +276,32 @@ def _by_name(name: Kind, kind: Kind) -> Kind:
                 raise error.inside(f"[{key}]") from None
         return values
 
-    return Kind(read, write and (lambda values: {key: write(each) for key, each in values.items()}))
+    return Kind(read, lambda values: {key: write(each) for key, each in values.items()})
 
 
-_SHORT: Final = text(MAX_NAME_LENGTH)
+# msgpack gives lists; what is about to be sent has tuples too.
+_LIST: Final = of_type(list, tuple)
+_MAP: Final = of_type(dict)
+_INT: Final = of_type(int)
+_STR: Final = of_type(str)
+_INT_OR_FLOAT: Final = of_type(int, float)
+_ANY_NUMBER: Final = Kind(_read_any_number)
 _KINDS: Final[Mapping[Any, Kind]] = {
     int: integer(),
-    float: Kind(_read_number),
+    float: _ANY_NUMBER.checked(must(math.isfinite, "{} is not finite")),
     bool: of_type(bool),
 }
 
 Count = Annotated[int, integer(0)]
 Positive = Annotated[int, integer(1)]
 # NaN and infinity too; a float without this must be finite.
-AnyNumber = Annotated[float, Kind(_read_any_number)]
-Magnitude = Annotated[float, Kind(_read_magnitude)]
+AnyNumber = Annotated[float, _ANY_NUMBER]
+Magnitude = Annotated[float, must(lambda number: number >= 0, "{} is less than 0")]
 # Safe to print, to log and to use in a queue's name.
-Name = Annotated[str, Kind(_read_name)]
+Name = Annotated[
+    str, text(MAX_NAME_LENGTH), must(is_name, "{} is no name (letters, digits and _ . @ : - only)")
+]
 # A federation's name, a digest.
 ShortText = Annotated[str, text(64)]
-MetricName = Annotated[str, Kind(_read_metric_name)]
+MetricName = Annotated[str, Kind(_as_it_is), must(is_metric_name, "{} is no short name")]
 Metrics = Annotated[Mapping[MetricName, AnyNumber], at_most(MAX_METRICS)]

@@ -5,7 +5,6 @@ never loads the task's framework, which may take half a gigabyte of memory, into
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def write_initial_model(task_name: str, *, seed: int, out: Path, source: Path | 
     write_model(out, model.weights, about, layout=model.layout)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what is wrong becomes one sentence on stderr and exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m fluffle.initial_model",
@@ -42,12 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         write_initial_model(given.task, seed=given.seed, out=given.out, source=given.source)
     except FluffleError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return 0
+        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":
     with relayed_stderr(as_json=False, verbose=False, fields={}):
-        code = main()
-    sys.exit(code)
+        main()

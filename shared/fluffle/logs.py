@@ -14,12 +14,12 @@ writes one JSON object a line, always with `time` (UTC), `level`, `part`, `feder
 Both go to stderr.
 """
 
+import json
 import logging
 import sys
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import partial
 from numbers import Integral, Real
 from types import MappingProxyType
 
@@ -27,8 +27,6 @@ import structlog
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.text import Text
-from structlog.dev import Column, ConsoleRenderer, KeyValueColumnFormatter, plain_traceback
-from structlog.processors import JSONRenderer
 from structlog.stdlib import BoundLogger, ProcessorFormatter
 from structlog.types import EventDict, Processor, WrappedLogger
 
@@ -76,19 +74,20 @@ def configure(
 ) -> None:
     """Send this process's log lines to stderr; called again, it replaces what it did before.
 
-    Each JSON line carries `part` and `fields` ({"federation": "digits", "worker": "w1"}). A process that
-    draws a progress display with rich passes the display's console: lines then scroll by above it. `verbose`
-    adds debug lines, tracebacks and the messages of pika, httpx and matplotlib.
+    Each JSON line carries `part` and `fields` ({"federation": "digits", "worker": "w1"}). All other formats
+    are for people; a process that draws a progress display with rich passes the display's console, and lines
+    scroll by above it. `verbose` adds debug lines, tracebacks and the messages of pika, httpx and matplotlib.
     """
     console = console or PlainConsole(stderr=True)
-    pretty = console.file.isatty() if log_format == "auto" else log_format == "pretty"
-    # A line for a log store needs nothing that rich does, which would take longer than all the rest.
-    plain = not pretty and not console.is_terminal
-    handler = logging.StreamHandler(console.file) if plain else _ConsoleHandler(console)
+    handler: logging.Handler
+    if log_format == "json":
+        handler = logging.StreamHandler(console.file)
+        processors: list[Processor] = [_description({"part": part, **fields}, verbose=verbose), _json_line]
+    else:
+        handler = _ConsoleHandler(console)
+        processors = [_description({"part": part}, verbose=verbose), _line_for_people]
     handler.set_name(_HANDLER_NAME)
-    shown_fields = {"part": part} if pretty else {"part": part, **fields}
-    last: list[Processor] = [_console_renderer(verbose=verbose)] if pretty else [_to_json, JSONRenderer()]
-    handler.setFormatter(ProcessorFormatter(processors=[_description(shown_fields, verbose=verbose), *last]))
+    handler.setFormatter(ProcessorFormatter(processors=processors))
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.name == _HANDLER_NAME]:
         root.removeHandler(old)
@@ -104,6 +103,14 @@ def console() -> Console:
     """Return the console that the log lines go to, for whatever else is shown there meanwhile."""
     ours = [each for each in logging.getLogger().handlers if isinstance(each, _ConsoleHandler)]
     return ours[0].console if ours else PlainConsole(stderr=True)
+
+
+def is_json() -> bool:
+    """Return whether the log of this process is JSON."""
+    return any(
+        each.name == _HANDLER_NAME and not isinstance(each, _ConsoleHandler)
+        for each in logging.getLogger().handlers
+    )
 
 
 class _ConsoleHandler(logging.Handler):
@@ -131,8 +138,6 @@ def _description(fields: Mapping[str, str], *, verbose: bool) -> Processor:
         if exc_info is True:
             exc_info = sys.exc_info()
         error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
-        for key in ("_from_structlog", "stack_info"):
-            event.pop(key, None)
         described: EventDict = {
             "time": datetime.fromtimestamp(record.created, UTC),
             # pika calls each attempt to connect an error.
@@ -145,18 +150,19 @@ def _description(fields: Mapping[str, str], *, verbose: bool) -> Processor:
             described["error"] = f"{type(error).__name__}: {error}"
         if error and verbose:
             described["exception"] = "".join(traceback.format_exception(error)).rstrip()
-        described.update(event)
+        described.update(
+            (name, value) for name, value in event.items() if name not in ("_from_structlog", "stack_info")
+        )
         return described
 
     return describe
 
 
-def _to_json(_: WrappedLogger, __: str, event: EventDict) -> Mapping[str, object]:
-    """Turn fields into what JSON knows; a NaN or an infinity, which it does not know, becomes null."""
-    plain: dict[str, object] = to_jsonable_python(
-        event, inf_nan_mode="null", bytes_mode="base64", fallback=_number_or_text
+def _json_line(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """Write a JSON object; a NaN or an infinity, which JSON does not know, becomes null."""
+    return json.dumps(
+        to_jsonable_python(event, inf_nan_mode="null", bytes_mode="base64", fallback=_number_or_text)
     )
-    return plain
 
 
 def _number_or_text(value: object) -> object:
@@ -165,32 +171,17 @@ def _number_or_text(value: object) -> object:
     return float(value) if isinstance(value, Real) else str(value)
 
 
-def _console_renderer(*, verbose: bool) -> ConsoleRenderer:
-    """Return what writes a line for people: local time, part, sentence, fields."""
-
-    def time(value: object) -> str:
-        return f"{value.astimezone():%H:%M:%S}" if isinstance(value, datetime) else str(value)
-
-    def level(value: object) -> str:
-        colour = _YELLOW if value == "warning" else _RED
-        return "" if value in ("info", "debug") else f"{colour}{value}:{_RESET}"
-
-    def logger(value: object) -> str:
-        return f"{_DIM}{value}:{_RESET}" if verbose else ""
-
-    text = partial(KeyValueColumnFormatter, None)
-    return ConsoleRenderer(
-        columns=[
-            Column("time", text(_DIM, _RESET, time)),
-            Column("part", text(_BLUE, _RESET, str, postfix=" ")),
-            Column("level", text("", "", level)),
-            Column("logger", text("", "", logger)),
-            Column("event", text("", "", lambda event: _printable(str(event)))),
-            Column("", KeyValueColumnFormatter(_CYAN, "", _RESET, _shown, prefix=" ")),
-        ],
-        exception_formatter=plain_traceback,
-        sort_keys=False,
-    )
+def _line_for_people(_: WrappedLogger, __: str, event: EventDict) -> str:
+    """Write local time, part, sentence and fields, and a traceback below them."""
+    time, part, level, name = (event.pop(key) for key in ("time", "part", "level", "logger"))
+    sentence, exception = _printable(str(event.pop("event"))), event.pop("exception", "")
+    if level not in ("info", "debug"):
+        sentence = f"{_YELLOW if level == 'warning' else _RED}{level}:{_RESET} {sentence}"
+    if logging.getLogger("fluffle").level == logging.DEBUG:
+        sentence = f"{_DIM}{name}:{_RESET} {sentence}"
+    fields = "".join(f"  {_CYAN}{name}{_RESET}={_shown(value)}" for name, value in event.items())
+    line = f"{_DIM}{time.astimezone():%H:%M:%S}{_RESET} {_BLUE}{part}{_RESET}  {sentence}{fields}"
+    return f"{line}\n{exception}" if exception else line
 
 
 def _shown(value: object) -> str:

@@ -15,9 +15,7 @@ from fluffle.errors import (
     ConfigError,
     ConnectionLost,
     LoginRefused,
-    QuotaReached,
     RequestRefused,
-    TopologyMismatch,
     TopologyMissing,
 )
 from fluffle.policies import BrokerPolicy
@@ -89,8 +87,7 @@ class Management:
 
     Every method may raise a BrokerError with RabbitMQ's own reason: ConnectionLost if RabbitMQ does not
     answer, LoginRefused for a wrong login or virtual host, AccessRefused if the user lacks a tag or a right,
-    TopologyMissing and TopologyMismatch for what is not there or has other arguments, QuotaReached, and
-    RequestRefused for everything else.
+    TopologyMissing for what is not there, and RequestRefused for everything else.
     """
 
     def __init__(
@@ -203,7 +200,7 @@ class Management:
     def put(self, kind: str, definition: Mapping[str, object]) -> None:
         """Create one of the exchanges, queues or bindings, given as in RabbitMQ's definitions.
 
-        One that exists already stays as it is; TopologyMismatch if its arguments differ.
+        One that exists already stays as it is; RequestRefused if its arguments differ.
         """
         if kind == "bindings":
             source, target = str(definition["source"]), str(definition["destination"])
@@ -275,9 +272,9 @@ class Management:
         if code == NOT_FOUND:
             return TopologyMissing(f"{self._url} does not have {what} ({reason})")
         if "inequivalent" in reason:
-            return TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({reason})")
+            return RequestRefused(f"{what} {OTHER_ARGUMENTS} ({reason})")
         if "limit" in reason and "is reached" in reason:
-            return QuotaReached(
+            return RequestRefused(
                 f"{self._url} cannot create {what}, because a limit is reached: raise the limit, or delete "
                 f"what you do not need ({reason})"
             )

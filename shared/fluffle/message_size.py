@@ -19,61 +19,56 @@ HOW_TO_RAISE = (
 )
 
 
-def require_message_fits(what: str, size_bytes: int, limit_bytes: int) -> None:
-    """Raise MessageTooLarge, which says how to raise the limit, for a message above it."""
-    if size_bytes > limit_bytes:
-        raise MessageTooLarge(_too_large(what, size_bytes, limit_bytes), limit_bytes)
+def require_message_fits(what: str, size_bytes: int, limit_bytes: int, otherwise: str = "") -> None:
+    """Raise MessageTooLarge for a message above the limit; it says how to raise it, or `otherwise`."""
+    if size_bytes <= limit_bytes:
+        return
+    limit_mib = math.floor(10 * limit_bytes / MIB) / 10
+    advice = f": {HOW_TO_RAISE}"
+    if limit_bytes >= MAX_MESSAGE_BYTES:
+        advice = ", which is all that RabbitMQ carries: use a smaller model"
+    raise MessageTooLarge(
+        f"{what} takes {_mib(size_bytes)} MiB, and one message has at most {limit_mib:,g} MiB{advice}"
+        f"{otherwise and f'; or {otherwise}'}",
+        limit_bytes,
+    )
 
 
 def require_version_fits(layout: Layout, limit_bytes: int) -> None:
     """Raise MessageTooLarge when no version of this model can be published."""
-    size_bytes = 4 * layout.size + layout.beside_vector_size_bytes
     what = f"a version of this model of {layout.size:,} parameters, float32 whatever the codec,"
-    require_message_fits(what, size_bytes, limit_bytes)
+    require_message_fits(what, 4 * layout.size + layout.beside_vector_size_bytes, limit_bytes)
 
 
 def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes: int) -> None:
     """Raise MessageTooLarge when the `count` moments of a server optimizer do not fit into their message."""
-    size_bytes = 4 * layout.size * count
-    if size_bytes > limit_bytes:
-        what = f"the moments of {optimizer} for this model of {layout.size:,} parameters"
-        raise MessageTooLarge(
-            f"{_too_large(what, size_bytes, limit_bytes)}; or choose another FLUFFLE_SERVER_OPTIMIZER: "
-            f"momentum and adagrad have one float32 for each parameter, sgd none",
-            limit_bytes,
-        )
+    require_message_fits(
+        f"the moments of {optimizer} for this model of {layout.size:,} parameters",
+        4 * layout.size * count,
+        limit_bytes,
+        "choose another FLUFFLE_SERVER_OPTIMIZER: momentum and adagrad have one float32 for each parameter, "
+        "sgd none",
+    )
 
 
 def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
     """Raise MessageTooLarge, which names the codecs that fit, when an update in this codec may not fit."""
-    size_bytes = most_bytes(codec, layout.size) + layout.beside_vector_size_bytes
-    if size_bytes > limit_bytes:
-        what = f"an update of this model of {layout.size:,} parameters in {codec}"
-        raise MessageTooLarge(
-            f"{_too_large(what, size_bytes, limit_bytes)}; or {_advice(layout, limit_bytes)}", limit_bytes
-        )
+    fitting = codecs_that_fit(layout, limit_bytes)
+    named = ", ".join(f"{name} ({_mib(size_bytes)} MiB)" for name, size_bytes in fitting.items())
+    require_message_fits(
+        f"an update of this model of {layout.size:,} parameters in {codec}",
+        most_bytes(codec, layout.size) + layout.beside_vector_size_bytes,
+        limit_bytes,
+        f"set FLUFFLE_CODEC at the aggregator to one that fits: {named}"
+        if fitting
+        else "use a smaller model, since no codec makes it small enough",
+    )
 
 
 def codecs_that_fit(layout: Layout, limit_bytes: int) -> dict[str, int]:
     """Return the codecs in which an update of this model fits, and its bytes in each."""
     sizes = {name: most_bytes(name, layout.size) + layout.beside_vector_size_bytes for name in CODECS}
     return {name: size_bytes for name, size_bytes in sizes.items() if size_bytes <= limit_bytes}
-
-
-def _advice(layout: Layout, limit_bytes: int) -> str:
-    fitting = codecs_that_fit(layout, limit_bytes)
-    if not fitting:
-        return "use a smaller model, since no codec makes it small enough"
-    named = ", ".join(f"{name} ({_mib(size_bytes)} MiB)" for name, size_bytes in fitting.items())
-    return f"set FLUFFLE_CODEC at the aggregator to one that fits: {named}"
-
-
-def _too_large(what: str, size_bytes: int, limit_bytes: int) -> str:
-    limit_mib = math.floor(10 * limit_bytes / MIB) / 10
-    found = f"{what} takes {_mib(size_bytes)} MiB, and one message has at most {limit_mib:,g} MiB"
-    if limit_bytes >= MAX_MESSAGE_BYTES:
-        return f"{found}, which is all that RabbitMQ carries: use a smaller model"
-    return f"{found}: {HOW_TO_RAISE}"
 
 
 def _mib(size_bytes: int) -> str:

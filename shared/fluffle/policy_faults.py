@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fluffle.errors import UnsafePolicy
+from fluffle.errors import RequestRefused
 from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
 from fluffle.topology import (
     HEAD_LENGTH,
@@ -220,11 +220,11 @@ def faults_of(
 
 
 def require_none_fatal(faults: Sequence[PolicyFault]) -> None:
-    """Raise UnsafePolicy, with the first fault, when there are faults that are fatal and certain."""
+    """Raise RequestRefused, with the first fault, when there are faults that are fatal and certain."""
     fatal = [str(fault) for fault in faults if fault.is_fatal and fault.is_certain]
     if fatal:
         more = f" ({len(fatal) - 1} more of this kind: `fluffle status` lists them.)" if fatal[1:] else ""
-        raise UnsafePolicy(fatal[0] + more)
+        raise RequestRefused(fatal[0] + more)
 
 
 def _broken(

@@ -62,7 +62,7 @@ class PolicyWatch:
         self._log_changes()
 
     def require_safe_start(self) -> None:
-        """Read the policies at the first call, and raise UnsafePolicy if one would lose messages."""
+        """Read the policies at the first call, and raise RequestRefused if one would lose messages."""
         if self._at_start is None:
             self._ask_again()
             self._at_start = self._policies or ()
@@ -70,7 +70,7 @@ class PolicyWatch:
             self._log_changes()
 
     def require_safe(self, sizes: Sizes) -> None:
-        """Raise UnsafePolicy if a policy that existed at the start would lose messages of these sizes.
+        """Raise RequestRefused if a policy that existed at the start would lose messages of these sizes.
 
         A policy that came later only causes a warning: without an aggregator more updates would be lost.
         """

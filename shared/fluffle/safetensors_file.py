@@ -20,18 +20,9 @@ from fluffle.whole_file import write_whole
 LAYOUT_KEY, FORMAT_KEY = "fluffle.layout", "fluffle.format"
 FORMAT = "2"
 # The dtypes of a model's tensors by their names in the format.
-DTYPES: Mapping[str, str] = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "BOOL": "bool",
-    **{
-        f"{kind}{bits}": f"{name}{bits}"
-        for kind, name in (("I", "int"), ("U", "uint"))
-        for bits in (8, 16, 32, 64)
-    },
-}
+DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
+DTYPES |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+DTYPES |= {f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,37 +71,34 @@ def read_model_file(path: Path) -> ModelFile:
 
 def read_layout(path: Path) -> Layout:
     """Return the layout of a file without reading its tensors; see `read_model_file`."""
-    with _reading(path), safe_open(path, framework="numpy"):  # which checks the whole header
-        header = _header(path)
-    metadata = header.pop("__metadata__", {})
-    if (found := metadata.get(FORMAT_KEY)) not in (None, FORMAT):
+    with _reading(path), safe_open(path, framework="numpy") as file:  # which checks the whole header
+        metadata = file.metadata() or {}
+        lying = {name: file.get_slice(name) for name in file.offset_keys()}
+        found = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in lying.items()}
+    if (version := metadata.get(FORMAT_KEY)) not in (None, FORMAT):
         raise ConfigError(
-            f"{path} is a model file of format {found}, and this Fluffle reads format {FORMAT}: write it "
+            f"{path} is a model file of format {version}, and this Fluffle reads format {FORMAT}: write it "
             "again with this version"
         )
     try:
-        return _layout(header, metadata.get(LAYOUT_KEY))
+        return _layout(found, json.loads(metadata.get(LAYOUT_KEY, "{}")))
     except (LayoutError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} has a damaged layout: {error}") from error
 
 
-def _layout(header: Mapping[str, Any], described: str | None) -> Layout:
-    if described is None:
-        as_they_lie = sorted(header, key=lambda name: int(header[name]["data_offsets"][0]))
-        return Layout(tuple(_spec(name, header[name], "trained") for name in as_they_lie))
-    said = json.loads(described)
-    tensors = tuple(_spec(name, header[name], group) for name, group in said["tensors"])
-    if unknown := header.keys() - {spec.name for spec in tensors}:
+def _layout(found: Mapping[str, tuple[str, tuple[int, ...]]], said: Mapping[str, Any]) -> Layout:
+    groups = said.get("tensors", [(name, "trained") for name in found])
+    if unknown := found.keys() - {name for name, _ in groups}:
         raise LayoutError(f"it lacks {some_of(unknown)}")
-    return Layout(tensors, said["frozen"] and FrozenPart(*said["frozen"]))
+    tensors = tuple(_spec(name, *found[name], group) for name, group in groups)
+    return Layout(tensors, said.get("frozen") and FrozenPart(*said["frozen"]))
 
 
-def _spec(name: str, described: Mapping[str, Any], group: SharedGroup) -> TensorSpec:
-    dtype = DTYPES.get(described["dtype"])
-    if dtype is None:
-        raise LayoutError(f"the tensor {name!r} is of the type {described['dtype']}, which no model may have")
-    is_statistic = dtype in INTEGERS
-    return TensorSpec(name, tuple(described["shape"]), dtype, "statistic" if is_statistic else group)
+def _spec(name: str, dtype: str, shape: tuple[int, ...], group: SharedGroup) -> TensorSpec:
+    if dtype not in DTYPES:
+        raise LayoutError(f"the tensor {name!r} is of the type {dtype}, which no model may have")
+    is_statistic = DTYPES[dtype] in INTEGERS
+    return TensorSpec(name, shape, DTYPES[dtype], "statistic" if is_statistic else group)
 
 
 @contextmanager
@@ -123,10 +111,3 @@ def _reading(path: Path) -> Iterator[None]:
         raise ConfigError(f"cannot read the model file {path}: {error}") from error
     except (SafetensorError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no safetensors file: {error}") from error
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Read the JSON header: the first eight bytes are its length."""
-    with path.open("rb") as file:
-        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return header

@@ -16,34 +16,40 @@ pydantic-settings is not used: its sources do not tell where a wrong value was w
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_serializer,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from fluffle.address import BrokerAddress, parse_address, require_management_url, without_password
+from fluffle.address import BrokerAddress, parse_address, require_broker_url, require_management_url
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH, is_name
-from fluffle.known_variables import ENV_PREFIX, known_settings
 from fluffle.rights import require_federation_name
-from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.tls import TlsFiles
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
+ENV_PREFIX = "FLUFFLE_"
 DEFAULT_CONFIG = Path("fluffle.toml")
+# The names of the settings of all parts, none of which imports those of the others.
+KNOWN_SETTINGS = Path(__file__).with_name("known_settings.toml")
 
+
+def require_name(name: str) -> str:
+    """Return a name that may be sent in a message, for a validator; raise ValueError for any other."""
+    if not is_name(name):
+        raise ValueError(
+            f"must be 1 to {MAX_NAME_LENGTH} letters, digits and _ . @ : -, beginning with a letter or "
+            f"digit, not {name!r}"
+        )
+    return name
+
+
+PartName = Annotated[str, AfterValidator(require_name)]
 # For the parts that call RabbitMQ's management interface.
 ManagementUrl = Annotated[
     str | None,
@@ -55,7 +61,6 @@ ManagementUrl = Annotated[
 ]
 LogFormat = Literal["auto", "pretty", "json"]
 S = TypeVar("S", bound="SharedSettings")
-NameGiven = Callable[[str, FieldInfo], str]
 # The value of each setting that is written somewhere, and how it is written there: "--buffer-size".
 Written = dict[str, tuple[object, str]]
 
@@ -76,6 +81,15 @@ def field_extra(field: FieldInfo) -> Mapping[str, object]:
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
+def panel_of(settings_class: type["SharedSettings"], name: str) -> str:
+    """Return the heading of a setting in --help: the class that it comes from, "" for the part's own."""
+    for base in settings_class.__bases__:
+        if name in getattr(base, "model_fields", {}):
+            is_part = issubclass(base, SharedSettings)
+            return panel_of(base, name) if is_part else base.__name__.removesuffix("Settings")
+    return "Shared" if settings_class is SharedSettings else ""
+
+
 class SharedSettings(BaseModel):
     """The settings of every process of a federation. Frozen."""
 
@@ -86,14 +100,16 @@ class SharedSettings(BaseModel):
     # True for a part that runs until it is told to stop; False for a command that answers and ends.
     is_service: ClassVar[bool] = False
 
-    federation: str = Field(
+    federation: Annotated[str, AfterValidator(require_federation_name)] = Field(
         "digits", description="Name of the federation. The names of its queues and exchanges start with it."
     )
-    broker_url: str = Field(
+    broker_url: Annotated[str, AfterValidator(require_broker_url)] = Field(
         "amqp://127.0.0.1:5672/%2F",
         description="Address of RabbitMQ: amqp://USER:PASSWORD@HOST:PORT/VHOST, or amqps:// for TLS. List "
         "the nodes of a cluster as HOST:PORT,HOST:PORT; any node that answers is used.",
+        # It may hold a password.
         repr=False,
+        exclude=True,
     )
     broker_password_file: Path | None = Field(
         None,
@@ -144,64 +160,20 @@ class SharedSettings(BaseModel):
         json_schema_extra={"metavar": "FILE"},
     )
 
-    @field_validator("federation")
-    @classmethod
-    def _is_a_name(cls, name: str) -> str:
-        return require_federation_name(name)
-
-    @field_validator("broker_url")
-    @classmethod
-    def _is_an_amqp_url(cls, url: str) -> str:
-        try:
-            parse_address(url)
-        except ValueError as error:
-            raise ValueError(
-                f"must look like amqp://user:password@host:5672/%2F (percent-encode special characters), "
-                f"but {without_password(url)!r} {error}"
-            ) from error
-        return url
-
     @model_validator(mode="after")
-    def _has_one_password_at_most(self) -> Self:
-        if self.broker_password_file is None:
-            return self
+    def _logins_and_files_fit_the_url(self) -> Self:
         address = parse_address(self.broker_url)
-        if address.password is not None:
+        if self.broker_password_file is not None and address.password is not None:
             raise ValueError("broker_url has a password and broker_password_file is set too: give only one")
-        if not address.user:
-            scheme, _, place = self.broker_url.partition("://")
-            raise ValueError(
-                f"broker_password_file needs a user in broker_url, as in {scheme}://{self.part or 'user'}@"
-                f"{place.partition('/')[0]}, but there is none"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _has_what_tls_needs(self) -> Self:
+        if self.broker_password_file is not None and not address.user:
+            raise ValueError("broker_password_file needs a user in broker_url, as in amqp://user@host:5672")
         if (self.broker_cert_file is None) != (self.broker_key_file is None):
             there, missing = ("key", "cert") if self.broker_cert_file is None else ("cert", "key")
             raise ValueError(f"broker_{there}_file is set but not broker_{missing}_file: one needs the other")
         given = [name for name in ("broker_ca_file", "broker_cert_file") if getattr(self, name) is not None]
-        if given and parse_address(self.broker_url).tls is None:
-            raise ValueError(
-                f"{given[0]} is set, but {self.shown_broker_url} does not use TLS: a URL for TLS starts with "
-                "amqps://"
-            )
+        if given and address.tls is None:
+            raise ValueError(f"{given[0]} is set, but broker_url does not start with amqps://, as TLS needs")
         return self
-
-    @field_serializer("broker_url")
-    def _dump_broker_url(self, url: str) -> str:
-        return without_password(url)
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, object]]:
-        """Show every setting, with the URL without its password."""
-        yield from super().__repr_args__()
-        yield "shown_broker_url", self.shown_broker_url
-
-    @property
-    def shown_broker_url(self) -> str:
-        """The broker URL for logs and screens: never with a password."""
-        return without_password(self.broker_url)
 
     @property
     def max_message_bytes(self) -> int:
@@ -214,47 +186,49 @@ class SharedSettings(BaseModel):
         Each call reads the file again, so that a changed password is seen. Raises ConfigError when the file
         cannot be read or is empty.
         """
-        certificate = None
-        if self.broker_cert_file is not None and self.broker_key_file is not None:
-            certificate = ClientCertificate(self.broker_cert_file, self.broker_key_file)
-        files = TlsFiles(self.broker_ca_file, certificate)
-        return parse_address(self.broker_url, password=self._password_from_file(), files=files)
-
-    def _password_from_file(self) -> str | None:
-        if self.broker_password_file is None:
-            return None
-        name = f"broker_password_file {self.broker_password_file}"
-        password = _read_text(self.broker_password_file, name).rstrip("\r\n")
-        if not password:
-            raise ConfigError(f"{name} is empty: it must hold the broker password")
-        return password
+        password = None
+        if self.broker_password_file is not None:
+            name = f"broker_password_file {self.broker_password_file}"
+            password = _read_text(self.broker_password_file, name).rstrip("\r\n")
+            if not password:
+                raise ConfigError(f"{name} is empty: it must hold the broker password")
+        files = TlsFiles(self.broker_ca_file, self.broker_cert_file, self.broker_key_file)
+        return parse_address(self.broker_url, password=password, files=files)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""
         return {"federation": self.federation}
 
 
-class ServiceSettings(SharedSettings):
-    """The settings of a part that runs until it is told to stop, and serves metrics."""
+class MetricsSettings(BaseModel):
+    """The settings of a part that serves metrics."""
+
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="Port for Prometheus metrics; disabled if unset."
+    )
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address to serve the metrics on. Anyone who can reach it can read them."
+    )
+
+
+class ServiceSettings(MetricsSettings, SharedSettings):
+    """The settings of a part that runs until it is told to stop."""
 
     is_service: ClassVar[bool] = True
 
-    metrics_port: int | None = Field(
-        None,
-        ge=1,
-        le=65535,
-        description="Port for Prometheus metrics; disabled if unset.",
-        json_schema_extra={"panel": "Metrics"},
-    )
-    metrics_host: str = Field(
-        "127.0.0.1",
-        description="Address to serve the metrics on. Anyone who can reach it can read them.",
-        json_schema_extra={"panel": "Metrics"},
-    )
+
+@cache
+def known_names(kind: Literal["tables", "variables"]) -> list[str]:
+    """Return the tables that a settings file may have, or the environment variables that are read."""
+    names: list[str] = tomllib.loads(KNOWN_SETTINGS.read_text(encoding="utf-8"))[kind]
+    return names
 
 
 def load_settings(
-    settings_class: type[S], given: Mapping[str, object], *, name_given: NameGiven = flag_name
+    settings_class: type[S],
+    given: Mapping[str, object],
+    *,
+    name_given: Callable[[str, FieldInfo], str] = flag_name,
 ) -> S:
     """Build settings from flags (`given`), the environment, the TOML file and the defaults, in that order.
 
@@ -286,16 +260,6 @@ def load_arguments(settings_class: type[S], given: Mapping[str, object]) -> S:
     return load_settings(settings_class, given, name_given=lambda name, _: name)
 
 
-def require_name(name: str) -> str:
-    """Return a name that may be sent in a message, for a validator; raise ValueError for any other."""
-    if not is_name(name):
-        raise ValueError(
-            f"must be 1 to {MAX_NAME_LENGTH} letters, digits and _ . @ : -, beginning with a letter or "
-            f"digit, not {name!r}"
-        )
-    return name
-
-
 def _read_config(settings_class: type[SharedSettings], path: object, written_as: str) -> Written:
     """Return what the TOML file sets: the part's own table wins over the file's top level."""
     if path is None and not DEFAULT_CONFIG.exists():
@@ -305,22 +269,22 @@ def _read_config(settings_class: type[SharedSettings], path: object, written_as:
         document = tomllib.loads(_read_text(file, f"{written_as or 'the configuration'} {file}"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the configuration {file} is not valid TOML: {error}") from error
-    part, tables = settings_class.part, {*known_settings().tables, settings_class.part} - {""}
-    shared = set(SharedSettings.model_fields) - {"config"}
-    own = set(settings_class.model_fields) - {"config"}
-    top = {key: value for key, value in document.items() if key not in tables}
-    for key in top:
+    part, tables = settings_class.part, {*known_names("tables"), settings_class.part} - {""}
+    own, shared = (set(each.model_fields) - {"config"} for each in (settings_class, SharedSettings))
+    written: Written = {}
+    for key, value in document.items():
         if key in own - shared:
             raise ConfigError(f"{key} in {file} must stand in the table [{part}], not at the top level")
-        _require_known(key, shared, f"in {file}", tables)
+        if key not in tables:
+            _require_known(key, shared, f"in {file}", tables)
+            written[key] = value, f"{key} in {file}"
     table = document.get(part, {})
     if not isinstance(table, dict):
         raise ConfigError(f"{part} in {file} must be a table, written [{part}], not {table!r}")
-    for key in table:
+    for key, value in table.items():
         _require_known(key, own, f"in [{part}] of {file}")
-    return {key: (value, f"{key} in {file}") for key, value in top.items()} | {
-        key: (value, f"{key} in [{part}] of {file}") for key, value in table.items()
-    }
+        written[key] = value, f"{key} in [{part}] of {file}"
+    return written
 
 
 def _require_known(key: str, known: set[str], where: str, tables: Collection[str] = ()) -> None:

@@ -11,20 +11,18 @@ This file is also the program of that process, so it imports only the standard l
 import json
 import os
 import re
-import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 STDERR = 2
 # Short enough to be written in one piece, even to a pipe: a byte may take six in JSON, and PIPE_BUF is 4096.
 MOST_BYTES = 600
-# How long to wait for the rest of a line.
-PATIENCE_S = 0.5
+LONGEST = 2**20
 END_S = 2.0
 
 # The formats of absl and glog, and of older TensorFlow: level, place in the source, text.
@@ -38,7 +36,7 @@ _NO_GPU = re.compile(r"cuda|cuinit|cudnn|cublas|cufft|gpu|tensorrt|rocm", re.IGN
 _LEVELS = {"I": "debug", "W": "debug", "E": "warning", "F": "error"}
 
 
-def judge(line: str) -> str:
+def level_of(line: str) -> str:
     """Return the log level of a line from a library: "debug" for messages that only its developers read."""
     if line.startswith(_BEFORE_THE_FIRST):
         return "debug"
@@ -80,45 +78,27 @@ def relayed_stderr(*, as_json: bool, verbose: bool, fields: Mapping[str, str]) -
             relay.wait(END_S)
 
 
-def relay_lines(source: int, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
-    """Pass on every line from the descriptor `source` until its end."""
-    rest = b""
-    while True:
-        if rest and not select.select([source], [], [], PATIENCE_S)[0]:
-            lines, rest = [rest], b""
-        else:
-            came = os.read(source, 65536)
-            if not came:
-                break
-            *lines, rest = (rest + came).replace(b"\r\n", b"\n").split(b"\n")
-        for line in lines:
-            _pass_on(line, as_json=as_json, verbose=verbose, fields=fields)
-    if rest:
-        _pass_on(rest, as_json=as_json, verbose=verbose, fields=fields)
-
-
-def _pass_on(line: bytes, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
-    text = line.decode(errors="replace").rstrip()
-    level = judge(text)
-    if level == "debug" and not verbose:
-        return
-    if not as_json or _is_json(text):
-        os.write(1, line + b"\n")
-        return
-    for start in range(0, len(line), MOST_BYTES):
-        piece = line[start : start + MOST_BYTES].decode(errors="replace").rstrip()
-        if piece:
-            time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            said = {"time": time, "level": level, **fields, "event": piece, "logger": "stderr"}
-            os.write(1, json.dumps(said).encode() + b"\n")
+def relay_lines(source: BinaryIO, *, as_json: bool, verbose: bool, fields: Mapping[str, str]) -> None:
+    """Pass on every line until the end of `source`; a line that is longer than LONGEST becomes several."""
+    while line := source.readline(LONGEST).replace(b"\r\n", b"\n"):
+        text = line.decode(errors="replace").rstrip()
+        level = level_of(text)
+        if level == "debug" and not verbose:
+            continue
+        if not as_json or _is_json(text):
+            os.write(1, line.removesuffix(b"\n") + b"\n")
+            continue
+        for start in range(0, len(line), MOST_BYTES):
+            if piece := line[start : start + MOST_BYTES].decode(errors="replace").rstrip():
+                time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+                said = {"time": time, "level": level, **fields, "event": piece, "logger": "stderr"}
+                os.write(1, json.dumps(said).encode() + b"\n")
 
 
 def _is_json(text: str) -> bool:
     """Return whether a line is already a JSON object, such as a child process of ours writes."""
-    if not text.startswith("{"):
-        return False
     try:
-        return isinstance(json.loads(text), dict)
+        return text.startswith("{") and isinstance(json.loads(text), dict)
     except ValueError:
         return False
 
@@ -127,4 +107,4 @@ if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _as_json, _verbose, _fields = json.loads(sys.argv[1])
-    relay_lines(0, as_json=_as_json, verbose=_verbose, fields=_fields)
+    relay_lines(sys.stdin.buffer, as_json=_as_json, verbose=_verbose, fields=_fields)

@@ -9,7 +9,7 @@ from brokers import A_WHILE_S, SOON_S, Connect, bodies_of, limited, look_into, r
 from federation import wait_until
 
 from fluffle.broker import Broker, QueueState
-from fluffle.errors import ConnectionLost, QueueFull, TopologyMismatch, TopologyMissing, Unroutable
+from fluffle.errors import ConnectionLost, QueueFull, RequestRefused, TopologyMissing, Unroutable
 from fluffle.pieces import Pieces
 from fluffle.topology import Topology
 
@@ -34,7 +34,7 @@ def test_a_queue_that_is_there_with_other_arguments_is_a_mismatch(broker: Broker
     ]
 
     for other in others:
-        with pytest.raises(TopologyMismatch, match=topology.federation):
+        with pytest.raises(RequestRefused, match=topology.federation):
             broker.declare(other)
 
     broker.check(topology)  # the connection goes on
@@ -253,7 +253,7 @@ def test_who_looks_into_a_queue_while_another_does_sees_all_of_it_when_the_other
 def test_nobody_may_look_into_a_queue_with_a_single_active_consumer(
     broker: Broker, topology: Topology
 ) -> None:
-    with pytest.raises(TopologyMismatch, match=topology.updates.name):
+    with pytest.raises(RequestRefused, match=topology.updates.name):
         look_into(broker, topology.updates.name)
 
 

@@ -8,8 +8,8 @@ from brokers import SOON_S
 from federation import Federation, assert_refused
 from rabbitmqctl import add_user
 
+from fluffle.connection import say_hello
 from fluffle.errors import AccessRefused
-from fluffle.hello import say_hello
 from fluffle.rabbit import RabbitBroker
 from fluffle.topology import Topology
 from fluffle_cli.node import BrokerNode

@@ -12,7 +12,7 @@ from rabbitmqctl import add_user, rabbitmqctl
 from relay import Relay
 
 from fluffle.connection import Connector
-from fluffle.errors import BrokerError, ConnectionLost, LimitReached, LoginRefused, QuotaReached
+from fluffle.errors import BrokerError, ConnectionLost, LimitReached, LoginRefused, RequestRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle.settings import SharedSettings
 from fluffle.topology import Topology
@@ -119,7 +119,7 @@ def test_a_quota_on_queues_ends_with_rabbitmqs_reason(node: BrokerNode, topology
     with (
         limit(node, "vhost", '{"max-queues": 0}'),
         connect(node) as broker,
-        pytest.raises(QuotaReached, match=r"queue limit in vhost '/' \(0\) is reached"),
+        pytest.raises(RequestRefused, match=r"queue limit in vhost '/' \(0\) is reached"),
     ):
         broker.declare(topology)
 

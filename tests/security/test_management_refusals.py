@@ -9,9 +9,7 @@ from fluffle.errors import (
     AccessRefused,
     BrokerError,
     LoginRefused,
-    QuotaReached,
     RequestRefused,
-    TopologyMismatch,
     TopologyMissing,
 )
 from fluffle.management import Management, ManagementSettings
@@ -48,12 +46,12 @@ def login(node: BrokerNode, url: str) -> Management:
     [
         (
             lambda m: m.put("queues", queue("second")),
-            QuotaReached,
+            RequestRefused,
             f"queue limit in vhost '{VHOST}' (1) is reached",
         ),
         (
             lambda m: m.put("queues", queue("first", x_max_length=3)),
-            TopologyMismatch,
+            RequestRefused,
             "inequivalent arg 'x-max-length'",
         ),
         (

@@ -18,10 +18,10 @@ from federation import Federation, Part, assert_refused, wait_until
 from rabbitmqctl import rabbitmqctl
 
 from fluffle.address import parse_address
-from fluffle.errors import BrokerError, LoginRefused, TlsRefused
+from fluffle.errors import BrokerError, LoginRefused
 from fluffle.management import Management, ManagementSettings
 from fluffle.rabbit import RabbitBroker
-from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.tls import TlsFiles
 from fluffle.topology import Topology
 from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
 from fluffle_cli.node import BrokerNode
@@ -93,8 +93,8 @@ def without_login(node: BrokerNode) -> str:
 
 
 def connect(url: str, trusted: Path, *, shown: Pair | None = None) -> RabbitBroker:
-    certificate = None if shown is None else ClientCertificate(shown.certificate, shown.key)
-    files = TlsFiles(authority_in(trusted).certificate, certificate)
+    own = () if shown is None else (shown.certificate, shown.key)
+    files = TlsFiles(authority_in(trusted).certificate, *own)
     return RabbitBroker(parse_address(url, files=files), name="tls", heartbeat_s=10)
 
 
@@ -217,12 +217,12 @@ def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: T
 
 
 def test_a_certificate_of_another_authority_does_not_log_in(broker: Broker) -> None:
-    with pytest.raises(TlsRefused, match=r"issuer is not in the server's ssl_options\.cacertfile"):
+    with pytest.raises(LoginRefused, match=r"issuer is not in the server's ssl_options\.cacertfile"):
         connect(broker.url_without_login, broker.certificates, shown=user_in(broker.foreign, "site-0"))
 
 
 def test_an_expired_certificate_of_a_client_does_not_log_in(broker: Broker) -> None:
-    with pytest.raises(TlsRefused, match=r"late\.pem, which expired on [0-9-]+: renew it"):
+    with pytest.raises(LoginRefused, match=r"late\.pem, which expired on [0-9-]+: renew it"):
         connect(broker.url_without_login, broker.certificates, shown=user_in(broker.certificates, "late"))
 
 
@@ -247,7 +247,7 @@ def test_a_wrong_password_is_refused_over_tls_too(broker: Broker) -> None:
 
 
 def test_tls_on_a_port_for_plain_text_is_named(node: BrokerNode, certificates: Path) -> None:
-    with pytest.raises(TlsRefused, match="does not speak TLS on this port"):
+    with pytest.raises(LoginRefused, match="does not speak TLS on this port"):
         connect(node.amqp_url.replace("amqp://", "amqps://"), certificates)
 
 

@@ -48,9 +48,7 @@ def test_files_of_tls_that_nothing_would_use_are_refused() -> None:
     no_key = sentence_for({"broker_url": "amqps://rabbit", "broker_cert_file": "alice.pem"})
     no_certificate = sentence_for({"broker_url": "amqps://rabbit", "broker_key_file": "alice.key"})
 
-    assert plain == (
-        "broker_ca_file is set, but amqp://a:***@rabbit does not use TLS: a URL for TLS starts with amqps://"
-    )
+    assert plain == ("broker_ca_file is set, but broker_url does not start with amqps://, as TLS needs")
     assert no_key == "broker_cert_file is set but not broker_key_file: one needs the other"
     assert no_certificate == "broker_key_file is set but not broker_cert_file: one needs the other"
 

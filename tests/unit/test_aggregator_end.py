@@ -15,7 +15,7 @@ from leading import (
     work_off,
 )
 
-from fluffle.hello import say_hello
+from fluffle.connection import say_hello
 from fluffle.record import Evaluation
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal, Target

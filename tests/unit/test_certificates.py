@@ -9,7 +9,7 @@ import pytest
 from handshake import shake_hands
 
 from fluffle.errors import ConfigError
-from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.tls import TlsFiles, user_of
 from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
 
 
@@ -31,7 +31,7 @@ def server_context(pair: Pair, *, trusting: Path | None = None) -> ssl.SSLContex
 
 def client_context(folder: Path, user: str = "alice") -> ssl.SSLContext:
     own = user_in(folder, user)
-    files = TlsFiles(authority_in(folder).certificate, ClientCertificate(own.certificate, own.key))
+    files = TlsFiles(authority_in(folder).certificate, own.certificate, own.key)
     context = files.context()
     # Python 3.13 sets it by itself.
     context.verify_flags |= ssl.VERIFY_X509_STRICT
@@ -73,7 +73,7 @@ def test_a_certificate_names_its_user(tmp_path: Path) -> None:
     make_certificates(tmp_path, users=["alice", "server"])
 
     for user in ("alice", "server"):
-        assert ClientCertificate(user_in(tmp_path, user).certificate, Path("unused")).user() == user
+        assert user_of(user_in(tmp_path, user).certificate) == user
 
 
 def test_only_their_owner_can_read_the_keys(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import pytest
 import typer
-from pydantic import Field
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner, Result
 
 from fluffle.command_line import clean_exit, new_app, settings_command
@@ -16,13 +16,14 @@ from fluffle.errors import ConfigError, FluffleError
 from fluffle.settings import SharedSettings
 
 
-class PartSettings(SharedSettings):
+class BufferSettings(BaseModel):
+    buffer_size: int = Field(10, ge=1, description="Updates in one version.")
+
+
+class PartSettings(BufferSettings, SharedSettings):
     part: ClassVar[str] = "aggregator"
 
     strategy: Literal["fedasync", "fedbuff"] = Field("fedbuff", description="How updates become versions.")
-    buffer_size: int = Field(
-        10, ge=1, description="Updates in one version.", json_schema_extra={"panel": "Buffer"}
-    )
     start: Path | None = Field(None, description="Model file to start from.")
     commit_after: float | None = Field(
         None, gt=0, description="Commit at the latest then.", json_schema_extra={"metavar": "SECONDS"}

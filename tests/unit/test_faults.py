@@ -14,10 +14,8 @@ from fluffle.errors import (
     LoginRefused,
     MessageTooLarge,
     QueueFull,
-    QuotaReached,
     RequestRefused,
     StreamUnreadable,
-    TopologyMismatch,
     TopologyMissing,
     Unroutable,
 )
@@ -46,15 +44,11 @@ WHEN_OPEN: Mapping[type[BrokerError], tuple[str, ...]] = {
         "406 PRECONDITION_FAILED - user_id property set to 'a' but authenticated user was 'u'",
     ),
     TopologyMissing: ("404 NOT_FOUND - no queue 'q' in vhost '/'",),
-    TopologyMismatch: (
+    RequestRefused: (
         "405 RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'.",
         "406 PRECONDITION_FAILED - inequivalent arg 'x-max-length' for queue 'q' in vhost '/'",
-    ),
-    QuotaReached: (
         "406 PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost '/' (1) is reached",
         "406 PRECONDITION_FAILED - cannot declare queue 'q': queue limit in cluster (9) is reached",
-    ),
-    RequestRefused: (
         "406 PRECONDITION_FAILED - invalid arg 'x-overflow' for queue 'q' in vhost '/': unknown",
         "530 NOT_ALLOWED - attempt to reuse consumer tag 't'",
         "540 NOT_IMPLEMENTED - basic.get not supported by stream queues",

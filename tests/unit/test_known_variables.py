@@ -5,17 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fluffle.command_line import new_app, settings_command
-from fluffle.known_variables import known_settings, unknown_variables
-from fluffle.settings import SharedSettings
+from fluffle.command_line import new_app, settings_command, unknown_variables
+from fluffle.settings import KNOWN_SETTINGS, SharedSettings, known_names
 from fluffle_cli.broker_command import app as broker
-from scripts.reference import NAMES, PAGE, known_names, page
+from scripts.reference import PAGE, known_settings, page
 
-KNOWN = known_settings().variables
+KNOWN = known_names("variables")
 
 
 def test_the_names_of_all_settings_are_current() -> None:
-    assert NAMES.read_text() == known_names(), "run `make reference`"
+    assert KNOWN_SETTINGS.read_text() == known_settings(), "run `make reference`"
 
 
 def test_the_reference_of_the_settings_is_current() -> None:

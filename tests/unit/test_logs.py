@@ -178,16 +178,16 @@ def test_what_a_stranger_wrote_cannot_break_the_line_or_paint_the_terminal() -> 
     assert "[bold]x" in stream.getvalue()
 
 
-def test_auto_is_pretty_on_a_terminal_and_json_elsewhere() -> None:
-    terminal, elsewhere = configured("auto", stream=Terminal()), configured("auto")
+@pytest.mark.parametrize(("stream", "of_a_service"), [(Terminal(), "pretty"), (io.StringIO(), "json")])
+def test_auto_means_json_for_a_service_without_a_terminal(
+    stream: io.StringIO, of_a_service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", stream)
 
-    log.info("elsewhere")
-    configured("auto", stream=terminal)
-    log.info("on the terminal")
-
-    assert json_lines(elsewhere)[0]["event"] == "elsewhere"
-    assert "on the terminal" in terminal.getvalue()
-    assert "{" not in terminal.getvalue()
+    assert logs.resolved("auto", is_service=True) == of_a_service
+    assert logs.resolved("auto", is_service=False) == "pretty"
+    assert logs.resolved("json", is_service=False) == "json"
+    assert logs.resolved("pretty", is_service=True) == "pretty"
 
 
 def test_colours_show_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:

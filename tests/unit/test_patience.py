@@ -15,10 +15,7 @@ from fluffle.errors import (
     LimitReached,
     LoginRefused,
     NameTaken,
-    QuotaReached,
     RequestRefused,
-    TlsRefused,
-    TopologyMismatch,
     TopologyMissing,
 )
 
@@ -26,15 +23,12 @@ CONNECT_S, LOGIN_S = 300.0, 120.0
 PASSING = [ConnectionLost("gone"), LimitReached("full"), TopologyMissing("no queue")]
 REFUSED = [
     LoginRefused("password"),
-    TlsRefused("certificate"),
     ConfigError("the file is empty"),
     AccessRefused("no right yet"),
 ]
 LASTING = [
     NameTaken("another process"),
-    QuotaReached("queue limit"),
-    RequestRefused("no"),
-    TopologyMismatch("other arguments"),
+    RequestRefused("queue limit"),
 ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.errors import UnsafePolicy
+from fluffle.errors import RequestRefused
 from fluffle.policies import BrokerPolicy, acting_on, clear_command, narrow_command
 from fluffle.policy_faults import UNKNOWN_SIZES, PolicyFault, Sizes, faults_of, require_none_fatal
 from fluffle.topology import MIB, topology_of
@@ -123,7 +123,7 @@ def test_a_policy_that_may_act_is_reported_and_not_refused() -> None:
 def test_a_refusal_names_the_policy_the_key_its_value_the_queue_and_what_to_do() -> None:
     policy = replace(a_policy(), name="short lived", applies_to="queues", is_operator=True)
 
-    with pytest.raises(UnsafePolicy) as raised:
+    with pytest.raises(RequestRefused) as raised:
         require_none_fatal(faults(policy))
 
     said = str(raised.value)

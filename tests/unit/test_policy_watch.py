@@ -2,7 +2,7 @@
 
 import pytest
 
-from fluffle.errors import AccessRefused, FluffleError, UnsafePolicy
+from fluffle.errors import AccessRefused, FluffleError, RequestRefused
 from fluffle.policies import BrokerPolicy
 from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch
@@ -33,7 +33,7 @@ def watch(broker: Broker) -> PolicyWatch:
 def test_a_start_is_refused_if_a_policy_loses_messages_and_nothing_else_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with pytest.raises(UnsafePolicy, match=r"'ttl'.*1 more of this kind"):
+    with pytest.raises(RequestRefused, match=r"'ttl'.*1 more of this kind"):
         watch(Broker(TTL)).require_safe_start()
 
     assert caplog.text == ""
@@ -72,7 +72,7 @@ def test_a_limit_that_is_too_small_is_refused_as_soon_as_the_models_size_is_know
     policies.require_safe_start()
 
     policies.require_safe(Sizes(500))
-    with pytest.raises(UnsafePolicy, match="max-length-bytes 1000"):
+    with pytest.raises(RequestRefused, match="max-length-bytes 1000"):
         policies.require_safe(Sizes(501))
 
 

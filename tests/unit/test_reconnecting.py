@@ -15,7 +15,6 @@ from fluffle.errors import (
     LimitReached,
     NameTaken,
     QueueFull,
-    QuotaReached,
     RequestRefused,
     StreamUnreadable,
     TopologyMissing,
@@ -105,7 +104,7 @@ def test_what_passes_costs_a_connection_and_is_tried_again(clock: Clock, error: 
 
 @pytest.mark.parametrize(
     "error",
-    [AccessRefused("no"), NameTaken("no"), QuotaReached("no"), RequestRefused("no")],
+    [AccessRefused("no"), NameTaken("no"), RequestRefused("no")],
     ids=repr,
 )
 def test_what_lasts_ends_the_work_at_once(clock: Clock, error: BrokerError) -> None:

@@ -254,25 +254,25 @@ def test_a_configuration_that_cannot_be_read_is_refused_with_the_reason() -> Non
 @pytest.mark.parametrize(
     ("url", "fault"),
     [
-        ("http://rabbit", "begins with http://"),
-        ("rabbit:5672", "has no amqp://"),
+        ("http://rabbit", "does not begin with amqp:// or amqps://"),
+        ("rabbit:5672", "does not begin with amqp:// or amqps://"),
         ("amqp://", "has no host"),
-        ("amqp://rabbit:0", "has port 0"),
-        ("amqp://rabbit:99999", "has a port that is not a number"),
+        ("amqp://rabbit:0", "has no host, or a port that is not a number from 1 to 65535"),
+        ("amqp://rabbit:99999", "has no host, or a port that is not a number from 1 to 65535"),
         ("amqp://rabbit/a/b", "has a / in the virtual host (write %2F)"),
-        ("amqp://rabbit /", "contains a # or a space"),
-        ("amqp://rabbit\n", "contains a # or a space"),
-        ("amqp://alice@[::1", "has an invalid host"),
+        ("amqp://rabbit /", "contains a ?, a # or a space"),
+        ("amqp://rabbit\n", "contains a ?, a # or a space"),
+        ("amqp://rabbit?heartbeat=5", "contains a ?, a # or a space"),
+        ("amqp://alice@[::1", "has no host"),
         ("amqp://a:1,,b", "has no host"),
-        ("amqp://a,b:0", "has port 0"),
+        ("amqp://a,b:0", "has no host, or a port that is not a number from 1 to 65535"),
     ],
 )
-def test_a_wrong_broker_url_is_refused_with_what_was_found_and_expected(url: str, fault: str) -> None:
+def test_a_wrong_broker_url_is_refused_with_its_fault_and_what_was_expected(url: str, fault: str) -> None:
     sentence = sentence_for({"broker_url": url})
 
     assert sentence.startswith("--broker-url must look like amqp://user:password@host:5672/%2F")
-    assert fault in sentence
-    assert repr(url) in sentence
+    assert f"but it {fault}" in sentence
 
 
 @pytest.mark.parametrize(
@@ -281,21 +281,6 @@ def test_a_wrong_broker_url_is_refused_with_what_was_found_and_expected(url: str
 )
 def test_a_right_broker_url_is_taken_as_it_is(url: str) -> None:
     assert load_settings(PartSettings, {"broker_url": url}).broker_url == url
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("amqp://alice:secret@rabbit:5672/%2F", "amqp://alice:***@rabbit:5672/%2F"),
-        ("amqp://alice@rabbit", "amqp://alice@rabbit"),
-        ("amqp://rabbit:5672/%2F", "amqp://rabbit:5672/%2F"),
-        ("amqp://[::1]:5672/%2F", "amqp://[::1]:5672/%2F"),
-        ("amqp://a:5672,[::1]:1,c/%2F", "amqp://a:5672,[::1]:1,c/%2F"),
-        ("amqp://alice:secret@a:5672,b/%2F", "amqp://alice:***@a:5672,b/%2F"),
-    ],
-)
-def test_the_shown_url_has_everything_but_the_password(url: str, shown: str) -> None:
-    assert load_settings(PartSettings, {"broker_url": url}).shown_broker_url == shown
 
 
 @pytest.mark.parametrize(
@@ -326,7 +311,6 @@ def test_settings_that_are_printed_or_dumped_show_no_password() -> None:
 
     for text in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
         assert "secret" not in text
-        assert "amqp://alice:***@rabbit" in text
 
 
 def test_the_password_comes_from_its_file() -> None:
@@ -336,7 +320,6 @@ def test_the_password_comes_from_its_file() -> None:
     settings = load_settings(PartSettings, given)
 
     assert settings.broker_address().login() == ("alice", "p@ss/word")
-    assert settings.shown_broker_url == "amqp://alice@rabbit:5672/%2F"
 
 
 def test_without_a_password_file_the_password_is_the_urls() -> None:
@@ -362,10 +345,7 @@ def test_two_passwords_are_refused_and_so_is_a_password_without_a_user() -> None
     nobody = sentence_for({"broker_url": "amqp://rabbit:5672", "broker_password_file": "password"})
 
     assert two == "broker_url has a password and broker_password_file is set too: give only one"
-    assert nobody == (
-        "broker_password_file needs a user in broker_url, as in amqp://aggregator@rabbit:5672, "
-        "but there is none"
-    )
+    assert nobody == "broker_password_file needs a user in broker_url, as in amqp://user@host:5672"
 
 
 def test_the_file_cannot_name_another_file() -> None:

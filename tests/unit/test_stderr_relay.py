@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.stderr_relay import judge
+from fluffle.stderr_relay import level_of
 
 ABSL = "I0000 00:00:1795784458.145411    9194 cudart_stub.cc:31] Could not find cuda drivers on your machine"
 TSL = "2026-11-27 12:34:48.511410: E external/xla/cuda_platform.cc:51] failed call to cuInit: UNKNOWN ERROR"
@@ -164,14 +164,14 @@ def test_what_only_the_developers_of_a_library_read_is_shown_when_verbose(log_fo
 def test_lines_are_judged_by_what_the_library_thinks_of_them() -> None:
     out_of_memory = "E0000 00:00:1.5 7 bfc_allocator.cc:31] ran out of memory trying to allocate 2.00GiB"
 
-    levels = [judge(line) for line in (ABSL, TSL, FATAL, out_of_memory, "Killed", "")]
+    levels = [level_of(line) for line in (ABSL, TSL, FATAL, out_of_memory, "Killed", "")]
 
     assert levels == ["debug", "debug", "error", "warning", "info", "info"]
 
 
 @given(st.text())
 def test_any_line_has_a_level(line: str) -> None:
-    assert judge(line) in ("debug", "info", "warning", "error")
+    assert level_of(line) in ("debug", "info", "warning", "error")
 
 
 def test_a_part_runs_on_a_read_only_folder_as_a_user_without_a_name_and_a_home(tmp_path: Path) -> None:

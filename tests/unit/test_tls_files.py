@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from expired import ENDED, issue_expired
 
 from fluffle.errors import ConfigError
-from fluffle.tls import ClientCertificate, TlsFiles
+from fluffle.tls import TlsFiles, expired_on
 from fluffle_cli.certificates import authority_in, make_certificates, user_in
 
 
@@ -24,7 +24,7 @@ def files(tmp_path: Path) -> TlsFiles:
     """The files of alice, beside whom there is bob."""
     make_certificates(tmp_path, users=["alice", "bob"])
     alice = user_in(tmp_path, "alice")
-    return TlsFiles(authority_in(tmp_path).certificate, ClientCertificate(alice.certificate, alice.key))
+    return TlsFiles(authority_in(tmp_path).certificate, alice.certificate, alice.key)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["the system's authorities", "authorities of one's own"])
@@ -98,7 +98,6 @@ def test_a_certificate_says_when_it_has_expired(tmp_path: Path) -> None:
     make_certificates(tmp_path)
     late = user_in(tmp_path, "late")
     issue_expired(late, authority_in(tmp_path), "user.invalid", user="alice")
-    certificate = ClientCertificate(late.certificate, late.key)
 
-    assert certificate.expired_on(ENDED - timedelta(seconds=1)) is None
-    assert certificate.expired_on(datetime.now(UTC)) == f"{ENDED:%Y-%m-%d}"
+    assert expired_on(late.certificate, ENDED - timedelta(seconds=1)) is None
+    assert expired_on(late.certificate, datetime.now(UTC)) == f"{ENDED:%Y-%m-%d}"

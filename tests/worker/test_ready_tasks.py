@@ -196,13 +196,10 @@ def test_the_initial_model_of_digits_is_seeded_or_comes_from_a_keras_file(tmp_pa
     digits.task.save(digits.task.initial_weights(4), tmp_path / "four.keras")
     seeded, given = tmp_path / "seeded.safetensors", tmp_path / "given.safetensors"
 
-    codes = [
-        initial_model.main(["--task", "digits", "--seed", "3", "--out", str(seeded)]),
-        initial_model.main(["--task", "digits", "--from", str(tmp_path / "four.keras"), "--out", str(given)]),
-    ]
+    initial_model.main(["--task", "digits", "--seed", "3", "--out", str(seeded)])
+    initial_model.main(["--task", "digits", "--from", str(tmp_path / "four.keras"), "--out", str(given)])
 
     three, four = read_model(seeded), read_model(given)
-    assert codes == [0, 0]
     assert list(three) == list(four) == list(expected)
     assert np.array_equal(three["dense/kernel"], expected["dense/kernel"])
     assert np.array_equal(four["dense/kernel"], digits.task.initial_weights(4)["dense/kernel"])

@@ -5,9 +5,9 @@ import socket
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from fluffle.settings import ServiceSettings, require_name
+from fluffle.settings import PartName, ServiceSettings
 from fluffle.task import Site
 
 TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
@@ -19,7 +19,7 @@ class WorkerSettings(ServiceSettings):
     part: ClassVar[str] = "worker"
 
     task: str = Field(description=f"Task to train: {TASK}")
-    name: str | None = Field(
+    name: PartName | None = Field(
         None,
         description="Name of this worker. Each worker needs a name of its own. Default: HOST-SITE, such as "
         "ward-7-0.",
@@ -54,11 +54,6 @@ class WorkerSettings(ServiceSettings):
         description="Keep training from the newest downloaded model while the broker cannot be reached.",
     )
 
-    @field_validator("name")
-    @classmethod
-    def _is_a_name_for_messages(cls, name: str | None) -> str | None:
-        return None if name is None else require_name(name)
-
     @property
     def worker_name(self) -> str:
         """The name that this worker's updates carry."""
@@ -84,7 +79,7 @@ class EvaluatorSettings(ServiceSettings):
     part: ClassVar[str] = "evaluator"
 
     task: str = Field(description=f"Task that provides the model and the held-out data: {TASK}")
-    name: str = Field(
+    name: PartName = Field(
         default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
         description="Name of this evaluator in logs and in RabbitMQ's UI. Default: HOST-PID.",
         validate_default=True,
@@ -92,8 +87,6 @@ class EvaluatorSettings(ServiceSettings):
     tensorboard: Path | None = Field(
         None, description="Folder for TensorBoard curves and histograms (tensorboard --logdir FOLDER)."
     )
-
-    _is_a_name_for_messages = field_validator("name")(require_name)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

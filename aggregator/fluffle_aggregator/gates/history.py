@@ -22,7 +22,6 @@ class StalenessLimit(BaseModel):
         None,
         ge=0,
         description="Reject updates that are more than this many versions late. Unlimited if unset.",
-        json_schema_extra={"panel": "Limits"},
     )
 
 

@@ -32,12 +32,10 @@ class NormLimit(BaseModel):
         gt=1,
         description="Limit the norm of an update to this many times the median of the last 101 accepted "
         "updates, such as 10. Disabled if unset.",
-        json_schema_extra={"panel": "Limits"},
     )
     on_large_norm: Literal["reject", "clip"] = Field(
         "reject",
         description="What to do with an update above limit_norm: reject it, or scale it down to the limit.",
-        json_schema_extra={"panel": "Limits"},
     )
 
 

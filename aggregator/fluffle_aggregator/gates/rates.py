@@ -24,13 +24,11 @@ class RateLimits(BaseModel):
         ge=1,
         description="Messages that one RabbitMQ user may send in a minute; more are rejected. Unlimited if "
         "unset.",
-        json_schema_extra={"panel": "Limits"},
     )
     limit_mib: float | None = Field(
         None,
         gt=0,
         description="MiB that one RabbitMQ user may send in a minute; more is rejected. Unlimited if unset.",
-        json_schema_extra={"panel": "Limits"},
     )
 
 

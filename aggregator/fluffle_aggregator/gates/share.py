@@ -27,7 +27,6 @@ class ShareLimit(BaseModel):
         le=1,
         description="Largest share of the total weight for one worker: in a full buffer (fedbuff), or in the "
         "last 50 updates (fedasync). Unlimited if unset.",
-        json_schema_extra={"panel": "Limits"},
     )
 
 

@@ -22,16 +22,10 @@ class ExampleLimits(BaseModel):
     """Limits on the number of examples that an update claims."""
 
     min_examples: int = Field(
-        1,
-        ge=1,
-        description="Reject updates that were trained on fewer examples than this.",
-        json_schema_extra={"panel": "Limits"},
+        1, ge=1, description="Reject updates that were trained on fewer examples than this."
     )
     limit_examples: int = Field(
-        1_000_000_000,
-        ge=1,
-        description="Reject updates that claim more examples than this.",
-        json_schema_extra={"panel": "Limits"},
+        1_000_000_000, ge=1, description="Reject updates that claim more examples than this."
     )
 
 

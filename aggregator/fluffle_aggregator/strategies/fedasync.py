@@ -46,13 +46,7 @@ class FedAsyncSettings(DiscountSettings):
     named: ClassVar[str] = "fedasync"
     summary: ClassVar[str] = "each update by itself"
 
-    mixing: float = Field(
-        0.6,
-        gt=0,
-        le=1,
-        description="Mixing weight alpha of fedasync.",
-        json_schema_extra={"panel": "Strategy"},
-    )
+    mixing: float = Field(0.6, gt=0, le=1, description="Mixing weight alpha of fedasync.")
 
     def make(self) -> Strategy:
         """See StrategyKind."""

@@ -40,7 +40,6 @@ class StrategySettings(_AllSettings):
         description="How updates become versions: "
         + ", ".join(f"{each.summary} ({name})" for name, each in STRATEGIES.items())
         + ".",
-        json_schema_extra={"panel": "Strategy"},
     )
 
     @model_validator(mode="after")

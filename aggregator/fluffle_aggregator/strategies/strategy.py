@@ -112,13 +112,11 @@ class DiscountSettings(StrategyKind):
         "polynomial:0.5",
         description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
         "(10 and 4). The numbers in parentheses are the defaults.",
-        json_schema_extra={"panel": "Strategy"},
     )
     weigh_by: Literal["none", "sqrt", "examples"] = Field(
         "examples",
         description="Weight of an update by its number of examples: examples is proportional, sqrt uses the "
         "square root, none weighs all updates the same, as in the papers. fedavg always uses examples.",
-        json_schema_extra={"panel": "Strategy"},
     )
 
 
@@ -126,23 +124,18 @@ class BufferSettings(ServerOptimizerSettings):
     """The settings of a strategy that makes each version of a buffer of updates."""
 
     buffer_size: int = Field(
-        4,
-        ge=1,
-        description="Number of updates in one version: K of fedbuff, the cohort size of fedavg.",
-        json_schema_extra={"panel": "Strategy"},
+        4, ge=1, description="Number of updates in one version: K of fedbuff, the cohort size of fedavg."
     )
     rule: Annotated[str, readable_by(parse_rule)] = Field(
         MEAN,
         description="How the updates of a buffer are combined: mean; or, against broken and hostile workers, "
         "median or trimmed-mean[:SHARE], which drops this SHARE (0.2) of the largest and of the smallest "
         "values of each element. These two ignore weigh_by and hold all updates of a buffer in memory.",
-        json_schema_extra={"panel": "Strategy"},
     )
     rule_memory: float = Field(
         1024.0,
         gt=0,
         description="MiB of memory that the updates of one buffer may take with median or trimmed-mean.",
-        json_schema_extra={"panel": "Strategy"},
     )
 
     def make_rule(self) -> Rule:

@@ -8,8 +8,7 @@ from os import devnull
 from pathlib import Path
 
 from fluffle.events import Role
-from fluffle.known_variables import ENV_PREFIX
-from fluffle.settings import env_name
+from fluffle.settings import ENV_PREFIX, env_name
 from fluffle_cli.demo.settings import DemoSettings
 
 # Many processes share few cores: with a pool of threads in each they would only get in each other's way.

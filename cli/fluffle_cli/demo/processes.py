@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fluffle.known_variables import ENV_PREFIX
+from fluffle.settings import ENV_PREFIX
 from fluffle_cli.demo.parts import Part
 from fluffle_cli.guard import Watched, guard
 

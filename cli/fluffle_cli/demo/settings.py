@@ -53,13 +53,11 @@ class DemoSettings(StrategySettings, SharedSettings):
         "polynomial:0.3",
         description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
         "(10 and 4). The numbers in parentheses are the defaults.",
-        json_schema_extra={"panel": "Strategy"},
     )
     buffer_size: int = Field(
         1,
         ge=1,
         description="Number of updates in one version; synchronous rounds always wait for every worker.",
-        json_schema_extra={"panel": "Strategy"},
     )
     compare: bool = Field(
         False, description=f"Run synchronous {BASELINE} first, then the strategy, and plot both."

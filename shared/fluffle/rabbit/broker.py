@@ -23,7 +23,6 @@ from fluffle.errors import (
     ConnectionLost,
     LoginRefused,
     QueueFull,
-    TlsRefused,
     TopologyMissing,
 )
 from fluffle.message_size import require_message_fits
@@ -203,7 +202,7 @@ class RabbitBroker:
         if self._reading is self._connection:
             try:
                 self._reading = self._connect_to_read()
-            except (LoginRefused, TlsRefused, ConfigError) as error:
+            except (LoginRefused, ConfigError) as error:
                 # The first connection was accepted: a password or a certificate is being replaced.
                 raise ConnectionLost(f"the second connection was refused: {error}") from error
 

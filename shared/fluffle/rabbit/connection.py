@@ -67,8 +67,8 @@ class RabbitConnection:
         Soon after `stop` is set, calls no longer wait for answers: a broker with an alarm gives none.
 
         Raises ConnectionLost when nothing answers (it may later), LimitReached when the broker accepts no
-        more connections for now, TlsRefused when one side does not trust the other, LoginRefused when the
-        broker refuses the user, ConfigError for a URL or a file that cannot be read.
+        more connections for now, LoginRefused when it refuses the user or one side does not trust the other,
+        ConfigError for a URL or a file that cannot be read.
         """
         if isinstance(address, str):
             address = _parsed(address)

@@ -18,10 +18,8 @@ from fluffle.errors import (
     LoginRefused,
     MessageTooLarge,
     QueueFull,
-    QuotaReached,
     RequestRefused,
     StreamUnreadable,
-    TopologyMismatch,
     TopologyMissing,
     Unroutable,
 )
@@ -137,7 +135,7 @@ def _failed_precondition(reason: str, where: str, user: str, what: str) -> Broke
     if "inequivalent" in reason:
         return _mismatch(what, reason)
     if LIMIT_ON_OBJECTS.search(reason):
-        return QuotaReached(
+        return RequestRefused(
             f"RabbitMQ at {where} cannot make {what}, since a limit is reached: raise it, or delete what is "
             f"not needed ({reason})"
         )
@@ -149,5 +147,5 @@ def _refused(reason: str, where: str, what: str) -> RequestRefused:
     return RequestRefused(f"RabbitMQ at {where} refused a request{about}, which will not pass: {reason}")
 
 
-def _mismatch(what: str, reason: str) -> TopologyMismatch:
-    return TopologyMismatch(f"{what} {OTHER_ARGUMENTS} ({reason})")
+def _mismatch(what: str, reason: str) -> RequestRefused:
+    return RequestRefused(f"{what} {OTHER_ARGUMENTS} ({reason})")

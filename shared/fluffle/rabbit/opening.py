@@ -48,7 +48,7 @@ def open_connection(
 ) -> tuple[pika.BlockingConnection, str]:
     """Try the hosts in random order; return a connection and where it leads. RabbitMQ's UI shows `name`.
 
-    Raises LoginRefused or TlsRefused when every host refuses this client; LimitReached or ConnectionLost when
+    Raises LoginRefused when every host refuses this client; LimitReached or ConnectionLost when
     one of them may accept it later; ConfigError for files that cannot be used.
     """
     _tolerate_bad_properties()

@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 
 import pika.exceptions
 
-from fluffle.errors import TlsRefused
-from fluffle.tls import TlsFiles
+from fluffle.errors import LoginRefused
+from fluffle.tls import TlsFiles, expired_on
 
 PROBE_TIMEOUT_S = 3.0
 # OpenSSL's numbers for what is wrong with a certificate: X509_V_ERR_...
 EXPIRED, UNKNOWN_ISSUERS, WRONG_HOSTS = 10, {2, 18, 19, 20, 21}, {62, 64}
 
 
-def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) -> TlsRefused | None:
+def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) -> LoginRefused | None:
     """Return why TLS failed; None when TLS is not the problem.
 
     `error` is what pika raised; `tls` is None when the connection was in plain text.
@@ -29,20 +29,20 @@ def tls_refusal(error: Exception, tls: TlsFiles | None, host: str, port: int) ->
     hung_up = isinstance(error, pika.exceptions.IncompatibleProtocolError)
     if tls is None:
         if hung_up and _speaks_tls(host, port):
-            return TlsRefused(f"{where} speaks TLS: broker_url must begin with amqps://, not amqp://")
+            return LoginRefused(f"{where} speaks TLS: broker_url must begin with amqps://, not amqp://")
         return None
     if hung_up:
         error = _late_alert(host, port, tls) or error
     if isinstance(error, ssl.SSLCertVerificationError):
-        return TlsRefused(f"the certificate of {where} {_distrust(error, tls)}")
+        return LoginRefused(f"the certificate of {where} {_distrust(error, tls)}")
     if not isinstance(error, ssl.SSLError):
         return None
     if error.reason == "WRONG_VERSION_NUMBER":
-        return TlsRefused(
+        return LoginRefused(
             f"{where} does not speak TLS on this port: name its TLS port (5671 by default) in broker_url"
         )
     alert = _alert(error)
-    return TlsRefused(f"{where} {_rejection(alert, tls)}") if alert else None
+    return LoginRefused(f"{where} {_rejection(alert, tls)}") if alert else None
 
 
 def _distrust(error: ssl.SSLCertVerificationError, tls: TlsFiles) -> str:
@@ -61,8 +61,8 @@ def _rejection(alert: str, tls: TlsFiles) -> str:
         if alert in {"certificate required", "handshake failure"}:
             return "asks for a client's certificate: set broker_cert_file and broker_key_file"
         return f"refused the TLS connection ({alert})"
-    shown = f"broker_cert_file {tls.certificate.file}"
-    if day := tls.certificate.expired_on(datetime.now(UTC)):
+    shown = f"broker_cert_file {tls.certificate}"
+    if day := expired_on(tls.certificate, datetime.now(UTC)):
         return f"refused {shown}, which expired on {day}: renew it"
     if alert == "unknown ca":
         return f"refused {shown}, whose issuer is not in the server's ssl_options.cacertfile"
