@@ -18,8 +18,7 @@ from fluffle_cli.dashboard.table import Wanted, page_of
 from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, QueueStates
+from fluffle_cli.watching.view import FederationView, QueueStates, Version
 
 NOW = 1_000.0
 QUEUES = QueueStates(updates_waiting=3, aggregator_active=True, rejected_waiting=1)
@@ -63,18 +62,14 @@ def told(state: FederationState, *events: Event, role: Role = "aggregator", name
     state.hear(Report("digits", role, name, tuple(Happened(NOW, event) for event in events)), NOW)
 
 
-def an_applied(worker: str = "w1", sequence: int = 1, *, staleness: int = 0, weight: float = 1.0) -> Applied:
+def an_applied(*, staleness: int = 0, weight: float = 1.0) -> Applied:
     """Return what a leader tells of an update."""
-    return Applied(f"{worker}/r1/{sequence}", 0, staleness, weight, 10, 100, 400)
+    return Applied(staleness, weight, 10, 100, 400)
 
 
-def a_commit(
-    version: int, updates: int, *, term: int = 1, finished: str = "", best: int = -1, rejected: int = 0
-) -> Committed:
+def a_commit(version: int) -> Committed:
     """Return what a leader tells of a version."""
-    return Committed(
-        version, term, updates, rejected, 0, best, float(version), 0.1, finished, "accuracy:max", 0.0
-    )
+    return Committed(version, 1, 0.1, float(version), 0, -1)
 
 
 def a_record(number: int, **contributors: Contributor) -> ModelVersion:

@@ -76,8 +76,7 @@ PURE = {
     ),
     "fluffle_cli.dashboard.table",
     *("fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.series", "fluffle_cli.words"),
-    *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "parts", "progress", "state")),
-    *(f"fluffle_cli.watching.{name}" for name in ("trends", "version", "view")),
+    *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {

@@ -190,16 +190,10 @@ class Leader:
                 Committed(
                     record.version,
                     record.term,
-                    record.updates,
-                    record.rejected,
+                    took_s,
+                    record.training_s,
                     record.target_held,
                     record.best.version if record.best else -1,
-                    record.elapsed_s,
-                    took_s,
-                    record.finished,
-                    record.best_by,
-                    record.started_s,
-                    record.closing,
                 )
             ),
             Ack((*self.held, *evaluation)),
@@ -247,7 +241,7 @@ class Leader:
         staleness, weight = folded.staleness, folded.weight
         return [
             *effects,
-            Tell(Applied(name, update.base_version, staleness, weight, update.examples, *sizes)),
+            Tell(Applied(staleness, weight, update.examples, *sizes)),
             Log("debug", "update folded", {"update": name, "staleness": staleness, "weight": weight}),
         ]
 
@@ -273,7 +267,7 @@ class Leader:
         self._has_evaluator = True
         metrics = {name: round(value, 4) for name, value in evaluation.metrics.items()}
         effects: list[Effect] = [
-            Tell(Evaluated(evaluation.evaluator, evaluation.version, evaluation.metrics)),
+            Tell(Evaluated(evaluation.version, evaluation.metrics)),
             info("evaluated", version=evaluation.version, held=model.draft.target_held, metrics=metrics),
         ]
         if bad := not_finite(evaluation.metrics):

@@ -10,7 +10,7 @@ from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
 from fluffle_cli.certs_command import command as certs
 from fluffle_cli.dashboard import command as dashboard
-from fluffle_cli.demo import command as demo
+from fluffle_cli.demo.program import command as demo
 from fluffle_cli.federation_command import app as federation
 from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected

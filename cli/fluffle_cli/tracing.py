@@ -8,53 +8,25 @@ from typing import Literal
 from fluffle.errors import ConfigError
 from fluffle.fields import is_name
 from fluffle.model_stream import MissingRecords
-from fluffle.record import Folded, ModelVersion, Rank, is_in_history
+from fluffle.record import Folded, ModelVersion, is_in_history
 from fluffle.update import UpdateId
 from fluffle_cli.rejected import RejectedMessage
+from fluffle_cli.words import count
 
 Outcome = Literal["applied", "absorbed", "applied-earlier", "rejected", "not-found"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """The version that was the first to contain an update; `folded` is None when it does not say how.
+class Records:
+    """The oldest and the newest record, and the first one that contains an update; None where there is none.
 
-    `siblings` are the other updates of its run in that version. `is_after_gap` says that records before this
-    one are not known, so that one of those may have contained the update.
+    `is_after_gap` says that records before `first` are missing: one of those may have contained the update.
     """
 
-    rank: Rank
-    committed_at: float
-    folded: Folded | None
-    updates: int
-    siblings: tuple[UpdateId, ...]
-    is_after_gap: bool
-
-    @classmethod
-    def of(cls, version: ModelVersion, update: UpdateId, *, is_after_gap: bool) -> "Entry":
-        """Read what a version's record says of an update."""
-        run = (update.worker, update.run)
-        mates = [one.id for one in version.folded if (one.id.worker, one.id.run) == run and one.id != update]
-        return cls(
-            rank=version.rank,
-            committed_at=version.committed_at,
-            folded=next((one for one in version.folded if one.id == update), None),
-            updates=len(version.folded),
-            siblings=tuple(mates),
-            is_after_gap=is_after_gap,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Records:
-    """What the stream of records still says of an update; ranks are None when it is empty."""
-
-    oldest: Rank | None = None
-    newest: Rank | None = None
-    finished: str = ""
-    entry: Entry | None = None
-    knows_worker: bool = False
-    knows_run: bool = False
+    oldest: ModelVersion | None = None
+    newest: ModelVersion | None = None
+    first: ModelVersion | None = None
+    is_after_gap: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,45 +44,53 @@ class Story:
     updates_waiting: int
 
     @property
+    def folded(self) -> Folded | None:
+        """How the first version that contains the update folded it; None if its record does not say."""
+        first = self.records.first
+        return next((one for one in first.folded if one.id == self.update), None) if first else None
+
+    @property
     def outcome(self) -> Outcome:
         """What has become of the update."""
-        entry = self.records.entry
-        if entry is not None and entry.folded is not None:
+        if self.records.first is None:
+            return "rejected" if self.refused else "not-found"
+        if self.folded:
             return "applied"
-        if entry is not None:
-            return "applied-earlier" if entry.is_after_gap else "absorbed"
-        return "rejected" if self.refused else "not-found"
+        return "applied-earlier" if self.records.is_after_gap else "absorbed"
+
+    @property
+    def absorbed_by(self) -> list[str]:
+        """The other updates of its run in the first version that contains it, which was not folded itself."""
+        folded = self.records.first.folded if self.records.first and self.outcome == "absorbed" else ()
+        run = (self.update.worker, self.update.run)
+        return [str(one.id) for one in folded if (one.id.worker, one.id.run) == run]
 
     def as_json(self) -> dict[str, object]:
         """Return plain types under keys that stay, with null for what is not known."""
-        records = self.records
-        # In which of the versions whose records are not there it was, nobody can tell any more.
-        entry = None if self.outcome == "applied-earlier" else records.entry
-        folded = entry and entry.folded
+        oldest, newest, folded = self.records.oldest, self.records.newest, self.folded
+        # Nobody can say any more which of the versions whose records are missing contained it.
+        first = None if self.outcome == "applied-earlier" else self.records.first
+        refused_at = (one.published_at for one in self.refused or () if one.published_at)
         return {
             "update": str(self.update),
             "federation": self.federation,
             "outcome": self.outcome,
-            "published_at": _known(folded.published_at) if folded else self._published_at,
-            "received_at": folded and _known(folded.received_at),
+            "published_at": (folded.published_at or None) if folded else next(refused_at, None),
+            "received_at": (folded.received_at or None) if folded else None,
             "base_version": folded and folded.base_version,
             "staleness": folded and folded.staleness,
             "weight": folded and folded.weight,
-            "version": entry and entry.rank.version,
-            "term": entry and entry.rank.term,
-            "committed_at": entry and _known(entry.committed_at),
-            "updates_in_version": entry and entry.updates,
-            "absorbed_by": [str(one) for one in entry.siblings] if entry and not folded else [],
+            "version": first and first.version,
+            "term": first and first.term,
+            "committed_at": (first.committed_at or None) if first else None,
+            "updates_in_version": len(first.folded) if first else None,
+            "absorbed_by": self.absorbed_by,
             "rejected": None if self.refused is None else [one.as_json() for one in self.refused],
             "updates_waiting": self.updates_waiting,
-            "oldest_record": records.oldest and asdict(records.oldest),
-            "newest_record": records.newest and asdict(records.newest),
-            "finished": records.finished,
+            "oldest_record": oldest and asdict(oldest.rank),
+            "newest_record": newest and asdict(newest.rank),
+            "finished": newest.finished if newest else "",
         }
-
-    @property
-    def _published_at(self) -> float | None:
-        return next((one.published_at for one in self.refused or () if one.published_at), None)
 
 
 def parse_update_id(text: str) -> UpdateId:
@@ -127,123 +107,94 @@ def parse_update_id(text: str) -> UpdateId:
 
 def read_records(update: UpdateId, versions: Iterable[ModelVersion]) -> Records:
     """Look for an update in the records of versions, in the order in which they were published."""
-    entries: list[Entry] = []
-    oldest: Rank | None = None
+    entries: list[tuple[ModelVersion, bool]] = []
+    oldest: ModelVersion | None = None
     newest: ModelVersion | None = None
     contained = False
     missing = MissingRecords()
     for version in versions:
         is_after_gap = missing.are_before(version) or oldest is None
-        oldest = oldest or version.rank
+        oldest = oldest or version
         contains = update in version.applied
         if contains and not contained:
-            entries.append(Entry.of(version, update, is_after_gap=is_after_gap))
+            entries.append((version, is_after_gap))
         contained, newest = contains, version
-    if newest is None:
-        return Records()
-    # A leader that was about to lose the lead may have published a version from which nobody went on.
-    entries = [each for each in entries if is_in_history(each.rank, newest.terms, newest.version)]
-    return Records(
-        oldest=oldest,
-        newest=newest.rank,
-        finished=newest.finished,
-        entry=entries[-1] if entries else None,
-        knows_worker=update.worker in newest.contributors,
-        knows_run=(update.worker, update.run) in newest.applied.runs,
-    )
+    for first, is_after_gap in reversed(entries):
+        # A leader that was about to lose the lead may have published a version from which nobody went on.
+        if newest and is_in_history(first.rank, newest.terms, newest.version):
+            return Records(oldest=oldest, newest=newest, first=first, is_after_gap=is_after_gap)
+    return Records(oldest=oldest, newest=newest)
 
 
 def story_lines(story: Story) -> list[tuple[str, str]]:
     """Return labels and sentences for people: what happened to the update, when and how."""
-    entry, records = story.records.entry, story.records
-    lines: list[tuple[str, str]] = [("update", f"{story.update} of {story.federation}")]
-    if entry is not None and entry.folded is not None:
-        lines += _applied(story.update, entry, entry.folded)
-    elif story.outcome == "applied-earlier":
-        is_oldest = entry is not None and entry.rank == records.oldest
+    update, first, folded = story.update, story.records.first, story.folded
+    lines = [("update", f"{update} of {story.federation}")]
+    if first and folded:
+        lines += _applied(update, first, folded)
+    elif first and story.records.is_after_gap:
+        is_oldest = first is story.records.oldest
         why = "the oldest record that is still there" if is_oldest else "in one whose record is missing"
-        lines.append(("applied", f"before version {entry and entry.rank}, {why}"))
-    elif entry is not None:
-        lines.append(("applied", _absorbed(entry)))
+        lines.append(("applied", f"before version {first.rank}, {why}"))
+    elif first:
+        by = " or ".join(story.absorbed_by) or "none that the record names"
+        said = (
+            f"in version {first.rank}, committed {_time(first.committed_at)}, but not folded itself: a later "
+            f"update of its run took its place ({by}), or its number was given up as too old"
+        )
+        lines.append(("applied", said))
     for each in story.refused or ():
-        if entry is None:
-            lines.append(("published", f"{_time(each.published_at)} by {story.update.worker}'s clock"))
+        if first is None:
+            lines.append(("published", f"{_time(each.published_at)} by {update.worker}'s clock"))
         where = f"number {each.number} in {story.federation}.rejected"
         lines.append(("refused", f"{_time(each.at)} as {each.reason} ({where}): {each.detail}"))
     if story.outcome == "not-found":
-        lines += [("found", each) for each in _not_found(story, records)]
+        lines += [("found", each) for each in _not_found(story)]
     if story.refused is None:
         lines.append(("note", f"{story.federation}.rejected was not read: {story.not_looked}"))
     return lines
 
 
-def _applied(update: UpdateId, entry: Entry, folded: Folded) -> list[tuple[str, str]]:
-    published, received = _known(folded.published_at), _known(folded.received_at)
-    among = "alone" if entry.updates == 1 else f"one of {entry.updates} updates"
+def _applied(update: UpdateId, version: ModelVersion, folded: Folded) -> list[tuple[str, str]]:
+    published, received, committed = folded.published_at, folded.received_at, version.committed_at
+    among = "alone" if len(version.folded) == 1 else f"one of {len(version.folded)} updates"
+    how = f"trained from version {folded.base_version}, staleness {folded.staleness}"
     return [
         ("published", f"{_time(published)} by {update.worker}'s clock"),
         ("received", f"{_time(received)} by the aggregator's clock{_later(published, received)}"),
-        (
-            "folded",
-            f"with the weight {folded.weight:.4g}; trained from version {folded.base_version}, "
-            f"staleness {folded.staleness}",
-        ),
-        (
-            "committed",
-            f"{_time(_known(entry.committed_at))} in version {entry.rank}, {among}"
-            f"{_later(received, _known(entry.committed_at))}",
-        ),
+        ("folded", f"with the weight {folded.weight:.4g}; {how}"),
+        ("committed", f"{_time(committed)} in version {version.rank}, {among}{_later(received, committed)}"),
     ]
 
 
-def _absorbed(entry: Entry) -> str:
-    by = " or ".join(str(one) for one in entry.siblings) or "none that the record names"
-    return (
-        f"in version {entry.rank}, committed {_time(_known(entry.committed_at))}, but not folded itself: a "
-        f"later update of its run took its place ({by}), or its number was given up as too old"
-    )
-
-
-def _not_found(story: Story, records: Records) -> list[str]:
-    update = story.update
-    if records.newest is None:
-        said = ["there is no version yet"]
-    else:
-        said = [f"in no version from {records.oldest} to {records.newest}, nor in what came before"]
+def _not_found(story: Story) -> list[str]:
+    update, federation = story.update, story.federation
+    oldest, newest = story.records.oldest, story.records.newest
+    said = ["there is no version yet"]
+    if oldest and newest:
+        said = [f"in no version from {oldest.rank} to {newest.rank}, nor in what came before"]
     if story.refused is not None:
-        said.append(f"not in {story.federation}.rejected either")
-    if records.newest is not None and not records.knows_worker:
+        said.append(f"not in {federation}.rejected either")
+    if newest and update.worker not in newest.contributors:
         said.append(f"no version contains anything of worker {update.worker}")
-    elif records.newest is not None and not records.knows_run:
+    elif newest and (update.worker, update.run) not in newest.applied.runs:
         said.append(f"no version contains anything of the run {update.run} of {update.worker}")
     if story.updates_waiting:
-        waiting = "1 update waits" if story.updates_waiting == 1 else f"{story.updates_waiting} updates wait"
-        said.append(
-            f"{waiting} in {story.federation}.updates, where an aggregator alone may look: it may be there"
-        )
+        wait = count(story.updates_waiting, "update waits", "updates wait")
+        said.append(f"{wait} in {federation}.updates, where an aggregator alone may look: it may be there")
     else:
-        said.append(
-            f"nothing waits in {story.federation}.updates; the leader may hold it until its next commit"
-        )
-    said.append(
+        said.append(f"nothing waits in {federation}.updates; the leader may hold it until its next commit")
+    return [
+        *said,
         f"otherwise it was never sent: it is still in the spool of {update.worker}, whose log will say "
-        "`update published` once it is sent"
-    )
-    return said
-
-
-def _known(seconds: float) -> float | None:
-    return seconds or None
+        "`update published` once it is sent",
+    ]
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "at an unknown time"
-    return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds")
+    return datetime.fromtimestamp(seconds).isoformat(" ", "milliseconds") if seconds else "at an unknown time"
 
 
-def _later(before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return ""
+def _later(before: float, after: float) -> str:
     # Two machines' clocks need not agree.
-    return f", {after - before:.3f} s later" if after >= before else ""
+    return f", {after - before:.3f} s later" if 0 < before <= after else ""

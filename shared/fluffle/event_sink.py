@@ -4,7 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
 from fluffle.broker import Broker
@@ -31,36 +31,27 @@ class EventSink(Protocol):
         """Publish over this connection while the block lasts."""
 
 
-class NullSink:
-    """Drops all events."""
+class Sinks:
+    """Gives each event to several sinks, or to none."""
+
+    def __init__(self, *sinks: EventSink) -> None:
+        self._sinks = sinks
 
     def __call__(self, event: Event) -> None:
         """See EventSink."""
-
-    def over(self, broker: Broker) -> AbstractContextManager[object]:
-        """See EventSink."""
-        return nullcontext(broker)
-
-
-NULL_SINK = NullSink()
-
-
-class BothSinks:
-    """Gives each event to two sinks."""
-
-    def __init__(self, first: EventSink, second: EventSink) -> None:
-        self._first, self._second = first, second
-
-    def __call__(self, event: Event) -> None:
-        """See EventSink."""
-        self._first(event)
-        self._second(event)
+        for sink in self._sinks:
+            sink(event)
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[None]:
         """See EventSink."""
-        with self._first.over(broker), self._second.over(broker):
+        with ExitStack() as stack:
+            for sink in self._sinks:
+                stack.enter_context(sink.over(broker))
             yield
+
+
+NULL_SINK = Sinks()
 
 
 class ReportingSink:
@@ -68,14 +59,10 @@ class ReportingSink:
 
     def __init__(self, topology: Topology, *, role: Role, name: str) -> None:
         """Report in the name of one part of the federation."""
-        exchange = topology.events if role == "aggregator" else topology.member_events_in
-        self._exchange = exchange.name
-        self._federation = topology.federation
+        self._exchange = (topology.events if role == "aggregator" else topology.member_events_in).name
+        self._federation, self._name = topology.federation, name
         self._role: Role = role
-        self._name = name
         self._waiting: deque[Happened] = deque(maxlen=MAX_WAITING)
-        # One report after the other, so that events keep their order.
-        self._sending = threading.Lock()
 
     def __call__(self, event: Event) -> None:
         """See EventSink."""
@@ -101,13 +88,11 @@ class ReportingSink:
             self._send(broker)
 
     def _send(self, broker: Broker) -> None:
-        with self._sending:
-            while self._waiting:
-                some = [self._waiting.popleft() for _ in range(min(MAX_EVENTS, len(self._waiting)))]
-                report = Report(self._federation, self._role, self._name, tuple(some))
-                try:
-                    body = encode_report(report)
-                except FluffleError as error:
-                    log.warning("some events could not be published", events=len(some), because=str(error))
-                else:
-                    broker.publish_unconfirmed(self._exchange, f"{self._role}.{self._name}", body)
+        while self._waiting:
+            some = [self._waiting.popleft() for _ in range(min(MAX_EVENTS, len(self._waiting)))]
+            try:
+                body = encode_report(Report(self._federation, self._role, self._name, tuple(some)))
+            except FluffleError as error:
+                log.warning("some events could not be published", events=len(some), because=str(error))
+            else:
+                broker.publish_unconfirmed(self._exchange, f"{self._role}.{self._name}", body)

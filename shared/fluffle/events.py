@@ -42,30 +42,27 @@ class TurnedAway:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker begins to train from a version, for the update with this id."""
+    """A worker begins to train from a version."""
 
-    update: Text
     version: int
 
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """`done` of the `total` batches of a worker's round are trained."""
+    """A worker has trained `done` of the `total` batches of its round."""
 
-    update: Text
     done: int
     total: int
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A worker's round is over after `seconds`.
+    """A worker has ended a round after `seconds`; `update` is the id of the update that it made.
 
     `loss` is the loss on the training data; it may be NaN, and is None where the task reports none.
     """
 
     update: Text
-    version: int
     seconds: float
     loss: AnyNumber | None = None
 
@@ -74,7 +71,6 @@ class Trained:
 class Published:
     """The broker has confirmed a worker's update."""
 
-    update: Text
     size_bytes: int
 
 
@@ -90,8 +86,6 @@ class Measured:
 class Applied:
     """The leader has folded an update into its buffer; `plain_bytes` is the vector's size in float32."""
 
-    update: Text
-    base_version: int
     staleness: int
     weight: float
     examples: int
@@ -111,31 +105,23 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """The leader has published a version, in `seconds`; `updates` counts since version 0.
+    """The leader has published a version, in `seconds`; `training_s` and `target_held` are as in its record.
 
-    `best_version` is the version with the best evaluation, -1 if none has one, and `best_by` the metric and
-    the direction that say so. `started_s`, `closing` and `finished` are those of the record.
+    `best_version` is the version with the best evaluation, -1 if none has one.
     """
 
     version: int
     term: int
-    updates: int
-    rejected: int
+    seconds: float
+    training_s: float
     target_held: int
     best_version: int
-    elapsed_s: float
-    seconds: float
-    finished: Text
-    best_by: Text = ""
-    started_s: float | None = None
-    closing: Text = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """The leader has received an evaluation of a version."""
 
-    evaluator: Text
     version: int
     metrics: Metrics
 
@@ -148,21 +134,8 @@ class TookOver:
     version: int
 
 
-Event = (
-    Joined
-    | Left
-    | TurnedAway
-    | Started
-    | Progressed
-    | Trained
-    | Published
-    | Measured
-    | Applied
-    | Rejected
-    | Committed
-    | Evaluated
-    | TookOver
-)
+Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Published
+Event = Workers | Measured | Applied | Rejected | Committed | Evaluated | TookOver
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

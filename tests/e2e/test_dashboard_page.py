@@ -21,8 +21,7 @@ from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.dashboard.table import Wanted, page_of
 from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import QueueStates
+from fluffle_cli.watching.view import QueueStates, Version
 
 DAY_S = 86_400.0
 DRAWN = """
@@ -54,7 +53,7 @@ class Told:
     def look(self, at: float, *, rejected: int = 0) -> None:
         queues = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=rejected)
         with self._lock:
-            self.state.trouble = ""
+            self.state.known.trouble = ""
             self.state.look(queues, at)
 
     def read(self, version: ModelVersion) -> None:
@@ -70,8 +69,8 @@ class Told:
     def evaluate(self, version: int) -> None:
         """Make a version, and measure it."""
         self.tell(
-            Committed(version, 1, version, 0, 0, 0, 10.0 * version, 0.1, "", "accuracy:max", 0.0),
-            Evaluated("e", version, {"accuracy": version / 100}),
+            Committed(version, 1, 0.1, 10.0 * version, 0, 0),
+            Evaluated(version, {"accuracy": version / 100}),
         )
 
 
@@ -168,7 +167,7 @@ def test_accuracy_comes_first_and_each_figure_says_of_which_version(browser: Chr
     told.read(replace(a_version(9), evaluation=newest, best=best, best_by="accuracy:max"))
 
     with shown_in(browser, told):
-        told.tell(Evaluated("e", 9, {"accuracy": 0.7}))
+        told.tell(Evaluated(9, {"accuracy": 0.7}))
         wait_until(
             lambda: value_of(browser, "quality").startswith("0.7 (version 9,"), "the newest evaluation"
         )
@@ -212,7 +211,7 @@ def test_what_is_wrong_stands_under_the_figures_and_a_number_that_is_not_finite_
     refused = Contributor(rejected=2, refusal="bad-layout: other shapes")
     told.read(replace(a_version(9), evaluation=newest, contributors={"w1": refused}))
     for sequence, loss in enumerate([0.5, 0.25, math.nan]):
-        told.tell(Trained(f"w1/r/{sequence}", 9, 1.0, loss), role="worker", name="w1")
+        told.tell(Trained(f"w1/r/{sequence}", 1.0, loss), role="worker", name="w1")
 
     with shown_in(browser, told):
         wait_until(lambda: len(texts_of(browser, "#findings li")) == 4, "what is wrong")
@@ -226,7 +225,7 @@ def test_what_is_wrong_stands_under_the_figures_and_a_number_that_is_not_finite_
         assert texts_of(browser, "#workers-rows td:last-child") == ["█▁? NaN"]
 
 
-def test_nothing_waits_and_nobody_leads_after_the_end(browser: Chrome) -> None:
+def test_after_the_end_the_picture_says_nothing_of_waiting_updates_and_aggregators(browser: Chrome) -> None:
     told = Told(time())
     told.look(time())
     told.tell(TookOver(1, 0))

@@ -32,17 +32,16 @@ from fluffle.update import UpdateId
 from fluffle_cli.dashboard.table import Wanted
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.watching.findings import findings_of
-from fluffle_cli.watching.parts import MOST_PARTS
-from fluffle_cli.watching.state import RIVALS_OVER_S
+from fluffle_cli.watching.state import MOST_PARTS, RIVALS_OVER_S
 
 
 def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
     state = a_state()
-    told(state, Joined(), Started("w1/r/1", 4), role="worker", name="w1")
+    told(state, Joined(), Started(4), role="worker", name="w1")
     first = rows_of(page(state))
-    told(state, Trained("w1/r/1", 4, 2.5), Published("w1/r/1", 9), role="worker", name="w1")
-    told(state, TookOver(9, 9), a_commit(9, 9), Rejected("", "w2", "x", "y"), role="worker", name="w1")
-    told(state, Published("w1/r/2", 9), role="worker", name="w1")
+    told(state, Trained("w1/r/1", 2.5), Published(9), role="worker", name="w1")
+    told(state, TookOver(9, 9), a_commit(9), Rejected("", "w2", "x", "y"), role="worker", name="w1")
+    told(state, Published(9), role="worker", name="w1")
     second = rows_of(page(state, now=NOW + 3))
     told(state, Left("it was asked to stop"), role="worker", name="w1")
 
@@ -58,7 +57,7 @@ def test_each_worker_has_its_losses_in_the_table_and_who_has_none_comes_last() -
     folded = Folded(UpdateId("w1", "r", 1), 0, 0, 1.0, 0, NOW - 1, 0.75)
     read(state, replace(a_record(1), folded=(folded,)))
     for name, loss in (("w1", 0.5), ("w1", 0.25), ("w2", 0.125), ("w2", math.nan), ("w3", None)):
-        told(state, Trained(f"{name}/r/2", 1, 2.5, loss), role="worker", name=name)
+        told(state, Trained(f"{name}/r/2", 2.5, loss), role="worker", name=name)
 
     rows = rows_of(page(state, Wanted(sort="loss")))
 
@@ -72,7 +71,7 @@ def test_two_places_that_send_under_one_name_are_said_from_what_they_tell() -> N
     state = a_state()
     read(state, a_record(1))
     for sequence, run in enumerate(["here", "there", "here", "there"]):
-        told(state, Trained(f"w1/{run}/{sequence}", 1, 2.5), role="worker", name="w1")
+        told(state, Trained(f"w1/{run}/{sequence}", 2.5), role="worker", name="w1")
 
     assert "Two processes train as w1: their rounds take turns." in says_of(state)
 
@@ -128,7 +127,7 @@ def test_workers_are_sorted_and_searched_over_all_pages() -> None:
     state = a_state()
     contributors = {f"w{number:04}": Contributor(number, 10, 0, 1.0) for number in range(2_000)}
     read(state, a_record(1, **contributors))
-    told(state, Started("w0003/r/1", 0), role="worker", name="w0003")
+    told(state, Started(0), role="worker", name="w0003")
 
     most = page(state, Wanted(sort="updates", descending=True))
     last = page(state, Wanted(page=10_000))

@@ -20,10 +20,10 @@ from fluffle.record import Contributor, Folded
 from fluffle.settings import load_settings
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import Target, parse_target
-from fluffle_cli.demo import command, parts
+from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import overdue
 from fluffle_cli.demo.processes import Processes, last_line
-from fluffle_cli.demo.results import print_results
+from fluffle_cli.demo.program import command, print_results
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.report import pictures
 from fluffle_cli.report.run import (
@@ -37,7 +37,7 @@ from fluffle_cli.report.run import (
     read_run,
     write_summary,
 )
-from fluffle_cli.watching.version import Version
+from fluffle_cli.watching.view import Version
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TARGET = parse_target("accuracy>=0.95")
@@ -71,9 +71,7 @@ def lines_with(accuracies: Sequence[float]) -> list[Version]:
 def a_federation(
     *versions: Version, strategy: str = "fedbuff", folder: Path | None = None, place: str = "."
 ) -> FederationRun:
-    evaluation = versions[-1].evaluation
-    final = evaluation.metrics if evaluation else {}
-    about = AboutFederation(strategy=strategy, folder=place, final=final)
+    about = AboutFederation(strategy=strategy, folder=place)
     return FederationRun(about=about, folder=(folder or Path()) / place, versions=versions)
 
 
@@ -118,12 +116,12 @@ def wait_for_end(processes: Processes) -> None:
     assert not processes.alive
 
 
-def test_the_slowest_worker_idles_so_many_times_as_long_as_the_fastest_and_the_others_lie_between() -> None:
+def test_the_delays_of_the_workers_are_a_geometric_series() -> None:
     assert demo_settings(workers=4, delay=0.2, slowdown=8).delays_s == [0.2, 0.4, 0.8, 1.6]
     assert demo_settings(workers=1, delay=0.2, slowdown=8).delays_s == [0.2]
 
 
-def test_a_ready_task_has_a_target_and_ones_own_task_needs_one() -> None:
+def test_a_ready_task_has_a_default_target_and_another_task_needs_one() -> None:
     assert demo_settings().goal == Target("accuracy", ">=", 0.95)
     assert demo_settings(task="my.task:task", target="mae<=4").goal == Target("mae", "<=", 4.0)
     with pytest.raises(ConfigError, match="--target is not set"):
@@ -160,7 +158,7 @@ def test_the_demo_offers_no_flag_for_a_broker_or_a_federation_since_it_makes_its
     assert "--federation" not in text
 
 
-def test_a_folder_with_something_in_it_is_never_written_over(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
 
     with pytest.raises(ConfigError, match="is not empty"):
@@ -172,7 +170,7 @@ def test_a_federation_is_named_by_the_module_of_its_task() -> None:
     assert demo_settings(task="my.Own_Task:task").task_name == "own-task"
 
 
-def test_the_password_is_on_no_command_line_and_children_read_no_configuration_of_the_users() -> None:
+def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_configuration_file() -> None:
     settings = demo_settings(workers=2, seed=7)
     where = {"federation": "digits", "broker_url": URL}
 
@@ -217,7 +215,7 @@ def test_fedavg_waits_for_every_worker_whatever_the_buffer_size() -> None:
     assert buffer_sizes("fedbuff") == {"2"}
 
 
-def test_the_last_line_of_a_log_is_a_sentence_whatever_its_form_and_pikas_are_passed_over(
+def test_the_last_line_of_a_log_is_a_sentence_and_lines_of_pika_are_skipped(
     tmp_path: Path,
 ) -> None:
     lost = {"event": "lost the broker", "because": "it is gone", "logger": "fluffle_worker.loop"}
@@ -228,7 +226,7 @@ def test_the_last_line_of_a_log_is_a_sentence_whatever_its_form_and_pikas_are_pa
     assert last_line(a_log(tmp_path / "c.log")) == ""
 
 
-def test_a_process_that_dies_is_told_of_once_with_its_last_line(tmp_path: Path) -> None:
+def test_a_dead_process_is_reported_once_with_the_last_line_of_its_log(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
     dying = parts.Part(
         name="w", command=(sys.executable, "-c", "import sys; sys.exit('error: why')"), environment={}
@@ -238,14 +236,14 @@ def test_a_process_that_dies_is_told_of_once_with_its_last_line(tmp_path: Path) 
 
     dead = processes.newly_dead()
 
-    assert [child.name for child in dead] == ["w"]
+    assert [child.part.name for child in dead] == ["w"]
     assert dead[0].has_died
     assert "exit code 1" in dead[0].cause_of_death()
     assert dead[0].cause_of_death().endswith("ends with: error: why")
     assert processes.newly_dead() == []
 
 
-def test_a_processes_ends_even_those_who_do_not_listen_and_their_children(tmp_path: Path) -> None:
+def test_processes_that_ignore_sigterm_are_killed_with_their_children(tmp_path: Path) -> None:
     processes = Processes(tmp_path)
     stubborn = (
         "import signal, subprocess, sys, time\n"
@@ -264,7 +262,7 @@ def test_a_processes_ends_even_those_who_do_not_listen_and_their_children(tmp_pa
     wait_until(lambda: has_ended(int(child.log.read_text())), "the end of the grandchild")
 
 
-def test_an_accuracy_stands_at_the_time_at_which_its_version_was_committed() -> None:
+def test_the_curve_shows_an_evaluation_when_its_version_was_committed() -> None:
     run = a_federation(a_line(0), a_line(1), a_line(2, 0.5, of=0), a_line(3, 0.8, of=1), a_line(4, 0.8, of=1))
 
     assert run.curve("accuracy") == [(0.0, 0.5), (2.0, 0.8)]
@@ -347,7 +345,7 @@ def test_a_run_without_any_update_has_pictures_too(tmp_path: Path) -> None:
     assert (tmp_path / "s.png").read_bytes().startswith(PNG)
 
 
-def test_the_demo_gives_up_on_its_training_time_only_once_it_trains() -> None:
+def test_the_time_limit_of_the_demo_counts_from_the_first_update() -> None:
     assert overdue(200, 40, is_training=False) == ""
     assert overdue(301, 40, is_training=False) == "no update has come for 300 s"
     assert overdue(70, 40, is_training=True) == ""

@@ -51,13 +51,13 @@ def test_status_and_the_page_show_the_same_workers() -> None:
         assert {name: workers[row["name"]][name] for name in row if name != "losses"}.items() <= row.items()
 
 
-def test_a_commit_or_a_takeover_says_that_there_is_something_to_read() -> None:
+def test_a_commit_or_a_takeover_announces_a_newer_record() -> None:
     state = a_state()
     read(state, a_record(1))
     was_behind = state.is_behind
-    told(state, an_applied("w1", 1))
+    told(state, an_applied())
     is_behind_after_an_update = state.is_behind
-    told(state, a_commit(2, 1))
+    told(state, a_commit(2))
 
     assert (was_behind, is_behind_after_an_update, state.is_behind) == (False, False, True)
     read(state, a_record(2))
@@ -66,7 +66,7 @@ def test_a_commit_or_a_takeover_says_that_there_is_something_to_read() -> None:
     assert state.is_behind
 
 
-def test_a_version_of_a_leader_that_has_lost_the_lead_changes_nothing() -> None:
+def test_a_version_of_an_aggregator_that_has_lost_the_lead_changes_nothing() -> None:
     state = a_state()
     read(state, replace(a_record(5), term=3, terms=(Rank(1, 0), Rank(3, 4))))
 
@@ -77,7 +77,7 @@ def test_a_version_of_a_leader_that_has_lost_the_lead_changes_nothing() -> None:
     assert newest.rank == Rank(3, 5)
 
 
-def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None:
+def test_each_term_has_its_leader_and_start_and_the_standbys_are_known() -> None:
     state = a_state()
     told(state, Joined(), name="first")
     told(state, Joined(), name="second")
@@ -85,7 +85,7 @@ def test_terms_stand_on_the_time_axis_with_who_leads_and_who_stands_by() -> None
     read(state, a_record(0))
     parts, standbys = state.view(NOW).parts, picture(state)["standbys"]
 
-    told(state, a_commit(1, 0), name="first")
+    told(state, a_commit(1), name="first")
     told(state, TookOver(2, 1), name="second")
 
     shown = picture(state)
@@ -134,15 +134,15 @@ def test_what_a_new_leader_says_counts_more_than_what_rabbitmq_said_seconds_ago(
     assert picture(state)["leader"] == "second"
 
 
-def test_after_the_end_refusals_are_counted_apart_and_nobody_is_at_work_any_more() -> None:
+def test_refusals_after_the_end_are_counted_separately_and_no_worker_has_a_state() -> None:
     state = a_state()
     for name in ("w1", "w2"):
-        told(state, Started(f"{name}/r/1", 1), role="worker", name=name)
+        told(state, Started(1), role="worker", name=name)
     told(state, Left("the federation has finished"), role="worker", name="w2")
     given = Contributor(3, 10, 0, 3.0, 1, NOW - 900)
     read(state, replace(a_record(4, w1=given), finished="enough", rejected=1))
 
-    told(state, Rejected("w1/r/9", "w1", "finished", "the federation has finished"), a_commit(4, 3))
+    told(state, Rejected("w1/r/9", "w1", "finished", "the federation has finished"), a_commit(4))
 
     shown = picture(state)
     assert (shown["after_the_end"], shown["reasons"], shown["refusals"]) == (1, {}, [])
@@ -154,7 +154,7 @@ def test_after_the_end_refusals_are_counted_apart_and_nobody_is_at_work_any_more
     assert says_of(state) == []
 
 
-def test_the_past_is_in_the_curves_and_in_the_histogram() -> None:
+def test_records_of_the_past_are_in_the_curves_and_in_the_histogram() -> None:
     state = a_state()
     folded = Folded(UpdateId("w1", "r", 1), 0, 5, 0.25, 0.0, NOW - 1)
     for number in range(3):
@@ -185,7 +185,7 @@ def test_an_update_counts_once_whether_it_is_known_from_an_event_a_record_or_bot
     updates = [Folded(UpdateId("w1", "r1", number), 0, 0, 1.0, 0.0, NOW + number, 0.5) for number in (-1, 1)]
     # An event says what was received while somebody listened.
     if listens_since == NOW:
-        told(state, an_applied("w1", 1))
+        told(state, an_applied())
         expected += 1
 
     record = replace(a_record(1), folded=tuple(updates))
@@ -194,10 +194,10 @@ def test_an_update_counts_once_whether_it_is_known_from_an_event_a_record_or_bot
     assert picture(state)["staleness"] == [("0", expected, 1.0)]
 
 
-def test_the_curves_of_activity_are_what_the_leader_said_and_the_rate_is_that_of_the_records() -> None:
+def test_activity_counts_events_of_the_leader_and_the_rate_counts_records() -> None:
     state = a_state()
     for second in range(1, 5):
-        told(state, *[an_applied(sequence=each) for each in range(10)], a_commit(second, 0))
+        told(state, *[an_applied() for _ in range(10)], a_commit(second))
         read(state, a_record(second, w1=Contributor(10 * second, 10, 0, 1.0)))
         state.look(QUEUES, NOW + second)
 
@@ -208,7 +208,7 @@ def test_the_curves_of_activity_are_what_the_leader_said_and_the_rate_is_that_of
     assert (shown["sent_bytes"], shown["plain_bytes"]) == (4_000, 16_000)
 
 
-def test_an_evaluator_says_which_version_it_measured_last() -> None:
+def test_the_state_of_an_evaluator_names_the_version_that_it_evaluated_last() -> None:
     state = a_state()
 
     told(state, Joined(), Measured(3, 0.5), role="evaluator", name="e1")
@@ -216,7 +216,7 @@ def test_an_evaluator_says_which_version_it_measured_last() -> None:
     assert state.view(NOW).parts == {"e1": "evaluated: version 3"}
 
 
-def test_whoever_starts_the_processes_says_that_they_start_and_that_they_died() -> None:
+def test_a_program_that_starts_processes_can_set_their_states() -> None:
     state = a_state()
     state.note_process("worker", "w1", "starting")
     starting = state.view(NOW).workers["w1"].state
@@ -227,13 +227,11 @@ def test_whoever_starts_the_processes_says_that_they_start_and_that_they_died() 
     assert (starting, connected, state.view(NOW).workers["w1"].state) == ("starting", "connected", "died")
 
 
-def test_a_day_of_two_thousand_workers_takes_no_more_room_than_an_hour() -> None:
+def test_a_day_of_two_thousand_workers_takes_no_more_memory_than_an_hour() -> None:
     state = a_state()
     read(state, a_record(0))
     for second in range(3_000):
-        told(
-            state, Evaluated("e", second, {f"metric {second}": 1.0, "accuracy": 0.5}), a_commit(second + 1, 0)
-        )
+        told(state, Evaluated(second, {f"metric {second}": 1.0, "accuracy": 0.5}), a_commit(second + 1))
         told(state, TookOver(second + 2, second), Rejected("", SCRIPT, f"reason {second}", "x" * 500))
         state.look(QUEUES, NOW + 30 * second)
     for number in range(2_000):

@@ -18,8 +18,7 @@ from fluffle.wire import encode_update
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.watching.as_json import with_workers
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, QueueStates
+from fluffle_cli.watching.view import FederationView, QueueStates, Version
 from fluffle_cli.watching.watcher import Watcher
 
 KEYS = {
@@ -65,7 +64,7 @@ def view_of(server: FakeServer, *, past_mib: int = 1) -> FederationView:
         return Watcher(TOPOLOGY, name="test", past_mib=past_mib).look_once(broker)
 
 
-def test_a_federation_that_is_not_on_the_broker_is_named_with_what_to_do() -> None:
+def test_the_error_of_a_missing_federation_names_it_and_says_what_to_do() -> None:
     with pytest.raises(
         TopologyMissing, match=r"'digits' is not on .*digits\.updates\): start its aggregator"
     ):
@@ -79,7 +78,7 @@ def test_a_federation_without_a_version_is_shown_as_such() -> None:
     assert view.queues == QueueStates()
 
 
-def test_a_look_shows_the_newest_version_and_not_its_vector() -> None:
+def test_a_look_reads_the_newest_version_without_its_vector() -> None:
     newest = view_of(a_federation(a_version(0), a_version(1), a_busy_version())).newest
 
     assert newest is not None
@@ -87,7 +86,7 @@ def test_a_look_shows_the_newest_version_and_not_its_vector() -> None:
     assert not hasattr(newest, "vector")
 
 
-def test_a_look_counts_what_no_aggregator_holds_yet_and_sees_whether_one_is_active() -> None:
+def test_a_look_counts_waiting_updates_and_sees_whether_an_aggregator_is_active() -> None:
     server = a_federation(a_version())
     with FakeBroker(server) as aggregator, FakeBroker(server) as worker:
         for sequence in (1, 2):
@@ -156,7 +155,7 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     assert found["queues"] == {"updates_waiting": 0, "aggregator_active": True, "rejected_waiting": 0}
 
 
-def test_the_json_is_json_even_where_a_metric_is_none_that_json_knows() -> None:
+def test_the_json_is_valid_when_a_metric_is_not_finite() -> None:
     version = replace(a_busy_version(), evaluation=an_evaluation(6, {"accuracy": math.nan, "loss": math.inf}))
 
     found = read_json(looked_at(version))
@@ -166,7 +165,7 @@ def test_the_json_is_json_even_where_a_metric_is_none_that_json_knows() -> None:
     assert found["progress"]["state"] == "not finite"
 
 
-def test_a_look_at_a_small_federation_knows_its_past() -> None:
+def test_a_look_at_a_small_federation_reads_its_past() -> None:
     def a_round(number: int) -> ModelVersion:
         folded = Folded(UpdateId("w1", "r", number), 0, 0, 1.0, loss=1.0 / number)
         return replace(
@@ -182,7 +181,7 @@ def test_a_look_at_a_small_federation_knows_its_past() -> None:
     assert [each.version for each in view.evaluations] == [0, 1, 3]
 
 
-def test_of_a_large_federation_one_look_reads_the_newest_version_alone() -> None:
+def test_a_look_at_a_large_federation_reads_the_newest_version_alone() -> None:
     server = a_federation(a_version(0), replace(a_version(1), evaluation=an_evaluation(0, {"loss": 1.0})))
     publish_versions(server, replace(a_version(2), evaluation=an_evaluation(1, {"loss": 2.0})))
 
@@ -196,7 +195,7 @@ def test_a_federation_that_waits_for_its_last_evaluation_is_over_and_says_why() 
     assert found.is_over
 
 
-def test_the_keys_of_a_finding_stay() -> None:
+def test_a_finding_has_the_documented_keys() -> None:
     found = looked_at(replace(a_version(12), contributors={"w1": Contributor(rejected=1, refusal="why")}))
 
     assert read_json(found)["findings"] == [

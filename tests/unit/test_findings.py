@@ -21,8 +21,7 @@ from fluffle_cli.watching.findings import (
 )
 from fluffle_cli.watching.progress import progress_of
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, QueueStates, Worker
+from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
 from fluffle_cli.words import MOST_NAMED
 
 GOOD = {"accuracy": [1 - math.exp(-number / 20) for number in range(30)]}
@@ -88,19 +87,19 @@ def the_finding(view: FederationView) -> Finding:
     return found
 
 
-def test_of_a_federation_that_is_well_nothing_is_found() -> None:
+def test_a_healthy_federation_has_no_findings() -> None:
     assert findings_of(a_view()) == []
     assert progress_of(a_view()).state == "improving"
 
 
-def test_nobody_leads_is_found_until_the_end() -> None:
+def test_a_missing_aggregator_is_found_until_the_end() -> None:
     alone = replace(a_view(), queues=QueueStates(updates_waiting=3))
 
     assert the_finding(alone).says == "No aggregator is active; 3 updates waiting."
     assert kinds_of(over(alone)) == []
 
 
-def test_an_evaluation_that_is_not_finite_is_found_with_its_version_and_its_likely_causes() -> None:
+def test_an_evaluation_that_is_not_finite_is_found_with_its_version_and_likely_causes() -> None:
     view = a_view({"accuracy": [0.5, 0.6, 0.7], "loss": [0.5, math.nan, math.inf]}, best=2)
 
     found = the_finding(view)
@@ -128,7 +127,7 @@ def test_workers_whose_training_gives_nan_are_found() -> None:
     )
 
 
-def test_a_worker_of_which_nothing_is_in_the_model_is_found_with_the_reason() -> None:
+def test_a_worker_whose_messages_were_all_refused_is_found_with_the_reason() -> None:
     refused = Worker(name="w9", rejected=1, refusal="bad-layout: other shapes")
 
     found = the_finding(with_workers(a_view(), refused))
@@ -142,7 +141,7 @@ def test_two_processes_under_one_name_are_found() -> None:
     assert the_finding(view).says == "Two processes train as w1: their rounds take turns."
 
 
-def test_a_tiny_fast_worker_is_found() -> None:
+def test_a_worker_with_few_examples_and_much_weight_is_found() -> None:
     tiny = some_workers({"tiny": Contributor(98, 3, 0, 98.0), "large": Contributor(2, 1497, 0, 2.0)})
     view = replace(a_view(), workers=tiny)
     few = replace(view, newest=replace(newest_of(view), updates=FEWEST_UPDATES - 1))
@@ -155,7 +154,9 @@ def test_a_tiny_fast_worker_is_found() -> None:
 
 
 @given(st.dictionaries(st.sampled_from("abcdefghij"), st.tuples(st.floats(0, 1e6), st.integers(1, 10**6))))
-def test_exactly_those_with_three_times_their_share_are_found(given: dict[str, tuple[float, int]]) -> None:
+def test_exactly_the_workers_above_three_times_their_share_are_found(
+    given: dict[str, tuple[float, int]],
+) -> None:
     contributors = {name: Contributor(10, n, 0, weight) for name, (weight, n) in given.items()}
     workers = some_workers(contributors)
 
@@ -172,7 +173,7 @@ def test_exactly_those_with_three_times_their_share_are_found(given: dict[str, t
     assert all(each.do.endswith("and without --weigh-by none.") for each in found[:MOST_NAMED])
 
 
-def test_a_worker_that_is_silent_is_found_and_who_waits_for_it() -> None:
+def test_a_silent_worker_is_found_and_that_synchronous_rounds_wait_for_it() -> None:
     w1, w2 = a_view().workers.values()
     silent = with_workers(a_view(), replace(w1, seen_s=1.0), replace(w2, seen_s=10 * SILENT_AFTER_S))
 
@@ -182,7 +183,7 @@ def test_a_worker_that_is_silent_is_found_and_who_waits_for_it() -> None:
     assert kinds_of(with_workers(silent, replace(w2, seen_s=999.0, state="left: enough"))) == []
 
 
-def test_a_worker_whose_rounds_take_long_is_silent_only_after_several_of_them() -> None:
+def test_a_slow_worker_counts_as_silent_only_after_several_of_its_rounds() -> None:
     # Ten updates in 10,000 s.
     slow = replace(a_view(), newest=replace(newest_of(a_view()), training_s=10_000.0))
     w1 = slow.workers["w1"]
@@ -191,7 +192,7 @@ def test_a_worker_whose_rounds_take_long_is_silent_only_after_several_of_them() 
     assert kinds_of(with_workers(slow, replace(w1, seen_s=6_000.0))) == ["silent"]
 
 
-def test_in_synchronous_rounds_the_worker_that_all_wait_for_is_found() -> None:
+def test_the_slowest_worker_of_synchronous_rounds_is_found() -> None:
     rounds = (("w1", 1.0), ("w2", 9.0), ("w3", 2.0))
     waiting = with_workers(a_view(), *(Worker(name=name, round_s=seconds) for name, seconds in rounds))
     view = in_rounds(waiting)
@@ -242,14 +243,14 @@ def test_versions_that_nobody_evaluates_are_found(version: int, expected: list[s
     assert progress_of(view).says == "No version is evaluated yet."
 
 
-def test_where_nothing_says_what_is_better_nothing_is_best_and_that_is_said() -> None:
+def test_no_version_is_best_when_no_direction_of_the_metric_is_known() -> None:
     view = a_view({"bleu": [0.1, 0.2]}, best_by="")
 
     assert the_finding(view).do == 'Start the aggregators with --best "bleu:max" or --best "bleu:min".'
     assert progress_of(view).state == "unknown"
 
 
-def test_one_record_alone_says_whether_its_newest_version_is_the_best() -> None:
+def test_progress_is_judged_by_one_record_when_few_evaluations_were_seen() -> None:
     def looked_at(newest: int, best: int) -> FederationView:
         found = a_view({}, best_by="loss:min")
         return replace(

@@ -29,9 +29,8 @@ from fluffle.events import (
     TookOver,
     Trained,
 )
-from fluffle.fields import MAX_METRICS
 from fluffle.metrics import metered, server
-from fluffle.metrics.meters import MAX_REASONS, OTHER
+from fluffle.metrics.meters import MAX_VALUES, OTHER
 from fluffle_cli.rabbitmq_server import free_ports
 
 Samples = dict[tuple[str, str], float]
@@ -88,11 +87,11 @@ def tell(event_sink: EventSink, *events: Event) -> None:
 
 
 def an_applied(staleness: int) -> Applied:
-    return Applied("w/r/1", 0, staleness, 0.5, 10, 100, 400)
+    return Applied(staleness, 0.5, 10, 100, 400)
 
 
 def a_commit(version: int) -> Committed:
-    return Committed(version, 3, 2, 1, 0, 1, 9.0, 0.02, "")
+    return Committed(version, 3, 0.02, 9.0, 0, 1)
 
 
 def test_updates_count_once_their_version_is_committed() -> None:
@@ -115,10 +114,10 @@ def test_updates_count_once_their_version_is_committed() -> None:
     assert found["fluffle_best_version", ""] == 1
 
 
-def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committed() -> None:
+def test_an_aggregator_that_lost_its_connection_leads_no_more_and_forgets_uncommitted_updates() -> None:
     with a_part("aggregator") as (event_sink, port):
         with event_sink.over(FakeBroker(FakeServer())):
-            tell(event_sink, TookOver(1, 0), Evaluated("e", 0, {"accuracy": 0.5}), a_commit(1), an_applied(0))
+            tell(event_sink, TookOver(1, 0), Evaluated(0, {"accuracy": 0.5}), a_commit(1), an_applied(0))
             leading = scrape(port)
         lost = scrape(port)
         with event_sink.over(FakeBroker(FakeServer())):
@@ -133,9 +132,9 @@ def test_who_loses_the_connection_leads_no_more_and_forgets_what_was_not_committ
     assert again["fluffle_connections_total", ""] == 2
 
 
-def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
+def test_the_last_evaluation_and_the_best_version_are_shown_once_committed() -> None:
     with a_part("aggregator") as (event_sink, port), event_sink.over(FakeBroker(FakeServer())):
-        tell(event_sink, Evaluated("e", 0, {"accuracy": 0.1}), Evaluated("e", 1, {"accuracy": 0.5}))
+        tell(event_sink, Evaluated(0, {"accuracy": 0.1}), Evaluated(1, {"accuracy": 0.5}))
         before = scrape(port)
         event_sink(a_commit(2))
         after = scrape(port)
@@ -146,27 +145,27 @@ def test_what_was_evaluated_is_shown_with_which_version_was_best() -> None:
     assert after["fluffle_evaluation", "accuracy"] == 0.5
 
 
-def test_reasons_and_metrics_that_come_without_end_become_one_label() -> None:
+def test_too_many_reasons_or_metrics_are_counted_under_one_label() -> None:
     with a_part("aggregator") as (event_sink, port):
-        for number in range(MAX_REASONS + 9):
+        for number in range(MAX_VALUES["reason"] + 9):
             event_sink(Rejected("", f"worker {number}", f"reason {number}", ""))
-        for number in range(MAX_METRICS + 9):
-            tell(event_sink, Evaluated("e", number, {f"metric {number}": number}), a_commit(number))
+        for number in range(MAX_VALUES["metric"] + 9):
+            tell(event_sink, Evaluated(number, {f"metric {number}": number}), a_commit(number))
         event_sink(Rejected("", "again", "reason 0", ""))
         found = scrape(port)
 
     reasons = {label: value for (name, label), value in found.items() if name == "fluffle_rejected_total"}
     metrics = {label for name, label in found if name == "fluffle_evaluation"}
-    assert len(reasons) == MAX_REASONS + 1
+    assert len(reasons) == MAX_VALUES["reason"] + 1
     assert (reasons[OTHER], reasons["reason 0"]) == (9, 2)
-    assert len(metrics) == MAX_METRICS + 1
+    assert len(metrics) == MAX_VALUES["metric"] + 1
 
 
-def test_a_worker_counts_its_rounds_and_what_waits() -> None:
+def test_a_worker_counts_its_rounds_and_the_updates_in_its_spool() -> None:
     with a_part("worker") as (event_sink, port):
-        tell(event_sink, Joined(), Started("w/r/1", 4), Progressed("w/r/1", 1, 4))
+        tell(event_sink, Joined(), Started(4), Progressed(1, 4))
         training = scrape(port)
-        tell(event_sink, Trained("w/r/1", 4, 2.0), Published("w/r/1", 100))
+        tell(event_sink, Trained("w/r/1", 2.0), Published(100))
         found = scrape(port)
 
     assert training["fluffle_worker_round_done_ratio", ""] == 0.25
@@ -178,7 +177,7 @@ def test_a_worker_counts_its_rounds_and_what_waits() -> None:
     assert found["fluffle_worker_spool_updates", ""] == 7
 
 
-def test_an_evaluator_counts_what_it_has_measured() -> None:
+def test_an_evaluator_counts_its_evaluations() -> None:
     with a_part("evaluator") as (event_sink, port):
         tell(event_sink, Measured(3, 0.5), Measured(6, 1.5))
         found = scrape(port)
@@ -187,7 +186,7 @@ def test_an_evaluator_counts_what_it_has_measured() -> None:
     assert found["fluffle_evaluator_evaluation_seconds_sum", ""] == 2.0
 
 
-def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
+def test_the_error_of_a_port_in_use_says_what_to_do() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
         pytest.raises(
@@ -206,7 +205,7 @@ def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_nothing_is_served_but_the_parts_numbers_and_its_processes(role: Role) -> None:
+def test_only_metrics_of_fluffle_and_of_the_process_are_served(role: Role) -> None:
     with a_part(role) as (_, port):
         names = {line.split()[2] for line in read(port).splitlines() if line.startswith("# TYPE ")}
 
@@ -223,7 +222,7 @@ def test_metrics_are_served_over_ipv6_too(caplog: pytest.LogCaptureFixture) -> N
     assert f"http://[::1]:{port}/metrics" in caplog.text
 
 
-def test_who_connects_and_says_nothing_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_sends_nothing_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server._Handler, "timeout", 0.1)
 
     with a_part("worker") as (_, port), socket.create_connection(("127.0.0.1", port)):

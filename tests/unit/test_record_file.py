@@ -46,7 +46,7 @@ def test_a_single_wrong_byte_is_noticed_wherever_it_is(tmp_path: Path, position:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", BODY, BODY + b"\nsha256 12\n"])
-def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+def test_the_error_of_another_file_names_it(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.fluffle"
     path.write_bytes(content)
 
@@ -54,14 +54,14 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
         read_record(path)
 
 
-def test_a_whole_file_of_something_else_is_named(tmp_path: Path) -> None:
+def test_the_error_of_a_file_without_a_version_names_it(tmp_path: Path) -> None:
     write_record(tmp_path / "model.fluffle", b"no record")
 
     with pytest.raises(ConfigError, match=r"has no version that this Fluffle can read"):
         read_record(tmp_path / "model.fluffle")
 
 
-def test_a_file_that_is_not_there_and_a_folder_that_is_not_there_are_named(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_or_folder_names_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"there is no file .*gone\.fluffle"):
         read_record(tmp_path / "gone.fluffle")
     with pytest.raises(ConfigError, match=r"cannot write .*model\.fluffle: No such file"):

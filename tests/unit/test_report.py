@@ -31,8 +31,7 @@ from fluffle_cli.report.run import (
 )
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.state import happenings_in
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import Happening
+from fluffle_cli.watching.view import Happening, Version
 
 BEGAN_AT = 1_700_000_000.0
 REFUSED = Contributor(rejected=4, refusal="bad-layout: another model")
@@ -327,7 +326,7 @@ def test_of_what_is_told_the_rare_things_are_written_down_and_read_in_their_orde
     events: list[Event] = [
         Joined(),
         TookOver(2, 5),
-        Applied("w1/r1/1", 0, 0, 1.0, 10, 100, 16),
+        Applied(0, 1.0, 10, 100, 16),
         Rejected("w1/r1/2", "w1", "too-stale", "late"),
         Left("the federation has finished"),
     ]

@@ -14,8 +14,7 @@ from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
 from fluffle_cli.watching.state import FederationState
 from fluffle_cli.watching.terminal import plain_line, render, workers_table
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, QueueStates, metric_to_show
+from fluffle_cli.watching.view import FederationView, QueueStates, Version, metric_to_show
 from fluffle_cli.words import SPARKLINE_LENGTH, bar, sparkline
 
 QUEUES = QueueStates(updates_waiting=5, aggregator_active=True, rejected_waiting=3)
@@ -42,8 +41,8 @@ def a_busy_view() -> FederationView:
     for name in ("aggregator-1", "aggregator-2"):
         told(state, Joined(), name=name)
     told(state, TookOver(1, 0), name="aggregator-1")
-    told(state, Started("worker-0/r/1", 35), role="worker", name="worker-0")
-    told(state, Progressed("worker-1/r/1", 3, 60), role="worker", name="worker-1")
+    told(state, Started(35), role="worker", name="worker-0")
+    told(state, Progressed(3, 60), role="worker", name="worker-1")
     return state.view(1_000.0)
 
 
@@ -62,14 +61,14 @@ def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
     assert "5 updates and 3 refused messages waiting, an aggregator is active" in text
 
 
-def test_from_outside_a_worker_is_shown_with_the_age_of_its_last_update() -> None:
+def test_a_worker_that_sent_no_event_is_shown_with_the_age_of_its_last_update() -> None:
     header, row = drawn(workers_table(a_view(a_training_version(), queues=QUEUES)))
 
     assert header.split("  ") != row.split("  ")
     assert row.split() == ["worker-0", "3", "s", "ago", "74", "0.5", "██████████", "100%", "1"]
 
 
-def test_what_the_parts_say_of_themselves_is_shown_even_before_a_workers_first_update() -> None:
+def test_the_states_of_parts_are_shown_even_before_a_workers_first_update() -> None:
     text = "\n".join(drawn(render(a_busy_view())))
 
     assert "worker-0  training  0 s ago         74" in text
@@ -130,7 +129,7 @@ def test_each_worker_has_a_curve_of_its_training_loss() -> None:
     assert ["worker-0", "█▅?▁", "0.1000"] in [line.split() for line in lines]
 
 
-def test_what_is_wrong_is_said_with_what_to_do_and_a_worker_that_was_only_refused_is_listed() -> None:
+def test_findings_are_shown_with_what_to_do_and_a_worker_that_was_only_refused_is_listed() -> None:
     refused = Contributor(rejected=2, refusal="bad-layout: another model")
     version = a_training_version()
     version = replace(version, contributors={**version.contributors, "worker-9": refused})
@@ -142,7 +141,7 @@ def test_what_is_wrong_is_said_with_what_to_do_and_a_worker_that_was_only_refuse
     assert "worker-9 only refused never 0" in text
 
 
-def test_nothing_waits_and_nobody_leads_after_the_end() -> None:
+def test_after_the_end_the_picture_says_nothing_of_waiting_updates_and_aggregators() -> None:
     text = "\n".join(drawn(render(a_view(a_training_version(finished="enough"), queues=QUEUES))))
 
     assert "waiting" not in text

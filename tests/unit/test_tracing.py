@@ -48,16 +48,16 @@ def text_of(story: Story) -> str:
 @pytest.mark.parametrize(
     "text", ["", "w1", "w1/r1", "w1/r1/0", "w1/r1/x", "w1/r1/1/2", "w 1/r1/1", "w1/r1/²"]
 )
-def test_what_is_no_id_is_refused_with_what_one_looks_like(text: str) -> None:
+def test_the_error_of_a_wrong_update_id_shows_a_right_one(text: str) -> None:
     with pytest.raises(ConfigError, match="worker/run/sequence, as in site-1/4f3a/12"):
         parse_update_id(text)
 
 
-def test_an_id_is_read_as_it_is_written() -> None:
+def test_an_update_id_is_read_as_it_is_written() -> None:
     assert str(parse_update_id("site-1/4f3a/12")) == "site-1/4f3a/12"
 
 
-def test_a_folded_update_is_told_with_version_staleness_weight_and_times() -> None:
+def test_the_story_of_a_folded_update_has_version_staleness_weight_and_times() -> None:
     story = a_story(SECOND, a_chain((), (FIRST,), (SECOND, THIRD), ()))
 
     facts = story.as_json()
@@ -68,7 +68,7 @@ def test_a_folded_update_is_told_with_version_staleness_weight_and_times() -> No
     assert "in version 2 (term 1), one of 2 updates, 2.500 s later" in text_of(story)
 
 
-def test_what_was_applied_before_the_oldest_record_is_known_from_the_watermark() -> None:
+def test_an_update_in_the_oldest_record_may_have_been_applied_before_it() -> None:
     story = a_story(FIRST, a_chain((), (FIRST,), (SECOND,))[2:])
 
     assert story.outcome == "applied-earlier"
@@ -76,7 +76,7 @@ def test_what_was_applied_before_the_oldest_record_is_known_from_the_watermark()
     assert "before version 2 (term 1), the oldest record that is still there" in text_of(story)
 
 
-def test_what_was_applied_in_a_version_whose_record_is_missing_is_told_so() -> None:
+def test_an_update_after_a_gap_was_applied_in_a_version_whose_record_is_missing() -> None:
     complete = a_chain((), (FIRST,), (SECOND,), (THIRD,))
     story = a_story(SECOND, [one for one in complete if one.version != 2])
 
@@ -85,7 +85,7 @@ def test_what_was_applied_in_a_version_whose_record_is_missing_is_told_so() -> N
     assert "before version 3 (term 1), in one whose record is missing" in text_of(story)
 
 
-def test_an_update_whose_place_a_later_one_took_is_told_so() -> None:
+def test_an_update_whose_place_a_later_one_took_is_absorbed() -> None:
     chain = a_chain((), (), (THIRD,))
     chain[2] = replace(chain[2], applied=chain[2].applied.adding([FIRST]))
 
@@ -96,7 +96,7 @@ def test_an_update_whose_place_a_later_one_took_is_told_so() -> None:
     assert "a later update of its run took its place (w1/r1/3)" in text_of(story)
 
 
-def test_a_version_of_a_leader_that_had_lost_the_lead_does_not_count() -> None:
+def test_a_version_of_an_aggregator_that_had_lost_the_lead_does_not_count() -> None:
     old = a_chain((), (FIRST,), (SECOND,))
     new = a_chain((), (FIRST,), (), (SECOND,), term=2)[2:]
     terms = (Rank(1, 0), Rank(2, 1))
@@ -106,7 +106,7 @@ def test_a_version_of_a_leader_that_had_lost_the_lead_does_not_count() -> None:
     assert (story.as_json()["version"], story.as_json()["term"]) == (3, 2)
 
 
-def test_an_update_that_nobody_knows_is_told_with_where_it_may_be() -> None:
+def test_the_story_of_an_unknown_update_says_where_it_may_be() -> None:
     chain = a_chain((), (FIRST,))
 
     waits = text_of(a_story(SECOND, chain, updates_waiting=3))

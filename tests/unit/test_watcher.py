@@ -16,8 +16,8 @@ from fluffle.wire import encode_report
 from fluffle_cli.watching import watcher as watcher_module
 from fluffle_cli.watching.watcher import Watcher, believable
 
-COMMITTED = Committed(2, 1, 2, 0, 0, -1, 1.0, 0.1, "")
-APPLIED = Applied("w1/r1/1", 0, 0, 1.0, 10, 100, 16)
+COMMITTED = Committed(2, 1, 0.1, 1.0, 0, -1)
+APPLIED = Applied(0, 1.0, 10, 100, 16)
 
 
 class Counting(FakeBroker):
@@ -71,7 +71,7 @@ def heard(role: Role, name: str, *, exchange: str, user: str | None, federation:
     return Delivery(1, body, 0, user, exchange)
 
 
-def test_a_member_is_believed_of_itself_alone_and_an_aggregator_by_its_exchange() -> None:
+def test_a_member_may_report_of_itself_only_and_an_aggregator_is_known_by_its_exchange() -> None:
     members, leaders = TOPOLOGY.member_events_in.name, TOPOLOGY.events.name
 
     believed = {
@@ -107,7 +107,26 @@ def test_a_record_is_read_again_when_a_version_was_committed() -> None:
     assert (first, then, broker.reads) == (1, 2, 2)
 
 
-def test_an_event_that_is_no_commit_and_a_commit_that_a_worker_claims_let_nobody_read_a_record() -> None:
+def test_each_believable_report_is_passed_on() -> None:
+    server = a_federation(a_version(1))
+    heard_events: list[Event] = []
+    watcher = Watcher(
+        TOPOLOGY,
+        name="test",
+        past_mib=0,
+        on_report=lambda report: heard_events.extend(each.event for each in report.events),
+    )
+
+    looks = watcher.follow(FakeBroker(server), threading.Event(), every_s=0.05)
+    next(looks)
+    tell(server, APPLIED)
+    tell(server, COMMITTED, exchange=TOPOLOGY.member_events_in.name)
+    next(looks)
+
+    assert heard_events == [APPLIED]
+
+
+def test_other_events_and_a_commit_that_a_worker_claims_cause_no_reading() -> None:
     server = a_federation(a_version(1))
     broker, watcher = Counting(server), a_watcher()
 
@@ -115,7 +134,7 @@ def test_an_event_that_is_no_commit_and_a_commit_that_a_worker_claims_let_nobody
     next(looks)
     tell(server, APPLIED)
     tell(server, COMMITTED, exchange=TOPOLOGY.member_events_in.name)
-    tell(server, Started("a1/r/1", 1), role="worker")
+    tell(server, Started(1), role="worker")
     with FakeBroker(server) as stranger:
         stranger.publish_unconfirmed(TOPOLOGY.events.name, "aggregator.a1", b"rubbish")
     next(looks)
@@ -124,7 +143,7 @@ def test_an_event_that_is_no_commit_and_a_commit_that_a_worker_claims_let_nobody
     assert watcher.view().workers["a1"].state == "training: from version 1"
 
 
-def test_a_version_of_which_no_event_was_heard_is_seen_after_a_while_all_the_same(
+def test_a_version_whose_event_was_lost_is_read_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(watcher_module, "READ_WITHOUT_NEWS_EVERY_S", 0.02)
@@ -138,7 +157,7 @@ def test_a_version_of_which_no_event_was_heard_is_seen_after_a_while_all_the_sam
     assert version_of(watcher) == 2
 
 
-def test_a_user_without_the_right_to_listen_reads_the_record_at_every_look_if_that_will_do() -> None:
+def test_a_user_without_the_right_to_listen_reads_the_record_at_every_look() -> None:
     broker, watcher = Deaf(a_federation(a_version(1))), a_watcher()
 
     looks = watcher.follow(broker, threading.Event(), every_s=0.01, must_listen=False)

@@ -53,7 +53,7 @@ class Outbox:
             update_id, body = waiting
             self._publish(broker, str(update_id), body)
             self.spool.confirm()
-            self.event_sink(Published(str(update_id), len(body)))
+            self.event_sink(Published(len(body)))
             log.info("update published", update=str(update_id), size_bytes=len(body))
             if self.stop.is_set():
                 raise StopRequested

@@ -48,7 +48,7 @@ class Trainer:
     def train(self, version: ModelVersion, update_id: UpdateId) -> TrainedUpdate | None:
         """Train one round from a version; None, after a pause, when its update must not be sent."""
         log.debug("round started", update=str(update_id), version=version.version)
-        self.event_sink(Started(str(update_id), version.version))
+        self.event_sink(Started(version.version))
         self.site.start_round(version.plan)
         with self.show_round(f"version {version.version}, round {update_id.sequence}") as show:
             trained = train_round(
@@ -57,12 +57,12 @@ class Trainer:
                 self.site.local,
                 update_id=update_id,
                 seed=minibatch_seed(self.seed, update_id.sequence),
-                progress=self._progress(update_id, show),
+                progress=self._progress(show),
                 idle=self._idle,
             )
         self.rounds += 1
         update = trained.update
-        self.event_sink(Trained(str(update_id), version.version, update.train_s, update.loss))
+        self.event_sink(Trained(str(update_id), update.train_s, update.loss))
         log.info(
             "round trained",
             update=str(update_id),
@@ -78,7 +78,7 @@ class Trainer:
         self.site.end_round(version.plan, trained.local)
         return trained
 
-    def _progress(self, update_id: UpdateId, show: Progress) -> Progress:
+    def _progress(self, show: Progress) -> Progress:
         """Return what a task calls after each minibatch; it ends the round when asked to stop."""
         told_at = time.monotonic()
 
@@ -89,7 +89,7 @@ class Trainer:
             show(done, total)
             if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
                 told_at = time.monotonic()
-                self.event_sink(Progressed(str(update_id), done, total))
+                self.event_sink(Progressed(done, total))
 
         return progress
 

@@ -2,17 +2,18 @@
 
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Final
 
-from fluffle.broker import Broker, Listener, StreamReader
+from fluffle.broker import Broker
 from fluffle.errors import FluffleError
+from fluffle.events import Report
+from fluffle.model_stream import version_at_hand
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import topology_of
-from fluffle.wire import decode_version
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.dashboard.program import a_page
 from fluffle_cli.dashboard.settings import DashboardSettings
@@ -21,11 +22,10 @@ from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
-from fluffle_cli.watching.state import DIED, FederationState, happenings_in
+from fluffle_cli.watching.state import DIED, happenings_in
 from fluffle_cli.watching.terminal import Screen
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, Happening
-from fluffle_cli.watching.watcher import LOOK_EVERY_S, believable, queue_states
+from fluffle_cli.watching.view import FederationView, Happening, Version
+from fluffle_cli.watching.watcher import Watcher, all_versions
 
 TICK_S: Final = 0.1
 STARTING: Final = "starting"
@@ -53,7 +53,7 @@ def overdue(waited_s: float, max_seconds: float, *, is_training: bool) -> str:
 
 
 class DemoFederation:
-    """One federation: its strategy, its folder, its processes, and the versions that were seen."""
+    """One federation: its strategy, its folder, its processes, and what a watcher sees of it."""
 
     def __init__(
         self,
@@ -72,187 +72,141 @@ class DemoFederation:
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
-        self._state = FederationState(federation, time.time())
+        self._watcher = Watcher(self._topology, name="demo", past_mib=0, on_report=self._note_happenings)
         self._versions: list[Version] = []
-        self._newest: ModelVersion | None = None
-        self._looked_at = 0.0
+        self._happened: list[Happening] = []
 
-    @property
-    def final_version(self) -> ModelVersion:
-        """The newest version, after the end the last one."""
-        if self._newest is None:
-            raise FluffleError(f"the federation {self.federation!r} has no version yet")
-        return self._newest
-
-    def results(self, folder: str, final: Mapping[str, float]) -> FederationRun:
-        """Return what came out of it, with its folder in the run's and its last model's metrics."""
-        about = AboutFederation(strategy=self._strategy, folder=folder, final=final)
+    def results(self, folder: str) -> FederationRun:
+        """Return what came out of it; `folder` is its own in that of the run."""
+        about = AboutFederation(strategy=self._strategy, folder=folder)
         return FederationRun(about=about, folder=self.folder, versions=self._versions)
 
-    def play(self, private: PrivateBroker, builder: Processes, initial_model: Path) -> None:
-        """Start everything, follow the versions to the last, and stop everything, whatever happens.
+    def play(self, private: PrivateBroker, builder: Processes, initial_model: Path) -> ModelVersion:
+        """Start everything, follow the federation to its end, and stop everything, whatever happens.
 
-        `builder` is the process that makes `initial_model`. Raises FluffleError when the federation cannot
-        reach its end, and KeyboardInterrupt soon after `stop` is set.
+        Returns the last version. `builder` is the process that makes `initial_model`. Raises FluffleError
+        when the federation cannot reach its end, and KeyboardInterrupt soon after `stop` is set.
         """
         try:
-            url, management_url = self._start_workers(private)
-            with self._page(url, management_url), self._connect(private, url) as broker:
+            while (node := private.known()) is None:
+                self._wait("starting RabbitMQ")
+            where: dict[str, str | None] = {"federation": self.federation, "broker_url": node.amqp_url}
+            self._start(parts.workers(self._settings, **where, spool=self.folder / "spool"))
+            self._start([parts.evaluator(self._settings, **where, curves=self.folder / "tensorboard")])
+            while private.serving() is None:
+                self._wait("starting RabbitMQ, the workers and the evaluator")
+            where["management_url"] = node.management_url
+            name, heartbeat_s = f"{self.federation}/demo", self._settings.heartbeat_s
+            with RabbitBroker(node.amqp_url, name=name, heartbeat_s=heartbeat_s) as broker, self._page(where):
                 self.server = broker.server
-                broker.declare(self._topology)
-                with (
-                    broker.read_stream(self._topology.models.name, offset="first") as reader,
-                    broker.listen(self._topology.events.name, name="demo") as listener,
-                ):
-                    self._state.listen_from(time.time())
-                    self._await_everyone(builder, initial_model, listener)
-                    self._start_aggregators(url, management_url, initial_model)
-                    self._follow(broker, reader, listener)
-                    self._let_leave(broker, listener)
+                return self._train(broker, where, builder, initial_model)
         finally:
             self._processes.stop(patience_s=STOP_AT_ONCE_S if self._stop.is_set() else STOP_S)
 
-    def _page(self, url: str, management_url: str | None) -> AbstractContextManager[object]:
+    def _train(
+        self, broker: Broker, where: Mapping[str, str | None], builder: Processes, initial_model: Path
+    ) -> ModelVersion:
+        broker.declare(self._topology)
+        try:
+            with closing(self._watcher.follow(broker, self._stop, every_s=TICK_S)) as looks:
+                self._await_everyone(looks, builder, initial_model)
+                settings, strategy = self._settings, self._strategy
+                self._start(parts.aggregators(settings, strategy, **where, initial_model=initial_model))
+                self._follow(looks, broker)
+                self._let_leave(looks)
+        finally:
+            if parts.AGGREGATORS[0] in self._processes.children:
+                self._versions = list(all_versions(broker, self._topology))
+                append_lines(self.folder / METRICS, self._versions)
+        if final := version_at_hand(broker, self._topology):
+            return final
+        raise FluffleError(f"the federation {self.federation!r} has no version yet")
+
+    def _page(self, where: Mapping[str, str | None]) -> AbstractContextManager[object]:
         """Serve the live page while the federation runs, if it is wanted."""
         if not self._settings.dashboard:
             return nullcontext()
-        settings = DashboardSettings(
-            federation=self.federation, broker_url=url, management_url=management_url
-        )
+        settings = DashboardSettings.model_validate(where)
         return a_page(settings, lambda address: self._screen.say(f"The live page: {address}"))
 
-    def _start_workers(self, private: PrivateBroker) -> tuple[str, str | None]:
-        """Start the workers and the evaluator; return where the broker is, and where its management is."""
-        while (node := private.known()) is None:
-            self._tick("starting RabbitMQ")
-        where = {"federation": self.federation, "broker_url": node.amqp_url}
-        spool, curves = self.folder / "spool", self.folder / "tensorboard"
-        self._processes.start(parts.workers(self._settings, **where, spool=spool))
-        self._processes.start([parts.evaluator(self._settings, **where, curves=curves)])
-        return node.amqp_url, node.management_url
+    def _start(self, processes: Iterable[parts.Part]) -> None:
+        for part in processes:
+            self._processes.start([part])
+            if part.role:
+                self._watcher.note_process(part.role, part.name, STARTING)
 
-    def _connect(self, private: PrivateBroker, url: str) -> RabbitBroker:
-        while private.serving() is None:
-            self._tick("starting RabbitMQ, the workers and the evaluator")
-        return RabbitBroker(url, name=f"{self.federation}/demo", heartbeat_s=self._settings.heartbeat_s)
+    def _wait(self, phase: str) -> None:
+        """Wait for a moment while nobody is connected."""
+        self._screen.show(self._watcher.view(), phase)
+        if self._stop.wait(TICK_S):
+            raise KeyboardInterrupt
 
-    def _await_everyone(self, builder: Processes, initial_model: Path, listener: Listener) -> None:
+    def _await_everyone(self, looks: Iterator[None], builder: Processes, initial_model: Path) -> None:
         """Wait until version 0 is built and everybody is connected to take it: a fair start for each."""
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not (initial_model.exists() and self._has_heard_from_all()):
-            self._tick("the workers and the evaluator load TensorFlow and their data")
-            self._listen(listener)
-            if dead := [*builder.newly_dead(), *self._processes.newly_dead()]:
-                raise FluffleError(dead[0].cause_of_death())
+        while True:
+            view = self._look(looks, "the workers and the evaluator load TensorFlow and their data")
+            # The first thing that a process says is that it is connected.
+            states = [*view.parts.values(), *(each.state for each in view.workers.values())]
+            if initial_model.exists() and STARTING not in states:
+                return
+            for child in (*builder.children.values(), *self._processes.children.values()):
+                if child.has_died:
+                    raise FluffleError(child.cause_of_death())
             if time.monotonic() > deadline:
                 raise FluffleError(
                     f"after {START_TIMEOUT_S:.0f} s the workers are still not ready: see "
                     f"{self._processes.logs}"
                 )
 
-    def _has_heard_from_all(self) -> bool:
-        """Tell whether each process has said something: the first thing is that it is connected."""
-        view = self._state.view(time.time())
-        states = dict(view.parts) | {name: each.state for name, each in view.workers.items()}
-        return all(states.get(name, STARTING) != STARTING for name in self._processes.children)
-
-    def _start_aggregators(self, url: str, management_url: str | None, initial_model: Path) -> None:
-        both = parts.aggregators(
-            self._settings,
-            self._strategy,
-            federation=self.federation,
-            broker_url=url,
-            management_url=management_url,
-            initial_model=initial_model,
-        )
-        self._processes.start(both)
-
-    def _follow(self, broker: Broker, reader: StreamReader, listener: Listener) -> None:
+    def _follow(self, looks: Iterator[None], broker: Broker) -> None:
         began, is_training = time.monotonic(), False
         while True:
-            # Looked at before the stream: an aggregator that ended as it should has published the end before.
-            hopeless = self._hopeless()
-            self._read_versions(reader)
-            self._listen(listener)
-            self._show(broker)
-            if self._newest and self._newest.finished:
+            cause = self._cause_of_failure()
+            view = self._look(looks, "an aggregator takes the lead")
+            if cause:
+                # An aggregator that ended as it should has published the end before.
+                view = self._watcher.look_once(broker)
+            if view.finished:
                 return
-            if hopeless:
-                raise FluffleError(f"the demo cannot go on: {hopeless}")
-            if not is_training and self._newest and self._newest.version > 0:
+            if cause:
+                raise FluffleError(f"the demo cannot go on: {cause}")
+            if not is_training and view.newest and view.newest.version > 0:
                 is_training, began = True, time.monotonic()
             max_seconds = self._settings.max_seconds
             if late := overdue(time.monotonic() - began, max_seconds, is_training=is_training):
                 raise FluffleError(f"{late}: see {self._processes.logs}")
 
-    def _read_versions(self, reader: StreamReader) -> None:
-        """Take in the versions that are there, and wait for one for a moment."""
-        self._check_stop()
-        body = reader.next_body(TICK_S)
-        while body is not None:
-            version = decode_version(body)
-            # A lower rank comes from an aggregator that has lost the lead.
-            if self._newest is None or version.rank > self._newest.rank:
-                self._newest = version
-                self._versions.append(Version.of(version))
-                self._state.read(self._versions[-1])
-                append_lines(self.folder / METRICS, self._versions[-1:])
-            body = reader.next_body(0.0)
-
-    def _listen(self, listener: Listener) -> None:
-        """Take in and write down what is said, and who has died, which nobody says."""
-        happened: list[Happening] = []
-        while delivery := listener.next_delivery(0.0):
-            if report := believable(delivery, self._topology):
-                self._state.hear(report, time.time())
-                happened += happenings_in(report)
-        for child in self._processes.newly_dead():
-            cause = child.cause_of_death()
-            self._screen.say(cause, "yellow")
-            happened.append(Happening(at=time.time(), name=child.name, what=DIED, detail=cause))
-        append_lines(self.folder / EVENTS, happened)
-
-    def _let_leave(self, broker: Broker, listener: Listener) -> None:
+    def _let_leave(self, looks: Iterator[None]) -> None:
         """Give everyone the time to see the end and leave."""
         deadline = time.monotonic() + LEAVE_S
         while self._processes.alive and time.monotonic() < deadline:
-            self._check_stop()
-            self._listen(listener)
-            if self._screen.console.is_terminal:
-                self._show(broker)
-            self._stop.wait(TICK_S)
-        self._listen(listener)
-        self._screen.show_now(self._view())
+            self._look(looks)
+        self._screen.show_now(self._look(looks))
 
-    def _show(self, broker: Broker) -> None:
-        if time.monotonic() >= self._looked_at + LOOK_EVERY_S:
-            self._looked_at = time.monotonic()
-            self._state.look(queue_states(broker, self._topology), time.time())
-        if self._newest is None:
-            self._screen.show_phase("an aggregator takes the lead", self._view())
-        else:
-            self._screen.show(self._view())
-
-    def _tick(self, phase: str) -> None:
-        """Wait for a moment while there is no version yet."""
-        self._check_stop()
-        self._screen.show_phase(phase, self._view())
-        self._stop.wait(TICK_S)
-
-    def _view(self) -> FederationView:
-        """Return what is known now, also of processes that say nothing: those that start, and the dead."""
-        view = self._state.view(time.time())
-        heard = view.workers.keys() | view.parts.keys()
-        for name, child in self._processes.children.items():
-            if child.part.role and (child.has_died or name not in heard):
-                self._state.note_process(child.part.role, name, DIED if child.has_died else STARTING)
-        return self._state.view(time.time())
-
-    def _check_stop(self) -> None:
+    def _look(self, looks: Iterator[None], phase: str = "") -> FederationView:
+        """Look once more, write down what has happened, show what is known, and return it."""
+        next(looks, None)
         if self._stop.is_set():
             raise KeyboardInterrupt
+        for child in self._processes.newly_dead():
+            cause = child.cause_of_death()
+            self._screen.say(cause, "yellow")
+            self._happened.append(Happening(at=time.time(), name=child.part.name, what=DIED, detail=cause))
+        append_lines(self.folder / EVENTS, self._happened)
+        self._happened.clear()
+        for child in self._processes.children.values():
+            # Again each time: a leader's successor makes the watcher forget it.
+            if child.part.role and child.has_died:
+                self._watcher.note_process(child.part.role, child.part.name, DIED)
+        view = self._watcher.view()
+        self._screen.show(view, phase)
+        return view
 
-    def _hopeless(self) -> str:
+    def _note_happenings(self, report: Report) -> None:
+        self._happened += happenings_in(report)
+
+    def _cause_of_failure(self) -> str:
         """Say why the federation can never finish any more; empty while it can."""
         children = self._processes.children
         workers = [children[name] for name in self._settings.worker_names]

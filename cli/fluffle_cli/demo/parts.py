@@ -12,11 +12,9 @@ from fluffle.settings import ENV_PREFIX, env_name
 from fluffle_cli.demo.settings import DemoSettings
 
 # Many processes share few cores: with a pool of threads in each they would only get in each other's way.
-ONE_THREAD: Mapping[str, str] = {
-    "OMP_NUM_THREADS": "1",
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-}
+ONE_THREAD: Mapping[str, str] = dict.fromkeys(
+    ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"
+)
 AGGREGATORS = ("aggregator-1", "aggregator-2")
 EVALUATOR = "evaluator"
 
@@ -38,14 +36,13 @@ def initial_model(settings: DemoSettings, path: Path) -> Part:
     return Part(name="initial-model", command=command, environment=ONE_THREAD)
 
 
-def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: Path) -> list[Part]:
-    """Return the workers; each has a site and a delay of its own."""
+def workers(settings: DemoSettings, *, spool: Path, **where: str | None) -> list[Part]:
+    """Return the workers, each with a site and a delay of its own; `where` is their federation and broker."""
     return [
         _part(
             "worker",
-            ("fluffle_worker",),
-            federation=federation,
-            broker_url=broker_url,
+            "fluffle_worker",
+            **where,
             task=settings.task,
             name=name,
             site=site,
@@ -60,13 +57,12 @@ def workers(settings: DemoSettings, *, federation: str, broker_url: str, spool: 
     ]
 
 
-def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curves: Path) -> Part:
+def evaluator(settings: DemoSettings, *, curves: Path, **where: str | None) -> Part:
     """Return the evaluator, which writes `curves` for TensorBoard."""
     return _part(
         "evaluator",
-        ("fluffle_cli.main", "evaluator"),
-        federation=federation,
-        broker_url=broker_url,
+        *("fluffle_cli.main", "evaluator"),
+        **where,
         task=settings.task,
         name=EVALUATOR,
         tensorboard=curves,
@@ -74,22 +70,14 @@ def evaluator(settings: DemoSettings, *, federation: str, broker_url: str, curve
 
 
 def aggregators(
-    settings: DemoSettings,
-    strategy: str,
-    *,
-    federation: str,
-    broker_url: str,
-    management_url: str | None,
-    initial_model: Path,
+    settings: DemoSettings, strategy: str, *, initial_model: Path, **where: str | None
 ) -> list[Part]:
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
     return [
         _part(
             "aggregator",
-            ("fluffle_aggregator",),
-            federation=federation,
-            broker_url=broker_url,
-            management_url=management_url,
+            "fluffle_aggregator",
+            **where,
             task=settings.task,
             name=name,
             initial_model=initial_model,
@@ -98,23 +86,23 @@ def aggregators(
             **settings.settings_of(strategy),
             target=settings.goal,
             max_seconds=settings.max_seconds,
-            local_epochs=settings.show.local_epochs,
-            local_steps=settings.show.local_steps,
-            learning_rate=settings.show.learning_rate,
+            local_epochs=settings.task_defaults.local_epochs,
+            local_steps=settings.task_defaults.local_steps,
+            learning_rate=settings.task_defaults.learning_rate,
         )
         for name in AGGREGATORS
     ]
 
 
 def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> Part:
-    """Return the process that evaluates final models (.safetensors) and trains in one place."""
+    """Return the process that saves final models (.safetensors) as .keras, and trains in one place."""
     arguments = {
         "task": settings.task,
         "seed": settings.seed,
-        "epochs": settings.show.central_epochs,
+        "epochs": settings.task_defaults.central_epochs,
         # In one place nobody trains for longer than the federation might.
         "max_seconds": settings.max_seconds,
-        "learning_rate": settings.show.learning_rate,
+        "learning_rate": settings.task_defaults.learning_rate,
         "models": list(map(str, models)),
     }
     command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", str(out), json.dumps(arguments))
@@ -127,7 +115,7 @@ def report(folder: Path) -> Part:
     return Part(name="report", command=command, environment={f"{ENV_PREFIX}CONFIG": devnull})
 
 
-def _part(role: Role, module: tuple[str, ...], *, name: str, **settings: object) -> Part:
+def _part(role: Role, *module: str, name: str, **settings: object) -> Part:
     settings["name"] = name
     # In the environment, since everyone on the machine sees a command line, and the URL has the password.
     said = {env_name(key): str(value) for key, value in settings.items() if value is not None}

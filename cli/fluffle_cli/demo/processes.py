@@ -29,11 +29,6 @@ class Child:
     log: Path
 
     @property
-    def name(self) -> str:
-        """Its part's name."""
-        return self.part.name
-
-    @property
     def exit_code(self) -> int | None:
         """The exit code; None while it lives."""
         return self.process.poll()
@@ -48,7 +43,7 @@ class Child:
         code = self.exit_code
         is_signal = code is not None and code < 0
         how = f"was ended by signal {-(code or 0)}" if is_signal else f"ended with exit code {code}"
-        return f"{self.name} {how}; its log {self.log} ends with: {last_line(self.log) or 'nothing'}"
+        return f"{self.part.name} {how}; its log {self.log} ends with: {last_line(self.log) or 'nothing'}"
 
 
 @dataclass(slots=True)
@@ -81,11 +76,9 @@ class Processes:
         for child in self.children.values():
             if child.exit_code is not None:
                 guard().release(child.process.pid)
-        dead = [
-            child for name, child in self.children.items() if child.has_died and name not in self._reported
-        ]
-        self._reported.update(child.name for child in dead)
-        return dead
+        dead = {name for name, child in self.children.items() if child.has_died} - self._reported
+        self._reported |= dead
+        return [self.children[name] for name in sorted(dead)]
 
     @property
     def alive(self) -> list[Child]:

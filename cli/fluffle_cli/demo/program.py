@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fluffle import logs
+from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
 from fluffle.errors import FluffleError
 from fluffle.safetensors_file import write_model
@@ -20,14 +21,13 @@ from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import DemoFederation
 from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
-from fluffle_cli.demo.results import print_results
 from fluffle_cli.demo.settings import BASELINE, DemoSettings
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.command import FILE as REPORT
 from fluffle_cli.report.run import About, Run, versions_in_use, write_summary
-from fluffle_cli.watching.terminal import Screen
+from fluffle_cli.watching.terminal import Screen, plain_table, workers_table
+from fluffle_cli.words import number
 
-Metrics = Mapping[str, float]
 EXIT_MISSED = 1
 TICK_S = 0.1
 
@@ -38,7 +38,10 @@ def run(settings: DemoSettings) -> None:
     After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised.
     """
     settings.check()
-    stop = stop_asked_by_signals()
+    # However often it is set: whatever waits looks at it, and whatever ends processes ends them all.
+    stop = threading.Event()
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda *_: stop.set())
     console = PlainConsole(highlight=False)
     folder = settings.make_folder()
     (folder / "logs").mkdir()
@@ -55,18 +58,6 @@ def run(settings: DemoSettings) -> None:
         sys.exit(EXIT_MISSED)
 
 
-def stop_asked_by_signals() -> threading.Event:
-    """Return an event that Ctrl-C, SIGTERM and a closed terminal set.
-
-    However often it is asked, nothing is broken off in the middle: whatever waits looks at the event, and
-    whatever ends processes ends them all.
-    """
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 class Demo:
     """One run of `fluffle demo`."""
 
@@ -78,88 +69,78 @@ class Demo:
 
     def play(self) -> Run:
         """Do everything in turn; whatever happens, no process stays but the broker that is to be kept."""
-        _print(self._console, introduction(self._settings, self._folder))
+        settings, folder = self._settings, self._folder
+        _print(self._console, introduction(settings, folder))
         played = self._play_federations()
-        for each in played:
-            final = each.final_version
-            about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
-            write_model(each.folder / "model.safetensors", final.weights, about, layout=final.layout)
-        finals, central = self._look_afterwards(played)
-        federations = [
-            each.results(str(each.folder.relative_to(self._folder)), final)
-            for each, final in zip(played, finals, strict=True)
-        ]
-        run = Run(
-            folder=self._folder,
-            about=About(
-                task=self._settings.task,
-                seed=self._settings.seed,
-                target=str(self._settings.goal),
-                delays_s=self._settings.delays_s,
-                central=central,
-                runs=[each.about for each in federations],
-                settings=shown_settings(self._settings),
-                versions=versions_in_use(played[0].server),
-            ),
-            federations=federations,
+        central = self._look_afterwards(played)
+        federations = [each.results(str(each.folder.relative_to(folder))) for each in played]
+        about = About(
+            task=settings.task,
+            seed=settings.seed,
+            target=str(settings.goal),
+            delays_s=settings.delays_s,
+            central=central,
+            runs=[each.about for each in federations],
+            settings=shown_settings(settings),
+            versions=versions_in_use(played[0].server),
         )
+        run = Run(folder=folder, about=about, federations=federations)
         write_summary(run)
-        self._work(parts.report(self._folder), "drawing the pictures and the report")
+        self._work(parts.report(folder), "drawing the pictures and the report")
         print_results(self._console, run)
-        _print(self._console, conclusion(self._settings, self._folder))
+        _print(self._console, conclusion(settings, folder))
         return run
 
     def _play_federations(self) -> list[DemoFederation]:
-        initial_model = self._folder / "logs" / "version-0.safetensors"
-        private = PrivateBroker(
-            self._folder / "broker", on_serving=lambda node: _print(self._console, announcement(node))
-        )
-        builder = Processes(self._folder / "logs")
-        strategies: list[str] = [self._settings.strategy]
-        if self._settings.compare:
-            strategies.insert(0, BASELINE)
+        logs_folder = self._folder / "logs"
+        initial_model = logs_folder / "version-0.safetensors"
+        private = PrivateBroker(self._folder / "broker", on_serving=self._announce)
+        builder = Processes(logs_folder)
+        strategies = [*([BASELINE] if self._settings.compare else []), self._settings.strategy]
         try:
             builder.start([parts.initial_model(self._settings, initial_model)])
-            return [
-                self._play_federation(strategy, private, builder, initial_model) for strategy in strategies
-            ]
+            return [self._play_federation(each, private, builder, initial_model) for each in strategies]
         finally:
             builder.stop(patience_s=0.0)
-            private.close(keep=self._settings.keep_broker, log=self._folder / "logs" / "rabbitmq.log")
+            private.close(keep=self._settings.keep_broker, log=logs_folder / "rabbitmq.log")
             initial_model.unlink(missing_ok=True)
             if private.folder.exists():
-                _print(self._console, f"RabbitMQ still runs. To stop it: {how_to_stop(private.folder)}")
+                stop = f"fluffle broker down --folder {shlex.quote(str(private.folder))}"
+                _print(self._console, f"RabbitMQ still runs. To stop it: {stop}")
+
+    def _announce(self, node: BrokerNode) -> None:
+        login = f"user {node.user}  password {node.password}"
+        _print(self._console, f"RabbitMQ's UI: {node.management_url}  {login}")
 
     def _play_federation(
         self, strategy: str, private: PrivateBroker, builder: Processes, initial_model: Path
     ) -> DemoFederation:
-        settings = self._settings
-        with Screen.on(self._console, metric=settings.goal.metric) as screen:
+        settings, compare = self._settings, self._settings.compare
+        with Screen.on(self._console) as screen:
             run = DemoFederation(
                 settings,
                 strategy,
-                federation=f"{settings.task_name}-{strategy}" if settings.compare else settings.task_name,
-                folder=self._folder / strategy if settings.compare else self._folder,
+                federation=f"{settings.task_name}-{strategy}" if compare else settings.task_name,
+                folder=self._folder / strategy if compare else self._folder,
                 screen=screen,
                 stop=self._stop,
             )
-            run.play(private, builder, initial_model)
+            final = run.play(private, builder, initial_model)
+        about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
+        write_model(run.folder / "model.safetensors", final.weights, about, layout=final.layout)
         return run
 
-    def _look_afterwards(self, runs: Sequence[DemoFederation]) -> tuple[Sequence[Metrics], Metrics]:
-        """Return the metrics of the final models, and of one that is trained in one place.
-
-        They are empty where that fails: it does not spoil the run.
-        """
-        out = self._folder / "logs" / "final_metrics.json"
+    def _look_afterwards(self, runs: Sequence[DemoFederation]) -> Mapping[str, float]:
+        """Return the metrics of the same model trained in one place; none if that fails."""
+        out = self._folder / "logs" / "central_metrics.json"
         models = [each.folder / "model.safetensors" for each in runs]
         part = parts.afterwards(self._settings, models=models, out=out)
-        self._work(part, "evaluating the final model, and training the same one in one place to compare")
+        self._work(part, "saving the final model, and training the same one in one place to compare")
         if not out.exists():
-            return [{} for _ in runs], {}
-        found = json.loads(out.read_text(encoding="utf-8"))
+            return {}
+        found: dict[str, float] = json.loads(out.read_text(encoding="utf-8"))
         out.unlink()
-        return found["finals"], found["central"]
+        return found
 
     def _work(self, part: parts.Part, what: str) -> None:
         """Run one child process to its end; if it fails, say so and go on."""
@@ -180,14 +161,13 @@ class Demo:
 
 def shown_settings(settings: DemoSettings) -> dict[str, str]:
     """Return the demo's own settings, as a person types them."""
-    own = [name for name in DemoSettings.model_fields if name not in SharedSettings.model_fields]
-    shown = {name.replace("_", "-"): getattr(settings, name) for name in own}
-    return {name: str(value) for name, value in shown.items() if value is not None}
+    shown = settings.model_dump(exclude=set(SharedSettings.model_fields), exclude_none=True)
+    return {name.replace("_", "-"): str(value) for name, value in shown.items()}
 
 
 def introduction(settings: DemoSettings, folder: Path) -> str:
     """Say what the demo will show."""
-    strategies = f"fedavg, then {settings.strategy}" if settings.compare else settings.strategy
+    strategies = f"{BASELINE}, then {settings.strategy}" if settings.compare else settings.strategy
     delays = ", ".join(f"{delay:g}" for delay in settings.delays_s)
     return (
         f"fluffle demo: {settings.task} with {strategies}, until {settings.goal} holds\n"
@@ -196,14 +176,26 @@ def introduction(settings: DemoSettings, folder: Path) -> str:
     )
 
 
-def announcement(node: BrokerNode) -> str:
-    """Say where RabbitMQ's own pages are."""
-    return f"RabbitMQ's UI: {node.management_url}  user {node.user}  password {node.password}"
-
-
-def how_to_stop(folder: Path) -> str:
-    """Return the command that stops a broker which was kept."""
-    return f"fluffle broker down --folder {shlex.quote(str(folder))}"
+def print_results(console: Console, run: Run) -> None:
+    """Print the results, what each worker gave, and which federations missed their target."""
+    metric, central = run.metric, run.about.central.get(run.metric)
+    results = [each.results(metric, run.goal) for each in run.federations]
+    heads = [run.about.task, *(each.strategy for each in run.federations), "trained in one place"]
+    rows = [[what, *(each[what] for each in results), ""] for what in results[0]]
+    rows[0][-1] = "unknown" if central is None else number(central)
+    console.print()
+    console.print(plain_table(heads, rows, right=heads[1:]))
+    for each in run.federations:
+        console.print()
+        console.print(Text(each.strategy, "bold"))
+        console.print(workers_table(each.view))
+    if run.ratio is not None:
+        console.print()
+        _print(console, f"{run.verdict}.", "bold green")
+    for each in run.federations:
+        if each.seconds_to(run.goal) is None:
+            said = f"{each.strategy} ended without reaching {run.about.target}: {each.last.finished}"
+            _print(console, said, "yellow")
 
 
 def conclusion(settings: DemoSettings, folder: Path) -> str:
@@ -224,3 +216,18 @@ def conclusion(settings: DemoSettings, folder: Path) -> str:
 
 def _print(console: Console, text: str, style: str = "") -> None:
     console.print(Text(text, style), soft_wrap=True)
+
+
+command = settings_command(
+    DemoSettings,
+    run,
+    about="Watch workers of very different speed train one model through a RabbitMQ of their own.\n\n"
+    "Everything runs on this machine: a private broker, an aggregator and a standby, an evaluator, and the "
+    "workers. At the end there are pictures, the final model and all logs in one folder. The exit code is 1 "
+    "if the target was not reached.",
+    # The demo has a broker and federations of its own, and its logs are files.
+    without=(
+        *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
+        *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format"),
+    ),
+)

@@ -1,4 +1,4 @@
-"""What can be set about the demo, and what each ready task needs for a good show."""
+"""The settings of the demo, and the target and training time that suit each ready task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ BASELINE = FedAvgSettings.named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Show:
-    """What makes one task a good show: a target that it can hold, and how long to train.
+class TaskDefaults:
+    """A target that a task can hold, and how long to train.
 
     A worker's round has `local_epochs`, or `local_steps` minibatches if given. `central_epochs` are those of
     the model that is trained in one place to compare.
@@ -37,10 +37,10 @@ class Show:
     central_epochs: int = 30
 
 
-SHOWS: Mapping[str, Show] = {
-    "digits": Show(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
-    "fashion_mnist": Show(target="accuracy>=0.8", local_steps=60, central_epochs=1),
-    "diabetes": Show(target="loss<=0.74", central_epochs=20),
+TASK_DEFAULTS: Mapping[str, TaskDefaults] = {
+    "digits": TaskDefaults(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
+    "fashion_mnist": TaskDefaults(target="accuracy>=0.8", local_steps=60, central_epochs=1),
+    "diabetes": TaskDefaults(target="loss<=0.74", central_epochs=20),
 }
 
 
@@ -98,20 +98,20 @@ class DemoSettings(StrategySettings, SharedSettings):
         return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
 
     @property
-    def show(self) -> Show:
-        """What fits the task; ConfigError when it is the user's own and no target is given."""
-        show = SHOWS.get(self.task)
-        if show is None and self.target is None:
+    def task_defaults(self) -> TaskDefaults:
+        """What suits the task; ConfigError when it is the user's own and no target is given."""
+        if self.task not in TASK_DEFAULTS and self.target is None:
             raise ConfigError(
-                f"--target is not set, and only the ready tasks ({', '.join(SHOWS)}) have one: give a metric "
-                'of your task\'s evaluation and a bound, such as --target "accuracy>=0.9" or "loss<=0.5"'
+                f"--target is not set, and only the ready tasks ({', '.join(TASK_DEFAULTS)}) have one: give "
+                'a metric of your task\'s evaluation and a bound, such as --target "accuracy>=0.9" or '
+                '"loss<=0.5"'
             )
-        return show or Show(target="")
+        return TASK_DEFAULTS.get(self.task, TaskDefaults(target=""))
 
     @property
     def goal(self) -> Target:
         """The target, read; ConfigError when there is none."""
-        return parse_target(self.target or self.show.target)
+        return parse_target(self.target or self.task_defaults.target)
 
     def settings_of(self, strategy: str) -> dict[str, object]:
         """Return what an aggregator of this strategy is given: the settings that differ from its defaults."""

@@ -23,10 +23,9 @@ from fluffle_cli.report.run import (
     versions_in_use,
     write_summary,
 )
-from fluffle_cli.watching.records import all_records
 from fluffle_cli.watching.state import REJECTED
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import Happening, metric_to_show
+from fluffle_cli.watching.view import Happening, Version, metric_to_show
+from fluffle_cli.watching.watcher import all_versions
 
 log = logs.get_logger(__name__)
 
@@ -38,7 +37,7 @@ def make_run(broker: RabbitBroker, topology: Topology, folder: Path) -> None:
     connection is of no use for anything else afterwards.
     """
     make_empty_folder(folder)
-    records = all_records(broker, topology)
+    records = all_versions(broker, topology)
     versions = list(track(records, "reading the records", transient=True, console=logs.console()))
     if not versions:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")

@@ -18,8 +18,7 @@ from fluffle.errors import ConfigError
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, Happening
+from fluffle_cli.watching.view import FederationView, Happening, Version
 from fluffle_cli.words import number
 
 SUMMARY: Final = "summary.json"
@@ -31,14 +30,10 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AboutFederation:
-    """What a federation's versions do not say: its strategy, its folder, and its final model's metrics.
-
-    These were measured after the end; `final` is empty when that failed.
-    """
+    """What a federation's versions do not say: its strategy, and its folder."""
 
     strategy: str
     folder: str
-    final: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +119,7 @@ class FederationRun:
     def results(self, metric: str, goal: Target | None) -> dict[str, str]:
         """Return what came out of it, in words: by this metric, and the time to this goal."""
         points, best, reached = self.curve(metric), self.last.best, self.seconds_to(goal)
-        final = self.about.final.get(metric, points[-1][1] if points else None)
+        final = points[-1][1] if points else None
         late = [one.staleness for each in self.versions for one in each.folded]
         has_best = best is not None and metric in best.metrics
         return {

@@ -11,8 +11,7 @@ from fluffle.record import Evaluation
 from fluffle_cli.history import EvaluatedVersion
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.progress import progress_of
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates
+from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates, Version
 
 # Of an evaluation with more metrics, the page draws the first ones.
 MOST_METRICS: Final = 4
@@ -65,8 +64,7 @@ def with_workers(view: FederationView) -> dict[str, object]:
 def metric_names(evaluations: Sequence[EvaluatedVersion]) -> list[str]:
     """Return the metrics that are drawn: the usual ones first, and at most MOST_METRICS."""
     seen = dict.fromkeys(name for each in evaluations for name in each.metrics)
-    usual = [name for name in USUAL_METRICS if name in seen]
-    return list(dict.fromkeys([*usual, *seen]))[:MOST_METRICS]
+    return sorted(seen, key=lambda name: [*USUAL_METRICS, name].index(name))[:MOST_METRICS]
 
 
 def _evaluation(evaluation: Evaluation | None, seen: EvaluatedVersion | None) -> dict[str, object] | None:

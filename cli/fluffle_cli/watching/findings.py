@@ -29,7 +29,6 @@ SILENT_AFTER_S: Final = 60.0
 SLOW: Final = 3.0
 # While an aggregator is at work, at most this many updates of each worker may wait.
 MOST_WAITING_EACH: Final = 4
-OWN_NAME: Final = "Stop one of them, or give it a name, and a RabbitMQ user, of its own."
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +54,14 @@ def findings_beside_progress(view: FederationView) -> list[Finding]:
     return [found for found in findings_of(view) if found.says != said]
 
 
-def not_led(view: FederationView) -> Iterator[Finding]:
-    """Find that nobody takes in updates."""
-    if view.queues is None or view.queues.aggregator_active or view.is_over:
-        return
-    updates = view.queues.updates_waiting
-    waiting = f"; {count(updates, 'update')} waiting" if updates else ""
-    yield Finding("no-aggregator", f"No aggregator is active{waiting}.", "Start `fluffle aggregator`.")
+def _no_aggregator(view: FederationView) -> Iterator[Finding]:
+    if view.queues and not view.queues.aggregator_active and not view.is_over:
+        updates = view.queues.updates_waiting
+        waiting = f"; {count(updates, 'update')} waiting" if updates else ""
+        yield Finding("no-aggregator", f"No aggregator is active{waiting}.", "Start `fluffle aggregator`.")
 
 
-def evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
-    """Find evaluations whose metrics are NaN or infinite."""
+def _evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
     seen = view.evaluations or [each for each in (view.evaluation,) if each]
     bad = [
         (each.version, name, value)
@@ -75,23 +71,18 @@ def evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
     ]
     if bad:
         version, name, value = bad[-1]
-        versions = len({each for each, _, _ in bad})
-        are = "is" if versions == 1 else "are"
+        are = count(len({each for each, *_ in bad}), "evaluation is", "evaluations are")
         yield Finding(
             "not-finite",
-            f"{count(versions, 'evaluation')} {are} not finite: {name} of version {version} is "
-            f"{number(value)}.",
+            f"{are} not finite: {name} of version {version} is {number(value)}.",
             "The learning rate may be too high, a site's data may hold NaN, or the loss may divide by zero "
             "or take its logarithm.",
         )
 
 
-def loss_not_finite(view: FederationView) -> Iterator[Finding]:
-    """Find workers whose training gives NaN, whether they send it or not."""
-    lost = [
-        each.name for each in view.workers.values() if each.loss is not None and not math.isfinite(each.loss)
-    ]
-    if lost:
+def _loss_not_finite(view: FederationView) -> Iterator[Finding]:
+    losses = ((each.name, each.loss) for each in view.workers.values() if each.loss is not None)
+    if lost := [name for name, loss in losses if not math.isfinite(loss)]:
         yield Finding(
             "worker-not-finite",
             f"The training loss of {in_a_row(lost)} is not finite.",
@@ -99,35 +90,38 @@ def loss_not_finite(view: FederationView) -> Iterator[Finding]:
         )
 
 
-def only_refused(view: FederationView) -> Iterator[Finding]:
-    """Find workers whose messages were all refused."""
-    found = [each for each in view.workers.values() if each.is_only_refused]
+def _only_refused(view: FederationView) -> Iterator[Finding]:
+    found = [each for each in view.workers.values() if each.rejected and not each.updates]
     for each in found[:MOST_NAMED]:
-        messages = f"All {each.rejected:,} messages" if each.rejected > 1 else "The only message"
-        were = "were" if each.rejected > 1 else "was"
+        name = each.name
+        said = f"All {each.rejected:,} messages of {name} were" if each.rejected > 1 else ""
         yield Finding(
             "only-refused",
-            f"{messages} of {each.name} {were} refused. The last reason is {each.refusal.rstrip('.')}.",
-            f"Nothing of {each.name} is in the model: see its log, and `fluffle rejected list`.",
+            f"{said or f'The only message of {name} was'} refused. "
+            f"The last reason is {each.refusal.rstrip('.')}.",
+            f"Nothing of {name} is in the model: see its log, and `fluffle rejected list`.",
         )
     if (more := len(found) - MOST_NAMED) > 0:
         yield Finding("only-refused", f"All messages of {count(more, 'more worker')} were refused.")
 
 
-def one_name_twice(view: FederationView) -> Iterator[Finding]:
-    """Find workers whose name two processes use, or want to use."""
-    twice = [each.name for each in view.workers.values() if each.is_of_two]
-    for name in twice[:MOST_NAMED]:
-        said = f"Two processes train as {name}: their rounds take turns."
-        yield Finding("one-name-twice", said, OWN_NAME)
-    rivals = [each for each in view.workers.values() if each.rival]
-    for each in rivals[:MOST_NAMED]:
-        said = f"Two processes want the name {each.name}: {each.rival}, was turned away."
-        yield Finding("one-name-twice", said, OWN_NAME)
+def _one_name_twice(view: FederationView) -> Iterator[Finding]:
+    twice = [
+        f"Two processes train as {each.name}: their rounds take turns."
+        for each in view.workers.values()
+        if each.is_of_two
+    ]
+    rivals = [
+        f"Two processes want the name {each.name}: {each.rival}, was turned away."
+        for each in view.workers.values()
+        if each.rival
+    ]
+    for said in (*twice[:MOST_NAMED], *rivals[:MOST_NAMED]):
+        do = "Stop one of them, or give it a name, and a RabbitMQ user, of its own."
+        yield Finding("one-name-twice", said, do)
 
 
-def above_share(view: FederationView) -> Iterator[Finding]:
-    """Find workers with far more weight than their examples would give them."""
+def _above_share(view: FederationView) -> Iterator[Finding]:
     if view.newest is None or view.newest.updates < FEWEST_UPDATES:
         return
     found = [
@@ -149,16 +143,16 @@ def above_share(view: FederationView) -> Iterator[Finding]:
         yield Finding("above-share", said)
 
 
-def silent(view: FederationView) -> Iterator[Finding]:
-    """Find workers that gave updates, have not left, and say nothing any more."""
+def _silent(view: FederationView) -> Iterator[Finding]:
     if view.newest is None or view.is_over:
         return
-    found = []
-    for each in view.workers.values():
-        if each.updates and each.seen_s is not None and not each.has_left:
-            usual_s = view.newest.training_s / each.updates
-            if each.seen_s > max(SILENT_AFTER_S, SILENT_INTERVALS * usual_s):
-                found.append((each.seen_s, each.name))
+    training_s = view.newest.training_s
+    found = [
+        (each.seen_s, each.name)
+        for each in view.workers.values()
+        if each.updates and each.seen_s is not None and not each.state.startswith("left")
+        if each.seen_s > max(SILENT_AFTER_S, SILENT_INTERVALS * training_s / each.updates)
+    ]
     if found:
         found.sort(reverse=True)
         has = "has" if len(found) == 1 else "have"
@@ -170,8 +164,7 @@ def silent(view: FederationView) -> Iterator[Finding]:
         )
 
 
-def slow(view: FederationView) -> Iterator[Finding]:
-    """Find the worker that all others wait for in synchronous rounds."""
+def _slow_worker(view: FederationView) -> Iterator[Finding]:
     rounds = sorted((each.round_s, each.name) for each in view.workers.values() if each.round_s)
     if view.is_over or not view.waits_for_all or len(rounds) < 2:
         return
@@ -186,8 +179,7 @@ def slow(view: FederationView) -> Iterator[Finding]:
         )
 
 
-def queue_grows(view: FederationView) -> Iterator[Finding]:
-    """Find that the leader cannot keep up."""
+def _queue_grows(view: FederationView) -> Iterator[Finding]:
     if view.queues is None or not view.queues.aggregator_active or view.is_over:
         return
     at_work = sum(1 for each in view.workers.values() if each.updates)
@@ -199,8 +191,8 @@ def queue_grows(view: FederationView) -> Iterator[Finding]:
         )
 
 
-def getting_worse(view: FederationView) -> Iterator[Finding]:
-    """Find metrics that have got worse for long: the one that says what is best, and every loss."""
+def _getting_worse(view: FederationView) -> Iterator[Finding]:
+    """Look at the metric that says what is best, and at every loss."""
     names = view.evaluation.metrics if view.evaluation else {}
     metrics = {name: False for name in names if known_direction(name) is False}
     if view.yardstick:
@@ -210,22 +202,20 @@ def getting_worse(view: FederationView) -> Iterator[Finding]:
         if found and found[0].course == "worse":
             yield Finding(
                 "getting-worse",
-                worse_in_words(metric, *found, higher_is_better=higher_is_better),
+                worse_in_words(metric, higher_is_better, *found),
                 "`fluffle model export --version best` has the best version. A lower learning rate, fewer "
                 "local epochs or --learning-rate-schedule plateau may help.",
             )
 
 
-def flat(view: FederationView) -> Iterator[Finding]:
-    """Find that the metric that says what is best does not improve any more."""
+def _flat(view: FederationView) -> Iterator[Finding]:
     progress = progress_of(view)
     if progress.state == "flat" and not view.is_over:
         do = "More training of this kind may not help: end it, or change the plan."
         yield Finding("flat", progress.says, do)
 
 
-def not_evaluated(view: FederationView) -> Iterator[Finding]:
-    """Find that nobody measures the versions, or that nobody knows what is better."""
+def _not_evaluated(view: FederationView) -> Iterator[Finding]:
     if view.newest is None:
         return
     if view.evaluation is None:
@@ -245,6 +235,6 @@ def not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(not_led, evaluations_not_finite, loss_not_finite, only_refused, one_name_twice, above_share),
-    *(silent, slow, queue_grows, getting_worse, flat, not_evaluated),
+    *(_no_aggregator, _evaluations_not_finite, _loss_not_finite, _only_refused, _one_name_twice),
+    *(_above_share, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
 )

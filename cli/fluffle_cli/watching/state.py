@@ -7,7 +7,7 @@ Times are arguments, in Unix seconds by the clock of the process that watches.
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Final
 
@@ -15,10 +15,10 @@ from fluffle import events
 from fluffle.record import Contributor, Evaluation
 from fluffle_cli.history import EvaluatedVersion, History
 from fluffle_cli.series import Series
-from fluffle_cli.watching.parts import Part, Parts
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import Activity, FederationView, Happening, QueueStates, Term, Worker
+from fluffle_cli.watching.view import Activity, FederationView, Happening, QueueStates, Term, Version, Worker
 
+# More parts than any federation has. Beyond it, the one that was silent for longest is forgotten.
+MOST_PARTS: Final = 10_000
 MOST_REFUSALS: Final = 50
 MOST_REASONS: Final = 32
 MOST_TERMS: Final = 200
@@ -29,6 +29,35 @@ OTHER_REASONS: Final = "other reasons"
 # The least staleness in each row of the histogram.
 STALENESS_ROWS: Final = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)
 DIED, LEFT, JOINED, REJECTED, TOOK_OVER = "died", "left", "joined", "rejected", "tookover"
+# The state of a part after an event: a word, and mostly a detail behind a colon.
+STATES: Final[Mapping[type[events.Event], str]] = {
+    events.Joined: "connected",
+    events.Started: "training: from version {0.version}",
+    events.Progressed: "training: {0.done} of {0.total} minibatches",
+    events.Trained: "publishing",
+    events.Published: "published",
+    events.Measured: "evaluated: version {0.version}",
+    events.TookOver: "leading",
+    events.Left: "left: {0.because}",
+}
+
+
+@dataclass(slots=True)
+class Part:
+    """What one worker, evaluator or aggregator says of itself, and when it was last heard.
+
+    `rival` is the other process that last wanted its name.
+    """
+
+    state: str = ""
+    heard_at: float = 0.0
+    rival: str = ""
+    rival_at: float = 0.0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it ended as it should."""
+        return self.state.startswith(LEFT)
 
 
 class FederationState:
@@ -36,29 +65,24 @@ class FederationState:
 
     def __init__(self, federation: str, now: float) -> None:
         """Know nothing yet."""
-        self.federation = federation
-        self.trouble = ""
+        # What a view shows just as it is; `view` adds the rest.
+        self.known = FederationView(federation=federation, taken_at=now)
         # Something has happened that a newer record tells of.
         self.is_behind = True
-        self._newest: Version | None = None
-        self._queues: QueueStates | None = None
         self._history = History()
-        self._parts: dict[events.Role, Parts] = {role: Parts() for role in events.ROLES}
+        # By role and name, in the order in which they were last heard.
+        self._parts: dict[events.Role, dict[str, Part]] = {role: {} for role in events.ROLES}
         # As RabbitMQ says, where it can be asked.
         self._connected_aggregators: list[str] | None = None
-        self._leader = ""
         self._listens_since = inf
         self._staleness: Counter[int] = Counter()
         self._weights: defaultdict[int, float] = defaultdict(float)
         self._activity: Series[Activity] = Series(merge_activity)
         self._now = Activity(now, 0.0)
         self._recent: deque[tuple[float, int]] = deque()
-        self._sent_bytes = self._plain_bytes = 0
         self._reasons: Counter[str] = Counter()
-        self._after_the_end = 0
         self._refusals: deque[Happening] = deque(maxlen=MOST_REFUSALS)
         self._terms: dict[int, Term] = {}
-        self._commit_s: float | None = None
 
     def listen_from(self, now: float) -> None:
         """Count rounds and staleness from events from now on; what came before counts from the records."""
@@ -66,10 +90,10 @@ class FederationState:
 
     def read(self, version: Version) -> None:
         """Take in a version, oldest first; one of an aggregator that has lost the lead is passed over."""
-        before = self._newest
+        before = self.known.newest
         if before and version.rank < before.rank:
             return
-        self._newest = version
+        self.known.newest = version
         self.is_behind = False
         self._history.note_seconds(version.version, version.training_s)
         for evaluation in (version.best, version.evaluation):
@@ -87,13 +111,21 @@ class FederationState:
     def hear(self, report: events.Report, now: float) -> None:
         """Take in what a part says; only an aggregator may say what became of updates."""
         parts = self._parts[report.role]
-        for each in report.events:
-            parts.hear(report.name, each.event, report.role, now)
+        part = parts[report.name] = parts.pop(report.name, Part())
+        part.heard_at = now
+        if len(parts) > MOST_PARTS:
+            del parts[next(iter(parts))]
+        for event in (each.event for each in report.events):
+            stands_by = isinstance(event, events.Joined) and report.role == "aggregator"
+            state = "standing by" if stands_by else STATES.get(type(event), "").format(event)
+            part.state = state or part.state
+            if isinstance(event, events.TurnedAway):
+                part.rival, part.rival_at = event.other, now
             if report.role == "aggregator":
-                self._hear_aggregator(report.name, each.event, now)
-            elif report.role == "worker" and isinstance(each.event, events.Trained):
-                run = each.event.update.rpartition("/")[0]
-                self._history.note_round(report.name, run, each.event.loss, each.event.seconds)
+                self._hear_aggregator(report.name, event, now)
+            elif report.role == "worker" and isinstance(event, events.Trained):
+                run = event.update.rpartition("/")[0]
+                self._history.note_round(report.name, run, event.loss, event.seconds)
 
     def note_process(self, role: events.Role, name: str, state: str) -> None:
         """Set the state of a part as the program that started its process knows it."""
@@ -107,67 +139,64 @@ class FederationState:
         """
         self._connected_aggregators = None if connected is None else sorted(connected)
         leading = next((name for name, leads in (connected or {}).items() if leads), "")
-        self._leader = self._leader or leading
-        if leading and leading == self._leader and self._terms:
+        self.known.leader = self.known.leader or leading
+        if leading and leading == self.known.leader and self._terms:
             newest = self._terms[max(self._terms)]
             self._terms[newest.term] = replace(newest, leader=newest.leader or leading)
 
     def look(self, queues: QueueStates, now: float) -> None:
         """Take in what waits in the queues, about once a second; a point of the curves ends here."""
-        self._queues = queues
+        self.known.queues = queues
         seconds = max(0.0, now - self._now.at)
         self._activity.add(replace(self._now, at=now, seconds=seconds, waiting=queues.updates_waiting))
         self._now = Activity(now, 0.0)
-        if self._newest:
-            self._recent.append((now, self._newest.updates))
+        if self.known.newest:
+            self._recent.append((now, self.known.newest.updates))
         while len(self._recent) > 2 and self._recent[1][0] < now - RATE_OVER_S:
             self._recent.popleft()
 
     def view(self, now: float) -> FederationView:
         """Return what is known at this moment."""
-        newest, connected = self._newest, self._connected_aggregators
+        newest, connected = self.known.newest, self._connected_aggregators
         aggregators, evaluators = self._parts["aggregator"], self._parts["evaluator"]
-        present = aggregators.present if connected is None else connected
-        return FederationView(
-            federation=self.federation,
+        present = [name for name, part in aggregators.items() if not part.has_left]
+        present = present if connected is None else connected
+        return replace(
+            self.known,
             taken_at=now,
-            newest=newest,
-            queues=self._queues,
-            trouble=self.trouble,
             workers={worker.name: worker for worker in self._workers(now)},
             parts={name: part.state for each in (aggregators, evaluators) for name, part in each.items()},
             evaluation=self._with_seconds(newest.evaluation if newest else None),
             best=self._with_seconds(newest.best if newest else None),
             evaluations=list(self._history.evaluations),
             updates_per_s=self._updates_per_s(),
-            leader=self._leader,
-            standbys=[name for name in present if name != self._leader],
+            standbys=[name for name in present if name != self.known.leader],
             knows_standbys=connected is not None,
             terms=list(self._terms.values()),
             activity=list(self._activity.points()),
-            commit_s=self._commit_s,
-            sent_bytes=self._sent_bytes,
-            plain_bytes=self._plain_bytes,
             staleness=self._staleness_rows(),
             reasons=dict(self._reasons.most_common()),
             refusals=list(self._refusals),
-            after_the_end=self._after_the_end,
         )
 
     def _workers(self, now: float) -> Iterator[Worker]:
-        contributors = self._newest.contributors if self._newest else {}
+        contributors = self.known.newest.contributors if self.known.newest else {}
         weight = sum(each.weight_sum for each in contributors.values())
         examples = sum(each.examples for each in contributors.values() if each.updates)
-        parts, is_over = self._parts["worker"], bool(self._newest and self._newest.finished)
+        parts = self._parts["worker"]
         for name in sorted({*contributors, *parts}):
-            given, part = contributors.get(name, Contributor()), parts.get(name)
+            given, part = contributors.get(name, Contributor()), parts.get(name) or Part()
             rounds = self._history.rounds.get(name)
             losses = tuple(rounds.losses) if rounds else ()
-            heard_at = max(given.last_update_at, part.heard_at if part else 0.0)
-            is_rival_recent = part is not None and part.rival_at >= now - RIVALS_OVER_S and not part.has_left
+            heard_at = max(given.last_update_at, part.heard_at)
+            # After the end nobody trains or waits; a process that died says nothing.
+            state = part.state if part.has_left or not self.known.finished else ""
+            if given.rejected and not given.updates:
+                state = f"only refused: {given.refusal}"
+            is_rival_recent = part.rival_at >= now - RIVALS_OVER_S and not part.has_left
             yield Worker(
                 name=name,
-                state=_state_of(given, part, is_over=is_over),
+                state=state,
                 # Two machines' clocks need not agree.
                 seen_s=max(0.0, now - heard_at) if heard_at else None,
                 round_s=rounds.seconds if rounds else None,
@@ -180,12 +209,12 @@ class FederationState:
                 refusal=given.refusal,
                 loss=losses[-1] if losses else given.loss,
                 losses=losses,
-                rival=part.rival if part and is_rival_recent else "",
+                rival=part.rival if is_rival_recent else "",
                 is_of_two=bool(rounds and rounds.is_of_two),
             )
 
     def _updates_per_s(self) -> float | None:
-        newest = self._newest
+        newest = self.known.newest
         if newest is None:
             return None
         # At the end the rate is that of the whole, in between that of the last seconds.
@@ -203,8 +232,8 @@ class FederationState:
     def _hear_aggregator(self, name: str, event: events.Event, now: float) -> None:
         match event:
             case events.Applied():
-                self._sent_bytes += event.size_bytes
-                self._plain_bytes += event.plain_bytes
+                self.known.sent_bytes += event.size_bytes
+                self.known.plain_bytes += event.plain_bytes
                 self._note_staleness(event.staleness, event.weight)
                 self._now = replace(self._now, updates=self._now.updates + 1)
             case events.Rejected():
@@ -213,25 +242,24 @@ class FederationState:
                 self._history.note_evaluation(event.version, event.metrics)
             case events.TookOver():
                 self.is_behind = True
-                if name != self._leader:
+                if name != self.known.leader:
                     # It died, or says that it is connected when it comes again.
-                    self._parts["aggregator"].pop(self._leader, None)
+                    self._parts["aggregator"].pop(self.known.leader, None)
                 self._begin_term(event.term, event.version, leader=name, at=now)
             case events.Committed():
                 self.is_behind = True
-                if event.started_s is not None:
-                    self._history.note_seconds(event.version, max(0.0, event.elapsed_s - event.started_s))
-                self._commit_s = event.seconds
+                self._history.note_seconds(event.version, event.training_s)
+                self.known.commit_s = event.seconds
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
             case _:
                 return
         # After the end an aggregator that only comes to see it refuses what is late, and leads nothing.
-        if not (self._newest and self._newest.finished and self._leader):
-            self._leader = name
+        if not (self.known.finished and self.known.leader):
+            self.known.leader = name
 
     def _note_refusal(self, event: events.Rejected, now: float) -> None:
         if event.reason == events.AFTER_THE_END:
-            self._after_the_end += 1
+            self.known.after_the_end += 1
             return
         is_new = event.reason not in self._reasons
         self._reasons[OTHER_REASONS if is_new and len(self._reasons) >= MOST_REASONS else event.reason] += 1
@@ -243,11 +271,15 @@ class FederationState:
         self._weights[row] += weight
 
     def _staleness_rows(self) -> list[tuple[str, int, float | None]]:
-        counts = [self._staleness[row] for row in range(max(self._staleness, default=-1) + 1)]
-        return [
-            (_staleness_in_words(row), count, self._weights[row] / count if count else None)
-            for row, count in enumerate(counts)
-        ]
+        rows: list[tuple[str, int, float | None]] = []
+        for row in range(max(self._staleness, default=-1) + 1):
+            low, count = STALENESS_ROWS[row], self._staleness[row]
+            words = f"{low} or more"
+            if row + 1 < len(STALENESS_ROWS):
+                high = STALENESS_ROWS[row + 1] - 1
+                words = str(low) if low == high else f"{low} to {high}"
+            rows.append((words, count, self._weights[row] / count if count else None))
+        return rows
 
     def _begin_term(
         self, term: int, version: int, *, leader: str | None = None, at: float | None = None
@@ -262,9 +294,17 @@ class FederationState:
 def happenings_in(report: events.Report) -> Iterator[Happening]:
     """Return what a report says that stands in no version's record: who came, left or led, and refusals."""
     for each in report.events:
-        happening = _happening(each, report.name)
-        if happening:
-            yield happening
+        at, name = each.at, report.name
+        match each.event:
+            case events.Joined():
+                yield Happening(at=at, name=name, what=JOINED)
+            case events.Left(because):
+                yield Happening(at=at, name=name, what=LEFT, detail=because)
+            case events.TookOver(term, version):
+                detail = f"leads from version {version} on, as term {term}"
+                yield Happening(at=at, name=name, what=TOOK_OVER, detail=detail)
+            case events.Rejected():
+                yield _refusal(each.event, at)
 
 
 def merge_activity(earlier: Activity, later: Activity) -> Activity:
@@ -279,36 +319,6 @@ def merge_activity(earlier: Activity, later: Activity) -> Activity:
     )
 
 
-def _happening(happened: events.Happened, name: str) -> Happening | None:
-    at = happened.at
-    match happened.event:
-        case events.Joined():
-            return Happening(at=at, name=name, what=JOINED)
-        case events.Left(because):
-            return Happening(at=at, name=name, what=LEFT, detail=because)
-        case events.TookOver(term, version):
-            detail = f"leads from version {version} on, as term {term}"
-            return Happening(at=at, name=name, what=TOOK_OVER, detail=detail)
-        case events.Rejected():
-            return _refusal(happened.event, at)
-    return None
-
-
 def _refusal(event: events.Rejected, at: float) -> Happening:
     detail = f"{event.update}: {event.detail}" if event.update else event.detail
     return Happening(at=at, name=event.worker, what=REJECTED, reason=event.reason, detail=detail)
-
-
-def _state_of(given: Contributor, part: Part | None, *, is_over: bool) -> str:
-    if given.rejected and not given.updates:
-        return f"only refused: {given.refusal}"
-    # After the end nobody trains or waits; a process that died says nothing.
-    return "" if part is None or (is_over and not part.has_left) else part.state
-
-
-def _staleness_in_words(row: int) -> str:
-    low = STALENESS_ROWS[row]
-    if row + 1 == len(STALENESS_ROWS):
-        return f"{low} or more"
-    high = STALENESS_ROWS[row + 1] - 1
-    return str(low) if low == high else f"{low} to {high}"

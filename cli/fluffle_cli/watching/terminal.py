@@ -13,8 +13,7 @@ from rich.text import Text
 
 from fluffle_cli.watching.findings import findings_beside_progress
 from fluffle_cli.watching.progress import progress_of
-from fluffle_cli.watching.version import Version
-from fluffle_cli.watching.view import FederationView, QueueStates, Worker, metric_to_show
+from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
 from fluffle_cli.words import bar, count, duration, number, sparkline
 
 REDRAW_EVERY_S: Final = 0.25
@@ -35,63 +34,53 @@ Cells = Sequence[str | Text]
 class Screen:
     """A place on the console for one federation: drawn again and again on a terminal, lines elsewhere."""
 
-    def __init__(self, console: Console, metric: str | None) -> None:
-        self.console = console
-        self._metric = metric
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown_at = 0.0
         self._phase = ""
 
     @classmethod
     @contextmanager
-    def on(cls, console: Console, *, metric: str | None = None) -> Iterator[Self]:
-        """Have a place on a console while the block lasts; a `metric` of None means the usual one."""
-        screen = cls(console, metric)
+    def on(cls, console: Console) -> Iterator[Self]:
+        """Have a place on a console while the block lasts."""
+        screen = cls(console)
         with screen._live or nullcontext():
             yield screen
 
     def say(self, text: str, style: str = "") -> None:
         """Print a line that stays."""
-        self.console.print(Text(text, style), soft_wrap=True)
+        self._console.print(Text(text, style), soft_wrap=True)
 
-    def show_phase(self, phase: str, view: FederationView) -> None:
-        """Show what is waited for while there is no version yet."""
-        if self._live is None:
+    def show(self, view: FederationView, phase: str = "") -> None:
+        """Show how far the federation is, if it is time to; before its first version, that is `phase`."""
+        if view.newest is None and self._live is None:
             if phase != self._phase:
                 self.say(phase)
-        elif self._is_time(REDRAW_EVERY_S):
-            self._live.update(Group(Text(phase, "bold"), Text(), workers_table(view)), refresh=True)
-        self._phase = phase
+            self._phase = phase
+        elif time.monotonic() >= self._shown_at + (REDRAW_EVERY_S if self._live else PLAIN_LINE_EVERY_S):
+            self.show_now(view, phase)
 
-    def show(self, view: FederationView) -> None:
-        """Show how far the federation is, if it is time to."""
-        if self._is_time(PLAIN_LINE_EVERY_S if self._live is None else REDRAW_EVERY_S):
-            self.show_now(view)
-
-    def show_now(self, view: FederationView) -> None:
+    def show_now(self, view: FederationView, phase: str = "") -> None:
         """Show how far the federation is, even if something was shown just now."""
+        self._shown_at = time.monotonic()
         if self._live is None:
             elapsed_s = view.newest.elapsed_s if view.newest else 0.0
-            self.say(f"{elapsed_s:5.1f} s  {plain_line(view, metric=self._metric)}")
+            self.say(f"{elapsed_s:5.1f} s  {plain_line(view)}")
+        elif phase and view.newest is None:
+            self._live.update(Group(Text(phase, "bold"), Text(), workers_table(view)), refresh=True)
         else:
-            self._live.update(render(view, metric=self._metric), refresh=True)
-
-    def _is_time(self, interval_s: float) -> bool:
-        if time.monotonic() < self._shown_at + interval_s:
-            return False
-        self._shown_at = time.monotonic()
-        return True
+            self._live.update(render(view), refresh=True)
 
 
-def render(view: FederationView, *, metric: str | None = None) -> RenderableType:
-    """Draw a view for a terminal of 80 columns or more; a `metric` of None means the usual one."""
+def render(view: FederationView) -> RenderableType:
+    """Draw a view for a terminal of 80 columns or more."""
     newest = view.newest
     title = Text(view.federation, "bold")
     lines = [title]
     if newest is None:
-        lines.append(
-            Text("no version yet: an aggregator publishes version 0 when it takes the lead", "yellow")
-        )
+        no_version = "no version yet: an aggregator publishes version 0 when it takes the lead"
+        lines.append(Text(no_version, "yellow"))
     else:
         if newest.finished:
             title.append(f" has finished: {newest.finished}", "green")
@@ -100,8 +89,11 @@ def render(view: FederationView, *, metric: str | None = None) -> RenderableType
         rate = "" if view.updates_per_s is None else f", {view.updates_per_s:.1f} updates/s"
         said = f" (term {newest.term}) after {newest.elapsed_s:.0f} s, {newest.parameters:,} parameters, "
         version = ("version ", (str(newest.version), "bold"), f"{said}{newest.updates} updates{rate}")
-        lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest, metric)]
-    lines += [*_queues(view), *_parts(view.parts)]
+        lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest)]
+    lines.append(_queues(view))
+    if view.parts:
+        parts = [Text.assemble(f"{name} ", _word(state)) for name, state in sorted(view.parts.items())]
+        lines.append(Text(", ").join(parts))
     lines += [
         Text.assemble((f"{each.says} ", "yellow"), (each.do, "dim"))
         for each in findings_beside_progress(view)
@@ -111,7 +103,7 @@ def render(view: FederationView, *, metric: str | None = None) -> RenderableType
     return Group(*lines, Text(), workers_table(view), *_curves(view))
 
 
-def plain_line(view: FederationView, *, metric: str | None = None) -> str:
+def plain_line(view: FederationView) -> str:
     """Say in one line how far a federation is."""
     newest = view.newest
     if newest is None:
@@ -119,21 +111,15 @@ def plain_line(view: FederationView, *, metric: str | None = None) -> str:
     said = [f"{view.federation}: version {newest.version}", f"{newest.updates} updates"]
     if view.updates_per_s is not None:
         said.append(f"{view.updates_per_s:.1f} updates/s")
-    name = shown_metric(view, metric)
-    if view.evaluation and name:
-        value = number(view.evaluation.metrics[name])
-        said.append(f"{name} {value} (version {view.evaluation.version})")
+    if view.evaluation and view.metric:
+        value = number(view.evaluation.metrics[view.metric])
+        said.append(f"{view.metric} {value} (version {view.evaluation.version})")
     workers = [f"{each.name} {each.updates}" for each in view.workers.values()]
     more = [f"and {len(workers) - MOST_NAMED} more"] if len(workers) > MOST_NAMED else []
     said += [" ".join([*workers[:MOST_NAMED], *more])] if workers else []
     said += [f"{newest.rejected} refused"] if newest.rejected else []
     said += [f"finished: {newest.finished}"] if newest.finished else []
     return ", ".join(said)
-
-
-def shown_metric(view: FederationView, wanted: str | None = None) -> str | None:
-    """Choose the metric to show: the wanted one, else the one that says what is best, else the usual one."""
-    return metric_to_show(view.evaluation.metrics, wanted or view.metric) if view.evaluation else None
 
 
 def workers_table(view: FederationView) -> Table:
@@ -158,10 +144,9 @@ def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collectio
 
 
 def _worker(worker: Worker, *, has_state: bool) -> list[str | Text]:
-    word = worker.state.partition(":")[0]
     return [
         worker.name,
-        *([Text(word, _style(word))] if has_state else []),
+        *([Text(*_word(worker.state))] if has_state else []),
         Text("never", "dim") if worker.seen_s is None else f"{duration(worker.seen_s)} ago",
         str(worker.updates),
         f"{worker.mean_staleness:.1f}" if worker.updates else "",
@@ -170,11 +155,11 @@ def _worker(worker: Worker, *, has_state: bool) -> list[str | Text]:
     ]
 
 
-def _quality(view: FederationView, newest: Version, metric: str | None) -> list[Text]:
-    name = shown_metric(view, metric)
+def _quality(view: FederationView, newest: Version) -> list[Text]:
+    name = view.metric
     if view.evaluation is None or name is None:
         return [] if view.evaluation else [Text("no version is evaluated yet", "dim")]
-    value = view.evaluation.metrics.get(name, math.nan)
+    value = view.evaluation.metrics[name]
     style = "bold green" if math.isfinite(value) else "bold red"
     line = Text.assemble(f"{name} ", (number(value), style), f" (version {view.evaluation.version})")
     if view.best and name in view.best.metrics:
@@ -187,22 +172,16 @@ def _quality(view: FederationView, newest: Version, metric: str | None) -> list[
     return [line, *curve, Text(progress_of(view).says, "dim")]
 
 
-def _queues(view: FederationView) -> list[Text]:
+def _queues(view: FederationView) -> Text:
     queues = view.queues or QueueStates()
     refused = count(queues.rejected_waiting, "refused message")
     if view.finished:
         late = f", and {queues.updates_waiting} that came after the end" if queues.updates_waiting else ""
-        return [Text(f"{refused} {'is' if queues.rejected_waiting == 1 else 'are'} kept{late}", "dim")]
+        return Text(f"{refused} {'is' if queues.rejected_waiting == 1 else 'are'} kept{late}", "dim")
     line = Text(f"{count(queues.updates_waiting, 'update')} and {refused} waiting, ")
     if queues.aggregator_active:
-        return [line.append("an aggregator is active")]
-    return [line.append("no aggregator is active", "bold yellow")]
-
-
-def _parts(parts: Mapping[str, str]) -> list[Text]:
-    words = {name: state.partition(":")[0] for name, state in sorted(parts.items())}
-    said = [Text.assemble(f"{name} ", (word, _style(word))) for name, word in words.items()]
-    return [Text(", ").join(said)] if said else []
+        return line.append("an aggregator is active")
+    return line.append("no aggregator is active", "bold yellow")
 
 
 def _curves(view: FederationView) -> list[RenderableType]:
@@ -219,5 +198,7 @@ def _curves(view: FederationView) -> list[RenderableType]:
     return [Text(), table, *([Text(f"and {more} more; --json has all", "dim")] if more > 0 else [])]
 
 
-def _style(state: str) -> str:
-    return STATE_STYLES.get(state.partition(" ")[0], "")
+def _word(state: str) -> tuple[str, str]:
+    """Return a state without its detail, and the style for it."""
+    word = state.partition(":")[0]
+    return word, STATE_STYLES.get(word.partition(" ")[0], "")

@@ -1,16 +1,57 @@
 """What is known of a federation at one moment, to be shown and judged. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Final, Self
 
+from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
+from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank
 from fluffle_aggregator.goal import Yardstick, parse_yardstick
 from fluffle_cli.history import EvaluatedVersion
-from fluffle_cli.watching.version import Version
 
 # The first of these that an evaluation has is shown, unless something says which metric counts.
 USUAL_METRICS: Final = ("accuracy", "loss")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """A version's record without the model, in plain types; one line of `metrics.jsonl`.
+
+    The fields are those of ModelVersion, but for `parameters`, the number of the model's trained parameters.
+    """
+
+    federation: str
+    version: int
+    term: int
+    terms: Sequence[Rank] = ()
+    committed_at: float = 0.0
+    strategy: str = ""
+    plan: Plan = field(default_factory=Plan)
+    parameters: int = 0
+    updates: int = 0
+    rejected: int = 0
+    evaluation: Evaluation | None = None
+    best: Evaluation | None = None
+    best_by: str = ""
+    target_held: int = 0
+    elapsed_s: float = 0.0
+    training_s: float = 0.0
+    closing: str = ""
+    finished: str = ""
+    folded: Sequence[Folded] = ()
+    contributors: Mapping[str, Contributor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, record: ModelVersion) -> Self:
+        """Take from a record what is worth knowing without the model."""
+        names = {each.name for each in fields(cls)} - {"parameters"}
+        return cls(parameters=record.layout.size, **{name: getattr(record, name) for name in names})
+
+    @property
+    def rank(self) -> Rank:
+        """The order of this version among all."""
+        return Rank(self.term, self.version)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +91,6 @@ class Worker:
     rival: str = ""
     is_of_two: bool = False
 
-    @property
-    def is_only_refused(self) -> bool:
-        """Whether it has sent something, and all of it was refused."""
-        return not self.updates and self.rejected > 0
-
-    @property
-    def has_left(self) -> bool:
-        """Whether it ended as it should."""
-        return self.state.startswith("left")
-
 
 @dataclass(frozen=True, slots=True)
 class Activity:
@@ -97,7 +128,7 @@ class Happening:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class FederationView:
     """A federation at one moment; `taken_at` is Unix time in seconds.
 
@@ -150,10 +181,9 @@ class FederationView:
 
     @property
     def metric(self) -> str | None:
-        """The metric that stands for the evaluations; None when there is none."""
-        if self.yardstick:
-            return self.yardstick.metric
-        return metric_to_show(self.evaluation.metrics) if self.evaluation else None
+        """The metric to show: the one that says what is best, else the usual one; None when there is none."""
+        counts = self.yardstick.metric if self.yardstick else None
+        return metric_to_show(self.evaluation.metrics, counts) if self.evaluation else counts
 
     @property
     def waits_for_all(self) -> bool:

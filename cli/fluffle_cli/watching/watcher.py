@@ -1,25 +1,26 @@
 """Follows a federation from outside: its events as they come, its newest record, its queues.
 
-It has no power over anything: it writes nothing but the queue of its own that it listens with.
+It changes nothing on RabbitMQ but the queue of its own that it listens with.
 """
 
 import secrets
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import chain
 from math import inf
 
 from fluffle.broker import Broker, Delivery, Listener
 from fluffle.connection import require_federation
 from fluffle.errors import AccessRefused, WireError
-from fluffle.events import Report
+from fluffle.events import Report, Role
 from fluffle.logs import get_logger
+from fluffle.model_stream import all_records, stored_record_at_hand
 from fluffle.topology import MIB, Topology
 from fluffle.wire import decode_report
-from fluffle_cli.watching.records import all_records, newest_record
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.view import FederationView, QueueStates
+from fluffle_cli.watching.view import FederationView, QueueStates, Version
 
 log = get_logger(__name__)
 
@@ -36,10 +37,19 @@ PATIENCE_S = 0.3
 class Watcher:
     """Keeps the state of one federation up to date; any thread may take a view of it."""
 
-    def __init__(self, topology: Topology, *, name: str, past_mib: int) -> None:
-        """Call the listening queue by `name`; the past is read once, if it has no more than `past_mib`."""
-        self._topology = topology
-        self._name = name
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        name: str,
+        past_mib: int,
+        on_report: Callable[[Report], None] = lambda _: None,
+    ) -> None:
+        """Call the listening queue by `name`; the past is read once, if it has no more than `past_mib`.
+
+        `on_report` is called with whatever is heard.
+        """
+        self._topology, self._name, self._on_report = topology, name, on_report
         self._past_bytes = past_mib * MIB
         self._lock = threading.Lock()
         self._state = FederationState(topology.federation, time.time())
@@ -74,19 +84,17 @@ class Watcher:
         Without the right to listen it raises AccessRefused if it `must_listen`, and otherwise reads the
         newest record at every look.
         """
+        listener: Listener | None = None
         with ExitStack() as stack:
             # RabbitMQ may keep the last connection's queue for a while, and several may watch a federation.
             queue = f"{self._name}-{secrets.token_hex(4)}"
-            listener: Listener | None = None
             try:
                 listener = stack.enter_context(broker.listen(self._topology.events.name, name=queue))
+                self._state.listen_from(time.time())
             except AccessRefused as error:
                 if must_listen:
                     raise
                 log.warning("cannot listen to events: reading the record at every look", because=str(error))
-            else:
-                with self._lock:
-                    self._state.listen_from(time.time())
             self._read_at = looked_at = -inf
             while not stop.is_set():
                 now = time.monotonic()
@@ -101,7 +109,12 @@ class Watcher:
     def say(self, trouble: str) -> None:
         """Show what keeps this watcher from its federation; empty when nothing does."""
         with self._lock:
-            self._state.trouble = trouble
+            self._state.known.trouble = trouble
+
+    def note_process(self, role: Role, name: str, state: str) -> None:
+        """See FederationState."""
+        with self._lock:
+            self._state.note_process(role, name, state)
 
     def note_aggregators(self, connected: Mapping[str, bool] | None) -> None:
         """See FederationState."""
@@ -109,18 +122,27 @@ class Watcher:
             self._state.note_aggregators(connected)
 
     def _listen(self, listener: Listener | None, stop: threading.Event, *, until: float) -> None:
-        while not stop.is_set() and (left_s := until - time.monotonic()) > 0:
+        """Take in what is said until a time, and at least one message if there is one."""
+        while not stop.is_set():
+            left_s = max(0.0, until - time.monotonic())
             if listener is None:
                 stop.wait(left_s)
-                continue
-            delivery = listener.next_delivery(left_s)
-            report = delivery and believable(delivery, self._topology)
-            if report:
+            elif (delivery := listener.next_delivery(left_s)) and (
+                report := believable(delivery, self._topology)
+            ):
                 with self._lock:
                     self._state.hear(report, time.time())
+                self._on_report(report)
+            if time.monotonic() >= until:
+                return
 
     def _look_at_queues(self, broker: Broker) -> None:
-        queues = queue_states(broker, self._topology)
+        updates = broker.state(self._topology.updates.name)
+        queues = QueueStates(
+            updates_waiting=updates.messages,
+            aggregator_active=updates.consumers > 0,
+            rejected_waiting=broker.state(self._topology.rejected.name).messages,
+        )
         with self._lock:
             self._state.look(queues, time.time())
 
@@ -130,31 +152,25 @@ class Watcher:
 
     def _read(self, broker: Broker, stop: threading.Event) -> None:
         began = time.monotonic()
-        found = newest_record(broker, self._topology, patience_s=PATIENCE_S)
+        stored = stored_record_at_hand(broker, self._topology, patience_s=PATIENCE_S)
         self._read_at = time.monotonic()
-        if found is None:
+        if stored is None:
             return
         self._reading_s = self._read_at - began
-        newest, size_bytes = found
-        if not self._knows_the_past and size_bytes * (newest.version + 1) <= self._past_bytes:
-            for version in all_records(broker, self._topology):
-                if stop.is_set():
-                    return
-                with self._lock:
-                    self._state.read(version)
+        newest = Version.of(stored.version)
+        is_small = len(stored.body) * (newest.version + 1) <= self._past_bytes
+        past = all_versions(broker, self._topology) if is_small and not self._knows_the_past else ()
+        for version in chain(past, [newest]):
+            if stop.is_set():
+                return
+            with self._lock:
+                self._state.read(version)
         self._knows_the_past = True
-        with self._lock:
-            self._state.read(newest)
 
 
-def queue_states(broker: Broker, topology: Topology) -> QueueStates:
-    """Look at a federation's queues."""
-    updates, rejected = (broker.state(queue.name) for queue in (topology.updates, topology.rejected))
-    return QueueStates(
-        updates_waiting=updates.messages,
-        aggregator_active=updates.consumers > 0,
-        rejected_waiting=rejected.messages,
-    )
+def all_versions(broker: Broker, topology: Topology) -> Iterator[Version]:
+    """Yield every version whose record is still there, in the order of their publication."""
+    return map(Version.of, all_records(broker, topology))
 
 
 def believable(delivery: Delivery, topology: Topology) -> Report | None:

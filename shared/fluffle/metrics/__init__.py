@@ -7,7 +7,7 @@ server.py   serves it at /metrics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from fluffle.event_sink import BothSinks, EventSink
+from fluffle.event_sink import EventSink, Sinks
 from fluffle.events import Role
 
 
@@ -39,8 +39,6 @@ def metered(
     # Else each counter has a second series, since when: `process_start_time_seconds` says it once for all.
     drop_created_series: Callable[[], None] = disable_created_metrics
     drop_created_series()
-    meter = Meter(role, federation, name)
-    if waiting is not None:
-        meter.show_spool(waiting)
+    meter = Meter(role, federation, name, waiting)
     with serving(meter.registry, host, port):
-        yield BothSinks(event_sink, meter)
+        yield Sinks(event_sink, meter)
