@@ -1,9 +1,7 @@
 """`fluffle federation list|show|delete|reset`: the federations of a virtual host, and how to start over."""
 
 import json
-import sys
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -19,39 +17,34 @@ from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect
 from fluffle.consoles import print_table
 from fluffle.errors import AccessRefused, ConfigError, TopologyMissing
-from fluffle.management import ADMINISTRATOR, MONITORING, Kind, Management, ManagementSettings
+from fluffle.management import ADMINISTRATOR, MONITORING, Management, ManagementSettings
 from fluffle.rights import require_federation_name
 from fluffle_cli.federations import (
     FederationFacts,
     Footprint,
     all_footprints,
-    begin_anew,
     connected_parts,
-    delete,
     facts_of,
-    highest_term,
     waiting,
 )
+from fluffle_cli.query_settings import JsonLines, QuerySettings, Yes, is_confirmed
+from fluffle_cli.restoring import begin_anew, highest_term
 from fluffle_cli.users import USER_COLUMNS, user_rows
-from fluffle_cli.words import count
+from fluffle_cli.words import count, in_a_row
 
 app = new_app("List, show, delete and reset the federations of a virtual host.")
+# The argument names the federation, or the command is about all of them.
+WITHOUT = ("federation",)
 
 
-class FederationSettings(ManagementSettings):
+class FederationSettings(QuerySettings, ManagementSettings):
     """Flags of every `fluffle federation ...`."""
-
-    connect_timeout_s: float = Field(5.0, gt=0, description="Seconds to wait for a broker that is not there.")
 
 
 class ListSettings(FederationSettings):
     """Flags of `fluffle federation list`."""
 
-    as_json: bool = Field(
-        False,
-        description="Print one JSON object per line, one for each federation.",
-        json_schema_extra={"flag": "--json"},
-    )
+    as_json: JsonLines = False
 
 
 class ShowSettings(FederationSettings):
@@ -72,16 +65,20 @@ class ShowSettings(FederationSettings):
 class DeleteSettings(ShowSettings):
     """Flags of `fluffle federation delete` and `reset`."""
 
-    yes: bool = Field(False, description="Do not ask for confirmation.")
+    yes: Yes = False
     force: bool = Field(False, description="Do it even while parts of the federation are connected.")
 
 
 def _list(settings: ListSettings) -> None:
+    """List the federations of the virtual host: newest version, workers, state, and what waits there.
+
+    Example: `fluffle federation list`. The login needs the tag monitoring or administrator in RabbitMQ (roles
+    monitor and operator). The version is only shown to users that may read it.
+    """
     with _connected(settings, tag=MONITORING) as (management, broker):
         found = [each for each in all_footprints(management).values() if each.is_federation]
         shown = track(found, "reading", transient=True, console=logs.console())
         facts = [facts_of(each, broker) for each in shown]
-        vhost = management.vhost
     if settings.as_json:
         for each in facts:
             typer.echo(json.dumps(asdict(each)))
@@ -89,10 +86,14 @@ def _list(settings: ListSettings) -> None:
         columns = ("federation", "version", "updates", "workers", "state", "waiting", "refused", "")
         print_table(columns, map(_row, facts))
     else:
-        typer.echo(f"There is no federation on the virtual host {vhost}.")
+        typer.echo(f"There is no federation on the virtual host {management.vhost}.")
 
 
 def _show(settings: ShowSettings) -> None:
+    """Show a federation: its newest version, its queues, its connected parts and its users.
+
+    Example: `fluffle federation show digits`.
+    """
     with _connected(settings, tag=MONITORING) as (management, broker):
         footprint = _require(management, settings.name)
         facts = facts_of(footprint, broker)
@@ -116,41 +117,39 @@ def _show(settings: ShowSettings) -> None:
 
 
 def _delete(settings: DeleteSettings) -> None:
+    """Delete all exchanges and queues of a federation, and all messages in them. Its users stay.
+
+    Example: `fluffle federation delete digits`. It asks you to type the name, unless you give --yes, and
+    refuses while parts of the federation are connected, unless you give --force. Save the model first with
+    `fluffle model export`.
+    """
     with _connected(settings) as (management, broker):
-        footprint = _require(management, settings.name)
-        parts = connected_parts(management, settings.name)
-        if parts and not settings.force:
-            raise ConfigError(
-                f"parts of the federation {settings.name!r} are connected: {_names(parts)}. Stop them, or "
-                "give --force: then aggregators end with an error, and the others wait for it to come back"
-            )
-        if _is_confirmed(settings, "delete", footprint, broker):
+        if footprint := _confirmed(settings, "delete", management, broker):
             _delete_all(management, footprint)
             typer.echo("Its users stay: see `fluffle user list` and `fluffle user remove`.")
 
 
 def _reset(settings: DeleteSettings) -> None:
+    """Start over: delete all that a federation has on the broker, and create it again, empty.
+
+    Example: `fluffle federation reset digits`. Stop the aggregators first; with --force they end with an
+    error. Workers and evaluators may keep running: they wait, and work on with the new federation; their old
+    updates never count. Then start an aggregator: it begins at version 0.
+    """
     with _connected(settings) as (management, broker):
-        footprint = _require(management, settings.name)
-        parts = connected_parts(management, settings.name)
-        aggregators = [part for part in parts if part.startswith("aggregator ")]
-        if aggregators and not settings.force:
-            raise ConfigError(
-                f"aggregators of the federation {settings.name!r} are connected: {_names(aggregators)}. Stop "
-                "them, or give --force: then they end with an error, and you must start one again"
-            )
-        if not _is_confirmed(settings, "reset", footprint, broker):
+        footprint = _confirmed(settings, "reset", management, broker, stopped="aggregator ")
+        if footprint is None:
             return
         topology = footprint.topology
         above = highest_term(broker, topology)
         _delete_all(management, footprint, keep=topology.models.name)
         begin_anew(broker, topology, above_term=above)
+        parts = connected_parts(management, settings.name)
     typer.echo(
         f"The federation {settings.name} is empty now and has the same users: the next aggregator that "
         "starts begins at version 0."
     )
-    others = [part for part in parts if part not in aggregators]
-    if others:
+    if others := [part for part in parts if not part.startswith("aggregator ")]:
         typer.echo(f"Still connected; they work on with the new federation: {_names(others)}.")
 
 
@@ -166,24 +165,22 @@ def _require(management: Management, name: str) -> Footprint:
     return footprint
 
 
-def _delete_all(management: Management, footprint: Footprint, *, keep: str | None = None) -> None:
-    """Delete, and say how much was deleted, also after an error."""
-    deleted: Counter[Kind] = Counter()
-    try:
-        deleted.update(delete(management, footprint, keep=keep))
-    finally:
-        typer.echo(
-            f"Deleted {deleted['exchanges']} exchanges with their bindings and {deleted['queues']} queues of "
-            f"the federation {footprint.topology.federation}."
-        )
-    if footprint.others:
-        typer.echo(f"Not deleted, because Fluffle did not create it: {', '.join(footprint.others)}.")
+def _confirmed(
+    settings: DeleteSettings, action: str, management: Management, broker: Broker, *, stopped: str = ""
+) -> Footprint | None:
+    """Show what would be lost, and ask for the federation's name; None if the user does not confirm.
 
-
-def _is_confirmed(settings: DeleteSettings, action: str, footprint: Footprint, broker: Broker) -> bool:
-    """Show what would be lost, and ask for the federation's name, unless --yes is given."""
-    _print_queues(footprint)
+    Raises ConfigError while parts of the kind that must be `stopped` are connected, unless --force is given.
+    """
+    footprint = _require(management, settings.name)
     topology = footprint.topology
+    parts = [each for each in connected_parts(management, settings.name) if each.startswith(stopped)]
+    if parts and not settings.force:
+        raise ConfigError(
+            f"parts of the federation {settings.name!r} are connected: {_names(parts)}. Stop them, or give "
+            "--force: then aggregators end with an error, and the others wait for the federation to come back"
+        )
+    _print_queues(footprint)
     models, updates, rejected = (
         waiting(broker, footprint, queue.name)
         for queue in (topology.models, topology.updates, topology.rejected)
@@ -193,17 +190,26 @@ def _is_confirmed(settings: DeleteSettings, action: str, footprint: Footprint, b
         f"model export` saves one), {count(updates, 'update')} that no version contains yet, "
         f"{count(rejected, 'refused message')}."
     )
-    if settings.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise ConfigError(
-            f"there is no terminal to ask at: give --yes to {action} the federation {settings.name!r}"
+    is_sure = is_confirmed(f"{action} this federation", yes=settings.yes, answer=settings.name)
+    return footprint if is_sure else None
+
+
+def _delete_all(management: Management, footprint: Footprint, *, keep: str = "") -> None:
+    """Delete all but the queue `keep`, and say how much was deleted, also after an error."""
+    exchanges = queues = 0
+    try:
+        # First: what is published from then on is refused, and so stays with its sender.
+        for name in footprint.exchanges:
+            exchanges += management.delete("exchanges", name)
+        for queue in footprint.queues:
+            queues += queue.name != keep and management.delete("queues", queue.name)
+    finally:
+        typer.echo(
+            f"Deleted {exchanges} exchanges with their bindings and {queues} queues of the federation "
+            f"{footprint.topology.federation}."
         )
-    typed = typer.prompt(f"Type the federation's name to {action} it", default="", show_default=False)
-    if typed == settings.name:
-        return True
-    typer.echo("That is not its name: nothing was changed.")
-    return False
+    if footprint.others:
+        typer.echo(f"Not deleted, because Fluffle did not create it: {', '.join(footprint.others)}.")
 
 
 def _print_queues(footprint: Footprint) -> None:
@@ -226,9 +232,8 @@ def _state(facts: FederationFacts) -> str:
     return "an aggregator leads" if facts.aggregator_leads else "no aggregator"
 
 
-def _names(parts: list[str], most: int = 8) -> str:
-    more = f" and {len(parts) - most:,} more" if len(parts) > most else ""
-    return ", ".join(parts[:most]) + more or "nobody"
+def _names(parts: list[str]) -> str:
+    return in_a_row(parts, most=8) or "nobody"
 
 
 @contextmanager
@@ -242,48 +247,7 @@ def _connected(
         yield management, broker
 
 
-# The argument names the federation, or the command is about all of them.
-WITHOUT = ("federation",)
-
-app.command("list")(
-    settings_command(
-        ListSettings,
-        _list,
-        about="List the federations of the virtual host: newest version, workers, state, and what waits in "
-        "their queues.\n\n"
-        "Example: `fluffle federation list`. The login needs the tag monitoring or administrator in RabbitMQ "
-        "(roles monitor and operator). The version is only shown to users that may read it.",
-        without=WITHOUT,
-    )
-)
-app.command("show")(
-    settings_command(
-        ShowSettings,
-        _show,
-        about="Show a federation: its newest version, its queues, its connected parts and its users.\n\n"
-        "Example: `fluffle federation show digits`.",
-        without=WITHOUT,
-    )
-)
-app.command("delete")(
-    settings_command(
-        DeleteSettings,
-        _delete,
-        about="Delete all exchanges and queues of a federation, and all messages in them. Its users stay.\n\n"
-        "Example: `fluffle federation delete digits`. It asks you to type the name, unless you give --yes, "
-        "and refuses while parts of the federation are connected, unless you give --force. Save the model "
-        "first with `fluffle model export`.",
-        without=WITHOUT,
-    )
-)
-app.command("reset")(
-    settings_command(
-        DeleteSettings,
-        _reset,
-        about="Start over: delete all that a federation has on the broker, and create it again, empty.\n\n"
-        "Example: `fluffle federation reset digits`. Stop the aggregators first; with --force they end with "
-        "an error. Workers and evaluators may keep running: they wait, and work on with the new federation; "
-        "their old updates never count. Then start an aggregator: it begins at version 0.",
-        without=WITHOUT,
-    )
-)
+app.command("list")(settings_command(ListSettings, _list, without=WITHOUT))
+app.command("show")(settings_command(ShowSettings, _show, without=WITHOUT))
+app.command("delete")(settings_command(DeleteSettings, _delete, without=WITHOUT))
+app.command("reset")(settings_command(DeleteSettings, _reset, without=WITHOUT))

@@ -1,19 +1,15 @@
-"""The federations of a virtual host, what each consists of on the broker, and how one is deleted or reset."""
+"""The federations of a virtual host, and what each consists of on the broker."""
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from fluffle.broker import Broker, QueueState
 from fluffle.errors import AccessRefused, TopologyMissing, WireError
-from fluffle.management import Kind, Management, QueueRow
-from fluffle.model_stream import record_at_hand, version_at_hand
-from fluffle.record import ModelVersion, MomentsRecord, Rank
+from fluffle.management import Management, QueueRow
+from fluffle.model_stream import record_at_hand
 from fluffle.rights import FEDERATION_NAME
 from fluffle.topology import Topology, topology_of
-from fluffle.wire import moments_pieces
-from fluffle_cli.restoring import TERMS_AHEAD, ranks_in_head
 
 # With so many names of a federation's exchanges and queues it is one, and no coincidence.
 ENOUGH_NAMES = 3
@@ -29,9 +25,9 @@ class Footprint:
     """
 
     topology: Topology
-    queues: tuple[QueueRow, ...]
-    exchanges: tuple[str, ...]
-    others: tuple[str, ...]
+    queues: list[QueueRow] = field(default_factory=list)
+    exchanges: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -55,9 +51,9 @@ class Footprint:
         names = [queue.name.removeprefix(prefix) for queue in self.queues if queue.name.startswith(prefix)]
         return sorted(name for name in names if not name.endswith("/bell"))
 
-    def row(self, queue: str) -> QueueRow:
-        """Return what RabbitMQ says of a queue; a missing queue is empty."""
-        return next((row for row in self.queues if row.name == queue), QueueRow(queue, 0, None))
+    def messages_in(self, queue: str) -> int:
+        """Return how many messages RabbitMQ counted in a queue some seconds ago; 0 in a missing one."""
+        return sum(row.messages for row in self.queues if row.name == queue)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +78,27 @@ class FederationFacts:
 
 def footprints(queues: Iterable[QueueRow], exchanges: Iterable[str]) -> dict[str, Footprint]:
     """Group queues and exchanges by the federation in their names; names without one are left out."""
-    found: dict[str, tuple[list[QueueRow], list[str]]] = {}
+    found: dict[str, Footprint] = {}
+
+    def footprint_of(name: str) -> Footprint | None:
+        federation, dot, _ = name.partition(".")
+        if not dot or not re.fullmatch(FEDERATION_NAME, federation):
+            return None
+        return found.setdefault(federation, Footprint(topology_of(federation)))
+
     for queue in queues:
-        found.setdefault(_federation_in(queue.name), ([], []))[0].append(queue)
+        if footprint := footprint_of(queue.name):
+            if footprint.topology.has_queue(queue.name):
+                footprint.queues.append(queue)
+            else:
+                footprint.others.append(f"queue {queue.name}")
     for exchange in exchanges:
-        found.setdefault(_federation_in(exchange), ([], []))[1].append(exchange)
-    return {name: _footprint(name, *found[name]) for name in sorted(found) if name}
+        if footprint := footprint_of(exchange):
+            if exchange in (each.name for each in footprint.topology.exchanges):
+                footprint.exchanges.append(exchange)
+            else:
+                footprint.others.append(f"exchange {exchange}")
+    return dict(sorted(found.items()))
 
 
 def all_footprints(management: Management) -> dict[str, Footprint]:
@@ -105,7 +116,7 @@ def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
     """Look at a federation's queues and at its newest version, as far as this user may."""
     topology = footprint.topology
     trouble = f"lacks {', '.join(footprint.missing)}" if footprint.missing else ""
-    newest: ModelVersion | None = None
+    newest = None
     if not footprint.missing:
         try:
             newest = record_at_hand(broker, topology)
@@ -125,61 +136,9 @@ def facts_of(footprint: Footprint, broker: Broker) -> FederationFacts:
     )
 
 
-def delete(management: Management, footprint: Footprint, *, keep: str | None = None) -> Iterator[Kind]:
-    """Delete everything of a federation but the queue `keep`, and yield the kind of each deleted thing.
-
-    Exchanges go first: what is published from then on is refused, and so stays with its sender.
-    """
-    names: list[tuple[Kind, str]] = [("exchanges", name) for name in footprint.exchanges]
-    names += [("queues", queue.name) for queue in footprint.queues if queue.name != keep]
-    for kind, name in names:
-        if management.delete(kind, name):
-            yield kind
-
-
 def waiting(broker: Broker, footprint: Footprint, queue: str) -> int:
     """Count the messages in a queue: the ready ones as of now, all of them some seconds ago."""
-    return max(_state(broker, queue).messages, footprint.row(queue).messages)
-
-
-def highest_term(broker: Broker, topology: Topology) -> int:
-    """Return the highest term in head and stream, which readers may know; 0 if both are empty or gone."""
-    terms = [0]
-    with suppress(TopologyMissing):
-        newest = version_at_hand(broker, topology)
-        terms += [newest.term] if newest else []
-    with suppress(TopologyMissing):
-        terms += ranks_in_head(broker, topology)[1]
-    return max(terms)
-
-
-def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
-    """Declare again what was deleted, and empty the stream of models; version 0 gets a higher term.
-
-    That stream goes last. If this process dies before that, no aggregator takes the federation for a new one,
-    and the next reset finds in the stream which terms were used. Raises what `Broker.declare` and
-    `Broker.publish` raise.
-    """
-    broker.declare(topology)
-    if above_term:
-        claim = MomentsRecord(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
-        broker.publish(topology.head_in.name, "", moments_pieces(claim), {"kind": "moments"})
-    broker.recreate_stream(topology.models)
-
-
-def _federation_in(name: str) -> str:
-    federation, dot, _ = name.partition(".")
-    return federation if dot and re.fullmatch(FEDERATION_NAME, federation) else ""
-
-
-def _footprint(federation: str, queues: list[QueueRow], exchanges: list[str]) -> Footprint:
-    topology = topology_of(federation)
-    own = {each.name for each in topology.queues}
-    own_queues = [each for each in queues if each.name in own or topology.is_passing(each.name)]
-    own_exchanges = [each.name for each in topology.exchanges if each.name in exchanges]
-    others = [f"queue {each.name}" for each in queues if each not in own_queues]
-    others += [f"exchange {each}" for each in exchanges if each not in own_exchanges]
-    return Footprint(topology, tuple(own_queues), tuple(own_exchanges), tuple(others))
+    return max(_state(broker, queue).messages, footprint.messages_in(queue))
 
 
 def _state(broker: Broker, queue: str) -> QueueState:

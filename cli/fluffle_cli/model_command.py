@@ -1,22 +1,21 @@
 """`fluffle model`: lists, exports and restores versions of the model, and builds version 0 of a task."""
 
 import threading
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar
 
+import typer
 from pydantic import Field
 from rich.filesize import decimal
 from rich.progress import track
-from rich.table import Table
 
 from fluffle import logs
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, found_federation
-from fluffle.consoles import PlainConsole, table_console
+from fluffle.consoles import print_table
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
@@ -26,7 +25,7 @@ from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
 from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import QuerySettings
-from fluffle_cli.restoring import TERMS_AHEAD, put_back
+from fluffle_cli.restoring import put_back
 from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
@@ -73,119 +72,116 @@ class InitSettings(ListSettings):
     out: Path = Field(Path("initial.safetensors"), description="File to write, for --initial-model.")
 
 
-def list_versions(settings: ListSettings) -> None:
-    """Print a table of the versions that the stream of records still holds."""
+def _list(settings: ListSettings) -> None:
+    """List the versions that the stream of records still holds. No model is read for it."""
     topology = topology_of(settings.federation)
-    table = Table("version", "term", "updates", "size", "committed", "evaluated", "", show_edge=False)
-    evaluated: dict[int, str] = {}
+    evaluated: dict[str, str] = {}
     # With many workers a record is large: no more of it is kept than is shown.
-    rows: list[tuple[int, list[str], list[str]]] = []
+    rows: list[list[str]] = []
     total_bytes, missing = 0, MissingRecords()
-    with _connected(settings, topology) as broker:
+    with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
         records = all_records(broker, topology)
         for version in track(records, "reading", transient=True, console=logs.console()):
             if version.evaluation:
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
-                evaluated[version.evaluation.version] = shown
+                evaluated[str(version.evaluation.version)] = shown
             size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
             total_bytes += size_bytes
+            numbers = (version.version, version.term, version.updates)
             committed = f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}"
-            cells = [
-                str(version.version),
-                str(version.term),
-                str(version.updates),
-                decimal(size_bytes),
-                committed,
-            ]
-            marks = ["finished"] if version.finished else []
-            marks += ["records before this one are missing"] if missing.are_before(version) else []
-            rows.append((version.version, cells, marks))
+            is_after_gap = missing.are_before(version)
+            marks = {"finished": version.finished, "records before this one are missing": is_after_gap}
+            shown_marks = ", ".join(mark for mark, is_set in marks.items() if is_set)
+            rows.append([*map(str, numbers), decimal(size_bytes), committed, "", shown_marks])
     if not rows:
         raise TopologyMissing(
             f"the federation {settings.federation!r} has no version yet: start its aggregator"
         )
-    for number, cells, marks in rows:
-        if version.best is not None and version.best.version == number:
-            marks.insert(0, f"best by {version.best_by}")
-        table.add_row(*cells, evaluated.get(number, ""), ", ".join(marks))
+    for row in rows:
+        row[5] = evaluated.get(row[0], "")
+        if version.best and row[0] == str(version.best.version):
+            row[6] = f"best by {version.best_by}{', ' if row[6] else ''}{row[6]}"
+    columns = ("version", "term", "updates", "size", "committed", "evaluated", "")
     # A line per version, also where no terminal says how wide it is.
-    table_console(120).print(table)
+    print_table(columns, rows, width=120)
     if total_bytes > STREAM_MAX_BYTES:
-        logs.console().print(
+        typer.echo(
             f"{topology.models.name} keeps the models of the newest {decimal(STREAM_MAX_BYTES)}: older ones "
             "may no longer be there to export.",
-            highlight=False,
-            soft_wrap=True,
+            err=True,
         )
 
 
-def export(settings: ExportSettings) -> None:
-    """Write one version to a file."""
-    if settings.out.suffix not in (".safetensors", ".keras", ".fluffle"):
-        raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {settings.out.name!r}")
-    task_name = settings.task
-    if settings.out.suffix == ".keras" and task_name is None:
+def _export(settings: ExportSettings) -> None:
+    """Write one version of the model to a file.
+
+    A site whose task has local weights, such as a personal head, writes its own model with --worker NAME and
+    a .keras file, on the machine where that worker ran.
+    """
+    out, is_keras = settings.out, settings.out.suffix == ".keras"
+    if out.suffix not in (".safetensors", ".keras", ".fluffle"):
+        raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {out.name!r}")
+    if is_keras and settings.task is None:
         raise ConfigError("a .keras file needs --task: it builds the model that the weights are written into")
-    if settings.worker and settings.out.suffix != ".keras":
-        raise ConfigError(
-            "--worker writes a model with local weights, and only .keras holds those, not "
-            f"{settings.out.name}"
-        )
+    if settings.worker and not is_keras:
+        raise ConfigError(f"--worker: only a .keras file holds local weights, not {out.name}")
     topology = topology_of(settings.federation)
-    with _connected(settings, topology) as broker:
+    with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
         stored = _chosen(broker, topology, settings.version)
     version = stored.version
-    if task_name is not None and settings.out.suffix == ".keras":
+    if is_keras and settings.task is not None:
         try:
-            task = CheckedTask(load_task(task_name))
+            task = CheckedTask(load_task(settings.task))
             local = _local_weights(settings, task) if settings.worker else {}
-            task.save({**version.weights, **local}, settings.out)
+            task.save({**version.weights, **local}, out)
         except LayoutError as error:
             raise ConfigError(
-                f"--task {task_name} has another model than the federation: give the task that it trains "
-                f"({error})"
+                f"--task {settings.task} has another model than the task of the federation: {error}"
             ) from error
-    elif settings.out.suffix == ".fluffle":
-        write_record(settings.out, stored.body)
+    elif out.suffix == ".fluffle":
+        write_record(out, stored.body)
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
-        write_model(settings.out, version.weights, about, layout=version.layout)
-    PlainConsole().print(
-        f"version {version.rank} of {version.federation} is in {settings.out}", highlight=False
-    )
+        write_model(out, version.weights, about, layout=version.layout)
+    typer.echo(f"version {version.rank} of {version.federation} is in {out}")
     if version.copy_of:
-        logs.console().print(
+        typer.echo(
             f"It is rounded: versions travel in {version.codec} here (--downlink-codec). The last one of a "
             "federation that has finished is exact.",
-            highlight=False,
-            soft_wrap=True,
+            err=True,
         )
 
 
-def init(settings: InitSettings) -> None:
-    """Write a task's seeded weights to a file."""
-    if settings.out.suffix != ".safetensors":
-        raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
-    write_initial_model(settings.task, seed=settings.seed, out=settings.out)
-    PlainConsole().print(f"version 0 of {settings.task} is in {settings.out}", highlight=False)
+def _restore(settings: RestoreSettings) -> None:
+    """Put an exported version (.fluffle) back on the broker, for aggregators to go on from.
 
+    For a federation whose head queue is gone, or a new broker after the loss of the old one. Stop all
+    aggregators first; the command refuses to run while one leads. The file lists the updates that the model
+    contains, so none is counted twice. Server-optimizer moments restart from zero.
 
-def restore(settings: RestoreSettings) -> None:
-    """Put the version in a file back, so that an aggregator can go on from it."""
-    topology = topology_of(settings.federation)
-    stored = read_record(settings.file)
-    name = f"{settings.federation}/model"
+    If the file has the newest version of the stream, that version goes to the head queue unchanged. If the
+    stream is empty or behind, it goes to both. Nobody knows then which versions came after the file, so its
+    term is raised by 1000, and every worker accepts it. The term of a rounded copy (--downlink-codec) is
+    raised too. A file that is older than head or stream is refused.
+    """
+    stored, name = read_record(settings.file), f"{settings.federation}/model"
     with (
         connect(settings, name=name, stop=threading.Event()) as broker,
         logs.console().status("looking at what the broker has"),
     ):
-        rank = put_back(broker, topology, stored)
-    PlainConsole().print(
-        f"version {rank} of {settings.federation} is on the broker again: an aggregator that "
-        "starts goes on from it",
-        highlight=False,
-        soft_wrap=True,
+        rank = put_back(broker, topology_of(settings.federation), stored)
+    typer.echo(
+        f"version {rank} of {settings.federation} is on the broker again: an aggregator that starts goes on "
+        "from it"
     )
+
+
+def _init(settings: InitSettings) -> None:
+    """Build version 0 of a task as a file, where TensorFlow is, for an aggregator without it."""
+    if settings.out.suffix != ".safetensors":
+        raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
+    write_initial_model(settings.task, seed=settings.seed, out=settings.out)
+    typer.echo(f"version 0 of {settings.task} is in {settings.out}")
 
 
 def _local_weights(settings: ExportSettings, task: CheckedTask) -> Weights:
@@ -196,8 +192,7 @@ def _local_weights(settings: ExportSettings, task: CheckedTask) -> Weights:
     folder = settings.spool / settings.federation / str(settings.worker)
     if not (folder / LOCAL).exists():
         raise ConfigError(
-            f"there is no {folder / LOCAL}: export on the machine of {settings.worker}, with its --spool, "
-            "once it has trained a round"
+            f"there is no {folder / LOCAL}: export on the machine of {settings.worker}, with its --spool"
         )
     return read_local_weights(folder, initial)
 
@@ -208,68 +203,28 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
     if wanted == "newest":
         return stored
-    newest = stored.version
+    best, evaluation, which = stored.version.best, stored.version.evaluation, wanted
     if wanted == "best":
-        if newest.best is None and newest.evaluation is not None:
-            name = next(iter(newest.evaluation.metrics), "NAME")
+        if best is None and evaluation is not None:
+            name = next(iter(evaluation.metrics), "NAME")
             raise ConfigError(
                 f"--version best: nothing says whether more or less {name} is better; start the aggregators "
                 f'with --best "{name}:max" or "{name}:min", or name the version by its number'
             )
-        if newest.best is None:
+        if best is None:
             raise ConfigError("--version best: no version has been evaluated yet; start `fluffle evaluator`")
-        number = newest.best.version
-    elif wanted.isdecimal():
-        number = int(wanted)
-    else:
+        wanted, which = str(best.version), f"best, which is version {best.version},"
+    elif not wanted.isdecimal():
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")
-    found = [each for each in all_stored(broker, topology) if each.version.version == number]
+    found = [each for each in all_stored(broker, topology) if each.version.version == int(wanted)]
     if not found:
-        which = f"best, which is version {number}," if wanted == "best" else wanted
         raise ConfigError(
             f"--version {which} is not in {topology.models.name} (any more): see `fluffle model list`"
         )
     return found[-1]
 
 
-def _connected(settings: ListSettings, topology: Topology) -> AbstractContextManager[Broker]:
-    return found_federation(settings, topology, name=f"{settings.federation}/model")
-
-
-app.command("list")(
-    settings_command(
-        ListSettings,
-        list_versions,
-        about="List the versions that the stream of records still holds. No model is read for it.",
-    )
-)
-app.command("export")(
-    settings_command(
-        ExportSettings,
-        export,
-        about="Write one version of the model to a file.\n\n"
-        "A site whose task has local weights, such as a personal head, writes its own model with --worker "
-        "NAME and a .keras file, on the machine where that worker ran.",
-    )
-)
-app.command("restore")(
-    settings_command(
-        RestoreSettings,
-        restore,
-        about="Put an exported version (.fluffle) back on the broker, for aggregators to go on from.\n\n"
-        "For a federation whose head queue is gone, or a new broker after the loss of the old one. Stop all "
-        "aggregators first; the command refuses to run while one leads. The file lists the updates that the "
-        "model contains, so none is counted twice. Server-optimizer moments restart from zero.\n\n"
-        "If the file has the newest version of the stream, that version goes to the head queue unchanged. If "
-        "the stream is empty or behind, it goes to both. Nobody knows then which versions came after the "
-        f"file, so its term is raised by {TERMS_AHEAD}, and every worker accepts it. The term of a rounded "
-        "copy (--downlink-codec) is raised too. A file that is older than head or stream is refused.",
-    )
-)
-app.command("init")(
-    settings_command(
-        InitSettings,
-        init,
-        about="Build version 0 of a task as a file, where TensorFlow is, for an aggregator without it.",
-    )
-)
+app.command("list")(settings_command(ListSettings, _list))
+app.command("export")(settings_command(ExportSettings, _export))
+app.command("restore")(settings_command(RestoreSettings, _restore))
+app.command("init")(settings_command(InitSettings, _init))

@@ -6,7 +6,7 @@ are back in the queue when the connection ends, for whatever reason.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import IO, Self
@@ -19,7 +19,7 @@ from fluffle.broker import Broker, Delivery, unix_seconds
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.model_stream import SLOW_LINK_S
 from fluffle.topology import Topology
-from fluffle_cli.unconsumed import is_unconsumed
+from fluffle_cli.restoring import is_unconsumed
 from fluffle_cli.words import count
 
 # RabbitMQ gives one consumer no more unacked messages than this.
@@ -27,10 +27,11 @@ MOST_AT_ONCE = 65_535
 # Messages that are removed between two steps of the progress bar.
 BATCH = 256
 # RabbitMQ's own reasons, explained.
+MOVED = "RabbitMQ moved it here"
 MOVED_BECAUSE = {
-    "delivery-limit": "RabbitMQ moved it here: every aggregator that received it died or lost its connection",
-    "expired": "RabbitMQ moved it here: it waited for longer than a policy's message-ttl allows",
-    "maxlen": "RabbitMQ moved it here: its queue was full, and a policy's overflow lets it drop the oldest",
+    "delivery-limit": f"{MOVED}: every aggregator that received it died or lost its connection",
+    "expired": f"{MOVED}: it waited for longer than a policy's message-ttl allows",
+    "maxlen": f"{MOVED}: its queue was full, and a policy's overflow lets it drop the oldest",
 }
 
 
@@ -69,9 +70,7 @@ class RejectedMessage:
         return cls(
             number=number,
             reason=moved_because or text("reason"),
-            detail=MOVED_BECAUSE.get(moved_because, "RabbitMQ moved it here")
-            if moved_because
-            else text("detail"),
+            detail=MOVED_BECAUSE.get(moved_because, MOVED) if moved_because else text("detail"),
             worker=user if moved_because else text("worker") or user,
             id=text("id"),
             user=user,
@@ -101,25 +100,22 @@ class Selection:
         """Read `all`, or numbers, ranges and ids with commas between them: `3,7-9,site-1/4f3a/12`."""
         parts = tuple(which.split(","))
         for part in parts:
-            if which != "all" and "/" not in part and not _range_of(part):
+            if which != "all" and "/" not in part and not _numbers_in(part):
                 raise ConfigError(
-                    f"{part!r} is no message: give numbers of `fluffle rejected list`, ranges, ids, or all, "
-                    "for example 3,7-9 or site-1/4f3a/12"
+                    f"{part!r} is no message: give numbers, ranges or ids, as in 3,7-9,site-1/4f3a/12, or all"
                 )
         return cls(parts, reason, worker)
 
     def require_match(self, found: Collection[RejectedMessage]) -> None:
         """Raise ConfigError that names each number, range and id for which no message was found."""
-        missing = [
-            part for part in self.parts if part != "all" and not any(_is_meant(part, one) for one in found)
-        ]
-        if missing:
+        missing = [part for part in self.parts if not any(_refers_to(part, message) for message in found)]
+        if missing and missing != ["all"]:
             narrowed = " of that reason or worker" if self.reason or self.worker else ""
             raise ConfigError(f"no message{narrowed} is {', '.join(missing)}: see `fluffle rejected list`")
 
     def __contains__(self, message: RejectedMessage) -> bool:
         return (
-            any(_is_meant(part, message) for part in self.parts)
+            any(_refers_to(part, message) for part in self.parts)
             and self.reason in (None, message.reason)
             and self.worker in (None, message.worker)
         )
@@ -168,9 +164,8 @@ def send_again(
             broker.publish_as(message.user, through, "", body, headers)
         except AccessRefused as error:
             raise AccessRefused(
-                f"message {message.number} cannot be sent again as its sender {message.user!r}: log in as a "
-                f"user that may write to {through} and has the tag impersonator (rabbitmqctl set_user_tags "
-                "USER impersonator)"
+                f"message {message.number} cannot be sent again as its sender {message.user!r}: log in as "
+                f"an operator, or as a user that may write to {through} and has the tag impersonator"
             ) from error
         except QueueFull as error:
             raise QueueFull(
@@ -181,45 +176,39 @@ def send_again(
 
 
 def remove(
-    broker: Broker, topology: Topology, chosen: Iterable[RejectedMessage]
+    broker: Broker, topology: Topology, chosen: Sequence[RejectedMessage]
 ) -> Iterator[RejectedMessage]:
     """Remove messages for good; yield each that is gone."""
-    left = list(chosen)
-    while left:
-        broker.settle(topology.rejected.name, [message.tag for message in left[:BATCH]])
-        yield from left[:BATCH]
-        del left[:BATCH]
+    for start in range(0, len(chosen), BATCH):
+        batch = chosen[start : start + BATCH]
+        broker.settle(topology.rejected.name, [message.tag for message in batch])
+        yield from batch
 
 
-def counted(messages: Collection[RejectedMessage]) -> str:
+def summary_of(messages: Collection[RejectedMessage]) -> str:
     """Count messages and bytes, by reason and by worker."""
     if not messages:
         return "no such message is in the queue"
-    size = decimal(sum(message.size_bytes for message in messages))
-    reasons = Counter(message.reason for message in messages).most_common()
-    workers = Counter(message.worker or "unknown" for message in messages).most_common()
-    by_reason = ", ".join(f"{many:,} {reason}" for reason, many in reasons)
-    by_worker = ", ".join(f"{worker} {many:,}" for worker, many in workers)
+    size = decimal(sum(each.size_bytes for each in messages))
+    reasons, workers = Counter(each.reason for each in messages), Counter(each.worker for each in messages)
+    by_reason = ", ".join(f"{many:,} {reason}" for reason, many in reasons.most_common())
+    by_worker = ", ".join(f"{worker or 'unknown'} {many:,}" for worker, many in workers.most_common())
     return f"{count(len(messages), 'message')}, {size}: {by_reason}; from {by_worker}"
 
 
 def printable(text: str) -> str:
     """Return text without control characters: anybody may have sent it to move a terminal's cursor."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
-    )
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text)
 
 
-def _range_of(part: str) -> range:
+def _numbers_in(part: str) -> range:
     """Return the numbers that 7 or 7-9 stands for; none for any other text."""
     found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part)
     return range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
 
 
-def _is_meant(part: str, message: RejectedMessage) -> bool:
-    if "/" in part:
-        return part == message.id
-    return part == "all" or message.number in _range_of(part)
+def _refers_to(part: str, message: RejectedMessage) -> bool:
+    return message.id == part if "/" in part else part == "all" or message.number in _numbers_in(part)
 
 
 def _death_time(headers: Mapping[str, object]) -> float | None:

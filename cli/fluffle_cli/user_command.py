@@ -1,5 +1,6 @@
 """`fluffle user add|change|remove|list`: one RabbitMQ user for each worker and each other part."""
 
+from inspect import cleandoc
 from pathlib import Path
 from typing import Literal
 
@@ -8,22 +9,22 @@ from pydantic import Field, field_validator, model_validator
 
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import print_table
+from fluffle.errors import ConfigError
 from fluffle.management import AMQP_SETTINGS, ManagementSettings
-from fluffle.rights import Scope
+from fluffle.rights import Scope, rights_of
 from fluffle.settings import PartName
-from fluffle_cli.rights_table import help_text
 from fluffle_cli.users import (
     USER_COLUMNS,
-    change_user,
+    can_reach,
     create_user,
     needs_user,
     new_password,
     password_in,
-    remove_user,
+    rights_by_role,
+    rights_in_words,
+    sole_membership,
     user_rows,
 )
-
-Role = Literal["worker", "evaluator", "aggregator", "monitor", "operator"]
 
 app = new_app(
     "Add, change, remove and list the RabbitMQ users of federations.\n\n"
@@ -54,7 +55,9 @@ class AddSettings(UserSettings):
         description="Name of the user; a worker or an evaluator uses the same name.",
         json_schema_extra={"argument": True},
     )
-    role: Role = Field(description="Role, which decides what the user may do.")
+    role: Literal["worker", "evaluator", "aggregator", "monitor", "operator"] = Field(
+        description="Role, which decides what the user may do."
+    )
     password_file: Path | None = Field(
         None,
         description="File for the new password (mode 600); without it the password is printed. If the file "
@@ -72,6 +75,17 @@ class AddSettings(UserSettings):
 
 
 def _add(settings: AddSettings) -> None:
+    """Add a user with the least rights that its role needs, and say how it logs in.
+
+    Example: `fluffle user add site-a --role worker --password-file site-a.password`. Then copy the file to
+    the site, and set FLUFFLE_BROKER_PASSWORD_FILE there.
+
+    A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for every
+    federation whose name begins with gym-, later ones too. It has the same role in all of them. If the user
+    exists with other rights, the command changes nothing and fails.
+
+    RabbitMQ grants rights by the names of exchanges and queues. F is the federation, NAME the user:
+    """
     user = f"{settings.name} ({settings.role} of {_federations(settings.federation)})"
     with settings.management() as management:
         if not needs_user(management, settings.federation, settings.name, settings.role):
@@ -91,74 +105,89 @@ def _add(settings: AddSettings) -> None:
 
 
 def _change(settings: UserSettings) -> None:
+    """Let a user work in other federations: the ones that you give replace the ones it has now.
+
+    Example: `fluffle user change site-a --federation 'digits,gym-*'`. The role, the password and open
+    connections stay.
+    """
+    name = settings.name
     with settings.management() as management:
-        before = change_user(management, settings.federation, settings.name)
+        found = management.account(name)
+        if found is None:
+            raise ConfigError(
+                f"there is no user {name!r}: create it with `fluffle user add {name} --role ROLE`"
+            )
+        before = sole_membership(found, management.vhost)
+        if before is None:
+            raise ConfigError(
+                f"the user {name!r} has rights of its own and no role ({rights_in_words(found)}): use "
+                "rabbitmqctl to change them, or choose another name"
+            )
+        if before.role == "operator":
+            raise ConfigError(f"{name!r} is an operator and may already do everything in every federation")
+        management.put_rights(name, rights_of(before.role, settings.federation, name))
     typer.echo(
-        f"The user {settings.name} is now a {before.role} of {_federations(settings.federation)}; before, it "
+        f"The user {name} is now a {before.role} of {_federations(settings.federation)}; before, it "
         f"belonged to {_federations(str(before.scope))}. RabbitMQ may apply the old rights to open channels "
         "for another minute."
     )
 
 
 def _remove(settings: UserSettings) -> None:
+    """Remove a user; RabbitMQ closes its connections at once.
+
+    Example: `fluffle user remove site-a`. To remove a user of several federations, give all of them with
+    --federation.
+    """
+    name, given = settings.name, Scope.parse(settings.federation)
     with settings.management() as management:
-        was_there = remove_user(management, settings.federation, settings.name)
-    if was_there:
-        typer.echo(f"Removed the user {settings.name}; RabbitMQ has closed its connections.")
-    else:
-        typer.echo(f"There is no user {settings.name}.")
+        found = management.account(name)
+        if found is None:
+            typer.echo(f"There is no user {name}.")
+            return
+        if name == management.user:
+            raise ConfigError(f"you are logged in as {name!r}: another operator must remove this user")
+        membership = sole_membership(found, management.vhost)
+        if membership and membership.role != "operator" and not given.includes(membership.scope):
+            role, scope = membership.role, membership.scope
+            raise ConfigError(
+                f"the user {name!r} is not of the federation {str(given)!r} alone: it is a {role} of "
+                f"{scope}. To remove it, add --federation '{scope}'; or change it (`fluffle user change`)"
+            )
+        is_reached = any(can_reach(found, each, management.vhost) for each in given.names)
+        if found.rights.keys() - {management.vhost} or not is_reached:
+            raise ConfigError(
+                f"the user {name!r} is not of the federation {str(given)!r} alone: {rights_in_words(found)}. "
+                "Correct --federation, or use rabbitmqctl"
+            )
+        management.delete_user(name)
+    typer.echo(f"Removed the user {name}; RabbitMQ has closed its connections.")
 
 
 def _list(settings: ManagementSettings) -> None:
+    """List every user that can reach the federation, with its role and its open connections.
+
+    Example: `fluffle user list --federation digits`.
+    """
     with settings.management() as management:
         print_table(USER_COLUMNS, user_rows(management, settings.federation))
+
+
+def _roles_in_words() -> str:
+    """Return a paragraph for each role."""
+    paragraphs = []
+    for role, names_by_kind in rights_by_role():
+        said = [f"{kind} {', '.join(names)}" for kind, names in names_by_kind.items() if names]
+        paragraphs.append(f"{role}: {'; '.join(said)}")
+    return "\n\n".join(paragraphs)
 
 
 def _federations(scope: str) -> str:
     return f"the federation{'s' if set('*,') & set(scope) else ''} {scope}"
 
 
-app.command("add")(
-    settings_command(
-        AddSettings,
-        _add,
-        about="Add a user with the least rights that its role needs, and say how it logs in.\n\n"
-        "Example: `fluffle user add site-a --role worker --password-file site-a.password`. Then copy the "
-        "file to the site, and set FLUFFLE_BROKER_PASSWORD_FILE there.\n\n"
-        "RabbitMQ grants rights by the names of exchanges and queues. F is the federation, NAME the user:\n\n"
-        f"{help_text()}\n\n"
-        "A user may work in several federations: `--federation 'digits,gym-*'` is for digits and for every "
-        "federation whose name begins with gym-, later ones too. It has the same role in all of them. If the "
-        "user exists with other rights, the command changes nothing and fails.",
-        without=AMQP_SETTINGS,
-    )
-)
-app.command("change")(
-    settings_command(
-        UserSettings,
-        _change,
-        about="Let a user work in other federations: the ones that you give replace the ones it has now.\n\n"
-        "Example: `fluffle user change site-a --federation 'digits,gym-*'`. The role, the password and open "
-        "connections stay.",
-        without=AMQP_SETTINGS,
-    )
-)
-app.command("remove")(
-    settings_command(
-        UserSettings,
-        _remove,
-        about="Remove a user; RabbitMQ closes its connections at once.\n\n"
-        "Example: `fluffle user remove site-a`. To remove a user of several federations, give all of them "
-        "with --federation.",
-        without=AMQP_SETTINGS,
-    )
-)
-app.command("list")(
-    settings_command(
-        ManagementSettings,
-        _list,
-        about="List every user that can reach the federation, with its role and its open connections.\n\n"
-        "Example: `fluffle user list --federation digits`.",
-        without=AMQP_SETTINGS,
-    )
-)
+add_help = f"{cleandoc(_add.__doc__ or '')}\n\n{_roles_in_words()}"
+app.command("add")(settings_command(AddSettings, _add, about=add_help, without=AMQP_SETTINGS))
+app.command("change")(settings_command(UserSettings, _change, without=AMQP_SETTINGS))
+app.command("remove")(settings_command(UserSettings, _remove, without=AMQP_SETTINGS))
+app.command("list")(settings_command(ManagementSettings, _list, without=AMQP_SETTINGS))

@@ -4,11 +4,13 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from fluffle.errors import ConfigError
 from fluffle.management import Account, Management
-from fluffle.rights import NOTHING, Membership, Rights, Scope, membership_of, password_hash, rights_of
+from fluffle.rights import NOTHING, ROLES, Membership, Rights, Scope, membership_of, password_hash, rights_of
 from fluffle.topology import topology_of
 
 SALT_BYTES = 4
@@ -25,18 +27,18 @@ def needs_user(management: Management, federations: str, name: str, role: str) -
     """
     found = management.account(name)
     # A user without any rights was left behind by an interrupted run.
-    if found is None or not (found.patterns or found.tags - rights_of(role, federations, name).tags):
+    if found is None or not (found.rights or found.tags - rights_of(role, federations, name).tags):
         return True
-    has = _sole_membership(found, management.vhost)
-    if has is None or has.role != role:
+    membership = sole_membership(found, management.vhost)
+    if membership is None or membership.role != role:
         raise ConfigError(
-            f"the user {name!r} exists already with other rights ({_described(found)}), which were not "
+            f"the user {name!r} exists already with other rights ({rights_in_words(found)}), which were not "
             "changed: a user has one role. Choose another name, or remove that user first"
         )
-    if not has.scope.includes(Scope.parse(federations)):
+    if not membership.scope.includes(Scope.parse(federations)):
         raise ConfigError(
-            f"the user {name!r} is a {role} of {has.scope}, not of {federations}: to let it work there "
-            f"too, run `fluffle user change {name} --federation '{has.scope},{federations}'`"
+            f"the user {name!r} is a {role} of {membership.scope}, not of {federations}: to let it work "
+            f"there too, run `fluffle user change {name} --federation '{membership.scope},{federations}'`"
         )
     return False
 
@@ -46,68 +48,38 @@ def create_user(management: Management, federations: str, name: str, role: str, 
     management.put_user(name, rights_of(role, federations, name), hash_of(password))
 
 
-def change_user(management: Management, federations: str, name: str) -> Membership:
-    """Give a user its role in other federations, and return its membership of before; its password stays.
-
-    Raises ConfigError when there is no such user, and for a user without a role and for an operator.
-    """
-    found = management.account(name)
-    if found is None:
-        raise ConfigError(f"there is no user {name!r}: create it with `fluffle user add {name} --role ROLE`")
-    before = _sole_membership(found, management.vhost)
-    if before is None:
-        raise ConfigError(
-            f"the user {name!r} has rights of its own and no role ({_described(found)}), so Fluffle does not "
-            "change them: use rabbitmqctl, or choose another name"
-        )
-    if before.role == "operator":
-        raise ConfigError(f"{name!r} is an operator and may already do everything in every federation")
-    management.put_rights(name, rights_of(before.role, federations, name))
-    return before
-
-
-def remove_user(management: Management, federations: str, name: str) -> bool:
-    """Remove a user of federations, whose connections RabbitMQ closes; False if there is no such user.
-
-    Raises ConfigError for a user of other federations too, and for the user that is logged in here.
-    """
-    found = management.account(name)
-    if found is None:
-        return False
-    if name == management.user:
-        raise ConfigError(f"you are logged in as {name!r}: another operator must remove this user")
-    given, has = Scope.parse(federations), _sole_membership(found, management.vhost)
-    if has is not None and has.role != "operator" and not given.includes(has.scope):
-        raise ConfigError(
-            f"the user {name!r} is not of the federation {federations!r} alone: it is a {has.role} of "
-            f"{has.scope}. To remove it, add --federation '{has.scope}'; to keep it in some of them, use "
-            f"`fluffle user change {name} --federation ...`"
-        )
-    is_reached = any(_reaches(found, each, management.vhost) for each in given.names)
-    if found.patterns.keys() - {management.vhost} or not is_reached:
-        raise ConfigError(
-            f"the user {name!r} is not of the federation {federations!r} alone ({_described(found)}), so it "
-            "was not removed: correct --federation, or use rabbitmqctl"
-        )
-    management.delete_user(name)
-    return True
-
-
 def user_rows(management: Management, federation: str) -> list[tuple[str, str, str, str]]:
     """Return USER_COLUMNS for each user that can reach a federation, whoever created it; sorted by name."""
     rows = []
     for account in sorted(management.accounts(), key=lambda each: each.name):
-        if not _reaches(account, federation, management.vhost):
-            continue
-        rights = account.rights_on(management.vhost) or Rights(tags=account.tags)
-        membership = membership_of(rights, account.name)
-        if membership is None:
-            role, scope = f"none: {_patterns(*rights.patterns.values())}", ""
-        else:
-            role = membership.role
-            scope = "all" if role == "operator" else str(membership.scope)
-        rows.append((account.name, role, scope, str(management.connections_of(account.name))))
+        if can_reach(account, federation, management.vhost):
+            rights = account.rights.get(management.vhost, Rights(tags=account.tags))
+            membership = membership_of(rights, account.name)
+            role = membership.role if membership else f"none: {_shown(rights)}"
+            scope = "" if membership is None else "all" if role == "operator" else str(membership.scope)
+            rows.append((account.name, role, scope, str(management.connections_of(account.name))))
     return rows
+
+
+def rights_by_role() -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """Yield each role with the names that it may configure, write and read, for people, and with its tags.
+
+    F stands for the federation, and NAME for the user's own name, which a worker or an evaluator works under.
+    """
+    own, other = topology_of("f"), topology_of("other").updates.name
+    its_own = {own.worker_lock("NAME"), own.worker_bell("NAME"), f"{own.events.name}.ANYTHING"}
+    names = sorted(own.names | its_own)
+
+    def names_in(pattern: str) -> list[str]:
+        if re.search(pattern, other):
+            return ["everything"]
+        found = [name for name in names if re.search(pattern, name)]
+        return ["F.*"] if found == names else [name.replace("f.", "F.", 1) for name in found]
+
+    for role in ROLES:
+        rights = rights_of(role, own.federation, "NAME")
+        names_by_kind = {kind: names_in(pattern) for kind, pattern in rights.patterns.items()}
+        yield role, names_by_kind | {"tags": sorted(rights.tags)}
 
 
 def hash_of(password: str | None) -> str:
@@ -122,24 +94,18 @@ def new_password() -> str:
 
 def password_in(path: Path) -> str:
     """Return the password in a file that only its owner can read; a missing file gets a new password."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read_private(path)
-    except OSError as error:
-        raise ConfigError(f"cannot create the password file {path}: {error.strerror}") from error
-    password = new_password()
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{password}\n")
-    return password
 
+    def open_private(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
 
-def _read_private(path: Path) -> str:
     try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError), open(path, "x", encoding="utf-8", opener=open_private) as file:
+            file.write(f"{new_password()}\n")
         mode = stat.S_IMODE(path.stat().st_mode)
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the password file {path}: {error}") from error
+        raise ConfigError(f"cannot create or read the password file {path}: {error}") from error
     if mode & 0o077:
         raise ConfigError(
             f"the password file {path} can be read by others (mode {mode:o}): run `chmod 600 {path}`"
@@ -149,27 +115,29 @@ def _read_private(path: Path) -> str:
     return password
 
 
-def _reaches(account: Account, federation: str, vhost: str) -> bool:
+def sole_membership(account: Account, vhost: str) -> Membership | None:
+    """Return a user's role on this virtual host, if it has rights on no other one."""
+    return membership_of(account.rights[vhost], account.name) if account.rights.keys() == {vhost} else None
+
+
+def can_reach(account: Account, federation: str, vhost: str) -> bool:
     """Tell whether a user has any right in a federation, or could give itself one."""
     if "administrator" in account.tags:
         return True
-    rights = account.rights_on(vhost)
+    rights = account.rights.get(vhost)
     if rights is None:
         return False
-    membership = membership_of(rights, account.name)
-    if membership is not None:
+    if membership := membership_of(rights, account.name):
         return federation in membership.scope
-    topology = topology_of(federation)
-    names = [each.name for each in topology.exchanges] + [each.name for each in topology.queues]
+    names = topology_of(federation).names
     return any(_matches(pattern, name) for pattern in rights.patterns.values() for name in names)
 
 
-def _sole_membership(account: Account, vhost: str) -> Membership | None:
-    """Return a user's role on this virtual host, if it has rights on no other one."""
-    rights = account.rights_on(vhost)
-    if rights is None or account.patterns.keys() != {vhost}:
-        return None
-    return membership_of(rights, account.name)
+def rights_in_words(account: Account) -> str:
+    """Return the tags and rights of a user, for an error."""
+    tags = [f"tags {', '.join(sorted(account.tags))}"] if account.tags else []
+    rights = [f"on virtual host {vhost}: {_shown(rights)}" for vhost, rights in account.rights.items()]
+    return "; ".join([*tags, *rights]) or "none"
 
 
 def _matches(pattern: str, name: str) -> bool:
@@ -179,11 +147,5 @@ def _matches(pattern: str, name: str) -> bool:
         return True  # RabbitMQ knows more kinds of patterns: better one user too many than one too few
 
 
-def _described(account: Account) -> str:
-    tags = [f"tags {', '.join(sorted(account.tags))}"] if account.tags else []
-    rights = [f"on virtual host {vhost}: {_patterns(*each)}" for vhost, each in account.patterns.items()]
-    return "; ".join([*tags, *rights]) or "none"
-
-
-def _patterns(configure: str, write: str, read: str) -> str:
-    return f"configure {configure}, write {write}, read {read}"
+def _shown(rights: Rights) -> str:
+    return ", ".join(f"{what} {pattern}" for what, pattern in rights.patterns.items())

@@ -37,10 +37,10 @@ def count(number_of: int, one: str, more: str = "") -> str:
     return f"{number_of:,} {one if number_of == 1 else more or one + 's'}"
 
 
-def in_a_row(names: Sequence[str]) -> str:
+def in_a_row(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """Name the first few, and say how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def sparkline(values: Sequence[float]) -> str:

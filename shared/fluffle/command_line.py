@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import field, make_dataclass
 from difflib import get_close_matches
 from functools import partial, wraps
+from inspect import cleandoc
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -73,12 +74,12 @@ def run_program(name: str, command: Callable[..., None], arguments: Sequence[str
 
 
 def settings_command(
-    settings_class: type[S], run: Callable[[S], None], *, about: str, without: Collection[str] = ()
+    settings_class: type[S], run: Callable[[S], None], *, about: str = "", without: Collection[str] = ()
 ) -> Callable[..., None]:
     """Return a typer command with one flag per setting: it loads the settings, sets up logs and calls `run`.
 
-    `about` is what --help says first. Settings that mean nothing to the command are named in `without`, and
-    get no flag.
+    --help begins with `about`, or else with the docstring of `run`. Settings that mean nothing to the command
+    are named in `without`, and get no flag.
     """
     part = settings_class.part or "fluffle"
     fields = {name: field for name, field in settings_class.model_fields.items() if name not in without}
@@ -87,7 +88,10 @@ def settings_command(
     order = sorted(fields, key=lambda name: (panels[name] == "Shared", panels[name] != ""))
     parameters = [_parameter(name, fields[name], panels[name] or part.capitalize()) for name in order]
     # typer reads the flags from the signature of a function, which a dataclass gets from its fields.
-    named = {"__doc__": about, "settings_class": settings_class}
+    paragraphs = cleandoc(about or run.__doc__ or "").split("\n\n")
+    # One line per paragraph, because typer does not join the lines of a later paragraph.
+    help_text = "\n\n".join(each.replace("\n", " ") for each in paragraphs)
+    named = {"__doc__": help_text, "settings_class": settings_class}
     flags = make_dataclass("command", parameters, namespace=named, kw_only=True, repr=False, eq=False)
 
     @wraps(flags, updated=())

@@ -1,7 +1,7 @@
 """RabbitMQ's management interface: the only module that knows httpx."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeVar
 from urllib.parse import quote
@@ -35,16 +35,9 @@ INCLUDED_IN = {
     MONITORING: {MONITORING, ADMINISTRATOR},
     MANAGEMENT: {MANAGEMENT, "policymaker", MONITORING, ADMINISTRATOR},
 }
-MISSING_TAG = {
-    ADMINISTRATOR: "is no administrator of RabbitMQ: put an operator's login into FLUFFLE_BROKER_URL",
-    MONITORING: "does not have the tag monitoring in RabbitMQ: use the login of a monitor or an operator",
-    MANAGEMENT: "may not use RabbitMQ's management interface: it needs the tag management "
-    "(rabbitmqctl set_user_tags {user} management)",
-}
 # Settings that have no meaning for a command that uses the management interface only.
 AMQP_SETTINGS = ("heartbeat_s", "connect_timeout_s", "login_patience")
 
-Kind = Literal["exchanges", "queues"]
 T = TypeVar("T")
 
 
@@ -71,15 +64,11 @@ class QueueRow:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A RabbitMQ user: its tags, and its patterns (configure, write, read) by virtual host."""
+    """A RabbitMQ user: its tags, and its rights by virtual host; it may not connect to any other one."""
 
     name: str
     tags: frozenset[str]
-    patterns: Mapping[str, tuple[str, str, str]]
-
-    def rights_on(self, vhost: str) -> Rights | None:
-        """Return its rights on a virtual host; None if it may not connect there."""
-        return Rights(*self.patterns[vhost], self.tags) if vhost in self.patterns else None
+    rights: dict[str, Rights]
 
 
 class Management:
@@ -111,11 +100,11 @@ class Management:
             # No proxy from the environment: it would see the login.
             trust_env=False,
         )
-        try:
-            self._require_tag()
-        except BaseException:
-            self._client.close()
-            raise
+        with ExitStack() as closing:
+            closing.callback(self._client.close)
+            if not INCLUDED_IN[tag] & set(self._get("whoami", dict).get("tags", ())):
+                raise self._missing_tag()
+            closing.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -127,26 +116,21 @@ class Management:
         """Return the policies and operator policies of the virtual host."""
         return tuple(
             BrokerPolicy(
-                name=row["name"],
-                pattern=row["pattern"],
-                definition=row["definition"],
-                applies_to=row["apply-to"],
-                priority=row["priority"],
-                is_operator=kind == "operator-policies",
+                row["name"], row["pattern"], row["definition"], row["apply-to"], row["priority"], is_operator
             )
-            for kind in ("policies", "operator-policies")
-            for row in self._get(f"{kind}/{_quoted(self.vhost)}", list)
+            for kind, is_operator in (("policies", False), ("operator-policies", True))
+            for row in self._get(_path(kind, self.vhost), list)
         )
 
     def accounts(self) -> list[Account]:
         """Return every user of the broker."""
-        patterns: dict[str, dict[str, tuple[str, str, str]]] = {}
+        users = [Account(row["name"], frozenset(row["tags"]), {}) for row in self._get("users", list)]
+        by_name = {user.name: user for user in users}
         for row in self._get("permissions", list):
-            patterns.setdefault(row["user"], {})[row["vhost"]] = row["configure"], row["write"], row["read"]
-        return [
-            Account(row["name"], frozenset(row["tags"]), patterns.get(row["name"], {}))
-            for row in self._get("users", list)
-        ]
+            if user := by_name.get(row["user"]):
+                patterns = (row["configure"], row["write"], row["read"])
+                user.rights[row["vhost"]] = Rights(*patterns, user.tags)
+        return users
 
     def account(self, name: str) -> Account | None:
         """Return one user; None if there is no user of this name."""
@@ -154,47 +138,42 @@ class Management:
 
     def put_user(self, name: str, rights: Rights, hashed: str) -> None:
         """Create a user and grant it rights on the virtual host."""
-        self._send(
-            "PUT", f"users/{_quoted(name)}", f"the user {name!r}", user_definition(name, rights, hashed)
-        )
+        self._send("PUT", _path("users", name), f"the user {name!r}", user_definition(name, rights, hashed))
         # Last, because a user that has rights counts as complete.
         self.put_rights(name, rights)
 
     def put_rights(self, name: str, rights: Rights) -> None:
         """Grant a user rights on the virtual host; its tags and its password stay."""
-        path = f"permissions/{_quoted(self.vhost)}/{_quoted(name)}"
-        self._send("PUT", path, f"rights for {name!r} on the virtual host {self.vhost!r}", rights.patterns)
+        what = f"rights for {name!r} on the virtual host {self.vhost!r}"
+        self._send("PUT", _path("permissions", self.vhost, name), what, rights.patterns)
 
     def delete_user(self, name: str) -> None:
         """Remove a user; RabbitMQ closes its connections."""
-        self._send("DELETE", f"users/{_quoted(name)}", f"the user {name!r}")
+        self._send("DELETE", _path("users", name), f"the user {name!r}")
 
     def connections_of(self, name: str) -> int:
         """Count a user's open connections."""
-        return len(self._get(f"connections/username/{_quoted(name)}", list))
+        return len(self._get(_path("connections", "username", name), list))
 
     def connection_names(self) -> list[str]:
         """Return the names that clients gave the open connections of the virtual host; "" for no name."""
-        path = f"vhosts/{_quoted(self.vhost)}/connections?columns=user_provided_name"
+        path = f"{_path('vhosts', self.vhost, 'connections')}?columns=user_provided_name"
         return [row.get("user_provided_name", "") for row in self._get(path, list)]
 
     def queues(self) -> list[QueueRow]:
         """Return every queue of the virtual host; the counts are some seconds old."""
-        path = f"queues/{_quoted(self.vhost)}?columns=name,messages,message_bytes"
-        return [
-            QueueRow(row["name"], row.get("messages", 0), row.get("message_bytes"))
-            for row in self._get(path, list)
-        ]
+        rows = self._get(f"{_path('queues', self.vhost)}?columns=name,messages,message_bytes", list)
+        return [QueueRow(row["name"], row.get("messages", 0), row.get("message_bytes")) for row in rows]
 
     def exchanges(self) -> list[str]:
         """Return the name of every exchange of the virtual host."""
-        return [row["name"] for row in self._get(f"exchanges/{_quoted(self.vhost)}?columns=name", list)]
+        return [row["name"] for row in self._get(f"{_path('exchanges', self.vhost)}?columns=name", list)]
 
     def consumers_of(self, queue: str) -> dict[str, bool]:
         """Return by tag whether each consumer of a queue is active; some seconds old."""
-        consumers = self._get(self._path("queues", queue), dict).get("consumer_details")
+        consumers = self._get(_path("queues", self.vhost, queue), dict).get("consumer_details")
         if not isinstance(consumers, list):
-            raise self._not_rabbitmq()
+            raise self._no_answer("something else answers")
         return {str(each["consumer_tag"]): each.get("active") is True for each in consumers}
 
     def put(self, kind: str, definition: Mapping[str, object]) -> None:
@@ -204,40 +183,29 @@ class Management:
         """
         if kind == "bindings":
             source, target = str(definition["source"]), str(definition["destination"])
-            target_kind = str(definition["destination_type"])[0]
-            path = f"bindings/{_quoted(self.vhost)}/e/{_quoted(source)}/{target_kind}/{_quoted(target)}"
+            path = _path(kind, self.vhost, "e", source, str(definition["destination_type"])[0], target)
             body = {"routing_key": definition["routing_key"], "arguments": {}}
             self._send("POST", path, f"the binding of {target} to {source}", body)
         else:
             name = str(definition["name"])
-            self._send("PUT", self._path(kind, name), f"{kind.removesuffix('s')} {name}", definition)
+            self._send("PUT", _path(kind, self.vhost, name), f"{kind.removesuffix('s')} {name}", definition)
 
-    def delete(self, kind: Kind, name: str) -> bool:
+    def delete(self, kind: Literal["exchanges", "queues"], name: str) -> bool:
         """Delete an exchange with its bindings, or a queue with its messages; False if it does not exist."""
         try:
-            self._send("DELETE", self._path(kind, name), f"{kind.removesuffix('s')} {name}")
+            self._send("DELETE", _path(kind, self.vhost, name), f"{kind.removesuffix('s')} {name}")
         except TopologyMissing:
             return False
         return True
-
-    def _require_tag(self) -> None:
-        account = self._get("whoami", dict)
-        if "tags" not in account:
-            raise self._not_rabbitmq()
-        if not INCLUDED_IN[self._tag] & set(account["tags"]):
-            raise self._missing_tag()
-
-    def _path(self, kind: str, name: str) -> str:
-        return f"{kind}/{_quoted(self.vhost)}/{_quoted(name)}"
 
     def _get(self, path: str, kind: type[T]) -> T:
         """Return the JSON that RabbitMQ answers, which must be of this type."""
         try:
             found = self._send("GET", path, path).json()
-        except ValueError as error:
-            raise self._not_rabbitmq() from error
+        except ValueError:
+            found = None
         if not isinstance(found, kind):
-            raise self._not_rabbitmq()
+            raise self._no_answer("something else answers")
         return found
 
     def _send(
@@ -254,7 +222,7 @@ class Management:
         if response.is_success:
             return response
         if response.status_code == NOT_FOUND and path == "whoami":
-            raise self._not_rabbitmq()
+            raise self._no_answer("something else answers")
         raise self._refusal(response.status_code, _reason(response), what)
 
     def _refusal(self, code: int, reason: str, what: str) -> BrokerError:
@@ -288,11 +256,11 @@ class Management:
             "(rabbitmq-plugins enable rabbitmq_management), or set FLUFFLE_MANAGEMENT_URL to its address"
         )
 
-    def _not_rabbitmq(self) -> ConnectionLost:
-        return self._no_answer("something else answers")
-
     def _missing_tag(self) -> AccessRefused:
-        return AccessRefused(f"the user {self.user!r} {MISSING_TAG[self._tag].format(user=self.user)}")
+        return AccessRefused(
+            f"the user {self.user!r} needs the tag {self._tag} (rabbitmqctl set_user_tags {self.user} "
+            f"{self._tag}); or put the login of an operator, who has it, into FLUFFLE_BROKER_URL"
+        )
 
 
 def policies_at(address: BrokerAddress, url: str | None) -> tuple[BrokerPolicy, ...]:
@@ -318,8 +286,8 @@ def _policies_at(address: BrokerAddress, url: str) -> tuple[BrokerPolicy, ...]:
         return management.policies()
 
 
-def _quoted(name: str) -> str:
-    return quote(name, safe="")
+def _path(*parts: str) -> str:
+    return "/".join(quote(part, safe="") for part in parts)
 
 
 def _reason(response: httpx.Response) -> str:

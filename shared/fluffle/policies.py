@@ -15,10 +15,7 @@ from shlex import quote
 from fluffle.topology import Queue, Topology
 
 # The values of apply-to that include a queue, by its type. RabbitMQ before 3.12 knows the first two only.
-APPLIES_TO = {
-    "quorum": ("all", "queues", "quorum_queues"),
-    "stream": ("all", "queues", "streams"),
-}
+APPLIES_TO = {"quorum": ("all", "queues", "quorum_queues"), "stream": ("all", "queues", "streams")}
 # A policy with one of these keys does not act on a queue of that type at all, not even with its other keys.
 ON_NO_QUEUE = frozenset(
     {"queue-mode", "queue-master-locator"}
@@ -51,6 +48,11 @@ class BrokerPolicy:
     def kind(self) -> str:
         """RabbitMQ's word for it."""
         return "operator policy" if self.is_operator else "policy"
+
+    @property
+    def noun(self) -> str:
+        """The same as rabbitmqctl writes it."""
+        return self.kind.replace(" ", "_")
 
     def matches(self, queue: Queue) -> bool | None:
         """Tell whether it matches a queue; None if Python cannot read its pattern as RabbitMQ does."""
@@ -87,15 +89,11 @@ def narrow_command(policy: BrokerPolicy, topology: Topology, virtual_host: str) 
         others += f".*(?:{policy.pattern})"
     definition = json.dumps(dict(policy.definition))
     return (
-        f"rabbitmqctl set_{_noun(policy)} -p {quote(virtual_host)} {quote(policy.name)} {quote(others)} "
+        f"rabbitmqctl set_{policy.noun} -p {quote(virtual_host)} {quote(policy.name)} {quote(others)} "
         f"{quote(definition)} --priority {policy.priority} --apply-to {policy.applies_to}"
     )
 
 
 def clear_command(policy: BrokerPolicy, virtual_host: str) -> str:
     """Return the command that deletes a policy."""
-    return f"rabbitmqctl clear_{_noun(policy)} -p {quote(virtual_host)} {quote(policy.name)}"
-
-
-def _noun(policy: BrokerPolicy) -> str:
-    return "operator_policy" if policy.is_operator else "policy"
+    return f"rabbitmqctl clear_{policy.noun} -p {quote(virtual_host)} {quote(policy.name)}"

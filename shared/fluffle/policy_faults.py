@@ -6,8 +6,8 @@ table, and tests/contract/test_policy_facts.py compares it with real nodes.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from fluffle.errors import RequestRefused
@@ -58,9 +58,8 @@ class PolicyFault:
 
     def as_json(self) -> dict[str, object]:
         """Return plain types under stable keys: the names of the fields, the policy's among them."""
-        names = ("queue", "key", "value", "effect", "remedy", "is_fatal", "is_certain")
         policy = {"policy": self.policy.name, "kind": self.policy.kind, "pattern": self.policy.pattern}
-        return policy | {name: getattr(self, name) for name in names}
+        return asdict(self) | policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +84,13 @@ UNKNOWN_SIZES = Sizes()
 IsHarmless = Callable[[object, Sizes], bool]
 
 
-def _at_least(least: int) -> IsHarmless:
-    # A negative value means no limit, and the queue's own argument stays in force.
-    return lambda value, _: isinstance(value, int) and not 0 <= value < least
-
-
-def _at_least_needed(needs: Callable[[Sizes], int]) -> IsHarmless:
-    return lambda value, sizes: isinstance(value, int) and value >= max(1, needs(sizes))
-
-
 def _is(wanted: str) -> IsHarmless:
     return lambda value, _: value == wanted
+
+
+def _at_least(least: int = 1, needs: Callable[[Sizes], int] = lambda _: 0) -> IsHarmless:
+    # A negative value means no limit, and the queue's own argument stays in force.
+    return lambda value, sizes: isinstance(value, int) and not 0 <= value < max(least, needs(sizes))
 
 
 def _is_long_age(value: object, _: Sizes) -> bool:
@@ -107,77 +102,69 @@ def _is_long_age(value: object, _: Sizes) -> bool:
 class _Rule(NamedTuple):
     """What a key does to a queue, unless its value is harmless."""
 
-    effect: str
     is_fatal: bool
+    effect: str
     is_harmless: IsHarmless = lambda _value, _sizes: False
 
 
-_DELETED_UNUSED = "RabbitMQ deletes the queue and all its messages when nobody consumes it for {value} ms"
+_FATAL, _WEAKER = True, False
+_UNUSED = _Rule(_FATAL, "RabbitMQ deletes the queue and its messages when nobody consumes it for {value} ms")
 _DROPS_OLDEST = "RabbitMQ drops the oldest refused messages beyond that"
 _DELETES_NEWEST = "RabbitMQ may delete the newest version, and workers that start then find none"
 _DELETES_RECORDS = "RabbitMQ deletes old records, and `fluffle trace`, reports and the live page know less"
-_LOST = "updates that wait for {value} ms are lost, because they expire in {rejected} too"
-
-_UPDATES: Mapping[str, _Rule] = {
-    "message-ttl": _Rule("an update that waits for {value} ms is moved to {rejected}", False),
-    "expires": _Rule(_DELETED_UNUSED, True),
-    "overflow": _Rule(
-        "a full queue drops its oldest updates, where it should refuse new ones", True, _is("reject-publish")
-    ),
-    "delivery-limit": _Rule(
-        "an update that was delivered more often is moved to {rejected}, and each takeover is a delivery",
-        False,
-        _at_least(UPDATES_DELIVERY_LIMIT),
-    ),
-    "consumer-timeout": _Rule(
-        "RabbitMQ closes the channel of an aggregator that holds updates for {value} ms, and it must hold "
-        "them until they are committed (--buffer-timeout)",
-        False,
-        _at_least(LONGEST_HELD_MS),
-    ),
-}
-_HEAD: Mapping[str, _Rule] = {
-    "message-ttl": _Rule(
-        "the newest version, from which every aggregator starts, is gone after {value} ms", True
-    ),
-    "expires": _Rule(_DELETED_UNUSED, True),
-    "max-length": _Rule(
-        f"it has no room for the {HEAD_LENGTH} messages of a commit", True, _at_least(HEAD_LENGTH)
-    ),
-    "max-length-bytes": _Rule(
-        "it has no room for two versions of the model, and RabbitMQ drops the newest one",
-        True,
-        _at_least_needed(lambda sizes: sizes.head_needs),
-    ),
-    "overflow": _Rule("a leader can publish no more versions once it is full", True, _is("drop-head")),
-    "delivery-limit": _Rule(
-        "RabbitMQ drops the newest version after {value} reads, and each takeover reads it",
-        True,
-        _at_least(MOST_READS),
-    ),
-}
-_REJECTED: Mapping[str, _Rule] = {
-    "message-ttl": _Rule("a refused message is gone after {value} ms", False),
-    "expires": _Rule(_DELETED_UNUSED, True),
-    "max-length": _Rule(_DROPS_OLDEST, False),
-    "max-length-bytes": _Rule(_DROPS_OLDEST, False, _at_least(REJECTED_MAX_BYTES)),
-    "overflow": _Rule(
-        "once it is full, an aggregator cannot refuse messages, and waits", False, _is("drop-head")
-    ),
-    "delivery-limit": _Rule(
-        "RabbitMQ drops a refused message after {value} runs of `fluffle rejected`",
-        False,
-        _at_least(MOST_READS),
-    ),
-}
-_MODELS: Mapping[str, _Rule] = {
-    "max-age": _Rule(_DELETES_NEWEST, True, _is_long_age),
-    "max-length-bytes": _Rule(_DELETES_NEWEST, True, _at_least_needed(lambda sizes: sizes.stream_needs)),
-}
-
-_RECORDS: Mapping[str, _Rule] = {
-    "max-age": _Rule(_DELETES_RECORDS, False, _is_long_age),
-    "max-length-bytes": _Rule(_DELETES_RECORDS, False, _at_least(RECORDS_MAX_BYTES)),
+# An update that expires is lost only if it expires in F.rejected too.
+_TTL = _Rule(_WEAKER, "an update that waits for {value} ms is moved to {rejected}")
+_TTL_TWICE = _Rule(_FATAL, "updates that wait for {value} ms are lost, because they expire in {rejected} too")
+# By the queue's name in the federation, and then by the policy's key.
+_RULES: Mapping[str, Mapping[str, _Rule]] = {
+    "updates": {
+        "message-ttl": _TTL,
+        "expires": _UNUSED,
+        "overflow": _Rule(_FATAL, "a full queue drops its oldest updates", _is("reject-publish")),
+        "delivery-limit": _Rule(
+            _WEAKER, "an update goes to {rejected} after {value} takeovers", _at_least(UPDATES_DELIVERY_LIMIT)
+        ),
+        "consumer-timeout": _Rule(
+            _WEAKER,
+            "RabbitMQ closes the channel of an aggregator that holds updates for {value} ms, and it holds "
+            "them until they are committed (--buffer-timeout)",
+            _at_least(LONGEST_HELD_MS),
+        ),
+    },
+    "head": {
+        "message-ttl": _Rule(_FATAL, "the newest version, where leaders start, is gone after {value} ms"),
+        "expires": _UNUSED,
+        "max-length": _Rule(_FATAL, "it has no room for all messages of a commit", _at_least(HEAD_LENGTH)),
+        "max-length-bytes": _Rule(
+            _FATAL,
+            "it has no room for two versions of the model, and RabbitMQ drops the newest one",
+            _at_least(needs=lambda sizes: sizes.head_needs),
+        ),
+        "overflow": _Rule(_FATAL, "a leader can publish no more versions once it is full", _is("drop-head")),
+        "delivery-limit": _Rule(
+            _FATAL, "RabbitMQ drops the newest version after {value} takeovers", _at_least(MOST_READS)
+        ),
+    },
+    "rejected": {
+        "message-ttl": _Rule(_WEAKER, "a refused message is gone after {value} ms"),
+        "expires": _UNUSED,
+        "max-length": _Rule(_WEAKER, _DROPS_OLDEST),
+        "max-length-bytes": _Rule(_WEAKER, _DROPS_OLDEST, _at_least(REJECTED_MAX_BYTES)),
+        "overflow": _Rule(
+            _WEAKER, "once it is full, an aggregator cannot refuse messages, and waits", _is("drop-head")
+        ),
+        "delivery-limit": _Rule(
+            _WEAKER, "a message is gone after {value} runs of `fluffle rejected`", _at_least(MOST_READS)
+        ),
+    },
+    "models": {
+        "max-age": _Rule(_FATAL, _DELETES_NEWEST, _is_long_age),
+        "max-length-bytes": _Rule(_FATAL, _DELETES_NEWEST, _at_least(needs=lambda sizes: sizes.stream_needs)),
+    },
+    "records": {
+        "max-age": _Rule(_WEAKER, _DELETES_RECORDS, _is_long_age),
+        "max-length-bytes": _Rule(_WEAKER, _DELETES_RECORDS, _at_least(RECORDS_MAX_BYTES)),
+    },
 }
 
 
@@ -185,37 +172,28 @@ def faults_of(
     policies: Iterable[BrokerPolicy], topology: Topology, *, virtual_host: str, sizes: Sizes = UNKNOWN_SIZES
 ) -> tuple[PolicyFault, ...]:
     """Return what a virtual host's policies would break in a federation, the fatal faults first."""
-    known = tuple(policies)
-    found = [
-        (queue, policy, key, rule, is_certain)
-        for queue, rules in (
-            (topology.updates, _UPDATES),
-            (topology.head, _HEAD),
-            (topology.rejected, _REJECTED),
-            (topology.models, _MODELS),
-            (topology.records, _RECORDS),
-        )
-        for policy, key, rule, is_certain in _broken(acting_on(known, queue), rules, sizes)
-    ]
-    expiring = {queue.name for queue, _, key, *_ in found if key == "message-ttl"}
-    are_lost = expiring >= {topology.updates.name, topology.rejected.name}
+    known, found = tuple(policies), []
+    queues = {queue.name.removeprefix(f"{topology.federation}."): queue for queue in topology.queues}
+    for name, rules in _RULES.items():
+        acting = acting_on(known, queues[name])
+        for policy, is_certain in acting:
+            # RabbitMQ takes the lower of two limits, so each is checked, but the operator's of two words.
+            stronger = [each.definition for each, _ in acting if each.is_operator and not policy.is_operator]
+            for key, value in policy.definition.items():
+                rule, is_beaten = rules.get(key), any(isinstance(each.get(key), str) for each in stronger)
+                if rule and not is_beaten and not rule.is_harmless(value, sizes):
+                    found.append((queues[name].name, policy, key, rule, is_certain))
+    expire = {queue for queue, _, key, *_ in found if key == "message-ttl"}
     faults = []
-    for queue, policy, key, rule, is_certain in found:
-        is_lost = are_lost and queue is topology.updates and key == "message-ttl"
-        effect = _LOST if is_lost else rule.effect
-        faults.append(
-            PolicyFault(
-                queue=queue.name,
-                policy=policy,
-                key=key,
-                value=policy.definition[key],
-                effect=effect.format(value=policy.definition[key], rejected=topology.rejected.name),
-                remedy=f"Exclude the federation: {narrow_command(policy, topology, virtual_host)} - or "
-                f"delete the policy: {clear_command(policy, virtual_host)}",
-                is_fatal=is_lost or rule.is_fatal,
-                is_certain=is_certain,
-            )
+    for queue, policy, key, each, is_certain in found:
+        rule = _TTL_TWICE if each is _TTL and topology.rejected.name in expire else each
+        value = policy.definition[key]
+        effect = rule.effect.format(value=value, rejected=topology.rejected.name)
+        remedy = (
+            f"Exclude the federation: {narrow_command(policy, topology, virtual_host)} - or delete the "
+            f"policy: {clear_command(policy, virtual_host)}"
         )
+        faults.append(PolicyFault(queue, policy, key, value, effect, remedy, rule.is_fatal, is_certain))
     return tuple(sorted(faults, key=lambda fault: not (fault.is_fatal and fault.is_certain)))
 
 
@@ -225,16 +203,3 @@ def require_none_fatal(faults: Sequence[PolicyFault]) -> None:
     if fatal:
         more = f" ({len(fatal) - 1} more of this kind: `fluffle status` lists them.)" if fatal[1:] else ""
         raise RequestRefused(fatal[0] + more)
-
-
-def _broken(
-    acting: tuple[tuple[BrokerPolicy, bool], ...], rules: Mapping[str, _Rule], sizes: Sizes
-) -> Iterator[tuple[BrokerPolicy, str, _Rule, bool]]:
-    for key, rule in rules.items():
-        having = [(policy, sure) for policy, sure in acting if key in policy.definition]
-        # RabbitMQ takes the lower of two limits: each is checked alone. Of two words it takes the operator's.
-        if any(policy.is_operator and isinstance(policy.definition[key], str) for policy, _ in having):
-            having = [(policy, sure) for policy, sure in having if policy.is_operator]
-        for policy, is_certain in having:
-            if not rule.is_harmless(policy.definition[key], sizes):
-                yield policy, key, rule, is_certain

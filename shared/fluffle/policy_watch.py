@@ -8,6 +8,7 @@ logs that once, and works without them; the leader still notices what a policy d
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from fluffle.address import parse_address
 from fluffle.errors import FluffleError
@@ -41,30 +42,28 @@ class PolicyWatch:
     ) -> None:
         """Call `ask` at each check; it raises BrokerError or ConfigError when there is no answer."""
         self._ask = ask
-        self._topology = topology
-        self._virtual_host = virtual_host
+        self._faults_of = partial(faults_of, topology=topology, virtual_host=virtual_host)
         self._sizes = UNKNOWN_SIZES
         self._policies: tuple[BrokerPolicy, ...] | None = None
-        self._has_asked = False
-        # Why the last check got no answer.
-        self._silence = ""
-        self._logged: tuple[str, ...] = ("",)
         self._at_start: tuple[BrokerPolicy, ...] | None = None
+        # Why the last check got no answer; None before the first check.
+        self._no_answer: str | None = None
+        self._logged: tuple[str, ...] = ("",)
 
     @property
     def faults(self) -> tuple[PolicyFault, ...] | None:
         """What the policies break, as of the last check that got an answer; None before that."""
-        return None if self._policies is None else self._faults_of(self._policies)
+        return None if self._policies is None else self._faults_of(self._policies, sizes=self._sizes)
 
     def look(self) -> None:
         """Read the policies, and log what has changed since the last check."""
-        self._ask_again()
+        self._read()
         self._log_changes()
 
     def require_safe_start(self) -> None:
         """Read the policies at the first call, and raise RequestRefused if one would lose messages."""
         if self._at_start is None:
-            self._ask_again()
+            self._read()
             self._at_start = self._policies or ()
             self.require_safe(self._sizes)
             self._log_changes()
@@ -75,7 +74,7 @@ class PolicyWatch:
         A policy that came later only causes a warning: without an aggregator more updates would be lost.
         """
         self._sizes = sizes
-        require_none_fatal(self._faults_of(self._at_start or ()))
+        require_none_fatal(self._faults_of(self._at_start or (), sizes=sizes))
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -85,7 +84,7 @@ class PolicyWatch:
         def watch() -> None:
             while not done.wait(EVERY_S):
                 # Before the first check there may be no broker yet.
-                if self._has_asked:
+                if self._no_answer is not None:
                     self.look()
 
         threading.Thread(target=watch, name="policies", daemon=True).start()
@@ -94,24 +93,20 @@ class PolicyWatch:
         finally:
             done.set()
 
-    def _faults_of(self, policies: tuple[BrokerPolicy, ...]) -> tuple[PolicyFault, ...]:
-        return faults_of(policies, self._topology, virtual_host=self._virtual_host, sizes=self._sizes)
-
-    def _ask_again(self) -> None:
-        self._has_asked = True
+    def _read(self) -> None:
         try:
-            self._policies, self._silence = self._ask(), ""
+            self._policies, self._no_answer = self._ask(), ""
         except FluffleError as error:
-            self._silence = str(error)
+            self._no_answer = str(error)
 
     def _log_changes(self) -> None:
-        faults = () if self._silence else self.faults or ()
-        now = (self._silence, *map(str, faults))
+        faults = () if self._no_answer else self.faults or ()
+        now = (self._no_answer or "", *map(str, faults))
         if now == self._logged:
             return
         self._logged = now
-        if self._silence:
-            log.info("RabbitMQ's policies cannot be checked", because=self._silence)
+        if self._no_answer:
+            log.info("RabbitMQ's policies cannot be checked", because=self._no_answer)
         elif not faults:
             log.info("no policy of RabbitMQ loses messages")
         for fault in faults:

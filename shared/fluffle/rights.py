@@ -9,7 +9,7 @@ Needs only the standard library: `make secrets` reads this module before anythin
 import base64
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 NOTHING, EVERYTHING = "^$", ".*"
@@ -35,43 +35,24 @@ class Rights:
         return {"configure": self.configure, "write": self.write, "read": self.read}
 
 
-def _worker(own: str, name: str) -> Rights:
-    # The lock and the bell of its own name (fluffle.rabbit.worker_name): nobody may send to them.
-    queues = rf"worker\.{name}(/bell)?"
-    return Rights(
-        configure=rf"^{own}\.{queues}$",
-        write=rf"^{own}\.(updates|member-events)$",
-        read=rf"^{own}\.(models|records|{queues})$",
-    )
-
-
-def _evaluator(own: str, _name: str) -> Rights:
-    return Rights(write=rf"^{own}\.(evaluations|member-events)$", read=rf"^{own}\.(models|records)$")
-
-
-def _aggregator(own: str, _name: str) -> Rights:
+# The lock and the bell of a worker's own name (fluffle.rabbit.worker_name): nobody may send to them.
+_OWN_QUEUES = r"worker\.NAME(/bell)?"
+# OWN stands for the federations, NAME for the user: that of a worker or evaluator is named as it is itself,
+# because RabbitMQ lets nobody speak for another.
+ROLES: Mapping[str, Rights] = {
+    "worker": Rights(
+        rf"^OWN\.{_OWN_QUEUES}$", r"^OWN\.(updates|member-events)$", rf"^OWN\.(models|records|{_OWN_QUEUES})$"
+    ),
+    "evaluator": Rights(write=r"^OWN\.(evaluations|member-events)$", read=r"^OWN\.(models|records)$"),
     # Not amq.default, the default exchange: it gives write access to every queue of every federation.
-    return Rights(rf"^{own}\.", rf"^{own}\.", rf"^{own}\.")
-
-
-def _monitor(own: str, _name: str) -> Rights:
+    "aggregator": Rights(r"^OWN\.", r"^OWN\.", r"^OWN\."),
     # Its own queues, to listen to events, and the records of all versions. Not the models.
-    listens = rf"^{own}\.events\."
-    return Rights(listens, listens, rf"^{own}\.(events|events\..*|records)$", frozenset({"monitoring"}))
-
-
-def _operator(_own: str, _name: str) -> Rights:
+    "monitor": Rights(
+        *(r"^OWN\.events\.", r"^OWN\.events\.", r"^OWN\.(events|events\..*|records)$"),
+        tags=frozenset({"monitoring"}),
+    ),
     # An impersonator may send a refused update again in its worker's name.
-    return Rights(EVERYTHING, EVERYTHING, EVERYTHING, frozenset({"administrator", "impersonator"}))
-
-
-# The user of a worker or evaluator is named as it is itself: RabbitMQ lets nobody speak for another.
-ROLES: Mapping[str, Callable[[str, str], Rights]] = {
-    "worker": _worker,
-    "evaluator": _evaluator,
-    "aggregator": _aggregator,
-    "monitor": _monitor,
-    "operator": _operator,
+    "operator": Rights(EVERYTHING, EVERYTHING, EVERYTHING, frozenset({"administrator", "impersonator"})),
 }
 
 
@@ -124,7 +105,9 @@ def rights_of(role: str, federations: str, name: str) -> Rights:
     """
     expressions = [_expression(each) for each in Scope.parse(federations).names]
     own = expressions[0] if len(expressions) == 1 else f"({'|'.join(expressions)})"
-    return ROLES[role](own, re.escape(name))
+    patterns = ROLES[role].patterns.values()
+    configure, write, read = (each.replace("OWN", own).replace("NAME", re.escape(name)) for each in patterns)
+    return Rights(configure, write, read, ROLES[role].tags)
 
 
 def membership_of(rights: Rights, name: str) -> Membership | None:
@@ -132,15 +115,15 @@ def membership_of(rights: Rights, name: str) -> Membership | None:
 
     An aggregator may have the tag `management` too, with which it may look at the broker's policies.
     """
-    if rights == _operator("", name):
+    if rights == ROLES["operator"]:
         return Membership("operator", Scope((WILDCARD,)))
     # The federations stand before the dot.
-    own, dot, _ = rights.read.removeprefix("^").partition(r"\.")
+    own, _, _ = rights.read.removeprefix("^").partition(r"\.")
+    # Undo what `rights_of` makes of the names of federations.
+    names = own.replace(NOT_RABBITMQS, "").replace(ANY_NAME_PART, WILDCARD)
     try:
-        scope = Scope.parse(_names(own)) if dot else None
+        scope = Scope.parse(names.removeprefix("(").removesuffix(")").replace("|", ",").replace("\\", ""))
     except ValueError:
-        scope = None
-    if scope is None:
         return None
     if rights == replace(rights_of("aggregator", str(scope), name), tags=frozenset({"management"})):
         return Membership("aggregator", scope)
@@ -162,12 +145,6 @@ def _expression(name: str) -> str:
     expression = ANY_NAME_PART.join(map(re.escape, name.split(WILDCARD)))
     # Otherwise `*` would let an aggregator write to amq.default, and so to every queue.
     return NOT_RABBITMQS + expression if WILDCARD in name else expression
-
-
-def _names(own: str) -> str:
-    """Undo what `rights_of` makes of the names of federations."""
-    names = own.replace(NOT_RABBITMQS, "").replace(ANY_NAME_PART, WILDCARD)
-    return names.removeprefix("(").removesuffix(")").replace("|", ",").replace("\\", "")
 
 
 def password_hash(password: str, salt: bytes) -> str:

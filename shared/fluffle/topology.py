@@ -1,7 +1,7 @@
 """The exchanges, queues and bindings of a federation, as values that both ends share. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 MIB = 1024 * 1024
@@ -23,6 +23,8 @@ UPDATES_MAX_BYTES = 4096 * MIB
 REJECTED_MAX_BYTES = 1024 * MIB
 
 UPDATES_DELIVERY_LIMIT = 20
+# Each takeover reads the head and puts it back, which counts as a delivery; so does each look at F.rejected.
+UNLIMITED = 1_000_000_000
 HEAD_LENGTH = 4
 
 # What to do about a queue or exchange that exists with other arguments.
@@ -93,44 +95,43 @@ class Topology:
     rejected_in: Exchange
     member_events_in: Exchange
     events: Exchange
-    updates: Queue
+    # What dead-letters comes after what it dead-letters to.
     rejected: Queue
+    updates: Queue
     head: Queue
     models: Queue
     records: Queue
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """Every exchange, each after its sources."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if isinstance(value, Exchange))
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """Every queue that exists as long as the federation."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return tuple(value for value in values if isinstance(value, Queue))
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all of them; a queue may have the name of an exchange."""
+        return {each.name for each in self.exchanges} | {each.name for each in self.queues}
+
+    def has_queue(self, queue: str) -> bool:
+        """Tell whether a queue is one of these, or one that a part or a watcher makes for itself."""
+        names = [each.name for each in self.queues]
+        prefixes = (self.worker_lock(""), f"{self.events.name}.")
+        return queue in names or queue.startswith(prefixes) or queue in map(looked_into, names)
 
     def worker_lock(self, worker: str) -> str:
         """Return the queue that the one process under a worker's name has to itself."""
         return f"{self.federation}.worker.{worker}"
 
-    def is_passing(self, queue: str) -> bool:
-        """Tell whether a part or a watcher makes this queue for itself, so that it is deleted with it."""
-        prefixes = (f"{self.federation}.worker.", f"{self.events.name}.")
-        return queue.startswith(prefixes) or queue in {looked_into(each.name) for each in self.queues}
-
     def worker_bell(self, worker: str) -> str:
         """Return the queue through which another process says that it wants the name."""
         return f"{self.worker_lock(worker)}/bell"
-
-    @property
-    def queues(self) -> tuple[Queue, ...]:
-        """Every queue; what dead-letters comes after what it dead-letters to."""
-        return self.rejected, self.updates, self.head, self.models, self.records
-
-    @property
-    def exchanges(self) -> tuple[Exchange, ...]:
-        """Every exchange, once, and after its sources."""
-        return (
-            self.updates_in,
-            self.evaluations_in,
-            self.versions_in,
-            self.head_in,
-            self.models_in,
-            self.records_in,
-            self.rejected_in,
-            self.member_events_in,
-            self.events,
-        )
 
 
 def looked_into(queue: str) -> str:
@@ -140,57 +141,56 @@ def looked_into(queue: str) -> str:
 
 def topology_of(federation: str) -> Topology:
     """Return the exchanges and queues of a federation."""
-    updates, evaluations = Exchange(f"{federation}.updates"), Exchange(f"{federation}.evaluations")
-    rejected = Exchange(f"{federation}.rejected")
+
+    def exchange(name: str) -> Exchange:
+        return Exchange(f"{federation}.{name}")
+
+    def stream(name: str, exchanges: tuple[Exchange, ...], *, max_bytes: int, segment_bytes: int) -> Queue:
+        limits = {"x-max-length-bytes": max_bytes, "x-stream-max-segment-size-bytes": segment_bytes}
+        return Queue(f"{federation}.{name}", exchanges, {"x-queue-type": "stream", **limits})
+
     # None is named like a stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read
     # an exchange may bind the one to the other (docs/decisions/0006).
-    versions = Exchange(f"{federation}.versions")
-    head, models = Exchange(f"{federation}.head"), Exchange(f"{federation}.stream")
-    records = Exchange(f"{federation}.records-in")
-    member_events = Exchange(f"{federation}.member-events", "topic")
+    updates_in, evaluations_in, versions_in = map(exchange, ("updates", "evaluations", "versions"))
+    head_in, models_in, records_in, rejected_in = map(exchange, ("head", "stream", "records-in", "rejected"))
+    member_events_in = Exchange(f"{federation}.member-events", "topic")
+    events = Exchange(f"{federation}.events", "topic", (member_events_in,))
     return Topology(
         federation,
-        updates_in=updates,
-        evaluations_in=evaluations,
-        versions_in=versions,
-        head_in=head,
-        models_in=models,
-        records_in=records,
-        rejected_in=rejected,
-        member_events_in=member_events,
-        events=Exchange(f"{federation}.events", "topic", (member_events,)),
+        *(updates_in, evaluations_in, versions_in, head_in, models_in, records_in, rejected_in),
+        member_events_in,
+        events,
+        rejected=Queue(
+            f"{federation}.rejected",
+            (rejected_in,),
+            {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": UNLIMITED,
+                "x-overflow": "drop-head",
+                "x-max-length-bytes": REJECTED_MAX_BYTES,
+            },
+        ),
         updates=Queue(
             f"{federation}.updates",
-            (updates, evaluations),
+            (updates_in, evaluations_in),
             {
                 "x-queue-type": "quorum",
                 "x-single-active-consumer": True,
                 # A message that kills its consumer again and again ends in F.rejected, not in a loop. The
                 # limit is always set: 4.0 has a default of its own that would drop in silence.
                 "x-delivery-limit": UPDATES_DELIVERY_LIMIT,
-                "x-dead-letter-exchange": rejected.name,
+                "x-dead-letter-exchange": rejected_in.name,
                 "x-dead-letter-strategy": "at-least-once",
                 "x-overflow": "reject-publish",
                 "x-max-length-bytes": UPDATES_MAX_BYTES,
             },
         ),
-        rejected=Queue(
-            f"{federation}.rejected",
-            (rejected,),
-            {
-                "x-queue-type": "quorum",
-                "x-delivery-limit": 1_000_000_000,
-                "x-overflow": "drop-head",
-                "x-max-length-bytes": REJECTED_MAX_BYTES,
-            },
-        ),
         head=Queue(
             f"{federation}.head",
-            (versions, head),
+            (versions_in, head_in),
             {
                 "x-queue-type": "quorum",
-                # Each takeover reads the head and puts it back, which counts as a delivery.
-                "x-delivery-limit": 1_000_000_000,
+                "x-delivery-limit": UNLIMITED,
                 "x-overflow": "drop-head",
                 "x-max-length": HEAD_LENGTH,
                 # There is no such exchange. The argument beats a policy, by which each old version of the
@@ -198,22 +198,10 @@ def topology_of(federation: str) -> Topology:
                 "x-dead-letter-exchange": f"{federation}.nowhere",
             },
         ),
-        models=Queue(
-            f"{federation}.models",
-            (versions, models),
-            {
-                "x-queue-type": "stream",
-                "x-max-length-bytes": STREAM_MAX_BYTES,
-                "x-stream-max-segment-size-bytes": STREAM_SEGMENT_BYTES,
-            },
+        models=stream(
+            "models", (versions_in, models_in), max_bytes=STREAM_MAX_BYTES, segment_bytes=STREAM_SEGMENT_BYTES
         ),
-        records=Queue(
-            f"{federation}.records",
-            (records,),
-            {
-                "x-queue-type": "stream",
-                "x-max-length-bytes": RECORDS_MAX_BYTES,
-                "x-stream-max-segment-size-bytes": RECORDS_SEGMENT_BYTES,
-            },
+        records=stream(
+            "records", (records_in,), max_bytes=RECORDS_MAX_BYTES, segment_bytes=RECORDS_SEGMENT_BYTES
         ),
     )

@@ -44,5 +44,5 @@ def test_each_worker_exports_the_shared_model_with_its_own_local_weights(
     assert np.array_equal(written["w"], final.weights["w"])
     assert [each.returncode for each in refused] == [2, 2, 2]
     assert "site-7/local.safetensors: export on the machine of site-7, with its --spool" in refused[0].stderr
-    assert "only .keras holds those, not own.safetensors" in refused[1].stderr
+    assert "only a .keras file holds local weights, not own.safetensors" in refused[1].stderr
     assert "the task examples.numpy_task:task has no local weights: leave out --worker" in refused[2].stderr

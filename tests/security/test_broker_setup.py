@@ -59,7 +59,7 @@ def test_setup_makes_users_with_passwords_in_files(
         assert file.read_text() == passwords[name]
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         assert account is not None
-        assert account.rights_on("/") == rights_of(role, topology.federation, name)
+        assert account.rights["/"] == rights_of(role, topology.federation, name)
         login = pika.PlainCredentials(name, passwords[name].strip())
         port = managed_node.settings.amqp_port
         pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", login)).close()
@@ -83,7 +83,7 @@ def test_printed_definitions_can_be_imported_and_need_no_broker(
     ask_management(managed_node, "POST", "definitions", json.loads(printed.stdout))
     account = management.account(name)
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", topology.federation, name)
+    assert account.rights["/"] == rights_of("worker", topology.federation, name)
     login = pika.PlainCredentials(name, password)
     port = managed_node.settings.amqp_port
     pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", login)).close()

@@ -91,5 +91,5 @@ def test_a_wrong_login_and_a_missing_tag_are_different_errors(managed_node: Brok
 
     with pytest.raises(LoginRefused, match="'no-tag' or its password"):
         login(managed_node, url.replace("secret", "wrong"))
-    with pytest.raises(AccessRefused, match="'no-tag' is no administrator"):
+    with pytest.raises(AccessRefused, match="'no-tag' needs the tag administrator"):
         login(managed_node, url)

@@ -21,7 +21,7 @@ def test_a_user_of_several_federations_is_listed_in_each_of_them_and_in_no_other
     assert made.exit_code == 0, made.output
     assert "worker of the federations wide,gym-*" in made.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "wide,gym-*", "site-w")
+    assert account.rights["/"] == rights_of("worker", "wide,gym-*", "site-w")
     for federation in ("wide", "gym-1", "gym-a_b"):
         assert listed(fluffle, federation)["site-w"][:2] == ["worker", "wide,gym-*"]
     for federation in ("wide-2", "gym", "digits"):
@@ -42,7 +42,7 @@ def test_a_second_experiment_needs_no_new_users(
     assert "nothing was changed" in again.output
     assert "worker site-x: exists, unchanged" in setup.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "exp-*", "site-x")
+    assert account.rights["/"] == rights_of("worker", "exp-*", "site-x")
 
 
 def test_a_user_gets_other_federations_and_keeps_its_password_and_its_role(
@@ -60,7 +60,7 @@ def test_a_user_gets_other_federations_and_keeps_its_password_and_its_role(
         in changed.output
     )
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "digits,faces", "site-y")
+    assert account.rights["/"] == rights_of("worker", "digits,faces", "site-y")
     assert gets_in(managed_node, "site-y", file.read_text().strip())
 
 

@@ -26,7 +26,7 @@ from fluffle.topology import Topology
 from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.rabbitmq_server import NodeTls
-from fluffle_cli.users import create_user, remove_user
+from fluffle_cli.users import create_user
 
 # A way to write 127.0.0.1 that the server's certificate does not name.
 OTHER_NAME = "127.1"
@@ -159,7 +159,7 @@ def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     own = user_in(broker.certificates, "leaver")
     connect(broker.url_without_login, broker.certificates, shown=own).close()
     with broker.management() as management:
-        remove_user(management, federation, "leaver")
+        management.delete_user("leaver")
     return certificate_flags(own)
 
 

@@ -84,8 +84,8 @@ def test_each_role_gets_its_rights_and_no_more(fluffle: Fluffle, management: Man
     account = management.account(f"the-{role}")
     assert made.exit_code == 0, made.output
     assert account is not None
-    assert account.patterns.keys() == {"/"}
-    assert account.rights_on("/") == rights_of(role, "faces", f"the-{role}")
+    assert account.rights.keys() == {"/"}
+    assert account.rights["/"] == rights_of(role, "faces", f"the-{role}")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_user_with_other_rights_is_not_changed_and_the_command_fails(
     assert refused.exit_code == 2
     assert says in refused.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "digits", account.name)
+    assert account.rights["/"] == rights_of("worker", "digits", account.name)
 
 
 def test_the_tag_management_leaves_an_aggregator_its_role_but_not_a_worker(
@@ -139,7 +139,7 @@ def test_an_interrupted_add_is_finished_by_the_next_one(
     account = management.account("site-i")
     assert made.exit_code == 0, made.output
     assert account is not None
-    assert account.rights_on("/") == rights_of("worker", "digits", account.name)
+    assert account.rights["/"] == rights_of("worker", "digits", account.name)
 
 
 def test_a_removed_user_is_thrown_out_at_once_and_cannot_come_back(
@@ -258,8 +258,8 @@ def test_a_wrong_password_and_a_missing_tag_are_different_errors(
     )
 
     assert "refused the user 'only-worker' or its password" in wrong.output
-    assert "'only-worker' is no administrator" in worker.output
-    assert "'only-monitor' is no administrator" in monitor.output
+    assert "'only-worker' needs the tag administrator" in worker.output
+    assert "'only-monitor' needs the tag administrator" in monitor.output
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,24 @@ def test_a_setting_can_stand_behind_the_command_without_a_flag() -> None:
     assert "ITEM must" in wrong.output
 
 
+def describe(_settings: SharedSettings) -> None:
+    """Describe one thing.
+
+    It is described in a paragraph that is
+    written on two lines.
+    """
+
+
+def test_the_docstring_of_a_commands_function_is_its_help_with_a_line_for_each_paragraph() -> None:
+    app = new_app()
+    app.command("describe")(settings_command(SharedSettings, describe))
+
+    lines = [line.strip() for line in CliRunner().invoke(app, ["--help"]).output.splitlines()]
+
+    assert "Describe one thing." in lines
+    assert "It is described in a paragraph that is written on two lines." in lines
+
+
 def test_a_command_runs_as_a_program_of_its_own_and_imports_no_tensorflow() -> None:
     program = (
         "import sys\n"

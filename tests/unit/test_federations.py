@@ -13,8 +13,8 @@ from fluffle.record import Rank
 from fluffle.topology import Topology, topology_of
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
-from fluffle_cli.federations import Footprint, begin_anew, footprints, highest_term
-from fluffle_cli.restoring import TERMS_AHEAD
+from fluffle_cli.federations import Footprint, footprints
+from fluffle_cli.restoring import TERMS_AHEAD, begin_anew, highest_term
 
 CHARGE = a_config(a_strategy(buffer_size=1))
 TOPOLOGY = CHARGE.topology
@@ -43,8 +43,8 @@ def test_a_federation_has_its_queues_and_exchanges_and_those_that_its_parts_crea
     ward = found["ward-7"]
     assert found.keys() == {"ward-7", "ward-70"}
     assert {each.name for each in ward.queues} == {*made, *(each.name for each in topology.queues)}
-    assert list(ward.exchanges) == [each.name for each in topology.exchanges]
-    assert ward.others == ("queue ward-7.mine",)
+    assert ward.exchanges == [each.name for each in topology.exchanges]
+    assert ward.others == ["queue ward-7.mine"]
     assert ward.workers == ["site-1"]
     assert (ward.missing, ward.is_federation) == ([], True)
 

@@ -13,15 +13,15 @@ from fluffle.broker import Delivery
 from fluffle.errors import AccessRefused, ConfigError, QueueFull
 from fluffle.pieces import Body
 from fluffle_aggregator.gates.limits import Limits
-from fluffle_cli.message_facts import message_facts
 from fluffle_cli.rejected import (
     RejectedMessage,
     Selection,
-    counted,
     read_rejected,
     remove,
     send_again,
+    summary_of,
 )
+from fluffle_cli.rejected_command import message_facts
 
 STRICT = a_config(a_strategy(buffer_size=1), limits=Limits(max_staleness=0))
 LENIENT = a_config(a_strategy(buffer_size=1))
@@ -240,9 +240,9 @@ def test_discarded_messages_are_gone_and_the_others_stay_in_their_order() -> Non
 def test_messages_are_counted_by_reason_and_worker() -> None:
     messages = [a_message(), a_message(worker="b"), a_message(reason="duplicate")]
 
-    assert counted(messages) == "3 messages, 12 bytes: 2 too-stale, 1 duplicate; from w 2, b 1"
-    assert counted(messages[:1]) == "1 message, 4 bytes: 1 too-stale; from w 1"
-    assert counted([]) == "no such message is in the queue"
+    assert summary_of(messages) == "3 messages, 12 bytes: 2 too-stale, 1 duplicate; from w 2, b 1"
+    assert summary_of(messages[:1]) == "1 message, 4 bytes: 1 too-stale; from w 1"
+    assert summary_of([]) == "no such message is in the queue"
 
 
 def test_an_update_is_described_with_its_vector() -> None:

@@ -145,7 +145,7 @@ def test_a_file_of_another_federation_is_refused_with_the_flag_to_give() -> None
 
 
 def test_an_aggregator_at_work_is_not_restored_under(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluffle_cli.unconsumed.LEAVING_S", 0.0)
+    monkeypatch.setattr("fluffle_cli.restoring.LEAVING_S", 0.0)
     server = a_trained_server()
     file = in_stream(server)
 
