@@ -41,7 +41,7 @@ from rich.console import Console
 from benchmarks import small_networks
 from benchmarks.measuring import Cell, OtherWork, Report, cpu_s, wide_console
 from benchmarks.sides import private_broker
-from fluffle.model_stream import all_versions
+from fluffle.model_stream import all_stored
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Folded
 from fluffle.safetensors_file import write_model
@@ -292,7 +292,7 @@ def balance(federation: Federation, broker: RabbitBroker, aggregator: Part) -> B
         },
         applied=[
             (one, version.committed_at)
-            for version in all_versions(broker, topology)
+            for version in (stored.version for stored in all_stored(broker, topology))
             for one in version.folded
         ],
         rejected={str(each) for each in federation.waiting_in(topology.rejected.name)},

@@ -4,7 +4,7 @@
 
 Ten workers train through 40 s in which nobody folds (FedBuff, K=4, polynomial discount, on a virtual clock,
 so that the same seed gives the same run anywhere). Compared are: nothing; a bound on what a worker has under
-way (the product's, fluffle.in_flight); a discount of repeats, by which the r-th update of a worker from one
+way (the product's, most_in_flight); a discount of repeats, by which the r-th update of a worker from one
 base counts 1/r. `after` is the metric when all that waited is folded, as a ratio to what it was before the
 pause: rmse for diabetes, the error rate for digits. `no_pause_s` is the virtual seconds that a run of as many
 updates takes without a pause: a bound that held workers up would make it longer.

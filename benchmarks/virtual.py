@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 from benchmarks.taking_in import WayIn
 from fluffle.checked_task import CheckedTask
-from fluffle.in_flight import most_in_flight
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.record import Evaluation, ModelVersion
@@ -26,6 +25,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_worker.base_version import most_in_flight
 from fluffle_worker.round import minibatch_seed, train_round
 
 FEDERATION = "virtual"

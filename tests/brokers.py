@@ -1,9 +1,10 @@
 """What tests say to a Broker, real or fake."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
+from fluffle.model_stream import all_stored
 from fluffle.record import ModelVersion
 from fluffle.topology import Queue, Topology
 from fluffle.wire import encode_version, without_weights
@@ -61,3 +62,8 @@ def look_into(broker: Broker, queue: str) -> list[bytes]:
 def limited(queue: Queue, *, size_bytes: int) -> Queue:
     """Return the queue with another limit."""
     return replace(queue, arguments={**queue.arguments, "x-max-length-bytes": size_bytes})
+
+
+def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
+    """Yield every version that F.models still holds."""
+    return (stored.version for stored in all_stored(broker, topology))

@@ -10,12 +10,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
-from fluffle.broker import Delivery, Listener, QueueState, StreamReader
+from fluffle.broker import Broker, Delivery, Listener, QueueState, StreamReader
 from fluffle.errors import (
     ConnectionLost,
+    FluffleError,
     NameTaken,
     QueueFull,
     RequestRefused,
@@ -121,7 +120,7 @@ class FakeServer:
         self.changed.notify_all()
 
 
-class FakeBroker:
+class FakeBroker(Broker):
     """One connection to a FakeServer; see `fluffle.broker.Broker` for what its methods promise."""
 
     def __init__(self, server: FakeServer, *, user: str = "fluffle") -> None:
@@ -149,7 +148,6 @@ class FakeBroker:
         self._inbox.append(delivery)
 
     def declare(self, topology: Topology) -> None:
-        """See Broker."""
         with self._connected():
             for exchange in topology.exchanges:
                 self._server.exchanges.setdefault(exchange.name, [])
@@ -159,7 +157,6 @@ class FakeBroker:
                 self._declare_queue(queue)
 
     def check(self, topology: Topology) -> None:
-        """See Broker."""
         with self._connected():
             for exchange in topology.exchanges:
                 if exchange.name not in self._server.exchanges:
@@ -171,19 +168,16 @@ class FakeBroker:
                 self._server.queue(queue.name)
 
     def recreate_stream(self, stream: Queue) -> None:
-        """See Broker."""
         with self._connected():
             self._server.queues.pop(stream.name, None)
             self._declare_queue(stream)
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
-        """See Broker."""
         self.publish_as(self._user, exchange, routing_key, body, headers)
 
     def publish_as(
         self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
-        """See Broker."""
         require_message_fits(
             f"this {headers.get('kind', 'message')}", len(body), self._server.max_message_bytes
         )
@@ -203,7 +197,6 @@ class FakeBroker:
     def publish_unconfirmed(
         self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
     ) -> None:
-        """See Broker."""
         with suppress(ConnectionLost), self._connected():
             self._server.last_topic = routing_key
             delivery = Delivery(0, bytes(body), 0, self._user, exchange, {"kind": kind})
@@ -215,7 +208,6 @@ class FakeBroker:
 
     @contextmanager
     def listen(self, exchange: str, *, name: str) -> Iterator[Listener]:
-        """See Broker."""
         heard: deque[Delivery] = deque(maxlen=LISTENER_MAX_MESSAGES)
         with self._connected():
             if exchange not in self._server.exchanges:
@@ -229,7 +221,6 @@ class FakeBroker:
     def take_name(
         self, topology: Topology, worker: str, *, label: str, on_rival: Callable[[str], None]
     ) -> None:
-        """See Broker."""
         with self._connected():
             name = topology.worker_lock(worker)
             holder = self._server.names.get(name)
@@ -240,20 +231,17 @@ class FakeBroker:
         raise NameTaken(f"another process works under the worker name {worker!r}: {holder.label}")
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """See Broker."""
         with self._connected():
             self._consuming, self._prefetch = queue, prefetch
             self._server.queue(queue).consumers.append(self)
 
     def cancel(self) -> None:
-        """See Broker."""
         with self._connected():
             if self._consuming is not None:
                 self._server.queue(self._consuming).consumers.remove(self)
                 self._consuming = None
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
-        """See Broker."""
         with self._connected():
             self._server.wait_for(
                 lambda: not self._open or bool(self._inbox) or self._lost_its_queue, timeout_s
@@ -268,7 +256,6 @@ class FakeBroker:
             return None
 
     def ack(self, tags: Iterable[int]) -> None:
-        """See Broker."""
         with self._connected():
             for tag in tags:
                 if self._unacked.pop(tag, None) is None:
@@ -276,14 +263,12 @@ class FakeBroker:
                     raise ConnectionLost(f"the tag {tag} was never delivered here, or is acked already")
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
-        """See Broker."""
         with self._connected():
             self._server.queue(queue)
         self.ack(tags)
 
     @contextmanager
     def peek(self, queue: str) -> Iterator[Iterator[bytes]]:
-        """See Broker."""
         with self._connected():
             if self._server.queue(queue).queue.arguments.get("x-single-active-consumer"):
                 raise RequestRefused(f"queue {queue} has a single active consumer: nobody may look into it")
@@ -291,14 +276,12 @@ class FakeBroker:
         yield iter(bodies)
 
     def state(self, queue: str) -> QueueState:
-        """See Broker."""
         with self._connected():
             found = self._server.queue(queue)
             return QueueState(len(found.ready), len(found.consumers[:1]))
 
     @contextmanager
     def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
-        """See Broker."""
         with self._connected():
             stream = self._server.queue(queue)
             if prefetch < 1:
@@ -306,18 +289,14 @@ class FakeBroker:
             position = 0 if offset == "first" else max(0, len(stream.ready) - 1)
         yield _FakeStreamReader(self, self._server, stream, position)
 
+    def in_background(self, job: Callable[[Broker], None]) -> None:
+        # At once, and over this connection.
+        with suppress(FluffleError):
+            job(self)
+
     def close(self) -> None:
-        """See Broker."""
         with self._server.changed:
             self._leave()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def _lost_its_queue(self) -> bool:

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from fluffle.model_stream import all_versions
+from brokers import all_versions
+
 from fluffle.record import ModelVersion
 from harness.federation import DEADLINE_S, HEARTBEAT_S, ROOT, Federation, Part, applied_ids, wait_until
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pika
+from brokers import all_versions
 from federation import DEADLINE_S, Federation, Part
 from rabbitmqctl import add_user
 
-from fluffle.model_stream import all_versions
 from fluffle.record import ModelVersion
 from fluffle.rights import rights_of
 from fluffle.wire import encode_update

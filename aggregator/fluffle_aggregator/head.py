@@ -29,6 +29,8 @@ UNREADABLE_FOR_S = 20.0
 UNREADABLE_TIMES = 3
 # Failures further apart are not in a row: this aggregator stood by in between.
 IN_A_ROW_S = 30.0
+# A look at records that RabbitMQ does not answer takes a minute.
+RECORDS_IN_A_ROW_S = 180.0
 LOOK_AT_HEAD_EVERY_S = 10.0
 # A record is small, and if none comes it is published once more.
 RECORD_PATIENCE_S = 0.5
@@ -56,8 +58,9 @@ class ReadFailures:
     error, or loses the connection.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], *, in_a_row_s: float = IN_A_ROW_S) -> None:
         self._clock = clock
+        self._in_a_row_s = in_a_row_s
         self._since = self._last = 0.0
         self._count = 0
 
@@ -74,7 +77,7 @@ class ReadFailures:
     def note(self) -> None:
         """Count one more failure."""
         now = self._clock()
-        if self._count == 0 or now - self._last > IN_A_ROW_S:
+        if self._count == 0 or now - self._last > self._in_a_row_s:
             self._count, self._since = 0, now
         self._last = now
         self._count += 1
@@ -92,11 +95,13 @@ class StreamHealth:
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self.models, self.records = ReadFailures(clock), ReadFailures(clock)
+        self.models = ReadFailures(clock)
+        self.records = ReadFailures(clock, in_a_row_s=RECORDS_IN_A_ROW_S)
         self._clock = clock
         self._has_seen_versions = False
         self._look_at_head_at = clock()
         self._is_compared = False
+        self._layout: Layout | None = None
 
     def look_at_head_when_due(self, broker: Broker, topology: Topology) -> None:
         """See now and then whether the head holds a version; for a standby, which does not read it."""
@@ -106,19 +111,20 @@ class StreamHealth:
         self._has_seen_versions = broker.state(topology.head.name).messages > 0
 
     def layout_to_compare(self, broker: Broker, topology: Topology) -> Layout | None:
-        """Return the layout of the newest version, for a standby; None after the first call that found one.
+        """Return the layout of the newest version, once it has been read, and None at all other calls.
 
-        It is tried once: a stream that cannot be read must not end the connections of a standby.
+        It is read once and in the background: a stream that cannot be read must not hold up a standby.
         """
-        if self._is_compared or not self._has_seen_versions:
-            return None
-        self._is_compared = True
-        try:
-            found = record_at_hand(broker, topology)
-        except StreamUnreadable as error:
-            log.info("the federation's architecture is not known yet", because=str(error))
-            return None
-        return found.layout if found else None
+
+        def read(background: Broker) -> None:
+            found = record_at_hand(background, topology)
+            self._layout = found.layout if found else None
+
+        if self._has_seen_versions and not self._is_compared:
+            self._is_compared = True
+            broker.in_background(read)
+        layout, self._layout = self._layout, None
+        return layout
 
     def note_version(self) -> None:
         """Take note that the head holds a version."""
@@ -319,26 +325,26 @@ def bring_records_up_to_date(
 
     The leader before may have died between its commit and its record, and RabbitMQ may have lost it. `body`
     returns the start of the version's message, None when it is gone. A stream that cannot be read is logged,
-    and recreated after a while: a leader goes on without records.
+    and recreated after a while. All of this happens in the background: a leader never waits for records.
     """
-    if failures.are_final:
-        log.warning("recreating the stream of records, which cannot be read: earlier records are gone")
-        broker.recreate_stream(topology.records)
+
+    def look(background: Broker) -> None:
+        if failures.are_final:
+            log.warning("recreating the stream of records, which cannot be read: earlier records are gone")
+            background.recreate_stream(topology.records)
+            failures.forget()
+        try:
+            found = record_at_hand(background, topology, patience_s=RECORD_PATIENCE_S)
+        except TopologyMissing:
+            return  # somebody has just deleted it: fluffle_aggregator.watch says so
+        except (StreamUnreadable, ConnectionLost):
+            failures.note()
+            raise
         failures.forget()
-    try:
-        found = record_at_hand(broker, topology, patience_s=RECORD_PATIENCE_S)
-    except StreamUnreadable as error:
-        failures.note()
-        log.warning("the stream of records cannot be read", because=str(error))
-        return
-    except ConnectionLost:
-        failures.note()
-        raise
-    except TopologyMissing:
-        return  # somebody has just deleted it: fluffle_aggregator.watch says so
-    failures.forget()
-    if (found is None or found.rank < newest) and (start := body()):
-        publish_record(broker, topology, start)
+        if (found is None or found.rank < newest) and (start := body()):
+            publish_record(broker, topology, start)
+
+    broker.in_background(look)
 
 
 def _bring_orphans_to_the_front(

@@ -15,7 +15,13 @@ from fluffle.model import Vector
 from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
-from fluffle_aggregator.head import ReadFailures, bring_records_up_to_date, publish_version, version_headers
+from fluffle_aggregator.head import (
+    RECORDS_IN_A_ROW_S,
+    ReadFailures,
+    bring_records_up_to_date,
+    publish_version,
+    version_headers,
+)
 
 log = get_logger(__name__)
 
@@ -55,8 +61,8 @@ class HeadKeeper:
         self._was_low = False
         self._every_s = EVERY_S
         self._due_at = clock() + EVERY_S
-        self._record_failures = ReadFailures(clock)
-        self._records_due_at = clock() + EVERY_S
+        self._record_failures = ReadFailures(clock, in_a_row_s=RECORDS_IN_A_ROW_S)
+        self._records_looked_at = clock() + EVERY_S - LOOK_AT_RECORDS_EVERY_S
 
     def publish_moments(self, moments: MomentsRecord) -> None:
         """Publish a server optimizer's moments, before the record that names them."""
@@ -81,8 +87,10 @@ class HeadKeeper:
         return not self._is_short_when_due() or self._put_back(record, moments, digest)
 
     def _look_at_records_when_due(self, record: ModelVersion, digest: str) -> None:
-        if self._clock() < self._records_due_at:
+        every_s = LOOK_AT_RECORDS_EVERY_S if self._record_failures.are_none else EVERY_S
+        if self._clock() < self._records_looked_at + every_s:
             return
+        self._records_looked_at = self._clock()
 
         def body() -> bytes | None:
             start = version_pieces(record).start
@@ -90,8 +98,6 @@ class HeadKeeper:
             return start if record_digest(start) == digest else None
 
         bring_records_up_to_date(self._broker, self._topology, record.rank, body, self._record_failures)
-        every_s = LOOK_AT_RECORDS_EVERY_S if self._record_failures.are_none else EVERY_S
-        self._records_due_at = self._clock() + every_s
 
     def _is_short_when_due(self) -> bool:
         if self._clock() < self._due_at:

@@ -163,11 +163,19 @@ class Broker(Protocol):
     def recreate_stream(self, stream: Queue) -> None:
         """Delete a stream and create it again, empty."""
 
+    def in_background(self, job: Callable[["Broker"], None]) -> None:
+        """Run a job on a thread and a connection of its own: nothing waits for it, or fails with it.
+
+        Its errors are logged. While one job runs, others are dropped.
+        """
+
     def close(self) -> None:
         """End the connection; unacked messages return to their queue."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.close()

@@ -26,6 +26,8 @@ NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"
 PROTOCOL_FIELD: Final = "fluffle"
 # A header is read in pieces of this size: most end in the first.
 READ_BYTES: Final = 8 * 1024
+# The longest text of any header: the name of a tensor, of 1024 characters with up to four bytes each.
+MAX_TEXT_BYTES: Final = 4096
 
 Header = dict[str, Any]
 T = TypeVar("T")
@@ -34,7 +36,7 @@ T = TypeVar("T")
 class HeaderLimits(NamedTuple):
     """The most bytes of a header, and the most items of all its lists and maps together.
 
-    The key and the value of a map's entry are two items.
+    A map counts as four items, and each of its entries as three: it takes as much memory.
     """
 
     size_bytes: int
@@ -159,6 +161,8 @@ class HeaderReader:
             max_buffer_size=limits.size_bytes,
             max_array_len=limits.items,
             max_map_len=limits.items // 2,
+            max_str_len=MAX_TEXT_BYTES,
+            max_bin_len=MAX_TEXT_BYTES,
             max_ext_len=0,
             list_hook=self._items.counted,
             object_pairs_hook=self._items.unique,
@@ -183,7 +187,7 @@ class HeaderReader:
             count = self._step(self._unpacker.read_map_header)
         except ValueError as error:
             raise WireError("the message does not begin with a map") from error
-        self._items.count(2 * count)
+        self._items.count(4 + 3 * count)
         for _ in range(count):
             name = self._object("the name of a field")
             if type(name) is not str:
@@ -230,7 +234,7 @@ class _ItemCount:
 
     def unique(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
         """Count a map, and refuse a key that stands there twice."""
-        self.count(2 * len(pairs))
+        self.count(4 + 3 * len(pairs))
         found = dict(pairs)
         if len(found) != len(pairs):
             twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
@@ -260,6 +264,8 @@ def _in_words(error: Exception, limits: HeaderLimits) -> str:
         return "its bytes are not msgpack"
     if "max_ext_len" in str(error):
         return "extension types are not allowed"
+    if "max_str_len" in str(error) or "max_bin_len" in str(error):
+        return f"a text has more than {MAX_TEXT_BYTES} bytes"
     if "max_array_len" in str(error) or "max_map_len" in str(error):
         return _too_many(limits)
     return str(error)

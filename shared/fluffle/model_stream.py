@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TypeVar
@@ -42,12 +42,14 @@ NOTHING_THERE_S = 2.0
 SLOW_LINK_S = 10.0
 # How often a log line says that a newer version is still waited for.
 SAY_EVERY_S = 60.0
-# Records are small: on a link with a high latency, one at a time would take long.
-RECORDS_PREFETCH = 32
+# Most records are small, and one at a time takes long on a link with a high latency. A record may have 8 MiB:
+# no more than 32 MiB wait in a reader's memory.
+RECORDS_PREFETCH = 4
 # A version's parent is the one before it, or one of these where a leader that lost the lead came in between.
 MOST_PARENTS = 64
 
 Found = TypeVar("Found")
+Decode = Callable[[bytes], ModelVersion]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,28 +124,10 @@ def stored_at_hand(
         return _newest_of_last_chunk(reader, decode_version, patience_s)
 
 
-def all_versions(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
-    """Yield every version that `F.models` still holds, in the order of their publication."""
-    for stored in all_stored(broker, topology):
-        yield stored.version
-
-
 def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
-    """Yield every version that `F.models` still holds, with its message, in the order of publication.
-
-    Versions of a term lower than one that was seen before come from an aggregator that has lost the lead:
-    they are left out.
-    """
+    """Yield every version that `F.models` still holds, with its message, in ascending order."""
     newest = version_at_hand(broker, topology)
-    highest_term = 0
-    with broker.read_stream(topology.models.name, offset="first") as reader:
-        while newest and (body := reader.next_body(SLOW_LINK_S)) is not None:
-            version = _or_passed_over(decode_version, body)
-            if version and version.term >= highest_term:
-                highest_term = version.term
-                yield StoredVersion(version, body)
-            if version and version.rank >= newest.rank:
-                return
+    yield from _all_up_to(newest, broker.read_stream(topology.models.name, offset="first"), decode_version)
 
 
 def record_at_hand(
@@ -163,21 +147,29 @@ def stored_record_at_hand(
 
 
 def all_records(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
-    """Yield every version that `F.records` still holds, without its weights, in ascending order.
-
-    A new leader publishes the record that it starts from again, and one that has lost the lead may publish
-    late: what is not newer than what was yielded is left out.
-    """
+    """Yield every version that `F.records` still holds, without its weights, in ascending order."""
     newest = record_at_hand(broker, topology)
+    stream = _read_records(broker, topology.records, "first")
+    return (stored.version for stored in _all_up_to(newest, stream, decode_without_weights))
+
+
+def _all_up_to(
+    newest: ModelVersion | None, stream: AbstractContextManager[StreamReader], decode: Decode
+) -> Iterator[StoredVersion]:
+    """Yield the versions of a stream, up to the newest one, and only those that are newer than all before.
+
+    A new leader may publish the version that it starts from again, and one that has lost the lead may publish
+    late.
+    """
     if newest is None:
         return
     yielded: Rank | None = None
-    with _read_records(broker, topology.records, "first") as reader:
+    with stream as reader:
         while (body := reader.next_body(SLOW_LINK_S)) is not None:
-            version = _or_passed_over(decode_without_weights, body)
+            version = _or_passed_over(decode, body)
             if version and (yielded is None or version.rank > yielded):
                 yielded = version.rank
-                yield version
+                yield StoredVersion(version, body)
             if version and version.rank >= newest.rank:
                 return
 
@@ -216,7 +208,7 @@ def _read_records(broker: Broker, stream: Queue, offset: str) -> Iterator[Stream
 
 def _newest_of_last_chunk(
     reader: StreamReader,
-    decode: Callable[[bytes], ModelVersion],
+    decode: Decode,
     patience_s: float,
     *,
     most: int = sys.maxsize,
@@ -236,9 +228,7 @@ def _newest_of_last_chunk(
     return _newer_of(newest, bodies, decode)
 
 
-def _newer_of(
-    known: StoredVersion | None, bodies: Sequence[bytes], decode: Callable[[bytes], ModelVersion]
-) -> StoredVersion | None:
+def _newer_of(known: StoredVersion | None, bodies: Sequence[bytes], decode: Decode) -> StoredVersion | None:
     """Return the newest version, if it is newer than the known one, and else that one.
 
     Older ones are not decoded: with many workers that takes long.

@@ -20,7 +20,8 @@ class Plan:
     proximal term μ/2·‖x − x_base‖² of FedAsync's local objective (Xie et al. 2019, section 3, equation 2).
     `sends` is "delta" (trained minus base) or "weights", and `codec` compresses it. With
     `one_update_per_version` a worker waits for a new version before it trains again (synchronous rounds).
-    `updates_per_version` is how many updates a published version usually contains; fluffle.in_flight uses it.
+    `updates_per_version` is how many updates a published version usually contains: it limits how many
+    a worker sends.
     """
 
     local_epochs: Positive = 1

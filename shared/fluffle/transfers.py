@@ -1,8 +1,6 @@
 """Shows the progress of a large message: a bar on a terminal, elsewhere a log line now and then."""
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as SpeedColumn
@@ -50,14 +48,6 @@ class Transfer:
             self._bars.stop()
         self._bars = None
         self._size_bytes = self._done_bytes = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _bars() -> Progress:

@@ -7,7 +7,7 @@ every fault is a WireError that names the field.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Generic, TypeVar
 
 import numpy as np
 
@@ -36,10 +36,10 @@ from fluffle.update import WeightUpdate
 
 __all__ = ["record_digest"]
 
-# Anyone may send to F.updates, only aggregators to F.versions. Neither takes more than 64 MB to read, and a
-# record has room for all that fluffle.update lets a model remember.
+# Anyone may send to F.updates, only aggregators to F.versions. Reading a header takes up to 72 MB of memory,
+# and a record has room for all that fluffle.update lets a model remember.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
-RECORD: Final = HeaderLimits(8 * MIB, 380_000)
+RECORD: Final = HeaderLimits(8 * MIB, 400_000)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 
 _IN_PAYLOAD: Final = ("vector", "statistics", "integers")
@@ -47,13 +47,31 @@ _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors",))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-_EVALUATION: Final = Table(Evaluation)
-_HELLO: Final = Table(Hello)
-_REPORT: Final = Table(Report)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 T = TypeVar("T")
 _Read = Callable[[Header, memoryview], T]
+
+
+class _BareMessage(Generic[T]):
+    """A message without payload: its header has the fields of a dataclass."""
+
+    def __init__(self, kind: str, of: type[T]) -> None:
+        self._kind = kind
+        self._of = of
+        self._table = Table(of)
+
+    def header(self, message: T) -> Header:
+        return {"kind": self._kind, **self._table.write(message)}
+
+    def read(self, header: Header, payload: memoryview) -> T:
+        _require_empty(payload)
+        return self._of(**self._table.take(header))
+
+
+_EVALUATION: Final = _BareMessage("evaluation", Evaluation)
+_HELLO: Final = _BareMessage("hello", Hello)
+_REPORT: Final = _BareMessage("events", Report)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
@@ -71,17 +89,17 @@ def encode_update(update: WeightUpdate) -> bytes:
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
     """Return the message in which an evaluator reports."""
-    return _encode_inbound({"kind": "evaluation", **_EVALUATION.write(evaluation)}, [], _read_evaluation)
+    return _encode_inbound(_EVALUATION.header(evaluation), [], _EVALUATION.read)
 
 
 def encode_hello(hello: Hello) -> bytes:
     """Return the message that every part sends when it connects."""
-    return _encode_inbound({"kind": "hello", **_HELLO.write(hello)}, [], _read_hello)
+    return _encode_inbound(_HELLO.header(hello), [], _HELLO.read)
 
 
 def encode_report(report: Report) -> bytes:
     """Return the message in which a part reports events."""
-    return bytes(join({"kind": "events", **_REPORT.write(report)}, [], REPORT))
+    return bytes(join(_REPORT.header(report), [], REPORT))
 
 
 def moments_pieces(moments: MomentsRecord) -> Pieces:
@@ -143,15 +161,15 @@ def decode_inbound(
     """
     readers: Mapping[str, _Read[WeightUpdate | Evaluation | Hello]] = {
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
-        "evaluation": _read_evaluation,
-        "hello": _read_hello,
+        "evaluation": _EVALUATION.read,
+        "hello": _HELLO.read,
     }
     return _decode(body, INBOUND, readers)
 
 
 def decode_report(body: bytes) -> Report:
     """Read a report of events. Raises WireError that names the field."""
-    return _decode(body, REPORT, {"events": _read_report})
+    return _decode(body, REPORT, {"events": _REPORT.read})
 
 
 def decode_record(body: bytes) -> ModelVersion | MomentsRecord:
@@ -261,21 +279,6 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
     statistics, integers = _after_vector(payload[vector_bytes:], size)
     return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
-
-
-def _read_evaluation(header: Header, payload: memoryview) -> Evaluation:
-    _require_empty(payload)
-    return Evaluation(**_EVALUATION.take(header))
-
-
-def _read_hello(header: Header, payload: memoryview) -> Hello:
-    _require_empty(payload)
-    return Hello(**_HELLO.take(header))
-
-
-def _read_report(header: Header, payload: memoryview) -> Report:
-    _require_empty(payload)
-    return Report(**_REPORT.take(header))
 
 
 def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:

@@ -4,10 +4,13 @@ import threading
 
 import pytest
 from brokers import A_WHILE_S, SOON_S, Connect, look_into, publish_version, read
+from federation import wait_until
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, TopologyMissing
+from fluffle.rabbit import RabbitBroker
 from fluffle.topology import HEAD_LENGTH, Topology
+from fluffle_cli.node import BrokerNode
 
 
 def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
@@ -131,3 +134,44 @@ def test_a_recreated_stream_of_records_is_empty_and_takes_what_comes_next(
 
     with connect().read_stream(topology.records.name, offset="first") as reader:
         assert reader.next_body(SOON_S) == b"new"
+
+
+def test_a_job_in_the_background_that_loses_its_connection_does_not_end_that_of_its_caller(
+    broker: Broker, topology: Topology
+) -> None:
+    failed = threading.Event()
+
+    def fail(background: Broker) -> None:
+        background.check(topology)
+        failed.set()
+        raise ConnectionLost("RabbitMQ does not answer")
+
+    broker.in_background(fail)
+
+    assert failed.wait(SOON_S)
+    publish_version(broker, topology, b"version")
+    assert look_into(broker, topology.head.name) == [b"version"]
+
+
+def test_nobody_waits_for_a_job_in_the_background_and_there_is_one_at_a_time(
+    node: BrokerNode, topology: Topology
+) -> None:
+    began, go_on, jobs = threading.Event(), threading.Event(), list[str]()
+
+    def hang(background: Broker) -> None:
+        background.check(topology)
+        began.set()
+        go_on.wait(SOON_S)
+        jobs.append("first")
+
+    with RabbitBroker(node.amqp_url, name="leader", heartbeat_s=10) as leader:
+        leader.declare(topology)
+        leader.in_background(hang)
+        assert began.wait(SOON_S)
+        leader.in_background(lambda _: jobs.append("second"))
+
+        publish_version(leader, topology, b"version")
+
+        assert jobs == []
+        go_on.set()
+        wait_until(lambda: jobs == ["first"], "the job to end", deadline_s=SOON_S)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brokers import all_versions
 from federation import ROOT, TESTS, Federation
 from tasks import lora_task
 
 from fluffle.checked_task import CheckedTask
-from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

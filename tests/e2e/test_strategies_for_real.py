@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from brokers import all_versions
 from federation import Federation, assert_every_confirmed_update_counts_once
 
-from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brokers import all_versions
 from federation import Federation, Part, applied_ids
 from injection import inject
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Layout
-from fluffle.model_stream import all_records, all_versions
+from fluffle.model_stream import all_records
 from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import read_model, write_model
 from fluffle.update import UpdateId, WeightUpdate

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from brokers import all_versions
 from federation import Federation, applied_ids, wait_until
 from relay import Relay
 from tasks.gated_sum_task import DELTA
 
-from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 from fluffle_worker.spool import open_spool
 

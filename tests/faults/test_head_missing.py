@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pika
 import pytest
+from brokers import all_versions
 from federation import Federation, Part, assert_refused
 
-from fluffle.model_stream import all_versions, newest_version
+from fluffle.model_stream import newest_version
 from fluffle.record import Rank
 from fluffle.record_file import read_record
 from fluffle_cli.node import BrokerNode

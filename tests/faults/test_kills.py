@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from brokers import all_versions
 from federation import Federation, Part, assert_every_confirmed_update_counts_once
 
-from fluffle.model_stream import all_versions
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

@@ -1,5 +1,7 @@
 """What hostile messages cost whoever reads them: their vector and at most 64 MB, and no long time.
 
+A record, which only an aggregator can publish, may take 72 MB.
+
 Each is read in a process of its own, whose peak memory Linux tells: tracemalloc does not see all of it.
 """
 
@@ -43,6 +45,12 @@ def texts(size_bytes: int) -> bytes:
     return b"\xdb" + len(text).to_bytes(4, "big") + text
 
 
+def wide(number: int, size_bytes: int) -> bytes:
+    """Return a short text of this size in a message, and of four bytes a letter in memory."""
+    text = f"{number:07}".encode().ljust(size_bytes - 4, b"a") + "🐇".encode()
+    return b"\xd9" + bytes([len(text)]) + text
+
+
 def with_tensors(tensors: list[list[object]]) -> bytes:
     return rewritten(VERSION, layout=[tensors, None])
 
@@ -71,6 +79,32 @@ RECORDS: Mapping[str, Callable[[], bytes]] = {
     ),
     "the longest text": lambda: with_raw(VERSION, "strategy", texts(HEADER_BYTES - 2000)),
     "many texts": lambda: with_raw(VERSION, "folded", list_of(ITEMS - 500, SHORT_TEXT)),
+    "maps of one entry with long texts": lambda: with_raw(
+        VERSION,
+        "folded",
+        list_of(ITEMS // 3, b"")
+        + b"".join(b"\x81" + wide(number, 29) + wide(number, 29) for number in range(ITEMS // 3 - 2000)),
+    ),
+    "one large map": lambda: with_raw(
+        VERSION,
+        "folded",
+        b"\xdf"
+        + (ITEMS // 2 - 500).to_bytes(4, "big")
+        + b"".join(wide(number, 16) + b"\xcb12345678" for number in range(ITEMS // 2 - 500)),
+    ),
+    "maps of one entry, as many as may be": lambda: with_raw(
+        VERSION,
+        "folded",
+        list_of(ITEMS // 8 - 100, b"")
+        + b"".join(b"\x81" + wide(number, 80) + wide(number, 80) for number in range(ITEMS // 8 - 100)),
+    ),
+    "one map, as large as may be": lambda: with_raw(
+        VERSION,
+        "folded",
+        b"\xdf"
+        + (ITEMS // 3 - 500).to_bytes(4, "big")
+        + b"".join(wide(number, 16) + wide(number, 45) for number in range(ITEMS // 3 - 500)),
+    ),
     "a name for all tensors": lambda: with_tensors([["w", [], "int8"]] * (ITEMS // 4 - 500)),
     "moments without end": lambda: rewritten(MOMENTS, names=[str(n) for n in range(ITEMS - 500)]),
     "a shape of many dimensions": lambda: with_tensors([["w", [2**63] * (ITEMS - 500), "int8"]]),
@@ -98,10 +132,10 @@ def test_a_hostile_message_takes_at_most_64_mb_of_memory(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_hostile_record_takes_at_most_64_mb_of_memory(tmp_path: Path, name: str) -> None:
+def test_a_hostile_record_takes_at_most_72_mb_of_memory(tmp_path: Path, name: str) -> None:
     _, taken_bytes = decode_in_a_child("record", RECORDS[name](), tmp_path)
 
-    assert taken_bytes < 64 * MB
+    assert taken_bytes < 72 * MB
 
 
 def test_a_compressed_update_takes_the_vector_that_it_stands_for_and_at_most_64_mb(tmp_path: Path) -> None:

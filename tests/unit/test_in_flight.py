@@ -7,9 +7,9 @@ from builders import a_version
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.in_flight import most_in_flight
 from fluffle.plan import Plan
 from fluffle.record import Contributor, ModelVersion
+from fluffle_worker.base_version import most_in_flight
 
 
 def a_record(per_version: int, updates: dict[str, int]) -> ModelVersion:

@@ -3,11 +3,12 @@
 import threading
 
 import pytest
+from brokers import all_versions
 from builders import a_version, an_update
 from fake_broker import FakeBroker, FakeServer
 from working import TOPOLOGY, a_federation, later, publish_versions
 
-from fluffle.model_stream import MOST_IN_A_CHUNK, all_versions, newest_version, version_at_hand
+from fluffle.model_stream import MOST_IN_A_CHUNK, newest_version, version_at_hand
 from fluffle.record import ModelVersion, Rank
 from fluffle.wire import encode_update, encode_version
 

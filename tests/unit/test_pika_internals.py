@@ -53,8 +53,8 @@ INTERNALS = [
     # The channel underneath.
     Internal(BlockingChannel, "_closing_reason", "connection.py"),
     Internal(BlockingChannel, "_impl", "connection.py"),
-    Internal(BlockingChannel, "_impl", "stream_reader.py"),
-    Internal(BlockingChannel, "_flush_output", "stream_reader.py", "waiters"),
+    Internal(BlockingChannel, "_impl", "readers.py"),
+    Internal(BlockingChannel, "_flush_output", "readers.py", "waiters"),
     Internal(pika.channel.Channel, "_content_assembler", "connection.py"),
     # What is overridden to receive and send large bodies.
     Internal(pika.SelectConnection, "_proto_connection_made", "large_bodies.py", "transport"),
@@ -91,7 +91,7 @@ INTERNALS = [
     Internal(pika.spec, "FRAME_END", "large_bodies.py"),
     Internal(pika.spec, "has_content", "large_bodies.py", "methodNumber"),
     Internal(pika.spec, "props", "opening.py"),
-    Internal(pika.BasicProperties, "decode", "opening.py", "encoded offset"),
+    Internal(pika.BasicProperties, "decode", "large_bodies.py", "encoded offset"),
     Internal(pika.adapters.utils.connection_workflow, "AMQPConnectorException", "faults.py"),
     Internal(pika.adapters.utils.nbio_interface, "AbstractStreamTransport", "large_bodies.py"),
 ]

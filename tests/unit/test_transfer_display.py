@@ -3,6 +3,7 @@
 import io
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from rich.console import Console
@@ -33,7 +34,7 @@ def test_a_large_message_has_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhe
 ) -> None:
     monkeypatch.setattr(transfers, "SAY_EVERY_S", 0.0)
 
-    with Transfer("sending") as transfer:
+    with closing(Transfer("sending")) as transfer:
         transfer.show(10 * MIB, 100 * MIB)
         transfer.show(60 * MIB, 100 * MIB)
 
@@ -48,7 +49,7 @@ def test_a_large_message_has_a_bar_on_a_terminal_and_a_line_now_and_then_elsewhe
 
 
 def test_a_line_comes_not_more_often_than_that(console: Console) -> None:
-    with Transfer("receiving") as transfer:
+    with closing(Transfer("receiving")) as transfer:
         for done in range(100):
             transfer.show(done * MIB, 100 * MIB)
 
@@ -60,7 +61,7 @@ def test_nothing_is_shown_of_small_messages_and_of_none(
 ) -> None:
     monkeypatch.setattr(transfers, "SAY_EVERY_S", 0.0)
 
-    with Transfer("sending") as transfer:
+    with closing(Transfer("sending")) as transfer:
         transfer.show(0, 0)
         transfer.show(MIB, 2 * MIB)
 
@@ -70,9 +71,9 @@ def test_nothing_is_shown_of_small_messages_and_of_none(
 def test_one_message_after_the_other_has_a_bar_of_its_own_also_while_another_one_is_sent(
     console: Console,
 ) -> None:
-    with Transfer("receiving") as arriving:
+    with closing(Transfer("receiving")) as arriving:
         arriving.show(30 * MIB, 40 * MIB)
-        with Transfer("sending") as leaving:
+        with closing(Transfer("sending")) as leaving:
             leaving.show(5 * MIB, 50 * MIB)
         arriving.show(1 * MIB, 60 * MIB)
         arriving.show(0, 0)

@@ -5,12 +5,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
+import pytest
 from builders import a_version, an_update
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import rewritten
 
-from fluffle.errors import FluffleError
+from fluffle.errors import FluffleError, WireError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, MAX_NAME_LENGTH
+from fluffle.framing import MAX_TEXT_BYTES
 from fluffle.model import MAX_DIMENSIONS, MAX_TENSOR_NAME_LENGTH, Layout, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import (
@@ -161,3 +164,15 @@ def test_a_version_that_is_found_readable_is_read(version: ModelVersion) -> None
 def test_what_is_usual_is_not_refused() -> None:
     assert is_refused_or_read(lambda: encode_update(an_update()), decode_inbound)
     assert is_refused_or_read(lambda: encode_version(a_version()), decode_version)
+
+
+def test_no_text_in_a_header_is_longer_than_the_longest_name_of_a_tensor() -> None:
+    longest = "\U0001f600" * MAX_TENSOR_NAME_LENGTH
+    assert len(longest.encode()) == MAX_TEXT_BYTES
+    tensor = TensorSpec(longest, (1,), "float32")
+    version = replace(a_version(), layout=Layout((tensor,)), vector=np.zeros(1, np.float32), integers=b"")
+    body = encode_version(version)
+
+    assert decode_version(body).layout.tensors == (tensor,)
+    with pytest.raises(WireError, match=r"field strategy: a text has more than 4096 bytes"):
+        decode_version(rewritten(body, strategy="x" * (MAX_TEXT_BYTES + 1)))

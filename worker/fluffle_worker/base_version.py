@@ -5,7 +5,6 @@ import threading
 from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
-from fluffle.in_flight import most_in_flight
 from fluffle.logs import get_logger
 from fluffle.model_stream import newest_version
 from fluffle.record import ModelVersion, Rank
@@ -17,6 +16,8 @@ log = get_logger(__name__)
 
 # How long a worker that is ahead waits for a newer version: at least, in multiples of its round, and at most.
 FIRST_PATIENCE_S, ROUNDS_OF_PATIENCE, LONGEST_PATIENCE_S = 5.0, 3.0, 600.0
+# How many times its own part of one version's updates a worker may have under way.
+TIMES_OWN_PART = 2.0
 
 
 @dataclass(eq=False)
@@ -85,3 +86,20 @@ class BaseVersion:
     def start_over(self) -> None:
         """Forget the updates in flight, which no version of another federation can contain."""
         self.in_flight.clear()
+
+
+def most_in_flight(newest: ModelVersion, worker: str) -> int:
+    """Return how many updates a worker may have sent that the newest version does not contain.
+
+    Without an aggregator, workers that keep training from one version repeat themselves, and the sum of their
+    updates goes much too far. docs/decisions/0016 has the measurements.
+
+    It is twice the worker's usual part of a version, and one more, so that a version always fills: 2 K / n +
+    1 with K updates in a version and n equal workers, and K + 1 for a single worker.
+    """
+    per_version = newest.plan.updates_per_version
+    given = {name: one.updates for name, one in newest.contributors.items() if one.updates}
+    if len(given) < 2:
+        return per_version + 1
+    share = max(given.get(worker, 0) / sum(given.values()), 1 / len(given))
+    return min(per_version, math.ceil(TIMES_OWN_PART * share * per_version)) + 1

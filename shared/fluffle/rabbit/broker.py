@@ -9,32 +9,32 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Self, TypeVar
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel
 
 from fluffle.address import BrokerAddress
-from fluffle.broker import Delivery, QueueState
+from fluffle.broker import Broker, Delivery, QueueState
 from fluffle.errors import (
     BrokerError,
     ConfigError,
     ConnectionLost,
+    FluffleError,
     LoginRefused,
     QueueFull,
     TopologyMissing,
 )
+from fluffle.logs import get_logger
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
-from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
-from fluffle.rabbit.listener import RabbitListener
 from fluffle.rabbit.locks import peek
-from fluffle.rabbit.stream_reader import RabbitStreamReader
+from fluffle.rabbit.readers import RabbitReader
 from fluffle.rabbit.worker_name import WorkerName
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
+
+log = get_logger(__name__)
 
 # While more bytes of bodies than this are not released, reading from the socket pauses.
 INBOX_LIMIT_BYTES = 32 * MIB
@@ -45,10 +45,7 @@ CONTENT_TYPE = "application/vnd.fluffle+msgpack"
 ASSUMED_REDELIVERIES = 2
 
 
-Reader = TypeVar("Reader", RabbitListener, RabbitStreamReader)
-
-
-class RabbitBroker:
+class RabbitBroker(Broker):
     """One connection to RabbitMQ; see `fluffle.broker.Broker` for what its methods promise."""
 
     def __init__(
@@ -91,6 +88,10 @@ class RabbitBroker:
         self._connect_to_read = functools.partial(
             RabbitConnection, address, name=f"{name}/reads", heartbeat_s=heartbeat_s, stop=stop
         )
+        self._connect_for_job = functools.partial(
+            RabbitBroker, address, name=f"{name}/background", heartbeat_s=heartbeat_s, stop=stop
+        )
+        self._background: threading.Thread | None = None
         self._channel = self._connection.channel
         self._connection.call(lambda: self._channel.add_on_cancel_callback(self._on_cancel), "the channel")
 
@@ -105,7 +106,6 @@ class RabbitBroker:
         return self._connection.failure
 
     def declare(self, topology: Topology) -> None:
-        """See Broker."""
         for exchange in topology.exchanges:
             self._connection.on_own_channel(
                 functools.partial(_declare_exchange, exchange), f"exchange {exchange.name}"
@@ -114,7 +114,6 @@ class RabbitBroker:
             self._connection.on_own_channel(functools.partial(_declare_queue, each), f"queue {each.name}")
 
     def check(self, topology: Topology) -> None:
-        """See Broker."""
 
         def look(channel: BlockingChannel) -> None:
             for exchange in topology.exchanges:
@@ -125,7 +124,6 @@ class RabbitBroker:
         self._reading.on_own_channel(look, f"the federation {topology.federation!r}")
 
     def recreate_stream(self, stream: Queue) -> None:
-        """See Broker."""
         for change in (
             functools.partial(BlockingChannel.queue_delete, queue=stream.name),
             functools.partial(_declare_queue, stream),
@@ -133,7 +131,6 @@ class RabbitBroker:
             self._connection.on_own_channel(change, f"queue {stream.name}")
 
     def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
-        """See Broker."""
         try:
             self.publish_as(self._speaks_for or self._connection.user, exchange, routing_key, body, headers)
         except QueueFull:
@@ -158,7 +155,6 @@ class RabbitBroker:
     def publish_as(
         self, user: str, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]
     ) -> None:
-        """See Broker."""
         require_message_fits(f"this {headers.get('kind', 'message')}", len(body), self._max_message_bytes)
         properties = pika.BasicProperties(
             delivery_mode=pika.DeliveryMode.Persistent,
@@ -176,7 +172,6 @@ class RabbitBroker:
     def publish_unconfirmed(
         self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
     ) -> None:
-        """See Broker."""
         properties = pika.BasicProperties(
             content_type=CONTENT_TYPE,
             user_id=self._speaks_for or self._connection.user or None,
@@ -186,13 +181,10 @@ class RabbitBroker:
             lambda channel: channel.basic_publish(exchange, routing_key, body, properties)
         )
 
-    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[RabbitListener]:
-        """See Broker."""
-        make = functools.partial(RabbitListener, self._reading, exchange, f"{exchange}.{name}")
-        return _opened(self._reading, make, f"exchange {exchange}")
+    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[RabbitReader]:
+        return self._reader(f"{exchange}.{name}", lambda reader: reader.listen_to(exchange))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
-        """See Broker."""
 
         def start() -> None:
             self._channel.basic_qos(prefetch_count=prefetch)
@@ -209,11 +201,9 @@ class RabbitBroker:
     def take_name(
         self, topology: Topology, worker: str, *, label: str, on_rival: Callable[[str], None]
     ) -> None:
-        """See Broker."""
         WorkerName(self._connection, topology, worker, label=label, on_rival=on_rival).take()
 
     def cancel(self) -> None:
-        """See Broker."""
 
         def stop() -> None:
             for tag in self._channel.consumer_tags:
@@ -222,7 +212,6 @@ class RabbitBroker:
         self._connection.call(stop, "the consumer")
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
-        """See Broker."""
         self._release_last_delivery()
         try:
             delivery = self._inbox.get(timeout=max(0.0, timeout_s))
@@ -240,7 +229,6 @@ class RabbitBroker:
         return delivery
 
     def ack(self, tags: Iterable[int]) -> None:
-        """See Broker."""
         acks = self._acked.adding(tags)
 
         def send() -> None:
@@ -251,7 +239,6 @@ class RabbitBroker:
         self._connection.post(send)
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
-        """See Broker."""
         left = list(tags)
 
         def send() -> None:
@@ -265,11 +252,9 @@ class RabbitBroker:
             del left[:ACKS_AT_ONCE]
 
     def peek(self, queue: str) -> AbstractContextManager[Iterator[bytes]]:
-        """See Broker."""
         return peek(self._reading, queue)
 
     def state(self, queue: str) -> QueueState:
-        """See Broker."""
         method = self._reading.on_own_channel(
             functools.partial(BlockingChannel.queue_declare, queue=queue, passive=True), f"queue {queue}"
         ).method
@@ -277,24 +262,43 @@ class RabbitBroker:
 
     def read_stream(
         self, queue: str, *, offset: str, prefetch: int = 1
-    ) -> AbstractContextManager[RabbitStreamReader]:
-        """See Broker."""
-        make = functools.partial(RabbitStreamReader, self._reading, queue, offset, prefetch)
-        return _opened(self._reading, make, f"queue {queue}")
+    ) -> AbstractContextManager[RabbitReader]:
+        return self._reader(queue, lambda reader: reader.read_stream(offset, prefetch))
+
+    @contextmanager
+    def _reader(self, queue: str, start: Callable[[RabbitReader], None]) -> Iterator[RabbitReader]:
+        """Make a reader on the connection's thread, and close it there."""
+        connection, what = self._reading, f"queue {queue}"
+
+        def begin() -> RabbitReader:
+            reader = RabbitReader(connection, queue)
+            start(reader)
+            return reader
+
+        reader = connection.call(begin, what)
+        try:
+            yield reader
+        finally:
+            if connection.failure is None:
+                connection.call(reader.close, what)
+
+    def in_background(self, job: Callable[[Broker], None]) -> None:
+
+        def run() -> None:
+            try:
+                with self._connect_for_job() as broker:
+                    job(broker)
+            except FluffleError as error:
+                log.warning("a look at the broker in the background failed", because=str(error))
+
+        if self._background is None or not self._background.is_alive():
+            self._background = threading.Thread(target=run, name="background", daemon=True)
+            self._background.start()
 
     def close(self) -> None:
-        """See Broker."""
         self._arriving.close()
         self._connection.close()
         self._reading.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _release_last_delivery(self) -> None:
         """Count the body of the last delivery as released, and read on if reading has paused."""
@@ -335,17 +339,6 @@ class RabbitBroker:
         )
 
 
-@contextmanager
-def _opened(connection: RabbitConnection, make: Callable[[], Reader], what: str) -> Iterator[Reader]:
-    """Make a reader on the connection's thread, and close it there."""
-    reader = connection.call(make, what)
-    try:
-        yield reader
-    finally:
-        if connection.failure is None:
-            connection.call(reader.close, what)
-
-
 def _declare_exchange(each: Exchange, channel: BlockingChannel) -> None:
     arguments = dict(each.arguments)
     channel.exchange_declare(each.name, exchange_type=each.kind, durable=True, arguments=arguments)
@@ -368,3 +361,27 @@ def _redeliveries(method: pika.spec.Basic.Deliver, properties: pika.BasicPropert
         return 0
     count = (properties.headers or {}).get("x-delivery-count", ASSUMED_REDELIVERIES)
     return int(count) if isinstance(count, int) else ASSUMED_REDELIVERIES
+
+
+class AckedTags:
+    """Which deliveries of a channel are acked: all up to one tag, and some above it.
+
+    The tags of a channel are 1, 2, 3, ... One ack for "all up to n" replaces one for each, when every tag
+    below n is acked or is one of these.
+    """
+
+    def __init__(self) -> None:
+        self._all_up_to = 0
+        self._above: set[int] = set()
+
+    def adding(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
+        """Return the acks to send for more tags: each a tag, and whether it also acks all tags below it."""
+        more, before = set(tags), self._all_up_to
+        self._above |= more
+        while self._all_up_to + 1 in self._above:
+            self._all_up_to += 1
+            self._above.remove(self._all_up_to)
+        # RabbitMQ closes the channel for a tag that was acked before: the last of these is a new one.
+        run = sorted(tag for tag in more if before < tag <= self._all_up_to)
+        alone = [(tag, False) for tag in sorted(more.difference(run))]
+        return [(run[-1], len(run) > 1), *alone] if run else alone

@@ -9,9 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import suppress
-from functools import partial
+from concurrent.futures import Future, wait
+from contextlib import closing, suppress
 from typing import TypeVar
 
 import pika
@@ -22,7 +21,7 @@ from fluffle.address import BrokerAddress, parse_address
 from fluffle.errors import BrokerError, ConfigError, ConnectionLost
 from fluffle.logs import get_logger
 from fluffle.rabbit.faults import PIKA_ERRORS, translate_error
-from fluffle.rabbit.opening import open_connection, unless_stopped
+from fluffle.rabbit.opening import open_connection
 from fluffle.transfers import LARGE_BYTES, LOOK_EVERY_S, Transfer
 
 log = get_logger(__name__)
@@ -71,12 +70,13 @@ class RabbitConnection:
         ConfigError for a URL or a file that cannot be read.
         """
         if isinstance(address, str):
-            address = _parsed(address)
+            try:
+                address = parse_address(address)
+            except ValueError as error:
+                raise ConfigError(f"the broker's URL {error}") from error
         self.name = name
         self.user, _ = address.login()
         self.stop = stop or threading.Event()
-        opens = partial(self._open, address, heartbeat_s)
-        self._connection, self._where, self.channel = unless_stopped(opens, self.stop)
         self.failure: BrokerError | None = None
         self._is_full = is_full
         self._on_end = on_end
@@ -86,23 +86,30 @@ class RabbitConnection:
         self._commands: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._closing = False
-        self._log_alarms()
-        self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
+        opened: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(opened, address, heartbeat_s), name="rabbitmq", daemon=True
+        )
         self._thread.start()
+        while not opened.done():
+            # Opening takes long when nothing answers.
+            wait([opened], timeout=LOOK_EVERY_S)
+            if self.stop.is_set() and not opened.done():
+                self._closing = True
+                raise ConnectionLost("RabbitMQ had not answered when this process was asked to stop")
+        opened.result()
 
-    def _open(
-        self, address: BrokerAddress, heartbeat_s: int
-    ) -> tuple[pika.BlockingConnection, str, BlockingChannel]:
-        connection, where = open_connection(
+    def _open(self, address: BrokerAddress, heartbeat_s: int) -> None:
+        self._connection, self._where = open_connection(
             address, name=self.name, heartbeat_s=heartbeat_s, blocked_timeout_s=BLOCKED_TIMEOUT_S
         )
         try:
-            channel = _confirming_channel(connection)
+            self.channel = _confirming_channel(self._connection)
         except PIKA_ERRORS as error:
             with suppress(*PIKA_ERRORS):
-                connection.close()
-            raise translate_error(error, where=where, user=self.user, what="") from error
-        return connection, where, channel
+                self._connection.close()
+            raise self._translated(error) from error
+        self._log_alarms()
 
     def call(self, function: Callable[[], Result], what: str, *, size_bytes: int = 0) -> Result:
         """Run a function on the thread and return its result; error messages name `what` it was about.
@@ -125,16 +132,11 @@ class RabbitConnection:
                 future.set_exception(error)
 
         self._ask(command)
-        with Transfer("sending") as transfer:
+        with closing(Transfer("sending")) as transfer:
+            return self._answer(future, what, size_bytes, transfer)
 
-            def show() -> None:
-                if future.running():
-                    transfer.show(max(0, size_bytes - self._unsent_bytes), size_bytes)
-
-            return self._answer(future, what, size_bytes, show)
-
-    def _answer(self, future: Future[Result], what: str, size_bytes: int, show: Callable[[], None]) -> Result:
-        """Wait for a command's result; call `show` now and then meanwhile."""
+    def _answer(self, future: Future[Result], what: str, size_bytes: int, transfer: Transfer) -> Result:
+        """Wait for a command's result, and show the progress of a large message meanwhile."""
         patience_s = ANSWER_TIMEOUT_S + size_bytes / SLOWEST_LINK_BYTES_PER_S
         look_every_s = LOOK_EVERY_S if size_bytes >= LARGE_BYTES else POLL_S
         asked_at, warn_after_s = time.monotonic(), SILENCE_S
@@ -142,7 +144,8 @@ class RabbitConnection:
         while self._thread.is_alive() or future.done():
             with suppress(TimeoutError):
                 return future.result(timeout=look_every_s)
-            show()
+            if future.running():
+                transfer.show(max(0, size_bytes - self._unsent_bytes), size_bytes)
             silent_s = time.monotonic() - asked_at
             if silent_s > warn_after_s:
                 # A slow line, an alarm, or a queue with too few nodes of its cluster: each may pass.
@@ -262,7 +265,13 @@ class RabbitConnection:
         error = pika.exceptions.AMQPHeartbeatTimeout(why)
         impl._adapter_add_callback_threadsafe(lambda: impl._terminate_stream(error))
 
-    def _run(self) -> None:
+    def _run(self, opened: Future[None], address: BrokerAddress, heartbeat_s: int) -> None:
+        try:
+            self._open(address, heartbeat_s)
+        except BaseException as error:
+            opened.set_exception(error)
+            return
+        opened.set_result(None)
         try:
             while not self._closing:
                 self._turn()
@@ -326,7 +335,7 @@ class RabbitConnection:
         self._connection._impl.add_on_connection_blocked_callback(blocked)
         self._connection._impl.add_on_connection_unblocked_callback(unblocked)
 
-    def _translated(self, error: Exception, what: str = "") -> BrokerError:
+    def _translated(self, error: Exception, what: str = "the connection") -> BrokerError:
         return translate_error(error, where=self._where, user=self.user, what=what)
 
 
@@ -334,10 +343,3 @@ def _confirming_channel(connection: pika.BlockingConnection) -> BlockingChannel:
     channel = connection.channel()
     channel.confirm_delivery()
     return channel
-
-
-def _parsed(url: str) -> BrokerAddress:
-    try:
-        return parse_address(url)
-    except ValueError as error:
-        raise ConfigError(f"the broker's URL {error}") from error

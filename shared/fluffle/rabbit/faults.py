@@ -34,16 +34,59 @@ PIKA_ERRORS = (pika.exceptions.AMQPError, AMQPConnectorException, OSError)
 QUOTED_REFUSAL = re.compile(
     r"ClosedByBroker: \((?P<code>\d+)\) (?P<quote>['\"])(?P<reason>.*)(?P=quote)", re.DOTALL
 )
-# Limits of a user, a virtual host or a node; limits on the channels of a user, a node or a connection.
-LIMIT_ON_CONNECTIONS = re.compile(r"connection limit \(\d+\) is reached")
-LIMIT_ON_CHANNELS = re.compile(r"number of channels opened .*(maximum allowed|channel_max)")
-LIMIT_ON_OBJECTS = re.compile(r"\b(queue|exchange) limit in \S+ .*is reached")
+LIMIT = "RabbitMQ at {where} has reached a limit: raise it, or end what else is connected ({reason})"
+LOST = "the connection to RabbitMQ at {where} is lost: {reason}"
+REFUSED = "RabbitMQ at {where} refused a request about {what}, which will not pass: {reason}"
+MISMATCH = "{what} " + OTHER_ARGUMENTS + " ({reason})"
+NO_LOGIN = "RabbitMQ at {where} refused the user {user!r} or its password ({reason})"
+NO_VHOST = (
+    "RabbitMQ at {where} refused the user {user!r}: the virtual host is missing, or the user has no right to "
+    "it ({reason})"
+)
+NOT_NOW = "RabbitMQ at {where} accepts no connection for now ({reason})"
+NO_RIGHT = "the user {user!r} has no right to {what}: {reason}"
+OTHER_USER = (
+    "the user {user!r} may not speak for another: call this part {user!r} (--name), log in as the user of "
+    "its name, or give this user the tag impersonator ({reason})"
+)
+MISSING = "{what} is not on RabbitMQ at {where} ({reason})"
+UNREADABLE = "{what} cannot be read on RabbitMQ at {where}: {reason}"
+QUOTA = (
+    "RabbitMQ at {where} cannot make {what}, since a limit is reached: raise it, or delete what is not "
+    "needed ({reason})"
+)
+HELD_TOO_LONG = r"unknown delivery tag|delivery acknowledgement on channel \d+ timed out"
+TOO_MANY_CHANNELS = r"number of channels opened .*(maximum allowed|channel_max)"
+
+# A code of RabbitMQ's (None: any), a pattern of its reason, our error and its text. The first match counts.
+Rule = tuple[int | None, str, type[BrokerError], str]
+OPENING: tuple[Rule, ...] = (
+    # A limit of a user, a virtual host or a node.
+    (None, r"connection limit \(\d+\) is reached", LimitReached, LIMIT),
+    (403, "", LoginRefused, NO_LOGIN),
+    (530, "", LoginRefused, NO_VHOST),
+    (None, "", ConnectionLost, NOT_NOW),
+)
+OPEN: tuple[Rule, ...] = (
+    (403, "", AccessRefused, NO_RIGHT),
+    # The same code, with other words, is for a queue whose nodes are down.
+    (404, "NOT_FOUND - no ", TopologyMissing, MISSING),
+    (405, "", RequestRefused, MISMATCH),
+    # This closes one channel; a new connection works again.
+    (406, HELD_TOO_LONG, ConnectionLost, LOST),
+    (406, "user_id", AccessRefused, OTHER_USER),
+    (406, "replica", StreamUnreadable, UNREADABLE),
+    (406, "inequivalent", RequestRefused, MISMATCH),
+    (406, r"\b(queue|exchange) limit in \S+ .*is reached", RequestRefused, QUOTA),
+    (406, "", RequestRefused, REFUSED),
+    # A limit of a user, a node or a connection.
+    (530, TOO_MANY_CHANNELS, LimitReached, LIMIT),
+    (530, "", RequestRefused, REFUSED),
+    (540, "", RequestRefused, REFUSED),
+    (None, "", ConnectionLost, LOST),
+)
 # The limit stands at the end, since RabbitMQ 3.8.
 TOO_LARGE = re.compile(r"message size \d+ is larger than .*?(\d+)$")
-# Each of these closes one channel; a new connection works again.
-HELD_TOO_LONG = re.compile(r"unknown delivery tag|delivery acknowledgement on channel \d+ timed out")
-ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED, PRECONDITION_FAILED = 403, 404, 405, 406
-NOT_ALLOWED, NOT_IMPLEMENTED = 530, 540
 
 
 def translate_error(error: Exception, *, where: str, user: str, what: str) -> BrokerError:
@@ -51,56 +94,49 @@ def translate_error(error: Exception, *, where: str, user: str, what: str) -> Br
 
     `where` and `user` describe the connection, and `what` is the thing that was requested.
     """
-    code = getattr(error, "reply_code", None)
     reason = getattr(error, "reply_text", None) or root_cause(error)
-    lost = ConnectionLost(f"the connection to RabbitMQ at {where} is lost: {reason}")
     if isinstance(error, pika.exceptions.NoFreeChannels):
-        return _limit(where, "the connection's channels are all in use: channel_max is too small")
+        reason = "the connection's channels are all in use: channel_max is too small"
+        return LimitReached(LIMIT.format(where=where, reason=reason))
     if isinstance(error, pika.exceptions.NackError):
         return QueueFull(
             f"RabbitMQ refused a message for {what}: its queue is full, or lies on nodes that are down"
         )
     if isinstance(error, pika.exceptions.UnroutableError):
         return Unroutable(f"no queue is bound to {what}: run `fluffle broker setup`")
-    if code == ACCESS_REFUSED:
-        return AccessRefused(f"the user {user!r} has no right to {what}: {reason}")
-    # RabbitMQ has the same code for a queue whose nodes are down.
-    if code == NOT_FOUND and "NOT_FOUND - no " in reason:
-        return TopologyMissing(f"{what} is not on RabbitMQ at {where} ({reason})")
-    if code == RESOURCE_LOCKED:
-        return _mismatch(what, reason)
-    if code == PRECONDITION_FAILED:
-        return lost if HELD_TOO_LONG.search(reason) else _failed_precondition(reason, where, user, what)
-    if code == NOT_ALLOWED and LIMIT_ON_CHANNELS.search(reason):
-        return _limit(where, reason)
-    return _refused(reason, where, what) if code in {NOT_ALLOWED, NOT_IMPLEMENTED} else lost
+    if sizes := TOO_LARGE.search(reason):
+        return MessageTooLarge(
+            f"RabbitMQ at {where} takes no message as large as this ({reason}): {HOW_TO_RAISE}", int(sizes[1])
+        )
+    code = getattr(error, "reply_code", None)
+    return _by_rule(OPEN, code, reason, where=where, user=user, what=what)
 
 
-def translate_refusal(error: Exception, *, where: str, user: str) -> BrokerError:
+def translate_refusal(error: Exception, *, where: str, user: str, has_password: bool = True) -> BrokerError:
     """Return Fluffle's error for an exception of pika or the socket while a connection is being opened."""
+    if isinstance(error, pika.exceptions.AuthenticationError):
+        if has_password:
+            return LoginRefused(
+                f"RabbitMQ at {where} takes no passwords: for a login by certificate set broker_cert_file "
+                "and broker_key_file, and no password"
+            )
+        return LoginRefused(
+            f"RabbitMQ at {where} offers no login by certificate: it needs the plugin "
+            "rabbitmq_auth_mechanism_ssl and auth_mechanisms.1 = EXTERNAL, or give a password"
+        )
     quoted = QUOTED_REFUSAL.search(str(error))
     if quoted is None:
         # pika reports a broker that stopped during the login as one that refused it.
         return ConnectionLost(
             f"no RabbitMQ answers at {where}: start it, or correct FLUFFLE_BROKER_URL ({root_cause(error)})"
         )
-    code, reason = int(quoted["code"]), quoted["reason"]
-    if LIMIT_ON_CONNECTIONS.search(reason):
-        return _limit(where, reason)
-    if code == ACCESS_REFUSED:
-        return LoginRefused(f"RabbitMQ at {where} refused the user {user!r} or its password ({reason})")
-    if code == NOT_ALLOWED:
+    code = int(quoted["code"])
+    if code == 403 and not has_password:
         return LoginRefused(
-            f"RabbitMQ at {where} refused the user {user!r}: the virtual host is missing, or the user has no "
-            f"right to it ({reason})"
+            f"RabbitMQ at {where} refused the login by certificate: it has no user {user!r} (any more), "
+            "or takes another name from the certificate (ssl_cert_login_from)"
         )
-    return ConnectionLost(f"RabbitMQ at {where} accepts no connection for now ({reason})")
-
-
-def was_login_refused(error: Exception) -> bool:
-    """Tell whether RabbitMQ refused the login of a connection that is being opened."""
-    quoted = QUOTED_REFUSAL.search(str(error))
-    return quoted is not None and int(quoted["code"]) == ACCESS_REFUSED
+    return _by_rule(OPENING, code, quoted["reason"], where=where, user=user)
 
 
 def root_cause(error: Exception) -> str:
@@ -113,39 +149,8 @@ def root_cause(error: Exception) -> str:
     return str(getattr(error, "reply_text", "")) or str(error) or type(error).__name__
 
 
-def _limit(where: str, reason: str) -> LimitReached:
-    return LimitReached(
-        f"RabbitMQ at {where} has reached a limit: raise it, or end what else is connected ({reason})"
-    )
-
-
-def _failed_precondition(reason: str, where: str, user: str, what: str) -> BrokerError:
-    """Tell apart the reasons that have the code PRECONDITION_FAILED and that do not pass."""
-    if "user_id" in reason:
-        return AccessRefused(
-            f"the user {user!r} may not speak for another: call this part {user!r} (--name), log in as the "
-            f"user of its name, or give this user the tag impersonator ({reason})"
-        )
-    if "replica" in reason:
-        return StreamUnreadable(f"{what} cannot be read on RabbitMQ at {where}: {reason}")
-    if sizes := TOO_LARGE.search(reason):
-        return MessageTooLarge(
-            f"RabbitMQ at {where} takes no message as large as this ({reason}): {HOW_TO_RAISE}", int(sizes[1])
-        )
-    if "inequivalent" in reason:
-        return _mismatch(what, reason)
-    if LIMIT_ON_OBJECTS.search(reason):
-        return RequestRefused(
-            f"RabbitMQ at {where} cannot make {what}, since a limit is reached: raise it, or delete what is "
-            f"not needed ({reason})"
-        )
-    return _refused(reason, where, what)
-
-
-def _refused(reason: str, where: str, what: str) -> RequestRefused:
-    about = f" about {what}" if what else ""
-    return RequestRefused(f"RabbitMQ at {where} refused a request{about}, which will not pass: {reason}")
-
-
-def _mismatch(what: str, reason: str) -> RequestRefused:
-    return RequestRefused(f"{what} {OTHER_ARGUMENTS} ({reason})")
+def _by_rule(rules: tuple[Rule, ...], code: int | None, reason: str, **words: str) -> BrokerError:
+    for its_code, pattern, error, text in rules:
+        if its_code in {None, code} and re.search(pattern, reason):
+            return error(text.format(reason=reason, **words))
+    raise ValueError("the last rule fits everything")

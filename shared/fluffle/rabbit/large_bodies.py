@@ -124,6 +124,23 @@ class LargeBodyChannel(Channel):
         self._send_method(method, (properties, body))
 
 
+class TolerantProperties(pika.BasicProperties):
+    """Properties that are empty when they cannot be decoded, and so have no verified sender.
+
+    A sender can write properties that RabbitMQ passes on and that make pika raise: a timestamp beyond the
+    year 9999, tables in tables. The connection would be lost, and after the redelivery the next one's, too.
+    """
+
+    def decode(self, encoded: bytes, offset: int = 0) -> pika.BasicProperties:
+        """Read the properties, as pika does, or none at all."""
+        try:
+            return super().decode(encoded, offset)
+        except Exception:  # struct, datetime, decimal and deep recursion raise many kinds
+            for name, nothing in vars(pika.BasicProperties()).items():
+                setattr(self, name, nothing)
+            return self
+
+
 class BodyAssembler:
     """Replaces pika's ContentFrameAssembler: makes messages of frames, each body in one piece."""
 

@@ -26,7 +26,6 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.errors import AccessRefused, ConnectionLost, NameTaken
 from fluffle.logs import get_logger
 from fluffle.rabbit.connection import RabbitConnection
-from fluffle.rabbit.faults import NOT_FOUND
 from fluffle.rabbit.locks import VANISHED, declare_temporary, try_to_lock
 from fluffle.topology import Topology
 
@@ -74,7 +73,7 @@ class WorkerName:
         """Take the name, or ring and find out who has it. Raises NameTaken or ConnectionLost."""
         if self._takes_lock():
             return
-        holder = self._connection.on_own_channel(self._read_bell, self._bell)
+        holder = self._connection.on_own_channel(self._declare_bell, self._bell)
         self._connection.on_own_channel(self._ring, self._bell)
         give_up_at = time.monotonic() + ANSWERS_WITHIN_S
         while time.monotonic() < give_up_at and not self._connection.stop.wait(LOOK_EVERY_S):
@@ -82,7 +81,7 @@ class WorkerName:
                 return
             found = self._connection.on_own_channel(self._leave_note, self._bell)
             if found is not None and not found.startswith(NOTE):
-                raise self._taken_by(self._connection.on_own_channel(self._read_bell, self._bell) or found)
+                raise self._taken_by(self._connection.on_own_channel(self._declare_bell, self._bell) or found)
         if holder in {None, NOBODY, UNREADABLE} or holder.startswith(NOTE):
             holder = "another process"
         if holder == self._label:
@@ -132,7 +131,7 @@ class WorkerName:
             try:
                 return try_to_lock(channel, self._lock, on_cancel=self._on_lock_lost)
             except pika.exceptions.ChannelClosedByBroker as error:
-                if error.reply_code != NOT_FOUND:
+                if error.reply_code != 404:
                     raise
                 # Its process has died, or its node is down.
                 self._remove(self._lock)
@@ -146,10 +145,6 @@ class WorkerName:
         # Its node is down, or somebody has deleted it.
         self._connection.call_later(READ_NOTE_AFTER_S, self._begin_later)
 
-    def _read_bell(self, channel: BlockingChannel) -> str | None:
-        # With a short key, so that RabbitMQ's error has room for the other one.
-        return self._declare_bell(channel, NOBODY)
-
     def _ring(self, channel: BlockingChannel) -> None:
         channel.queue_delete(self._bell)
         self._leave_note(channel)
@@ -157,8 +152,11 @@ class WorkerName:
     def _leave_note(self, channel: BlockingChannel) -> str | None:
         return self._declare_bell(channel, NOTE + self._label)
 
-    def _declare_bell(self, channel: BlockingChannel, label: str) -> str | None:
-        """Declare the bell with a label; return the label of the existing bell if that differs."""
+    def _declare_bell(self, channel: BlockingChannel, label: str = NOBODY) -> str | None:
+        """Declare the bell with a label; return the label of the existing bell if that differs.
+
+        NOBODY only asks for it: the shorter this label, the more room RabbitMQ's error has for the other one.
+        """
         # RabbitMQ requires an exchange with the key. No message will ever go there.
         says = {"x-dead-letter-exchange": self._exchange, "x-dead-letter-routing-key": label}
         try:
@@ -187,7 +185,7 @@ class WorkerName:
         # A newcomer that looks for an answer at this moment may leave its note again.
         rivals: set[str] = set()
         for _ in range(ATTEMPTS):
-            found = self._connection.on_new_channel(self._read_bell)
+            found = self._connection.on_new_channel(self._declare_bell)
             if found == UNREADABLE and self._was_rung:
                 rivals.add("unknown")
             elif found is not None and found.startswith(NOTE):
