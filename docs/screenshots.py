@@ -33,10 +33,10 @@ class Page:
 
     def __init__(self, browser: Chrome, node: BrokerNode) -> None:
         self._browser = browser
-        self._start = f"http://127.0.0.1:{node.settings.management_port}/"
+        self._start = node.management_url
         browser.get(self._start)
         self._wait_for("input[name=username]")
-        for name, value in (("username", node.settings.user), ("password", node.settings.password)):
+        for name, value in (("username", node.user), ("password", node.password)):
             browser.find_element(By.NAME, name).send_keys(value)
         browser.find_element(By.CSS_SELECTOR, "input[type=submit]").click()
         self._wait_for("#tabs")

@@ -19,7 +19,7 @@ from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_cli.guard import Watched, guard
+from fluffle_cli import guard
 
 DEADLINE_S = 300.0
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ class Federation:
         for part in self.parts:
             if part.process.poll() is None:
                 part.kill()
-            guard().release(part.process.pid)
+            guard.release(part.process.pid)
 
     @property
     def topology(self) -> Topology:
@@ -196,9 +196,10 @@ class Federation:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         # So that an interrupted run of the tests leaves nothing behind.
-        guard().watch(Watched(process.pid))
+        guard.watch(process.pid)
         part = Part(name, process, log)
         self.parts.append(part)
         return part

@@ -1,14 +1,11 @@
 """What tests ask of a private cluster: who leads a queue, and who holds a copy of it."""
 
 import json
-import os
-import subprocess
 import threading
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from federation import wait_until
+from rabbitmqctl import rabbitmqctl
 
 from fluffle.errors import ConnectionLost, StreamUnreadable
 from fluffle.model_stream import newest_version
@@ -16,51 +13,23 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
 from fluffle.wire import decode_version, record_digest
-from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.rabbitmq_server import LOOPBACK
+from harness.cluster import BrokerCluster
 
-TOOL_TIMEOUT_S = 60
 SOON_S = 10.0
-
-
-def ask(node: BrokerNode, tool: str, *arguments: str) -> str:
-    """Run one of RabbitMQ's own tools on a running node and return what it prints."""
-    environment = os.environ | {
-        "HOME": str(node.folder / "home"),
-        "ERL_EPMD_ADDRESS": LOOPBACK,
-        "ERL_EPMD_PORT": str(node.settings.epmd_port),
-        "RABBITMQ_NODENAME": node.settings.name,
-    }
-    answer = subprocess.run(
-        [Path(node.settings.server_folder) / tool, "--quiet", *arguments],
-        env=environment,
-        cwd=node.folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=TOOL_TIMEOUT_S,
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
 
 
 def queues(cluster: BrokerCluster, *columns: str) -> dict[str, dict[str, Any]]:
     """Return what the cluster says of its queues, by their names."""
-    found = ask(running(cluster)[0], "rabbitmqctl", "list_queues", "name", *columns, "--formatter", "json")
+    running = next(node for node in cluster.nodes if node.is_running)
+    found = rabbitmqctl(running, "list_queues", "name", *columns, "--formatter", "json")
     return {str(queue.pop("name")): queue for queue in json.loads(found)}
-
-
-def running(cluster: BrokerCluster) -> Sequence[BrokerNode]:
-    """Return the nodes that are alive."""
-    return [node for node in cluster.nodes if node.is_running]
 
 
 def leader_of(cluster: BrokerCluster, queue: str) -> BrokerNode:
     """Return the node that leads a queue."""
     name = queues(cluster, "leader")[queue]["leader"]
-    return next(node for node in cluster.nodes if node.settings.name == name)
+    return next(node for node in cluster.nodes if node.name == name)
 
 
 def history_of(cluster: BrokerCluster, topology: Topology) -> list[ModelVersion]:
@@ -89,7 +58,7 @@ def _history_on(node: BrokerNode, topology: Topology) -> dict[str, ModelVersion]
         with broker.read_stream(topology.models.name, offset="first") as reader:
             while newest.rank not in {version.rank for version in versions.values()}:
                 body = reader.next_body(SOON_S)
-                assert body is not None, f"the stream on {node.settings.name} ends before {newest.rank}"
+                assert body is not None, f"the stream on {node.name} ends before {newest.rank}"
                 digest = record_digest(body)
                 versions[digest] = decode_version(body)
     line = []

@@ -21,7 +21,7 @@ def ask_management(node: BrokerNode, method: str, path: str, body: object = None
 
 def url_of(node: BrokerNode, user: str, password: str) -> str:
     """Where a user connects to a node."""
-    return f"amqp://{user}:{password}@127.0.0.1:{node.settings.amqp_port}/%2F"
+    return f"amqp://{user}:{password}@127.0.0.1:{node.amqp_port}/%2F"
 
 
 def gets_in(node: BrokerNode, user: str, password: str) -> bool:

@@ -27,7 +27,7 @@ class Logins:
 
     def url(self, user: str) -> str:
         """Where a user connects."""
-        return f"amqp://{user}:{PASSWORD}@127.0.0.1:{self.node.settings.amqp_port}/%2F"
+        return f"amqp://{user}:{PASSWORD}@127.0.0.1:{self.node.amqp_port}/%2F"
 
     def may(self, user: str, operation: Operation) -> bool:
         """Try an operation; False when RabbitMQ refuses it for want of rights, and for nothing else.

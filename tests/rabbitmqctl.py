@@ -2,17 +2,16 @@
 
 import os
 import subprocess
-from pathlib import Path
 
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.rabbitmq_server import server_environment
+from fluffle_cli.rabbitmq_server import find_server, server_environment
 
 
 def rabbitmqctl(node: BrokerNode, *arguments: str) -> str:
     """Run one command against a running node, and return what it prints."""
     result = subprocess.run(
-        [Path(node.settings.server_folder) / "rabbitmqctl", "--quiet", *arguments],
-        env=server_environment(node.folder, node.settings, os.environ),
+        [find_server(os.environ).with_name("rabbitmqctl"), "--quiet", *arguments],
+        env=server_environment(node),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -28,4 +27,4 @@ def add_user(
     """Make a user with these rights, and return the URL that it connects with."""
     rabbitmqctl(node, "add_user", name, "secret")
     rabbitmqctl(node, "set_permissions", name, configure, write, read)
-    return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
+    return f"amqp://{name}:secret@127.0.0.1:{node.amqp_port}/%2F"

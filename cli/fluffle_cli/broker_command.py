@@ -6,14 +6,13 @@ from shlex import quote
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from fluffle import logs
 from fluffle.command_line import clean_exit, new_app, warn_of_unknown_variables
 from fluffle.consoles import PlainConsole
-from fluffle_cli.cluster import BrokerCluster
-from fluffle_cli.node import BrokerNode, make_private_folder
-from fluffle_cli.rabbitmq_server import SERVER_FOLDER_VARIABLE, NodeTls
+from fluffle_cli.certificates import make_certificates
+from fluffle_cli.node import BrokerNode
+from fluffle_cli.rabbitmq_server import SERVER_FOLDER_VARIABLE
 
 DEFAULT_FOLDER = Path(".fluffle/broker")
 
@@ -34,16 +33,10 @@ Folder = Annotated[
 
 
 @app.command(
-    "up",
-    help="Start the broker in the background, wait until it is ready (about 7 s), and print how to reach "
-    "it.\n\n"
-    "Example: `fluffle broker up`. Then export the variables that it prints, and start `fluffle aggregator` "
-    "and `fluffle worker`. A stopped broker in the folder comes back with its queues, messages, user and "
-    "password, and with all its nodes. A running broker is left as it is.",
-    epilog=f"The server is the installed one, or the one in the folder that {SERVER_FOLDER_VARIABLE} names.",
+    epilog=f"The server is the installed one, or the one in the folder that {SERVER_FOLDER_VARIABLE} names."
 )
 @clean_exit()
-def _up(
+def up(
     folder: Folder = DEFAULT_FOLDER,
     management: Annotated[
         bool, typer.Option(help="Start RabbitMQ's UI; without it the broker starts a little faster.")
@@ -52,36 +45,30 @@ def _up(
         bool,
         typer.Option("--tls", help="Use TLS, with certificates for development, created in the folder."),
     ] = False,
-    nodes: Annotated[
-        int, typer.Option(min=1, help="Number of nodes; a cluster of 3 works on when one node dies.")
-    ] = 1,
 ) -> None:
-    _begin()
-    broker = _find(folder)
-    if broker is not None and all(node.is_running for node in broker.nodes):
-        how = "is already running"
-    else:
-        certificates = _certificates_in(folder) if tls else None
+    """Start the broker in the background, wait until it is ready (about 7 s), and print how to reach it.
+
+    Example: `fluffle broker up`. Then export the variables that it prints, and start `fluffle aggregator` and
+    `fluffle worker`. A stopped broker in the folder comes back with its queues, messages, user and password.
+    A running broker is left as it is.
+    """
+    node, how = _find(folder), "is already running"
+    if node is None or not node.is_running:
+        how, certificates = "is running", folder / "certificates" if tls else None
+        if certificates:
+            make_certificates(certificates)
         with PlainConsole(stderr=True).status("starting RabbitMQ"):
-            if nodes > 1 or isinstance(broker, BrokerCluster):
-                size = nodes if nodes > 1 or broker is None else len(broker.nodes)
-                broker = BrokerCluster.start(folder, size=size, management=management, tls=certificates)
-            else:
-                broker = BrokerNode.start(folder, management=management, tls=certificates)
-        broker.outlive()
-        how = "is running"
-    first = broker.nodes[0]
-    processes = ", ".join(str(node.pid) for node in broker.nodes)
+            node = BrokerNode.start(folder, management=management, certificates=certificates)
+        node.outlive()
+    typer.echo(f"RabbitMQ {how} in {folder} (process {node.pid}).")
+    if node.has_management:
+        typer.echo(f"  its UI     {node.management_url}   user {node.user}   password {node.password}")
+    typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={node.amqp_url}")
+    if node.authority is not None:
+        typer.echo(f"             export FLUFFLE_BROKER_CA_FILE={quote(str(node.authority))}")
+    if node.has_management:
+        typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={node.management_url}")
     option = "" if folder == DEFAULT_FOLDER else f" --folder {quote(str(folder))}"
-    url = broker.management_url
-    typer.echo(f"RabbitMQ {how} in {folder} (process {processes}).")
-    if url is not None:
-        typer.echo(f"  its UI     {url}   user {first.user}   password {first.password}")
-    typer.echo(f"  for parts  export FLUFFLE_BROKER_URL={broker.amqp_url}")
-    if first.authority is not None:
-        typer.echo(f"             export FLUFFLE_BROKER_CA_FILE={quote(str(first.authority))}")
-    if url is not None:
-        typer.echo(f"  for users  export FLUFFLE_MANAGEMENT_URL={url}")
     typer.echo(f"  to stop    fluffle broker down{option}")
 
 
@@ -89,17 +76,13 @@ def _up(
 @clean_exit()
 def down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop the broker cleanly. Its data stay in the folder, and `fluffle broker up` continues with them."""
-    _begin()
-    broker = _find(folder)
-    was_running = broker is not None and any(node.is_running for node in broker.nodes)
-    if not was_running:
-        typer.echo(f"No RabbitMQ is running in {folder}.")
-    if broker is None:
-        return
-    with PlainConsole(stderr=True).status("stopping RabbitMQ"):
-        broker.stop()
-    if was_running:
-        typer.echo(f"RabbitMQ in {folder} has stopped; its data are still there.")
+    node = _find(folder)
+    was_running = node is not None and node.is_running
+    if node is not None:  # a crash leaves something to tidy up, too
+        with PlainConsole(stderr=True).status("stopping RabbitMQ"):
+            node.stop()
+    has_stopped = f"RabbitMQ in {folder} has stopped; its data are still there."
+    typer.echo(has_stopped if was_running else f"No RabbitMQ is running in {folder}.")
 
 
 @app.command()
@@ -108,62 +91,27 @@ def status(
     folder: Folder = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
 ) -> None:
-    """Say whether the broker is running, and how to reach it. The exit code is 1 if it is not running.
-
-    A cluster counts as running while more than half of its nodes are.
-    """
-    _begin()
-    broker = _find(folder)
-    running = broker is not None and broker.is_running
-    facts: dict[str, str | int | None] = {"folder": str(folder)}
-    if broker is not None:
-        first = broker.nodes[0]
-        if isinstance(broker, BrokerNode):
-            facts["pid"] = broker.pid if running else None
-        else:
-            facts |= {node.folder.name: _state(node) for node in broker.nodes}
+    """Say whether the broker is running, and how to reach it. The exit code is 1 if it is not running."""
+    node = _find(folder)
+    running = node is not None and node.is_running
+    facts: dict[str, object] = {"running": running, "folder": str(folder)}
+    if node is not None:
         facts |= {
-            "amqp_url": broker.amqp_url,
-            "management_url": broker.management_url,
-            "user": first.user,
-            "password": first.password,
-            "broker_ca_file": None if first.authority is None else str(first.authority),
+            "pid": node.pid if running else None,
+            "amqp_url": node.amqp_url,
+            "management_url": node.management_url,
+            "user": node.user,
+            "password": node.password,
+            "broker_ca_file": node.authority and str(node.authority),
         }
-    if as_json:
-        typer.echo(json.dumps({"running": running} | facts))
-    else:
-        table = Table("RabbitMQ", "running" if running else "not running", show_edge=False)
-        for name, fact in facts.items():
-            if fact is not None:
-                table.add_row(name.replace("_", " "), str(fact))
-        # Wide enough that no URL is broken into two lines: people copy it.
-        PlainConsole(width=max(PlainConsole().width, 140), highlight=False, markup=False).print(table)
+    lines = (f"{name:<16}{fact}" for name, fact in facts.items() if fact is not None)
+    typer.echo(json.dumps(facts) if as_json else "\n".join(lines))
     if not running:
         raise typer.Exit(1)
 
 
-def _begin() -> None:
+def _find(folder: Path) -> BrokerNode | None:
+    """Return the node in this folder, running or not; None if none was ever started there."""
     logs.configure("pretty", verbose=False, part="broker")
     warn_of_unknown_variables()
-
-
-def _certificates_in(folder: Path) -> NodeTls:
-    """Create the missing certificates in a folder, and keep the others."""
-    # Imported here, so that --help is quick.
-    from fluffle_cli.certificates import make_certificates
-
-    certificates = folder / "certificates"
-    make_private_folder(folder)
-    make_certificates(certificates)
-    return NodeTls(certificates)
-
-
-def _state(node: BrokerNode) -> str:
-    return f"port {node.settings.amqp_port}, " + (f"process {node.pid}" if node.is_running else "not running")
-
-
-def _find(folder: Path) -> BrokerNode | BrokerCluster | None:
-    """Return the broker in this folder, running or not; None if none was ever started there."""
-    if BrokerCluster.is_in(folder):
-        return BrokerCluster.load(folder)
-    return BrokerNode.load(folder) if (folder / "node.json").exists() else None
+    return BrokerNode.load(folder) if BrokerNode.is_in(folder) else None

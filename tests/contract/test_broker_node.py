@@ -19,7 +19,7 @@ import pytest
 from fluffle.errors import BrokerError, ConfigError, LoginRefused
 from fluffle.rabbit import RabbitBroker
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.rabbitmq_server import comes_true, find_server, is_free, serves_amqp
+from fluffle_cli.rabbitmq_server import comes_true, find_server, is_free
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,11 @@ def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*program, *arguments], capture_output=True, text=True, check=False)
 
 
+def all_ports(node: BrokerNode) -> set[int]:
+    """Return the node's own ports and its port mapper's."""
+    return {*node.ports, node.epmd_port}
+
+
 def listening_addresses() -> dict[str, tuple[str, int]]:
     """List this machine's listening TCP sockets by inode: address (hexadecimal, as Linux has it) and port."""
     found = {}
@@ -85,7 +90,7 @@ def open_files(pid: int) -> set[str]:
 def test_a_node_serves_amqp_and_its_management_login_works_from_the_start(node: BrokerNode) -> None:
     overview = ask(node, "overview")
 
-    assert serves_amqp(node.settings.amqp_port)
+    assert node.serves()
     assert isinstance(overview, dict)
     assert overview["node"] == "fluffle@localhost"
 
@@ -106,7 +111,7 @@ def test_its_one_user_may_do_everything_and_guest_is_refused(node: BrokerNode) -
 
 
 def test_guest_is_refused_over_amqp_too(node: BrokerNode) -> None:
-    url = f"amqp://guest:guest@127.0.0.1:{node.settings.amqp_port}/%2F"
+    url = f"amqp://guest:guest@127.0.0.1:{node.amqp_port}/%2F"
 
     with pytest.raises(LoginRefused, match="'guest' or its password"):
         RabbitBroker(url, name="guest", heartbeat_s=10)
@@ -117,11 +122,12 @@ def test_everything_it_listens_on_is_loopback(node: BrokerNode) -> None:
     sockets = listening_addresses()
     links = open_files(node.pid)
     of_server = {place for inode, place in sockets.items() if f"socket:[{inode}]" in links}
-    of_node = {place for place in sockets.values() if place[1] in node.settings.ports}
+    ports = all_ports(node)
+    of_node = {place for place in sockets.values() if place[1] in ports}
 
-    assert {port for _, port in of_server} == set(node.settings.ports) - {node.settings.epmd_port}
+    assert {port for _, port in of_server} == set(node.ports)
     assert of_server <= of_node
-    assert {port for _, port in of_node} == set(node.settings.ports)
+    assert {port for _, port in of_node} == ports
     assert {address for address, _ in of_node} <= {"0100007F", "00000000000000000000000001000000"}
 
 
@@ -141,14 +147,14 @@ def test_ctrl_c_in_a_terminal_does_not_reach_it(node: BrokerNode) -> None:
 
 
 def test_a_killed_node_is_gone_at_once_and_comes_back_with_its_ports_and_users(node: BrokerNode) -> None:
-    ports, login, pid = node.settings.ports, (node.user, node.password), node.pid
+    ports, login, pid = all_ports(node), (node.user, node.password), node.pid
 
     node.kill()
     assert not node.is_running
     assert all(map(is_free, ports))
     node.restart()
 
-    assert (node.settings.ports, (node.user, node.password)) == (ports, login)
+    assert (all_ports(node), (node.user, node.password)) == (ports, login)
     assert node.pid != pid
     assert name_of_login(node) == node.user
 
@@ -165,13 +171,13 @@ def test_nodes_started_at_once_share_nothing_and_a_crash_of_one_leaves_the_other
 ) -> None:
     crashing = two_nodes[1]
     assert crashing.management_url is None
-    assert not {*crashing.settings.ports} & {*node.settings.ports}
+    assert not all_ports(crashing) & all_ports(node)
 
     os.kill(crashing.pid, signal.SIGKILL)  # not by kill(), which would tidy up
 
     assert comes_true(lambda: not crashing.is_running, timeout_s=5)
     crashing.stop()
-    assert all(map(is_free, crashing.settings.ports))
+    assert all(map(is_free, all_ports(crashing)))
     assert node.is_running
     assert name_of_login(node) == node.user
 
@@ -190,7 +196,7 @@ def test_another_process_sees_the_node_and_stops_it(node: BrokerNode) -> None:
     assert (seen.returncode, again.returncode, down.returncode) == (0, 0, 0)
     assert (json.loads(unseen.stdout)["running"], unseen.returncode) == (False, 1)
     assert not node.is_running
-    assert all(map(is_free, node.settings.ports))
+    assert all(map(is_free, all_ports(node)))
 
 
 def test_a_node_ends_with_the_process_that_started_it_and_its_port_mapper_too(tmp_path: Path) -> None:
@@ -208,7 +214,7 @@ def test_a_node_ends_with_the_process_that_started_it_and_its_port_mapper_too(tm
         starter.kill()
 
     assert comes_true(lambda: not node.is_running, timeout_s=10)
-    assert comes_true(lambda: all(map(is_free, node.settings.ports)), timeout_s=10)
+    assert comes_true(lambda: all(map(is_free, all_ports(node))), timeout_s=10)
 
 
 def test_a_node_of_broker_up_stays_when_the_command_has_ended(tmp_path: Path) -> None:
@@ -230,10 +236,10 @@ def test_a_node_whose_port_was_taken_by_another_program_says_so(
     node = BrokerNode.load(tmp_path / "broker")
 
     with socket.socket() as other:
-        other.bind(("127.0.0.1", node.settings.amqp_port))
+        other.bind(("127.0.0.1", node.amqp_port))
         other.listen()
 
-        with pytest.raises(BrokerError, match=f"port {node.settings.amqp_port} .* taken"):
+        with pytest.raises(BrokerError, match=f"port {node.amqp_port} .* taken"):
             node.restart()
 
 

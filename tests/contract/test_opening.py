@@ -17,13 +17,13 @@ def connect(url: str) -> RabbitBroker:
 
 def url_of(node: BrokerNode, *places: str) -> str:
     """The node's URL with other hosts and ports instead of its own."""
-    return node.amqp_url.replace(f"127.0.0.1:{node.settings.amqp_port}", ",".join(places))
+    return node.amqp_url.replace(f"127.0.0.1:{node.amqp_port}", ",".join(places))
 
 
 def test_the_one_node_that_answers_is_found_among_those_that_do_not(
     node: BrokerNode, topology: Topology
 ) -> None:
-    url = url_of(node, NOBODY, f"localhost:{node.settings.amqp_port}", NOBODY_EITHER)
+    url = url_of(node, NOBODY, f"localhost:{node.amqp_port}", NOBODY_EITHER)
 
     for _ in range(3):
         with connect(url) as broker:
@@ -31,7 +31,7 @@ def test_the_one_node_that_answers_is_found_among_those_that_do_not(
 
 
 def test_connections_spread_over_all_nodes(node: BrokerNode) -> None:
-    with Relay(node.settings.amqp_port) as one, Relay(node.settings.amqp_port) as other:
+    with Relay(node.amqp_port) as one, Relay(node.amqp_port) as other:
         url = url_of(node, f"127.0.0.1:{one.port}", f"127.0.0.1:{other.port}")
         # All on one side would happen once in 2**63 times.
         for _ in range(64):
@@ -57,7 +57,7 @@ def test_when_no_node_answers_the_error_says_of_each_why(node: BrokerNode) -> No
 def test_a_refused_login_is_final_when_all_nodes_refuse_it_and_not_while_one_may_come_back(
     node: BrokerNode,
 ) -> None:
-    here = f"127.0.0.1:{node.settings.amqp_port}"
+    here = f"127.0.0.1:{node.amqp_port}"
     wrong = node.amqp_url.replace("@", "-wrong@")
 
     with pytest.raises(LoginRefused, match="none of 2 brokers"):

@@ -33,13 +33,13 @@ def connect(
 ) -> RabbitBroker:
     url = node.amqp_url
     if through:
-        url = url.replace(f":{node.settings.amqp_port}/", f":{through.port}/")
+        url = url.replace(f":{node.amqp_port}/", f":{through.port}/")
     return RabbitBroker(url, name="facts", heartbeat_s=heartbeat_s)
 
 
 @pytest.fixture
 def relay(node: BrokerNode) -> Iterator[Relay]:
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         yield relay
 
 

@@ -35,7 +35,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
 
 
 def connect(node: BrokerNode, *, vhost: str = "%2F", port: int = 0, heartbeat_s: int = 20) -> RabbitBroker:
-    where = f"127.0.0.1:{port or node.settings.amqp_port}"
+    where = f"127.0.0.1:{port or node.amqp_port}"
     return RabbitBroker(f"amqp://{USER}:secret@{where}/{vhost}", name="refused", heartbeat_s=heartbeat_s)
 
 
@@ -93,7 +93,7 @@ def test_a_connection_with_fewer_channels_than_are_needed_says_so(
 def test_who_does_not_wait_learns_of_a_refusal_that_it_may_pass_and_of_a_login_only_for_a_while(
     node: BrokerNode,
 ) -> None:
-    url = f"amqp://{USER}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
+    url = f"amqp://{USER}:secret@127.0.0.1:{node.amqp_port}/%2F"
     settings = SharedSettings(broker_url=url, login_patience=2.0)
     connector = Connector(settings, name="hasty", stop=threading.Event())
     with pytest.raises(LoginRefused):
@@ -185,7 +185,7 @@ def test_a_line_that_is_cut_at_one_end_is_noticed_at_both(
     node: BrokerNode, topology: Topology, side: str
 ) -> None:
     """The end that is not told learns it from missing heartbeats: the other's consumer is then free."""
-    with Relay(node.settings.amqp_port) as relay, connect(node) as other:
+    with Relay(node.amqp_port) as relay, connect(node) as other:
         broker = connect(node, port=relay.port, heartbeat_s=HEARTBEAT_S)
         broker.declare(topology)
         broker.consume(topology.updates.name, prefetch=1)
@@ -205,7 +205,7 @@ def test_a_line_that_is_cut_at_one_end_is_noticed_at_both(
 def test_a_publish_over_a_dead_line_is_given_up_and_may_be_sent_again(
     node: BrokerNode, topology: Topology
 ) -> None:
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         broker = connect(node, port=relay.port, heartbeat_s=HEARTBEAT_S)
         broker.declare(topology)
 
@@ -219,7 +219,7 @@ def test_a_publish_over_a_dead_line_is_given_up_and_may_be_sent_again(
 
 
 def test_a_broker_that_accepts_and_never_answers_is_given_up(node: BrokerNode) -> None:
-    with Relay(node.settings.amqp_port) as relay, ThreadPoolExecutor(2) as pool:
+    with Relay(node.amqp_port) as relay, ThreadPoolExecutor(2) as pool:
         relay.hold_both_ways()
         openings = [
             pool.submit(
@@ -243,7 +243,7 @@ def test_a_broker_that_stops_answering_in_the_handshake_is_left_when_asked_to_st
     node: BrokerNode, hold: Callable[[Relay], None]
 ) -> None:
     stop = threading.Event()
-    with Relay(node.settings.amqp_port) as relay, ThreadPoolExecutor(1) as pool:
+    with Relay(node.amqp_port) as relay, ThreadPoolExecutor(1) as pool:
         hold(relay)
         url = f"amqp://{USER}:secret@127.0.0.1:{relay.port}/%2F"
         opening = pool.submit(RabbitBroker, url, name="silent", heartbeat_s=HEARTBEAT_S, stop=stop)

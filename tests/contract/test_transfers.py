@@ -20,7 +20,7 @@ PART_BYTES = 5 * MIB
 
 @pytest.fixture
 def relay(node: BrokerNode) -> Iterator[Relay]:
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         yield relay
 
 
@@ -30,7 +30,7 @@ def broker(
 ) -> Iterator[RabbitBroker]:
     """A connection over a line that can be held up, and which says at each look how far it is."""
     monkeypatch.setattr(transfers, "SAY_EVERY_S", 0.0)
-    url = node.amqp_url.replace(f":{node.settings.amqp_port}/", f":{relay.port}/")
+    url = node.amqp_url.replace(f":{node.amqp_port}/", f":{relay.port}/")
     with RabbitBroker(url, name="transfers", heartbeat_s=60) as broker:
         broker.declare(topology)
         yield broker

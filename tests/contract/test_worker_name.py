@@ -89,7 +89,7 @@ def connect_to(node: BrokerNode, *, url: str = "", port: int = 0, heartbeat_s: i
     """Connect to the node, through another port if one is given."""
     url = url or node.amqp_url
     if port:
-        url = url.replace(f":{node.settings.amqp_port}/", f":{port}/")
+        url = url.replace(f":{node.amqp_port}/", f":{port}/")
     return RabbitBroker(url, name="name", heartbeat_s=heartbeat_s)
 
 
@@ -109,7 +109,7 @@ def declared(node: BrokerNode, topology: Topology) -> Topology:
 def test_a_connection_that_is_gone_without_a_word_holds_a_name_until_its_heartbeats_are_missed(
     node: BrokerNode, declared: Topology, label: str, says: str
 ) -> None:
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         first = connect_to(node, port=relay.port, heartbeat_s=HEARTBEAT_S)
         take(first, declared, FIRST)
         # Long heartbeats, so that the connection stays in RabbitMQ's eyes as long as the first try takes.

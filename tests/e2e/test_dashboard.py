@@ -207,7 +207,7 @@ def test_a_page_beside_another_program_says_why_it_knows_nothing_more(
     running: tuple[BrokerNode, Federation],
 ) -> None:
     node, _ = running
-    url = node.amqp_url.replace(f":{node.settings.password}@", ":wrong@")
+    url = node.amqp_url.replace(f":{node.password}@", ":wrong@")
     watch = Watch(DashboardSettings(federation="seen", broker_url=url), threading.Event())
 
     with pytest.raises(LoginRefused):
@@ -222,7 +222,7 @@ def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) ->
     with settings.management() as management:
         hashed = password_hash("secret", b"salt")
         management.put_user(name, rights_of(role, federation.name, name), hashed)
-    return f"amqp://{name}:secret@127.0.0.1:{node.settings.amqp_port}/%2F"
+    return f"amqp://{name}:secret@127.0.0.1:{node.amqp_port}/%2F"
 
 
 def newest_refusal(page: Chrome) -> str:

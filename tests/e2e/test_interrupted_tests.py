@@ -60,7 +60,8 @@ def test_an_interrupted_run_of_the_tests_leaves_nothing_running(
                 run.kill()
 
             wait_until(lambda: not node.is_running, "the end of RabbitMQ", deadline_s=30)
-            wait_until(lambda: all(map(is_free, node.settings.ports)), "the end of epmd", deadline_s=30)
+            ports = [*node.ports, node.epmd_port]
+            wait_until(lambda: all(map(is_free, ports)), "the end of epmd", deadline_s=30)
             wait_until(lambda: not any(map(is_alive, started)), "the end of all", deadline_s=30)
         finally:
             run.kill()

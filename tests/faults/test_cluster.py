@@ -12,8 +12,8 @@ from federation import Federation, Part, assert_every_confirmed_update_counts_on
 from fluffle.errors import NameTaken
 from fluffle.rabbit import RabbitBroker, worker_name
 from fluffle.topology import topology_of
-from fluffle_cli.cluster import BrokerCluster
 from fluffle_cli.node import BrokerNode
+from harness.cluster import BrokerCluster
 
 pytestmark = pytest.mark.long
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerCluster]:
     """Three nodes of these tests' own, since they kill them."""
-    with BrokerCluster.start(tmp_path_factory.mktemp("cluster"), management=False) as started:
+    with BrokerCluster.start(tmp_path_factory.mktemp("cluster")) as started:
         yield started
 
 
@@ -69,7 +69,7 @@ def test_every_queue_and_the_stream_have_a_copy_on_each_node(cluster: BrokerClus
     with RabbitBroker(cluster.amqp_url, name="test", heartbeat_s=5) as broker:
         broker.declare(topology)
 
-    names = {node.settings.name for node in cluster.nodes}
+    names = {node.name for node in cluster.nodes}
     members = {name: set(queue["members"]) for name, queue in queues(cluster, "members").items()}
     assert members == {queue.name: names for queue in topology.queues}
 
@@ -123,13 +123,13 @@ def test_a_worker_name_on_a_dead_node_keeps_nobody_from_working_and_counts_again
     def take(node: BrokerNode) -> RabbitBroker:
         broker = RabbitBroker(node.amqp_url, name="name", heartbeat_s=10)
         broker.declare(topology)
-        broker.take_name(topology, "site-1", label=node.settings.name, on_rival=lambda _: None)
+        broker.take_name(topology, "site-1", label=node.name, on_rival=lambda _: None)
         return broker
 
     take(home)
     home.kill()
     both = [take(node) for node in others]
-    assert caplog.text.count("under the same name would go unnoticed") >= 2
+    assert caplog.text.count("under the same name would not be noticed") >= 2
     home.restart()
 
     def turned_away() -> list[NameTaken]:

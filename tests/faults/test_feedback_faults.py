@@ -35,8 +35,8 @@ def test_what_a_killed_worker_sent_left_out_and_got_back_counts_once(
     with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_sum_task:task") as running:
         allow(running, 0)
         leader = running.aggregator("leader", *TOP_K)
-        with Relay(node.settings.amqp_port) as relay:
-            url = node.amqp_url.replace(f":{node.settings.amqp_port}/", f":{relay.port}/")
+        with Relay(node.amqp_port) as relay:
+            url = node.amqp_url.replace(f":{node.amqp_port}/", f":{relay.port}/")
             worker = running.worker(0, "--broker-url", url)
             wait_until((tmp_path / "begun-1").exists, "the beginning of round 1")
             relay.hold_answers()

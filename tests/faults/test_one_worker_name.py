@@ -133,8 +133,8 @@ def test_a_workers_own_lost_connection_does_not_lock_it_out_for_longer_than_the_
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
     """A relay closes the worker's side alone, so that RabbitMQ keeps the name for the old connection."""
-    with Relay(node.settings.amqp_port) as relay:
-        url = node.amqp_url.replace(f":{node.settings.amqp_port}/", f":{relay.port}/")
+    with Relay(node.amqp_port) as relay:
+        url = node.amqp_url.replace(f":{node.amqp_port}/", f":{relay.port}/")
         with Federation(federation, node.amqp_url, tmp_path, task=TASK) as running:
             leader = started(running)
             running.broker_url = url

@@ -31,7 +31,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
 
 def through(relay: Relay, node: BrokerNode, url: str = "") -> str:
     """The URL of a relay in front of the node."""
-    return (url or node.amqp_url).replace(f":{node.settings.amqp_port}/", f":{relay.port}/")
+    return (url or node.amqp_url).replace(f":{node.amqp_port}/", f":{relay.port}/")
 
 
 def every_part(federation: Federation, *flags: str) -> list[Part]:
@@ -98,7 +98,7 @@ def test_a_limit_that_half_open_connections_use_up_is_waited_for_and_named(
 ) -> None:
     """A relay closes the clients' side only: RabbitMQ counts the old ones until it misses heartbeats."""
     with (
-        Relay(node.settings.amqp_port) as relay,
+        Relay(node.amqp_port) as relay,
         Federation("half-open", through(relay, node), tmp_path, task=TASK) as federation,
     ):
         parts = every_part(federation)
@@ -156,7 +156,7 @@ def rotating(node: BrokerNode, user: str, folder: Path) -> tuple[str, Path]:
     a_user(node, user)
     file = folder / "password"
     file.write_text("secret\n")
-    return f"amqp://{user}@127.0.0.1:{node.settings.amqp_port}/%2F", file
+    return f"amqp://{user}@127.0.0.1:{node.amqp_port}/%2F", file
 
 
 def test_a_part_that_was_accepted_before_waits_for_a_new_password_in_its_file(
@@ -262,7 +262,7 @@ def test_a_line_that_is_half_open_at_either_end_is_made_anew(
     node: BrokerNode, tmp_path: Path, cut: Callable[[Relay], None]
 ) -> None:
     with (
-        Relay(node.settings.amqp_port) as relay,
+        Relay(node.amqp_port) as relay,
         Federation(cut.__name__.replace("_", "-"), through(relay, node), tmp_path, task=TASK) as federation,
     ):
         parts = every_part(federation)

@@ -173,7 +173,7 @@ def test_one_worker_user_trains_in_two_federations_and_may_not_touch_a_third(
         "--password-file",
         str(password),
     )
-    mine = f"amqp://site-0:{password.read_text().strip()}@127.0.0.1:{managed.settings.amqp_port}/%2F"
+    mine = f"amqp://site-0:{password.read_text().strip()}@127.0.0.1:{managed.amqp_port}/%2F"
     write_model(running.folder / "initial.safetensors", {"kernel": np.zeros(4, np.float32)})
 
     for name in (f"{running.name}-gym-1", f"{running.name}-gym-2"):

@@ -58,7 +58,7 @@ def wait_until_training(federation: Federation, number: int) -> None:
 
 def through(relay: Relay, node: BrokerNode) -> list[str]:
     """Return the flags of a worker that reaches the broker through a relay."""
-    url = node.amqp_url.replace(f":{node.settings.amqp_port}/", f":{relay.port}/")
+    url = node.amqp_url.replace(f":{node.amqp_port}/", f":{relay.port}/")
     return ["--broker-url", url]
 
 
@@ -103,7 +103,7 @@ def test_a_worker_killed_when_the_broker_has_its_update_and_before_it_knows_send
     gated: Federation, node: BrokerNode
 ) -> None:
     leader = gated.aggregator("leader", *QUICKLY, "--max-updates", "2")
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         worker = gated.worker(0, *through(relay, node))
         wait_until_training(gated, 1)
         relay.hold_answers()
@@ -122,7 +122,7 @@ def test_a_worker_cut_off_in_the_middle_of_a_message_and_killed_sends_it_from_it
     gated: Federation, node: BrokerNode
 ) -> None:
     leader = gated.aggregator("leader", *QUICKLY, "--max-updates", "2")
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         worker = gated.worker(0, *through(relay, node))
         wait_until_training(gated, 1)
         relay.cut_after(1000)
@@ -138,7 +138,7 @@ def test_a_worker_cut_off_in_the_middle_of_a_message_and_killed_sends_it_from_it
 
 def test_a_damaged_update_is_set_aside_and_the_worker_goes_on(gated: Federation, node: BrokerNode) -> None:
     leader = gated.aggregator("leader", *QUICKLY, "--max-updates", "1")
-    with Relay(node.settings.amqp_port) as relay:
+    with Relay(node.amqp_port) as relay:
         worker = gated.worker(0, *through(relay, node))
         wait_until_training(gated, 1)
         relay.cut()

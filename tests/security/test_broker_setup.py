@@ -47,9 +47,9 @@ def test_setup_makes_users_with_passwords_in_files(
     wanted = ",".join(f"{name}={role}" for name, role in roles.items())
     arguments = ("broker", "setup", "--federation", topology.federation, "--users", wanted)
 
-    first = fluffle(*arguments, "--password-folder", "passwords")
+    first = fluffle(*arguments)
     passwords = {name: (tmp_path / "passwords" / name).read_text() for name in roles}
-    again = fluffle(*arguments, "--password-folder", "passwords")
+    again = fluffle(*arguments)
 
     assert (first.exit_code, again.exit_code) == (0, 0), first.output + again.output
     assert "exists, unchanged" in again.output
@@ -61,7 +61,7 @@ def test_setup_makes_users_with_passwords_in_files(
         assert account is not None
         assert account.rights["/"] == rights_of(role, topology.federation, name)
         login = pika.PlainCredentials(name, passwords[name].strip())
-        port = managed_node.settings.amqp_port
+        port = managed_node.amqp_port
         pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", login)).close()
 
 
@@ -72,12 +72,12 @@ def test_printed_definitions_can_be_imported_and_need_no_broker(
 
     printed = fluffle(
         *("broker", "setup", "--print", "--federation", topology.federation),
-        *("--users", f"{name}=worker", "--password-folder", "passwords"),
+        *("--users", f"{name}=worker", "--password-folder", "secret/passwords"),
         FLUFFLE_BROKER_URL="amqp://broker.invalid/%2F",
         FLUFFLE_MANAGEMENT_URL="",
     )
 
-    password = (tmp_path / "passwords" / name).read_text().strip()
+    password = (tmp_path / "secret" / "passwords" / name).read_text().strip()
     assert printed.exit_code == 0, printed.output
     assert password not in printed.output
     ask_management(managed_node, "POST", "definitions", json.loads(printed.stdout))
@@ -85,7 +85,7 @@ def test_printed_definitions_can_be_imported_and_need_no_broker(
     assert account is not None
     assert account.rights["/"] == rights_of("worker", topology.federation, name)
     login = pika.PlainCredentials(name, password)
-    port = managed_node.settings.amqp_port
+    port = managed_node.amqp_port
     pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port, "/", login)).close()
     reaches_both_ends(managed_node, topology)
 
@@ -141,12 +141,8 @@ def test_setup_warns_of_a_policy_that_somebody_may_want(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (
-            ("--users", "site-a=boss", "--password-folder", "x"),
-            "--users must be NAME=ROLE,... with the roles",
-        ),
-        (("--users", "a b=worker", "--password-folder", "x"), "--users must be 1 to 100 letters"),
-        (("--users", "site-a=worker"), "--users and --password-folder need each other"),
+        (("--users", "site-a=boss"), "--users must be NAME=ROLE,... with the roles"),
+        (("--users", "a b=worker"), "--users must be 1 to 100 letters"),
     ],
 )
 def test_wrong_users_are_one_sentence(fluffle: Fluffle, arguments: tuple[str, ...], says: str) -> None:

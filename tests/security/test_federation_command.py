@@ -99,9 +99,7 @@ def test_a_monitor_sees_the_federations_but_not_their_users(
 ) -> None:
     federation, name = topology.federation, f"monitor-of-{topology.federation}"
     management.put_user(name, rights_of("monitor", federation, name), hash_of(PASSWORD))
-    login = {
-        "FLUFFLE_BROKER_URL": f"amqp://{name}:{PASSWORD}@127.0.0.1:{managed_node.settings.amqp_port}/%2F"
-    }
+    login = {"FLUFFLE_BROKER_URL": f"amqp://{name}:{PASSWORD}@127.0.0.1:{managed_node.amqp_port}/%2F"}
 
     listed = fluffle("federation", "list", **login)
     shown = fluffle("federation", "show", federation, **login)

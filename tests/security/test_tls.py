@@ -23,9 +23,9 @@ from fluffle.management import Management, ManagementSettings
 from fluffle.rabbit import RabbitBroker
 from fluffle.tls import TlsFiles
 from fluffle.topology import Topology
-from fluffle_cli.certificates import Pair, authority_in, make_certificates, server_in, user_in
+from fluffle_cli.certificates import Pair, make_certificates, pair_at
 from fluffle_cli.node import BrokerNode
-from fluffle_cli.rabbitmq_server import NodeTls
+from fluffle_cli.rabbitmq_server import EXTRA_CONFIGURATION
 from fluffle_cli.users import create_user
 
 # A way to write 127.0.0.1 that the server's certificate does not name.
@@ -70,7 +70,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an authority, with certificates of users."""
     folder = tmp_path_factory.mktemp("certificates")
     make_certificates(folder, users=["site-0", "site-1"])
-    issue_expired(user_in(folder, "late"), authority_in(folder), "user.invalid", user="site-0")
+    issue_expired(pair_at(folder / "users" / "late"), pair_at(folder / "ca"), "user.invalid", user="site-0")
     return folder
 
 
@@ -79,7 +79,7 @@ def broker(certificates: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A broker that speaks TLS, and takes passwords too."""
     foreign = tmp_path_factory.mktemp("foreign")
     make_certificates(foreign, users=["site-0"])
-    with BrokerNode.start(tmp_path_factory.mktemp("node"), tls=NodeTls(certificates)) as node:
+    with BrokerNode.start(tmp_path_factory.mktemp("node"), certificates=certificates) as node:
         yield Broker(node, certificates, foreign)
 
 
@@ -89,20 +89,20 @@ def certificate_flags(pair: Pair) -> list[str]:
 
 def without_login(node: BrokerNode) -> str:
     """The node's URL for whoever has a certificate."""
-    return f"amqps://127.0.0.1:{node.settings.amqp_port}/%2F"
+    return f"amqps://127.0.0.1:{node.amqp_port}/%2F"
 
 
 def connect(url: str, trusted: Path, *, shown: Pair | None = None) -> RabbitBroker:
     own = () if shown is None else (shown.certificate, shown.key)
-    files = TlsFiles(authority_in(trusted).certificate, *own)
+    files = TlsFiles(pair_at(trusted / "ca").certificate, *own)
     return RabbitBroker(parse_address(url, files=files), name="tls", heartbeat_s=10)
 
 
 def test_a_federation_works_over_tls_with_passwords_and_with_certificates(
     broker: Broker, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
-    own = user_in(broker.certificates, "site-0")
+    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(pair_at(broker.certificates / "ca").certificate))
+    own = pair_at(broker.certificates / "users" / "site-0")
     broker.add_worker("site-0", federation)
     with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
         # A round needs both workers: one with a password, and one without.
@@ -144,7 +144,7 @@ def test_a_process_that_does_not_fit_ends_with_one_sentence(
         case "a revoked user":
             url, flags = broker.url_without_login, certificate_of_a_leaver(broker, federation)
     if url.startswith("amqps://"):
-        flags += ["--broker-ca-file", str(authority_in(trusted).certificate)]
+        flags += ["--broker-ca-file", str(pair_at(trusted / "ca").certificate)]
     with Federation(federation, url, tmp_path) as running:
         aggregator = running.aggregator("leader", "--initial-model", "none.safetensors", *flags)
 
@@ -156,7 +156,7 @@ def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     """The flags for a certificate that is still valid, of a user who could log in and was then deleted."""
     make_certificates(broker.certificates, users=["leaver"])
     broker.add_worker("leaver", federation)
-    own = user_in(broker.certificates, "leaver")
+    own = pair_at(broker.certificates / "users" / "leaver")
     connect(broker.url_without_login, broker.certificates, shown=own).close()
     with broker.management() as management:
         management.delete_user("leaver")
@@ -167,10 +167,13 @@ def test_a_certificate_can_be_replaced_while_its_worker_is_at_work(
     broker: Broker, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meanwhile nothing fits: first the key is missing, then the certificate is one that has expired."""
-    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(authority_in(broker.certificates).certificate))
+    monkeypatch.setenv("FLUFFLE_BROKER_CA_FILE", str(pair_at(broker.certificates / "ca").certificate))
     make_certificates(broker.certificates, users=["site-2"])
-    good, expired = user_in(broker.certificates, "site-2"), Pair(tmp_path / "late.pem", tmp_path / "late.key")
-    issue_expired(expired, authority_in(broker.certificates), "user.invalid", user="site-2")
+    good, expired = (
+        pair_at(broker.certificates / "users" / "site-2"),
+        Pair(tmp_path / "late.pem", tmp_path / "late.key"),
+    )
+    issue_expired(expired, pair_at(broker.certificates / "ca"), "user.invalid", user="site-2")
     in_use = Pair(tmp_path / "own.pem", tmp_path / "own.key")
     broker.add_worker("site-2", federation)
     with Federation(federation, broker.url, tmp_path, task="numpy_task:task") as running:
@@ -207,7 +210,7 @@ def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: T
     with connect(broker.url, broker.certificates) as operator:
         operator.declare(topology)
     claims_to_be_another = broker.url_without_login.replace("amqps://", "amqps://site-0@")
-    shown = user_in(broker.certificates, "site-1")
+    shown = pair_at(broker.certificates / "users" / "site-1")
 
     with (
         connect(claims_to_be_another, broker.certificates, shown=shown) as claimant,
@@ -217,13 +220,15 @@ def test_a_certificate_speaks_for_its_own_user_alone(broker: Broker, topology: T
 
 
 def test_a_certificate_of_another_authority_does_not_log_in(broker: Broker) -> None:
+    own = pair_at(broker.foreign / "users" / "site-0")
     with pytest.raises(LoginRefused, match=r"issuer is not in the server's ssl_options\.cacertfile"):
-        connect(broker.url_without_login, broker.certificates, shown=user_in(broker.foreign, "site-0"))
+        connect(broker.url_without_login, broker.certificates, shown=own)
 
 
 def test_an_expired_certificate_of_a_client_does_not_log_in(broker: Broker) -> None:
+    own = pair_at(broker.certificates / "users" / "late")
     with pytest.raises(LoginRefused, match=r"late\.pem, which expired on [0-9-]+: renew it"):
-        connect(broker.url_without_login, broker.certificates, shown=user_in(broker.certificates, "late"))
+        connect(broker.url_without_login, broker.certificates, shown=own)
 
 
 def test_tls_older_than_1_2_is_refused(broker: Broker) -> None:
@@ -235,7 +240,7 @@ def test_tls_older_than_1_2_is_refused(broker: Broker) -> None:
     old.set_ciphers("ALL:@SECLEVEL=0")
 
     with (
-        socket.create_connection(("127.0.0.1", broker.node.settings.amqp_port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", broker.node.amqp_port), timeout=10) as plain,
         pytest.raises(ssl.SSLError, match="ALERT_PROTOCOL_VERSION"),
     ):
         old.wrap_socket(plain, server_hostname="127.0.0.1")
@@ -252,10 +257,10 @@ def test_tls_on_a_port_for_plain_text_is_named(node: BrokerNode, certificates: P
 
 
 def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federation: str) -> None:
-    issue_expired(server_in(tmp_path), authority_in(certificates), "127.0.0.1")
-    shutil.copy(authority_in(certificates).certificate, authority_in(tmp_path).certificate)
+    issue_expired(pair_at(tmp_path / "server"), pair_at(certificates / "ca"), "127.0.0.1")
+    shutil.copy(pair_at(certificates / "ca").certificate, pair_at(tmp_path / "ca").certificate)
     with (
-        BrokerNode.start(tmp_path / "node", management=False, tls=NodeTls(tmp_path)) as node,
+        BrokerNode.start(tmp_path / "node", management=False, certificates=tmp_path) as node,
         Federation(federation, node.amqp_url, tmp_path) as running,
     ):
         trust = ["--broker-ca-file", str(node.authority)]
@@ -294,11 +299,16 @@ def broker_command(*arguments: str) -> str:
 def test_as_recommended_nobody_enters_without_a_certificate(
     certificates: Path, tmp_path: Path, federation: str
 ) -> None:
-    recommended = NodeTls(certificates, passwords=False)
-    with BrokerNode.start(tmp_path / "node", management=False, tls=recommended) as node:
+    extra = tmp_path / "node" / EXTRA_CONFIGURATION
+    extra.mkdir(parents=True)
+    # What `fluffle broker up` has changed in broker_config/tls.conf for its passwords is as it was.
+    (extra / "recommended.conf").write_text(
+        "ssl_options.fail_if_no_peer_cert = true\nauth_mechanisms.2 = EXTERNAL\n"
+    )
+    with BrokerNode.start(tmp_path / "node", management=False, certificates=certificates) as node:
         make_certificates(certificates, users=[node.user])
-        own = user_in(certificates, node.user)
 
+        own = pair_at(certificates / "users" / node.user)
         connect(without_login(node), certificates, shown=own).close()
         with pytest.raises(LoginRefused, match="takes no passwords"):
             connect(node.amqp_url, certificates, shown=own)

@@ -132,7 +132,7 @@ class Chaos:
         if self.rng.random() < 0.6:
             self._tell("kill", "broker")
             self.node.kill()
-            self.node.restart(timeout_s=180)
+            self.node.restart()
             self._broker_born_s = self.now_s
             return
         seconds = self.rng.uniform(*BROKER_FREEZE_S)

@@ -1,39 +1,33 @@
-"""What a process has started ends with it, however it ends."""
+"""What a process starts ends with it, however it ends."""
 
-import os
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from federation import wait_until
 
-from fluffle_cli.guard import Guard, Watched, guard, is_locked, kill
-
-# A program that starts another, says its number, and sleeps.
+# A program that starts another, prints its number, and sleeps.
 STARTER = """
 import subprocess, sys, time
-from fluffle_cli.guard import Watched, guard
-child = subprocess.Popen(
-    [sys.executable, "-c", "import time; time.sleep(600)"], start_new_session={new_session}
-)
-guard().watch(Watched(child.pid))
+from fluffle_cli import guard
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+guard.watch(child.pid)
 {then}
-print(child.pid, guard()._process.pid, flush=True)
+print(child.pid, *(each.pid for each in guard._guards.values()), flush=True)
 time.sleep({sleep_s})
 """
 
 
-def start(*, new_session: bool = True, then: str = "", sleep_s: int = 600) -> subprocess.Popen[str]:
-    program = STARTER.format(new_session=new_session, then=then, sleep_s=sleep_s)
+def start(*, then: str = "", sleep_s: int = 600) -> subprocess.Popen[str]:
+    program = STARTER.format(then=then, sleep_s=sleep_s)
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
 
 
 def started_by(starter: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the process that was started, and the guard."""
+    """Return the process that was started, and its guard."""
     assert starter.stdout is not None
     return [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
 
@@ -42,12 +36,18 @@ def is_gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("new_session", [True, False], ids=["leads a group", "is in the starter's group"])
+def ignores(process: psutil.Process, number: signal.Signals) -> bool:
+    """Tell whether Linux has noted that a process ignores a signal."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name
 )
-def test_a_process_ends_with_the_one_that_started_it(number: signal.Signals, new_session: bool) -> None:
-    with start(new_session=new_session) as starter:
+def test_a_process_ends_with_the_one_that_started_it(number: signal.Signals) -> None:
+    with start() as starter:
         child, its_guard = started_by(starter)
 
         starter.send_signal(number)
@@ -64,52 +64,35 @@ def test_a_process_ends_when_the_one_that_started_it_returns_without_ending_it()
 
 
 def test_a_released_process_keeps_running() -> None:
-    with start(then="guard().release(child.pid)") as starter:
-        child, its_guard = started_by(starter)
+    with start(then="guard.release(child.pid)") as starter:
+        [child] = started_by(starter)
 
         starter.kill()
+        starter.wait()
 
-        wait_until(lambda: is_gone(its_guard), "the end of the guard", deadline_s=20)
-        assert not is_gone(child)
+        with pytest.raises(psutil.TimeoutExpired):
+            child.wait(0.5)
         child.kill()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
 def test_the_guard_ignores_signals_and_still_ends_the_process() -> None:
     with start() as starter:
         child, its_guard = started_by(starter)
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        wait_until(lambda: all(ignores(its_guard, each) for each in signals), "the start of the guard")
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            its_guard.send_signal(number)
+        for each in signals:
+            its_guard.send_signal(each)
         starter.kill()
 
         wait_until(lambda: is_gone(child), "the end of what it watches", deadline_s=20)
 
 
-def test_a_process_is_left_alone_when_another_one_has_its_number(tmp_path: Path) -> None:
-    lock = tmp_path / "node.lock"
-    lock.touch()
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as other:
-        assert not is_locked(lock)
+def test_a_process_whose_guard_was_killed_can_still_be_released() -> None:
+    with start(then="[each.kill() for each in guard._guards.values()]; guard.release(child.pid)") as starter:
+        [child] = started_by(starter)
 
-        kill(Watched(other.pid, lock_file=str(lock)))
-
-        assert other.poll() is None
-        other.kill()
-
-
-def test_a_warning_is_logged_when_the_guard_was_killed(caplog: pytest.LogCaptureFixture) -> None:
-    own = Guard.start()
-    own._process.kill()
-    own._process.wait()
-
-    own.watch(Watched(os.getpid()))
-
-    assert "they keep running" in caplog.text
-    own.close()
-
-
-def test_threads_that_start_processes_at_once_share_one_guard() -> None:
-    with ThreadPoolExecutor(8) as pool:
-        guards = list(pool.map(lambda _: guard(), range(8)))
-
-    assert {each._process.pid for each in guards} == {guard()._process.pid}
+        assert not is_gone(child)
+        starter.kill()
+        child.kill()

@@ -16,15 +16,15 @@ from expired import ENDED, issue_expired
 
 from fluffle.errors import ConfigError
 from fluffle.tls import TlsFiles, expired_on
-from fluffle_cli.certificates import authority_in, make_certificates, user_in
+from fluffle_cli.certificates import make_certificates, pair_at
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> TlsFiles:
     """The files of alice, beside whom there is bob."""
     make_certificates(tmp_path, users=["alice", "bob"])
-    alice = user_in(tmp_path, "alice")
-    return TlsFiles(authority_in(tmp_path).certificate, alice.certificate, alice.key)
+    alice = pair_at(tmp_path / "users" / "alice")
+    return TlsFiles(pair_at(tmp_path / "ca").certificate, alice.certificate, alice.key)
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["the system's authorities", "authorities of one's own"])
@@ -96,8 +96,8 @@ def test_a_file_that_cannot_be_used_is_named_by_its_setting(
 
 def test_a_certificate_says_when_it_has_expired(tmp_path: Path) -> None:
     make_certificates(tmp_path)
-    late = user_in(tmp_path, "late")
-    issue_expired(late, authority_in(tmp_path), "user.invalid", user="alice")
+    late = pair_at(tmp_path / "users" / "late")
+    issue_expired(late, pair_at(tmp_path / "ca"), "user.invalid", user="alice")
 
     assert expired_on(late.certificate, ENDED - timedelta(seconds=1)) is None
     assert expired_on(late.certificate, datetime.now(UTC)) == f"{ENDED:%Y-%m-%d}"

@@ -18,9 +18,9 @@ from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.dashboard.program import a_page
 from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.demo import parts
-from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
 from fluffle_cli.watching.state import DIED, happenings_in
 from fluffle_cli.watching.terminal import Screen
@@ -81,19 +81,17 @@ class DemoFederation:
         about = AboutFederation(strategy=self._strategy, folder=folder)
         return FederationRun(about=about, folder=self.folder, versions=self._versions)
 
-    def play(self, private: PrivateBroker, builder: Processes, initial_model: Path) -> ModelVersion:
+    def play(self, node: BrokerNode, builder: Processes, initial_model: Path) -> ModelVersion:
         """Start everything, follow the federation to its end, and stop everything, whatever happens.
 
         Returns the last version. `builder` is the process that makes `initial_model`. Raises FluffleError
         when the federation cannot reach its end, and KeyboardInterrupt soon after `stop` is set.
         """
         try:
-            while (node := private.known()) is None:
-                self._wait("starting RabbitMQ")
             where: dict[str, str | None] = {"federation": self.federation, "broker_url": node.amqp_url}
             self._start(parts.workers(self._settings, **where, spool=self.folder / "spool"))
             self._start([parts.evaluator(self._settings, **where, curves=self.folder / "tensorboard")])
-            while private.serving() is None:
+            while not node.serves():
                 self._wait("starting RabbitMQ, the workers and the evaluator")
             where["management_url"] = node.management_url
             name, heartbeat_s = f"{self.federation}/demo", self._settings.heartbeat_s

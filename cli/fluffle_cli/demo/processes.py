@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fluffle.settings import ENV_PREFIX
+from fluffle_cli import guard
 from fluffle_cli.demo.parts import Part
-from fluffle_cli.guard import Watched, guard
 
 POLL_S = 0.05
 
@@ -68,14 +68,14 @@ class Processes:
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
                 )
-            guard().watch(Watched(process.pid))
+            guard.watch(process.pid)
             self.children[part.name] = Child(part, process, path)
 
     def newly_dead(self) -> list[Child]:
         """Return those that died and were not returned before."""
         for child in self.children.values():
             if child.exit_code is not None:
-                guard().release(child.process.pid)
+                guard.release(child.process.pid)
         dead = {name for name, child in self.children.items() if child.has_died} - self._reported
         self._reported |= dead
         return [self.children[name] for name in sorted(dead)]
@@ -96,7 +96,7 @@ class Processes:
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
         for child in self.children.values():
-            guard().release(child.process.pid)
+            guard.release(child.process.pid)
 
     def wait(self, patience_s: float) -> None:
         """Wait until all have ended by themselves, at most for so long."""

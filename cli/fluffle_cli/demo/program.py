@@ -2,10 +2,12 @@
 
 import json
 import shlex
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +21,6 @@ from fluffle.safetensors_file import write_model
 from fluffle.settings import SharedSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import DemoFederation
-from fluffle_cli.demo.private_broker import PrivateBroker
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import BASELINE, DemoSettings
 from fluffle_cli.node import BrokerNode
@@ -94,26 +95,29 @@ class Demo:
     def _play_federations(self) -> list[DemoFederation]:
         logs_folder = self._folder / "logs"
         initial_model = logs_folder / "version-0.safetensors"
-        private = PrivateBroker(self._folder / "broker", on_serving=self._announce)
+        node = BrokerNode.begin_start(self._folder / "broker")
+        login = f"user {node.user}  password {node.password}"
+        _print(self._console, f"RabbitMQ's UI: {node.management_url}  {login}")
         builder = Processes(logs_folder)
         strategies = [*([BASELINE] if self._settings.compare else []), self._settings.strategy]
         try:
             builder.start([parts.initial_model(self._settings, initial_model)])
-            return [self._play_federation(each, private, builder, initial_model) for each in strategies]
+            return [self._play_federation(each, node, builder, initial_model) for each in strategies]
         finally:
             builder.stop(patience_s=0.0)
-            private.close(keep=self._settings.keep_broker, log=logs_folder / "rabbitmq.log")
             initial_model.unlink(missing_ok=True)
-            if private.folder.exists():
-                stop = f"fluffle broker down --folder {shlex.quote(str(private.folder))}"
+            if self._settings.keep_broker and node.is_running:
+                node.outlive()
+                stop = f"fluffle broker down --folder {shlex.quote(str(node.folder))}"
                 _print(self._console, f"RabbitMQ still runs. To stop it: {stop}")
-
-    def _announce(self, node: BrokerNode) -> None:
-        login = f"user {node.user}  password {node.password}"
-        _print(self._console, f"RabbitMQ's UI: {node.management_url}  {login}")
+            else:
+                node.kill()
+                with suppress(FileNotFoundError):
+                    (node.folder / "log" / "broker.log").replace(logs_folder / "rabbitmq.log")
+                shutil.rmtree(node.folder, ignore_errors=True)
 
     def _play_federation(
-        self, strategy: str, private: PrivateBroker, builder: Processes, initial_model: Path
+        self, strategy: str, node: BrokerNode, builder: Processes, initial_model: Path
     ) -> DemoFederation:
         settings, compare = self._settings, self._settings.compare
         with Screen.on(self._console) as screen:
@@ -125,7 +129,7 @@ class Demo:
                 screen=screen,
                 stop=self._stop,
             )
-            final = run.play(private, builder, initial_model)
+            final = run.play(node, builder, initial_model)
         about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
         write_model(run.folder / "model.safetensors", final.weights, about, layout=final.layout)
         return run
