@@ -14,7 +14,7 @@ from fluffle.events import (
     Role,
 )
 from fluffle.record import Contributor, ModelVersion
-from fluffle_cli.dashboard.table import Wanted, page_of
+from fluffle_cli.dashboard.table import page_of
 from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.state import FederationState
@@ -52,9 +52,9 @@ def picture(state: FederationState, now: float = NOW) -> dict[str, Any]:
     return as_json(state.view(now))
 
 
-def page(state: FederationState, wanted: Wanted | None = None, *, now: float = NOW) -> dict[str, Any]:
+def page(state: FederationState, *, now: float = NOW, **wanted: Any) -> dict[str, Any]:
     """Return a page of the table of workers."""
-    return page_of(state.view(now), wanted or Wanted())
+    return page_of(state.view(now), **wanted)
 
 
 def told(state: FederationState, *events: Event, role: Role = "aggregator", name: str = "first") -> None:

@@ -1,11 +1,11 @@
 """What was seen of a federation: its evaluations, and each worker's rounds. Pure, of bounded size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from fluffle_cli.series import Series, the_later
-
+# Points of a curve: about as many as a screen has room for.
+MOST_POINTS: Final = 512
 # More workers than any federation has. Beyond it, the one that was silent for longest is forgotten.
 MOST_WORKERS: Final = 10_000
 MOST_LOSSES: Final = 24
@@ -15,6 +15,38 @@ MOST_VERSIONS: Final = 2048
 RETURNS_OF_A_RUN: Final = 2
 # After this many rounds of one run in a row, the other process is gone.
 ROUNDS_ALONE: Final = 20
+
+P = TypeVar("P")
+
+
+class Series(Generic[P]):
+    """A curve of at most `most` points, an even number: when it is full, neighbouring points are merged."""
+
+    def __init__(self, merge: Callable[[P, P], P], *, most: int = MOST_POINTS) -> None:
+        """Merge an earlier and a later point with `merge`."""
+        # Each point is merged from equally many, but for the last one, which may have room for more.
+        self.points: list[P] = []
+        self._merge = merge
+        self._most = most
+        self._each, self._room = 1, 0
+
+    def add(self, point: P) -> None:
+        """Take in the next point."""
+        if self._room:
+            self.points[-1] = self._merge(self.points[-1], point)
+            self._room -= 1
+            return
+        if len(self.points) == self._most:
+            pairs = zip(self.points[::2], self.points[1::2], strict=True)
+            self.points = [self._merge(earlier, later) for earlier, later in pairs]
+            self._each *= 2
+        self.points.append(point)
+        self._room = self._each - 1
+
+
+def the_later(_earlier: P, later: P) -> P:
+    """Merge two points by keeping the later one."""
+    return later
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +59,19 @@ class EvaluatedVersion:
 
 
 class Rounds:
-    """One worker's rounds: their training losses, how long the last one took, and whether two processes send.
-
-    There are at most MOST_LOSSES losses, each the mean of equally many rounds.
-    """
+    """One worker's rounds: their losses, how long the last one took, and whether two processes send."""
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self._losses: Series[float] = Series(mean_of_both, most=MOST_LOSSES)
+        # A mean with a loss that is not finite is not finite either: it stays visible.
+        self._losses = Series[float](lambda earlier, later: (earlier + later) / 2, most=MOST_LOSSES)
         self._runs = ("", "")
-        self._returns = 0
-        self._alone = 0
+        self._returns = self._alone = 0
 
     @property
     def losses(self) -> Sequence[float]:
-        """The losses in their order; some may be NaN."""
-        return self._losses.points()
+        """At most MOST_LOSSES losses, each the mean of equally many rounds; some may be NaN."""
+        return self._losses.points
 
     @property
     def is_of_two(self) -> bool:
@@ -63,22 +92,17 @@ class Rounds:
 
 
 class History:
-    """What was seen of a federation so far."""
+    """What was seen of a federation so far; `rounds` are those of each worker by its name."""
 
     def __init__(self) -> None:
-        self._evaluated: Series[EvaluatedVersion] = Series(the_later)
+        self.rounds: dict[str, Rounds] = {}
+        self._evaluated = Series[EvaluatedVersion](the_later)
         self._seconds: dict[int, float] = {}
-        self._rounds: dict[str, Rounds] = {}
 
     @property
     def evaluations(self) -> Sequence[EvaluatedVersion]:
         """The evaluated versions, in their order."""
-        return self._evaluated.points()
-
-    @property
-    def rounds(self) -> Mapping[str, Rounds]:
-        """The rounds of each worker by its name."""
-        return self._rounds
+        return self._evaluated.points
 
     def seconds_of(self, version: int) -> float | None:
         """Return the seconds of training before a version was committed, if that is known."""
@@ -92,8 +116,7 @@ class History:
 
     def note_evaluation(self, version: int, metrics: Mapping[str, float]) -> None:
         """Take in an evaluation, if it is of a newer version than those before."""
-        points = self._evaluated.points()
-        if points and version <= points[-1].version:
+        if self.evaluations and version <= self.evaluations[-1].version:
             return
         newest = next(reversed(self._seconds.values()), 0.0)
         seconds = self._seconds.get(version, newest)
@@ -101,13 +124,8 @@ class History:
 
     def note_round(self, worker: str, run: str, loss: float | None, seconds: float = 0.0) -> None:
         """Take in one round of a worker."""
-        rounds = self._rounds.pop(worker, None) or Rounds()
-        self._rounds[worker] = rounds
-        if len(self._rounds) > MOST_WORKERS:
-            del self._rounds[next(iter(self._rounds))]
+        rounds = self.rounds.pop(worker, None) or Rounds()
+        self.rounds[worker] = rounds
+        if len(self.rounds) > MOST_WORKERS:
+            del self.rounds[next(iter(self.rounds))]
         rounds.add(run, loss, seconds)
-
-
-def mean_of_both(earlier: float, later: float) -> float:
-    """Merge two losses of a curve; one that is not finite stays visible."""
-    return (earlier + later) / 2

@@ -9,7 +9,7 @@ from fluffle.command_line import clean_exit, new_app
 from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
 from fluffle_cli.certificates import command as certs
-from fluffle_cli.dashboard import command as dashboard
+from fluffle_cli.dashboard.program import command as dashboard
 from fluffle_cli.demo.program import command as demo
 from fluffle_cli.federation_command import app as federation
 from fluffle_cli.model_command import app as model

@@ -36,8 +36,8 @@ from fluffle.settings import LogFormat
 _HANDLER_NAME = "fluffle"
 _OWN_LOGGERS = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli")
 # Hidden unless verbose: pika logs a traceback for each attempt to connect, which we log in one line; httpx
-# logs each request; matplotlib warns where no folder is writable for its fonts, which is harmless.
-_LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING, "matplotlib": logging.ERROR}
+# logs each request.
+_LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING}
 _RESET, _RED, _YELLOW, _BLUE, _CYAN, _DIM = (f"\x1b[{code}m" for code in (0, 31, 33, 34, 36, 2))
 
 
@@ -76,7 +76,7 @@ def configure(
 
     Each JSON line carries `part` and `fields` ({"federation": "digits", "worker": "w1"}). All other formats
     are for people; a process that draws a progress display with rich passes the display's console, and lines
-    scroll by above it. `verbose` adds debug lines, tracebacks and the messages of pika, httpx and matplotlib.
+    scroll by above it. `verbose` adds debug lines, tracebacks and the messages of pika and httpx.
     """
     console = console or PlainConsole(stderr=True)
     handler: logging.Handler

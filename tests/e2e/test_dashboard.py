@@ -16,9 +16,8 @@ from fluffle.events import Happened, Rejected, Report
 from fluffle.management import ManagementSettings
 from fluffle.rights import password_hash, rights_of
 from fluffle.wire import encode_report
+from fluffle_cli.dashboard.program import DashboardSettings, Watch
 from fluffle_cli.dashboard.server import PageServer, serving, token_for
-from fluffle_cli.dashboard.settings import DashboardSettings
-from fluffle_cli.dashboard.watch import Watch
 from fluffle_cli.node import BrokerNode
 
 SCRIPT = "<script>document.title='pwned'</script>"
@@ -181,7 +180,7 @@ def test_the_printed_address_lets_a_browser_in_and_leaves_no_token_behind(
 ) -> None:
     _, federation = running
     watch = Watch(DashboardSettings(federation=federation.name), threading.Event())
-    with serving(PageServer(watch, "127.0.0.1", 0)) as server:
+    with serving(PageServer(watch.view, "127.0.0.1", 0)) as server:
         server.token = token_for("0.0.0.0")
         address = server.url.partition("?")[0]
 
@@ -213,7 +212,7 @@ def test_a_page_beside_another_program_says_why_it_knows_nothing_more(
     with pytest.raises(LoginRefused):
         watch.run()
 
-    assert "refused the user" in str(watch.picture()["trouble"])
+    assert "refused the user" in watch.view().trouble
 
 
 def a_user(node: BrokerNode, federation: Federation, name: str, *, role: str) -> str:

@@ -20,10 +20,9 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor, ModelVersion
 from fluffle.topology import Topology
 from fluffle.wire import encode_report
+from fluffle_cli.dashboard.program import DashboardSettings, Watch
 from fluffle_cli.dashboard.server import PageServer, serving
-from fluffle_cli.dashboard.settings import DashboardSettings
 from fluffle_cli.dashboard.table import PAGE_ROWS
-from fluffle_cli.dashboard.watch import Watch
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
@@ -51,7 +50,7 @@ def page(node: BrokerNode, topology: Topology, broker: RabbitBroker, tmp_path: P
     watching = threading.Thread(target=watch.run)
     watching.start()
     try:
-        with serving(PageServer(watch, "127.0.0.1", 0)) as server, a_browser(tmp_path) as browser:
+        with serving(PageServer(watch.view, "127.0.0.1", 0)) as server, a_browser(tmp_path) as browser:
             browser.get(server.url)
             wait_until(lambda: browser.title == f"{topology.federation}: version 0", "the page")
             yield browser

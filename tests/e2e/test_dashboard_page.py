@@ -18,10 +18,8 @@ from selenium.webdriver.common.by import By
 from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, Role, TookOver, Trained
 from fluffle.record import Contributor, ModelVersion, Rank
 from fluffle_cli.dashboard.server import PageServer, serving
-from fluffle_cli.dashboard.table import Wanted, page_of
-from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.view import QueueStates, Version
+from fluffle_cli.watching.view import FederationView, QueueStates, Version
 
 DAY_S = 86_400.0
 DRAWN = """
@@ -42,13 +40,9 @@ class Told:
         self.state.listen_from(began)
         self._lock = threading.Lock()
 
-    def picture(self) -> dict[str, object]:
+    def view(self) -> FederationView:
         with self._lock:
-            return as_json(self.state.view(time()))
-
-    def page(self, wanted: Wanted) -> dict[str, object]:
-        with self._lock:
-            return page_of(self.state.view(time()), wanted)
+            return self.state.view(time())
 
     def look(self, at: float, *, rejected: int = 0) -> None:
         queues = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=rejected)
@@ -83,7 +77,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 @contextmanager
 def shown_in(browser: Chrome, told: Told) -> Iterator[None]:
     """Show it in the browser, which must have nothing to complain of at the end."""
-    with serving(PageServer(told, "127.0.0.1", 0)) as server:
+    with serving(PageServer(told.view, "127.0.0.1", 0)) as server:
         browser.get(server.url)
         wait_until(lambda: text_of(browser, "federation") == "told", "the page to be told")
         yield
@@ -270,7 +264,7 @@ def test_what_is_said_of_rejections_goes_with_their_number(browser: Chrome) -> N
 def test_a_page_that_gets_no_answer_says_why_and_keeps_what_it_shows(browser: Chrome) -> None:
     told = Told(time())
     told.read(a_version(4))
-    with serving(PageServer(told, "127.0.0.1", 0)) as server:
+    with serving(PageServer(told.view, "127.0.0.1", 0)) as server:
         browser.get(server.url)
         wait_until(lambda: browser.title == "told: version 4", "the page")
 
@@ -291,8 +285,8 @@ def test_the_first_leader_has_taken_nothing_over(browser: Chrome) -> None:
     told.tell(TookOver(3, 4), name="third")
     marked = """
     const done = arguments[0];
-    Promise.all([import("/page.js"), fetch("/api/state").then((answer) => answer.json())])
-      .then(([page, picture]) => done(page.takeoversOf(picture).map((one) => one.term)));
+    Promise.all([import("/quality.js"), fetch("/api/state").then((answer) => answer.json())])
+      .then(([quality, picture]) => done(quality.takeoversOf(picture).map((one) => one.term)));
     """
 
     with shown_in(browser, told):

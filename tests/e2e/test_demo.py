@@ -19,7 +19,6 @@ from fluffle.safetensors_file import read_model
 from fluffle.task import load_task
 from fluffle_cli.report.run import read_run
 
-PNG = b"\x89PNG\r\n\x1a\n"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEADLINE_S = 200.0
 
@@ -83,12 +82,8 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     # The target may be reached before each of them has given an update.
     assert set() < set(run.last.contributors) <= {"worker-0", "worker-1"}
 
-    for picture in ("accuracy.png", "staleness.png", "contributions.png", "timeline.png"):
-        assert (out / picture).read_bytes().startswith(PNG)
-
     page = (out / "report.html").read_text()
     assert "report.html" in said
-    assert page.count("data:image/png;base64,") == 4
     assert "RabbitMQ " in page
     joined = {each.name for each in run.happened if each.what == "joined"}
     assert joined >= {"worker-0", "worker-1", "evaluator", "aggregator-1", "aggregator-2"}

@@ -126,7 +126,6 @@ def test_a_federation_that_was_no_demo_has_a_report_of_what_the_stream_still_has
     assert found.about.versions["broker"].startswith("RabbitMQ ")
     page = (out / "report.html").read_text()
     assert "future-version" in page
-    assert page.count("data:image/png;base64,") == 4
     assert again.returncode == 2
     assert "is not empty" in again.stderr
 

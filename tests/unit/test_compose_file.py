@@ -7,7 +7,7 @@ import pytest
 
 from fluffle.settings import SharedSettings, env_name
 from fluffle_aggregator.settings import AggregatorSettings
-from fluffle_cli.dashboard.settings import DashboardSettings
+from fluffle_cli.dashboard.program import DashboardSettings
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ import fluffle_cli.dashboard
 import fluffle_cli.dashboard.server as server_module
 from fluffle.errors import ConfigError
 from fluffle_cli.dashboard.server import MAX_CONNECTIONS, PageServer, is_loopback, serving, token_for
-from fluffle_cli.dashboard.table import COLUMNS, Wanted
+from fluffle_cli.watching.view import FederationView, Worker
 
 EVERYWHERE = "0.0.0.0"
 ASSETS = Path(fluffle_cli.dashboard.__file__).parent / "assets"
@@ -25,7 +25,7 @@ FILES = {
     "/style.css": "text/css; charset=utf-8",
     "/icon.svg": "image/svg+xml",
     **dict.fromkeys(
-        [f"/{name}.js" for name in ("app", "charts", "page", "text", "workers")],
+        [f"/{name}.js" for name in ("app", "charts", "page", "quality", "text", "workers")],
         "text/javascript; charset=utf-8",
     ),
     "/vendor/uPlot.iife.min.js": "text/javascript; charset=utf-8",
@@ -39,14 +39,10 @@ class Answer(NamedTuple):
     body: str
 
 
-class Watched:
-    def picture(self) -> dict[str, object]:
-        return {"trouble": "</script>"}
-
-    def page(self, wanted: Wanted) -> dict[str, object]:
-        if wanted.sort not in COLUMNS:
-            raise KeyError(wanted.sort)
-        return {"search": wanted.search, "page": wanted.page, "descending": wanted.descending}
+def view() -> FederationView:
+    return FederationView(
+        federation="digits", taken_at=0.0, trouble="</script>", workers={"site-1": Worker(name="site-1")}
+    )
 
 
 def ask(server: PageServer, path: str, *, method: str = "GET", **headers: str) -> Answer:
@@ -63,7 +59,7 @@ def test_a_path_that_cannot_be_read_is_a_bad_request_and_no_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with (
-        serving(PageServer(Watched(), "127.0.0.1", 0)) as server,
+        serving(PageServer(view, "127.0.0.1", 0)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as browser,
     ):
         browser.sendall(b"GET http://[/ HTTP/1.0\r\n\r\n")
@@ -74,7 +70,7 @@ def test_a_path_that_cannot_be_read_is_a_bad_request_and_no_traceback(
 
 
 def test_on_loopback_the_page_and_its_files_are_there_for_whoever_asks() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
         answers = {path: ask(server, path) for path in FILES}
 
         assert server.url == f"http://127.0.0.1:{server.port}/"
@@ -107,7 +103,7 @@ def test_no_script_of_ours_writes_markup() -> None:
 
 
 def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
         statuses = {
             host: ask(server, "/api/state", Host=host).status
             for host in (
@@ -131,7 +127,7 @@ def test_a_name_of_somebodys_that_leads_to_loopback_is_turned_away() -> None:
 
 
 def test_elsewhere_the_token_in_the_address_is_exchanged_for_a_cookie() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
         assert server.token is None
         # Nothing in these tests listens where others reach it.
         server.token = token_for(EVERYWHERE)
@@ -149,11 +145,11 @@ def test_elsewhere_the_token_in_the_address_is_exchanged_for_a_cookie() -> None:
     assert (let_in.status, let_in.headers["Location"]) == (303, "/")
     assert "HttpOnly" in cookie
     assert "SameSite" in cookie
-    assert json.loads(inside.body) == {"trouble": "</script>"}
+    assert json.loads(inside.body)["trouble"] == "</script>"
 
 
 def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
         changing = {
             method: ask(server, "/api/state", method=method).status for method in ("POST", "PUT", "DELETE")
         }
@@ -167,7 +163,7 @@ def test_there_is_nothing_to_change_and_nothing_beside_the_page() -> None:
 
 
 def test_head_is_answered_as_get_is_without_the_body() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
         whole, heads = (
             {path: ask(server, path, method=method) for path in ("/", "/api/state", "/no")}
             for method in ("GET", "HEAD")
@@ -179,14 +175,17 @@ def test_head_is_answered_as_get_is_without_the_body() -> None:
 
 
 def test_which_workers_are_wanted_is_read_with_care() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server:
-        good = ask(server, "/api/workers?sort=updates&order=descending&page=2&search=" + "x" * 300)
+    with serving(PageServer(view, "127.0.0.1", 0)) as server:
+        good = [
+            json.loads(ask(server, f"/api/workers?sort=updates&order=descending&page=2&search={sought}").body)
+            for sought in ("SITE", "x" * 300)
+        ]
         bad = [
             ask(server, f"/api/workers?{query}").status
             for query in ("sort=__class__", "page=one", "page=" + "9" * 5000)
         ]
 
-    assert json.loads(good.body) == {"search": "x" * 200, "page": 2, "descending": True}
+    assert [(page["found"], page["workers"], page["page"]) for page in good] == [(1, 1, 0), (0, 1, 0)]
     assert bad == [400, 400, 400]
 
 
@@ -194,7 +193,7 @@ def test_a_connection_over_which_no_request_comes_is_ended(monkeypatch: pytest.M
     monkeypatch.setattr(server_module, "CONNECTION_LIFE_S", 0.2)
 
     with (
-        serving(PageServer(Watched(), "127.0.0.1", 0)) as server,
+        serving(PageServer(view, "127.0.0.1", 0)) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=30) as browser,
     ):
         browser.sendall(b"GET / HTTP/1.1\r\n")
@@ -203,7 +202,7 @@ def test_a_connection_over_which_no_request_comes_is_ended(monkeypatch: pytest.M
 
 
 def test_too_many_connections_at_a_time_are_told_to_come_again() -> None:
-    with serving(PageServer(Watched(), "127.0.0.1", 0)) as server, ExitStack() as browsers:
+    with serving(PageServer(view, "127.0.0.1", 0)) as server, ExitStack() as browsers:
         for _ in range(MAX_CONNECTIONS):
             browsers.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=30))
 
@@ -226,7 +225,7 @@ def test_a_port_that_is_taken_is_told_in_a_sentence() -> None:
         port = taken.getsockname()[1]
 
         with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1, port {port}"):
-            PageServer(Watched(), "127.0.0.1", port)
+            PageServer(view, "127.0.0.1", port)
 
 
 def test_only_the_page_itself_loads_the_web_server() -> None:

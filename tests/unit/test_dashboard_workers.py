@@ -29,7 +29,6 @@ from fluffle.events import (
 )
 from fluffle.record import Contributor, Folded
 from fluffle.update import UpdateId
-from fluffle_cli.dashboard.table import Wanted
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.state import MOST_PARTS, RIVALS_OVER_S
@@ -59,7 +58,7 @@ def test_each_worker_has_its_losses_in_the_table_and_who_has_none_comes_last() -
     for name, loss in (("w1", 0.5), ("w1", 0.25), ("w2", 0.125), ("w2", math.nan), ("w3", None)):
         told(state, Trained(f"{name}/r/2", 2.5, loss), role="worker", name=name)
 
-    rows = rows_of(page(state, Wanted(sort="loss")))
+    rows = rows_of(page(state, sort="loss"))
 
     assert [(row["name"], row["loss"]) for row in rows] == [("w1", 0.25), ("w2", ANY), ("w3", None)]
     assert [row["losses"] for row in rows] == [[0.75, 0.5, 0.25], [0.125, ANY], []]
@@ -80,7 +79,7 @@ def test_a_worker_that_was_only_refused_says_why_in_the_table() -> None:
     state = a_state()
     read(state, a_record(3, w1=Contributor(rejected=2, refusal="bad-layout: other shapes")))
 
-    [row] = rows_of(page(state, Wanted(search="OTHER SHAPES")))
+    [row] = rows_of(page(state, search="OTHER SHAPES"))
 
     assert row["state"] == "only refused: bad-layout: other shapes"
 
@@ -118,7 +117,7 @@ def test_more_names_than_a_federation_has_push_out_who_was_silent_for_longest() 
         told(state, Joined(), role="worker", name=f"w{number}")
 
     assert page(state)["workers"] == MOST_PARTS
-    assert page(state, Wanted(search="w4"))["found"] == len(
+    assert page(state, search="w4")["found"] == len(
         [number for number in range(5, MOST_PARTS + 5) if "w4" in f"w{number}"]
     )
 
@@ -129,10 +128,10 @@ def test_workers_are_sorted_and_searched_over_all_pages() -> None:
     read(state, a_record(1, **contributors))
     told(state, Started(0), role="worker", name="w0003")
 
-    most = page(state, Wanted(sort="updates", descending=True))
-    last = page(state, Wanted(page=10_000))
-    training = page(state, Wanted(search="TRAINING"))
-    by_round = page(state, Wanted(sort="round_s", descending=True))
+    most = page(state, sort="updates", descending=True)
+    last = page(state, page=10_000)
+    training = page(state, search="TRAINING")
+    by_round = page(state, sort="round_s", descending=True)
 
     def names(page: dict[str, object]) -> list[str]:
         return [row["name"] for row in rows_of(page)]

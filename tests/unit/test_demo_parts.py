@@ -25,7 +25,7 @@ from fluffle_cli.demo.federation_run import overdue
 from fluffle_cli.demo.processes import Processes, last_line
 from fluffle_cli.demo.program import command, print_results
 from fluffle_cli.demo.settings import DemoSettings
-from fluffle_cli.report import pictures
+from fluffle_cli.report.command import write_report
 from fluffle_cli.report.run import (
     METRICS,
     SUMMARY,
@@ -39,7 +39,6 @@ from fluffle_cli.report.run import (
 )
 from fluffle_cli.watching.view import Version
 
-PNG = b"\x89PNG\r\n\x1a\n"
 TARGET = parse_target("accuracy>=0.95")
 URL = "amqp://user:secret@127.0.0.1:5672/%2F"
 
@@ -68,22 +67,21 @@ def lines_with(accuracies: Sequence[float]) -> list[Version]:
     return [a_line(0), *(a_line(number + 1, accuracy) for number, accuracy in enumerate(accuracies))]
 
 
-def a_federation(
-    *versions: Version, strategy: str = "fedbuff", folder: Path | None = None, place: str = "."
-) -> FederationRun:
+def a_federation(*versions: Version, strategy: str = "fedbuff", place: str = ".") -> FederationRun:
     about = AboutFederation(strategy=strategy, folder=place)
-    return FederationRun(about=about, folder=(folder or Path()) / place, versions=versions)
+    return FederationRun(about=about, versions=versions)
 
 
 def a_run(folder: Path, *runs: tuple[str, str, Sequence[float]]) -> Run:
     """Write the files of a run with federations (strategy, folder, accuracies), and return it."""
     federations = [
-        a_federation(*lines_with(accuracies), strategy=strategy, folder=folder, place=place)
+        a_federation(*lines_with(accuracies), strategy=strategy, place=place)
         for strategy, place, accuracies in runs
     ]
     for each in federations:
-        each.folder.mkdir(exist_ok=True)
-        append_lines(each.folder / METRICS, each.versions)
+        place = folder / each.about.folder
+        place.mkdir(exist_ok=True)
+        append_lines(place / METRICS, each.versions)
     about = About(
         task="digits",
         seed=0,
@@ -321,28 +319,20 @@ def test_a_run_that_missed_its_target_says_so(tmp_path: Path) -> None:
     assert "fedbuff ended without reaching accuracy>=0.95" in written.getvalue()
 
 
-def test_pictures_are_drawn_from_the_folders_files_alone(tmp_path: Path) -> None:
+def test_the_report_of_a_comparison_is_made_from_the_folders_files_alone(tmp_path: Path) -> None:
     a_run(tmp_path, ("fedavg", "fedavg", [0.1, 0.5, 0.9, 0.96]), ("fedbuff", "fedbuff", [0.1, 0.96]))
 
-    pictures.draw_run(read_run(tmp_path))
+    text = write_report(read_run(tmp_path), []).read_text()
 
-    drawn = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
-    assert drawn == [
-        "compare.png",
-        *(f"fedavg/{name}.png" for name in ("accuracy", "contributions", "staleness", "timeline")),
-        *(f"fedbuff/{name}.png" for name in ("accuracy", "contributions", "staleness", "timeline")),
-    ]
-    assert all((tmp_path / picture).read_bytes().startswith(PNG) for picture in drawn)
+    assert "fedbuff reaches accuracy>=0.95 3.0 times as fast as synchronous fedavg." in text
+    assert "trained in one place: 0.9700" in text
 
 
-def test_a_run_without_any_update_has_pictures_too(tmp_path: Path) -> None:
+def test_a_run_without_any_update_has_a_report_too(tmp_path: Path) -> None:
     run = a_federation(Version.of(replace(a_version(0), committed_at=100.0)))
+    about = About(task="digits", target=str(TARGET), runs=[run.about])
 
-    pictures.plot_quality(tmp_path / "a.png", [("fedbuff", run)], title="t", metric="accuracy", target=TARGET)
-    pictures.plot_staleness(tmp_path / "s.png", run, title="t")
-
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
-    assert (tmp_path / "s.png").read_bytes().startswith(PNG)
+    assert write_report(Run(folder=tmp_path, about=about, federations=[run]), []).is_file()
 
 
 def test_the_time_limit_of_the_demo_counts_from_the_first_update() -> None:

@@ -77,6 +77,22 @@ def test_a_version_of_an_aggregator_that_has_lost_the_lead_changes_nothing() -> 
     assert newest.rank == Rank(3, 5)
 
 
+def test_after_a_reset_the_evaluations_and_terms_of_the_new_federation_are_shown() -> None:
+    state = a_state()
+    old = replace(a_record(90), evaluation=an_evaluation(89, {"loss": 0.1}))
+    read(state, old)
+    told(state, an_applied(staleness=3))
+    told(state, TookOver(7, 0), name="second")
+
+    first = replace(a_record(0), term=7, terms=(Rank(7, 0),))
+    read(state, first, replace(first, version=2, evaluation=an_evaluation(1, {"loss": 0.9})))
+
+    shown = picture(state)
+    assert [row[0] for row in shown["evaluations"]] == [1]
+    assert [(one["term"], one["leader"]) for one in shown["terms"]] == [(7, "second")]
+    assert shown["staleness"] == []
+
+
 def test_each_term_has_its_leader_and_start_and_the_standbys_are_known() -> None:
     state = a_state()
     told(state, Joined(), name="first")

@@ -7,8 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle_cli import history as history_module
-from fluffle_cli.history import MOST_LOSSES, MOST_VERSIONS, ROUNDS_ALONE, History, Rounds
-from fluffle_cli.series import MOST_POINTS, Series
+from fluffle_cli.history import (
+    MOST_LOSSES,
+    MOST_POINTS,
+    MOST_VERSIONS,
+    ROUNDS_ALONE,
+    History,
+    Rounds,
+    Series,
+)
 
 
 def is_of_two(runs: str) -> bool:
@@ -104,5 +111,5 @@ def test_a_curve_keeps_its_sum_and_its_bounds(values: list[int]) -> None:
     for value in values:
         series.add(value)
 
-    assert sum(series.points()) == sum(values)
-    assert len(series.points()) <= min(8, MOST_POINTS)
+    assert sum(series.points) == sum(values)
+    assert len(series.points) <= min(8, MOST_POINTS)

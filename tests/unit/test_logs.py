@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 def _logging_as_before() -> Iterator[None]:
     root, names = (
         logging.getLogger(),
-        ("", "pika", "httpx", "matplotlib", "fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli"),
+        ("", "pika", "httpx", "fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli"),
     )
     before = {name: logging.getLogger(name).level for name in names}
     yield
@@ -268,18 +268,6 @@ def test_each_request_to_the_management_interface_is_logged_only_when_verbose() 
 
     assert json_lines(quiet) == []
     assert len(json_lines(verbose)) == 1
-
-
-def test_where_matplotlib_keeps_its_fonts_is_logged_only_when_verbose() -> None:
-    fonts = logging.getLogger("matplotlib.font_manager")
-
-    quiet = configured()
-    fonts.warning("Matplotlib created a temporary cache directory")
-    verbose = configured(verbose=True)
-    fonts.warning("Matplotlib created a temporary cache directory")
-
-    assert quiet.getvalue() == ""
-    assert "cache directory" in verbose.getvalue()
 
 
 def test_configured_again_each_line_is_written_once() -> None:

@@ -8,25 +8,26 @@ import ipaddress
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fluffle.address import in_a_url
 from fluffle.errors import ConfigError
-from fluffle_cli.dashboard.table import MOST_LETTERS, Wanted
+from fluffle_cli.dashboard.table import page_of
 from fluffle_cli.plain_json import as_text
+from fluffle_cli.watching.as_json import as_json
+from fluffle_cli.watching.view import FederationView
 
 HEADERS = {
     # Nothing from other servers, nothing inline, and no other page may show this one in a frame.
@@ -45,26 +46,21 @@ WRONG_HOST = (
     "`Host: 127.0.0.1`; or serve the page with --dashboard-host 0.0.0.0, which requires a token\n"
 )
 LET_IN_BY_ADDRESS = "open the address that `fluffle dashboard` has printed: the token in it lets you in\n"
+# Of text that somebody types to search for.
+MOST_LETTERS = 200
 CONNECTION_LIFE_S = 60.0
 # A browser opens six. Beyond this many at a time, a request is answered with 503.
 MAX_CONNECTIONS = 64
 
 
-class Watched(Protocol):
-    """What is served."""
-
-    def picture(self) -> dict[str, object]:
-        """Return all but the workers."""
-
-    def page(self, wanted: Wanted) -> dict[str, object]:
-        """Return one page of the workers. Raises KeyError for an unknown column."""
-
-
 class PageServer:
     """An ASGI application with its socket: on loopback for everybody, elsewhere for whoever has the token."""
 
-    def __init__(self, watched: Watched, host: str, port: int) -> None:
-        """Listen on a port, 0 for any that is free. Raises ConfigError when it cannot listen there."""
+    def __init__(self, view: Callable[[], FederationView], host: str, port: int) -> None:
+        """Listen on a port, 0 for any that is free, and serve what `view` returns, from any thread.
+
+        Raises ConfigError when it cannot listen there.
+        """
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             self.socket = socket.create_server((host, port), family=family)
@@ -78,10 +74,10 @@ class PageServer:
         self.cookie = f"fluffle-{self.port}"
         self.token = token_for(host)
         self._host = host
-        self._watched = watched
+        self._view = view
         self._routes = Starlette(
             routes=[
-                Route("/api/state", lambda _: _json(watched.picture())),
+                Route("/api/state", lambda _: _json(as_json(view()))),
                 Route("/api/workers", self._workers),
                 Mount("/", StaticFiles(packages=[("fluffle_cli.dashboard", "assets")], html=True)),
             ]
@@ -95,14 +91,8 @@ class PageServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
         answer = self._refusal(Request(scope)) or self._routes
-        await answer(scope, receive, send_with_headers)
+        await answer(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
         """Return the answer to a request that may not see the page, None for one that may.
@@ -126,15 +116,16 @@ class PageServer:
     def _workers(self, request: Request) -> Response:
         query = request.query_params
         try:
-            wanted = Wanted(
+            page = page_of(
+                self._view(),
                 sort=query.get("sort", "name"),
                 descending=query.get("order") == "descending",
                 search=query.get("search", "")[:MOST_LETTERS],
                 page=int(query.get("page", "0")),
             )
-            return _json(self._watched.page(wanted))
         except (KeyError, ValueError):
             return PlainTextResponse("there is no such column or page\n", 400)
+        return _json(page)
 
 
 class _Connection(H11Protocol):
@@ -151,6 +142,7 @@ def serving(server: PageServer) -> Iterator[PageServer]:
     config = uvicorn.Config(
         server,
         http=_Connection,
+        headers=list(HEADERS.items()),
         ws="none",
         lifespan="off",
         limit_concurrency=MAX_CONNECTIONS,
@@ -189,10 +181,9 @@ def is_loopback(host: str) -> bool:
 
 def _names_loopback(request: Request) -> bool:
     try:
-        host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        return is_loopback(urlsplit(f"//{request.headers.get('host', '')}").hostname or "")
     except ValueError:
         return False
-    return host is not None and is_loopback(host)
 
 
 def _is_equal(given: str, token: str) -> bool:

@@ -1,1 +1,1 @@
-"""`fluffle demo`: a whole federation on this machine, from the broker to the pictures of what it did."""
+"""`fluffle demo`: a whole federation on this machine, from the broker to the report of what it did."""

@@ -15,8 +15,7 @@ from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.topology import topology_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
-from fluffle_cli.dashboard.program import a_page
-from fluffle_cli.dashboard.settings import DashboardSettings
+from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
@@ -79,7 +78,7 @@ class DemoFederation:
     def results(self, folder: str) -> FederationRun:
         """Return what came out of it; `folder` is its own in that of the run."""
         about = AboutFederation(strategy=self._strategy, folder=folder)
-        return FederationRun(about=about, folder=self.folder, versions=self._versions)
+        return FederationRun(about=about, versions=self._versions)
 
     def play(self, node: BrokerNode, builder: Processes, initial_model: Path) -> ModelVersion:
         """Start everything, follow the federation to its end, and stop everything, whatever happens.

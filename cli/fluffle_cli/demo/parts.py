@@ -110,7 +110,7 @@ def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> 
 
 
 def report(folder: Path) -> Part:
-    """Return the process that draws a run's pictures and writes its page, from its files."""
+    """Return the process that writes a run's page, from its files."""
     command = (sys.executable, "-m", "fluffle_cli.main", "report", str(folder))
     return Part(name="report", command=command, environment={f"{ENV_PREFIX}CONFIG": devnull})
 

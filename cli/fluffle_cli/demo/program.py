@@ -87,7 +87,7 @@ class Demo:
         )
         run = Run(folder=folder, about=about, federations=federations)
         write_summary(run)
-        self._work(parts.report(folder), "drawing the pictures and the report")
+        self._work(parts.report(folder), "writing the report")
         print_results(self._console, run)
         _print(self._console, conclusion(settings, folder))
         return run
@@ -209,9 +209,8 @@ def conclusion(settings: DemoSettings, folder: Path) -> str:
         "",
         f"The run lies in {folder}",
         f"  {REPORT}        all of it on one page: open it in a browser",
-        *(["  compare.png        both over the same seconds"] if settings.compare else []),
-        f"  {each}accuracy.png, staleness.png, contributions.png, timeline.png,",
-        "  metrics.jsonl (a line per version), model.keras, model.safetensors, tensorboard/ and logs/",
+        f"  {each}metrics.jsonl (a line per version), model.keras,",
+        "  model.safetensors, tensorboard/ and logs/",
         "Next: fluffle demo --compare (why not to wait for the slowest), --strategy fedasync, --workers 8,",
         "  --split iid; or the same parts by hand: fluffle broker up, fluffle aggregator, fluffle worker",
     ]
@@ -227,7 +226,7 @@ command = settings_command(
     run,
     about="Watch workers of very different speed train one model through a RabbitMQ of their own.\n\n"
     "Everything runs on this machine: a private broker, an aggregator and a standby, an evaluator, and the "
-    "workers. At the end there are pictures, the final model and all logs in one folder. The exit code is 1 "
+    "workers. At the end there are a report, the final model and all logs in one folder. The exit code is 1 "
     "if the target was not reached.",
     # The demo has a broker and federations of its own, and its logs are files.
     without=(

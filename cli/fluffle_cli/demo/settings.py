@@ -60,7 +60,8 @@ class DemoSettings(StrategySettings, SharedSettings):
         description="Number of updates in one version; synchronous rounds always wait for every worker.",
     )
     compare: bool = Field(
-        False, description=f"Run synchronous {BASELINE} first, then the strategy, and plot both."
+        False,
+        description=f"Run synchronous {BASELINE} first, then the strategy, and compare both in the report.",
     )
     workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
     task: str = Field(

@@ -1,1 +1,1 @@
-"""`fluffle report`: what came out of a run, as one page and its pictures."""
+"""`fluffle report`: what came out of a run, as one page."""

@@ -1,203 +1,121 @@
-"""The page of a run: one HTML file that needs no other, no network and no script.
+"""The page of a run: the live page's files and the run's data in one HTML file, which needs no network.
 
-Whatever it shows may come from a stranger's file: every text is escaped, and a policy in the page forbids the
-browser to load or run anything.
+The data may come from a stranger's file. The page writes them as text and never as markup, and a policy in it
+lets the browser run the scripts of this program and no others.
 """
 
-import base64
+import re
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from math import nan
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from importlib.resources import files
+from typing import Final
 
-from fluffle.events import AFTER_THE_END
-from fluffle_cli.report.pictures import Picture
+from fluffle_cli.dashboard.table import row_of
+from fluffle_cli.history import Series, the_later
+from fluffle_cli.plain_json import as_text
 from fluffle_cli.report.run import FederationRun, Run
-from fluffle_cli.watching.findings import findings_beside_progress
-from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.state import REJECTED, TOOK_OVER
-from fluffle_cli.watching.view import Happening, Worker
-from fluffle_cli.words import count, number, sparkline
+from fluffle_cli.words import number
 
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-MOST_HAPPENINGS = 300
-MOST_WORKERS = 500
-MOST_SENDERS = 20
-_WORDS = {TOOK_OVER: "began to lead", REJECTED: "refused"}
-STYLE = """
-:root { color-scheme: light dark; --line: #cbd5e0; --soft: #718096; }
-@media (prefers-color-scheme: dark) { :root { --line: #4a5568; --soft: #a0aec0; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .2rem 1rem .2rem 0; border-bottom: 1px solid var(--line); }
-td:not(:last-child) { white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; }
-.findings { color: #c05621; }
-figure { margin: 1rem 0; } figcaption, .soft { color: var(--soft); }
-"""
-
-Cells = Sequence[object]
+MOST_HAPPENINGS: Final = 300
+MOST_SENDERS: Final = 20
+# Each imports only modules that stand before it. app.js, which asks a server, is not among them.
+MODULES: Final = ("text", "charts", "quality", "page", "workers", "report")
+Point = tuple[float | None, ...]
 
 
-def page(
-    run: Run, pictures: Sequence[Sequence[Picture]], others: Sequence[Run], compared: Picture | None
-) -> str:
-    """Return the page of a run, with its pictures, and beside other runs where there are any."""
-    about = run.about
-    title = f"{about.task}: {', '.join(each.strategy for each in run.federations)}"
-    body = [f"<h1>{escape(title)}</h1>", *_verdict(run), _results([run])]
-    if compared is not None:
-        body += ["<h2>Compared</h2>", _image(compared), _results([run, *others])]
-    for federation, shown in zip(run.federations, pictures, strict=True):
-        body += _federation(federation, shown)
+def page(run: Run, others: Sequence[Run]) -> str:
+    """Return the page of a run, compared with other runs where there are any."""
+    style = _asset("vendor/uPlot.min.css") + _asset("style.css")
+    plotter = _asset("vendor/uPlot.iife.min.js")
+    # What a module imports stands in the same script.
+    modules = "".join(_asset(f"{name}.js") for name in MODULES)
+    program = re.sub(r"^(import .*\n|export )", "", modules, flags=re.MULTILINE)
+    policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(plotter)} {_hash(program)}"
+    # No text of the data can end the script that holds them.
+    data = as_text(data_of(run, others), is_short=True).replace("<", r"\u003c")
+    head = (
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{style}</style>\n'
+        f'<script type="application/json" id="run">{data}</script>\n'
+        f'<script>{plotter}</script>\n<script type="module">{program}</script>\n</head>'
+    )
+    without_files = re.sub(r" *<(link|script) .*\n", "", _asset("index.html"))
+    return without_files.replace("</head>", head, 1)
+
+
+def data_of(run: Run, others: Sequence[Run]) -> dict[str, object]:
+    """Return what report.js shows: the results of all runs, by the metric and target of `run`, and `run`."""
+    about, metric, goal = run.about, run.metric, run.goal
+    lines = [[f"target: {goal.bound:g}", goal.bound]] if goal else []
+    if central := about.central.get(metric):
+        lines.append([f"trained in one place: {number(central)}", central])
+    curves, rows = [], []
+    for one in (run, *others):
+        name = {"run": one.folder.name} if others else {}
+        for each in one.federations:
+            label = f"{each.strategy} in {one.folder.name}" if others else each.strategy
+            points = _thinned(each.curve(metric))
+            curves.append({"name": label, "points": points, "reached": each.seconds_to(goal)})
+            rows.append(name | {"strategy": each.strategy} | each.results(metric, goal))
+        if central := one.about.central.get(metric):
+            final = {f"final {metric}": number(central)}
+            rows.append(name | {"strategy": "trained in one place"} | final)
     seed = {} if about.seed is None else {"seed": about.seed}
-    body += [
-        "<h2>Settings</h2>",
-        _mapping({"target": about.target or "none", **seed, **about.settings}),
-        "<h2>Versions</h2>",
-        _mapping(about.versions) if about.versions else _soft("The run's files do not say."),
-        _soft(f"Made by `fluffle report` from {run.folder}."),
+    settings = {"target": about.target or "none", **seed, **about.settings}
+    return {
+        "title": f"{about.task}: {', '.join(each.strategy for each in run.federations)}",
+        "folder": str(run.folder),
+        "verdict": f"{run.verdict}." if run.verdict else "",
+        "compared": {"metric": metric, "lines": lines, "curves": curves},
+        "results": [list(rows[0]), [[row.get(head, "") for head in rows[0]] for row in rows]],
+        "federations": [_federation(each) for each in run.federations],
+        "settings": [[name, str(value)] for name, value in settings.items()],
+        "versions": list(about.versions.items()) or [("unknown", "the run's files do not say")],
+    }
+
+
+def _federation(run: FederationRun) -> dict[str, object]:
+    view = run.view
+    # Nobody looks at the queues: what waited at the end came too late.
+    waiting = view.after_the_end if view.finished else None
+    queues = {"updates_waiting": waiting, "aggregator_active": False, "rejected_waiting": None}
+    happened = [each for each in run.happened if each.what != REJECTED]
+    late = [[one.staleness for one in each.folded] for each in run.versions]
+    course = [
+        (run.seconds_of(each), each.updates, each.rejected, sum(values) / len(values) if values else None)
+        for each, values in zip(run.versions, late, strict=True)
     ]
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>",
-            *body,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
+    return {
+        "name": run.strategy,
+        "state": as_json(view) | {"queues": queues},
+        "workers": [row_of(each) for each in view.workers.values()],
+        "senders": Counter(each.name or "unknown" for each in run.refused).most_common(MOST_SENDERS),
+        "course": _thinned(course),
+        "happened": [
+            [
+                f"{each.at - run.began_at:+.1f} s" if each.at else "",
+                *(each.name, "began to lead" if each.what == TOOK_OVER else each.what, each.detail),
+            ]
+            for each in happened[:MOST_HAPPENINGS]
+        ],
+        "left": max(0, len(happened) - MOST_HAPPENINGS),
+    }
 
 
-def _verdict(run: Run) -> list[str]:
-    said = [_paragraph(f"{run.verdict}.")] if run.verdict else []
-    for each in run.federations:
-        ended = f"{each.strategy} ended: {each.last.finished or 'not yet'}."
-        said += [_paragraph(f"{ended} {progress_of(each.view).says}"), _paragraph(_best(each))]
-        if found := findings_beside_progress(each.view):
-            items = "".join(f"<li>{escape(one.says)} {escape(one.do)}</li>" for one in found)
-            said.append(f'<ul class="findings">{items}</ul>')
-    return said
+def _thinned(points: Iterable[Point]) -> list[Point]:
+    """Return at most as many points as a screen has room for."""
+    series: Series[Point] = Series(the_later)
+    for point in points:
+        series.add(point)
+    return series.points
 
 
-def _best(run: FederationRun) -> str:
-    best, yardstick = run.last.best, run.view.yardstick
-    if best is None or yardstick is None:
-        return "No version is called best."
-    better = "more" if yardstick.higher_is_better else "less"
-    value = number(best.metrics.get(yardstick.metric, nan))
-    return f"The best version is {best.version}: {yardstick.metric} {value} ({better} is better)."
+def _asset(name: str) -> str:
+    return (files("fluffle_cli.dashboard") / "assets" / name).read_text(encoding="utf-8")
 
 
-def _results(runs: Sequence[Run]) -> str:
-    """Return a table with a row for each federation, all by the first run's metric and target."""
-    metric, goal = runs[0].metric, runs[0].goal
-    rows: list[dict[str, str]] = []
-    for run in runs:
-        name = run.folder.name
-        rows += [
-            {"run": name, "strategy": each.strategy} | each.results(metric, goal) for each in run.federations
-        ]
-        if central := run.about.central.get(metric):
-            rows.append({"run": name, "strategy": "trained in one place", f"final {metric}": number(central)})
-    return _table(list(rows[0]), [[row.get(head, "") for head in rows[0]] for row in rows])
-
-
-def _federation(run: FederationRun, pictures: Iterable[Picture]) -> list[str]:
-    others = [each for each in run.happened if each.what != REJECTED]
-    return [
-        *(f"<h2>{escape(run.strategy)}</h2>", *map(_image, pictures)),
-        *("<h3>Workers</h3>", _workers(run), "<h3>Refused messages</h3>", *_refused(run)),
-        "<h3>Time line</h3>",
-        _happenings(run, others) if others else _soft("The run's files say nothing but the versions."),
-    ]
-
-
-def _refused(run: FederationRun) -> list[str]:
-    """Return what was refused; what came after the end is counted apart, as in the records."""
-    every = [each for each in run.happened if each.what == REJECTED]
-    refused = [each for each in every if each.reason != AFTER_THE_END]
-    body = []
-    if refused:
-        senders = Counter(each.name or "unknown" for each in refused)
-        body += [
-            _table(["reason", "messages"], Counter(each.reason for each in refused).most_common()),
-            _table(["sender", "messages"], senders.most_common(MOST_SENDERS)),
-            _happenings(run, refused),
-        ]
-    unknown = run.last.rejected - len(refused)
-    if unknown > 0:
-        which = "more messages were" if refused else "messages were"
-        body.append(_soft(f"{unknown} {which} refused; the run's files do not say why."))
-    elif unknown < 0:
-        since = count(-unknown, "message")
-        body.append(_soft(f"{since} of these came since the newest version: not counted above."))
-    elif not refused:
-        body.append(_soft("None."))
-    if late := len(every) - len(refused):
-        body.append(_soft(f"{count(late, 'message')} came after the end: not counted above."))
-    return body
-
-
-def _workers(run: FederationRun) -> str:
-    most = sorted(run.view.workers.values(), key=lambda each: -each.updates)
-    heads = ["worker", "updates", "examples", "mean staleness", "share of weight", "share of examples"]
-    rows = [_worker(each) for each in most[:MOST_WORKERS]]
-    table = _table([*heads, "refused", "training loss, round by round"], rows)
-    return table + _more(len(most) - MOST_WORKERS, "workers")
-
-
-def _worker(worker: Worker) -> Cells:
-    return [
-        *(worker.name, worker.updates, worker.examples, f"{worker.mean_staleness:.2f}"),
-        *(f"{worker.weight_share:.1%}", f"{worker.example_share:.1%}", worker.rejected),
-        f"{sparkline(worker.losses)} {number(worker.losses[-1])}" if worker.losses else "",
-    ]
-
-
-def _happenings(run: FederationRun, happened: Sequence[Happening]) -> str:
-    rows = [
-        [
-            f"{each.at - run.began_at:+.1f} s" if each.at else "",
-            *(each.name, _WORDS.get(each.what, each.what), each.reason, each.detail),
-        ]
-        for each in happened[:MOST_HAPPENINGS]
-    ]
-    table = _table(["when", "who", "what", "reason", "details"], rows)
-    return table + _more(len(happened) - MOST_HAPPENINGS, "lines")
-
-
-def _mapping(said: Mapping[str, object]) -> str:
-    return _table(["", ""], list(said.items()))
-
-
-def _table(heads: Cells, rows: Iterable[Cells]) -> str:
-    head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in heads)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
-    )
-
-
-def _image(picture: Picture) -> str:
-    data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
-    shows = escape(picture.shows)
-    image = f'<img src="data:image/png;base64,{data}" alt="{shows}">'
-    return f"<figure>{image}<figcaption>{shows}</figcaption></figure>"
-
-
-def _more(left: int, what: str) -> str:
-    return _soft(f"And {left} more {what}.") if left > 0 else ""
-
-
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
+def _hash(text: str) -> str:
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -5,26 +5,31 @@ whatever else happened. The files may be anybody's, and are read with suspicion.
 """
 
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from fluffle.errors import ConfigError
+from fluffle.events import AFTER_THE_END
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_cli.plain_json import as_text
-from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.view import FederationView, Happening, Version
+from fluffle_cli.watching.state import REJECTED, TOOK_OVER, FederationState
+from fluffle_cli.watching.view import FederationView, Happening, Term, Version
 from fluffle_cli.words import number
 
 SUMMARY: Final = "summary.json"
 METRICS: Final = "metrics.jsonl"
 EVENTS: Final = "events.jsonl"
-PACKAGES: Final = ("fluffle", "numpy", "pika", "tensorflow", "keras", "scikit-learn", "matplotlib")
+MOST_REFUSALS: Final = 300
+PACKAGES: Final = ("fluffle", "numpy", "pika", "tensorflow", "keras", "scikit-learn")
 Read = TypeVar("Read")
 
 
@@ -49,7 +54,7 @@ class About:
     target: str = ""
     delays_s: Sequence[float] = ()
     central: Mapping[str, float] = field(default_factory=dict)
-    runs: Sequence[AboutFederation]
+    runs: Annotated[Sequence[AboutFederation], Field(min_length=1)]
     metric_shown: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +65,6 @@ class FederationRun:
     """One federation of a run: its versions, at least one, and what else happened."""
 
     about: AboutFederation
-    folder: Path
     versions: Sequence[Version]
     happened: Sequence[Happening] = ()
 
@@ -70,17 +74,36 @@ class FederationRun:
         return self.about.strategy
 
     @property
+    def refused(self) -> list[Happening]:
+        """The refused messages whose reason is known, without those that came after the end."""
+        return [each for each in self.happened if each.what == REJECTED and each.reason != AFTER_THE_END]
+
+    @property
     def last(self) -> Version:
         """The newest version."""
         return self.versions[-1]
 
     @cached_property
     def view(self) -> FederationView:
-        """What is known of the federation at its last version."""
+        """What is known of the federation at its last version; its seconds are those of `seconds_of`."""
         state = FederationState(self.last.federation, self.began_at)
         for each in self.versions:
-            state.read(each)
-        return state.view(self.last.committed_at)
+            state.read(replace(each, training_s=self.seconds_of(each)))
+        view = state.view(self.last.committed_at)
+        return replace(
+            view,
+            newest=self.last,
+            terms=[self._began(each) for each in view.terms],
+            reasons=dict(Counter(each.reason for each in self.refused).most_common()),
+            refusals=self.refused[: -MOST_REFUSALS - 1 : -1],
+            after_the_end=sum(1 for each in self.happened if each.reason == AFTER_THE_END),
+        )
+
+    def _began(self, term: Term) -> Term:
+        """Return a term with when its first version was committed, and who had said last that it leads."""
+        at = next((each.committed_at for each in self.versions if each.term == term.term), None)
+        leaders = [each.name for each in self.happened if at and each.what == TOOK_OVER and each.at <= at]
+        return replace(term, at=at, leader=leaders[-1] if leaders else None)
 
     @cached_property
     def began_at(self) -> float:
@@ -110,12 +133,6 @@ class FederationRun:
         values = {each.version: each.metrics[metric] for each in evaluations if metric in each.metrics}
         return [(committed[number], values[number]) for number in sorted(values) if number in committed]
 
-    def best_point(self, metric: str) -> tuple[float, float] | None:
-        """Return the best version's place in the curve; None when nothing is best, or it is not there."""
-        best = self.last.best
-        when = [self.seconds_of(each) for each in self.versions if best and each.version == best.version]
-        return (when[0], best.metrics[metric]) if best and when and metric in best.metrics else None
-
     def results(self, metric: str, goal: Target | None) -> dict[str, str]:
         """Return what came out of it, in words: by this metric, and the time to this goal."""
         points, best, reached = self.curve(metric), self.last.best, self.seconds_to(goal)
@@ -135,12 +152,13 @@ class FederationRun:
 
     def seconds_to(self, target: Target | None) -> float | None:
         """Return when the first version was committed from which on the target held; None if none was."""
+        if target is None:
+            return None
         reached: float | None = None
-        for seconds, value in self.curve(target.metric) if target else ():
-            if target and not target.is_met({target.metric: value}):
-                reached = None
-            elif reached is None:
-                reached = seconds
+        for seconds, value in reversed(self.curve(target.metric)):
+            if not target.is_met({target.metric: value}):
+                break
+            reached = seconds
         return reached
 
 
@@ -205,7 +223,15 @@ def append_lines(path: Path, lines: Iterable[Version | Happening]) -> None:
 
 def write_summary(run: Run) -> None:
     """Write `summary.json`: what the run was and, for other programs, what came out of it."""
-    said = asdict(run.about) | {"ratio": run.ratio, "runs": [_results(run, each) for each in run.federations]}
+    runs = [
+        asdict(each.about)
+        | {name: getattr(each.last, name) for name in ("finished", "updates", "rejected")}
+        | {"began_at": each.began_at, "seconds": each.seconds, "seconds_to_target": each.seconds_to(run.goal)}
+        | {"versions": each.last.version}
+        | {"workers": {worker.name: asdict(worker) for worker in each.view.workers.values()}}
+        for each in run.federations
+    ]
+    said = asdict(run.about) | {"ratio": run.ratio, "runs": runs}
     (run.folder / SUMMARY).write_text(as_text(said, indent=2) + "\n", encoding="utf-8")
 
 
@@ -214,59 +240,42 @@ def read_run(folder: Path) -> Run:
     path = folder / SUMMARY
     if not path.is_file():
         raise ConfigError(
-            f"{folder} has no {SUMMARY}: give the folder of a run that has finished, as `fluffle demo` makes "
-            "it (runs/...); of a federation that is on RabbitMQ, --from-broker makes one"
+            f"{folder} has no {SUMMARY}: give the folder of a finished `fluffle demo` (runs/...); with "
+            "--from-broker, one is made of a federation that is on RabbitMQ"
         )
-    [about] = _read(path, About, is_one=True)
-    return Run(
-        folder=folder, about=about, federations=[_read_federation(folder, each) for each in about.runs]
-    )
+    [about] = _read(path, About)
+    federations = [_read_federation(folder, each) for each in about.runs]
+    return Run(folder=folder, about=about, federations=federations)
 
 
 def versions_in_use(server: str) -> dict[str, str]:
     """Return the versions of the packages here and of what is below them; `server` names the broker."""
     found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return {**found, "Python": platform.python_version(), "system": platform.platform(), "broker": server}
-
-
-def _results(run: Run, federation: FederationRun) -> dict[str, object]:
-    last = federation.last
-    return asdict(federation.about) | {
-        "finished": last.finished,
-        "began_at": federation.began_at,
-        "seconds": federation.seconds,
-        "seconds_to_target": federation.seconds_to(run.goal),
-        "versions": last.version,
-        "updates": last.updates,
-        "rejected": last.rejected,
-        "workers": {name: asdict(each) for name, each in federation.view.workers.items()},
-    }
 
 
 def _read_federation(folder: Path, about: AboutFederation) -> FederationRun:
     place = folder / about.folder
-    # Pictures are written there.
     if not place.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{folder / SUMMARY} names a folder outside its own: {about.folder!r}")
     versions = _read(place / METRICS, Version)
     if not versions:
         raise ConfigError(f"{place / METRICS} has no version in it: nothing was trained")
+    if not all(isfinite(each.committed_at) for each in versions):
+        raise ConfigError(f"{place / METRICS} has a version without a time: nothing can be drawn")
     happened = _read(place / EVENTS, Happening) if (place / EVENTS).exists() else []
-    return FederationRun(
-        about=about, folder=place, versions=versions, happened=sorted(happened, key=lambda each: each.at)
-    )
+    return FederationRun(about=about, versions=versions, happened=sorted(happened, key=lambda each: each.at))
 
 
-def _read(path: Path, kind: type[Read], *, is_one: bool = False) -> list[Read]:
+def _read(path: Path, kind: type[Read]) -> list[Read]:
     """Read a file of JSON lines, or of one JSON value."""
     try:
         text, reader = path.read_text(encoding="utf-8"), TypeAdapter(kind)
-        return [reader.validate_json(each) for each in ([text] if is_one else text.splitlines())]
+        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        return [reader.validate_json(each) for each in lines]
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} cannot be read as a file of a run: {why}") from error

@@ -13,8 +13,7 @@ from typing import Final
 
 from fluffle import events
 from fluffle.record import Contributor, Evaluation
-from fluffle_cli.history import EvaluatedVersion, History
-from fluffle_cli.series import Series
+from fluffle_cli.history import EvaluatedVersion, History, Series
 from fluffle_cli.watching.view import Activity, FederationView, Happening, QueueStates, Term, Version, Worker
 
 # More parts than any federation has. Beyond it, the one that was silent for longest is forgotten.
@@ -93,6 +92,8 @@ class FederationState:
         before = self.known.newest
         if before and version.rank < before.rank:
             return
+        if before and version.terms[:1] != before.terms[:1]:
+            self._forget_before(version)
         self.known.newest = version
         self.is_behind = False
         self._history.note_seconds(version.version, version.training_s)
@@ -107,6 +108,14 @@ class FederationState:
             if one.received_at < self._listens_since:
                 self._note_staleness(one.staleness, one.weight)
                 self._history.note_round(one.id.worker, one.id.run, one.loss, one.train_s)
+
+    def _forget_before(self, version: Version) -> None:
+        """Drop what was seen of a federation that was reset: this is a version of the new one."""
+        first = min((one.term for one in version.terms), default=version.term)
+        self._history = History()
+        self._terms = {term: one for term, one in self._terms.items() if term >= first}
+        self._staleness.clear()
+        self._weights.clear()
 
     def hear(self, report: events.Report, now: float) -> None:
         """Take in what a part says; only an aggregator may say what became of updates."""
@@ -173,7 +182,7 @@ class FederationState:
             standbys=[name for name in present if name != self.known.leader],
             knows_standbys=connected is not None,
             terms=list(self._terms.values()),
-            activity=list(self._activity.points()),
+            activity=list(self._activity.points),
             staleness=self._staleness_rows(),
             reasons=dict(self._reasons.most_common()),
             refusals=list(self._refusals),

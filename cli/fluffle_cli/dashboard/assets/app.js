@@ -1,63 +1,26 @@
-// Asks again and again how the federation is, and shows it. Nothing is kept but what is on the screen.
+// The live page: asks again and again how the federation is, and shows it. Nothing is kept but what is on the screen.
 
 import { Chart } from "./charts.js";
-import { say, showCondition, showLeaders, showNow, showRejections, showStaleness, takeoversOf } from "./page.js";
-import { byId, children, clock, duration, element, fill, number, oneDigit } from "./text.js";
-import * as workers from "./workers.js";
+import { say, showFederation } from "./page.js";
+import { takeoversOf } from "./quality.js";
+import { byId, clock, duration, number, oneDigit } from "./text.js";
+import { prepareWorkers, showWorkers, wanted } from "./workers.js";
 
 const EVERY_MS = 1000;
 const AFTER_TROUBLE_MS = 3000;
-const LAST_ROWS = 20;
 
-let axis = "seconds";
-let newest = null;
 let isAsking = false;
 let seenAt = null;
-const quality = new Map();
 const activity = [
   new Chart(byId("activity"), "updates a second", { say: oneDigit, sayX: clock, isTime: true }),
-  new Chart(byId("activity"), "updates waiting", { say: number, sayX: clock, isTime: true, stroke: "--two" }),
+  new Chart(byId("activity"), "updates waiting", { say: number, sayX: clock, isTime: true, curves: [{ stroke: "--two" }] }),
   new Chart(byId("activity"), "commit latency", { say: duration, sayX: clock, isTime: true }),
 ];
-
-function sayEvaluated(_x, place) {
-  const [version, after] = newest.evaluations[place];
-  return `version ${number(version)}, after ${duration(after)}`;
-}
-
-function showQuality(picture) {
-  byId("quality-empty").hidden = picture.evaluations.length > 0;
-  const marks = takeoversOf(picture).map((one) => (axis === "seconds" ? one.seconds : one.version)).filter((x) => x !== null);
-  const xs = picture.evaluations.map((row) => (axis === "seconds" ? row[1] : row[0]));
-  const best = picture.best && { x: picture.best[axis === "seconds" ? "seconds" : "version"], words: `best: version ${number(picture.best.version)}` };
-  picture.metrics.forEach((name, place) => {
-    if (!quality.has(name)) {
-      quality.set(name, new Chart(byId("quality"), name, { say: number, sayX: sayEvaluated, stroke: place % 2 ? "--two" : "--one" }));
-    }
-    quality.get(name).show(xs, picture.evaluations.map((row) => row[2 + place]), marks, best);
-  });
-  const heads = ["version", "after", ...picture.metrics];
-  const cells = children(byId("evaluations-head"), heads.length, () => element("th", "", { scope: "col" }));
-  heads.forEach((word, place) => { cells[place].textContent = word; });
-  const rows = picture.evaluations.slice(-LAST_ROWS).reverse();
-  fill(byId("evaluations"), rows.map(([version, after, ...values]) => [number(version), duration(after), ...values.map(number)]));
-}
 
 function showActivity(picture) {
   const marks = takeoversOf(picture).map((one) => one.at).filter((at) => at !== null);
   const xs = picture.activity.map((row) => row[0]);
-  activity.forEach((chart, place) => chart.show(xs, picture.activity.map((row) => row[1 + place]), marks));
-}
-
-function show(picture) {
-  newest = picture;
-  showCondition(picture);
-  showNow(picture);
-  showQuality(picture);
-  showActivity(picture);
-  showStaleness(picture.staleness);
-  showRejections(picture);
-  showLeaders(picture);
+  activity.forEach((chart, place) => chart.show(xs, [picture.activity.map((row) => row[1 + place])], marks));
 }
 
 async function read(path) {
@@ -73,10 +36,12 @@ async function ask() {
   if (isAsking) return true;
   isAsking = true;
   try {
-    const [picture, table] = await Promise.all([read("api/state"), read(`api/workers?${workers.query()}`)]);
+    const query = new URLSearchParams(wanted).toString();
+    const [picture, table] = await Promise.all([read("api/state"), read(`api/workers?${query}`)]);
     seenAt = Date.now() / 1000;
-    show(picture);
-    workers.show(table);
+    showFederation(picture);
+    showActivity(picture);
+    showWorkers(table);
     return true;
   } catch (error) {
     const last = seenAt === null ? "" : `; this is how it was at ${clock(seenAt)}`;
@@ -96,12 +61,5 @@ async function keepAsking() {
   }
 }
 
-for (const button of document.querySelectorAll("[data-axis]")) {
-  button.addEventListener("click", () => {
-    axis = button.dataset.axis;
-    for (const each of document.querySelectorAll("[data-axis]")) each.setAttribute("aria-pressed", String(each === button));
-    if (newest) showQuality(newest);
-  });
-}
-workers.prepare(ask);
+prepareWorkers(ask);
 keepAsking();

@@ -10,22 +10,31 @@ function colour(name) {
 }
 
 export class Chart {
-  /** Add a figure to `parent`; `say` turns a value into words, `sayX` an x and its place, `isTime` says that x is Unix seconds. */
-  constructor(parent, title, { say, sayX, isTime = false, stroke = "--one" }) {
+  /**
+   * Add a figure to `parent`. `say` turns a value into words, `sayX` an x and its place, `isTime` says that x is Unix seconds.
+   * Each of `curves` has a `stroke`, the name of a colour in style.css. Several curves each have a `name`, and a `dash` if
+   * they are lines to compare with.
+   */
+  constructor(parent, title, { say, sayX, isTime = false, curves = [{ stroke: "--one" }] }) {
     this.title = title;
     this.say = say;
     this.sayX = sayX;
     this.isTime = isTime;
-    this.stroke = stroke;
+    this.curves = curves;
     this.marks = [];
     this.best = null;
-    this.said = [];
-    this.data = [[], []];
+    this.columns = [];
+    this.data = [[], ...curves.map(() => [])];
     this.figure = element("figure");
     const caption = element("figcaption");
-    // No <output>, which a screen reader reads out whenever it changes: once a second.
-    this.value = element("span", "", { class: "value" });
-    caption.append(element("span", title), this.value);
+    caption.append(element("span", title));
+    this.values = curves.map(({ name, stroke }) => {
+      // No <output>, which a screen reader reads out whenever it changes: once a second.
+      const value = element("span", "", { class: "value" });
+      if (name) value.style.color = `var(${stroke})`;
+      caption.append(value);
+      return value;
+    });
     this.plot = element("div", "", { class: "plot", role: "img" });
     this.figure.append(caption, this.plot);
     parent.append(this.figure);
@@ -36,12 +45,12 @@ export class Chart {
   }
 
   /**
-   * Show a curve, a vertical line at each of `marks`, and one with its words at `best`, if there is one.
-   * Where a value is not finite, it is a text.
+   * Show the curves, each of which has a column of values, a vertical line at each of `marks`, and one with its words at
+   * `best`, if there is one. Where a value is not finite, it is a text.
    */
-  show(xs, ys, marks, best = null) {
-    this.said = ys;
-    this.data = [xs, ys.map((y) => (typeof y === "number" ? y : null))];
+  show(xs, columns, marks = [], best = null) {
+    this.columns = columns;
+    this.data = [xs, ...columns.map((ys) => ys.map((y) => (typeof y === "number" ? y : null)))];
     this.marks = marks;
     this.best = best;
     if (!this.drawn) this.draw();
@@ -73,7 +82,8 @@ export class Chart {
           this.isTime ? { ...axis, values: (_plot, ticks) => ticks.map((tick) => this.sayX(tick).replace(", ", "\n")), space: 80 } : axis,
           { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) },
         ],
-        series: [{}, { stroke: colour(this.stroke), width: 2, spanGaps: true, points: { show: false } }],
+        series: [{}, ...this.curves.map(({ stroke, dash }) => (
+          { stroke: colour(stroke), width: dash ? 1 : 2, dash, spanGaps: true, points: { show: false } }))],
         hooks: { draw: [(plot) => this.drawMarks(plot)], setCursor: [(plot) => this.caption(plot.cursor.idx)] },
       },
       this.data,
@@ -106,19 +116,25 @@ export class Chart {
     ctx.restore();
   }
 
-  /** Say the value under the pointer, or else the newest. */
+  /** Say the values under the pointer, or else the newest. */
   caption(place) {
-    const [xs] = this.data;
-    const ys = this.said;
+    const best = this.best ? `, ${this.best.words}` : "";
+    const said = this.columns.map((ys, nth) => {
+      const { name, dash } = this.curves[nth];
+      const text = dash ? name : [name, this.valueAt(ys, place)].filter(Boolean).join(": ");
+      write(this.values[nth], text);
+      const known = ys.filter((y) => typeof y === "number");
+      return known.length && !dash ? `${text}, from ${this.say(Math.min(...known))} to ${this.say(Math.max(...known))}` : text;
+    });
+    this.plot.setAttribute("aria-label", `Curve of ${this.title}: ${said.join("; ")}${best}`);
+  }
+
+  valueAt(ys, place) {
     // A curve that was full has fewer points than before.
-    const isUnderPointer = place != null && place < ys.length;
-    let at = isUnderPointer ? place : ys.length - 1;
-    while (!isUnderPointer && at > 0 && ys[at] === null) at -= 1;
-    const text = at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(xs[at], at)})`;
-    write(this.value, text);
-    const known = ys.filter((y) => typeof y === "number");
-    const range = known.length ? `, from ${this.say(Math.min(...known))} to ${this.say(Math.max(...known))}` : "";
-    this.plot.setAttribute("aria-label", `Curve of ${this.title}: ${text}${range}${this.best ? `, ${this.best.words}` : ""}`);
+    let at = place != null && place < ys.length ? place : ys.length - 1;
+    // Where several curves are shown, each has values at places of its own.
+    while (at > 0 && ys[at] == null) at -= 1;
+    return at < 0 || ys[at] == null ? "nothing yet" : `${this.say(ys[at])} (${this.sayX(this.data[0][at], at)})`;
   }
 }
 

@@ -1,5 +1,6 @@
-// All but the curves and the workers: numbers, staleness, rejections, leaders.
+// What the live page and a report show of a federation, but for its workers.
 
+import { showQuality } from "./quality.js";
 import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, write } from "./text.js";
 
 /** What comes first: at most eight figures, each a key, a word, the value as the program has it, and the same in words. */
@@ -34,7 +35,7 @@ function moreOf(picture) {
     ["rejected_waiting", "refused, still kept", picture.queues.rejected_waiting, number(picture.queues.rejected_waiting)],
     ["commit_s", "last commit took", picture.commit_s, duration(picture.commit_s)],
     ["saved_bytes", "saved by the codec", saved,
-      saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : "nothing"],
+      saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : picture.plain_bytes ? "nothing" : "–"],
     ["parameters", "parameters", picture.parameters, number(picture.parameters)],
   ];
 }
@@ -71,7 +72,7 @@ function showFigures(list, figures) {
   });
 }
 
-export function showNow(picture) {
+function showNow(picture) {
   const { progress, findings } = picture;
   showFigures("now", figuresOf(picture));
   showFigures("more", moreOf(picture));
@@ -82,7 +83,7 @@ export function showNow(picture) {
   said.forEach((one, place) => write(items[place], `${one.says} ${one.do}`));
 }
 
-export function showCondition(picture) {
+function showCondition(picture) {
   const { trouble, leader } = picture;
   write(byId("federation"), picture.federation);
   document.title = `${picture.federation}${picture.version === null ? "" : `: version ${picture.version}`}`;
@@ -109,7 +110,7 @@ function withBar(cell, text, part, kind) {
   bar.style.width = `${100 * part}%`;
 }
 
-export function showStaleness(rows) {
+function showStaleness(rows) {
   byId("staleness-empty").hidden = rows.length > 0;
   const mostUpdates = Math.max(1, ...rows.map(([, count]) => count));
   const mostWeight = Math.max(...rows.map(([, , weight]) => weight ?? 0)) || 1;
@@ -127,33 +128,27 @@ export function showStaleness(rows) {
 }
 
 /** Say how many refused messages are known by their number alone. */
-function sayUnheard({ rejected, reasons }) {
+function sayUnheard({ rejected, reasons }, where) {
   const heard = Object.values(reasons).reduce((sum, count) => sum + count, 0);
   const unheard = rejected - heard;
   if (unheard <= 0) return heard ? "" : "Nothing was refused.";
-  return `${number(unheard)} ${heard ? "more " : ""}refused while nobody listened here: `
-    + "fluffle rejected list shows what is kept.";
+  return `${number(unheard)} ${heard ? "more " : ""}refused ${where}`;
 }
 
-export function showRejections(picture) {
+function showRejections(picture, unheard) {
   const reasons = Object.entries(picture.reasons);
   const late = picture.after_the_end;
-  write(byId("rejections-unheard"), sayUnheard(picture));
+  write(byId("rejections-unheard"), sayUnheard(picture, unheard));
   write(byId("after-the-end"), late ? `Came after the end, and not counted above: ${number(late)}.` : "");
   byId("reasons-table").hidden = reasons.length === 0;
   fill(byId("reasons"), reasons.map(([reason, count]) => [reason, number(count)]), [1]);
   const items = children(byId("rejections"), picture.refusals.length, () => element("li"));
   picture.refusals.forEach((one, place) => {
-    write(items[place], `${clock(one.at)} ${one.reason}${one.name ? ` from ${one.name}` : ""}: ${one.detail}`);
+    write(items[place], `${one.at ? `${clock(one.at)} ` : ""}${one.reason}${one.name ? ` from ${one.name}` : ""}: ${one.detail}`);
   });
 }
 
-/** Return the terms that began with a takeover: the first leader takes nothing over. */
-export function takeoversOf(picture) {
-  return picture.terms.filter((one) => one.term > 1);
-}
-
-export function showLeaders(picture) {
+function showLeaders(picture) {
   const { leader, standbys, terms } = picture;
   const nobody = picture.knows_standbys ? "Nobody stands by: if the leader dies, updates wait until another aggregator is started."
     : "No standby has been heard of since this page was started.";
@@ -166,4 +161,16 @@ export function showLeaders(picture) {
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
   });
   fill(byId("terms"), rows, [0, 2]);
+}
+
+/** Show all but the activity and the workers; `unheard` says of refused messages why only their number is known. */
+export function showFederation(
+  picture, unheard = "while nobody listened here: fluffle rejected list shows what is kept.",
+) {
+  showCondition(picture);
+  showNow(picture);
+  showQuality(picture);
+  showStaleness(picture.staleness);
+  showRejections(picture, unheard);
+  showLeaders(picture);
 }

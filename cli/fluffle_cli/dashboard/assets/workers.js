@@ -1,33 +1,37 @@
-// The table of workers: the server sorts and searches, and this shows the page of rows that is asked for.
+// The table of workers: shows the page of rows that is wanted, which the server or report.js has sorted and searched.
 
 import { byId, duration, element, fill, number, oneDigit, share, sparkline, write } from "./text.js";
 
 const ago = (seconds) => (seconds === null ? "never" : `${duration(seconds)} ago`);
 const COLUMNS = [
-  ["name", "worker", (name) => name],
-  ["state", "state", (text) => text || "–"],
-  ["seen_s", "last seen", ago],
-  ["round_s", "round", duration],
-  ["updates", "updates", number],
-  ["examples", "examples", number],
-  ["mean_staleness", "mean staleness", oneDigit],
-  ["weight_share", "share of weight", share],
-  ["rejected", "refused", number],
-  ["loss", "training loss, round by round", (loss, row) => (loss === null ? "–" : `${sparkline(row.losses)} ${number(loss)}`)],
+  { key: "name", word: "worker", say: (name) => name },
+  { key: "state", word: "state", say: (text) => text || "–" },
+  { key: "seen_s", word: "last seen", say: ago, isNumber: true },
+  { key: "round_s", word: "round", say: duration, isNumber: true },
+  { key: "updates", word: "updates", say: number, isNumber: true },
+  { key: "examples", word: "examples", say: number, isNumber: true },
+  { key: "mean_staleness", word: "mean staleness", say: oneDigit, isNumber: true },
+  { key: "weight_share", word: "share of weight", say: share, isNumber: true },
+  { key: "example_share", word: "share of examples", say: share, isNumber: true },
+  { key: "rejected", word: "refused", say: number, isNumber: true },
+  {
+    key: "loss",
+    word: "training loss, round by round",
+    say: (loss, row) => (loss === null ? "–" : `${sparkline(row.losses)} ${number(loss)}`),
+  },
 ];
-const NUMERIC = [2, 3, 4, 5, 6, 7, 8];
-const wanted = { sort: "name", order: "ascending", search: "", page: 0 };
+export const wanted = { sort: "name", order: "ascending", search: "", page: 0 };
 
 /** Make the head and the tools; `ask` is called when another page of rows is wanted. */
-export function prepare(ask) {
+export function prepareWorkers(ask) {
   const head = byId("workers-head");
-  COLUMNS.forEach(([key, word], place) => {
+  for (const { key, word, isNumber } of COLUMNS) {
     const cell = element("th", "", { scope: "col", "data-column": key });
-    cell.classList.toggle("number", NUMERIC.includes(place));
+    cell.classList.toggle("number", Boolean(isNumber));
     const button = element("button", word, { type: "button" });
     button.addEventListener("click", () => {
       // Of numbers one wants the largest first.
-      const first = place < 2 ? "ascending" : "descending";
+      const first = key === "name" || key === "state" ? "ascending" : "descending";
       const other = wanted.order === "ascending" ? "descending" : "ascending";
       wanted.order = wanted.sort === key ? other : first;
       wanted.sort = key;
@@ -37,7 +41,7 @@ export function prepare(ask) {
     });
     cell.append(button);
     head.append(cell);
-  });
+  }
   showOrder();
   byId("search").addEventListener("input", (event) => {
     wanted.search = event.target.value;
@@ -48,14 +52,11 @@ export function prepare(ask) {
   byId("next").addEventListener("click", () => { wanted.page += 1; ask(); });
 }
 
-export function query() {
-  return new URLSearchParams(wanted).toString();
-}
-
-export function show(table) {
+export function showWorkers(table) {
   wanted.page = table.page;
-  const rows = table.rows.map((row) => COLUMNS.map(([key, , words]) => words(row[key], row)));
-  fill(byId("workers-rows"), rows, NUMERIC).forEach((made, place) => {
+  const rows = table.rows.map((row) => COLUMNS.map(({ key, say }) => say(row[key], row)));
+  const numeric = [...COLUMNS.keys()].filter((place) => COLUMNS[place].isNumber);
+  fill(byId("workers-rows"), rows, numeric).forEach((made, place) => {
     made.dataset.row = JSON.stringify(table.rows[place]);
   });
   write(byId("found"), table.found === table.workers ? `${number(table.workers)} workers` : `${number(table.found)} of ${number(table.workers)} workers`);

@@ -1,12 +1,13 @@
-"""Makes the pictures of docs/how-to/watch.md again, from a real run.
+"""Makes the pictures of README.md and docs/how-to/watch.md again, from real runs.
 
-PYTHONPATH=tests:. .venv/bin/python docs/screenshots.py
+PYTHONPATH=tests:examples:. .venv/bin/python scripts/screenshots.py
 
-It starts a private RabbitMQ with its UI and the federation `digits` on examples/numpy_task.py, kills the
-leader once, looks at the UI, the live page, TensorBoard and a report with a Chromium that has no screen
-(scripts/setup.sh browser), and ends all of it.
+It runs `fluffle demo --compare`. Then it starts a private RabbitMQ with its UI and the federation `digits` on
+examples/numpy_task.py, kills the leader once, looks at the UI, the live page, TensorBoard and a report with a
+Chromium that has no screen (scripts/setup.sh browser), and ends all of it.
 """
 
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from selenium.webdriver.common.by import By
 from fluffle_cli.node import BrokerNode
 from harness.federation import Federation, wait_until
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WAIT_S = 120.0
 FLAGS = ("--buffer-size", "3", "--local-steps", "5")
 # It asks so often.
@@ -132,6 +133,17 @@ def take_report(browser: Chrome, running: Federation) -> None:
     save(browser, "report")
 
 
+def take_comparison(folder: Path) -> None:
+    """Save the results of a demo that compares two strategies; nothing else runs beside it."""
+    flags = ("--compare", "--seed", "0", "--out", str(folder / "run"))
+    subprocess.run([sys.executable, "-m", "fluffle_cli.main", "demo", *flags], check=True)
+    with a_browser(folder / "profile") as browser:
+        on_a_screen(browser, width=1000, height=1500)
+        browser.get((folder / "run" / "report.html").as_uri())
+        sleep(SECONDS_OF_A_PAGE)
+        browser.find_element(By.ID, "results").screenshot(str(IMAGES / "compare.png"))
+
+
 def address_in(running: Federation, name: str) -> str:
     """Return the address that a part has printed."""
     [part] = [part for part in running.parts if part.name == name]
@@ -156,6 +168,8 @@ def save(browser: Chrome, name: str) -> None:
 def main() -> None:
     """Make every picture."""
     began = time()
+    with tempfile.TemporaryDirectory(prefix="fluffle-comparison-") as name:
+        take_comparison(Path(name))
     with (
         tempfile.TemporaryDirectory(prefix="fluffle-screenshots-") as name,
         BrokerNode.start(Path(name) / "node", management=True) as node,
