@@ -1,5 +1,6 @@
 """`fluffle task check`: tries a task on this machine, without a broker."""
 
+import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,33 +17,28 @@ from fluffle import logs
 from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import table_console
-from fluffle.errors import TaskError
+from fluffle.errors import LayoutError, NoHeldOutData, TaskError
 from fluffle.message_size import codecs_that_fit, require_version_fits
-from fluffle.model import some_of
+from fluffle.model import FlatWeights, Weights, some_of
 from fluffle.plan import Plan
-from fluffle.settings import SharedSettings
-from fluffle.task import READY_TASKS, Site, load_task
+from fluffle.safetensors_file import ModelFile
+from fluffle.task import READY_TASKS, Progress, load_task
+from fluffle.update import UpdateId
 from fluffle_aggregator.goal import usual_yardstick
-from fluffle_worker import task_check
-from fluffle_worker.progress import RoundDisplay
-from fluffle_worker.settings import TASK
+from fluffle_aggregator.initial_model import first_version
+from fluffle_worker.progress import show_bar
+from fluffle_worker.round import TrainedUpdate, train_round
+from fluffle_worker.settings import SiteSettings
 
 app = new_app("Try a task of your own before you run it in a federation.")
 
 
-class CheckSettings(SharedSettings):
+class CheckSettings(SiteSettings):
     """Flags of `fluffle task check`."""
 
     part: ClassVar[str] = "check"
 
-    task: str = Field(description=f"What to try: {TASK}")
-    site: int = Field(0, ge=0, description="Which of the sites this is, from 0.")
-    sites: int = Field(4, ge=1, description="Sites that a ready task's data is split among.")
-    split: str = Field(
-        "dirichlet:0.5", description="How it is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
-    )
-    split_seed: int = Field(0, ge=0, description="Seed of the split.")
-    seed: int = Field(0, ge=0, description="Seed of the weights and of the minibatches.")
+    seed: int = Field(0, ge=0, description="Random seed of the weights and of the minibatches.")
     local_steps: int = Field(20, ge=1, description="Minibatches of the round that is trained.")
     batch_size: int = Field(32, ge=1, description="Examples in a minibatch, where the data is arrays.")
 
@@ -53,48 +49,108 @@ def check(settings: CheckSettings) -> None:
         task = CheckedTask(load_task(settings.task))
         said.append("imported")
     with _step("model", "building it") as said:
-        model = task_check.build_twice(task, settings.seed)
+        model = _build_twice(task, settings.seed)
         said.append("built twice from one seed with the same weights")
     with _step("data", "loading it") as said:
-        site = _site(settings)
+        site = settings.make_site()
         examples = task.prepare(site)
         said.append(f"{examples:,} examples at site {site.index} of {site.count}")
     plan = Plan(local_steps=settings.local_steps, batch_size=settings.batch_size, keep_optimizer=True)
-    with _step("round") as said, RoundDisplay(logs.console()).show("training") as progress:
-        trained = task_check.train_once(task, model, plan, seed=settings.seed, progress=progress)
+    with _step("round") as said, show_bar("training") as progress:
+        trained = train_once(task, model, plan, seed=settings.seed, progress=progress)
         said.append(f"{settings.local_steps} minibatches: {_in_words(trained.metrics)}")
-    result = task_check.weights_after(model, trained)
+    before, after = {**model.weights, **model.local}, weights_after(model, trained)
     with _step("evaluation", "evaluating on held-out data") as said:
-        before = task_check.evaluate_if_possible(task, task_check.all_weights(model))
-        after = before and task_check.evaluate_if_possible(task, result)
-        task_check.require_finite(after)
-        said.append(_evaluation_in_words(before, after))
+        metrics: Mapping[str, float] = {}
+        try:
+            said.append(f"held out: {_in_words(task.evaluate(before))} before the round")
+            metrics = task.evaluate(after)
+            said.append(f"{_in_words(metrics)} after it")
+        except NoHeldOutData:
+            said.append("the task has no held-out data (an evaluator needs it, a worker does not)")
+        _require_finite(metrics)
     with _step("file", "saving and loading") as said, tempfile.TemporaryDirectory() as folder:
-        size_bytes = task_check.save_and_load(task, model, result, Path(folder) / "model.keras")
+        size_bytes = _save_and_load(task, model, after, Path(folder) / "model.keras")
         said.append(f"saved and loaded with the same weights, {decimal(size_bytes)}")
     require_version_fits(model.layout, settings.max_message_bytes)
-    _console().print()
-    _console().print(_table(model))
-    _console().print()
-    _say(f"an update takes at most {_sizes(model, settings.max_message_bytes)}")
-    if unmoved := task_check.unmoved_tensors(model, result):
+    _console().print("", _table(model), "", sep="\n")
+    sizes = codecs_that_fit(model.layout, settings.max_message_bytes)
+    _say(
+        "an update takes at most "
+        + ", ".join(f"{decimal(size_bytes)} with --codec {codec}" for codec, size_bytes in sizes.items())
+    )
+    trained_names = {spec.name for spec in model.layout.tensors if spec.group == "trained"}
+    if unmoved := sorted(trained_names - set(_changed(before, after))):
         _say(
             f"the round did not change {some_of(unmoved)}: does the model's output depend on it? "
             "Freeze weights that are not to be trained, and they are not sent"
         )
     _say(
         f"{settings.task} works. Watch it in a federation: "
-        f"fluffle demo --task {settings.task}{_target_for(settings.task, after)}"
+        f"fluffle demo --task {settings.task}{_target_for(settings.task, metrics)}"
     )
 
 
-def _site(settings: CheckSettings) -> Site:
-    if settings.site >= settings.sites:
+def train_once(
+    task: CheckedTask, model: TaskModel, plan: Plan, *, seed: int, progress: Progress
+) -> TrainedUpdate:
+    """Train one round as a worker does; raises TaskError when its update could not be sent."""
+    start = ModelFile(model.layout, model.weights)
+    version = first_version(start, federation="check", plan=plan, strategy="")
+    update_id = UpdateId("check", "check", 1)
+    trained = train_round(task, version, model.local, update_id=update_id, seed=seed, progress=progress)
+    if trained.unusable:
+        raise TaskError(trained.unusable)
+    return trained
+
+
+def weights_after(model: TaskModel, trained: TrainedUpdate) -> Weights:
+    """Return the shared and the local tensors after a round whose update is a delta."""
+    start = model.layout.flatten(model.weights).vector
+    update = trained.update
+    shared = model.layout.restore(FlatWeights(start + trained.vector, update.statistics, update.integers))
+    return {**shared, **trained.local}
+
+
+def _build_twice(task: CheckedTask, seed: int) -> TaskModel:
+    first, again = task.model(seed), task.model(seed)
+    if difference := first.layout.difference(again.layout, whose="the first one"):
+        raise TaskError(f"initial_weights gave two models from one seed: {difference}")
+    if changed := _changed({**first.weights, **first.local}, {**again.weights, **again.local}):
         raise TaskError(
-            f"there is no site {settings.site} of {settings.sites} (0 to {settings.sites - 1}): set "
-            "--site or --sites"
+            f"initial_weights gave other values for {some_of(changed)} when it was called again "
+            f"with the seed {seed}: draw random numbers from the seed only"
         )
-    return Site(index=settings.site, count=settings.sites, split=settings.split, seed=settings.split_seed)
+    return again
+
+
+def _require_finite(metrics: Mapping[str, float]) -> None:
+    """Raise TaskError for metrics on held-out data that are NaN or infinite: they would end a federation."""
+    if bad := [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]:
+        raise TaskError(
+            f"evaluate returned {some_of(bad)} after the round, "
+            "and the training gave finite weights: the held-out data may hold missing values"
+        )
+
+
+def _save_and_load(task: CheckedTask, model: TaskModel, weights: Weights, path: Path) -> int:
+    """Write the model to a file and read it again; return the size of the file in bytes."""
+    task.save(weights, path)
+    if not path.is_file():
+        raise TaskError(f"save wrote no file to its path, {path.name}")
+    loaded = task.load(path)
+    try:
+        model.layout.require(loaded.layout, whose="the saved one")
+    except LayoutError as error:
+        raise TaskError(f"load reads another model than save wrote: {error}") from error
+    if changed := _changed(weights, {**loaded.weights, **loaded.local}):
+        raise TaskError(f"load reads other values than save wrote in {some_of(changed)}")
+    return path.stat().st_size
+
+
+def _changed(before: Weights, after: Weights) -> list[str]:
+    """Return the names of the tensors whose bytes differ."""
+    return [name for name in before if before[name].tobytes() != after[name].tobytes()]
 
 
 @contextmanager
@@ -111,37 +167,25 @@ def _table(model: TaskModel) -> Table:
     table = Table("group", "tensors", "parameters", "bytes sent", "", show_edge=False)
     for column in table.columns[1:4]:
         column.justify = "right"
-    for size in task_check.sizes_of(model):
-        table.add_row(
-            size.group,
-            f"{size.tensors:,}",
-            f"{size.parameters:,}",
-            f"{size.size_bytes:,}",
-            MEANING[size.group],
-        )
+    layout, frozen = model.layout, model.layout.frozen
+    trained, statistics = (
+        [spec.size for spec in layout.tensors if spec.group == group] for group in ("trained", "statistic")
+    )
+    local = [array.size for array in model.local.values()]
+    parts = (frozen.tensors, frozen.parameters) if frozen else (0, 0)
+    beside = layout.beside_vector_size_bytes
+    for group, tensors, parameters, size_bytes, meaning in (
+        ("trained", len(trained), sum(trained), 4 * layout.size, "changed by the optimizer"),
+        ("statistic", len(statistics), sum(statistics), beside, "computed from data, sent as values"),
+        ("frozen", *parts, 0, "never changes; every site must have the same"),
+        ("local", len(local), sum(local), 0, "stays in the worker's folder"),
+    ):
+        if tensors:
+            table.add_row(group, f"{tensors:,}", f"{parameters:,}", f"{size_bytes:,}", meaning)
     return table
 
 
-MEANING: Mapping[str, str] = {
-    "trained": "changed by the optimizer",
-    "statistic": "computed from data, sent as values",
-    "frozen": "never changes; every site must have the same",
-    "local": "stays in the worker's folder",
-}
-
-
-def _sizes(model: TaskModel, limit_bytes: int) -> str:
-    sizes = codecs_that_fit(model.layout, limit_bytes)
-    return ", ".join(f"{decimal(size_bytes)} with --codec {codec}" for codec, size_bytes in sizes.items())
-
-
-def _evaluation_in_words(before: Mapping[str, float] | None, after: Mapping[str, float] | None) -> str:
-    if before is None or after is None:
-        return "the task has no held-out data (an evaluator needs it, a worker does not)"
-    return f"held out: {_in_words(before)} before the round, {_in_words(after)} after it"
-
-
-def _target_for(task: str, metrics: Mapping[str, float] | None) -> str:
+def _target_for(task: str, metrics: Mapping[str, float]) -> str:
     """Return the flag that a demo of this task needs: a bound for one of its metrics."""
     if task in READY_TASKS or not metrics:
         return ""

@@ -4,11 +4,9 @@ A mistake in a task becomes a TaskError that names the function, what it returne
 """
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +16,7 @@ from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, is_metric_name
 from fluffle.model import GROUPS, Group, Layout, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.stopping import interrupting
-from fluffle.task import Progress, ResumableTask, Site, Task, Trained
+from fluffle.task import Progress, Site, Task, Trained
 from fluffle.task_errors import blamed_on
 
 
@@ -53,88 +51,71 @@ class CheckedTask:
 
     def model(self, seed: int = 0) -> TaskModel:
         """Build the model from a seed."""
-        with self._calling("initial_weights"):
-            weights = self._task.initial_weights(seed)
-        return self._described("initial_weights", weights)
+        return self._described("initial_weights", self._call("initial_weights", seed))
 
     def load(self, path: Path) -> TaskModel:
         """Read the model from a file of the framework's own format."""
-        with self._calling("load"):
-            weights = self._task.load(path)
-        return self._described("load", weights)
+        return self._described("load", self._call("load", path))
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write shared and local tensors in the framework's own format."""
-        with self._calling("save"):
-            self._task.save(weights, path)
+        self._call("save", weights, path)
 
     def prepare(self, site: Site) -> int:
         """Load a site's training data and return its number of examples, at least 1."""
-        with self._calling("prepare"):
-            examples = self._task.prepare(site)
-        if _counted("prepare", examples) < 1:
+        examples = _counted("prepare", self._call("prepare", site))
+        if examples < 1:
             raise TaskError(f"prepare found {examples} examples of training data; at least 1 is needed")
-        return int(examples)
+        return examples
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> TrainedRound:
         """Train one round after `model` was called; `weights` are the shared and the local tensors."""
-        with self._calling("train"):
-            trained = self._task.train(weights, plan, seed=seed, progress=progress)
+        trained = self._call("train", weights, plan, seed=seed, progress=progress)
         if not isinstance(trained, Trained):
             raise TaskError(f"train must return a fluffle.task.Trained, not {_shown(trained)}")
-        by_group: dict[str, dict[str, NDArray[np.generic]]] = {group: {} for group in GROUPS}
-        for name, array in _arrays("train", trained.weights).items():
-            by_group[self._groups.get(name, "trained")][name] = array
-        shared, local = by_group["trained"] | by_group["statistic"], by_group["local"]
+        arrays = _arrays("train", trained.weights)
+        groups = {name: self._groups.get(name, "trained") for name in arrays}
+        shared = {name: arrays[name] for name, group in groups.items() if group in {"trained", "statistic"}}
+        local = {name: arrays[name] for name, group in groups.items() if group == "local"}
         try:
             self._layout.require_weights(shared)
         except LayoutError as error:
             raise TaskError(f"train returned other weights than initial_weights: {error}") from error
-        expected = {name for name, group in self._groups.items() if group == "local"}
-        if missing := expected - local.keys():
+        if missing := {name for name, group in self._groups.items() if group == "local"} - local.keys():
             raise TaskError(f"train returned no weights for the local {some_of(missing)}")
         examples = _counted("train", trained.examples)
         return TrainedRound(shared, local, examples, checked_metrics("train", trained.metrics))
 
-    @property
-    def keeps_optimizer(self) -> bool:
-        """Whether the task can keep its optimizer's state over restarts."""
-        return all(hasattr(self._task, name) for name in ("optimizer_state", "restore_optimizer"))
-
     def optimizer_state(self) -> Weights:
         """Return the optimizer's state after a round; empty for a task that keeps none."""
-        if not self.keeps_optimizer:
+        if not self._keeps_optimizer:
             return {}
-        with self._calling("optimizer_state"):
-            state = cast(ResumableTask, self._task).optimizer_state()
-        return _arrays("optimizer_state", state)
+        return _arrays("optimizer_state", self._call("optimizer_state"))
 
     def restore_optimizer(self, state: Weights) -> None:
         """Let the next round continue from an earlier state, or from a fresh optimizer if it is empty."""
-        if self.keeps_optimizer:
-            with self._calling("restore_optimizer"):
-                cast(ResumableTask, self._task).restore_optimizer(state)
+        if self._keeps_optimizer:
+            self._call("restore_optimizer", state)
 
     def evaluate(self, weights: Weights) -> dict[str, float]:
         """Return the metrics of shared and local tensors on held-out data, each a number."""
-        with self._calling("evaluate"):
-            metrics = self._task.evaluate(weights)
-        if not (checked := checked_metrics("evaluate", metrics)):
+        if not (checked := checked_metrics("evaluate", self._call("evaluate", weights))):
             raise TaskError("evaluate returned no metrics: at least one is needed, such as accuracy or loss")
         return checked
 
-    @contextmanager
-    def _calling(self, function: str) -> Iterator[None]:
+    @property
+    def _keeps_optimizer(self) -> bool:
+        return all(hasattr(self._task, name) for name in ("optimizer_state", "restore_optimizer"))
+
+    def _call(self, function: str, *arguments: object, **options: object) -> object:
         with blamed_on(function), interrupting(self._stop):
-            yield
+            result: object = getattr(self._task, function)(*arguments, **options)
+            return result
 
     def _described(self, function: str, weights: object) -> TaskModel:
         arrays = _arrays(function, weights)
-        groups: object = {}
-        if grouping := getattr(self._task, "tensor_groups", None):
-            with self._calling("tensor_groups"):
-                groups = grouping()
-        self._groups = _groups(groups, arrays)
+        has_groups = getattr(self._task, "tensor_groups", None)
+        self._groups = _groups(self._call("tensor_groups") if has_groups else {}, arrays)
         try:
             self._layout = Layout.of(arrays, self._groups)
         except LayoutError as error:
@@ -155,33 +136,27 @@ def checked_metrics(function: str, metrics: object) -> dict[str, float]:
         raise TaskError(f"{function} must return metrics as a dictionary of numbers, not {_shown(metrics)}")
     checked: dict[str, float] = {}
     for name, value in metrics.items():
-        numbers = _numbers(value)
-        if numbers is None:
+        try:
+            numbers = np.asarray(value)
+        except Exception:  # whatever an object's __array__ raises
+            numbers = np.array(None)
+        if numbers.dtype.kind not in "biuf":
             raise TaskError(f"{function}: the metric {name!r} must be a number, not {_shown(value)}")
         if numbers.ndim == 0:
             checked[name] = float(numbers)
         else:
             checked |= {f"{name}/{at}": float(each) for at, each in enumerate(numbers.reshape(-1))}
-    for name in checked:
-        if not is_metric_name(name):
-            raise TaskError(
-                f"{function}: a metric's name has 1 to {MAX_METRIC_NAME_LENGTH} printable characters, "
-                f"not {name!r}"
-            )
+    if wrong := [name for name in checked if not is_metric_name(name)]:
+        raise TaskError(
+            f"{function}: a metric's name has 1 to {MAX_METRIC_NAME_LENGTH} printable characters, "
+            f"not {wrong[0]!r}"
+        )
     if len(checked) > MAX_METRICS:
         raise TaskError(
             f"{function} returned {len(checked)} metrics, and at most {MAX_METRICS} can be sent: average "
             "those by class (average='macro')"
         )
     return checked
-
-
-def _numbers(value: object) -> NDArray[np.generic] | None:
-    try:
-        numbers = np.asarray(value)
-    except Exception:  # whatever an object's __array__ raises
-        return None
-    return numbers if numbers.dtype.kind in "biuf" else None
 
 
 def _counted(function: str, examples: object) -> int:

@@ -22,8 +22,8 @@ READY_TASKS: Mapping[str, str] = {
     name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
 }
 
-# Set before a task's module may import TensorFlow, unless the user has set them: fewer messages on stderr,
-# and the same order of summation on CPUs of different kinds (small networks do not become slower).
+# Fewer messages on stderr, and the same order of summation on CPUs of different kinds (small networks do not
+# become slower).
 KERAS_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -129,6 +129,12 @@ def name_of_task(task: Task) -> str:
     return f"{type(task).__module__}:{type(task).__qualname__}"
 
 
+def set_keras_environment() -> None:
+    """Set variables that must be there before TensorFlow is imported, unless the user has set them."""
+    for variable, value in KERAS_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+
+
 def load_task(name: str) -> Task:
     """Find a task by the name of a ready one or as "package.module:attribute".
 
@@ -142,19 +148,15 @@ def load_task(name: str) -> Task:
         raise TaskError(f"the task {name!r} must read like package.module:name")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    for variable, value in KERAS_ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    set_keras_environment()
     try:
-        module = importlib.import_module(module_name)
+        found = getattr(importlib.import_module(module_name), attribute)
     except FluffleError:
         raise
     except (Exception, SystemExit) as error:  # whatever is wrong in the user's module
         raise TaskError(
             f"the task {name!r} cannot be imported: {in_one_line(error)}{place_of(error)}"
         ) from error
-    if not hasattr(module, attribute):
-        raise TaskError(f"the task {name!r} cannot be imported: {module_name} has no {attribute!r}")
-    found = getattr(module, attribute)
     if isinstance(found, type):
         raise TaskError(f"{name!r} is a class, not a task: name an instance of it")
     if not isinstance(found, Task):

@@ -32,10 +32,19 @@ def blamed_on(function: str) -> Iterator[None]:
         yield
     except FluffleError:
         raise
-    except ModuleNotFoundError as error:
-        raise TaskError(_missing_package(function, error)) from error
     except (Exception, SystemExit) as error:
-        raise TaskError(f"{function} raised {in_one_line(error)}{place_of(error)}") from error
+        module = error.name if isinstance(error, ModuleNotFoundError) else None
+        package = (module or "").partition(".")[0]
+        if package in WORKER_PACKAGES:
+            said = f"needs {package}, which is not installed: install Fluffle with the extra [worker]"
+        elif package:
+            said = (
+                f"needs the package {package!r}, which is not installed: pip install it into this environment"
+                f"{place_of(error)}"
+            )
+        else:
+            said = f"raised {in_one_line(error)}{place_of(error)}"
+        raise TaskError(f"{function} {said}") from error
 
 
 def in_one_line(error: BaseException) -> str:
@@ -57,18 +66,6 @@ def place_of(error: BaseException) -> str:
         return ""
     frame, line = own[-1]
     return f" ({Path(frame.f_code.co_filename).name}, line {line}, in {frame.f_code.co_name})"
-
-
-def _missing_package(function: str, error: ModuleNotFoundError) -> str:
-    package = (error.name or "").partition(".")[0]
-    if package in WORKER_PACKAGES:
-        return f"{function} needs {package}, which is not installed: install Fluffle with the extra [worker]"
-    if not package:
-        return f"{function} raised {in_one_line(error)}{place_of(error)}"
-    return (
-        f"{function} needs the package {package!r}, which is not installed: pip install it "
-        f"into this environment{place_of(error)}"
-    )
 
 
 def _is_users(frame: FrameType) -> bool:

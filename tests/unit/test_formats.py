@@ -21,9 +21,8 @@ from fluffle.record_file import read_record
 from fluffle.safetensors_file import read_model_file
 from fluffle.update import AppliedUpdates, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_worker.digested_file import read_digested, write_digested
 from fluffle_worker.feedback import compress_with_feedback
-from fluffle_worker.spool import open_spool
+from fluffle_worker.spool import open_spool, read_digested, write_digested
 
 FILES = Path(__file__).parents[1] / "formats"
 MIB = 2**20

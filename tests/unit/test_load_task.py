@@ -54,7 +54,7 @@ def test_ones_own_task_is_found_from_the_working_directory(
         ("digit", "unknown task 'digit': say one of digits, fashion_mnist, diabetes, or your own as"),
         ("no_such_package.module:task", "cannot be imported: ModuleNotFoundError: No module named"),
         (":task", "must read like package.module:name"),
-        ("fluffle.errors:task", "fluffle.errors has no 'task'"),
+        ("fluffle.errors:task", "module 'fluffle.errors' has no attribute 'task'"),
         ("fluffle.task:READY_TASKS", "is no task: it lacks initial_weights, prepare, train, evaluate"),
         ("fluffle_worker.keras_task:KerasTask", "is a class, not a task"),
     ],

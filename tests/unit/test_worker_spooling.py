@@ -34,8 +34,7 @@ from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, Rank
 from fluffle.topology import MIB
-from fluffle_worker.loop import Worker
-from fluffle_worker.offline import Connect
+from fluffle_worker.loop import Connect, Worker
 from fluffle_worker.spool import open_spool
 
 LAYOUT = Layout.of(CountingTask().initial_weights(0))

@@ -12,8 +12,8 @@ from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.errors import LayoutError
 from fluffle.plan import Plan
 from fluffle.wire import encode_update
+from fluffle_cli.task_command import train_once, weights_after
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
-from fluffle_worker.task_check import train_once, weights_after
 
 Floats = NDArray[np.float32]
 

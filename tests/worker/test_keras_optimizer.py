@@ -19,6 +19,7 @@ from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Site, Trained
 from fluffle.topology import MIB
+from fluffle_worker import site_state
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 from fluffle_worker.loop import Worker
 from fluffle_worker.site_state import OPTIMIZER
@@ -137,7 +138,11 @@ def work(task: KerasTask, folder: Path, *, rounds: int) -> list[float]:
     return [value for update in sent_updates(server) for value in values_of(update.vector)]
 
 
-def test_a_worker_keeps_its_moments_over_a_restart_in_its_own_folder(tmp_path: Path) -> None:
+def test_a_worker_keeps_its_moments_over_a_restart_in_its_own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every round writes them, on a slow disk too.
+    monkeypatch.setattr(site_state, "QUICK_S", 3600.0)
     in_one_go = work(a_line(), tmp_path / "whole", rounds=3)
 
     before = work(a_line(), tmp_path / "parts", rounds=2)

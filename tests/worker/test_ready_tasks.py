@@ -17,8 +17,8 @@ from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.task import Site, load_task
 from fluffle_cli.main import app
-from fluffle_worker.central import train_centrally
 from fluffle_worker.keras_task.backend import uses_tensorflow
+from fluffle_worker.round import train_centrally
 from fluffle_worker.tasks import diabetes, digits, fashion_mnist
 
 CHECKOUT = Path(__file__).parents[2]

@@ -1,10 +1,9 @@
 """`python -m fluffle_worker`, the same as `fluffle worker`; and the command of `fluffle evaluator`."""
 
-from fluffle import logs
 from fluffle.command_line import run_program, settings_command
 from fluffle.stopping import stop_on_signals
 from fluffle.task import load_task
-from fluffle_worker.progress import RoundDisplay
+from fluffle_worker.progress import show_bar
 from fluffle_worker.running import evaluate, work
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
@@ -12,7 +11,7 @@ from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 def run(settings: WorkerSettings) -> None:
     """Run a worker until the federation has finished, or until SIGTERM or Ctrl-C."""
     stop = stop_on_signals()
-    work(load_task(settings.task), settings, stop, show_round=RoundDisplay(logs.console()).show)
+    work(load_task(settings.task), settings, stop, show_round=show_bar)
 
 
 def run_evaluator(settings: EvaluatorSettings) -> None:

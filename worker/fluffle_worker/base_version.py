@@ -50,7 +50,6 @@ class BaseVersion:
         is_synchronous = bool(last and last.plan.one_update_per_version and not has_unsent)
         is_ahead = not is_synchronous and self.is_ahead()
         waits = is_synchronous or is_ahead
-        log.debug("waiting for a new version" if waits else "fetching the newest version")
         newest = newest_version(
             broker,
             self.topology,

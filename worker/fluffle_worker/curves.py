@@ -1,15 +1,13 @@
 """Curves and histograms for TensorBoard of each version that an evaluator has evaluated."""
 
 import os
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import make_histogram
 
 from fluffle.errors import ConfigError
@@ -25,17 +23,20 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Curves:
-    """A folder with the federation's curves, and in `workers/NAME` those of each worker."""
+    """A folder with the federation's curves, and in `workers/NAME` those of each worker.
+
+    tensorboardX's SummaryWriter writes in a thread, where an error of the disk is lost: it is not used.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Begin new files in a folder, beside earlier ones; ConfigError when it cannot be written."""
         self._folder = folder
+        self._files: dict[Path, EventsWriter] = {}
+        self._staleness_sum = self._updates = 0
         try:
-            self._federation = EventFile(folder)
+            self._file_in(folder)
         except OSError as error:
             raise ConfigError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
-        self._workers: dict[str, EventFile] = {}
-        self._staleness_sum = self._updates = 0
 
     def note(self, version: ModelVersion, evaluation: Evaluation) -> None:
         """Write the numbers of an evaluated version; a write error is logged only."""
@@ -47,7 +48,7 @@ class Curves:
 
     def close(self) -> None:
         """Close the files."""
-        for each in [self._federation, *self._workers.values()]:
+        for each in self._files.values():
             each.close()
 
     def _note_federation(self, version: ModelVersion, evaluation: Evaluation) -> None:
@@ -70,38 +71,31 @@ class Curves:
             "weights/of this version": [one.weight for one in version.folded],
             "norms/of the last updates": version.norms,
         }
-        self._federation.add(version, scalars, histograms)
+        self._add(self._folder, version, scalars, histograms)
 
     def _note_workers(self, version: ModelVersion) -> None:
         for name, one in sorted(version.contributors.items()):
-            if name not in self._workers:
-                if len(self._workers) >= MAX_WORKERS:
-                    continue
-                self._workers[name] = EventFile(self._folder / "workers" / name)
-                if len(self._workers) == MAX_WORKERS:
-                    log.warning("TensorBoard gets curves of some workers only", workers=MAX_WORKERS)
-            scalars = {
-                "worker/updates": one.updates,
-                "worker/mean staleness": one.mean_staleness,
-                "worker/rejected": one.rejected,
-            }
-            self._workers[name].add(version, scalars)
+            folder = self._folder / "workers" / name
+            if folder not in self._files and len(self._files) == MAX_WORKERS:
+                log.warning("TensorBoard gets curves of some workers only", workers=MAX_WORKERS)
+            if folder in self._files or len(self._files) <= MAX_WORKERS:
+                scalars = {
+                    "worker/updates": one.updates,
+                    "worker/mean staleness": one.mean_staleness,
+                    "worker/rejected": one.rejected,
+                }
+                self._add(folder, version, scalars)
 
+    def _file_in(self, folder: Path) -> EventsWriter:
+        if folder not in self._files:
+            folder.mkdir(parents=True, exist_ok=True)
+            # With the process: a file of another one may have begun in the same second.
+            self._files[folder] = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        return self._files[folder]
 
-class EventFile:
-    """One file in a folder, which is one curve in each of TensorBoard's charts.
-
-    tensorboardX's own writer works in a thread, where an error of the disk is lost; here OSError is raised.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = RecordWriter(str(folder / name))
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-
-    def add(
+    def _add(
         self,
+        folder: Path,
         version: ModelVersion,
         scalars: Mapping[str, float],
         histograms: Mapping[str, Sequence[float]] = {},
@@ -118,14 +112,9 @@ class EventFile:
                 # numpy's own bins of equal values would reach beyond them, and with them TensorBoard's axis.
                 bins = BINS if array.min() < array.max() else [array[0]] * 2
                 values.append(Summary.Value(tag=tag, histo=make_histogram(array, bins)))
-        event = Event(wall_time=version.committed_at, step=version.version, summary=Summary(value=values))
-        self._write(event)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _write(self, event: Event) -> None:
-        self._file.write(event.SerializeToString())
+        file = self._file_in(folder)
+        file.write_event(
+            Event(wall_time=version.committed_at, step=version.version, summary=Summary(value=values))
+        )
         # TensorBoard may be reading the file now.
-        self._file.flush()
+        file.flush()

@@ -3,9 +3,9 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
@@ -44,7 +44,7 @@ class EvaluatorResult:
 class Evaluator:
     """Evaluates the newest version again and again; versions published meanwhile are skipped.
 
-    `notes` are called with each evaluated version and its evaluation.
+    `note` is called with each evaluated version and its evaluation.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Evaluator:
     topology: Topology
     stop: threading.Event = field(default_factory=threading.Event)
     event_sink: EventSink = NULL_SINK
-    notes: Sequence[Note] = ()
+    note: Note | None = None
 
     def __post_init__(self) -> None:
         """Build the model."""
@@ -65,9 +65,7 @@ class Evaluator:
             )
         self._last: Rank | None = None
         self._was_closing = False
-        self._evaluated = 0
-        self._newest_evaluation: Evaluation | None = None
-        self._ended_by = ""
+        self._result = EvaluatorResult("", 0, None)
 
     def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> EvaluatorResult:
         """Evaluate version after version until the federation has finished, or until asked to stop.
@@ -78,27 +76,29 @@ class Evaluator:
         with suppress(StopRequested):
             work = until_federation_is_gone(self._work_on)
             run_with_reconnect(connect, work, self.stop, self.event_sink, patience_s=patience_s)
-        if self.stop.is_set() and not self._ended_by:
-            log.info("asked to stop", evaluations=self._evaluated)
-        return EvaluatorResult(self._ended_by, self._evaluated, self._newest_evaluation)
+        if self.stop.is_set() and not self._result.ended_by:
+            log.info("asked to stop", evaluations=self._result.evaluated)
+        return self._result
 
     def _work_on(self, broker: Broker) -> None:
-        while version := self._newest(broker):
+        while version := newest_version(broker, self.topology, stop=self.stop, newer_than=self._last):
             version.layout.require(self._model.layout)
             if version.finished:
                 # The aggregator has left, so there is no report. A closing version had the same model.
                 is_known = self._was_closing and self._last and self._last.version == version.version - 1
                 if not is_known:
                     self._evaluate(version)
-                self._ended_by = version.finished
+                self._result = replace(self._result, ended_by=version.finished)
                 log.info("the federation has finished", because=version.finished)
                 return
-            self._report(broker, self._evaluate(version))
+            evaluation = self._evaluate(version)
+            headers = {"kind": "evaluation", "id": f"{self.name}/{version.version}"}
+            try:
+                broker.publish(self.topology.evaluations_in.name, "", encode_evaluation(evaluation), headers)
+            except QueueFull as error:
+                # A newer version will be evaluated when there is room again.
+                log.warning("a report was not accepted", version=version.version, because=str(error))
             self._last, self._was_closing = version.rank, bool(version.closing)
-
-    def _newest(self, broker: Broker) -> ModelVersion | None:
-        log.debug("waiting for a new version")
-        return newest_version(broker, self.topology, stop=self.stop, newer_than=self._last)
 
     def _evaluate(self, version: ModelVersion) -> Evaluation:
         log.info("evaluating", version=version.version)
@@ -111,15 +111,7 @@ class Evaluator:
         if bad := not_finite(metrics):
             log.warning("metrics of this version are not finite", version=version.version, metrics=bad)
         evaluation = Evaluation(version.federation, self.name, version.version, metrics, evaluate_s)
-        self._evaluated, self._newest_evaluation = self._evaluated + 1, evaluation
-        for note in self.notes:
-            note(version, evaluation)
+        self._result = EvaluatorResult("", self._result.evaluated + 1, evaluation)
+        if self.note:
+            self.note(version, evaluation)
         return evaluation
-
-    def _report(self, broker: Broker, evaluation: Evaluation) -> None:
-        headers = {"kind": "evaluation", "id": f"{self.name}/{evaluation.version}"}
-        try:
-            broker.publish(self.topology.evaluations_in.name, "", encode_evaluation(evaluation), headers)
-        except QueueFull as error:
-            # A newer version will be evaluated when there is room again.
-            log.warning("a report was not accepted", version=evaluation.version, because=str(error))

@@ -23,8 +23,8 @@ from fluffle.model import Vector
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
-from fluffle_worker.digested_file import Damaged
-from fluffle_worker.spool import Residual, Spool
+from fluffle_worker.round import TrainedUpdate
+from fluffle_worker.spool import Damaged, NoRoomForResidual, Residual, Spool
 
 log = get_logger(__name__)
 
@@ -39,6 +39,21 @@ class Compressed:
     vector: CompressedVector
     absorbs: tuple[int, ...]
     residual: Residual
+
+
+def add_to_spool(spool: Spool, trained: TrainedUpdate, applied: AppliedUpdates, *, seed: int) -> None:
+    """Compress an update and put it into the spool; `applied` is of the newest version."""
+    update = trained.update
+    random = np.random.default_rng([seed, update.id.sequence, 1])
+    if update.sends == "delta" and (leaves_out(update.codec) or spool.has_residual):
+        try:
+            made = compress_with_feedback(spool, applied, update.codec, trained.vector, random)
+            spool.add(replace(update, vector=made.vector, absorbs=made.absorbs), made.residual)
+        except NoRoomForResidual as error:
+            log.warning("the disk is full: what the codec left out is lost", because=str(error))
+        else:
+            return
+    spool.add(replace(update, vector=compress(update.codec, trained.vector, random)))
 
 
 def compress_with_feedback(
@@ -83,9 +98,11 @@ def _settled(spool: Spool, applied: AppliedUpdates, size: int) -> Residual:
     highest = applied.runs.get((spool.next_id.worker, run), RunLog()).highest
     for one in open_ends:
         # Updates are applied in order: where a later one is applied, an earlier one was refused.
-        if one.sequence < highest and _may_return(sent[one], size):
+        update = sent[one]
+        fits = update.sends == "delta" and update.vector.size == size
+        if one.sequence < highest and fits and math.isfinite(update.vector.magnitude_bound()):
             log.info("an update was refused: the next one contains it", update=str(one))
-            sent[one].vector.add_to(rest, 1.0)
+            update.vector.add_to(rest, 1.0)
             absorbed.append(one)
     absorbed.sort()
     for one in absorbed[:-MAX_ABSORBS]:
@@ -97,21 +114,13 @@ def _settled(spool: Spool, applied: AppliedUpdates, size: int) -> Residual:
     )
 
 
-def _may_return(update: WeightUpdate, size: int) -> bool:
-    return (
-        update.sends == "delta"
-        and update.vector.size == size
-        and math.isfinite(update.vector.magnitude_bound())
-    )
-
-
 def _readable(spool: Spool) -> Mapping[UpdateId, WeightUpdate]:
     """Return the updates that were sent, oldest first, except damaged ones."""
     found = {}
     for one in spool.sent:
         try:
             update = decode_inbound(spool.sent_message(one))
-        except (Damaged, OSError, WireError) as error:
+        except (Damaged, WireError) as error:
             log.warning("cannot read a sent update", update=str(one), because=str(error))
             continue
         if isinstance(update, WeightUpdate):

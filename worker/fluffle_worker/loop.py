@@ -6,28 +6,34 @@ however long an epoch takes.
 
 import math
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+import tenacity
+
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
-from fluffle.errors import MessageTooLarge
+from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
 from fluffle.event_sink import NULL_SINK, EventSink
+from fluffle.events import Published
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
-from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
 from fluffle.record import ModelVersion
 from fluffle.stopping import StopRequested
 from fluffle.task import Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
-from fluffle_worker.offline import Connect, train_until_connected
-from fluffle_worker.outbox import Outbox
+from fluffle_worker.feedback import add_to_spool
+from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
-from fluffle_worker.trainer import ShowRound, Trainer, show_nothing
 
 log = get_logger(__name__)
+
+Connect = Callable[[], Broker]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,6 @@ class Worker:
         self._layout = model.layout
         self._site = SiteState(self.spool.folder, task, model.local)
         self._base = BaseVersion(self.name, self.topology, self.stop, self.first_patience_s)
-        self._outbox = Outbox(self.name, self.spool, self.topology, self.stop, self.event_sink)
         self._trainer = Trainer(
             task, self._site, self.seed, self.delay_s, self.show_round, self.stop, self.event_sink
         )
@@ -94,10 +99,7 @@ class Worker:
         """
 
         def connect_or_train() -> Broker:
-            found = try_to_connect and train_until_connected(
-                try_to_connect, self._base, self._train, stop=self.stop, spool=self.spool
-            )
-            return found or connect()
+            return (try_to_connect and self._train_until_connected(try_to_connect)) or connect()
 
         if self.spool.waiting:
             log.info("the spool has unsent updates of an earlier run", updates=self.spool.waiting)
@@ -134,6 +136,36 @@ class Worker:
                 self._train(version)
             self._send(broker, version)
 
+    def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
+        """Train from the last version until a connection succeeds.
+
+        None when there is no version to train from, when the federation is missing, or in synchronous rounds,
+        where a second update for the same version would be refused: then the caller waits for the broker.
+        """
+        base = self._base
+        attempts, next_attempt = 0, time.monotonic()
+        while base.last and not base.last.plan.one_update_per_version:
+            if time.monotonic() >= next_attempt:
+                try:
+                    return try_to_connect()
+                except TopologyMissing:
+                    return None
+                except ConnectionLost as error:
+                    if self.stop.is_set():
+                        raise
+                    attempts += 1
+                    next_attempt = time.monotonic() + wait_before(attempts)
+                    log.warning("training without the broker", because=str(error), waiting=self.spool.waiting)
+            if not base.is_ahead():
+                self._train(base.last)
+                if base.is_ahead():
+                    log.info(
+                        "enough updates are in flight: waiting for the broker", in_flight=len(base.in_flight)
+                    )
+            elif self.stop.wait(max(0.0, next_attempt - time.monotonic())):
+                raise StopRequested
+        return None
+
     def _train(self, version: ModelVersion) -> None:
         """Train one round as the version's plan says, and put the update into the spool."""
         version.layout.require(self._layout)
@@ -142,15 +174,34 @@ class Worker:
         trained = self._trainer.train(version, self.spool.next_id)
         self._base.note_round(version, trained)
         if trained:
-            self._outbox.add(trained, version.applied, seed=self.seed)
+            add_to_spool(self.spool, trained, version.applied, seed=self.seed)
 
     def _send(self, broker: Broker, version: ModelVersion) -> None:
-        try:
-            self._outbox.send_all(broker)
-        except MessageTooLarge as error:
-            # RabbitMQ's limit is below the configured one: with it, the error can name the codecs that fit.
-            require_update_fits(version.layout, version.plan.codec, error.limit_bytes)
-            raise
+        """Publish the updates in the spool, oldest first; each stays there until the broker confirms it."""
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(QueueFull),
+            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
+            stop=tenacity.stop_when_event_set(self.stop),
+            sleep=tenacity.sleep_using_event(self.stop),
+            before_sleep=lambda _: log.warning("the updates queue is full; waiting"),
+            reraise=True,
+        )
+        while waiting := self.spool.oldest():
+            update, body = str(waiting[0]), waiting[1]
+            headers = {"kind": "update", "id": update, "worker": self.name, "at": f"{time.time():.3f}"}
+            try:
+                patiently(broker.publish, self.topology.updates_in.name, "", body, headers)
+            except QueueFull as error:
+                raise StopRequested from error
+            except MessageTooLarge as error:
+                # RabbitMQ's limit is below the configured one: this error names the codecs that fit.
+                require_update_fits(version.layout, version.plan.codec, error.limit_bytes)
+                raise
+            self.spool.confirm()
+            self.event_sink(Published(len(body)))
+            log.info("update published", update=update, size_bytes=len(body))
+            if self.stop.is_set():
+                raise StopRequested
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""

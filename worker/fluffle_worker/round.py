@@ -1,17 +1,43 @@
-"""One round of local training: from a version of the model to a weight update. No broker, no disk."""
+"""Rounds of local training, each from a version of the model to a weight update. No broker."""
 
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fluffle.checked_task import CheckedTask
 from fluffle.codecs.floats import Float32Vector
+from fluffle.event_sink import EventSink
+from fluffle.events import Progressed, Started, Trained
+from fluffle.logs import get_logger
 from fluffle.model import Vector, Weights, some_of
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion, not_finite
-from fluffle.task import Progress
+from fluffle.stopping import StopRequested
+from fluffle.task import Progress, Site, Task
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle_worker.site_state import SiteState
+
+log = get_logger(__name__)
+
+REPORT_PROGRESS_EVERY_S = 1.0
+# The longest wait after a round whose update must not be sent.
+LONGEST_WAIT_S = 60.0
+
+ShowRound = Callable[[str], AbstractContextManager[Progress]]
+
+
+def ignore_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def show_nothing(_title: str) -> nullcontext[Progress]:
+    """Show no progress of a round."""
+    return nullcontext(ignore_progress)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +79,19 @@ def train_round(
     idle()
     flat = version.layout.flatten(trained.weights)
     tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
-    tensors += [name for name, array in trained.local.items() if not _is_finite(array)]
+    tensors += [
+        name
+        for name, array in trained.local.items()
+        if array.dtype.kind == "f" and not np.isfinite(array).all()
+    ]
+    unusable = "" if trained.examples > 0 else "training saw no examples"
+    if tensors:
+        bad = not_finite(trained.metrics)
+        also = f", and {some_of(bad)} is not finite" if bad else ""
+        unusable = (
+            f"training gave NaN or infinite values in {some_of(tensors)}{also}: the learning rate may be too "
+            "high, or the data may hold missing values"
+        )
     if version.plan.sends == "delta":
         # The base is the version that this round started from, never a newer one.
         np.subtract(flat.vector, version.vector, out=flat.vector)
@@ -72,22 +110,109 @@ def train_round(
         loss=trained.metrics.get("loss"),
         train_s=time.monotonic() - started,
     )
-    unusable = _unusable(trained.examples, trained.metrics, tensors)
     return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)
 
 
-def _unusable(examples: int, metrics: Mapping[str, float], tensors: list[str]) -> str:
-    if tensors:
-        bad = not_finite(metrics)
-        also = f", and {some_of(bad)} is not finite" if bad else ""
-        return (
-            f"training gave NaN or infinite values in {some_of(tensors)}{also}: the learning rate may be too "
-            "high, or the data may hold missing values"
+def train_centrally(
+    task: Task, *, epochs: int, plan: Plan, seed: int, max_seconds: float = math.inf
+) -> Mapping[str, float]:
+    """Train a federation's baseline, one model on the data of all sites; return its held-out metrics.
+
+    Batch size and learning rate are the plan's. The optimizer keeps its state over all epochs, as usual in
+    central training. No epoch begins after `max_seconds`. Afterwards the task is prepared for one site that
+    has all the data. Raises TaskError when the data is missing.
+    """
+    checked = CheckedTask(task)
+    model = checked.model(seed)
+    checked.prepare(Site(index=0, count=1, split="iid"))
+    checked.restore_optimizer({})
+    one_epoch = replace(plan, local_epochs=1, local_steps=None, proximal_mu=0.0, keep_optimizer=True)
+    weights: Weights = {**model.weights, **model.local}
+    began = time.monotonic()
+    for epoch in range(epochs):
+        if time.monotonic() - began > max_seconds:
+            break
+        trained = checked.train(weights, one_epoch, seed=seed + epoch, progress=ignore_progress)
+        weights = {**trained.weights, **trained.local}
+    return checked.evaluate(weights)
+
+
+@dataclass(eq=False)
+class Trainer:
+    """Trains the rounds of one site; `rounds` counts them."""
+
+    task: CheckedTask
+    site: SiteState
+    seed: int
+    delay_s: float
+    show_round: ShowRound
+    stop: threading.Event
+    event_sink: EventSink
+    rounds: int = 0
+    unusable_in_a_row: int = 0
+
+    def train(self, version: ModelVersion, update_id: UpdateId) -> TrainedUpdate | None:
+        """Train one round from a version; None, after a pause, when its update must not be sent."""
+        log.debug("round started", update=str(update_id), version=version.version)
+        self.event_sink(Started(version.version))
+        self.site.start_round(version.plan)
+        with self.show_round(f"version {version.version}, round {update_id.sequence}") as show:
+            trained = train_round(
+                self.task,
+                version,
+                self.site.local,
+                update_id=update_id,
+                seed=minibatch_seed(self.seed, update_id.sequence),
+                progress=self._progress(show),
+                idle=lambda: self._wait(self.delay_s),
+            )
+        self.rounds += 1
+        update = trained.update
+        self.event_sink(Trained(str(update_id), update.train_s, update.loss))
+        log.info(
+            "round trained",
+            update=str(update_id),
+            version=version.version,
+            seconds=round(update.train_s, 2),
+            metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
-    if examples < 1:
-        return "training saw no examples"
-    return ""
+        if trained.unusable:
+            self.site.forget_round()
+            self._pause_after(trained)
+            return None
+        self.unusable_in_a_row = 0
+        self.site.end_round(version.plan, trained.local)
+        return trained
 
+    def _progress(self, show: Progress) -> Progress:
+        """Return what a task calls after each minibatch; it ends the round when asked to stop."""
+        told_at = time.monotonic()
 
-def _is_finite(array: np.ndarray) -> bool:
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+        def progress(done: int, total: int) -> None:
+            nonlocal told_at
+            if self.stop.is_set():
+                raise StopRequested
+            show(done, total)
+            if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
+                told_at = time.monotonic()
+                self.event_sink(Progressed(done, total))
+
+        return progress
+
+    def _pause_after(self, unusable: TrainedUpdate) -> None:
+        """Warn and wait, longer with each round in a row whose update must not be sent."""
+        wait_s = min(LONGEST_WAIT_S, 2.0**self.unusable_in_a_row)
+        self.unusable_in_a_row += 1
+        log.warning(
+            "the update of this round is not sent",
+            because=unusable.unusable,
+            update=str(unusable.update.id),
+            metrics=dict(unusable.metrics),
+            rounds_in_a_row=self.unusable_in_a_row,
+            wait_s=wait_s,
+        )
+        self._wait(wait_s)
+
+    def _wait(self, seconds: float) -> None:
+        if seconds and self.stop.wait(seconds):
+            raise StopRequested

@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from fluffle.checked_task import CheckedTask
 from fluffle.connection import evaluator_connector, worker_connector
-from fluffle.errors import ConfigError, TaskError
+from fluffle.errors import ConfigError
 from fluffle.event_sink import ReportingSink
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
@@ -24,9 +24,9 @@ from fluffle.task import Task, name_of_task
 from fluffle.topology import MIB, topology_of
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import Worker, WorkerResult
+from fluffle_worker.round import ShowRound, show_nothing
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
-from fluffle_worker.trainer import ShowRound, show_nothing
 
 log = get_logger(__name__)
 
@@ -60,11 +60,6 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
-    if site.index >= site.count:
-        raise TaskError(
-            f"this worker is site {site.index}, but there are only {site.count} (0 to {site.count - 1}): "
-            "set --sites to the number of workers, the same for all"
-        )
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
@@ -106,7 +101,6 @@ def work(
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
     topology = topology_of(settings.federation)
-    notes = [_curves_in(settings.tensorboard)] if settings.tensorboard else []
     with metered(
         ReportingSink(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,
@@ -116,7 +110,12 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
         name=settings.name,
     ) as event_sink:
         evaluator = Evaluator(
-            name=settings.name, task=task, topology=topology, stop=stop, event_sink=event_sink, notes=notes
+            name=settings.name,
+            task=task,
+            topology=topology,
+            stop=stop,
+            event_sink=event_sink,
+            note=_curves_in(settings.tensorboard) if settings.tensorboard else None,
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)

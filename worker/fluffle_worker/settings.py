@@ -7,23 +7,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fluffle.settings import PartName, ServiceSettings
+from fluffle.errors import TaskError
+from fluffle.settings import PartName, ServiceSettings, SharedSettings
 from fluffle.task import Site
 
 TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
 
 
-class WorkerSettings(ServiceSettings):
-    """Flags of `fluffle worker`, keys of the table [worker]."""
-
-    part: ClassVar[str] = "worker"
+class SiteSettings(SharedSettings):
+    """What a worker trains: a task, and this site's part of the data."""
 
     task: str = Field(description=f"Task to train: {TASK}")
-    name: PartName | None = Field(
-        None,
-        description="Name of this worker. Each worker needs a name of its own. Default: HOST-SITE, such as "
-        "ward-7-0.",
-    )
     site: int = Field(0, ge=0, description="Number of this site, starting at 0.")
     sites: int = Field(4, ge=1, description="Number of sites that share the data of a ready task.")
     split: str = Field(
@@ -32,6 +26,27 @@ class WorkerSettings(ServiceSettings):
     )
     split_seed: int = Field(
         0, ge=0, description="Random seed of the split. Must be the same for all workers."
+    )
+
+    def make_site(self) -> Site:
+        """Return which site this is, and how the data is split; raises TaskError if there is none such."""
+        if self.site >= self.sites:
+            raise TaskError(
+                f"there is no site {self.site} of {self.sites} (0 to {self.sites - 1}): set --site or "
+                "--sites, which is the number of workers and the same for all"
+            )
+        return Site(index=self.site, count=self.sites, split=self.split, seed=self.split_seed)
+
+
+class WorkerSettings(SiteSettings, ServiceSettings):
+    """Flags of `fluffle worker`, keys of the table [worker]."""
+
+    part: ClassVar[str] = "worker"
+
+    name: PartName | None = Field(
+        None,
+        description="Name of this worker. Each worker needs a name of its own. Default: HOST-SITE, such as "
+        "ward-7-0.",
     )
     seed: int = Field(0, ge=0, description="Random seed of this worker's minibatches.")
     delay: float = Field(
@@ -63,10 +78,6 @@ class WorkerSettings(ServiceSettings):
     def spool_folder(self) -> Path:
         """The folder where this worker's updates wait for the broker's confirm."""
         return self.spool / self.federation / self.worker_name
-
-    def make_site(self) -> Site:
-        """Return which site this is, and how the data is split among the sites."""
-        return Site(index=self.site, count=self.sites, split=self.split, seed=self.split_seed)
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

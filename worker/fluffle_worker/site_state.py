@@ -6,11 +6,9 @@ first-term             the first term of the federation that all of this, and th
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError
@@ -40,18 +38,22 @@ class SiteState:
         """
         self._folder = folder
         self._task = task
+        self._initial = initial
         self._has_optimizer = False
         self._write_optimizer_at = 0.0
-        self._initial = dict(initial)
         self._first_term = _read_first_term(folder / FIRST_TERM)
-        self.local: Mapping[str, NDArray[np.generic]] = dict(initial)
-        if initial and (folder / LOCAL).exists():
-            self.local = read_local_weights(folder, initial)
+        is_kept = initial and (folder / LOCAL).exists()
+        self.local = read_local_weights(folder, initial) if is_kept else initial
 
     def start_round(self, plan: Plan) -> None:
         """Restore the task's optimizer if the plan keeps it, and the last round did not leave it in place."""
         if plan.keep_optimizer and not self._has_optimizer:
-            self._restore_optimizer()
+            path = self._folder / OPTIMIZER
+            try:
+                self._task.restore_optimizer(read_model(path) if path.exists() else {})
+            except LayoutError as error:
+                log.warning("starting with a fresh optimizer: the file is of another one", because=str(error))
+                self._task.restore_optimizer({})
         self._has_optimizer = plan.keep_optimizer
 
     def end_round(self, plan: Plan, local: Weights) -> None:
@@ -61,10 +63,13 @@ class SiteState:
         """
         if local:
             self.local = dict(local)
-            self._write(LOCAL, local)
+            with self._writing(LOCAL) as path:
+                write_model(path, local)
         began = time.monotonic()
         if plan.keep_optimizer and began >= self._write_optimizer_at:
-            self._write(OPTIMIZER, self._task.optimizer_state())
+            if state := self._task.optimizer_state():
+                with self._writing(OPTIMIZER) as path:
+                    write_model(path, state)
             ended = time.monotonic()
             self._write_optimizer_at = ended + WRITING_SHARE * max(0.0, ended - began - QUICK_S)
 
@@ -81,38 +86,26 @@ class SiteState:
 
     def remember(self, version: ModelVersion) -> None:
         """Note which federation this state is from."""
-        if self._first_term == version.terms[0].term:
-            return
-        self._first_term = version.terms[0].term
-        try:
-            write_whole(self._folder / FIRST_TERM, [str(self._first_term).encode()])
-        except ConfigError as error:
-            _warn_that_it_is_not_written(FIRST_TERM, error)
+        if self._first_term != version.terms[0].term:
+            self._first_term = version.terms[0].term
+            with self._writing(FIRST_TERM) as path:
+                write_whole(path, [str(self._first_term).encode()])
 
     def start_over(self) -> None:
         """Go back to the task's own local weights and to a fresh optimizer."""
-        self.local, self._has_optimizer = dict(self._initial), False
+        self.local, self._has_optimizer = self._initial, False
         for name in (LOCAL, OPTIMIZER):
             (self._folder / name).unlink(missing_ok=True)
 
-    def _restore_optimizer(self) -> None:
-        path = self._folder / OPTIMIZER
-        state = read_model(path) if path.exists() else {}
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Path]:
         try:
-            self._task.restore_optimizer(state)
-        except LayoutError as error:
-            log.warning("starting with a fresh optimizer: the file is of another one", because=str(error))
-            self._task.restore_optimizer({})
-
-    def _write(self, name: str, weights: Weights) -> None:
-        if weights:
-            try:
-                write_model(self._folder / name, weights)
-            except ConfigError as error:
-                _warn_that_it_is_not_written(name, error)
+            yield self._folder / name
+        except ConfigError as error:
+            log.warning("cannot write a file: a restart would use an older one", because=str(error))
 
 
-def read_local_weights(folder: Path, initial: Weights) -> Mapping[str, NDArray[np.generic]]:
+def read_local_weights(folder: Path, initial: Weights) -> Weights:
     """Return the local weights in a worker's folder; `initial` says which there must be.
 
     Raises ConfigError when there are none, when they are those of another model, or cannot be read.
@@ -132,7 +125,3 @@ def _read_first_term(path: Path) -> int | None:
     except (OSError, ValueError) as error:
         log.warning("cannot read a file, and continuing without it", file=str(path), because=str(error))
         return None
-
-
-def _warn_that_it_is_not_written(file: str, error: ConfigError) -> None:
-    log.warning("cannot write a file: a restart would use an older one", file=file, because=str(error))

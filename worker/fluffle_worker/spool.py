@@ -7,7 +7,7 @@ The names of the files are the spool's memory, so that a confirm can be noted on
     000000000005-RUN.damaged  one that could not be read any more, set aside
     000000000004-RUN.sent     with a codec that leaves out: confirmed, but not known to be applied
     000000000007-RUN.residual what update 7 left out; it counts if update 7 is there
-    *.part                    is being written
+    .*.part                   is being written
     lock                      held by the one process that uses the folder
 
 Numbers only increase, over all runs, so that the order of names is the order in which they were made.
@@ -17,29 +17,30 @@ import fcntl
 import os
 import re
 import secrets
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+import xxhash
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
+from fluffle.whole_file import write_whole
 from fluffle.wire import encode_update, require_protocol
-from fluffle_worker.digested_file import DIGEST_BYTES, Damaged, read_digested, remove, write_digested
 
 log = get_logger(__name__)
 
-State = Literal["update", "done", "damaged", "sent", "residual", "part"]
-_NAME = re.compile(
-    r"(?P<sequence>[0-9]{12})-(?P<run>[0-9a-f]{16})\.(?P<state>update|done|damaged|sent|residual)"
-)
+DIGEST_BYTES = 16
+_NAME = re.compile(r"([0-9]{12})-([0-9a-f]{16})\.(update|done|damaged|sent|residual)")
+
+
+class Damaged(Exception):
+    """A file of the spool cannot be read, or does not hold what was written."""
 
 
 class NoRoomForResidual(Exception):
@@ -59,13 +60,31 @@ class Residual:
     in_flight: tuple[UpdateId, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """An update that is not confirmed; `body` is its message if it could not be written to the disk."""
+def write_digested(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that exists as a whole or not at all; ConfigError when it cannot be written."""
+    write_whole(path, [*parts, _digest(path, *parts)], mode=0o600)
 
-    id: UpdateId
-    size_bytes: int
-    body: bytes | None = None
+
+def read_digested(path: Path) -> bytes:
+    """Return what `write_digested` wrote; raises Damaged when the file has changed or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
+            body = file.read(max(0, size_bytes))
+            digest = file.read()
+    except OSError as error:
+        raise Damaged(str(error)) from error
+    if size_bytes < 0 or digest != _digest(path, body):
+        raise Damaged(f"its {len(body)} bytes do not match their digest")
+    return body
+
+
+def _digest(path: Path, *parts: bytes | memoryview) -> bytes:
+    """Return a checksum that detects damaged, shortened or renamed files; no protection from attackers."""
+    running = xxhash.xxh3_128(path.stem.encode())
+    for part in parts:
+        running.update(part)
+    return running.digest()
 
 
 @contextmanager
@@ -99,51 +118,54 @@ class Spool:
     """The unconfirmed updates, oldest first, and the ids that this worker has used so far.
 
     An update keeps its id, and no id is used twice, whenever the process dies: a restarted worker continues
-    its run, as long as everything of the run is on disk.
+    its run, as long as everything of the run is on disk. `sent` are the updates that are confirmed, but not
+    known to be applied, oldest first.
     """
 
     def __init__(self, folder: Path, *, worker: str, max_bytes: int) -> None:
         """Read what an earlier process left; for `open_spool`, which holds the lock."""
         self.folder = folder
+        self.sent: list[UpdateId] = []
         self._worker = worker
         self._max_bytes = max_bytes
-        self._waiting: deque[Waiting] = deque()
-        # Confirmed with a codec that leaves out, and the update with the newest residual.
-        self._sent: list[UpdateId] = []
-        self._residual: UpdateId | None = None
+        # The size of each message, and those that could not be written to the disk.
+        self._sizes: dict[UpdateId, int] = {}
+        self._in_memory: dict[UpdateId, bytes] = {}
         self._done: Path | None = None
         self._begin_run(after=0)
         residuals: list[UpdateId] = []
         for path in sorted(folder.iterdir()):
             if path.suffix == ".part":
-                remove(path)
+                _remove(path)
             elif name := _NAME.fullmatch(path.name):
-                update_id = UpdateId(worker, name["run"], int(name["sequence"]))
-                if name["state"] == "residual":
-                    residuals.append(update_id)
-                else:
-                    self._recall(update_id, name["state"], path)
+                update = UpdateId(worker, name[2], int(name[1]))
+                if name[3] == "residual":
+                    residuals.append(update)
+                    continue
+                self._last, self._is_run_on_disk = update, True
+                if name[3] == "update":
+                    self._sizes[update] = max(0, path.stat().st_size - DIGEST_BYTES)
+                elif name[3] == "sent":
+                    self.sent.append(update)
+                elif name[3] == "done":
+                    self._mark(path)
         # Beyond the last number, the process died before the update itself was on disk.
         valid = [one for one in residuals if one.sequence <= self._last.sequence]
+        # The update with the newest residual.
         self._residual = valid[-1] if valid else None
         for one in residuals:
             if one != self._residual:
-                self._remove(one, "residual")
+                _remove(self._path(one, "residual"))
 
     @property
     def waiting(self) -> int:
         """The number of updates that are not confirmed."""
-        return len(self._waiting)
+        return len(self._sizes)
 
     @property
     def next_id(self) -> UpdateId:
         """The id of the next update."""
         return replace(self._last, sequence=self._last.sequence + 1)
-
-    @property
-    def sent(self) -> list[UpdateId]:
-        """The updates that are confirmed, but not known to be applied, oldest first."""
-        return list(self._sent)
 
     @property
     def has_residual(self) -> bool:
@@ -159,53 +181,53 @@ class Spool:
         """
         body = encode_update(update)
         self._make_room(len(body))
+        on_disk, left_out = self._path(update.id, "update"), self._path(update.id, "residual")
         try:
             if residual is None:
-                self._remove(update.id, "residual")
+                _remove(left_out)
             else:
                 numbers = np.array([len(residual.absorbed), *residual.absorbed], "<u8")
-                left_out = (numbers.data.cast("B"), Float32Vector.of(residual.vector).payload)
-                write_digested(self._path(update.id, "residual"), *left_out)
+                write_digested(left_out, numbers.data.cast("B"), Float32Vector.of(residual.vector).payload)
             # From here on, both count.
-            write_digested(self._path(update.id, "update"), body)
-        except OSError as error:
+            write_digested(on_disk, body)
+        except ConfigError as error:
             # The update first: without it, a residual does not count.
-            for state in ("update", "residual"):
-                self._remove(update.id, state)
-            self._remove(update.id, "part")
-            if residual is None:
-                self._keep_in_memory(update, error)
-                return
-            raise NoRoomForResidual(f"{self.folder}: {error.strerror}") from error
+            _remove(on_disk)
+            _remove(left_out)
+            if residual is not None:
+                raise NoRoomForResidual(str(error)) from error
+            self._keep_in_memory(update, str(error))
+            return
         if residual is not None:
             self._replace_residual(update.id, residual)
-        self._is_run_on_disk = True
-        self._last = update.id
-        self._waiting.append(Waiting(update.id, len(body)))
+        self._last, self._is_run_on_disk = update.id, True
+        self._sizes[update.id] = len(body)
 
     def oldest(self) -> tuple[UpdateId, bytes] | None:
         """Return the id and the message of the oldest update; damaged ones are set aside."""
-        while self._waiting:
-            first = self._waiting[0]
+        for update in list(self._sizes):
             try:
-                body = first.body or read_digested(self._path(first.id, "update"))
+                body = self._in_memory.get(update) or read_digested(self._path(update, "update"))
                 require_protocol(body)
-            except (Damaged, WireError, OSError) as error:
-                self._set_aside(self._waiting.popleft().id, str(error))
+            except (Damaged, WireError) as error:
+                del self._sizes[update]
+                self._set_aside(update, str(error))
             else:
-                return first.id, body
+                return update, body
         return None
 
     def confirm(self) -> None:
         """Note that the broker has the oldest update."""
-        one = self._waiting.popleft()
-        if self._residual is None or one.body is not None:
-            self._finish(one)
-        elif self._rename(one.id, "update", "sent"):
-            self._sent.append(one.id)
+        update = next(iter(self._sizes))
+        if self._residual is None or update in self._in_memory:
+            self._finish(update)
+            return
+        del self._sizes[update]
+        if self._rename(update, "update", "sent"):
+            self.sent.append(update)
 
     def sent_message(self, update: UpdateId) -> bytes:
-        """Return the message of an update that was sent; raises Damaged or OSError."""
+        """Return the message of an update that was sent; raises Damaged."""
         return read_digested(self._path(update, "sent"))
 
     def residual(self) -> tuple[UpdateId, Residual] | None:
@@ -214,7 +236,7 @@ class Spool:
             return None
         try:
             body = read_digested(self._path(self._residual, "residual"))
-        except (Damaged, OSError) as error:
+        except Damaged as error:
             log.warning("cannot read what earlier updates left out: it is lost", because=str(error))
             return None
         count = int.from_bytes(body[:8], "little")
@@ -223,21 +245,22 @@ class Spool:
 
     def forget_residual(self) -> None:
         """Drop what was left out, and the sent updates that were kept for it."""
-        for one in self._sent:
+        for one in self.sent:
             if one == self._last:
-                self._finish(Waiting(one, 0), "sent")
+                self._finish(one, "sent")
             else:
-                self._remove(one, "sent")
-        self._remove(self._residual, "residual")
-        self._sent, self._residual = [], None
+                _remove(self._path(one, "sent"))
+        if self._residual:
+            _remove(self._path(self._residual, "residual"))
+        self.sent, self._residual = [], None
 
     def clear(self) -> int:
         """Drop all unconfirmed updates, and return how many there were."""
-        dropped = len(self._waiting)
         self.forget_residual()
-        while self._waiting:
-            self._finish(self._waiting.popleft())
-        return dropped
+        dropped = list(self._sizes)
+        for one in dropped:
+            self._finish(one)
+        return len(dropped)
 
     def start_over(self) -> int:
         """Drop all unconfirmed updates, and begin a new run at number 1; return how many were dropped.
@@ -248,7 +271,7 @@ class Spool:
         for path in self.folder.iterdir():
             # Names with higher numbers would come after those of the new run.
             if _NAME.fullmatch(path.name):
-                remove(path)
+                _remove(path)
         self._begin_run(after=0)
         return dropped
 
@@ -276,61 +299,51 @@ class Spool:
         # Whether an id of this run is on disk, so that another process would continue the run.
         self._is_run_on_disk = False
 
-    def _recall(self, update: UpdateId, state: str, path: Path) -> None:
-        """Learn from the name of a file what an earlier process did; they come in their order."""
-        self._last = update
-        self._is_run_on_disk = True
-        if state == "update":
-            self._waiting.append(Waiting(update, max(0, path.stat().st_size - DIGEST_BYTES)))
-        elif state == "done":
-            self._mark(path)
-        elif state == "sent":
-            self._sent.append(update)
-
     def _make_room(self, size_bytes: int) -> None:
-        while self._waiting and sum(one.size_bytes for one in self._waiting) + size_bytes > self._max_bytes:
-            oldest = self._waiting.popleft()
+        while self._sizes and sum(self._sizes.values()) + size_bytes > self._max_bytes:
+            oldest = next(iter(self._sizes))
             self._finish(oldest)
             log.warning(
                 "the spool is full: dropped its oldest update; --spool-max-mib sets the limit",
-                update=str(oldest.id),
+                update=str(oldest),
                 spool=str(self.folder),
             )
 
-    def _keep_in_memory(self, update: WeightUpdate, error: OSError) -> None:
+    def _keep_in_memory(self, update: WeightUpdate, reason: str) -> None:
         if self._is_run_on_disk:
             self._begin_run(after=self._last.sequence)
         self._last = replace(self._last, sequence=update.id.sequence)
         body = encode_update(replace(update, id=self._last))
-        self._waiting.append(Waiting(self._last, len(body), body))
+        self._sizes[self._last], self._in_memory[self._last] = len(body), body
         log.warning(
             "cannot write an update to the disk: it waits in memory, and is lost if this process ends",
             update=str(self._last),
             spool=str(self.folder),
-            because=error.strerror,
+            because=reason,
         )
 
     def _replace_residual(self, update: UpdateId, residual: Residual) -> None:
         """Let the residual of a newer update count, and remove the files that it does not need."""
-        if self._residual != update:
-            self._remove(self._residual, "residual")
+        if self._residual and self._residual != update:
+            _remove(self._path(self._residual, "residual"))
         self._residual = update
         needed = {*residual.in_flight, *(replace(update, sequence=each) for each in residual.absorbed)}
-        for one in self._sent:
+        for one in self.sent:
             if one not in needed:
-                self._remove(one, "sent")
-        self._sent = [one for one in self._sent if one in needed]
+                _remove(self._path(one, "sent"))
+        self.sent = [one for one in self.sent if one in needed]
 
-    def _finish(self, one: Waiting, state: State = "update") -> None:
+    def _finish(self, update: UpdateId, state: str = "update") -> None:
         """Remove an update from the disk; its name stays, so that its number is not used again."""
+        self._sizes.pop(update, None)
         # Not synced: after a power cut, the update is sent again and refused as a duplicate.
-        if one.body is None and self._rename(one.id, state, "done"):
-            self._mark(self._path(one.id, "done"))
+        if self._in_memory.pop(update, None) is None and self._rename(update, state, "done"):
+            self._mark(self._path(update, "done"))
 
     def _mark(self, done: Path) -> None:
         """Let this file be the one that names the last update that was confirmed or dropped."""
         if self._done:
-            remove(self._done)
+            _remove(self._done)
         self._done = done
         with suppress(OSError):
             os.truncate(done, 0)
@@ -347,7 +360,7 @@ class Spool:
             because=reason,
         )
 
-    def _rename(self, update: UpdateId, old: State, new: State) -> bool:
+    def _rename(self, update: UpdateId, old: str, new: str) -> bool:
         try:
             self._path(update, old).replace(self._path(update, new))
         except OSError as error:
@@ -360,9 +373,11 @@ class Spool:
             return False
         return True
 
-    def _remove(self, update: UpdateId | None, state: State) -> None:
-        if update is not None:
-            remove(self._path(update, state))
-
-    def _path(self, update: UpdateId, state: State) -> Path:
+    def _path(self, update: UpdateId, state: str) -> Path:
         return self.folder / f"{update.sequence:012d}-{update.run}.{state}"
+
+
+def _remove(path: Path) -> None:
+    """Remove a file if it exists and can be removed."""
+    with suppress(OSError):
+        path.unlink()

@@ -15,7 +15,7 @@ from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
-from fluffle_worker.central import train_centrally
+from fluffle_worker.round import train_centrally
 
 
 def save_and_train(

@@ -1,19 +1,19 @@
 """Importing Keras when it is first needed: that takes seconds, and the aggregator does without."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeAlias
 
 from fluffle.errors import TaskError
-from fluffle.task import KERAS_ENVIRONMENT
+from fluffle.task import set_keras_environment
 
 if TYPE_CHECKING:
     import keras
 
+KerasLayer: TypeAlias = "keras.Layer"
 KerasModel: TypeAlias = "keras.Model"
+KerasVariable: TypeAlias = "keras.Variable"
 
 
 def import_keras() -> ModuleType:
@@ -21,8 +21,7 @@ def import_keras() -> ModuleType:
 
     Raises TaskError when Keras or its backend is not installed.
     """
-    for name, value in KERAS_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    set_keras_environment()
     try:
         return importlib.import_module("keras")
     except ImportError as error:
@@ -33,7 +32,7 @@ def import_keras() -> ModuleType:
         raise TaskError(f"this task needs Keras on {backend}: {remedy} ({error})") from error
 
 
-def inner_optimizer(model: KerasModel) -> keras.optimizers.Optimizer:
+def inner_optimizer(model: KerasModel) -> "keras.optimizers.Optimizer":
     """Return the optimizer of a compiled model without what mixed precision wraps around it."""
     return getattr(model.optimizer, "inner_optimizer", model.optimizer)
 
@@ -46,7 +45,7 @@ def uses_tensorflow() -> bool:
 def require_tensorflow(what: str) -> None:
     """Raise TaskError, which names `what` needs it, unless Keras computes with TensorFlow."""
     if not uses_tensorflow():
-        found = import_keras().backend.backend()
         raise TaskError(
-            f"{what} works with Keras on TensorFlow only, not on {found}: set KERAS_BACKEND=tensorflow"
+            f"{what} works with Keras on TensorFlow only, not on {import_keras().backend.backend()}: set "
+            "KERAS_BACKEND=tensorflow"
         )

@@ -5,9 +5,8 @@ are shuffled and cut; a finite `tf.data.Dataset`; a `PyDataset`; and other colle
 be read again and again, such as PyTorch's DataLoader. An error names the function that returned the data.
 """
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,16 +38,95 @@ class _Sparse(Protocol):
     def toarray(self) -> Any: ...
 
 
-class Minibatches(Protocol):
-    """One site's data: how many examples there are, and its minibatches in another order each time."""
+class ArrayData:
+    """Arrays with the examples along the first axis; `parts` are (x,), (x, y) or (x, y, sample_weight)."""
 
-    examples: int
+    def __init__(self, function: str, parts: Minibatch) -> None:
+        self._tree = import_keras().tree
+        named = zip(PARTS, parts, strict=False)
+        self.parts = tuple(_converted(function, name, part) for name, part in named)
+        arrays = self._tree.flatten(self.parts)
+        self.is_sparse = any(isinstance(array, _Sparse) for array in arrays)
+        lengths = sorted({int(array.shape[0]) for array in arrays})
+        if len(lengths) != 1:
+            raise TaskError(
+                f"{function} must return arrays of one length, not of {lengths} (a list of arrays is one "
+                "array for each input of the model; np.stack makes one array of it)"
+            )
+        self.examples = lengths[0]
 
-    def per_epoch(self, batch_size: int, /) -> int:
+    def per_epoch(self, batch_size: int) -> int:
         """Return how many minibatches one pass over the data has."""
+        return -(-self.examples // batch_size)
 
-    def one_pass(self, batch_size: int, rng: np.random.Generator | None, /) -> Iterator[Minibatch]:
+    def one_pass(self, batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
         """Pass over the data once, in an order drawn from `rng`, or in its own order without."""
+        order = np.arange(self.examples) if rng is None else rng.permutation(self.examples)
+        for start in range(0, self.examples, batch_size):
+            rows = order[start : start + batch_size]
+            yield self._tree.map_structure(lambda array, rows=rows: _dense(array[rows]), self.parts)
+
+
+class BatchedData:
+    """A data set that is divided into minibatches already; they are counted once."""
+
+    def __init__(self, function: str, data: Any) -> None:
+        self.data = data
+        self._function = function
+        self._per_epoch = 0
+        rows: list[int] = []
+        for minibatch in self.one_pass(0, None):
+            if len(rows) == MAX_MINIBATCHES:
+                raise TaskError(
+                    f"{function} returned a data set that has not ended after {MAX_MINIBATCHES:,} "
+                    "minibatches: is it endless? Cut it with take(n), or, if it does end, say its length "
+                    "with apply(tf.data.experimental.assert_cardinality(n))"
+                )
+            for part in import_keras().tree.flatten(minibatch):
+                if not getattr(part, "shape", ()):
+                    raise TaskError(
+                        f"{function} returned a data set that gives {type(part).__name__} in place of a "
+                        "minibatch of arrays: it must give tuples (x, y) of arrays with the examples along "
+                        "the first axis"
+                    )
+            rows.append(rows_of(minibatch))
+            if len(rows) % LOG_EVERY_MINIBATCHES == 0:
+                log.info("counting the examples of a data set", function=function, minibatches=len(rows))
+        self._per_epoch, self.examples = len(rows), sum(rows)
+
+    @property
+    def is_for_keras(self) -> bool:
+        """Whether Keras itself can read it, on any backend and again and again."""
+        return isinstance(self.data, import_keras().utils.PyDataset) or _cardinality(self.data) >= 0
+
+    def per_epoch(self, _batch_size: int) -> int:
+        """Return how many minibatches one pass has; the data set has its own batch size."""
+        return self._per_epoch
+
+    def one_pass(self, _batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
+        """Pass over the data once; a data set that is not a sequence keeps its own order.
+
+        Raises TaskError when the data set has become empty.
+        """
+        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
+            length = len(self.data)
+            for index in range(length) if rng is None else rng.permutation(length):
+                yield _as_minibatch(self.data[int(index)])
+            if rng is not None and hasattr(self.data, "on_epoch_end"):
+                self.data.on_epoch_end()
+            return
+        is_empty = True
+        for minibatch in self.data:
+            is_empty = False
+            yield _as_minibatch(minibatch)
+        if is_empty and self._per_epoch:
+            raise TaskError(
+                f"the data set that {self._function} returned gave {self._per_epoch} minibatches once, and "
+                "then none: it must give them each time that it is iterated"
+            )
+
+
+Minibatches: TypeAlias = ArrayData | BatchedData
 
 
 def read_data(function: str, call: Callable[[], object]) -> Minibatches:
@@ -79,111 +157,37 @@ def rows_of(minibatch: Minibatch) -> int:
     return int(import_keras().tree.flatten(minibatch)[0].shape[0])
 
 
-class ArrayData:
-    """Arrays with the examples along the first axis; `parts` are (x,), (x, y) or (x, y, sample_weight)."""
-
-    def __init__(self, function: str, parts: Minibatch) -> None:
-        self._tree = import_keras().tree
-        named = zip(PARTS, parts, strict=False)
-        self.parts = tuple(_converted(function, name, part) for name, part in named)
-        lengths = sorted({int(array.shape[0]) for array in self._tree.flatten(self.parts)})
-        if len(lengths) != 1:
-            raise TaskError(
-                f"{function} must return arrays of one length, not of {lengths} (a list of arrays is one "
-                "array for each input of the model; np.stack makes one array of it)"
-            )
-        self.examples = lengths[0]
-
-    def per_epoch(self, batch_size: int) -> int:
-        """See Minibatches."""
-        return -(-self.examples // batch_size)
-
-    def one_pass(self, batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
-        """See Minibatches."""
-        order = np.arange(self.examples) if rng is None else rng.permutation(self.examples)
-        for start in range(0, self.examples, batch_size):
-            rows = order[start : start + batch_size]
-            yield self._tree.map_structure(lambda array, rows=rows: _dense(array[rows]), self.parts)
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether no part is a sparse matrix."""
-        return not any(isinstance(array, _Sparse) for array in self._tree.flatten(self.parts))
-
-
-class BatchedData:
-    """A data set that is divided into minibatches already; they are counted once."""
-
-    def __init__(self, function: str, data: Any) -> None:
-        self.data = data
-        self._function = function
-        self._per_epoch = 0
-        sizes = [_checked_rows(function, one) for one in _counting(function, self.one_pass(0, None))]
-        self._per_epoch, self.examples = len(sizes), sum(sizes)
-
-    @property
-    def is_for_keras(self) -> bool:
-        """Whether Keras itself can read it, on any backend and again and again."""
-        return isinstance(self.data, import_keras().utils.PyDataset) or _cardinality(self.data) >= 0
-
-    def per_epoch(self, _batch_size: int) -> int:
-        """See Minibatches; the data set has its own batch size."""
-        return self._per_epoch
-
-    def one_pass(self, _batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
-        """See Minibatches; a data set that is not a sequence keeps its own order.
-
-        Raises TaskError when the data set has become empty.
-        """
-        if hasattr(self.data, "__getitem__") and hasattr(self.data, "__len__"):
-            length = len(self.data)
-            for index in range(length) if rng is None else rng.permutation(length):
-                yield _as_minibatch(self.data[int(index)])
-            if rng is not None and hasattr(self.data, "on_epoch_end"):
-                self.data.on_epoch_end()
-            return
-        is_empty = True
-        for minibatch in self.data:
-            is_empty = False
-            yield _as_minibatch(minibatch)
-        if is_empty and self._per_epoch:
-            raise TaskError(
-                f"the data set that {self._function} returned gave {self._per_epoch} minibatches once, and "
-                "then none: it must give them each time that it is iterated"
-            )
-
-
 def _minibatches(function: str, data: Any) -> Minibatches:
-    if data is None:
-        raise TaskError(f"{function} returned None (no return statement?); it must return {WANTED}")
-    if isinstance(data, list):
-        raise TaskError(
-            f"{function} returned a list of {len(data)}; it must return {WANTED}: (x, y), not [x, y]"
-        )
+    if isinstance(data, dict) or _is_array(data):
+        data = (data,)
     if isinstance(data, tuple):
         return ArrayData(function, _given_parts(function, data))
-    if isinstance(data, dict) or _is_array(data):
-        return ArrayData(function, (data,))
-    if isinstance(data, Iterator):
-        found = type(data).__name__
-        raise TaskError(
-            f"{function} returned a {found}, which can be read only once; it must return {WANTED}"
-        )
-    if _cardinality(data) == INFINITE:
-        raise TaskError(f"{function} returned a tf.data.Dataset that never ends: leave out its repeat()")
-    if getattr(data, "num_batches", 0) is None:
-        raise TaskError(
-            f"{function} returned a PyDataset that never ends: give it a length (num_batches, __len__)"
-        )
-    if isinstance(data, str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
-        raise TaskError(f"{function} returned {type(data).__name__}; it must return {WANTED}")
-    leaves = import_keras().tree.flatten(getattr(data, "element_spec", None) or ())
-    if any(hasattr(leaf, "shape") and leaf.shape.rank == 0 for leaf in leaves):
-        raise TaskError(f"{function} returned a tf.data.Dataset of single examples: call batch(32) on it")
+    if refusal := _refusal(data):
+        raise TaskError(f"{function} returned {refusal}")
     return BatchedData(function, data)
 
 
-def _given_parts(function: str, data: tuple[object, ...]) -> Minibatch:
+def _refusal(data: Any) -> str:
+    """Return what is wrong with data that is no tuple of arrays; empty for a finite data set."""
+    if data is None:
+        return f"None (no return statement?); it must return {WANTED}"
+    if isinstance(data, list):
+        return f"a list of {len(data)}; it must return {WANTED}: (x, y), not [x, y]"
+    if isinstance(data, Iterator):
+        return f"a {type(data).__name__}, which can be read only once; it must return {WANTED}"
+    if _cardinality(data) == INFINITE:
+        return "a tf.data.Dataset that never ends: leave out its repeat()"
+    if getattr(data, "num_batches", 0) is None:
+        return "a PyDataset that never ends: give it a length (num_batches, __len__)"
+    if isinstance(data, str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
+        return f"{type(data).__name__}; it must return {WANTED}"
+    leaves = import_keras().tree.flatten(getattr(data, "element_spec", None) or ())
+    if any(hasattr(leaf, "shape") and leaf.shape.rank == 0 for leaf in leaves):
+        return "a tf.data.Dataset of single examples: call batch(32) on it"
+    return ""
+
+
+def _given_parts(function: str, data: Minibatch) -> Minibatch:
     if not 1 <= len(data) <= len(PARTS):
         raise TaskError(f"{function} returned a tuple of {len(data)}; it must return {WANTED}")
     while len(data) > 1 and data[-1] is None:
@@ -251,33 +255,6 @@ def _cardinality(data: object) -> int:
     """Return how many minibatches a tf.data.Dataset has, INFINITE if it repeats for ever, else UNKNOWN."""
     cardinality = getattr(data, "cardinality", None)
     return int(cardinality()) if callable(cardinality) else UNKNOWN
-
-
-def _counting(function: str, minibatches: Iterator[Minibatch]) -> Iterator[Minibatch]:
-    """Pass minibatches on, and refuse a data set that does not end."""
-    for number in itertools.count(1):
-        minibatch = next(minibatches, None)
-        if minibatch is None:
-            return
-        if number > MAX_MINIBATCHES:
-            raise TaskError(
-                f"{function} returned a data set that has not ended after {MAX_MINIBATCHES:,} minibatches: "
-                "is it endless? Cut it with take(n), or, if it does end, say its length with "
-                "apply(tf.data.experimental.assert_cardinality(n))"
-            )
-        if number % LOG_EVERY_MINIBATCHES == 0:
-            log.info("counting the examples of a data set", function=function, minibatches=number)
-        yield minibatch
-
-
-def _checked_rows(function: str, minibatch: Minibatch) -> int:
-    for part in import_keras().tree.flatten(minibatch):
-        if not getattr(part, "shape", ()):
-            raise TaskError(
-                f"{function} returned a data set that gives {type(part).__name__} in place of a minibatch of "
-                "arrays: it must give tuples (x, y) of arrays with the examples along the first axis"
-            )
-    return rows_of(minibatch)
 
 
 def _as_minibatch(given: object) -> Minibatch:

@@ -6,8 +6,6 @@ multiple of the other. So the file becomes one of a model without adapters, whic
 and on which enable_lora may be called again; kernels and adapters are added to it as a member of their own.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import json
@@ -16,15 +14,11 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fluffle.errors import ConfigError, LayoutError, TaskError
 from fluffle.model import Layout, Weights
 from fluffle.safetensors_file import read_model, write_model
-from fluffle_worker.keras_task.backend import KerasModel
-
-if TYPE_CHECKING:
-    import keras
+from fluffle_worker.keras_task.backend import KerasModel, KerasVariable
 
 CONFIG, ADAPTERS = "config.json", "fluffle_lora.safetensors"
 
@@ -45,9 +39,7 @@ def require_same_model(model: KerasModel, path: Path) -> None:
             raise LayoutError(f"{path} holds another model: {there} at {name}, where the task has {here}")
 
 
-def weights_with_adapters(
-    model: KerasModel, named: Mapping[str, keras.Variable]
-) -> dict[str, keras.Variable]:
+def weights_with_adapters(model: KerasModel, named: Mapping[str, KerasVariable]) -> dict[str, KerasVariable]:
     """Return the weights of all layers on which enable_lora was called, by name: kernels and adapters."""
     theirs = {
         id(variable)

@@ -1,13 +1,10 @@
 """The Keras model of a task: its weights by name and group, and what a round resets."""
 
-from __future__ import annotations
-
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +14,13 @@ from fluffle.logs import get_logger
 from fluffle.model import Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
-from fluffle_worker.keras_task.backend import KerasModel, import_keras, inner_optimizer
+from fluffle_worker.keras_task.backend import (
+    KerasLayer,
+    KerasModel,
+    KerasVariable,
+    import_keras,
+    inner_optimizer,
+)
 from fluffle_worker.keras_task.data import ArrayData, Minibatches
 from fluffle_worker.keras_task.files import (
     add_adapters,
@@ -25,7 +28,7 @@ from fluffle_worker.keras_task.files import (
     require_same_model,
     weights_with_adapters,
 )
-from fluffle_worker.keras_task.proximal import ProximalTerm
+from fluffle_worker.keras_task.steps import ProximalTerm
 from fluffle_worker.keras_task.tensors import (
     copies_of,
     groups_of,
@@ -33,9 +36,6 @@ from fluffle_worker.keras_task.tensors import (
     refreshing_constants,
     reset_recurrent_states,
 )
-
-if TYPE_CHECKING:
-    import keras
 
 log = get_logger(__name__)
 
@@ -58,18 +58,17 @@ class BuiltModel:
         with BUILDING, ThreadPoolExecutor(1) as new_thread:
             self.model = new_thread.submit(_build, build_model, seed).result()
         self._fresh_optimizer = list(map(_compact, copies_of(self.model.optimizer.variables)))
-        self._learning_rate = _own_learning_rate(self.model)
+        rate = inner_optimizer(self.model).get_config().get("learning_rate")
+        # None where the model was compiled with a schedule.
+        self._learning_rate = float(rate) if isinstance(rate, int | float) else None
         self._own_optimizers = _own_optimizers(self.model)
         self._named = named_weights(self.model)
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
         self._proximal = ProximalTerm(self.model)
-
-    @property
-    def batch_size(self) -> int | None:
-        """The size of each minibatch where the model is built for one, as stateful layers need it."""
         inputs = getattr(self.model, "inputs", None)
-        return inputs[0].shape[0] if inputs else None
+        # The size of each minibatch where the model is built for one, as stateful layers need it.
+        self.batch_size: int | None = inputs[0].shape[0] if inputs else None
 
     def require_fit(self, function: str, data: Minibatches) -> None:
         """Raise TaskError for data that lacks a y, or whose number of examples the model cannot take."""
@@ -80,9 +79,8 @@ class BuiltModel:
                 f"{function} returned {data.examples} examples, and the model takes minibatches of "
                 f"{self.batch_size} only (batch_shape): return a multiple of {self.batch_size}"
             )
-        if self.model.loss is None or len(data.parts) > 1:
-            return
-        if type(self.model).train_step is self._keras.Model.train_step:
+        needs_y = self.model.loss is not None and type(self.model).train_step is self._keras.Model.train_step
+        if needs_y and len(data.parts) == 1:
             raise TaskError(
                 f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
             )
@@ -90,10 +88,6 @@ class BuiltModel:
     def all_weights(self) -> Arrays:
         """Return copies of all weights by name."""
         return _copied(self._named)
-
-    def weights(self) -> Arrays:
-        """Return copies of the weights that may change: all but the frozen ones."""
-        return _copied({name: each for name, each in self._named.items() if self.groups[name] != "frozen"})
 
     def assign(self, weights: Weights) -> None:
         """Assign weights to the model; local ones that are not given stay as they are.
@@ -112,14 +106,10 @@ class BuiltModel:
                 self._named[name].assign(array)
         reset_recurrent_states(self.model)
 
-    def reset_optimizer(self) -> None:
-        """Reset moments, iterations and the learning rate to what they were when the model was built."""
-        for state, fresh in zip(self.model.optimizer.variables, self._fresh_optimizer, strict=True):
-            state.assign(fresh)
-
-    def save(self, path: Path) -> None:
-        """Write a `.keras` file of the current weights with a fresh optimizer."""
-        self.reset_optimizer()
+    def save(self, weights: Weights, path: Path) -> None:
+        """Write a `.keras` file of these weights with a fresh optimizer."""
+        self.assign(weights)
+        self.restore_optimizer({})
         self.model.save(path)
         if adapted := weights_with_adapters(self.model, self._named):
             add_adapters(path, _copied(adapted))
@@ -143,19 +133,19 @@ class BuiltModel:
                 variable.assign(before[name])
 
     def optimizer_state(self) -> Arrays:
-        """Return copies of the optimizer's variables, numbered in their order."""
+        """See `KerasTask.optimizer_state`."""
         return _copied({f"{at}/{one.path}": one for at, one in enumerate(self.model.optimizer.variables)})
 
     def restore_optimizer(self, state: Weights) -> None:
-        """Assign what `optimizer_state` returned, or reset when it is empty.
+        """Assign what `optimizer_state` returned, or a fresh state when it is empty.
 
-        Raises LayoutError for the state of another optimizer or model.
+        A fresh state has the learning rate that the model was built with, too. Raises LayoutError for the
+        state of another optimizer or model.
         """
-        if not state:
-            self.reset_optimizer()
-            return
-        Layout.of(self.optimizer_state()).require(Layout.of(state), whose="the optimizer")
-        for variable, array in zip(self.model.optimizer.variables, state.values(), strict=True):
+        if state:
+            Layout.of(self.optimizer_state()).require(Layout.of(state), whose="the optimizer")
+        arrays = state.values() if state else self._fresh_optimizer
+        for variable, array in zip(self.model.optimizer.variables, arrays, strict=True):
             variable.assign(array)
 
     def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
@@ -166,7 +156,7 @@ class BuiltModel:
         self.assign(weights)
         self._require_plan_reaches_optimizers(plan)
         if not plan.keep_optimizer:
-            self.reset_optimizer()
+            self.restore_optimizer({})
         self._set_learning_rate(plan)
         for variable in self.model.variables:
             if variable.name == "seed_generator_state":
@@ -207,40 +197,27 @@ class BuiltModel:
         optimizer.learning_rate = rate * plan.learning_rate_scale
 
     def end_round(self) -> Arrays:
-        """Return the trained weights, or their moving average when the optimizer keeps one."""
+        """Return all weights but the frozen ones, or their moving average when the optimizer keeps one."""
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
-        return self.weights()
+        return _copied({name: each for name, each in self._named.items() if self.groups[name] != "frozen"})
 
 
-def _copied(named: Mapping[str, keras.Variable]) -> Arrays:
+def _copied(named: Mapping[str, KerasVariable]) -> Arrays:
     return dict(zip(named, copies_of(named.values()), strict=True))
 
 
 def _own_optimizers(model: KerasModel) -> list[str]:
     """Return the names of the attributes of a model that hold other optimizers than `model.optimizer`."""
-    keras = import_keras()
     compiled = {id(model.optimizer), id(inner_optimizer(model))}
-    return [
-        name
-        for name, value in vars(model).items()
-        if not name.startswith("_self_")  # where TensorFlow keeps track of attributes
-        and any(
-            isinstance(each, keras.optimizers.Optimizer) and id(each) not in compiled
-            for each in _members(value)
-        )
-    ]
-
-
-def _members(value: object) -> Iterable[object]:
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _own_learning_rate(model: KerasModel) -> float | None:
-    """Return the learning rate that a model was compiled with, None when it has a schedule for it."""
-    rate = inner_optimizer(model).get_config().get("learning_rate")
-    return float(rate) if isinstance(rate, int | float) else None
+    found = []
+    for name, value in vars(model).items():
+        members = value.values() if isinstance(value, dict) else value
+        for each in members if isinstance(value, dict | list | tuple) else [value]:
+            is_own = isinstance(each, import_keras().optimizers.Optimizer) and id(each) not in compiled
+            # Where a name begins with _self_, TensorFlow keeps track of attributes.
+            if is_own and name not in found and not name.startswith("_self_"):
+                found.append(name)
+    return found
 
 
 def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
@@ -262,31 +239,25 @@ def _require_trainable(model: object) -> None:
             "compile(optimizer, loss)"
         )
     for step in ("train_step", "test_step"):
-        _require_signature(model, step)
-    if _has_its_weights(model):
-        return
-    if isinstance(model, keras.Sequential):
-        raise TaskError("build_model must return a built model: let it begin with keras.Input(shape)")
-    raise TaskError(
-        "build_model must return a built model, and a subclass of keras.Model is built when it is first "
-        "called: call it on an example before you return it, as in model(np.zeros((1, 30), 'float32'))"
-    )
+        wanted, found = (inspect.signature(getattr(each, step)) for each in (keras.Model, type(model)))
+        try:
+            found.bind(*wanted.parameters)
+        except TypeError:
+            raise TaskError(
+                f"the model's {step}{found} is written for another backend: with Keras on "
+                f"{keras.backend.backend()} it is {step}{wanted} (or set KERAS_BACKEND)"
+            ) from None
+    if not _has_its_weights(model):
+        hint = "let it begin with keras.Input(shape)"
+        if not isinstance(model, keras.Sequential):
+            hint = (
+                "a subclass of keras.Model is built when it is first called, so call it on an example before "
+                "you return it, as in model(np.zeros((1, 30), 'float32'))"
+            )
+        raise TaskError(f"build_model must return a built model: {hint}")
 
 
-def _require_signature(model: KerasModel, step: str) -> None:
-    """Raise TaskError for a step that is written for another backend of Keras."""
-    keras = import_keras()
-    wanted, found = (inspect.signature(getattr(each, step)) for each in (keras.Model, type(model)))
-    try:
-        found.bind(*wanted.parameters)
-    except TypeError:
-        raise TaskError(
-            f"the model's {step}{found} is written for another backend: with Keras on "
-            f"{keras.backend.backend()} it is {step}{wanted} (or set KERAS_BACKEND)"
-        ) from None
-
-
-def _has_its_weights(layer: keras.Layer) -> bool:
+def _has_its_weights(layer: KerasLayer) -> bool:
     """Tell whether a layer is built, or consists of built layers, as a model with train_step alone does."""
     return layer.built or (bool(layer._layers) and all(map(_has_its_weights, layer._layers)))
 

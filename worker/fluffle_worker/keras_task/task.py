@@ -1,6 +1,5 @@
 """KerasTask: a task made of two or three functions."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,8 +25,7 @@ class KerasTask:
     tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
     `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size is not used, and a
     `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms. `local` are
-    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`). Raises TaskError
-    when a function cannot be called in this way.
+    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
 
     Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
     model is built once for each process, and its training step is compiled in the first round.
@@ -43,10 +41,14 @@ class KerasTask:
     ) -> None:
         if isinstance(local, str):
             raise TaskError(f"KerasTask(local=...) must be a list of patterns, such as [{local!r}], not text")
-        _require_function("build_model", build_model)
-        _require_function("train_data", train_data, "site")
-        if eval_data is not None:
-            _require_function("eval_data", eval_data)
+        functions = {"build_model()": build_model, "train_data(site)": train_data, "eval_data()": eval_data}
+        for call, given in functions.items():
+            # A Keras model can be called too.
+            if given is not None and (not callable(given) or hasattr(given, "train_step")):
+                raise TaskError(
+                    f"KerasTask needs a function as {call.partition('(')[0]}, not {type(given).__name__}: it "
+                    f"calls {call} itself, so name the function without calling it"
+                )
         self._build_model = build_model
         self._train_data = train_data
         self._eval_data = eval_data
@@ -93,7 +95,7 @@ class KerasTask:
         return Trained(built.end_round(), min(examples, self._training.examples), metrics)
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
-        """Return the optimizer's variables; see `fluffle.task.ResumableTask`."""
+        """Return copies of the optimizer's variables, numbered in their order."""
         return self._model().optimizer_state()
 
     def restore_optimizer(self, state: Weights) -> None:
@@ -116,9 +118,7 @@ class KerasTask:
         """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""
         if path.suffix != ".keras":
             raise TaskError(f"Keras writes files that end in .keras, not {path.name}")
-        built = self._model()
-        built.assign(weights)
-        built.save(path)
+        self._model().save(weights, path)
 
     def load(self, path: Path) -> dict[str, NDArray[np.generic]]:
         """Read the weights of a `.keras` file; no code or class in it is used.
@@ -133,24 +133,3 @@ class KerasTask:
         if self._built is None:
             self._built = BuiltModel(self._build_model, 0, self._local)
         return self._built
-
-
-def _require_function(name: str, given: object, *arguments: str) -> None:
-    """Raise TaskError unless `given` is a function that can be called with these arguments."""
-    call = f"{name}({', '.join(arguments)})"
-    # A Keras model can be called too.
-    if not callable(given) or hasattr(given, "train_step"):
-        raise TaskError(
-            f"KerasTask needs a function as {name}, not {type(given).__name__}: it calls {call} itself, so "
-            "name the function without calling it"
-        )
-    try:
-        signature = inspect.signature(given)
-    except ValueError:  # a function written in C may not tell
-        return
-    try:
-        signature.bind(*arguments)
-    except TypeError as error:
-        raise TaskError(
-            f"KerasTask calls {call}, and its {name} is a function of {signature}: {error}"
-        ) from error

@@ -4,28 +4,22 @@ Keras knows two kinds of weights, trainable or not. A weight that is not trainab
 the moving variance of a BatchNormalization, or frozen, such as the kernel under a LoRA adapter.
 """
 
-from __future__ import annotations
-
+import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle.model import Group
-from fluffle_worker.keras_task.backend import KerasModel, import_keras
-
-if TYPE_CHECKING:
-    import keras
+from fluffle_worker.keras_task.backend import KerasLayer, KerasModel, KerasVariable, import_keras
 
 MAX_NAMED = 30
 
 
-def named_weights(model: KerasModel) -> dict[str, keras.Variable]:
+def named_weights(model: KerasModel) -> dict[str, KerasVariable]:
     """Name each weight by its path, without the model's own name, which Keras numbers.
 
     The state of seed generators and of stateful recurrent layers is not a weight.
@@ -33,7 +27,7 @@ def named_weights(model: KerasModel) -> dict[str, keras.Variable]:
     states = {
         id(variable) for layer in _stateful_layers(model) for variable in layer._non_trainable_variables
     }
-    named: dict[str, keras.Variable] = {}
+    named: dict[str, KerasVariable] = {}
     times: Counter[str] = Counter()
     for variable in model.weights:
         if id(variable) in states:
@@ -45,7 +39,7 @@ def named_weights(model: KerasModel) -> dict[str, keras.Variable]:
 
 
 def groups_of(
-    model: KerasModel, named: Mapping[str, keras.Variable], local: Sequence[str]
+    model: KerasModel, named: Mapping[str, KerasVariable], local: Sequence[str]
 ) -> dict[str, Group]:
     """Return the group of each weight; `local` are patterns such as "head/*" of the names that stay local.
 
@@ -63,18 +57,16 @@ def groups_of(
     }
     groups: dict[str, Group] = {}
     for name, variable in named.items():
-        if any(fnmatchcase(name, pattern) for pattern in local):
-            groups[name] = "local"
-        elif id(variable) in trained:
-            groups[name] = "trained"
-        else:
-            groups[name] = "statistic" if id(variable) in statistics else "frozen"
+        kept: Group = "statistic" if id(variable) in statistics else "frozen"
+        groups[name] = "trained" if id(variable) in trained else kept
     for pattern in local:
-        if not any(fnmatchcase(name, pattern) for name in named):
+        matching = fnmatch.filter(named, pattern)
+        if not matching:
             raise TaskError(
                 f"KerasTask(local=...): no weight matches {pattern!r}; the model has "
                 f"{', '.join(list(named)[:MAX_NAMED])}"
             )
+        groups |= dict.fromkeys(matching, "local")
     return groups
 
 
@@ -102,14 +94,14 @@ def refreshing_constants(model: KerasModel) -> Iterator[None]:
     model.train_function = model.test_function = model.predict_function = None
 
 
-def copies_of(variables: Iterable[keras.Variable]) -> list[NDArray[np.generic]]:
+def copies_of(variables: Iterable[KerasVariable]) -> list[NDArray[np.generic]]:
     """Return copies of the values of variables, in their order; a bfloat16 has the dtype of ml_dtypes."""
     # On JAX, numpy warns of a variable's own __array__.
     to_numpy = import_keras().ops.convert_to_numpy
     return [np.array(to_numpy(variable.value)) for variable in variables]
 
 
-def _stateful_layers(model: KerasModel) -> Iterator[keras.Layer]:
+def _stateful_layers(model: KerasModel) -> Iterator[KerasLayer]:
     return (
         layer
         for layer in model._flatten_layers()
