@@ -35,12 +35,14 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
 from fluffle.model import Layout
 from fluffle.plan import Plan
-from fluffle.record import ModelVersion, Rank
+from fluffle.record import ModelVersion
+from fluffle.safetensors_file import ModelFile
 from fluffle.task import Site
 from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import Spool, open_spool
@@ -158,22 +160,9 @@ def _play(case: Case) -> Outcome:
 def first_model(task: OneHiddenLayer, case: Case) -> GlobalModel:
     """Return what a new aggregator holds."""
     weights = task.initial_weights(case.seed)
-    layout = Layout.of(weights)
-    flat = layout.flatten(weights)
     strategy, plan = FedBuffSettings(buffer_size=BUFFER_SIZE, weigh_by="none").make(), Plan(codec=case.codec)
-    first = ModelVersion(
-        federation=FEDERATION,
-        term=1,
-        version=0,
-        parent="",
-        terms=(Rank(1, 0),),
-        layout=layout,
-        plan=plan,
-        strategy=str(strategy),
-        vector=flat.vector,
-        statistics=flat.statistics,
-        integers=flat.integers,
-    )
+    file = ModelFile(Layout.of(weights), weights)
+    first = first_version(file, federation=FEDERATION, plan=plan, strategy=str(strategy))
     return GlobalModel(first, {}, strategy=strategy, plan=plan, goal=Goal(), term=1)
 
 

@@ -22,11 +22,12 @@ from benchmarks.taking_in import WayIn
 from fluffle.compression import compress
 from fluffle.model import Layout
 from fluffle.plan import Plan
-from fluffle.record import ModelVersion, Rank
+from fluffle.safetensors_file import ModelFile
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
 
 CODECS = ("float32", "bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
@@ -100,20 +101,8 @@ def model_of(parameters: int) -> GlobalModel:
     """Return a global model of so many random float32, at version 0."""
     strategy = FedBuffSettings(buffer_size=10**9, staleness="constant", weigh_by="none").make()
     weights = {"kernel": random_floats(parameters)}
-    layout = Layout.of(weights)
-    flat = layout.flatten(weights)
-    record = ModelVersion(
-        federation="fold",
-        term=1,
-        version=0,
-        parent="",
-        terms=(Rank(1, 0),),
-        layout=layout,
-        plan=Plan(sends="delta"),
-        strategy=str(strategy),
-        vector=flat.vector,
-        integers=flat.integers,
-    )
+    file = ModelFile(Layout.of(weights), weights)
+    record = first_version(file, federation="fold", plan=Plan(sends="delta"), strategy=str(strategy))
     return GlobalModel(record, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=1)
 
 

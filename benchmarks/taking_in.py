@@ -2,8 +2,7 @@
 
 from fluffle.broker import Delivery
 from fluffle.topology import topology_of
-from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.gates.sequence import gates_of
+from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.intake import TakenIn, take_in
 

@@ -13,14 +13,14 @@ from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.gate import Incoming, Refusal
-from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.gates.sequence import gates_of
+from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
+from fluffle_aggregator.intake import through_gates
+from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
 
@@ -158,13 +158,9 @@ def passed(update: WeightUpdate, model: GlobalModel, limits: Limits | None = Non
     """Pass an update from its own worker through the gates of a model, and leave the model as it is."""
     topology = topology_of(FEDERATION)
     delivery = Delivery(1, b"", user=update.id.worker, exchange=topology.updates_in.name)
-    incoming = Incoming(delivery, update)
-    for gate in gates_of(limits or Limits(), model.strategy, topology):
-        found = gate(incoming, model)
-        if isinstance(found, Refusal):
-            return found
-        incoming = found
-    return incoming
+    return through_gates(
+        Incoming(delivery, update), model, gates_of(limits or Limits(), model.strategy, topology)
+    )
 
 
 def refusal(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Refusal | None:

@@ -58,14 +58,14 @@ PURE = {
     *(
         f"fluffle_aggregator.{name}"
         for name in (
-            *("accumulators", "choices", "commit_schedule", "effects", "global_model", "goal", "intake"),
+            *("accumulators", "choices", "effects", "global_model", "goal", "intake"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
         )
     ),
     *(
         f"fluffle_aggregator.gates.{name}"
         for name in (
-            *("fitting", "gate", "history", "limits", "norm", "rates", "sender", "sequence", "share"),
+            *("fitting", "gate", "history", "limits", "norm", "rates", "sender", "share"),
             "values",
         )
     ),

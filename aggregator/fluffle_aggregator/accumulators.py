@@ -1,5 +1,6 @@
 """What collects the updates of one buffer: a running sum, or a stack of the vectors themselves. Pure.
 
+`count` is the number of updates since the last step, `factor` and `divisor` are the sums of theirs.
 An accumulator is frozen: `adding` returns one that holds one more update, and `close` turns what is held into
 the buffer's delta. Both may overwrite the arrays of the accumulator that they are called on, as JAX does with
 a donated buffer. An update's vector is only read; it may be a view of a message's bytes.
@@ -7,7 +8,6 @@ a donated buffer. An update's vector is only read; it may be a view of a message
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,28 +32,6 @@ class Weight:
     mixing: float
 
 
-class Accumulator(Protocol):
-    """The updates since the last step."""
-
-    @property
-    def count(self) -> int:
-        """The number of updates."""
-
-    @property
-    def factor(self) -> float:
-        """The sum of the updates' factors."""
-
-    @property
-    def divisor(self) -> float:
-        """The sum of the updates' divisors."""
-
-    def adding(self, vector: CompressedVector, weight: Weight) -> "Accumulator":
-        """Return an accumulator that holds one more update; this one may no longer be used."""
-
-    def close(self) -> Vector:
-        """Return the delta, float32 of the model's size. Raises ValueError when it holds no update."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RunningSum:
     """The weighted sum of the vectors: memory does not grow with the number of updates."""
@@ -64,14 +42,14 @@ class RunningSum:
     count: int = 0
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "RunningSum":
-        """See Accumulator; the factor is rounded once, to float32."""
+        """Return a sum of one more update, whose factor is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
         vector.add_to(total, weight.factor)
         factor = self.factor + float(np.float32(weight.factor))
         return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1)
 
     def close(self) -> Vector:
-        """Return the sum divided by the divisors' sum."""
+        """Return the delta, the sum divided by the divisors' sum. Raises ValueError without an update."""
         if self.total is None:
             raise NOTHING_HELD
         if self.divisor != 1:
@@ -98,7 +76,7 @@ class Stack:
         return len(self.vectors)
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "Stack":
-        """See Accumulator; the vector's bytes are copied, since the message's own are released."""
+        """Return a stack of one more update; its bytes are copied, since the message's own are released."""
         held = replace(vector, payload=memoryview(bytes(vector.payload)))
         return Stack(
             self.reduce,
@@ -109,7 +87,10 @@ class Stack:
         )
 
     def close(self) -> Vector:
-        """Return what the rule makes of the discounted vectors, block by block."""
+        """Return the delta that the rule makes of the discounted vectors, block by block.
+
+        Raises ValueError when the stack holds no update.
+        """
         if not self.vectors:
             raise NOTHING_HELD
         size = self.vectors[0].size
@@ -124,4 +105,5 @@ class Stack:
         return delta
 
 
+Accumulator = RunningSum | Stack
 NOTHING_HELD = ValueError("an empty buffer makes no new model: fold an update first")

@@ -49,7 +49,7 @@ class Tell:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Write one line to the log: level "debug", "info" or "warning"."""
+    """Write one line to the log; `level` is the name of one of logging's levels."""
 
     level: str
     event: str
@@ -61,9 +61,9 @@ Effect = Ack | Reject | TryOut | Commit | Tell | Log
 
 def info(event: str, **fields: object) -> Log:
     """Return a line at level info."""
-    return Log("info", event, fields)
+    return Log("INFO", event, fields)
 
 
 def warning(event: str, **fields: object) -> Log:
     """Return a line at level warning."""
-    return Log("warning", event, fields)
+    return Log("WARNING", event, fields)

@@ -19,10 +19,11 @@ from fluffle.record import (
     ModelVersion,
     MomentsRecord,
     Rank,
+    not_finite,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
 from fluffle_aggregator.accumulators import Weight
-from fluffle_aggregator.goal import Goal, not_finite_held
+from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -80,6 +81,8 @@ class GlobalModel:
         self.window = record.window
         self.folded: list[Folded] = []
         self.contributors = dict(record.contributors)
+        # The number of updates applied since version 0.
+        self.updates = record.updates
         self._most_examples = self._count_most_examples()
         self._examples_sum = sum(one.examples for one in self.contributors.values())
         self._contributing = sum(1 for one in self.contributors.values() if one.updates)
@@ -87,11 +90,6 @@ class GlobalModel:
         self.untold_refusals: set[str] = set()
         self.accumulator = strategy.rule.zero()
         self._statistics = StatisticsBuffer(strategy.rule.reduce)
-
-    @property
-    def updates(self) -> int:
-        """The number of updates applied since version 0."""
-        return sum(contributor.updates for contributor in self.contributors.values())
 
     @property
     def steps(self) -> int:
@@ -170,14 +168,16 @@ class GlobalModel:
 
     def _count(self, update: WeightUpdate, folded: Folded) -> None:
         before = self.contributors.get(update.id.worker, Contributor())
-        self.contributors[update.id.worker] = replace(
-            before,
-            updates=before.updates + 1,
-            examples=update.examples,
-            staleness_sum=before.staleness_sum + folded.staleness,
-            weight_sum=before.weight_sum + folded.weight,
-            last_update_at=folded.received_at,
-            loss=folded.loss,
+        self.updates += 1
+        self.contributors[update.id.worker] = Contributor(
+            before.updates + 1,
+            update.examples,
+            before.staleness_sum + folded.staleness,
+            before.weight_sum + folded.weight,
+            before.rejected,
+            folded.received_at,
+            folded.loss,
+            before.refusal,
         )
         self._examples_sum += update.examples - before.examples
         self._contributing += not before.updates
@@ -219,7 +219,7 @@ class GlobalModel:
             best_by=str(self.goal.yardstick(evaluation.metrics) or "") if best else "",
             plateau=self.schedule.after_evaluation(before.plateau, is_better=best is not before.best),
             target_held=self.goal.held(before.target_held, evaluation.metrics),
-            not_finite_held=not_finite_held(before.not_finite_held, evaluation.metrics),
+            not_finite_held=before.not_finite_held + 1 if not_finite(evaluation.metrics) else 0,
         )
         return True
 
@@ -271,13 +271,13 @@ class GlobalModel:
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0
     ) -> ModelVersion:
         """Return the record to publish; its vector is this model's own until `advance`."""
+        scale = self.schedule.scale(self.version, self.draft.plateau)
+        is_scaled = scale != self.plan.learning_rate_scale
         return replace(
             self.draft,
             version=self.version,
             parent=parent,
-            plan=replace(
-                self.plan, learning_rate_scale=self.schedule.scale(self.version, self.draft.plateau)
-            ),
+            plan=replace(self.plan, learning_rate_scale=scale) if is_scaled else self.plan,
             statistics=self.statistics,
             integers=self.integers,
             applied=self.applied,

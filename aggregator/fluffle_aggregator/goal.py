@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from fluffle.record import Evaluation, not_finite
+from fluffle.record import Evaluation
 
 # A metric may be called whatever prints, such as f1-score/0 or precision@k; only < and > end its name.
 _TARGET = re.compile(
@@ -114,24 +114,22 @@ def parse_yardstick(text: str) -> Yardstick:
 
 def known_direction(metric: str) -> bool | None:
     """Return whether more of a metric is better, None when its name does not say it."""
-    end = _known_end(metric)
-    return None if end is None else HIGHER_IS_BETTER[end]
+    return HIGHER_IS_BETTER.get(_known_end(metric))
 
 
-def _known_end(metric: str) -> str | None:
+def _known_end(metric: str) -> str:
     # "f1_score/2" is the F1 of class 2, "val_loss" is a loss.
     name = metric.partition("/")[0].lower()
-    return next((end for end in HIGHER_IS_BETTER if name == end or name.endswith(f"_{end}")), None)
+    return next((end for end in HIGHER_IS_BETTER if name == end or name.endswith(f"_{end}")), "")
 
 
 def usual_yardstick(metrics: Mapping[str, float]) -> Yardstick | None:
     """Return the first metric in the order of HIGHER_IS_BETTER; None when no direction is known."""
-    order = list(HIGHER_IS_BETTER)
-    known = [name for name in metrics if _known_end(name)]
-    if not known:
-        return None
-    metric = min(known, key=lambda name: order.index(str(_known_end(name))))
-    return Yardstick(metric, bool(known_direction(metric)))
+    for end, higher_is_better in HIGHER_IS_BETTER.items():
+        for metric in metrics:
+            if _known_end(metric) == end:
+                return Yardstick(metric, higher_is_better)
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +184,3 @@ class Goal:
         if yardstick is None or not yardstick.is_better(new.metrics, best.metrics if best else {}):
             return best
         return new
-
-
-def not_finite_held(before: int, metrics: Mapping[str, float]) -> int:
-    """Return how many evaluations in a row were not finite, after one more."""
-    return before + 1 if not_finite(metrics) else 0

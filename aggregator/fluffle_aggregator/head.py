@@ -336,7 +336,7 @@ def bring_records_up_to_date(
         try:
             found = record_at_hand(background, topology, patience_s=RECORD_PATIENCE_S)
         except TopologyMissing:
-            return  # somebody has just deleted it: fluffle_aggregator.watch says so
+            return  # somebody has just deleted it: TopologyWatch says so
         except (StreamUnreadable, ConnectionLost):
             failures.note()
             raise

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.errors import ConfigError, ConnectionLost, LayoutError, TaskError
@@ -32,11 +31,15 @@ CHILD_TIMEOUT_S = 600.0
 POLL_S = 0.1
 
 
-class InitialModel(Protocol):
-    """Where the model of the settings comes from."""
+class InitialModel:
+    """Where the model of the settings comes from: nowhere, which is enough where a federation exists."""
 
     def read(self) -> ModelFile:
         """Return the model; ConfigError or TaskError when there is none."""
+        raise ConfigError(
+            "a new federation needs a model: give --task, whose seeded weights become version 0, or "
+            "--initial-model FILE"
+        )
 
     def compare(self, layout: Layout) -> None:
         """Begin to compare its architecture with the running federation's; may raise as `look` does."""
@@ -45,24 +48,7 @@ class InitialModel(Protocol):
         """Raise LayoutError, which names the difference, once it is known that the two differ."""
 
 
-class NoModel:
-    """The settings name no model: for an aggregator of a federation that exists."""
-
-    def read(self) -> ModelFile:
-        """See InitialModel."""
-        raise ConfigError(
-            "a new federation needs a model: give --task, whose seeded weights become version 0, or "
-            "--initial-model FILE"
-        )
-
-    def compare(self, layout: Layout) -> None:
-        """See InitialModel."""
-
-    def look(self) -> None:
-        """See InitialModel."""
-
-
-class ModelInFile:
+class ModelInFile(InitialModel):
     """A .safetensors file."""
 
     def __init__(self, path: Path) -> None:
@@ -82,17 +68,13 @@ class ModelInFile:
         try:
             own = read_layout(self._path)
         except ConfigError as error:
-            log.warning(
-                "the initial model is not compared with the federation's, which goes on", because=str(error)
-            )
-        else:
-            require_same(layout, own, f"--initial-model {self._path}")
-
-    def look(self) -> None:
-        """See InitialModel."""
+            line = "the initial model is not compared with the federation's, which goes on"
+            log.warning(line, because=str(error))
+            return
+        require_same(layout, own, f"--initial-model {self._path}")
 
 
-class ModelOfTask:
+class ModelOfTask(InitialModel):
     """A task object of this process, and a file that it can read, if one is given."""
 
     def __init__(self, task: Task, seed: int, path: Path | None) -> None:
@@ -108,16 +90,13 @@ class ModelOfTask:
         """See InitialModel."""
         require_same(layout, self._build().layout, "the task")
 
-    def look(self) -> None:
-        """See InitialModel."""
-
     def _build(self) -> TaskModel:
         if self._built is None:
             self._built = self._task.load(self._path) if self._path else self._task.model(self._seed)
         return self._built
 
 
-class ModelOfChild:
+class ModelOfChild(InitialModel):
     """A child process builds a task that is named, and writes it into a folder of its own."""
 
     def __init__(
@@ -160,11 +139,8 @@ class ModelOfChild:
             return
         layout, self._to_compare = self._to_compare, None
         if reason := self._failure(self._child):
-            log.warning(
-                "the task cannot be built: its architecture is not compared with the federation's",
-                task=self._task,
-                because=reason,
-            )
+            line = "the task cannot be built: its architecture is not compared with the federation's"
+            log.warning(line, task=self._task, because=reason)
             return
         require_same(layout, read_layout(self._path), f"--task {self._task}")
 
@@ -202,7 +178,7 @@ def initial_model(
     elif task is not None:
         yield ModelOfTask(task, settings.seed, path)
     elif settings.task is None:
-        yield NoModel()
+        yield InitialModel()
     else:
         with tempfile.TemporaryDirectory(prefix="fluffle-") as folder:
             child = ModelOfChild(settings.task, settings.seed, path, Path(folder), stop)

@@ -11,16 +11,14 @@ from fluffle.broker import Delivery
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.record import Evaluation, Folded, Hello, ModelVersion, not_finite
 from fluffle.topology import Topology
-from fluffle.update import AppliedUpdates, WeightUpdate
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle.wire import checksum_of, require_readable_version
-from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
 from fluffle_aggregator.gates.fitting import FINISHED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
-from fluffle_aggregator.gates.limits import Limits
+from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
-from fluffle_aggregator.gates.sequence import gates_of
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.intake import TakenIn, TurnedDown, evaluation_refusal, take_in
@@ -35,6 +33,32 @@ MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
 EVALUATION_PATIENCE_S = 30.0
+# How long to wait for a message before looking at the clock again.
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitSchedule:
+    """When to commit: after `every` steps, or `after_s` seconds after the last commit if there was a step.
+
+    A buffer that does not fill is used as it is after `buffer_timeout_s`, far below the broker's consumer
+    timeout (30 minutes).
+    """
+
+    every: int = 1
+    after_s: float | None = None
+    buffer_timeout_s: float = 60.0
+
+    def is_due(self, steps: int, *, since_commit_s: float) -> bool:
+        """Tell whether the steps made since the last commit are to be published now."""
+        if steps == 0:
+            return False
+        return steps >= self.every or (self.after_s is not None and since_commit_s >= self.after_s)
+
+    @property
+    def patience_s(self) -> float:
+        """How long to wait for a message before looking at the clock again."""
+        return min(POLL_S, self.buffer_timeout_s, POLL_S if self.after_s is None else self.after_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +90,10 @@ class Leader:
         has_rates = limits.limit_messages is not None or limits.limit_mib is not None
         self._rates = Rates(limits) if has_rates else None
         self._gates = gates_of(limits, model.strategy, topology)
+        # In synchronous rounds a version that only tells of refusals ends the round of everybody who trains.
+        self._refusals_told_after_s = (
+            schedule.buffer_timeout_s if model.strategy.one_update_per_version else REFUSALS_TOLD_AFTER_S
+        )
         self._missing = MissingUpdates()
         # The suspicious message that a process has survived.
         self._tried = 0
@@ -113,7 +141,7 @@ class Leader:
         """Take in one message: fold it, note it, or refuse it."""
         # Before anything is read of it, so that a flood is cheap.
         if self._rates and (refused := self._rates.refusal(delivery, now=now.clock)):
-            return self._refuse(delivery, refused, {}, now)
+            return self._refuse(delivery, refused, now)
         if delivery.redeliveries >= SUSPICIOUS_AFTER and delivery.tag != self._tried:
             line = "trying a message in another process: aggregators died when they had it"
             return [warning(line, deliveries=delivery.redeliveries), TryOut(delivery)]
@@ -128,14 +156,14 @@ class Leader:
                 return self._take_in_evaluation(delivery, taken, now)
             case Hello():
                 self._has_evaluator |= delivery.exchange == self._topology.evaluations_in.name
-                greeting = Log("debug", "connected", {"name": taken.name, "user": delivery.user})
+                greeting = Log("DEBUG", "connected", {"name": taken.name, "user": delivery.user})
                 return [greeting, Ack((delivery.tag,))]
 
     def tried(self, delivery: Delivery, ended: str, now: Now) -> list[Effect]:
         """Take in a suspicious message, unless the process that tried it `ended` badly."""
         if ended:
             detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {ended}"
-            return self._refuse(delivery, Refusal(CRASHES, detail), {}, now)
+            return self._refuse(delivery, Refusal(CRASHES, detail), now)
         self._tried = delivery.tag
         return self.take_in(delivery, now)
 
@@ -164,8 +192,9 @@ class Leader:
             model.steps, since_commit_s=now.clock - self._committed_at
         ):
             return [self._commit(now)]
-        if model.untold_refusals and not self.held and self._may_tell_refusals(now):
-            return [self.commit_newer(now)]
+        refused_s = now.clock - self._refused_from
+        if model.untold_refusals and not self.held and refused_s >= self._refusals_told_after_s:
+            return self.commit_newer(now)
         if (
             self._held_evaluation is not None
             and now.clock - self._evaluation_held_from >= schedule.buffer_timeout_s
@@ -175,10 +204,11 @@ class Leader:
             return [Ack((tag,))]
         return []
 
-    def commit_newer(self, now: Now) -> Commit:
+    def commit_newer(self, now: Now) -> list[Effect]:
         """Publish a new version, of the same values if no update has come."""
+        effects = self._step_early()
         self.model.make_newer()
-        return self._commit(now)
+        return [*effects, self._commit(now)]
 
     def committed(self, record: ModelVersion, *, digest: str, took_s: float, now: Now) -> list[Effect]:
         """Go on from a version that the broker has confirmed: ack the messages that are in it."""
@@ -186,6 +216,7 @@ class Leader:
         named = record.folded if len(record.folded) <= MOST_NAMED else ()
         staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
         effects: list[Effect] = [
+            Ack((*self.held, *evaluation)),
             Tell(
                 Committed(
                     record.version,
@@ -196,7 +227,6 @@ class Leader:
                     record.best.version if record.best else -1,
                 )
             ),
-            Ack((*self.held, *evaluation)),
             info(
                 "version committed",
                 version=record.version,
@@ -242,26 +272,26 @@ class Leader:
         return [
             *effects,
             Tell(Applied(staleness, weight, update.examples, *sizes)),
-            Log("debug", "update folded", {"update": name, "staleness": staleness, "weight": weight}),
+            Log("DEBUG", "update folded", {"update": name, "staleness": staleness, "weight": weight}),
         ]
 
     def _turn_down(
         self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now
     ) -> list[Effect]:
         if update is None:
-            return self._refuse(delivery, refusal, {}, now)
-        name = str(update.id)
+            return self._refuse(delivery, refusal, now)
         if refusal.reason != FOREIGN_SENDER:
             if delivery.redeliveries and update.id in self.model.applied:
                 # The commit that contains it was confirmed, but the leader died before its ack arrived.
-                return [info("the model contains this update already", update=name), Ack((delivery.tag,))]
+                line = "the model contains this update already"
+                return [info(line, update=str(update.id)), Ack((delivery.tag,))]
             self._missing.note_refused(update.id)
-        return self._refuse(delivery, refusal, {"id": name}, now)
+        return self._refuse(delivery, refusal, now, update.id)
 
     def _take_in_evaluation(self, delivery: Delivery, evaluation: Evaluation, now: Now) -> list[Effect]:
         model = self.model
         if refused := evaluation_refusal(delivery, evaluation, model, self._topology):
-            return self._refuse(delivery, refused, {}, now)
+            return self._refuse(delivery, refused, now)
         if self.finished or not model.note_evaluation(evaluation):
             return [Ack((delivery.tag,))]
         self._has_evaluator = True
@@ -285,24 +315,25 @@ class Leader:
         return effects
 
     def _refuse(
-        self, delivery: Delivery, refused: Refusal, headers: dict[str, str], now: Now
+        self, delivery: Delivery, refused: Refusal, now: Now, update: UpdateId | None = None
     ) -> list[Effect]:
         """Refuse a message, and count that for its verified sender."""
-        model, reason = self.model, refused.reason
-        if delivery.user:
-            headers = {"worker": delivery.user, **headers}
-        whose = {"update" if name == "id" else name: value for name, value in headers.items()}
+        model, reason, worker = self.model, refused.reason, delivery.user or ""
+        headers = {"worker": worker} if worker else {}
+        fields = {"reason": reason, "detail": refused.detail, **headers}
+        if update:
+            fields["update"] = headers["id"] = str(update)
         # What was on its way when the federation ended is nothing to worry about.
-        level = "info" if reason == FINISHED else "warning"
+        level = "INFO" if reason == FINISHED else "WARNING"
         if reason != FINISHED:
             if not model.untold_refusals:
                 self._refused_from = now.clock
             model.note_refusal(delivery.user, f"{reason}: {refused.detail}")
         if reason == OVER_SHARE and model.strategy.buffer_size == 1:
-            model.note_over_share(headers["worker"])
+            model.note_over_share(worker)
         return [
-            Log(level, "refused", {"reason": reason, "detail": refused.detail, **whose}),
-            Tell(Rejected(headers.get("id", ""), headers.get("worker", ""), reason, refused.detail)),
+            Log(level, "refused", fields),
+            Tell(Rejected(headers.get("id", ""), worker, reason, refused.detail)),
             Reject(delivery, refused, headers),
         ]
 
@@ -311,23 +342,13 @@ class Leader:
         return self.model.record.elapsed_s + now.clock - self._led_from
 
     def _step_early(self) -> list[Effect]:
-        """Step with what is in the buffer; warn when that is too little for its rule to tell an outlier."""
+        """Step with what is in the buffer; warn when a robust rule can only average what is there."""
         rule, count = self.model.strategy.rule, self.model.accumulator.count
         self.model.step()
         if not rule.holds_vectors or count == 0 or count >= FEWEST_TO_COMPARE:
             return []
-        line = f"too few updates for the rule {rule} to tell an outlier: using them as they are"
+        line = f"rule {rule} tells no outlier from fewer than {FEWEST_TO_COMPARE} updates: averaging them"
         return [warning(line, updates=count)]
-
-    def _may_tell_refusals(self, now: Now) -> bool:
-        """Tell whether a version may be made only to tell workers that they were refused.
-
-        In synchronous rounds it would end the round of everybody who trains.
-        """
-        patience_s = REFUSALS_TOLD_AFTER_S
-        if self.model.strategy.one_update_per_version:
-            patience_s = self._schedule.buffer_timeout_s
-        return now.clock - self._refused_from >= patience_s
 
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
@@ -335,11 +356,11 @@ class Leader:
         evaluation = model.draft.evaluation
         if (evaluation and evaluation.version == model.version) or not self._has_evaluator:
             model.finish(reached)
-            return [*effects, self.commit_newer(now)]
+            return [*effects, *self.commit_newer(now)]
         self._closing_from = now.clock
         model.close(reached)
         line = "no more updates are taken: waiting for the evaluation of the last model"
-        return [*effects, info(line, because=reached), self.commit_newer(now)]
+        return [*effects, info(line, because=reached), *self.commit_newer(now)]
 
     def _finish_when_evaluated(self, now: Now) -> list[Effect]:
         model, evaluation = self.model, self.model.draft.evaluation
@@ -354,7 +375,7 @@ class Leader:
             line = "the last model is not evaluated: no evaluator has reported"
             effects.append(warning(line, waited_s=round(waited_s)))
         model.finish(model.draft.closing)
-        return [*effects, self.commit_newer(now)]
+        return [*effects, *self.commit_newer(now)]
 
     def _commit(self, now: Now) -> Commit:
         """Return the model as a new version, to be published."""

@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
 from fluffle.logs import get_logger
-from fluffle.record import ModelVersion
-from fluffle_aggregator.beginning import begin_federation
+from fluffle.record import ModelVersion, Rank
+from fluffle.wire import require_readable_version
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut
-from fluffle_aggregator.head import StreamHealth, read_head
+from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.leader import Leader, Now
 
@@ -84,16 +84,15 @@ class Leading:
         leader = self._leader
         if not self._head.is_whole_when_due(self.record, leader.model.moments, leader.parent):
             # Steps were made since the newest version, so that it cannot be published again.
-            self._perform([leader.commit_newer(self._now())])
+            self._perform(leader.commit_newer(self._now()))
 
     def _now(self) -> Now:
         return Now(self._clock(), self._unix_clock())
 
     def _perform(self, effects: Iterable[Effect]) -> None:
         """Perform effects in their order; what follows from one comes before the next."""
-        waiting = deque(effects)
-        while waiting:
-            waiting.extendleft(reversed(self._perform_one(waiting.popleft())))
+        for effect in effects:
+            self._perform(self._perform_one(effect))
 
     def _perform_one(self, effect: Effect) -> list[Effect]:
         match effect:
@@ -102,7 +101,8 @@ class Leading:
             case Tell(event):
                 self._config.event_sink(event)
             case Log(level, event, fields):
-                log.log(LEVELS[level.upper()], event, **fields)
+                if log.isEnabledFor(LEVELS[level]):
+                    log.log(LEVELS[level], event, **fields)
             case Reject():
                 self._reject(effect)
             case TryOut(delivery):
@@ -131,3 +131,20 @@ class Leading:
         }
         self._broker.publish(self._config.topology.rejected_in.name, "", delivery.body, headers)
         self._broker.ack([delivery.tag])
+
+
+def begin_federation(config: AggregatorConfig, broker: Broker, stream_health: StreamHealth) -> Head:
+    """Publish version 0, in a term above every one that `fluffle federation reset` has claimed.
+
+    Raises TopologyMissing when nothing is claimed, and this process has seen versions before: then the
+    broker has lost them.
+    """
+    claimed = claimed_terms(broker, config.topology)
+    if not claimed:
+        stream_health.require_new_federation(config.topology)
+    term = max(claimed, default=0) + 1
+    first = replace(config.first_version(), term=term, terms=(Rank(term, 0),))
+    require_readable_version(first)
+    digest = publish_version(broker, config.topology, first, config.downlink_codec)
+    log.info("new federation", version=0, term=term, parameters=first.layout.size)
+    return Head(first, {}, digest, term - 1, messages=len(claimed) + 1)

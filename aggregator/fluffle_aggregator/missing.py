@@ -25,26 +25,20 @@ class MissingUpdates:
 
     def before(self, update: WeightUpdate, applied: AppliedUpdates) -> list[range]:
         """Return the missing numbers between the highest applied one of its run and this one, as ranges."""
-        known = applied.runs.get((update.id.worker, update.id.run), RunLog())
-        found = range(known.highest + 1, update.id.sequence)
+        run = update.id.worker, update.id.run
+        found = range(applied.runs.get(run, RunLog()).highest + 1, update.id.sequence)
         if not found:
             return []
-        came = {
-            one.sequence for one in self._refused if one.sequence in found and _are_of_one_run(one, update.id)
-        }
-        gaps: list[range] = []
+        came = {one.sequence for one in self._refused if (one.worker, one.run) == run} | set(update.absorbs)
+        gaps = []
         start = found.start
-        for sequence in sorted(came | {absorbed for absorbed in update.absorbs if absorbed in found}):
+        for sequence in [*sorted(came.intersection(found)), found.stop]:
             if start < sequence:
                 gaps.append(range(start, sequence))
             start = sequence + 1
-        return [*gaps, range(start, found.stop)] if start < found.stop else gaps
+        return gaps
 
 
 def in_words(ranges: list[range]) -> str:
     """Return ranges as text, such as "1-4, 7"."""
     return ", ".join(f"{each[0]}-{each[-1]}" if len(each) > 1 else str(each[0]) for each in ranges)
-
-
-def _are_of_one_run(one: UpdateId, other: UpdateId) -> bool:
-    return (one.worker, one.run) == (other.worker, other.run)

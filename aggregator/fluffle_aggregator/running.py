@@ -27,10 +27,10 @@ from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
 from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.gates.sequence import gates_of
+from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.initial_model import InitialModel, NoModel, first_version, initial_model
+from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import AggregatorSettings
@@ -134,7 +134,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         first_version=begin,
         continue_from=continue_from,
         require_same_model=initial.look,
-        compare=None if isinstance(initial, NoModel) else initial.compare,
+        compare=None if type(initial) is InitialModel else initial.compare,
         try_out=partial(try_out, settings),
         event_sink=ReportingSink(topology, role="aggregator", name=settings.name),
     )

@@ -15,9 +15,9 @@ from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.topology import MIB
 from fluffle_aggregator.choices import readable_by
-from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
+from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.strategies.registry import StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
@@ -153,12 +153,10 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         """Return what ends the federation."""
         return Goal(
             target=None if self.target is None else parse_target(self.target),
-            target_hold=self.target_hold,
-            max_versions=self.max_versions,
-            max_updates=self.max_updates,
-            max_seconds=self.max_seconds,
             best=None if self.best is None else parse_yardstick(self.best),
-            stop_on_nan=self.stop_on_nan,
+            **self.model_dump(
+                include={"target_hold", "max_versions", "max_updates", "max_seconds", "stop_on_nan"}
+            ),
         )
 
     def require_rule_fits(self, strategy: Strategy, layout: Layout) -> None:

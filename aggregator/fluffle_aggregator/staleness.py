@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from fluffle_aggregator.choices import Choice, parse_choice
 
 
-def constant(staleness: int) -> float:
+def constant(_staleness: int) -> float:
     """Count every update in full, however late it is: always 1."""
-    _require_staleness(staleness)
     return 1.0
 
 
@@ -26,7 +25,6 @@ def polynomial(staleness: int, *, exponent: float = 0.5) -> float:
     With exponent 0.5 it is also the 1 / sqrt(1 + staleness) of FedBuff (Nguyen et al. 2022, arXiv
     2106.06639).
     """
-    _require_staleness(staleness)
     return float((1.0 + staleness) ** -exponent)
 
 
@@ -35,7 +33,6 @@ def hinge(staleness: int, *, a: float = 10.0, b: int = 4) -> float:
 
     The defaults are those of the paper's experiments.
     """
-    _require_staleness(staleness)
     return 1.0 if staleness <= b else 1.0 / (a * (staleness - b) + 1.0)
 
 
@@ -52,6 +49,10 @@ class Discount(Choice):
 
     def __call__(self, staleness: int) -> float:
         """Return how much an update counts; raises ValueError when the staleness is negative."""
+        if staleness < 0:
+            raise ValueError(
+                f"staleness must be at least 0, not {staleness}: no update is newer than the model"
+            )
         return DISCOUNTS[self.name](staleness, **dict(self.parameters))
 
 
@@ -61,8 +62,3 @@ def parse_discount(text: str) -> Discount:
     Parameters that are left out have their defaults.
     """
     return Discount(*parse_choice(text, DISCOUNTS))
-
-
-def _require_staleness(staleness: int) -> None:
-    if staleness < 0:
-        raise ValueError(f"staleness must be at least 0, not {staleness}: no update is newer than the model")

@@ -9,22 +9,15 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from fluffle.broker import Delivery
-from fluffle.errors import WireError
 from fluffle.logs import get_logger
-from fluffle.model import FrozenPart, Layout, TensorSpec
-from fluffle.plan import Plan
-from fluffle.record import ModelVersion, Rank
 from fluffle.topology import topology_of
-from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound
-from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.gates.sequence import gates_of
+from fluffle.wire import decode_without_weights, version_pieces, without_weights
+from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import take_in
@@ -38,23 +31,20 @@ TIMEOUT_S = 120.0
 
 def try_out(settings: AggregatorSettings, model: GlobalModel, delivery: Delivery) -> str:
     """Return how a process that took in this message ended, in words; an empty string when it lives."""
-    layout = model.record.layout
+    record = without_weights(version_pieces(model.next_record(now=0.0)))
     request = {
-        # Never the broker's login.
-        "strategy": _given(settings, StrategySettings),
-        "limits": _given(settings, Limits),
-        "codec": settings.codec,
-        "layout": [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in layout.tensors],
-        "frozen": layout.frozen and [layout.frozen.tensors, layout.frozen.parameters, layout.frozen.digest],
-        "norms": model.norms,
+        "record_bytes": len(record),
         "delivery": [delivery.redeliveries, delivery.user, delivery.exchange],
     }
+    for kind in (StrategySettings, Limits):
+        # Never the broker's login.
+        request[kind.__name__] = settings.model_dump(include=set(kind.model_fields), exclude_unset=True)
     # The command is made here of this interpreter, and no shell reads it.
     command = [sys.executable, "-m", "fluffle_aggregator.trial"]
     try:
         child = subprocess.run(
             command,
-            input=json.dumps(request).encode() + b"\n" + delivery.body,
+            input=b"".join((json.dumps(request).encode(), b"\n", record, delivery.body)),
             capture_output=True,
             timeout=TIMEOUT_S,
             check=False,
@@ -72,43 +62,25 @@ def try_out(settings: AggregatorSettings, model: GlobalModel, delivery: Delivery
     return f"ended with {said[-1][:200] if said else f'exit code {child.returncode}'}"
 
 
-def _given(settings: AggregatorSettings, kind: type[StrategySettings | Limits]) -> dict[str, Any]:
-    return settings.model_dump(include=set(kind.model_fields), exclude_unset=True)
-
-
-def try_here(request: Mapping[str, Any], body: bytes) -> None:
-    """Do with a message what the aggregator does, on a model of zeros of the same layout."""
-    tensors = (TensorSpec(name, tuple(shape), *rest) for name, shape, *rest in request["layout"])
-    layout = Layout(tuple(tensors), request["frozen"] and FrozenPart(*request["frozen"]))
-    try:
-        update = decode_inbound(body, most_parameters=layout.size)
-    except WireError:
-        return  # which the aggregator refuses by itself
-    if not isinstance(update, WeightUpdate):
-        return
-    strategy = StrategySettings.model_validate(request["strategy"]).make_strategy()
-    base, plan = Rank(update.base_term, update.base_version), Plan(codec=request["codec"])
-    record = ModelVersion(
-        federation=update.federation,
-        term=base.term,
-        version=base.version,
-        parent="",
-        terms=(base,),
-        layout=layout,
-        plan=plan,
-        strategy=str(strategy),
+def main() -> None:
+    """Do with a message what the aggregator does, on a model of zeros beside the same record."""
+    request = json.loads(sys.stdin.buffer.readline())
+    record = decode_without_weights(sys.stdin.buffer.read(request["record_bytes"]))
+    layout = record.layout
+    zeros = replace(
+        record,
         vector=np.zeros(layout.size, np.float32),
         statistics=np.zeros(layout.statistics_size, np.float32),
         integers=bytes(layout.integers_size_bytes),
-        norms=tuple(request["norms"]),
     )
-    model = GlobalModel(record, {}, strategy=strategy, plan=plan, goal=Goal(), term=base.term)
-    limits = Limits.model_validate(request["limits"])
+    strategy = StrategySettings.model_validate(request["StrategySettings"]).make_strategy()
+    limits = Limits.model_validate(request["Limits"])
+    model = GlobalModel(zeros, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term)
     redeliveries, user, exchange = request["delivery"]
-    delivery = Delivery(0, body, redeliveries, user, exchange)
-    take_in(delivery, model, gates_of(limits, strategy, topology_of(update.federation)), now=0.0)
+    delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)
+    take_in(delivery, model, gates_of(limits, strategy, topology_of(record.federation)), now=0.0)
     model.step()
 
 
 if __name__ == "__main__":
-    try_here(json.loads(sys.stdin.buffer.readline()), sys.stdin.buffer.read())
+    main()

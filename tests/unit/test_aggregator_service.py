@@ -29,9 +29,9 @@ from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
 from fluffle.wire import record_digest
-from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
+from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.service import stand_by_and_lead
 
 

@@ -7,9 +7,8 @@ from fluffle.errors import ConfigError
 from fluffle.policy_watch import policy_watch_of
 from fluffle.settings import load_settings
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.gates.sequence import gates_of
-from fluffle_aggregator.initial_model import NoModel
+from fluffle_aggregator.gates.limits import Limits, gates_of
+from fluffle_aggregator.initial_model import InitialModel
 from fluffle_aggregator.running import config_of
 from fluffle_aggregator.settings import AggregatorSettings
 
@@ -20,7 +19,7 @@ def settings(**given: object) -> AggregatorSettings:
 
 def config(**given: object) -> AggregatorConfig:
     chosen = settings(**given)
-    return config_of(chosen, policy_watch_of(chosen, None), NoModel())
+    return config_of(chosen, policy_watch_of(chosen, None), InitialModel())
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ INTERNALS = [
     Internal(BlockingConnection, "_request_channel_dispatch", "connection.py", "channel_number"),
     Internal(pika.SelectConnection, "_adapter_add_callback_threadsafe", "connection.py", "callback"),
     Internal(pika.SelectConnection, "_terminate_stream", "connection.py", "error"),
+    # How deliveries get to the inbox.
+    Internal(
+        BlockingChannel, "_on_consumer_message_delivery", "broker.py", "_channel method properties body"
+    ),
     # What is looked at from other threads.
     Internal(pika.SelectConnection, "_blocked_conn_timer", "connection.py"),
     Internal(pika.SelectConnection, "_transport", "connection.py"),

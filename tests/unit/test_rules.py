@@ -32,9 +32,9 @@ from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle_aggregator.accumulators import Stack
-from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.rules import parse_rule
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -196,7 +196,10 @@ def test_a_vector_that_is_held_does_not_change_with_the_message_that_it_came_in(
     assert held.close().tolist() == [1, 2, 3]
 
 
-def test_a_buffer_too_small_to_tell_an_outlier_is_used_with_a_warning(
+TOO_FEW = "rule median tells no outlier from fewer than 3 updates: averaging them"
+
+
+def test_a_buffer_too_small_to_tell_an_outlier_is_averaged_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     schedule, clock = CommitSchedule(buffer_timeout_s=60), Clock()
@@ -209,4 +212,25 @@ def test_a_buffer_too_small_to_tell_an_outlier_is_used_with_a_warning(
         leading.tick()
 
     assert newest(server, config).updates == 1
-    assert "too few updates for the rule median to tell an outlier" in caplog.text
+    assert TOO_FEW in caplog.text
+
+
+def test_a_version_made_early_because_the_head_lost_one_has_the_same_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    schedule, clock = CommitSchedule(every=2), Clock()
+    config = a_config(a_strategy(rule="median", buffer_size=3), commit_schedule=schedule)
+    # A step that is not published yet, and two updates more: the newest version cannot be published again.
+    server = a_server(config, *(an_update("w", number) for number in range(1, 6)))
+    with FakeBroker(server) as broker:
+        leading = take_the_lead(broker, config, clock)
+        work_off(leading, broker)
+        assert TOO_FEW not in caplog.text
+
+        server.queue(config.topology.head.name).ready.clear()
+        for _ in range(2):
+            clock.seconds += 60
+            leading.look_after_head()
+
+    assert newest(server, config).updates == 5
+    assert TOO_FEW in caplog.text

@@ -6,7 +6,7 @@ from leading import Clock
 
 from fluffle.errors import TopologyMissing
 from fluffle.topology import topology_of
-from fluffle_aggregator.watch import AGAIN_AFTER_S, EVERY_S, TopologyWatch
+from fluffle_aggregator.service import LOOK_AGAIN_AFTER_S, LOOK_EVERY_S, TopologyWatch
 
 TOPOLOGY = topology_of("digits")
 
@@ -19,9 +19,9 @@ def test_what_is_gone_twice_in_a_row_was_deleted() -> None:
         del server.exchanges[TOPOLOGY.versions_in.name]
 
         watch.look_when_due()  # not yet
-        clock.seconds += EVERY_S
+        clock.seconds += LOOK_EVERY_S
         watch.look_when_due()  # once
-        clock.seconds += AGAIN_AFTER_S
+        clock.seconds += LOOK_AGAIN_AFTER_S
 
         with pytest.raises(TopologyMissing, match=r"somebody deleted .*digits\.versions.*makes it anew"):
             watch.look_when_due()
@@ -35,8 +35,8 @@ def test_a_stream_that_a_leader_makes_anew_was_not() -> None:
 
         for _ in range(3):
             del server.queues[TOPOLOGY.models.name]
-            clock.seconds += EVERY_S
+            clock.seconds += LOOK_EVERY_S
             watch.look_when_due()
             broker.declare(TOPOLOGY)
-            clock.seconds += AGAIN_AFTER_S
+            clock.seconds += LOOK_AGAIN_AFTER_S
             watch.look_when_due()

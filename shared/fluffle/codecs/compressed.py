@@ -4,34 +4,27 @@ A compressed vector is read in blocks that stay in the processor's cache: a whol
 by `decompressed`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import Field
-from typing import Any, ClassVar, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
 from fluffle.model import Vector
 
 
-class CompressedVector(Protocol):
-    """A float32 vector in the bytes of a codec, which it only reads: they may be those of a message.
+@dataclass(frozen=True, slots=True)
+class CompressedVector(ABC):
+    """A float32 vector of `size` elements in the bytes of a codec, which may be those of a message."""
 
-    It is a dataclass with the field `payload`.
-    """
+    size: int
+    payload: memoryview
 
-    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-
-    @property
-    def payload(self) -> memoryview:
-        """The bytes."""
-
+    @abstractmethod
     def magnitude_bound(self) -> float:
         """Return a magnitude that no element exceeds; NaN or infinity when an element is not finite."""
 
+    @abstractmethod
     def blocks(self) -> Iterator[Vector]:
         """Yield the vector in blocks; each may be overwritten when the next one is read."""
 
@@ -41,6 +34,17 @@ class CompressedVector(Protocol):
         (Where the vector has no entry, a -0 in `total` stays -0.) The scale is rounded once, to float32.
         Raises ValueError when the sizes differ.
         """
+        self.require_size_of(total)
+        factor = np.float32(scale)
+        for sums, values in side_by_side(total, self.blocks()):
+            if factor != 1:
+                np.multiply(values, factor, out=values)
+            np.add(sums, values, out=sums)
+
+    def require_size_of(self, total: Vector) -> None:
+        """Raise ValueError unless this vector can be added to `total`."""
+        if total.size != self.size:
+            raise ValueError(f"a vector of {self.size} elements cannot be added to one of {total.size}")
 
 
 def decompressed(vector: CompressedVector) -> Vector:
@@ -57,22 +61,6 @@ def side_by_side(total: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vect
     for values in blocks:
         yield total[start : start + values.size], values
         start += values.size
-
-
-def add_blocks(total: Vector, size: int, blocks: Iterable[Vector], scale: float) -> None:
-    """Do what `add_to` promises. The blocks are overwritten."""
-    require_same_size(total, size)
-    factor = np.float32(scale)
-    for sums, values in side_by_side(total, blocks):
-        if factor != 1:
-            np.multiply(values, factor, out=values)
-        np.add(sums, values, out=sums)
-
-
-def require_same_size(total: Vector, size: int) -> None:
-    """Raise ValueError unless a vector of `size` elements can be added to `total`."""
-    if total.size != size:
-        raise ValueError(f"a vector of {size} elements cannot be added to one of {total.size}")
 
 
 def require_length(expected: int, payload: memoryview) -> None:

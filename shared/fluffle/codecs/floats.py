@@ -7,17 +7,14 @@ from typing import Self
 import ml_dtypes
 import numpy as np
 
-from fluffle.codecs.compressed import add_blocks, require_length
+from fluffle.codecs.compressed import CompressedVector, require_length
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, add_scaled, largest_magnitude, matching_blocks, scratch_block
 
 
 @dataclass(frozen=True, slots=True)
-class Float32Vector:
+class Float32Vector(CompressedVector):
     """The elements themselves, read in place."""
-
-    size: int
-    payload: memoryview
 
     @staticmethod
     def most_bytes(size: int) -> int:
@@ -54,11 +51,8 @@ class Float32Vector:
 
 
 @dataclass(frozen=True, slots=True)
-class Bfloat16Vector:
+class Bfloat16Vector(CompressedVector):
     """The upper half of each float32, rounded to the nearest, ties to even."""
-
-    size: int
-    payload: memoryview
 
     @staticmethod
     def most_bytes(size: int) -> int:
@@ -93,7 +87,3 @@ class Bfloat16Vector:
             values = scratch[: upper.size]
             np.left_shift(upper, 16, out=values.view(np.uint32), dtype=np.uint32)
             yield values
-
-    def add_to(self, total: Vector, scale: float) -> None:
-        """Add scale * vector to `total` in place."""
-        add_blocks(total, self.size, self.blocks(), scale)

@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from fluffle.codecs.compressed import add_blocks, require_length
+from fluffle.codecs.compressed import CompressedVector, require_length
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE
 
@@ -25,11 +25,8 @@ SMALLEST_NORMAL: Final = np.finfo(np.float32).smallest_normal
 
 
 @dataclass(frozen=True, slots=True)
-class Int8Vector:
+class Int8Vector(CompressedVector):
     """A byte for each element, and a scale for each 1,024."""
-
-    size: int
-    payload: memoryview
 
     @staticmethod
     def most_bytes(size: int) -> int:
@@ -85,10 +82,6 @@ class Int8Vector:
             with np.errstate(invalid="ignore", over="ignore"):
                 np.multiply(rows, scales[group : group + GROUPS_AT_ONCE, np.newaxis], out=rows)
             yield flat
-
-    def add_to(self, total: Vector, scale: float) -> None:
-        """Add scale * vector to `total` in place."""
-        add_blocks(total, self.size, self.blocks(), scale)
 
 
 def groups_of(size: int) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fluffle.codecs.compressed import require_length, require_same_size
+from fluffle.codecs.compressed import CompressedVector, require_length
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, largest_magnitude, matching_blocks, scratch_block
 
@@ -29,11 +29,8 @@ Indices = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True, slots=True)
-class TopKVector:
+class TopKVector(CompressedVector):
     """The largest elements of a vector; the others are zero."""
-
-    size: int
-    payload: memoryview
 
     @property
     def values(self) -> Vector:
@@ -67,7 +64,7 @@ class TopKVector:
 
     def add_to(self, total: Vector, scale: float) -> None:
         """Add scale * vector to `total` in place: to the elements that are there."""
-        require_same_size(total, self.size)
+        self.require_size_of(total)
         for indices, values in self._entries():
             total[indices] += values * np.float32(scale)
 

@@ -188,6 +188,8 @@ class RabbitBroker(Broker):
 
         def start() -> None:
             self._channel.basic_qos(prefetch_count=prefetch)
+            # Without pika's queue of events in between, which ends a turn of the thread for each message.
+            self._channel._on_consumer_message_delivery = self._on_delivery
             self._channel.basic_consume(queue, self._on_delivery, consumer_tag=self._connection.name)
 
         self._connection.call(start, f"queue {queue}")
@@ -321,6 +323,8 @@ class RabbitBroker(Broker):
         body: bytes,
     ) -> None:
         self._arrived_bytes += len(body)
+        if self._is_full():
+            self._connection.end_turn()
         self._inbox.put(
             Delivery(
                 method.delivery_tag,

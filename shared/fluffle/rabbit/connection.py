@@ -249,9 +249,12 @@ class RabbitConnection:
 
     def wake(self) -> None:
         """Make the thread look for work at once."""
+        # While this is set, the thread ends its turn, and then clears it and takes all commands.
+        if self._wake.is_set():
+            return
         self._wake.set()
         # Like BlockingConnection.add_callback_threadsafe, but without a timer and a second turn of its loop.
-        self._connection._impl.ioloop.add_callback_threadsafe(self._end_turn)
+        self._connection._impl.ioloop.add_callback_threadsafe(self.end_turn)
 
     def close(self) -> None:
         """End the connection, and wait for its thread unless the broker hangs."""
@@ -313,12 +316,13 @@ class RabbitConnection:
             # Back-pressure through the socket; heartbeats are handled once per POLL_S.
             self._wake.wait(POLL_S)
             self._connection.process_data_events(time_limit=0)
-        elif not self._commands:
+        elif not self._commands and not self._wake.is_set():
             self._connection.process_data_events(time_limit=POLL_S)
         if self.failure:
             raise self.failure
 
-    def _end_turn(self) -> None:
+    def end_turn(self) -> None:
+        """Make the thread look for work, and whether it may read on. Call this on the thread only."""
         # This is how pika makes process_data_events return; no channel has a negative number.
         self._connection._request_channel_dispatch(-1)
 
