@@ -1,6 +1,7 @@
 """What tests are made of, with defaults that matter to no test: say only what the test is about."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +14,14 @@ from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import encode_update
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.intake import through_gates
+from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
 from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
@@ -157,10 +159,14 @@ def a_model(
 def passed(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Incoming | Refusal:
     """Pass an update from its own worker through the gates of a model, and leave the model as it is."""
     topology = topology_of(FEDERATION)
-    delivery = Delivery(1, b"", user=update.id.worker, exchange=topology.updates_in.name)
-    return through_gates(
-        Incoming(delivery, update), model, gates_of(limits or Limits(), model.strategy, topology)
-    )
+    way_in = topology.updates_in.name
+    delivery = Delivery(1, encode_update(update), user=update.id.worker, exchange=way_in)
+    gates = gates_of(limits or Limits(), model.strategy, topology)
+    taken = take_in(delivery, deepcopy(model), gates, now=0.0)
+    if isinstance(taken, TurnedDown):
+        return taken.refusal
+    assert isinstance(taken, TakenIn)
+    return taken.incoming
 
 
 def refusal(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Refusal | None:

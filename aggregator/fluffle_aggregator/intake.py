@@ -53,9 +53,12 @@ def take_in(
         return TurnedDown(Refusal(reason, str(error)))
     if not isinstance(message, WeightUpdate):
         return message
-    incoming = through_gates(Incoming(delivery, message), model, gates)
-    if isinstance(incoming, Refusal):
-        return TurnedDown(incoming, message)
+    incoming = Incoming(delivery, message)
+    for gate in gates:
+        passed = gate(incoming, model)
+        if isinstance(passed, Refusal):
+            return TurnedDown(passed, message)
+        incoming = passed
     folded = model.fold(
         incoming.update,
         now=now,
@@ -64,16 +67,6 @@ def take_in(
         is_share_limited=incoming.is_share_limited,
     )
     return TakenIn(incoming, folded)
-
-
-def through_gates(incoming: Incoming, model: GlobalModel, gates: Sequence[Gate]) -> Incoming | Refusal:
-    """Return an update as it comes through the gates, or the first refusal; the model is left as it was."""
-    for gate in gates:
-        passed = gate(incoming, model)
-        if isinstance(passed, Refusal):
-            return passed
-        incoming = passed
-    return incoming
 
 
 def evaluation_refusal(

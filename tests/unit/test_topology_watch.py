@@ -6,7 +6,7 @@ from leading import Clock
 
 from fluffle.errors import TopologyMissing
 from fluffle.topology import topology_of
-from fluffle_aggregator.service import LOOK_AGAIN_AFTER_S, LOOK_EVERY_S, TopologyWatch
+from fluffle_aggregator.topology_watch import LOOK_AGAIN_AFTER_S, LOOK_EVERY_S, TopologyWatch
 
 TOPOLOGY = topology_of("digits")
 

@@ -11,13 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-import tenacity
-
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
-from fluffle.errors import ConnectionLost, MessageTooLarge, QueueFull, TopologyMissing
+from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.event_sink import NULL_SINK, EventSink
-from fluffle.events import Published
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
@@ -28,6 +25,7 @@ from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
+from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
 
@@ -134,7 +132,15 @@ class Worker:
                 return
             if not self.spool.waiting:
                 self._train(version)
-            self._send(broker, version)
+            send_all(
+                self.spool,
+                broker,
+                self.topology,
+                version,
+                worker=self.name,
+                stop=self.stop,
+                event_sink=self.event_sink,
+            )
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train from the last version until a connection succeeds.
@@ -175,33 +181,6 @@ class Worker:
         self._base.note_round(version, trained)
         if trained:
             add_to_spool(self.spool, trained, version.applied, seed=self.seed)
-
-    def _send(self, broker: Broker, version: ModelVersion) -> None:
-        """Publish the updates in the spool, oldest first; each stays there until the broker confirms it."""
-        patiently = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(QueueFull),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-            stop=tenacity.stop_when_event_set(self.stop),
-            sleep=tenacity.sleep_using_event(self.stop),
-            before_sleep=lambda _: log.warning("the updates queue is full; waiting"),
-            reraise=True,
-        )
-        while waiting := self.spool.oldest():
-            update, body = str(waiting[0]), waiting[1]
-            headers = {"kind": "update", "id": update, "worker": self.name, "at": f"{time.time():.3f}"}
-            try:
-                patiently(broker.publish, self.topology.updates_in.name, "", body, headers)
-            except QueueFull as error:
-                raise StopRequested from error
-            except MessageTooLarge as error:
-                # RabbitMQ's limit is below the configured one: this error names the codecs that fit.
-                require_update_fits(version.layout, version.plan.codec, error.limit_bytes)
-                raise
-            self.spool.confirm()
-            self.event_sink(Published(len(body)))
-            log.info("update published", update=update, size_bytes=len(body))
-            if self.stop.is_set():
-                raise StopRequested
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""
