@@ -96,7 +96,6 @@ class StreamHealth:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.models = ReadFailures(clock)
-        self.records = ReadFailures(clock, in_a_row_s=RECORDS_IN_A_ROW_S)
         self._clock = clock
         self._has_seen_versions = False
         self._look_at_head_at = clock()
@@ -244,7 +243,8 @@ def read_head(
             body if _travels_exactly(record, downlink_codec) else encode_copy(record, downlink_codec, digest)
         )
         broker.publish(topology.models_in.name, "", copy, {"kind": "version"})
-    bring_records_up_to_date(broker, topology, record.rank, lambda: body, stream_health.records)
+    # The leader before may have died between its commit and its record. Readers pass over one that is there.
+    publish_record(broker, topology, body)
     moments = found.moments()
     if record.moments_checksum is not None and not moments:
         log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
@@ -323,9 +323,9 @@ def bring_records_up_to_date(
 ) -> None:
     """Publish the newest version's record to F.records again if that lacks it.
 
-    The leader before may have died between its commit and its record, and RabbitMQ may have lost it. `body`
-    returns the start of the version's message, None when it is gone. A stream that cannot be read is logged,
-    and recreated after a while. All of this happens in the background: a leader never waits for records.
+    RabbitMQ may have lost it, or dropped it while it could not take it. `body` returns the start of the
+    version's message, None when it is gone. A stream that cannot be read is logged, and recreated after a
+    while. All of this happens in the background: a leader never waits for records.
     """
 
     def look(background: Broker) -> None:

@@ -1,6 +1,5 @@
 """The settings of an aggregator, and the objects that it builds from them."""
 
-import math
 import os
 import socket
 from pathlib import Path
@@ -133,7 +132,7 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         """Return what the workers are asked for; ConfigError when they cannot send it in this codec."""
         if strategy.sends == "weights" and leaves_out(self.codec):
             raise ConfigError(
-                f"FLUFFLE_CODEC {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
+                f"codec {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
                 "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
             )
         return Plan(
@@ -172,7 +171,7 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         if held_bytes > self.rule_memory * MIB:
             raise ConfigError(
                 f"rule {strategy.rule} holds {strategy.buffer_size} updates of {size} values in {codec}, "
-                f"{math.ceil(held_bytes / MIB)} MiB, and FLUFFLE_RULE_MEMORY allows {self.rule_memory:g}: "
+                f"{held_bytes / MIB:.3g} MiB, and rule_memory allows {self.rule_memory:g}: "
                 "raise it, or choose a smaller buffer_size or another codec"
             )
 

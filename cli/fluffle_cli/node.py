@@ -109,6 +109,8 @@ class BrokerNode(NodeSettings):
     @property
     def is_running(self) -> bool:
         """Whether the server is alive, whoever started it."""
+        if self._process is not None and self._process.poll() is None:
+            return True
         with suppress(FileNotFoundError), open(self.folder / "node.lock") as file:
             return not _lock(file, fcntl.LOCK_SH)
         return False
@@ -146,7 +148,8 @@ class BrokerNode(NodeSettings):
         if self.pid:
             guard.stop_port_mapper(self.epmd_port)
             self.pid = 0
-            self.store()
+            if self.folder.exists():
+                self.store()
 
     def restart(self) -> None:
         """Stop it if it runs, and start it again: same data, same ports, same user."""

@@ -16,7 +16,7 @@ from fluffle_cli.words import count
 Outcome = Literal["applied", "absorbed", "applied-earlier", "rejected", "not-found"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Records:
     """The oldest and the newest record, and the first one that contains an update; None where there is none.
 
@@ -29,7 +29,7 @@ class Records:
     is_after_gap: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Story:
     """All that is known of one update.
 

@@ -48,7 +48,7 @@ def run_with_reconnect(
     that a broker in trouble is not flooded. When no connection has lived for a second for `patience_s`, the
     last error is raised. When a right is missing after a while, an operator may be making the user or virtual
     host again: `connect` finds out. `event_sink` publishes over the connection of the moment. Returns when
-    `work` does, or when `stop` is set while there is no connection. Errors of `connect`, and all others of
+    `work` does, or when `stop` is set and the connection is lost. Errors of `connect`, and all others of
     `work`, are raised.
     """
     losses = 0
@@ -65,6 +65,9 @@ def run_with_reconnect(
             try:
                 work(broker)
             except (*PASSING, AccessRefused) as error:
+                if stop.is_set():
+                    log.info("asked to stop", because=str(error))
+                    return
                 now = time.monotonic()
                 losses = 0 if now - began > GOOD_AFTER_S else losses
                 short_since = None if now - began > SHORT_LIFE_S else short_since or began

@@ -21,7 +21,10 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
-        (lambda url: url.replace("amqp://", "http://"), ("FLUFFLE_BROKER_URL", "http://", "amqp://")),
+        (
+            lambda url: url.replace("amqp://", "http://"),
+            ("FLUFFLE_BROKER_URL", "does not begin with amqp://"),
+        ),
         (lambda url: url.replace("@", "-wrong@"), ("refused the user", "password")),
         (lambda url: url.replace("%2F", "nowhere"), ("virtual host 'nowhere'",)),
     ],

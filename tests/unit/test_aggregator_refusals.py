@@ -290,11 +290,11 @@ def test_nobody_is_believed_but_the_broker_about_who_sent_a_message(
 @pytest.mark.parametrize(
     ("limits", "reason", "setting"),
     [
-        (Limits(limit_messages=2), "too-many", "FLUFFLE_LIMIT_MESSAGES"),
-        (Limits(limit_mib=0.9 / 1024), "too-much", "FLUFFLE_LIMIT_MIB"),
-        (Limits(limit_share=0.5), "over-share", "FLUFFLE_LIMIT_SHARE"),
-        (Limits(limit_examples=49), "bad-examples", "FLUFFLE_LIMIT_EXAMPLES"),
-        (Limits(limit_norm=2.0), "large-norm", "FLUFFLE_LIMIT_NORM"),
+        (Limits(limit_messages=2), "too-many", "limit_messages"),
+        (Limits(limit_mib=0.9 / 1024), "too-much", "limit_mib"),
+        (Limits(limit_share=0.5), "over-share", "limit_share"),
+        (Limits(limit_examples=49), "bad-examples", "limit_examples"),
+        (Limits(limit_norm=2.0), "large-norm", "limit_norm"),
     ],
 )
 def test_a_worker_over_a_limit_is_refused_by_its_name_and_the_others_are_applied(

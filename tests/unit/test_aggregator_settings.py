@@ -75,7 +75,7 @@ def test_a_wrong_setting_is_named_by_where_it_was_written(given: dict[str, objec
 def test_fedasync_needs_whole_weights_and_so_no_codec_that_leaves_out() -> None:
     leaving_out = settings(strategy="fedasync", codec="topk:0.05")
 
-    with pytest.raises(ConfigError, match=r"FLUFFLE_CODEC topk:0.05 .* choose float32, bfloat16 or int8, or"):
+    with pytest.raises(ConfigError, match=r"codec topk:0.05 .* choose float32, bfloat16 or int8, or"):
         leaving_out.make_plan(leaving_out.make_strategy())
 
 
@@ -98,8 +98,8 @@ def test_every_limit_that_is_set_has_a_gate() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fedavg", "limit_share": 0.5}, "LIMIT_SHARE has no effect with fedavg.*LIMIT_EXAMPLES"),
-        ({"on_large_norm": "clip"}, "FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM"),
+        ({"strategy": "fedavg", "limit_share": 0.5}, "limit_share has no effect with fedavg.*limit_examples"),
+        ({"on_large_norm": "clip"}, "on_large_norm clip needs limit_norm"),
     ],
 )
 def test_limits_that_do_not_go_with_the_rest_are_refused(given: dict[str, object], said: str) -> None:

@@ -28,7 +28,13 @@ def a_leaders_config() -> AggregatorConfig:
 
 
 def in_records(server: FakeServer) -> list[ModelVersion]:
-    return [decode_without_weights(body) for body in server.bodies(TOPOLOGY.records.name)]
+    """Return the records that are newer than all before, as readers do."""
+    found: list[ModelVersion] = []
+    for body in server.bodies(TOPOLOGY.records.name):
+        record = decode_without_weights(body)
+        if not found or record.rank > found[-1].rank:
+            found.append(record)
+    return found
 
 
 def lose_the_last(server: FakeServer, count: int) -> None:
@@ -106,7 +112,7 @@ def test_a_leader_that_dies_between_head_and_records_leaves_the_record_to_its_su
     assert [record.version for record in in_records(server)] == [0, 1]
 
 
-def test_a_new_leader_adds_no_record_that_is_there_already() -> None:
+def test_readers_pass_over_a_record_that_a_new_leader_publishes_again() -> None:
     config = a_leaders_config()
     server = a_server(config, an_update("w"))
     aggregate(server, config)
@@ -116,23 +122,11 @@ def test_a_new_leader_adds_no_record_that_is_there_already() -> None:
     assert [record.version for record in in_records(server)] == [0, 1]
 
 
-@pytest.mark.parametrize("between_s", [10.0, 70.0], ids=["crashes", "does not answer"])
-def test_a_leader_takes_over_while_reading_records_loses_connections_until_their_stream_is_recreated(
-    between_s: float,
-) -> None:
-    config, clock = a_leaders_config(), Clock()
-    health = StreamHealth(clock)
-    server = a_server(config)
+def test_a_leader_takes_over_without_reading_the_records() -> None:
+    server = a_server(a_leaders_config())
     with BrokenRecords(server, ConnectionLost("crashed")) as broker:
-        for _ in range(3):
-            assert read_head(broker, TOPOLOGY, health) is not None
-            assert broker.is_damaged
-            clock.seconds += between_s
-
-        head = read_head(broker, TOPOLOGY, health)
-
-    assert head is not None
-    assert [record.rank for record in in_records(server)] == [head.record.rank]
+        assert read_head(broker, TOPOLOGY, StreamHealth()) is not None
+        assert broker.is_damaged
 
 
 def test_a_leader_works_on_while_the_records_cannot_be_read_and_recreates_their_stream(

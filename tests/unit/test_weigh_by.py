@@ -109,7 +109,7 @@ def test_an_update_of_too_few_examples_is_refused_with_the_setting() -> None:
 
     [refusal] = rejected(server, config)
     assert refusal["reason"] == "bad-examples"
-    assert "claims 19 examples; expected 20 to 1000000000 (FLUFFLE_MIN_EXAMPLES" in str(refusal["detail"])
+    assert "claims 19 examples; expected 20 to 1000000000 (min_examples" in str(refusal["detail"])
 
 
 def fedasync_windows(*workers: str, share: float = 0.5) -> tuple[list[str], list[str]]:

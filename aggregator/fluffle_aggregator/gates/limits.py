@@ -43,7 +43,7 @@ def gates_of(limits: Limits, strategy: Strategy, topology: Topology) -> tuple[Ga
     Raises ConfigError when a limit has no effect.
     """
     if limits.on_large_norm == "clip" and limits.limit_norm is None:
-        raise ConfigError("FLUFFLE_ON_LARGE_NORM clip needs FLUFFLE_LIMIT_NORM, such as 10")
+        raise ConfigError("on_large_norm clip needs limit_norm, such as 10")
     gates = [
         from_its_worker(topology.updates_in),
         fits_the_model,
@@ -53,8 +53,8 @@ def gates_of(limits: Limits, strategy: Strategy, topology: Topology) -> tuple[Ga
     ]
     if limits.limit_share is not None and strategy.one_update_per_version:
         raise ConfigError(
-            f"FLUFFLE_LIMIT_SHARE has no effect with {strategy.name}, where each worker gives one update to "
-            "a round: leave it out; FLUFFLE_LIMIT_EXAMPLES bounds the weight of that update"
+            f"limit_share has no effect with {strategy.name}, where each worker gives one update to "
+            "a round: leave it out; limit_examples bounds the weight of that update"
         )
     if limits.limit_share is not None and strategy.buffer_size == 1:
         gates.append(within_share_of_the_last_updates(limits.limit_share))

@@ -55,7 +55,7 @@ def within_norm(factor: float, on_large: Literal["reject", "clip"]) -> Gate:
         return Refusal(
             LARGE_NORM,
             f"the update would move the model by a norm of {norm:.4g}; at most {bound:.4g} is allowed, "
-            f"{factor:g} times the median of the last {len(model.norms)} (FLUFFLE_LIMIT_NORM)",
+            f"{factor:g} times the median of the last {len(model.norms)} (limit_norm)",
         )
 
     return gate

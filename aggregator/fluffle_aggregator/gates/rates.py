@@ -85,12 +85,12 @@ class Rates:
             return Refusal(
                 TOO_MANY,
                 f"{sender} has sent more than {self._messages.per_minute:g} messages in a minute "
-                "(FLUFFLE_LIMIT_MESSAGES)",
+                "(limit_messages)",
             )
         if self._bytes is not None and not self._bytes.take(user, size_bytes, now=now):
             return Refusal(
                 TOO_MUCH,
                 f"with these {size_bytes / MIB:.3g} MiB, {sender} has sent more than "
-                f"{self._bytes.per_minute / MIB:g} MiB in a minute (FLUFFLE_LIMIT_MIB)",
+                f"{self._bytes.per_minute / MIB:g} MiB in a minute (limit_mib)",
             )
         return None

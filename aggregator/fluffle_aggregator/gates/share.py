@@ -47,7 +47,7 @@ def within_share_of_the_buffer(most: float) -> Gate:
         return Refusal(
             OVER_SHARE,
             f"with this update, worker {worker} would have a weight of {weight:.3g} in a buffer of {full:g}; "
-            f"its share is at most {most:g} (FLUFFLE_LIMIT_SHARE)",
+            f"its share is at most {most:g} (limit_share)",
         )
 
     return gate
@@ -73,7 +73,7 @@ def within_share_of_the_last_updates(most: float) -> Gate:
         return Refusal(
             OVER_SHARE,
             f"worker {worker} has {share:.0%} of the weight of the last {len(model.window)} updates; its "
-            f"share is at most {allowed:.0%} (FLUFFLE_LIMIT_SHARE)",
+            f"share is at most {allowed:.0%} (limit_share)",
         )
 
     return gate

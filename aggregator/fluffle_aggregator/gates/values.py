@@ -38,7 +38,7 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
             return Refusal(
                 BAD_EXAMPLES,
                 f"the update claims {update.examples} examples; expected {limits.min_examples} to "
-                f"{limits.limit_examples} (FLUFFLE_MIN_EXAMPLES, FLUFFLE_LIMIT_EXAMPLES)",
+                f"{limits.limit_examples} (min_examples, limit_examples)",
             )
         largest = update.vector.magnitude_bound()
         if update.statistics.size:

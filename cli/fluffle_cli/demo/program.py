@@ -55,6 +55,8 @@ def run(settings: DemoSettings) -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left that could be stopped
             _print(console, f"Stopped. What there is of the run lies in {folder}")
             raise
+        finally:
+            logs.configure("pretty", verbose=settings.verbose, part="demo")
     if any(each.seconds_to(results.goal) is None for each in results.federations):
         sys.exit(EXIT_MISSED)
 

@@ -34,7 +34,7 @@ ANSWER_TIMEOUT_S = 60.0
 SLOWEST_LINK_BYTES_PER_S = 256 * 1024
 POLL_S = 1.0
 SILENCE_S = 30.0
-# From one refused unconfirmed message to the next try; the time doubles with each refusal.
+# From one refused unconfirmed message to the next try; the time doubles with each refusal soon after that.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 # After `stop`, wait this long for an answer: less than containers get to end.
 STOP_PATIENCE_S = 4.0
@@ -202,6 +202,8 @@ class RabbitConnection:
             if self._unconfirmed is None or not self._unconfirmed.is_open:
                 if time.monotonic() < self._paused_until:
                     return
+                if time.monotonic() > self._paused_until + LONGEST_PAUSE_S:
+                    self._pause_s = FIRST_PAUSE_S
                 self._paused_until = time.monotonic() + self._pause_s
                 self._pause_s = min(LONGEST_PAUSE_S, 2 * self._pause_s)
                 self._unconfirmed = self._connection.channel()
