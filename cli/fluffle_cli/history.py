@@ -122,6 +122,13 @@ class History:
         seconds = self._seconds.get(version, newest)
         self._evaluated.add(EvaluatedVersion(version, seconds, dict(metrics)))
 
+    def forget_evaluations_after(self, version: int) -> None:
+        """Drop the evaluations of later versions, which are not in the history of this one."""
+        kept = [each for each in self.evaluations if each.version <= version]
+        self._evaluated = Series(the_later)
+        for each in kept:
+            self._evaluated.add(each)
+
     def note_round(self, worker: str, run: str, loss: float | None, seconds: float = 0.0) -> None:
         """Take in one round of a worker."""
         rounds = self.rounds.pop(worker, None) or Rounds()

@@ -93,6 +93,42 @@ def test_after_a_reset_the_evaluations_and_terms_of_the_new_federation_are_shown
     assert shown["staleness"] == []
 
 
+def test_an_evaluation_that_is_newer_than_the_record_is_shown_and_may_be_the_best() -> None:
+    state = a_state()
+    recorded, best = an_evaluation(3, {"accuracy": 0.7}), an_evaluation(2, {"accuracy": 0.8})
+    read(state, replace(a_record(4), evaluation=recorded, best=best, best_by="accuracy:max"))
+
+    told(state, a_commit(5), Evaluated(5, {"accuracy": 0.6}))
+    worse = picture(state)
+    told(state, a_commit(6), Evaluated(6, {"accuracy": 0.9}), a_commit(7), Evaluated(7, {"accuracy": 0.85}))
+    better = picture(state)
+
+    of_an_event = {"federation": "digits", "evaluator": None, "evaluate_s": None}
+    assert worse["evaluation"] == of_an_event | {"version": 5, "seconds": 5.0, "metrics": {"accuracy": 0.6}}
+    assert (worse["best"]["version"], worse["best"]["evaluator"]) == (2, "e1")
+    assert better["evaluation"] == of_an_event | {
+        "version": 7,
+        "seconds": 7.0,
+        "metrics": {"accuracy": 0.85},
+    }
+    assert better["best"] == of_an_event | {"version": 6, "seconds": 6.0, "metrics": {"accuracy": 0.9}}
+    read(state, replace(a_record(8), evaluation=an_evaluation(7, {"accuracy": 0.85})))
+    assert picture(state)["evaluation"]["evaluator"] == "e1"
+
+
+def test_evaluations_of_versions_after_a_restored_one_are_forgotten() -> None:
+    state = a_state()
+    read(state, replace(a_record(4), evaluation=an_evaluation(3, {"loss": 0.5})))
+    read(state, replace(a_record(90), evaluation=an_evaluation(89, {"loss": 0.1})))
+
+    restored = replace(a_record(40), term=1001, terms=(Rank(1, 0), Rank(1001, 40)))
+    read(state, replace(restored, evaluation=an_evaluation(39, {"loss": 0.2})))
+
+    shown = picture(state)
+    assert shown["evaluation"]["version"] == 39
+    assert [row[0] for row in shown["evaluations"]] == [3, 39]
+
+
 def test_each_term_has_its_leader_and_start_and_the_standbys_are_known() -> None:
     state = a_state()
     told(state, Joined(), name="first")

@@ -225,6 +225,7 @@ def test_a_folder_that_is_none_of_a_run_is_told_what_is_needed(tmp_path: Path) -
         ("summary.json", '{"task": 3}'),
         ("summary.json", '{"task": "digits", "runs": []}'),
         ("metrics.jsonl", '{"version": "long"}'),
+        ("summary.json", ""),
         ("metrics.jsonl", ""),
         ("events.jsonl", "[1]"),
     ],
@@ -235,6 +236,30 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None
 
     with pytest.raises(ConfigError, match=name):
         read_run(folder)
+
+
+def test_a_line_ends_with_a_newline_alone_and_empty_lines_are_passed_over(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    said = {"at": BEGAN_AT, "name": "site-1", "what": "left", "detail": "one\u2028two\x85three"}
+    line = json.dumps(said, ensure_ascii=False)
+    (folder / EVENTS).write_bytes(f"{line}\r\n\n \n{line}\n".encode())
+
+    happened = read_run(folder).federations[0].happened
+
+    assert [each.detail for each in happened] == [said["detail"]] * 2
+
+
+def test_why_a_line_cannot_be_read_is_said_without_a_link(tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run")
+    (folder / EVENTS).write_text('{"at": "soon", "name": "site-1"}')
+
+    with pytest.raises(ConfigError) as raised:
+        read_run(folder)
+
+    assert str(raised.value) == (
+        f"{folder / EVENTS} cannot be read as a file of a run: at: Input should be a valid number, unable to "
+        "parse string as a number; what: Field required"
+    )
 
 
 def test_a_run_is_read_from_its_own_folder_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fluffle.events import Joined, Progressed, Started, TookOver
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
 from fluffle_cli.watching.state import FederationState
-from fluffle_cli.watching.terminal import plain_line, render, workers_table
+from fluffle_cli.watching.terminal import Screen, plain_line, render, workers_table
 from fluffle_cli.watching.view import FederationView, QueueStates, Version, metric_to_show
 from fluffle_cli.words import SPARKLINE_LENGTH, bar, sparkline
 
@@ -211,3 +211,20 @@ def test_one_line_says_how_far_a_federation_is() -> None:
         "digits: version 36, 74 updates, 7.4 updates/s, accuracy 0.9472 (version 35), worker-0 74, "
         "finished: enough"
     )
+
+
+def test_without_a_terminal_a_line_is_printed_only_when_it_differs_from_the_one_before() -> None:
+    written = StringIO()
+    views = [a_view(a_training_version(version=version)) for version in (36, 36, 37, 37, 36)]
+
+    with Screen.on(Console(file=written)) as screen:
+        for phase in ("loading", "loading"):
+            screen.show(a_view(), phase)
+        for view in views:
+            screen.show_now(view)
+
+    lines = written.getvalue().splitlines()
+    assert [line.partition("updates")[0] for line in lines] == [
+        "loading",
+        *(f" 10.0 s  digits: version {version}, 74 " for version in (36, 37, 36)),
+    ]

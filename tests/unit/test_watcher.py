@@ -9,6 +9,7 @@ from builders import FEDERATION, a_version
 from fake_broker import FakeBroker, FakeServer
 from working import TOPOLOGY, a_federation, publish_versions
 
+from fluffle import model_stream
 from fluffle.broker import Delivery, Listener, StreamReader
 from fluffle.errors import AccessRefused
 from fluffle.events import Applied, Committed, Event, Happened, Joined, Report, Role, Started
@@ -174,6 +175,7 @@ def test_reading_a_large_record_takes_a_twentieth_of_the_time_at_most(
 ) -> None:
     monkeypatch.setattr(watcher_module, "SHARE_OF_READING", 10**6)
     server = a_federation(a_version(1))
+    server.longest_wait_s = 1.0
     broker, watcher = Counting(server), a_watcher()
 
     looks = watcher.follow(broker, threading.Event(), every_s=0.05)
@@ -182,3 +184,20 @@ def test_reading_a_large_record_takes_a_twentieth_of_the_time_at_most(
     next(looks)
 
     assert broker.reads == 1
+
+
+def test_the_wait_for_the_end_of_a_stream_does_not_count_as_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    quiet_s = 0.3
+    monkeypatch.setattr(model_stream, "QUIET_S", quiet_s)
+    monkeypatch.setattr(watcher_module, "QUIET_S", quiet_s)
+    monkeypatch.setattr(watcher_module, "SHARE_OF_READING", 2)
+    server = a_federation(a_version(1))
+    server.longest_wait_s = 1.0
+    broker, watcher = Counting(server), a_watcher()
+
+    looks = watcher.follow(broker, threading.Event(), every_s=2 * quiet_s)
+    next(looks)
+    tell(server, COMMITTED)
+    next(looks)
+
+    assert broker.reads == 2

@@ -116,7 +116,8 @@ class DiscountSettings(StrategyKind):
     weigh_by: Literal["none", "sqrt", "examples"] = Field(
         "examples",
         description="Weight of an update by its number of examples: examples is proportional, sqrt uses the "
-        "square root, none weighs all updates the same, as in the papers. fedavg always uses examples.",
+        "square root, none weighs all updates the same, as in the papers. fedavg with rule mean always uses "
+        "examples.",
     )
 
 
@@ -130,7 +131,8 @@ class BufferSettings(ServerOptimizerSettings):
         MEAN,
         description="How the updates of a buffer are combined: mean; or, against broken and hostile workers, "
         "median or trimmed-mean[:SHARE], which drops this SHARE (0.2) of the largest and of the smallest "
-        "values of each element. These two ignore weigh_by and hold all updates of a buffer in memory.",
+        "values of each element. These two count all updates alike, so leave weigh_by out (anything but none "
+        "or examples is refused), and they hold all updates of a buffer in memory.",
     )
     rule_memory: float = Field(
         1024.0,

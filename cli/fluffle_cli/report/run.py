@@ -15,7 +15,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from fluffle.errors import ConfigError
 from fluffle.events import AFTER_THE_END
@@ -274,8 +274,15 @@ def _read(path: Path, kind: type[Read]) -> list[Read]:
     """Read a file of JSON lines, or of one JSON value."""
     try:
         text, reader = path.read_text(encoding="utf-8"), TypeAdapter(kind)
-        lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+        # Not splitlines(): JSON may have other line ends, such as U+2028, inside its strings.
+        lines = filter(str.strip, text.split("\n")) if path.suffix == ".jsonl" else [text]
         return [reader.validate_json(each) for each in lines]
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())[:300]
-        raise ConfigError(f"{path} cannot be read as a file of a run: {why}") from error
+        raise ConfigError(f"{path} cannot be read as a file of a run: {_why(error)[:300]}") from error
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        faults = error.errors(include_url=False)
+        return "; ".join(": ".join([*map(str, fault["loc"]), fault["msg"]]) for fault in faults)
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)

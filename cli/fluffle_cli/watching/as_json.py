@@ -35,13 +35,14 @@ def as_json(view: FederationView) -> dict[str, object]:
         "version": newest.version if view.newest else None,
         "term": newest.term if view.newest else None,
         "plan": asdict(newest.plan) if view.newest else None,
-        "evaluation": _evaluation(newest.evaluation, view.evaluation),
-        "best": _evaluation(newest.best, view.best),
+        "evaluation": _evaluation(newest.evaluation, view.evaluation, view.federation),
+        "best": _evaluation(newest.best, view.best, view.federation),
         "progress": asdict(progress_of(view)),
         "findings": [asdict(found) for found in findings_of(view)],
         "queues": asdict(view.queues or QueueStates()),
         "policy_faults": None if faults is None else [fault.as_json() for fault in faults],
         "workers_in_model": sum(1 for each in view.workers.values() if each.updates),
+        "first_term": newest.terms[0].term if newest.terms else None,
         "terms": [asdict(each) for each in view.terms],
         "metrics": metrics,
         "evaluations": [
@@ -67,6 +68,15 @@ def metric_names(evaluations: Sequence[EvaluatedVersion]) -> list[str]:
     return sorted(seen, key=lambda name: [*USUAL_METRICS, name].index(name))[:MOST_METRICS]
 
 
-def _evaluation(evaluation: Evaluation | None, seen: EvaluatedVersion | None) -> dict[str, object] | None:
-    """Return an evaluation, and after how many seconds of training its version was there."""
-    return asdict(evaluation) | {"seconds": seen.seconds} if evaluation and seen else None
+def _evaluation(
+    recorded: Evaluation | None, seen: EvaluatedVersion | None, federation: str
+) -> dict[str, object] | None:
+    """Return an evaluation, and after how many seconds of training its version was there.
+
+    One that no record has yet is known from an event, which does not say whose it is.
+    """
+    if seen is None:
+        return None
+    if recorded and recorded.version == seen.version:
+        return asdict(recorded) | {"seconds": seen.seconds}
+    return {"federation": federation, "evaluator": None, "evaluate_s": None} | asdict(seen)

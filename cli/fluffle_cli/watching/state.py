@@ -94,6 +94,9 @@ class FederationState:
             return
         if before and version.terms[:1] != before.terms[:1]:
             self._forget_before(version)
+        elif before and version.version < before.version:
+            # An earlier version was restored.
+            self._history.forget_evaluations_after(version.version)
         self.known.newest = version
         self.is_behind = False
         self._history.note_seconds(version.version, version.training_s)
@@ -166,17 +169,18 @@ class FederationState:
 
     def view(self, now: float) -> FederationView:
         """Return what is known at this moment."""
-        newest, connected = self.known.newest, self._connected_aggregators
+        connected = self._connected_aggregators
         aggregators, evaluators = self._parts["aggregator"], self._parts["evaluator"]
         present = [name for name, part in aggregators.items() if not part.has_left]
         present = present if connected is None else connected
+        evaluation, best = self._evaluation_and_best()
         return replace(
             self.known,
             taken_at=now,
             workers={worker.name: worker for worker in self._workers(now)},
             parts={name: part.state for each in (aggregators, evaluators) for name, part in each.items()},
-            evaluation=self._with_seconds(newest.evaluation if newest else None),
-            best=self._with_seconds(newest.best if newest else None),
+            evaluation=evaluation,
+            best=best,
             evaluations=list(self._history.evaluations),
             updates_per_s=self._updates_per_s(),
             standbys=[name for name in present if name != self.known.leader],
@@ -231,6 +235,20 @@ class FederationState:
             (first, before), (last, after) = self._recent[0], self._recent[-1]
             return (after - before) / (last - first) if last > first else None
         return newest.updates / newest.elapsed_s if newest.elapsed_s else None
+
+    def _evaluation_and_best(self) -> tuple[EvaluatedVersion | None, EvaluatedVersion | None]:
+        """Return the newest and the best evaluation: of the newest record, or of an event since then."""
+        newest, yardstick = self.known.newest, self.known.yardstick
+        # Only a record with an evaluation says what is best.
+        if newest is None or newest.evaluation is None:
+            return None, None
+        evaluation, best = self._with_seconds(newest.evaluation), self._with_seconds(newest.best)
+        for each in self._history.evaluations:
+            if each.version > newest.evaluation.version:
+                evaluation = each
+                if yardstick and yardstick.is_better(each.metrics, best.metrics if best else {}):
+                    best = each
+        return evaluation, best
 
     def _with_seconds(self, evaluation: Evaluation | None) -> EvaluatedVersion | None:
         if evaluation is None:

@@ -38,7 +38,7 @@ class Screen:
         self._console = console
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._shown_at = 0.0
-        self._phase = ""
+        self._progress = ""
 
     @classmethod
     @contextmanager
@@ -55,9 +55,7 @@ class Screen:
     def show(self, view: FederationView, phase: str = "") -> None:
         """Show how far the federation is, if it is time to; before its first version, that is `phase`."""
         if view.newest is None and self._live is None:
-            if phase != self._phase:
-                self.say(phase)
-            self._phase = phase
+            self._say_progress(phase)
         elif time.monotonic() >= self._shown_at + (REDRAW_EVERY_S if self._live else PLAIN_LINE_EVERY_S):
             self.show_now(view, phase)
 
@@ -66,11 +64,16 @@ class Screen:
         self._shown_at = time.monotonic()
         if self._live is None:
             elapsed_s = view.newest.elapsed_s if view.newest else 0.0
-            self.say(f"{elapsed_s:5.1f} s  {plain_line(view)}")
+            self._say_progress(f"{elapsed_s:5.1f} s  {plain_line(view)}")
         elif phase and view.newest is None:
             self._live.update(Group(Text(phase, "bold"), Text(), workers_table(view)), refresh=True)
         else:
             self._live.update(render(view), refresh=True)
+
+    def _say_progress(self, line: str) -> None:
+        if line != self._progress:
+            self.say(line)
+        self._progress = line
 
 
 def render(view: FederationView) -> RenderableType:

@@ -16,7 +16,7 @@ from fluffle.connection import require_federation
 from fluffle.errors import AccessRefused, WireError
 from fluffle.events import Report, Role
 from fluffle.logs import get_logger
-from fluffle.model_stream import all_records, stored_record_at_hand
+from fluffle.model_stream import QUIET_S, all_records, stored_record_at_hand
 from fluffle.topology import MIB, Topology
 from fluffle.wire import decode_report
 from fluffle_cli.watching.state import FederationState
@@ -156,7 +156,8 @@ class Watcher:
         self._read_at = time.monotonic()
         if stored is None:
             return
-        self._reading_s = self._read_at - began
+        # Each reading ends with a wait for more messages, which is no work.
+        self._reading_s = max(0.0, self._read_at - began - QUIET_S)
         newest = Version.of(stored.version)
         is_small = len(stored.body) * (newest.version + 1) <= self._past_bytes
         past = all_versions(broker, self._topology) if is_small and not self._knows_the_past else ()

@@ -8,9 +8,10 @@ const metricCharts = new Map();
 let axis = "seconds";
 let shown = null;
 
-/** Return the terms that began with a takeover: the first leader takes nothing over. */
+/** Return the terms that began with a takeover: the first leader takes nothing over, and after a reset its term is not 1. */
 export function takeoversOf(picture) {
-  return picture.terms.filter((one) => one.term > 1);
+  const first = picture.first_term ?? Infinity;
+  return picture.terms.filter((one) => one.term > first);
 }
 
 function sayEvaluated(_x, place) {
