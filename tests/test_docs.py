@@ -64,7 +64,7 @@ GENERATED = {"benchmarks/results/", "broker_config/generated/"}
 BLANK = "◊"
 # The code puts these phrases of a sample together from parts.
 MADE_OF_PARTS = {
-    "refused messages waiting",
+    "refused messages kept",
     "accuracy has fallen from about",
     "loss has risen from about",
 }

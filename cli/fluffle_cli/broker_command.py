@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fluffle import logs
-from fluffle.command_line import clean_exit, new_app, warn_of_unknown_variables
+from fluffle.command_line import new_app, plain_command, warn_of_unknown_variables
 from fluffle.consoles import PlainConsole
 from fluffle_cli.certificates import make_certificates
 from fluffle_cli.node import BrokerNode
@@ -35,26 +35,31 @@ Folder = Annotated[
 @app.command(
     epilog=f"The server is the installed one, or the one in the folder that {SERVER_FOLDER_VARIABLE} names."
 )
-@clean_exit()
+@plain_command
 def up(
     folder: Folder = DEFAULT_FOLDER,
     management: Annotated[
         bool, typer.Option(help="Start RabbitMQ's UI; without it the broker starts a little faster.")
     ] = True,
     tls: Annotated[
-        bool,
-        typer.Option("--tls", help="Use TLS, with certificates for development, created in the folder."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            help="Use TLS, with certificates for development, created in the folder. Without this flag, a "
+            "stopped broker comes back as it was, and a new one has no TLS.",
+        ),
+    ] = None,
 ) -> None:
     """Start the broker in the background, wait until it is ready (about 7 s), and print how to reach it.
 
     Example: `fluffle broker up`. Then export the variables that it prints, and start `fluffle aggregator` and
-    `fluffle worker`. A stopped broker in the folder comes back with its queues, messages, user and password.
-    A running broker is left as it is.
+    `fluffle worker`. A stopped broker in the folder comes back with its queues, messages, user, password
+    and TLS. A running broker is left as it is.
     """
     node, how = _find(folder), "is already running"
     if node is None or not node.is_running:
-        how, certificates = "is running", folder / "certificates" if tls else None
+        had_tls = node is not None and node.certificates is not None
+        uses_tls = had_tls if tls is None else tls
+        how, certificates = "is running", folder / "certificates" if uses_tls else None
         if certificates:
             make_certificates(certificates)
         with PlainConsole(stderr=True).status("starting RabbitMQ"):
@@ -73,7 +78,7 @@ def up(
 
 
 @app.command()
-@clean_exit()
+@plain_command
 def down(folder: Folder = DEFAULT_FOLDER) -> None:
     """Stop the broker cleanly. Its data stay in the folder, and `fluffle broker up` continues with them."""
     node = _find(folder)
@@ -86,7 +91,7 @@ def down(folder: Folder = DEFAULT_FOLDER) -> None:
 
 
 @app.command()
-@clean_exit()
+@plain_command
 def status(
     folder: Folder = DEFAULT_FOLDER,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")] = False,
@@ -104,8 +109,11 @@ def status(
             "password": node.password,
             "broker_ca_file": node.authority and str(node.authority),
         }
-    lines = (f"{name:<16}{fact}" for name, fact in facts.items() if fact is not None)
-    typer.echo(json.dumps(facts) if as_json else "\n".join(lines))
+    if as_json:
+        typer.echo(json.dumps(facts))
+    else:
+        facts["running"] = "yes" if running else "no"
+        typer.echo("\n".join(f"{name:<16}{fact}" for name, fact in facts.items() if fact is not None))
     if not running:
         raise typer.Exit(1)
 

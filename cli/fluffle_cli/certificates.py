@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from fluffle.command_line import plain_command
 from fluffle.errors import ConfigError
 from fluffle.fields import is_name
 from fluffle_cli.rabbitmq_server import write_private
@@ -72,6 +73,7 @@ def make_certificates(folder: Path, *, hosts: Iterable[str] = (), users: Iterabl
     return sorted(set(folder.rglob("*.pem")) - before)
 
 
+@plain_command
 def command(
     folder: Annotated[
         Path, typer.Option(help="Folder of the certificates and keys.", metavar="PATH", resolve_path=True)

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
@@ -142,9 +142,12 @@ def _reset(settings: DeleteSettings) -> None:
             return
         topology = footprint.topology
         above = highest_term(broker, topology)
-        _delete_all(management, footprint, keep=topology.models.name)
-        begin_anew(broker, topology, above_term=above)
+        # Listed before the deletion, because workers then connect again.
         parts = connected_parts(management, settings.name)
+        # Whoever listens to the events stays bound to their exchange.
+        kept = (topology.models.name, topology.events.name, topology.member_events_in.name)
+        _delete_all(management, footprint, keep=kept)
+        begin_anew(broker, topology, above_term=above)
     typer.echo(
         f"The federation {settings.name} is empty now and has the same users: the next aggregator that "
         "starts begins at version 0."
@@ -187,22 +190,26 @@ def _confirmed(
     )
     typer.echo(
         f"This will be lost: every version of the model ({models:,} in {topology.models.name}; `fluffle "
-        f"model export` saves one), {count(updates, 'update')} that no version contains yet, "
+        f"model export` saves one), {count(updates, 'message')} for the aggregator, most of them updates, "
         f"{count(rejected, 'refused message')}."
     )
     is_sure = is_confirmed(f"{action} this federation", yes=settings.yes, answer=settings.name)
     return footprint if is_sure else None
 
 
-def _delete_all(management: Management, footprint: Footprint, *, keep: str = "") -> None:
-    """Delete all but the queue `keep`, and say how much was deleted, also after an error."""
+def _delete_all(management: Management, footprint: Footprint, *, keep: Collection[str] = ()) -> None:
+    """Delete all but what `keep` names, and say how much was deleted, also after an error.
+
+    The queue of a listener is left alone: only its own connection may delete it, and it ends with that.
+    """
     exchanges = queues = 0
     try:
         # First: what is published from then on is refused, and so stays with its sender.
         for name in footprint.exchanges:
-            exchanges += management.delete("exchanges", name)
+            exchanges += name not in keep and management.delete("exchanges", name)
         for queue in footprint.queues:
-            queues += queue.name != keep and management.delete("queues", queue.name)
+            is_kept = queue.is_exclusive or queue.name in keep
+            queues += not is_kept and management.delete("queues", queue.name)
     finally:
         typer.echo(
             f"Deleted {exchanges} exchanges with their bindings and {queues} queues of the federation "

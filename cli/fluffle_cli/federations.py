@@ -60,8 +60,9 @@ class Footprint:
 class FederationFacts:
     """One federation at a glance; `version`, `term` and `updates` are None before the first version.
 
-    `updates` counts those in the newest version, `waiting` those that no version contains yet. `trouble`
-    says why something is not known, and is empty otherwise.
+    `updates` counts those in the newest version, `waiting` the messages in F.updates: updates, evaluations,
+    and what an aggregator that failed at its start has left. `trouble` says why something is not known, and
+    is empty otherwise.
     """
 
     federation: str

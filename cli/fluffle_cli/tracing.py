@@ -180,7 +180,7 @@ def _not_found(story: Story) -> list[str]:
     elif newest and (update.worker, update.run) not in newest.applied.runs:
         said.append(f"no version contains anything of the run {update.run} of {update.worker}")
     if story.updates_waiting:
-        wait = count(story.updates_waiting, "update waits", "updates wait")
+        wait = count(story.updates_waiting, "message waits", "messages wait")
         said.append(f"{wait} in {federation}.updates, where an aggregator alone may look: it may be there")
     else:
         said.append(f"nothing waits in {federation}.updates; the leader may hold it until its next commit")

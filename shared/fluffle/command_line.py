@@ -21,7 +21,7 @@ from functools import partial, wraps
 from inspect import cleandoc
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -45,6 +45,7 @@ from fluffle.stderr_relay import relayed_stderr
 log = logs.get_logger(__name__)
 
 S = TypeVar("S", bound=SharedSettings)
+P = ParamSpec("P")
 
 _METAVARS: Mapping[object, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
 EXIT_WRONG = 2
@@ -73,6 +74,13 @@ def run_program(name: str, command: Callable[..., None], arguments: Sequence[str
     app(arguments, prog_name=name)
 
 
+def plain_command(run: Callable[P, None]) -> Callable[P, None]:
+    """Return a typer command with one flag per parameter of `run`; --help begins with its docstring."""
+    command = clean_exit()(run)
+    command.__doc__ = _help_text(run.__doc__)
+    return command
+
+
 def settings_command(
     settings_class: type[S], run: Callable[[S], None], *, about: str = "", without: Collection[str] = ()
 ) -> Callable[..., None]:
@@ -88,10 +96,7 @@ def settings_command(
     order = sorted(fields, key=lambda name: (panels[name] == "Shared", panels[name] != ""))
     parameters = [_parameter(name, fields[name], panels[name] or part.capitalize()) for name in order]
     # typer reads the flags from the signature of a function, which a dataclass gets from its fields.
-    paragraphs = cleandoc(about or run.__doc__ or "").split("\n\n")
-    # One line per paragraph, because typer does not join the lines of a later paragraph.
-    help_text = "\n\n".join(each.replace("\n", " ") for each in paragraphs)
-    named = {"__doc__": help_text, "settings_class": settings_class}
+    named = {"__doc__": _help_text(about or run.__doc__), "settings_class": settings_class}
     flags = make_dataclass("command", parameters, namespace=named, kw_only=True, repr=False, eq=False)
 
     @wraps(flags, updated=())
@@ -213,6 +218,11 @@ def _log_bug(event: str, error: BaseException | None, **fields: object) -> None:
 
 def _traceback(error: BaseException | None) -> str:
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def _help_text(docstring: str | None) -> str:
+    """Put each paragraph on one line, because typer does not join the lines of a later paragraph."""
+    return "\n\n".join(each.replace("\n", " ") for each in cleandoc(docstring or "").split("\n\n"))
 
 
 def _parameter(name: str, setting: FieldInfo, panel: str) -> tuple[str, object, Any]:

@@ -55,11 +55,15 @@ class ManagementSettings(SharedSettings):
 
 @dataclass(frozen=True, slots=True)
 class QueueRow:
-    """A queue, its messages (ready and unacknowledged), and their bytes; None for a stream."""
+    """A queue, its messages (ready and unacknowledged), and their bytes; None for a stream.
+
+    An exclusive queue ends with the connection that declared it, and nobody else may delete it.
+    """
 
     name: str
     messages: int
     size_bytes: int | None
+    is_exclusive: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +166,17 @@ class Management:
 
     def queues(self) -> list[QueueRow]:
         """Return every queue of the virtual host; the counts are some seconds old."""
-        rows = self._get(f"{_path('queues', self.vhost)}?columns=name,messages,message_bytes", list)
-        return [QueueRow(row["name"], row.get("messages", 0), row.get("message_bytes")) for row in rows]
+        columns = "name,messages,message_bytes,exclusive"
+        rows = self._get(f"{_path('queues', self.vhost)}?columns={columns}", list)
+        return [
+            QueueRow(
+                row["name"],
+                row.get("messages", 0),
+                row.get("message_bytes"),
+                is_exclusive=row.get("exclusive", False),
+            )
+            for row in rows
+        ]
 
     def exchanges(self) -> list[str]:
         """Return the name of every exchange of the virtual host."""

@@ -223,8 +223,11 @@ def test_a_node_of_broker_up_stays_when_the_command_has_ended(tmp_path: Path) ->
     up = run_command("up", "--no-management", *folder)
     status = run_command("status", *folder)
     down = run_command("down", *folder)
+    after = run_command("status", *folder)
 
     assert (up.returncode, status.returncode, down.returncode) == (0, 0, 0), up.stderr
+    assert status.stdout.splitlines()[0].split() == ["running", "yes"]
+    assert after.stdout.splitlines()[0].split() == ["running", "no"]
 
 
 def test_a_node_whose_port_was_taken_by_another_program_says_so(

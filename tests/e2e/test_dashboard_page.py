@@ -236,7 +236,7 @@ def test_after_the_end_the_picture_says_nothing_of_waiting_updates_and_aggregato
         wait_until(lambda: text_of(browser, "after-the-end") != "", "what came after it")
 
         assert text_of(browser, "leader") == "The last leader was first."
-        assert "updates waiting" not in texts_of(browser, "#now dt")
+        assert "messages waiting" not in texts_of(browser, "#now dt")
         assert text_of(browser, "rejections-unheard") == "Nothing was refused."
         assert text_of(browser, "after-the-end") == "Came after the end, and not counted above: 1."
 

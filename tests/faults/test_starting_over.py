@@ -79,7 +79,7 @@ def test_workers_and_an_evaluator_at_work_go_on_with_a_federation_that_was_reset
     said = run(running, "federation", "reset", running.name, "--yes")
 
     assert refused.returncode == 2
-    assert "aggregators of the federation" in refused.stderr
+    assert "parts of the federation" in refused.stderr
     assert "aggregator leader" in refused.stderr
     assert "worker site-0" in said
     next_leader = running.aggregator("next", "--buffer-size", "1")

@@ -5,6 +5,8 @@ import os
 import pty
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,17 +14,20 @@ from pathlib import Path
 
 import pika
 import pytest
-from brokers import commit
+from brokers import SOON_S, commit
 from builders import a_version
 from federation import wait_until
 from fluffle_command import Fluffle, ask_management
 from logins import PASSWORD
 
+from fluffle.events import Happened, Rejected, Report
 from fluffle.management import Management
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Contributor
 from fluffle.rights import rights_of
 from fluffle.topology import Topology
+from fluffle.wire import encode_report
+from fluffle_cli.dashboard.program import DashboardSettings, Watch
 from fluffle_cli.federations import all_footprints
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.users import hash_of
@@ -158,7 +163,7 @@ def test_a_deletion_says_what_is_lost_and_keeps_queues_that_fluffle_did_not_crea
     deleted = fluffle("federation", "delete", federation, "--yes")
 
     assert deleted.exit_code == 0, deleted.output
-    assert "2 updates that no version contains yet, 1 refused message" in deleted.output
+    assert "2 messages for the aggregator, most of them updates, 1 refused message" in deleted.output
     assert "Deleted 9 exchanges with their bindings and 6 queues" in deleted.output
     assert f"Not deleted, because Fluffle did not create it: queue {mine}" in deleted.output
     assert names_on_broker(management, federation) == [mine]
@@ -183,6 +188,72 @@ def test_a_reset_federation_is_complete_and_empty(
         broker.state(queue.name).messages for queue in (topology.updates, topology.rejected, topology.head)
     ]
     assert counts == [0, 0, 1]
+
+
+def test_a_federation_is_deleted_while_somebody_listens_and_the_listeners_queue_ends_with_it(
+    fluffle: Fluffle, topology: Topology, broker: RabbitBroker, management: Management
+) -> None:
+    with broker.listen(topology.events.name, name="page"):
+        deleted = fluffle("federation", "delete", topology.federation, "--yes")
+
+        assert deleted.exit_code == 0, deleted.output
+        assert "Deleted 9 exchanges with their bindings and 5 queues" in deleted.output
+        assert names_on_broker(management, topology.federation) == [f"{topology.events.name}.page"]
+    wait_until(lambda: not names_on_broker(management, topology.federation), "the listener's queue to end")
+
+
+def test_a_listener_hears_the_events_of_a_federation_that_was_reset(
+    fluffle: Fluffle, topology: Topology, broker: RabbitBroker, management: Management
+) -> None:
+    with broker.listen(topology.events.name, name="page") as listener:
+        done = fluffle("federation", "reset", topology.federation, "--yes")
+        for exchange in (topology.events, topology.member_events_in):
+            broker.publish_unconfirmed(exchange.name, "worker.w1", b"event")
+
+        heard = [listener.next_delivery(SOON_S) for _ in range(2)]
+
+    assert done.exit_code == 0, done.output
+    assert [each and each.exchange for each in heard] == [
+        topology.events.name,
+        topology.member_events_in.name,
+    ]
+    assert not all_footprints(management)[topology.federation].missing
+
+
+def test_an_open_page_shows_the_events_and_versions_of_a_federation_that_was_reset(
+    fluffle: Fluffle,
+    topology: Topology,
+    broker: RabbitBroker,
+    managed_node: BrokerNode,
+) -> None:
+    stop, federation = threading.Event(), topology.federation
+    watch = Watch(DashboardSettings(federation=federation, broker_url=managed_node.amqp_url), stop)
+    thread = threading.Thread(target=watch.run)
+    thread.start()
+    try:
+        wait_until(lambda: shown_version(watch) == (1, 3), "the page to show the version")
+
+        done = fluffle("federation", "reset", federation, "--yes")
+        commit(broker, topology, replace(a_version(0, term=1002), federation=federation))
+
+        def tells() -> bool:
+            refusal = Happened(time.time(), Rejected("", "w1", "layout", "another layout"))
+            report = encode_report(Report(federation, "aggregator", "next", (refusal,)))
+            broker.publish_unconfirmed(topology.events.name, "aggregator.next", report)
+            return bool(watch.view().refusals)
+
+        assert done.exit_code == 0, done.output
+        wait_until(tells, "the page to hear of the new federation", every_s=0.5)
+        wait_until(lambda: shown_version(watch) == (1002, 0), "the page to show the new version")
+        assert watch.view().trouble == ""
+    finally:
+        stop.set()
+        thread.join()
+
+
+def shown_version(watch: Watch) -> tuple[int, int] | None:
+    newest = watch.view().newest
+    return (newest.rank.term, newest.rank.version) if newest else None
 
 
 @pytest.mark.usefixtures("broker")

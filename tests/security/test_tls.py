@@ -269,11 +269,10 @@ def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federa
         assert_refused(aggregator, "the certificate of RabbitMQ", "has expired")
 
 
-def test_a_private_broker_is_started_with_tls_and_keeps_its_certificates(tmp_path: Path) -> None:
+def test_a_private_broker_is_started_with_tls_and_keeps_it_and_its_certificates(tmp_path: Path) -> None:
     folder = ["--folder", str(tmp_path)]
-    start = ["up", "--tls", "--no-management", *folder]
 
-    said = broker_command(*start)
+    said = broker_command("up", "--tls", "--no-management", *folder)
     try:
         facts = json.loads(broker_command("status", "--json", *folder))
         authority = Path(facts["broker_ca_file"])
@@ -285,9 +284,15 @@ def test_a_private_broker_is_started_with_tls_and_keeps_its_certificates(tmp_pat
     finally:
         broker_command("down", *folder)
 
-    broker_command(*start)
+    again = broker_command("up", "--no-management", *folder)
+    broker_command("down", *folder)
+    without = broker_command("up", "--no-tls", "--no-management", *folder)
     broker_command("down", *folder)
     assert authority.read_bytes() == before
+    assert "export FLUFFLE_BROKER_URL=amqps://" in again
+    assert f"export FLUFFLE_BROKER_CA_FILE={authority}" in again
+    assert "export FLUFFLE_BROKER_URL=amqp://" in without
+    assert "FLUFFLE_BROKER_CA_FILE" not in without
 
 
 def broker_command(*arguments: str) -> str:

@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner, Result
 
-from fluffle.command_line import clean_exit, new_app, settings_command
+from fluffle.command_line import clean_exit, new_app, plain_command, settings_command
 from fluffle.errors import ConfigError, FluffleError
 from fluffle.settings import SharedSettings
 
@@ -261,14 +261,36 @@ def describe(_settings: SharedSettings) -> None:
     """
 
 
-def test_the_docstring_of_a_commands_function_is_its_help_with_a_line_for_each_paragraph() -> None:
+@plain_command
+def plain(folder: Path = Path("here")) -> None:
+    """Describe one thing.
+
+    It is described in a paragraph that is
+    written on two lines.
+    """
+    raise ConfigError(f"there is no {folder}")
+
+
+@pytest.mark.parametrize("command", [settings_command(SharedSettings, describe), plain])
+def test_the_docstring_of_a_commands_function_is_its_help_with_a_line_for_each_paragraph(
+    command: Callable[..., None],
+) -> None:
     app = new_app()
-    app.command("describe")(settings_command(SharedSettings, describe))
+    app.command("describe")(command)
 
     lines = [line.strip() for line in CliRunner().invoke(app, ["--help"]).output.splitlines()]
 
     assert "Describe one thing." in lines
     assert "It is described in a paragraph that is written on two lines." in lines
+
+
+def test_a_plain_command_has_the_flags_of_its_function_and_its_error_is_one_sentence() -> None:
+    app = new_app()
+    app.command("describe")(plain)
+
+    result = CliRunner().invoke(app, ["--folder", "there"])
+
+    assert (result.exit_code, result.stderr) == (2, "error: there is no there\n")
 
 
 def test_a_command_runs_as_a_program_of_its_own_and_imports_no_tensorflow() -> None:

@@ -21,7 +21,7 @@ TOPOLOGY = CHARGE.topology
 
 
 def rows(*names: str) -> list[QueueRow]:
-    return [QueueRow(name, 0, None) for name in names]
+    return [QueueRow(name, 0, None, is_exclusive=False) for name in names]
 
 
 def whole(topology: Topology, *more: str) -> dict[str, Footprint]:

@@ -95,7 +95,7 @@ def test_a_healthy_federation_has_no_findings() -> None:
 def test_a_missing_aggregator_is_found_until_the_end() -> None:
     alone = replace(a_view(), queues=QueueStates(updates_waiting=3))
 
-    assert the_finding(alone).says == "No aggregator is active; 3 updates waiting."
+    assert the_finding(alone).says == "No aggregator is active; 3 messages waiting."
     assert kinds_of(over(alone)) == []
 
 
@@ -205,7 +205,7 @@ def test_an_aggregator_that_cannot_keep_up_is_found() -> None:
     queues = QueueStates(aggregator_active=True, updates_waiting=5 * MOST_WAITING_EACH + 1)
     waiting = replace(a_view(), queues=queues)
 
-    assert the_finding(waiting).says == "21 updates wait for the aggregator."
+    assert the_finding(waiting).says == "21 messages wait for the aggregator."
 
 
 def test_a_loss_that_rises_for_long_is_found_while_another_metric_improves() -> None:

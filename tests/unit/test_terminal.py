@@ -58,7 +58,7 @@ def test_the_picture_shows_version_accuracy_rate_and_queues() -> None:
     assert "version 36 (term 1) after 10 s, 4 parameters, 74 updates, 7.4 updates/s" in text
     assert "accuracy 0.9472 (version 35), best (highest) 0.9583 (version 20)" in text
     assert "target held 2x" in text
-    assert "5 updates and 3 refused messages waiting, an aggregator is active" in text
+    assert "5 messages waiting, 3 refused messages kept, an aggregator is active" in text
 
 
 def test_a_worker_that_sent_no_event_is_shown_with_the_age_of_its_last_update() -> None:
@@ -155,7 +155,7 @@ def test_a_single_message_is_counted_as_one() -> None:
     running = a_view(a_training_version(), queues=one)
     finished = a_view(a_training_version(finished="enough"), queues=one)
 
-    assert "1 update and 1 refused message waiting" in "\n".join(drawn(render(running)))
+    assert "1 message waiting, 1 refused message kept" in "\n".join(drawn(render(running)))
     assert "1 refused message is kept" in "\n".join(drawn(render(finished)))
 
 

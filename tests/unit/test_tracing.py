@@ -114,7 +114,7 @@ def test_the_story_of_an_unknown_update_says_where_it_may_be() -> None:
     nothing = text_of(a_story(FIRST, []))
 
     assert "in no version from 0 (term 1) to 1 (term 1)" in waits
-    assert "3 updates wait in digits.updates" in waits
+    assert "3 messages wait in digits.updates" in waits
     assert "no version contains anything of worker w9" in stranger
     assert "nothing waits in digits.updates; the leader may hold it until its next commit" in stranger
     assert "there is no version yet" in nothing

@@ -56,8 +56,8 @@ def findings_beside_progress(view: FederationView) -> list[Finding]:
 
 def _no_aggregator(view: FederationView) -> Iterator[Finding]:
     if view.queues and not view.queues.aggregator_active and not view.is_over:
-        updates = view.queues.updates_waiting
-        waiting = f"; {count(updates, 'update')} waiting" if updates else ""
+        messages = view.queues.updates_waiting
+        waiting = f"; {count(messages, 'message')} waiting" if messages else ""
         yield Finding("no-aggregator", f"No aggregator is active{waiting}.", "Start `fluffle aggregator`.")
 
 
@@ -186,7 +186,7 @@ def _queue_grows(view: FederationView) -> Iterator[Finding]:
     if view.queues.updates_waiting > MOST_WAITING_EACH * max(5, at_work):
         yield Finding(
             "queue-grows",
-            f"{count(view.queues.updates_waiting, 'update')} wait for the aggregator.",
+            f"{count(view.queues.updates_waiting, 'message')} wait for the aggregator.",
             "It may be too slow: a faster machine, larger buffers, or fewer commits (--commit-every).",
         )
 

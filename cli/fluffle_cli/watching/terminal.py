@@ -181,7 +181,7 @@ def _queues(view: FederationView) -> Text:
     if view.finished:
         late = f", and {queues.updates_waiting} that came after the end" if queues.updates_waiting else ""
         return Text(f"{refused} {'is' if queues.rejected_waiting == 1 else 'are'} kept{late}", "dim")
-    line = Text(f"{count(queues.updates_waiting, 'update')} and {refused} waiting, ")
+    line = Text(f"{count(queues.updates_waiting, 'message')} waiting, {refused} kept, ")
     if queues.aggregator_active:
         return line.append("an aggregator is active")
     return line.append("no aggregator is active", "bold yellow")

@@ -13,7 +13,7 @@ let isAsking = false;
 let seenAt = null;
 const activity = [
   new Chart(byId("activity"), "updates a second", { say: oneDigit, sayX: clock, isTime: true }),
-  new Chart(byId("activity"), "updates waiting", { say: number, sayX: clock, isTime: true, curves: [{ stroke: "--two" }] }),
+  new Chart(byId("activity"), "messages waiting", { say: number, sayX: clock, isTime: true, curves: [{ stroke: "--two" }] }),
   new Chart(byId("activity"), "commit latency", { say: duration, sayX: clock, isTime: true }),
 ];
 

@@ -15,7 +15,7 @@ function figuresOf(picture) {
     ["updates_per_s", "updates a second", picture.updates_per_s, oneDigit(picture.updates_per_s)],
     ["workers", "workers in the model", picture.workers_in_model, number(picture.workers_in_model)],
     ["rejected", "refused", picture.rejected, number(picture.rejected)],
-    ["updates_waiting", picture.finished ? "came after the end" : "updates waiting",
+    ["updates_waiting", picture.finished ? "came after the end" : "messages waiting",
       picture.queues.updates_waiting, number(picture.queues.updates_waiting)],
   ];
 }
