@@ -345,7 +345,7 @@ def test_a_metric_that_is_a_dictionary_is_reported_by_its_keys() -> None:
         metric.batches.assign_add(1.0)
 
     def result(metric: Any) -> dict[str, object]:
-        return {"batches": metric.batches, "twice": 2 * metric.batches}
+        return {"batches": 1 * metric.batches, "twice": 2 * metric.batches}
 
     counts = type(
         "Counts", (keras.metrics.Metric,), {"__init__": start, "update_state": update, "result": result}
