@@ -214,11 +214,16 @@ def _read_any_number(found: Any) -> float:
     return found if type(found) is float else float(_INT_OR_FLOAT.read(found))
 
 
+def _unless_as_it_is(parts: Sequence[Convert], write: Convert) -> Convert:
+    """Return how a whole is written: as it is when all of its parts are, which takes no time."""
+    return _as_it_is if all(each is _as_it_is for each in parts) else write
+
+
 def _optional(kind: Kind) -> Kind:
     read, write = kind.read, kind.write
     return Kind(
         lambda found: None if found is None else read(found),
-        lambda value: None if value is None else write(value),
+        _unless_as_it_is([write], lambda value: None if value is None else write(value)),
     )
 
 
@@ -233,7 +238,7 @@ def _list_of(kind: Kind) -> Kind:
             raise error.inside(f"[{len(values)}]") from None
         return tuple(values)
 
-    return Kind(read, lambda values: list(map(write, values)))
+    return Kind(read, _unless_as_it_is([write], lambda values: list(map(write, values))))
 
 
 def _row(columns: Sequence[str], kinds: Sequence[Kind], make: Callable[..., Any]) -> Kind:
@@ -253,13 +258,18 @@ def _row(columns: Sequence[str], kinds: Sequence[Kind], make: Callable[..., Any]
         except LayoutError as error:
             raise FieldError(str(error)) from error
 
-    return Kind(read, lambda row: list(map(call, writes, row)))
+    return Kind(read, _unless_as_it_is(writes, lambda row: list(map(call, writes, row))))
 
 
 def _dataclass(of: type) -> Kind:
     kinds = Table(of).kinds
     columns = list(kinds)
-    row = _row(columns, list(kinds.values()), lambda *values: of(**dict(zip(columns, values, strict=True))))
+
+    def make(*values: Any) -> Any:
+        return of(**dict(zip(columns, values, strict=True)))
+
+    by_name = any(each.kw_only for each in fields(of))
+    row = _row(columns, list(kinds.values()), make if by_name else of)
     return Kind(row.read, lambda value: row.write([getattr(value, name) for name in columns]))
 
 
@@ -276,7 +286,10 @@ def _map_of(name: Kind, kind: Kind) -> Kind:
                 raise error.inside(f"[{key}]") from None
         return values
 
-    return Kind(read, lambda values: {key: write(each) for key, each in values.items()})
+    each_written = _unless_as_it_is(
+        [write], lambda values: {key: write(each) for key, each in values.items()}
+    )
+    return Kind(read, each_written)
 
 
 # msgpack gives lists; what is about to be sent has tuples too.
