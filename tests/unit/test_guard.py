@@ -75,7 +75,6 @@ def test_a_released_process_keeps_running() -> None:
         child.kill()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
 def test_the_guard_ignores_signals_and_still_ends_the_process() -> None:
     with start() as starter:
         child, its_guard = started_by(starter)

@@ -110,7 +110,7 @@ def test_a_buffer_of_fedbuff_merges_as_the_formula_says(
     a = discounts.mean()
     expected = (1 - a) * np.array(first, np.float32) + a * mean
     # Below the smallest normal number float32 has fewer digits.
-    np.testing.assert_allclose(model.statistics, expected, rtol=1e-6, atol=np.finfo(np.float32).tiny)
+    np.testing.assert_allclose(model.statistics, expected, rtol=1e-6, atol=float(np.finfo(np.float32).tiny))
 
 
 def test_fedasync_mixes_statistics_as_it_mixes_weights() -> None:
