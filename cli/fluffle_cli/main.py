@@ -16,6 +16,7 @@ from fluffle_cli.model_command import app as model
 from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.report.command import command as report
 from fluffle_cli.setup_command import command as setup
+from fluffle_cli.simulate.program import command as simulate
 from fluffle_cli.status_command import command as status
 from fluffle_cli.task_command import app as task
 from fluffle_cli.trace_command import command as trace
@@ -32,6 +33,7 @@ app = new_app(
 broker.command("setup")(setup)
 broker.command("certs")(certs)
 app.command("demo")(demo)
+app.command("simulate")(simulate)
 app.add_typer(task, name="task")
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")

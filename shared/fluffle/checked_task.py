@@ -5,8 +5,10 @@ A mistake in a task becomes a TaskError that names the function, what it returne
 
 import threading
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,15 @@ class CheckedTask:
         self._stop = stop or threading.Event()
         self._groups: Mapping[str, Group] = {}
         self._layout = Layout(())
+
+    def with_the_same_model(self) -> Self:
+        """Return a task that shares this one's model and can be prepared with data of its own.
+
+        Only for a task whose `prepare` replaces its data, and does not change them in place.
+        """
+        other = copy(self)
+        other._task = copy(self._task)
+        return other
 
     def model(self, seed: int = 0) -> TaskModel:
         """Build the model from a seed."""

@@ -1,0 +1,159 @@
+"""`fluffle simulate`: the same settings give the same bits, and a leader on a broker makes the same model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy_task
+import pytest
+from builders import a_config
+from fake_broker import FakeBroker
+from hypothesis import given
+from hypothesis import strategies as st
+from leading import Clock, a_server, newest, take_the_lead, work_off
+
+from fluffle.errors import ConfigError
+from fluffle.record import ModelVersion
+from fluffle.settings import load_arguments
+from fluffle.topology import topology_of
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.head import Head
+from fluffle_cli.simulate.devices import DISTRIBUTIONS, seconds_of_devices
+from fluffle_cli.simulate.federation import SimulatedFederation
+from fluffle_cli.simulate.program import run
+from fluffle_cli.simulate.settings import SimulateSettings
+
+
+def settings_of(**given: Any) -> SimulateSettings:
+    defaults = {"federation": "digits", "task": "numpy_task:task", "max_updates": 24}
+    return load_arguments(SimulateSettings, defaults | given)
+
+
+class Recorded(SimulatedFederation):
+    """A simulation that keeps its versions, and the updates as they arrived."""
+
+    def __init__(self, **given: Any) -> None:
+        self.versions: list[ModelVersion] = []
+        self.arrived: list[tuple[str, bytes]] = []
+        super().__init__(settings_of(**given), numpy_task.task, self.versions.append)
+        self.run()
+
+    def _deliver(self, body: bytes, user: str, exchange: str) -> None:
+        if exchange == topology_of("digits").updates_in.name:
+            self.arrived.append((user, body))
+        super()._deliver(body, user, exchange)
+
+
+def test_the_same_settings_give_the_same_bits_at_the_same_virtual_times() -> None:
+    one, other = Recorded(buffer_size=2), Recorded(buffer_size=2)
+
+    assert [each.committed_at for each in one.versions] == [each.committed_at for each in other.versions]
+    for left, right in zip(one.versions, other.versions, strict=True):
+        np.testing.assert_array_equal(left.vector, right.vector)
+
+
+@pytest.mark.parametrize("given", [{"buffer_size": 2, "codec": "int8"}, {"strategy": "fedasync"}])
+def test_a_leader_that_gets_the_same_updates_in_the_same_order_makes_the_same_model(
+    given: dict[str, Any],
+) -> None:
+    simulated = Recorded(**given)
+    settings = settings_of(**given)
+    strategy, first = settings.make_strategy(), simulated.versions[0]
+
+    def continue_from(head: Head) -> GlobalModel:
+        plan, goal = settings.make_plan(strategy), settings.make_goal()
+        return GlobalModel(head.record, {}, strategy=strategy, plan=plan, goal=goal, term=1)
+
+    config = replace(a_config(strategy), first_version=lambda: first, continue_from=continue_from)
+    server = a_server(config)
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, Clock())
+        for user, body in simulated.arrived:
+            with FakeBroker(server, user=user) as sender:
+                sender.publish(config.topology.updates_in.name, "", body, {})
+            work_off(leader, broker)
+
+    final, last = newest(server, config), simulated.versions[-1]
+    assert final.updates == last.updates == 24
+    np.testing.assert_array_equal(final.vector, last.vector)
+
+
+def test_synchronous_rounds_take_as_long_as_the_slowest_device() -> None:
+    federation = Recorded(strategy="fedavg", buffer_size=4, round_seconds="spread:0.5:4", max_updates=12)
+
+    assert [version.updates for version in federation.versions if version.folded] == [4, 8, 12]
+    assert {one.staleness for version in federation.versions for one in version.folded} == {0}
+    assert federation.seconds == pytest.approx(3 * 2.0)
+
+
+def test_a_faster_device_sends_as_many_times_more_updates() -> None:
+    federation = Recorded(buffer_size=1, clients=2, round_seconds="spread:1:4", max_updates=40)
+
+    given = {name: one.updates for name, one in federation.versions[-1].contributors.items()}
+    assert given == {"worker-0": 32, "worker-1": 8}
+    assert federation.seconds == 32.0
+
+
+def test_a_slow_line_lengthens_each_round_by_what_the_update_weighs() -> None:
+    free, slow = (
+        Recorded(clients=1, buffer_size=1, round_seconds="constant:1", max_updates=5, bandwidth=each)
+        for each in (None, 0.1)
+    )
+
+    bits = 8 * sum(len(body) for _, body in slow.arrived)
+    assert free.seconds == 5.0
+    assert slow.seconds == pytest.approx(5.0 + bits / 1e5)
+
+
+def test_the_target_ends_a_simulation_once_it_has_held() -> None:
+    federation = Recorded(buffer_size=2, target="0.8", max_updates=400, max_seconds=1000)
+
+    last = federation.versions[-1]
+    assert last.finished == "accuracy>=0.8 held for 3 evaluations"
+    assert last.evaluation is not None
+    assert last.evaluation.metrics["accuracy"] >= 0.8
+
+
+@given(name=st.sampled_from(sorted(DISTRIBUTIONS)), count=st.integers(1, 50), seed=st.integers(0, 99))
+def test_each_device_takes_a_finite_time_of_at_least_0(name: str, count: int, seed: int) -> None:
+    seconds = seconds_of_devices(name, count, np.random.default_rng(seed))
+
+    assert seconds.shape == (count,)
+    assert np.all(np.isfinite(seconds))
+    assert np.all(seconds >= 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"round_seconds": "weibull"}, "must be one of constant"),
+        ({"round_seconds": "constant:-1"}, "at least 0"),
+        ({"clients": 0}, "clients must be"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_what_is_possible(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings_of(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"max_updates": None}, "needs an end"), ({"codec": "topk:0.1"}, "not simulated yet")],
+)
+def test_what_cannot_be_simulated_is_refused_before_anything_starts(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings_of(**given).check()
+
+
+def test_a_run_leaves_a_folder_like_that_of_a_real_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings_of(buffer_size=2, out=tmp_path / "run"))
+
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert json.loads(lines[-1])["updates"] == summary["runs"][0]["updates"] == 24
+    assert "<html" in (tmp_path / "run" / "report.html").read_text()
+    assert "virtual seconds took" in capsys.readouterr().out
