@@ -74,6 +74,7 @@ PURE = {
         for name in ("fedasync", "fedavg", "fedbuff", "registry", "strategy")
     ),
     "fluffle_cli.dashboard.table",
+    *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),
     *("fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.words"),
     *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
     "fluffle_worker.splits",
@@ -91,7 +92,8 @@ PURE_MAY_IMPORT = {
         "hashlib",
         "inspect",
     ),
-    *("contextlib", "itertools", "json", "math", "operator", "re", "shlex", "statistics", "types", "typing"),
+    *("array", "contextlib", "itertools", "json", "math", "operator", "re", "shlex", "statistics", "struct"),
+    *("types", "typing"),
     *("ml_dtypes", "msgpack", "numpy", "pydantic", "xxhash", "zstandard"),
 }
 

@@ -10,8 +10,6 @@ import numpy_task
 import pytest
 from builders import a_config
 from fake_broker import FakeBroker
-from hypothesis import given
-from hypothesis import strategies as st
 from leading import Clock, a_server, newest, take_the_lead, work_off
 
 from fluffle.errors import ConfigError
@@ -20,7 +18,6 @@ from fluffle.settings import load_arguments
 from fluffle.topology import topology_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_cli.simulate.devices import DISTRIBUTIONS, seconds_of_devices
 from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.program import run
 from fluffle_cli.simulate.settings import SimulateSettings
@@ -114,28 +111,6 @@ def test_the_target_ends_a_simulation_once_it_has_held() -> None:
     assert last.finished == "accuracy>=0.8 held for 3 evaluations"
     assert last.evaluation is not None
     assert last.evaluation.metrics["accuracy"] >= 0.8
-
-
-@given(name=st.sampled_from(sorted(DISTRIBUTIONS)), count=st.integers(1, 50), seed=st.integers(0, 99))
-def test_each_device_takes_a_finite_time_of_at_least_0(name: str, count: int, seed: int) -> None:
-    seconds = seconds_of_devices(name, count, np.random.default_rng(seed))
-
-    assert seconds.shape == (count,)
-    assert np.all(np.isfinite(seconds))
-    assert np.all(seconds >= 0)
-
-
-@pytest.mark.parametrize(
-    ("given", "says"),
-    [
-        ({"round_seconds": "weibull"}, "must be one of constant"),
-        ({"round_seconds": "constant:-1"}, "at least 0"),
-        ({"clients": 0}, "clients must be"),
-    ],
-)
-def test_a_wrong_setting_is_refused_with_what_is_possible(given: dict[str, Any], says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        settings_of(**given)
 
 
 @pytest.mark.parametrize(

@@ -6,168 +6,155 @@ give the same bits on any machine, however busy it is.
 """
 
 import heapq
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
 import numpy as np
 
-from fluffle.broker import Delivery
 from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress
 from fluffle.errors import FluffleError
-from fluffle.framing import record_digest
-from fluffle.model import Weights
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.safetensors_file import ModelFile
-from fluffle.task import Site, Task
-from fluffle.topology import topology_of
+from fluffle.task import Task
 from fluffle.update import UpdateId
-from fluffle.wire import decode_version, encode_copy, encode_evaluation, encode_update, encode_version
-from fluffle_aggregator.effects import Commit, Effect
-from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.initial_model import first_version
-from fluffle_aggregator.leader import Leader, Now
-from fluffle_aggregator.schedules import parse_schedule
+from fluffle.wire import encode_evaluation, encode_update
+from fluffle_cli.simulate.client import Client
+from fluffle_cli.simulate.in_memory import LeaderInMemory
 from fluffle_cli.simulate.settings import SimulateSettings
-from fluffle_worker.base_version import FIRST_PATIENCE_S, most_in_flight
 from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.round import ignore_progress, minibatch_seed, train_round
 
-# The Unix time at which every simulation begins, so that two runs are equal to the byte.
-BEGINS_AT: Final = 1_767_225_600.0
 EVALUATOR: Final = "evaluator"
 RUN: Final = "0" * 16
+# Later than any rounding of two times, so that a timer that fires a little early is not set for ever.
+SHORTEST_WAIT_S: Final = 1e-3
 
-
-@dataclass(slots=True)
-class Client:
-    """A device: `site` is its part of the data, and `base` the version that its round started from."""
-
-    name: str
-    site: Site
-    task: CheckedTask
-    examples: int
-    fixed_s: float
-    example_s: float
-    local: Weights
-    base: ModelVersion
-    optimizer: Weights = field(default_factory=dict)
-    sent: int = 0
-    round_s: float = 0.0
-    in_flight: list[UpdateId] = field(default_factory=list)
+Event = tuple[float, int, Callable[[], None]]
 
 
 class SimulatedFederation:
-    """One federation, from its first version to its end; `seconds` is the virtual clock."""
+    """One federation, from its first version to its end; `seconds` is the virtual clock.
+
+    `crashes` and `duplicates` count the rounds that were lost, and the updates that came twice.
+    """
 
     def __init__(
         self, settings: SimulateSettings, task: Task, on_version: Callable[[ModelVersion], None]
     ) -> None:
         """Build the model, and load the data of every site."""
         self.seconds = 0.0
+        self.crashes = self.duplicates = 0
         self._settings, self._on_version = settings, on_version
         self._evaluator = CheckedTask(task)
         model = self._evaluator.model(settings.seed)
         self._local = model.local
-        strategy = settings.make_strategy()
-        plan = settings.make_plan(strategy)
-        self._topology = topology_of(settings.federation)
-        file = ModelFile(model.layout, model.weights)
-        first = first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
-        self._newest = replace(first, committed_at=BEGINS_AT)
-        global_model = GlobalModel(
-            self._newest,
-            {},
-            strategy=strategy,
-            plan=plan,
-            goal=settings.make_goal(),
-            term=1,
-            schedule=parse_schedule(settings.learning_rate_schedule),
-        )
-        self._leader = Leader(
-            global_model,
-            self._topology,
-            settings,
-            settings.make_commit_schedule(strategy),
-            parent=record_digest(encode_version(self._newest)),
-            now=self._now,
-        )
+        self.leader = LeaderInMemory(settings, ModelFile(model.layout, model.weights), self._committed)
+        self._population = settings.make_population()
         self._clients = list(self._make_clients(task))
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._order = self._tags = 0
-        self._idle: list[Client] = []
-        self._next_tick_s = -1.0
+        self._events: list[Event] = []
+        self._order = 0
+        # By number, in the order in which they began to wait.
+        self._waiting: dict[int, Client] = {}
+        self._next_tick_s = math.inf
 
     def _make_clients(self, task: Task) -> Iterator[Client]:
         settings, evaluator = self._settings, self._evaluator
-        width = len(str(settings.clients - 1))
-        for index, (fixed_s, example_s) in enumerate(zip(*settings.seconds_of_devices(), strict=True)):
+        width, first = len(str(settings.clients - 1)), self.leader.newest
+        for index in range(settings.clients):
             # The data of another kind of task are loaded again for each round.
             own = evaluator.with_the_same_model() if isinstance(task, KerasTask) else evaluator
             site = settings.site(index)
-            examples = own.prepare(site)
-            name = f"worker-{index:0{width}d}"
-            yield Client(name, site, own, examples, fixed_s, example_s, self._local, self._newest)
+            yield Client(index, f"worker-{index:0{width}d}", site, own, own.prepare(site), self._local, first)
 
     @property
-    def _now(self) -> Now:
-        return Now(self.seconds, BEGINS_AT + self.seconds)
+    def refused(self) -> Counter[str]:
+        """How many messages the leader has refused, by reason."""
+        return self.leader.refused
 
     def run(self) -> None:
         """Play the federation to its end; `on_version` gets each version, the first one too."""
-        self._on_version(self._newest)
-        self._perform(self._leader.begin(self._now))
+        self._on_version(self.leader.newest)
+        self.leader.begin()
         for client in self._clients:
-            self._start_when_allowed(client)
-        while not self._leader.finished:
+            self._at(self._population.joins_s.get(client.index, 0.0), partial(self._begin, client))
+        while not self.leader.finished:
             if not self._events:
-                self._end_vain_waits()
-            at, _, event = heapq.heappop(self._events)
-            self.seconds = max(self.seconds, at)
+                raise FluffleError("the simulation stands still: no client may train, and no update is held")
+            self.seconds, _, event = heapq.heappop(self._events)
             event()
             self._tick()
 
-    def _later(self, seconds: float, event: Callable[[], None]) -> None:
+    def _at(self, at_s: float, event: Callable[[], None]) -> None:
         self._order += 1
-        heapq.heappush(self._events, (self.seconds + seconds, self._order, event))
+        heapq.heappush(self._events, (at_s, self._order, event))
+
+    def _when_on(self, client: Client, seconds: float, event: Callable[[], None]) -> None:
+        """Let something happen when a client's device has been on for so many seconds."""
+        self._at(self._population.availability.after(client.index, self.seconds, seconds), event)
 
     def _tick(self) -> None:
-        self._perform(self._leader.tick(self._now))
-        if self._leader.held and self._next_tick_s <= self.seconds:
-            # A partial buffer is used after a while, even if no update comes.
-            timeout_s = self._settings.buffer_timeout
-            self._next_tick_s = self.seconds + timeout_s
-            self._later(timeout_s, lambda: None)
+        self.leader.tick(self.seconds)
+        due_s = self.leader.next_tick(self.seconds)
+        if self._next_tick_s <= self.seconds:
+            self._next_tick_s = math.inf
+        if due_s is not None and due_s < self._next_tick_s:
+            self._next_tick_s = max(due_s, self.seconds + SHORTEST_WAIT_S)
+            self._at(self._next_tick_s, lambda: None)
 
-    def _start_when_allowed(self, client: Client) -> None:
+    def _go_on(self, client: Client) -> None:
         """Let a client begin a round, or wait for a newer version, as `fluffle worker` does."""
-        newest = self._newest
-        client.in_flight = [one for one in client.in_flight if not newest.applied.is_past(one)]
-        is_done = newest.plan.one_update_per_version and client.base is newest and client.sent > 0
-        if is_done or len(client.in_flight) >= most_in_flight(newest, client.name):
-            self._idle.append(client)
-        else:
-            self._start(client)
+        newest = self.leader.newest
+        if not client.must_wait(newest):
+            self._begin(client)
+            return
+        client.waits += 1
+        self._waiting[client.index] = client
+        if not newest.plan.one_update_per_version:
+            vain = partial(self._end_vain_wait, client, client.waits)
+            self._at(self.seconds + client.patience_s, vain)
 
-    def _start(self, client: Client) -> None:
-        plan = self._newest.plan
-        client.base = self._newest
+    def _end_vain_wait(self, client: Client, wait: int) -> None:
+        """Let a client that waits for a newer version in vain train again from the same one."""
+        if client.index in self._waiting and client.waits == wait:
+            del self._waiting[client.index]
+            client.lose_patience()
+            self._train(client)
+
+    def _begin(self, client: Client) -> None:
+        """Let a client begin a round from the newest version, as soon as its device is on."""
+        on_s = self._population.availability.after(client.index, self.seconds, 0.0)
+        if on_s > self.seconds:
+            self._at(on_s, partial(self._begin, client))
+            return
+        newest = self.leader.newest
+        # Workers leave when no more updates are taken.
+        if not newest.is_over:
+            client.read(newest)
+            self._train(client)
+
+    def _train(self, client: Client) -> None:
+        """Let a client's round begin, and be lost or end when its device has been on for long enough."""
+        plan = client.base.plan
         steps = plan.local_steps
         examples = steps * plan.batch_size if steps else plan.local_epochs * client.examples
-        client.round_s = client.fixed_s + client.example_s * examples
-        self._later(client.round_s, lambda: self._finish_round(client))
+        client.begun += 1
+        client.round_s = self._population.round_s(client.index, examples)
+        lost_after = self._population.lost_after(client.index, client.begun)
+        if lost_after is None:
+            self._when_on(client, client.round_s, partial(self._finish_round, client))
+        else:
+            self._when_on(client, lost_after * client.round_s, partial(self._crash, client))
 
-    def _end_vain_waits(self) -> None:
-        """Let clients that wait for a newer version in vain train again from the same one."""
-        if self._newest.plan.one_update_per_version:
-            raise FluffleError("the simulation stands still: no client may train, and no update is held")
-        idle, self._idle = self._idle, []
-        self.seconds += FIRST_PATIENCE_S
-        for client in idle:
-            self._start(client)
+    def _crash(self, client: Client) -> None:
+        """Lose a round, and begin anew from the newest version."""
+        self.crashes += 1
+        client.crash()
+        self._begin(client)
 
     def _finish_round(self, client: Client) -> None:
         """Train the round that ends now, and send its update."""
@@ -193,45 +180,34 @@ class SimulatedFederation:
         random = np.random.default_rng([seed, client.sent, 1])
         vector = compress(version.plan.codec, trained.vector, random)
         body = encode_update(replace(trained.update, vector=vector, train_s=client.round_s))
-        client.in_flight.append(trained.update.id)
+        client.note_sent(trained.update.id)
         bandwidth = self._settings.bandwidth
-        self._later(8e-6 * len(body) / bandwidth if bandwidth else 0.0, lambda: self._arrive(client, body))
+        sending_s = 8e-6 * len(body) / bandwidth if bandwidth else 0.0
+        self._when_on(client, sending_s, partial(self._arrive, client, body))
 
     def _arrive(self, client: Client, body: bytes) -> None:
-        self._deliver(body, client.name, self._topology.updates_in.name)
-        self._tick()
-        self._start_when_allowed(client)
+        self._deliver(body, client.name, self.leader.topology.updates_in.name)
+        if self._population.comes_twice(client.index, client.sent):
+            # As after a confirm that was lost with its connection.
+            self.duplicates += 1
+            self._deliver(body, client.name, self.leader.topology.updates_in.name)
+        self._go_on(client)
 
     def _deliver(self, body: bytes, user: str, exchange: str) -> None:
-        self._tags += 1
-        headers = {"at": f"{self._now.unix:.3f}"}
-        delivery = Delivery(self._tags, body, user=user, exchange=exchange, headers=headers)
-        self._perform(self._leader.take_in(delivery, self._now))
+        self.leader.deliver(body, user, exchange, self.seconds)
+        self._tick()
 
-    def _perform(self, effects: Iterable[Effect]) -> None:
-        """Perform the commits among these effects: nothing here is acked, delivered again or told."""
-        waiting = deque(effects)
-        while waiting:
-            effect = waiting.popleft()
-            if isinstance(effect, Commit):
-                waiting.extendleft(reversed(self._commit(effect.record)))
-
-    def _commit(self, record: ModelVersion) -> list[Effect]:
-        body = encode_version(record)
-        digest, codec = record_digest(body), self._settings.downlink_codec
-        sent = body if codec == "float32" else bytes(encode_copy(record, codec, digest))
-        # Read back, as a worker does; the leader goes on to write to its own arrays.
-        self._newest = decode_version(sent)
-        effects = self._leader.committed(record, digest=digest, took_s=0.0, now=self._now)
-        self._on_version(self._newest)
-        if record.version % self._settings.evaluate_every == 0 and not record.finished:
-            self._later(0.0, partial(self._evaluate, self._newest))
-        idle, self._idle = self._idle, []
-        for client in idle:
-            self._start_when_allowed(client)
-        return effects
+    def _committed(self, version: ModelVersion) -> None:
+        """Show a version that workers can read now, evaluate it if that is due, and end waits for it."""
+        self._on_version(version)
+        is_due = version.version % self._settings.evaluate_every == 0 or version.closing
+        if is_due and not version.finished:
+            self._at(self.seconds, partial(self._evaluate, version))
+        waiting, self._waiting = self._waiting, {}
+        for client in waiting.values():
+            self._begin(client)
 
     def _evaluate(self, version: ModelVersion) -> None:
         metrics = self._evaluator.evaluate({**version.weights, **self._local})
         report = Evaluation(self._settings.federation, EVALUATOR, version.version, metrics)
-        self._deliver(encode_evaluation(report), EVALUATOR, self._topology.evaluations_in.name)
+        self._deliver(encode_evaluation(report), EVALUATOR, self.leader.topology.evaluations_in.name)

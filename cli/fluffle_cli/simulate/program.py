@@ -1,6 +1,7 @@
 """`fluffle simulate`: play a federation on a virtual clock, and write its folder and its report."""
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ from fluffle.settings import ServiceSettings, SharedSettings
 from fluffle.task import load_task
 from fluffle_cli.report.command import write_report
 from fluffle_cli.report.run import (
+    EVENTS,
     METRICS,
     About,
     AboutFederation,
@@ -25,7 +27,7 @@ from fluffle_cli.report.run import (
 )
 from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.settings import SimulateSettings
-from fluffle_cli.watching.view import Version
+from fluffle_cli.watching.view import Happening, Version
 from fluffle_cli.words import number
 
 # What an aggregator needs for its broker and its process, and a simulation has not.
@@ -54,14 +56,17 @@ def run(settings: SimulateSettings) -> None:
             versions.append(Version.of(version))
             progress.update(shown, description=_line(versions[-1]))
 
+        federation = SimulatedFederation(settings, load_task(settings.task), note)
         try:
-            federation = SimulatedFederation(settings, load_task(settings.task), note)
             federation.run()
         finally:
             # After Ctrl-C too: what is done is kept.
             append_lines(folder / METRICS, versions)
+            append_lines(folder / EVENTS, federation.leader.happened)
             if versions and versions[-1].updates:
-                _write_results(console, _results(settings, folder, versions))
+                _write_results(console, _results(settings, folder, versions, federation.leader.happened))
+            for line in _what_went_wrong(federation):
+                console.print(line, markup=False)
     took_s = time.monotonic() - began
     console.print(f"{federation.seconds:.1f} virtual seconds took {took_s:.1f} s", markup=False)
 
@@ -74,13 +79,30 @@ def _write_results(console: Console, run: Run) -> None:
     console.print(f"The report is {report}", markup=False)
 
 
+def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
+    """Yield a line for each thing that was not as it should be; all messages count, even after the end."""
+    leader = federation.leader
+    for reason, count in leader.refused.most_common():
+        yield f"{f'refused: {reason}':28} {count}"
+    if leader.refused.total() > len(leader.happened):
+        yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
+    if federation.crashes:
+        yield f"{'rounds lost in crashes':28} {federation.crashes}"
+    if federation.duplicates:
+        yield f"{'updates delivered twice':28} {federation.duplicates}"
+    for warning, count in leader.warnings.most_common():
+        yield f"the leader warned {count} times: {warning}"
+
+
 def _line(version: Version) -> str:
     found = version.evaluation.metrics if version.evaluation else {}
     metrics = ", ".join(f"{name} {number(value)}" for name, value in list(found.items())[:3])
     return f"{version.elapsed_s:8.1f} s   version {version.version}   {version.updates} updates   {metrics}"
 
 
-def _results(settings: SimulateSettings, folder: Path, versions: list[Version]) -> Run:
+def _results(
+    settings: SimulateSettings, folder: Path, versions: list[Version], happened: Sequence[Happening]
+) -> Run:
     given = settings.model_dump(include=settings.model_fields_set, exclude=set(SharedSettings.model_fields))
     about = About(
         task=settings.task,
@@ -91,7 +113,7 @@ def _results(settings: SimulateSettings, folder: Path, versions: list[Version]) 
         settings={name.replace("_", "-"): str(value) for name, value in given.items()},
         versions=versions_in_use("none: simulated"),
     )
-    federation = FederationRun(about=about.runs[0], versions=versions)
+    federation = FederationRun(about=about.runs[0], versions=versions, happened=happened)
     return Run(folder=folder, about=about, federations=[federation])
 
 

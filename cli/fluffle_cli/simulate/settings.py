@@ -1,5 +1,6 @@
 """The settings of a simulation: those of the aggregator, the devices and the data."""
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,7 +14,31 @@ from fluffle.task import Site
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.report.run import make_empty_folder
-from fluffle_cli.simulate.devices import require_distribution, seconds_of_devices
+from fluffle_cli.simulate.availability import Always, Availability, OnOff, Traced
+from fluffle_cli.simulate.devices import seconds_of_devices, seconds_of_rounds
+from fluffle_cli.simulate.population import Population, parse_availability, parse_late
+from fluffle_cli.simulate.traces import read_intervals, read_seconds
+
+TRACE = "trace:"
+
+
+def require_distribution(text: str) -> None:
+    """Raise ValueError unless a setting is a trace, or can be read by `seconds_of_devices`."""
+    if not _is_trace(text):
+        seconds_of_devices(text, 1, np.random.default_rng(0))
+
+
+def require_availability(text: str) -> None:
+    """Raise ValueError unless a setting is a trace, or can be read by `parse_availability`."""
+    if not _is_trace(text):
+        parse_availability(text)
+
+
+def _is_trace(text: str) -> bool:
+    if text.partition(":")[0] == "trace" and not text.removeprefix(TRACE).strip():
+        raise ValueError(f"must name the file of the trace, such as trace:devices.csv, not {text!r}")
+    return text.startswith(TRACE)
+
 
 Distribution = Annotated[str, readable_by(require_distribution)]
 
@@ -38,14 +63,43 @@ class SimulateSettings(AggregatorSettings):
         "spread",
         description="Seconds that a device adds to each of its rounds: constant[:SECONDS] (1), "
         "spread[:FASTEST][:TIMES] (0.25 and 8), tiers[:FAST][:MIDDLE][:SLOW] (1, 2 and 4), "
-        "half-normal[:SCALE] (1), lognormal[:MEDIAN][:SIGMA] (1 and 0.6) or exponential[:MEAN] (1). Each "
-        "device draws once.",
+        "half-normal[:SCALE][:LEAST] (1 and 0), lognormal[:MEDIAN][:SIGMA] (1 and 0.6), exponential[:MEAN] "
+        "(1), zipf[:SECONDS][:EXPONENT][:MOST] (1, 1.2 and 60) or trace:FILE, a CSV file with the columns "
+        "device and seconds_per_round. The numbers in parentheses are the defaults. Each device draws once.",
+    )
+    redraw: bool = Field(
+        False,
+        description="Draw round_seconds anew for each round. Needs half-normal, lognormal, exponential or "
+        "zipf.",
     )
     example_seconds: Distribution = Field(
-        "constant:0", description="Seconds that a device takes to train one example, drawn in the same ways."
+        "constant:0",
+        description="Seconds that a device takes to train one example, drawn in the same ways; the column of "
+        "a trace is seconds_per_example.",
     )
     bandwidth: float | None = Field(
         None, gt=0, description="Mbit/s with which each device sends its updates. Default: no limit."
+    )
+    availability: Annotated[str, readable_by(require_availability)] = Field(
+        "always",
+        description="When devices are on: always, on-off[:ON][:OFF] (600 and 600 seconds in the mean, "
+        "exponential) or trace:FILE, a CSV file with the columns device, from_s and to_s, which is repeated. "
+        "The round of a device that is off waits.",
+    )
+    crashes: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Probability that a round is lost in a crash; then the device begins anew from the "
+        "newest version.",
+    )
+    duplicates: float = Field(
+        0.0, ge=0, le=1, description="Probability that an update is delivered twice; the second is refused."
+    )
+    late: Annotated[str, readable_by(parse_late)] | None = Field(
+        None,
+        description="Let devices join late, as SHARE:SECONDS: 0.25:60 lets a quarter of them join after 60 "
+        "seconds.",
     )
     evaluate_every: int = Field(1, ge=1, description="Evaluate each of so many versions.")
     out: Path | None = Field(
@@ -68,12 +122,55 @@ class SimulateSettings(AggregatorSettings):
         """Return one device's part of the data."""
         return Site(index=index, count=self.clients, split=self.split, seed=self.seed)
 
-    def seconds_of_devices(self) -> tuple[list[float], list[float]]:
-        """Return what each device adds to a round, and what it takes for one example, in seconds."""
+    def make_population(self) -> Population:
+        """Return the devices; ConfigError when a trace has faults, or a round would take no time."""
         random = np.random.default_rng([self.seed, 7])
-        texts = self.round_seconds, self.example_seconds
-        fixed, each = (seconds_of_devices(text, self.clients, random).tolist() for text in texts)
-        return fixed, each
+        fixed_s = self._seconds(self.round_seconds, "seconds_per_round", random)
+        example_s = self._seconds(self.example_seconds, "seconds_per_example", random)
+        for device, seconds in enumerate(zip(fixed_s, example_s, strict=True)):
+            if not any(seconds):
+                raise ConfigError(
+                    f"a round of device {device} takes 0 s, so that it would train without end: give "
+                    "--round-seconds or --example-seconds above 0"
+                )
+        return Population(
+            fixed_s,
+            example_s,
+            self._make_availability(),
+            redrawn=self._redrawn(),
+            joins_s=self._joins_s(),
+            crashes=self.crashes,
+            duplicates=self.duplicates,
+            seed=self.seed,
+        )
+
+    def _seconds(self, text: str, column: str, random: np.random.Generator) -> list[float]:
+        if _is_trace(text):
+            return read_seconds(Path(text.removeprefix(TRACE)), column, self.clients)
+        found: list[float] = seconds_of_devices(text, self.clients, random).tolist()
+        return found
+
+    def _redrawn(self) -> Iterator[float] | None:
+        if not self.redraw:
+            return None
+        try:
+            return seconds_of_rounds(self.round_seconds, np.random.default_rng([self.seed, 8]))
+        except ValueError as error:
+            raise ConfigError(f"with --redraw, --round-seconds {error}") from error
+
+    def _make_availability(self) -> Availability:
+        if _is_trace(self.availability):
+            return Traced(*read_intervals(Path(self.availability.removeprefix(TRACE)), self.clients))
+        means = parse_availability(self.availability)
+        return Always() if means is None else OnOff(self.clients, *means, seed=self.seed)
+
+    def _joins_s(self) -> dict[int, float]:
+        """Return when the devices join that join late; the seed chooses them."""
+        if self.late is None:
+            return {}
+        share, seconds = parse_late(self.late)
+        order = np.random.default_rng([self.seed, 9]).permutation(self.clients)
+        return dict.fromkeys(order[: round(share * self.clients)].tolist(), seconds)
 
     def make_folder(self) -> Path:
         """Make the folder of this run; ConfigError when it has something in it already."""

@@ -290,7 +290,7 @@ class FederationState:
             return
         is_new = event.reason not in self._reasons
         self._reasons[OTHER_REASONS if is_new and len(self._reasons) >= MOST_REASONS else event.reason] += 1
-        self._refusals.appendleft(_refusal(event, now))
+        self._refusals.appendleft(refusal_of(event, now))
 
     def _note_staleness(self, staleness: int, weight: float) -> None:
         row = bisect_right(STALENESS_ROWS, max(0, staleness)) - 1
@@ -331,7 +331,7 @@ def happenings_in(report: events.Report) -> Iterator[Happening]:
                 detail = f"leads from version {version} on, as term {term}"
                 yield Happening(at=at, name=name, what=TOOK_OVER, detail=detail)
             case events.Rejected():
-                yield _refusal(each.event, at)
+                yield refusal_of(each.event, at)
 
 
 def merge_activity(earlier: Activity, later: Activity) -> Activity:
@@ -346,6 +346,7 @@ def merge_activity(earlier: Activity, later: Activity) -> Activity:
     )
 
 
-def _refusal(event: events.Rejected, at: float) -> Happening:
+def refusal_of(event: events.Rejected, at: float) -> Happening:
+    """Return the happening of a refused message."""
     detail = f"{event.update}: {event.detail}" if event.update else event.detail
     return Happening(at=at, name=event.worker, what=REJECTED, reason=event.reason, detail=detail)

@@ -1,0 +1,68 @@
+"""One simulated worker, and when it may begin its next round, as `fluffle worker` decides it."""
+
+from dataclasses import dataclass, field
+
+from fluffle.checked_task import CheckedTask
+from fluffle.model import Weights
+from fluffle.record import ModelVersion
+from fluffle.task import Site
+from fluffle.update import UpdateId
+from fluffle_worker.base_version import (
+    FIRST_PATIENCE_S,
+    LONGEST_PATIENCE_S,
+    ROUNDS_OF_PATIENCE,
+    most_in_flight,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A device: `site` is its part of the data, and `examples` how many it holds.
+
+    `base` is the version that its round started from; with `is_new`, no round of this process did.
+    `begun` counts its rounds, and `sent` its updates. `in_flight` are the updates that the version that it
+    read last does not contain. `waits` counts how often it had to wait for a newer version.
+    """
+
+    index: int
+    name: str
+    site: Site
+    task: CheckedTask
+    examples: int
+    local: Weights
+    base: ModelVersion
+    is_new: bool = True
+    optimizer: Weights = field(default_factory=dict)
+    begun: int = 0
+    sent: int = 0
+    round_s: float = 0.0
+    in_flight: list[UpdateId] = field(default_factory=list)
+    waits: int = 0
+    patience_s: float = FIRST_PATIENCE_S
+
+    def read(self, newest: ModelVersion) -> None:
+        """Take a version as the base of the next round."""
+        self.in_flight = [one for one in self.in_flight if not newest.applied.is_past(one)]
+        if newest.version > self.base.version:
+            self.patience_s = FIRST_PATIENCE_S
+        self.base, self.is_new = newest, False
+
+    def note_sent(self, update: UpdateId) -> None:
+        """Remember the update of the round that ends."""
+        self.in_flight.append(update)
+        self.patience_s = max(self.patience_s, ROUNDS_OF_PATIENCE * self.round_s)
+
+    def crash(self) -> None:
+        """Forget what a process keeps in memory; what was sent stays sent."""
+        self.is_new, self.in_flight, self.patience_s = True, [], FIRST_PATIENCE_S
+
+    def lose_patience(self) -> None:
+        """Double how long it waits the next time, up to ten minutes."""
+        self.patience_s = min(LONGEST_PATIENCE_S, 2 * self.patience_s)
+
+    def must_wait(self, newest: ModelVersion) -> bool:
+        """Return whether it waits for a version newer than the newest one."""
+        base = self.base
+        if self.is_new or newest.version > base.version:
+            return False
+        return base.plan.one_update_per_version or len(self.in_flight) >= most_in_flight(base, self.name)
