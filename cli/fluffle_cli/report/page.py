@@ -23,26 +23,34 @@ from fluffle_cli.words import number
 MOST_HAPPENINGS: Final = 300
 MOST_SENDERS: Final = 20
 # Each imports only modules that stand before it. app.js, which asks a server, is not among them.
-MODULES: Final = ("text", "charts", "quality", "page", "workers", "report")
+MODULES: Final = ("text", "charts", "sections", "quality", "page", "workers", "report")
 Point = tuple[float | None, ...]
 
 
 def page(run: Run, others: Sequence[Run]) -> str:
     """Return the page of a run, compared with other runs where there are any."""
-    style = _asset("vendor/uPlot.min.css") + _asset("style.css")
-    plotter = _asset("vendor/uPlot.iife.min.js")
+    return assembled(asset("index.html"), MODULES, data_of(run, others))
+
+
+def assembled(document: str, modules: Sequence[str], data: object) -> str:
+    """Return an HTML document as one file: with styles, scripts and the data that the last module shows.
+
+    What `document` itself names in <link> and <script> is left out.
+    """
+    style = asset("vendor/uPlot.min.css") + asset("style.css")
+    plotter = asset("vendor/uPlot.iife.min.js")
     # What a module imports stands in the same script.
-    modules = "".join(_asset(f"{name}.js") for name in MODULES)
-    program = re.sub(r"^(import .*\n|export )", "", modules, flags=re.MULTILINE)
+    joined = "".join(asset(f"{name}.js") for name in modules)
+    program = re.sub(r"^(import .*\n|export )", "", joined, flags=re.MULTILINE)
     policy = f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(plotter)} {_hash(program)}"
     # No text of the data can end the script that holds them.
-    data = as_text(data_of(run, others), is_short=True).replace("<", r"\u003c")
+    said = as_text(data, is_short=True).replace("<", r"\u003c")
     head = (
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{style}</style>\n'
-        f'<script type="application/json" id="run">{data}</script>\n'
+        f'<script type="application/json" id="run">{said}</script>\n'
         f'<script>{plotter}</script>\n<script type="module">{program}</script>\n</head>'
     )
-    without_files = re.sub(r" *<(link|script) .*\n", "", _asset("index.html"))
+    without_files = re.sub(r" *<(link|script) .*\n", "", document)
     return without_files.replace("</head>", head, 1)
 
 
@@ -57,7 +65,7 @@ def data_of(run: Run, others: Sequence[Run]) -> dict[str, object]:
         name = {"run": one.folder.name} if others else {}
         for each in one.federations:
             label = f"{each.strategy} in {one.folder.name}" if others else each.strategy
-            points = _thinned(each.curve(metric))
+            points = thinned(each.curve(metric))
             curves.append({"name": label, "points": points, "reached": each.seconds_to(goal)})
             rows.append(name | {"strategy": each.strategy} | each.results(metric, goal))
         if central := one.about.central.get(metric):
@@ -93,7 +101,7 @@ def _federation(run: FederationRun) -> dict[str, object]:
         "state": as_json(view) | {"queues": queues},
         "workers": [row_of(each) for each in view.workers.values()],
         "senders": Counter(each.name or "unknown" for each in run.refused).most_common(MOST_SENDERS),
-        "course": _thinned(course),
+        "course": thinned(course),
         "happened": [
             [
                 f"{each.at - run.began_at:+.1f} s" if each.at else "",
@@ -105,7 +113,7 @@ def _federation(run: FederationRun) -> dict[str, object]:
     }
 
 
-def _thinned(points: Iterable[Point]) -> list[Point]:
+def thinned(points: Iterable[Point]) -> list[Point]:
     """Return at most as many points as a screen has room for."""
     series: Series[Point] = Series(the_later)
     for point in points:
@@ -113,7 +121,8 @@ def _thinned(points: Iterable[Point]) -> list[Point]:
     return series.points
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file of the live page."""
     return (files("fluffle_cli.dashboard") / "assets" / name).read_text(encoding="utf-8")
 
 

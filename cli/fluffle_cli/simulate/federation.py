@@ -40,7 +40,8 @@ Event = tuple[float, int, Callable[[], None]]
 class SimulatedFederation:
     """One federation, from its first version to its end; `seconds` is the virtual clock.
 
-    `crashes` and `duplicates` count the rounds that were lost, and the updates that came twice.
+    `crashes` and `duplicates` count the rounds that were lost, and the updates that came twice, and
+    `sent_bytes` the bytes of all updates that came.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class SimulatedFederation:
     ) -> None:
         """Build the model, and load the data of every site."""
         self.seconds = 0.0
-        self.crashes = self.duplicates = 0
+        self.crashes = self.duplicates = self.sent_bytes = 0
         self._settings, self._on_version = settings, on_version
         self._evaluator = CheckedTask(task)
         model = self._evaluator.model(settings.seed)
@@ -186,6 +187,7 @@ class SimulatedFederation:
         self._when_on(client, sending_s, partial(self._arrive, client, body))
 
     def _arrive(self, client: Client, body: bytes) -> None:
+        self.sent_bytes += len(body)
         self._deliver(body, client.name, self.leader.topology.updates_in.name)
         if self._population.comes_twice(client.index, client.sent):
             # As after a confirm that was lost with its connection.

@@ -1,8 +1,6 @@
-"""`fluffle simulate`: play a federation on a virtual clock, and write its folder and its report."""
+"""`fluffle simulate`: play a federation on a virtual clock, or many, and write what came out of it."""
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -10,28 +8,20 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
-from fluffle.record import ModelVersion
-from fluffle.settings import ServiceSettings, SharedSettings
-from fluffle.task import load_task
-from fluffle_cli.report.command import write_report
-from fluffle_cli.report.run import (
-    EVENTS,
-    METRICS,
-    About,
-    AboutFederation,
-    FederationRun,
-    Run,
-    append_lines,
-    versions_in_use,
-    write_summary,
-)
-from fluffle_cli.simulate.federation import SimulatedFederation
+from fluffle.settings import ServiceSettings
+from fluffle_cli.report.command import FILE
+from fluffle_cli.simulate.from_run import with_those_of_its_run
+from fluffle_cli.simulate.one_run import line_of, play
 from fluffle_cli.simulate.settings import SimulateSettings
-from fluffle_cli.watching.view import Happening, Version
-from fluffle_cli.words import number
+from fluffle_cli.simulate.sweep import run_sweep
+from fluffle_cli.watching.view import Version
 
-# What an aggregator needs for its broker and its process, and a simulation has not.
-MEANINGLESS: Final = frozenset(ServiceSettings.model_fields) - {"verbose", "config", "log_format"}
+# What an aggregator needs for its broker and its process, and a simulation has not; and a target that holds
+# for evaluations in a row, where a simulation's holds for seconds.
+MEANINGLESS: Final = frozenset(
+    {*ServiceSettings.model_fields, "name", "management_url", "target_hold"}
+    - {"verbose", "config", "log_format"}
+)
 
 
 def run(settings: SimulateSettings) -> None:
@@ -42,79 +32,47 @@ def run(settings: SimulateSettings) -> None:
     give the same bits.
 
     Example: `fluffle simulate --clients 16 --round-seconds lognormal:1:1 --target 0.95 --max-seconds 600`
+
+    With --sweep or --seeds there are many runs, in as many processes as there are cores, and a table and a
+    picture that compare them.
+
+    Example: `fluffle simulate --sweep "strategy=fedbuff,fedasync" --seeds 5 --target 0.95 --max-seconds 120`
     """
+    console = PlainConsole(highlight=False)
+    settings, notes = with_those_of_its_run(settings)
+    for note in notes:
+        console.print(note, markup=False, soft_wrap=True)
+    if settings.is_sweep:
+        run_sweep(settings, console)
+    else:
+        _run_one(settings, console)
+
+
+def _run_one(settings: SimulateSettings, console: Console) -> None:
     settings.check()
     folder = settings.make_folder()
-    console = PlainConsole(highlight=False)
-    versions: list[Version] = []
     began = time.monotonic()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True) as progress:
         shown = progress.add_task("building the model, and loading the data of every site")
 
-        def note(version: ModelVersion) -> None:
-            versions.append(Version.of(version))
-            progress.update(shown, description=_line(versions[-1]))
+        def note(version: Version) -> None:
+            progress.update(shown, description=line_of(version))
 
-        federation = SimulatedFederation(settings, load_task(settings.task), note)
         try:
-            federation.run()
-        finally:
-            # After Ctrl-C too: what is done is kept.
-            append_lines(folder / METRICS, versions)
-            append_lines(folder / EVENTS, federation.leader.happened)
-            if versions and versions[-1].updates:
-                _write_results(console, _results(settings, folder, versions, federation.leader.happened))
-            for line in _what_went_wrong(federation):
-                console.print(line, markup=False)
-    took_s = time.monotonic() - began
-    console.print(f"{federation.seconds:.1f} virtual seconds took {took_s:.1f} s", markup=False)
-
-
-def _write_results(console: Console, run: Run) -> None:
-    write_summary(run)
-    report = write_report(run, [])
-    for what, found in run.federations[0].results(run.metric, run.goal).items():
+            played = play(settings, folder, note)
+        except KeyboardInterrupt:
+            progress.stop()
+            console.print(f"Stopped. What there is of the run lies in {folder}", markup=False)
+            raise
+    found_of_run = played.run.federations[0].results(played.run.metric, played.run.goal)
+    for what, found in found_of_run.items():
         console.print(f"{what:28} {found}", markup=False)
-    console.print(f"The report is {report}", markup=False)
-
-
-def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
-    """Yield a line for each thing that was not as it should be; all messages count, even after the end."""
-    leader = federation.leader
-    for reason, count in leader.refused.most_common():
-        yield f"{f'refused: {reason}':28} {count}"
-    if leader.refused.total() > len(leader.happened):
-        yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
-    if federation.crashes:
-        yield f"{'rounds lost in crashes':28} {federation.crashes}"
-    if federation.duplicates:
-        yield f"{'updates delivered twice':28} {federation.duplicates}"
-    for warning, count in leader.warnings.most_common():
-        yield f"the leader warned {count} times: {warning}"
-
-
-def _line(version: Version) -> str:
-    found = version.evaluation.metrics if version.evaluation else {}
-    metrics = ", ".join(f"{name} {number(value)}" for name, value in list(found.items())[:3])
-    return f"{version.elapsed_s:8.1f} s   version {version.version}   {version.updates} updates   {metrics}"
-
-
-def _results(
-    settings: SimulateSettings, folder: Path, versions: list[Version], happened: Sequence[Happening]
-) -> Run:
-    given = settings.model_dump(include=settings.model_fields_set, exclude=set(SharedSettings.model_fields))
-    about = About(
-        task=settings.task,
-        seed=settings.seed,
-        target=settings.target or "",
-        runs=[AboutFederation(strategy=settings.strategy, folder=".")],
-        metric_shown=versions[-1].best_by.partition(":")[0] or "accuracy",
-        settings={name.replace("_", "-"): str(value) for name, value in given.items()},
-        versions=versions_in_use("none: simulated"),
-    )
-    federation = FederationRun(about=about.runs[0], versions=versions, happened=happened)
-    return Run(folder=folder, about=about, federations=[federation])
+    console.print(f"The report is {folder / FILE}", markup=False)
+    for line in played.complaints:
+        console.print(line, markup=False)
+    took_s = time.monotonic() - began
+    console.print(f"{played.result.seconds:.1f} virtual seconds took {took_s:.1f} s", markup=False)
 
 
 command = settings_command(SimulateSettings, run, without=MEANINGLESS)

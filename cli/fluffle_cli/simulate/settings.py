@@ -1,6 +1,7 @@
 """The settings of a simulation: those of the aggregator, the devices and the data."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -12,10 +13,15 @@ from fluffle.compression import leaves_out
 from fluffle.errors import ConfigError
 from fluffle.task import Site
 from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.strategies.registry import STRATEGIES
+from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_cli.held import GoalByTime
 from fluffle_cli.report.run import make_empty_folder
 from fluffle_cli.simulate.availability import Always, Availability, OnOff, Traced
 from fluffle_cli.simulate.devices import seconds_of_devices, seconds_of_rounds
+from fluffle_cli.simulate.from_run import seconds_of_its_devices
 from fluffle_cli.simulate.population import Population, parse_availability, parse_late
 from fluffle_cli.simulate.traces import read_intervals, read_seconds
 
@@ -102,12 +108,58 @@ class SimulateSettings(AggregatorSettings):
         "seconds.",
     )
     evaluate_every: int = Field(1, ge=1, description="Evaluate each of so many versions.")
-    out: Path | None = Field(
-        None, description="Folder for the results, by default runs/simulated-TASK-STRATEGY-DATE-TIME."
+    held_seconds: float = Field(
+        3.0,
+        ge=0,
+        description="The target is held when every evaluation within so many virtual seconds reaches it.",
     )
+    from_run: Path | None = Field(
+        None,
+        description="Folder of a run: take its task, settings, number of workers, and how long their rounds "
+        "took, wherever this command says nothing else.",
+    )
+    sweep: str | None = Field(
+        None,
+        description='Settings to play in all combinations, such as "buffer_size=2,4,8 '
+        'strategy=fedbuff,fedasync". A strategy is played without the settings that it does not have.',
+    )
+    seeds: int | None = Field(
+        None,
+        ge=1,
+        description="Play each combination with so many seeds, from --seed on. Default: 5 with --sweep.",
+    )
+    max_runs: int = Field(
+        200, ge=1, description="Refuse a sweep that has more runs than this: combinations times seeds."
+    )
+    recommend: bool = Field(
+        False,
+        description="Name the combination of the sweep that holds the target first, and say whether its "
+        "margin is more than chance.",
+    )
+    out: Path | None = Field(
+        None,
+        description="Folder for the results, by default runs/simulated-TASK-STRATEGY-DATE-TIME, and "
+        "runs/sweep-TASK-DATE-TIME for a sweep.",
+    )
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether there is more than one run."""
+        return self.sweep is not None or self.seeds is not None
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be simulated."""
+        if "target_hold" in self.model_fields_set:
+            raise ConfigError(
+                "target_hold counts evaluations, which are fast with one strategy and slow with another: a "
+                "simulation holds its target for --held-seconds, so leave target_hold out"
+            )
+        if self.recommend and not (self.is_sweep and self.target):
+            raise ConfigError("--recommend compares the runs of a sweep: give --sweep and a --target")
+        strategy = self.make_strategy()
+        self.make_plan(strategy)
+        self.make_commit_schedule(strategy)
+        self.make_population()
         if leaves_out(self.codec):
             raise ConfigError(
                 f"--codec {self.codec} is not simulated yet, because the worker keeps what it leaves out on "
@@ -118,15 +170,26 @@ class SimulateSettings(AggregatorSettings):
                 "a simulation needs an end: give --max-seconds, --max-updates or --max-versions"
             )
 
+    def make_strategy(self) -> Strategy:
+        """Return the strategy; a synchronous one waits for all workers, unless `buffer_size` is given."""
+        kind = STRATEGIES[self.strategy]
+        if kind.is_synchronous and "buffer_size" not in self.model_fields_set:
+            return kind.make(self.model_copy(update={"buffer_size": self.clients}))
+        return super().make_strategy()
+
+    def make_goal(self) -> Goal:
+        """Return what ends the federation: its target counts once it has held for `held_seconds`."""
+        goal = super().make_goal()
+        given = {each.name: getattr(goal, each.name) for each in fields(Goal)}
+        return GoalByTime(**given, hold_s=self.held_seconds)
+
     def site(self, index: int) -> Site:
         """Return one device's part of the data."""
         return Site(index=index, count=self.clients, split=self.split, seed=self.seed)
 
     def make_population(self) -> Population:
         """Return the devices; ConfigError when a trace has faults, or a round would take no time."""
-        random = np.random.default_rng([self.seed, 7])
-        fixed_s = self._seconds(self.round_seconds, "seconds_per_round", random)
-        example_s = self._seconds(self.example_seconds, "seconds_per_example", random)
+        fixed_s, example_s = self._seconds_of_devices()
         for device, seconds in enumerate(zip(fixed_s, example_s, strict=True)):
             if not any(seconds):
                 raise ConfigError(
@@ -143,6 +206,14 @@ class SimulateSettings(AggregatorSettings):
             duplicates=self.duplicates,
             seed=self.seed,
         )
+
+    def _seconds_of_devices(self) -> tuple[list[float], list[float]]:
+        """Return what each device adds to a round, and what it takes for one example."""
+        if self.from_run:
+            return seconds_of_its_devices(self.from_run, self.strategy, self.clients)
+        random = np.random.default_rng([self.seed, 7])
+        fixed_s = self._seconds(self.round_seconds, "seconds_per_round", random)
+        return fixed_s, self._seconds(self.example_seconds, "seconds_per_example", random)
 
     def _seconds(self, text: str, column: str, random: np.random.Generator) -> list[float]:
         if _is_trace(text):
@@ -176,5 +247,6 @@ class SimulateSettings(AggregatorSettings):
         """Make the folder of this run; ConfigError when it has something in it already."""
         name = self.task.partition(":")[0].rpartition(".")[2]
         when = datetime.now().astimezone()
-        folder = self.out or Path("runs") / f"simulated-{name}-{self.strategy}-{when:%Y%m%d-%H%M%S}"
+        kind = f"sweep-{name}" if self.is_sweep else f"simulated-{name}-{self.strategy}"
+        folder = self.out or Path("runs") / f"{kind}-{when:%Y%m%d-%H%M%S}"
         return make_empty_folder(folder, given_as="--out ")

@@ -3,37 +3,13 @@
 import { Chart } from "./charts.js";
 import { say, showFederation } from "./page.js";
 import { takeoversOf } from "./quality.js";
+import { section, STROKES, showTogether, tableOf } from "./sections.js";
 import { byId, duration, element, fill, number, oneDigit, write } from "./text.js";
 import { prepareWorkers, showWorkers, wanted } from "./workers.js";
 
 const PAGE_ROWS = 50;
-const STROKES = ["--one", "--two", "--mark", "--three", "--four", "--five"];
 const run = JSON.parse(byId("run").textContent);
 let chosen = run.federations.at(-1);
-
-function section(title, ...content) {
-  const made = element("section");
-  made.append(element("h2", title), ...content);
-  return made;
-}
-
-function tableOf(name, heads, rows = []) {
-  const wide = element("div", "", { class: "wide", tabindex: "0", role: "region", "aria-label": name });
-  const [table, head, titles] = [element("table"), element("thead"), element("tr")];
-  const body = element("tbody");
-  titles.append(...heads.map((word) => element("th", word, { scope: "col" })));
-  head.append(titles);
-  table.append(head, body);
-  wide.append(table);
-  fill(body, rows);
-  return { wide, body };
-}
-
-/** Show several curves over the same x, each of which has points of its own. */
-function showTogether(chart, curves, marks) {
-  const [xs, ...columns] = uPlot.join(curves.map((points) => [points.map(([x]) => x), points.map(([, y]) => y)]));
-  chart.show(xs, columns, marks);
-}
 
 function results() {
   const { metric, curves, lines } = run.compared;

@@ -1,0 +1,64 @@
+"""When a target began to hold, by time: the same measure however often a strategy makes versions. Pure.
+
+Three evaluations in a row are half a second for a strategy that makes six versions a second, and six seconds
+for synchronous rounds of two seconds. So a target has held when every evaluation within some seconds reaches
+it. A version counts until the next one is evaluated: rounds that take longer than that need one evaluation.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from fluffle_aggregator.goal import Goal, Target
+
+# Times are recorded to a millisecond.
+RESOLUTION_S: Final = 1e-3
+
+
+def held_from(
+    curve: Iterable[tuple[float, float]], target: Target, *, hold_s: float, until_s: float
+) -> float | None:
+    """Return the time t of the first evaluated version such that the target held from t to t + hold_s.
+
+    `curve` has the seconds at which each evaluated version was made, in ascending order, and its value of the
+    target's metric. The target holds in a span of time when every evaluation in it, both ends included,
+    reaches it. `until_s` is how long the run was watched: a span that ends later has not been seen to hold.
+    """
+    began: float | None = None
+    for seconds, value in curve:
+        if began is not None and seconds > began + hold_s + RESOLUTION_S:
+            return began
+        if not target.is_met({target.metric: value}):
+            began = None
+        elif began is None:
+            began = seconds
+    return began if began is not None and began + hold_s <= until_s + RESOLUTION_S else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoalByTime(Goal):
+    """A goal whose target ends the federation when every evaluation within `hold_s` seconds reaches it.
+
+    It remembers when the evaluations began to reach the target, so that it serves one federation.
+    """
+
+    hold_s: float
+    _began: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def reached(
+        self, *, version: int, updates: int, training_s: float, target_held: int, not_finite_held: int = 0
+    ) -> str:
+        """See Goal; to be asked after each evaluation, and whenever time has passed."""
+        if target_held == 0:
+            self._began.clear()
+        elif not self._began:
+            self._began.append(training_s)
+        if self._began and training_s - self._began[0] >= self.hold_s:
+            return f"{self.target} held for {self.hold_s:g} s"
+        return super().reached(
+            version=version,
+            updates=updates,
+            training_s=training_s,
+            target_held=0,
+            not_finite_held=not_finite_held,
+        )

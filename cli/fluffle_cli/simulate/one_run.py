@@ -1,0 +1,187 @@
+"""One simulated run: play it, write its folder, and tell what came out of it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fluffle.record import ModelVersion
+from fluffle.settings import SharedSettings
+from fluffle.task import load_task
+from fluffle_cli.held import held_from
+from fluffle_cli.report.command import write_report
+from fluffle_cli.report.run import (
+    EVENTS,
+    METRICS,
+    About,
+    AboutFederation,
+    FederationRun,
+    Run,
+    append_lines,
+    make_empty_folder,
+    versions_in_use,
+    write_summary,
+)
+from fluffle_cli.simulate.federation import SimulatedFederation
+from fluffle_cli.simulate.settings import SimulateSettings
+from fluffle_cli.watching.view import Happening, Version, metric_to_show
+from fluffle_cli.words import number
+
+NEVER: Final = math.inf
+OnVersion = Callable[[Version], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What came out of one run.
+
+    `seconds` are virtual, and `target_s` those after which the target began to hold; `target_updates` and
+    `target_bytes` are what had been sent by then. These three are infinite when it did not hold while the run
+    lasted, and without a target. Bytes are those of the updates. `final` is the last evaluation of the metric
+    that is shown, and `worst` the worst of the same metric by site or class; NaN where nothing is known.
+    """
+
+    seed: int
+    folder: str
+    seconds: float
+    updates: int
+    versions: int
+    sent_bytes: int
+    metric: str
+    target_s: float = NEVER
+    target_updates: float = NEVER
+    target_bytes: float = NEVER
+    final: float = math.nan
+    worst: float = math.nan
+    mean_staleness: float = math.nan
+    finished: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A run, what came out of it, and a sentence for each thing that was not as it should be."""
+
+    run: Run
+    result: RunResult
+    complaints: Sequence[str]
+
+
+def play(settings: SimulateSettings, folder: Path, on_version: OnVersion) -> Played:
+    """Play one federation into an empty folder; `on_version` hears of each version.
+
+    Whatever happens, such as Ctrl-C, what there is of the run is written to the folder.
+    """
+    make_empty_folder(folder)
+    versions: list[Version] = []
+    sent: dict[int, int] = {}
+
+    def note(version: ModelVersion) -> None:
+        versions.append(Version.of(version))
+        sent[version.version] = federation.sent_bytes
+        on_version(versions[-1])
+
+    federation = SimulatedFederation(settings, load_task(settings.task), note)
+    try:
+        federation.run()
+    finally:
+        append_lines(folder / METRICS, versions)
+        append_lines(folder / EVENTS, federation.leader.happened)
+        run = _described(settings, folder, versions, federation.leader.happened)
+        if versions and versions[-1].updates:
+            write_summary(run)
+            write_report(run, [])
+    return Played(run, result_of(run, settings, sent), list(_what_went_wrong(federation)))
+
+
+def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> RunResult:
+    """Sum up a run; `sent` are the bytes of all updates that had come when each version was made."""
+    [federation] = run.federations
+    first, last = federation.versions[0], federation.last
+    metric = run.metric
+    # From the start of the simulation, so that the time that the first update takes to arrive counts.
+    at = {each.version: each.committed_at - first.committed_at for each in federation.versions}
+    found = {each.evaluation.version: each.evaluation for each in federation.versions if each.evaluation}
+    values = {version: found[version].metrics.get(metric, math.nan) for version in sorted(found)}
+    curve = {version: (at[version], value) for version, value in values.items() if version in at}
+    seconds = at[last.version]
+    target_s, reached = NEVER, None
+    if run.goal:
+        held = held_from(curve.values(), run.goal, hold_s=settings.held_seconds, until_s=seconds)
+        reached = next((version for version, (when, _) in curve.items() if when == held), None)
+        target_s = NEVER if held is None else held
+    made = {each.version: each for each in federation.versions}
+    late = [one.staleness for each in federation.versions for one in each.folded]
+    worst = [value for name, value in _newest_metrics(last).items() if name.startswith(f"{metric}/")]
+    falls = last.best_by.endswith(":min")
+    return RunResult(
+        seed=settings.seed,
+        folder=str(run.folder),
+        seconds=seconds,
+        updates=last.updates,
+        versions=last.version,
+        sent_bytes=sent[last.version],
+        metric=metric,
+        target_s=target_s,
+        target_updates=NEVER if reached is None else made[reached].updates,
+        target_bytes=NEVER if reached is None else sent[reached],
+        final=_newest_metrics(last).get(metric, math.nan),
+        worst=(max if falls else min)(worst) if worst else math.nan,
+        mean_staleness=sum(late) / len(late) if late else math.nan,
+        finished=last.finished,
+    )
+
+
+def line_of(version: Version) -> str:
+    """Return how far a run is, for a person."""
+    found = version.evaluation.metrics if version.evaluation else {}
+    metrics = ", ".join(f"{name} {number(value)}" for name, value in list(found.items())[:3])
+    return f"{version.elapsed_s:8.1f} s   version {version.version}   {version.updates} updates   {metrics}"
+
+
+def share_done(version: Version, settings: SimulateSettings) -> float:
+    """Return which part of a run is over by its limits, from 0 to 1; a target may end it sooner."""
+    limits = (
+        (version.training_s, settings.max_seconds),
+        (version.updates, settings.max_updates),
+        (version.version, settings.max_versions),
+    )
+    return min(1.0, max((now / end for now, end in limits if end), default=0.0))
+
+
+def _newest_metrics(version: Version) -> Mapping[str, float]:
+    return version.evaluation.metrics if version.evaluation else {}
+
+
+def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
+    """Yield a line for each thing that was not as it should be; all messages count, even after the end."""
+    leader = federation.leader
+    for reason, count in leader.refused.most_common():
+        yield f"{f'refused: {reason}':28} {count}"
+    if leader.refused.total() > len(leader.happened):
+        yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
+    if federation.crashes:
+        yield f"{'rounds lost in crashes':28} {federation.crashes}"
+    if federation.duplicates:
+        yield f"{'updates delivered twice':28} {federation.duplicates}"
+    for warning, count in leader.warnings.most_common():
+        yield f"the leader warned {count} times: {warning}"
+
+
+def _described(
+    settings: SimulateSettings, folder: Path, versions: list[Version], happened: Sequence[Happening]
+) -> Run:
+    given = settings.model_dump(include=settings.model_fields_set, exclude=set(SharedSettings.model_fields))
+    about = About(
+        task=settings.task,
+        seed=settings.seed,
+        target=settings.target or "",
+        runs=[AboutFederation(strategy=settings.strategy, folder=".")],
+        metric_shown=versions[-1].best_by.rpartition(":")[0]
+        or metric_to_show(_newest_metrics(versions[-1]))
+        or "accuracy",
+        settings={name.replace("_", "-"): str(value) for name, value in given.items() if value is not None},
+        versions=versions_in_use("none: simulated"),
+    )
+    federation = FederationRun(about=about.runs[0], versions=versions, happened=happened)
+    return Run(folder=folder, about=about, federations=[federation])
