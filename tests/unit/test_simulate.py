@@ -108,7 +108,7 @@ def test_the_target_ends_a_simulation_once_it_has_held() -> None:
     federation = Recorded(buffer_size=2, target="0.8", max_updates=400, max_seconds=1000)
 
     last = federation.versions[-1]
-    assert last.finished == "accuracy>=0.8 held for 3 evaluations"
+    assert last.finished == "accuracy>=0.8 held for 3 s"
     assert last.evaluation is not None
     assert last.evaluation.metrics["accuracy"] >= 0.8
 

@@ -14,6 +14,8 @@ from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.words import count, in_a_row
 
 DEFAULT_SEEDS: Final = 5
+# More combinations than these are counted before they are checked, which takes a while.
+MOST_TO_CHECK: Final = 1000
 AS_GIVEN: Final = "as given"
 # What all runs of a sweep have in common, so that they can be compared, and what is no setting of one run.
 _COMMON: Final = {"target", "held_seconds", "target_hold", "best", "max_seconds"}
@@ -65,12 +67,14 @@ def grid_of(settings: SimulateSettings) -> Grid:
     swept = parse_sweep(settings.sweep or "")
     if settings.sweep is not None and not swept:
         raise ConfigError("--sweep names no setting: leave it out, or give one with its values")
+    settings.require_comparable()
     if settings.target and not settings.max_seconds:
         raise ConfigError(
             "a sweep with a --target needs --max-seconds, so that every run has the same time to reach it"
         )
     first, how_many = settings.seed, settings.seeds or DEFAULT_SEEDS
-    _require_few(prod(map(len, swept.values())), how_many, settings.max_runs * len(STRATEGIES))
+    if (combinations := prod(map(len, swept.values()))) > MOST_TO_CHECK:
+        _require_few(combinations, how_many, settings.max_runs)
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     given |= {"sweep": None, "seeds": None, "recommend": False}
     found: dict[tuple[tuple[str, str], ...], Combination] = {}

@@ -8,8 +8,10 @@ Dunn, "Multiple comparisons among means", JASA 1961): all of them together hold 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean, median, stdev
 from typing import Final
 
@@ -61,9 +63,9 @@ def margin(slower: Times, faster: Times, *, limit_s: float, comparisons: int = 1
     if told.is_told:
         return told
     wanted = range(count + 1, MOST_SEEDS + 1)
-    enough = (more for more in wanted if _half_width(level, more, deviation) < abs(mean))
-    needed = next(enough, None)
-    return replace(told, more_seeds=None if needed is None else needed - count)
+    # The more seeds, the narrower.
+    place = bisect_left(wanted, True, key=lambda seeds: _half_width(level, seeds, deviation) < abs(mean))
+    return replace(told, more_seeds=place + 1 if place < len(wanted) else None)
 
 
 def ranked(times: Sequence[Times], *, limit_s: float) -> list[int]:
@@ -79,6 +81,7 @@ def ranked(times: Sequence[Times], *, limit_s: float) -> list[int]:
     return sorted((place for place, each in enumerate(times) if each), key=order)
 
 
+@cache
 def t_quantile(confidence: float, degrees: int) -> float:
     """Return the t that |T| does not exceed with this probability, for Student's T of so many degrees.
 

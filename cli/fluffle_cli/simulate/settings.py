@@ -154,8 +154,7 @@ class SimulateSettings(AggregatorSettings):
                 "target_hold counts evaluations, which are fast with one strategy and slow with another: a "
                 "simulation holds its target for --held-seconds, so leave target_hold out"
             )
-        if self.recommend and not (self.is_sweep and self.target):
-            raise ConfigError("--recommend compares the runs of a sweep: give --sweep and a --target")
+        self.require_comparable()
         strategy = self.make_strategy()
         self.make_plan(strategy)
         self.make_commit_schedule(strategy)
@@ -182,6 +181,11 @@ class SimulateSettings(AggregatorSettings):
         goal = super().make_goal()
         given = {each.name: getattr(goal, each.name) for each in fields(Goal)}
         return GoalByTime(**given, hold_s=self.held_seconds)
+
+    def require_comparable(self) -> None:
+        """Raise ConfigError when a recommendation is wanted, and nothing is compared."""
+        if self.recommend and not (self.is_sweep and self.target):
+            raise ConfigError("--recommend compares the runs of a sweep: give --sweep and a --target")
 
     def site(self, index: int) -> Site:
         """Return one device's part of the data."""
