@@ -85,7 +85,7 @@ def test_synchronous_rounds_wait_for_all_workers_unless_something_else_is_said()
         ({"sweep": "buffer_size=2,2"}, "a value twice"),
         ({"sweep": "buffer_size=2 buffer-size=4"}, "names buffer_size twice"),
         ({"sweep": "bufer_size=2"}, "unknown setting 'bufer_size': did you mean buffer_size"),
-        ({"sweep": "qqq=2"}, "unknown setting 'qqq'; known are bandwidth, batch_size"),
+        ({"sweep": "qqq=2"}, "unknown setting 'qqq'; known are .*batch_size, buffer_size"),
         ({"sweep": "seed=1,2"}, "--seeds N"),
         ({"sweep": "target=0.8,0.9"}, "target cannot be swept: all runs .* measured in the same way"),
         ({"sweep": "broker_url=a,b"}, "broker_url cannot be swept"),
@@ -115,9 +115,18 @@ def test_a_recommendation_needs_a_sweep_with_a_target() -> None:
             run(settings_of(recommend=True, **given))
 
 
-def test_a_number_of_evaluations_in_a_row_is_refused_as_a_simulation_holds_by_time() -> None:
-    with pytest.raises(ConfigError, match="--held-seconds"):
-        settings_of(target_hold=3).check()
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"target_hold": 3}, "--held-seconds, so leave target_hold out"),
+        ({"initial_model": "model.keras"}, "leave initial_model out"),
+    ],
+)
+def test_a_setting_of_an_aggregator_that_a_simulation_would_ignore_is_refused(
+    given: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        settings_of(**given).check()
 
 
 def test_a_sweep_writes_a_table_a_picture_and_a_folder_of_each_run(

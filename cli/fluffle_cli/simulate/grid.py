@@ -8,9 +8,9 @@ from math import prod
 from typing import Final
 
 from fluffle.errors import ConfigError
-from fluffle.settings import ServiceSettings, load_arguments
+from fluffle.settings import load_arguments
 from fluffle_aggregator.strategies.registry import STRATEGIES
-from fluffle_cli.simulate.settings import SimulateSettings
+from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
 from fluffle_cli.words import count, in_a_row
 
 DEFAULT_SEEDS: Final = 5
@@ -18,15 +18,9 @@ DEFAULT_SEEDS: Final = 5
 MOST_TO_CHECK: Final = 1000
 AS_GIVEN: Final = "as given"
 # What all runs of a sweep have in common, so that they can be compared, and what is no setting of one run.
-_COMMON: Final = {"target", "held_seconds", "target_hold", "best", "max_seconds"}
-_OF_THE_SWEEP: Final = {"sweep", "seeds", "seed", "max_runs", "recommend", "out", "from_run", "name"}
-SWEPT: Final = frozenset(
-    set(SimulateSettings.model_fields)
-    - set(ServiceSettings.model_fields)
-    - _COMMON
-    - _OF_THE_SWEEP
-    - {"management_url"}
-)
+_COMMON: Final = {"target", "held_seconds", "best", "max_seconds"}
+_OF_THE_SWEEP: Final = {"sweep", "seeds", "seed", "max_runs", "recommend", "out", "from_run"}
+SWEPT: Final = SimulateSettings.model_fields.keys() - NOT_SIMULATED - _COMMON - _OF_THE_SWEEP
 OF_STRATEGIES: Final = frozenset(name for kind in STRATEGIES.values() for name in kind.model_fields)
 Values = Mapping[str, str]
 

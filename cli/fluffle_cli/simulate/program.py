@@ -8,20 +8,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
-from fluffle.settings import ServiceSettings
 from fluffle_cli.report.command import FILE
 from fluffle_cli.simulate.from_run import with_those_of_its_run
 from fluffle_cli.simulate.one_run import line_of, play
-from fluffle_cli.simulate.settings import SimulateSettings
+from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
 from fluffle_cli.simulate.sweep import run_sweep
 from fluffle_cli.watching.view import Version
 
-# What an aggregator needs for its broker and its process, and a simulation has not; and a target that holds
-# for evaluations in a row, where a simulation's holds for seconds.
-MEANINGLESS: Final = frozenset(
-    {*ServiceSettings.model_fields, "name", "management_url", "target_hold"}
-    - {"verbose", "config", "log_format"}
-)
+MEANINGLESS: Final = NOT_SIMULATED - {"verbose", "config", "log_format"}
 
 
 def run(settings: SimulateSettings) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fluffle.compression import leaves_out
 from fluffle.errors import ConfigError
+from fluffle.settings import ServiceSettings
 from fluffle.task import Site
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Goal
@@ -26,6 +27,11 @@ from fluffle_cli.simulate.population import Population, parse_availability, pars
 from fluffle_cli.simulate.traces import read_intervals, read_seconds
 
 TRACE = "trace:"
+# What an aggregator needs for its broker and its process, and a simulation has not; and a target that holds
+# for evaluations in a row, where a simulation's holds for seconds.
+NOT_SIMULATED = frozenset(
+    {*ServiceSettings.model_fields, "name", "management_url", "target_hold", "initial_model"}
+)
 
 
 def require_distribution(text: str) -> None:
@@ -154,6 +160,8 @@ class SimulateSettings(AggregatorSettings):
                 "target_hold counts evaluations, which are fast with one strategy and slow with another: a "
                 "simulation holds its target for --held-seconds, so leave target_hold out"
             )
+        if "initial_model" in self.model_fields_set:
+            raise ConfigError("a simulation begins with the weights of its task: leave initial_model out")
         self.require_comparable()
         strategy = self.make_strategy()
         self.make_plan(strategy)

@@ -1,4 +1,4 @@
-"""What a sweep recommends, in sentences. Pure."""
+"""What a sweep recommends, in sentences."""
 
 import math
 from collections.abc import Sequence
