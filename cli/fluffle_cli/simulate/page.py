@@ -67,7 +67,7 @@ def data_of(found: SweepResults, verdict: Sequence[str], settings: SimulateSetti
         "failures": [
             [found.grid.combinations[each.place].label, str(each.seed), each.error] for each in found.failures
         ],
-        "settings": list(({"seeds": seeds, "task": settings.task} | shown).items()),
+        "settings": list((shown | {"seeds": seeds, "task": settings.task}).items()),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBar
+from rich.table import Column
 from rich.text import Text
 
 from fluffle.consoles import table_console
@@ -82,32 +83,35 @@ def planned(grid: Grid, folder: Path) -> list[PlannedRun]:
 def _follow(
     settings: SimulateSettings, runs: Sequence[PlannedRun], processes: int, console: Console, ended: Ends
 ) -> None:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    # The line of a run may be longer than the terminal is wide: it gets what the bar leaves.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    bar = BarColumn(bar_width=20), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = *bar, TextColumn("{task.description}", table_column=rest)
     with (
-        ProgressBar(*columns, console=console, transient=True) as bar,
+        ProgressBar(*columns, console=console, transient=True, expand=True) as shown,
         closing(play_all(runs, processes=processes, verbose=settings.verbose)) as told,
     ):
-        whole = bar.add_task(f"0 of {len(runs)}", total=len(runs))
+        whole = shown.add_task(f"0 of {len(runs)}", total=len(runs))
         lines: dict[Path, TaskID] = {}
         shares: dict[Path, float] = {}
         for each in told:
             name, folder = _name(each.run), each.run.folder
             if isinstance(each, Progress):
                 if folder not in lines:
-                    lines[folder] = bar.add_task("", total=1.0)
+                    lines[folder] = shown.add_task("", total=1.0)
                 shares[folder] = each.share
-                bar.update(lines[folder], completed=each.share, description=f"{name}: {each.says.strip()}")
+                shown.update(lines[folder], completed=each.share, description=f"{name}: {each.says.strip()}")
             else:
                 ended.append(each)
                 shares.pop(folder, None)
                 if folder in lines:
-                    bar.remove_task(lines.pop(folder))
+                    shown.remove_task(lines.pop(folder))
                 if each.error:
                     _say(console, f"{name} has failed: {each.error}", "yellow")
                 elif not console.is_terminal:
                     _say(console, f"{len(ended)} of {len(runs)}: {name}, {_outcome(each, settings)}")
             completed = len(ended) + sum(shares.values())
-            bar.update(whole, completed=completed, description=f"{len(ended)} of {len(runs)}")
+            shown.update(whole, completed=completed, description=f"{len(ended)} of {len(runs)}")
 
 
 def _outcome(each: Ended, settings: SimulateSettings) -> str:
@@ -149,7 +153,11 @@ def _show(settings: SimulateSettings, found: SweepResults, folder: Path, console
     if found.results:
         heads, rows = found.table()
         console.print()
-        table_console(WIDE).print(plain_table(heads, rows, right=heads[1:]))
+        table = plain_table(heads, rows, right=heads[1:])
+        for column in table.columns:
+            # On a narrow terminal a cell takes two lines: none of it is left out.
+            column.no_wrap = False
+        table_console(WIDE).print(table)
         console.print()
         page = write_page(found, sentences, settings, folder)
     for each in found.failures:

@@ -31,7 +31,9 @@ def verdict(found: SweepResults) -> list[str]:
     margins = {place: _margin(found, place, best, len(order) - 1) for place in order[1:]}
     if (first := margins[order[1]]) is None:
         return [*sentences, "No other combination has a run with the same seed: nothing can be compared."]
-    sentences.append(_next(labels[order[1]], first))
+    # What never held takes longer than it was watched.
+    is_bound = any(map(math.isinf, found.times(order[1]).values())) and not any(map(math.isinf, times))
+    sentences.append(_next(labels[order[1]], first, "at least " if is_bound else ""))
     alike = [labels[place] for place in order[2:] if (one := margins[place]) and not one.is_told]
     if alike:
         sentences.append(f"Nor can it be told from {in_a_row(alike)}.")
@@ -50,9 +52,9 @@ def _margin(found: SweepResults, slower: int, faster: int, comparisons: int) -> 
     return margin(*times, limit_s=found.limit_s, comparisons=comparisons)
 
 
-def _next(label: str, one: Margin) -> str:
+def _next(label: str, one: Margin, bound: str) -> str:
     interval = f"{CONFIDENCE:.0%} interval {_times(one.low)} to {_times(one.high)}"
-    said = f"{one.ratio:.2f} times as long ({interval}, {count(one.pairs, 'paired seed')})"
+    said = f"{bound}{one.ratio:.2f} times as long ({interval}, {count(one.pairs, 'paired seed')})"
     if one.is_told:
         return f"The next is {label}, which takes {said}."
     return f"It cannot be told from the next, {label}, which takes {said}."
