@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fluffle import logs
 from fluffle.errors import FluffleError
@@ -35,8 +35,11 @@ ONE_THREAD: Final = {
 TOLD_EVERY_S: Final = 0.5
 # Spawned and not forked: TensorFlow's threads do not survive a fork.
 _CONTEXT: Final = get_context("spawn")
-# Its two types are those of what is sent and received, and Python 3.11 does not know them when it runs.
-Pipe: TypeAlias = "Connection[Any, Any]"
+if TYPE_CHECKING:
+    Pipe: TypeAlias = Connection[Any, Any]
+else:
+    # The types of what is sent and received are known to type checkers alone.
+    Pipe = Connection
 
 
 @dataclass(frozen=True, slots=True)
