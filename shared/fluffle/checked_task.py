@@ -51,6 +51,11 @@ class CheckedTask:
         self._groups: Mapping[str, Group] = {}
         self._layout = Layout(())
 
+    @property
+    def task(self) -> Task:
+        """The task itself, for what only one kind of task can do."""
+        return self._task
+
     def with_the_same_model(self) -> Self:
         """Return a task that shares this one's model and can be prepared with data of its own.
 

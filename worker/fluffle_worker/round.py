@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fluffle.checked_task import CheckedTask
+from fluffle.checked_task import CheckedTask, TrainedRound
 from fluffle.codecs.floats import Float32Vector
 from fluffle.event_sink import EventSink
 from fluffle.events import Progressed, Started, Trained
@@ -77,6 +77,13 @@ def train_round(
     started = time.monotonic()
     trained = task.train({**version.weights, **local}, version.plan, seed=seed, progress=progress)
     idle()
+    return update_of(trained, version, update_id=update_id, started=started)
+
+
+def update_of(
+    trained: TrainedRound, version: ModelVersion, *, update_id: UpdateId, started: float
+) -> TrainedUpdate:
+    """Return what a worker sends after a round from a version that `started` then, on the monotonic clock."""
     flat = version.layout.flatten(trained.weights)
     tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
     tensors += [

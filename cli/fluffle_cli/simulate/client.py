@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from fluffle.checked_task import CheckedTask
 from fluffle.model import Weights
 from fluffle.record import ModelVersion
-from fluffle.task import Site
 from fluffle.update import UpdateId
 from fluffle_worker.base_version import (
     FIRST_PATIENCE_S,
@@ -17,7 +15,7 @@ from fluffle_worker.base_version import (
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """A device: `site` is its part of the data, and `examples` how many it holds.
+    """A device that holds so many `examples`.
 
     `base` is the version that its round started from; with `is_new`, no round of this process did.
     `begun` counts its rounds, and `sent` its updates. `in_flight` are the updates that the version that it
@@ -26,13 +24,10 @@ class Client:
 
     index: int
     name: str
-    site: Site
-    task: CheckedTask
     examples: int
     local: Weights
     base: ModelVersion
     is_new: bool = True
-    optimizer: Weights = field(default_factory=dict)
     begun: int = 0
     sent: int = 0
     round_s: float = 0.0

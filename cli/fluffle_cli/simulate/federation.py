@@ -1,8 +1,9 @@
 """A federation on a virtual clock: the deployed leader, gates, strategies and wire format, and real training.
 
 One heap of events stands where RabbitMQ is: an update arrives when its device has trained and sent it. Each
-device trains when its update arrives, from the version that it had when it began, so that the same settings
-give the same bits on any machine, however busy it is.
+device trains from the version that it had when it began, and at the latest when its round ends. What is
+trained together depends on the virtual clock alone, so that the same settings give the same bits on any
+machine, however busy it is.
 """
 
 import heapq
@@ -25,9 +26,10 @@ from fluffle.update import UpdateId
 from fluffle.wire import encode_evaluation, encode_update
 from fluffle_cli.simulate.client import Client
 from fluffle_cli.simulate.in_memory import LeaderInMemory
+from fluffle_cli.simulate.memory import available_bytes, needed_bytes, require_memory
 from fluffle_cli.simulate.settings import SimulateSettings
-from fluffle_worker.keras_task import KerasTask
-from fluffle_worker.round import ignore_progress, minibatch_seed, train_round
+from fluffle_cli.simulate.sites import Sites
+from fluffle_cli.simulate.training import Round, make_trainer
 
 EVALUATOR: Final = "evaluator"
 RUN: Final = "0" * 16
@@ -51,26 +53,38 @@ class SimulatedFederation:
         self.seconds = 0.0
         self.crashes = self.duplicates = self.sent_bytes = 0
         self._settings, self._on_version = settings, on_version
-        self._evaluator = CheckedTask(task)
+        sites = Sites(settings, task)
+        self._evaluator = CheckedTask(sites.task)
         model = self._evaluator.model(settings.seed)
         self._local = model.local
         self.leader = LeaderInMemory(settings, ModelFile(model.layout, model.weights), self._committed)
         self._population = settings.make_population()
-        self._clients = list(self._make_clients(task))
+        self._require_memory(model.layout.size)
+        self._trainer = make_trainer(self._evaluator, sites, self.leader.newest, self._local, settings.seed)
+        self._clients = list(self._make_clients())
         self._events: list[Event] = []
         self._order = 0
         # By number, in the order in which they began to wait.
         self._waiting: dict[int, Client] = {}
         self._next_tick_s = math.inf
 
-    def _make_clients(self, task: Task) -> Iterator[Client]:
-        settings, evaluator = self._settings, self._evaluator
-        width, first = len(str(settings.clients - 1)), self.leader.newest
-        for index in range(settings.clients):
-            # The data of another kind of task are loaded again for each round.
-            own = evaluator.with_the_same_model() if isinstance(task, KerasTask) else evaluator
-            site = settings.site(index)
-            yield Client(index, f"worker-{index:0{width}d}", site, own, own.prepare(site), self._local, first)
+    def _require_memory(self, size: int) -> None:
+        """Raise ConfigError when so many devices with a model of `size` numbers may not fit into memory."""
+        plan, clients = self.leader.newest.plan, self._settings.clients
+        needed = needed_bytes(
+            clients=clients,
+            model_bytes=4 * size,
+            plan=plan,
+            optimizer_bytes=sum(array.nbytes for array in self._evaluator.optimizer_state().values()),
+            local_bytes=sum(array.nbytes for array in self._local.values()),
+        )
+        require_memory(needed, available_bytes(), clients=clients, model_bytes=4 * size)
+
+    def _make_clients(self) -> Iterator[Client]:
+        width, first = len(str(self._settings.clients - 1)), self.leader.newest
+        for index in range(self._settings.clients):
+            examples = self._trainer.examples(index)
+            yield Client(index, f"worker-{index:0{width}d}", examples, self._local, first)
 
     @property
     def refused(self) -> Counter[str]:
@@ -146,10 +160,14 @@ class SimulatedFederation:
         client.begun += 1
         client.round_s = self._population.round_s(client.index, examples)
         lost_after = self._population.lost_after(client.index, client.begun)
-        if lost_after is None:
-            self._when_on(client, client.round_s, partial(self._finish_round, client))
-        else:
+        if lost_after is not None:
             self._when_on(client, lost_after * client.round_s, partial(self._crash, client))
+            return
+        ends_s = self._population.availability.after(client.index, self.seconds, client.round_s)
+        update_id = UpdateId(client.name, RUN, client.sent + 1)
+        one = Round(client.index, client.base, client.local, update_id, self._settings.seed, ends_s)
+        self._trainer.begin(one)
+        self._at(ends_s, partial(self._finish_round, client, one))
 
     def _crash(self, client: Client) -> None:
         """Lose a round, and begin anew from the newest version."""
@@ -157,27 +175,14 @@ class SimulatedFederation:
         client.crash()
         self._begin(client)
 
-    def _finish_round(self, client: Client) -> None:
-        """Train the round that ends now, and send its update."""
-        version, seed = client.base, self._settings.seed
+    def _finish_round(self, client: Client, one: Round) -> None:
+        """Send the update of the round that ends now."""
+        version, seed = one.base, self._settings.seed
         client.sent += 1
-        if client.task is self._evaluator:
-            client.task.prepare(client.site)
-        if version.plan.keep_optimizer:
-            client.task.restore_optimizer(client.optimizer)
-        trained = train_round(
-            client.task,
-            version,
-            client.local,
-            update_id=UpdateId(client.name, RUN, client.sent),
-            seed=minibatch_seed(seed, client.sent),
-            progress=ignore_progress,
-        )
+        trained = self._trainer.trained(one)
         if trained.unusable:
             raise FluffleError(f"{client.name}, version {version.version}: {trained.unusable}")
         client.local = trained.local
-        if version.plan.keep_optimizer:
-            client.optimizer = client.task.optimizer_state()
         random = np.random.default_rng([seed, client.sent, 1])
         vector = compress(version.plan.codec, trained.vector, random)
         body = encode_update(replace(trained.update, vector=vector, train_s=client.round_s))

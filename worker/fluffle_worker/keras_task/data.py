@@ -5,7 +5,7 @@ are shuffled and cut; a finite `tf.data.Dataset`; a `PyDataset`; and other colle
 be read again and again, such as PyTorch's DataLoader. An error names the function that returned the data.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -61,10 +61,15 @@ class ArrayData:
 
     def one_pass(self, batch_size: int, rng: np.random.Generator | None) -> Iterator[Minibatch]:
         """Pass over the data once, in an order drawn from `rng`, or in its own order without."""
-        order = np.arange(self.examples) if rng is None else rng.permutation(self.examples)
-        for start in range(0, self.examples, batch_size):
-            rows = order[start : start + batch_size]
+        for rows in rows_of_one_pass(self.examples, batch_size, rng):
             yield self._tree.map_structure(lambda array, rows=rows: _dense(array[rows]), self.parts)
+
+
+def joined(parts: Sequence[ArrayData]) -> ArrayData:
+    """Return the data of several sites as one, in their order."""
+    tree = import_keras().tree
+    arrays = tree.map_structure(lambda *each: np.concatenate(each), *(one.parts for one in parts))
+    return ArrayData("train_data", arrays)
 
 
 class BatchedData:
@@ -144,6 +149,15 @@ def read_data(function: str, call: Callable[[], object]) -> Minibatches:
     if minibatches.examples == 0:
         raise TaskError(f"{function} returned no examples")
     return minibatches
+
+
+def rows_of_one_pass(
+    examples: int, batch_size: int, rng: np.random.Generator | None
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of the examples in each minibatch of one pass over arrays."""
+    order = np.arange(examples) if rng is None else rng.permutation(examples)
+    for start in range(0, examples, batch_size):
+        yield order[start : start + batch_size]
 
 
 def endless(minibatches: Minibatches, batch_size: int, rng: np.random.Generator) -> Iterator[Minibatch]:

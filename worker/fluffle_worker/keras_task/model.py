@@ -85,6 +85,16 @@ class BuiltModel:
                 f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
             )
 
+    @property
+    def named(self) -> Mapping[str, KerasVariable]:
+        """The weights by name."""
+        return self._named
+
+    @property
+    def own_optimizers(self) -> list[str]:
+        """The attributes of the model that hold other optimizers than `model.optimizer`."""
+        return self._own_optimizers
+
     def all_weights(self) -> Arrays:
         """Return copies of all weights by name."""
         return _copied(self._named)
@@ -185,16 +195,24 @@ class BuiltModel:
             )
 
     def _set_learning_rate(self, plan: Plan) -> None:
-        optimizer = self.model.optimizer
+        rate = self.learning_rate(plan)
+        if rate is not None:
+            self.model.optimizer.learning_rate = rate
+
+    def learning_rate(self, plan: Plan) -> float | None:
+        """Return the rate of a round, or None where the model was compiled with a schedule.
+
+        Raises TaskError for a plan that would change a schedule.
+        """
         if self._learning_rate is None:
             if plan.learning_rate is None and plan.learning_rate_scale == 1:
-                return
+                return None
             raise TaskError(
                 "the plan's learning rate cannot replace the schedule of the model's own optimizer: compile "
                 "the model with a number, or leave learning_rate and learning_rate_schedule out of the plan"
             )
         rate = self._learning_rate if plan.learning_rate is None else plan.learning_rate
-        optimizer.learning_rate = rate * plan.learning_rate_scale
+        return rate * plan.learning_rate_scale
 
     def end_round(self) -> Arrays:
         """Return all weights but the frozen ones, or their moving average when the optimizer keeps one."""

@@ -1,6 +1,7 @@
 """KerasTask: a task made of two or three functions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from fluffle.errors import NoHeldOutData, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
 from fluffle.task import Progress, Site, Trained
+from fluffle.task_errors import blamed_on
 from fluffle_worker.keras_task.backend import KerasModel
-from fluffle_worker.keras_task.data import Minibatches, endless, read_data
+from fluffle_worker.keras_task.data import ArrayData, Minibatches, endless, read_data
 from fluffle_worker.keras_task.model import BuiltModel
+from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 
 
@@ -93,6 +96,28 @@ class KerasTask:
             progress=progress,
         )
         return Trained(built.end_round(), min(examples, self._training.examples), metrics)
+
+    def train_data(self, site: Site) -> object:
+        """Return what the function `train_data` returns for a site."""
+        with blamed_on("train_data"):
+            return self._train_data(site)
+
+    def with_train_data(self, train_data: Callable[[Site], object]) -> "KerasTask":
+        """Return a task with this one's model and held-out data that gets its training data elsewhere."""
+        other = copy(self)
+        other._train_data, other._training = train_data, None
+        return other
+
+    def stacked(self, sites: Sequence["KerasTask"]) -> StackedModel:
+        """Return what trains rounds of several sites in one step; `sites` share this model and are prepared.
+
+        Raises NotStackable, which says why, where that is not possible.
+        """
+        data = [each._training for each in sites]
+        arrays = [each for each in data if isinstance(each, ArrayData)]
+        if len(arrays) < len(data):
+            raise NotStackable("the training data is not in arrays")
+        return StackedModel(self._model(), arrays)
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
         """Return copies of the optimizer's variables, numbered in their order."""

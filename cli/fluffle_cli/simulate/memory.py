@@ -1,0 +1,42 @@
+"""How much memory a simulation may need, estimated before it starts."""
+
+from pathlib import Path
+
+from fluffle.errors import ConfigError
+from fluffle.plan import Plan
+
+# A device's own objects: its state, its event and its round.
+DEVICE_BYTES = 2_000
+
+
+def needed_bytes(
+    *, clients: int, model_bytes: int, plan: Plan, optimizer_bytes: int, local_bytes: int
+) -> int:
+    """Return the most that the devices of a simulation may hold at one time.
+
+    Each device holds an update that has not been taken in, and its local weights and its optimizer. It keeps
+    the version that it started from, too, unless all devices start from the same one (synchronous rounds).
+    """
+    own = model_bytes + local_bytes + (optimizer_bytes if plan.keep_optimizer else 0) + DEVICE_BYTES
+    versions = 1 if plan.one_update_per_version else clients
+    return clients * own + versions * model_bytes
+
+
+def require_memory(needed: int, available: int | None, *, clients: int, model_bytes: int) -> None:
+    """Raise ConfigError for more memory than there is; `available` is None where that is unknown."""
+    if available is not None and needed > available:
+        raise ConfigError(
+            f"{clients:,} clients with a model of {model_bytes / 1e6:,.1f} MB may need "
+            f"{needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are available: simulate fewer "
+            "clients"
+        )
+
+
+def available_bytes() -> int | None:
+    """Return how much memory this machine can still give, as Linux estimates it; None on other systems."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    return 1024 * found[0] if found else None
