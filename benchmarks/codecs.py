@@ -163,7 +163,7 @@ def first_model(task: OneHiddenLayer, case: Case) -> GlobalModel:
     strategy, plan = FedBuffSettings(buffer_size=BUFFER_SIZE, weigh_by="none").make(), Plan(codec=case.codec)
     file = ModelFile(Layout.of(weights), weights)
     first = first_version(file, federation=FEDERATION, plan=plan, strategy=str(strategy))
-    return GlobalModel(first, {}, strategy=strategy, plan=plan, goal=Goal(), term=1)
+    return GlobalModel(first, strategy=strategy, plan=plan, goal=Goal(), term=1)
 
 
 def arrivals(case: Case) -> Iterator[int]:

@@ -103,7 +103,7 @@ def model_of(parameters: int) -> GlobalModel:
     weights = {"kernel": random_floats(parameters)}
     file = ModelFile(Layout.of(weights), weights)
     record = first_version(file, federation="fold", plan=Plan(sends="delta"), strategy=str(strategy))
-    return GlobalModel(record, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=1)
+    return GlobalModel(record, strategy=strategy, plan=record.plan, goal=Goal(), term=1)
 
 
 if __name__ == "__main__":

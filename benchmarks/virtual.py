@@ -89,7 +89,6 @@ class VirtualFederation:
         )
         self._model = GlobalModel(
             record,
-            {},
             strategy=course.strategy,
             plan=course.plan,
             goal=Goal(),

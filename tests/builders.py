@@ -153,7 +153,7 @@ def a_model(
 ) -> GlobalModel:
     """Return the model that a leader holds."""
     strategy = strategy or a_strategy()
-    return GlobalModel(record or a_version(), {}, strategy=strategy, plan=Plan(), goal=goal or Goal(), term=1)
+    return GlobalModel(record or a_version(), strategy=strategy, plan=Plan(), goal=goal or Goal(), term=1)
 
 
 def passed(update: WeightUpdate, model: GlobalModel, limits: Limits | None = None) -> Incoming | Refusal:

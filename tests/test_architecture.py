@@ -58,8 +58,9 @@ PURE = {
     *(
         f"fluffle_aggregator.{name}"
         for name in (
-            *("accumulators", "choices", "effects", "global_model", "goal", "intake"),
+            *("accumulators", "cached_buffers", "choices", "effects", "global_model", "goal", "intake"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
+            "update_cache",
         )
     ),
     *(
@@ -71,7 +72,7 @@ PURE = {
     ),
     *(
         f"fluffle_aggregator.strategies.{name}"
-        for name in ("fedasync", "fedavg", "fedbuff", "registry", "strategy")
+        for name in ("cached", "fedasync", "fedavg", "fedbuff", "registry", "strategy")
     ),
     "fluffle_cli.dashboard.table",
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),

@@ -22,12 +22,12 @@ from fluffle.record import (
     not_finite,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
-from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
-from fluffle_aggregator.transforms import starting_moments
 
 CONSTANT_RATE = Schedule()
 
@@ -42,17 +42,19 @@ class GlobalModel:
     def __init__(
         self,
         record: ModelVersion,
-        moments: Mapping[str, Vector],
+        moments: MomentsRecord | None = None,
         *,
         strategy: Strategy,
         plan: Plan,
         goal: Goal,
         term: int,
         schedule: Schedule = CONSTANT_RATE,
+        cached_bytes: int | None = None,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
-        Moments that are missing, or are those of another optimizer, begin anew.
+        Moments that are missing, or are those of another strategy or optimizer, begin anew.
+        `cached_bytes` is the room for the updates that a strategy keeps; None means no limit.
         """
         # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
@@ -69,10 +71,17 @@ class GlobalModel:
         self.draft = replace(self.record, term=term, terms=self.terms, strategy=str(strategy))
         self.statistics = record.statistics
         self.integers = record.integers
+        size = record.layout.size
+        fits = moments is not None and strategy.fits(moments, size)
         self.moments: Mapping[str, Vector] = (
-            {name: vector.copy() for name, vector in moments.items()}
-            if set(moments) == set(strategy.moment_names)
-            else starting_moments(strategy.transforms, record.layout.size)
+            {name: vector.copy() for name, vector in moments.vectors.items()}
+            if moments is not None and fits
+            else strategy.starting_moments(size)
+        )
+        # Why the strategy does not go on with the moments of the record.
+        self.begins_anew = bool(moments and moments.vectors and not fits)
+        self.cache = strategy.make_cache(
+            self.moments, moments.cached if moments is not None and fits else (), cached_bytes
         )
         # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
@@ -88,8 +97,11 @@ class GlobalModel:
         self._contributing = sum(1 for one in self.contributors.values() if one.updates)
         # Workers whose refusals the next record tells of, though nothing else may be new in it.
         self.untold_refusals: set[str] = set()
-        self.accumulator = strategy.rule.zero()
+        self.accumulator = self._empty_buffer()
         self._statistics = StatisticsBuffer(strategy.rule.reduce)
+
+    def _empty_buffer(self) -> Accumulator | CachedBuffer:
+        return self.strategy.empty_buffer(self.cache)
 
     @property
     def steps(self) -> int:
@@ -138,12 +150,15 @@ class GlobalModel:
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
         staleness, weight = self.staleness(update.base_version), self.weigh(update)
-        self.accumulator = self.accumulator.adding(update.vector, weight)
+        worker = update.id.worker
+        if isinstance(self.accumulator, CachedBuffer):
+            self.accumulator = self.accumulator.adding_from(worker, update.vector, weight, self.updates + 1)
+        else:
+            self.accumulator = self.accumulator.adding(update.vector, weight)
         self._statistics = self._statistics.adding(
             update.statistics, weight=weight.factor, mixing=weight.mixing
         )
         self.integers = update.integers
-        worker = update.id.worker
         self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
         # Forgotten while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
@@ -195,10 +210,17 @@ class GlobalModel:
             return
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
-        self.accumulator = self.strategy.rule.zero()
+        self.accumulator = self._empty_buffer()
         self._statistics = StatisticsBuffer(self.strategy.rule.reduce)
         self.in_buffer.clear()
         self.version += 1
+
+    def take_forgotten(self) -> list[tuple[str, str]]:
+        """Return the workers that the cache has forgotten since the last call, and why."""
+        if self.cache is None:
+            return []
+        found, self.cache.forgotten = self.cache.forgotten, []
+        return found
 
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""
@@ -265,7 +287,12 @@ class GlobalModel:
         """
         if not self.moments and self.record.term == self.term:
             return None
-        return MomentsRecord(self.record.federation, Rank(self.term, self.version), self.moments)
+        return self.moments_at(Rank(self.term, self.version))
+
+    def moments_at(self, rank: Rank) -> MomentsRecord:
+        """Return the moments as they are now, under this rank; their vectors are this model's own."""
+        cached = () if self.cache is None else self.cache.updates.values()
+        return MomentsRecord(self.record.federation, rank, self.moments, tuple(cached))
 
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0

@@ -2,13 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.logs import get_logger
-from fluffle.model import Layout, Vector
+from fluffle.model import Layout
 from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
@@ -45,7 +45,7 @@ class Head:
     """
 
     record: ModelVersion
-    moments: Mapping[str, Vector]
+    moments: MomentsRecord | None
     digest: str
     term: int
     messages: int
@@ -247,7 +247,7 @@ def read_head(
     publish_record(broker, topology, body)
     moments = found.moments()
     if record.moments_checksum is not None and not moments:
-        log.warning("the server optimizer begins anew: its moments are gone", version=record.version)
+        log.warning("the strategy begins anew: its moments are gone", version=record.version)
     _bring_orphans_to_the_front(broker, topology, found.messages, record.rank)
     terms = [rank.term for rank, _ in found.messages]
     term = max([*terms, in_stream.term if in_stream else 0])
@@ -270,15 +270,15 @@ class _Found:
             self.newest, self.newest_body = record, body
             self.messages = [(rank, kept if rank >= record.rank else b"") for rank, kept in self.messages]
 
-    def moments(self) -> Mapping[str, Vector]:
-        """Return the vectors that the newest version names; empty when it names none, or they are gone."""
+    def moments(self) -> MomentsRecord | None:
+        """Return the moments that the newest version names; None when it names none, or they are gone."""
         for rank, body in self.messages:
             if self.newest and rank == self.newest.rank:
                 record = decode_record(body)
                 # By checksum: one that lost the lead may have sent others of this rank, which come late.
                 if isinstance(record, MomentsRecord) and checksum_of(record) == self.newest.moments_checksum:
-                    return record.vectors
-        return {}
+                    return record
+        return None
 
 
 def _look_through(broker: Broker, topology: Topology) -> _Found:

@@ -7,12 +7,11 @@ one channel: an aggregator that has lost the lead can look, but can publish noth
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from fluffle.broker import Broker
 from fluffle.logs import get_logger
-from fluffle.model import Vector
-from fluffle.record import ModelVersion, MomentsRecord
+from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
 from fluffle_aggregator.head import (
@@ -65,7 +64,7 @@ class HeadKeeper:
         self._records_looked_at = clock() + EVERY_S - LOOK_AT_RECORDS_EVERY_S
 
     def publish_moments(self, moments: MomentsRecord) -> None:
-        """Publish a server optimizer's moments, before the record that names them."""
+        """Publish a strategy's moments, before the record that names them."""
         # To the head alone: the workers have no use for it.
         self._broker.publish(self._topology.head_in.name, "", moments_pieces(moments), {"kind": "moments"})
         self._count()
@@ -76,15 +75,17 @@ class HeadKeeper:
         self._count()
         return digest
 
-    def is_whole_when_due(self, record: ModelVersion, moments: Mapping[str, Vector], digest: str) -> bool:
+    def is_whole_when_due(
+        self, record: ModelVersion, moments_at: Callable[[Rank], MomentsRecord], digest: str
+    ) -> bool:
         """Look if it is time to, and put the newest version back when messages have vanished.
 
-        `digest` is that of its record as it was published, and only the very same bytes are published again.
-        False when they are no longer to be had, since the leader has gone on from them: then a new version
-        has to take their place.
+        `moments_at` gives the leader's moments of now under a rank. `digest` is that of its record as it was
+        published, and only the very same bytes are published again. False when they are no longer to be had,
+        since the leader has gone on from them: then a new version has to take their place.
         """
         self._look_at_records_when_due(record, digest)
-        return not self._is_short_when_due() or self._put_back(record, moments, digest)
+        return not self._is_short_when_due() or self._put_back(record, moments_at, digest)
 
     def _look_at_records_when_due(self, record: ModelVersion, digest: str) -> None:
         every_s = LOOK_AT_RECORDS_EVERY_S if self._record_failures.are_none else EVERY_S
@@ -125,11 +126,13 @@ class HeadKeeper:
         with self._broker.peek(self._topology.head.name) as bodies:
             return next(bodies, None) is None
 
-    def _put_back(self, record: ModelVersion, moments: Mapping[str, Vector], digest: str) -> bool:
+    def _put_back(
+        self, record: ModelVersion, moments_at: Callable[[Rank], MomentsRecord], digest: str
+    ) -> bool:
         body = version_pieces(record)
         if record_digest(body) != digest:
             return False
-        beside = MomentsRecord(record.federation, record.rank, moments)
+        beside = moments_at(record.rank)
         if record.moments_checksum is not None and record.moments_checksum == checksum_of(beside):
             self.publish_moments(beside)
         self._broker.publish(self._topology.head_in.name, "", body, version_headers(record))

@@ -127,6 +127,9 @@ class Leader:
             info("leading", version=record.version, term=model.term),
             Tell(TookOver(model.term, record.version)),
         ]
+        if model.begins_anew:
+            line = "the strategy begins anew: the moments beside the newest version are of another one"
+            effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
         if not model.has_another_plan or model.over:
             return effects
         # Until the workers read of it, they train and send what this leader would refuse.
@@ -267,6 +270,10 @@ class Leader:
             effects.append(line)
         if incoming.norm_before is not None:
             effects.append(warning("clipped", update=name, norm=incoming.norm_before, to=incoming.norm))
+        effects += [
+            warning("forgotten: its last update no longer counts", worker=worker, because=why)
+            for worker, why in self.model.take_forgotten()
+        ]
         sizes = len(delivery.body), 4 * update.vector.size
         staleness, weight = folded.staleness, folded.weight
         return [

@@ -82,7 +82,7 @@ class Leading:
     def look_after_head(self) -> None:
         """See now and then that the head queue holds what was published, and put back what is gone."""
         leader = self._leader
-        if not self._head.is_whole_when_due(self.record, leader.model.moments, leader.parent):
+        if not self._head.is_whole_when_due(self.record, leader.model.moments_at, leader.parent):
             # Steps were made since the newest version, so that it cannot be published again.
             self._perform(leader.commit_newer(self._now()))
 
@@ -147,4 +147,4 @@ def begin_federation(config: AggregatorConfig, broker: Broker, stream_health: St
     require_readable_version(first)
     digest = publish_version(broker, config.topology, first, config.downlink_codec)
     log.info("new federation", version=0, term=term, parameters=first.layout.size)
-    return Head(first, {}, digest, term - 1, messages=len(claimed) + 1)
+    return Head(first, None, digest, term - 1, messages=len(claimed) + 1)

@@ -17,7 +17,12 @@ from structlog.contextvars import bound_contextvars
 from fluffle.broker import Broker
 from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
-from fluffle.message_size import require_moments_fit, require_update_fits, require_version_fits
+from fluffle.message_size import (
+    require_cache_fits,
+    require_moments_fit,
+    require_update_fits,
+    require_version_fits,
+)
 from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.policy_faults import Sizes
@@ -94,14 +99,16 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
     plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
 
-    def require_room(layout: Layout) -> None:
-        moments = len(strategy.moment_names)
+    def require_room(layout: Layout, workers: int = 0) -> None:
         require_version_fits(layout, limit_bytes)
-        require_moments_fit(layout, moments, settings.server_optimizer, limit_bytes)
+        moments_bytes = strategy.moments_bytes(layout.size, workers=max(2, workers))
+        if strategy.keeping:
+            require_cache_fits(layout, moments_bytes, f"{strategy.name} with {strategy.keeping}", limit_bytes)
+        require_moments_fit(layout, len(strategy.moment_names), settings.server_optimizer, limit_bytes)
         require_update_fits(layout, plan.codec, limit_bytes)
         settings.require_rule_fits(strategy, layout)
         version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
-        policies.require_safe(Sizes(version_bytes, 4 * layout.size * moments))
+        policies.require_safe(Sizes(version_bytes, moments_bytes))
 
     def begin() -> ModelVersion:
         file = initial.read()
@@ -109,8 +116,9 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         return first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
 
     def continue_from(head: Head) -> GlobalModel:
-        require_room(head.record.layout)
-        initial.compare(head.record.layout)
+        layout = head.record.layout
+        require_room(layout, len(head.record.contributors))
+        initial.compare(layout)
         return GlobalModel(
             head.record,
             head.moments,
@@ -119,6 +127,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             goal=goal,
             term=head.term + 1,
             schedule=parse_schedule(settings.learning_rate_schedule),
+            cached_bytes=limit_bytes - strategy.moments_bytes(layout.size, workers=0),
         )
 
     # Refuses limits that have no meaning for the strategy before anything starts.

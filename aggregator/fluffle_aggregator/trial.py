@@ -75,7 +75,7 @@ def main() -> None:
     )
     strategy = StrategySettings.model_validate(request["StrategySettings"]).make_strategy()
     limits = Limits.model_validate(request["Limits"])
-    model = GlobalModel(zeros, {}, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term)
+    model = GlobalModel(zeros, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term)
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)
     take_in(delivery, model, gates_of(limits, strategy, topology_of(record.federation)), now=0.0)

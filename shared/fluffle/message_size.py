@@ -51,6 +51,16 @@ def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes:
     )
 
 
+def require_cache_fits(layout: Layout, size_bytes: int, strategy: str, limit_bytes: int) -> None:
+    """Raise MessageTooLarge when what a strategy keeps of the workers does not fit into its message."""
+    require_message_fits(
+        f"what {strategy} keeps of the workers, for this model of {layout.size:,} parameters,",
+        size_bytes,
+        limit_bytes,
+        "choose cache_codec int8, or the strategy fedbuff, which keeps nothing of a worker",
+    )
+
+
 def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
     """Raise MessageTooLarge, which names the codecs that fit, when an update in this codec may not fit."""
     fitting = codecs_that_fit(layout, limit_bytes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
-from fluffle.compression import CodecName
+from fluffle.compression import CodecName, CompressedVector
 from fluffle.fields import (
     MAX_METRIC_NAME_LENGTH,
     AnyNumber,
@@ -149,8 +149,8 @@ class ModelVersion:
     update, None before that. `best_by` is the metric and direction by which `best` is the best evaluation,
     such as "accuracy:max". `not_finite_held` counts the evaluations in a row whose metrics were not finite.
     `closing` says why the federation takes no more updates while it waits for the evaluation of its last
-    model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the server
-    optimizer's moments beside this record in the head queue, None when there are none.
+    model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
+    strategy's moments beside this record in the head queue, None when there are none.
 
     What is read from the stream may be a rounded copy of a record: its vector was sent in `codec`, and
     `copy_of` is the digest of the record, which is empty for a record itself.
@@ -215,12 +215,32 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class CachedUpdate:
+    """A worker's last update, as a strategy keeps it for later steps.
+
+    `weight` is what it counts among all that are kept. `at` is the number of updates that the model contained
+    when this one was new. `vector` is of the model's size, in `codec`.
+    """
+
+    worker: Name
+    weight: Magnitude
+    at: Count
+    codec: CodecName
+    vector: CompressedVector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class MomentsRecord:
-    """The server optimizer's memory at one version: float32 vectors of the model's size by name."""
+    """A strategy's memory at one version.
+
+    `vectors` are float32, of the model's size, by name: a server optimizer's moments, and the sum of the
+    `cached` updates, which are none without such a vector.
+    """
 
     federation: ShortText
     rank: Rank
     vectors: Mapping[str, Vector]
+    cached: tuple[CachedUpdate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,31 @@ from typing import Annotated, Final, Generic, TypeVar
 import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import compress, decompressed, is_packed, leaves_out, read_vector, wire_bytes
+from fluffle.compression import (
+    CodecName,
+    compress,
+    decompressed,
+    is_packed,
+    leaves_out,
+    read_vector,
+    wire_bytes,
+)
 from fluffle.errors import WireError
 from fluffle.events import Report
-from fluffle.fields import Count, Positive, ShortText, Table, at_most, integer, kind_of, one_of, quoted, take
+from fluffle.fields import (
+    Count,
+    Magnitude,
+    Name,
+    Positive,
+    ShortText,
+    Table,
+    at_most,
+    integer,
+    kind_of,
+    one_of,
+    quoted,
+    take,
+)
 from fluffle.framing import (
     NO_PAYLOAD,
     Header,
@@ -30,9 +51,9 @@ from fluffle.framing import (
 )
 from fluffle.model import MAX_PARAMETERS, Vector, no_values
 from fluffle.pieces import Body, Pieces
-from fluffle.record import Evaluation, Hello, ModelVersion, MomentsRecord, Rank
+from fluffle.record import CachedUpdate, Evaluation, Hello, ModelVersion, MomentsRecord, Rank
 from fluffle.topology import MIB
-from fluffle.update import WeightUpdate
+from fluffle.update import MAX_RUNS, WeightUpdate
 
 __all__ = ["record_digest"]
 
@@ -45,8 +66,12 @@ REPORT: Final = HeaderLimits(MIB, 16_384)
 _IN_PAYLOAD: Final = ("vector", "statistics", "integers")
 _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
-_MOMENTS: Final = Table(MomentsRecord, without=("vectors",))
+_MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
+# Of each cached update its worker, weight, `at` and codec, and the bytes of its vector.
+_CACHED_ROWS: Final = kind_of(
+    Annotated[tuple[tuple[Name, Magnitude, Count, CodecName, Count], ...], at_most(MAX_RUNS)]
+)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 T = TypeVar("T")
@@ -103,8 +128,16 @@ def encode_report(report: Report) -> bytes:
 
 
 def moments_pieces(moments: MomentsRecord) -> Pieces:
-    """Return the message of a server optimizer's moments; the vectors are not copied."""
-    header = {"kind": "moments", **_MOMENTS.write(moments), "names": list(moments.vectors)}
+    """Return the message of a strategy's moments; the vectors are not copied."""
+    rows = [
+        (each.worker, each.weight, each.at, each.codec, each.vector.payload.nbytes) for each in moments.cached
+    ]
+    header = {
+        "kind": "moments",
+        **_MOMENTS.write(moments),
+        "names": list(moments.vectors),
+        "cached": _CACHED_ROWS.write(rows),
+    }
     return join(header, _moment_payloads(moments), RECORD)
 
 
@@ -228,7 +261,8 @@ def _payload(vector: memoryview, statistics: Vector, integers: bytes) -> list[me
 
 
 def _moment_payloads(moments: MomentsRecord) -> list[memoryview]:
-    return [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
+    vectors = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
+    return [*vectors, *(each.vector.payload for each in moments.cached)]
 
 
 def _encode_inbound(header: Header, payload: list[memoryview], read: _Read[object]) -> bytes:
@@ -284,13 +318,23 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
 def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
     """Read moments; their vectors are views of the payload."""
     found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
+    rows = take(header, "cached", _CACHED_ROWS)
+    vector_bytes = len(payload) - sum(row[-1] for row in rows)
     if not names:
         _require_empty(payload)
         return MomentsRecord(**found, vectors={})
-    if len(set(names)) != len(names) or len(payload) % (4 * len(names)):
-        raise WireError(f"field names: {len(names)} vectors cannot share {len(payload)} bytes")
-    parts = np.split(np.frombuffer(payload, "<f4"), len(names))
-    return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)))
+    if len(set(names)) != len(names) or vector_bytes < 0 or vector_bytes % (4 * len(names)):
+        raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
+    parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names))
+    cached, rest = [], payload[vector_bytes:]
+    for number, (worker, weight, at, codec, size_bytes) in enumerate(rows):
+        try:
+            vector = read_vector(codec, parts[0].size, rest[:size_bytes])
+        except ValueError as error:
+            raise WireError(f"field cached[{number}]: {error}") from error
+        cached.append(CachedUpdate(worker, weight, at, codec, vector))
+        rest = rest[size_bytes:]
+    return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)), cached=tuple(cached))
 
 
 def _read_record(header: Header, _payload: memoryview) -> ModelVersion:

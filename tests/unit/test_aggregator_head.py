@@ -144,8 +144,9 @@ def test_a_version_that_the_stream_alone_has_is_gone_on_from_and_put_into_the_he
         head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
+    assert head.moments is not None
     assert (head.record.version, head.record.updates) == (1, 1)
-    assert set(head.moments) == {"m", "v"}
+    assert set(head.moments.vectors) == {"m", "v"}
     assert server.bodies(config.topology.head.name)[-1] == whole[-1].body
     assert len(versions(server, config)) == 2
 
@@ -185,7 +186,8 @@ def test_a_leader_finds_the_moments_of_the_newest_record() -> None:
         head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
-    assert head.moments["m"].tolist() == [1.0] * SIZE
+    assert head.moments is not None
+    assert head.moments.vectors["m"].tolist() == [1.0] * SIZE
 
 
 def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over() -> None:
@@ -199,7 +201,8 @@ def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over(
         head = read_head(broker, config.topology, StreamHealth())
 
     assert head is not None
-    assert head.moments["m"].tolist() == [1.0] * SIZE
+    assert head.moments is not None
+    assert head.moments.vectors["m"].tolist() == [1.0] * SIZE
 
 
 class LosesItsVersion(FakeBroker):

@@ -46,6 +46,8 @@ CHARGES = {
     "fedbuff and versions in int8": replace(
         a_config(a_strategy("fedbuff", buffer_size=2)), downlink_codec="int8"
     ),
+    "ace": a_config(a_strategy("ace", buffer_size=1), commit_schedule=CommitSchedule(every=2)),
+    "ca2fl and momentum": a_config(a_strategy("ca2fl", buffer_size=2, optimizer="momentum")),
     "fedavg and momentum": a_config(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
 ROUNDS = 3

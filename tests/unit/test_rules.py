@@ -134,7 +134,7 @@ def test_vectors_are_held_compressed_and_whole_ones_exist_block_by_block_only() 
 def test_an_update_in_a_larger_codec_than_the_plan_asks_for_is_refused_while_vectors_are_held() -> None:
     strategy = a_strategy(rule="median", buffer_size=3)
     record = a_version(layout=a_layout(1000), values=[0.0] * 1000)
-    model = GlobalModel(record, {}, strategy=strategy, plan=Plan(codec="int8"), goal=Goal(), term=1)
+    model = GlobalModel(record, strategy=strategy, plan=Plan(codec="int8"), goal=Goal(), term=1)
     in_plan = an_update(values=[1.0] * 1000, codec="int8", layout=record.layout)
     before = an_update(values=[1.0] * 1000, layout=record.layout)
 

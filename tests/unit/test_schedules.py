@@ -87,7 +87,6 @@ def a_scheduled_model(schedule: str, record: ModelVersion | None = None) -> Glob
     model = a_model(a_strategy(buffer_size=1), record=record)
     return GlobalModel(
         model.record,
-        {},
         strategy=model.strategy,
         plan=Plan(),
         goal=Goal(),

@@ -61,7 +61,7 @@ def test_a_leader_that_gets_the_same_updates_in_the_same_order_makes_the_same_mo
 
     def continue_from(head: Head) -> GlobalModel:
         plan, goal = settings.make_plan(strategy), settings.make_goal()
-        return GlobalModel(head.record, {}, strategy=strategy, plan=plan, goal=goal, term=1)
+        return GlobalModel(head.record, strategy=strategy, plan=plan, goal=goal, term=1)
 
     config = replace(a_config(strategy), first_version=lambda: first, continue_from=continue_from)
     server = a_server(config)

@@ -26,6 +26,10 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     shown = [str(a_strategy(name, buffer_size=3, mixing=0.6)) for name in sorted(STRATEGIES)]
 
     assert shown == [
+        "ace(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
+        "sgd(learning_rate=1))",
+        "ca2fl(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
+        "sgd(learning_rate=1))",
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
         "fedavg(buffer_size=3, rule=mean, sgd(learning_rate=1))",
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
@@ -35,7 +39,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fedprox"}, "must be one of fedbuff, fedasync, fedavg, not 'fedprox'"),
+        ({"strategy": "fedprox"}, "must be one of fedbuff, fedasync, fedavg, ace, ca2fl, not 'fedprox'"),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
         ({"strategy": "fedasync", "mixing": 1.1}, "mixing"),
@@ -43,7 +47,10 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"rule": "trimmed-mean:0.5"}, "a share above 0 and below 0.5 at each end, not 0.5"),
         # A setting that would have no effect is refused, with the strategies that read it.
         ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
-        ({"strategy": "fedasync", "buffer_size": 8}, "buffer_size is a setting of fedbuff and fedavg"),
+        (
+            {"strategy": "fedasync", "buffer_size": 8},
+            "buffer_size is a setting of fedbuff and fedavg and ace",
+        ),
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         ({"strategy": "fedavg", "weigh_by": "sqrt"}, "weigh_by is a setting of fedbuff and fedasync"),
     ],

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
+from fluffle_aggregator.strategies.cached import AceSettings, Ca2flSettings
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
@@ -21,12 +22,21 @@ def _require_known(name: str) -> str:
     return name
 
 
-class _AllSettings(FedBuffSettings, FedAsyncSettings, FedAvgSettings):
+# In two steps, since pydantic's plugin for mypy fails on a class of five bases that is a base itself.
+class _Plain(FedBuffSettings, FedAsyncSettings, FedAvgSettings):
+    """The strategies that keep nothing of a worker."""
+
+
+class _Cached(AceSettings, Ca2flSettings):
+    """The strategies that keep each worker's last update."""
+
+
+class _AllSettings(_Plain, _Cached):
     """The registry: each strategy's settings, of which those with one name are one setting."""
 
 
 STRATEGIES: Mapping[str, type[StrategyKind]] = {
-    each.named: each for each in _AllSettings.__bases__ if issubclass(each, StrategyKind)
+    each.named: each for each in (*_Plain.__bases__, *_Cached.__bases__) if issubclass(each, StrategyKind)
 }
 
 

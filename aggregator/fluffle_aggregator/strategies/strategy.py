@@ -7,7 +7,7 @@ model moves by it.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -17,12 +17,15 @@ from pydantic import BaseModel, Field
 from fluffle.errors import ConfigError
 from fluffle.model import Vector
 from fluffle.plan import Sends
+from fluffle.record import CachedUpdate, MomentsRecord
 from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
-from fluffle_aggregator.transforms import Moments, ServerOptimizerSettings, Transform
+from fluffle_aggregator.transforms import Moments, ServerOptimizerSettings, Transform, starting_moments
+from fluffle_aggregator.update_cache import SUM, Keeping, UpdateCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,8 @@ class Strategy:
 
     `sends` is what a worker sends: its delta, or its weights, which then take the place of a share of the
     model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
-    for a new version before it trains again.
+    for a new version before it trains again. With `keeping` each worker's last update is kept, and
+    `make_buffer` returns the buffer that takes the place of the rule's accumulator.
     """
 
     name: str
@@ -59,17 +63,52 @@ class Strategy:
     transforms: tuple[Transform, ...] = ()
     sends: Sends = "delta"
     one_update_per_version: bool = False
+    keeping: Keeping | None = None
+    make_buffer: Callable[[UpdateCache], CachedBuffer] | None = None
 
     def __str__(self) -> str:
-        parts = f"buffer_size={self.buffer_size}", self.weigh, f"rule={self.rule}", *self.transforms
+        how = self.keeping or f"rule={self.rule}"
+        parts = f"buffer_size={self.buffer_size}", self.weigh, how, *self.transforms
         return f"{self.name}({', '.join(filter(None, map(str, parts)))})"
 
     @property
     def moment_names(self) -> tuple[str, ...]:
-        """The names of the vectors that the transforms keep from step to step."""
-        return tuple(name for each in self.transforms for name in each.starts)
+        """The names of the vectors that are kept from step to step."""
+        return tuple(self.starting_moments(0))
 
-    def step(self, model: Vector, accumulator: Accumulator, moments: Moments) -> None:
+    def starting_moments(self, size: int) -> Moments:
+        """Return the moments of a model of `size` elements before its first step."""
+        kept = {SUM: np.zeros(size, np.float32)} if self.keeping else {}
+        return {**kept, **starting_moments(self.transforms, size)}
+
+    def moments_bytes(self, size: int, *, workers: int) -> int:
+        """Return how many bytes all of this takes, of a model of `size` elements and so many workers."""
+        kept = self.keeping.size_bytes(size) if self.keeping else 0
+        return 4 * size * len(self.moment_names) + workers * kept
+
+    def fits(self, moments: MomentsRecord, size: int) -> bool:
+        """Return whether a model of `size` elements can go on with these moments."""
+        is_kept = self.keeping.fits(moments.cached, size) if self.keeping else not moments.cached
+        return is_kept and set(moments.vectors) == set(self.moment_names)
+
+    def make_cache(
+        self, moments: Moments, cached: Iterable[CachedUpdate], room_bytes: int | None
+    ) -> UpdateCache | None:
+        """Return the cache of workers' updates that goes on with these; None when none are kept."""
+        if self.keeping is None:
+            return None
+        total = moments[SUM]
+        each_bytes = self.keeping.size_bytes(total.size)
+        most = None if room_bytes is None else room_bytes // each_bytes
+        return UpdateCache(self.keeping, total, cached, most_workers=most)
+
+    def empty_buffer(self, cache: UpdateCache | None) -> Accumulator | CachedBuffer:
+        """Return a buffer that holds no update yet."""
+        if cache is None or self.make_buffer is None:
+            return self.rule.zero()
+        return self.make_buffer(cache)
+
+    def step(self, model: Vector, accumulator: Accumulator | CachedBuffer, moments: Moments) -> None:
         """Move the model by what the accumulator holds; model, accumulator and moments are overwritten.
 
         Raises ValueError when the accumulator is empty or of another size, or when the moments are those of
@@ -105,14 +144,9 @@ class StrategyKind(BaseModel):
         """Return the strategy. Raises ConfigError when its settings do not go together."""
 
 
-class DiscountSettings(StrategyKind):
+class ExampleSettings(StrategyKind):
     """The settings of a strategy whose workers do not wait for each other."""
 
-    staleness: Annotated[str, readable_by(parse_discount)] = Field(
-        "polynomial:0.5",
-        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
-        "(10 and 4). The numbers in parentheses are the defaults.",
-    )
     weigh_by: Literal["none", "sqrt", "examples"] = Field(
         "examples",
         description="Weight of an update by its number of examples: examples is proportional, sqrt uses the "
@@ -121,12 +155,27 @@ class DiscountSettings(StrategyKind):
     )
 
 
-class BufferSettings(ServerOptimizerSettings):
-    """The settings of a strategy that makes each version of a buffer of updates."""
+class DiscountSettings(ExampleSettings):
+    """The settings of a strategy that discounts stale updates."""
+
+    staleness: Annotated[str, readable_by(parse_discount)] = Field(
+        "polynomial:0.5",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
+        "(10 and 4). The numbers in parentheses are the defaults.",
+    )
+
+
+class BufferSize(ServerOptimizerSettings):
+    """The settings of a strategy that makes each version of some updates."""
 
     buffer_size: int = Field(
         4, ge=1, description="Number of updates in one version: K of fedbuff, the cohort size of fedavg."
     )
+
+
+class BufferSettings(BufferSize):
+    """The settings of a strategy that combines the updates of each version by a rule."""
+
     rule: Annotated[str, readable_by(parse_rule)] = Field(
         MEAN,
         description="How the updates of a buffer are combined: mean; or, against broken and hostile workers, "

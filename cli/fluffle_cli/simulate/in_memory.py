@@ -49,7 +49,6 @@ class LeaderInMemory:
         self.newest = replace(first, committed_at=BEGINS_AT)
         model = GlobalModel(
             self.newest,
-            {},
             strategy=strategy,
             plan=plan,
             goal=settings.make_goal(),

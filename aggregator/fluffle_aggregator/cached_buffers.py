@@ -1,0 +1,84 @@
+"""Buffers of strategies that keep each worker's last update: what they make of it at a step. Pure.
+
+They are used as the accumulators of accumulators.py are, and also learn who sent an update.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fluffle.compression import CompressedVector
+from fluffle.model import Vector
+from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
+from fluffle_aggregator.update_cache import UpdateCache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CacheMean:
+    """The mean of all kept updates, times K / n for K updates in the buffer and n workers in the cache.
+
+    So n updates move the model by about one such mean, however many workers there are.
+    """
+
+    cache: UpdateCache
+    factor: float = 0.0
+    divisor: float = 0.0
+    count: int = 0
+
+    def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "CacheMean":
+        """Return the buffer with one more update of a worker; see UpdateCache.replace."""
+        self.cache.replace(worker, vector, weight.factor, at)
+        factor, divisor = self.factor + weight.factor, self.divisor + weight.divisor
+        return CacheMean(self.cache, factor, divisor, self.count + 1)
+
+    def close(self) -> Vector:
+        """Return the delta. Raises ValueError without an update."""
+        if not self.count:
+            raise NOTHING_HELD
+        return np.multiply(self.cache.mean(), np.float32(self.count / len(self.cache)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibrated:
+    """The mean of what is new in each update against the kept one of its worker, plus the mean of all kept.
+
+    `mean` is the mean of all kept updates before this buffer.
+    """
+
+    cache: UpdateCache
+    news: RunningSum = field(default_factory=RunningSum)
+    mean: Vector | None = None
+
+    @property
+    def factor(self) -> float:
+        """The sum of the updates' weights."""
+        return self.news.factor
+
+    @property
+    def divisor(self) -> float:
+        """The sum of what the updates' weights are divided by."""
+        return self.news.divisor
+
+    @property
+    def count(self) -> int:
+        """The number of updates."""
+        return self.news.count
+
+    def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "Calibrated":
+        """Return the buffer with one more update of a worker; see UpdateCache.replace."""
+        mean = self.cache.mean() if self.mean is None else self.mean
+        news = self.news.adding(vector, weight)
+        before = self.cache.replace(worker, vector, weight.factor, at)
+        if before and news.total is not None:
+            before.vector.add_to(news.total, -weight.factor)
+        return Calibrated(self.cache, news, mean)
+
+    def close(self) -> Vector:
+        """Return the delta. Raises ValueError without an update."""
+        delta = self.news.close()
+        if self.mean is not None:
+            np.add(delta, self.mean, out=delta)
+        return delta
+
+
+CachedBuffer = CacheMean | Calibrated

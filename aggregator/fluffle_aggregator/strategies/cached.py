@@ -1,0 +1,89 @@
+"""ACE and CA2FL: a step of all workers' last updates. Take one when slow workers have data that others lack.
+
+With FedBuff and FedAsync the model follows the workers that send most often.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fluffle_aggregator.cached_buffers import CacheMean, Calibrated
+from fluffle_aggregator.staleness import parse_discount
+from fluffle_aggregator.strategies.fedbuff import DiscountedMean
+from fluffle_aggregator.strategies.strategy import BufferSize, ExampleSettings, Strategy
+from fluffle_aggregator.update_cache import Keeping
+
+
+class CacheSettings(ExampleSettings, BufferSize):
+    """The settings of a strategy that keeps each worker's last update."""
+
+    cache_codec: Literal["int8", "float32"] = Field(
+        "int8",
+        description="How ace and ca2fl keep each worker's last update, in memory and in a message beside "
+        "each version: int8 takes one byte for each parameter and worker, float32 four.",
+    )
+    forget_after: float = Field(
+        100.0,
+        gt=1,
+        description="When ace and ca2fl forget a worker: when the others have sent so many times as many "
+        "updates as there are workers since its last one.",
+    )
+
+    def make_keeping(self) -> Keeping:
+        """Return how updates are kept."""
+        return Keeping(self.cache_codec, self.forget_after)
+
+    def make_weigh(self) -> DiscountedMean:
+        """Return what an update counts: stale updates count as much as fresh ones."""
+        return DiscountedMean(parse_discount("constant"), self.weigh_by)
+
+
+class AceSettings(CacheSettings):
+    """x <- x + eta * (K / n) * (mean of the last updates of all n workers), after each K updates.
+
+    The paper has K = 1 and leaves the step to be tuned: it is eta / n here, so that as many updates as there
+    are workers make a step of eta. ACED, which leaves old updates out of the mean, is this with a small
+    `forget_after`; a worker that comes again after that is new.
+
+    Source: Chang et al., "Mitigating Participation Imbalance Bias in Asynchronous Federated Learning" (2025,
+    arXiv 2511.19066), ACE and ACED.
+    """
+
+    named: ClassVar[str] = "ace"
+    summary: ClassVar[str] = "a step of all workers' last updates at a time"
+
+    def make(self) -> Strategy:
+        """See StrategyKind."""
+        return Strategy(
+            AceSettings.named,
+            self.make_weigh(),
+            self.buffer_size,
+            transforms=(self.make_optimizer(),),
+            keeping=self.make_keeping(),
+            make_buffer=CacheMean,
+        )
+
+
+class Ca2flSettings(CacheSettings):
+    """x <- x + eta * (h + (1 / K) * sum of (delta_i - h_i)), over the K updates in the buffer.
+
+    h_i is the last update of worker i before this one, zero if there was none, and h the mean of them over
+    all workers, as it was before the buffer. Workers that have sent nothing yet are not counted in h.
+
+    Source: Wang, Cao, Wu, Chen and Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning
+    with Cached Update Calibration" (ICLR 2024), CA2FL.
+    """
+
+    named: ClassVar[str] = "ca2fl"
+    summary: ClassVar[str] = "a buffer at a time, calibrated by all workers' last updates"
+
+    def make(self) -> Strategy:
+        """See StrategyKind."""
+        return Strategy(
+            Ca2flSettings.named,
+            self.make_weigh(),
+            self.buffer_size,
+            transforms=(self.make_optimizer(),),
+            keeping=self.make_keeping(),
+            make_buffer=Calibrated,
+        )

@@ -1,0 +1,123 @@
+"""The last update of each worker, kept from step to step, and the sum of them. Pure.
+
+A strategy that keeps them can make a step of all workers whenever one of them sends an update: a slow worker
+then counts as much as a fast one. What is kept is what the head queue holds, so that the next leader goes on
+with the same bits.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from fluffle.codecs.floats import Float32Vector
+from fluffle.codecs.int8 import Int8Vector
+from fluffle.compression import CompressedVector, compress, decompressed, most_bytes
+from fluffle.model import Vector
+from fluffle.record import CachedUpdate
+
+# The name of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
+SUM: Final = "cached_sum"
+KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How a strategy keeps the updates.
+
+    `codec` is float32 or int8. A worker is forgotten when, since its last update, the others have sent
+    `forget_after` times as many updates as there are workers.
+    """
+
+    codec: str = "int8"
+    forget_after: float = 100.0
+
+    def __str__(self) -> str:
+        return f"cache={self.codec}, forget_after={self.forget_after:g}"
+
+    def size_bytes(self, size: int) -> int:
+        """Return how many bytes the update of one worker takes, of a model of `size` elements."""
+        return most_bytes(self.codec, size)
+
+    def fits(self, updates: Iterable[CachedUpdate], size: int) -> bool:
+        """Return whether these can be gone on with, by a model of `size` elements."""
+        return all(each.codec == self.codec and each.vector.size == size for each in updates)
+
+
+class UpdateCache:
+    """The last update of each worker.
+
+    `total` is the sum of weight * update over them, float32 of the model's size; it is changed in place.
+    `most_workers` is the largest number of updates that fit into their message.
+    """
+
+    def __init__(
+        self,
+        keeping: Keeping,
+        total: Vector,
+        updates: Iterable[CachedUpdate] = (),
+        *,
+        most_workers: int | None = None,
+    ) -> None:
+        """Go on from the updates whose sum is `total`."""
+        self._keeping = keeping
+        self._most_workers = most_workers
+        self.total = total
+        # The longest kept first.
+        self.updates: dict[str, CachedUpdate] = {
+            each.worker: replace(each, vector=_owned(each.vector)) for each in updates
+        }
+        # Workers that were forgotten since somebody last took these away, and why.
+        self.forgotten: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.updates)
+
+    def replace(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate | None:
+        """Keep a worker's update in place of its last one, and return that; None if there was none.
+
+        `weight` is more than 0. `at` is the number of updates that the model contains with this one: it
+        grows with each update.
+        """
+        before = self.updates.pop(worker, None)
+        if before:
+            before.vector.add_to(self.total, -before.weight)
+        # Those that came longest ago stand first.
+        self.updates[worker] = after = self._kept(worker, vector, weight, at)
+        after.vector.add_to(self.total, after.weight)
+        self._forget(at)
+        return before
+
+    def mean(self) -> Vector:
+        """Return the weighted mean of all updates that are kept, float32 of the model's size."""
+        weight = sum(each.weight for each in self.updates.values())
+        return self.total / np.float32(weight) if self.updates else np.zeros_like(self.total)
+
+    def _kept(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate:
+        """Return an update in the cache's codec; the same update gives the same bits to every leader."""
+        codec = self._keeping.codec
+        came_so = type(vector) is KEPT_AS_IT_CAME[codec]
+        kept = _owned(vector if came_so else compress(codec, decompressed(vector), np.random.default_rng(at)))
+        return CachedUpdate(worker, float(np.float32(weight)), at, codec, kept)
+
+    def _forget(self, now: int) -> None:
+        """Drop those that are too old, or for which there is no room."""
+        first, most = next(iter(self.updates.values())), self._most_workers
+        if most is not None and len(self) > most:
+            why = f"one message holds the updates of {most} workers, and this one came longest ago"
+        elif now - first.at > self._keeping.forget_after * len(self):
+            why = f"{now - first.at} updates of others have come since it"
+        else:
+            return
+        del self.updates[first.worker]
+        self.forgotten.append((first.worker, why))
+        # Anew, so that nothing of what was rounded away stays in the sum.
+        self.total[:] = 0.0
+        for each in self.updates.values():
+            each.vector.add_to(self.total, each.weight)
+
+
+def _owned(vector: CompressedVector) -> CompressedVector:
+    """Return a vector in bytes of its own: those of a message are released."""
+    return replace(vector, payload=memoryview(bytes(vector.payload)))

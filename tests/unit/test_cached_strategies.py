@@ -1,0 +1,259 @@
+"""ACE and CA2FL: the papers' pseudocode in float64, the known faults, forgetting, and a new leader."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from builders import SIZE, a_model, a_strategy, a_version, an_update, float32s
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from fluffle.errors import MessageTooLarge
+from fluffle.message_size import require_cache_fits
+from fluffle.model import Vector
+from fluffle.record import MomentsRecord, Rank
+from fluffle.topology import MIB
+from fluffle.wire import decode_record, moments_pieces
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.strategies.cached import AceSettings, Ca2flSettings
+from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.update_cache import Keeping, UpdateCache
+
+Float64s = NDArray[np.float64]
+NAMES = ("ace", "ca2fl")
+WORKERS = ("a", "b", "c")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One update, by a worker."""
+
+    worker: str
+    values: Vector
+    examples: int = 1
+
+
+vectors = arrays(np.float32, SIZE, elements=st.floats(-8.0, 8.0, width=32))
+arrivals = st.lists(
+    st.builds(Arrival, st.sampled_from(WORKERS), vectors, st.integers(1, 1000)), min_size=1, max_size=12
+)
+
+
+def strategy_of(name: str, *, buffer_size: int = 1, codec: str = "float32", **settings: object) -> Strategy:
+    kind = {"ace": AceSettings, "ca2fl": Ca2flSettings}[name]
+    given = {"buffer_size": buffer_size, "cache_codec": codec, "weigh_by": "none", **settings}
+    return kind.model_validate(given).make()
+
+
+def fold(model: GlobalModel, come: Sequence[Arrival]) -> None:
+    """Fold updates, each of which started from the newest version."""
+    for arrival in come:
+        known = model.contributors.get(arrival.worker)
+        sequence = known.updates + 1 if known else 1
+        update = an_update(arrival.worker, sequence, base_version=model.version, examples=arrival.examples)
+        model.fold(replace(update, vector=float32s(arrival.values)), now=0.0)
+
+
+def ace(come: Sequence[Arrival], *, rate: float, by_examples: bool) -> Float64s:
+    """ACE with one update in a step: x <- x + (rate / n) * mean of the newest update of each worker."""
+    x, last = np.zeros(SIZE), {}
+    for arrival in come:
+        last[arrival.worker] = arrival
+        weights = [each.examples if by_examples else 1 for each in last.values()]
+        mean = np.average([each.values.astype(np.float64) for each in last.values()], axis=0, weights=weights)
+        x = x + rate / len(last) * mean
+    return x
+
+
+def ca2fl(come: Sequence[Arrival], *, size: int, rate: float) -> Float64s:
+    """CA2FL, with those workers in the mean that have sent something; one may come twice in a buffer."""
+    x, last = np.zeros(SIZE), dict[str, Float64s]()
+    for start in range(0, len(come) - len(come) % size, size):
+        mean = np.mean(list(last.values()), axis=0) if last else np.zeros(SIZE)
+        calibrated = np.zeros(SIZE)
+        for arrival in come[start : start + size]:
+            values = arrival.values.astype(np.float64)
+            calibrated += values - last.get(arrival.worker, 0.0)
+            last[arrival.worker] = values
+        x = x + rate * (mean + calibrated / size)
+    return x
+
+
+@given(arrivals, st.sampled_from([0.25, 1.0]), st.booleans())
+def test_ace_is_the_papers_rule_with_a_step_for_each_worker(
+    come: list[Arrival], rate: float, by_examples: bool
+) -> None:
+    weigh_by = "examples" if by_examples else "none"
+    model = a_model(strategy_of("ace", server_learning_rate=rate, weigh_by=weigh_by))
+
+    fold(model, come)
+
+    expected = ace(come, rate=rate, by_examples=by_examples)
+    # Each sum of float32 is rounded, and what a worker sent before is taken out of it again.
+    np.testing.assert_allclose(model.vector, expected, rtol=1e-4, atol=1e-3)
+
+
+@given(arrivals, st.integers(1, 4), st.sampled_from([0.25, 1.0]))
+def test_ca2fl_is_the_papers_rule(come: list[Arrival], size: int, rate: float) -> None:
+    model = a_model(strategy_of("ca2fl", buffer_size=size, server_learning_rate=rate))
+
+    fold(model, come)
+
+    np.testing.assert_allclose(model.vector, ca2fl(come, size=size, rate=rate), rtol=1e-4, atol=1e-3)
+
+
+def test_ca2fl_calibrates_from_the_second_update_of_a_worker_on() -> None:
+    # Public code never fills its list of those that it has heard, so that the calibration is always zero.
+    model = a_model(strategy_of("ca2fl"))
+
+    fold(model, [Arrival("a", np.full(SIZE, 8, np.float32)), Arrival("b", np.full(SIZE, 2, np.float32))])
+    before = model.vector.copy()
+    fold(model, [Arrival("a", np.full(SIZE, 4, np.float32))])
+
+    # The mean of 8 and 2, and what is new of a: 4 - 8.
+    assert (model.vector - before).tolist() == [5 - 4] * SIZE
+
+
+def test_a_fast_worker_counts_no_more_than_a_slow_one() -> None:
+    model = a_model(strategy_of("ace"))
+    fast, slow = np.full(SIZE, 1, np.float32), np.full(SIZE, -1, np.float32)
+
+    fold(model, [Arrival("fast", fast), Arrival("slow", slow)])
+    before = model.vector.copy()
+    fold(model, [Arrival("fast", fast)] * 50)
+
+    assert model.vector.tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+@given(come=arrivals, at=st.integers(0, 12))
+def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
+    name: str, codec: str, come: list[Arrival], at: int
+) -> None:
+    strategy = strategy_of(name, codec=codec, buffer_size=2 if name == "ca2fl" else 1)
+    undisturbed, before = a_model(strategy), a_model(strategy)
+    for model in (undisturbed, before):
+        fold(model, come[:at])
+        # A record has no update that is still in the buffer.
+        model.step()
+    after = taken_over(before)
+
+    fold(undisturbed, come[at:])
+    fold(after, come[at:])
+
+    assert after.vector.tobytes() == undisturbed.vector.tobytes()
+    assert moments_of(after) == moments_of(undisturbed)
+
+
+def taken_over(model: GlobalModel, strategy: Strategy | None = None) -> GlobalModel:
+    """Return the model of the next leader, which reads what this one has published."""
+    moments = decode_record(bytes(moments_pieces(model.moments_at(Rank(1, model.version)))))
+    assert isinstance(moments, MomentsRecord)
+    record = model.next_record(now=0.0)
+    return GlobalModel(
+        replace(record, vector=record.vector.copy()),
+        moments,
+        strategy=strategy or model.strategy,
+        plan=model.plan,
+        goal=Goal(),
+        term=1,
+    )
+
+
+def moments_of(model: GlobalModel) -> bytes:
+    return bytes(moments_pieces(model.moments_at(Rank(1, 0))))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (strategy_of("ace"), a_strategy("fedbuff")),
+        (strategy_of("ace"), a_strategy("fedbuff", optimizer="adam")),
+        (strategy_of("ace"), strategy_of("ace", codec="int8")),
+        (a_strategy("fedbuff", optimizer="adam"), strategy_of("ca2fl")),
+    ],
+    ids=["to none", "to adam", "to another codec", "from adam"],
+)
+def test_the_cache_of_another_strategy_begins_anew_and_says_so(before: Strategy, after: Strategy) -> None:
+    model = a_model(before)
+    fold(model, [Arrival("a", np.ones(SIZE, np.float32))] * before.buffer_size)
+
+    found = taken_over(model, after)
+
+    assert found.begins_anew
+    assert found.cache is None or not found.cache.updates
+    assert all(not found.moments[name].any() for name in found.moments if name != "v")
+
+
+def test_ace_and_ca2fl_go_on_with_each_others_cache() -> None:
+    model = a_model(strategy_of("ace"))
+    fold(model, [Arrival("a", np.ones(SIZE, np.float32))])
+
+    found = taken_over(model, strategy_of("ca2fl"))
+
+    assert not found.begins_anew
+    assert found.cache is not None
+    assert list(found.cache.updates) == ["a"]
+
+
+def test_a_worker_that_has_left_is_forgotten() -> None:
+    model = a_model(strategy_of("ace", forget_after=5))
+    ones = np.ones(SIZE, np.float32)
+    fold(model, [Arrival("gone", -ones), Arrival("here", ones)])
+    assert model.take_forgotten() == []
+
+    fold(model, [Arrival("here", ones)] * 10)
+
+    assert model.take_forgotten() == [("gone", "11 updates of others have come since it")]
+    assert model.take_forgotten() == []
+    assert model.cache is not None
+    assert model.cache.mean().tolist() == [1] * SIZE
+
+
+def test_with_more_workers_than_fit_into_a_message_the_longest_kept_is_forgotten() -> None:
+    cache = UpdateCache(Keeping("float32"), np.zeros(SIZE, np.float32), most_workers=2)
+    for number, worker in enumerate(WORKERS):
+        cache.replace(worker, float32s(np.full(SIZE, number, np.float32)), 1.0, number)
+
+    assert list(cache.updates) == ["b", "c"]
+    assert cache.mean().tolist() == [1.5] * SIZE
+    assert [worker for worker, _ in cache.forgotten] == ["a"]
+
+
+def test_room_for_the_cache_is_counted_with_the_vectors_beside_it() -> None:
+    strategy = strategy_of("ca2fl")
+    model = GlobalModel(
+        a_version(),
+        strategy=strategy,
+        plan=a_model().plan,
+        goal=Goal(),
+        term=1,
+        cached_bytes=strategy.moments_bytes(SIZE, workers=2) - strategy.moments_bytes(SIZE, workers=0),
+    )
+
+    fold(model, [Arrival(worker, np.ones(SIZE, np.float32)) for worker in WORKERS])
+
+    assert model.cache is not None
+    assert list(model.cache.updates) == ["b", "c"]
+
+
+def test_a_cache_that_does_not_fit_into_a_message_is_refused_with_its_size() -> None:
+    layout = a_version().layout
+    with pytest.raises(MessageTooLarge, match=r"what ace keeps of the workers.* 40 MiB.*at most 16"):
+        require_cache_fits(layout, 40 * MIB, "ace", 16 * MIB)
+
+
+def test_a_kept_update_survives_its_message() -> None:
+    cache = UpdateCache(Keeping("float32"), np.zeros(SIZE, np.float32))
+    message = np.ones(SIZE, np.float32)
+    cache.replace("a", float32s(message), 1.0, 1)
+
+    message[:] = 99
+    cache.replace("a", float32s(np.full(SIZE, 3, np.float32)), 1.0, 2)
+
+    assert cache.mean().tolist() == [3] * SIZE
