@@ -65,6 +65,7 @@ def an_update(
     federation: str = FEDERATION,
     integers: bytes = b"",
     loss: float | None = None,
+    steps: int = 1,
 ) -> WeightUpdate:
     """Return an update that any strategy for deltas admits.
 
@@ -83,6 +84,7 @@ def an_update(
         vector=compress(codec, a_vector(*values), np.random.default_rng(0)),
         integers=integers,
         examples=examples,
+        steps=steps,
         loss=loss,
     )
 
@@ -133,6 +135,8 @@ def a_strategy(
     learning_rate: float = 1.0,
     weigh_by: str = "none",
     rule: str = "mean",
+    normalize_steps: bool = False,
+    throttle: float = 1.0,
 ) -> Strategy:
     """Return a strategy; settings that it does not read are passed over."""
     settings = {
@@ -143,6 +147,8 @@ def a_strategy(
         "server_optimizer": optimizer,
         "server_learning_rate": learning_rate,
         "rule": rule,
+        "normalize_steps": normalize_steps,
+        "throttle": throttle,
     }
     kind = STRATEGIES[name]
     return kind.model_validate({key: settings[key] for key in settings if key in kind.model_fields}).make()

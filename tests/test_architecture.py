@@ -59,6 +59,7 @@ PURE = {
         f"fluffle_aggregator.{name}"
         for name in (
             *("accumulators", "cached_buffers", "choices", "effects", "global_model", "goal", "intake"),
+            *("local_steps", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
             "update_cache",
         )
@@ -72,7 +73,7 @@ PURE = {
     ),
     *(
         f"fluffle_aggregator.strategies.{name}"
-        for name in ("cached", "fedasync", "fedavg", "fedbuff", "registry", "strategy")
+        for name in ("cached", "fadas", "fedasync", "fedavg", "fedbuff", "registry", "strategy")
     ),
     "fluffle_cli.dashboard.table",
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),

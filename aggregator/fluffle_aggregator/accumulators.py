@@ -1,6 +1,7 @@
 """What collects the updates of one buffer: a running sum, or a stack of the vectors themselves. Pure.
 
-`count` is the number of updates since the last step, `factor` and `divisor` are the sums of theirs.
+`count` is the number of updates since the last step, `factor` and `divisor` are the sums of theirs, and
+`staleness` is the greatest of theirs.
 An accumulator is frozen: `adding` returns one that holds one more update, and `close` turns what is held into
 the buffer's delta. Both may overwrite the arrays of the accumulator that they are called on, as JAX does with
 a donated buffer. An update's vector is only read; it may be a view of a message's bytes.
@@ -15,6 +16,9 @@ from numpy.typing import NDArray
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+from fluffle_aggregator.local_steps import LocalSteps
+
+NO_STEPS = LocalSteps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +28,15 @@ class Weight:
     `factor` multiplies the vector in a weighted sum, and `divisor` is what the update adds to the number that
     the sum is divided by. `discount`, in (0, 1], is the part of both that follows from its staleness and not
     from its examples. `mixing`, in (0, 1], is how far the update alone moves the statistics towards its own.
+    `staleness` is that of the update, and `steps` are its local steps, 0 where deltas are not normalised.
     """
 
     factor: float
     divisor: float
     discount: float
     mixing: float
+    staleness: int = 0
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,13 +47,17 @@ class RunningSum:
     factor: float = 0.0
     divisor: float = 0.0
     count: int = 0
+    staleness: int = 0
+    steps: LocalSteps = NO_STEPS
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "RunningSum":
         """Return a sum of one more update, whose factor is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
-        vector.add_to(total, weight.factor)
+        steps = self.steps.adding(weight.factor, weight.steps)
+        vector.add_to(total, weight.factor * steps.scale(weight.steps))
         factor = self.factor + float(np.float32(weight.factor))
-        return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1)
+        staleness = max(self.staleness, weight.staleness)
+        return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1, staleness, steps)
 
     def close(self) -> Vector:
         """Return the delta, the sum divided by the divisors' sum. Raises ValueError without an update."""
@@ -54,6 +65,8 @@ class RunningSum:
             raise NOTHING_HELD
         if self.divisor != 1:
             np.divide(self.total, np.float32(self.divisor), out=self.total)
+        if self.steps.mean != 1:
+            np.multiply(self.total, np.float32(self.steps.mean), out=self.total)
         return self.total
 
 
@@ -69,6 +82,8 @@ class Stack:
     discounts: tuple[float, ...] = ()
     factor: float = 0.0
     divisor: float = 0.0
+    staleness: int = 0
+    steps: LocalSteps = NO_STEPS
 
     @property
     def count(self) -> int:
@@ -77,13 +92,16 @@ class Stack:
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "Stack":
         """Return a stack of one more update; its bytes are copied, since the message's own are released."""
+        steps = self.steps.adding(weight.discount, weight.steps)
         held = replace(vector, payload=memoryview(bytes(vector.payload)))
         return Stack(
             self.reduce,
             (*self.vectors, held),
-            (*self.discounts, weight.discount),
+            (*self.discounts, weight.discount * steps.scale(weight.steps)),
             self.factor + weight.factor,
             self.divisor + weight.divisor,
+            max(self.staleness, weight.staleness),
+            steps,
         )
 
     def close(self) -> Vector:
@@ -101,7 +119,7 @@ class Stack:
             rows = stacked[:, : part.size]
             for row, block, discount in zip(rows, blocks, self.discounts, strict=True):
                 np.multiply(block, discount, out=row, dtype=np.float64)
-            part[:] = self.reduce(rows)
+            part[:] = self.reduce(rows) * self.steps.mean
         return delta
 
 

@@ -24,12 +24,14 @@ class CacheMean:
     factor: float = 0.0
     divisor: float = 0.0
     count: int = 0
+    staleness: int = 0
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "CacheMean":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
         self.cache.replace(worker, vector, weight.factor, at)
         factor, divisor = self.factor + weight.factor, self.divisor + weight.divisor
-        return CacheMean(self.cache, factor, divisor, self.count + 1)
+        staleness = max(self.staleness, weight.staleness)
+        return CacheMean(self.cache, factor, divisor, self.count + 1, staleness)
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
@@ -63,6 +65,11 @@ class Calibrated:
     def count(self) -> int:
         """The number of updates."""
         return self.news.count
+
+    @property
+    def staleness(self) -> int:
+        """The greatest staleness of the updates."""
+        return self.news.staleness
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "Calibrated":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""

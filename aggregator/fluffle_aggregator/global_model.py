@@ -28,6 +28,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
+from fluffle_aggregator.throttle import repeats
 
 CONSTANT_RATE = Schedule()
 
@@ -130,6 +131,8 @@ class GlobalModel:
                 update.examples,
                 self._most_examples,
                 self._examples_sum / max(1, self._contributing),
+                update.steps,
+                repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
             )
         )
 
@@ -162,7 +165,7 @@ class GlobalModel:
         self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
         # Forgotten while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
-        if is_share_limited:
+        if is_share_limited or self.strategy.throttles:
             self.window = (*self.window, (worker, weight.factor))[-SHARE_WINDOW:]
         folded = Folded(
             update.id,

@@ -2,10 +2,11 @@
 
 Staleness is the version now minus the version that the worker started from, so a fresh update has 0 and every
 discount gives it exactly 1. Take `constant` when the workers are about equally fast, `polynomial` to count an
-update less with each version, `hinge` when some versions of delay are normal and more are not.
+update less with each version, `hinge` or `adaptive` when some versions of delay are normal and more are not:
+`hinge` then drops at once, `adaptive` in proportion.
 
-Source of all three: Xie, Koyejo and Gupta, "Asynchronous Federated Optimization" (2019, arXiv 1903.03934),
-section 5.2.
+Source of the first three: Xie, Koyejo and Gupta, "Asynchronous Federated Optimization" (2019, arXiv
+1903.03934), section 5.2.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,10 +37,25 @@ def hinge(staleness: int, *, a: float = 10.0, b: int = 4) -> float:
     return 1.0 if staleness <= b else 1.0 / (a * (staleness - b) + 1.0)
 
 
+def adaptive(staleness: int, *, tau_c: int = 4) -> float:
+    """Count an update in full up to staleness tau_c, then as tau_c / staleness, in (0, 1].
+
+    With a server learning rate of eta this is the delay-adaptive step min(eta, c / staleness) with
+    c = eta * tau_c. Source: Koloskova, Stich and Jaggi, "Sharper Convergence Guarantees for Asynchronous SGD
+    for Distributed and Federated Learning" (2022, arXiv 2206.08307): a step of eta up to a delay tau_C, and
+    at most min(eta, 1 / (4 * L * delay)) beyond, where L is the unknown smoothness that tau_c stands for.
+    Mishchenko et al. (2022, arXiv 2206.07638) take min(eta, c / delay) for every delay, without tau_C.
+
+    With tau_c 0, as with 1, an update of staleness 1 counts in full.
+    """
+    return 1.0 if staleness <= tau_c else max(tau_c, 1) / staleness
+
+
 DISCOUNTS: Mapping[str, Callable[..., float]] = {
     "constant": constant,
     "polynomial": polynomial,
     "hinge": hinge,
+    "adaptive": adaptive,
 }
 
 
@@ -57,7 +73,9 @@ class Discount(Choice):
 
 
 def parse_discount(text: str) -> Discount:
-    """Read "constant", "polynomial", "polynomial:0.5" or "hinge:10:4"; ValueError says what is known.
+    """Read "constant", "polynomial", "polynomial:0.5", "hinge:10:4" or "adaptive:4".
+
+    ValueError says what is known.
 
     Parameters that are left out have their defaults.
     """

@@ -30,8 +30,11 @@ class Transform(Protocol):
     def starts(self) -> Mapping[str, float]:
         """The names of the moments, each with the value that all of its elements start from."""
 
-    def apply(self, delta: Vector, moments: Moments) -> None:
-        """Overwrite a delta, and this transform's moments, with what becomes of them."""
+    def apply(self, delta: Vector, moments: Moments, staleness: int = 0) -> None:
+        """Overwrite a delta, and this transform's moments, with what becomes of them.
+
+        `staleness` is the greatest of the buffer's updates.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Sgd:
     def __str__(self) -> str:
         return f"sgd(learning_rate={self.learning_rate:g})"
 
-    def apply(self, delta: Vector, _moments: Moments) -> None:
+    def apply(self, delta: Vector, _moments: Moments, _staleness: int = 0) -> None:
         """See Transform."""
         if self.learning_rate != 1:
             np.multiply(delta, np.float32(self.learning_rate), out=delta)
@@ -67,7 +70,7 @@ class Momentum:
     def __str__(self) -> str:
         return f"momentum(learning_rate={self.learning_rate:g}, beta1={self.beta1:g})"
 
-    def apply(self, delta: Vector, moments: Moments) -> None:
+    def apply(self, delta: Vector, moments: Moments, _staleness: int = 0) -> None:
         """See Transform."""
         for d, m in matching_blocks(delta, moments["m"]):
             np.multiply(m, np.float32(self.beta1), out=m)
@@ -101,7 +104,7 @@ class Adaptive:
         """The moments m, if it is kept, and v, and what they start from."""
         return {"m": 0.0, "v": self.tau**2} if self.beta1 else {"v": self.tau**2}
 
-    def apply(self, delta: Vector, moments: Moments) -> None:
+    def apply(self, delta: Vector, moments: Moments, _staleness: int = 0) -> None:
         """See Transform."""
         advance = SECOND_MOMENTS[self.name]
         square_block, step_block = scratch_block(delta.size), scratch_block(delta.size)
@@ -143,20 +146,28 @@ SECOND_MOMENTS: Mapping[str, Callable[[Vector, Vector, Vector, float], None]] = 
 ServerOptimizer = Sgd | Momentum | Adaptive
 
 
-class ServerOptimizerSettings(BaseModel):
-    """The settings of a strategy whose delta goes through a server optimizer."""
+class ServerRateSettings(BaseModel):
+    """The settings that every server optimizer reads."""
 
-    server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
-        "sgd", description="Server optimizer: how the mean update changes the model."
+    server_learning_rate: float | None = Field(
+        None, gt=0, description="Learning rate of the server optimizer. Default: 1, and 0.01 for fadas."
     )
-    server_learning_rate: float = Field(1.0, gt=0, description="Learning rate of the server optimizer.")
     server_momentum: float | None = Field(
         None, ge=0, lt=1, description="beta1 of the server optimizer. Default: 0.9, and 0 for adagrad."
     )
 
+
+class ServerOptimizerSettings(ServerRateSettings):
+    """The settings of a strategy whose delta goes through a server optimizer of choice."""
+
+    server_optimizer: Literal["sgd", "momentum", "adam", "yogi", "adagrad"] = Field(
+        "sgd", description="Server optimizer: how the mean update changes the model."
+    )
+
     def make_optimizer(self) -> ServerOptimizer:
         """Return the server optimizer."""
-        name, rate, beta1 = self.server_optimizer, self.server_learning_rate, self.server_momentum
+        name, beta1 = self.server_optimizer, self.server_momentum
+        rate = 1.0 if self.server_learning_rate is None else self.server_learning_rate
         if beta1 is None:
             beta1 = 0.0 if name == "adagrad" else 0.9
         if name == "sgd":

@@ -63,7 +63,7 @@ class Progress(Protocol):
     """How a task reports the progress of a round: `done` of `total` minibatches."""
 
     def __call__(self, done: int, total: int) -> None:
-        """Report progress; call it after every minibatch."""
+        """Report progress; call it after every minibatch. The update says how many there were."""
 
 
 @runtime_checkable

@@ -42,6 +42,7 @@ class WeightUpdate:
 
     `base_term` and `base_version` name the version that the training started from. `vector` is of the
     layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
+    `steps` are the minibatches of the round.
     `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `loss` is that of the
     training data, None where the task reports none, and `train_s` the seconds that the round took: both are
     for people. `absorbs` are the numbers of earlier updates of the run that were refused and whose content is
@@ -59,6 +60,7 @@ class WeightUpdate:
     statistics: Vector = field(default_factory=no_values)
     integers: bytes = b""
     examples: int
+    steps: Positive = 1
     loss: AnyNumber | None = None
     train_s: float = 0.0
     absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()

@@ -37,6 +37,12 @@ CHARGES = {
     "fedasync": a_config(a_strategy("fedasync", mixing=0.3), commit_schedule=CommitSchedule(every=2)),
     "fedbuff": a_config(a_strategy("fedbuff", buffer_size=2)),
     "fedbuff and adam": a_config(a_strategy("fedbuff", buffer_size=2, optimizer="adam")),
+    "fedbuff and normalised steps": a_config(a_strategy("fedbuff", buffer_size=2, normalize_steps=True)),
+    "fedasync and throttled repeats": a_config(
+        a_strategy("fedasync", mixing=0.3, throttle=1.5), commit_schedule=CommitSchedule(every=2)
+    ),
+    "fedbuff and throttled repeats": a_config(a_strategy("fedbuff", buffer_size=2, throttle=1.5)),
+    "fadas": a_config(a_strategy("fadas", buffer_size=2, learning_rate=0.1)),
     "fedasync and clipped norms": a_config(
         a_strategy("fedasync", mixing=0.3),
         limits=Limits(limit_norm=2.0, on_large_norm="clip"),
@@ -76,6 +82,7 @@ class Workers:
                 base_version=base.version,
                 values=[0.1 * number + place] * SIZE,
                 sends=base.plan.sends,
+                steps=place + 3,
             )
             for place, worker in enumerate(WORKERS)
         ]

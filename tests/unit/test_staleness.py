@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle_aggregator.staleness import DISCOUNTS, Discount, constant, hinge, parse_discount, polynomial
+from fluffle_aggregator.staleness import (
+    DISCOUNTS,
+    Discount,
+    adaptive,
+    constant,
+    hinge,
+    parse_discount,
+    polynomial,
+)
 
 discounts = st.one_of(
     st.just(parse_discount("constant")),
@@ -12,6 +20,7 @@ discounts = st.one_of(
     st.tuples(st.floats(0.0, 1e6), st.integers(0, 1000)).map(
         lambda ab: parse_discount(f"hinge:{ab[0]!r}:{ab[1]}")
     ),
+    st.integers(0, 1000).map(lambda tau_c: parse_discount(f"adaptive:{tau_c}")),
 )
 
 
@@ -32,6 +41,11 @@ discounts = st.one_of(
         ("hinge:2", 6, 1 / 5),
         ("hinge:2:1", 3, 1 / 5),
         ("hinge:0.5:0", 2, 0.5),
+        ("adaptive", 4, 1.0),
+        ("adaptive", 5, 4 / 5),
+        ("adaptive:10", 40, 1 / 4),
+        ("adaptive:1", 3, 1 / 3),
+        ("adaptive:0", 1, 1.0),
     ],
 )
 def test_a_discount_is_what_the_paper_says(setting: str, staleness: int, expected: float) -> None:
@@ -96,6 +110,7 @@ def test_the_functions_can_be_called_without_a_setting() -> None:
         ("hinge", "hinge:10:4"),
         ("hinge:2.5", "hinge:2.5:4"),
         ("hinge:1:0", "hinge:1:0"),
+        ("adaptive", "adaptive:4"),
     ],
 )
 def test_a_discount_shows_every_parameter(setting: str, shown: str) -> None:
@@ -104,6 +119,18 @@ def test_a_discount_shows_every_parameter(setting: str, shown: str) -> None:
     text = str(discount)
 
     assert text == shown
+
+
+@given(st.integers(1, 100), st.integers(1, 1000), st.floats(0.01, 10.0))
+def test_the_adaptive_discount_makes_the_delay_adaptive_step_of_the_paper(
+    tau_c: int, staleness: int, eta: float
+) -> None:
+    # The paper's bound on the step, at the smoothness L where tau_C = 1 / (4 * L * eta).
+    smoothness = 1 / (4 * eta * tau_c)
+
+    step = eta * adaptive(staleness, tau_c=tau_c)
+
+    assert step == pytest.approx(min(eta, 1 / (4 * smoothness * staleness)))
 
 
 @given(discounts)
@@ -129,11 +156,12 @@ def test_what_a_discount_shows_is_the_setting_that_makes_it(discount: Discount) 
         ("polynomial:nan", "exponent must be finite and at least 0, not nan"),
         ("polynomial:inf", "exponent must be finite and at least 0, not inf"),
         ("hinge:10:4.5", "b must be a whole number, not '4.5'"),
+        ("adaptive:half", "tau_c must be a whole number, not 'half'"),
         ("hinge:10:-1", "b must be finite and at least 0, not -1"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_the_list_of_the_known_ones(setting: str, complaint: str) -> None:
-    known = r"constant, polynomial\[:exponent\], hinge\[:a\]\[:b\]"
+    known = r"constant, polynomial\[:exponent\], hinge\[:a\]\[:b\], adaptive\[:tau_c\]"
 
     with pytest.raises(ValueError, match=complaint) as refused:
         parse_discount(setting)

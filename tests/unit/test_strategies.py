@@ -1,4 +1,4 @@
-"""FedAsync, FedBuff and FedAvg: numbers by hand, a float64 reference, the known faults of other systems."""
+"""The strategies: numbers by hand, a float64 reference, the known faults of other systems."""
 
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -116,6 +116,8 @@ def runs_of(name: str) -> st.SearchStrategy[Run]:
 
 
 runs = st.sampled_from(PLAIN).flatmap(runs_of)
+# test_fadas.py has the reference of FADAS: a division by a second moment needs sums without cancellation.
+runs_of_sums = st.sampled_from([name for name in PLAIN if name != "fadas"]).flatmap(runs_of)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_the_next_model_is_the_one_computed_by_hand(
     assert model.tolist() == [expected]
 
 
-@given(runs, st.sampled_from([1, 3, 8]))
+@given(runs_of_sums, st.sampled_from([1, 3, 8]))
 def test_a_strategy_agrees_with_its_formula_in_float64(run: Run, size: int) -> None:
     eta = 1.0 if run.name == "fedasync" else 0.7
     strategy = a_strategy(run.name, buffer_size=size, mixing=0.7, learning_rate=eta)
@@ -295,7 +297,7 @@ def test_an_updates_vector_is_not_kept(name: str) -> None:
     message[:] = 99
     model = step(strategy, vector(0, 0, 0), buffer)
 
-    assert model.tolist() == [1, 2, 3]
+    assert model.tolist() == aggregate(strategy, vector(0, 0, 0), [Update(vector(1, 2, 3))]).tolist()
 
 
 @pytest.mark.parametrize("name", PLAIN)
@@ -344,7 +346,7 @@ def test_an_update_of_another_size_is_refused_and_changes_nothing(name: str) -> 
     model, wrong = vector(1, 2, 3), folded(strategy, [Update(vector(9))])
 
     with pytest.raises(ValueError, match="must have one shape"):
-        strategy.step(model, wrong, {})
+        strategy.step(model, wrong, starting_moments(strategy.transforms, model.size))
     with pytest.raises(ValueError, match="must have one shape"):
         folded(strategy, [Update(vector(1, 2, 3)), Update(vector(9))])
 
@@ -355,7 +357,9 @@ def test_an_update_of_another_size_is_refused_and_changes_nothing(name: str) -> 
 def test_the_moments_of_another_strategy_are_refused(name: str) -> None:
     strategy = a_strategy(name)
 
-    with pytest.raises(ValueError, match=f"the moments of {name} are none, not momentum of another"):
+    own = ", ".join(strategy.moment_names) or "none"
+
+    with pytest.raises(ValueError, match=f"the moments of {name} are {own}, not momentum of another"):
         strategy.step(vector(1), folded(strategy, [Update(vector(1))]), {"momentum of another": vector(0)})
 
 

@@ -10,7 +10,12 @@ from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 
 @pytest.mark.parametrize(
     ("name", "sends", "one_update_per_version", "buffer_size"),
-    [("fedasync", "weights", False, 1), ("fedbuff", "delta", False, 3), ("fedavg", "delta", True, 3)],
+    [
+        ("fedasync", "weights", False, 1),
+        ("fedbuff", "delta", False, 3),
+        ("fedavg", "delta", True, 3),
+        ("fadas", "delta", False, 3),
+    ],
 )
 def test_a_strategy_says_what_it_asks_of_the_workers(
     name: str, sends: str, one_update_per_version: bool, buffer_size: int
@@ -30,6 +35,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "sgd(learning_rate=1))",
         "ca2fl(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
         "sgd(learning_rate=1))",
+        "fadas(buffer_size=3, discount=constant, weigh_by=none, rule=mean, amsgrad(learning_rate=1, "
+        "beta1=0.9, beta2=0.99, epsilon=1e-08, delay_threshold=1))",
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
         "fedavg(buffer_size=3, rule=mean, sgd(learning_rate=1))",
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
@@ -39,7 +46,10 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "fedprox"}, "must be one of fedbuff, fedasync, fedavg, ace, ca2fl, not 'fedprox'"),
+        (
+            {"strategy": "fedprox"},
+            "must be one of fedbuff, fedavg, fadas, fedasync, ace, ca2fl, not 'fedprox'",
+        ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
         ({"strategy": "fedasync", "mixing": 1.1}, "mixing"),
@@ -49,10 +59,17 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
         (
             {"strategy": "fedasync", "buffer_size": 8},
-            "buffer_size is a setting of fedbuff and fedavg and ace",
+            "buffer_size is a setting of fedbuff and fedavg and fadas and ace",
         ),
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         ({"strategy": "fedavg", "weigh_by": "sqrt"}, "weigh_by is a setting of fedbuff and fedasync"),
+        (
+            {"strategy": "fadas", "server_optimizer": "adam"},
+            "server_optimizer is a setting of fedbuff and fedavg",
+        ),
+        ({"strategy": "fadas", "staleness": "constant"}, "staleness is a setting of fedbuff and fedasync"),
+        ({"delay_threshold": 3}, "delay_threshold is a setting of fadas, not of fedbuff"),
+        ({"strategy": "fadas", "delay_threshold": 0}, "delay_threshold"),
     ],
 )
 def test_a_wrong_setting_of_a_strategy_is_refused(given: dict[str, object], said: str) -> None:

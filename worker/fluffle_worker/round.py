@@ -74,16 +74,25 @@ def train_round(
 
     `local` are the site's local weights, `seed` orders the minibatches, and `idle` is called after training.
     """
-    started = time.monotonic()
-    trained = task.train({**version.weights, **local}, version.plan, seed=seed, progress=progress)
+    started, steps = time.monotonic(), 1
+
+    def count(done: int, total: int) -> None:
+        nonlocal steps
+        steps = max(steps, done)
+        progress(done, total)
+
+    trained = task.train({**version.weights, **local}, version.plan, seed=seed, progress=count)
     idle()
-    return update_of(trained, version, update_id=update_id, started=started)
+    return update_of(trained, version, update_id=update_id, steps=steps, started=started)
 
 
 def update_of(
-    trained: TrainedRound, version: ModelVersion, *, update_id: UpdateId, started: float
+    trained: TrainedRound, version: ModelVersion, *, update_id: UpdateId, steps: int, started: float
 ) -> TrainedUpdate:
-    """Return what a worker sends after a round from a version that `started` then, on the monotonic clock."""
+    """Return what a worker sends after a round of so many local steps from a version.
+
+    The round `started` then, on the monotonic clock.
+    """
     flat = version.layout.flatten(trained.weights)
     tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
     tensors += [
@@ -114,6 +123,7 @@ def update_of(
         statistics=flat.statistics,
         integers=flat.integers,
         examples=trained.examples,
+        steps=steps,
         loss=trained.metrics.get("loss"),
         train_s=time.monotonic() - started,
     )

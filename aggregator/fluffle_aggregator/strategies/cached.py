@@ -10,11 +10,12 @@ from pydantic import Field
 from fluffle_aggregator.cached_buffers import CacheMean, Calibrated
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
-from fluffle_aggregator.strategies.strategy import BufferSize, ExampleSettings, Strategy
+from fluffle_aggregator.strategies.strategy import BufferSize, Strategy, WeighBySettings
+from fluffle_aggregator.transforms import ServerOptimizerSettings
 from fluffle_aggregator.update_cache import Keeping
 
 
-class CacheSettings(ExampleSettings, BufferSize):
+class CacheSettings(WeighBySettings, BufferSize, ServerOptimizerSettings):
     """The settings of a strategy that keeps each worker's last update."""
 
     cache_codec: Literal["int8", "float32"] = Field(

@@ -31,7 +31,7 @@ class MixingWeight(Discounted):
 
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts."""
-        count, discount = EXAMPLE_WEIGHTS[self.weigh_by], self.discount(facts.staleness)
+        count, discount = EXAMPLE_WEIGHTS[self.weigh_by], self.discount_of(facts)
         a = self.mixing * discount * count(facts.examples) / count(max(facts.examples, facts.most_examples))
         return Weight(a, divisor=1.0, discount=discount, mixing=a)
 
@@ -50,5 +50,5 @@ class FedAsyncSettings(DiscountSettings):
 
     def make(self) -> Strategy:
         """See StrategyKind."""
-        weigh = MixingWeight(parse_discount(self.staleness), self.weigh_by, self.mixing)
-        return Strategy(FedAsyncSettings.named, weigh, sends="weights")
+        weigh = MixingWeight(parse_discount(self.staleness), self.weigh_by, self.throttle, self.mixing)
+        return Strategy(FedAsyncSettings.named, weigh, sends="weights", throttles=self.throttle != 1)

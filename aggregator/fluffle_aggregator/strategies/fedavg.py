@@ -5,23 +5,27 @@ from typing import ClassVar
 
 from fluffle_aggregator.accumulators import Weight
 from fluffle_aggregator.strategies.strategy import BufferSettings, Strategy, StrategyKind, UpdateFacts
+from fluffle_aggregator.transforms import ServerOptimizerSettings
 
 
 @dataclass(frozen=True, slots=True)
 class CohortMean:
     """n over n, for updates that started from this very version."""
 
+    normalizes_steps: bool = False
+
     def __str__(self) -> str:
-        return ""
+        return "normalize_steps" * self.normalizes_steps
 
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts; raises ValueError when it started from another version."""
         if facts.staleness != 0:
             raise ValueError(f"fedavg takes fresh updates only, not of staleness {facts.staleness}")
-        return Weight(float(facts.examples), float(facts.examples), discount=1.0, mixing=1.0)
+        steps = facts.steps if self.normalizes_steps else 0
+        return Weight(float(facts.examples), float(facts.examples), discount=1.0, mixing=1.0, steps=steps)
 
 
-class FedAvgSettings(StrategyKind, BufferSettings):
+class FedAvgSettings(StrategyKind, BufferSettings, ServerOptimizerSettings):
     """x <- x + (sum of n_k * delta_k) / (sum of n_k), over a cohort of `buffer_size` updates of one version.
 
     With deltas against one base this is the mean of the clients' models, weighted by examples. Any server
@@ -39,7 +43,7 @@ class FedAvgSettings(StrategyKind, BufferSettings):
         """See StrategyKind."""
         return Strategy(
             FedAvgSettings.named,
-            CohortMean(),
+            CohortMean(self.normalize_steps),
             self.buffer_size,
             self.make_rule(),
             (self.make_optimizer(),),

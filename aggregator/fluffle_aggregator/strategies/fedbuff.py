@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fluffle.errors import ConfigError
 from fluffle_aggregator.accumulators import Weight
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.strategy import (
@@ -14,6 +13,7 @@ from fluffle_aggregator.strategies.strategy import (
     Strategy,
     UpdateFacts,
 )
+from fluffle_aggregator.transforms import ServerOptimizerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,20 @@ class DiscountedMean(Discounted):
     discounts never stands below the line: it would cancel a staleness that all updates share.
     """
 
+    normalizes_steps: bool = False
+
+    def __str__(self) -> str:
+        return Discounted.__str__(self) + ", normalize_steps" * self.normalizes_steps
+
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts."""
-        count, discount = EXAMPLE_WEIGHTS[self.weigh_by], self.discount(facts.staleness)
+        count, discount = EXAMPLE_WEIGHTS[self.weigh_by], self.discount_of(facts)
         divisor = count(max(facts.examples, facts.mean_examples))
-        return Weight(discount * count(facts.examples), divisor, discount, mixing=discount)
+        steps = facts.steps if self.normalizes_steps else 0
+        return Weight(discount * count(facts.examples), divisor, discount, discount, facts.staleness, steps)
 
 
-class FedBuffSettings(DiscountSettings, BufferSettings):
+class FedBuffSettings(DiscountSettings, BufferSettings, ServerOptimizerSettings):
     """x <- x + eta * (1 / K) * sum of s(staleness_i) * delta_i, over the K updates in the buffer.
 
     A buffer that does not fill is divided by what it holds. Any server optimizer may take the place of the
@@ -46,13 +52,11 @@ class FedBuffSettings(DiscountSettings, BufferSettings):
 
     def make(self) -> Strategy:
         """See StrategyKind."""
-        rule, weigh_by = self.make_rule(), self.weigh_by
-        if rule.holds_vectors:
-            if weigh_by not in ("none", FedBuffSettings.model_fields["weigh_by"].default):
-                raise ConfigError(
-                    f"weigh_by {weigh_by} has no effect with rule {rule}, which counts each update alike: "
-                    "leave it out"
-                )
-            weigh_by = "none"
-        weigh = DiscountedMean(parse_discount(self.staleness), weigh_by)
-        return Strategy(FedBuffSettings.named, weigh, self.buffer_size, rule, (self.make_optimizer(),))
+        rule = self.make_rule()
+        weigh = DiscountedMean(
+            parse_discount(self.staleness), self.weigh_by_under(rule), self.throttle, self.normalize_steps
+        )
+        optimizer = (self.make_optimizer(),)
+        return Strategy(
+            FedBuffSettings.named, weigh, self.buffer_size, rule, optimizer, throttles=self.throttle != 1
+        )

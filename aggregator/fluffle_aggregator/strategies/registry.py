@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fluffle_aggregator.strategies.cached import AceSettings, Ca2flSettings
+from fluffle_aggregator.strategies.fadas import FadasSettings
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
@@ -22,21 +23,23 @@ def _require_known(name: str) -> str:
     return name
 
 
-# In two steps, since pydantic's plugin for mypy fails on a class of five bases that is a base itself.
-class _Plain(FedBuffSettings, FedAsyncSettings, FedAvgSettings):
-    """The strategies that keep nothing of a worker."""
+# In steps, since pydantic's plugin for mypy fails on a class of many bases that is a base itself.
+class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings):
+    """The strategies with a buffer."""
 
 
-class _Cached(AceSettings, Ca2flSettings):
+class _CachedSettings(AceSettings, Ca2flSettings):
     """The strategies that keep each worker's last update."""
 
 
-class _AllSettings(_Plain, _Cached):
+class _AllSettings(_BufferedSettings, FedAsyncSettings, _CachedSettings):
     """The registry: each strategy's settings, of which those with one name are one setting."""
 
 
 STRATEGIES: Mapping[str, type[StrategyKind]] = {
-    each.named: each for each in (*_Plain.__bases__, *_Cached.__bases__) if issubclass(each, StrategyKind)
+    each.named: each
+    for each in (*_BufferedSettings.__bases__, FedAsyncSettings, *_CachedSettings.__bases__)
+    if issubclass(each, StrategyKind)
 }
 
 

@@ -24,7 +24,7 @@ from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
-from fluffle_aggregator.transforms import Moments, ServerOptimizerSettings, Transform, starting_moments
+from fluffle_aggregator.transforms import Moments, Transform, starting_moments
 from fluffle_aggregator.update_cache import SUM, Keeping, UpdateCache
 
 
@@ -33,13 +33,16 @@ class UpdateFacts:
     """What the weight of an update follows from.
 
     `most_examples` are the most that any worker's last update came from, `mean_examples` the mean over all
-    workers.
+    workers. `steps` are the local steps that the update came from, and `repeats` the number of updates that
+    its worker has among the last ones, see `throttle.py`.
     """
 
     staleness: int
     examples: int
     most_examples: int = 0
     mean_examples: float = 0.0
+    steps: int = 1
+    repeats: int = 0
 
     def __post_init__(self) -> None:
         if self.examples < 1:
@@ -52,8 +55,9 @@ class Strategy:
 
     `sends` is what a worker sends: its delta, or its weights, which then take the place of a share of the
     model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
-    for a new version before it trains again. With `keeping` each worker's last update is kept, and
-    `make_buffer` returns the buffer that takes the place of the rule's accumulator.
+    for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats.
+    With `keeping` each worker's last update is kept, and `make_buffer` returns the buffer that takes the
+    place of the rule's accumulator.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Strategy:
     one_update_per_version: bool = False
     keeping: Keeping | None = None
     make_buffer: Callable[[UpdateCache], CachedBuffer] | None = None
+    throttles: bool = False
 
     def __str__(self) -> str:
         how = self.keeping or f"rule={self.rule}"
@@ -121,7 +126,7 @@ class Strategy:
         # Compares the sizes before anything is changed.
         blocks = list(matching_blocks(model, delta))
         for transform in self.transforms:
-            transform.apply(delta, moments)
+            transform.apply(delta, moments, accumulator.staleness)
         keep = np.float32(1.0 - accumulator.factor if self.sends == "weights" else 1.0)
         for x, change in blocks:
             if keep != 1:
@@ -144,8 +149,8 @@ class StrategyKind(BaseModel):
         """Return the strategy. Raises ConfigError when its settings do not go together."""
 
 
-class ExampleSettings(StrategyKind):
-    """The settings of a strategy whose workers do not wait for each other."""
+class WeighBySettings(StrategyKind):
+    """The settings of a strategy that may weigh updates by their examples."""
 
     weigh_by: Literal["none", "sqrt", "examples"] = Field(
         "examples",
@@ -154,22 +159,42 @@ class ExampleSettings(StrategyKind):
         "examples.",
     )
 
+    def weigh_by_under(self, rule: Rule) -> str:
+        """Return what updates weigh by under this rule. Raises ConfigError when the setting has no effect."""
+        if not rule.holds_vectors:
+            return self.weigh_by
+        if self.weigh_by not in ("none", WeighBySettings.model_fields["weigh_by"].default):
+            raise ConfigError(
+                f"weigh_by {self.weigh_by} has no effect with rule {rule}, which counts each update alike: "
+                "leave it out"
+            )
+        return "none"
 
-class DiscountSettings(ExampleSettings):
-    """The settings of a strategy that discounts stale updates."""
+
+class DiscountSettings(WeighBySettings):
+    """The settings of a strategy whose workers do not wait for each other."""
 
     staleness: Annotated[str, readable_by(parse_discount)] = Field(
         "polynomial:0.5",
-        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5) or hinge[:A][:B] "
-        "(10 and 4). The numbers in parentheses are the defaults.",
+        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5), hinge[:A][:B] "
+        "(10 and 4) or adaptive[:TAU_C] (4). The numbers in parentheses are the defaults.",
+    )
+    throttle: float = Field(
+        1.0,
+        ge=1,
+        description="Divide the weight of an update by this number to the power of how many updates its "
+        "worker has among the last n - 1, of n workers: fast workers then rule less. 1.1 to 1.5 are usual, 1 "
+        "is off. It remembers who sent the last 50 updates.",
     )
 
 
-class BufferSize(ServerOptimizerSettings):
+class BufferSize(BaseModel):
     """The settings of a strategy that makes each version of some updates."""
 
     buffer_size: int = Field(
-        4, ge=1, description="Number of updates in one version: K of fedbuff, the cohort size of fedavg."
+        4,
+        ge=1,
+        description="Number of updates in one version: K of fedbuff, M of fadas, the cohort size of fedavg.",
     )
 
 
@@ -187,6 +212,12 @@ class BufferSettings(BufferSize):
         1024.0,
         gt=0,
         description="MiB of memory that the updates of one buffer may take with median or trimmed-mean.",
+    )
+
+    normalize_steps: bool = Field(
+        False,
+        description="FedNova: divide each update by its number of local steps, and multiply their mean by "
+        "the mean number, so that sites that make more steps do not pull the model further.",
     )
 
     def make_rule(self) -> Rule:
@@ -218,6 +249,12 @@ class Discounted:
 
     discount: Discount
     weigh_by: str = "none"
+    throttle: float = 1.0
 
     def __str__(self) -> str:
-        return f"discount={self.discount}, weigh_by={self.weigh_by}"
+        throttle = "" if self.throttle == 1 else f", throttle={self.throttle:g}"
+        return f"discount={self.discount}, weigh_by={self.weigh_by}{throttle}"
+
+    def discount_of(self, facts: UpdateFacts) -> float:
+        """Return what follows from an update's staleness and its worker's repeats, in (0, 1]."""
+        return self.discount(facts.staleness) * float(self.throttle**-facts.repeats)

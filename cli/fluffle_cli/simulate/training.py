@@ -150,11 +150,15 @@ class Together:
             for each in rounds
         ]
         plan, updates = rounds[0].base.plan, []
-        for one, (trained, optimizer) in zip(rounds, self._model.train(at_sites, plan), strict=True):
+        after = self._model.train(at_sites, plan)
+        for one, began, (trained, optimizer) in zip(rounds, at_sites, after, strict=True):
+            steps = optimizer.steps - (began.optimizer.steps if began.optimizer else 0)
             if plan.keep_optimizer:
                 self._optimizers[one.device] = optimizer
             updates.append(
-                update_of(_split(trained, one), one.base, update_id=one.update_id, started=started)
+                update_of(
+                    _split(trained, one), one.base, update_id=one.update_id, steps=steps, started=started
+                )
             )
         return updates
 
