@@ -189,6 +189,7 @@ def a_config(
     commit_schedule: CommitSchedule | None = None,
     goal: Goal | None = None,
     first: ModelVersion | None = None,
+    average_decay: float = 0.0,
     try_out: Callable[[GlobalModel, Delivery], str] = lambda _model, _delivery: "",
 ) -> AggregatorConfig:
     """Return what an aggregator is told when it starts."""
@@ -203,6 +204,7 @@ def a_config(
             plan=plan,
             goal=goal or Goal(),
             term=head.term + 1,
+            average_decay=average_decay,
         )
 
     return AggregatorConfig(

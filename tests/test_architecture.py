@@ -58,8 +58,8 @@ PURE = {
     *(
         f"fluffle_aggregator.{name}"
         for name in (
-            *("accumulators", "cached_buffers", "choices", "effects", "global_model", "goal", "intake"),
-            *("local_steps", "throttle"),
+            *("accumulators", "averaging", "cached_buffers", "choices", "effects", "global_model"),
+            *("goal", "intake", "local_steps", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
             "update_cache",
         )

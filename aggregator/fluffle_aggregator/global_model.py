@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from fluffle.fields import is_name
-from fluffle.model import Vector
+from fluffle.model import Vector, no_values
 from fluffle.plan import Plan
 from fluffle.record import (
     MAX_NORMS,
@@ -23,6 +23,7 @@ from fluffle.record import (
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
 from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.schedules import Schedule
@@ -51,15 +52,20 @@ class GlobalModel:
         term: int,
         schedule: Schedule = CONSTANT_RATE,
         cached_bytes: int | None = None,
+        average_decay: float = 0.0,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
-        Moments that are missing, or are those of another strategy or optimizer, begin anew.
+        Moments that are missing, or are those of another strategy or optimizer, begin anew. So does a missing
+        average, from the record's own vector, unless `average_decay` is 0: then there is none.
         `cached_bytes` is the room for the updates that a strategy keeps; None means no limit.
         """
         # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
         self.record = replace(record, vector=self.vector)
+        self.average = no_values()
+        if average_decay:
+            self.average = (record.average if record.average_decay else record.vector).copy()
         self.strategy = strategy
         self.plan = plan
         self.goal = goal
@@ -69,7 +75,14 @@ class GlobalModel:
         # The first leader goes on under the term of the version 0 that it made itself.
         began = () if record.term == term else (Rank(term, record.version),)
         self.terms = (*record.terms, *began)
-        self.draft = replace(self.record, term=term, terms=self.terms, strategy=str(strategy))
+        self.draft = replace(
+            self.record,
+            term=term,
+            terms=self.terms,
+            strategy=str(strategy),
+            average=self.average,
+            average_decay=average_decay,
+        )
         self.statistics = record.statistics
         self.integers = record.integers
         size = record.layout.size
@@ -216,6 +229,8 @@ class GlobalModel:
         self.accumulator = self._empty_buffer()
         self._statistics = StatisticsBuffer(self.strategy.rule.reduce)
         self.in_buffer.clear()
+        if decay := self.draft.average_decay:
+            move_average(self.average, self.vector, decay_at(decay, self.version))
         self.version += 1
 
     def take_forgotten(self) -> list[tuple[str, str]]:
@@ -300,7 +315,7 @@ class GlobalModel:
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0
     ) -> ModelVersion:
-        """Return the record to publish; its vector is this model's own until `advance`."""
+        """Return the record to publish; its vectors are this model's own until `advance`."""
         scale = self.schedule.scale(self.version, self.draft.plateau)
         is_scaled = scale != self.plan.learning_rate_scale
         return replace(

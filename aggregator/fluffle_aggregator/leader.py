@@ -115,14 +115,8 @@ class Leader:
         model, record = self.model, self.model.record
         if self.finished:
             # It came to see the end and to leave: nobody takes that for a takeover.
-            return [
-                info(
-                    "the federation has finished already: to train on, export its model and start another "
-                    "federation",
-                    because=self.finished,
-                    version=record.version,
-                )
-            ]
+            line = "the federation has finished already: to train on, export its model and start another one"
+            return [info(line, because=self.finished, version=record.version)]
         effects: list[Effect] = [
             info("leading", version=record.version, term=model.term),
             Tell(TookOver(model.term, record.version)),
@@ -130,6 +124,10 @@ class Leader:
         if model.begins_anew:
             line = "the strategy begins anew: the moments beside the newest version are of another one"
             effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
+        if record.average_decay not in {0.0, model.draft.average_decay}:
+            line = "the decay of the versions' average changes with the next version (0: there will be none)"
+            decays = {"before": record.average_decay, "now": model.draft.average_decay}
+            effects.append(warning(line, **decays))
         if not model.has_another_plan or model.over:
             return effects
         # Until the workers read of it, they train and send what this leader would refuse.

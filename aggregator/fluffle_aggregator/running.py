@@ -27,7 +27,7 @@ from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch, policy_watch_of
-from fluffle.record import ModelVersion
+from fluffle.record import ModelVersion, version_size_bytes
 from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
 from fluffle.topology import topology_of
@@ -98,16 +98,17 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     strategy, goal = settings.make_strategy(), settings.make_goal()
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
     plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
+    is_averaged = settings.average_versions > 0
 
     def require_room(layout: Layout, workers: int = 0) -> None:
-        require_version_fits(layout, limit_bytes)
+        require_version_fits(layout, limit_bytes, is_averaged=is_averaged)
         moments_bytes = strategy.moments_bytes(layout.size, workers=max(2, workers))
         if strategy.keeping:
             require_cache_fits(layout, moments_bytes, f"{strategy.name} with {strategy.keeping}", limit_bytes)
         require_moments_fit(layout, len(strategy.moment_names), settings.server_optimizer, limit_bytes)
         require_update_fits(layout, plan.codec, limit_bytes)
         settings.require_rule_fits(strategy, layout)
-        version_bytes = 4 * layout.size + layout.beside_vector_size_bytes
+        version_bytes = version_size_bytes(layout, is_averaged=is_averaged)
         policies.require_safe(Sizes(version_bytes, moments_bytes))
 
     def begin() -> ModelVersion:
@@ -128,6 +129,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             term=head.term + 1,
             schedule=parse_schedule(settings.learning_rate_schedule),
             cached_bytes=limit_bytes - strategy.moments_bytes(layout.size, workers=0),
+            average_decay=settings.average_versions,
         )
 
     # Refuses limits that have no meaning for the strategy before anything starts.

@@ -117,6 +117,16 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         "+zstd to also compress with zstd. The aggregators keep the exact values.",
     )
 
+    average_versions: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a running average of the versions, such as 0.9. Evaluators evaluate the "
+        "average, and `fluffle model export` writes it, because it fluctuates less than the newest version; "
+        "workers train from the newest version all the same. Each version's message then holds two models. "
+        "Disabled if 0.",
+    )
+
     management_url: ManagementUrl = Field(
         None,
         description="URL of RabbitMQ's management interface, to check that no policy would lose messages; "
@@ -146,6 +156,7 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
             codec=self.codec,
             one_update_per_version=strategy.one_update_per_version,
             updates_per_version=strategy.buffer_size * self.make_commit_schedule(strategy).every,
+            max_staleness=self.staleness_limit(strategy),
         )
 
     def make_goal(self) -> Goal:

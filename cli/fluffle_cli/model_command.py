@@ -85,7 +85,7 @@ def _list(settings: ListSettings) -> None:
             if version.evaluation:
                 shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
                 evaluated[str(version.evaluation.version)] = shown
-            size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
+            size_bytes = version.payload_size_bytes
             total_bytes += size_bytes
             numbers = (version.version, version.term, version.updates)
             committed = f"{datetime.fromtimestamp(version.committed_at):%Y-%m-%d %H:%M:%S}"
@@ -113,7 +113,7 @@ def _list(settings: ListSettings) -> None:
 
 
 def _export(settings: ExportSettings) -> None:
-    """Write one version of the model to a file.
+    """Write one version of the model to a file; the average of the versions where they are averaged.
 
     A site whose task has local weights, such as a personal head, writes its own model with --worker NAME and
     a .keras file, on the machine where that worker ran.
@@ -133,7 +133,7 @@ def _export(settings: ExportSettings) -> None:
         try:
             task = CheckedTask(load_task(settings.task))
             local = _local_weights(settings, task) if settings.worker else {}
-            task.save({**version.weights, **local}, out)
+            task.save({**version.weights_to_evaluate, **local}, out)
         except LayoutError as error:
             raise ConfigError(
                 f"--task {settings.task} has another model than the task of the federation: {error}"
@@ -142,8 +142,15 @@ def _export(settings: ExportSettings) -> None:
         write_record(out, stored.body)
     else:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
-        write_model(out, version.weights, about, layout=version.layout)
+        if version.average_decay:
+            about["average_decay"] = f"{version.average_decay:g}"
+        write_model(out, version.weights_to_evaluate, about, layout=version.layout)
     typer.echo(f"version {version.rank} of {version.federation} is in {out}")
+    if version.average_decay and out.suffix != ".fluffle":
+        typer.echo(
+            "It is the running average of the versions up to this one, as the evaluators evaluate it "
+            f"(--average-versions {version.average_decay:g})."
+        )
     if version.copy_of:
         typer.echo(
             f"It is rounded: versions travel in {version.codec} here (--downlink-codec). The last one of a "

@@ -68,6 +68,15 @@ class Trained:
 
 
 @dataclass(frozen=True, slots=True)
+class Aborted:
+    """A worker has ended a round early, after `seconds`: `staleness` versions late, it would be refused."""
+
+    version: int
+    staleness: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Published:
     """The broker has confirmed a worker's update."""
 
@@ -134,7 +143,7 @@ class TookOver:
     version: int
 
 
-Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Published
+Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
 Event = Workers | Measured | Applied | Rejected | Committed | Evaluated | TookOver
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}

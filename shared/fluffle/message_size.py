@@ -10,6 +10,7 @@ import math
 from fluffle.compression import CODECS, most_bytes
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout
+from fluffle.record import version_size_bytes
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
 HOW_TO_RAISE = (
@@ -34,10 +35,15 @@ def require_message_fits(what: str, size_bytes: int, limit_bytes: int, otherwise
     )
 
 
-def require_version_fits(layout: Layout, limit_bytes: int) -> None:
-    """Raise MessageTooLarge when no version of this model can be published."""
+def require_version_fits(layout: Layout, limit_bytes: int, *, is_averaged: bool = False) -> None:
+    """Raise MessageTooLarge when no version of this model, or none with its average, can be published."""
     what = f"a version of this model of {layout.size:,} parameters, float32 whatever the codec,"
-    require_message_fits(what, 4 * layout.size + layout.beside_vector_size_bytes, limit_bytes)
+    otherwise = ""
+    if is_averaged:
+        what = f"{what} with the average of the versions"
+        otherwise = "leave out FLUFFLE_AVERAGE_VERSIONS: without the average it takes half as much"
+    size_bytes = version_size_bytes(layout, is_averaged=is_averaged)
+    require_message_fits(what, size_bytes, limit_bytes, otherwise)
 
 
 def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes: int) -> None:

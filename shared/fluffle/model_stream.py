@@ -138,6 +138,13 @@ def record_at_hand(
     return stored.version if stored else None
 
 
+def recent_record(broker: Broker, topology: Topology) -> ModelVersion | None:
+    """Return the same, but an older one rather than to read on and on where versions come very quickly."""
+    with _read_records(broker, topology.records, "last") as reader:
+        stored = _newest_of_last_chunk(reader, decode_without_weights, NOTHING_THERE_S, most=MOST_IN_A_CHUNK)
+    return stored.version if stored else None
+
+
 def stored_record_at_hand(
     broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
 ) -> StoredVersion | None:

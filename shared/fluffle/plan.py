@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fluffle.compression import CodecName
-from fluffle.fields import Positive
+from fluffle.fields import Count, Positive
 
 Sends = Literal["delta", "weights"]
 
@@ -21,7 +21,8 @@ class Plan:
     `sends` is "delta" (trained minus base) or "weights", and `codec` compresses it. With
     `one_update_per_version` a worker waits for a new version before it trains again (synchronous rounds).
     `updates_per_version` is how many updates a published version usually contains: it limits how many
-    a worker sends.
+    a worker sends. An update that is more than `max_staleness` versions late is refused, so a worker aborts a
+    round as soon as it learns that; None is no limit.
     """
 
     local_epochs: Positive = 1
@@ -35,3 +36,4 @@ class Plan:
     codec: CodecName = "float32"
     one_update_per_version: bool = False
     updates_per_version: Positive = 1
+    max_staleness: Count | None = None

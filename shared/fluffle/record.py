@@ -18,6 +18,7 @@ from fluffle.fields import (
     Positive,
     ShortText,
     at_most,
+    must,
     text,
 )
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
@@ -31,6 +32,7 @@ SHARE_WINDOW = 50
 MAX_REFUSAL_LENGTH = 200
 MAX_REASON_LENGTH = 256
 Reason = Annotated[str, text(MAX_REASON_LENGTH)]
+Decay = Annotated[float, must(lambda number: 0 <= number < 1, "{} is not at least 0 and below 1")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,11 @@ def _require_terms(terms: tuple[Rank, ...]) -> None:
         raise FieldError("expected one or more, in ascending order")
 
 
+def version_size_bytes(layout: Layout, *, is_averaged: bool) -> int:
+    """Return the number of bytes that a version of this layout takes in its record, without the header."""
+    return 4 * layout.size * (1 + is_averaged) + layout.beside_vector_size_bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelVersion:
     """One version of the global model.
@@ -152,8 +159,11 @@ class ModelVersion:
     model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
     strategy's moments beside this record in the head queue, None when there are none.
 
-    What is read from the stream may be a rounded copy of a record: its vector was sent in `codec`, and
-    `copy_of` is the digest of the record, which is empty for a record itself.
+    `average` is the running average of the vectors of all versions up to this one, with the decay
+    `average_decay`. It is empty, and the decay 0, unless versions are averaged; version 0 has none.
+
+    What is read from the stream may be a rounded copy of a record: its vector and average were sent in
+    `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
     """
 
     federation: ShortText
@@ -165,6 +175,7 @@ class ModelVersion:
     plan: Plan
     strategy: Reason
     vector: Vector
+    average: Vector = field(default_factory=no_values)
     statistics: Vector = field(default_factory=no_values)
     integers: bytes = b""
     applied: Applied = field(default_factory=AppliedUpdates)
@@ -185,6 +196,7 @@ class ModelVersion:
     closing: Reason = ""
     finished: Reason = ""
     moments_checksum: Count | None = None
+    average_decay: Decay = 0.0
     codec: CodecName = "float32"
     copy_of: ShortText = ""
 
@@ -207,6 +219,20 @@ class ModelVersion:
     def weights(self) -> Weights:
         """The model's tensors by name; float32 tensors are views of this record's arrays."""
         return self.layout.restore(FlatWeights(self.vector, self.statistics, self.integers))
+
+    @property
+    def weights_to_evaluate(self) -> Weights:
+        """The tensors that are evaluated and exported: the average of the versions where there is one.
+
+        Statistics and integers are always this version's own: statistics are averages already.
+        """
+        vector = self.average if self.average_decay else self.vector
+        return self.layout.restore(FlatWeights(vector, self.statistics, self.integers))
+
+    @property
+    def payload_size_bytes(self) -> int:
+        """The number of bytes of this version's model, and average, in its record."""
+        return version_size_bytes(self.layout, is_averaged=self.average_decay > 0)
 
     @property
     def updates(self) -> int:

@@ -52,7 +52,7 @@ from fluffle.framing import (
 from fluffle.model import MAX_PARAMETERS, Vector, no_values
 from fluffle.pieces import Body, Pieces
 from fluffle.record import CachedUpdate, Evaluation, Hello, ModelVersion, MomentsRecord, Rank
-from fluffle.topology import MIB
+from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import MAX_RUNS, WeightUpdate
 
 __all__ = ["record_digest"]
@@ -63,7 +63,7 @@ INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 RECORD: Final = HeaderLimits(8 * MIB, 400_000)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 
-_IN_PAYLOAD: Final = ("vector", "statistics", "integers")
+_IN_PAYLOAD: Final = ("vector", "average", "statistics", "integers")
 _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
@@ -72,6 +72,7 @@ _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
 _CACHED_ROWS: Final = kind_of(
     Annotated[tuple[tuple[Name, Magnitude, Count, CodecName, Count], ...], at_most(MAX_RUNS)]
 )
+_AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ def encode_update(update: WeightUpdate) -> bytes:
         "vector_bytes": vector.nbytes,
         "statistics_size": update.statistics.size,
     }
-    return _encode_inbound(header, _payload(vector, update.statistics, update.integers), _read_update)
+    return _encode_inbound(header, _payload([vector], update.statistics, update.integers), _read_update)
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
@@ -152,9 +153,9 @@ def encode_version(version: ModelVersion) -> bytes:
 
 
 def version_pieces(version: ModelVersion) -> Pieces:
-    """Return the message of a version's record; the vector is not copied."""
-    vector = Float32Vector.of(version.vector).payload
-    return join(version_header(version), _payload(vector, version.statistics, version.integers), RECORD)
+    """Return the message of a version's record; vector and average are not copied."""
+    vectors = [Float32Vector.of(each).payload for each in (version.vector, version.average)]
+    return join(version_header(version), _payload(vectors, version.statistics, version.integers), RECORD)
 
 
 def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
@@ -163,14 +164,18 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     The same model gives the same bits, whoever makes the copy, and in whichever term.
     """
     random = np.random.default_rng(version.version)
-    vector = wire_bytes(codec, compress(codec, version.vector, random))
-    header = {**version_header(version), "codec": codec, "copy_of": digest}
-    return bytes(join(header, _payload(vector, version.statistics, version.integers), RECORD))
+    given = [version.vector, version.average] if version.average_decay else [version.vector]
+    vectors = [wire_bytes(codec, compress(codec, each, random)) for each in given]
+    average_bytes = sum(each.nbytes for each in vectors[1:])
+    changed = {"codec": codec, "copy_of": digest, "average_bytes": average_bytes}
+    payload = _payload(vectors, version.statistics, version.integers)
+    return bytes(join({**version_header(version), **changed}, payload, RECORD))
 
 
 def version_header(version: ModelVersion) -> Header:
     """Return the header of a version's record, even for a version that was read from a copy."""
-    return {"kind": "version", **_VERSION.write(version), "codec": "float32", "copy_of": ""}
+    exact = {"codec": "float32", "copy_of": "", "average_bytes": version.average.nbytes}
+    return {"kind": "version", **_VERSION.write(version), **exact}
 
 
 def require_readable_version(version: ModelVersion) -> None:
@@ -179,9 +184,9 @@ def require_readable_version(version: ModelVersion) -> None:
     What changes from one record of a term to the next was read from messages, and is readable: this is for
     the first record of a term. Nothing that is as large as the model is copied.
     """
-    size_bytes = 4 * version.layout.size + version.layout.beside_vector_size_bytes
     # Zeros that nobody touches take no memory.
-    _require_readable(version_header(version), np.zeros(size_bytes, np.uint8).data, _read_version)
+    zeros = np.zeros(version.payload_size_bytes, np.uint8).data
+    _require_readable(version_header(version), zeros, _read_version)
 
 
 def decode_inbound(
@@ -256,8 +261,8 @@ def require_protocol(body: bytes) -> None:
     next(HeaderReader(body, RECORD).fields(), None)
 
 
-def _payload(vector: memoryview, statistics: Vector, integers: bytes) -> list[memoryview]:
-    return [vector, Float32Vector.of(statistics).payload, memoryview(integers)]
+def _payload(vectors: list[memoryview], statistics: Vector, integers: bytes) -> list[memoryview]:
+    return [*vectors, Float32Vector.of(statistics).payload, memoryview(integers)]
 
 
 def _moment_payloads(moments: MomentsRecord) -> list[memoryview]:
@@ -338,29 +343,42 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
 
 
 def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
+    take(header, "average_bytes", _AVERAGE_BYTES)
     return ModelVersion(**_VERSION.take(header), vector=no_values())
 
 
 def _read_version(header: Header, payload: memoryview) -> ModelVersion:
-    """Read a version's record, or a copy of one; a float32 vector is a view of the payload."""
-    found = _VERSION.take(header)
+    """Read a version's record, or a copy of one; float32 vectors are views of the payload."""
+    found, average_bytes = _VERSION.take(header), take(header, "average_bytes", _AVERAGE_BYTES)
     layout, codec = found["layout"], found["codec"]
     if codec != "float32" and not found["copy_of"]:
         raise WireError(f"field codec: only a copy travels in {codec}, a record is float32")
-    vector_bytes = len(payload) - layout.beside_vector_size_bytes
+    if bool(average_bytes) != bool(found["average_decay"]):
+        raise WireError(
+            f"field average_bytes: {average_bytes} with an average_decay of {found['average_decay']:g}: only "
+            "versions that are averaged have an average"
+        )
+    vector_bytes = len(payload) - layout.beside_vector_size_bytes - average_bytes
     # Its record has it as float32: no codec makes room for a larger model.
     if layout.size > MAX_PARAMETERS or vector_bytes < 0:
         raise WireError(
             f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
-            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of payload"
+            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of "
+            f"payload, of which {average_bytes} are the average"
         )
+    end = vector_bytes + average_bytes
     try:
-        vector = read_vector(codec, layout.size, payload[:vector_bytes])
+        vector = _values(codec, layout.size, payload[:vector_bytes])
+        average = _values(codec, layout.size, payload[vector_bytes:end]) if average_bytes else no_values()
     except ValueError as error:
         raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
-    statistics, integers = _after_vector(payload[vector_bytes:], layout.statistics_size)
-    values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
-    return ModelVersion(**found, vector=values, statistics=statistics, integers=integers)
+    statistics, integers = _after_vector(payload[end:], layout.statistics_size)
+    return ModelVersion(**found, vector=vector, average=average, statistics=statistics, integers=integers)
+
+
+def _values(codec: str, size: int, payload: memoryview) -> Vector:
+    vector = read_vector(codec, size, payload)
+    return vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
 
 
 def _require_no_copy(version: ModelVersion) -> None:

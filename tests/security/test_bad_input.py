@@ -22,6 +22,7 @@ from leading import a_server, aggregate, newest, rejected, send, unacked
 from messages import put_together, rewritten, taken_apart, with_payload, with_raw, without
 
 from fluffle.errors import WireError
+from fluffle.framing import PROTOCOL
 from fluffle.model import Layout, TensorSpec
 from fluffle.wire import decode_record, encode_evaluation, encode_update, encode_version
 
@@ -163,9 +164,9 @@ REFUSED: Mapping[str, tuple[bytes, str, str]] = {
     ),
     "a sum that overflows": (floats(LARGEST, 0, 0, 0), "too-large", "the update holds 3.4e+38"),
     "a protocol from the future": (
-        update(fluffle=4),
+        update(fluffle=PROTOCOL + 1),
         "other-protocol",
-        "the message is of protocol 4, and this Fluffle speaks protocol 3",
+        f"the message is of protocol {PROTOCOL + 1}, and this Fluffle speaks protocol {PROTOCOL}",
     ),
     "a base from the future": (
         update(base_version=2**64 - 1),

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fluffle.framing import BIN32_PREFIX_BYTES
-from fluffle.model import Vector
+from fluffle.model import Vector, no_values
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_version, version_header
+from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
 from fluffle_aggregator.transforms import starting_moments
 
@@ -24,6 +25,8 @@ class Model:
     """The model after a record's updates, by the replay."""
 
     vector: Vector
+    # The vector itself where versions are not averaged.
+    average: Vector
     moments: Mapping[str, Vector]
     version: int
     # Of each worker's last update.
@@ -70,12 +73,12 @@ class Chain:
             link = self._after(self.by_digest[record.parent], record)
         else:
             assert record.version == 0, f"{record.rank} has no parent"
-            model = Model(record.vector, {}, 0, {})
+            model = Model(record.vector, record.vector, {}, 0, {})
             link = Link(record, None, frozenset(), frozenset([record.rank]), model)
         # Two leaders may both begin the federation, with the same version 0.
         assert record.rank not in self.ranks or record.version == 0, f"{record.rank} is there twice"
         self.ranks.add(record.rank)
-        header_bytes = len(body) - BIN32_PREFIX_BYTES - record.vector.nbytes
+        header_bytes = len(body) - BIN32_PREFIX_BYTES - record.vector.nbytes - record.average.nbytes
         self.by_digest[hashlib.sha256(body[:header_bytes]).hexdigest()] = self.links[body] = link
         return link
 
@@ -127,6 +130,8 @@ class Chain:
                 model = replace(model, version=model.version + 1)
             if (model.vector.tobytes(), model.examples) == (record.vector.tobytes(), examples):
                 assert model.version == record.version, f"{record.rank} should be version {model.version}"
+                average = model.average if record.average_decay else no_values()
+                assert record.average.tobytes() == average.tobytes(), f"{record.rank} has another average"
                 _require_weighed(record, updates, before=parent.record.version, strategy=strategy)
                 return model
         raise AssertionError(f"the model of {record.rank} is not what its updates give: {record.folded}")
@@ -148,7 +153,7 @@ def _replayed(
     before: Model, record: ModelVersion, updates: Sequence[WeightUpdate], strategy: Strategy
 ) -> Model:
     """Fold the updates one after the other into the parent's model, as somebody who never crashes."""
-    vector, version = before.vector.copy(), before.version
+    vector, average, version = before.vector.copy(), before.average.copy(), before.version
     moments: Mapping[str, Vector] = {name: one.copy() for name, one in before.moments.items()}
     if set(moments) != set(strategy.moment_names):
         moments = starting_moments(strategy.transforms, vector.size)
@@ -157,12 +162,14 @@ def _replayed(
         held = held.adding(update.vector, strategy.weigh(UpdateFacts(one.staleness, update.examples)))
         if held.count == strategy.buffer_size:
             strategy.step(vector, held, moments)
+            move_average(average, vector, decay_at(record.average_decay, version))
             held, version = strategy.rule.zero(), version + 1
     if held.count:
         strategy.step(vector, held, moments)
+        move_average(average, vector, decay_at(record.average_decay, version))
         version += 1
     examples = {**before.examples, **{update.id.worker: update.examples for update in updates}}
-    return Model(vector, moments, version, examples)
+    return Model(vector, average if record.average_decay else vector, moments, version, examples)
 
 
 def _needs_a_newer_version(record: ModelVersion, before: ModelVersion) -> bool:

@@ -45,6 +45,7 @@ def some_config(chance: Random, strategy: Strategy, topology: Topology) -> Aggre
         commit_schedule=commit_schedule,
         limits=Limits(max_staleness=chance.choice([None, None, 1])),
         goal=chance.choice(goals),
+        average_decay=chance.choice([0.0, 0.0, 0.9]),
         try_out=try_out,
     )
     return replace(config, topology=topology)

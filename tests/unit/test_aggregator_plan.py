@@ -1,7 +1,11 @@
 """A leader with another plan than its predecessor: the workers learn of it at once."""
 
+import pytest
 from builders import SIZE, a_config, a_strategy, an_update
 from leading import a_server, aggregate, newest, rejected, send, versions
+
+from fluffle.settings import load_arguments
+from fluffle_aggregator.settings import AggregatorSettings
 
 
 def test_a_new_plan_is_published_with_the_same_model_before_any_update_comes() -> None:
@@ -28,6 +32,23 @@ def test_an_update_for_the_old_plan_is_refused_and_one_for_the_new_plan_applied(
 
     assert [line["reason"] for line in rejected(server, after)] == ["wrong-content"]
     assert newest(server, after).version == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_staleness": 4}, 4),
+        ({}, None),
+        ({"strategy": "fedavg"}, 0),
+        ({"strategy": "fedavg", "max_staleness": 4}, 0),
+    ],
+)
+def test_the_plan_tells_the_workers_how_late_an_update_may_be(
+    given: dict[str, object], expected: int | None
+) -> None:
+    settings = load_arguments(AggregatorSettings, given)
+
+    assert settings.make_plan(settings.make_strategy()).max_staleness == expected
 
 
 def test_the_same_plan_is_not_published_again() -> None:

@@ -54,6 +54,9 @@ CHARGES = {
     ),
     "ace": a_config(a_strategy("ace", buffer_size=1), commit_schedule=CommitSchedule(every=2)),
     "ca2fl and momentum": a_config(a_strategy("ca2fl", buffer_size=2, optimizer="momentum")),
+    "fedbuff and averaged versions": a_config(
+        a_strategy("fedbuff", buffer_size=1), commit_schedule=CommitSchedule(every=2), average_decay=0.7
+    ),
     "fedavg and momentum": a_config(a_strategy("fedavg", buffer_size=2, optimizer="momentum")),
 }
 ROUNDS = 3
@@ -159,6 +162,7 @@ def assert_nothing_shows(
 ) -> None:
     found = newest(server, config)
     assert found.vector.tobytes() == expected.vector.tobytes()
+    assert found.average.tobytes() == expected.average.tobytes()
     assert (found.version, found.applied) == (expected.version, expected.applied)
     assert found.norms == expected.norms
     assert ids_of_the_history(server, config) == [update.id for update in workers.sent]

@@ -18,6 +18,7 @@ from federation_states import (
 )
 
 from fluffle.events import (
+    Aborted,
     Joined,
     Left,
     Published,
@@ -38,6 +39,8 @@ def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
     state = a_state()
     told(state, Joined(), Started(4), role="worker", name="w1")
     first = rows_of(page(state))
+    told(state, Aborted(4, 9, 1.0), role="worker", name="w1")
+    aborted = rows_of(page(state))
     told(state, Trained("w1/r/1", 2.5), Published(9), role="worker", name="w1")
     told(state, TookOver(9, 9), a_commit(9), Rejected("", "w2", "x", "y"), role="worker", name="w1")
     told(state, Published(9), role="worker", name="w1")
@@ -45,6 +48,7 @@ def test_a_worker_tells_what_it_is_about_and_nothing_else() -> None:
     told(state, Left("it was asked to stop"), role="worker", name="w1")
 
     assert first[0]["state"] == "training: from version 4"
+    assert (aborted[0]["state"], aborted[0]["round_s"]) == ("aborted: 9 versions late", None)
     assert (second[0]["state"], second[0]["round_s"], second[0]["seen_s"]) == ("published", 2.5, 3.0)
     assert state.view(NOW).newest is None
     assert picture(state)["reasons"] == {}

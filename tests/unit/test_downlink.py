@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import a_config, a_layout, a_strategy, a_version, an_update, values_of
+from builders import a_config, a_layout, a_strategy, a_vector, a_version, an_update, values_of
 from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, newest, send, versions
 from working import TOPOLOGY, CountingTask, Scripted, sent_updates
@@ -66,6 +66,8 @@ def test_the_head_has_the_same_bits_as_with_float32_and_the_stream_a_copy_of_eac
 def test_a_copy_comes_back_as_a_whole_version_that_says_what_it_is_a_copy_of(codec: str) -> None:
     record = replace(
         a_version(7, values=VALUES, layout=Layout((*a_layout().tensors, STATISTIC))),
+        average=a_vector(0.2, -0.1, 0.25, 0.7),
+        average_decay=0.9,
         statistics=np.array([0.1, 1e9], np.float32),
     )
     digest = record_digest(encode_version(record))
@@ -74,9 +76,11 @@ def test_a_copy_comes_back_as_a_whole_version_that_says_what_it_is_a_copy_of(cod
 
     assert (found.codec, found.copy_of) == (codec, digest)
     np.testing.assert_allclose(found.vector, record.vector, atol=0.01)
+    np.testing.assert_allclose(found.average, record.average, atol=0.01)
     # A statistic is never rounded.
     assert found.statistics.tobytes() == record.statistics.tobytes()
-    same = replace(found, vector=record.vector, statistics=record.statistics, codec="float32", copy_of="")
+    exact = replace(found, vector=record.vector, average=record.average, statistics=record.statistics)
+    same = replace(exact, codec="float32", copy_of="")
     assert encode_version(same) == encode_version(record)
 
 

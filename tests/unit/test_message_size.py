@@ -46,6 +46,13 @@ def test_a_version_that_does_not_fit_is_told_that_no_codec_makes_it_smaller() ->
     require_version_fits(FIVE_MILLION, 20 * MIB)
 
 
+def test_a_version_with_its_average_takes_twice_as_much_and_may_leave_it_out() -> None:
+    with pytest.raises(MessageTooLarge, match=r"38.2 MiB.* at most 20 MiB.*FLUFFLE_AVERAGE_VERSIONS"):
+        require_version_fits(FIVE_MILLION, 20 * MIB, is_averaged=True)
+
+    require_version_fits(FIVE_MILLION, 40 * MIB, is_averaged=True)
+
+
 def test_moments_that_do_not_fit_name_the_optimizers_that_have_fewer() -> None:
     with pytest.raises(MessageTooLarge, match=r"the moments of adam .*38.2 MiB.*momentum"):
         require_moments_fit(FIVE_MILLION, 2, "adam", 32 * MIB)

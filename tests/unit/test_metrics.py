@@ -15,6 +15,7 @@ from fluffle.errors import ConfigError
 from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.events import (
     ROLES,
+    Aborted,
     Applied,
     Committed,
     Evaluated,
@@ -165,13 +166,14 @@ def test_a_worker_counts_its_rounds_and_the_updates_in_its_spool() -> None:
     with a_part("worker") as (event_sink, port):
         tell(event_sink, Joined(), Started(4), Progressed(1, 4))
         training = scrape(port)
-        tell(event_sink, Trained("w/r/1", 2.0), Published(100))
+        tell(event_sink, Aborted(4, 9, 1.0), Trained("w/r/1", 2.0), Published(100))
         found = scrape(port)
 
     assert training["fluffle_worker_round_done_ratio", ""] == 0.25
     assert found["fluffle_worker_base_version", ""] == 4
     assert found["fluffle_worker_train_seconds_sum", ""] == 2.0
     assert found["fluffle_worker_train_seconds_count", ""] == 1
+    assert found["fluffle_worker_rounds_aborted_total", ""] == 1
     assert found["fluffle_worker_updates_published_total", ""] == 1
     assert found["fluffle_worker_published_bytes_total", ""] == 100
     assert found["fluffle_worker_spool_updates", ""] == 7

@@ -12,7 +12,7 @@ from leading import Clock, a_server, aggregate, newest, send, take_the_lead, ver
 
 from fluffle.broker import StreamReader
 from fluffle.errors import AccessRefused, ConnectionLost, StreamUnreadable, WireError
-from fluffle.model_stream import MissingRecords, all_records, record_at_hand
+from fluffle.model_stream import MissingRecords, all_records, recent_record, record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import Queue, topology_of
 from fluffle.wire import decode_without_weights, encode_copy, encode_version, record_digest, without_weights
@@ -55,10 +55,10 @@ def test_a_record_says_all_that_its_version_does_but_the_weights() -> None:
 
     record = decode_without_weights(without_weights(body))
 
-    assert record.vector.size == record.statistics.size == len(record.integers) == 0
+    assert record.vector.size == record.average.size == record.statistics.size == len(record.integers) == 0
     assert record.copy_of == record_digest(body)
     bare, found = replace(version, integers=b""), replace(record, copy_of="")
-    fields = set(ModelVersion.__dataclass_fields__) - {"vector", "statistics"}
+    fields = set(ModelVersion.__dataclass_fields__) - {"vector", "average", "statistics"}
     assert {name: getattr(found, name) for name in fields} == {name: getattr(bare, name) for name in fields}
 
 
@@ -217,6 +217,41 @@ def test_the_newest_record_is_read_without_a_look_at_the_models() -> None:
     assert record.version == 1
     assert record.layout.size == SIZE
     assert numbers == [0, 1]
+
+
+class EndlessRecords(FakeBroker):
+    """A broker on which a version is published for each record that is read."""
+
+    @contextmanager
+    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
+        """See Broker."""
+        with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
+            yield PublishesMeanwhile(self, reader)
+
+
+class PublishesMeanwhile:
+    """Reads a stream that never ends."""
+
+    def __init__(self, broker: FakeBroker, reader: StreamReader) -> None:
+        self._broker, self._reader, self.taken = broker, reader, 0
+
+    def next_body(self, timeout_s: float) -> bytes | None:
+        """See StreamReader."""
+        self.taken += 1
+        assert self.taken < 1000, "it reads on and on"
+        commit(self._broker, TOPOLOGY, a_version(self.taken))
+        return self._reader.next_body(timeout_s)
+
+
+def test_a_recent_record_is_read_though_versions_come_without_end() -> None:
+    with EndlessRecords(FakeServer(longest_wait_s=0)) as broker:
+        broker.declare(TOPOLOGY)
+        commit(broker, TOPOLOGY, a_version(0))
+
+        record = recent_record(broker, TOPOLOGY)
+
+    assert record is not None
+    assert record.version > 10
 
 
 class MonitorsBroker(FakeBroker):

@@ -104,7 +104,8 @@ def versions(draw: st.DrawFn) -> ModelVersion:
     )
     specs = tuple(TensorSpec(f"t{n}", tuple(shape), *kind) for n, (shape, kind) in enumerate(layout))
     whole = Layout(specs, draw(st.none() | st.builds(FrozenPart, st.integers(1, 99), counts, texts)))
-    federation = draw(texts)
+    federation, average_decay = draw(texts), draw(st.sampled_from([0.0, 0.9])) if whole.size else 0.0
+    average_size = whole.size if average_decay else 0
     in_this = evaluations.map(lambda evaluation: replace(evaluation, federation=federation))
     return ModelVersion(
         federation=federation,
@@ -132,6 +133,8 @@ def versions(draw: st.DrawFn) -> ModelVersion:
         ),
         strategy=draw(texts),
         vector=draw(arrays(np.float32, whole.size, elements=any_float32)),
+        average=draw(arrays(np.float32, average_size, elements=any_float32)),
+        average_decay=average_decay,
         statistics=draw(arrays(np.float32, whole.statistics_size, elements=any_float32)),
         integers=draw(st.binary(min_size=whole.integers_size_bytes, max_size=whole.integers_size_bytes)),
         applied=AppliedUpdates(draw(st.dictionaries(st.tuples(names, names), logs, max_size=3))),
@@ -245,8 +248,11 @@ def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of
 
     assert (len(body) - len(payload)) % framing.ALIGNMENT == 0
     assert body.endswith(payload)
-    vector = message.vector if isinstance(message, ModelVersion) else decompressed(message.vector)
-    assert payload == vector.tobytes() + message.statistics.tobytes() + message.integers
+    if isinstance(message, ModelVersion):
+        vectors = message.vector.tobytes() + message.average.tobytes()
+    else:
+        vectors = decompressed(message.vector).tobytes()
+    assert payload == vectors + message.statistics.tobytes() + message.integers
     assert header["fluffle"] == framing.PROTOCOL
     assert header["kind"] == ("update" if isinstance(message, WeightUpdate) else "version")
 

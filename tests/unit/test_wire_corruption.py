@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from messages import rewritten, taken_apart, with_payload, without
 
 from fluffle.errors import WireError
+from fluffle.framing import PROTOCOL
 from fluffle.record import Contributor, Folded, Hello, ModelVersion, MomentsRecord, Rank
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
@@ -146,7 +147,10 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        (rewritten(UPDATE, fluffle=2), "the message is of protocol 2, and this Fluffle speaks protocol 3"),
+        (
+            rewritten(UPDATE, fluffle=2),
+            f"the message is of protocol 2, and this Fluffle speaks protocol {PROTOCOL}",
+        ),
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
         (rewritten(UPDATE, kind="order"), "field kind: unknown 'order', known are update, evaluation, hello"),
         (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
@@ -274,6 +278,17 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
         (rewritten(MOMENTS, names=["a", "b", "c"]), "field names: 3 vectors cannot share 16 bytes"),
         (rewritten(MOMENTS, names=["m", 5]), r"field names\[1\]: expected str, found int"),
         (with_payload(MOMENTS, b"12345"), "field names: 2 vectors cannot share 5 bytes"),
+        (rewritten(VERSION, average_decay=1.0), "field average_decay: 1.0 is not at least 0 and below 1"),
+        (rewritten(VERSION, average_decay=0.9), "field average_bytes: 0 with an average_decay of 0.9"),
+        (rewritten(VERSION, average_bytes=16), "field average_bytes: 16 with an average_decay of 0"),
+        (
+            rewritten(VERSION, average_bytes=8, average_decay=0.9),
+            "field layout: 4 floats in float32: the vector takes 16 bytes, but has 8",
+        ),
+        (
+            rewritten(VERSION, average_bytes=17, average_decay=0.9),
+            "have no room in 16 bytes of payload, of which 17 are the average",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_record_is_said_by_field(body: bytes, says: str) -> None:

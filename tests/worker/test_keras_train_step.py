@@ -1,4 +1,4 @@
-"""A custom train_step under FedAsync's proximal term, which sits between it and the optimizer."""
+"""A custom train_step under FedAsync's proximal term, and a round that ends in the middle of Keras's fit."""
 
 import importlib
 from collections.abc import Mapping
@@ -88,3 +88,33 @@ def test_a_plan_that_would_not_reach_the_models_own_optimizers_is_refused(place:
     }.items():
         with pytest.raises(TaskError, match=rf"{name} would not reach .* \(generator_optimizer\)"):
             trained(task, weights, plan)
+
+
+class Aborted(BaseException):
+    """Ends a round, as a worker does."""
+
+
+def test_a_round_that_is_aborted_in_the_middle_leaves_no_trace_in_the_next() -> None:
+    keras = import_keras()
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=(64, 4)).astype(np.float32), random.integers(0, 3, 64)
+
+    def build_model() -> KerasModel:
+        layers = [keras.Input((4,)), keras.layers.Dense(8), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
+        model = keras.Sequential([*layers, keras.layers.Softmax()])
+        model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+        return model
+
+    def abort(done: int, total: int) -> None:
+        if done == 3 < total:
+            raise Aborted
+
+    task, plan = KerasTask(build_model, lambda _: (x, y)), Plan(batch_size=8, local_epochs=2)
+    weights = task.initial_weights(0)
+    expected = trained(task, weights, plan).weights
+
+    with pytest.raises(Aborted):
+        task.train(weights, plan, seed=1, progress=abort)
+    again = trained(task, weights, plan).weights
+
+    assert all(np.array_equal(again[name], expected[name]) for name in expected)

@@ -101,9 +101,10 @@ class Evaluator:
             self._last, self._was_closing = version.rank, bool(version.closing)
 
     def _evaluate(self, version: ModelVersion) -> Evaluation:
-        log.info("evaluating", version=version.version)
+        is_averaged = {"averaged": version.average_decay} if version.average_decay else {}
+        log.info("evaluating", version=version.version, **is_averaged)
         started = time.monotonic()
-        metrics = self._task.evaluate({**version.weights, **self._model.local})
+        metrics = self._task.evaluate({**version.weights_to_evaluate, **self._model.local})
         evaluate_s = time.monotonic() - started
         self.event_sink(Measured(version.version, evaluate_s))
         shown = {name: round(value, 4) for name, value in metrics.items()}

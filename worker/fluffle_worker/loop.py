@@ -25,6 +25,7 @@ from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
+from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
@@ -40,11 +41,13 @@ class WorkerResult:
 
     `ended_by` is the reason for which the federation finished, such as "accuracy>=0.9 held"; empty when the
     worker was asked to stop. `version` is the newest version that it trained from, None without a round.
-    `refused` counts its updates that the aggregator refused, `waiting` the unsent ones in its spool.
+    `aborted` counts the rounds that it ended early, since their updates would have been refused. `refused`
+    counts its updates that the aggregator refused, `waiting` the unsent ones in its spool.
     """
 
     ended_by: str
     rounds: int
+    aborted: int
     version: int | None
     refused: int
     waiting: int
@@ -81,6 +84,7 @@ class Worker:
         self._trainer = Trainer(
             task, self._site, self.seed, self.delay_s, self.show_round, self.stop, self.event_sink
         )
+        self._watcher = RoundWatcher(self.topology)
         self._refused = 0
         self._ended_by = ""
 
@@ -118,6 +122,7 @@ class Worker:
         return WorkerResult(
             ended_by=self._ended_by,
             rounds=self._trainer.rounds,
+            aborted=self._trainer.aborted,
             version=last.version if last else None,
             refused=self._refused,
             waiting=self.spool.waiting,
@@ -131,7 +136,7 @@ class Worker:
                 self._finish(version)
                 return
             if not self.spool.waiting:
-                self._train(version)
+                self._train(version, broker)
             send_all(
                 self.spool,
                 broker,
@@ -172,12 +177,16 @@ class Worker:
                 raise StopRequested
         return None
 
-    def _train(self, version: ModelVersion) -> None:
-        """Train one round as the version's plan says, and put the update into the spool."""
+    def _train(self, version: ModelVersion, broker: Broker | None = None) -> None:
+        """Train one round as the version's plan says, and put the update into the spool.
+
+        With a broker the round is aborted when newer versions make its update useless.
+        """
         version.layout.require(self._layout)
         require_update_fits(version.layout, version.plan.codec, self.max_message_bytes)
         self.spool.compare(version.applied)
-        trained = self._trainer.train(version, self.spool.next_id)
+        with self._watcher.watching(broker, version) as watch:
+            trained = self._trainer.train(version, self.spool.next_id, watch)
         self._base.note_round(version, trained)
         if trained:
             add_to_spool(self.spool, trained, version.applied, seed=self.seed)

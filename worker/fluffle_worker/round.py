@@ -12,7 +12,7 @@ import numpy as np
 from fluffle.checked_task import CheckedTask, TrainedRound
 from fluffle.codecs.floats import Float32Vector
 from fluffle.event_sink import EventSink
-from fluffle.events import Progressed, Started, Trained
+from fluffle.events import Aborted, Progressed, Started, Trained
 from fluffle.logs import get_logger
 from fluffle.model import Vector, Weights, some_of
 from fluffle.plan import Plan
@@ -20,11 +20,16 @@ from fluffle.record import ModelVersion, not_finite
 from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Site, Task
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle_worker.round_watch import RoundAborted, RoundWatch
 from fluffle_worker.site_state import SiteState
 
 log = get_logger(__name__)
 
 REPORT_PROGRESS_EVERY_S = 1.0
+# While it idles, how often a worker asks whether its update would be refused.
+ASK_EVERY_S = 0.1
+# From so many aborted rounds in a row on, the log warns, at powers of two.
+WARN_FROM_ABORTED = 4
 # The longest wait after a round whose update must not be sent.
 LONGEST_WAIT_S = 60.0
 
@@ -156,7 +161,7 @@ def train_centrally(
 
 @dataclass(eq=False)
 class Trainer:
-    """Trains the rounds of one site; `rounds` counts them."""
+    """Trains the rounds of one site; `rounds` counts those that it ended, and `aborted` the others."""
 
     task: CheckedTask
     site: SiteState
@@ -166,24 +171,38 @@ class Trainer:
     stop: threading.Event
     event_sink: EventSink
     rounds: int = 0
+    aborted: int = 0
+    aborted_in_a_row: int = 0
     unusable_in_a_row: int = 0
 
-    def train(self, version: ModelVersion, update_id: UpdateId) -> TrainedUpdate | None:
-        """Train one round from a version; None, after a pause, when its update must not be sent."""
+    def train(self, version: ModelVersion, update_id: UpdateId, watch: RoundWatch) -> TrainedUpdate | None:
+        """Train one round from a version.
+
+        None when the round was aborted because its update would be refused; and, after a pause, when its
+        update must not be sent.
+        """
         log.debug("round started", update=str(update_id), version=version.version)
         self.event_sink(Started(version.version))
+        began = time.monotonic()
         self.site.start_round(version.plan)
-        with self.show_round(f"version {version.version}, round {update_id.sequence}") as show:
-            trained = train_round(
-                self.task,
-                version,
-                self.site.local,
-                update_id=update_id,
-                seed=minibatch_seed(self.seed, update_id.sequence),
-                progress=self._progress(show),
-                idle=lambda: self._wait(self.delay_s),
-            )
+        try:
+            with self.show_round(f"version {version.version}, round {update_id.sequence}") as show:
+                trained = train_round(
+                    self.task,
+                    version,
+                    self.site.local,
+                    update_id=update_id,
+                    seed=minibatch_seed(self.seed, update_id.sequence),
+                    progress=self._progress(show, watch),
+                    idle=lambda: self._idle(watch),
+                )
+                watch.require_in_time()
+        except RoundAborted:
+            self.site.forget_round()
+            self._note_aborted(watch, time.monotonic() - began)
+            return None
         self.rounds += 1
+        self.aborted_in_a_row = 0
         update = trained.update
         self.event_sink(Trained(str(update_id), update.train_s, update.loss))
         log.info(
@@ -201,20 +220,46 @@ class Trainer:
         self.site.end_round(version.plan, trained.local)
         return trained
 
-    def _progress(self, show: Progress) -> Progress:
-        """Return what a task calls after each minibatch; it ends the round when asked to stop."""
+    def _progress(self, show: Progress, watch: RoundWatch) -> Progress:
+        """Return what a task calls after each minibatch; it ends a round that is to stop, or too stale."""
         told_at = time.monotonic()
 
         def progress(done: int, total: int) -> None:
             nonlocal told_at
             if self.stop.is_set():
                 raise StopRequested
+            watch.require_in_time()
             show(done, total)
             if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
                 told_at = time.monotonic()
                 self.event_sink(Progressed(done, total))
 
         return progress
+
+    def _idle(self, watch: RoundWatch) -> None:
+        """Wait for the idle time of a round, unless its update would be refused meanwhile."""
+        ends_at = time.monotonic() + self.delay_s
+        while (left_s := ends_at - time.monotonic()) > 0:
+            watch.require_in_time()
+            self._wait(min(left_s, ASK_EVERY_S))
+
+    def _note_aborted(self, watch: RoundWatch, seconds: float) -> None:
+        """Count and report a round whose update would be refused; warn where that happens again and again."""
+        self.aborted += 1
+        self.aborted_in_a_row += 1
+        in_a_row, base = self.aborted_in_a_row, watch.base.version
+        self.event_sink(Aborted(base, watch.staleness, seconds))
+        is_often = in_a_row >= WARN_FROM_ABORTED and in_a_row.bit_count() == 1
+        hint = "this worker is too slow for the aggregator's max_staleness: raise it, or train fewer steps"
+        say = log.warning if is_often else log.info
+        say(
+            "round aborted: its update would be refused as too stale",
+            version=base,
+            staleness=watch.staleness,
+            seconds=round(seconds, 2),
+            in_a_row=in_a_row,
+            **({"because": hint} if is_often else {}),
+        )
 
     def _pause_after(self, unusable: TrainedUpdate) -> None:
         """Warn and wait, longer with each round in a row whose update must not be sent."""

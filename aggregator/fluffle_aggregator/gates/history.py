@@ -5,6 +5,7 @@ from pydantic import BaseModel, Field
 from fluffle.record import Rank, is_in_history
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.strategies.strategy import Strategy
 
 DUPLICATE = "duplicate"
 ABSORBS_APPLIED = "absorbs-applied"
@@ -21,8 +22,14 @@ class StalenessLimit(BaseModel):
     max_staleness: int | None = Field(
         None,
         ge=0,
-        description="Reject updates that are more than this many versions late. Unlimited if unset.",
+        description="Reject updates that are more than this many versions late. Workers learn of it: they "
+        "abort a round that would be too late, and begin a new one from the newest version. Unlimited if "
+        "unset.",
     )
+
+    def staleness_limit(self, strategy: Strategy) -> int | None:
+        """Return how many versions late an update may be: 0 in synchronous rounds, None without a limit."""
+        return 0 if strategy.one_update_per_version else self.max_staleness
 
 
 def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
@@ -63,7 +70,7 @@ def has_a_known_base(limits: StalenessLimit) -> Gate:
                 f"the update started from version {base}, which is not in the history of this model: the "
                 "aggregator that published it had lost the lead",
             )
-        limit = 0 if model.strategy.one_update_per_version else limits.max_staleness
+        limit = limits.staleness_limit(model.strategy)
         if limit is not None and staleness > limit:
             return Refusal(
                 TOO_STALE,

@@ -133,7 +133,7 @@ class Demo:
             )
             final = run.play(node, builder, initial_model)
         about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
-        write_model(run.folder / "model.safetensors", final.weights, about, layout=final.layout)
+        write_model(run.folder / "model.safetensors", final.weights_to_evaluate, about, layout=final.layout)
         return run
 
     def _look_afterwards(self, runs: Sequence[DemoFederation]) -> Mapping[str, float]:

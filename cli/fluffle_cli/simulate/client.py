@@ -18,8 +18,9 @@ class Client:
     """A device that holds so many `examples`.
 
     `base` is the version that its round started from; with `is_new`, no round of this process did.
-    `begun` counts its rounds, and `sent` its updates. `in_flight` are the updates that the version that it
-    read last does not contain. `waits` counts how often it had to wait for a newer version.
+    `begun` counts its rounds, `is_training` says whether the last of them goes on, and `sent` counts its
+    updates. `in_flight` are the updates that the version that it read last does not contain. `waits` counts
+    how often it had to wait for a newer version.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Client:
     base: ModelVersion
     is_new: bool = True
     begun: int = 0
+    is_training: bool = False
     sent: int = 0
     round_s: float = 0.0
     in_flight: list[UpdateId] = field(default_factory=list)
@@ -47,8 +49,13 @@ class Client:
         self.in_flight.append(update)
         self.patience_s = max(self.patience_s, ROUNDS_OF_PATIENCE * self.round_s)
 
+    def trains(self, number: int) -> bool:
+        """Return whether its round of this number goes on."""
+        return self.is_training and self.begun == number
+
     def crash(self) -> None:
         """Forget what a process keeps in memory; what was sent stays sent."""
+        self.is_training = False
         self.is_new, self.in_flight, self.patience_s = True, [], FIRST_PATIENCE_S
 
     def lose_patience(self) -> None:

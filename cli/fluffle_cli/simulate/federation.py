@@ -8,7 +8,7 @@ machine, however busy it is.
 
 import heapq
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -42,8 +42,9 @@ Event = tuple[float, int, Callable[[], None]]
 class SimulatedFederation:
     """One federation, from its first version to its end; `seconds` is the virtual clock.
 
-    `crashes` and `duplicates` count the rounds that were lost, and the updates that came twice, and
-    `sent_bytes` the bytes of all updates that came.
+    `crashes` and `duplicates` count the rounds that were lost, and the updates that came twice, `aborted` the
+    rounds that clients ended early because their update would have been refused, and `sent_bytes` the bytes
+    of all updates that came.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class SimulatedFederation:
     ) -> None:
         """Build the model, and load the data of every site."""
         self.seconds = 0.0
-        self.crashes = self.duplicates = self.sent_bytes = 0
+        self.crashes = self.duplicates = self.aborted = self.sent_bytes = 0
         self._settings, self._on_version = settings, on_version
         sites = Sites(settings, task)
         self._evaluator = CheckedTask(sites.task)
@@ -66,6 +67,8 @@ class SimulatedFederation:
         self._order = 0
         # By number, in the order in which they began to wait.
         self._waiting: dict[int, Client] = {}
+        # With a limit of the staleness, the rounds that began and their numbers: the oldest base first.
+        self._rounds: deque[tuple[Client, int]] = deque()
         self._next_tick_s = math.inf
 
     def _require_memory(self, size: int) -> None:
@@ -158,25 +161,47 @@ class SimulatedFederation:
         steps = plan.local_steps
         examples = steps * plan.batch_size if steps else plan.local_epochs * client.examples
         client.begun += 1
+        client.is_training = True
+        if plan.max_staleness is not None:
+            self._rounds.append((client, client.begun))
         client.round_s = self._population.round_s(client.index, examples)
         lost_after = self._population.lost_after(client.index, client.begun)
         if lost_after is not None:
-            self._when_on(client, lost_after * client.round_s, partial(self._crash, client))
+            self._when_on(client, lost_after * client.round_s, partial(self._crash, client, client.begun))
             return
         ends_s = self._population.availability.after(client.index, self.seconds, client.round_s)
         update_id = UpdateId(client.name, RUN, client.sent + 1)
         one = Round(client.index, client.base, client.local, update_id, self._settings.seed, ends_s)
         self._trainer.begin(one)
-        self._at(ends_s, partial(self._finish_round, client, one))
+        self._at(ends_s, partial(self._finish_round, client, one, client.begun))
 
-    def _crash(self, client: Client) -> None:
-        """Lose a round, and begin anew from the newest version."""
+    def _abort_stale_rounds(self, newest: ModelVersion) -> None:
+        """Let clients whose update would be refused begin anew; `fluffle worker` notices a little later."""
+        limit = newest.plan.max_staleness
+        while self._rounds and limit is not None:
+            client, number = self._rounds[0]
+            if client.trains(number) and newest.version - client.base.version <= limit:
+                return
+            self._rounds.popleft()
+            if client.trains(number):
+                self.aborted += 1
+                client.is_training = False
+                self._trainer.abort(client.index)
+                self._begin(client)
+
+    def _crash(self, client: Client, number: int) -> None:
+        """Lose a round unless it was aborted, and begin anew from the newest version."""
+        if not client.trains(number):
+            return
         self.crashes += 1
         client.crash()
         self._begin(client)
 
-    def _finish_round(self, client: Client, one: Round) -> None:
-        """Send the update of the round that ends now."""
+    def _finish_round(self, client: Client, one: Round, number: int) -> None:
+        """Send the update of the round that ends now, unless it was aborted."""
+        if not client.trains(number):
+            return
+        client.is_training = False
         version, seed = one.base, self._settings.seed
         client.sent += 1
         trained = self._trainer.trained(one)
@@ -211,10 +236,11 @@ class SimulatedFederation:
         if is_due and not version.finished:
             self._at(self.seconds, partial(self._evaluate, version))
         waiting, self._waiting = self._waiting, {}
+        self._abort_stale_rounds(version)
         for client in waiting.values():
             self._begin(client)
 
     def _evaluate(self, version: ModelVersion) -> None:
-        metrics = self._evaluator.evaluate({**version.weights, **self._local})
+        metrics = self._evaluator.evaluate({**version.weights_to_evaluate, **self._local})
         report = Evaluation(self._settings.federation, EVALUATOR, version.version, metrics)
         self._deliver(encode_evaluation(report), EVALUATOR, self.leader.topology.evaluations_in.name)

@@ -54,6 +54,7 @@ class LeaderInMemory:
             goal=settings.make_goal(),
             term=1,
             schedule=parse_schedule(settings.learning_rate_schedule),
+            average_decay=settings.average_versions,
         )
         self._schedule = settings.make_commit_schedule(strategy)
         parent = record_digest(encode_version(self.newest))

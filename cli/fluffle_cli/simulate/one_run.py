@@ -160,6 +160,8 @@ def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
         yield f"{f'refused: {reason}':28} {count}"
     if leader.refused.total() > len(leader.happened):
         yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
+    if federation.aborted:
+        yield f"{'rounds aborted as too stale':28} {federation.aborted}"
     if federation.crashes:
         yield f"{'rounds lost in crashes':28} {federation.crashes}"
     if federation.duplicates:

@@ -64,6 +64,9 @@ class Trainer(Protocol):
     def trained(self, one: Round) -> TrainedUpdate:
         """Return the update of a round that ends now."""
 
+    def abort(self, device: int) -> None:
+        """Forget the round that a device has begun: it sends nothing, and its optimizer is as before."""
+
 
 class OneByOne:
     """Trains each round by itself when it ends, as `fluffle worker` does."""
@@ -79,6 +82,9 @@ class OneByOne:
 
     def begin(self, one: Round) -> None:
         """Wait until it ends."""
+
+    def abort(self, device: int) -> None:
+        """Do nothing, since a round is trained when it ends."""
 
     def trained(self, one: Round) -> TrainedUpdate:
         """Return the update of a round that ends now."""
@@ -120,6 +126,8 @@ class Together:
         self._begun: dict[int, Round] = {}
         self._trained: dict[int, TrainedUpdate] = {}
         self._optimizers: dict[int, OptimizerState] = {}
+        # Those from before the rounds that are trained but have not ended.
+        self._before: dict[int, OptimizerState | None] = {}
 
     def examples(self, device: int) -> int:
         """Return the number of examples at a device."""
@@ -133,7 +141,17 @@ class Together:
         """Return the update of a round that ends now."""
         if one.device not in self._trained:
             self._train_with(one)
+        self._before.pop(one.device, None)
         return self._trained.pop(one.device)
+
+    def abort(self, device: int) -> None:
+        """Forget a round, even if it is trained already."""
+        self._begun.pop(device, None)
+        if self._trained.pop(device, None) is None:
+            return
+        self._optimizers.pop(device, None)
+        if before := self._before.pop(device, None):
+            self._optimizers[device] = before
 
     def train(self, rounds: Sequence[Round]) -> list[TrainedUpdate]:
         """Train rounds that have one plan in one step."""
@@ -168,6 +186,7 @@ class Together:
         rounds = nsmallest(self._most, alike, key=lambda each: (each is not one, each.ends_s, each.device))
         for each in rounds:
             del self._begun[each.device]
+            self._before[each.device] = self._optimizers.get(each.device)
         self._trained |= zip([each.device for each in rounds], self.train(rounds), strict=True)
 
 

@@ -34,6 +34,7 @@ STATES: Final[Mapping[type[events.Event], str]] = {
     events.Started: "training: from version {0.version}",
     events.Progressed: "training: {0.done} of {0.total} minibatches",
     events.Trained: "publishing",
+    events.Aborted: "aborted: {0.staleness} versions late",
     events.Published: "published",
     events.Measured: "evaluated: version {0.version}",
     events.TookOver: "leading",

@@ -25,6 +25,7 @@ STATE_STYLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("starting", "standing", "connected"), "dim"),
     **dict.fromkeys(("training", "leading", "evaluated"), "green"),
     **dict.fromkeys(("publishing", "published"), "cyan"),
+    "aborted": "yellow",
     **dict.fromkeys(("died", "only"), "bold red"),
     "left": "blue",
 }

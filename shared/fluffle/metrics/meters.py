@@ -50,6 +50,10 @@ METRICS: Final[Mapping[events.Role, Kinds]] = {
         "fluffle_worker_base_version": (Gauge, "Version that it trains from."),
         "fluffle_worker_round_done_ratio": (Gauge, "Share of the round that is done."),
         "fluffle_worker_train_seconds": (RoundSeconds, "Time that a round of training took."),
+        "fluffle_worker_rounds_aborted": (
+            Counter,
+            "Rounds ended early: too stale.",
+        ),
         "fluffle_worker_updates_published": (Counter, "Updates that RabbitMQ has confirmed."),
         "fluffle_worker_published_bytes": (Counter, "Size of those updates."),
         "fluffle_worker_spool_updates": (Gauge, "Updates that wait on its disk for RabbitMQ."),
@@ -110,6 +114,12 @@ class Meter:
                 self._note("fluffle_leading", 1)
                 self._note("fluffle_term", event.term)
                 self._note("fluffle_version", event.version)
+            case _:
+                self._count_of_member(event)
+
+    def _count_of_member(self, event: events.Event) -> None:
+        """Take in what a worker or an evaluator says."""
+        match event:
             case events.Started():
                 self._note("fluffle_worker_base_version", event.version)
                 self._note("fluffle_worker_round_done_ratio", 0)
@@ -118,6 +128,8 @@ class Meter:
             case events.Trained():
                 self._note("fluffle_worker_train_seconds", event.seconds)
                 self._note("fluffle_worker_round_done_ratio", 1)
+            case events.Aborted():
+                self._note("fluffle_worker_rounds_aborted", 1)
             case events.Published():
                 self._note("fluffle_worker_updates_published", 1)
                 self._note("fluffle_worker_published_bytes", event.size_bytes)
