@@ -59,15 +59,21 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
         (
             {"strategy": "fedasync", "buffer_size": 8},
-            "buffer_size is a setting of fedbuff and fedavg and fadas and ace",
+            "buffer_size is a setting of fedbuff, fedavg, fadas, ace, ca2fl, not of fedasync",
         ),
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
-        ({"strategy": "fedavg", "weigh_by": "sqrt"}, "weigh_by is a setting of fedbuff and fedasync"),
+        (
+            {"strategy": "fedavg", "weigh_by": "sqrt"},
+            "weigh_by is a setting of fedbuff, fadas, fedasync, ace, ca2fl, not of fedavg",
+        ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},
-            "server_optimizer is a setting of fedbuff and fedavg",
+            "server_optimizer is a setting of fedbuff, fedavg, ace",
         ),
-        ({"strategy": "fadas", "staleness": "constant"}, "staleness is a setting of fedbuff and fedasync"),
+        (
+            {"strategy": "fadas", "staleness": "constant"},
+            "staleness is a setting of fedbuff, fedasync, not of fadas",
+        ),
         ({"delay_threshold": 3}, "delay_threshold is a setting of fadas, not of fedbuff"),
         ({"strategy": "fadas", "delay_threshold": 0}, "delay_threshold"),
     ],

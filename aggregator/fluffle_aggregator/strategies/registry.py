@@ -60,7 +60,7 @@ class StrategySettings(_AllSettings):
         read = STRATEGIES[self.strategy].model_fields
         for name in sorted(self.model_fields_set & (_AllSettings.model_fields.keys() - read.keys())):
             if getattr(self, name) != _AllSettings.model_fields[name].default:
-                users = " and ".join(each for each, kind in STRATEGIES.items() if name in kind.model_fields)
+                users = ", ".join(each for each, kind in STRATEGIES.items() if name in kind.model_fields)
                 raise ValueError(
                     f"{name} is a setting of {users}, not of {self.strategy}: leave it out, or choose "
                     "another strategy"
