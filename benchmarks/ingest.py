@@ -49,7 +49,7 @@ class Case:
     @property
     def every(self) -> int:
         """The updates in one commit."""
-        return BUFFER_SIZE if self.strategy == "fedbuff" else 1
+        return BUFFER_SIZE if "--buffer-size" in strategy_flags(self.strategy, BUFFER_SIZE) else 1
 
     def updates(self, effort: float) -> int:
         """Return how many updates make a turn of a second or more, in whole commits."""

@@ -1,0 +1,218 @@
+"""Which strategy is the soonest at its target, where each is tuned with the same budget; on a virtual clock.
+
+    python -m benchmarks.algorithms --scenes demo
+
+The runs are those of `fluffle simulate`: the deployed leader and real training. Each strategy plays the
+settings of its grid, six for each of them, with the tuning seeds. The setting whose median time to the target
+is the shortest is then played with other seeds, and those are what the table shows. FedAvg is tuned like the
+others. The local training (epochs, learning rate, minibatches) is the scene's, the same for all.
+
+The target is held when every evaluation within 3 virtual seconds reaches it; `held_s` is the time from the
+start to the first of them. A run that does not hold it counts with an infinite time. `against_fedavg` is how
+many times sooner than FedAvg with the same seed, the median and the worst of the seeds. `final` and
+`last_20` (the largest minus the least of the last 20 evaluations) are of runs that go on for the scene's
+`plateau_s` seconds without a target, in percent of accuracy.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import track
+
+from benchmarks.measuring import OtherWork, Report, Spread, wide_console
+from fluffle.settings import load_arguments
+from fluffle_cli.report.run import METRICS
+from fluffle_cli.simulate.one_run import RunResult
+from fluffle_cli.simulate.pool import Ended, PlannedRun, play_all
+from fluffle_cli.simulate.settings import SimulateSettings
+
+TUNING_SEED: Final = 10
+LAST: Final = 20
+Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Data, devices and a target; `training` is what the plan asks of the workers."""
+
+    task: str
+    split: str
+    clients: int
+    round_seconds: str
+    target: str
+    max_seconds: float
+    plateau_s: float
+    training: Given = field(default_factory=dict)
+
+    def settings(self, given: Given, seed: int, *, is_plateau: bool = False) -> SimulateSettings:
+        """Return the settings of one run."""
+        end = self.plateau_s if is_plateau else self.max_seconds
+        goal = {} if is_plateau else {"target": self.target}
+        scene = {
+            "task": self.task,
+            "split": self.split,
+            "clients": self.clients,
+            "round_seconds": self.round_seconds,
+        }
+        return load_arguments(
+            SimulateSettings,
+            {"federation": "algorithms", **scene, **self.training, **goal, **given, "max_seconds": end}
+            | {"seed": seed},
+        )
+
+
+DIGITS: Final = {"local_epochs": 3, "learning_rate": 0.2}
+SCENES: Final[Mapping[str, Scene]] = {
+    "demo": Scene("digits", "dirichlet:0.5", 4, "spread:0.25:8", "0.95", 40, 40, DIGITS),
+    "skewed": Scene("digits", "dirichlet:0.1", 8, "spread:0.25:16", "0.93", 120, 120, DIGITS),
+    "shards": Scene("digits", "shards:2", 8, "spread:0.25:16", "0.9", 120, 120, DIGITS),
+    "equal speeds": Scene("digits", "dirichlet:0.5", 8, "constant:1", "0.95", 60, 60, DIGITS),
+    "diabetes": Scene("diabetes", "iid", 4, "spread:0.25:8", "mae<=45", 120, 120),
+}
+
+
+def grid(strategy: str, **axes: Sequence[object]) -> list[dict[str, object]]:
+    """Return the settings of one strategy, in all combinations."""
+    return [
+        {"strategy": strategy, **dict(zip(axes, values, strict=True))} for values in product(*axes.values())
+    ]
+
+
+# Six settings for each, so that none is tuned with more effort than another.
+GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
+    "fedavg": [
+        *grid("fedavg", server_learning_rate=[0.75, 1.0, 1.5, 2.0]),
+        *grid(
+            "fedavg", server_optimizer=["momentum"], server_momentum=[0.5], server_learning_rate=[0.5, 1.0]
+        ),
+    ],
+    "fedbuff": grid("fedbuff", buffer_size=[1, 2], staleness=["polynomial:0.5", "constant", "adaptive:4"]),
+    "fedasync": grid("fedasync", mixing=[0.2, 0.4, 0.6], staleness=["polynomial:0.5", "constant"]),
+    "ace": grid("ace", buffer_size=[1], server_learning_rate=[0.5, 0.75, 1.0, 1.25, 1.5, 2.0]),
+    "ca2fl": grid("ca2fl", buffer_size=[1, 2], server_learning_rate=[0.2, 0.4, 0.8]),
+    "fadas": grid("fadas", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
+}
+
+
+def main() -> None:
+    """Tune, play, write and print."""
+    parser = argparse.ArgumentParser(prog="algorithms", description="Compare the strategies, each tuned.")
+    parser.add_argument("--scenes", nargs="+", default=list(SCENES), choices=SCENES)
+    parser.add_argument("--strategies", nargs="+", default=list(GRIDS), choices=GRIDS)
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="seeds that are reported, from 0 on (default: 5)"
+    )
+    parser.add_argument("--tuning-seeds", type=int, default=3, help="other seeds, to tune with (default: 3)")
+    parser.add_argument("--processes", type=int, default=2)
+    given = parser.parse_args()
+    console = wide_console()
+    report = Report("algorithms", "strategies, each tuned, seconds until the target is held (virtual)")
+    for name in given.scenes:
+        _compare(SCENES[name], name, given, report, console)
+    report.show(console)
+
+
+def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report, console: Console) -> None:
+    others = OtherWork()
+    seeds = range(given.seeds)
+    tuning = range(TUNING_SEED, TUNING_SEED + given.tuning_seeds)
+    candidates = [settings for strategy in given.strategies for settings in GRIDS[strategy]]
+    found = _play([(scene.settings(each, seed), seed) for each in candidates for seed in tuning], given, name)
+    chosen: dict[str, dict[str, object]] = {}
+    for strategy in given.strategies:
+        chosen[strategy] = min(
+            GRIDS[strategy],
+            key=lambda each: _rank(
+                [found[candidates.index(each) * len(tuning) + n] for n in range(len(tuning))]
+            ),
+        )
+    best = [chosen[strategy] for strategy in given.strategies]
+    runs = _play([(scene.settings(each, seed), seed) for each in best for seed in seeds], given, name)
+    long = _play(
+        [(scene.settings(each, seed, is_plateau=True), seed) for each in best for seed in seeds], given, name
+    )
+    count = len(seeds)
+    held = {
+        strategy: [one.result.target_s for one in runs[place * count : (place + 1) * count]]
+        for place, strategy in enumerate(given.strategies)
+    }
+    for place, strategy in enumerate(given.strategies):
+        mine, plateau = (part[place * count : (place + 1) * count] for part in (runs, long))
+        ratios = [a / b for a, b in zip(held.get("fedavg", []), held[strategy], strict=False)]
+        # Of two that never hold the target, none is sooner.
+        sooner = [1.0 if math.isnan(each) else each for each in ratios]
+        report.add(
+            {
+                "scene": name,
+                "strategy": ", ".join(str(value) for value in chosen[strategy].values()),
+                "held_s": _in_words(held[strategy]),
+                "against_fedavg": f"{median(sooner):.1f}, worst {min(sooner):.1f}" if sooner else "",
+                "updates": _in_words([one.result.target_updates for one in mine]),
+                "final": Spread(tuple(one.result.final for one in plateau)),
+                "last_20": max(one.spread for one in plateau),
+                "held_s_values": [round(value, 2) for value in held[strategy]],
+            },
+            others=others.share,
+        )
+    report.show(console)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out of a run, and how far its last evaluations lie apart."""
+
+    result: RunResult
+    spread: float
+
+
+def _play(
+    wanted: Sequence[tuple[SimulateSettings, int]], given: argparse.Namespace, what: str
+) -> list[Outcome]:
+    """Play runs in a pool, and return what came out in the same order."""
+    with tempfile.TemporaryDirectory(prefix="fluffle-algorithms-") as folder:
+        runs = [
+            PlannedRun(place, settings, Path(folder) / str(place))
+            for place, (settings, _) in enumerate(wanted)
+        ]
+        told = play_all(runs, processes=given.processes, verbose=False)
+        ended = (each for each in told if isinstance(each, Ended))
+        found: dict[int, Outcome] = {}
+        for each in track(ended, description=what, total=len(runs), transient=True):
+            if each.result is None:
+                raise RuntimeError(f"{each.run.settings.strategy}: {each.error}")
+            found[each.run.place] = Outcome(each.result, _spread(each.run.folder, each.result.metric))
+    return [found[place] for place in range(len(runs))]
+
+
+def _spread(folder: Path, metric: str) -> float:
+    """Return the largest minus the least of the last evaluations of a run."""
+    evaluations: dict[int, float] = {}
+    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+        if evaluation := json.loads(line).get("evaluation"):
+            evaluations[evaluation["version"]] = evaluation["metrics"][metric]
+    last = list(evaluations.values())[-LAST:]
+    return max(last) - min(last)
+
+
+def _rank(outcomes: Sequence[Outcome]) -> tuple[float, float]:
+    """Return the median time to the target, and of settings that mostly do not hold it, the mean of those."""
+    times = [one.result.target_s for one in outcomes]
+    finite = [each for each in times if math.isfinite(each)]
+    return median(times), sum(finite) / len(finite) if finite else math.inf
+
+
+def _in_words(values: Sequence[float]) -> str:
+    return " ".join("never" if math.isinf(each) else f"{each:.4g}" for each in values)
+
+
+if __name__ == "__main__":
+    main()
