@@ -24,7 +24,7 @@ PARAMETERS = 1000
 UPDATES = 6
 BUFFER_SIZE = 2
 FLAGS = [
-    *("--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE)),
+    *("--strategy", "ca2fl", "--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE)),
     *("--max-updates", str(UPDATES), "--server-optimizer", "adam", "--server-learning-rate", "0.1"),
 ]
 
@@ -111,7 +111,8 @@ def undisturbed(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> M
         return assert_history_is_one_line(federation)[-1]
 
 
-# With Adam's moments before each record: the second moments and the third record are in mid-run.
+# With Adam's moments and CA2FL's kept updates before each record: the second of them and the third record
+# are in mid-run.
 MOMENTS = {
     "before the moments": 'kind == "moments" and count == 2 and before',
     "between moments and record": 'kind == "moments" and count == 2 and not before',
