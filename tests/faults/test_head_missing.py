@@ -129,7 +129,7 @@ def test_restore_says_in_one_sentence_why_not(running: Federation, tmp_path: Pat
     assert "Stop every aggregator first" in sentence("newest.fluffle")
     leave(leader)
     assert "holds version 1 (term 1), and the file 1 (term 1)" in sentence("newest.fluffle")
-    assert "damaged.fluffle is not whole" in sentence("damaged.fluffle")
+    assert "damaged.fluffle is incomplete" in sentence("damaged.fluffle")
     assert f"--federation {running.name} to restore" in sentence("newest.fluffle", "--federation", "other")
     delete(running, running.topology.head.name)
     assert "holds version 1 (term 1), newer than the file's 0 (term 1)" in sentence("old.fluffle")

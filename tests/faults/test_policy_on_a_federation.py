@@ -125,7 +125,7 @@ def test_a_purged_head_is_restored_and_the_next_leader_continues_from_it(
     commit(running, successor, [3])
 
     assert len(leader.events(LOST)) == 1
-    assert not successor.events("the server optimizer begins anew: its moments are gone")
+    assert not successor.events("the strategy begins anew: its moments are gone")
     newest = running.newest()
     assert (newest.version, applied_ids(newest)) == (3, numbers(1, 2, 3))
 

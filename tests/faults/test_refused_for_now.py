@@ -147,7 +147,7 @@ def test_a_quota_on_queues_ends_an_aggregator_with_rabbitmqs_reason(node: Broker
     with Federation("quota", url, tmp_path, task=TASK) as federation:
         leader = federation.aggregator("leader")
 
-        assert_refused(leader, "queue limit in vhost 'small' (2) is reached", "raise the limit")
+        assert_refused(leader, "queue limit in vhost 'small' (2) is reached", "raise it")
         assert not leader.events("lost the broker; connecting again")
 
 

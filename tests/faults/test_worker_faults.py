@@ -172,7 +172,7 @@ def test_a_worker_trains_on_through_an_outage_until_enough_is_under_way(
     allow(gated, 5)
     enough = "enough updates are in flight: waiting for the broker"
     worker.wait_for(enough)
-    assert [line["under_way"] for line in worker.events(enough)] == [5]
+    assert [line["in_flight"] for line in worker.events(enough)] == [5]
     node.restart()
 
     assert_applied(gated, list(range(1, 9)), leavers=[leader, worker])

@@ -100,7 +100,7 @@ def test_moments_that_are_not_in_the_file_begin_anew_with_a_warning(caplog: pyte
     aggregate(server, config)
 
     assert newest(server, config).version == 4
-    assert "the server optimizer begins anew: its moments are gone" in caplog.text
+    assert "the strategy begins anew: its moments are gone" in caplog.text
 
 
 def test_a_head_that_has_the_version_or_a_newer_one_is_left_alone() -> None:

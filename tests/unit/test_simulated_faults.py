@@ -111,15 +111,23 @@ def test_a_device_that_joins_late_begins_from_the_version_of_that_time() -> None
 
 
 def test_a_refused_update_is_counted_with_its_reason_and_its_device_goes_on() -> None:
-    played = Played(clients=4, buffer_size=1, round_seconds="spread:1:16", max_staleness=8, max_updates=200)
+    # A round that lasts too long is aborted; what becomes too old on a slow line is refused.
+    played = Played(
+        clients=4,
+        buffer_size=1,
+        round_seconds="spread:1:16",
+        bandwidth=0.0003,
+        max_staleness=3,
+        max_updates=200,
+    )
 
     contributors = played.last.contributors
     assert played.refused["too-stale"] == sum(one.rejected for one in contributors.values())
-    assert contributors["worker-3"].updates == 0
+    assert contributors["worker-3"].updates > 5
     assert contributors["worker-3"].rejected > 5
     reasons = Counter(each.reason for each in played.leader.happened if each.name == "worker-3")
     assert reasons["too-stale"] == contributors["worker-3"].rejected
-    assert ": the update started from version 9, 9 versions ago" in played.leader.happened[0].detail
+    assert " versions ago; at most 3 are allowed" in played.leader.happened[0].detail
 
 
 def test_a_worker_whose_updates_are_all_refused_hears_of_it_though_nobody_else_trains() -> None:

@@ -15,6 +15,8 @@ import xxhash
 
 Interval = tuple[float, float]
 SWITCHES = 3
+# What is left of a round at the end of an interval may be no more than what rounding leaves.
+ROUNDING_S = 1e-9
 
 
 def uniform(seed: int, purpose: int, device: int, number: int) -> float:
@@ -87,13 +89,13 @@ class Traced:
         on_s = sum(end - begin for begin, end in intervals)
         begun, place = divmod(at, loop_s)
         # After whole loops the place is the same.
-        loops = max(0, math.ceil(seconds / on_s) - 1)
+        loops = max(0, math.ceil((seconds - ROUNDING_S) / on_s) - 1)
         seconds -= loops * on_s
         start = (begun + loops) * loop_s
         while True:
             for begin, end in intervals:
                 since = max(begin, place)
-                if since < end and seconds <= end - since:
-                    return start + since + seconds
+                if since < end and seconds <= end - since + ROUNDING_S:
+                    return start + min(end, since + seconds)
                 seconds -= max(0.0, end - since)
             start, place = start + loop_s, 0.0
