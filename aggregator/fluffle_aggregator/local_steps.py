@@ -16,7 +16,7 @@ class LocalSteps:
     every factor is exactly 1.
 
     Source: FedNova in Wang, Liu, Liang, Joshi and Poor, "Tackling the Objective Inconsistency Problem in
-    Heterogeneous Federated Optimization" (2020, arXiv 2007.07481), section 4, with the vector a_i of plain
+    Heterogeneous Federated Optimization" (2020, arXiv 2007.07481), FedNova with the vector a_i of plain
     SGD, whose norm is the number of steps, and tau_eff = sum of p_i * tau_i. Momentum and a proximal term
     have another norm there; here they count by their steps too, which is then an approximation.
     """

@@ -43,7 +43,7 @@ def test_the_mean_of_normalised_deltas_agrees_with_the_papers_formula_in_float64
 
     model = moved(strategy, come)
 
-    # Equation 8 of Wang et al. with plain SGD: tau_eff * sum of p_i * d_i, d_i = delta_i / tau_i.
+    # FedNova of Wang et al. with plain SGD: tau_eff * sum of p_i * d_i, d_i = delta_i / tau_i.
     p = np.array([examples for _, examples, _ in come]) / sum(examples for _, examples, _ in come)
     tau = np.array([steps for _, _, steps in come])
     d = np.array([delta.astype(np.float64) / steps for delta, _, steps in come])
@@ -79,7 +79,7 @@ def test_a_median_compares_what_a_site_moved_in_one_step() -> None:
 def test_sites_of_different_numbers_of_steps_meet_at_the_optimum_only_when_normalised(
     normalize_steps: bool, reached: float
 ) -> None:
-    """The paper's example (section 3): losses (x - e_i)^2 / 2 with e = 0 and 1, whose sum is least at 0.5.
+    """The paper's example: losses (x - e_i)^2 / 2 with e = 0 and 1, whose sum is least at 0.5.
 
     With 1 and 10 small steps, plain averaging settles where the losses times their steps are least: 10 / 11.
     """
