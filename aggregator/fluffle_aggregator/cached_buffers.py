@@ -1,6 +1,8 @@
 """Buffers of strategies that keep each worker's last update: what they make of it at a step. Pure.
 
-They are used as the accumulators of accumulators.py are, and also learn who sent an update.
+They are used as the accumulators of accumulators.py are, and also learn who sent an update. Each step is made
+of all workers' updates, so it is scaled by K / n for K updates in the buffer and n workers in the cache, and
+by 1 at most: n updates then move the model by about one mean of all workers, however small the buffer is.
 """
 
 from dataclasses import dataclass, field
@@ -15,10 +17,7 @@ from fluffle_aggregator.update_cache import UpdateCache
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheMean:
-    """The mean of all kept updates, times K / n for K updates in the buffer and n workers in the cache.
-
-    So n updates move the model by about one such mean, however many workers there are.
-    """
+    """The mean of all kept updates."""
 
     cache: UpdateCache
     factor: float = 0.0
@@ -37,7 +36,7 @@ class CacheMean:
         """Return the delta. Raises ValueError without an update."""
         if not self.count:
             raise NOTHING_HELD
-        return np.multiply(self.cache.mean(), np.float32(self.count / len(self.cache)))
+        return _scaled(self.cache.mean(), self.count, self.cache)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +84,11 @@ class Calibrated:
         delta = self.news.close()
         if self.mean is not None:
             np.add(delta, self.mean, out=delta)
-        return delta
+        return _scaled(delta, self.count, self.cache)
+
+
+def _scaled(delta: Vector, count: int, cache: UpdateCache) -> Vector:
+    return np.multiply(delta, np.float32(min(1.0, count / len(cache))), out=delta)
 
 
 CachedBuffer = CacheMean | Calibrated

@@ -79,7 +79,7 @@ def ca2fl(come: Sequence[Arrival], *, size: int, rate: float) -> Float64s:
             values = arrival.values.astype(np.float64)
             calibrated += values - last.get(arrival.worker, 0.0)
             last[arrival.worker] = values
-        x = x + rate * (mean + calibrated / size)
+        x = x + rate * min(1.0, size / len(last)) * (mean + calibrated / size)
     return x
 
 
@@ -114,8 +114,8 @@ def test_ca2fl_calibrates_from_the_second_update_of_a_worker_on() -> None:
     before = model.vector.copy()
     fold(model, [Arrival("a", np.full(SIZE, 4, np.float32))])
 
-    # The mean of 8 and 2, and what is new of a: 4 - 8.
-    assert (model.vector - before).tolist() == [5 - 4] * SIZE
+    # Half of the mean of 8 and 2, and of what is new of a: 4 - 8.
+    assert (model.vector - before).tolist() == [(5 - 4) / 2] * SIZE
 
 
 def test_a_fast_worker_counts_no_more_than_a_slow_one() -> None:

@@ -40,7 +40,7 @@ class CacheSettings(WeighBySettings, BufferSize, ServerOptimizerSettings):
 
 
 class AceSettings(CacheSettings):
-    """x <- x + eta * (K / n) * (mean of the last updates of all n workers), after each K updates.
+    """x <- x + eta * min(1, K / n) * (mean of the last updates of all n workers), after each K updates.
 
     The paper has K = 1 and leaves the step to be tuned: it is eta / n here, so that as many updates as there
     are workers make a step of eta. ACED, which leaves old updates out of the mean, is this with a small
@@ -66,10 +66,11 @@ class AceSettings(CacheSettings):
 
 
 class Ca2flSettings(CacheSettings):
-    """x <- x + eta * (h + (1 / K) * sum of (delta_i - h_i)), over the K updates in the buffer.
+    """x <- x + eta * min(1, K / n) * (h + (1 / K) * sum of (delta_i - h_i)), over K updates of n workers.
 
     h_i is the last update of worker i before this one, zero if there was none, and h the mean of them over
-    all workers, as it was before the buffer. Workers that have sent nothing yet are not counted in h.
+    all workers, as it was before the buffer. Workers that have sent nothing yet are not counted in h. The
+    paper leaves the step to be tuned, and K / n is a part of it here, as for ace.
 
     Source: Wang, Cao, Wu, Chen and Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning
     with Cached Update Calibration" (ICLR 2024), CA2FL.
