@@ -21,12 +21,13 @@ def held_from(
     """Return the time t of the first evaluated version such that the target held from t to t + hold_s.
 
     `curve` has the seconds at which each evaluated version was made, in ascending order, and its value of the
-    target's metric. The target holds in a span of time when every evaluation in it, both ends included,
-    reaches it. `until_s` is how long the run was watched: a span that ends later has not been seen to hold.
+    target's metric. The target holds in a span of time when every evaluation in it reaches it. A version that
+    is made at its very end is not in it: that one ends the federation, maybe of a buffer that is not full.
+    `until_s` is how long the run was watched: a span that ends later has not been seen to hold.
     """
     began: float | None = None
     for seconds, value in curve:
-        if began is not None and seconds > began + hold_s + RESOLUTION_S:
+        if began is not None and seconds >= began + hold_s - RESOLUTION_S:
             return began
         if not target.is_met({target.metric: value}):
             began = None

@@ -30,9 +30,9 @@ def held(curve: Curve, *, hold_s: float = 3.0, until_s: float = 100.0) -> float 
         ([(1, GOOD), (3, BAD), (4, GOOD), (5, GOOD), (9, BAD)], 4),
         # Rounds of ten seconds: the version made after 10 s is in use for all of 3 s.
         ([(10, GOOD), (20, BAD)], 10),
-        # Both ends belong to the span.
-        ([(1, GOOD), (4, BAD), (5, GOOD)], 5),
-        ([(1, GOOD), (4.1, BAD), (5, BAD)], 1),
+        # The end does not belong to the span: the version that is made then ends the federation.
+        ([(1, GOOD), (4, BAD), (5, GOOD)], 1),
+        ([(1, GOOD), (3.9, BAD), (5, GOOD)], 5),
         ([(1, float("nan")), (2, GOOD)], 2),
     ],
 )
@@ -54,8 +54,8 @@ def test_it_is_the_first_of_all_spans_that_hold(curve: Curve, hold_s: int, until
     # A run is watched at least until its last evaluation.
     until_s = max([until_s, *(int(at) for at, _ in curve)])
     spans = (
-        (began, [value for at, value in curve[place:] if at <= began + hold_s])
-        for place, (began, _) in enumerate(curve)
+        (began, [first, *(value for at, value in curve[place + 1 :] if at < began + hold_s)])
+        for place, (began, first) in enumerate(curve)
         if began + hold_s <= until_s
     )
     expected = next((began for began, values in spans if set(values) == {GOOD}), None)
