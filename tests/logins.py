@@ -35,7 +35,8 @@ class Logins:
         Who has the right to get from F.updates hears that it has a single active consumer: rights come first.
         """
         if user not in self.open:
-            connection = pika.BlockingConnection(pika.URLParameters(self.url(user)))
+            # No heartbeats: nobody answers them between two operations; RabbitMQ would close the connection.
+            connection = pika.BlockingConnection(pika.URLParameters(f"{self.url(user)}?heartbeat=0"))
             self.open[user] = self.stack.enter_context(connection)
         channel = self.open[user].channel()
         channel.confirm_delivery()

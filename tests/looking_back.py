@@ -82,7 +82,8 @@ def a_run(node: BrokerNode, folder: Path, *evaluator_flags: str) -> Iterator[Run
 @contextmanager
 def _an_eavesdropper(url: str, exchanges: Iterable[str]) -> Iterator[Callable[[], Iterator[str]]]:
     """Give what returns the message_ids of all that went through these exchanges meanwhile."""
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+    # No heartbeats: nobody answers them meanwhile, and RabbitMQ would close the connection.
+    with pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat=0")) as connection:
         channel = connection.channel()
         queue = channel.queue_declare("", exclusive=True).method.queue
         for exchange in exchanges:

@@ -56,7 +56,8 @@ def acting(node: BrokerNode) -> dict[str, tuple[str, str]]:
 @contextmanager
 def a_channel(node: BrokerNode) -> Iterator[BlockingChannel]:
     """What somebody does to the queues with a client of his own; publishes are confirmed."""
-    with pika.BlockingConnection(pika.URLParameters(node.amqp_url)) as connection:
+    # No heartbeats: nobody answers them meanwhile, and RabbitMQ would close the connection.
+    with pika.BlockingConnection(pika.URLParameters(f"{node.amqp_url}?heartbeat=0")) as connection:
         channel = connection.channel()
         channel.confirm_delivery()
         yield channel

@@ -45,6 +45,7 @@ def every_part(federation: Federation, *flags: str) -> list[Part]:
         federation.start("status", "fluffle_cli.main", "status", "--watch", "--json", *flags),
         federation.start("page", "fluffle_cli.main", "dashboard", "--dashboard-port", "0", *flags),
     ]
+    parts[1].wait_for("update published")
     parts[2].wait_for("evaluated")
     wait_until(lambda: '"version"' in parts[3].log.read_text(), "the watcher's first look")
     return parts

@@ -38,6 +38,8 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
 @pytest.fixture
 def gated(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federation]:
     """A federation whose workers train when a test lets them."""
+    if not node.is_running:  # a test failed between the kill and the restart
+        node.restart()
     with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_task:task") as running:
         allow(running, 0)
         yield running

@@ -61,6 +61,8 @@ def connected_as(node: BrokerNode, name: str, management: Management) -> Iterato
     """Be connected under the name that a part gives its connection."""
     parameters = pika.URLParameters(node.amqp_url)
     parameters.client_properties = {"connection_name": name}
+    # No heartbeats: nobody answers them meanwhile, and RabbitMQ would close the connection.
+    parameters.heartbeat = 0
     with pika.BlockingConnection(parameters):
         wait_until(lambda: name in management.connection_names(), f"{name} to be seen", every_s=0.5)
         yield

@@ -148,7 +148,8 @@ def test_a_removed_user_is_thrown_out_at_once_and_cannot_come_back(
     file = tmp_path / "password"
     fluffle("user", "add", "site-r", "--role", "worker", "--password-file", str(file))
     url = url_of(managed_node, "site-r", file.read_text().strip())
-    with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+    # No heartbeats: nobody answers them meanwhile, and RabbitMQ would close the connection.
+    with pika.BlockingConnection(pika.URLParameters(f"{url}?heartbeat=0")) as connection:
         wait_until(
             lambda: listed(fluffle, "digits")["site-r"] == ["worker", "digits", "1"],
             "the connection",
