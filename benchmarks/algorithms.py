@@ -11,7 +11,7 @@ The target is held when every evaluation within 3 virtual seconds reaches it; `h
 start to the first of them. A run that does not hold it counts with an infinite time. `against_fedavg` is how
 many times sooner than FedAvg with the same seed, the median and the worst of the seeds. `final` and
 `last_20` (the largest minus the least of the last 20 evaluations) are of runs that go on for the scene's
-`plateau_s` seconds without a target, in percent of accuracy.
+`plateau_s` seconds without a target.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, islice, product
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -126,34 +127,27 @@ def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report,
     seeds = range(given.seeds)
     tuning = range(TUNING_SEED, TUNING_SEED + given.tuning_seeds)
     candidates = [settings for strategy in given.strategies for settings in GRIDS[strategy]]
-    found = _play([(scene.settings(each, seed), seed) for each in candidates for seed in tuning], given, name)
-    chosen: dict[str, dict[str, object]] = {}
-    for strategy in given.strategies:
-        chosen[strategy] = min(
-            GRIDS[strategy],
-            key=lambda each: _rank(
-                [found[candidates.index(each) * len(tuning) + n] for n in range(len(tuning))]
-            ),
-        )
-    best = [chosen[strategy] for strategy in given.strategies]
-    runs = _play([(scene.settings(each, seed), seed) for each in best for seed in seeds], given, name)
+    tuned = _play([[scene.settings(each, seed) for seed in tuning] for each in candidates], given, name)
+    by_rank = sorted(zip(map(_rank, tuned), candidates, strict=True), key=itemgetter(0))
+    best = [
+        next(each for _, each in by_rank if each["strategy"] == strategy) for strategy in given.strategies
+    ]
+    runs = _play([[scene.settings(each, seed) for seed in seeds] for each in best], given, name)
     long = _play(
-        [(scene.settings(each, seed, is_plateau=True), seed) for each in best for seed in seeds], given, name
+        [[scene.settings(each, seed, is_plateau=True) for seed in seeds] for each in best], given, name
     )
-    count = len(seeds)
     held = {
-        strategy: [one.result.target_s for one in runs[place * count : (place + 1) * count]]
-        for place, strategy in enumerate(given.strategies)
+        strategy: [one.result.target_s for one in mine]
+        for strategy, mine in zip(given.strategies, runs, strict=True)
     }
-    for place, strategy in enumerate(given.strategies):
-        mine, plateau = (part[place * count : (place + 1) * count] for part in (runs, long))
+    for strategy, chosen, mine, plateau in zip(given.strategies, best, runs, long, strict=True):
         ratios = [a / b for a, b in zip(held.get("fedavg", []), held[strategy], strict=False)]
         # Of two that never hold the target, none is sooner.
         sooner = [1.0 if math.isnan(each) else each for each in ratios]
         report.add(
             {
                 "scene": name,
-                "strategy": ", ".join(str(value) for value in chosen[strategy].values()),
+                "strategy": ", ".join(str(value) for value in chosen.values()),
                 "held_s": _in_words(held[strategy]),
                 "against_fedavg": f"{median(sooner):.1f}, worst {min(sooner):.1f}" if sooner else "",
                 "updates": _in_words([one.result.target_updates for one in mine]),
@@ -175,13 +169,13 @@ class Outcome:
 
 
 def _play(
-    wanted: Sequence[tuple[SimulateSettings, int]], given: argparse.Namespace, what: str
-) -> list[Outcome]:
-    """Play runs in a pool, and return what came out in the same order."""
+    wanted: Sequence[Sequence[SimulateSettings]], given: argparse.Namespace, what: str
+) -> list[list[Outcome]]:
+    """Play runs in a pool, and return what came out in the same order, in the same groups."""
     with tempfile.TemporaryDirectory(prefix="fluffle-algorithms-") as folder:
         runs = [
             PlannedRun(place, settings, Path(folder) / str(place))
-            for place, (settings, _) in enumerate(wanted)
+            for place, settings in enumerate(chain.from_iterable(wanted))
         ]
         told = play_all(runs, processes=given.processes, verbose=False)
         ended = (each for each in told if isinstance(each, Ended))
@@ -190,7 +184,8 @@ def _play(
             if each.result is None:
                 raise RuntimeError(f"{each.run.settings.strategy}: {each.error}")
             found[each.run.place] = Outcome(each.result, _spread(each.run.folder, each.result.metric))
-    return [found[place] for place in range(len(runs))]
+    in_order = iter([found[place] for place in range(len(runs))])
+    return [list(islice(in_order, len(group))) for group in wanted]
 
 
 def _spread(folder: Path, metric: str) -> float:

@@ -8,7 +8,7 @@ a donated buffer. An update's vector is only read; it may be a view of a message
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,10 +93,9 @@ class Stack:
     def adding(self, vector: CompressedVector, weight: Weight) -> "Stack":
         """Return a stack of one more update; its bytes are copied, since the message's own are released."""
         steps = self.steps.adding(weight.discount, weight.steps)
-        held = replace(vector, payload=memoryview(bytes(vector.payload)))
         return Stack(
             self.reduce,
-            (*self.vectors, held),
+            (*self.vectors, vector.owned()),
             (*self.discounts, weight.discount * steps.scale(weight.steps)),
             self.factor + weight.factor,
             self.divisor + weight.divisor,

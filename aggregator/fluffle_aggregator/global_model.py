@@ -86,17 +86,15 @@ class GlobalModel:
         self.statistics = record.statistics
         self.integers = record.integers
         size = record.layout.size
-        fits = moments is not None and strategy.fits(moments, size)
+        kept = moments if moments and strategy.fits(moments, size) else None
+        # Whether the strategy does not go on with the moments that were found.
+        self.begins_anew = kept is None and moments is not None and bool(moments.vectors)
         self.moments: Mapping[str, Vector] = (
-            {name: vector.copy() for name, vector in moments.vectors.items()}
-            if moments is not None and fits
+            {name: vector.copy() for name, vector in kept.vectors.items()}
+            if kept
             else strategy.starting_moments(size)
         )
-        # Why the strategy does not go on with the moments of the record.
-        self.begins_anew = bool(moments and moments.vectors and not fits)
-        self.cache = strategy.make_cache(
-            self.moments, moments.cached if moments is not None and fits else (), cached_bytes
-        )
+        self.cache = strategy.make_cache(self.moments, kept.cached if kept else (), cached_bytes)
         # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied

@@ -175,7 +175,6 @@ class ServerOptimizerSettings(ServerRateSettings):
         return Momentum(rate, beta1) if name == "momentum" else Adaptive(name, rate, beta1)
 
 
-def starting_moments(transforms: tuple[Transform, ...], size: int) -> Moments:
-    """Return the moments of a model of `size` elements before its first step."""
-    starts = {name: start for each in transforms for name, start in each.starts.items()}
+def starting_moments(starts: Mapping[str, float], size: int) -> Moments:
+    """Return the moments of a model of `size` elements before its first step, from their first values."""
     return {name: np.full(size, start, np.float32) for name, start in starts.items()}

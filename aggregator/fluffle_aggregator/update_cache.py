@@ -66,7 +66,7 @@ class UpdateCache:
         self.total = total
         # The longest kept first.
         self.updates: dict[str, CachedUpdate] = {
-            each.worker: replace(each, vector=_owned(each.vector)) for each in updates
+            each.worker: replace(each, vector=each.vector.owned()) for each in updates
         }
         # Workers that were forgotten since somebody last took these away, and why.
         self.forgotten: list[tuple[str, str]] = []
@@ -97,8 +97,10 @@ class UpdateCache:
     def _kept(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate:
         """Return an update in the cache's codec; the same update gives the same bits to every leader."""
         codec = self._keeping.codec
-        came_so = type(vector) is KEPT_AS_IT_CAME[codec]
-        kept = _owned(vector if came_so else compress(codec, decompressed(vector), np.random.default_rng(at)))
+        if type(vector) is KEPT_AS_IT_CAME[codec]:
+            kept = vector.owned()
+        else:
+            kept = compress(codec, decompressed(vector), np.random.default_rng(at))
         return CachedUpdate(worker, float(np.float32(weight)), at, codec, kept)
 
     def _forget(self, now: int) -> None:
@@ -116,8 +118,3 @@ class UpdateCache:
         self.total[:] = 0.0
         for each in self.updates.values():
             each.vector.add_to(self.total, each.weight)
-
-
-def _owned(vector: CompressedVector) -> CompressedVector:
-    """Return a vector in bytes of its own: those of a message are released."""
-    return replace(vector, payload=memoryview(bytes(vector.payload)))

@@ -37,3 +37,7 @@ class Plan:
     one_update_per_version: bool = False
     updates_per_version: Positive = 1
     max_staleness: Count | None = None
+
+    def examples_of_round(self, examples: int) -> int:
+        """Return on how many examples a worker that has so many trains in one round."""
+        return self.local_steps * self.batch_size if self.local_steps else self.local_epochs * examples

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from brokers import all_versions
 from federation import Federation, applied_ids, wait_until
+from gates import allow
 from relay import Relay
 from tasks.gated_sum_task import DELTA
 
@@ -15,13 +16,6 @@ from fluffle_worker.spool import open_spool
 pytestmark = pytest.mark.long
 
 TOP_K = ["--buffer-size", "1", "--staleness", "constant", "--codec", "topk:0.3"]
-
-
-def allow(federation: Federation, rounds: int) -> None:
-    """Let each process finish so many rounds in its life."""
-    draft = federation.folder / "rounds.part"
-    draft.write_text(str(rounds))
-    draft.replace(federation.folder / "rounds")
 
 
 def applied(federation: Federation) -> set[int]:

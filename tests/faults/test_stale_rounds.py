@@ -11,6 +11,7 @@ from federation import (
     assert_every_confirmed_update_counts_once,
     wait_until,
 )
+from gates import allow
 
 from fluffle.update import UpdateId
 from fluffle_cli.node import BrokerNode
@@ -34,13 +35,6 @@ def gated(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federat
     with Federation(federation, node.amqp_url, tmp_path, task="numpy_task:task") as running:
         allow(running, 0)
         yield running
-
-
-def allow(federation: Federation, rounds: int) -> None:
-    """Let a gated worker finish so many rounds in its life."""
-    draft = federation.folder / "rounds.part"
-    draft.write_text(str(rounds))
-    draft.replace(federation.folder / "rounds")
 
 
 def slow_worker(federation: Federation) -> Part:

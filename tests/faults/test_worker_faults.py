@@ -13,6 +13,7 @@ from federation import (
     assert_refused,
     wait_until,
 )
+from gates import allow
 from rabbitmqctl import add_user, rabbitmqctl
 from relay import Relay
 
@@ -43,13 +44,6 @@ def gated(node: BrokerNode, tmp_path: Path, federation: str) -> Iterator[Federat
     with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_task:task") as running:
         allow(running, 0)
         yield running
-
-
-def allow(federation: Federation, rounds: int) -> None:
-    """Let each process finish so many rounds in its life."""
-    draft = federation.folder / "rounds.part"
-    draft.write_text(str(rounds))
-    draft.replace(federation.folder / "rounds")
 
 
 def wait_until_training(federation: Federation, number: int) -> None:

@@ -15,7 +15,6 @@ from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_version, version_header
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
-from fluffle_aggregator.transforms import starting_moments
 
 ROUNDING_S = 1e-6
 
@@ -156,7 +155,7 @@ def _replayed(
     vector, average, version = before.vector.copy(), before.average.copy(), before.version
     moments: Mapping[str, Vector] = {name: one.copy() for name, one in before.moments.items()}
     if set(moments) != set(strategy.moment_names):
-        moments = starting_moments(strategy.transforms, vector.size)
+        moments = strategy.starting_moments(vector.size)
     held = strategy.rule.zero()
     for one, update in zip(record.folded, updates, strict=True):
         held = held.adding(update.vector, strategy.weigh(UpdateFacts(one.staleness, update.examples)))

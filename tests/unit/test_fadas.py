@@ -28,7 +28,7 @@ def vector(*values: float) -> Vector:
 
 def run(optimizer: DelayAdaptiveAmsGrad, deltas: Sequence[tuple[float, int]]) -> tuple[list[float], Moments]:
     """Return what each delta, given with its buffer's greatest staleness, moves a model of one element."""
-    moments = starting_moments((optimizer,), 1)
+    moments = starting_moments(optimizer.starts, 1)
     moves = []
     for delta, staleness in deltas:
         change = vector(delta)
@@ -61,7 +61,7 @@ def test_fadas_agrees_with_the_papers_pseudocode_in_float64(
     strategy = StrategySettings(
         strategy="fadas", weigh_by="none", server_learning_rate=0.25, delay_threshold=tau_c
     ).make_strategy()
-    model, moments = base.copy(), starting_moments(strategy.transforms, SIZE)
+    model, moments = base.copy(), strategy.starting_moments(SIZE)
 
     for buffer in arrivals:
         accumulator = strategy.rule.zero()

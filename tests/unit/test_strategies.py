@@ -20,7 +20,7 @@ from fluffle_aggregator.accumulators import Accumulator, RunningSum
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
-from fluffle_aggregator.transforms import Moments, starting_moments
+from fluffle_aggregator.transforms import Moments
 
 SIZE = 7
 # The others keep each worker's last update: test_cached_strategies.py.
@@ -71,16 +71,14 @@ def folded(
 def step(
     strategy: Strategy, model: Vector, accumulator: Accumulator, moments: Moments | None = None
 ) -> Vector:
-    strategy.step(
-        model, accumulator, starting_moments(strategy.transforms, model.size) if moments is None else moments
-    )
+    strategy.step(model, accumulator, strategy.starting_moments(model.size) if moments is None else moments)
     return model
 
 
 def aggregate(strategy: Strategy, model: Vector, updates: Sequence[Update]) -> Vector:
     """Fold updates into a copy of the model, step whenever the buffer is full, and flush what is left."""
     model = model.copy()
-    moments = starting_moments(strategy.transforms, model.size)
+    moments = strategy.starting_moments(model.size)
     for start in range(0, len(updates), strategy.buffer_size):
         step(strategy, model, folded(strategy, updates[start : start + strategy.buffer_size]), moments)
     return model
@@ -305,7 +303,7 @@ def test_an_updates_vector_is_not_kept(name: str) -> None:
 def test_memory_does_not_grow_with_the_number_of_updates(name: str, optimizer: str) -> None:
     strategy = a_strategy(name, buffer_size=100, optimizer="sgd" if name == "fedasync" else optimizer)
     model, update = (np.ones(16 * vector_math.BLOCK_SIZE, np.float32) for _ in range(2))
-    moments = starting_moments(strategy.transforms, model.size)
+    moments = strategy.starting_moments(model.size)
     buffer = folded(strategy, [Update(update)])
 
     tracemalloc.start()
@@ -346,7 +344,7 @@ def test_an_update_of_another_size_is_refused_and_changes_nothing(name: str) -> 
     model, wrong = vector(1, 2, 3), folded(strategy, [Update(vector(9))])
 
     with pytest.raises(ValueError, match="must have one shape"):
-        strategy.step(model, wrong, starting_moments(strategy.transforms, model.size))
+        strategy.step(model, wrong, strategy.starting_moments(model.size))
     with pytest.raises(ValueError, match="must have one shape"):
         folded(strategy, [Update(vector(1, 2, 3)), Update(vector(9))])
 

@@ -54,7 +54,7 @@ def run(
 ) -> tuple[Vector, Moments]:
     """Apply copies of the deltas one after the other."""
     model = model.copy()
-    moments = starting_moments((optimizer,), model.size) if moments is None else moments
+    moments = starting_moments(optimizer.starts, model.size) if moments is None else moments
     for delta in deltas:
         change = delta.copy()
         optimizer.apply(change, moments)
@@ -164,7 +164,7 @@ def test_moments_are_float32_vectors_of_the_models_size_and_v_starts_at_tau_squa
 ) -> None:
     optimizer = an_optimizer(name, learning_rate=1.0, tau=0.5)
 
-    moments = starting_moments((optimizer,), 3)
+    moments = starting_moments(optimizer.starts, 3)
 
     assert {key: moment.tolist() for key, moment in moments.items()} == {
         key: [start] * 3 for key, start in starts.items()
@@ -219,7 +219,7 @@ def test_one_vector_is_optimized_as_tensor_by_tensor(
 def test_a_step_needs_no_further_vector_of_the_models_size(name: str) -> None:
     size = 16 * vector_math.BLOCK_SIZE
     optimizer = an_optimizer(name, learning_rate=0.3, beta1=0.9)
-    delta, moments = np.ones(size, np.float32), starting_moments((optimizer,), size)
+    delta, moments = np.ones(size, np.float32), starting_moments(optimizer.starts, size)
 
     tracemalloc.start()
     optimizer.apply(delta, moments)

@@ -79,12 +79,17 @@ class Strategy:
     @property
     def moment_names(self) -> tuple[str, ...]:
         """The names of the vectors that are kept from step to step."""
-        return tuple(self.starting_moments(0))
+        return tuple(self._starts)
+
+    @property
+    def _starts(self) -> Mapping[str, float]:
+        """The value that all elements of each of these vectors start from."""
+        kept = {SUM: 0.0} if self.keeping else {}
+        return kept | {name: start for each in self.transforms for name, start in each.starts.items()}
 
     def starting_moments(self, size: int) -> Moments:
         """Return the moments of a model of `size` elements before its first step."""
-        kept = {SUM: np.zeros(size, np.float32)} if self.keeping else {}
-        return {**kept, **starting_moments(self.transforms, size)}
+        return starting_moments(self._starts, size)
 
     def moments_bytes(self, size: int, *, workers: int) -> int:
         """Return how many bytes all of this takes, of a model of `size` elements and so many workers."""

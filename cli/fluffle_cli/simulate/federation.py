@@ -158,13 +158,11 @@ class SimulatedFederation:
     def _train(self, client: Client) -> None:
         """Let a client's round begin, and be lost or end when its device has been on for long enough."""
         plan = client.base.plan
-        steps = plan.local_steps
-        examples = steps * plan.batch_size if steps else plan.local_epochs * client.examples
         client.begun += 1
         client.is_training = True
         if plan.max_staleness is not None:
             self._rounds.append((client, client.begun))
-        client.round_s = self._population.round_s(client.index, examples)
+        client.round_s = self._population.round_s(client.index, plan.examples_of_round(client.examples))
         lost_after = self._population.lost_after(client.index, client.begun)
         if lost_after is not None:
             self._when_on(client, lost_after * client.round_s, partial(self._crash, client, client.begun))

@@ -6,7 +6,6 @@ from statistics import median
 from typing import TYPE_CHECKING, Final
 
 from fluffle.errors import ConfigError
-from fluffle.plan import Plan
 from fluffle.settings import load_arguments
 from fluffle_aggregator.goal import parse_target
 from fluffle_aggregator.strategies.registry import STRATEGIES
@@ -104,13 +103,9 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     for name in names:
         round_s, idle_s = median(took[name]), idles.get(name, 0.0)
         work_s = max(0.0, round_s - idle_s)
-        examples = _examples_of_round(federation.last.plan, contributors[name].examples)
-        speeds.append((round_s - work_s, work_s / examples))
+        examples = federation.last.plan.examples_of_round(contributors[name].examples)
+        speeds.append((round_s - work_s, work_s / max(1, examples)))
     return speeds
-
-
-def _examples_of_round(plan: Plan, examples: int) -> int:
-    return max(1, plan.local_steps * plan.batch_size if plan.local_steps else plan.local_epochs * examples)
 
 
 def _found(run: Run, federation: FederationRun) -> tuple[dict[str, object], list[str]]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from fluffle.record import ModelVersion
-from fluffle.settings import SharedSettings
 from fluffle.task import load_task
 from fluffle_cli.held import held_from
 from fluffle_cli.report.command import write_report
@@ -173,7 +172,6 @@ def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
 def _described(
     settings: SimulateSettings, folder: Path, versions: list[Version], happened: Sequence[Happening]
 ) -> Run:
-    given = settings.model_dump(include=settings.model_fields_set, exclude=set(SharedSettings.model_fields))
     about = About(
         task=settings.task,
         seed=settings.seed,
@@ -182,7 +180,7 @@ def _described(
         metric_shown=versions[-1].best_by.rpartition(":")[0]
         or metric_to_show(_newest_metrics(versions[-1]))
         or "accuracy",
-        settings={name.replace("_", "-"): str(value) for name, value in given.items() if value is not None},
+        settings=settings.shown,
         versions=versions_in_use("none: simulated"),
     )
     federation = FederationRun(about=about.runs[0], versions=versions, happened=happened)

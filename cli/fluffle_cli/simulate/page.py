@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fluffle.settings import SharedSettings
 from fluffle.whole_file import write_whole
 from fluffle_aggregator.goal import parse_target
 from fluffle_cli.report.page import assembled, thinned
@@ -46,8 +45,6 @@ def write_page(found: SweepResults, verdict: Sequence[str], settings: SimulateSe
 
 def data_of(found: SweepResults, verdict: Sequence[str], settings: SimulateSettings) -> dict[str, object]:
     """Return what sweep.js shows."""
-    given = settings.model_dump(include=settings.model_fields_set, exclude=set(SharedSettings.model_fields))
-    shown = {name.replace("_", "-"): str(value) for name, value in given.items() if value is not None}
     seeds = f"{found.grid.seeds[0]} to {found.grid.seeds[-1]}"
     strips = [_strips(found, f"final {found.metric}", "final", None)]
     if found.target:
@@ -67,7 +64,7 @@ def data_of(found: SweepResults, verdict: Sequence[str], settings: SimulateSetti
         "failures": [
             [found.grid.combinations[each.place].label, str(each.seed), each.error] for each in found.failures
         ],
-        "settings": list((shown | {"seeds": seeds, "task": settings.task}).items()),
+        "settings": list((settings.shown | {"seeds": seeds, "task": settings.task}).items()),
     }
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fluffle.compression import leaves_out
 from fluffle.errors import ConfigError
-from fluffle.settings import ServiceSettings
+from fluffle.settings import ServiceSettings, SharedSettings
 from fluffle.task import Site
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Goal
@@ -194,6 +194,12 @@ class SimulateSettings(AggregatorSettings):
         """Raise ConfigError when a recommendation is wanted, and nothing is compared."""
         if self.recommend and not (self.is_sweep and self.target):
             raise ConfigError("--recommend compares the runs of a sweep: give --sweep and a --target")
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The settings of the simulation itself that were given, by the names of their flags."""
+        given = self.model_dump(include=self.model_fields_set, exclude=set(SharedSettings.model_fields))
+        return {name.replace("_", "-"): str(value) for name, value in given.items() if value is not None}
 
     def site(self, index: int) -> Site:
         """Return one device's part of the data."""

@@ -6,7 +6,8 @@ by `decompressed`.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -27,6 +28,10 @@ class CompressedVector(ABC):
     @abstractmethod
     def blocks(self) -> Iterator[Vector]:
         """Yield the vector in blocks; each may be overwritten when the next one is read."""
+
+    def owned(self) -> Self:
+        """Return the same vector in bytes of its own: those of a message are released."""
+        return replace(self, payload=memoryview(bytes(self.payload)))
 
     def add_to(self, total: Vector, scale: float) -> None:
         """Add scale * vector to `total` in place; the result has the bits of `add_scaled`.
