@@ -26,7 +26,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from rich.console import Console
 from rich.progress import track
 
 from benchmarks.measuring import OtherWork, Report, Spread, wide_console
@@ -99,7 +98,7 @@ GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
     "fedbuff": grid("fedbuff", buffer_size=[1, 2], staleness=["polynomial:0.5", "constant", "adaptive:4"]),
     "fedasync": grid("fedasync", mixing=[0.2, 0.4, 0.6], staleness=["polynomial:0.5", "constant"]),
     "ace": grid("ace", buffer_size=[1], server_learning_rate=[0.5, 0.75, 1.0, 1.25, 1.5, 2.0]),
-    "ca2fl": grid("ca2fl", buffer_size=[1, 2], server_learning_rate=[0.2, 0.4, 0.8]),
+    "ca2fl": grid("ca2fl", buffer_size=[1, 2], server_learning_rate=[0.75, 1.25, 2.0]),
     "fadas": grid("fadas", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
 }
 
@@ -115,14 +114,13 @@ def main() -> None:
     parser.add_argument("--tuning-seeds", type=int, default=3, help="other seeds, to tune with (default: 3)")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
-    console = wide_console()
     report = Report("algorithms", "strategies, each tuned, seconds until the target is held (virtual)")
     for name in given.scenes:
-        _compare(SCENES[name], name, given, report, console)
-    report.show(console)
+        _compare(SCENES[name], name, given, report)
+    report.show(wide_console())
 
 
-def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report, console: Console) -> None:
+def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report) -> None:
     others = OtherWork()
     seeds = range(given.seeds)
     tuning = range(TUNING_SEED, TUNING_SEED + given.tuning_seeds)
@@ -157,7 +155,6 @@ def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report,
             },
             others=others.share,
         )
-    report.show(console)
 
 
 @dataclass(frozen=True, slots=True)
