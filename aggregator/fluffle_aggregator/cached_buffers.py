@@ -6,6 +6,7 @@ by 1 at most: n updates then move the model by about one mean of all workers, ho
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -43,10 +44,12 @@ class CacheMean:
 class Calibrated:
     """The mean of what is new in each update against the kept one of its worker, plus the mean of all kept.
 
-    `mean` is the mean of all kept updates before this buffer.
+    `calibration` is the part of the news that is taken. `mean` is the mean of all kept updates before this
+    buffer.
     """
 
     cache: UpdateCache
+    calibration: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
     mean: Vector | None = None
 
@@ -77,11 +80,13 @@ class Calibrated:
         before = self.cache.replace(worker, vector, weight.factor, at)
         if before and news.total is not None:
             before.vector.add_to(news.total, -weight.factor)
-        return Calibrated(self.cache, news, mean)
+        return Calibrated(self.cache, self.calibration, news, mean)
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
         delta = self.news.close()
+        if self.calibration != 1:
+            np.multiply(delta, np.float32(self.calibration), out=delta)
         if self.mean is not None:
             np.add(delta, self.mean, out=delta)
         return _scaled(delta, self.count, self.cache)
@@ -92,3 +97,36 @@ def _scaled(delta: Vector, count: int, cache: UpdateCache) -> Vector:
 
 
 CachedBuffer = CacheMean | Calibrated
+
+
+class CachedRule(Protocol):
+    """What makes the buffers of a strategy; as text, its settings."""
+
+    def zero(self, cache: UpdateCache) -> CachedBuffer:
+        """Return a buffer that holds no update yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeanOfAll:
+    """The rule of ace: see CacheMean."""
+
+    def __str__(self) -> str:
+        return ""
+
+    def zero(self, cache: UpdateCache) -> CacheMean:
+        """See CachedRule."""
+        return CacheMean(cache)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The rule of ca2fl: see Calibrated."""
+
+    share: float = 1.0
+
+    def __str__(self) -> str:
+        return f"calibration={self.share:g}"
+
+    def zero(self, cache: UpdateCache) -> Calibrated:
+        """See CachedRule."""
+        return Calibrated(cache, self.share)

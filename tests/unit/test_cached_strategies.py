@@ -19,7 +19,7 @@ from fluffle.topology import MIB
 from fluffle.wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.strategies.cached import AceSettings, Ca2flSettings
+from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.update_cache import Keeping, UpdateCache
 
@@ -44,9 +44,8 @@ arrivals = st.lists(
 
 
 def strategy_of(name: str, *, buffer_size: int = 1, codec: str = "float32", **settings: object) -> Strategy:
-    kind = {"ace": AceSettings, "ca2fl": Ca2flSettings}[name]
     given = {"buffer_size": buffer_size, "cache_codec": codec, "weigh_by": "none", **settings}
-    return kind.model_validate(given).make()
+    return STRATEGIES[name].model_validate(given).make()
 
 
 def fold(model: GlobalModel, come: Sequence[Arrival]) -> None:
@@ -69,8 +68,11 @@ def ace(come: Sequence[Arrival], *, rate: float, by_examples: bool) -> Float64s:
     return x
 
 
-def ca2fl(come: Sequence[Arrival], *, size: int, rate: float) -> Float64s:
-    """CA2FL, with those workers in the mean that have sent something; one may come twice in a buffer."""
+def ca2fl(come: Sequence[Arrival], *, size: int, rate: float, calibration: float) -> Float64s:
+    """CA2FL, with those workers in the mean that have sent something; one may come twice in a buffer.
+
+    In the paper the calibration is 1.
+    """
     x, last = np.zeros(SIZE), dict[str, Float64s]()
     for start in range(0, len(come) - len(come) % size, size):
         mean = np.mean(list(last.values()), axis=0) if last else np.zeros(SIZE)
@@ -79,7 +81,7 @@ def ca2fl(come: Sequence[Arrival], *, size: int, rate: float) -> Float64s:
             values = arrival.values.astype(np.float64)
             calibrated += values - last.get(arrival.worker, 0.0)
             last[arrival.worker] = values
-        x = x + rate * min(1.0, size / len(last)) * (mean + calibrated / size)
+        x = x + rate * min(1.0, size / len(last)) * (mean + calibration * calibrated / size)
     return x
 
 
@@ -97,13 +99,34 @@ def test_ace_is_the_papers_rule_with_a_step_for_each_worker(
     np.testing.assert_allclose(model.vector, expected, rtol=1e-4, atol=1e-3)
 
 
-@given(arrivals, st.integers(1, 4), st.sampled_from([0.25, 1.0]))
-def test_ca2fl_is_the_papers_rule(come: list[Arrival], size: int, rate: float) -> None:
-    model = a_model(strategy_of("ca2fl", buffer_size=size, server_learning_rate=rate))
+@given(arrivals, st.integers(1, 4), st.sampled_from([0.25, 1.0]), st.sampled_from([0.3, 1.0, 1.5]))
+def test_ca2fl_is_the_papers_rule_with_a_part_of_the_calibration(
+    come: list[Arrival], size: int, rate: float, calibration: float
+) -> None:
+    model = a_model(
+        strategy_of("ca2fl", buffer_size=size, server_learning_rate=rate, calibration=calibration)
+    )
 
     fold(model, come)
 
-    np.testing.assert_allclose(model.vector, ca2fl(come, size=size, rate=rate), rtol=1e-4, atol=1e-3)
+    expected = ca2fl(come, size=size, rate=rate, calibration=calibration)
+    np.testing.assert_allclose(model.vector, expected, rtol=1e-4, atol=1e-3)
+
+
+@given(st.lists(vectors, min_size=3, max_size=3), arrivals)
+def test_ca2fl_that_calibrates_by_a_share_for_each_worker_is_ace(
+    first: list[Vector], come: list[Arrival]
+) -> None:
+    # Once all workers are known and all weigh the same: h + (delta_i - h_i) / n is the mean afterwards.
+    models = [a_model(strategy_of("ace")), a_model(strategy_of("ca2fl", calibration=1 / len(WORKERS)))]
+    moves = []
+    for model in models:
+        fold(model, [Arrival(worker, values) for worker, values in zip(WORKERS, first, strict=True)])
+        before = model.vector.copy()
+        fold(model, [replace(each, examples=1) for each in come])
+        moves.append(model.vector - before)
+
+    np.testing.assert_allclose(moves[0], moves[1], rtol=1e-4, atol=1e-3)
 
 
 def test_ca2fl_calibrates_from_the_second_update_of_a_worker_on() -> None:

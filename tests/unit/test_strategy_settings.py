@@ -34,7 +34,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "ace(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
         "sgd(learning_rate=1))",
         "ca2fl(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
-        "sgd(learning_rate=1))",
+        "calibration=1, sgd(learning_rate=1))",
         "fadas(buffer_size=3, discount=constant, weigh_by=none, rule=mean, amsgrad(learning_rate=1, "
         "beta1=0.9, beta2=0.99, epsilon=1e-08, delay_threshold=1))",
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
@@ -76,6 +76,9 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ),
         ({"delay_threshold": 3}, "delay_threshold is a setting of fadas, not of fedbuff"),
         ({"strategy": "fadas", "delay_threshold": 0}, "delay_threshold"),
+        ({"strategy": "ca2fl", "calibration": 0.0}, "calibration"),
+        ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
+        ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of ca2fl, not of ace"),
     ],
 )
 def test_a_wrong_setting_of_a_strategy_is_refused(given: dict[str, object], said: str) -> None:

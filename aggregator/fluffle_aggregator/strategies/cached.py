@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fluffle_aggregator.cached_buffers import CacheMean, Calibrated
+from fluffle_aggregator.cached_buffers import Calibration, MeanOfAll
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
 from fluffle_aggregator.strategies.strategy import BufferSize, Strategy, WeighBySettings
@@ -61,16 +61,19 @@ class AceSettings(CacheSettings):
             self.buffer_size,
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),
-            make_buffer=CacheMean,
+            cached_rule=MeanOfAll(),
         )
 
 
 class Ca2flSettings(CacheSettings):
-    """x <- x + eta * min(1, K / n) * (h + (1 / K) * sum of (delta_i - h_i)), over K updates of n workers.
+    """x <- x + eta * min(1, K / n) * (h + (q / K) * sum of (delta_i - h_i)), over K updates of n workers.
 
     h_i is the last update of worker i before this one, zero if there was none, and h the mean of them over
     all workers, as it was before the buffer. Workers that have sent nothing yet are not counted in h. The
     paper leaves the step to be tuned, and K / n is a part of it here, as for ace.
+
+    The paper has q = 1. With q = K / n the sum in parentheses is the mean after the buffer, which is ace: so
+    it is while no worker joins, and no worker's weight changes.
 
     Source: Wang, Cao, Wu, Chen and Chen, "Tackling the Data Heterogeneity in Asynchronous Federated Learning
     with Cached Update Calibration" (ICLR 2024), CA2FL.
@@ -78,6 +81,14 @@ class Ca2flSettings(CacheSettings):
 
     named: ClassVar[str] = "ca2fl"
     summary: ClassVar[str] = "a buffer at a time, calibrated by all workers' last updates"
+
+    calibration: float = Field(
+        1.0,
+        gt=0,
+        le=2,
+        description="q of ca2fl: how much of what is new in an update, against its worker's last one, moves "
+        "the model. 1 is the paper's; less damps what a single update adds.",
+    )
 
     def make(self) -> Strategy:
         """See StrategyKind."""
@@ -87,5 +98,5 @@ class Ca2flSettings(CacheSettings):
             self.buffer_size,
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),
-            make_buffer=Calibrated,
+            cached_rule=Calibration(self.calibration),
         )

@@ -20,7 +20,7 @@ from fluffle.plan import Sends
 from fluffle.record import CachedUpdate, MomentsRecord
 from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.accumulators import Accumulator, Weight
-from fluffle_aggregator.cached_buffers import CachedBuffer
+from fluffle_aggregator.cached_buffers import CachedBuffer, CachedRule
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
@@ -56,8 +56,7 @@ class Strategy:
     `sends` is what a worker sends: its delta, or its weights, which then take the place of a share of the
     model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
     for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats.
-    With `keeping` each worker's last update is kept, and `make_buffer` returns the buffer that takes the
-    place of the rule's accumulator.
+    With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`.
     """
 
     name: str
@@ -68,12 +67,12 @@ class Strategy:
     sends: Sends = "delta"
     one_update_per_version: bool = False
     keeping: Keeping | None = None
-    make_buffer: Callable[[UpdateCache], CachedBuffer] | None = None
+    cached_rule: CachedRule | None = None
     throttles: bool = False
 
     def __str__(self) -> str:
-        how = self.keeping or f"rule={self.rule}"
-        parts = f"buffer_size={self.buffer_size}", self.weigh, how, *self.transforms
+        how = (self.keeping, self.cached_rule) if self.keeping else (f"rule={self.rule}",)
+        parts = f"buffer_size={self.buffer_size}", self.weigh, *how, *self.transforms
         return f"{self.name}({', '.join(filter(None, map(str, parts)))})"
 
     @property
@@ -114,9 +113,9 @@ class Strategy:
 
     def empty_buffer(self, cache: UpdateCache | None) -> Accumulator | CachedBuffer:
         """Return a buffer that holds no update yet."""
-        if cache is None or self.make_buffer is None:
+        if cache is None or self.cached_rule is None:
             return self.rule.zero()
-        return self.make_buffer(cache)
+        return self.cached_rule.zero(cache)
 
     def step(self, model: Vector, accumulator: Accumulator | CachedBuffer, moments: Moments) -> None:
         """Move the model by what the accumulator holds; model, accumulator and moments are overwritten.
