@@ -16,6 +16,7 @@ from fluffle.codecs.int8 import Int8Vector
 from fluffle.compression import CompressedVector, compress, decompressed, most_bytes
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
+from fluffle.vector_math import matching_blocks, scratch_block
 
 # The name of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
 SUM: Final = "cached_sum"
@@ -81,11 +82,12 @@ class UpdateCache:
         grows with each update.
         """
         before = self.updates.pop(worker, None)
-        if before:
-            before.vector.add_to(self.total, -before.weight)
         # Those that came longest ago stand first.
         self.updates[worker] = after = self._kept(worker, vector, weight, at)
-        after.vector.add_to(self.total, after.weight)
+        if before:
+            _exchange(self.total, before, after)
+        else:
+            after.vector.add_to(self.total, after.weight)
         self._forget(at)
         return before
 
@@ -100,7 +102,8 @@ class UpdateCache:
         if type(vector) is KEPT_AS_IT_CAME[codec]:
             kept = vector.owned()
         else:
-            kept = compress(codec, decompressed(vector), np.random.default_rng(at))
+            values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
+            kept = compress(codec, values, np.random.default_rng(at))
         return CachedUpdate(worker, float(np.float32(weight)), at, codec, kept)
 
     def _forget(self, now: int) -> None:
@@ -118,3 +121,14 @@ class UpdateCache:
         self.total[:] = 0.0
         for each in self.updates.values():
             each.vector.add_to(self.total, each.weight)
+
+
+def _exchange(total: Vector, before: CachedUpdate, after: CachedUpdate) -> None:
+    """Take an update out of the weighted sum and put another one in, in one pass over the sum."""
+    out, put_in = np.float32(before.weight), np.float32(after.weight)
+    scratch = scratch_block(total.size)
+    blocks = zip(before.vector.blocks(), after.vector.blocks(), strict=True)
+    for (sums,), (old, new) in zip(matching_blocks(total), blocks, strict=True):
+        product = scratch[: sums.size]
+        np.subtract(sums, np.multiply(old, out, out=product), out=sums)
+        np.add(sums, np.multiply(new, put_in, out=product), out=sums)

@@ -42,9 +42,12 @@ class Int8Vector(CompressedVector):
         """
         payload = np.empty(cls.most_bytes(vector.size), np.uint8)
         scales, levels = _parts(vector.size, payload)
+        chances = _chances(min(scales.size, GROUPS_AT_ONCE), random)
+        scratch = np.empty_like(chances)
         for group, start in zip(*_starts(vector.size), strict=True):
             part = slice(start, start + BLOCK_SIZE)
-            scales[group : group + GROUPS_AT_ONCE] = _quantize(vector[part], levels[part], random)
+            found = _quantize(vector[part], levels[part], chances, scratch)
+            scales[group : group + GROUPS_AT_ONCE] = found
         return cls(vector.size, payload.data.toreadonly())
 
     @classmethod
@@ -100,21 +103,44 @@ def _parts(size: int, payload: npt.NDArray[np.uint8]) -> tuple[Vector, npt.NDArr
     return payload[:ends].view("<f4"), payload[ends:].view(np.int8)
 
 
-def _quantize(values: Vector, levels: npt.NDArray[np.int8], random: np.random.Generator) -> Vector:
-    """Write the levels of some groups, and return their scales."""
-    rows = np.zeros((groups_of(values.size), GROUP), np.float32)
+def _chances(groups: int, random: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return numbers in (0, 1) for the elements of a block.
+
+    All blocks of a vector are rounded by the same ones, since to draw them takes longer than all the rest:
+    each element is right on average all the same.
+    """
+    drawn = np.frombuffer(random.bytes(2 * groups * GROUP), "<u2").reshape(groups, GROUP)
+    # As fine as float32 is near LEVELS. Halfway into its 2**-16th, so that none is preferred.
+    return drawn * np.float32(2**-16) + np.float32(2**-17)
+
+
+def _quantize(
+    values: Vector,
+    levels: npt.NDArray[np.int8],
+    chances: npt.NDArray[np.float32],
+    scratch: npt.NDArray[np.float32],
+) -> Vector:
+    """Write the levels of some groups, and return their scales; `scratch` is overwritten."""
+    groups = groups_of(values.size)
+    rows = scratch[:groups]
     flat = rows.reshape(-1)
-    flat[: values.size] = values
-    largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+    if values.size == flat.size:
+        given = values.reshape(groups, GROUP)
+    else:
+        # The last group is short.
+        given = rows
+        flat[: values.size], flat[values.size :] = values, 0.0
+    largest = np.maximum(given.max(axis=1), -given.min(axis=1))
     # A hair more than largest / LEVELS, so that rounding up never comes to LEVELS + 1.
     scales: Vector = largest * np.float32((1 + 2**-22) / LEVELS)
     scales[largest < SMALLEST_NORMAL * LEVELS * 2] = 0.0
     usable = np.isfinite(scales) & (scales > 0)
-    rows[~usable] = 0.0
-    rows /= np.where(usable, scales, np.float32(1))[:, np.newaxis]
-    # As fine as float32 is near LEVELS. Halfway into its 2**-16th, so that none is preferred.
-    chance = np.frombuffer(random.bytes(2 * flat.size), "<u2")
-    flat += chance * np.float32(2**-16) + np.float32(2**-17)
-    np.floor(flat, out=flat)
+    if usable.all():
+        np.divide(given, scales[:, np.newaxis], out=rows)
+    else:
+        np.divide(given, np.where(usable, scales, np.float32(1))[:, np.newaxis], out=rows)
+        rows[~usable] = 0.0
+    np.add(rows, chances[:groups], out=rows)
+    np.floor(rows, out=rows)
     levels[:] = flat[: values.size]
     return scales
