@@ -122,7 +122,10 @@ class Leader:
             Tell(TookOver(model.term, record.version)),
         ]
         if model.begins_anew:
-            line = "the strategy begins anew: the moments beside the newest version are of another one"
+            line = (
+                "the strategy begins anew: what lies beside the newest version (moments, or workers' last "
+                "updates) is of another strategy, optimizer or cache_codec"
+            )
             effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
         if record.average_decay not in {0.0, model.draft.average_decay}:
             line = "the decay of the versions' average changes with the next version (0: there will be none)"

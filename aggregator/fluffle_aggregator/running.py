@@ -17,12 +17,6 @@ from structlog.contextvars import bound_contextvars
 from fluffle.broker import Broker
 from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
-from fluffle.message_size import (
-    require_cache_fits,
-    require_moments_fit,
-    require_update_fits,
-    require_version_fits,
-)
 from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.policy_faults import Sizes
@@ -38,7 +32,7 @@ from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
-from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
 from fluffle_aggregator.trial import try_out
 
 
@@ -97,18 +91,16 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal = settings.make_strategy(), settings.make_goal()
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
-    plan, limit_bytes = settings.make_plan(strategy), settings.max_message_bytes
-    is_averaged = settings.average_versions > 0
+    plan = settings.make_plan(strategy)
 
     def require_room(layout: Layout, workers: int = 0) -> None:
-        require_version_fits(layout, limit_bytes, is_averaged=is_averaged)
-        moments_bytes = strategy.moments_bytes(layout.size, workers=max(2, workers))
-        if strategy.keeping:
-            require_cache_fits(layout, moments_bytes, f"{strategy.name} with {strategy.keeping}", limit_bytes)
-        require_moments_fit(layout, len(strategy.moment_names), settings.server_optimizer, limit_bytes)
-        require_update_fits(layout, plan.codec, limit_bytes)
-        settings.require_rule_fits(strategy, layout)
-        version_bytes = version_size_bytes(layout, is_averaged=is_averaged)
+        settings.require_room(strategy, layout)
+        # Of more workers than fit into a message, those that came longest ago are forgotten.
+        moments_bytes = min(
+            strategy.moments_bytes(layout.size, workers=max(FEWEST_WORKERS, workers)),
+            settings.max_message_bytes,
+        )
+        version_bytes = version_size_bytes(layout, is_averaged=settings.average_versions > 0)
         policies.require_safe(Sizes(version_bytes, moments_bytes))
 
     def begin() -> ModelVersion:
@@ -128,7 +120,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             goal=goal,
             term=head.term + 1,
             schedule=parse_schedule(settings.learning_rate_schedule),
-            cached_bytes=limit_bytes - strategy.moments_bytes(layout.size, workers=0),
+            cached_bytes=settings.room_for_cache(strategy, layout),
             average_decay=settings.average_versions,
         )
 

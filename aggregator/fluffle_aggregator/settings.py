@@ -9,6 +9,12 @@ from pydantic import AfterValidator, Field
 
 from fluffle.compression import leaves_out, most_bytes, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
+from fluffle.message_size import (
+    require_cache_fits,
+    require_moments_fit,
+    require_update_fits,
+    require_version_fits,
+)
 from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
@@ -18,11 +24,13 @@ from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.schedules import parse_schedule
-from fluffle_aggregator.strategies.registry import StrategySettings
+from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
 
 # With commit_after alone: what one commit holds must have an end, since it waits unacked.
 MOST_STEPS_PER_COMMIT = 100
+# Of the last update of a single worker there is nothing to make a mean of.
+FEWEST_WORKERS = 2
 
 
 class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
@@ -168,6 +176,23 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
                 include={"target_hold", "max_versions", "max_updates", "max_seconds", "stop_on_nan"}
             ),
         )
+
+    def require_room(self, strategy: Strategy, layout: Layout) -> None:
+        """Raise MessageTooLarge or ConfigError for a model that is too large for what the settings ask."""
+        limit_bytes = self.max_message_bytes
+        require_version_fits(layout, limit_bytes, is_averaged=self.average_versions > 0)
+        if strategy.keeping:
+            needed = strategy.moments_bytes(layout.size, workers=FEWEST_WORKERS)
+            require_cache_fits(layout, needed, strategy.name, strategy.keeping.codec, limit_bytes)
+        has_choice = "server_optimizer" in STRATEGIES[strategy.name].model_fields
+        optimizer = self.server_optimizer if has_choice else strategy.name
+        require_moments_fit(layout, len(strategy.moment_names), optimizer, limit_bytes)
+        require_update_fits(layout, self.codec, limit_bytes)
+        self.require_rule_fits(strategy, layout)
+
+    def room_for_cache(self, strategy: Strategy, layout: Layout) -> int:
+        """Return how many bytes of a message are left for the workers' updates that a strategy keeps."""
+        return self.max_message_bytes - strategy.moments_bytes(layout.size, workers=0)
 
     def require_rule_fits(self, strategy: Strategy, layout: Layout) -> None:
         """Raise ConfigError when the updates of one buffer would take more memory than the rule may have.

@@ -46,24 +46,29 @@ def require_version_fits(layout: Layout, limit_bytes: int, *, is_averaged: bool 
     require_message_fits(what, size_bytes, limit_bytes, otherwise)
 
 
-def require_moments_fit(layout: Layout, count: int, optimizer: str, limit_bytes: int) -> None:
-    """Raise MessageTooLarge when the `count` moments of a server optimizer do not fit into their message."""
+def require_moments_fit(layout: Layout, count: int, of: str, limit_bytes: int) -> None:
+    """Raise MessageTooLarge when `count` vectors that are kept from step to step do not fit into a message.
+
+    `of` is the server optimizer, or the strategy that has one of its own.
+    """
     require_message_fits(
-        f"the moments of {optimizer} for this model of {layout.size:,} parameters",
+        f"the moments of {of} for this model of {layout.size:,} parameters",
         4 * layout.size * count,
         limit_bytes,
-        "choose another FLUFFLE_SERVER_OPTIMIZER: momentum and adagrad have one float32 for each parameter, "
-        "sgd none",
+        "choose another FLUFFLE_SERVER_OPTIMIZER (momentum and adagrad have one float32 for each parameter, "
+        "sgd none), or the strategy fedbuff, which has no other moments",
     )
 
 
-def require_cache_fits(layout: Layout, size_bytes: int, strategy: str, limit_bytes: int) -> None:
-    """Raise MessageTooLarge when what a strategy keeps of the workers does not fit into its message."""
+def require_cache_fits(layout: Layout, size_bytes: int, strategy: str, codec: str, limit_bytes: int) -> None:
+    """Raise MessageTooLarge when what a strategy keeps of two workers does not fit into its message."""
+    smaller = "" if codec == "int8" else "cache_codec int8, or "
     require_message_fits(
-        f"what {strategy} keeps of the workers, for this model of {layout.size:,} parameters,",
+        f"what {strategy} keeps of no more than two workers in {codec}, for this model of {layout.size:,} "
+        "parameters,",
         size_bytes,
         limit_bytes,
-        "choose cache_codec int8, or the strategy fedbuff, which keeps nothing of a worker",
+        f"choose {smaller}the strategy fedbuff, which keeps nothing of a worker",
     )
 
 

@@ -130,6 +130,25 @@ def test_settings_that_do_not_go_together_are_named(
         assert_refused(both, "server_optimizer is a setting of fedbuff, fedavg, ace, ca2fl, not of fedasync")
 
 
+def test_a_cache_of_updates_that_no_message_carries_is_refused_before_anybody_trains(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    (tmp_path / "wide_task.py").write_text(
+        "import numpy as np\n"
+        "from numpy_task import SoftmaxRegression\n"
+        "class Wide(SoftmaxRegression):\n"
+        "    def initial_weights(self, seed):\n"
+        "        return {'wide': np.zeros((500, 400), np.float32)}\n"
+        "task = Wide()\n"
+    )
+    with Federation(federation, node.amqp_url, tmp_path, task="wide_task:task") as running:
+        leader = running.aggregator("leader", "--strategy", "ace", "--max-message-mib", "1")
+
+        assert_refused(
+            leader, "what ace keeps of no more than two workers in int8", "1.2 MiB", "at most 1 MiB"
+        )
+
+
 def test_sigterm_lets_everybody_leave_in_good_order(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

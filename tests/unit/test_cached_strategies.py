@@ -5,23 +5,32 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from builders import SIZE, a_model, a_strategy, a_version, an_update, float32s
+from builders import SIZE, a_config, a_layout, a_model, a_strategy, a_version, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from leading import a_server, aggregate, newest, send, unacked
 from numpy.typing import NDArray
 
 from fluffle.errors import MessageTooLarge
 from fluffle.message_size import require_cache_fits
 from fluffle.model import Vector
-from fluffle.record import MomentsRecord, Rank
+from fluffle.policy_watch import policy_watch_of
+from fluffle.record import Contributor, MomentsRecord, Rank
+from fluffle.safetensors_file import ModelFile
 from fluffle.topology import MIB
 from fluffle.wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.initial_model import InitialModel
+from fluffle_aggregator.running import config_of
+from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.update_cache import Keeping, UpdateCache
+from fluffle_cli.simulate.in_memory import LeaderInMemory
+from fluffle_cli.simulate.settings import SimulateSettings
 
 Float64s = NDArray[np.float64]
 NAMES = ("ace", "ca2fl")
@@ -267,8 +276,64 @@ def test_room_for_the_cache_is_counted_with_the_vectors_beside_it() -> None:
 
 def test_a_cache_that_does_not_fit_into_a_message_is_refused_with_its_size() -> None:
     layout = a_version().layout
-    with pytest.raises(MessageTooLarge, match=r"what ace keeps of the workers.* 40 MiB.*at most 16"):
-        require_cache_fits(layout, 40 * MIB, "ace", 16 * MIB)
+    said = r"what ace keeps of no more than two workers in float32.* 40 MiB.*at most 16.*cache_codec int8"
+    with pytest.raises(MessageTooLarge, match=said):
+        require_cache_fits(layout, 40 * MIB, "ace", "float32", 16 * MIB)
+    with pytest.raises(MessageTooLarge, match="choose the strategy fedbuff, which keeps nothing"):
+        require_cache_fits(layout, 40 * MIB, "ace", "int8", 16 * MIB)
+
+
+def test_a_leader_that_finds_the_cache_of_another_strategy_says_so_and_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ace, adam = a_config(strategy_of("ace")), a_config(a_strategy(buffer_size=1, optimizer="adam"))
+    server = a_server(ace, an_update("w", 1, values=[1.0] * SIZE))
+    aggregate(server, ace)
+    assert "the strategy begins anew" not in caplog.text
+
+    send(server, adam, an_update("w", 2, base_version=1, values=[1.0] * SIZE))
+    aggregate(server, adam)
+
+    assert "the strategy begins anew: what lies beside the newest version" in caplog.text
+    assert newest(server, adam).version == 2
+    assert unacked(server, adam) == []
+
+
+def test_a_takeover_with_more_workers_than_fit_into_a_message_goes_on() -> None:
+    settings = AggregatorSettings.model_validate({"name": "a1", "strategy": "ace", "max_message_mib": 1})
+    config = config_of(settings, policy_watch_of(settings, None), InitialModel())
+    layout = a_layout(100_000)
+    workers = {f"w{number}": Contributor(updates=1, examples=1) for number in range(50)}
+    record = replace(a_version(layout=layout, values=[0.0] * layout.size), contributors=workers)
+
+    model = config.continue_from(Head(record, None, "", 1, messages=1))
+
+    # 1 MiB has room for the sum, in float32, and for six updates in int8.
+    assert model.cache is not None
+    for number in range(8):
+        vector = float32s(np.ones(layout.size, np.float32))
+        model.cache.replace(f"w{number}", vector, 1.0, number)
+    assert len(model.cache) == 6
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"strategy": "ace"}, "what ace keeps of no more than two workers in int8"),
+        ({"strategy": "ca2fl", "cache_codec": "float32"}, "in float32, .*choose cache_codec int8, or the"),
+        ({"strategy": "fadas"}, "the moments of fadas .*the strategy fedbuff"),
+        ({"server_optimizer": "adam"}, "the moments of adam .*choose another FLUFFLE_SERVER_OPTIMIZER"),
+    ],
+)
+def test_the_simulator_refuses_a_model_that_an_aggregator_would_refuse(
+    given: dict[str, object], said: str
+) -> None:
+    settings = SimulateSettings.model_validate({"task": "digits", **given})
+    # A version takes 400 MB, and a message at most 512 MiB.
+    file = ModelFile(a_layout(100_000_000), {})
+
+    with pytest.raises(MessageTooLarge, match=said):
+        LeaderInMemory(settings, file, lambda _version: None)
 
 
 def test_a_kept_update_survives_its_message() -> None:

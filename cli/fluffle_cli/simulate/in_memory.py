@@ -37,13 +37,17 @@ class LeaderInMemory:
     def __init__(
         self, settings: SimulateSettings, file: ModelFile, on_commit: Callable[[ModelVersion], None]
     ) -> None:
-        """Lead from version 0, the model in `file`."""
+        """Lead from version 0, the model in `file`.
+
+        Raises MessageTooLarge or ConfigError for a model that an aggregator would refuse.
+        """
         self.topology = topology_of(settings.federation)
         self.refused: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
         self.happened: list[Happening] = []
         self._settings, self._on_commit = settings, on_commit
         strategy = settings.make_strategy()
+        settings.require_room(strategy, file.layout)
         plan = settings.make_plan(strategy)
         first = first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
         self.newest = replace(first, committed_at=BEGINS_AT)
@@ -54,6 +58,7 @@ class LeaderInMemory:
             goal=settings.make_goal(),
             term=1,
             schedule=parse_schedule(settings.learning_rate_schedule),
+            cached_bytes=settings.room_for_cache(strategy, file.layout),
             average_decay=settings.average_versions,
         )
         self._schedule = settings.make_commit_schedule(strategy)
