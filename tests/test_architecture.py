@@ -61,7 +61,7 @@ PURE = {
             *("accumulators", "averaging", "cached_buffers", "choices", "effects", "global_model"),
             *("goal", "intake", "local_steps", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
-            "update_cache",
+            *("round_table", "update_cache"),
         )
     ),
     *(
@@ -73,7 +73,7 @@ PURE = {
     ),
     *(
         f"fluffle_aggregator.strategies.{name}"
-        for name in ("cached", "fadas", "fedasync", "fedavg", "fedbuff", "registry", "strategy")
+        for name in ("cached", "fadas", "fedasync", "fedavg", "fedbuff", "registry", "ringleader", "strategy")
     ),
     "fluffle_cli.dashboard.table",
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),

@@ -5,6 +5,7 @@ of all workers' updates, so it is scaled by K / n for K updates in the buffer an
 by 1 at most: n updates then move the model by about one mean of all workers, however small the buffer is.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -12,15 +13,16 @@ import numpy as np
 
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
+from fluffle.record import CachedUpdate
 from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
-from fluffle_aggregator.update_cache import UpdateCache
+from fluffle_aggregator.update_cache import Cache, Keeping, UpdateCache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheMean:
-    """The mean of all kept updates."""
+    """The mean of all kept updates, or of those of this round."""
 
-    cache: UpdateCache
+    cache: Cache
     factor: float = 0.0
     divisor: float = 0.0
     count: int = 0
@@ -48,7 +50,7 @@ class Calibrated:
     buffer.
     """
 
-    cache: UpdateCache
+    cache: Cache
     calibration: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
     mean: Vector | None = None
@@ -92,28 +94,48 @@ class Calibrated:
         return _scaled(delta, self.count, self.cache)
 
 
-def _scaled(delta: Vector, count: int, cache: UpdateCache) -> Vector:
+def _scaled(delta: Vector, count: int, cache: Cache) -> Vector:
     return np.multiply(delta, np.float32(min(1.0, count / len(cache))), out=delta)
 
 
 CachedBuffer = CacheMean | Calibrated
 
 
-class CachedRule(Protocol):
-    """What makes the buffers of a strategy; as text, its settings."""
+class OpenCache(Protocol):
+    """What makes a cache that goes on from the updates that another leader has kept."""
 
-    def zero(self, cache: UpdateCache) -> CachedBuffer:
+    def __call__(
+        self,
+        keeping: Keeping,
+        total: Vector,
+        updates: Iterable[CachedUpdate] = (),
+        *,
+        most_workers: int | None = None,
+    ) -> Cache:
+        """Return the cache; see UpdateCache."""
+
+
+class CachedRule(Protocol):
+    """How steps are made of what is kept; as text, its settings. `open` makes the cache."""
+
+    @property
+    def open(self) -> OpenCache:
+        """What makes the cache."""
+
+    def zero(self, cache: Cache) -> CachedBuffer:
         """Return a buffer that holds no update yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeanOfAll:
-    """The rule of ace: see CacheMean."""
+    """The rule of ace, and of ringleader with its tables: see CacheMean."""
+
+    open: OpenCache = UpdateCache
 
     def __str__(self) -> str:
         return ""
 
-    def zero(self, cache: UpdateCache) -> CacheMean:
+    def zero(self, cache: Cache) -> CacheMean:
         """See CachedRule."""
         return CacheMean(cache)
 
@@ -123,10 +145,11 @@ class Calibration:
     """The rule of ca2fl: see Calibrated."""
 
     share: float = 1.0
+    open: OpenCache = UpdateCache
 
     def __str__(self) -> str:
         return f"calibration={self.share:g}"
 
-    def zero(self, cache: UpdateCache) -> Calibrated:
+    def zero(self, cache: Cache) -> Calibrated:
         """See CachedRule."""
         return Calibrated(cache, self.share)

@@ -307,8 +307,8 @@ class GlobalModel:
 
     def moments_at(self, rank: Rank) -> MomentsRecord:
         """Return the moments as they are now, under this rank; their vectors are this model's own."""
-        cached = () if self.cache is None else self.cache.updates.values()
-        return MomentsRecord(self.record.federation, rank, self.moments, tuple(cached))
+        cached = () if self.cache is None else self.cache.kept()
+        return MomentsRecord(self.record.federation, rank, self.moments, cached)
 
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0

@@ -146,12 +146,17 @@ SECOND_MOMENTS: Mapping[str, Callable[[Vector, Vector, Vector, float], None]] = 
 ServerOptimizer = Sgd | Momentum | Adaptive
 
 
-class ServerRateSettings(BaseModel):
-    """The settings that every server optimizer reads."""
+class ServerRate(BaseModel):
+    """The setting that every server optimizer reads."""
 
     server_learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the server optimizer. Default: 1, and 0.01 for fadas."
     )
+
+
+class ServerRateSettings(ServerRate):
+    """The settings of a server optimizer with momentum."""
+
     server_momentum: float | None = Field(
         None, ge=0, lt=1, description="beta1 of the server optimizer. Default: 0.9, and 0 for adagrad."
     )

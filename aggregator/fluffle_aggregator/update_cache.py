@@ -7,7 +7,7 @@ with the same bits.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from fluffle.model import Vector
 from fluffle.record import CachedUpdate
 from fluffle.vector_math import matching_blocks, scratch_block
 
-# The name of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
+# The names of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
 SUM: Final = "cached_sum"
+SUM_OF_ROUND: Final = "round_sum"
 KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
 
 
@@ -28,22 +29,68 @@ class Keeping:
     """How a strategy keeps the updates.
 
     `codec` is float32 or int8. A worker is forgotten when, since its last update, the others have sent
-    `forget_after` times as many updates as there are workers.
+    `forget_after` times as many updates as there are workers. With `in_rounds` two updates of each worker are
+    kept: one of this round, and one of the next.
     """
 
     codec: str = "int8"
     forget_after: float = 100.0
+    in_rounds: bool = False
 
     def __str__(self) -> str:
         return f"cache={self.codec}, forget_after={self.forget_after:g}"
 
+    @property
+    def sum_name(self) -> str:
+        """The name of the sum of the kept updates among the moments."""
+        return SUM_OF_ROUND if self.in_rounds else SUM
+
     def size_bytes(self, size: int) -> int:
-        """Return how many bytes the update of one worker takes, of a model of `size` elements."""
-        return most_bytes(self.codec, size)
+        """Return how many bytes are kept of one worker, of a model of `size` elements."""
+        return most_bytes(self.codec, size) * (2 if self.in_rounds else 1)
 
     def fits(self, updates: Iterable[CachedUpdate], size: int) -> bool:
         """Return whether these can be gone on with, by a model of `size` elements."""
         return all(each.codec == self.codec and each.vector.size == size for each in updates)
+
+    def why_forget(self, last_at: int, now: int, workers: int, most_workers: int | None) -> str:
+        """Return why the worker that came longest ago, at `last_at`, is forgotten; empty if it is not.
+
+        `workers` are kept now, and `most_workers` fit into their message.
+        """
+        if most_workers is not None and workers > most_workers:
+            return f"one message holds the updates of {most_workers} workers, and this one came longest ago"
+        if now - last_at > self.forget_after * workers:
+            return f"{now - last_at} updates of others have come since it"
+        return ""
+
+    def compressed(self, vector: CompressedVector, at: int) -> CompressedVector:
+        """Return an update as it is kept; the same update gives the same bits to every leader."""
+        if type(vector) is KEPT_AS_IT_CAME[self.codec]:
+            return vector.owned()
+        values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
+        return compress(self.codec, values, np.random.default_rng(at))
+
+
+class Cache(Protocol):
+    """What a strategy keeps of the workers.
+
+    `forgotten` are the workers that were forgotten since somebody last took these away, and why.
+    """
+
+    forgotten: list[tuple[str, str]]
+
+    def __len__(self) -> int:
+        """Return over how many workers the mean is."""
+
+    def kept(self) -> tuple[CachedUpdate, ...]:
+        """Return all that the next leader needs, in its order."""
+
+    def replace(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate | None:
+        """Take in a worker's update, and return what it takes the place of; see UpdateCache."""
+
+    def mean(self) -> Vector:
+        """Return the weighted mean that a step is made of, float32 of the model's size."""
 
 
 class UpdateCache:
@@ -75,6 +122,10 @@ class UpdateCache:
     def __len__(self) -> int:
         return len(self.updates)
 
+    def kept(self) -> tuple[CachedUpdate, ...]:
+        """See Cache."""
+        return tuple(self.updates.values())
+
     def replace(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate | None:
         """Keep a worker's update in place of its last one, and return that; None if there was none.
 
@@ -83,9 +134,11 @@ class UpdateCache:
         """
         before = self.updates.pop(worker, None)
         # Those that came longest ago stand first.
-        self.updates[worker] = after = self._kept(worker, vector, weight, at)
+        kept = self._keeping.compressed(vector, at)
+        after = CachedUpdate(worker, float(np.float32(weight)), at, self._keeping.codec, kept)
+        self.updates[worker] = after
         if before:
-            _exchange(self.total, before, after)
+            exchange(self.total, before, after)
         else:
             after.vector.add_to(self.total, after.weight)
         self._forget(at)
@@ -96,34 +149,26 @@ class UpdateCache:
         weight = sum(each.weight for each in self.updates.values())
         return self.total / np.float32(weight) if self.updates else np.zeros_like(self.total)
 
-    def _kept(self, worker: str, vector: CompressedVector, weight: float, at: int) -> CachedUpdate:
-        """Return an update in the cache's codec; the same update gives the same bits to every leader."""
-        codec = self._keeping.codec
-        if type(vector) is KEPT_AS_IT_CAME[codec]:
-            kept = vector.owned()
-        else:
-            values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
-            kept = compress(codec, values, np.random.default_rng(at))
-        return CachedUpdate(worker, float(np.float32(weight)), at, codec, kept)
-
     def _forget(self, now: int) -> None:
         """Drop those that are too old, or for which there is no room."""
-        first, most = next(iter(self.updates.values())), self._most_workers
-        if most is not None and len(self) > most:
-            why = f"one message holds the updates of {most} workers, and this one came longest ago"
-        elif now - first.at > self._keeping.forget_after * len(self):
-            why = f"{now - first.at} updates of others have come since it"
-        else:
+        first = next(iter(self.updates.values()))
+        why = self._keeping.why_forget(first.at, now, len(self), self._most_workers)
+        if not why:
             return
         del self.updates[first.worker]
         self.forgotten.append((first.worker, why))
         # Anew, so that nothing of what was rounded away stays in the sum.
-        self.total[:] = 0.0
-        for each in self.updates.values():
-            each.vector.add_to(self.total, each.weight)
+        sum_up(self.total, self.updates.values())
 
 
-def _exchange(total: Vector, before: CachedUpdate, after: CachedUpdate) -> None:
+def sum_up(total: Vector, updates: Iterable[CachedUpdate]) -> None:
+    """Overwrite `total` with the sum of weight * update."""
+    total[:] = 0.0
+    for each in updates:
+        each.vector.add_to(total, each.weight)
+
+
+def exchange(total: Vector, before: CachedUpdate, after: CachedUpdate) -> None:
     """Take an update out of the weighted sum and put another one in, in one pass over the sum."""
     out, put_in = np.float32(before.weight), np.float32(after.weight)
     scratch = scratch_block(total.size)

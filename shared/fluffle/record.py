@@ -242,10 +242,11 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedUpdate:
-    """A worker's last update, as a strategy keeps it for later steps.
+    """A worker's last update, or the mean of its last `count` ones, as a strategy keeps it for later steps.
 
     `weight` is what it counts among all that are kept. `at` is the number of updates that the model contained
-    when this one was new. `vector` is of the model's size, in `codec`.
+    when this one was new. `vector` is of the model's size, in `codec`. `stage` is for strategies that keep
+    updates in stages, and 0 in others.
     """
 
     worker: Name
@@ -253,6 +254,8 @@ class CachedUpdate:
     at: Count
     codec: CodecName
     vector: CompressedVector
+    count: Count = 1
+    stage: Count = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

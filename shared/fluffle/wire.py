@@ -68,9 +68,11 @@ _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-# Of each cached update its worker, weight, `at` and codec, and the bytes of its vector.
+# Of each cached update its worker, weight, `at`, codec, count and stage, and the bytes of its vector.
 _CACHED_ROWS: Final = kind_of(
-    Annotated[tuple[tuple[Name, Magnitude, Count, CodecName, Count], ...], at_most(MAX_RUNS)]
+    Annotated[
+        tuple[tuple[Name, Magnitude, Count, CodecName, Count, Count, Count], ...], at_most(2 * MAX_RUNS)
+    ]
 )
 _AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
@@ -131,7 +133,8 @@ def encode_report(report: Report) -> bytes:
 def moments_pieces(moments: MomentsRecord) -> Pieces:
     """Return the message of a strategy's moments; the vectors are not copied."""
     rows = [
-        (each.worker, each.weight, each.at, each.codec, each.vector.payload.nbytes) for each in moments.cached
+        (each.worker, each.weight, each.at, each.codec, each.count, each.stage, each.vector.payload.nbytes)
+        for each in moments.cached
     ]
     header = {
         "kind": "moments",
@@ -332,12 +335,12 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
         raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
     parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names))
     cached, rest = [], payload[vector_bytes:]
-    for number, (worker, weight, at, codec, size_bytes) in enumerate(rows):
+    for number, (worker, weight, at, codec, count, stage, size_bytes) in enumerate(rows):
         try:
             vector = read_vector(codec, parts[0].size, rest[:size_bytes])
         except ValueError as error:
             raise WireError(f"field cached[{number}]: {error}") from error
-        cached.append(CachedUpdate(worker, weight, at, codec, vector))
+        cached.append(CachedUpdate(worker, weight, at, codec, vector, count, stage))
         rest = rest[size_bytes:]
     return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)), cached=tuple(cached))
 

@@ -218,7 +218,7 @@ def test_the_cache_of_another_strategy_begins_anew_and_says_so(before: Strategy,
     found = taken_over(model, after)
 
     assert found.begins_anew
-    assert found.cache is None or not found.cache.updates
+    assert found.cache is None or not found.cache.kept()
     assert all(not found.moments[name].any() for name in found.moments if name != "v")
 
 
@@ -230,7 +230,7 @@ def test_ace_and_ca2fl_go_on_with_each_others_cache() -> None:
 
     assert not found.begins_anew
     assert found.cache is not None
-    assert list(found.cache.updates) == ["a"]
+    assert [each.worker for each in found.cache.kept()] == ["a"]
 
 
 def test_a_worker_that_has_left_is_forgotten() -> None:
@@ -271,7 +271,7 @@ def test_room_for_the_cache_is_counted_with_the_vectors_beside_it() -> None:
     fold(model, [Arrival(worker, np.ones(SIZE, np.float32)) for worker in WORKERS])
 
     assert model.cache is not None
-    assert list(model.cache.updates) == ["b", "c"]
+    assert [each.worker for each in model.cache.kept()] == ["b", "c"]
 
 
 def test_a_cache_that_does_not_fit_into_a_message_is_refused_with_its_size() -> None:

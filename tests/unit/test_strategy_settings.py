@@ -40,6 +40,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
         "fedavg(buffer_size=3, rule=mean, sgd(learning_rate=1))",
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
+        "ringleader(buffer_size=1, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
+        "sgd(learning_rate=1))",
     ]
 
 
@@ -48,7 +50,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     [
         (
             {"strategy": "fedprox"},
-            "must be one of fedbuff, fedavg, fadas, fedasync, ace, ca2fl, not 'fedprox'",
+            "must be one of fedbuff, fedavg, fadas, fedasync, ace, ca2fl, ringleader, not 'fedprox'",
         ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
@@ -64,7 +66,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         (
             {"strategy": "fedavg", "weigh_by": "sqrt"},
-            "weigh_by is a setting of fedbuff, fadas, fedasync, ace, ca2fl, not of fedavg",
+            "weigh_by is a setting of fedbuff, fadas, fedasync, ace, ca2fl, ringleader, not of fedavg",
         ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},
@@ -78,6 +80,10 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "fadas", "delay_threshold": 0}, "delay_threshold"),
         ({"strategy": "ca2fl", "calibration": 0.0}, "calibration"),
         ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
+        (
+            {"strategy": "ringleader", "server_momentum": 0.5},
+            "server_momentum is a setting of fedbuff, fedavg, fadas, ace, ca2fl, not of ringleader",
+        ),
         ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of ca2fl, not of ace"),
     ],
 )

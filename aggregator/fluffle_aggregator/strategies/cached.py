@@ -15,28 +15,33 @@ from fluffle_aggregator.transforms import ServerOptimizerSettings
 from fluffle_aggregator.update_cache import Keeping
 
 
-class CacheSettings(WeighBySettings, BufferSize, ServerOptimizerSettings):
-    """The settings of a strategy that keeps each worker's last update."""
+class KeepingSettings(WeighBySettings):
+    """The settings of a strategy that keeps the workers' updates."""
 
     cache_codec: Literal["int8", "float32"] = Field(
         "int8",
-        description="How ace and ca2fl keep each worker's last update, in memory and in a message beside "
-        "each version: int8 takes one byte for each parameter and worker, float32 four.",
+        description="How ace, ca2fl and ringleader keep each worker's last update, in memory and in a "
+        "message beside each version: int8 takes one byte for each parameter and worker, float32 four. "
+        "ringleader keeps up to two of each worker.",
     )
     forget_after: float = Field(
         100.0,
         gt=1,
-        description="When ace and ca2fl forget a worker: when the others have sent so many times as many "
-        "updates as there are workers since its last one.",
+        description="When ace, ca2fl and ringleader forget a worker: when the others have sent so many times "
+        "as many updates as there are workers since its last one.",
     )
 
-    def make_keeping(self) -> Keeping:
+    def make_keeping(self, *, in_rounds: bool = False) -> Keeping:
         """Return how updates are kept."""
-        return Keeping(self.cache_codec, self.forget_after)
+        return Keeping(self.cache_codec, self.forget_after, in_rounds)
 
     def make_weigh(self) -> DiscountedMean:
         """Return what an update counts: stale updates count as much as fresh ones."""
         return DiscountedMean(parse_discount("constant"), self.weigh_by)
+
+
+class CacheSettings(KeepingSettings, BufferSize, ServerOptimizerSettings):
+    """The settings of a strategy that makes each step of a buffer and each worker's last update."""
 
 
 class AceSettings(CacheSettings):

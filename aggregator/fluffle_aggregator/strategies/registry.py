@@ -14,6 +14,7 @@ from fluffle_aggregator.strategies.fadas import FadasSettings
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
+from fluffle_aggregator.strategies.ringleader import RingleaderSettings
 from fluffle_aggregator.strategies.strategy import Strategy, StrategyKind
 
 
@@ -28,8 +29,8 @@ class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings):
     """The strategies with a buffer."""
 
 
-class _CachedSettings(AceSettings, Ca2flSettings):
-    """The strategies that keep each worker's last update."""
+class _CachedSettings(AceSettings, Ca2flSettings, RingleaderSettings):
+    """The strategies that keep each worker's last updates."""
 
 
 class _AllSettings(_BufferedSettings, FedAsyncSettings, _CachedSettings):

@@ -25,7 +25,7 @@ from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
 from fluffle_aggregator.transforms import Moments, Transform, starting_moments
-from fluffle_aggregator.update_cache import SUM, Keeping, UpdateCache
+from fluffle_aggregator.update_cache import Cache, Keeping
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Strategy:
     @property
     def _starts(self) -> Mapping[str, float]:
         """The value that all elements of each of these vectors start from."""
-        kept = {SUM: 0.0} if self.keeping else {}
+        kept = {self.keeping.sum_name: 0.0} if self.keeping else {}
         return kept | {name: start for each in self.transforms for name, start in each.starts.items()}
 
     def starting_moments(self, size: int) -> Moments:
@@ -102,16 +102,16 @@ class Strategy:
 
     def make_cache(
         self, moments: Moments, cached: Iterable[CachedUpdate], room_bytes: int | None
-    ) -> UpdateCache | None:
+    ) -> Cache | None:
         """Return the cache of workers' updates that goes on with these; None when none are kept."""
-        if self.keeping is None:
+        if self.keeping is None or self.cached_rule is None:
             return None
-        total = moments[SUM]
+        total = moments[self.keeping.sum_name]
         each_bytes = self.keeping.size_bytes(total.size)
         most = None if room_bytes is None else room_bytes // each_bytes
-        return UpdateCache(self.keeping, total, cached, most_workers=most)
+        return self.cached_rule.open(self.keeping, total, cached, most_workers=most)
 
-    def empty_buffer(self, cache: UpdateCache | None) -> Accumulator | CachedBuffer:
+    def empty_buffer(self, cache: Cache | None) -> Accumulator | CachedBuffer:
         """Return a buffer that holds no update yet."""
         if cache is None or self.cached_rule is None:
             return self.rule.zero()

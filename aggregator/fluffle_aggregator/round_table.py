@@ -1,0 +1,114 @@
+"""The workers' updates by rounds, of which each worker makes one step: the tables of Ringleader ASGD. Pure.
+
+Two tables hold the mean of each worker's updates: `current`, from which steps are made, and `coming`, which
+collects for the next round. A round begins with the arrival that completes `coming`: each worker of the round
+before has sent something. `coming` then becomes `current`, and each of its workers makes one step with its
+next arrival; what else it sends in that time is for the next round. Nothing is discarded.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from fluffle.compression import CompressedVector, compress, decompressed
+from fluffle.model import Vector
+from fluffle.record import CachedUpdate
+from fluffle_aggregator.update_cache import Keeping, exchange, sum_up
+
+# The stages of an update that is kept: its worker's step of this round is to come, or is made; or it is for
+# the next round.
+TO_COME, MADE, NEXT_ROUND = range(3)
+
+
+class RoundTable:
+    """The two tables; see Cache.
+
+    `total` is the sum of weight * mean over the current one, float32 of the model's size; it is changed in
+    place.
+    """
+
+    def __init__(
+        self,
+        keeping: Keeping,
+        total: Vector,
+        updates: Iterable[CachedUpdate] = (),
+        *,
+        most_workers: int | None = None,
+    ) -> None:
+        """Go on from what another leader has kept."""
+        self._keeping = keeping
+        self._most_workers = most_workers
+        self.total = total
+        self.current: dict[str, CachedUpdate] = {}
+        self.coming: dict[str, CachedUpdate] = {}
+        for each in updates:
+            table = self.coming if each.stage == NEXT_ROUND else self.current
+            table[each.worker] = replace(each, vector=each.vector.owned())
+        self.forgotten: list[tuple[str, str]] = []
+        # Whether the last arrival makes a step.
+        self._is_due = False
+
+    def __len__(self) -> int:
+        return len(self.current)
+
+    def kept(self) -> tuple[CachedUpdate, ...]:
+        """See Cache."""
+        return (*self.current.values(), *self.coming.values())
+
+    def replace(self, worker: str, vector: CompressedVector, weight: float, at: int) -> None:
+        """Add a worker's update to the table that it is for, and begin the next round if it is time to."""
+        update = CachedUpdate(worker, weight, at, self._keeping.codec, vector)
+        before = self.current.get(worker)
+        self._is_due = before is not None and before.stage == TO_COME
+        if before and self._is_due:
+            self.current[worker] = after = replace(self._added(before, update), stage=MADE)
+            exchange(self.total, before, after)
+        else:
+            after = self._added(self.coming.get(worker), update)
+            self.coming[worker] = replace(after, stage=NEXT_ROUND)
+        self._forget(at)
+        is_over = all(each.stage == MADE for each in self.current.values())
+        if is_over and self.coming and self.current.keys() <= self.coming.keys():
+            self._begin_round(worker)
+
+    def mean(self) -> Vector:
+        """Return the mean over all workers of this round, and zeros when no step is due."""
+        if not self._is_due or not self.current:
+            return np.zeros_like(self.total)
+        return self.total / np.float32(sum(each.weight for each in self.current.values()))
+
+    def _begin_round(self, worker: str) -> None:
+        """Let the next round begin with the step of the worker that was waited for."""
+        self.current = {
+            name: replace(each, stage=MADE if name == worker else TO_COME)
+            for name, each in self.coming.items()
+        }
+        self.coming = {}
+        self._is_due = True
+        sum_up(self.total, self.current.values())
+
+    def _added(self, before: CachedUpdate | None, update: CachedUpdate) -> CachedUpdate:
+        """Return the weighted mean of a worker's updates with one more; its weight is their mean weight."""
+        if before is None:
+            kept = self._keeping.compressed(update.vector, update.at)
+            return replace(update, weight=float(np.float32(update.weight)), vector=kept)
+        weights, count = before.weight * before.count + update.weight, before.count + 1
+        share = update.weight / weights
+        mean = decompressed(before.vector)
+        np.multiply(mean, np.float32(1.0 - share), out=mean)
+        update.vector.add_to(mean, share)
+        kept = compress(update.codec, mean, np.random.default_rng(update.at))
+        return replace(update, weight=float(np.float32(weights / count)), vector=kept, count=count)
+
+    def _forget(self, now: int) -> None:
+        """Wait no longer for a worker that has left, or for which there is no room."""
+        last = {each.worker: each.at for each in self.kept()}
+        oldest = min(last, key=last.__getitem__)
+        why = self._keeping.why_forget(last[oldest], now, len(last), self._most_workers)
+        if not why:
+            return
+        self.coming.pop(oldest, None)
+        self.forgotten.append((oldest, why))
+        if self.current.pop(oldest, None):
+            sum_up(self.total, self.current.values())
