@@ -73,7 +73,17 @@ PURE = {
     ),
     *(
         f"fluffle_aggregator.strategies.{name}"
-        for name in ("cached", "fadas", "fedasync", "fedavg", "fedbuff", "registry", "ringleader", "strategy")
+        for name in (
+            "cached",
+            "fadas",
+            "fedac",
+            "fedasync",
+            "fedavg",
+            "fedbuff",
+            "registry",
+            "ringleader",
+            "strategy",
+        )
     ),
     "fluffle_cli.dashboard.table",
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),

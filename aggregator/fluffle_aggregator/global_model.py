@@ -22,6 +22,7 @@ from fluffle.record import (
     not_finite,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
+from fluffle.vector_math import cosine
 from fluffle_aggregator.accumulators import Accumulator, Weight
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
@@ -136,6 +137,9 @@ class GlobalModel:
 
     def weigh(self, update: WeightUpdate) -> Weight:
         """Return what an update counts if it is folded now."""
+        known = self.contributors.get(update.id.worker)
+        is_new = known is None or not known.updates
+        direction = self.moments.get(self.strategy.direction)
         return self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
@@ -144,6 +148,8 @@ class GlobalModel:
                 self._examples_sum / max(1, self._contributing),
                 update.steps,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
+                self._contributing + is_new,
+                1.0 if direction is None else cosine(update.vector.blocks(), direction),
             )
         )
 

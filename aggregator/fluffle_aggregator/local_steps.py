@@ -17,8 +17,9 @@ class LocalSteps:
 
     Source: FedNova in Wang, Liu, Liang, Joshi and Poor, "Tackling the Objective Inconsistency Problem in
     Heterogeneous Federated Optimization" (2020, arXiv 2007.07481), FedNova with the vector a_i of plain
-    SGD, whose norm is the number of steps, and tau_eff = sum of p_i * tau_i. Momentum and a proximal term
-    have another norm there; here they count by their steps too, which is then an approximation.
+    SGD, whose norm is the number of steps, and tau_eff = sum of p_i * tau_i, as in the authors' code
+    (github.com/JYWa/FedNova, distoptim/FedNova.py). Momentum and a proximal term have another norm there;
+    here they count by their steps too, which is then an approximation.
     """
 
     first: int = 0

@@ -44,7 +44,8 @@ def adaptive(staleness: int, *, tau_c: int = 4) -> float:
     c = eta * tau_c. Source: Koloskova, Stich and Jaggi, "Sharper Convergence Guarantees for Asynchronous SGD
     for Distributed and Federated Learning" (2022, arXiv 2206.08307): a step of eta up to a delay tau_C, and
     at most min(eta, 1 / (4 * L * delay)) beyond, where L is the unknown smoothness that tau_c stands for.
-    Mishchenko et al. (2022, arXiv 2206.07638) take min(eta, c / delay) for every delay, without tau_C.
+    Mishchenko et al. (2022, arXiv 2206.07638) take min(eta, c / delay) for every delay, without tau_C. Of
+    the first paper the abstract was looked up, of the second one nothing; the formulas are from memory.
 
     With tau_c 0, as with 1, an update of staleness 1 counts in full.
     """

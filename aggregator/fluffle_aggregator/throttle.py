@@ -1,9 +1,10 @@
 """How often a worker repeats among the last updates, so that fast workers can be made to count less. Pure.
 
 Source of the idea: THROTTLE (a preprint of 2026), where the c-th repeat of a worker weighs 1 / q ** c in a
-round that ends when every worker has sent an update. A worker that left would never let such a round end, so
-a window that slides takes its place: the last n - 1 updates, of the n workers in the record's window. Workers
-that take turns never repeat in it, nor does a lone worker, and a worker that left is forgotten.
+round that ends when every worker has sent an update. No public text of it was found to compare this with. A
+worker that left would never let such a round end, so a window that slides takes its place: the last n - 1
+updates, of the n workers in the record's window. Workers that take turns never repeat in it, nor does a lone
+worker, and a worker that left is forgotten.
 """
 
 from collections.abc import Sequence

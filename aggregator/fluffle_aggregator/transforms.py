@@ -150,7 +150,9 @@ class ServerRate(BaseModel):
     """The setting that every server optimizer reads."""
 
     server_learning_rate: float | None = Field(
-        None, gt=0, description="Learning rate of the server optimizer. Default: 1, and 0.01 for fadas."
+        None,
+        gt=0,
+        description="Learning rate of the server optimizer. Default: 1, and 0.01 for fadas and fedac.",
     )
 
 
@@ -158,7 +160,10 @@ class ServerRateSettings(ServerRate):
     """The settings of a server optimizer with momentum."""
 
     server_momentum: float | None = Field(
-        None, ge=0, lt=1, description="beta1 of the server optimizer. Default: 0.9, and 0 for adagrad."
+        None,
+        ge=0,
+        lt=1,
+        description="beta1 of the server optimizer. Default: 0.9, 0.6 for fedac and 0 for adagrad.",
     )
 
 

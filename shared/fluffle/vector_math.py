@@ -5,7 +5,7 @@ element is computed by itself, so the size of the blocks does not change the res
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -55,3 +55,20 @@ def largest_magnitude(vector: Vector) -> float:
             return extreme
         largest = max(largest, extreme)
     return largest
+
+
+def cosine(blocks: Iterable[Vector], vector: Vector) -> float:
+    """Return the cosine of the angle between a vector, given in blocks, and another one; 1 if one is zero.
+
+    Summed up in float64, and never by BLAS, whose sums differ from machine to machine.
+    """
+    scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
+    start, dot, square, other = 0, 0.0, 0.0, 0.0
+    for block in blocks:
+        beside = vector[start : start + block.size]
+        product = scratch[: block.size]
+        dot += float(np.sum(np.multiply(block, beside, out=product, dtype=np.float64)))
+        square += float(np.sum(np.multiply(block, block, out=product, dtype=np.float64)))
+        other += float(np.sum(np.multiply(beside, beside, out=product, dtype=np.float64)))
+        start += block.size
+    return dot / math.sqrt(square * other) if square and other else 1.0

@@ -9,14 +9,15 @@ from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_diabetes, load_linnerud, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 
 from fluffle.task import Site
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 
 Labels = NDArray[np.int64]
 WORDS = 12
-VOCABULARY = 400
+# More than there are words: the rows above the last word's are never trained.
+VOCABULARY = 1000
 # Of ten examples of a class, nine are at the site of its number.
 SHARED = 10
 
@@ -61,15 +62,24 @@ def build_text_model() -> KerasModel:
     return model
 
 
+def words() -> int:
+    """Return how many different words the texts have."""
+    return len({*chain.from_iterable(_words())})
+
+
+def _words() -> list[list[str]]:
+    """Return the words of three descriptions."""
+    described = [load().DESCR for load in (load_breast_cancer, load_wine, load_diabetes)]
+    return [re.findall("[a-z]+", text.lower()) for text in described]
+
+
 def _texts(*, held_out: bool) -> tuple[NDArray[np.int32], Labels]:
     """Return runs of words, as numbers, and which of three descriptions they are from."""
-    described = [load().DESCR for load in (load_breast_cancer, load_wine, load_diabetes)]
-    described[2] += load_linnerud().DESCR
-    texts = [re.findall("[a-z]+", text.lower()) for text in described]
+    texts = _words()
     known = {word: number for number, word in enumerate(sorted({*chain.from_iterable(texts)}))}
     runs, labels = [], []
     for label, text in enumerate(texts):
-        numbers = [known[word] % VOCABULARY for word in text]
+        numbers = [known[word] for word in text]
         for start in range(0, len(numbers) - WORDS, 3):
             runs.append(numbers[start : start + WORDS])
             labels.append(label)

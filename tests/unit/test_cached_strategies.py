@@ -161,6 +161,24 @@ def test_a_fast_worker_counts_no_more_than_a_slow_one() -> None:
     assert model.vector.tolist() == before.tolist()
 
 
+@pytest.mark.parametrize("name", [*NAMES, "ringleader"])
+@pytest.mark.parametrize(("weigh_by", "shares"), [("none", [1, 1 / 2, 1 / 2]), ("examples", [1, 1, 2 / 5])])
+def test_an_update_moves_the_statistics_by_its_share_of_all_workers(
+    name: str, weigh_by: str, shares: list[float]
+) -> None:
+    # With the statistics of whoever came last, a network with BatchNormalization knew one site's data only.
+    given = {"weigh_by": weigh_by} | ({} if name == "ringleader" else {"buffer_size": 1})
+    strategy = STRATEGIES[name].model_validate(given).make()
+    model = a_model(strategy)
+    found = []
+    for worker, sequence, examples in (("a", 1, 10), ("b", 1, 40), ("a", 2, 20)):
+        update = an_update(worker, sequence, base_version=model.version, examples=examples)
+        found.append(model.weigh(update).mixing)
+        model.fold(update, now=0.0)
+
+    assert found == pytest.approx(shares)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 @given(come=arrivals, at=st.integers(0, 12))

@@ -37,6 +37,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "calibration=1, sgd(learning_rate=1))",
         "fadas(buffer_size=3, discount=constant, weigh_by=none, rule=mean, amsgrad(learning_rate=1, "
         "beta1=0.9, beta2=0.99, epsilon=1e-08, delay_threshold=1))",
+        "fedac(buffer_size=3, agreement, weigh_by=none, rule=mean, prospective(learning_rate=1, beta1=0.6, "
+        "beta2=0.9, epsilon=1e-08))",
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
         "fedavg(buffer_size=3, rule=mean, sgd(learning_rate=1))",
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
@@ -50,7 +52,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     [
         (
             {"strategy": "fedprox"},
-            "must be one of fedbuff, fedavg, fadas, fedasync, ace, ca2fl, ringleader, not 'fedprox'",
+            "must be one of fedbuff, fedavg, fadas, fedac, fedasync, ace, ca2fl, ringleader, not 'fedprox'",
         ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
@@ -61,12 +63,12 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
         (
             {"strategy": "fedasync", "buffer_size": 8},
-            "buffer_size is a setting of fedbuff, fedavg, fadas, ace, ca2fl, not of fedasync",
+            "buffer_size is a setting of fedbuff, fedavg, fadas, fedac, ace, ca2fl, not of fedasync",
         ),
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         (
             {"strategy": "fedavg", "weigh_by": "sqrt"},
-            "weigh_by is a setting of fedbuff, fadas, fedasync, ace, ca2fl, ringleader, not of fedavg",
+            "weigh_by is a setting of fedbuff, fadas, fedac, fedasync, ace, ca2fl, ringleader, not of fedavg",
         ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},
@@ -82,7 +84,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
         (
             {"strategy": "ringleader", "server_momentum": 0.5},
-            "server_momentum is a setting of fedbuff, fedavg, fadas, ace, ca2fl, not of ringleader",
+            "server_momentum is a setting of fedbuff, fedavg, fadas, fedac, ace, ca2fl, not of ringleader",
         ),
         ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of ca2fl, not of ace"),
     ],

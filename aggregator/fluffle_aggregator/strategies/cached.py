@@ -3,16 +3,46 @@
 With FedBuff and FedAsync the model follows the workers that send most often.
 """
 
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fluffle_aggregator.accumulators import Weight
 from fluffle_aggregator.cached_buffers import Calibration, MeanOfAll
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
-from fluffle_aggregator.strategies.strategy import BufferSize, Strategy, WeighBySettings
+from fluffle_aggregator.strategies.strategy import (
+    EXAMPLE_WEIGHTS,
+    BufferSize,
+    Strategy,
+    UpdateFacts,
+    WeighBySettings,
+)
 from fluffle_aggregator.transforms import ServerOptimizerSettings
 from fluffle_aggregator.update_cache import Keeping
+
+
+@dataclass(frozen=True, slots=True)
+class ShareOfAll(DiscountedMean):
+    """What DiscountedMean says, but statistics move as far as the step does: by K / n, or 1 at most.
+
+    The statistics of a small buffer are those of one or two workers, and a step is one of all n. Weighed by
+    examples, each update moves them in proportion to its own.
+    """
+
+    buffer_size: int = 1
+
+    def __str__(self) -> str:
+        return DiscountedMean.__str__(self)
+
+    def __call__(self, facts: UpdateFacts) -> Weight:
+        """Return what an update counts."""
+        count = EXAMPLE_WEIGHTS[self.weigh_by]
+        # An estimate of the share of all examples, where each of n workers has the mean number.
+        relative = count(facts.examples) / count(max(facts.mean_examples, 1.0))
+        mixing = min(1.0, self.buffer_size * relative / facts.workers)
+        return replace(DiscountedMean.__call__(self, facts), mixing=mixing)
 
 
 class KeepingSettings(WeighBySettings):
@@ -35,9 +65,9 @@ class KeepingSettings(WeighBySettings):
         """Return how updates are kept."""
         return Keeping(self.cache_codec, self.forget_after, in_rounds)
 
-    def make_weigh(self) -> DiscountedMean:
+    def make_weigh(self, buffer_size: int = 1) -> ShareOfAll:
         """Return what an update counts: stale updates count as much as fresh ones."""
-        return DiscountedMean(parse_discount("constant"), self.weigh_by)
+        return ShareOfAll(parse_discount("constant"), self.weigh_by, buffer_size=buffer_size)
 
 
 class CacheSettings(KeepingSettings, BufferSize, ServerOptimizerSettings):
@@ -62,7 +92,7 @@ class AceSettings(CacheSettings):
         """See StrategyKind."""
         return Strategy(
             AceSettings.named,
-            self.make_weigh(),
+            self.make_weigh(self.buffer_size),
             self.buffer_size,
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),
@@ -99,7 +129,7 @@ class Ca2flSettings(CacheSettings):
         """See StrategyKind."""
         return Strategy(
             Ca2flSettings.named,
-            self.make_weigh(),
+            self.make_weigh(self.buffer_size),
             self.buffer_size,
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from fluffle_aggregator.strategies.cached import AceSettings, Ca2flSettings
 from fluffle_aggregator.strategies.fadas import FadasSettings
+from fluffle_aggregator.strategies.fedac import FedAcSettings
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
@@ -25,7 +26,7 @@ def _require_known(name: str) -> str:
 
 
 # In steps, since pydantic's plugin for mypy fails on a class of many bases that is a base itself.
-class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings):
+class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings, FedAcSettings):
     """The strategies with a buffer."""
 
 

@@ -33,8 +33,9 @@ class UpdateFacts:
     """What the weight of an update follows from.
 
     `most_examples` are the most that any worker's last update came from, `mean_examples` the mean over all
-    workers. `steps` are the local steps that the update came from, and `repeats` the number of updates that
-    its worker has among the last ones, see `throttle.py`.
+    workers, of which there are `workers` with this update's. `steps` are the local steps that the update came
+    from, and `repeats` the number of updates that its worker has among the last ones, see `throttle.py`.
+    `agreement` is the cosine of the update and of the moment that the strategy names its `direction`.
     """
 
     staleness: int
@@ -43,6 +44,8 @@ class UpdateFacts:
     mean_examples: float = 0.0
     steps: int = 1
     repeats: int = 0
+    workers: int = 1
+    agreement: float = 1.0
 
     def __post_init__(self) -> None:
         if self.examples < 1:
@@ -55,7 +58,8 @@ class Strategy:
 
     `sends` is what a worker sends: its delta, or its weights, which then take the place of a share of the
     model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
-    for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats.
+    for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats,
+    and with a `direction` how well an update agrees with the moment of that name.
     With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`.
     """
 
@@ -69,6 +73,7 @@ class Strategy:
     keeping: Keeping | None = None
     cached_rule: CachedRule | None = None
     throttles: bool = False
+    direction: str = ""
 
     def __str__(self) -> str:
         how = (self.keeping, self.cached_rule) if self.keeping else (f"rule={self.rule}",)
