@@ -114,8 +114,9 @@ def runs_of(name: str) -> st.SearchStrategy[Run]:
 
 
 runs = st.sampled_from(PLAIN).flatmap(runs_of)
-# test_fadas.py has the reference of FADAS: a division by a second moment needs sums without cancellation.
-runs_of_sums = st.sampled_from([name for name in PLAIN if name != "fadas"]).flatmap(runs_of)
+# test_fadas.py and test_fedac.py have the other references: a division by a second moment needs sums without
+# cancellation.
+runs_of_sums = st.sampled_from([name for name in PLAIN if name not in {"fadas", "fedac"}]).flatmap(runs_of)
 
 
 @pytest.mark.parametrize(

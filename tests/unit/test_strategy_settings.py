@@ -52,7 +52,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     [
         (
             {"strategy": "fedprox"},
-            "must be one of fedbuff, fedavg, fadas, fedac, fedasync, ace, ca2fl, ringleader, not 'fedprox'",
+            "must be one of fedbuff, fedavg, fadas, fedasync, fedac, ace, ca2fl, ringleader, not 'fedprox'",
         ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
@@ -68,7 +68,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         (
             {"strategy": "fedavg", "weigh_by": "sqrt"},
-            "weigh_by is a setting of fedbuff, fadas, fedac, fedasync, ace, ca2fl, ringleader, not of fedavg",
+            "weigh_by is a setting of fedbuff, fadas, fedasync, fedac, ace, ca2fl, ringleader, not of fedavg",
         ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},

@@ -26,21 +26,26 @@ def _require_known(name: str) -> str:
 
 
 # In steps, since pydantic's plugin for mypy fails on a class of many bases that is a base itself.
-class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings, FedAcSettings):
-    """The strategies with a buffer."""
+class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings):
+    """The strategies with a buffer that a rule combines."""
+
+
+class _WeighingSettings(FedAsyncSettings, FedAcSettings):
+    """The strategies that differ in how an update weighs."""
 
 
 class _CachedSettings(AceSettings, Ca2flSettings, RingleaderSettings):
     """The strategies that keep each worker's last updates."""
 
 
-class _AllSettings(_BufferedSettings, FedAsyncSettings, _CachedSettings):
+class _AllSettings(_BufferedSettings, _WeighingSettings, _CachedSettings):
     """The registry: each strategy's settings, of which those with one name are one setting."""
 
 
 STRATEGIES: Mapping[str, type[StrategyKind]] = {
     each.named: each
-    for each in (*_BufferedSettings.__bases__, FedAsyncSettings, *_CachedSettings.__bases__)
+    for group in _AllSettings.__bases__
+    for each in group.__bases__
     if issubclass(each, StrategyKind)
 }
 
