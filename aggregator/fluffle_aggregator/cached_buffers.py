@@ -142,13 +142,14 @@ class MeanOfAll:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The rule of ca2fl: see Calibrated."""
+    """The rule of ca2fl and, with a cache of its own, of reuse. `cache_settings` are those of `open`."""
 
     share: float = 1.0
     open: OpenCache = UpdateCache
+    cache_settings: str = ""
 
     def __str__(self) -> str:
-        return f"calibration={self.share:g}"
+        return ", ".join(filter(None, (f"calibration={self.share:g}", self.cache_settings)))
 
     def zero(self, cache: Cache) -> Calibrated:
         """See CachedRule."""

@@ -72,6 +72,9 @@ class RoundTable:
         if is_over and self.coming and self.current.keys() <= self.coming.keys():
             self._begin_round(worker)
 
+    def follow(self, step: Vector) -> None:
+        """See Cache: what is kept does not depend on it."""
+
     def mean(self) -> Vector:
         """Return the mean over all workers of this round, and zeros when no step is due."""
         if not self._is_due or not self.current:

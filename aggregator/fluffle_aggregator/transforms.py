@@ -152,7 +152,7 @@ class ServerRate(BaseModel):
     server_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of the server optimizer. Default: 1, and 0.01 for fadas and fedac.",
+        description="Learning rate of the server optimizer. Default: 1; reuse 1.5, fadas and fedac 0.01.",
     )
 
 
@@ -174,10 +174,10 @@ class ServerOptimizerSettings(ServerRateSettings):
         "sgd", description="Server optimizer: how the mean update changes the model."
     )
 
-    def make_optimizer(self) -> ServerOptimizer:
+    def make_optimizer(self, default_rate: float = 1.0) -> ServerOptimizer:
         """Return the server optimizer."""
         name, beta1 = self.server_optimizer, self.server_momentum
-        rate = 1.0 if self.server_learning_rate is None else self.server_learning_rate
+        rate = default_rate if self.server_learning_rate is None else self.server_learning_rate
         if beta1 is None:
             beta1 = 0.0 if name == "adagrad" else 0.9
         if name == "sgd":

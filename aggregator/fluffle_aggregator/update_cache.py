@@ -21,6 +21,7 @@ from fluffle.vector_math import matching_blocks, scratch_block
 # The names of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
 SUM: Final = "cached_sum"
 SUM_OF_ROUND: Final = "round_sum"
+SUM_OF_UNUSED: Final = "unused_sum"
 KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
 
 
@@ -30,12 +31,13 @@ class Keeping:
 
     `codec` is float32 or int8. A worker is forgotten when, since its last update, the others have sent
     `forget_after` times as many updates as there are workers. With `in_rounds` two updates of each worker are
-    kept: one of this round, and one of the next.
+    kept: one of this round, and one of the next. With `uses_up` they are used up, see used_cache.py.
     """
 
     codec: str = "int8"
     forget_after: float = 100.0
     in_rounds: bool = False
+    uses_up: bool = False
 
     def __str__(self) -> str:
         return f"cache={self.codec}, forget_after={self.forget_after:g}"
@@ -43,7 +45,9 @@ class Keeping:
     @property
     def sum_name(self) -> str:
         """The name of the sum of the kept updates among the moments."""
-        return SUM_OF_ROUND if self.in_rounds else SUM
+        if self.in_rounds:
+            return SUM_OF_ROUND
+        return SUM_OF_UNUSED if self.uses_up else SUM
 
     def size_bytes(self, size: int) -> int:
         """Return how many bytes are kept of one worker, of a model of `size` elements."""
@@ -92,6 +96,9 @@ class Cache(Protocol):
     def mean(self) -> Vector:
         """Return the weighted mean that a step is made of, float32 of the model's size."""
 
+    def follow(self, step: Vector) -> None:
+        """Learn by what the model has moved."""
+
 
 class UpdateCache:
     """The last update of each worker.
@@ -137,10 +144,7 @@ class UpdateCache:
         kept = self._keeping.compressed(vector, at)
         after = CachedUpdate(worker, float(np.float32(weight)), at, self._keeping.codec, kept)
         self.updates[worker] = after
-        if before:
-            exchange(self.total, before, after)
-        else:
-            after.vector.add_to(self.total, after.weight)
+        self._put_in(after, before)
         self._forget(at)
         return before
 
@@ -149,6 +153,16 @@ class UpdateCache:
         weight = sum(each.weight for each in self.updates.values())
         return self.total / np.float32(weight) if self.updates else np.zeros_like(self.total)
 
+    def follow(self, step: Vector) -> None:
+        """See Cache: what is kept does not depend on it."""
+
+    def _put_in(self, after: CachedUpdate, before: CachedUpdate | None) -> None:
+        """Let the sum contain an update in the place of its worker's last one."""
+        if before:
+            exchange(self.total, before, after)
+        else:
+            after.vector.add_to(self.total, after.weight)
+
     def _forget(self, now: int) -> None:
         """Drop those that are too old, or for which there is no room."""
         first = next(iter(self.updates.values()))
@@ -156,9 +170,13 @@ class UpdateCache:
         if not why:
             return
         del self.updates[first.worker]
+        self._dropped(first.worker)
         self.forgotten.append((first.worker, why))
         # Anew, so that nothing of what was rounded away stays in the sum.
         sum_up(self.total, self.updates.values())
+
+    def _dropped(self, worker: str) -> None:
+        """Forget what else is known of a worker."""
 
 
 def sum_up(total: Vector, updates: Iterable[CachedUpdate]) -> None:

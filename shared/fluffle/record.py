@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Annotated
 
@@ -246,7 +246,8 @@ class CachedUpdate:
 
     `weight` is what it counts among all that are kept. `at` is the number of updates that the model contained
     when this one was new. `vector` is of the model's size, in `codec`. `stage` is for strategies that keep
-    updates in stages, and 0 in others.
+    updates in stages, and 0 in others. `used` is how far the model has moved along it since it came, in its
+    own length, for strategies that use it up, and 0 in others.
     """
 
     worker: Name
@@ -256,6 +257,11 @@ class CachedUpdate:
     vector: CompressedVector
     count: Count = 1
     stage: Count = 0
+    used: AnyNumber = 0.0
+
+    def with_used(self, used: float) -> "CachedUpdate":
+        """Return this update, used up so far."""
+        return replace(self, used=used)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ every fault is a WireError that names the field.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Annotated, Final, Generic, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from fluffle.compression import (
 from fluffle.errors import WireError
 from fluffle.events import Report
 from fluffle.fields import (
+    AnyNumber,
     Count,
     Magnitude,
     Name,
@@ -68,10 +70,13 @@ _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-# Of each cached update its worker, weight, `at`, codec, count and stage, and the bytes of its vector.
+# Of each cached update these, and the bytes of its vector.
+_CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
+_FACTS_OF: Final = attrgetter(*_CACHED_FACTS)
 _CACHED_ROWS: Final = kind_of(
     Annotated[
-        tuple[tuple[Name, Magnitude, Count, CodecName, Count, Count, Count], ...], at_most(2 * MAX_RUNS)
+        tuple[tuple[Name, Magnitude, Count, CodecName, Count, Count, AnyNumber, Count], ...],
+        at_most(2 * MAX_RUNS),
     ]
 )
 _AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
@@ -132,10 +137,7 @@ def encode_report(report: Report) -> bytes:
 
 def moments_pieces(moments: MomentsRecord) -> Pieces:
     """Return the message of a strategy's moments; the vectors are not copied."""
-    rows = [
-        (each.worker, each.weight, each.at, each.codec, each.count, each.stage, each.vector.payload.nbytes)
-        for each in moments.cached
-    ]
+    rows = [(*_FACTS_OF(each), each.vector.payload.nbytes) for each in moments.cached]
     header = {
         "kind": "moments",
         **_MOMENTS.write(moments),
@@ -335,12 +337,13 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
         raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
     parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names))
     cached, rest = [], payload[vector_bytes:]
-    for number, (worker, weight, at, codec, count, stage, size_bytes) in enumerate(rows):
+    for number, (*row, size_bytes) in enumerate(rows):
+        facts = dict(zip(_CACHED_FACTS, row, strict=True))
         try:
-            vector = read_vector(codec, parts[0].size, rest[:size_bytes])
+            vector = read_vector(facts["codec"], parts[0].size, rest[:size_bytes])
         except ValueError as error:
             raise WireError(f"field cached[{number}]: {error}") from error
-        cached.append(CachedUpdate(worker, weight, at, codec, vector, count, stage))
+        cached.append(CachedUpdate(**facts, vector=vector))
         rest = rest[size_bytes:]
     return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)), cached=tuple(cached))
 

@@ -1,10 +1,11 @@
 """ACE and CA2FL: the papers' pseudocode in float64, the known faults, forgetting, and a new leader."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from arrivals import Arrival, fold, moments_of, strategy_of, taken_over
 from builders import SIZE, a_config, a_layout, a_model, a_strategy, a_version, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,10 +17,9 @@ from fluffle.errors import MessageTooLarge
 from fluffle.message_size import require_cache_fits
 from fluffle.model import Vector
 from fluffle.policy_watch import policy_watch_of
-from fluffle.record import Contributor, MomentsRecord, Rank
+from fluffle.record import Contributor
 from fluffle.safetensors_file import ModelFile
 from fluffle.topology import MIB
-from fluffle.wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
@@ -37,33 +37,10 @@ NAMES = ("ace", "ca2fl")
 WORKERS = ("a", "b", "c")
 
 
-@dataclass(frozen=True)
-class Arrival:
-    """One update, by a worker."""
-
-    worker: str
-    values: Vector
-    examples: int = 1
-
-
 vectors = arrays(np.float32, SIZE, elements=st.floats(-8.0, 8.0, width=32))
 arrivals = st.lists(
     st.builds(Arrival, st.sampled_from(WORKERS), vectors, st.integers(1, 1000)), min_size=1, max_size=12
 )
-
-
-def strategy_of(name: str, *, buffer_size: int = 1, codec: str = "float32", **settings: object) -> Strategy:
-    given = {"buffer_size": buffer_size, "cache_codec": codec, "weigh_by": "none", **settings}
-    return STRATEGIES[name].model_validate(given).make()
-
-
-def fold(model: GlobalModel, come: Sequence[Arrival]) -> None:
-    """Fold updates, each of which started from the newest version."""
-    for arrival in come:
-        known = model.contributors.get(arrival.worker)
-        sequence = known.updates + 1 if known else 1
-        update = an_update(arrival.worker, sequence, base_version=model.version, examples=arrival.examples)
-        model.fold(replace(update, vector=float32s(arrival.values)), now=0.0)
 
 
 def ace(come: Sequence[Arrival], *, rate: float, by_examples: bool) -> Float64s:
@@ -198,25 +175,6 @@ def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
 
     assert after.vector.tobytes() == undisturbed.vector.tobytes()
     assert moments_of(after) == moments_of(undisturbed)
-
-
-def taken_over(model: GlobalModel, strategy: Strategy | None = None) -> GlobalModel:
-    """Return the model of the next leader, which reads what this one has published."""
-    moments = decode_record(bytes(moments_pieces(model.moments_at(Rank(1, model.version)))))
-    assert isinstance(moments, MomentsRecord)
-    record = model.next_record(now=0.0)
-    return GlobalModel(
-        replace(record, vector=record.vector.copy()),
-        moments,
-        strategy=strategy or model.strategy,
-        plan=model.plan,
-        goal=Goal(),
-        term=1,
-    )
-
-
-def moments_of(model: GlobalModel) -> bytes:
-    return bytes(moments_pieces(model.moments_at(Rank(1, 0))))
 
 
 @pytest.mark.parametrize(

@@ -50,20 +50,20 @@ class KeepingSettings(WeighBySettings):
 
     cache_codec: Literal["int8", "float32"] = Field(
         "int8",
-        description="How ace, ca2fl and ringleader keep each worker's last update, in memory and in a "
+        description="How reuse, ace, ca2fl and ringleader keep each worker's last update, in memory and in a "
         "message beside each version: int8 takes one byte for each parameter and worker, float32 four. "
         "ringleader keeps up to two of each worker.",
     )
     forget_after: float = Field(
         100.0,
         gt=1,
-        description="When ace, ca2fl and ringleader forget a worker: when the others have sent so many times "
-        "as many updates as there are workers since its last one.",
+        description="When a worker is forgotten whose updates are kept: when the others have sent so many "
+        "times as many updates as there are workers since its last one.",
     )
 
-    def make_keeping(self, *, in_rounds: bool = False) -> Keeping:
+    def make_keeping(self, *, in_rounds: bool = False, uses_up: bool = False) -> Keeping:
         """Return how updates are kept."""
-        return Keeping(self.cache_codec, self.forget_after, in_rounds)
+        return Keeping(self.cache_codec, self.forget_after, in_rounds, uses_up)
 
     def make_weigh(self, buffer_size: int = 1) -> ShareOfAll:
         """Return what an update counts: stale updates count as much as fresh ones."""
@@ -100,7 +100,33 @@ class AceSettings(CacheSettings):
         )
 
 
-class Ca2flSettings(CacheSettings):
+class CalibrationSettings(CacheSettings):
+    """The settings of a strategy that looks at what is new in an update, against its worker's last one."""
+
+    calibration: float | None = Field(
+        None,
+        gt=0,
+        le=2,
+        description="q of ca2fl and reuse: how much of what is new in an update, against its worker's last "
+        "one, moves the model; less damps what a single update adds. Default: 1 for ca2fl, as in the paper, "
+        "and 0.5 for reuse.",
+    )
+
+    def make_calibrated(
+        self, name: str, rule: Calibration, keeping: Keeping, default_rate: float = 1.0
+    ) -> Strategy:
+        """Return a strategy with this rule."""
+        return Strategy(
+            name,
+            self.make_weigh(self.buffer_size),
+            self.buffer_size,
+            transforms=(self.make_optimizer(default_rate),),
+            keeping=keeping,
+            cached_rule=rule,
+        )
+
+
+class Ca2flSettings(CalibrationSettings):
     """x <- x + eta * min(1, K / n) * (h + (q / K) * sum of (delta_i - h_i)), over K updates of n workers.
 
     h_i is the last update of worker i before this one, zero if there was none, and h the mean of them over
@@ -117,21 +143,7 @@ class Ca2flSettings(CacheSettings):
     named: ClassVar[str] = "ca2fl"
     summary: ClassVar[str] = "a buffer at a time, calibrated by all workers' last updates"
 
-    calibration: float = Field(
-        1.0,
-        gt=0,
-        le=2,
-        description="q of ca2fl: how much of what is new in an update, against its worker's last one, moves "
-        "the model. 1 is the paper's; less damps what a single update adds.",
-    )
-
     def make(self) -> Strategy:
         """See StrategyKind."""
-        return Strategy(
-            Ca2flSettings.named,
-            self.make_weigh(self.buffer_size),
-            self.buffer_size,
-            transforms=(self.make_optimizer(),),
-            keeping=self.make_keeping(),
-            cached_rule=Calibration(self.calibration),
-        )
+        share = 1.0 if self.calibration is None else self.calibration
+        return self.make_calibrated(Ca2flSettings.named, Calibration(share), self.make_keeping())

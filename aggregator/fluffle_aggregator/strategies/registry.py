@@ -15,6 +15,7 @@ from fluffle_aggregator.strategies.fedac import FedAcSettings
 from fluffle_aggregator.strategies.fedasync import FedAsyncSettings
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
+from fluffle_aggregator.strategies.reuse import ReuseSettings
 from fluffle_aggregator.strategies.ringleader import RingleaderSettings
 from fluffle_aggregator.strategies.strategy import Strategy, StrategyKind
 
@@ -25,20 +26,20 @@ def _require_known(name: str) -> str:
     return name
 
 
-# In steps, since pydantic's plugin for mypy fails on a class of many bases that is a base itself.
+# In threes, since pydantic's plugin for mypy fails on a class of more bases that is a base itself.
 class _BufferedSettings(FedBuffSettings, FedAvgSettings, FadasSettings):
     """The strategies with a buffer that a rule combines."""
 
 
-class _WeighingSettings(FedAsyncSettings, FedAcSettings):
-    """The strategies that differ in how an update weighs."""
-
-
 class _CachedSettings(AceSettings, Ca2flSettings, RingleaderSettings):
-    """The strategies that keep each worker's last updates."""
+    """The strategies that keep each worker's last updates, as in the papers."""
 
 
-class _AllSettings(_BufferedSettings, _WeighingSettings, _CachedSettings):
+class _FurtherSettings(FedAcSettings, FedAsyncSettings, ReuseSettings):
+    """The others."""
+
+
+class _AllSettings(_BufferedSettings, _FurtherSettings, _CachedSettings):
     """The registry: each strategy's settings, of which those with one name are one setting."""
 
 

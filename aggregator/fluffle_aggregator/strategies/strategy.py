@@ -141,6 +141,8 @@ class Strategy:
             if keep != 1:
                 np.multiply(x, keep, out=x)
             np.add(x, change, out=x)
+        if isinstance(accumulator, CachedBuffer):
+            accumulator.cache.follow(delta)
 
 
 class StrategyKind(BaseModel):

@@ -1,0 +1,188 @@
+"""Reuse: its rule in float64, how far the model follows an update, and a new leader."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from arrivals import Arrival, fold, moments_of, strategy_of, taken_over
+from builders import SIZE, a_model
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+
+from fluffle.model import Vector
+from fluffle_aggregator.used_cache import UsedCache
+
+Float64s = NDArray[np.float64]
+WORKERS = ("a", "b", "c")
+
+# Not nearly zero: how far the model has moved along an update is counted in the update's own length.
+vectors = arrays(np.float32, SIZE, elements=st.sampled_from([-4.0, -2.0, -1.0, 0.0, 1.0, 2.0, 4.0]))
+arrivals = st.lists(
+    st.builds(Arrival, st.sampled_from(WORKERS), vectors, st.just(1)), min_size=1, max_size=12
+)
+ONES = np.ones(SIZE, np.float32)
+
+
+@dataclass
+class Kept:
+    """A worker's last update, and how far the model has moved along it."""
+
+    values: Float64s
+    used: float = 0.0
+
+    def left(self, limit: float) -> Float64s:
+        return self.values * min(max(1 - self.used / limit, 0), 2)
+
+
+def reuse(come: Sequence[Arrival], *, size: int, rate: float, calibration: float, limit: float) -> Float64s:
+    """The rule of ReuseSettings, as its docstring writes it."""
+    x, kept = np.zeros(SIZE), dict[str, Kept]()
+    for start in range(0, len(come) - len(come) % size, size):
+        mean = np.mean([each.left(limit) for each in kept.values()], axis=0) if kept else np.zeros(SIZE)
+        news = np.zeros(SIZE)
+        for arrival in come[start : start + size]:
+            values = arrival.values.astype(np.float64)
+            news += values - (kept[arrival.worker].values if arrival.worker in kept else 0.0)
+            kept[arrival.worker] = Kept(values)
+        step = rate * min(1.0, size / len(kept)) * (mean + calibration * news / size)
+        for each in kept.values():
+            if each.values.any():
+                each.used += float(step @ each.values / (each.values @ each.values))
+        x = x + step
+    return x
+
+
+@given(
+    arrivals,
+    st.integers(1, 3),
+    st.sampled_from([0.25, 1.5]),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([0.5, 1.0]),
+)
+def test_the_model_moves_as_the_rule_says(
+    come: list[Arrival], size: int, rate: float, calibration: float, limit: float
+) -> None:
+    model = a_model(
+        strategy_of(
+            "reuse",
+            buffer_size=size,
+            server_learning_rate=rate,
+            calibration=calibration,
+            reuse_limit=limit,
+        )
+    )
+
+    fold(model, come)
+
+    expected = reuse(come, size=size, rate=rate, calibration=calibration, limit=limit)
+    np.testing.assert_allclose(model.vector, expected, rtol=1e-3, atol=1e-3)
+
+
+@given(arrivals, st.integers(1, 3))
+def test_without_a_limit_it_is_ca2fl(come: list[Arrival], size: int) -> None:
+    paper = strategy_of("ca2fl", buffer_size=size)
+    endless = strategy_of(
+        "reuse", buffer_size=size, calibration=1.0, server_learning_rate=1.0, reuse_limit=1e12
+    )
+    moved = []
+    for strategy in (paper, endless):
+        model = a_model(strategy)
+        fold(model, come)
+        moved.append(model.vector)
+
+    np.testing.assert_allclose(moved[0], moved[1], rtol=1e-4, atol=1e-3)
+
+
+def test_the_model_follows_a_silent_workers_update_no_further_than_the_limit() -> None:
+    moved = {}
+    for name in ("ca2fl", "reuse"):
+        model = a_model(strategy_of(name))
+        # Across the update, so that nothing else moves the model along it.
+        across = np.array([1, -1, 1, -1], np.float32)
+        fold(model, [Arrival("slow", ONES), *[Arrival("fast", across)] * 200])
+        moved[name] = float(model.vector @ ONES) / SIZE
+
+    assert moved["ca2fl"] > 50
+    assert 0.9 < moved["reuse"] < 1.1
+
+
+def test_an_update_that_the_model_moves_against_counts_twice_at_most() -> None:
+    model = a_model(strategy_of("reuse", calibration=2.0, server_learning_rate=2.0))
+    fold(model, [Arrival("slow", ONES), *[Arrival("fast", -8 * ONES * 2**n) for n in range(6)]])
+
+    assert isinstance(model.cache, UsedCache)
+    before = model.cache.mean()
+    fast = -8 * ONES * 2**5
+    used = {each.worker: each.used for each in model.cache.kept()}
+    assert used["slow"] < -1
+    # Both weigh the same: half of each, of the slow one twice.
+    left = np.clip(1 - used["fast"], 0, 2)
+    np.testing.assert_allclose(before, (2 * ONES + left * fast) / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+@given(come=arrivals, at=st.integers(0, 12))
+def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
+    codec: str, come: list[Arrival], at: int
+) -> None:
+    strategy = strategy_of("reuse", codec=codec, buffer_size=2)
+    undisturbed, before = a_model(strategy), a_model(strategy)
+    for model in (undisturbed, before):
+        fold(model, come[:at])
+        # A record has no update that is still in the buffer.
+        model.step()
+    after = taken_over(before)
+
+    fold(undisturbed, come[at:])
+    fold(after, come[at:])
+
+    assert after.vector.tobytes() == undisturbed.vector.tobytes()
+    assert moments_of(after) == moments_of(undisturbed)
+
+
+def test_an_update_of_zeros_is_kept_and_moves_nothing() -> None:
+    model = a_model(strategy_of("reuse"))
+    zeros: Vector = np.zeros(SIZE, np.float32)
+
+    fold(model, [Arrival("a", zeros), Arrival("b", ONES), Arrival("a", zeros)])
+
+    assert np.isfinite(model.vector).all()
+    assert model.cache is not None
+    assert [each.worker for each in model.cache.kept()] == ["b", "a"]
+
+
+def test_a_worker_that_has_left_is_forgotten() -> None:
+    model = a_model(strategy_of("reuse", forget_after=5))
+    fold(model, [Arrival("gone", -ONES), *[Arrival("here", ONES)] * 11])
+
+    assert [worker for worker, _ in model.take_forgotten()] == ["gone"]
+    assert model.cache is not None
+    assert [each.worker for each in model.cache.kept()] == ["here"]
+
+
+@pytest.mark.parametrize("other", ["ace", "ca2fl"])
+def test_it_does_not_go_on_with_the_sum_of_another_strategy(other: str) -> None:
+    model = a_model(strategy_of(other))
+    fold(model, [Arrival("a", ONES)])
+
+    found = taken_over(model, strategy_of("reuse"))
+
+    assert found.begins_anew
+    assert found.cache is not None
+    assert not found.cache.kept()
+
+
+def test_weights_by_examples_count_in_what_is_left() -> None:
+    model = a_model(strategy_of("reuse", weigh_by="examples"))
+    fold(model, [Arrival("a", ONES, 300), Arrival("b", replace(Arrival("b", -ONES)).values, 100)])
+    assert model.cache is not None
+    kept = model.cache.kept()
+    weights = np.array([each.weight for each in kept])
+    left = np.clip([1 - each.used for each in kept], 0, 2)
+
+    expected = (weights[0] * left[0] - weights[1] * left[1]) / weights.sum()
+    np.testing.assert_allclose(model.cache.mean(), expected * ONES, rtol=1e-5)
+    assert weights[0] > weights[1]
