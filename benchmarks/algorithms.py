@@ -76,6 +76,11 @@ SCENES: Final[Mapping[str, Scene]] = {
     "skewed": Scene("digits", "dirichlet:0.1", 8, "spread:0.25:16", "0.93", 120, 120, DIGITS),
     "shards": Scene("digits", "shards:2", 8, "spread:0.25:16", "0.9", 120, 120, DIGITS),
     "equal speeds": Scene("digits", "dirichlet:0.5", 8, "constant:1", "0.95", 60, 60, DIGITS),
+    "fashion": Scene("fashion_mnist", "dirichlet:0.1", 8, "spread:0.25:16", "0.75", 120, 120),
+    "rare labels": Scene(
+        "benchmarks.rare_labels:task", "dirichlet:0.5", 4, "spread:0.25:8", "0.85", 80, 80, DIGITS
+    ),
+    "sixteen": Scene("digits", "dirichlet:0.1", 16, "spread:0.25:16", "0.93", 120, 120, DIGITS),
     "diabetes": Scene("diabetes", "iid", 4, "spread:0.25:8", "mae<=45", 120, 120),
 }
 
@@ -89,6 +94,7 @@ def grid(strategy: str, **axes: Sequence[object]) -> list[dict[str, object]]:
 
 # Six settings for each, so that none is tuned with more effort than another.
 GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
+    "reuse": grid("reuse", buffer_size=[1], server_learning_rate=[1.0, 1.5, 2.0], reuse_limit=[0.5, 1.0]),
     "fedavg": [
         *grid("fedavg", server_learning_rate=[0.75, 1.0, 1.5, 2.0]),
         *grid(
@@ -99,6 +105,8 @@ GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
     "fedasync": grid("fedasync", mixing=[0.2, 0.4, 0.6], staleness=["polynomial:0.5", "constant"]),
     "ace": grid("ace", buffer_size=[1], server_learning_rate=[0.5, 0.75, 1.0, 1.25, 1.5, 2.0]),
     "ca2fl": grid("ca2fl", buffer_size=[1, 2], server_learning_rate=[0.75, 1.25, 2.0]),
+    "ringleader": grid("ringleader", server_learning_rate=[0.5, 1.0, 1.5, 2.0, 3.0, 4.0]),
+    "fedac": grid("fedac", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
     "fadas": grid("fadas", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
 }
 

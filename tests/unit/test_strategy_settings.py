@@ -44,6 +44,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
         "ringleader(buffer_size=1, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
         "sgd(learning_rate=1))",
+        "reuse(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
+        "calibration=0.5, reuse_limit=1, sgd(learning_rate=1))",
     ]
 
 
@@ -52,7 +54,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     [
         (
             {"strategy": "fedprox"},
-            "must be one of fedbuff, fedavg, fadas, fedasync, fedac, ace, ca2fl, ringleader, not 'fedprox'",
+            "must be one of fedbuff, fedavg, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, not 'fedprox'",
         ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
@@ -63,16 +65,16 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
         (
             {"strategy": "fedasync", "buffer_size": 8},
-            "buffer_size is a setting of fedbuff, fedavg, fadas, fedac, ace, ca2fl, not of fedasync",
+            "buffer_size is a setting of fedbuff, fedavg, fadas, fedac, reuse, ace, ca2fl, not of fedasync",
         ),
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         (
             {"strategy": "fedavg", "weigh_by": "sqrt"},
-            "weigh_by is a setting of fedbuff, fadas, fedasync, fedac, ace, ca2fl, ringleader, not of fedavg",
+            "weigh_by is a setting of fedbuff, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, not of fedavg",
         ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},
-            "server_optimizer is a setting of fedbuff, fedavg, ace",
+            "server_optimizer is a setting of fedbuff, fedavg, reuse, ace",
         ),
         (
             {"strategy": "fadas", "staleness": "constant"},
@@ -84,9 +86,9 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
         (
             {"strategy": "ringleader", "server_momentum": 0.5},
-            "server_momentum is a setting of fedbuff, fedavg, fadas, fedac, ace, ca2fl, not of ringleader",
+            "server_momentum is a setting of fedbuff, fedavg, fadas, fedac, reuse, ace, ca2fl, not of ringleader",
         ),
-        ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of ca2fl, not of ace"),
+        ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of reuse, ca2fl, not of ace"),
     ],
 )
 def test_a_wrong_setting_of_a_strategy_is_refused(given: dict[str, object], said: str) -> None:
