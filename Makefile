@@ -13,7 +13,7 @@ installed := .venv/.installed
 .PHONY: help
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo '  Give more with ARGS, as in: make demo ARGS="--compare --seed 0"'
+	@echo '  Give more with ARGS, as in: make demo ARGS="--compare --seeds 3"'
 
 $(installed): requirements.lock pyproject.toml
 	@scripts/setup.sh python
@@ -88,6 +88,10 @@ bench-quick: $(installed) rabbitmq ## Measure the required ratios, 8 minutes; fa
 .PHONY: bench-fleet
 bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 14 minutes
 	@$(bin)/python -m benchmarks.fleet $(ARGS)
+
+.PHONY: race
+race: $(installed) rabbitmq ## Race the strategies with real processes, 5 seeds each (ARGS="--seeds 2"; see benchmarks/race.py)
+	@$(bin)/python -m benchmarks.race $(ARGS)
 
 .PHONY: performance
 performance: $(installed) ## Write the newest results into docs/results/

@@ -9,9 +9,9 @@ others. The local training (epochs, learning rate, minibatches) is the scene's, 
 
 The target is held when every evaluation within 3 virtual seconds reaches it; `held_s` is the time from the
 start to the first of them. A run that does not hold it counts with an infinite time. `against_fedavg` is how
-many times sooner than FedAvg with the same seed, the median and the worst of the seeds. `final` and
-`last_20` (the largest minus the least of the last 20 evaluations) are of runs that go on for the scene's
-`plateau_s` seconds without a target.
+many times as fast as FedAvg with the same seed, the median and the worst of the seeds; where FedAvg does not
+hold it, that is at least what is said. `final` and `last_20` (the largest minus the least of the last 20
+evaluations) are of runs that go on for the scene's `plateau_s` seconds without a target.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice, product
 from operator import itemgetter
 from pathlib import Path
@@ -28,7 +29,8 @@ from typing import Any, Final
 
 from rich.progress import track
 
-from benchmarks.measuring import OtherWork, Report, Spread, wide_console
+from benchmarks.contenders import label_of
+from benchmarks.measuring import OtherWork, Report, Spread, seconds_in_words, times_as_fast, wide_console
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import METRICS
 from fluffle_cli.simulate.one_run import RunResult
@@ -133,30 +135,29 @@ def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report)
     seeds = range(given.seeds)
     tuning = range(TUNING_SEED, TUNING_SEED + given.tuning_seeds)
     candidates = [settings for strategy in given.strategies for settings in GRIDS[strategy]]
-    tuned = _play([[scene.settings(each, seed) for seed in tuning] for each in candidates], given, name)
+    play = partial(play_simulations, what=name, processes=given.processes)
+    tuned = play([[scene.settings(each, seed) for seed in tuning] for each in candidates])
     by_rank = sorted(zip(map(_rank, tuned), candidates, strict=True), key=itemgetter(0))
     best = [
         next(each for _, each in by_rank if each["strategy"] == strategy) for strategy in given.strategies
     ]
-    runs = _play([[scene.settings(each, seed) for seed in seeds] for each in best], given, name)
-    long = _play(
-        [[scene.settings(each, seed, is_plateau=True) for seed in seeds] for each in best], given, name
-    )
+    runs = play([[scene.settings(each, seed) for seed in seeds] for each in best])
+    long = play([[scene.settings(each, seed, is_plateau=True) for seed in seeds] for each in best])
     held = {
         strategy: [one.result.target_s for one in mine]
         for strategy, mine in zip(given.strategies, runs, strict=True)
     }
     for strategy, chosen, mine, plateau in zip(given.strategies, best, runs, long, strict=True):
-        ratios = [a / b for a, b in zip(held.get("fedavg", []), held[strategy], strict=False)]
-        # Of two that never hold the target, none is sooner.
-        sooner = [1.0 if math.isnan(each) else each for each in ratios]
+        baseline = held.get("fedavg")
         report.add(
             {
                 "scene": name,
-                "strategy": ", ".join(str(value) for value in chosen.values()),
-                "held_s": _in_words(held[strategy]),
-                "against_fedavg": f"{median(sooner):.1f}, worst {min(sooner):.1f}" if sooner else "",
-                "updates": _in_words([one.result.target_updates for one in mine]),
+                "strategy": label_of(chosen),
+                "held_s": seconds_in_words(held[strategy]),
+                "against_fedavg": (
+                    times_as_fast(held[strategy], baseline, scene.max_seconds) if baseline else ""
+                ),
+                "updates": seconds_in_words([one.result.target_updates for one in mine]),
                 "final": Spread(tuple(one.result.final for one in plateau)),
                 "last_20": max(one.spread for one in plateau),
                 "held_s_values": [round(value, 2) for value in held[strategy]],
@@ -173,8 +174,8 @@ class Outcome:
     spread: float
 
 
-def _play(
-    wanted: Sequence[Sequence[SimulateSettings]], given: argparse.Namespace, what: str
+def play_simulations(
+    wanted: Sequence[Sequence[SimulateSettings]], what: str, *, processes: int = 2
 ) -> list[list[Outcome]]:
     """Play runs in a pool, and return what came out in the same order, in the same groups."""
     with tempfile.TemporaryDirectory(prefix="fluffle-algorithms-") as folder:
@@ -182,7 +183,7 @@ def _play(
             PlannedRun(place, settings, Path(folder) / str(place))
             for place, settings in enumerate(chain.from_iterable(wanted))
         ]
-        told = play_all(runs, processes=given.processes, verbose=False)
+        told = play_all(runs, processes=processes)
         ended = (each for each in told if isinstance(each, Ended))
         found: dict[int, Outcome] = {}
         for each in track(ended, description=what, total=len(runs), transient=True):
@@ -208,10 +209,6 @@ def _rank(outcomes: Sequence[Outcome]) -> tuple[float, float]:
     times = [one.result.target_s for one in outcomes]
     finite = [each for each in times if math.isfinite(each)]
     return median(times), sum(finite) / len(finite) if finite else math.inf
-
-
-def _in_words(values: Sequence[float]) -> str:
-    return " ".join("never" if math.isinf(each) else f"{each:.4g}" for each in values)
 
 
 if __name__ == "__main__":

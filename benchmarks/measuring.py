@@ -7,6 +7,7 @@ sides that RabbitMQ serves is that of all turns together.
 
 import argparse
 import json
+import math
 import os
 import platform
 import re
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fluffle.consoles import PlainConsole
+from fluffle_cli.over_seeds import Speedup, median_speedup, worst_speedup
 from harness.process_memory import memory_bytes
 
 RESULTS = Path(__file__).parent / "results"
@@ -142,6 +144,23 @@ def compare_over_seeds(
         cells = row([outcomes[each] for each in of_setting])
         report.add({**setting, "seeds": given.seeds, **cells}, others=others.share)
     report.show(console)
+
+
+def seconds_in_words(values: Sequence[float]) -> str:
+    """Return the seconds of each seed; infinity stands for a target that never held."""
+    return " ".join("never" if math.isinf(each) else f"{each:.4g}" for each in values)
+
+
+def times_as_fast(seconds: Sequence[float], baseline_s: Sequence[float], watched_s: float) -> str:
+    """Return how many times as fast as a baseline something is, seed by seed: the median and the worst.
+
+    Where the baseline never held its target, it counts with the seconds for which it was watched.
+    """
+    found = [
+        Speedup.of(mine, baseline_s=theirs, watched_s=watched_s)
+        for mine, theirs in zip(seconds, baseline_s, strict=True)
+    ]
+    return f"{median_speedup(found)}, worst {worst_speedup(found)}"
 
 
 def random_floats(size: int, seed: int = 0) -> NDArray[np.float32]:

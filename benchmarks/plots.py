@@ -52,10 +52,8 @@ def _memory(figure: Figure, rows: Sequence[Row]) -> None:
 def _stragglers(figure: Figure, rows: Sequence[Row]) -> None:
     axes = figure.subplots()
     for row in rows:
-        label = f"{row['strategy']}, K={row['K']}, server rate {_number(row, 'server_rate'):g}"
-        axes.step(
-            _numbers(row, "curve_s_values"), _numbers(row, "curve_accuracy_values"), where="post", label=label
-        )
+        seconds, accuracies = (_numbers(row, f"curve_{name}_values") for name in ("s", "accuracy"))
+        axes.step(seconds, accuracies, where="post", label=str(row["strategy"]))
     axes.axhline(0.95, color="0.6", linestyle="--")
     axes.set_ylim(0.7, 1)
     _dress(

@@ -2,17 +2,17 @@
 
     python -m benchmarks.stragglers
 
-Eight clients on digits (Dirichlet 0.5, seed 0), one hidden layer of 64, SGD 0.1, minibatches of 32, one local
-epoch; after each round they sleep for 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8 and 1.6 s. A real RabbitMQ, and an
+Eight clients on digits (Dirichlet 0.5), one hidden layer of 64, SGD 0.1, minibatches of 32, one local epoch;
+after each round they sleep for 0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8 and 1.6 s. A real RabbitMQ, and an
 aggregator, eight workers and an evaluator as a user starts them, with a numpy task. Version 0 is made when
-all of them wait for it.
+all of them wait for it. The seed is that of the split, the first weights and the minibatches.
 
 Every version is evaluated on the held-out fifth. An accuracy counts from the commit of its version until the
-commit of the next; the time is the one when it has been at the level for 3 s without a break, counted from
-version 0. The synchronous federations mostly sleep: all of them run at the same time as the asynchronous
-ones, which run one after the other. `server_rate` is the server learning rate; `sooner` divides plain
-FedAvg's time to 95 % by this one's, repeat by repeat. `gave_up` counts the repeats that did not hold 95 %
-within 180 s, and stand with that.
+commit of the next. A level is held from the first version after which every evaluation within 3 s reaches it
+too; the seconds are those since version 0. The synchronous federations mostly sleep: a few of them run at the
+same time as the asynchronous ones, which run one after the other. `against_fedavg` is how many times as fast
+as plain FedAvg with the same seed a strategy holds 95 %, the median and the worst of the seeds. A run that
+does not hold it within 180 s counts as never; where FedAvg does not, it counts with these 180 s.
 """
 
 import argparse
@@ -29,90 +29,65 @@ from statistics import median
 from rich.console import Console
 
 from benchmarks import small_networks
+from benchmarks.contenders import flags_of
 from benchmarks.floor import delete
-from benchmarks.measuring import Cell, OtherWork, Report, Spread, wide_console
+from benchmarks.measuring import (
+    Cell,
+    OtherWork,
+    Report,
+    Spread,
+    seconds_in_words,
+    times_as_fast,
+    wide_console,
+)
 from benchmarks.sides import private_broker
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
 from fluffle.wire import decode_version
+from fluffle_aggregator.goal import Target
+from fluffle_cli.held import HOLD_S, held_from
 from fluffle_cli.node import BrokerNode
 from harness.federation import Federation, wait_until
-from harness.strategy_flags import strategy_flags
 
 SLEEPS_S = (0.05, 0.05, 0.1, 0.1, 0.2, 0.4, 0.8, 1.6)
 LEVELS = (0.9, 0.95)
-HOLD_S = 3.0
 # Whoever does not hold 95 % by then has taken longer: its time is at least this.
 GIVE_UP_S = 180.0
 POLL_S = 0.2
-# More threads than federations at a time.
-MANY = 32
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What the aggregator is told."""
-
-    strategy: str
-    buffer_size: int = 1
-    server_rate: float = 1.0
-    staleness: str = "polynomial:0.5"
-    mixing: float = 0.6
-
-    @property
-    def flags(self) -> Sequence[str]:
-        """The aggregator's flags."""
-        said = ["--staleness", self.staleness, "--mixing", str(self.mixing)]
-        rate = ["--server-learning-rate", str(self.server_rate)]
-        return [*said, *rate, *strategy_flags(self.strategy, self.buffer_size)]
-
-
-FEDAVG = Setting(strategy="fedavg", buffer_size=len(SLEEPS_S))
+# Synchronous federations at a time: each has ten processes to start.
+IN_THE_BACK = 4
+FEDAVG = f"fedavg buffer_size={len(SLEEPS_S)}"
 # Without a discount, since the slow sites have labels that are rare elsewhere.
-FEDBUFF = Setting(strategy="fedbuff", buffer_size=2, staleness="constant")
-SYNCHRONOUS = (FEDAVG, Setting(strategy="fedavg", buffer_size=len(SLEEPS_S), server_rate=2.0))
+FEDBUFF = "fedbuff buffer_size=2 staleness=constant"
+OTHERS = (f"{FEDAVG} server_learning_rate=2.0", "fedasync", FEDBUFF)
 # The order in which updates come is another each time.
 RACES = 3
-ASYNCHRONOUS = (
-    Setting(strategy="fedasync"),
-    FEDBUFF,
-)
 
 
 @dataclass
 class Course:
-    """The accuracy of a federation's versions, one after the other; `held` says when a level had held.
+    """The accuracy of a federation's versions, one after the other; `held` says from when a level was held.
 
-    `rounds` is the number of versions until the highest level had held, or so far.
+    `curve` has for each version, from 0 on, the seconds at which it was made and its accuracy.
     """
 
     began: float = math.nan
     held: dict[float, float] = field(default_factory=dict)
-    updates: int = 0
-    rounds: int = 0
-    stopped_s: float = 0.0
+    updates: list[int] = field(default_factory=list)
     curve: list[tuple[float, float]] = field(default_factory=list)
-    _since: dict[float, float] = field(default_factory=dict)
 
     def note(self, version: ModelVersion) -> None:
         """Take in the next version."""
         if math.isnan(self.began):
             self.began = version.committed_at
-        weights = version.weights
-        accuracy = small_networks.digits.evaluate(weights)["accuracy"]
         at_s = version.committed_at - self.began
-        self.curve.append((at_s, accuracy))
+        self.curve.append((at_s, small_networks.digits.evaluate(version.weights)["accuracy"]))
+        self.updates.append(version.updates)
         for level in LEVELS:
-            since = self._since.get(level)
-            if since is not None and at_s >= since + HOLD_S:
-                self.held.setdefault(level, since + HOLD_S)
-            if accuracy < level:
-                self._since.pop(level, None)
-            else:
-                self._since.setdefault(level, at_s)
-        if not self.is_over:
-            self.updates = version.updates
-            self.rounds = version.version
+            target = Target("accuracy", ">=", level)
+            held_s = held_from(self.curve, target, hold_s=HOLD_S, until_s=at_s)
+            if held_s is not None:
+                self.held.setdefault(level, held_s)
 
     @property
     def is_over(self) -> bool:
@@ -120,13 +95,17 @@ class Course:
         return len(self.held) == len(LEVELS)
 
     @property
+    def rounds(self) -> int:
+        """The versions before the one from which the highest level is held: until it is, the least number."""
+        if held_s := self.held.get(LEVELS[-1]):
+            return next(number for number, (at_s, _) in enumerate(self.curve) if at_s >= held_s)
+        below = (number for number, (_, value) in enumerate(self.curve) if value < LEVELS[-1])
+        return max(below, default=-1) + 1
+
+    @property
     def seconds(self) -> float:
         """How long this has gone on by now."""
         return 0.0 if math.isnan(self.began) else time.time() - self.began
-
-    def stop(self) -> None:
-        """Note how long it has gone on."""
-        self.stopped_s = self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +116,7 @@ class Place:
     folder: Path
     enough: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, setting: Setting, name: str, *, seed: int, course: Course) -> Course:
+    def run(self, label: str, name: str, *, seed: int, course: Course) -> Course:
         """Run one federation from its first process until every level has held, or it has been enough."""
         folder = self.folder / name
         folder.mkdir()
@@ -148,18 +127,18 @@ class Place:
         ):
             topology = federation.topology
             broker.declare(topology)
+            seeds = ("--seed", str(seed), "--split-seed", str(seed))
             for site, sleep_s in enumerate(SLEEPS_S):
-                federation.worker(site, "--delay", str(sleep_s), "--seed", str(seed), sites=len(SLEEPS_S))
+                federation.worker(site, "--delay", str(sleep_s), *seeds, sites=len(SLEEPS_S))
             federation.evaluator()
             everyone, queue = len(SLEEPS_S) + 1, topology.updates.name
             # Each says hello before it waits for version 0.
             wait_until(lambda: broker.state(queue).messages == everyone, "the workers")
-            federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *setting.flags)
+            federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *flags_of(label))
             with broker.read_stream(topology.models.name, offset="first") as reader:
                 while not (course.is_over or self.enough.is_set() or course.seconds > GIVE_UP_S):
                     if (body := reader.next_body(POLL_S)) is not None:
                         course.note(decode_version(body))
-        course.stop()
         delete(self.node.amqp_url, topology)
         return course
 
@@ -167,37 +146,43 @@ class Place:
 def main() -> None:
     """Measure, write and print."""
     parser = argparse.ArgumentParser(prog="stragglers", description="Measure seconds to a good model.")
-    parser.add_argument("--repeats", type=int, default=3, help="each from another version 0 (default: 3)")
-    arguments = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=5, help="seeds, from 0 on (default: 5)")
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        default=OTHERS,
+        metavar="'NAME SETTING=VALUE ...'",
+        help=f"what is compared with '{FEDAVG}' (default: {', '.join(map(repr, OTHERS))})",
+    )
+    given = parser.parse_args()
     console = wide_console()
-    report = Report("stragglers", "stragglers: seconds until the accuracy has held for 3 s")
-    measure_all(report, console, repeats=arguments.repeats)
+    report = Report("stragglers", "stragglers: seconds from which the accuracy held for 3 s")
+    measure_all(report, console, [FEDAVG, *given.strategies], seeds=given.seeds)
     report.show(console)
 
 
-def measure_all(report: Report, console: Console, *, repeats: int = 3) -> None:
-    """Measure every setting; the synchronous repeats all run in the back, from the beginning."""
-    courses: dict[Setting, list[Course]] = {each: [] for each in (*SYNCHRONOUS, *ASYNCHRONOUS)}
+def measure_all(report: Report, console: Console, labels: Sequence[str], *, seeds: int) -> None:
+    """Measure every strategy; the synchronous ones run in the back, from the beginning."""
     others = OtherWork()
-    with a_place(report) as place, console.status("") as status, ThreadPoolExecutor(MANY) as pool:
+    courses: dict[str, list[Course]] = {label: [] for label in labels}
+    synchronous = [label for label in labels if label.startswith("fedavg")]
+    with a_place(report) as place, console.status("") as status, ThreadPoolExecutor(IN_THE_BACK) as pool:
         in_the_back = [
-            (
-                each,
-                pool.submit(place.run, each, f"synchronous-{repeat}-{number}", seed=repeat, course=Course()),
-            )
-            for repeat in range(repeats)
-            for number, each in enumerate(SYNCHRONOUS)
+            (label, pool.submit(place.run, label, f"synchronous-{seed}-{number}", seed=seed, course=Course()))
+            for seed in range(seeds)
+            for number, label in enumerate(synchronous)
         ]
         with ending_early(place):
-            for repeat in range(repeats):
-                for number, each in enumerate(ASYNCHRONOUS):
-                    status.update(f"stragglers, repeat {repeat + 1} of {repeats}: {each.strategy}")
-                    name = f"asynchronous-{repeat}-{number}"
-                    courses[each].append(place.run(each, name, seed=repeat, course=Course()))
-            for each, future in in_the_back:
-                courses[each].append(future.result())
-    for setting, found in courses.items():
-        report.add(row(setting, found, courses[FEDAVG]), others=others.share)
+            for seed in range(seeds):
+                for number, label in enumerate(each for each in labels if each not in synchronous):
+                    status.update(f"stragglers, seed {seed + 1} of {seeds}: {label}")
+                    name = f"asynchronous-{seed}-{number}"
+                    courses[label].append(place.run(label, name, seed=seed, course=Course()))
+            status.update("stragglers: the synchronous federations")
+            for label, future in in_the_back:
+                courses[label].append(future.result())
+    for label, found in courses.items():
+        report.add(row(label, found, courses[FEDAVG]), others=others.share)
 
 
 class Race:
@@ -261,31 +246,23 @@ def ending_early(place: Place) -> Iterator[None]:
         raise
 
 
-def row(setting: Setting, courses: Sequence[Course], baseline: Sequence[Course]) -> dict[str, Cell | Spread]:
-    """Return the row of one setting."""
+def row(label: str, courses: Sequence[Course], baseline: Sequence[Course]) -> dict[str, Cell | Spread]:
+    """Return the row of one strategy."""
+    mine, theirs = (times(each, LEVELS[-1]) for each in (courses, baseline))
     return {
-        "strategy": setting.strategy,
-        "K": setting.buffer_size,
-        "server_rate": setting.server_rate,
-        "staleness": setting.staleness,
-        **{f"s_to_{level:.0%}": times(courses, level) for level in LEVELS},
-        "updates": median(course.updates for course in courses),
-        "gave_up": sum(not course.is_over for course in courses),
-        "sooner": sooner(baseline, courses),
-        # Of the first repeat, for a plot.
+        "strategy": label,
+        **{f"s_to_{level:.0%}": seconds_in_words(times(courses, level)) for level in LEVELS},
+        "updates": median(each.updates[min(each.rounds, len(each.updates) - 1)] for each in courses),
+        "against_fedavg": times_as_fast(mine, theirs, GIVE_UP_S),
+        # Of the first seed, for a plot.
         "curve_s_values": [round(at_s, 3) for at_s, _ in courses[0].curve],
         "curve_accuracy_values": [accuracy for _, accuracy in courses[0].curve],
     }
 
 
-def times(courses: Sequence[Course], level: float) -> Spread:
-    """Return when a level had held, or when that was given up: it is later, then."""
-    return Spread(tuple(course.held.get(level, course.stopped_s) for course in courses))
-
-
-def sooner(baseline: Sequence[Course], courses: Sequence[Course]) -> Spread:
-    """Return how many times sooner 95 % had held than in the baseline."""
-    return times(baseline, LEVELS[-1]).over(times(courses, LEVELS[-1]))
+def times(courses: Sequence[Course], level: float) -> list[float]:
+    """Return from when a level was held; infinity where it was not."""
+    return [course.held.get(level, math.inf) for course in courses]
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ PURE = {
     ),
     "fluffle_cli.dashboard.table",
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),
-    *("fluffle_cli.held", "fluffle_cli.history", "fluffle_cli.plain_json", "fluffle_cli.words"),
+    *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
     "fluffle_cli.simulate.recommend",
     *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
     "fluffle_worker.splits",

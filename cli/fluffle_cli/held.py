@@ -6,11 +6,13 @@ it. A version counts until the next one is evaluated: rounds that take longer th
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, fields
+from typing import Final, Self
 
 from fluffle_aggregator.goal import Goal, Target
 
+# Every evaluation within so many seconds reaches the target, unless something else is said.
+HOLD_S: Final = 3.0
 # Times are recorded to a millisecond.
 RESOLUTION_S: Final = 1e-3
 
@@ -40,11 +42,19 @@ def held_from(
 class GoalByTime(Goal):
     """A goal whose target ends the federation when every evaluation within `hold_s` seconds reaches it.
 
-    It remembers when the evaluations began to reach the target, so that it serves one federation.
+    It remembers when the evaluations began to reach the target, so that it serves one federation. Where
+    evaluations come late, it waits `patience_s` more, so that those of all versions in the span have come.
     """
 
     hold_s: float
+    patience_s: float = 0.0
     _began: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, goal: Goal, *, hold_s: float, patience_s: float = 0.0) -> Self:
+        """Return a goal whose target holds for seconds instead of evaluations, and with the other ends."""
+        given = {each.name: getattr(goal, each.name) for each in fields(Goal)}
+        return cls(**given, hold_s=hold_s, patience_s=patience_s)
 
     def reached(
         self, *, version: int, updates: int, training_s: float, target_held: int, not_finite_held: int = 0
@@ -54,7 +64,7 @@ class GoalByTime(Goal):
             self._began.clear()
         elif not self._began:
             self._began.append(training_s)
-        if self._began and training_s - self._began[0] >= self.hold_s:
+        if self._began and training_s - self._began[0] >= self.hold_s + self.patience_s:
             return f"{self.target} held for {self.hold_s:g} s"
         return super().reached(
             version=version,

@@ -17,6 +17,7 @@ from federation import wait_until
 
 from fluffle.safetensors_file import read_model
 from fluffle.task import load_task
+from fluffle_aggregator.goal import parse_target
 from fluffle_cli.report.run import read_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -76,7 +77,8 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
         assert processes_of(out) == []
 
     [run] = read_run(out).federations
-    assert run.last.finished == "accuracy>=0.8 held for 3 evaluations"
+    assert run.last.finished == "accuracy>=0.8 held for 3 s"
+    assert run.seconds_to(parse_target("accuracy>=0.8")) is not None
     assert [each.version for each in run.versions] == list(range(len(run.versions)))
     assert run.last.updates == sum(each.updates for each in run.last.contributors.values())
     # The target may be reached before each of them has given an update.
@@ -128,6 +130,74 @@ def assert_healthy(logs: Path, *, since: float) -> None:
 def lines_of(log: Path) -> list[dict[str, str]]:
     """Return the lines of a part's log."""
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+COMPARISON = (
+    "--task",
+    "numpy_task:task",
+    "--compare",
+    "--workers",
+    "2",
+    "--delay",
+    "0.05",
+    "--slowdown",
+    "4",
+)
+
+
+def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_worst(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = (*COMPARISON, "--seeds", "2", "--seed", "3", "--target", "0.5", "--max-seconds", "30")
+    with a_demo(out, *flags, cwd=EXAMPLES) as demo:
+        said, _ = demo.communicate(timeout=2 * DEADLINE_S)
+
+        assert demo.returncode == 0, said
+        assert processes_of(out) == []
+
+    run = read_run(out)
+    assert "4 federations (2 seeds) one after the other: each trains for at most 30 s" in said
+    in_turn = [("fedavg", 3), ("fedbuff", 3), ("fedavg", 4), ("fedbuff", 4)]
+    assert [(each.strategy, each.about.seed) for each in run.federations] == in_turn
+    order = [said.index(f"{strategy}\n", said.index(f"seed {seed} (")) for strategy, seed in in_turn]
+    assert order == sorted(order)
+    assert {each.last.finished for each in run.federations} == {"accuracy>=0.5 held for 3 s"}
+    assert list(run.speedups) == [3, 4]
+    assert "in the median of 2 seeds, and " in said
+    for strategy, seed in in_turn:
+        folder = out / f"seed-{seed}" / strategy
+        assert {"metrics.jsonl", "events.jsonl", "model.safetensors", "logs"} <= {
+            path.name for path in folder.iterdir()
+        }
+    page = (out / "report.html").read_text()
+    assert "fedbuff, median of 2 seeds" in page
+    assert "fedavg, seed 4" in page
+
+
+def test_a_comparison_that_is_stopped_keeps_the_seeds_that_are_done_with_those_that_missed(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "run"
+    # No accuracy is that good: each federation ends by its time.
+    flags = (*COMPARISON, "--seeds", "3", "--target", "2.0", "--max-seconds", "2")
+    with a_demo(out, *flags, cwd=EXAMPLES) as demo:
+        second = out / "seed-1"
+        wait_until(
+            lambda: second.exists() or demo.poll() is not None, "the second seed", deadline_s=DEADLINE_S
+        )
+
+        demo.send_signal(signal.SIGINT)
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+        assert demo.returncode == 130, said
+        assert processes_of(out) == []
+
+    run = read_run(out)
+    assert [(each.strategy, each.about.seed) for each in run.federations] == [("fedavg", 0), ("fedbuff", 0)]
+    assert "1 of 3 seeds is done" in said
+    assert "fedbuff ended without reaching accuracy>=2" in said
+    assert "seconds have passed" in said
+    assert (out / "report.html").is_file()
+    assert "Traceback" not in said
 
 
 def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:

@@ -83,6 +83,43 @@ def test_of_a_run_with_two_federations_one_is_shown_at_a_time(browser: Chrome, t
     assert text_of(browser, "condition") == "not finished when this report was made"
 
 
+def test_several_seeds_have_one_curve_with_a_band_and_a_row_each(browser: Chrome, tmp_path: Path) -> None:
+    folder, places = tmp_path / "run", [f"seed-{seed}" for seed in range(3)]
+    a_run(folder)
+    summary = json.loads((folder / SUMMARY).read_text())
+    summary["runs"] = [
+        {"strategy": strategy, "folder": f"{place}/{strategy}", "seed": seed}
+        for seed, place in enumerate(places)
+        for strategy in ("fedavg", "fedbuff")
+    ]
+    (folder / SUMMARY).write_text(json.dumps(summary))
+    for each in summary["runs"]:
+        (folder / each["folder"]).mkdir(parents=True)
+        worse = 0.1 * each["seed"] if each["strategy"] == "fedbuff" else 0.0
+        lines = [a_line(number, max(0.0, 0.2 * number - worse), ["site-1"]) for number in range(6)]
+        append_lines(folder / each["folder"] / METRICS, lines)
+
+    show(browser, folder)
+
+    values = texts_of(browser, "#results .value")
+    assert values[:2] == ["fedavg, median of 3 seeds: 1 (8.0 s)", "fedbuff, median of 3 seeds: 0.9 (8.0 s)"]
+    assert texts_of(browser, "#results p")[1].startswith("The bands go from the least to the largest value")
+    rows = texts_of(browser, "[aria-label='Seed by seed'] tbody tr")
+    assert rows == ["06.0 s6.0 s1.0", "16.0 s8.0 s0.8", "26.0 s8.0 s0.8"]
+    assert texts_of(browser, "#results + .choice button")[-1] == "fedbuff, seed 2"
+    assert has_a_band(browser)
+
+
+def has_a_band(browser: Chrome) -> bool:
+    """Tell whether the first chart has pixels as faint as those of a band."""
+    script = (
+        "const drawn = document.querySelector('#results canvas');"
+        "const { data } = drawn.getContext('2d').getImageData(0, 0, drawn.width, drawn.height);"
+        "return data.some((value, place) => place % 4 === 3 && value === 0x22)"
+    )
+    return bool(browser.execute_script(script))
+
+
 def test_a_name_that_is_a_script_is_shown_letter_by_letter(browser: Chrome, tmp_path: Path) -> None:
     story = [replace(each, name=HOSTILE, detail=HOSTILE) for each in STORY]
     folder = a_run(tmp_path / "run", workers=[HOSTILE], happened=story, settings={HOSTILE: HOSTILE})

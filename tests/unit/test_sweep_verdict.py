@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import pytest
 
 from fluffle.settings import load_arguments
+from fluffle_cli.over_seeds import Spread
 from fluffle_cli.simulate.grid import grid_of
 from fluffle_cli.simulate.one_run import RunResult
-from fluffle_cli.simulate.results import Failure, Spread, SweepResults
+from fluffle_cli.simulate.results import Failure, SweepResults
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.verdict import verdict
 

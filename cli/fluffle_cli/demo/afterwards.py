@@ -1,13 +1,14 @@
 """What the demo needs the task's framework for once the federation is over, in one child process.
 
 `python -m fluffle_cli.demo.afterwards OUT ARGUMENTS` writes each final model in the framework's own format,
-and trains the same architecture in one place, to compare.
+and trains the same architecture in one place with each of the seeds, to compare.
 """
 
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import FluffleError
@@ -21,20 +22,26 @@ from fluffle_worker.round import train_centrally
 def save_and_train(
     *,
     task: str,
-    seed: int,
     epochs: int,
     max_seconds: float,
     learning_rate: float | None,
-    models: Sequence[str],
+    models: Mapping[str, Sequence[str]],
 ) -> Mapping[str, float]:
-    """Save each model beside its file as `.keras`, and return the metrics of one trained in one place."""
-    loaded = load_task(task)
+    """Save the models of each seed beside their files as `.keras`, and train one in one place with each seed.
+
+    Returns the medians of the metrics of those that were trained in one place.
+    """
+    loaded, plan = load_task(task), Plan(learning_rate=learning_rate)
     checked = CheckedTask(loaded)
-    local = checked.model(seed).local
-    for path in map(Path, models):
-        checked.save({**read_model(path), **local}, path.with_suffix(".keras"))
-    plan = Plan(learning_rate=learning_rate)
-    return train_centrally(loaded, epochs=epochs, plan=plan, seed=seed, max_seconds=max_seconds)
+    found = []
+    for seed, paths in models.items():
+        local = checked.model(int(seed)).local
+        for path in map(Path, paths):
+            checked.save({**read_model(path), **local}, path.with_suffix(".keras"))
+        found.append(
+            train_centrally(loaded, epochs=epochs, plan=plan, seed=int(seed), max_seconds=max_seconds)
+        )
+    return {name: median(each[name] for each in found) for name in found[0]}
 
 
 def main(out: str, arguments: str) -> int:

@@ -19,6 +19,7 @@ from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.held import HOLD_S
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
 from fluffle_cli.watching.state import DIED, happenings_in
@@ -77,7 +78,9 @@ class DemoFederation:
 
     def results(self, folder: str) -> FederationRun:
         """Return what came out of it; `folder` is its own in that of the run."""
-        about = AboutFederation(strategy=self._strategy, folder=folder)
+        about = AboutFederation(
+            strategy=self._strategy, folder=folder, seed=self._settings.seed, held_seconds=HOLD_S
+        )
         return FederationRun(about=about, versions=self._versions)
 
     def play(self, node: BrokerNode, builder: Processes, initial_model: Path) -> ModelVersion:

@@ -76,7 +76,7 @@ def aggregators(
     return [
         _part(
             "aggregator",
-            "fluffle_aggregator",
+            "fluffle_cli.demo.aggregator",
             **where,
             task=settings.task,
             name=name,
@@ -94,16 +94,18 @@ def aggregators(
     ]
 
 
-def afterwards(settings: DemoSettings, *, models: Sequence[Path], out: Path) -> Part:
-    """Return the process that saves final models (.safetensors) as .keras, and trains in one place."""
+def afterwards(settings: DemoSettings, *, models: Mapping[int, Sequence[Path]], out: Path) -> Part:
+    """Return the process that saves final models (.safetensors) as .keras, and trains in one place.
+
+    `models` are those of each seed.
+    """
     arguments = {
         "task": settings.task,
-        "seed": settings.seed,
         "epochs": settings.task_defaults.central_epochs,
         # In one place nobody trains for longer than the federation might.
         "max_seconds": settings.max_seconds,
         "learning_rate": settings.task_defaults.learning_rate,
-        "models": list(map(str, models)),
+        "models": {seed: list(map(str, paths)) for seed, paths in models.items()},
     }
     command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", str(out), json.dumps(arguments))
     return Part(name="afterwards", command=command, environment={})

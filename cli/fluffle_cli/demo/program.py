@@ -1,4 +1,4 @@
-"""The demo from start to end: a broker, one federation or two, and what is made of their results."""
+"""The demo from start to end: a broker, one federation or more, and what is made of their results."""
 
 import json
 import shlex
@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from fluffle import logs
@@ -22,15 +23,20 @@ from fluffle.settings import SharedSettings
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import DemoFederation
 from fluffle_cli.demo.processes import Processes
-from fluffle_cli.demo.settings import BASELINE, DemoSettings
+from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.held import HOLD_S
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.command import FILE as REPORT
+from fluffle_cli.report.comparison import central, missed, name_of, results, seeds_table, verdict
 from fluffle_cli.report.run import About, Run, versions_in_use, write_summary
 from fluffle_cli.watching.terminal import Screen, plain_table, workers_table
-from fluffle_cli.words import number
+from fluffle_cli.words import count, duration
 
 EXIT_MISSED = 1
 TICK_S = 0.1
+# What it takes until everybody has loaded TensorFlow, on two cores.
+START_S = 20.0
+KEEPS = " and keeps the seeds that are done"
 
 
 def run(settings: DemoSettings) -> None:
@@ -57,7 +63,7 @@ def run(settings: DemoSettings) -> None:
             raise
         finally:
             logs.configure("pretty", verbose=settings.verbose, part="demo")
-    if any(each.seconds_to(results.goal) is None for each in results.federations):
+    if missed(results):
         sys.exit(EXIT_MISSED)
 
 
@@ -69,14 +75,41 @@ class Demo:
         self._folder = folder
         self._console = console
         self._stop = stop
+        # The federations that have come to their end, by their seed.
+        self._played: dict[int, list[DemoFederation]] = {}
 
     def play(self) -> Run:
-        """Do everything in turn; whatever happens, no process stays but the broker that is to be kept."""
+        """Do everything in turn; whatever happens, no process stays but the broker that is to be kept.
+
+        Of several seeds, those that are done are kept when it is stopped, or fails.
+        """
+        _print(self._console, introduction(self._settings, self._folder))
+        try:
+            self._play_federations()
+            run = self._write_run(self._played, self._look_afterwards())
+        except (KeyboardInterrupt, FluffleError):
+            if len(self._settings.each_seed) > 1:
+                self._keep_what_is_done()
+            raise
+        print_results(self._console, run)
+        _print(self._console, conclusion(self._settings, self._folder))
+        return run
+
+    def _keep_what_is_done(self) -> None:
+        strategies, seeds = self._settings.strategies, self._settings.each_seed
+        # A seed with one strategy only would make the comparison unfair.
+        done = {seed: runs for seed, runs in self._played.items() if len(runs) == len(strategies)}
+        is_or_are = "is" if len(done) == 1 else "are"
+        _print(self._console, f"{len(done)} of {count(len(seeds), 'seed')} {is_or_are} done")
+        if done:
+            # It takes a second, and is not stopped again.
+            self._stop = threading.Event()
+            print_results(self._console, self._write_run(done, {}))
+
+    def _write_run(self, played: Mapping[int, Sequence[DemoFederation]], central: Mapping[str, float]) -> Run:
         settings, folder = self._settings, self._folder
-        _print(self._console, introduction(settings, folder))
-        played = self._play_federations()
-        central = self._look_afterwards(played)
-        federations = [each.results(str(each.folder.relative_to(folder))) for each in played]
+        runs = [each for of_seed in played.values() for each in of_seed]
+        federations = [each.results(str(each.folder.relative_to(folder))) for each in runs]
         about = About(
             task=settings.task,
             seed=settings.seed,
@@ -85,29 +118,22 @@ class Demo:
             central=central,
             runs=[each.about for each in federations],
             settings=shown_settings(settings),
-            versions=versions_in_use(played[0].server),
+            versions=versions_in_use(runs[0].server),
         )
         run = Run(folder=folder, about=about, federations=federations)
         write_summary(run)
         self._work(parts.report(folder), "writing the report")
-        print_results(self._console, run)
-        _print(self._console, conclusion(settings, folder))
         return run
 
-    def _play_federations(self) -> list[DemoFederation]:
+    def _play_federations(self) -> None:
         logs_folder = self._folder / "logs"
-        initial_model = logs_folder / "version-0.safetensors"
         node = BrokerNode.begin_start(self._folder / "broker")
         login = f"user {node.user}  password {node.password}"
         _print(self._console, f"RabbitMQ's UI: {node.management_url}  {login}")
-        builder = Processes(logs_folder)
-        strategies = [*([BASELINE] if self._settings.compare else []), self._settings.strategy]
         try:
-            builder.start([parts.initial_model(self._settings, initial_model)])
-            return [self._play_federation(each, node, builder, initial_model) for each in strategies]
+            for seed in self._settings.each_seed:
+                self._play_seed(self._settings.model_copy(update={"seed": seed}), node)
         finally:
-            builder.stop(patience_s=0.0)
-            initial_model.unlink(missing_ok=True)
             if self._settings.keep_broker and node.is_running:
                 node.outlive()
                 stop = f"fluffle broker down --folder {shlex.quote(str(node.folder))}"
@@ -118,16 +144,37 @@ class Demo:
                     (node.folder / "log" / "broker.log").replace(logs_folder / "rabbitmq.log")
                 shutil.rmtree(node.folder, ignore_errors=True)
 
+    def _play_seed(self, settings: DemoSettings, node: BrokerNode) -> None:
+        """Play the strategies with one seed, from the same version 0."""
+        seed, seeds = settings.seed, self._settings.each_seed
+        builder = Processes(self._folder / "logs")
+        initial_model = builder.logs / "version-0.safetensors"
+        played = self._played.setdefault(seed, [])
+        try:
+            builder.start([parts.initial_model(settings, initial_model)])
+            for strategy in settings.strategies:
+                if len(seeds) > 1:
+                    what = f"seed {seed} ({seeds.index(seed) + 1} of {len(seeds)}): {strategy}"
+                    _print(self._console, what, "bold")
+                played.append(self._play_federation(settings, strategy, node, builder, initial_model))
+                if len(seeds) > 1:
+                    run = played[-1].results(".")
+                    held = results([run], settings.goal.metric, settings.goal)[f"{settings.goal} held from"]
+                    _print(self._console, f"seed {seed}, {strategy}: {settings.goal} held from: {held}")
+        finally:
+            builder.stop(patience_s=0.0)
+            initial_model.unlink(missing_ok=True)
+
     def _play_federation(
-        self, strategy: str, node: BrokerNode, builder: Processes, initial_model: Path
+        self, settings: DemoSettings, strategy: str, node: BrokerNode, builder: Processes, initial_model: Path
     ) -> DemoFederation:
-        settings, compare = self._settings, self._settings.compare
+        place = self._settings.place(strategy, settings.seed)
         with Screen.on(self._console) as screen:
             run = DemoFederation(
                 settings,
                 strategy,
-                federation=f"{settings.task_name}-{strategy}" if compare else settings.task_name,
-                folder=self._folder / strategy if compare else self._folder,
+                federation="-".join([settings.task_name, *place]),
+                folder=self._folder.joinpath(*place),
                 screen=screen,
                 stop=self._stop,
             )
@@ -136,10 +183,12 @@ class Demo:
         write_model(run.folder / "model.safetensors", final.weights_to_evaluate, about, layout=final.layout)
         return run
 
-    def _look_afterwards(self, runs: Sequence[DemoFederation]) -> Mapping[str, float]:
+    def _look_afterwards(self) -> Mapping[str, float]:
         """Return the metrics of the same model trained in one place; none if that fails."""
         out = self._folder / "logs" / "central_metrics.json"
-        models = [each.folder / "model.safetensors" for each in runs]
+        models = {
+            seed: [each.folder / "model.safetensors" for each in runs] for seed, runs in self._played.items()
+        }
         part = parts.afterwards(self._settings, models=models, out=out)
         self._work(part, "saving the final model, and training the same one in one place to compare")
         if not out.exists():
@@ -172,41 +221,62 @@ def shown_settings(settings: DemoSettings) -> dict[str, str]:
 
 
 def introduction(settings: DemoSettings, folder: Path) -> str:
-    """Say what the demo will show."""
-    strategies = f"{BASELINE}, then {settings.strategy}" if settings.compare else settings.strategy
+    """Say what the demo will show, and how long it may take."""
+    strategies, seeds = ", then ".join(settings.strategies), settings.each_seed
     delays = ", ".join(f"{delay:g}" for delay in settings.delays_s)
-    return (
-        f"fluffle demo: {settings.task} with {strategies}, until {settings.goal} holds\n"
-        f"{settings.workers} workers idle {delays} s in each round, to play devices of different speed\n"
-        f"The run lies in {folder}; Ctrl-C stops everything."
-    )
+    said = [
+        f"fluffle demo: {settings.task} with {strategies}, until {settings.goal} holds for {HOLD_S:g} s",
+        f"{settings.workers} workers idle {delays} s in each round, to play devices of different speed",
+    ]
+    if (runs := len(seeds) * len(settings.strategies)) > 1:
+        longest_s = runs * (settings.max_seconds + START_S)
+        said.append(
+            f"{count(runs, 'federation')} ({count(len(seeds), 'seed')}) one after the other: each trains for "
+            f"at most {settings.max_seconds:g} s after some {START_S:g} s to start, at most "
+            f"{duration(longest_s)} together"
+        )
+    said.append(f"The run lies in {folder}; Ctrl-C stops everything{KEEPS if len(seeds) > 1 else ''}.")
+    return "\n".join(said)
 
 
 def print_results(console: Console, run: Run) -> None:
-    """Print the results, what each worker gave, and which federations missed their target."""
-    metric, central = run.metric, run.about.central.get(run.metric)
-    results = [each.results(metric, run.goal) for each in run.federations]
-    heads = [run.about.task, *(each.strategy for each in run.federations), "trained in one place"]
-    rows = [[what, *(each[what] for each in results), ""] for what in results[0]]
-    rows[0][-1] = "unknown" if central is None else number(central)
+    """Print the results, what each worker or each seed gave, and which federations missed their target."""
+    groups = {strategy: list(group.values()) for strategy, group in run.groups.items()}
+    found = [results(group, run.metric, run.goal) for group in groups.values()]
+    heads = [run.about.task, *groups, "trained in one place"]
+    rows = [[what, *(each[what] for each in found), ""] for what in found[0]]
+    rows[0][-1] = central(run) or "unknown"
     console.print()
-    console.print(plain_table(heads, rows, right=heads[1:]))
-    for each in run.federations:
+    console.print(_table(heads, rows))
+    seeds_heads, seeds_rows = seeds_table(run)
+    if seeds_rows:
         console.print()
-        console.print(Text(each.strategy, "bold"))
-        console.print(workers_table(each.view))
-    if run.ratio is not None:
+        console.print(_table(seeds_heads, seeds_rows))
+    else:
+        for each in run.federations:
+            console.print()
+            console.print(Text(each.strategy, "bold"))
+            console.print(workers_table(each.view))
+    if run.speedups:
         console.print()
-        _print(console, f"{run.verdict}.", "bold green")
-    for each in run.federations:
-        if each.seconds_to(run.goal) is None:
-            said = f"{each.strategy} ended without reaching {run.about.target}: {each.last.finished}"
-            _print(console, said, "yellow")
+        _print(console, f"{verdict(run)}.", "bold green")
+    for each in missed(run):
+        said = f"{name_of(each, run)} ended without reaching {run.about.target}: {each.last.finished}"
+        _print(console, said, "yellow")
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = plain_table(heads, rows, right=heads[1:])
+    for column in table.columns:
+        # On a narrow terminal a cell takes two lines: none of it is left out.
+        column.no_wrap = False
+    return table
 
 
 def conclusion(settings: DemoSettings, folder: Path) -> str:
     """Say where the run lies and what to look at next."""
-    each = "for each strategy, in its folder: " if settings.compare else ""
+    has_folders = settings.place(settings.strategy, settings.seed)
+    each = "for each federation, in its folder: " if has_folders else ""
     said = [
         "",
         f"The run lies in {folder}",

@@ -16,10 +16,12 @@ from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
+from fluffle_cli.held import HOLD_S
 from fluffle_cli.report.run import make_empty_folder
 
 # The strategy that `--compare` sets beside the chosen one.
 BASELINE = FedAvgSettings.named
+SEEDS_TO_COMPARE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,14 @@ class DemoSettings(StrategySettings, SharedSettings):
     )
     compare: bool = Field(
         False,
-        description=f"Run synchronous {BASELINE} first, then the strategy, and compare both in the report.",
+        description=f"With each of the seeds, run synchronous {BASELINE} first, then the strategy, and "
+        "compare them in the report: the median over the seeds with the range.",
+    )
+    seeds: int | None = Field(
+        None,
+        ge=1,
+        description="Run with so many seeds one after the other, from --seed on. Default: 5 with --compare, "
+        "else 1.",
     )
     workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
     task: str = Field(
@@ -78,12 +87,14 @@ class DemoSettings(StrategySettings, SharedSettings):
     target: Annotated[str, readable_by(parse_target)] | None = Field(
         None,
         description='What ends the demo: 0.95 (accuracy), "accuracy>=0.95" or "loss<=0.7"; each ready task '
-        "has one by default.",
+        f"has one by default. It holds when every evaluation within {HOLD_S:g} seconds reaches it.",
     )
     max_seconds: float = Field(
-        120.0, gt=0, description="Seconds of training after which the demo ends without its target."
+        120.0, gt=0, description="Seconds of training after which a federation ends without its target."
     )
-    seed: int = Field(0, ge=0, description="Seed of the split, the first weights and the minibatches.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the split, the first weights and the minibatches; the first of several."
+    )
     out: Path | None = Field(
         None, description="Folder for the results, by default runs/TASK-STRATEGY-DATE-TIME."
     )
@@ -121,6 +132,21 @@ class DemoSettings(StrategySettings, SharedSettings):
         if kind.is_synchronous:
             own["buffer_size"] = self.workers
         return {name: value for name, value in own.items() if value != kind.model_fields[name].default}
+
+    @property
+    def strategies(self) -> list[str]:
+        """The strategies that are run one after the other."""
+        return [*([BASELINE] if self.compare else []), self.strategy]
+
+    @property
+    def each_seed(self) -> range:
+        """The seeds that are run one after the other."""
+        return range(self.seed, self.seed + (self.seeds or (SEEDS_TO_COMPARE if self.compare else 1)))
+
+    def place(self, strategy: str, seed: int) -> list[str]:
+        """Return what tells one federation of this run from the others; nothing when it is the only one."""
+        of_seed = [f"seed-{seed}"] if len(self.each_seed) > 1 else []
+        return [*of_seed, *([strategy] if self.compare else [])]
 
     @property
     def worker_names(self) -> list[str]:

@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from importlib.resources import files
+from math import isfinite
 from typing import Final
 
 from fluffle_cli.dashboard.table import row_of
 from fluffle_cli.history import Series, the_later
+from fluffle_cli.over_seeds import Spread
 from fluffle_cli.plain_json import as_text
+from fluffle_cli.report.comparison import curve, name_of, results, seeds_table, verdict
 from fluffle_cli.report.run import FederationRun, Run
 from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.state import REJECTED, TOOK_OVER
@@ -63,23 +66,27 @@ def data_of(run: Run, others: Sequence[Run]) -> dict[str, object]:
     curves, rows = [], []
     for one in (run, *others):
         name = {"run": one.folder.name} if others else {}
-        for each in one.federations:
-            label = f"{each.strategy} in {one.folder.name}" if others else each.strategy
-            points = thinned(each.curve(metric))
-            curves.append({"name": label, "points": points, "reached": each.seconds_to(goal)})
-            rows.append(name | {"strategy": each.strategy} | each.results(metric, goal))
+        for strategy, group in one.groups.items():
+            runs = list(group.values())
+            many = f", median of {len(runs)} seeds" if len(runs) > 1 else ""
+            label = f"{strategy}{f' in {one.folder.name}' if others else ''}{many}"
+            held = Spread.of([each.held_s(goal) for each in runs]) if goal else None
+            reached = held.median if held and isfinite(held.median) else None
+            curves.append({"name": label, "points": thinned(curve(runs, metric)), "reached": reached})
+            rows.append(name | {"strategy": strategy} | results(runs, metric, goal))
         if central := one.about.central.get(metric):
             final = {f"final {metric}": number(central)}
             rows.append(name | {"strategy": "trained in one place"} | final)
     seed = {} if about.seed is None else {"seed": about.seed}
     settings = {"target": about.target or "none", **seed, **about.settings}
     return {
-        "title": f"{about.task}: {', '.join(each.strategy for each in run.federations)}",
+        "title": f"{about.task}: {', '.join(run.groups)}",
         "folder": str(run.folder),
-        "verdict": f"{run.verdict}." if run.verdict else "",
+        "verdict": f"{said}." if (said := verdict(run)) else "",
         "compared": {"metric": metric, "lines": lines, "curves": curves},
         "results": [list(rows[0]), [[row.get(head, "") for head in rows[0]] for row in rows]],
-        "federations": [_federation(each) for each in run.federations],
+        "seeds": seeds_table(run),
+        "federations": [_federation(each) | {"name": name_of(each, run)} for each in run.federations],
         "settings": [[name, str(value)] for name, value in settings.items()],
         "versions": list(about.versions.items()) or [("unknown", "the run's files do not say")],
     }
@@ -97,7 +104,6 @@ def _federation(run: FederationRun) -> dict[str, object]:
         for each, values in zip(run.versions, late, strict=True)
     ]
     return {
-        "name": run.strategy,
         "state": as_json(view) | {"queues": queues},
         "workers": [row_of(each) for each in view.workers.values()],
         "senders": Counter(each.name or "unknown" for each in run.refused).most_common(MOST_SENDERS),

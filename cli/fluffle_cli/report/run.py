@@ -4,6 +4,7 @@
 whatever else happened. The files may be anybody's, and are read with suspicion.
 """
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
@@ -20,10 +20,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 from fluffle.errors import ConfigError
 from fluffle.events import AFTER_THE_END
 from fluffle_aggregator.goal import Target, parse_target
+from fluffle_cli.held import held_from
+from fluffle_cli.over_seeds import Speedup, median_speedup
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.watching.state import REJECTED, TOOK_OVER, FederationState
 from fluffle_cli.watching.view import FederationView, Happening, Term, Version
-from fluffle_cli.words import number
 
 SUMMARY: Final = "summary.json"
 METRICS: Final = "metrics.jsonl"
@@ -35,18 +36,25 @@ Read = TypeVar("Read")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AboutFederation:
-    """What a federation's versions do not say: its strategy, and its folder."""
+    """What a federation's versions do not say: its strategy, its folder, its seed, and when its target holds.
+
+    The target holds when every evaluation within `held_seconds` reaches it; without these, from the first
+    evaluation on that reaches it, and so do all later ones.
+    """
 
     strategy: str
     folder: str
+    seed: int | None = None
+    held_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
     """What a run was: a demo, or one federation that was none.
 
-    `central` are the metrics of the same model trained in one place. Without a `target`, `metric_shown` says
-    which metric the curves show. `settings` and `versions` (of Fluffle, Python, RabbitMQ ...) are for people.
+    `seed` is the first one where there are several, and each of `runs` has its own. `central` are the metrics
+    of the same model trained in one place. Without a `target`, `metric_shown` says which metric the curves
+    show. `settings` and `versions` (of Fluffle, Python, RabbitMQ ...) are for people.
     """
 
     task: str
@@ -133,27 +141,17 @@ class FederationRun:
         values = {each.version: each.metrics[metric] for each in evaluations if metric in each.metrics}
         return [(committed[number], values[number]) for number in sorted(values) if number in committed]
 
-    def results(self, metric: str, goal: Target | None) -> dict[str, str]:
-        """Return what came out of it, in words: by this metric, and the time to this goal."""
-        points, best, reached = self.curve(metric), self.last.best, self.seconds_to(goal)
-        final = points[-1][1] if points else None
-        late = [one.staleness for each in self.versions for one in each.folded]
-        has_best = best is not None and metric in best.metrics
-        return {
-            f"final {metric}": "unknown" if final is None else number(final),
-            "best": f"{number(best.metrics[metric])} (version {best.version})" if best and has_best else "",
-            f"{goal or 'target'} held from": "never" if reached is None else f"{reached:.1f} s",
-            "training took": f"{self.seconds:.1f} s",
-            "versions": str(self.last.version),
-            "updates": str(self.last.updates),
-            "mean staleness": f"{sum(late) / len(late):.2f}" if late else "",
-            "refused": str(self.last.rejected),
-        }
+    def held_s(self, target: Target) -> float:
+        """Return the same as `seconds_to`, and infinity if the target never held."""
+        reached = self.seconds_to(target)
+        return math.inf if reached is None else reached
 
     def seconds_to(self, target: Target | None) -> float | None:
         """Return when the first version was committed from which on the target held; None if none was."""
         if target is None:
             return None
+        if (hold_s := self.about.held_seconds) is not None:
+            return held_from(self.curve(target.metric), target, hold_s=hold_s, until_s=self.seconds)
         reached: float | None = None
         for seconds, value in reversed(self.curve(target.metric)):
             if not target.is_met({target.metric: value}):
@@ -181,24 +179,32 @@ class Run:
         return self.goal.metric if self.goal else self.about.metric_shown
 
     @property
-    def ratio(self) -> float | None:
-        """How many times as long the first federation took to the target as the second; None if unknown."""
-        times = [each.seconds_to(self.goal) for each in self.federations]
-        if len(times) != 2 or not times[0] or not times[1]:
-            return None
-        return times[0] / times[1]
+    def groups(self) -> dict[str, dict[int | None, FederationRun]]:
+        """The federations by their strategy, in the order of the run, and by their seed."""
+        found: dict[str, dict[int | None, FederationRun]] = {}
+        for each in self.federations:
+            found.setdefault(each.strategy, {})[each.about.seed] = each
+        return found
 
     @property
-    def verdict(self) -> str:
-        """What the comparison of two federations shows; empty for one."""
-        if len(self.federations) != 2:
-            return ""
-        first, second = f"synchronous {self.federations[0].strategy}", self.federations[1].strategy
-        if self.ratio is None:
-            return f"{second} and {first}"
-        fast, slow = (second, first) if self.ratio >= 1 else (first, second)
-        times = max(self.ratio, 1 / self.ratio)
-        return f"{fast} reaches {self.about.target} {times:.1f} times as fast as {slow}"
+    def speedups(self) -> dict[int | None, Speedup]:
+        """How many times as fast as the first strategy the second one is, for each seed that both have.
+
+        Empty unless there are two strategies and a target.
+        """
+        groups = list(self.groups.values())
+        if len(groups) != 2 or self.goal is None:
+            return {}
+        baseline, strategy = groups
+        return {
+            seed: Speedup.of(
+                strategy[seed].held_s(self.goal),
+                baseline_s=one.held_s(self.goal),
+                watched_s=one.seconds,
+            )
+            for seed, one in baseline.items()
+            if seed in strategy
+        }
 
 
 def make_empty_folder(folder: Path, *, given_as: str = "") -> Path:
@@ -222,7 +228,10 @@ def append_lines(path: Path, lines: Iterable[Version | Happening]) -> None:
 
 
 def write_summary(run: Run) -> None:
-    """Write `summary.json`: what the run was and, for other programs, what came out of it."""
+    """Write `summary.json`: what the run was and, for other programs, what came out of it.
+
+    `ratio` is the median over the seeds of how many times as fast as the first strategy the second one is.
+    """
     runs = [
         asdict(each.about)
         | {name: getattr(each.last, name) for name in ("finished", "updates", "rejected")}
@@ -231,7 +240,9 @@ def write_summary(run: Run) -> None:
         | {"workers": {worker.name: asdict(worker) for worker in each.view.workers.values()}}
         for each in run.federations
     ]
-    said = asdict(run.about) | {"ratio": run.ratio, "runs": runs}
+    found = list(run.speedups.values())
+    ratio = median_speedup(found).times if found else None
+    said = asdict(run.about) | {"ratio": ratio, "runs": runs}
     (run.folder / SUMMARY).write_text(as_text(said, indent=2) + "\n", encoding="utf-8")
 
 
@@ -264,7 +275,7 @@ def _read_federation(folder: Path, about: AboutFederation) -> FederationRun:
     versions = _read(place / METRICS, Version)
     if not versions:
         raise ConfigError(f"{place / METRICS} has no version in it: nothing was trained")
-    if not all(isfinite(each.committed_at) for each in versions):
+    if not all(math.isfinite(each.committed_at) for each in versions):
         raise ConfigError(f"{place / METRICS} has a version without a time: nothing can be drawn")
     happened = _read(place / EVENTS, Happening) if (place / EVENTS).exists() else []
     return FederationRun(about=about, versions=versions, happened=sorted(happened, key=lambda each: each.at))

@@ -176,7 +176,7 @@ def _described(
         task=settings.task,
         seed=settings.seed,
         target=settings.target or "",
-        runs=[AboutFederation(strategy=settings.strategy, folder=".")],
+        runs=[AboutFederation(strategy=settings.strategy, folder=".", held_seconds=settings.held_seconds)],
         metric_shown=versions[-1].best_by.rpartition(":")[0]
         or metric_to_show(_newest_metrics(versions[-1]))
         or "accuracy",

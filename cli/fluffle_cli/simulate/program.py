@@ -9,6 +9,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
 from fluffle_cli.report.command import FILE
+from fluffle_cli.report.comparison import results
 from fluffle_cli.simulate.from_run import with_those_of_its_run
 from fluffle_cli.simulate.one_run import line_of, play
 from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
@@ -59,8 +60,8 @@ def _run_one(settings: SimulateSettings, console: Console) -> None:
             progress.stop()
             console.print(f"Stopped. What there is of the run lies in {folder}", markup=False)
             raise
-    found_of_run = played.run.federations[0].results(played.run.metric, played.run.goal)
-    for what, found in found_of_run.items():
+    run = played.run
+    for what, found in results(run.federations, run.metric, run.goal).items():
         console.print(f"{what:28} {found}", markup=False)
     console.print(f"The report is {folder / FILE}", markup=False)
     for line in played.complaints:

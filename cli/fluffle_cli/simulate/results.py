@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Final
 
 from fluffle.whole_file import write_whole
+from fluffle_cli.over_seeds import Spread
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.simulate.grid import Grid
 from fluffle_cli.simulate.one_run import RunResult
@@ -23,8 +23,6 @@ from fluffle_cli.words import number
 
 CSV: Final = "results.csv"
 JSON: Final = "results.json"
-# What is said of a run that never held its target where there is little room.
-NEVER_IN_WORDS: Final = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,33 +32,6 @@ class Failure:
     place: int
     seed: int
     error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of some values, the least and the largest; a run that never held has an infinite value."""
-
-    median: float
-    least: float
-    largest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread | None":
-        """Sum values up; None when there are none, or any is unknown (NaN)."""
-        if not values or any(map(math.isnan, values)):
-            return None
-        return cls(median(values), min(values), max(values))
-
-    def in_words(self, say: Callable[[float], str], *, never: str = NEVER_IN_WORDS) -> str:
-        """Return "12.3 (10.1 to 15.0)"; `never` is said for a median that is infinite."""
-
-        def said(value: float, instead: str) -> str:
-            return say(value) if math.isfinite(value) else instead
-
-        middle = said(self.median, never)
-        if self.least == self.largest:
-            return middle
-        return f"{middle} ({said(self.least, NEVER_IN_WORDS)} to {said(self.largest, NEVER_IN_WORDS)})"
 
 
 @dataclass(frozen=True)

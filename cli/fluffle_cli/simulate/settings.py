@@ -1,7 +1,6 @@
 """The settings of a simulation: those of the aggregator, the devices and the data."""
 
 from collections.abc import Iterator
-from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -18,7 +17,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
-from fluffle_cli.held import GoalByTime
+from fluffle_cli.held import HOLD_S, GoalByTime
 from fluffle_cli.report.run import make_empty_folder
 from fluffle_cli.simulate.availability import Always, Availability, OnOff, Traced
 from fluffle_cli.simulate.devices import seconds_of_devices, seconds_of_rounds
@@ -115,7 +114,7 @@ class SimulateSettings(AggregatorSettings):
     )
     evaluate_every: int = Field(1, ge=1, description="Evaluate each of so many versions.")
     held_seconds: float = Field(
-        3.0,
+        HOLD_S,
         ge=0,
         description="The target is held when every evaluation within so many virtual seconds reaches it.",
     )
@@ -186,9 +185,7 @@ class SimulateSettings(AggregatorSettings):
 
     def make_goal(self) -> Goal:
         """Return what ends the federation: its target counts once it has held for `held_seconds`."""
-        goal = super().make_goal()
-        given = {each.name: getattr(goal, each.name) for each in fields(Goal)}
-        return GoalByTime(**given, hold_s=self.held_seconds)
+        return GoalByTime.of(super().make_goal(), hold_s=self.held_seconds)
 
     def require_comparable(self) -> None:
         """Raise ConfigError when a recommendation is wanted, and nothing is compared."""

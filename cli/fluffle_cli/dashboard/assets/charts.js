@@ -13,7 +13,7 @@ export class Chart {
   /**
    * Add a figure to `parent`. `say` turns a value into words, `sayX` an x and its place, `isTime` says that x is Unix seconds.
    * Each of `curves` has a `stroke`, the name of a colour in style.css. Several curves each have a `name`, and a `dash` if
-   * they are lines to compare with.
+   * they are lines to compare with. One that `hasRange` has a band around it.
    */
   constructor(parent, title, { say, sayX, isTime = false, curves = [{ stroke: "--one" }] }) {
     this.title = title;
@@ -46,11 +46,12 @@ export class Chart {
 
   /**
    * Show the curves, each of which has a column of values, a vertical line at each of `marks`, and one with its words at
-   * `best`, if there is one. Where a value is not finite, it is a text.
+   * `best`, if there is one. Where a value is not finite, it is a text. `ranges` has two columns for each curve that
+   * `hasRange`: the least values and the largest.
    */
-  show(xs, columns, marks = [], best = null) {
+  show(xs, columns, marks = [], best = null, ranges = []) {
     this.columns = columns;
-    this.data = [xs, ...columns.map((ys) => ys.map((y) => (typeof y === "number" ? y : null)))];
+    this.data = [xs, ...[...columns, ...ranges].map((ys) => ys.map((y) => (typeof y === "number" ? y : null)))];
     this.marks = marks;
     this.best = best;
     if (!this.drawn) this.draw();
@@ -69,6 +70,8 @@ export class Chart {
     this.drawn?.destroy();
     this.width = this.plot.clientWidth || 320;
     const ink = colour("--faint");
+    const line = { spanGaps: true, points: { show: false } };
+    const banded = this.curves.filter(({ hasRange }) => hasRange);
     const axis = { stroke: ink, grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line") } };
     this.drawn = new uPlot(
       {
@@ -82,8 +85,15 @@ export class Chart {
           this.isTime ? { ...axis, values: (_plot, ticks) => ticks.map((tick) => this.sayX(tick).replace(", ", "\n")), space: 80 } : axis,
           { ...axis, size: 60, values: (_plot, ticks) => ticks.map((tick) => this.say(tick)) },
         ],
-        series: [{}, ...this.curves.map(({ stroke, dash }) => (
-          { stroke: colour(stroke), width: dash ? 1 : 2, dash, spanGaps: true, points: { show: false } }))],
+        series: [
+          {},
+          ...this.curves.map(({ stroke, dash }) => ({ ...line, stroke: colour(stroke), width: dash ? 1 : 2, dash })),
+          ...banded.flatMap(({ stroke }) => [0, 1].map(() => ({ ...line, stroke: `${colour(stroke)}66`, width: 1 }))),
+        ],
+        bands: banded.map(({ stroke }, nth) => {
+          const least = 1 + this.curves.length + 2 * nth;
+          return { series: [least + 1, least], fill: `${colour(stroke)}22` };
+        }),
         hooks: { draw: [(plot) => this.drawMarks(plot)], setCursor: [(plot) => this.caption(plot.cursor.idx)] },
       },
       this.data,

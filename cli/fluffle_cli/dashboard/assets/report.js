@@ -3,7 +3,7 @@
 import { Chart } from "./charts.js";
 import { say, showFederation } from "./page.js";
 import { takeoversOf } from "./quality.js";
-import { section, STROKES, showTogether, tableOf } from "./sections.js";
+import { compare, section, tableOf } from "./sections.js";
 import { byId, duration, element, fill, number, oneDigit, write } from "./text.js";
 import { prepareWorkers, showWorkers, wanted } from "./workers.js";
 
@@ -13,20 +13,20 @@ let chosen = run.federations.at(-1);
 
 function results() {
   const { metric, curves, lines } = run.compared;
-  const end = Math.max(1, ...curves.map(({ points }) => points.at(-1)?.[0] ?? 0));
-  const all = [
-    ...curves.map((one, place) => ({ ...one, stroke: STROKES[place % STROKES.length] })),
-    ...lines.map(([name, y]) => ({ name, points: [[0, y], [end, y]], stroke: "--faint", dash: [8, 5] })),
-  ];
   const made = section("Results");
   made.id = "results";
   // Drawn in the page, so that its width is known.
   document.querySelector("main").prepend(made);
   made.append(element("p", run.verdict));
   const title = `${metric} on held-out data, over seconds since the first round began`;
-  const chart = new Chart(made, title, { say: number, sayX: duration, curves: all });
-  showTogether(chart, all.map((one) => one.points), curves.map((one) => one.reached).filter((at) => at !== null));
+  const marks = curves.map((one) => one.reached).filter((at) => at !== null);
+  compare(made, title, curves, lines, marks, { say: number, sayX: duration });
+  if (curves.some(({ points }) => points[0]?.length > 2)) {
+    made.append(element("p", "The bands go from the least to the largest value of the seeds. After its end, a run counts with its last value."));
+  }
   made.append(tableOf("Results", ...run.results).wide);
+  const [heads, rows] = run.seeds;
+  if (rows.length) made.append(element("p", "Seed by seed:"), tableOf("Seed by seed", heads, rows).wide);
 }
 
 const course = {

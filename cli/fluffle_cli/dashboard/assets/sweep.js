@@ -1,7 +1,6 @@
 // The page of a sweep of simulations: a strip with a dot for each seed and a line at the median, curves, and the tables.
 
-import { Chart } from "./charts.js";
-import { section, STROKES, showTogether, tableOf } from "./sections.js";
+import { compare, section, tableOf } from "./sections.js";
 import { byId, duration, element, number, write } from "./text.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -71,14 +70,9 @@ function curves() {
   const made = section("Curves");
   made.id = "curves";
   document.querySelector("main").append(made);
-  const end = Math.max(1, ...sweep.curves.map(({ points }) => points.at(-1)?.[0] ?? 0));
-  const all = [
-    ...sweep.curves.map((one, place) => ({ ...one, stroke: STROKES[place % STROKES.length] })),
-    ...sweep.lines.map(([name, y]) => ({ name, points: [[0, y], [end, y]], stroke: "--faint", dash: [8, 5] })),
-  ];
   made.append(element("p", "Of each of the best combinations, the run that is in the middle."));
-  const chart = new Chart(made, `${sweep.metric} on held-out data, over virtual seconds`, { say: number, sayX: duration, curves: all });
-  showTogether(chart, all.map(({ points }) => points), []);
+  const title = `${sweep.metric} on held-out data, over virtual seconds`;
+  compare(made, title, sweep.curves, sweep.lines, [], { say: number, sayX: duration });
 }
 
 document.body.classList.add("report");
