@@ -5,13 +5,13 @@ without its weights, for everything that watches.
 """
 
 import math
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from operator import itemgetter
 from typing import TypeVar
 
@@ -35,6 +35,8 @@ POLL_S = 0.5
 QUIET_S = 0.05
 # More messages than were ever seen in a chunk. New ones may arrive while it is read, without end.
 MOST_IN_A_CHUNK = 32
+# For so long, further records are read: where nothing new arrives, even a chunk of thousands is read by then.
+MOST_READING_S = 0.5
 # Beyond this many bytes, only the newest version of what was received is kept.
 MOST_BYTES_ASIDE = 16 * MIB
 # If nothing arrives for this long, not even a part of a large model on a slow link, the stream is empty.
@@ -87,7 +89,7 @@ def newest_version(
             if time.monotonic() - said_at >= SAY_EVERY_S:
                 said_at = time.monotonic()
                 log.info("waiting for a newer version: is an aggregator at work?", known=str(newer_than))
-            newest = _newest_of_last_chunk(reader, decode_version, POLL_S, most=MOST_IN_A_CHUNK)
+            newest = _newest_of_last_chunk(reader, decode_version, POLL_S, most_s=0.0)
             if newest and (newer_than is None or newest.version.rank > newer_than):
                 return newest.version
             if newest and newer_than and newest.version.term < newer_than.term:
@@ -133,15 +135,11 @@ def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
 def record_at_hand(
     broker: Broker, topology: Topology, *, patience_s: float = NOTHING_THERE_S
 ) -> ModelVersion | None:
-    """Return the newest version that `F.records` has now, without its weights, or None when it is empty."""
+    """Return the newest version that `F.records` has now, without its weights, or None when it is empty.
+
+    Where versions come so quickly that there is always another one to read, it may be a moment old.
+    """
     stored = stored_record_at_hand(broker, topology, patience_s=patience_s)
-    return stored.version if stored else None
-
-
-def recent_record(broker: Broker, topology: Topology) -> ModelVersion | None:
-    """Return the same, but an older one rather than to read on and on where versions come very quickly."""
-    with _read_records(broker, topology.records, "last") as reader:
-        stored = _newest_of_last_chunk(reader, decode_without_weights, NOTHING_THERE_S, most=MOST_IN_A_CHUNK)
     return stored.version if stored else None
 
 
@@ -150,7 +148,7 @@ def stored_record_at_hand(
 ) -> StoredVersion | None:
     """Return the same as `record_at_hand`, with its message."""
     with _read_records(broker, topology.records, "last") as reader:
-        return _newest_of_last_chunk(reader, decode_without_weights, patience_s)
+        return _newest_of_last_chunk(reader, decode_without_weights, patience_s, most_s=MOST_READING_S)
 
 
 def all_records(broker: Broker, topology: Topology) -> Iterator[ModelVersion]:
@@ -218,20 +216,29 @@ def _newest_of_last_chunk(
     decode: Decode,
     patience_s: float,
     *,
-    most: int = sys.maxsize,
+    most_s: float = math.inf,
 ) -> StoredVersion | None:
-    """Return the newest version of what is there, or of the first `most` messages; nothing more is taken."""
+    """Return the newest version of what is there; nothing more is taken.
+
+    Where messages come without end, it stops after `most_s`, but not within the first MOST_IN_A_CHUNK.
+    """
     newest: StoredVersion | None = None
     bodies: list[bytes] = []
-    for _ in range(most):
+    aside_bytes = 0
+    began = time.monotonic()
+    for taken in count(1):
         body = reader.next_body(patience_s)
         if body is None:
             break
         patience_s = QUIET_S
         bodies.append(body)
-        if sum(map(len, bodies)) > MOST_BYTES_ASIDE:
+        aside_bytes += len(body)
+        if aside_bytes > MOST_BYTES_ASIDE:
             newest = _newer_of(newest, bodies, decode)
             bodies.clear()
+            aside_bytes = 0
+        if taken >= MOST_IN_A_CHUNK and time.monotonic() - began >= most_s:
+            break
     return _newer_of(newest, bodies, decode)
 
 

@@ -26,7 +26,7 @@ KEYS = {
     *("updates", "updates_per_s", "rejected", "evaluation", "best", "target_held", "elapsed_s"),
     *("workers", "queues", "policy_faults", "closing", "best_by", "progress", "findings", "training_s"),
     *("trouble", "workers_in_model", "parts", "leader", "standbys", "knows_standbys", "terms", "metric"),
-    "first_term",
+    *("first_term", "average_decay"),
     *("metrics", "evaluations", "activity", "commit_s", "sent_bytes", "plain_bytes", "staleness"),
     *("reasons", "refusals", "after_the_end"),
 }

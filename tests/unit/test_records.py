@@ -1,5 +1,7 @@
 """The stream of records: each version without its weights, for everything that watches."""
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +14,7 @@ from leading import Clock, a_server, aggregate, newest, send, take_the_lead, ver
 
 from fluffle.broker import StreamReader
 from fluffle.errors import AccessRefused, ConnectionLost, StreamUnreadable, WireError
-from fluffle.model_stream import MissingRecords, all_records, recent_record, record_at_hand
+from fluffle.model_stream import MOST_IN_A_CHUNK, MissingRecords, all_records, record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import Queue, topology_of
 from fluffle.wire import decode_without_weights, encode_copy, encode_version, record_digest, without_weights
@@ -219,36 +221,53 @@ def test_the_newest_record_is_read_without_a_look_at_the_models() -> None:
     assert numbers == [0, 1]
 
 
-class EndlessRecords(FakeBroker):
-    """A broker on which a version is published for each record that is read."""
+class BrokerOfRecords(FakeBroker):
+    """A broker on which a version is published for each record that is read, up to so many."""
+
+    def __init__(self, server: FakeServer, *, most: float) -> None:
+        super().__init__(server)
+        self._most = most
 
     @contextmanager
     def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
         """See Broker."""
         with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
-            yield PublishesMeanwhile(self, reader)
+            yield PublishesMeanwhile(self, reader, self._most)
 
 
 class PublishesMeanwhile:
-    """Reads a stream that never ends."""
+    """Reads a stream that grows as it is read."""
 
-    def __init__(self, broker: FakeBroker, reader: StreamReader) -> None:
-        self._broker, self._reader, self.taken = broker, reader, 0
+    def __init__(self, broker: FakeBroker, reader: StreamReader, most: float) -> None:
+        self._broker, self._reader, self._most, self.taken = broker, reader, most, 0
+        self._began = time.monotonic()
 
     def next_body(self, timeout_s: float) -> bytes | None:
         """See StreamReader."""
         self.taken += 1
-        assert self.taken < 1000, "it reads on and on"
-        commit(self._broker, TOPOLOGY, a_version(self.taken))
+        assert time.monotonic() - self._began < 20, "it reads on and on"
+        if self.taken <= self._most:
+            commit(self._broker, TOPOLOGY, a_version(self.taken))
         return self._reader.next_body(timeout_s)
 
 
-def test_a_recent_record_is_read_though_versions_come_without_end() -> None:
-    with EndlessRecords(FakeServer(longest_wait_s=0)) as broker:
+def test_a_burst_of_records_is_read_to_its_end() -> None:
+    with BrokerOfRecords(FakeServer(longest_wait_s=0), most=10 * MOST_IN_A_CHUNK) as broker:
         broker.declare(TOPOLOGY)
         commit(broker, TOPOLOGY, a_version(0))
 
-        record = recent_record(broker, TOPOLOGY)
+        record = record_at_hand(broker, TOPOLOGY)
+
+    assert record is not None
+    assert record.version == 10 * MOST_IN_A_CHUNK
+
+
+def test_a_record_is_at_hand_though_versions_come_without_end() -> None:
+    with BrokerOfRecords(FakeServer(longest_wait_s=0), most=math.inf) as broker:
+        broker.declare(TOPOLOGY)
+        commit(broker, TOPOLOGY, a_version(0))
+
+        record = record_at_hand(broker, TOPOLOGY)
 
     assert record is not None
     assert record.version > 10

@@ -11,6 +11,7 @@ import pytest
 from builders import a_config
 from fake_broker import FakeBroker
 from leading import Clock, a_server, newest, take_the_lead, work_off
+from working import CountingTask
 
 from fluffle.errors import ConfigError
 from fluffle.record import ModelVersion
@@ -21,6 +22,7 @@ from fluffle_aggregator.head import Head
 from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.program import run
 from fluffle_cli.simulate.settings import SimulateSettings
+from fluffle_worker.round import minibatch_seed
 
 
 def settings_of(**given: Any) -> SimulateSettings:
@@ -77,6 +79,15 @@ def test_a_leader_that_gets_the_same_updates_in_the_same_order_makes_the_same_mo
     np.testing.assert_array_equal(final.vector, last.vector)
 
 
+def test_each_device_has_the_seed_of_a_worker_at_its_site() -> None:
+    task = CountingTask()
+    settings = settings_of(clients=3, buffer_size=3, strategy="fedavg", max_versions=1, seed=5)
+
+    SimulatedFederation(settings, task, lambda _: None).run()
+
+    assert sorted(task.seeds) == sorted(minibatch_seed(5 + site, 1) for site in range(3))
+
+
 def test_synchronous_rounds_take_as_long_as_the_slowest_device() -> None:
     federation = Recorded(strategy="fedavg", buffer_size=4, round_seconds="spread:0.5:4", max_updates=12)
 
@@ -130,5 +141,8 @@ def test_a_run_leaves_a_folder_like_that_of_a_real_run(
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert json.loads(lines[-1])["updates"] == summary["runs"][0]["updates"] == 24
+    # Of these, only the last ones are read.
+    assert [bool(json.loads(line)["contributors"]) for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert sorted(json.loads(lines[-1])["contributors"]) == sorted(summary["runs"][0]["workers"])
     assert "<html" in (tmp_path / "run" / "report.html").read_text()
     assert "virtual seconds took" in capsys.readouterr().out

@@ -18,6 +18,7 @@ from fluffle.errors import ConfigError, FluffleError
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import read_run
 from fluffle_cli.simulate.grid import Grid, grid_of, parse_sweep
+from fluffle_cli.simulate.pool import Ended, PlannedRun, play_all
 from fluffle_cli.simulate.program import run
 from fluffle_cli.simulate.settings import SimulateSettings
 
@@ -210,6 +211,20 @@ def test_a_sweep_of_which_every_run_fails_says_why(tmp_path: Path) -> None:
     sweep = f"batch_size={RAISES}"
     with pytest.raises(FluffleError, match=r"no run came to its end\. .*the cat sat on the disk"):
         run(settings_of(task="tasks.fragile_task:task", sweep=sweep, seeds=1, out=tmp_path / "sweep"))
+
+
+def test_runs_that_are_played_at_a_time_share_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_of(clients=50, target=None)
+    runs = [PlannedRun(0, settings, tmp_path / name) for name in ("one", "another")]
+    # More than the clients' 2,000 bytes, and less than twice as much.
+    monkeypatch.setattr("fluffle_cli.simulate.pool.available_bytes", lambda: 150_000_000 // 1000)
+
+    ended = [each for each in play_all(runs, processes=2) if isinstance(each, Ended)]
+
+    assert len(ended) == 2
+    assert all("are available for each of the 2 runs that are played at a time" in one.error for one in ended)
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
 from fluffle.task import Site, Task, load_task
 from fluffle_cli.simulate.federation import SimulatedFederation
-from fluffle_cli.simulate.memory import DEVICE_BYTES, needed_bytes, require_memory
+from fluffle_cli.simulate.memory import DEVICE_BYTES, Memory, needed_bytes
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sites import Sites
 from fluffle_worker.keras_task import (
@@ -206,7 +206,6 @@ import sys, hashlib
 from fluffle.settings import load_arguments
 from fluffle.task import load_task
 from fluffle_cli.simulate.federation import SimulatedFederation
-from fluffle_cli.simulate.memory import DEVICE_BYTES, needed_bytes, require_memory
 from fluffle_cli.simulate.settings import SimulateSettings
 given = {"task": "digits", "clients": 40, "buffer_size": 4, "max_updates": 120, "evaluate_every": 10}
 versions = []
@@ -274,9 +273,12 @@ def test_more_memory_than_there_is_is_refused_with_the_numbers() -> None:
 
     assert needed == 1000 * (4_000_000 + DEVICE_BYTES)
     assert synchronous == 1000 * (1_000_000 + DEVICE_BYTES) + 1_000_000
-    require_memory(needed, None, clients=1000, model_bytes=1_000_000)
-    require_memory(needed, needed, clients=1000, model_bytes=1_000_000)
+    Memory(None).require(needed, clients=1000, model_bytes=1_000_000)
+    Memory(needed).require(needed, clients=1000, model_bytes=1_000_000)
+    Memory(2 * needed, runs=2).require(needed, clients=1000, model_bytes=1_000_000)
     with pytest.raises(
-        ConfigError, match=r"1,000 clients .* 1\.0 MB may need 4\.0 GB .* 3\.0 GB are available"
+        ConfigError, match=r"1,000 clients .* 1\.0 MB may need 4\.0 GB .* 3\.0 GB are available: "
     ):
-        require_memory(needed, 3_000_000_000, clients=1000, model_bytes=1_000_000)
+        Memory(3_000_000_000).require(needed, clients=1000, model_bytes=1_000_000)
+    with pytest.raises(ConfigError, match=r"2\.0 GB are available for each of the 2 runs .* at a time: "):
+        Memory(needed, runs=2).require(needed, clients=1000, model_bytes=1_000_000)

@@ -54,7 +54,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
     [
         (
             {"strategy": "fedprox"},
-            "must be one of fedbuff, fedavg, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, not 'fedprox'",
+            "must be one of fedbuff, fedavg, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, "
+            "not 'fedprox'",
         ),
         ({"buffer_size": 0}, "buffer_size"),
         ({"strategy": "fedasync", "mixing": 0.0}, "mixing"),
@@ -70,7 +71,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "fedasync", "server_optimizer": "adam"}, "server_optimizer is a setting of fedbuff"),
         (
             {"strategy": "fedavg", "weigh_by": "sqrt"},
-            "weigh_by is a setting of fedbuff, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, not of fedavg",
+            "weigh_by is a setting of fedbuff, fadas, fedac, fedasync, reuse, ace, ca2fl, ringleader, "
+            "not of fedavg",
         ),
         (
             {"strategy": "fadas", "server_optimizer": "adam"},
@@ -86,7 +88,8 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
         (
             {"strategy": "ringleader", "server_momentum": 0.5},
-            "server_momentum is a setting of fedbuff, fedavg, fadas, fedac, reuse, ace, ca2fl, not of ringleader",
+            "server_momentum is a setting of fedbuff, fedavg, fadas, fedac, reuse, ace, ca2fl, "
+            "not of ringleader",
         ),
         ({"strategy": "ace", "calibration": 0.5}, "calibration is a setting of reuse, ca2fl, not of ace"),
     ],

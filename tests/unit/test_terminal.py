@@ -213,6 +213,13 @@ def test_one_line_says_how_far_a_federation_is() -> None:
     )
 
 
+def test_an_evaluation_of_the_average_of_the_versions_says_so() -> None:
+    view = a_view(replace(a_training_version(), average_decay=0.9))
+
+    assert "accuracy 0.9472 (version 35, averaged), best (highest) 0.9583" in "\n".join(drawn(render(view)))
+    assert "accuracy 0.9472 (version 35, averaged), " in plain_line(view)
+
+
 def test_without_a_terminal_a_line_is_printed_only_when_it_differs_from_the_one_before() -> None:
     written = StringIO()
     views = [a_view(a_training_version(version=version)) for version in (36, 36, 37, 37, 36)]

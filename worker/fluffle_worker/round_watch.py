@@ -15,7 +15,7 @@ from functools import partial
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, FluffleError
 from fluffle.logs import get_logger
-from fluffle.model_stream import recent_record
+from fluffle.model_stream import record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
 
@@ -91,7 +91,7 @@ class RoundWatcher:
         pause_s = shortest_s
         while not watch.ended.wait(pause_s):
             try:
-                watch.newest = recent_record(broker, self.topology) or watch.newest
+                watch.newest = record_at_hand(broker, self.topology) or watch.newest
             except ConnectionLost:
                 return  # the worker learns of it when it sends the update
             except FluffleError as error:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fluffle.model import Weights
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId
 from fluffle_worker.base_version import (
@@ -36,6 +37,16 @@ class Client:
     in_flight: list[UpdateId] = field(default_factory=list)
     waits: int = 0
     patience_s: float = FIRST_PATIENCE_S
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the version that its round starts from."""
+        return self.base.plan
+
+    @property
+    def base_version(self) -> int:
+        """The number of that version."""
+        return self.base.version
 
     def read(self, newest: ModelVersion) -> None:
         """Take a version as the base of the next round."""

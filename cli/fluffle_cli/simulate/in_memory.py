@@ -103,7 +103,8 @@ class LeaderInMemory:
         elif model.untold_refusals:
             is_synchronous = model.strategy.one_update_per_version
             due.append(self._refused_from + (timeout_s if is_synchronous else REFUSALS_TOLD_AFTER_S))
-        if model.steps and schedule.after_s is not None:
+        # Nothing is committed while the buffer holds a part of the next version.
+        if model.steps and not model.in_buffer and schedule.after_s is not None:
             due.append(self._committed_at + schedule.after_s)
         if model.goal.max_seconds is not None and model.draft.started_s is not None:
             due.append(model.draft.started_s + model.goal.max_seconds)
@@ -126,9 +127,12 @@ class LeaderInMemory:
     def _commit(self, record: ModelVersion, at_s: float) -> list[Effect]:
         body = encode_version(record)
         digest, codec = record_digest(body), self._settings.downlink_codec
-        sent = body if codec == "float32" else bytes(encode_copy(record, codec, digest))
-        # Read back, as a worker does; the leader goes on to write to its own arrays.
-        self.newest = decode_version(sent)
+        if codec == "float32":
+            # What a worker reads has the same values; the leader goes on to write to its own arrays.
+            own = {name: getattr(record, name).copy() for name in ("vector", "average", "statistics")}
+            self.newest = replace(record, **own)
+        else:
+            self.newest = decode_version(bytes(encode_copy(record, codec, digest)))
         effects = self._leader.committed(record, digest=digest, took_s=0.0, now=_now(at_s))
         self._committed_at = at_s
         self._on_commit(self.newest)

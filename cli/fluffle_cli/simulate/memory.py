@@ -1,5 +1,6 @@
 """How much memory a simulation may need, estimated before it starts."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from fluffle.errors import ConfigError
@@ -22,13 +23,25 @@ def needed_bytes(
     return clients * own + versions * model_bytes
 
 
-def require_memory(needed: int, available: int | None, *, clients: int, model_bytes: int) -> None:
-    """Raise ConfigError for more memory than there is; `available` is None where that is unknown."""
-    if available is not None and needed > available:
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What one run may take of `available` bytes, when `runs` are played at a time.
+
+    `available` is None where it is unknown.
+    """
+
+    available: int | None
+    runs: int = 1
+
+    def require(self, needed: int, *, clients: int, model_bytes: int) -> None:
+        """Raise ConfigError when the run needs more bytes than its part."""
+        if self.available is None or needed <= self.available // self.runs:
+            return
+        share = "" if self.runs == 1 else f" for each of the {self.runs} runs that are played at a time"
         raise ConfigError(
             f"{clients:,} clients with a model of {model_bytes / 1e6:,.1f} MB may need "
-            f"{needed / 1e9:,.1f} GB of memory, and {available / 1e9:,.1f} GB are available: simulate fewer "
-            "clients"
+            f"{needed / 1e9:,.1f} GB of memory, and {self.available // self.runs / 1e9:,.1f} GB are "
+            f"available{share}: simulate fewer clients"
         )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ from fluffle_cli.report.run import (
     write_summary,
 )
 from fluffle_cli.simulate.federation import SimulatedFederation
+from fluffle_cli.simulate.memory import Memory
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Happening, Version, metric_to_show
 from fluffle_cli.words import number
@@ -66,8 +67,12 @@ class Played:
     complaints: Sequence[str]
 
 
-def play(settings: SimulateSettings, folder: Path, on_version: OnVersion) -> Played:
+def play(
+    settings: SimulateSettings, folder: Path, on_version: OnVersion, memory: Memory | None = None
+) -> Played:
     """Play one federation into an empty folder; `on_version` hears of each version.
+
+    `memory` is what it may take, by default all that is available.
 
     Whatever happens, such as Ctrl-C, what there is of the run is written to the folder.
     """
@@ -76,11 +81,14 @@ def play(settings: SimulateSettings, folder: Path, on_version: OnVersion) -> Pla
     sent: dict[int, int] = {}
 
     def note(version: ModelVersion) -> None:
+        # Only those of the last version are read; with many clients they take far more room than all else.
+        if versions:
+            versions[-1] = replace(versions[-1], contributors={})
         versions.append(Version.of(version))
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
 
-    federation = SimulatedFederation(settings, load_task(settings.task), note)
+    federation = SimulatedFederation(settings, load_task(settings.task), note, memory)
     try:
         federation.run()
     finally:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from fluffle import logs
 from fluffle.errors import FluffleError
 from fluffle.task_errors import in_one_line
+from fluffle_cli.simulate.memory import Memory, available_bytes
 from fluffle_cli.simulate.one_run import RunResult, line_of, play, share_done
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Version
@@ -78,9 +79,9 @@ class _Player:
     began: float
 
     @classmethod
-    def start(cls, run: PlannedRun, *, verbose: bool) -> "_Player":
+    def start(cls, run: PlannedRun, memory: Memory, *, verbose: bool) -> "_Player":
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_play_runs, args=(theirs, verbose), daemon=True)
+        process = _CONTEXT.Process(target=_play_runs, args=(theirs, memory, verbose), daemon=True)
         with _one_thread():
             process.start()
         # The end of the process is seen in ours, once nobody else has the other end.
@@ -117,12 +118,14 @@ def play_all(
 
     Closing the generator ends all processes and the runs that they play.
     """
+    # Before there are any: what the first runs have taken by then is not there for the others.
+    memory = Memory(available_bytes(), runs=max(1, min(processes, len(runs))))
     waiting = deque(runs)
     players: list[_Player] = []
     try:
         while waiting or players:
             while waiting and len(players) < processes:
-                players.append(_Player.start(waiting.popleft(), verbose=verbose))
+                players.append(_Player.start(waiting.popleft(), memory, verbose=verbose))
             ready = wait([each.pipe for each in players])
             for player in [each for each in players if each.pipe in ready]:
                 told = player.hear()
@@ -147,7 +150,7 @@ def _cause_of_death(code: int | None) -> str:
     return f"its process exited with code {code}"
 
 
-def _play_runs(pipe: Pipe, verbose: bool) -> None:
+def _play_runs(pipe: Pipe, memory: Memory, verbose: bool) -> None:
     """Play runs until there are no more: what a process of the pool does."""
     # Ctrl-C goes to all processes of a terminal; the one that has the results ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -156,10 +159,10 @@ def _play_runs(pipe: Pipe, verbose: bool) -> None:
     with suppress(EOFError, BrokenPipeError):
         while True:
             run: PlannedRun = pipe.recv()
-            pipe.send(_played(run, pipe))
+            pipe.send(_played(run, pipe, memory))
 
 
-def _played(run: PlannedRun, pipe: Pipe) -> Ended:
+def _played(run: PlannedRun, pipe: Pipe, memory: Memory) -> Ended:
     began = told_at = time.monotonic()
 
     def tell(version: Version) -> None:
@@ -169,7 +172,7 @@ def _played(run: PlannedRun, pipe: Pipe) -> Ended:
             pipe.send(Progress(run, line_of(version), share_done(version, run.settings)))
 
     try:
-        result, error = play(run.settings, run.folder, tell).result, ""
+        result, error = play(run.settings, run.folder, tell, memory).result, ""
     except BrokenPipeError:
         raise
     except FluffleError as problem:

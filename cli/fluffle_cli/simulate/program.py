@@ -12,6 +12,7 @@ from fluffle_cli.report.command import FILE
 from fluffle_cli.report.comparison import results
 from fluffle_cli.simulate.from_run import with_those_of_its_run
 from fluffle_cli.simulate.one_run import line_of, play
+from fluffle_cli.simulate.queue_results import run_queue
 from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
 from fluffle_cli.simulate.sweep import run_sweep
 from fluffle_cli.watching.view import Version
@@ -31,13 +32,18 @@ def run(settings: SimulateSettings) -> None:
     With --sweep or --seeds there are many runs, in as many processes as there are cores, and a table and a
     picture that compare them.
 
+    With --no-train updates are only counted, for questions of speed and staleness.
+
     Example: `fluffle simulate --sweep "strategy=fedbuff,fedasync" --seeds 5 --target 0.95 --max-seconds 120`
     """
     console = PlainConsole(highlight=False)
     settings, notes = with_those_of_its_run(settings)
     for note in notes:
         console.print(note, markup=False, soft_wrap=True)
-    if settings.is_sweep:
+    if not settings.train:
+        settings.check()
+        run_queue(settings, console)
+    elif settings.is_sweep:
         run_sweep(settings, console)
     else:
         _run_one(settings, console)

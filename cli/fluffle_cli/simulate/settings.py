@@ -32,6 +32,12 @@ NOT_SIMULATED = frozenset(
     {*ServiceSettings.model_fields, "name", "management_url", "target_hold", "initial_model"}
 )
 
+# What depends on the content of updates, on their bytes or on examples.
+NEEDS_TRAINING = (
+    *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
+    *("limit_examples", "throttle", "bandwidth", "recommend", "sweep", "seeds"),
+)
+
 
 def require_distribution(text: str) -> None:
     """Raise ValueError unless a setting is a trace, or can be read by `seconds_of_devices`."""
@@ -63,6 +69,11 @@ class SimulateSettings(AggregatorSettings):
     task: str = Field(
         "digits",
         description="What to train: digits, fashion_mnist, diabetes, or your own package.module:name.",
+    )
+    train: bool = Field(
+        True,
+        description="Train. With --no-train updates are only counted, which answers questions of speed and "
+        "staleness for up to 100,000 workers; no task is loaded.",
     )
     clients: int = Field(
         4, ge=1, le=100_000, description="Number of workers, each with its part of the data."
@@ -154,6 +165,8 @@ class SimulateSettings(AggregatorSettings):
 
     def check(self) -> None:
         """Raise ConfigError for what cannot be simulated."""
+        if not self.train:
+            self._require_countable()
         if "target_hold" in self.model_fields_set:
             raise ConfigError(
                 "target_hold counts evaluations, which are fast with one strategy and slow with another: a "
@@ -174,6 +187,19 @@ class SimulateSettings(AggregatorSettings):
         if not (self.max_seconds or self.max_versions or self.max_updates):
             raise ConfigError(
                 "a simulation needs an end: give --max-seconds, --max-updates or --max-versions"
+            )
+
+    def _require_countable(self) -> None:
+        """Raise ConfigError for settings that look at what updates contain."""
+        given = self.model_fields_set
+        if found := [name for name in NEEDS_TRAINING if name in given and getattr(self, name) is not None]:
+            raise ConfigError(
+                f"--no-train only counts updates, and {found[0]} looks at what they contain: leave it out"
+            )
+        if self.local_steps is None and (self.from_run or "example_seconds" in given):
+            raise ConfigError(
+                "--no-train knows no number of examples, and example_seconds and from_run say how long one "
+                "takes: give local_steps too, or give round_seconds instead"
             )
 
     def make_strategy(self) -> Strategy:

@@ -21,7 +21,7 @@ OF_THE_VIEW: Final = (
 )
 OF_THE_RECORD: Final = (
     *("closing", "finished", "strategy", "parameters", "updates", "rejected", "best_by", "target_held"),
-    *("elapsed_s", "training_s"),
+    *("elapsed_s", "training_s", "average_decay"),
 )
 
 

@@ -117,7 +117,7 @@ def plain_line(view: FederationView) -> str:
         said.append(f"{view.updates_per_s:.1f} updates/s")
     if view.evaluation and view.metric:
         value = number(view.evaluation.metrics[view.metric])
-        said.append(f"{view.metric} {value} (version {view.evaluation.version})")
+        said.append(f"{view.metric} {value} ({view.evaluated_in_words})")
     workers = [f"{each.name} {each.updates}" for each in view.workers.values()]
     more = [f"and {len(workers) - MOST_NAMED} more"] if len(workers) > MOST_NAMED else []
     said += [" ".join([*workers[:MOST_NAMED], *more])] if workers else []
@@ -165,7 +165,7 @@ def _quality(view: FederationView, newest: Version) -> list[Text]:
         return [] if view.evaluation else [Text("no version is evaluated yet", "dim")]
     value = view.evaluation.metrics[name]
     style = "bold green" if math.isfinite(value) else "bold red"
-    line = Text.assemble(f"{name} ", (number(value), style), f" (version {view.evaluation.version})")
+    line = Text.assemble(f"{name} ", (number(value), style), f" ({view.evaluated_in_words})")
     if view.best and name in view.best.metrics:
         by = {f"{name}:max": "highest", f"{name}:min": "lowest"}.get(newest.best_by, newest.best_by)
         line.append(f", best ({by}) {number(view.best.metrics[name])} (version {view.best.version})")

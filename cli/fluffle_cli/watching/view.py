@@ -37,6 +37,7 @@ class Version:
     target_held: int = 0
     elapsed_s: float = 0.0
     training_s: float = 0.0
+    average_decay: float = 0.0
     closing: str = ""
     finished: str = ""
     folded: Sequence[Folded] = ()
@@ -184,6 +185,14 @@ class FederationView:
         """The metric to show: the one that says what is best, else the usual one; None when there is none."""
         counts = self.yardstick.metric if self.yardstick else None
         return metric_to_show(self.evaluation.metrics, counts) if self.evaluation else counts
+
+    @property
+    def evaluated_in_words(self) -> str:
+        """Return "version 12", with the word "averaged" if the average of the versions was evaluated."""
+        number = self.evaluation.version if self.evaluation else 0
+        # Version 0 has no average.
+        is_averaged = number and self.newest and self.newest.average_decay
+        return f"version {number}, averaged" if is_averaged else f"version {number}"
 
     @property
     def waits_for_all(self) -> bool:

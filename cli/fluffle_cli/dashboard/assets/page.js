@@ -52,8 +52,10 @@ function direction(bestBy) {
 function measuredOf(key, which, picture) {
   const measured = picture[key];
   const names = measured ? picture.metrics.filter((name) => name in measured.metrics) : [];
+  // Version 0 has no average.
+  const averaged = picture.average_decay && measured?.version ? ", averaged" : "";
   return names.map((name) => [
-    `${key}_${name}`, `${name} of version ${number(measured.version)}${which}`, measured.metrics[name], number(measured.metrics[name]),
+    `${key}_${name}`, `${name} of version ${number(measured.version)}${averaged}${which}`, measured.metrics[name], number(measured.metrics[name]),
   ]);
 }
 
