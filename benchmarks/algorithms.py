@@ -6,6 +6,8 @@ The runs are those of `fluffle simulate`: the deployed leader and real training.
 settings of its grid, six for each of them, with the tuning seeds. The setting whose median time to the target
 is the shortest is then played with other seeds, and those are what the table shows. FedAvg is tuned like the
 others. The local training (epochs, learning rate, minibatches) is the scene's, the same for all.
+`central` is training in one place, with all data and as fast as all devices together: no strategy can be
+expected to be sooner.
 
 The target is held when every evaluation within 3 virtual seconds reaches it; `held_s` is the time from the
 start to the first of them. A run that does not hold it counts with an infinite time. `against_fedavg` is how
@@ -27,12 +29,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import numpy as np
 from rich.progress import track
 
 from benchmarks.contenders import label_of
 from benchmarks.measuring import OtherWork, Report, Spread, seconds_in_words, times_as_fast, wide_console
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import METRICS
+from fluffle_cli.simulate.devices import seconds_of_devices
 from fluffle_cli.simulate.one_run import RunResult
 from fluffle_cli.simulate.pool import Ended, PlannedRun, play_all
 from fluffle_cli.simulate.settings import SimulateSettings
@@ -71,7 +75,30 @@ class Scene:
             | {"seed": seed},
         )
 
+    def central(self) -> list[dict[str, object]]:
+        """Return the settings of central training that is as fast as all devices together, at three rates.
 
+        One device has all data, and makes an epoch of it at a time. It visits as many examples a second as
+        all devices do, if they all have equally many.
+        """
+        seconds = seconds_of_devices(self.round_seconds, self.clients, np.random.default_rng(0))
+        epochs = int(self.training.get("local_epochs", 1))
+        epoch_s = self.clients / (epochs * float(np.sum(1 / seconds)))
+        rate = self.training.get("learning_rate")
+        return [
+            {
+                "strategy": "fedavg",
+                "clients": 1,
+                "split": "iid",
+                "round_seconds": f"constant:{epoch_s:.4g}",
+                "local_epochs": 1,
+                **({"learning_rate": rate * times} if rate else {}),
+            }
+            for times in ((0.5, 1.0, 2.0) if rate else (1.0,))
+        ]
+
+
+CENTRAL: Final = "central"
 DIGITS: Final = {"local_epochs": 3, "learning_rate": 0.2}
 SCENES: Final[Mapping[str, Scene]] = {
     "demo": Scene("digits", "dirichlet:0.5", 4, "spread:0.25:8", "0.95", 40, 40, DIGITS),
@@ -117,7 +144,7 @@ def main() -> None:
     """Tune, play, write and print."""
     parser = argparse.ArgumentParser(prog="algorithms", description="Compare the strategies, each tuned.")
     parser.add_argument("--scenes", nargs="+", default=list(SCENES), choices=SCENES)
-    parser.add_argument("--strategies", nargs="+", default=list(GRIDS), choices=GRIDS)
+    parser.add_argument("--strategies", nargs="+", default=[*GRIDS, CENTRAL], choices=[*GRIDS, CENTRAL])
     parser.add_argument(
         "--seeds", type=int, default=5, help="seeds that are reported, from 0 on (default: 5)"
     )
@@ -134,12 +161,13 @@ def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report)
     others = OtherWork()
     seeds = range(given.seeds)
     tuning = range(TUNING_SEED, TUNING_SEED + given.tuning_seeds)
-    candidates = [settings for strategy in given.strategies for settings in GRIDS[strategy]]
+    grids = {each: scene.central() if each == CENTRAL else GRIDS[each] for each in given.strategies}
+    candidates = [(strategy, settings) for strategy, each in grids.items() for settings in each]
     play = partial(play_simulations, what=name, processes=given.processes)
-    tuned = play([[scene.settings(each, seed) for seed in tuning] for each in candidates])
+    tuned = play([[scene.settings(each, seed) for seed in tuning] for _, each in candidates])
     by_rank = sorted(zip(map(_rank, tuned), candidates, strict=True), key=itemgetter(0))
     best = [
-        next(each for _, each in by_rank if each["strategy"] == strategy) for strategy in given.strategies
+        next(each for _, (name_of, each) in by_rank if name_of == strategy) for strategy in given.strategies
     ]
     runs = play([[scene.settings(each, seed) for seed in seeds] for each in best])
     long = play([[scene.settings(each, seed, is_plateau=True) for seed in seeds] for each in best])
@@ -152,7 +180,7 @@ def _compare(scene: Scene, name: str, given: argparse.Namespace, report: Report)
         report.add(
             {
                 "scene": name,
-                "strategy": label_of(chosen),
+                "strategy": CENTRAL if strategy == CENTRAL else label_of(chosen),
                 "held_s": seconds_in_words(held[strategy]),
                 "against_fedavg": (
                     times_as_fast(held[strategy], baseline, scene.max_seconds) if baseline else ""

@@ -42,8 +42,10 @@ def main() -> None:
 
 
 def _newest_run(path: Path) -> list[Line]:
+    """Return the lines of the newest run; of a benchmark of several scenes, those of the newest of each."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if line["run"] == lines[-1]["run"]]
+    newest = {line["row"].get("scene"): line["run"] for line in lines}
+    return [line for line in lines if line["run"] == newest[line["row"].get("scene")]]
 
 
 def _table(lines: Sequence[Line]) -> str:

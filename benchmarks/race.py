@@ -27,7 +27,7 @@ from typing import Final
 import numpy as np
 from rich.console import Console
 
-from benchmarks.algorithms import SCENES, Scene, play_simulations
+from benchmarks.algorithms import CENTRAL, SCENES, Scene, play_simulations
 from benchmarks.contenders import read_label
 from benchmarks.measuring import (
     RESULTS,
@@ -104,7 +104,8 @@ def tuned(scene: str) -> list[str]:
             f"{ALGORITHMS} has no results for {scene}: run `python -m benchmarks.algorithms --scenes "
             f"{scene}` first, or give --strategies"
         )
-    return [line["row"]["strategy"] for line in lines if line["run"] == lines[-1]["run"]]
+    names = [line["row"]["strategy"] for line in lines if line["run"] == lines[-1]["run"]]
+    return [name for name in names if name != CENTRAL]
 
 
 def race(
