@@ -92,8 +92,8 @@ class AceSettings(CacheSettings):
         """See StrategyKind."""
         return Strategy(
             AceSettings.named,
-            self.make_weigh(self.buffer_size),
-            self.buffer_size,
+            self.make_weigh(self.updates_per_version()),
+            self.updates_per_version(),
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),
             cached_rule=MeanOfAll(),
@@ -113,13 +113,13 @@ class CalibrationSettings(CacheSettings):
     )
 
     def make_calibrated(
-        self, name: str, rule: Calibration, keeping: Keeping, default_rate: float = 1.0
+        self, name: str, rule: Calibration, keeping: Keeping, count: int, default_rate: float = 1.0
     ) -> Strategy:
-        """Return a strategy with this rule."""
+        """Return a strategy with this rule, and `count` updates in one version."""
         return Strategy(
             name,
-            self.make_weigh(self.buffer_size),
-            self.buffer_size,
+            self.make_weigh(count),
+            count,
             transforms=(self.make_optimizer(default_rate),),
             keeping=keeping,
             cached_rule=rule,
@@ -146,4 +146,6 @@ class Ca2flSettings(CalibrationSettings):
     def make(self) -> Strategy:
         """See StrategyKind."""
         share = 1.0 if self.calibration is None else self.calibration
-        return self.make_calibrated(Ca2flSettings.named, Calibration(share), self.make_keeping())
+        return self.make_calibrated(
+            Ca2flSettings.named, Calibration(share), self.make_keeping(), self.updates_per_version()
+        )

@@ -98,4 +98,4 @@ class FadasSettings(WeighBySettings, BufferSettings, ServerRateSettings):
             0.9 if self.server_momentum is None else self.server_momentum,
             delay_threshold=self.delay_threshold,
         )
-        return Strategy(FadasSettings.named, weigh, self.buffer_size, rule, (step,))
+        return Strategy(FadasSettings.named, weigh, self.updates_per_version(), rule, (step,))

@@ -102,7 +102,7 @@ class FedAcSettings(WeighBySettings, BufferSize, ServerRateSettings):
         return Strategy(
             FedAcSettings.named,
             Agreement(parse_discount("constant"), self.weigh_by),
-            self.buffer_size,
+            self.updates_per_version(),
             transforms=(step,),
             direction="m",
         )

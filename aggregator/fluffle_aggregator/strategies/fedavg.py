@@ -44,7 +44,7 @@ class FedAvgSettings(StrategyKind, BufferSettings, ServerOptimizerSettings):
         return Strategy(
             FedAvgSettings.named,
             CohortMean(self.normalize_steps),
-            self.buffer_size,
+            self.updates_per_version(),
             self.make_rule(),
             (self.make_optimizer(),),
             one_update_per_version=True,

@@ -58,5 +58,10 @@ class FedBuffSettings(DiscountSettings, BufferSettings, ServerOptimizerSettings)
         )
         optimizer = (self.make_optimizer(),)
         return Strategy(
-            FedBuffSettings.named, weigh, self.buffer_size, rule, optimizer, throttles=self.throttle != 1
+            FedBuffSettings.named,
+            weigh,
+            self.updates_per_version(),
+            rule,
+            optimizer,
+            throttles=self.throttle != 1,
         )

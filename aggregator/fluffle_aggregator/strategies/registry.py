@@ -57,7 +57,7 @@ class StrategySettings(_AllSettings):
     model_config = ConfigDict(extra="forbid")
 
     strategy: Annotated[str, AfterValidator(_require_known)] = Field(
-        "fedbuff",
+        "reuse",
         description="How updates become versions: "
         + ", ".join(f"{each.summary} ({name})" for name, each in STRATEGIES.items())
         + ".",

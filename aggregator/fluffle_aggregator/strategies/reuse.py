@@ -48,5 +48,6 @@ class ReuseSettings(CalibrationSettings):
                 f"reuse_limit={self.reuse_limit:g}",
             ),
             self.make_keeping(uses_up=True),
+            self.updates_per_version(default=1),
             RATE,
         )

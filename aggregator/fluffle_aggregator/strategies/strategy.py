@@ -202,11 +202,16 @@ class DiscountSettings(WeighBySettings):
 class BufferSize(BaseModel):
     """The settings of a strategy that makes each version of some updates."""
 
-    buffer_size: int = Field(
-        4,
+    buffer_size: int | None = Field(
+        None,
         ge=1,
-        description="Number of updates in one version: K of fedbuff, M of fadas, the cohort size of fedavg.",
+        description="Number of updates in one version: K of fedbuff, M of fadas, the cohort size of fedavg. "
+        "Default: 1 for reuse, and 4 for the others.",
     )
+
+    def updates_per_version(self, default: int = 4) -> int:
+        """Return the number of updates in one version."""
+        return default if self.buffer_size is None else self.buffer_size
 
 
 class BufferSettings(BufferSize):
@@ -234,9 +239,10 @@ class BufferSettings(BufferSize):
     def make_rule(self) -> Rule:
         """Return the rule. Raises ConfigError when the buffer is too small for it."""
         rule = parse_rule(self.rule)
-        if rule.holds_vectors and self.buffer_size < FEWEST_TO_COMPARE:
+        count = self.updates_per_version()
+        if rule.holds_vectors and count < FEWEST_TO_COMPARE:
             raise ConfigError(
-                f"rule {rule} needs buffer_size {FEWEST_TO_COMPARE} or more, not {self.buffer_size}: of two "
+                f"rule {rule} needs buffer_size {FEWEST_TO_COMPARE} or more, not {count}: of two "
                 "updates nobody can say which one is the outlier"
             )
         return rule
