@@ -93,7 +93,7 @@ class Runs:
         return times
 
     def _aggregator(self, state: str) -> Part:
-        flags = ("--buffer-size", "1", "--initial-model", "initial.safetensors")
+        flags = ("--strategy", "fedbuff", "--buffer-size", "1", "--initial-model", "initial.safetensors")
         part = self._federation.aggregator(
             f"aggregator-{next(self._numbers)}", *flags, "--heartbeat-s", str(HEARTBEAT_S)
         )

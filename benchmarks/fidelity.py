@@ -82,7 +82,7 @@ def real_run(node: BrokerNode, folder: Path, updates: int) -> Sequence[ModelVers
         ]
         # Each says hello before it waits for version 0.
         wait_until(lambda: broker.state(topology.updates.name).messages == WORKERS, "the workers")
-        flags = ["--buffer-size", str(BUFFER_SIZE), "--max-updates", str(updates)]
+        flags = ["--strategy", "fedbuff", "--buffer-size", str(BUFFER_SIZE), "--max-updates", str(updates)]
         leader = federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *flags)
         for part in (leader, *workers):
             part.wait_for_exit()
@@ -119,6 +119,7 @@ def simulated(seconds: Sequence[float], updates: int) -> Sequence[ModelVersion]:
                 "federation": "fidelity",
                 "task": "benchmarks.small_networks:digits",
                 "clients": WORKERS,
+                "strategy": "fedbuff",
                 "buffer_size": BUFFER_SIZE,
                 "max_updates": updates,
                 "round_seconds": f"trace:{trace}",

@@ -52,6 +52,7 @@ SIZES = (10, 100, 500)
 PROCESSES = 10
 PAUSES_S = (10.0, 30.0)
 BUFFER_SIZE = 10
+FEDBUFF = ("--strategy", "fedbuff", "--buffer-size", str(BUFFER_SIZE))
 # A dozen updates of each worker, so that a mean is one.
 WARM_UP_S, MEASURED_S = 10.0, 240.0
 LOOK_EVERY_S = 0.5
@@ -222,7 +223,7 @@ def measure(workers: int, duration_s: float, report: Report, console: Console) -
     ):
         write_model(folder / "initial.safetensors", small_networks.digits.initial_weights(0))
         # Its log then says when each update was folded.
-        flags = ("--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE), "--verbose")
+        flags = ("--initial-model", "initial.safetensors", *FEDBUFF, "--verbose")
         aggregator = federation.aggregator("aggregator", *flags)
         aggregator.wait_for("leading")
         with fleet(federation, workers) as processes:

@@ -72,7 +72,15 @@ def _run(size_mb: float, way: str, place: Path, node: BrokerNode, versions: int)
     reset_peak(node.pid)
     with Federation(place.name, node.amqp_url, place, task="benchmarks.light_task:task") as federation:
         leader = federation.aggregator(
-            *("leader", "--initial-model", "initial.safetensors", "--buffer-size", "2"),
+            *(
+                "leader",
+                "--initial-model",
+                "initial.safetensors",
+                "--strategy",
+                "fedbuff",
+                "--buffer-size",
+                "2",
+            ),
             *("--codec", codec, "--downlink-codec", downlink, "--buffer-timeout", "10", *HEARTBEAT),
         )
         leader.wait_for("leading")

@@ -57,7 +57,7 @@ def measure(
     sizes_mb: Sequence[float], report: Report, console: Console, *, codec: str, buffer_size: int
 ) -> None:
     """Take a row for each size into the report, after one with a model of next to nothing."""
-    flags = ("--buffer-size", str(buffer_size), "--codec", codec)
+    flags = ("--strategy", "fedbuff", "--buffer-size", str(buffer_size), "--codec", codec)
     with private_broker(report) as (folder, node), console.status("") as status:
         base = _peaks(BASE_MB, folder / "memory-base", node.amqp_url, flags)
         for number, size_mb in enumerate(sizes_mb):

@@ -79,7 +79,9 @@ def _in_the_meantime(folder: Path, node: BrokerNode) -> Iterator[Verdict]:
     row = beside_the_unwatched(Case(1.0, 4, "fedbuff", "float32"), folder / "watched", node, LONG)
     what = "ingest of 1 MB, looked at against not"
     yield Verdict(what, "at least", 0.98, _ratio(row), tolerance=WATCHED_TOLERANCE)
-    peak_mb = aggregator_peak_mb(LARGE_MB, folder / "memory", node.amqp_url, ("--buffer-size", "10"))
+    peak_mb = aggregator_peak_mb(
+        LARGE_MB, folder / "memory", node.amqp_url, ("--strategy", "fedbuff", "--buffer-size", "10")
+    )
     allowed_mb = ALLOWED_MB + ALLOWED_MODELS * LARGE_MB
     yield Verdict(f"aggregator's peak memory at {LARGE_MB:g} MB", "at most", allowed_mb, peak_mb, " MB")
 

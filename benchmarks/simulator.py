@@ -119,6 +119,7 @@ def a_federation(leader: str, clients: int, updates: int) -> QueueFederation | S
         {
             "federation": "simulator",
             "clients": clients,
+            "strategy": "fedbuff",
             "buffer_size": BUFFER_SIZE,
             "round_seconds": "lognormal",
             "max_updates": updates,

@@ -15,7 +15,7 @@ from fluffle_worker.spool import open_spool
 
 pytestmark = pytest.mark.long
 
-TOP_K = ["--buffer-size", "1", "--staleness", "constant", "--codec", "topk:0.3"]
+TOP_K = ["--strategy", "fedbuff", "--buffer-size", "1", "--staleness", "constant", "--codec", "topk:0.3"]
 
 
 def applied(federation: Federation) -> set[int]:

@@ -19,7 +19,7 @@ from fluffle_cli.node import BrokerNode
 pytestmark = pytest.mark.long
 
 ABORTED = "round aborted: its update would be refused as too stale"
-FLAGS = ["--buffer-size", "1", "--staleness", "constant", "--max-staleness", "3"]
+FLAGS = ["--strategy", "fedbuff", "--buffer-size", "1", "--staleness", "constant", "--max-staleness", "3"]
 
 
 @pytest.fixture(scope="module")
