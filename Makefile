@@ -93,6 +93,21 @@ bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 worke
 race: $(installed) rabbitmq ## Race the strategies with real processes, 5 seeds each (ARGS="--seeds 2"; see benchmarks/race.py)
 	@$(bin)/python -m benchmarks.race $(ARGS)
 
+.PHONY: papers
+papers: $(installed) ## Play what papers say on the simulator, 40 minutes (some: ARGS="fedbuff")
+	@scripts/setup.sh data
+	@$(bin)/python -m benchmarks.papers $(ARGS)
+
+.PHONY: peers
+peers: $(installed) ## Measure simulations beside Flower and pfl-research, 20 minutes (downloads some gigabytes)
+	@scripts/setup.sh peers
+	@$(bin)/python -m benchmarks.peers $(ARGS)
+
+.PHONY: oracle
+oracle: $(installed) ## Compare single steps of FedAsync and FedBuff with those of FLSim (downloads some gigabytes)
+	@scripts/setup.sh peers
+	@$(bin)/python -m benchmarks.oracle
+
 .PHONY: performance
 performance: $(installed) ## Write the newest results into docs/results/
 	@$(bin)/python -m benchmarks.page

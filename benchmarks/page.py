@@ -20,11 +20,16 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = DOCS / "results"
 # One line of a file of results, as Report writes it.
 Line = dict[str, Any]
-PLACE = re.compile(r"(<!-- results: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- results: ([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main() -> None:
-    """Read the results, and write pages and plots."""
+    """Write all pages."""
+    fill(sorted(PAGES.glob("*.md")))
+
+
+def fill(pages: Sequence[Path]) -> None:
+    """Read the results, and write these pages and their plots."""
     console = PlainConsole()
     lines = {path.stem: _newest_run(path) for path in sorted(RESULTS.glob("*.jsonl"))}
 
@@ -37,7 +42,7 @@ def main() -> None:
         images = [f"![{title}](../images/{path.name})" for path, title in drawn]
         return "\n\n".join([begin.rstrip(), _table(lines[name]), _machine(lines[name][-1]), *images, end])
 
-    for page in sorted(PAGES.glob("*.md")):
+    for page in pages:
         page.write_text(PLACE.sub(filled, page.read_text()))
 
 

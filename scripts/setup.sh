@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | prometheus | browser |
-# data | fuzzer | docs | lock
+# data | fuzzer | docs | peers | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -188,6 +188,19 @@ install_docs() {
   touch "$venv/.docs-installed"
 }
 
+# --- Other simulators, to measure beside --------------------------------------------------------------------------------
+
+# In an environment of their own: Fluffle itself is not in it.
+install_peers() {
+  local folder=.venvs/peers
+  ! cmp -s requirements-peers.lock "$folder/installed.lock" || return 0
+  say "installing Flower, pfl-research and FLSim into $folder (some gigabytes: PyTorch)"
+  rm -rf "$folder"
+  quietly "$venv/bin/python" -m venv "$folder"
+  quietly "$folder/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements-peers.lock
+  cp requirements-peers.lock "$folder/installed.lock"
+}
+
 # --- Locks ----------------------------------------------------------------------------------------------------------
 
 # One lock for Python 3.11 to 3.13 on every platform; hashes only, so that no index address stands in it.
@@ -214,6 +227,8 @@ lock() {
   compile_lock requirements-torch.lock --group pyproject.toml:torch --constraint requirements.lock "$@"
   # For `make docs` alone.
   compile_lock requirements-docs.lock --group pyproject.toml:docs --constraint requirements.lock "$@"
+  # For `make peers` and `make oracle` alone.
+  compile_lock requirements-peers.lock --group pyproject.toml:peers "$@"
   # For `make fuzz` alone.
   compile_lock requirements-fuzz.lock --group pyproject.toml:fuzz "$@"
 }
@@ -226,6 +241,7 @@ case ${1:-} in
   data) install_data ;;
   fuzzer) install_fuzzer ;;
   docs) install_docs ;;
+  peers) install_peers ;;
   lock) lock "${@:2}" ;;
   *)
     sed -n '2,7s/^# \{0,1\}//p' "$0"

@@ -56,7 +56,7 @@ class DemoSettings(StrategySettings, SharedSettings):
         description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5), hinge[:A][:B] "
         "(10 and 4) or adaptive[:TAU_C] (4). The numbers in parentheses are the defaults.",
     )
-    buffer_size: int = Field(
+    buffer_size: int | None = Field(
         1,
         ge=1,
         description="Number of updates in one version; synchronous rounds always wait for every worker.",

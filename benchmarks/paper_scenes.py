@@ -1,0 +1,358 @@
+"""What `make papers` plays: for each paper its scene, the sides, and what is to be reached."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+from typing import Any, Final, Literal
+
+from benchmarks.measuring import Spread
+
+Given = Mapping[str, Any]
+LAST: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run: `seconds`, `updates` and the metric at each evaluated version.
+
+    `held_s` and `held_updates` are infinite when the target did not hold, and without one. `staleness` is the
+    mean over all updates, and `most_staleness` the greatest.
+    """
+
+    values: Sequence[float]
+    held_s: float
+    held_updates: float
+    end_s: float
+    staleness: float
+    most_staleness: int
+
+    @property
+    def level(self) -> float:
+        """The mean of the last evaluations."""
+        return mean(self.values[-LAST:])
+
+    @property
+    def swing(self) -> float:
+        """The greatest of the last evaluations minus the least."""
+        return max(self.values[-LAST:]) - min(self.values[-LAST:])
+
+
+Found = Mapping[str, Sequence[Outcome]]
+Measure = Callable[[Outcome], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the paper lets one expect: `compare` makes one figure for each seed."""
+
+    what: str
+    compare: Callable[[Found], Spread]
+    sense: Literal["at least", "at most"]
+    required: float
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One paper: `scene` is common to all sides, and each side has one setting or a grid of them.
+
+    `better` is what a grid is searched for: the setting for which it is least.
+    """
+
+    title: str
+    scene: Given
+    sides: Mapping[str, Sequence[Given]]
+    measures: Mapping[str, Measure]
+    demands: Sequence[Demand]
+    better: Measure = field(default=lambda one: -one.level)
+
+
+def times(measure: Measure, more: str, less: str) -> Callable[[Found], Spread]:
+    """Return how many times as much one side has as the other, seed by seed; of two that never end, once."""
+
+    def compare(found: Found) -> Spread:
+        ratios = [measure(a) / measure(b) for a, b in zip(found[more], found[less], strict=True)]
+        return Spread(tuple(1.0 if math.isnan(each) else each for each in ratios))
+
+    return compare
+
+
+def points(measure: Measure, more: str, less: str) -> Callable[[Found], Spread]:
+    """Return by how much one side is above the other, seed by seed."""
+
+    def compare(found: Found) -> Spread:
+        pairs = zip(found[more], found[less], strict=True)
+        return Spread(tuple(measure(a) - measure(b) for a, b in pairs))
+
+    return compare
+
+
+def level(one: Outcome) -> float:
+    """Return the mean accuracy of the last evaluations, in percent."""
+    return 100 * one.level
+
+
+def swing(one: Outcome) -> float:
+    """Return how far the last evaluations lie apart, in points."""
+    return 100 * one.swing
+
+
+def staleness(one: Outcome) -> float:
+    """Return the mean staleness."""
+    return one.staleness
+
+
+def most_staleness(one: Outcome) -> float:
+    """Return the greatest staleness."""
+    return one.most_staleness
+
+
+def held_s(one: Outcome) -> float:
+    """Return the virtual seconds until the target held."""
+    return one.held_s
+
+
+def held_updates(one: Outcome) -> float:
+    """Return the updates until the target held."""
+    return one.held_updates
+
+
+def end_s(one: Outcome) -> float:
+    """Return the virtual seconds that the run took."""
+    return one.end_s
+
+
+def last(one: Outcome) -> float:
+    """Return the last accuracy, in percent."""
+    return 100 * one.values[-1]
+
+
+def distance(one: Outcome) -> float:
+    """Return the last distance from the optimum."""
+    return one.values[-1]
+
+
+def grid(name: str, values: Sequence[object], **others: object) -> list[Given]:
+    """Return a setting for each value."""
+    return [{**others, name: value} for value in values]
+
+
+CLOTHES: Final = {"task": "benchmarks.paper_tasks:clothes"}
+# As in the papers; fedavg knows nothing else than weights by examples.
+ALIKE: Final = {"weigh_by": "none"}
+DISCOUNTS: Final = {"constant": "constant", "polynomial": "polynomial:0.5", "hinge": "hinge:10:4"}
+
+FEDASYNC = Section(
+    "FedAsync: staleness and the mixing weight",
+    {
+        **CLOTHES,
+        "clients": 9,
+        "split": "dirichlet:0.5",
+        "round_seconds": "exponential:1",
+        "redraw": True,
+        "strategy": "fedasync",
+        "mixing": 0.9,
+        "local_steps": 10,
+        "max_updates": 400,
+        "evaluate_every": 5,
+    },
+    {
+        f"{name}, staleness up to {most}": [{"staleness": discount, "max_staleness": most, **ALIKE}]
+        for most in (4, 16)
+        for name, discount in DISCOUNTS.items()
+    },
+    {"accuracy": level, "swing": swing, "mean staleness": staleness},
+    [
+        Demand(
+            f"swing with the constant weight to that with the {name} one, staleness up to 16",
+            times(swing, "constant, staleness up to 16", f"{name}, staleness up to 16"),
+            "at least",
+            2.0,
+        )
+        for name in ("polynomial", "hinge")
+    ],
+)
+
+FEDBUFF = Section(
+    "FedBuff: updates until the target",
+    {
+        **CLOTHES,
+        "clients": 1000,
+        "split": "iid",
+        "round_seconds": "half-normal",
+        "redraw": True,
+        "target": "0.7",
+        "held_seconds": 0.5,
+    },
+    {
+        "fedavg": grid("server_learning_rate", [1.0, 2.0, 4.0], strategy="fedavg", max_updates=40_000),
+        "fedbuff": grid(
+            "server_learning_rate",
+            [1.0, 2.0, 4.0],
+            strategy="fedbuff",
+            buffer_size=10,
+            max_updates=8_000,
+            evaluate_every=10,
+            **ALIKE,
+        ),
+    },
+    {"updates": held_updates, "seconds": held_s, "mean staleness": staleness},
+    [
+        Demand(
+            "FedAvg's updates to those of FedBuff", times(held_updates, "fedavg", "fedbuff"), "at least", 3.0
+        )
+    ],
+    better=held_updates,
+)
+
+NVFLARE = Section(
+    "NVFlare edge: three tiers of devices",
+    {
+        **CLOTHES,
+        "clients": 16,
+        "split": "iid",
+        "round_seconds": "tiers:105:205:405",
+        # Longer than the slowest device lets the others wait.
+        "buffer_timeout": 900,
+        "local_epochs": 1,
+        "max_updates": 160,
+    },
+    {
+        "synchronous": [{"strategy": "fedavg"}],
+        "asynchronous": [
+            {
+                "strategy": "fedbuff",
+                "buffer_size": 1,
+                "staleness": "constant",
+                "server_learning_rate": 0.05,
+                **ALIKE,
+            }
+        ],
+    },
+    {"seconds": end_s, "accuracy": last, "mean staleness": staleness},
+    [
+        Demand(
+            "time of 160 updates, synchronous to asynchronous",
+            times(end_s, "synchronous", "asynchronous"),
+            "at least",
+            1.82,
+        ),
+        Demand(
+            "points by which the synchronous one ends above",
+            points(last, "synchronous", "asynchronous"),
+            "at most",
+            1.0,
+        ),
+    ],
+)
+
+FADAS = Section(
+    "FADAS: large delays",
+    {
+        **CLOTHES,
+        "clients": 24,
+        "split": "dirichlet:0.3",
+        "round_seconds": "tiers:1.5:4:65",
+        "local_epochs": 1,
+        "max_updates": 2000,
+        "evaluate_every": 4,
+    },
+    {
+        "fedbuff": grid(
+            "server_learning_rate",
+            [0.3, 1.0, 3.0],
+            strategy="fedbuff",
+            buffer_size=5,
+            staleness="constant",
+            **ALIKE,
+        ),
+        "fadas": grid(
+            "server_learning_rate",
+            [0.0003, 0.001, 0.003],
+            strategy="fadas",
+            buffer_size=5,
+            delay_threshold=1_000_000,
+            **ALIKE,
+        ),
+        "fadas, delay-adaptive": grid(
+            "server_learning_rate", [0.001, 0.003, 0.01], strategy="fadas", buffer_size=5, **ALIKE
+        ),
+    },
+    {"accuracy": level, "swing": swing, "mean staleness": staleness, "most staleness": most_staleness},
+    [
+        Demand("points of FADAS above FedBuff", points(level, "fadas", "fedbuff"), "at least", 1.0),
+        Demand(
+            "points of the delay-adaptive rate above FedBuff",
+            points(level, "fadas, delay-adaptive", "fedbuff"),
+            "at least",
+            1.0,
+        ),
+        Demand(
+            "points of the delay-adaptive rate above FADAS without",
+            points(level, "fadas, delay-adaptive", "fadas"),
+            "at least",
+            1.0,
+        ),
+    ],
+)
+
+CA2FL = Section(
+    "CA2FL: data that differ from client to client",
+    {
+        **CLOTHES,
+        "clients": 24,
+        "split": "dirichlet:0.1",
+        "round_seconds": "lognormal:1:1",
+        "local_epochs": 1,
+        "max_updates": 1500,
+        "evaluate_every": 4,
+    },
+    {
+        "fedbuff": grid(
+            "server_learning_rate",
+            [0.3, 1.0, 3.0],
+            strategy="fedbuff",
+            buffer_size=5,
+            staleness="constant",
+            **ALIKE,
+        ),
+        "ca2fl": grid("server_learning_rate", [1.0, 2.0, 4.0], strategy="ca2fl", buffer_size=5, **ALIKE),
+    },
+    {"accuracy": level, "swing": swing, "mean staleness": staleness},
+    [Demand("points of CA2FL above FedBuff", points(level, "ca2fl", "fedbuff"), "at least", 1.0)],
+)
+
+FEDNOVA = Section(
+    "FedNova: numbers of local steps that differ",
+    {
+        "task": "benchmarks.paper_tasks:quadratics",
+        "clients": 8,
+        "round_seconds": "constant:1",
+        "local_epochs": 1,
+        "best": "rmse:min",
+        "max_versions": 200,
+    },
+    {
+        f"{strategy}, {name}": [{"strategy": strategy, "normalize_steps": normalizes, **others}]
+        for strategy, others in (("fedavg", {}), ("fedbuff", {"buffer_size": 8, "staleness": "constant"}))
+        for name, normalizes in (("plain", False), ("normalised", True))
+    },
+    {"distance": distance},
+    [
+        Demand(
+            "distance from the optimum, FedAvg's to that with normalised steps",
+            times(distance, "fedavg, plain", "fedavg, normalised"),
+            "at least",
+            10.0,
+        )
+    ],
+)
+
+SECTIONS: Final[Mapping[str, Section]] = {
+    "fedasync": FEDASYNC,
+    "fedbuff": FEDBUFF,
+    "nvflare": NVFLARE,
+    "fadas": FADAS,
+    "ca2fl": CA2FL,
+    "fednova": FEDNOVA,
+}
