@@ -61,7 +61,7 @@ PURE = {
             *("accumulators", "averaging", "cached_buffers", "choices", "effects", "global_model"),
             *("goal", "intake", "local_steps", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
-            *("round_table", "update_cache"),
+            *("round_table", "update_cache", "used_cache"),
         )
     ),
     *(
@@ -81,6 +81,7 @@ PURE = {
             "fedavg",
             "fedbuff",
             "registry",
+            "reuse",
             "ringleader",
             "strategy",
         )

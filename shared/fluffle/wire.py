@@ -73,12 +73,8 @@ _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
 # Of each cached update these, and the bytes of its vector.
 _CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
 _FACTS_OF: Final = attrgetter(*_CACHED_FACTS)
-_CACHED_ROWS: Final = kind_of(
-    Annotated[
-        tuple[tuple[Name, Magnitude, Count, CodecName, Count, Count, AnyNumber, Count], ...],
-        at_most(2 * MAX_RUNS),
-    ]
-)
+_CachedRow = tuple[Name, Magnitude, Count, CodecName, Count, Count, AnyNumber, Count]
+_CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
 _AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 

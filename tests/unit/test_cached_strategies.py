@@ -298,7 +298,10 @@ def test_a_takeover_with_more_workers_than_fit_into_a_message_goes_on() -> None:
         ({"strategy": "ace"}, "what ace keeps of no more than two workers in int8"),
         ({"strategy": "ca2fl", "cache_codec": "float32"}, "in float32, .*choose cache_codec int8, or the"),
         ({"strategy": "fadas"}, "the moments of fadas .*the strategy fedbuff"),
-        ({"server_optimizer": "adam"}, "the moments of adam .*choose another FLUFFLE_SERVER_OPTIMIZER"),
+        (
+            {"strategy": "fedbuff", "server_optimizer": "adam"},
+            "the moments of adam .*choose another FLUFFLE_SERVER_OPTIMIZER",
+        ),
     ],
 )
 def test_the_simulator_refuses_a_model_that_an_aggregator_would_refuse(

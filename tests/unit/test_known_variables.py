@@ -27,7 +27,10 @@ def test_the_reference_has_the_settings_of_the_parts_and_of_commands_in_groups()
     assert "## `fluffle aggregator`" in lines
     assert "## `fluffle federation delete` and `fluffle federation reset`" in lines
     assert any(
-        line.startswith("| `--buffer-size` | `FLUFFLE_BUFFER_SIZE` | INTEGER, ≥ 1 | `4` |") for line in lines
+        line.startswith("| `--max-staleness` | `FLUFFLE_MAX_STALENESS` | INTEGER, ≥ 0 |") for line in lines
+    )
+    assert any(
+        line.startswith("| `--reuse-limit` | `FLUFFLE_REUSE_LIMIT` | NUMBER, > 0 | `1.0` |") for line in lines
     )
     assert any(line.startswith("| `NAME` |  | TEXT | required | Name of the user") for line in lines)
 

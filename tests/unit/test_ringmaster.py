@@ -119,6 +119,7 @@ def test_a_simulation_stops_the_calculations_that_the_paper_stops(threshold: int
         "federation": "digits",
         "task": "numpy_task:task",
         "buffer_size": 1,
+        "strategy": "fedbuff",
         "staleness": "constant",
         "weigh_by": "none",
         "clients": 6,

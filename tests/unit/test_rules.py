@@ -157,7 +157,9 @@ def test_an_update_in_a_larger_codec_than_the_plan_asks_for_is_refused_while_vec
 def test_a_buffer_that_would_take_more_memory_than_allowed_is_refused_at_the_start(
     given: dict[str, object], is_enough: bool
 ) -> None:
-    settings = AggregatorSettings.model_validate({"rule": "median", "buffer_size": 4, **given})
+    settings = AggregatorSettings.model_validate(
+        {"strategy": "fedbuff", "rule": "median", "buffer_size": 4, **given}
+    )
     strategy = settings.make_strategy()
     if is_enough:
         settings.require_rule_fits(strategy, a_layout(2**18))

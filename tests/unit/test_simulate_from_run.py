@@ -96,7 +96,7 @@ def test_a_folder_that_lacks_something_says_what(real: Path, tmp_path: Path) -> 
     found, notes = with_those_of_its_run(settings_of(from_run=real, max_updates=9))
 
     assert notes[1] == f"{real} does not say task, seed, split: this command's own are used"
-    assert (found.clients, found.strategy, found.local_epochs) == (3, "fedbuff", 2)
+    assert (found.clients, found.strategy, found.local_epochs) == (3, "reuse", 2)
 
 
 def test_a_run_that_does_not_say_how_long_its_rounds_took_is_refused(tmp_path: Path) -> None:

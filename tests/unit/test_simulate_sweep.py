@@ -65,7 +65,9 @@ def test_a_strategy_is_played_once_without_the_swept_settings_that_it_does_not_h
 
 
 def test_what_is_set_for_all_is_left_out_of_the_strategies_that_do_not_have_it() -> None:
-    grid = grid_of(settings_of(sweep="strategy=fedbuff,fedavg", staleness="constant", buffer_size=2))
+    grid = grid_of(
+        settings_of(strategy="fedbuff", sweep="strategy=fedbuff,fedavg", staleness="constant", buffer_size=2)
+    )
 
     assert [str(each.settings.staleness) for each in grid.combinations] == ["constant", "polynomial:0.5"]
     assert grid.left_out["fedavg"] == ["staleness"]
@@ -92,7 +94,10 @@ def test_synchronous_rounds_wait_for_all_workers_unless_something_else_is_said()
         ({"sweep": "broker_url=a,b"}, "broker_url cannot be swept"),
         ({"sweep": "buffer_size=2,many"}, "refused. buffer_size=many: buffer_size must be a valid integer"),
         ({"sweep": "strategy=fedbuff,fedquick"}, "strategy=fedquick: strategy must be one of"),
-        ({"sweep": "rule=median weigh_by=sqrt"}, "rule=median weigh_by=sqrt: weigh_by sqrt has no effect"),
+        (
+            {"strategy": "fedbuff", "sweep": "rule=median weigh_by=sqrt"},
+            "rule=median weigh_by=sqrt: weigh_by sqrt has no effect",
+        ),
         ({"sweep": "codec=float32,topk:0.1"}, "codec=topk:0.1: "),
         ({"sweep": "batch_size=" + ",".join(map(str, range(1, 100)))}, "495 runs .*--max-runs allows 200"),
         ({"sweep": "buffer_size=1,2", "max_seconds": None, "max_updates": 9}, "needs --max-seconds"),

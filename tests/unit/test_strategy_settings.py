@@ -42,10 +42,10 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         "fedasync(buffer_size=1, mixing=0.6, discount=polynomial:0.5, weigh_by=none, rule=mean)",
         "fedavg(buffer_size=3, rule=mean, sgd(learning_rate=1))",
         "fedbuff(buffer_size=3, discount=polynomial:0.5, weigh_by=none, rule=mean, sgd(learning_rate=1))",
-        "ringleader(buffer_size=1, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
-        "sgd(learning_rate=1))",
         "reuse(buffer_size=3, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
         "calibration=0.5, reuse_limit=1, sgd(learning_rate=1))",
+        "ringleader(buffer_size=1, discount=constant, weigh_by=none, cache=int8, forget_after=100, "
+        "sgd(learning_rate=1))",
     ]
 
 
@@ -63,7 +63,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
         ({"rule": "krum"}, r"must be one of mean, trimmed-mean\[:share\], median, not 'krum'"),
         ({"rule": "trimmed-mean:0.5"}, "a share above 0 and below 0.5 at each end, not 0.5"),
         # A setting that would have no effect is refused, with the strategies that read it.
-        ({"mixing": 0.3}, "mixing is a setting of fedasync, not of fedbuff: leave it out"),
+        ({"mixing": 0.3}, "mixing is a setting of fedasync, not of reuse: leave it out"),
         (
             {"strategy": "fedasync", "buffer_size": 8},
             "buffer_size is a setting of fedbuff, fedavg, fadas, fedac, reuse, ace, ca2fl, not of fedasync",
@@ -82,7 +82,7 @@ def test_a_strategy_shows_its_parameters_in_few_characters() -> None:
             {"strategy": "fadas", "staleness": "constant"},
             "staleness is a setting of fedbuff, fedasync, not of fadas",
         ),
-        ({"delay_threshold": 3}, "delay_threshold is a setting of fadas, not of fedbuff"),
+        ({"delay_threshold": 3}, "delay_threshold is a setting of fadas, not of reuse"),
         ({"strategy": "fadas", "delay_threshold": 0}, "delay_threshold"),
         ({"strategy": "ca2fl", "calibration": 0.0}, "calibration"),
         ({"strategy": "ca2fl", "calibration": 2.1}, "calibration"),
@@ -102,8 +102,14 @@ def test_a_wrong_setting_of_a_strategy_is_refused(given: dict[str, object], said
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"rule": "median", "buffer_size": 2}, "rule median needs buffer_size 3 or more, not 2"),
-        ({"rule": "median", "weigh_by": "sqrt"}, "weigh_by sqrt has no effect with rule median"),
+        (
+            {"strategy": "fedbuff", "rule": "median", "buffer_size": 2},
+            "rule median needs buffer_size 3 or more, not 2",
+        ),
+        (
+            {"strategy": "fedbuff", "rule": "median", "weigh_by": "sqrt"},
+            "weigh_by sqrt has no effect with rule median",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_make_no_strategy(given: dict[str, object], said: str) -> None:

@@ -19,7 +19,9 @@ def a_delivery(body: bytes) -> Delivery:
 
 @pytest.mark.parametrize("rule", ["mean", "median"])
 def test_a_process_that_takes_in_an_update_lives(rule: str) -> None:
-    settings = AggregatorSettings(federation="digits", buffer_size=3, rule=rule, limit_norm=10)
+    settings = AggregatorSettings(
+        federation="digits", strategy="fedbuff", buffer_size=3, rule=rule, limit_norm=10
+    )
     model = a_model(a_strategy(buffer_size=3, rule=rule), record=a_version(3, values=[1.0] * SIZE))
 
     assert try_out(settings, model, a_delivery(encode_update(an_update(base_version=3, base_term=1)))) == ""
