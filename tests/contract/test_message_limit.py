@@ -96,7 +96,16 @@ def test_an_aggregator_whose_model_the_broker_does_not_take_says_so_at_once(
 def test_an_aggregator_refuses_a_server_optimizer_whose_moments_will_not_fit_before_anybody_trains(
     small_node: BrokerNode, federation: str, tmp_path: Path, large_model: Path
 ) -> None:
-    flags = ("--initial-model", str(large_model), "--server-optimizer", "adam", "--max-message-mib", "3")
+    flags = (
+        "--strategy",
+        "fedbuff",
+        "--initial-model",
+        str(large_model),
+        "--server-optimizer",
+        "adam",
+        "--max-message-mib",
+        "3",
+    )
     with Federation(federation, small_node.amqp_url, tmp_path) as running:
         assert_refused(running.aggregator("leader", *flags), "the moments of adam", "4 MiB", "at most 3 MiB")
 

@@ -156,7 +156,7 @@ def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_w
 
     run = read_run(out)
     assert "4 federations (2 seeds) one after the other: each trains for at most 30 s" in said
-    in_turn = [("fedavg", 3), ("fedbuff", 3), ("fedavg", 4), ("fedbuff", 4)]
+    in_turn = [("fedavg", 3), ("reuse", 3), ("fedavg", 4), ("reuse", 4)]
     assert [(each.strategy, each.about.seed) for each in run.federations] == in_turn
     order = [said.index(f"{strategy}\n", said.index(f"seed {seed} (")) for strategy, seed in in_turn]
     assert order == sorted(order)
@@ -169,7 +169,7 @@ def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_w
             path.name for path in folder.iterdir()
         }
     page = (out / "report.html").read_text()
-    assert "fedbuff, median of 2 seeds" in page
+    assert "reuse, median of 2 seeds" in page
     assert "fedavg, seed 4" in page
 
 
@@ -192,9 +192,9 @@ def test_a_comparison_that_is_stopped_keeps_the_seeds_that_are_done_with_those_t
         assert processes_of(out) == []
 
     run = read_run(out)
-    assert [(each.strategy, each.about.seed) for each in run.federations] == [("fedavg", 0), ("fedbuff", 0)]
+    assert [(each.strategy, each.about.seed) for each in run.federations] == [("fedavg", 0), ("reuse", 0)]
     assert "1 of 3 seeds is done" in said
-    assert "fedbuff ended without reaching accuracy>=2" in said
+    assert "reuse ended without reaching accuracy>=2" in said
     assert "seconds have passed" in said
     assert (out / "report.html").is_file()
     assert "Traceback" not in said
