@@ -145,6 +145,7 @@ COMPARISON = (
 )
 
 
+@pytest.mark.long
 def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_worst(tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = (*COMPARISON, "--seeds", "2", "--seed", "3", "--target", "0.5", "--max-seconds", "30")
@@ -173,6 +174,7 @@ def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_w
     assert "fedavg, seed 4" in page
 
 
+@pytest.mark.long
 def test_a_comparison_that_is_stopped_keeps_the_seeds_that_are_done_with_those_that_missed(
     tmp_path: Path,
 ) -> None:
