@@ -46,12 +46,13 @@ class CacheMean:
 class Calibrated:
     """The mean of what is new in each update against the kept one of its worker, plus the mean of all kept.
 
-    `calibration` is the part of the news that is taken. `mean` is the mean of all kept updates before this
-    buffer.
+    `calibration` is the part of the news that is taken, and `most` the most that the sum is scaled by. `mean`
+    is the mean of all kept updates before this buffer.
     """
 
     cache: Cache
     calibration: float = 1.0
+    most: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
     mean: Vector | None = None
 
@@ -82,7 +83,7 @@ class Calibrated:
         before = self.cache.replace(worker, vector, weight.factor, at)
         if before and news.total is not None:
             before.vector.add_to(news.total, -weight.factor)
-        return Calibrated(self.cache, self.calibration, news, mean)
+        return Calibrated(self.cache, self.calibration, self.most, news, mean)
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
@@ -91,11 +92,11 @@ class Calibrated:
             np.multiply(delta, np.float32(self.calibration), out=delta)
         if self.mean is not None:
             np.add(delta, self.mean, out=delta)
-        return _scaled(delta, self.count, self.cache)
+        return _scaled(delta, self.count, self.cache, self.most)
 
 
-def _scaled(delta: Vector, count: int, cache: Cache) -> Vector:
-    return np.multiply(delta, np.float32(min(1.0, count / len(cache))), out=delta)
+def _scaled(delta: Vector, count: int, cache: Cache, most: float = 1.0) -> Vector:
+    return np.multiply(delta, np.float32(min(most, count / len(cache))), out=delta)
 
 
 CachedBuffer = CacheMean | Calibrated
@@ -147,10 +148,11 @@ class Calibration:
     share: float = 1.0
     open: OpenCache = UpdateCache
     cache_settings: str = ""
+    most: float = 1.0
 
     def __str__(self) -> str:
         return ", ".join(filter(None, (f"calibration={self.share:g}", self.cache_settings)))
 
     def zero(self, cache: Cache) -> Calibrated:
         """See CachedRule."""
-        return Calibrated(cache, self.share)
+        return Calibrated(cache, self.share, self.most)

@@ -152,7 +152,8 @@ class ServerRate(BaseModel):
     server_learning_rate: float | None = Field(
         None,
         gt=0,
-        description="Learning rate of the server optimizer. Default: 1; reuse 1.5, fadas and fedac 0.01.",
+        description="Learning rate of the server optimizer. Default: 1; 1.5 for reuse with sgd, and 0.01 for "
+        "fadas and fedac.",
     )
 
 

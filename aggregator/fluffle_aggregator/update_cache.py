@@ -165,15 +165,17 @@ class UpdateCache:
 
     def _forget(self, now: int) -> None:
         """Drop those that are too old, or for which there is no room."""
-        first = next(iter(self.updates.values()))
-        why = self._keeping.why_forget(first.at, now, len(self), self._most_workers)
-        if not why:
-            return
-        del self.updates[first.worker]
-        self._dropped(first.worker)
-        self.forgotten.append((first.worker, why))
-        # Anew, so that nothing of what was rounded away stays in the sum.
-        sum_up(self.total, self.updates.values())
+        before = len(self)
+        for first in tuple(self.updates.values()):
+            why = self._keeping.why_forget(first.at, now, len(self), self._most_workers)
+            if not why:
+                break
+            del self.updates[first.worker]
+            self._dropped(first.worker)
+            self.forgotten.append((first.worker, why))
+        if len(self) < before:
+            # Anew, so that nothing of what was rounded away stays in the sum.
+            sum_up(self.total, self.updates.values())
 
     def _dropped(self, worker: str) -> None:
         """Forget what else is known of a worker."""
