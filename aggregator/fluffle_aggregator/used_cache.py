@@ -6,6 +6,7 @@ further the model has moved along it since it came; once that is as far as the l
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -45,7 +46,7 @@ class UsedCache(UpdateCache):
 
     def kept(self) -> tuple[CachedUpdate, ...]:
         """See Cache."""
-        return tuple(each.with_used(self._used[each.worker]) for each in self.updates.values())
+        return tuple(replace(each, used=self._used[each.worker]) for each in self.updates.values())
 
     def mean(self) -> Vector:
         """Return the mean of what is left of all updates, float32 of the model's size."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated
 
@@ -258,10 +258,6 @@ class CachedUpdate:
     count: Count = 1
     stage: Count = 0
     used: AnyNumber = 0.0
-
-    def with_used(self, used: float) -> "CachedUpdate":
-        """Return this update, used up so far."""
-        return replace(self, used=used)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -156,13 +156,13 @@ def test_an_update_moves_the_statistics_by_its_share_of_all_workers(
     assert found == pytest.approx(shares)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "reuse"])
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 @given(come=arrivals, at=st.integers(0, 12))
 def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
     name: str, codec: str, come: list[Arrival], at: int
 ) -> None:
-    strategy = strategy_of(name, codec=codec, buffer_size=2 if name == "ca2fl" else 1)
+    strategy = strategy_of(name, codec=codec, buffer_size=1 if name == "ace" else 2)
     undisturbed, before = a_model(strategy), a_model(strategy)
     for model in (undisturbed, before):
         fold(model, come[:at])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from arrivals import Arrival, fold, moments_of, strategy_of, taken_over
+from arrivals import Arrival, fold, strategy_of, taken_over
 from builders import SIZE, a_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -136,26 +136,6 @@ def test_an_update_that_the_model_moves_against_counts_twice_at_most() -> None:
     # Both weigh the same: half of each, of the slow one twice.
     left = np.clip(1 - used["fast"], 0, 2)
     np.testing.assert_allclose(before, (2 * ONES + left * fast) / 2, rtol=1e-4)
-
-
-@pytest.mark.parametrize("codec", ["float32", "int8"])
-@given(come=arrivals, at=st.integers(0, 12))
-def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
-    codec: str, come: list[Arrival], at: int
-) -> None:
-    strategy = strategy_of("reuse", codec=codec, buffer_size=2)
-    undisturbed, before = a_model(strategy), a_model(strategy)
-    for model in (undisturbed, before):
-        fold(model, come[:at])
-        # A record has no update that is still in the buffer.
-        model.step()
-    after = taken_over(before)
-
-    fold(undisturbed, come[at:])
-    fold(after, come[at:])
-
-    assert after.vector.tobytes() == undisturbed.vector.tobytes()
-    assert moments_of(after) == moments_of(undisturbed)
 
 
 def test_an_update_of_zeros_is_kept_and_moves_nothing() -> None:
