@@ -246,6 +246,16 @@ NVFLARE = Section(
     ],
 )
 
+# What FADAS and CA2FL are compared with.
+FEDBUFF_OF_FIVE = grid(
+    "server_learning_rate",
+    [0.3, 1.0, 3.0],
+    strategy="fedbuff",
+    buffer_size=5,
+    staleness="constant",
+    **ALIKE,
+)
+
 FADAS = Section(
     "FADAS: large delays",
     {
@@ -258,14 +268,7 @@ FADAS = Section(
         "evaluate_every": 4,
     },
     {
-        "fedbuff": grid(
-            "server_learning_rate",
-            [0.3, 1.0, 3.0],
-            strategy="fedbuff",
-            buffer_size=5,
-            staleness="constant",
-            **ALIKE,
-        ),
+        "fedbuff": FEDBUFF_OF_FIVE,
         "fadas": grid(
             "server_learning_rate",
             [0.0003, 0.001, 0.003],
@@ -308,14 +311,7 @@ CA2FL = Section(
         "evaluate_every": 4,
     },
     {
-        "fedbuff": grid(
-            "server_learning_rate",
-            [0.3, 1.0, 3.0],
-            strategy="fedbuff",
-            buffer_size=5,
-            staleness="constant",
-            **ALIKE,
-        ),
+        "fedbuff": FEDBUFF_OF_FIVE,
         "ca2fl": grid("server_learning_rate", [1.0, 2.0, 4.0], strategy="ca2fl", buffer_size=5, **ALIKE),
     },
     {"accuracy": level, "swing": swing, "mean staleness": staleness},
