@@ -47,7 +47,7 @@ broker_url = "amqp://aggregator@rabbit.example.org:5672/%2F"
 
 [aggregator]
 broker_password_file = "/run/secrets/aggregator"
-strategy = "fedbuff"
+strategy = "fedbuff"    # the default is reuse
 buffer_size = 4
 ```
 """

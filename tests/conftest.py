@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from fluffle.task import set_keras_environment
 from fluffle.topology import Topology, topology_of
 from fluffle_cli.node import BrokerNode
 
@@ -17,6 +18,10 @@ _numbers = itertools.count(1)
 # A shell's background jobs ignore Ctrl-C, and so would all processes that the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# As `fluffle worker` does. Some test modules import Keras at their top, and TensorFlow would then sum in
+# another order here than in the processes that tests start.
+set_keras_environment()
 
 # On a machine with much to do an example may take long; that says nothing about the code.
 settings.register_profile("fluffle", deadline=None)

@@ -107,6 +107,7 @@ class GlobalModel:
         self.updates = record.updates
         self._most_examples = self._count_most_examples()
         self._examples_sum = sum(one.examples for one in self.contributors.values())
+        self._forgotten_told: set[tuple[str, str]] = set()
         self._contributing = sum(1 for one in self.contributors.values() if one.updates)
         # Workers whose refusals the next record tells of, though nothing else may be new in it.
         self.untold_refusals: set[str] = set()
@@ -208,7 +209,8 @@ class GlobalModel:
             before.updates + 1,
             update.examples,
             before.staleness_sum + folded.staleness,
-            before.weight_sum + folded.weight,
+            # Where each worker's last update is kept, its earlier ones count no more.
+            folded.weight + (0.0 if self.strategy.keeping else before.weight_sum),
             before.rejected,
             folded.received_at,
             folded.loss,
@@ -238,11 +240,18 @@ class GlobalModel:
         self.version += 1
 
     def take_forgotten(self) -> list[tuple[str, str]]:
-        """Return the workers that the cache has forgotten since the last call, and why."""
+        """Return the workers that the cache has forgotten since the last call, and why; each pair once.
+
+        Where one message holds fewer updates than there are workers, each update makes it forget another one.
+        """
         if self.cache is None:
             return []
         found, self.cache.forgotten = self.cache.forgotten, []
-        return found
+        for worker, _ in found:
+            self.contributors[worker] = replace(self.contributors[worker], weight_sum=0.0)
+        untold = [each for each in dict.fromkeys(found) if each not in self._forgotten_told]
+        self._forgotten_told.update(untold)
+        return untold
 
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""

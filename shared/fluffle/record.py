@@ -59,9 +59,10 @@ class Contributor:
     """What one worker has sent so far, even if all of it was refused.
 
     `examples` and `loss` are those of its last update; the loss may be NaN, and is None where the worker
-    reports none. `refusal` says why its last refused message was refused, and is empty if none was. Messages
-    that come after the end are not counted. `last_update_at` is Unix time in seconds by the aggregator's
-    clock. The last three fields are for people, never for decisions.
+    reports none. `weight_sum` is the weight of its updates that count: of its last one where the strategy
+    keeps each worker's last update, and else of all. `refusal` says why its last refused message was refused,
+    and is empty if none was. Messages that come after the end are not counted. `last_update_at` is Unix time
+    in seconds by the aggregator's clock. The last three fields are for people, never for decisions.
     """
 
     updates: Count = 0

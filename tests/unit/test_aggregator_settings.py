@@ -88,7 +88,7 @@ def test_no_limit_is_on_until_it_is_set() -> None:
 def test_every_limit_that_is_set_has_a_gate() -> None:
     given = {"limit_messages": 3, "limit_mib": 1.5, "limit_share": 0.5, "limit_examples": 9, "limit_norm": 10}
 
-    chosen = config(**given, on_large_norm="clip")
+    chosen = config(**given, on_large_norm="clip", strategy="fedbuff")
 
     gates = gates_of(chosen.limits, a_strategy(), chosen.topology)
     assert len(gates) == len(gates_of(Limits(), a_strategy(), chosen.topology)) + 2
@@ -99,6 +99,7 @@ def test_every_limit_that_is_set_has_a_gate() -> None:
     ("given", "said"),
     [
         ({"strategy": "fedavg", "limit_share": 0.5}, "limit_share has no effect with fedavg.*limit_examples"),
+        ({"strategy": "reuse", "limit_share": 0.5}, "limit_share has no effect with reuse.*its last update"),
         ({"on_large_norm": "clip"}, "on_large_norm clip needs limit_norm"),
     ],
 )

@@ -221,6 +221,21 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
     assert model.take_forgotten() == []
     assert model.cache is not None
     assert model.cache.mean().tolist() == [1] * SIZE
+    # What counts of a worker is its last update, so that "share of weight" says who counts how much now.
+    assert {name: one.weight_sum for name, one in model.contributors.items()} == {"gone": 0.0, "here": 1.0}
+
+
+def test_workers_for_which_there_is_no_room_are_told_of_once() -> None:
+    model = a_model(strategy_of("ace"))
+    assert isinstance(model.cache, UpdateCache)
+    model.cache = UpdateCache(Keeping(), model.cache.total, most_workers=1)
+    ones = np.ones(SIZE, np.float32)
+
+    fold(model, [Arrival(name, ones) for name in ("a", "b", "a", "b")])
+
+    assert {worker for worker, _ in model.take_forgotten()} == {"a", "b"}
+    fold(model, [Arrival(name, ones) for name in ("a", "b")])
+    assert model.take_forgotten() == []
 
 
 def test_with_more_workers_than_fit_into_a_message_the_longest_kept_is_forgotten() -> None:

@@ -204,6 +204,7 @@ def test_more_workers_than_a_real_federation_remembers_are_counted_and_that_is_s
         ({"example_seconds": "constant:1"}, "give local_steps too, or give round_seconds"),
         ({"from_run": Path("runs/one")}, "give local_steps too, or give round_seconds"),
         ({"max_updates": None}, "needs an end"),
+        ({"sweep": "buffer_size=1,2"}, "plays one run, without sweep"),
     ],
 )
 def test_what_cannot_be_counted_is_refused(given: dict[str, Any], says: str) -> None:

@@ -1,6 +1,7 @@
 """`fluffle simulate`: the same settings give the same bits, and a leader on a broker makes the same model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def test_synchronous_rounds_take_as_long_as_the_slowest_device() -> None:
     assert [version.updates for version in federation.versions if version.folded] == [4, 8, 12]
     assert {one.staleness for version in federation.versions for one in version.folded} == {0}
     assert federation.seconds == pytest.approx(3 * 2.0)
+
+
+def test_rounds_that_end_without_the_slowest_device_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"strategy": "fedavg", "round_seconds": "spread:1:100", "max_updates": None, "max_seconds": 150}
+
+    run(settings_of(**given, clients=2, buffer_timeout=10, out=tmp_path / "run"))
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"\d+ of \d+ rounds ended without all workers: .* --buffer-timeout \(10 s\)", said)
 
 
 def test_a_faster_device_sends_as_many_times_more_updates() -> None:

@@ -56,6 +56,11 @@ def gates_of(limits: Limits, strategy: Strategy, topology: Topology) -> tuple[Ga
             f"limit_share has no effect with {strategy.name}, where each worker gives one update to "
             "a round: leave it out; limit_examples bounds the weight of that update"
         )
+    if limits.limit_share is not None and strategy.keeping:
+        raise ConfigError(
+            f"limit_share has no effect with {strategy.name}, where each worker counts by its last update, "
+            "however often it sends: leave it out; limit_examples bounds the weight of that update"
+        )
     if limits.limit_share is not None and strategy.buffer_size == 1:
         gates.append(within_share_of_the_last_updates(limits.limit_share))
     elif limits.limit_share is not None:

@@ -26,7 +26,7 @@ class ShareLimit(BaseModel):
         gt=0,
         le=1,
         description="Largest share of the total weight for one worker: in a full buffer (fedbuff), or in the "
-        "last 50 updates (buffers of 1, as with reuse and fedasync). Unlimited if unset.",
+        "last 50 updates (buffers of 1, as with fedasync). Unlimited if unset.",
     )
 
 

@@ -205,8 +205,8 @@ class BufferSize(BaseModel):
     buffer_size: int | None = Field(
         None,
         ge=1,
-        description="Number of updates in one version: K of fedbuff, M of fadas, the cohort size of fedavg. "
-        "Default: 1 for reuse, and 4 for the others.",
+        description="Number of updates in one version: K of reuse, fedbuff, ace, ca2fl and fedac, M of "
+        "fadas, the cohort size of fedavg. Default: 1 for reuse, and 4 for the others.",
     )
 
     def updates_per_version(self, default: int = 4) -> int:

@@ -53,8 +53,9 @@ class DemoSettings(StrategySettings, SharedSettings):
 
     staleness: Annotated[str, readable_by(parse_discount)] = Field(
         "polynomial:0.3",
-        description="How much a stale update counts: constant, polynomial[:EXPONENT] (0.5), hinge[:A][:B] "
-        "(10 and 4) or adaptive[:TAU_C] (4). The numbers in parentheses are the defaults.",
+        description="How much a stale update counts with fedbuff and fedasync: constant, "
+        "polynomial[:EXPONENT] (0.5), hinge[:A][:B] (10 and 4) or adaptive[:TAU_C] (4). The numbers in "
+        "parentheses are the defaults.",
     )
     buffer_size: int | None = Field(
         1,

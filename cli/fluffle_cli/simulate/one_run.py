@@ -68,9 +68,13 @@ class Played:
 
 
 def play(
-    settings: SimulateSettings, folder: Path, on_version: OnVersion, memory: Memory | None = None
+    settings: SimulateSettings,
+    folder: Path,
+    on_version: OnVersion,
+    memory: Memory | None = None,
+    make: type[SimulatedFederation] = SimulatedFederation,
 ) -> Played:
-    """Play one federation into an empty folder; `on_version` hears of each version.
+    """Play one federation, made by `make`, into an empty folder; `on_version` hears of each version.
 
     `memory` is what it may take, by default all that is available.
 
@@ -88,7 +92,7 @@ def play(
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
 
-    federation = SimulatedFederation(settings, load_task(settings.task), note, memory)
+    federation = make(settings, load_task(settings.task), note, memory)
     try:
         federation.run()
     finally:
@@ -98,7 +102,7 @@ def play(
         if versions and versions[-1].updates:
             write_summary(run)
             write_report(run, [])
-    return Played(run, result_of(run, settings, sent), list(_what_went_wrong(federation)))
+    return Played(run, result_of(run, settings, sent), list(_what_went_wrong(federation, settings, versions)))
 
 
 def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> RunResult:
@@ -160,9 +164,18 @@ def _newest_metrics(version: Version) -> Mapping[str, float]:
     return version.evaluation.metrics if version.evaluation else {}
 
 
-def _what_went_wrong(federation: SimulatedFederation) -> Iterator[str]:
+def _what_went_wrong(
+    federation: SimulatedFederation, settings: SimulateSettings, versions: Sequence[Version]
+) -> Iterator[str]:
     """Yield a line for each thing that was not as it should be; all messages count, even after the end."""
-    leader = federation.leader
+    leader, strategy = federation.leader, settings.make_strategy()
+    if strategy.one_update_per_version:
+        short = [each for each in versions[:-1] if 0 < len(each.folded) < strategy.buffer_size]
+        if short := [each for each in short if not (each.closing or each.finished)]:
+            yield (
+                f"{len(short)} of {versions[-1].version} rounds ended without all workers: they took longer "
+                f"than --buffer-timeout ({settings.buffer_timeout:g} s)"
+            )
     for reason, count in leader.refused.most_common():
         yield f"{f'refused: {reason}':28} {count}"
     if leader.refused.total() > len(leader.happened):

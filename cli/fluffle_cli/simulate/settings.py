@@ -35,8 +35,9 @@ NOT_SIMULATED = frozenset(
 # What depends on the content of updates, on their bytes or on examples.
 NEEDS_TRAINING = (
     *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
-    *("limit_examples", "throttle", "bandwidth", "recommend", "sweep", "seeds"),
+    *("limit_examples", "throttle", "bandwidth"),
 )
+MANY_RUNS = ("sweep", "seeds", "recommend")
 
 
 def require_distribution(text: str) -> None:
@@ -196,6 +197,8 @@ class SimulateSettings(AggregatorSettings):
             raise ConfigError(
                 f"--no-train only counts updates, and {found[0]} looks at what they contain: leave it out"
             )
+        if found := [name for name in MANY_RUNS if name in given and getattr(self, name)]:
+            raise ConfigError(f"--no-train plays one run, without {found[0]}: leave it out, or train")
         if self.local_steps is None and (self.from_run or "example_seconds" in given):
             raise ConfigError(
                 "--no-train knows no number of examples, and example_seconds and from_run say how long one "
