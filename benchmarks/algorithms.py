@@ -34,6 +34,7 @@ from rich.progress import track
 
 from benchmarks.contenders import label_of
 from benchmarks.measuring import OtherWork, Report, Spread, seconds_in_words, times_as_fast, wide_console
+from benchmarks.writers import WRITERS
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import METRICS
 from fluffle_cli.simulate.devices import seconds_of_devices
@@ -48,7 +49,10 @@ Given = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Data, devices and a target; `training` is what the plan asks of the workers."""
+    """Data, devices and a target; `training` is what the plan asks of the workers.
+
+    Where the task's name has a {writer}, each seed leaves out another one.
+    """
 
     task: str
     split: str
@@ -64,7 +68,7 @@ class Scene:
         end = self.plateau_s if is_plateau else self.max_seconds
         goal = {} if is_plateau else {"target": self.target}
         scene = {
-            "task": self.task,
+            "task": self.task.format(writer=seed % WRITERS),
             "split": self.split,
             "clients": self.clients,
             "round_seconds": self.round_seconds,
@@ -110,6 +114,9 @@ SCENES: Final[Mapping[str, Scene]] = {
         "benchmarks.rare_labels:task", "dirichlet:0.5", 4, "spread:0.25:8", "0.85", 80, 80, DIGITS
     ),
     "sixteen": Scene("digits", "dirichlet:0.1", 16, "spread:0.25:16", "0.93", 120, 120, DIGITS),
+    "writers": Scene(
+        "benchmarks.writers:without_{writer}", "iid", WRITERS - 1, "spread:0.25:16", "0.85", 120, 120, DIGITS
+    ),
     "diabetes": Scene("diabetes", "iid", 4, "spread:0.25:8", "mae<=45", 120, 120),
 }
 
