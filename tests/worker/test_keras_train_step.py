@@ -118,3 +118,33 @@ def test_a_round_that_is_aborted_in_the_middle_leaves_no_trace_in_the_next() -> 
     again = trained(task, weights, plan).weights
 
     assert all(np.array_equal(again[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_an_evaluation_of_several_minibatches_gives_what_keras_gives(steps_per_execution: int) -> None:
+    keras, random = import_keras(), np.random.default_rng(0)
+    inputs, labels = random.normal(size=(600, 3)), random.integers(0, 2, 600)
+    counts = random.integers(0, 3, 600).astype(np.float32)
+
+    def build_model() -> KerasModel:
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, activation="sigmoid")])
+        model.compile(
+            "sgd",
+            loss="binary_crossentropy",
+            metrics=["accuracy", keras.metrics.AUC(name="auc")],
+            weighted_metrics=[keras.metrics.BinaryAccuracy(name="weighted")],
+            steps_per_execution=steps_per_execution,
+        )
+        return model
+
+    task = KerasTask(build_model, lambda _: (inputs, labels), lambda: (inputs, labels, counts))
+    weights = task.initial_weights(0)
+
+    found = [task.evaluate(weights) for _ in range(2)][-1]
+
+    model = build_model()
+    model.set_weights(list(weights.values()))
+    expected = model.evaluate(
+        inputs, labels, batch_size=256, sample_weight=counts, verbose=0, return_dict=True
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
