@@ -33,7 +33,15 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks.contenders import label_of
-from benchmarks.measuring import OtherWork, Report, Spread, seconds_in_words, times_as_fast, wide_console
+from benchmarks.measuring import (
+    RESULTS,
+    OtherWork,
+    Report,
+    Spread,
+    seconds_in_words,
+    times_as_fast,
+    wide_console,
+)
 from benchmarks.writers import WRITERS
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import METRICS
@@ -42,6 +50,7 @@ from fluffle_cli.simulate.one_run import RunResult
 from fluffle_cli.simulate.pool import Ended, PlannedRun, play_all
 from fluffle_cli.simulate.settings import SimulateSettings
 
+RESULTS_FILE: Final = RESULTS / "algorithms.jsonl"
 TUNING_SEED: Final = 10
 LAST: Final = 20
 Given = Mapping[str, Any]
@@ -145,6 +154,20 @@ GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
     "fedac": grid("fedac", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
     "fadas": grid("fadas", buffer_size=[1, 2], server_learning_rate=[0.005, 0.01, 0.02]),
 }
+
+
+def newest_rows(scene: str) -> list[dict[str, Any]]:
+    """Return the rows of the newest results for a scene. Exits with what to do when there are none."""
+    lines = (
+        [json.loads(line) for line in RESULTS_FILE.read_text().splitlines()] if RESULTS_FILE.exists() else []
+    )
+    lines = [line for line in lines if line["row"]["scene"] == scene]
+    if not lines:
+        raise SystemExit(
+            f"{RESULTS_FILE} has no results for {scene}: run `python -m benchmarks.algorithms --scenes "
+            f"'{scene}'` first"
+        )
+    return [line["row"] for line in lines if line["run"] == lines[-1]["run"]]
 
 
 def main() -> None:

@@ -16,21 +16,18 @@ their logarithms.
 """
 
 import argparse
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from rich.console import Console
 
-from benchmarks.algorithms import CENTRAL, SCENES, Scene, play_simulations
+from benchmarks.algorithms import CENTRAL, SCENES, Scene, newest_rows, play_simulations
 from benchmarks.contenders import read_label
 from benchmarks.measuring import (
-    RESULTS,
     Cell,
     OtherWork,
     Report,
@@ -51,7 +48,6 @@ from fluffle_cli.node import BrokerNode
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.terminal import Screen
 
-ALGORITHMS: Final = RESULTS / "algorithms.jsonl"
 Seconds = list[float]
 
 
@@ -97,14 +93,7 @@ def main() -> None:
 
 def tuned(scene: str) -> list[str]:
     """Return the strategies with their tuned settings, from the newest results for a scene."""
-    lines = [json.loads(line) for line in ALGORITHMS.read_text().splitlines()] if ALGORITHMS.exists() else []
-    lines = [line for line in lines if line["row"]["scene"] == scene]
-    if not lines:
-        raise SystemExit(
-            f"{ALGORITHMS} has no results for {scene}: run `python -m benchmarks.algorithms --scenes "
-            f"{scene}` first, or give --strategies"
-        )
-    names = [line["row"]["strategy"] for line in lines if line["run"] == lines[-1]["run"]]
+    names = [row["strategy"] for row in newest_rows(scene)]
     return [name for name in names if name != CENTRAL]
 
 
