@@ -158,10 +158,8 @@ GRIDS: Final[Mapping[str, list[dict[str, object]]]] = {
 
 def newest_rows(scene: str) -> list[dict[str, Any]]:
     """Return the rows of the newest results for a scene. Exits with what to do when there are none."""
-    lines = (
-        [json.loads(line) for line in RESULTS_FILE.read_text().splitlines()] if RESULTS_FILE.exists() else []
-    )
-    lines = [line for line in lines if line["row"]["scene"] == scene]
+    text = RESULTS_FILE.read_text() if RESULTS_FILE.exists() else ""
+    lines = [line for line in map(json.loads, text.splitlines()) if line["row"]["scene"] == scene]
     if not lines:
         raise SystemExit(
             f"{RESULTS_FILE} has no results for {scene}: run `python -m benchmarks.algorithms --scenes "

@@ -7,8 +7,8 @@ The runs are those of `fluffle simulate`, with the devices, the data, the traini
 updates that gives the least loss on the held-out data: one after the other is added, subtracted or doubled,
 whichever helps most, until nothing helps. No strategy can do that, because no aggregator has the data. An
 oracle that looked several updates ahead could be sooner still, so this is no proof; but where the oracle is
-less than three times as soon as FedAvg, no weights for updates that have come will make a strategy so. What FedAvg takes is read from the newest results of
-`benchmarks.algorithms`.
+less than three times as soon as FedAvg, no weights for updates that have come will make a strategy so. What
+FedAvg takes is read from the newest results of `benchmarks.algorithms`.
 """
 
 import argparse
