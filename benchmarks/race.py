@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.algorithms import CENTRAL, RESULTS_FILE, SCENES, Scene, newest_rows, play_simulations
+from benchmarks.algorithms import CENTRAL, SCENES, Scene, newest_rows, play_simulations
 from benchmarks.contenders import read_label
 from benchmarks.measuring import (
     Cell,
@@ -59,7 +59,7 @@ def main() -> None:
         "--strategies",
         nargs="+",
         metavar="'NAME SETTING=VALUE ...'",
-        help=f"such as '{BASELINE}' 'fedbuff buffer_size=2' (default: those of the newest {RESULTS_FILE.name})",
+        help=f"such as '{BASELINE}' 'fedbuff buffer_size=2' (default: as tuned)",
     )
     parser.add_argument("--seeds", type=int, default=5, help="seeds, from 0 on (default: 5)")
     parser.add_argument("--max-seconds", type=float, default=120.0, help="end of a run (default: 120)")
