@@ -163,13 +163,24 @@ FEDASYNC = Section(
     },
     {"accuracy": level, "swing": swing, "mean staleness": staleness},
     [
-        Demand(
-            f"swing with the constant weight to that with the {name} one, staleness up to 16",
-            times(swing, "constant, staleness up to 16", f"{name}, staleness up to 16"),
-            "at least",
-            2.0,
-        )
-        for name in ("polynomial", "hinge")
+        *(
+            Demand(
+                f"swing with the constant weight to that with the {name} one, staleness up to 16",
+                times(swing, "constant, staleness up to 16", f"{name}, staleness up to 16"),
+                "at least",
+                2.0,
+            )
+            for name in ("polynomial", "hinge")
+        ),
+        *(
+            Demand(
+                f"points of the {name} weight above the constant one, staleness up to 16",
+                points(level, f"{name}, staleness up to 16", "constant, staleness up to 16"),
+                "at least",
+                1.0,
+            )
+            for name in ("polynomial", "hinge")
+        ),
     ],
 )
 
