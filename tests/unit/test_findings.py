@@ -250,6 +250,15 @@ def test_no_version_is_best_when_no_direction_of_the_metric_is_known() -> None:
     assert progress_of(view).state == "unknown"
 
 
+def test_a_metric_by_which_versions_are_compared_and_that_no_evaluation_has_is_found() -> None:
+    view = a_view({"accuracy": [0.1, 0.2]}, best_by="f1:max")
+
+    assert the_finding(view).kind == "no-metric"
+    assert the_finding(view).says == (
+        "The evaluations have no f1, by which versions are compared: they have accuracy."
+    )
+
+
 def test_progress_is_judged_by_one_record_when_few_evaluations_were_seen() -> None:
     def looked_at(newest: int, best: int) -> FederationView:
         found = a_view({}, best_by="loss:min")

@@ -232,6 +232,13 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
             f"No version is called best: nothing says whether more or less {name} is better.",
             f'Start the aggregators with --best "{name}:max" or --best "{name}:min".',
         )
+    elif view.yardstick and view.yardstick.metric not in view.evaluation.metrics:
+        yield Finding(
+            "no-metric",
+            f"The evaluations have no {view.yardstick.metric}, by which versions are compared: they have "
+            f"{in_a_row(sorted(view.evaluation.metrics))}.",
+            "Start the aggregators with a --target or --best that names one of these.",
+        )
 
 
 CHECKS: Final[Sequence[Check]] = (
