@@ -16,9 +16,9 @@ Curve = list[tuple[float, ...]]
 def results(runs: Sequence[FederationRun], metric: str, goal: Target | None) -> dict[str, str]:
     """Return what came out of runs of one strategy, in words: of several, the median with the range.
 
-    By this metric, and with the seconds until this goal held.
+    By this metric, and with the seconds until this goal held if there is one.
     """
-    held = Spread.of([math.inf if goal is None else each.held_s(goal) for each in runs])
+    held = Spread.of([each.held_s(goal) for each in runs]) if goal else None
     best = [each.last.best.metrics.get(metric, math.nan) if each.last.best else math.nan for each in runs]
     version = f" (version {runs[0].last.best.version})" if len(runs) == 1 and runs[0].last.best else ""
     said_best = _said(best, number)
@@ -26,7 +26,7 @@ def results(runs: Sequence[FederationRun], metric: str, goal: Target | None) -> 
     return {
         f"final {metric}": _said(map(_final(metric), runs), number) or UNKNOWN,
         "best": said_best and said_best + version,
-        f"{goal or 'target'} held from": held.in_words(_seconds, never=never(runs)) if held else "",
+        **({f"{goal} held from": held.in_words(_seconds, never=never(runs))} if held else {}),
         "training took": _said((each.seconds for each in runs), _seconds),
         "versions": _said((each.last.version for each in runs), _whole),
         "updates": _said((each.last.updates for each in runs), _whole),
