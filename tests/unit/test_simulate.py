@@ -14,9 +14,10 @@ from fake_broker import FakeBroker
 from leading import Clock, a_server, newest, take_the_lead, work_off
 from working import CountingTask
 
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, TaskError
 from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
+from fluffle.task import Site
 from fluffle.topology import topology_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
@@ -29,6 +30,13 @@ from fluffle_worker.round import minibatch_seed
 def settings_of(**given: Any) -> SimulateSettings:
     defaults = {"federation": "digits", "task": "numpy_task:task", "max_updates": 24}
     return load_arguments(SimulateSettings, defaults | given)
+
+
+class EmptySite(CountingTask):
+    """A task whose third site has no data."""
+
+    def prepare(self, site: Site) -> int:
+        return 0 if site.index == 2 else 10
 
 
 class Recorded(SimulatedFederation):
@@ -138,11 +146,38 @@ def test_the_target_ends_a_simulation_once_it_has_held() -> None:
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [({"max_updates": None}, "needs an end"), ({"codec": "topk:0.1"}, "not simulated yet")],
+    [
+        ({"max_updates": None}, "needs an end"),
+        ({"codec": "topk:0.1"}, "not simulated yet"),
+        # TL-System/plato#195: the first round waits for more clients than there are.
+        ({"strategy": "fedavg", "buffer_size": 5}, "waits for updates of 5 workers, and there are 4: give a"),
+    ],
 )
 def test_what_cannot_be_simulated_is_refused_before_anything_starts(given: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings_of(**given).check()
+
+
+def test_a_target_that_no_evaluation_has_is_told_with_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings_of(target="f1>=0.9", out=tmp_path / "run"))
+
+    said = capsys.readouterr().out
+    assert re.search(r"finished because +24 updates were applied\n", said)
+    assert "no evaluation has the target's f1: there is accuracy, loss\n" in said
+
+
+def test_a_run_without_target_says_nothing_of_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(settings_of(out=tmp_path / "run"))
+
+    assert "held from" not in capsys.readouterr().out
+
+
+def test_a_client_without_data_is_named() -> None:
+    # flwrlabs/flower#7645: a client with no examples of its own.
+    with pytest.raises(TaskError, match="client 2: prepare found 0 examples"):
+        SimulatedFederation(settings_of(), EmptySite(), lambda _: None)
 
 
 def test_a_run_leaves_a_folder_like_that_of_a_real_run(

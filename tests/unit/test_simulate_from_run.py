@@ -113,6 +113,15 @@ def test_a_run_without_an_update_is_refused(real: Path) -> None:
         speeds_of(before, untrained)
 
 
+def test_without_training_the_target_of_a_run_is_left_behind(real: Path) -> None:
+    found, notes = with_those_of_its_run(settings_of(from_run=real, train=False, local_steps=4))
+
+    found.check()
+    assert found.target is None
+    assert found.buffer_size == 2
+    assert "target" not in notes[0]
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [

@@ -95,11 +95,19 @@ def test_a_trace_with_a_fault_is_refused_with_its_line(tmp_path: Path, lines: li
         (["0,-1,5"], "line 2: from_s must be finite and at least 0, not -1"),
         (["0,0,5", "0,8,9", "0,4,6"], "line 4: device 0 is on from 4 s, .* from 0 to 5 s: join the two rows"),
         (["1,0,5"], "has no row for device 0, but one for device 1"),
+        # inference-sim/inference-sim#1405: a recorded trace has Unix times, and nothing happens for 54 years.
+        (["0,1700000000,1700000600", "0,1700000900,1700003600"], "so subtract 1700000000 from each from_s"),
     ],
 )
 def test_a_trace_of_times_with_a_fault_is_refused(tmp_path: Path, rows: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         read_intervals(a_file(tmp_path, "device,from_s,to_s", *rows), 1)
+
+
+def test_devices_may_be_off_for_longer_than_a_trace_lasts_before_they_are_first_on(tmp_path: Path) -> None:
+    at_night = a_file(tmp_path, "device,from_s,to_s", "0,79200,108000")
+
+    assert read_intervals(at_night, 1) == ([[(79200, 108000)]], 108000)
 
 
 def test_a_trace_that_cannot_be_read_is_refused_with_the_cause(tmp_path: Path) -> None:
@@ -179,7 +187,8 @@ def test_chance_follows_from_its_arguments_alone_and_is_uniform() -> None:
         ({"round_seconds": "zipf:1:1:0"}, "most must be at least 1, not 0"),
         ({"round_seconds": "trace:"}, "must name the file of the trace"),
         ({"availability": "sometimes"}, "must be one of always, on-off"),
-        ({"availability": "on-off:0:5"}, "on above 0 s"),
+        ({"availability": "on-off:0:5"}, "on at least 0.001 s"),
+        ({"availability": "on-off:1e-300:5"}, "on at least 0.001 s"),
         ({"crashes": 1}, "crashes must be less than 1"),
         ({"duplicates": 2}, "duplicates must be"),
         ({"late": "0.5"}, "must be SHARE:SECONDS, such as 0.25:60, not '0.5'"),
@@ -196,6 +205,7 @@ def test_a_wrong_setting_is_refused_with_what_is_possible(given: dict[str, objec
     ("given", "says"),
     [
         ({"round_seconds": "constant:0"}, "device 0 takes 0 s"),
+        ({"round_seconds": "lognormal:1:1000"}, "would never end: give smaller numbers"),
         ({"redraw": True}, "with --redraw, --round-seconds must be one of half-normal"),
         ({"availability": "trace:none.csv"}, "the trace none.csv cannot be read"),
     ],

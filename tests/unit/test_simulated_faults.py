@@ -8,6 +8,7 @@ import numpy as np
 import numpy_task
 import pytest
 
+from fluffle.errors import FluffleError
 from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
 from fluffle_cli.simulate.federation import SimulatedFederation
@@ -139,6 +140,26 @@ def test_a_worker_whose_updates_are_all_refused_hears_of_it_though_nobody_else_t
     )
     assert played.last.finished == "3 versions were made"
     assert played.last.contributors["worker-0"].refusal.startswith("bad-examples")
+
+
+@pytest.mark.parametrize(
+    ("end", "clients"), [({"max_updates": 20}, 3), ({"max_updates": None, "max_seconds": 5.0}, 1)]
+)
+def test_a_simulation_whose_updates_are_all_refused_ends_and_says_why(
+    end: dict[str, Any], clients: int
+) -> None:
+    # SymbioticLab/FedScale#148: the simulated clients go on for ever, and the aggregator waits for updates.
+    # The seconds of max_seconds count from the first update that is taken, here and on a broker.
+    with pytest.raises(FluffleError, match=r"would never end: .* bad-examples: the update claims"):
+        Played(clients=clients, min_examples=100_000, **end)
+
+
+def test_updates_that_are_refused_for_now_end_no_simulation() -> None:
+    played = Played(clients=1, buffer_size=1, round_seconds="constant:0.1", limit_messages=1, max_updates=3)
+
+    # In two minutes: more than ten in a row.
+    assert played.refused["too-many"] > 20
+    assert played.last.updates == 3
 
 
 def test_a_partial_buffer_is_used_when_it_has_waited_long_enough() -> None:

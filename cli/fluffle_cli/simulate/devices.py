@@ -43,8 +43,9 @@ def half_normal(
 
 
 def lognormal(random: np.random.Generator, count: int, *, median: float = 1.0, sigma: float = 0.6) -> Seconds:
-    """Draw median * exp(sigma * N(0, 1))."""
-    return median * np.exp(sigma * random.normal(size=count))
+    """Draw median * exp(sigma * N(0, 1)), infinity where that is too large for a float."""
+    with np.errstate(over="ignore"):
+        return median * np.exp(sigma * random.normal(size=count))
 
 
 def exponential(random: np.random.Generator, count: int, *, mean: float = 1.0) -> Seconds:

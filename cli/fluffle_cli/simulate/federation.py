@@ -31,6 +31,8 @@ from fluffle_cli.simulate.training import Round, make_trainer
 
 EVALUATOR: Final = "evaluator"
 RUN: Final = "0" * 16
+# When so many updates of each device were refused, and none was taken, it is not to be expected any more.
+MOST_IN_VAIN: Final = 10
 
 
 class SimulatedFederation(Timeline[Client]):
@@ -139,11 +141,21 @@ class SimulatedFederation(Timeline[Client]):
     def _arrive(self, client: Client, body: bytes) -> None:
         self.sent_bytes += len(body)
         self._deliver(body, client.name, self._leader.topology.updates_in.name)
+        self._require_hope()
         if self._population.comes_twice(client.index, client.sent):
             # As after a confirm that was lost with its connection.
             self.duplicates += 1
             self._deliver(body, client.name, self._leader.topology.updates_in.name)
         self._go_on(client)
+
+    def _require_hope(self) -> None:
+        """Raise FluffleError when the leader refuses whatever comes: no limit would ever be reached."""
+        in_vain = self._leader.refused_in_a_row
+        if len(in_vain) == self._settings.clients and min(in_vain.values()) >= MOST_IN_VAIN:
+            raise FluffleError(
+                f"the simulation would never end: the last {in_vain.total():,} updates were all refused, at "
+                f"least {MOST_IN_VAIN} of each client. The newest was {self._leader.last_refusal}"
+            )
 
     def _deliver(self, body: bytes, user: str, exchange: str) -> None:
         self._leader.deliver(body, user, exchange, self.seconds)

@@ -27,6 +27,11 @@ OF_PLAN: Final = (
 )
 # What a summary says for people, and a simulation takes too; the settings of strategies besides.
 OF_SUMMARY: Final = ("split", "max_seconds", "max_updates", "max_versions", "commit_every", "commit_after")
+# What depends on the content of updates, on their bytes or on examples: --no-train has none of it.
+NEEDS_TRAINING: Final[tuple[str, ...]] = (
+    *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
+    *("limit_examples", "throttle", "bandwidth"),
+)
 OF_STRATEGIES: Final = frozenset(name for kind in STRATEGIES.values() for name in kind.model_fields)
 
 
@@ -51,6 +56,8 @@ def with_those_of_its_run(settings: "SimulateSettings") -> tuple["SimulateSettin
     if kind := STRATEGIES.get(strategy):
         lost = OF_STRATEGIES - kind.model_fields.keys()
         found = {name: value for name, value in found.items() if name not in lost}
+    if not settings.train:
+        found = {name: value for name, value in found.items() if name not in NEEDS_TRAINING}
     merged = load_arguments(type(settings), {**found, **given})
     taken = ", ".join(f"{name} {value}" for name, value in sorted(found.items()) if name not in given)
     notes = [f"From {settings.from_run}: {taken}; and the speeds of its {len(speeds)} workers"]

@@ -13,6 +13,9 @@ from fluffle.safetensors_file import ModelFile
 from fluffle.topology import topology_of
 from fluffle.wire import decode_version, encode_copy, encode_version
 from fluffle_aggregator.effects import Commit, Effect, Log, Tell
+from fluffle_aggregator.gates.fitting import FINISHED
+from fluffle_aggregator.gates.history import DUPLICATE
+from fluffle_aggregator.gates.rates import TOO_MANY, TOO_MUCH
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.leader import POLL_S, REFUSALS_TOLD_AFTER_S, Leader, Now
@@ -25,13 +28,16 @@ from fluffle_cli.watching.view import Happening
 BEGINS_AT: Final = 1_767_225_600.0
 # Refused messages that are kept with their sentences; all are counted.
 MOST_HAPPENINGS: Final = 10_000
+# Reasons that say nothing of the updates that come after a while.
+FOR_NOW: Final = {TOO_MANY, TOO_MUCH, FINISHED, DUPLICATE}
 
 
 class LeaderInMemory:
     """Takes in messages, and commits; `on_commit` gets each version as workers read it.
 
     `newest` is the newest version. `refused` counts refused messages by reason, and `warnings` the leader's
-    other warnings by their text; `happened` has the first refused messages.
+    other warnings by their text; `happened` has the first refused messages. `refused_in_a_row` counts each
+    worker's updates that were refused since the last one was taken, and `last_refusal` says why.
     """
 
     def __init__(
@@ -45,6 +51,8 @@ class LeaderInMemory:
         self.refused: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
         self.happened: list[Happening] = []
+        self.refused_in_a_row: Counter[str] = Counter()
+        self.last_refusal = ""
         self._settings, self._on_commit = settings, on_commit
         strategy = settings.make_strategy()
         settings.require_room(strategy, file.layout)
@@ -83,7 +91,10 @@ class LeaderInMemory:
         self._tags += 1
         headers = {"at": f"{BEGINS_AT + at_s:.3f}"}
         delivery = Delivery(self._tags, body, user=user, exchange=exchange, headers=headers)
+        refused = self.refused.total()
         self._perform(self._leader.take_in(delivery, _now(at_s)), at_s)
+        if self.refused.total() == refused and exchange == self.topology.updates_in.name:
+            self.refused_in_a_row.clear()
         self._held_from = self._held_from if held else at_s
         self._refused_from = self._refused_from if told else at_s
 
@@ -119,6 +130,9 @@ class LeaderInMemory:
                     waiting.extendleft(reversed(self._commit(record, at_s)))
                 case Tell(Rejected() as event):
                     self.refused[event.reason] += 1
+                    if event.update and event.reason not in FOR_NOW:
+                        self.refused_in_a_row[event.worker] += 1
+                        self.last_refusal = f"{event.reason}: {event.detail}"
                     if len(self.happened) < MOST_HAPPENINGS:
                         self.happened.append(refusal_of(event, BEGINS_AT + at_s))
                 case Log("WARNING", line) if line != "refused":

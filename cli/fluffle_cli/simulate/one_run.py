@@ -26,7 +26,7 @@ from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.memory import Memory
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Happening, Version, metric_to_show
-from fluffle_cli.words import number
+from fluffle_cli.words import count, in_a_row, number
 
 NEVER: Final = math.inf
 OnVersion = Callable[[Version], None]
@@ -169,6 +169,9 @@ def _what_went_wrong(
 ) -> Iterator[str]:
     """Yield a line for each thing that was not as it should be; all messages count, even after the end."""
     leader, strategy = federation.leader, settings.make_strategy()
+    goal, evaluated = settings.make_goal(), _newest_metrics(versions[-1])
+    if goal.target and evaluated and goal.target.metric not in evaluated:
+        yield f"no evaluation has the target's {goal.target.metric}: there is {in_a_row(sorted(evaluated))}"
     if strategy.one_update_per_version:
         short = [each for each in versions[:-1] if 0 < len(each.folded) < strategy.buffer_size]
         if short := [each for each in short if not (each.closing or each.finished)]:
@@ -176,8 +179,8 @@ def _what_went_wrong(
                 f"{len(short)} of {versions[-1].version} rounds ended without all workers: they took longer "
                 f"than --buffer-timeout ({settings.buffer_timeout:g} s)"
             )
-    for reason, count in leader.refused.most_common():
-        yield f"{f'refused: {reason}':28} {count}"
+    for reason, refused in leader.refused.most_common():
+        yield f"{f'refused: {reason}':28} {refused}"
     if leader.refused.total() > len(leader.happened):
         yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
     if federation.aborted:
@@ -186,8 +189,8 @@ def _what_went_wrong(
         yield f"{'rounds lost in crashes':28} {federation.crashes}"
     if federation.duplicates:
         yield f"{'updates delivered twice':28} {federation.duplicates}"
-    for warning, count in leader.warnings.most_common():
-        yield f"the leader warned {count} times: {warning}"
+    for warning, times in leader.warnings.most_common():
+        yield f"the leader warned {count(times, 'time')}: {warning}"
 
 
 def _described(

@@ -8,6 +8,8 @@ from fluffle_aggregator.choices import parse_choice
 from fluffle_cli.simulate.availability import Availability, uniform
 
 CRASHES, DUPLICATES = 1, 2
+# A device that is on for less would switch without end within one round.
+LEAST_ON_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,8 +51,10 @@ class Population:
 
 def on_off(*, on: float = 600.0, off: float = 600.0) -> tuple[float, float]:
     """Return the mean seconds that a device is on and off, one after the other."""
-    if on == 0:
-        raise ValueError("must be on-off[:on][:off] with on above 0 s: these devices would never train")
+    if on < LEAST_ON_S:
+        raise ValueError(
+            f"must be on-off[:on][:off] with on at least {LEAST_ON_S:g} s: these devices would never train"
+        )
     return on, off
 
 

@@ -67,11 +67,13 @@ def _run_one(settings: SimulateSettings, console: Console) -> None:
             console.print(f"Stopped. What there is of the run lies in {folder}", markup=False)
             raise
     run = played.run
-    for what, found in results(run.federations, run.metric, run.goal).items():
-        console.print(f"{what:28} {found}", markup=False)
+    ended = {"finished because": played.result.finished}
+    for what, found in (ended | results(run.federations, run.metric, run.goal)).items():
+        if found:
+            console.print(f"{what:28} {found}", markup=False, soft_wrap=True)
     console.print(f"The report is {folder / FILE}", markup=False)
     for line in played.complaints:
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     took_s = time.monotonic() - began
     console.print(f"{played.result.seconds:.1f} virtual seconds took {took_s:.1f} s", markup=False)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -21,7 +22,7 @@ from fluffle_cli.held import HOLD_S, GoalByTime
 from fluffle_cli.report.run import make_empty_folder
 from fluffle_cli.simulate.availability import Always, Availability, OnOff, Traced
 from fluffle_cli.simulate.devices import seconds_of_devices, seconds_of_rounds
-from fluffle_cli.simulate.from_run import seconds_of_its_devices
+from fluffle_cli.simulate.from_run import NEEDS_TRAINING, seconds_of_its_devices
 from fluffle_cli.simulate.population import Population, parse_availability, parse_late
 from fluffle_cli.simulate.traces import read_intervals, read_seconds
 
@@ -32,11 +33,6 @@ NOT_SIMULATED = frozenset(
     {*ServiceSettings.model_fields, "name", "management_url", "target_hold", "initial_model"}
 )
 
-# What depends on the content of updates, on their bytes or on examples.
-NEEDS_TRAINING = (
-    *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
-    *("limit_examples", "throttle", "bandwidth"),
-)
 MANY_RUNS = ("sweep", "seeds", "recommend")
 
 
@@ -177,6 +173,11 @@ class SimulateSettings(AggregatorSettings):
             raise ConfigError("a simulation begins with the weights of its task: leave initial_model out")
         self.require_comparable()
         strategy = self.make_strategy()
+        if strategy.one_update_per_version and strategy.buffer_size > self.clients:
+            raise ConfigError(
+                f"a round of {self.strategy} waits for updates of {strategy.buffer_size} workers, and there "
+                f"are {self.clients}: give a --buffer-size of at most {self.clients}, or leave it out"
+            )
         self.make_plan(strategy)
         self.make_commit_schedule(strategy)
         self.make_population()
@@ -223,8 +224,10 @@ class SimulateSettings(AggregatorSettings):
 
     @property
     def shown(self) -> dict[str, str]:
-        """The settings of the simulation itself that were given, by the names of their flags."""
-        given = self.model_dump(include=self.model_fields_set, exclude=set(SharedSettings.model_fields))
+        """The split, and the settings of the simulation itself that were given, by their flags' names."""
+        given = self.model_dump(
+            include=self.model_fields_set | {"split"}, exclude=set(SharedSettings.model_fields)
+        )
         return {name.replace("_", "-"): str(value) for name, value in given.items() if value is not None}
 
     def site(self, index: int) -> Site:
@@ -235,6 +238,11 @@ class SimulateSettings(AggregatorSettings):
         """Return the devices; ConfigError when a trace has faults, or a round would take no time."""
         fixed_s, example_s = self._seconds_of_devices()
         for device, seconds in enumerate(zip(fixed_s, example_s, strict=True)):
+            if not all(map(isfinite, seconds)):
+                raise ConfigError(
+                    f"a round of device {device} would never end: give smaller numbers in --round-seconds "
+                    "and --example-seconds"
+                )
             if not any(seconds):
                 raise ConfigError(
                     f"a round of device {device} takes 0 s, so that it would train without end: give "

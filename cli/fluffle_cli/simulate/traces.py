@@ -15,6 +15,8 @@ from fluffle.errors import ConfigError
 from fluffle_cli.simulate.availability import Interval
 
 DEVICE: Final = "device"
+# If nobody is on for so many times as long as the trace itself lasts, its times count from elsewhere.
+MOST_LEAD: Final = 10
 FROM_S, TO_S = "from_s", "to_s"
 
 
@@ -60,8 +62,8 @@ def read_seconds(path: Path, column: str, count: int) -> list[float]:
 def read_intervals(path: Path, count: int) -> tuple[list[list[Interval]], float]:
     """Return when each of the devices 0 to `count` - 1 is on, in ascending order, and the length of the loop.
 
-    A row says that a device is on from `from_s` to `to_s`. The last `to_s` of the file is the end of the
-    loop, for all devices.
+    A row says that a device is on from `from_s` to `to_s`, in seconds from the start of the simulation. The
+    last `to_s` of the file is the end of the loop, for all devices.
     """
     found: dict[int, list[tuple[Interval, str]]] = {}
     for row in _rows(path, DEVICE, FROM_S, TO_S):
@@ -80,7 +82,14 @@ def read_intervals(path: Path, count: int) -> tuple[list[list[Interval]], float]
                     f"{where}: device {device} is on from {interval[0]:g} s, but another row has it on "
                     f"from {before[0]:g} to {before[1]:g} s: join the two rows"
                 )
+    begin = min(interval[0] for intervals in found.values() for interval, _ in intervals)
     end = max(interval[1] for intervals in found.values() for interval, _ in intervals)
+    if begin > MOST_LEAD * (end - begin):
+        raise ConfigError(
+            f"{path}: no device is on before {begin:.10g} s, and the trace lasts {end - begin:g} s from then "
+            f"on: times must count from the start of the simulation, so subtract {begin:.10g} from "
+            f"each {FROM_S} and {TO_S}"
+        )
     return [[interval for interval, _ in found[device]] for device in range(count)], end
 
 

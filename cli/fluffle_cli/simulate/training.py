@@ -6,7 +6,8 @@ alone, and the same settings give the same bits on any machine.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from time import monotonic
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from fluffle.checked_task import CheckedTask, TrainedRound
+from fluffle.errors import TaskError
 from fluffle.logs import get_logger
 from fluffle.model import Weights
 from fluffle.record import ModelVersion
@@ -89,21 +91,22 @@ class OneByOne:
     def trained(self, one: Round) -> TrainedUpdate:
         """Return the update of a round that ends now."""
         task, _ = self.prepared(one.device)
-        if task is self._task:
-            # Only the data of a KerasTask can be told apart from its model: others load theirs again.
-            task.prepare(self._sites.of(one.device))
-        if one.base.plan.keep_optimizer:
-            task.restore_optimizer(self._optimizers.get(one.device, {}))
-        trained = train_round(
-            task,
-            one.base,
-            one.local,
-            update_id=one.update_id,
-            seed=one.minibatch_seed,
-            progress=ignore_progress,
-        )
-        if one.base.plan.keep_optimizer:
-            self._optimizers[one.device] = task.optimizer_state()
+        with _naming(one.device):
+            if task is self._task:
+                # Only the data of a KerasTask can be told apart from its model: others load theirs again.
+                task.prepare(self._sites.of(one.device))
+            if one.base.plan.keep_optimizer:
+                task.restore_optimizer(self._optimizers.get(one.device, {}))
+            trained = train_round(
+                task,
+                one.base,
+                one.local,
+                update_id=one.update_id,
+                seed=one.minibatch_seed,
+                progress=ignore_progress,
+            )
+            if one.base.plan.keep_optimizer:
+                self._optimizers[one.device] = task.optimizer_state()
         return trained
 
     def prepared(self, device: int) -> tuple[CheckedTask, int]:
@@ -112,8 +115,18 @@ class OneByOne:
         if site.index not in self._prepared:
             is_keras = isinstance(self._task.task, KerasTask)
             own = self._task.with_the_same_model() if is_keras else self._task
-            self._prepared[site.index] = own, own.prepare(site)
+            with _naming(device):
+                self._prepared[site.index] = own, own.prepare(site)
         return self._prepared[site.index]
+
+
+@contextmanager
+def _naming(device: int) -> Iterator[None]:
+    """Name the client in an error of its task: one task has the data of all of them."""
+    try:
+        yield
+    except TaskError as error:
+        raise TaskError(f"client {device}: {error}") from error
 
 
 class Together:
@@ -232,8 +245,9 @@ def _together(one_by_one: OneByOne, task: CheckedTask, sites: Sites, check: Roun
         ) from error
     finally:
         tensorflow.setLevel(level)
-    moved = float(np.linalg.norm(alone.vector))
-    difference = float(np.linalg.norm(stacked.vector - alone.vector))
+    # In float64, in which the squares of all float32 numbers are finite.
+    ends = alone.vector.astype(np.float64)
+    moved, difference = float(np.linalg.norm(ends)), float(np.linalg.norm(stacked.vector - ends))
     if not difference <= MAX_DIFFERENCE * moved:
         raise NotStackable(
             f"trained with others, a round that moves the model by {moved:.2g} ends {difference:.2g} away "
