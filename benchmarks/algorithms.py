@@ -118,7 +118,16 @@ SCENES: Final[Mapping[str, Scene]] = {
     "skewed": Scene("digits", "dirichlet:0.1", 8, "spread:0.25:16", "0.93", 120, 120, DIGITS),
     "shards": Scene("digits", "shards:2", 8, "spread:0.25:16", "0.9", 120, 120, DIGITS),
     "equal speeds": Scene("digits", "dirichlet:0.5", 8, "constant:1", "0.95", 60, 60, DIGITS),
-    "fashion": Scene("fashion_mnist", "dirichlet:0.1", 8, "spread:0.25:16", "0.75", 120, 120),
+    "fashion": Scene(
+        "benchmarks.paper_tasks:clothes",
+        "dirichlet:0.1",
+        8,
+        "spread:0.25:16",
+        "0.75",
+        120,
+        120,
+        {"local_steps": 20, "learning_rate": 0.1},
+    ),
     "rare labels": Scene(
         "benchmarks.rare_labels:task", "dirichlet:0.5", 4, "spread:0.25:8", "0.85", 80, 80, DIGITS
     ),
