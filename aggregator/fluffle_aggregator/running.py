@@ -17,7 +17,6 @@ from structlog.contextvars import bound_contextvars
 from fluffle.broker import Broker
 from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
-from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.policy_faults import Sizes
@@ -25,7 +24,7 @@ from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.record import ModelVersion, version_size_bytes
 from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
-from fluffle.topology import MIB, topology_of
+from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
@@ -34,14 +33,7 @@ from fluffle_aggregator.initial_model import InitialModel, first_version, initia
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
-from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.trial import try_out
-
-log = get_logger(__name__)
-
-# More than this to publish for each update that comes, with so many workers, is worth a warning.
-MUCH_BYTES = 64 * MIB
-USUAL_WORKERS = 4
 
 
 def run_aggregator(
@@ -60,22 +52,6 @@ def run_aggregator(
     checked = load_arguments(AggregatorSettings, {**named, **settings})
     with bound_contextvars(**checked.log_fields()):
         return aggregate(checked, stop or threading.Event(), task)
-
-
-def _warn_of_much_beside_a_version(strategy: Strategy, size: int, every: int) -> None:
-    """Say so when the kept updates of a few workers are much to publish, for each update that comes."""
-    if strategy.keeping is None:
-        return
-    worker_bytes = strategy.keeping.size_bytes(size)
-    if USUAL_WORKERS * worker_bytes > MUCH_BYTES * strategy.buffer_size * every:
-        log.warning(
-            "with this strategy each version is published with the last update of every worker, and this "
-            "model is large: set --commit-every to publish fewer versions, or take --strategy fedbuff, which "
-            "keeps no updates",
-            strategy=strategy.name,
-            mib_for_each_worker=round(worker_bytes / MIB),
-            updates_in_a_commit=strategy.buffer_size * every,
-        )
 
 
 def aggregate(
@@ -135,7 +111,6 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     def continue_from(head: Head) -> GlobalModel:
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
-        _warn_of_much_beside_a_version(strategy, layout.size, commit_schedule.every)
         initial.compare(layout)
         return GlobalModel(
             head.record,

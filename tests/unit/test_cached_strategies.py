@@ -20,7 +20,6 @@ from fluffle.policy_watch import policy_watch_of
 from fluffle.record import Contributor
 from fluffle.safetensors_file import ModelFile
 from fluffle.topology import MIB
-from fluffle_aggregator import running
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
@@ -306,29 +305,6 @@ def test_a_takeover_with_more_workers_than_fit_into_a_message_goes_on() -> None:
         vector = float32s(np.ones(layout.size, np.float32))
         model.cache.replace(f"w{number}", vector, 1.0, number)
     assert len(model.cache) == 6
-
-
-@pytest.mark.parametrize(
-    ("given", "is_told"),
-    [
-        ({}, True),
-        ({"strategy": "ca2fl"}, False),
-        ({"commit_every": 4}, False),
-        ({"strategy": "fedbuff"}, False),
-    ],
-)
-def test_who_would_publish_much_beside_each_version_is_told_what_to_do(
-    given: dict[str, object], is_told: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(running, "MUCH_BYTES", MIB)
-    settings = AggregatorSettings.model_validate({"name": "a1", **given})
-    config = config_of(settings, policy_watch_of(settings, None), InitialModel())
-    layout = a_layout(300_000)
-    record = a_version(layout=layout, values=[0.0] * layout.size)
-
-    config.continue_from(Head(record, None, "", 1, messages=1))
-
-    assert ("set --commit-every to publish fewer versions" in caplog.text) == is_told
 
 
 @pytest.mark.parametrize(
