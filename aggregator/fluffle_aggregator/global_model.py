@@ -89,13 +89,13 @@ class GlobalModel:
         size = record.layout.size
         kept = moments if moments and strategy.fits(moments, size) else None
         # Whether the strategy does not go on with the moments that were found.
-        self.begins_anew = kept is None and moments is not None and bool(moments.vectors or moments.cached)
+        self.begins_anew = kept is None and moments is not None and bool(moments.vectors)
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in kept.vectors.items()}
             if kept
             else strategy.starting_moments(size)
         )
-        self.cache = strategy.make_cache(self.moments, size, kept.cached if kept else (), cached_bytes)
+        self.cache = strategy.make_cache(self.moments, kept.cached if kept else (), cached_bytes)
         # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
@@ -310,25 +310,20 @@ class GlobalModel:
         """Let the next record be the last."""
         self.draft = replace(self.draft, finished=reason)
 
-    @property
-    def has_moments(self) -> bool:
-        """Whether something lies beside each record: moments, or workers' last updates."""
-        return bool(self.moments) or self.cache is not None
-
     def next_moments(self) -> MomentsRecord | None:
         """Return the moments at the next record, None when nothing goes before it.
 
         A leader without moments sends empty ones before the first record of its term: they claim the term.
         If that record comes late, when another leads already, that one has seen the claim and is above it.
         """
-        if not self.has_moments and self.record.term == self.term:
+        if not self.moments and self.record.term == self.term:
             return None
         return self.moments_at(Rank(self.term, self.version))
 
     def moments_at(self, rank: Rank) -> MomentsRecord:
         """Return the moments as they are now, under this rank; their vectors are this model's own."""
         cached = () if self.cache is None else self.cache.kept()
-        return MomentsRecord(self.record.federation, rank, self.vector.size, self.moments, cached)
+        return MomentsRecord(self.record.federation, rank, self.moments, cached)
 
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0

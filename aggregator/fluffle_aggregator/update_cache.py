@@ -5,7 +5,7 @@ then counts as much as a fast one. What is kept is what the head queue holds, so
 with the same bits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
@@ -21,6 +21,7 @@ from fluffle.vector_math import matching_blocks, scratch_block
 # The names of the weighted sum of all kept updates among the moments: a float32 vector of the model's size.
 SUM: Final = "cached_sum"
 SUM_OF_ROUND: Final = "round_sum"
+SUM_OF_UNUSED: Final = "unused_sum"
 KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
 
 
@@ -43,10 +44,10 @@ class Keeping:
 
     @property
     def sum_name(self) -> str:
-        """The name of the sum of the kept updates among the moments; empty when each step makes its own."""
+        """The name of the sum of the kept updates among the moments."""
         if self.in_rounds:
             return SUM_OF_ROUND
-        return "" if self.uses_up else SUM
+        return SUM_OF_UNUSED if self.uses_up else SUM
 
     def size_bytes(self, size: int) -> int:
         """Return how many bytes are kept of one worker, of a model of `size` elements."""
@@ -164,20 +165,20 @@ class UpdateCache:
 
     def _forget(self, now: int) -> None:
         """Drop those that are too old, or for which there is no room."""
-        dropped = []
+        before = len(self)
         for first in tuple(self.updates.values()):
             why = self._keeping.why_forget(first.at, now, len(self), self._most_workers)
             if not why:
                 break
             del self.updates[first.worker]
-            dropped.append((first.worker, why))
-        if dropped:
-            self.forgotten += dropped
-            self._leave_out([worker for worker, _ in dropped])
+            self._dropped(first.worker)
+            self.forgotten.append((first.worker, why))
+        if len(self) < before:
+            # Anew, so that nothing of what was rounded away stays in the sum.
+            sum_up(self.total, self.updates.values())
 
-    def _leave_out(self, _workers: Sequence[str]) -> None:
-        """Make the sum anew, so that nothing of what was rounded away stays in it."""
-        sum_up(self.total, self.updates.values())
+    def _dropped(self, worker: str) -> None:
+        """Forget what else is known of a worker."""
 
 
 def sum_up(total: Vector, updates: Iterable[CachedUpdate]) -> None:

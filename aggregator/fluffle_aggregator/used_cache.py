@@ -5,7 +5,7 @@ model further than the worker meant, and the model swings to and fro. So each ke
 further the model has moved along it since it came; once that is as far as the limit says, it counts no more.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -38,7 +38,7 @@ class UsedCache(UpdateCache):
         most_workers: int | None = None,
         limit: float = 1.0,
     ) -> None:
-        """Go on from these updates; see UpdateCache. `total` is overwritten by each mean."""
+        """Go on from these updates; see UpdateCache. `total` holds the sum that the last step was made of."""
         super().__init__(keeping, total, updates, most_workers=most_workers)
         self._limit = limit
         self._used = {each.worker: each.used for each in self.updates.values()}
@@ -70,9 +70,8 @@ class UsedCache(UpdateCache):
         self._used[after.worker] = 0.0
         self._squares[after.worker] = squared_length(after)
 
-    def _leave_out(self, workers: Sequence[str]) -> None:
-        for worker in workers:
-            del self._used[worker], self._squares[worker]
+    def _dropped(self, worker: str) -> None:
+        del self._used[worker], self._squares[worker]
 
 
 def weighted_sum(total: Vector, scaled: Iterable[tuple[CachedUpdate, float]]) -> None:

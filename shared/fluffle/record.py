@@ -265,13 +265,12 @@ class CachedUpdate:
 class MomentsRecord:
     """A strategy's memory at one version.
 
-    `vectors` are float32, of the model's `size`, by name: a server optimizer's moments, and the sum of the
-    `cached` updates where that is needed.
+    `vectors` are float32, of the model's size, by name: a server optimizer's moments, and the sum of the
+    `cached` updates, which are none without such a vector.
     """
 
     federation: ShortText
     rank: Rank
-    size: Count
     vectors: Mapping[str, Vector]
     cached: tuple[CachedUpdate, ...] = ()
 

@@ -325,18 +325,18 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
     """Read moments; their vectors are views of the payload."""
     found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
     rows = take(header, "cached", _CACHED_ROWS)
-    size, count, cached_bytes = found["size"], len(names), sum(row[-1] for row in rows)
-    if len(set(names)) < count or len(payload) != 4 * size * count + cached_bytes:
-        raise WireError(
-            f"field names: {count} vectors of {size} floats and {cached_bytes} bytes of cached updates "
-            f"cannot share {len(payload)} bytes"
-        )
-    parts = np.frombuffer(payload[: 4 * size * count], "<f4").reshape(count, size)
-    cached, rest = [], payload[4 * size * count :]
+    vector_bytes = len(payload) - sum(row[-1] for row in rows)
+    if not names:
+        _require_empty(payload)
+        return MomentsRecord(**found, vectors={})
+    if len(set(names)) != len(names) or vector_bytes < 0 or vector_bytes % (4 * len(names)):
+        raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
+    parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names))
+    cached, rest = [], payload[vector_bytes:]
     for number, (*row, size_bytes) in enumerate(rows):
         facts = dict(zip(_CACHED_FACTS, row, strict=True))
         try:
-            vector = read_vector(facts["codec"], size, rest[:size_bytes])
+            vector = read_vector(facts["codec"], parts[0].size, rest[:size_bytes])
         except ValueError as error:
             raise WireError(f"field cached[{number}]: {error}") from error
         cached.append(CachedUpdate(**facts, vector=vector))

@@ -30,7 +30,7 @@ MB = 1_000_000
 # An honest one of these sizes takes a second at most; what is quadratic in them takes minutes.
 CPU_LIMIT_S = 30.0
 UPDATE, VERSION = encode_update(an_update("w1")), encode_version(a_version())
-MOMENTS = bytes(moments_pieces(MomentsRecord("digits", Rank(1, 1), 1, {"m": a_vector(1)})))
+MOMENTS = bytes(moments_pieces(MomentsRecord("digits", Rank(1, 1), {"m": a_vector(1)})))
 SHORT_TEXT = b"\xb0a few words " + "🐇".encode()
 ITEMS, HEADER_BYTES = wire.RECORD.items, wire.RECORD.size_bytes
 

@@ -48,7 +48,7 @@ def put_into_head(
 
 
 def some_moments(version: int, *, term: int = 1) -> MomentsRecord:
-    return MomentsRecord("digits", Rank(term, version), SIZE, {"m": a_vector(*[version] * SIZE)})
+    return MomentsRecord("digits", Rank(term, version), {"m": a_vector(*[version] * SIZE)})
 
 
 class DiesBeforeItsAck(FakeBroker):
@@ -194,7 +194,7 @@ def test_moments_of_the_same_rank_that_the_record_does_not_name_are_passed_over(
     config = a_config()
     server = a_server(config)
     record = replace(a_version(1), moments_checksum=checksum_of(some_moments(1)))
-    late = MomentsRecord("digits", Rank(1, 1), SIZE, {"m": a_vector(9, 9, 9, 9)})
+    late = MomentsRecord("digits", Rank(1, 1), {"m": a_vector(9, 9, 9, 9)})
     put_into_head(server, config, some_moments(1), record, late)
 
     with FakeBroker(server) as broker:

@@ -221,7 +221,7 @@ def test_a_version_comes_back_as_it_went(version: ModelVersion) -> None:
 @given(st.integers(0, 3), st.integers(0, 9))
 def test_moments_come_back_as_they_went(count: int, size: int) -> None:
     moments = MomentsRecord(
-        "digits", Rank(2, 7), size, {f"m{n}": np.arange(size, dtype=np.float32) + n for n in range(count)}
+        "digits", Rank(2, 7), {f"m{n}": np.arange(size, dtype=np.float32) + n for n in range(count)}
     )
 
     found = decode_record(bytes(moments_pieces(moments)))
@@ -269,9 +269,7 @@ def test_a_vector_is_read_in_place_and_nobody_can_write_to_it() -> None:
 
 def test_a_versions_vector_and_moments_are_read_in_place_too() -> None:
     version_body = encode_version(a_version())
-    pieces = moments_pieces(
-        MomentsRecord("digits", Rank(1, 1), 2, {"m": a_vector(1, 2), "v": a_vector(3, 4)})
-    )
+    pieces = moments_pieces(MomentsRecord("digits", Rank(1, 1), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
     moments_body = bytes(pieces)
 
     version, moments = decode_version(version_body), decode_record(moments_body)

@@ -42,7 +42,7 @@ VERSION = encode_version(
     )
 )
 MOMENTS = bytes(
-    moments_pieces(MomentsRecord("digits", Rank(1, 5), 2, {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
+    moments_pieces(MomentsRecord("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
 )
 COPY = encode_copy(decode_version(VERSION), "int8", "ab" * 32)
 INBOUND_BODIES = [UPDATE, EVALUATION, HELLO]
@@ -273,22 +273,11 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
         (rewritten(VERSION, contributors={"no name": []}), "field contributors: 'no name' is no name"),
         (rewritten(VERSION, contributors={"w": [1]}), r"field contributors\[w\]: expected a list of updates"),
         (rewritten(VERSION, best=["e"]), "field best: expected a list of federation, evaluator, version"),
-        (
-            rewritten(MOMENTS, names=["m", "m"]),
-            "field names: 2 vectors of 2 floats and 0 bytes of cached updates cannot share 16 bytes",
-        ),
-        (
-            rewritten(MOMENTS, names=[]),
-            "field names: 0 vectors of 2 floats and 0 bytes .* cannot share 16 bytes",
-        ),
-        (rewritten(MOMENTS, size=3), "field names: 2 vectors of 3 floats"),
-        (rewritten(MOMENTS, size=-1), "field size: "),
-        (
-            rewritten(MOMENTS, names=["a", "b", "c"]),
-            "field names: 3 vectors of 2 floats .* cannot share 16 bytes",
-        ),
+        (rewritten(MOMENTS, names=["m", "m"]), "field names: 2 vectors cannot share 16 bytes"),
+        (rewritten(MOMENTS, names=[]), "the payload must be empty, but has 16 bytes"),
+        (rewritten(MOMENTS, names=["a", "b", "c"]), "field names: 3 vectors cannot share 16 bytes"),
         (rewritten(MOMENTS, names=["m", 5]), r"field names\[1\]: expected str, found int"),
-        (with_payload(MOMENTS, b"12345"), "field names: 2 vectors of 2 floats .* cannot share 5 bytes"),
+        (with_payload(MOMENTS, b"12345"), "field names: 2 vectors cannot share 5 bytes"),
         (rewritten(VERSION, average_decay=1.0), "field average_decay: 1.0 is not at least 0 and below 1"),
         (rewritten(VERSION, average_decay=0.9), "field average_bytes: 0 with an average_decay of 0.9"),
         (rewritten(VERSION, average_bytes=16), "field average_bytes: 16 with an average_decay of 0"),

@@ -88,7 +88,7 @@ class Strategy:
     @property
     def _starts(self) -> Mapping[str, float]:
         """The value that all elements of each of these vectors start from."""
-        kept = {self.keeping.sum_name: 0.0} if self.keeping and self.keeping.sum_name else {}
+        kept = {self.keeping.sum_name: 0.0} if self.keeping else {}
         return kept | {name: start for each in self.transforms for name, start in each.starts.items()}
 
     def starting_moments(self, size: int) -> Moments:
@@ -106,16 +106,13 @@ class Strategy:
         return is_kept and set(moments.vectors) == set(self.moment_names)
 
     def make_cache(
-        self, moments: Moments, size: int, cached: Iterable[CachedUpdate], room_bytes: int | None
+        self, moments: Moments, cached: Iterable[CachedUpdate], room_bytes: int | None
     ) -> Cache | None:
-        """Return the cache of workers' updates that goes on with these; None when none are kept.
-
-        `size` is the number of the model's elements.
-        """
+        """Return the cache of workers' updates that goes on with these; None when none are kept."""
         if self.keeping is None or self.cached_rule is None:
             return None
-        name, each_bytes = self.keeping.sum_name, self.keeping.size_bytes(size)
-        total = moments[name] if name else np.zeros(size, np.float32)
+        total = moments[self.keeping.sum_name]
+        each_bytes = self.keeping.size_bytes(total.size)
         most = None if room_bytes is None else room_bytes // each_bytes
         return self.cached_rule.open(self.keeping, total, cached, most_workers=most)
 
