@@ -14,15 +14,16 @@ import numpy as np
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
+from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
-from fluffle_aggregator.update_cache import Cache, Keeping, UpdateCache
+from fluffle_aggregator.update_cache import Keeping, UpdateCache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CacheMean:
     """The mean of all kept updates, or of those of this round."""
 
-    cache: Cache
+    cache: UpdateCache
     factor: float = 0.0
     divisor: float = 0.0
     count: int = 0
@@ -39,7 +40,8 @@ class CacheMean:
         """Return the delta. Raises ValueError without an update."""
         if not self.count:
             raise NOTHING_HELD
-        return _scaled(self.cache.mean(), self.count, self.cache)
+        delta = self.cache.mean()
+        return np.multiply(delta, np.float32(min(1.0, self.count / len(self.cache))), out=delta)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,7 @@ class Calibrated:
     is the mean of all kept updates before this buffer.
     """
 
-    cache: Cache
+    cache: UpdateCache
     calibration: float = 1.0
     most: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
@@ -87,16 +89,14 @@ class Calibrated:
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
+        if self.mean is None:
+            raise NOTHING_HELD
         delta = self.news.close()
-        if self.calibration != 1:
-            np.multiply(delta, np.float32(self.calibration), out=delta)
-        if self.mean is not None:
-            np.add(delta, self.mean, out=delta)
-        return _scaled(delta, self.count, self.cache, self.most)
-
-
-def _scaled(delta: Vector, count: int, cache: Cache, most: float = 1.0) -> Vector:
-    return np.multiply(delta, np.float32(min(most, count / len(cache))), out=delta)
+        share, scale = np.float32(self.calibration), np.float32(min(self.most, self.count / len(self.cache)))
+        for change, mean in matching_blocks(delta, self.mean):
+            np.add(np.multiply(change, share, out=change), mean, out=change)
+            np.multiply(change, scale, out=change)
+        return delta
 
 
 CachedBuffer = CacheMean | Calibrated
@@ -108,11 +108,11 @@ class OpenCache(Protocol):
     def __call__(
         self,
         keeping: Keeping,
-        total: Vector,
+        size: int,
         updates: Iterable[CachedUpdate] = (),
         *,
         most_workers: int | None = None,
-    ) -> Cache:
+    ) -> UpdateCache:
         """Return the cache; see UpdateCache."""
 
 
@@ -123,7 +123,7 @@ class CachedRule(Protocol):
     def open(self) -> OpenCache:
         """What makes the cache."""
 
-    def zero(self, cache: Cache) -> CachedBuffer:
+    def zero(self, cache: UpdateCache) -> CachedBuffer:
         """Return a buffer that holds no update yet."""
 
 
@@ -136,7 +136,7 @@ class MeanOfAll:
     def __str__(self) -> str:
         return ""
 
-    def zero(self, cache: Cache) -> CacheMean:
+    def zero(self, cache: UpdateCache) -> CacheMean:
         """See CachedRule."""
         return CacheMean(cache)
 
@@ -153,6 +153,6 @@ class Calibration:
     def __str__(self) -> str:
         return ", ".join(filter(None, (f"calibration={self.share:g}", self.cache_settings)))
 
-    def zero(self, cache: Cache) -> Calibrated:
+    def zero(self, cache: UpdateCache) -> Calibrated:
         """See CachedRule."""
         return Calibrated(cache, self.share, self.most)

@@ -89,13 +89,13 @@ class GlobalModel:
         size = record.layout.size
         kept = moments if moments and strategy.fits(moments, size) else None
         # Whether the strategy does not go on with the moments that were found.
-        self.begins_anew = kept is None and moments is not None and bool(moments.vectors)
+        self.begins_anew = kept is None and moments is not None and not moments.is_empty
         self.moments: Mapping[str, Vector] = (
             {name: vector.copy() for name, vector in kept.vectors.items()}
             if kept
             else strategy.starting_moments(size)
         )
-        self.cache = strategy.make_cache(self.moments, kept.cached if kept else (), cached_bytes)
+        self.cache = strategy.make_cache(size, kept.cached if kept else (), cached_bytes)
         # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
@@ -316,9 +316,8 @@ class GlobalModel:
         A leader without moments sends empty ones before the first record of its term: they claim the term.
         If that record comes late, when another leads already, that one has seen the claim and is above it.
         """
-        if not self.moments and self.record.term == self.term:
-            return None
-        return self.moments_at(Rank(self.term, self.version))
+        moments = self.moments_at(Rank(self.term, self.version))
+        return None if moments.is_empty and self.record.term == self.term else moments
 
     def moments_at(self, rank: Rank) -> MomentsRecord:
         """Return the moments as they are now, under this rank; their vectors are this model's own."""

@@ -391,7 +391,7 @@ class Leader:
         moments = model.next_moments()
         record = model.next_record(
             parent=self.parent,
-            moments_checksum=checksum_of(moments) if moments and model.moments else None,
+            moments_checksum=None if moments is None or moments.is_empty else checksum_of(moments),
             elapsed_s=self._elapsed_s(now),
             now=now.unix,
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
 from fluffle.logs import get_logger
-from fluffle.record import ModelVersion, Rank
+from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.wire import require_readable_version
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut
@@ -18,6 +18,8 @@ from fluffle_aggregator.leader import Leader, Now
 log = get_logger(__name__)
 
 LEVELS = logging.getLevelNamesMapping()
+# Kept updates of less than this many bytes beside a version are not worth a warning.
+LARGE_BYTES = 64_000_000
 
 
 class Leading:
@@ -38,6 +40,7 @@ class Leading:
         self._broker = broker
         self._clock = clock
         self._unix_clock = unix_clock
+        self._has_warned_of_size = False
         head = read_head(broker, config.topology, stream_health, config.downlink_codec)
         if head is None:
             head = begin_federation(config, broker, stream_health)
@@ -111,11 +114,27 @@ class Leading:
             case Commit(record, moments):
                 if moments:
                     self._head.publish_moments(moments)
+                    self._warn_once_of_size(record, moments)
                 began = self._clock()
                 digest = self._head.publish(record)
                 took_s = self._clock() - began
                 return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())
         return []
+
+    def _warn_once_of_size(self, record: ModelVersion, moments: MomentsRecord) -> None:
+        """Warn when the updates that a strategy keeps are large, and larger than the version itself."""
+        kept_bytes = sum(each.vector.payload.nbytes for each in moments.cached)
+        if self._has_warned_of_size or kept_bytes <= max(LARGE_BYTES, record.payload_size_bytes):
+            return
+        self._has_warned_of_size = True
+        log.warning(
+            "the workers' last updates, which this strategy publishes with each version, are larger than the "
+            "version: publish less often with --commit-every, or choose --strategy fedbuff, which keeps none",
+            strategy=record.strategy,
+            workers=len({each.worker for each in moments.cached}),
+            kept_mb=round(kept_bytes / 1e6, 1),
+            version_mb=round(record.payload_size_bytes / 1e6, 1),
+        )
 
     def _reject(self, rejected: Reject) -> None:
         delivery, refusal = rejected.delivery, rejected.refusal

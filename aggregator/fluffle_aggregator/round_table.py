@@ -14,82 +14,67 @@ import numpy as np
 from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
-from fluffle_aggregator.update_cache import Keeping, exchange, sum_up
+from fluffle_aggregator.update_cache import Keeping, UpdateCache
 
 # The stages of an update that is kept: its worker's step of this round is to come, or is made; or it is for
-# the next round.
-TO_COME, MADE, NEXT_ROUND = range(3)
+# the next round. Updates that are not kept in rounds have 0.
+TO_COME, MADE, NEXT_ROUND = 1, 2, 3
 
 
-class RoundTable:
-    """The two tables; see Cache.
+class RoundTable(UpdateCache):
+    """The two tables: `updates` are the current one, whose mean steps are made of, and `coming` is the other.
 
-    `total` is the sum of weight * mean over the current one, float32 of the model's size; it is changed in
-    place.
+    What is kept of a worker is the weighted mean of its updates.
     """
 
     def __init__(
         self,
         keeping: Keeping,
-        total: Vector,
+        size: int,
         updates: Iterable[CachedUpdate] = (),
         *,
         most_workers: int | None = None,
     ) -> None:
-        """Go on from what another leader has kept."""
-        self._keeping = keeping
-        self._most_workers = most_workers
-        self.total = total
-        self.current: dict[str, CachedUpdate] = {}
-        self.coming: dict[str, CachedUpdate] = {}
-        for each in updates:
-            table = self.coming if each.stage == NEXT_ROUND else self.current
-            table[each.worker] = replace(each, vector=each.vector.owned())
-        self.forgotten: list[tuple[str, str]] = []
+        """Go on from what another leader has kept; see UpdateCache."""
+        kept = tuple(updates)
+        current = (each for each in kept if each.stage != NEXT_ROUND)
+        coming = (each for each in kept if each.stage == NEXT_ROUND)
+        super().__init__(keeping, size, current, most_workers=most_workers)
+        self.coming = {each.worker: replace(each, vector=each.vector.owned()) for each in coming}
         # Whether the last arrival makes a step.
         self._is_due = False
 
-    def __len__(self) -> int:
-        return len(self.current)
-
     def kept(self) -> tuple[CachedUpdate, ...]:
-        """See Cache."""
-        return (*self.current.values(), *self.coming.values())
+        """See UpdateCache."""
+        return (*self.updates.values(), *self.coming.values())
 
     def replace(self, worker: str, vector: CompressedVector, weight: float, at: int) -> None:
         """Add a worker's update to the table that it is for, and begin the next round if it is time to."""
         update = CachedUpdate(worker, weight, at, self._keeping.codec, vector)
-        before = self.current.get(worker)
+        before = self.updates.get(worker)
         self._is_due = before is not None and before.stage == TO_COME
         if before and self._is_due:
-            self.current[worker] = after = replace(self._added(before, update), stage=MADE)
-            exchange(self.total, before, after)
+            self.updates[worker] = replace(self._added(before, update), stage=MADE)
         else:
             after = self._added(self.coming.get(worker), update)
             self.coming[worker] = replace(after, stage=NEXT_ROUND)
         self._forget(at)
-        is_over = all(each.stage == MADE for each in self.current.values())
-        if is_over and self.coming and self.current.keys() <= self.coming.keys():
+        is_over = all(each.stage == MADE for each in self.updates.values())
+        if is_over and self.coming and self.updates.keys() <= self.coming.keys():
             self._begin_round(worker)
-
-    def follow(self, step: Vector) -> None:
-        """See Cache: what is kept does not depend on it."""
 
     def mean(self) -> Vector:
         """Return the mean over all workers of this round, and zeros when no step is due."""
-        if not self._is_due or not self.current:
-            return np.zeros_like(self.total)
-        return self.total / np.float32(sum(each.weight for each in self.current.values()))
+        return super().mean() if self._is_due else np.zeros(self._size, np.float32)
 
     def _begin_round(self, worker: str) -> None:
         """Let the next round begin with the step of the worker that was waited for."""
-        self.current = {
+        self.updates = {
             name: replace(each, stage=MADE if name == worker else TO_COME)
             for name, each in self.coming.items()
         }
         self.coming = {}
         self._is_due = True
-        sum_up(self.total, self.current.values())
 
     def _added(self, before: CachedUpdate | None, update: CachedUpdate) -> CachedUpdate:
         """Return the weighted mean of a worker's updates with one more; its weight is their mean weight."""
@@ -113,5 +98,4 @@ class RoundTable:
             return
         self.coming.pop(oldest, None)
         self.forgotten.append((oldest, why))
-        if self.current.pop(oldest, None):
-            sum_up(self.total, self.current.values())
+        self.updates.pop(oldest, None)

@@ -265,14 +265,19 @@ class CachedUpdate:
 class MomentsRecord:
     """A strategy's memory at one version.
 
-    `vectors` are float32, of the model's size, by name: a server optimizer's moments, and the sum of the
-    `cached` updates, which are none without such a vector.
+    `vectors` are a server optimizer's moments by name, float32, and `cached` the workers' updates that are
+    kept; all are of the model's size. Without both, it only claims a rank.
     """
 
     federation: ShortText
     rank: Rank
     vectors: Mapping[str, Vector]
     cached: tuple[CachedUpdate, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to go on with."""
+        return not self.vectors and not self.cached
 
 
 @dataclass(frozen=True, slots=True)

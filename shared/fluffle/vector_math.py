@@ -27,6 +27,14 @@ def matching_blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
         yield tuple(vector[start : start + BLOCK_SIZE] for vector in vectors)
 
 
+def side_by_side(vector: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vector, Vector]]:
+    """Yield parts of a vector with the blocks of another one of the same size."""
+    start = 0
+    for block in blocks:
+        yield vector[start : start + block.size], block
+        start += block.size
+
+
 def scratch_block(size: int) -> Vector:
     """Return an uninitialized block for a vector of `size` elements."""
     return np.empty(min(size, BLOCK_SIZE), np.float32)
@@ -57,18 +65,35 @@ def largest_magnitude(vector: Vector) -> float:
     return largest
 
 
+def inner_product(blocks: Iterable[Vector], vector: Vector) -> float:
+    """Return the inner product of a vector, given in blocks, and another one of the same size.
+
+    Every machine gives the same bits: products are rounded to float32, each block is summed up pairwise by
+    numpy, and the blocks are added in float64. (The sums of BLAS differ from machine to machine.)
+    """
+    scratch = scratch_block(vector.size)
+    return sum(_product(part, block, scratch) for part, block in side_by_side(vector, blocks))
+
+
+def squared_length(blocks: Iterable[Vector]) -> float:
+    """Return the inner product of a vector, given in blocks, with itself; see `inner_product`."""
+    scratch = scratch_block(BLOCK_SIZE)
+    return sum(_product(block, block, scratch) for block in blocks)
+
+
 def cosine(blocks: Iterable[Vector], vector: Vector) -> float:
     """Return the cosine of the angle between a vector, given in blocks, and another one; 1 if one is zero.
 
-    Summed up in float64, and never by BLAS, whose sums differ from machine to machine.
+    Summed up as in `inner_product`.
     """
-    scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
-    start, dot, square, other = 0, 0.0, 0.0, 0.0
-    for block in blocks:
-        beside = vector[start : start + block.size]
-        product = scratch[: block.size]
-        dot += float(np.sum(np.multiply(block, beside, out=product, dtype=np.float64)))
-        square += float(np.sum(np.multiply(block, block, out=product, dtype=np.float64)))
-        other += float(np.sum(np.multiply(beside, beside, out=product, dtype=np.float64)))
-        start += block.size
+    scratch = scratch_block(vector.size)
+    dot = square = other = 0.0
+    for part, block in side_by_side(vector, blocks):
+        dot += _product(part, block, scratch)
+        square += _product(block, block, scratch)
+        other += _product(part, part, scratch)
     return dot / math.sqrt(square * other) if square and other else 1.0
+
+
+def _product(one: Vector, other: Vector, scratch: Vector) -> float:
+    return float(np.add.reduce(np.multiply(one, other, out=scratch[: one.size])))

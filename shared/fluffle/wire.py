@@ -8,13 +8,12 @@ every fault is a WireError that names the field.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from operator import attrgetter
-from typing import Annotated, Final, Generic, TypeVar
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import (
-    CodecName,
     compress,
     decompressed,
     is_packed,
@@ -70,10 +69,13 @@ _UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
 _VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-# Of each cached update these, and the bytes of its vector.
+# Of each cached update these, and the elements and the bytes of its vector.
 _CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
 _FACTS_OF: Final = attrgetter(*_CACHED_FACTS)
-_CachedRow = tuple[Name, Magnitude, Count, CodecName, Count, Count, AnyNumber, Count]
+# No codec that unpacks a few bytes to a large vector.
+_KeptCodec = Literal["float32", "int8"]
+_Size = Annotated[int, integer(0, MAX_PARAMETERS)]
+_CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, Count]
 _CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
 _AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
@@ -133,7 +135,7 @@ def encode_report(report: Report) -> bytes:
 
 def moments_pieces(moments: MomentsRecord) -> Pieces:
     """Return the message of a strategy's moments; the vectors are not copied."""
-    rows = [(*_FACTS_OF(each), each.vector.payload.nbytes) for each in moments.cached]
+    rows = [(*_FACTS_OF(each), each.vector.size, each.vector.payload.nbytes) for each in moments.cached]
     header = {
         "kind": "moments",
         **_MOMENTS.write(moments),
@@ -326,17 +328,15 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
     found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
     rows = take(header, "cached", _CACHED_ROWS)
     vector_bytes = len(payload) - sum(row[-1] for row in rows)
-    if not names:
-        _require_empty(payload)
-        return MomentsRecord(**found, vectors={})
-    if len(set(names)) != len(names) or vector_bytes < 0 or vector_bytes % (4 * len(names)):
+    is_shared = vector_bytes % (4 * len(names)) == 0 if names else vector_bytes == 0
+    if len(set(names)) != len(names) or vector_bytes < 0 or not is_shared:
         raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
-    parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names))
+    parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names)) if names else []
     cached, rest = [], payload[vector_bytes:]
-    for number, (*row, size_bytes) in enumerate(rows):
+    for number, (*row, size, size_bytes) in enumerate(rows):
         facts = dict(zip(_CACHED_FACTS, row, strict=True))
         try:
-            vector = read_vector(facts["codec"], parts[0].size, rest[:size_bytes])
+            vector = read_vector(facts["codec"], size, rest[:size_bytes])
         except ValueError as error:
             raise WireError(f"field cached[{number}]: {error}") from error
         cached.append(CachedUpdate(**facts, vector=vector))

@@ -20,6 +20,7 @@ from fluffle.policy_watch import policy_watch_of
 from fluffle.record import Contributor
 from fluffle.safetensors_file import ModelFile
 from fluffle.topology import MIB
+from fluffle_aggregator import leading as leading_module
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
@@ -198,11 +199,12 @@ def test_the_cache_of_another_strategy_begins_anew_and_says_so(before: Strategy,
     assert all(not found.moments[name].any() for name in found.moments if name != "v")
 
 
-def test_ace_and_ca2fl_go_on_with_each_others_cache() -> None:
-    model = a_model(strategy_of("ace"))
+@pytest.mark.parametrize(("before", "after"), [("ace", "ca2fl"), ("ca2fl", "reuse"), ("reuse", "ace")])
+def test_ace_ca2fl_and_reuse_go_on_with_each_others_updates(before: str, after: str) -> None:
+    model = a_model(strategy_of(before))
     fold(model, [Arrival("a", np.ones(SIZE, np.float32))])
 
-    found = taken_over(model, strategy_of("ca2fl"))
+    found = taken_over(model, strategy_of(after))
 
     assert not found.begins_anew
     assert found.cache is not None
@@ -239,7 +241,7 @@ def test_workers_for_which_there_is_no_room_are_told_of_once() -> None:
 
 
 def test_with_more_workers_than_fit_into_a_message_the_longest_kept_is_forgotten() -> None:
-    cache = UpdateCache(Keeping("float32"), np.zeros(SIZE, np.float32), most_workers=2)
+    cache = UpdateCache(Keeping("float32"), SIZE, most_workers=2)
     for number, worker in enumerate(WORKERS):
         cache.replace(worker, float32s(np.full(SIZE, number, np.float32)), 1.0, number)
 
@@ -290,6 +292,30 @@ def test_a_leader_that_finds_the_cache_of_another_strategy_says_so_and_goes_on(
     assert unacked(server, adam) == []
 
 
+@pytest.mark.parametrize(
+    ("strategy", "workers", "large_bytes", "times"),
+    [
+        # A worker's update takes 16 bytes, and so does a version.
+        (strategy_of("ace"), 3, 30, 1),
+        (strategy_of("ace"), 3, 48, 0),
+        (strategy_of("ace"), 1, 0, 0),
+        (a_strategy("fedbuff", buffer_size=1), 3, 0, 0),
+    ],
+    ids=["large", "small", "no larger than a version", "nothing kept"],
+)
+def test_a_leader_warns_once_when_what_is_kept_is_large(
+    strategy: Strategy, workers: int, large_bytes: int, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = a_config(strategy)
+    updates = [an_update(f"w{number % workers}", 1 + number // workers) for number in range(2 * workers)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leading_module, "LARGE_BYTES", large_bytes)
+        aggregate(a_server(config, *updates), config)
+
+    assert caplog.text.count("publish less often with --commit-every, or choose --strategy fedbuff") == times
+
+
 def test_a_takeover_with_more_workers_than_fit_into_a_message_goes_on() -> None:
     settings = AggregatorSettings.model_validate({"name": "a1", "strategy": "ace", "max_message_mib": 1})
     config = config_of(settings, policy_watch_of(settings, None), InitialModel())
@@ -299,18 +325,21 @@ def test_a_takeover_with_more_workers_than_fit_into_a_message_goes_on() -> None:
 
     model = config.continue_from(Head(record, None, "", 1, messages=1))
 
-    # 1 MiB has room for the sum, in float32, and for six updates in int8.
+    # 1 MiB has room for ten updates in int8.
     assert model.cache is not None
-    for number in range(8):
+    for number in range(12):
         vector = float32s(np.ones(layout.size, np.float32))
         model.cache.replace(f"w{number}", vector, 1.0, number)
-    assert len(model.cache) == 6
+    assert len(model.cache) == 10
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"strategy": "ace"}, "what ace keeps of no more than two workers in int8"),
+        (
+            {"strategy": "ace", "server_optimizer": "momentum"},
+            "what ace keeps of no more than two workers in int8",
+        ),
         ({"strategy": "ca2fl", "cache_codec": "float32"}, "in float32, .*choose cache_codec int8, or the"),
         ({"strategy": "fadas"}, "the moments of fadas .*the strategy fedbuff"),
         (
@@ -331,7 +360,7 @@ def test_the_simulator_refuses_a_model_that_an_aggregator_would_refuse(
 
 
 def test_a_kept_update_survives_its_message() -> None:
-    cache = UpdateCache(Keeping("float32"), np.zeros(SIZE, np.float32))
+    cache = UpdateCache(Keeping("float32"), SIZE)
     message = np.ones(SIZE, np.float32)
     cache.replace("a", float32s(message), 1.0, 1)
 

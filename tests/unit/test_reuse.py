@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from arrivals import Arrival, fold, strategy_of, taken_over
+from arrivals import Arrival, fold, strategy_of
 from builders import SIZE, a_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,18 +156,6 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
     assert [worker for worker, _ in model.take_forgotten()] == ["gone"]
     assert model.cache is not None
     assert [each.worker for each in model.cache.kept()] == ["here"]
-
-
-@pytest.mark.parametrize("other", ["ace", "ca2fl"])
-def test_it_does_not_go_on_with_the_sum_of_another_strategy(other: str) -> None:
-    model = a_model(strategy_of(other))
-    fold(model, [Arrival("a", ONES)])
-
-    found = taken_over(model, strategy_of("reuse"))
-
-    assert found.begins_anew
-    assert found.cache is not None
-    assert not found.cache.kept()
 
 
 def test_weights_by_examples_count_in_what_is_left() -> None:

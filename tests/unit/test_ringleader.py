@@ -1,19 +1,17 @@
 """Ringleader: the rounds of the paper in float64, workers that join and leave, and a new leader."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import SIZE, a_model, a_version, an_update, float32s
+from arrivals import Arrival, fold, moments_of, taken_over
+from builders import SIZE, a_model, a_version
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from fluffle.model import Vector
-from fluffle.record import MomentsRecord, Rank
-from fluffle.wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies.registry import STRATEGIES
@@ -22,8 +20,7 @@ from fluffle_aggregator.strategies.strategy import Strategy
 Float64s = NDArray[np.float64]
 WORKERS = ("a", "b", "c")
 vectors = arrays(np.float32, SIZE, elements=st.floats(-8.0, 8.0, width=32))
-arrivals = st.lists(st.tuples(st.sampled_from(WORKERS), vectors, st.integers(1, 9)), max_size=24)
-Arrivals = Sequence[tuple[str, Vector, int]]
+arrivals = st.lists(st.builds(Arrival, st.sampled_from(WORKERS), vectors, st.integers(1, 9)), max_size=24)
 
 
 def ringleader(codec: str = "float32", **settings: object) -> Strategy:
@@ -31,21 +28,18 @@ def ringleader(codec: str = "float32", **settings: object) -> Strategy:
     return STRATEGIES["ringleader"].model_validate(given).make()
 
 
-def fold(model: GlobalModel, come: Arrivals) -> list[float]:
+def moves(model: GlobalModel, come: Sequence[Arrival]) -> list[float]:
     """Fold updates, and return how far each has moved the first element."""
-    moves = []
-    for worker, values, examples in come:
-        known = model.contributors.get(worker)
-        sequence = known.updates + 1 if known else 1
-        update = an_update(worker, sequence, base_version=model.version, examples=examples)
+    found = []
+    for arrival in come:
         before = float(model.vector[0])
-        model.fold(replace(update, vector=float32s(values)), now=0.0)
-        moves.append(float(model.vector[0]) - before)
-    return moves
+        fold(model, [arrival])
+        found.append(float(model.vector[0]) - before)
+    return found
 
 
-def sends(*workers: str, value: float = 1.0) -> list[tuple[str, Vector, int]]:
-    return [(worker, np.full(SIZE, value, np.float32), 1) for worker in workers]
+def sends(*workers: str, value: float = 1.0) -> list[Arrival]:
+    return [Arrival(worker, np.full(SIZE, value, np.float32)) for worker in workers]
 
 
 class Table:
@@ -64,7 +58,7 @@ class Table:
         return np.average(means, axis=0, weights=[np.mean(self.weights[each]) for each in WORKERS])
 
 
-def reference(come: Arrivals, *, rate: float, by_examples: bool) -> Float64s:
+def reference(come: Sequence[Arrival], *, rate: float, by_examples: bool) -> Float64s:
     """Ringleader's two phases, with a fixed set of workers.
 
     Phase 1 adds to the table until it has an entry of each worker. Phase 2 makes a step with the last of
@@ -73,8 +67,9 @@ def reference(come: Arrivals, *, rate: float, by_examples: bool) -> Float64s:
     """
     x, table, later = np.zeros(SIZE), Table(), Table()
     waiting = set[str]()
-    for worker, values, examples in come:
-        weight = float(examples) if by_examples else 1.0
+    for arrival in come:
+        worker, values = arrival.worker, arrival.values
+        weight = float(arrival.examples) if by_examples else 1.0
         if waiting and worker not in waiting:
             later.add(worker, values, weight)
             continue
@@ -101,7 +96,7 @@ def a_known_model(strategy: Strategy) -> GlobalModel:
 
 @given(arrivals, st.sampled_from([0.25, 1.0]), st.booleans())
 def test_ringleader_makes_the_rounds_of_the_paper(
-    come: list[tuple[str, Vector, int]], rate: float, by_examples: bool
+    come: list[Arrival], rate: float, by_examples: bool
 ) -> None:
     weigh_by = "examples" if by_examples else "none"
     model = a_known_model(ringleader(server_learning_rate=rate, weigh_by=weigh_by))
@@ -115,11 +110,11 @@ def test_ringleader_makes_the_rounds_of_the_paper(
 def test_the_model_stands_still_until_each_worker_has_sent_an_update_and_then_moves_once_with_each() -> None:
     model = a_known_model(ringleader())
 
-    moves = fold(model, sends("a", "a", "a", "b", "c", "a", "a", "b", "a", "b"))
+    found = moves(model, sends("a", "a", "a", "b", "c", "a", "a", "b", "a", "b"))
 
     third = pytest.approx(1 / 3)
     #                a  a  a  b  c      a      a  b      a  b
-    assert moves == [0, 0, 0, 0, third, third, 0, third, 0, 0]
+    assert found == [0, 0, 0, 0, third, third, 0, third, 0, 0]
     # Each update made a version all the same.
     assert model.version == 16
 
@@ -127,29 +122,29 @@ def test_the_model_stands_still_until_each_worker_has_sent_an_update_and_then_mo
 def test_repeats_of_a_fast_worker_count_in_its_own_mean_and_not_more_than_another_worker() -> None:
     model = a_known_model(ringleader())
 
-    moves = fold(model, [*sends("a", value=1.0), *sends("a", value=2.0), *sends("b", "c", value=0.0)])
+    found = moves(model, [*sends("a", value=1.0), *sends("a", value=2.0), *sends("b", "c", value=0.0)])
 
-    assert moves[-1] == pytest.approx((1.5 + 0 + 0) / 3 / 3)
+    assert found[-1] == pytest.approx((1.5 + 0 + 0) / 3 / 3)
 
 
 def test_a_new_worker_takes_part_from_the_next_round_on() -> None:
     model = a_known_model(ringleader())
 
-    moves = fold(model, sends("a", "new", "b", "c"))
+    found = moves(model, sends("a", "new", "b", "c"))
     # c completed the round: four workers are in it, and each has one step.
-    more = fold(model, sends("a", "b", "new"))
+    more = moves(model, sends("a", "b", "new"))
 
-    assert moves == [0, 0, 0, pytest.approx(1 / 4)]
+    assert found == [0, 0, 0, pytest.approx(1 / 4)]
     assert more == [pytest.approx(1 / 4)] * 3
 
 
 def test_a_worker_that_has_left_is_waited_for_until_it_is_forgotten() -> None:
     model = a_known_model(ringleader(forget_after=3))
 
-    moves = fold(model, sends(*["a", "b"] * 6))
+    found = moves(model, sends(*["a", "b"] * 6))
 
-    assert moves[:8] == [0] * 8
-    assert any(moves[8:])
+    assert found[:8] == [0] * 8
+    assert any(found[8:])
     assert [worker for worker, _ in model.take_forgotten()] == ["c"]
     assert model.cache is not None
     assert {each.worker for each in model.cache.kept()} == {"a", "b"}
@@ -158,33 +153,20 @@ def test_a_worker_that_has_left_is_waited_for_until_it_is_forgotten() -> None:
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 @given(come=arrivals, at=st.integers(0, 24))
 def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
-    codec: str, come: list[tuple[str, Vector, int]], at: int
+    codec: str, come: list[Arrival], at: int
 ) -> None:
     strategy = ringleader(codec, forget_after=3)
     undisturbed, before = a_model(strategy), a_model(strategy)
     for model in (undisturbed, before):
         fold(model, come[:at])
-    after = taken_over(before, strategy)
+    after = taken_over(before)
 
     fold(undisturbed, come[at:])
     fold(after, come[at:])
 
     assert not after.begins_anew
     assert after.vector.tobytes() == undisturbed.vector.tobytes()
-    assert published_moments(after) == published_moments(undisturbed)
-
-
-def taken_over(model: GlobalModel, strategy: Strategy) -> GlobalModel:
-    """Return the model of the next leader, which reads what this one has published."""
-    moments = decode_record(published_moments(model))
-    assert isinstance(moments, MomentsRecord)
-    record = model.next_record(now=0.0)
-    record = replace(record, vector=record.vector.copy())
-    return GlobalModel(record, moments, strategy=strategy, plan=model.plan, goal=Goal(), term=1)
-
-
-def published_moments(model: GlobalModel) -> bytes:
-    return bytes(moments_pieces(model.moments_at(Rank(1, 0))))
+    assert moments_of(after) == moments_of(undisturbed)
 
 
 @pytest.mark.parametrize(("before", "after"), [("ace", "ringleader"), ("ringleader", "ca2fl")])

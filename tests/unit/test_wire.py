@@ -4,7 +4,7 @@ import gc
 import math
 import string
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 
 import msgpack
@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fluffle import framing
-from fluffle.compression import CODECS, decompressed
-from fluffle.errors import MessageTooLarge
+from fluffle.compression import CODECS, compress, decompressed
+from fluffle.errors import MessageTooLarge, WireError
+from fluffle.framing import join, split
 from fluffle.model import FrozenPart, Layout, SharedGroup, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import (
+    CachedUpdate,
     Contributor,
     Evaluation,
     Folded,
@@ -33,6 +35,7 @@ from fluffle.record import (
 from fluffle.topology import MIB
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import (
+    RECORD,
     checksum_of,
     decode_inbound,
     decode_record,
@@ -234,6 +237,47 @@ def test_moments_come_back_as_they_went(count: int, size: int) -> None:
     )
     assert all(found.vectors[name].tolist() == vector.tolist() for name, vector in moments.vectors.items())
     assert checksum_of(found) == checksum_of(moments)
+
+
+def kept_updates(size: int) -> MomentsRecord:
+    rng, ones = np.random.default_rng(1), np.ones(size, np.float32)
+    cached = (
+        CachedUpdate("a", 1.5, 3, "int8", compress("int8", ones, rng), used=0.1),
+        CachedUpdate("b", 2.0, 4, "float32", compress("float32", ones, rng), count=2, stage=1),
+    )
+    return MomentsRecord("digits", Rank(2, 7), {}, cached)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2000])
+def test_kept_updates_come_back_as_they_went_with_no_vector_before_them(size: int) -> None:
+    moments = kept_updates(size)
+
+    found = decode_record(bytes(moments_pieces(moments)))
+
+    assert isinstance(found, MomentsRecord)
+    for one, other in zip(found.cached, moments.cached, strict=True):
+        assert_same(one, other)
+    assert checksum_of(found) == checksum_of(moments)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda row: row[:7] + row[8:], r"field cached\[0\]: expected a list of"),
+        (lambda row: [*row[:3], "int8+zstd", *row[4:]], r"field cached\[0\].3: .* known are float32, int8"),
+        (lambda row: [*row[:7], row[7] + 1, row[8]], r"field cached\[0\]: the vector takes 2009 bytes"),
+        (lambda row: [*row[:8], row[8] + 1], "field names: 0 vectors cannot share -1 bytes"),
+        (lambda row: [*row[:8], row[8] - 1], "field names: 0 vectors cannot share 1 bytes"),
+    ],
+)
+def test_a_kept_update_that_does_not_fit_its_bytes_is_refused_with_its_field(
+    change: Callable[[list[object]], list[object]], said: str
+) -> None:
+    header, payload = split(bytes(moments_pieces(kept_updates(2000))), RECORD)
+    header["cached"][0] = change(header["cached"][0])
+
+    with pytest.raises(WireError, match=said):
+        decode_record(bytes(join(header, [payload], RECORD)))
 
 
 @given(updates.map(lambda update: replace(update, codec="float32")) | versions())

@@ -274,7 +274,7 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
         (rewritten(VERSION, contributors={"w": [1]}), r"field contributors\[w\]: expected a list of updates"),
         (rewritten(VERSION, best=["e"]), "field best: expected a list of federation, evaluator, version"),
         (rewritten(MOMENTS, names=["m", "m"]), "field names: 2 vectors cannot share 16 bytes"),
-        (rewritten(MOMENTS, names=[]), "the payload must be empty, but has 16 bytes"),
+        (rewritten(MOMENTS, names=[]), "field names: 0 vectors cannot share 16 bytes"),
         (rewritten(MOMENTS, names=["a", "b", "c"]), "field names: 3 vectors cannot share 16 bytes"),
         (rewritten(MOMENTS, names=["m", 5]), r"field names\[1\]: expected str, found int"),
         (with_payload(MOMENTS, b"12345"), "field names: 2 vectors cannot share 5 bytes"),

@@ -11,11 +11,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field
 
-from fluffle.codecs.compressed import side_by_side
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import CompressedVector, decompressed
 from fluffle.model import Vector
-from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+from fluffle.vector_math import BLOCK_SIZE, matching_blocks, side_by_side
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 

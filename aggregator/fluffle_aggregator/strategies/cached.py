@@ -61,9 +61,9 @@ class KeepingSettings(WeighBySettings):
         "times as many updates as there are workers since its last one.",
     )
 
-    def make_keeping(self, *, in_rounds: bool = False, uses_up: bool = False) -> Keeping:
+    def make_keeping(self, *, in_rounds: bool = False) -> Keeping:
         """Return how updates are kept."""
-        return Keeping(self.cache_codec, self.forget_after, in_rounds, uses_up)
+        return Keeping(self.cache_codec, self.forget_after, in_rounds)
 
     def make_weigh(self, buffer_size: int = 1) -> ShareOfAll:
         """Return what an update counts: stale updates count as much as fresh ones."""

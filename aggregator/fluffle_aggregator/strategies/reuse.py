@@ -53,7 +53,7 @@ class ReuseSettings(CalibrationSettings):
                 f"reuse_limit={self.reuse_limit:g}",
                 min(1.0, MOST_OF_REST / rate),
             ),
-            self.make_keeping(uses_up=True),
+            self.make_keeping(),
             self.updates_per_version(default=1),
             default_rate,
         )

@@ -25,7 +25,7 @@ from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
 from fluffle_aggregator.staleness import Discount, parse_discount
 from fluffle_aggregator.transforms import Moments, Transform, starting_moments
-from fluffle_aggregator.update_cache import Cache, Keeping
+from fluffle_aggregator.update_cache import Keeping, UpdateCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +88,14 @@ class Strategy:
     @property
     def _starts(self) -> Mapping[str, float]:
         """The value that all elements of each of these vectors start from."""
-        kept = {self.keeping.sum_name: 0.0} if self.keeping else {}
-        return kept | {name: start for each in self.transforms for name, start in each.starts.items()}
+        return {name: start for each in self.transforms for name, start in each.starts.items()}
 
     def starting_moments(self, size: int) -> Moments:
         """Return the moments of a model of `size` elements before its first step."""
         return starting_moments(self._starts, size)
 
     def moments_bytes(self, size: int, *, workers: int) -> int:
-        """Return how many bytes all of this takes, of a model of `size` elements and so many workers."""
+        """Return how many bytes go beside each version, of a model of `size` elements and so many workers."""
         kept = self.keeping.size_bytes(size) if self.keeping else 0
         return 4 * size * len(self.moment_names) + workers * kept
 
@@ -106,17 +105,18 @@ class Strategy:
         return is_kept and set(moments.vectors) == set(self.moment_names)
 
     def make_cache(
-        self, moments: Moments, cached: Iterable[CachedUpdate], room_bytes: int | None
-    ) -> Cache | None:
-        """Return the cache of workers' updates that goes on with these; None when none are kept."""
+        self, size: int, cached: Iterable[CachedUpdate], room_bytes: int | None
+    ) -> UpdateCache | None:
+        """Return the cache of workers' updates that goes on with these; None when none are kept.
+
+        The model has `size` elements, and `room_bytes` is the room for the updates; None means no limit.
+        """
         if self.keeping is None or self.cached_rule is None:
             return None
-        total = moments[self.keeping.sum_name]
-        each_bytes = self.keeping.size_bytes(total.size)
-        most = None if room_bytes is None else room_bytes // each_bytes
-        return self.cached_rule.open(self.keeping, total, cached, most_workers=most)
+        most = None if room_bytes is None else room_bytes // self.keeping.size_bytes(size)
+        return self.cached_rule.open(self.keeping, size, cached, most_workers=most)
 
-    def empty_buffer(self, cache: Cache | None) -> Accumulator | CachedBuffer:
+    def empty_buffer(self, cache: UpdateCache | None) -> Accumulator | CachedBuffer:
         """Return a buffer that holds no update yet."""
         if cache is None or self.cached_rule is None:
             return self.rule.zero()

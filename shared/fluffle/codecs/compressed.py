@@ -5,13 +5,14 @@ by `decompressed`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
 from fluffle.model import Vector
+from fluffle.vector_math import side_by_side
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +59,6 @@ def decompressed(vector: CompressedVector) -> Vector:
     for part, values in side_by_side(whole, vector.blocks()):
         part[:] = values
     return whole
-
-
-def side_by_side(total: Vector, blocks: Iterable[Vector]) -> Iterator[tuple[Vector, Vector]]:
-    """Yield parts of a vector with the blocks of another one of the same size."""
-    start = 0
-    for values in blocks:
-        yield total[start : start + values.size], values
-        start += values.size
 
 
 def require_length(expected: int, payload: memoryview) -> None:
