@@ -1,8 +1,9 @@
 """The peak resident memory of the leader, of a standby that takes over, and of a worker, by the model's size.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --strategy reuse --sizes 10 100
 
-Two real workers with a task that takes next to no memory itself, FedBuff with K = 10. When the leader has
+Two real workers with a task that takes next to no memory itself, and K = 10. When the leader has
 made a version it is killed, and the standby makes the next one. The peak is the kernel's (VmHWM). `base` is
 what each takes with a model of next to nothing; the figures in `models` are what is above that.
 """
@@ -24,9 +25,11 @@ from benchmarks.sides import private_broker
 from fluffle.safetensors_file import write_model
 from fluffle.topology import topology_of
 from harness.federation import Federation, Part
+from harness.strategy_flags import strategy_flags
 
 SIZES_MB = (1.0, 10.0, 100.0, 400.0)
 BASE_MB = 0.01
+STRATEGY = "fedbuff"
 BUFFER_SIZE = 10
 WORKERS = 2
 TAKEOVER_S = 120.0
@@ -43,21 +46,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="memory", description="Measure peak memory by the model's size.")
     parser.add_argument("--sizes", type=float, nargs="+", default=SIZES_MB, help="MB of float32")
     parser.add_argument("--codec", default="float32")
+    parser.add_argument("--strategy", default=STRATEGY, help=f"default: {STRATEGY}")
     parser.add_argument("--buffer-size", type=int, default=BUFFER_SIZE, help=f"default: {BUFFER_SIZE}")
     arguments = parser.parse_args()
+    strategy, buffer_size, codec = arguments.strategy, arguments.buffer_size, arguments.codec
     report = Report(
-        "memory", f"memory: peak MB, FedBuff K={arguments.buffer_size}, {arguments.codec}", shown=SHOWN
+        "memory" if strategy == STRATEGY else f"memory-{strategy}",
+        f"memory: peak MB, {strategy}, K={buffer_size}, {codec}",
+        shown=SHOWN,
     )
     console = wide_console()
-    measure(arguments.sizes, report, console, codec=arguments.codec, buffer_size=arguments.buffer_size)
+    flags = (*strategy_flags(strategy, buffer_size), "--codec", codec)
+    measure(arguments.sizes, report, console, flags)
     report.show(console)
 
 
-def measure(
-    sizes_mb: Sequence[float], report: Report, console: Console, *, codec: str, buffer_size: int
-) -> None:
+def measure(sizes_mb: Sequence[float], report: Report, console: Console, flags: Sequence[str]) -> None:
     """Take a row for each size into the report, after one with a model of next to nothing."""
-    flags = ("--strategy", "fedbuff", "--buffer-size", str(buffer_size), "--codec", codec)
     with private_broker(report) as (folder, node), console.status("") as status:
         base = _peaks(BASE_MB, folder / "memory-base", node.amqp_url, flags)
         for number, size_mb in enumerate(sizes_mb):

@@ -5,7 +5,7 @@ of all workers' updates, so it is scaled by K / n for K updates in the buffer an
 by 1 at most: n updates then move the model by about one mean of all workers, however small the buffer is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,9 +14,8 @@ import numpy as np
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
-from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
-from fluffle_aggregator.update_cache import Keeping, UpdateCache
+from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache, add_scaled_updates
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,15 +47,17 @@ class CacheMean:
 class Calibrated:
     """The mean of what is new in each update against the kept one of its worker, plus the mean of all kept.
 
-    `calibration` is the part of the news that is taken, and `most` the most that the sum is scaled by. `mean`
-    is the mean of all kept updates before this buffer.
+    `calibration` is the part of the news that is taken, and `most` the most that the sum is scaled by.
+    `shares` are what the mean of all kept updates was made of before this buffer, and `replaced` the weights
+    of the updates that came in the place of these, by worker.
     """
 
     cache: UpdateCache
     calibration: float = 1.0
     most: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
-    mean: Vector | None = None
+    shares: Shares | None = None
+    replaced: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def factor(self) -> float:
@@ -80,22 +81,27 @@ class Calibrated:
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "Calibrated":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
-        mean = self.cache.mean() if self.mean is None else self.mean
+        shares = self.cache.shares() if self.shares is None else self.shares
         news = self.news.adding(vector, weight)
-        before = self.cache.replace(worker, vector, weight.factor, at)
-        if before and news.total is not None:
+        before, replaced = self.cache.replace(worker, vector, weight.factor, at), self.replaced
+        if before and worker in shares and before.vector is shares[worker][0]:
+            # Subtracted in `close`, in one pass with the mean.
+            replaced = {**replaced, worker: weight.factor}
+        elif before and news.total is not None:
             before.vector.add_to(news.total, -weight.factor)
-        return Calibrated(self.cache, self.calibration, self.most, news, mean)
+        return Calibrated(self.cache, self.calibration, self.most, news, shares, replaced)
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
-        if self.mean is None:
+        if self.shares is None:
             raise NOTHING_HELD
-        delta = self.news.close()
-        share, scale = np.float32(self.calibration), np.float32(min(self.most, self.count / len(self.cache)))
-        for change, mean in matching_blocks(delta, self.mean):
-            np.add(np.multiply(change, share, out=change), mean, out=change)
-            np.multiply(change, scale, out=change)
+        delta, scale = self.news.close(), min(self.most, self.count / len(self.cache))
+        of_news = self.calibration / self.divisor
+        kept = [
+            (vector, scale * (share - of_news * self.replaced.get(worker, 0.0)))
+            for worker, (vector, share) in self.shares.items()
+        ]
+        add_scaled_updates(delta, kept, keep=scale * self.calibration)
         return delta
 
 

@@ -12,9 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from fluffle.compression import CompressedVector, compress, decompressed
-from fluffle.model import Vector
 from fluffle.record import CachedUpdate
-from fluffle_aggregator.update_cache import Keeping, UpdateCache
+from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache
 
 # The stages of an update that is kept: its worker's step of this round is to come, or is made; or it is for
 # the next round. Updates that are not kept in rounds have 0.
@@ -63,9 +62,9 @@ class RoundTable(UpdateCache):
         if is_over and self.coming and self.updates.keys() <= self.coming.keys():
             self._begin_round(worker)
 
-    def mean(self) -> Vector:
-        """Return the mean over all workers of this round, and zeros when no step is due."""
-        return super().mean() if self._is_due else np.zeros(self._size, np.float32)
+    def shares(self) -> Shares:
+        """Return what the mean over all workers of this round is made of; nothing when no step is due."""
+        return super().shares() if self._is_due else {}
 
     def _begin_round(self, worker: str) -> None:
         """Let the next round begin with the step of the worker that was waited for."""

@@ -5,7 +5,7 @@ then counts as much as a fast one. What is kept is what the head queue holds, so
 with the same bits.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -18,6 +18,8 @@ from fluffle.model import Vector
 from fluffle.record import CachedUpdate
 from fluffle.vector_math import matching_blocks, scratch_block
 
+# Kept updates by worker, each with its share in their mean.
+Shares = Mapping[str, tuple[CompressedVector, float]]
 KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
 
 
@@ -110,11 +112,16 @@ class UpdateCache:
         self._forget(at)
         return before
 
+    def shares(self) -> Shares:
+        """Return the updates of which the mean is made, by worker, each with its share in it."""
+        weight = sum(each.weight for each in self.updates.values())
+        return {worker: (each.vector, self._counted(each) / weight) for worker, each in self.updates.items()}
+
     def mean(self) -> Vector:
         """Return the weighted mean that a step is made of, float32 of the model's size."""
-        weight = sum(each.weight for each in self.updates.values())
-        shares = [(each.vector, self._counted(each) / weight) for each in self.updates.values()]
-        return weighted_sum(self._size, [(vector, share) for vector, share in shares if share])
+        total = np.zeros(self._size, np.float32)
+        add_scaled_updates(total, self.shares().values())
+        return total
 
     def follow(self, step: Vector) -> None:
         """Learn by what the model has moved; what is kept does not depend on it."""
@@ -133,16 +140,17 @@ class UpdateCache:
             self.forgotten.append((first.worker, why))
 
 
-def weighted_sum(size: int, scaled: Sequence[tuple[CompressedVector, float]]) -> Vector:
-    """Return the sum of scale * vector over vectors of `size` elements, zeros of none.
+def add_scaled_updates(
+    total: Vector, scaled: Iterable[tuple[CompressedVector, float]], *, keep: float = 1.0
+) -> None:
+    """Overwrite `total` with keep * total + the sum of scale * vector.
 
-    Each scale is rounded once, to float32, and so are all products and sums, in this order.
+    Factors are rounded once, to float32, and then all products and sums, in the order of the vectors.
     """
-    total, scratch = np.empty(size, np.float32), scratch_block(size)
-    factors = [np.float32(scale) for _, scale in scaled]
-    walks = [vector.blocks() for vector, _ in scaled]
+    kept, scratch = np.float32(keep), scratch_block(total.size)
+    added = [(vector.blocks(), np.float32(scale)) for vector, scale in scaled if scale]
     for (sums,) in matching_blocks(total):
-        sums[:] = 0.0
-        for factor, walk in zip(factors, walks, strict=True):
-            np.add(sums, np.multiply(next(walk), factor, out=scratch[: sums.size]), out=sums)
-    return total
+        if kept != 1:
+            np.multiply(sums, kept, out=sums)
+        for blocks, factor in added:
+            np.add(sums, np.multiply(next(blocks), factor, out=scratch[: sums.size]), out=sums)

@@ -142,10 +142,12 @@ def test_a_cache_of_updates_that_no_message_carries_is_refused_before_anybody_tr
         "task = Wide()\n"
     )
     with Federation(federation, node.amqp_url, tmp_path, task="wide_task:task") as running:
-        leader = running.aggregator("leader", "--strategy", "ace", "--max-message-mib", "1")
+        leader = running.aggregator(
+            *("leader", "--strategy", "ace", "--cache-codec", "float32", "--max-message-mib", "1")
+        )
 
         assert_refused(
-            leader, "what ace keeps of no more than two workers in int8", "1.2 MiB", "at most 1 MiB"
+            leader, "what ace keeps of no more than two workers in float32", "1.6 MiB", "at most 1 MiB"
         )
 
 

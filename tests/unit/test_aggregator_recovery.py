@@ -53,6 +53,7 @@ CHARGES = {
         a_config(a_strategy("fedbuff", buffer_size=2)), downlink_codec="int8"
     ),
     "ace": a_config(a_strategy("ace", buffer_size=1), commit_schedule=CommitSchedule(every=2)),
+    "reuse": a_config(a_strategy("reuse", buffer_size=1), commit_schedule=CommitSchedule(every=2)),
     "fedac": a_config(a_strategy("fedac", buffer_size=2, learning_rate=0.1)),
     "ringleader": a_config(a_strategy("ringleader")),
     "ca2fl and momentum": a_config(a_strategy("ca2fl", buffer_size=2, optimizer="momentum")),

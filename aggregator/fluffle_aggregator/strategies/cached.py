@@ -52,7 +52,8 @@ class KeepingSettings(WeighBySettings):
         "int8",
         description="How reuse, ace, ca2fl and ringleader keep each worker's last update, in memory and in a "
         "message beside each version: int8 takes one byte for each parameter and worker, float32 four. "
-        "ringleader keeps up to two of each worker.",
+        "ringleader keeps up to two of each worker. A version itself takes four bytes for each parameter; "
+        "with commit_every both are published less often.",
     )
     forget_after: float = Field(
         100.0,
