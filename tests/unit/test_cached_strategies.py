@@ -230,7 +230,7 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
 def test_workers_for_which_there_is_no_room_are_told_of_once() -> None:
     model = a_model(strategy_of("ace"))
     assert isinstance(model.cache, UpdateCache)
-    model.cache = UpdateCache(Keeping(), model.cache.total, most_workers=1)
+    model.cache = UpdateCache(Keeping(), SIZE, most_workers=1)
     ones = np.ones(SIZE, np.float32)
 
     fold(model, [Arrival(name, ones) for name in ("a", "b", "a", "b")])
