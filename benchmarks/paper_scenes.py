@@ -196,10 +196,10 @@ FEDBUFF = Section(
         "held_seconds": 0.5,
     },
     {
-        "fedavg": grid("server_learning_rate", [1.0, 2.0, 4.0], strategy="fedavg", max_updates=40_000),
+        "fedavg": grid("server_learning_rate", [2.0, 4.0, 8.0], strategy="fedavg", max_updates=40_000),
         "fedbuff": grid(
             "server_learning_rate",
-            [1.0, 2.0, 4.0],
+            [2.0, 4.0, 8.0],
             strategy="fedbuff",
             buffer_size=10,
             max_updates=8_000,
