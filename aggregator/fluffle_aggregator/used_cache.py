@@ -5,6 +5,7 @@ model further than the worker meant, and the model swings to and fro. So each ke
 further the model has moved along it since it came; once that is as far as the limit says, it counts no more.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
@@ -47,7 +48,9 @@ class UsedCache(UpdateCache):
             key = worker, each.at
             square = self._squares[key] = known[key] if key in known else squared_length(each.vector.blocks())
             if square:
-                moved = inner_product(each.vector.blocks(), step) / square
+                along = inner_product(each.vector.blocks(), step)
+                # Where products are too large for float32, nobody knows how far: it counts no more.
+                moved = along / square if math.isfinite(along) and math.isfinite(square) else math.inf
                 self.updates[worker] = replace(each, used=each.used + moved)
 
     def _counted(self, update: CachedUpdate) -> float:

@@ -82,9 +82,9 @@ def squared_length(blocks: Iterable[Vector]) -> float:
 
 
 def cosine(blocks: Iterable[Vector], vector: Vector) -> float:
-    """Return the cosine of the angle between a vector, given in blocks, and another one; 1 if one is zero.
+    """Return the cosine of the angle between a vector, given in blocks, and another one.
 
-    Summed up as in `inner_product`.
+    It is 1 where one is zero, and where products are too large for float32. Summed up as in `inner_product`.
     """
     scratch = scratch_block(vector.size)
     dot = square = other = 0.0
@@ -92,8 +92,11 @@ def cosine(blocks: Iterable[Vector], vector: Vector) -> float:
         dot += _product(part, block, scratch)
         square += _product(block, block, scratch)
         other += _product(part, part, scratch)
-    return dot / math.sqrt(square * other) if square and other else 1.0
+    is_known = square and other and all(map(math.isfinite, (dot, square, other)))
+    return dot / math.sqrt(square * other) if is_known else 1.0
 
 
 def _product(one: Vector, other: Vector, scratch: Vector) -> float:
-    return float(np.add.reduce(np.multiply(one, other, out=scratch[: one.size])))
+    # Infinity or NaN where a product is too large for float32: the caller asks.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.add.reduce(np.multiply(one, other, out=scratch[: one.size])))

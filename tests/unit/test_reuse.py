@@ -169,3 +169,15 @@ def test_weights_by_examples_count_in_what_is_left() -> None:
     expected = (weights[0] * left[0] - weights[1] * left[1]) / weights.sum()
     np.testing.assert_allclose(model.cache.mean(), expected * ONES, rtol=1e-5)
     assert weights[0] > weights[1]
+
+
+def test_an_update_whose_length_is_too_large_for_float32_never_makes_the_model_nan() -> None:
+    model = a_model(strategy_of("reuse"))
+    large = np.full(SIZE, 1e25, np.float32)
+
+    fold(model, [Arrival("large", large), Arrival("here", ONES), Arrival("here", ONES)])
+
+    assert np.isfinite(model.vector).all()
+    assert model.cache is not None
+    # After its own step it counts no more.
+    np.testing.assert_allclose(model.cache.mean(), ONES * model.cache.shares()["here"][1], rtol=1e-6)
