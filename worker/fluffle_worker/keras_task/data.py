@@ -39,7 +39,10 @@ class _Sparse(Protocol):
 
 
 class ArrayData:
-    """Arrays with the examples along the first axis; `parts` are (x,), (x, y) or (x, y, sample_weight)."""
+    """Arrays with the examples along the first axis; `parts` are (x,), (x, y) or (x, y, sample_weight).
+
+    `counted` is how many of the examples count as the site's own.
+    """
 
     def __init__(self, function: str, parts: Minibatch) -> None:
         self._tree = import_keras().tree
@@ -53,7 +56,7 @@ class ArrayData:
                 f"{function} must return arrays of one length, not of {lengths} (a list of arrays is one "
                 "array for each input of the model; np.stack makes one array of it)"
             )
-        self.examples = lengths[0]
+        self.examples = self.counted = lengths[0]
 
     def per_epoch(self, batch_size: int) -> int:
         """Return how many minibatches one pass over the data has."""
@@ -98,6 +101,7 @@ class BatchedData:
             if len(rows) % LOG_EVERY_MINIBATCHES == 0:
                 log.info("counting the examples of a data set", function=function, minibatches=len(rows))
         self._per_epoch, self.examples = len(rows), sum(rows)
+        self.counted = self.examples
 
     @property
     def is_for_keras(self) -> bool:
@@ -134,8 +138,13 @@ class BatchedData:
 Minibatches: TypeAlias = ArrayData | BatchedData
 
 
-def read_data(function: str, call: Callable[[], object]) -> Minibatches:
+def read_data(
+    function: str, call: Callable[[], object], change: Callable[[Minibatch], Minibatch] = lambda parts: parts
+) -> Minibatches:
     """Call one of a task's data functions, and return its data as minibatches.
+
+    `change` gets the parts of arrays, (x,), (x, y) or (x, y, sample_weight), and returns others; it is not
+    called for a data set that is divided into minibatches already.
 
     Raises TaskError that names the function when it raises, or returns data that cannot be used.
     """
@@ -145,7 +154,7 @@ def read_data(function: str, call: Callable[[], object]) -> Minibatches:
         except OSError as error:
             raise TaskError(f"{function} cannot read its data: {error}") from error
     with blamed_on(f"the data of {function}"):
-        minibatches = _minibatches(function, data)
+        minibatches = _minibatches(function, data, change)
     if minibatches.examples == 0:
         raise TaskError(f"{function} returned no examples")
     return minibatches
@@ -171,11 +180,11 @@ def rows_of(minibatch: Minibatch) -> int:
     return int(import_keras().tree.flatten(minibatch)[0].shape[0])
 
 
-def _minibatches(function: str, data: Any) -> Minibatches:
+def _minibatches(function: str, data: Any, change: Callable[[Minibatch], Minibatch]) -> Minibatches:
     if isinstance(data, dict) or _is_array(data):
         data = (data,)
     if isinstance(data, tuple):
-        return ArrayData(function, _given_parts(function, data))
+        return ArrayData(function, change(_given_parts(function, data)))
     if refusal := _refusal(data):
         raise TaskError(f"{function} returned {refusal}")
     return BatchedData(function, data)

@@ -14,6 +14,7 @@ from fluffle.logs import get_logger
 from fluffle.model import Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
+from fluffle_worker.data.weights import LossRemedy
 from fluffle_worker.keras_task.backend import (
     KerasLayer,
     KerasModel,
@@ -28,6 +29,7 @@ from fluffle_worker.keras_task.files import (
     require_same_model,
     weights_with_adapters,
 )
+from fluffle_worker.keras_task.losses import TrainingLoss, name_of_loss
 from fluffle_worker.keras_task.steps import ProximalTerm
 from fluffle_worker.keras_task.tensors import (
     copies_of,
@@ -66,6 +68,7 @@ class BuiltModel:
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
         self._proximal = ProximalTerm(self.model)
+        self._loss = TrainingLoss(self.model)
         inputs = getattr(self.model, "inputs", None)
         # The size of each minibatch where the model is built for one, as stateful layers need it.
         self.batch_size: int | None = inputs[0].shape[0] if inputs else None
@@ -83,6 +86,26 @@ class BuiltModel:
         if needs_y and len(data.parts) == 1:
             raise TaskError(
                 f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
+            )
+        self._require_known_labels(function, data)
+
+    def _require_known_labels(self, function: str, data: ArrayData) -> None:
+        """Raise TaskError for labels that the model has no output for: a GPU would make NaN of them."""
+        shape = getattr(self.model, "output_shape", None)
+        if name_of_loss(self.model.loss) != "sparse_categorical_crossentropy" or not isinstance(shape, tuple):
+            return
+        if getattr(self.model.loss, "ignore_class", None) is not None:
+            return
+        labels, classes = data.parts[1], shape[-1]
+        if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biuf" or classes is None:
+            return
+        if wrong := int(((labels < 0) | (labels >= classes)).sum()):
+            worst = labels.min() if labels.min() < 0 else labels.max()
+            raise TaskError(
+                f"{function} returned {wrong} labels that the model has no output for, such as {worst}: its "
+                f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give "
+                "the model "
+                "more outputs"
             )
 
     @property
@@ -158,10 +181,12 @@ class BuiltModel:
         for variable, array in zip(self.model.optimizer.variables, arrays, strict=True):
             variable.assign(array)
 
-    def start_round(self, weights: Weights, plan: Plan, rng: np.random.Generator) -> None:
+    def start_round(
+        self, weights: Weights, plan: Plan, rng: np.random.Generator, remedy: LossRemedy | None = None
+    ) -> None:
         """Set the whole state of the model, so that a round depends on these arguments and its minibatches.
 
-        Except for the optimizer's state, where the plan keeps it.
+        Except for the optimizer's state, where the plan keeps it. `remedy` changes the loss of the round.
         """
         self.assign(weights)
         self._require_plan_reaches_optimizers(plan)
@@ -172,6 +197,7 @@ class BuiltModel:
             if variable.name == "seed_generator_state":
                 variable.assign([rng.integers(2**31), 0])
         self._proximal.start_round(plan.proximal_mu)
+        self._loss.start_round(remedy)
 
     def _require_plan_reaches_optimizers(self, plan: Plan) -> None:
         """Raise TaskError for a plan that a model with several optimizers, such as a GAN, would ignore."""

@@ -63,6 +63,7 @@ class StackedModel:
         for reason in reasons_against(built, sites[0]):
             raise NotStackable(reason)
         self._built, self._data = built, joined(sites)
+        self._counted = [each.counted for each in sites]
         ends = np.cumsum([each.examples for each in sites])
         self._sites = [np.arange(end - each.examples, end) for end, each in zip(ends, sites, strict=True)]
         names = {id(variable): name for name, variable in built.named.items()}
@@ -141,7 +142,7 @@ class StackedModel:
             examples = int(sizes[counted, at].sum())
             loss = float(np.average(losses[counted, at], weights=sizes[counted, at]))
             trained = Trained(
-                self._by_name(ends[0][at]), min(examples, self._sites[one.site].size), {"loss": loss}
+                self._by_name(ends[0][at]), min(examples, self._counted[one.site]), {"loss": loss}
             )
             # Copies: a view would keep the whole stack.
             after = tuple(stack[at].copy() for stack in ends[1:])

@@ -12,9 +12,11 @@ from fluffle.model import Group, Weights
 from fluffle.plan import Plan
 from fluffle.task import Progress, Site, Trained
 from fluffle.task_errors import blamed_on
+from fluffle_worker.data import DataSteps
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, Minibatches, endless, read_data
 from fluffle_worker.keras_task.model import BuiltModel
+from fluffle_worker.keras_task.site_data import SiteData, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 
@@ -28,7 +30,8 @@ class KerasTask:
     tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
     `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size is not used, and a
     `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms. `local` are
-    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`).
+    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`). `data` are steps
+    that each site's training data goes through (see `docs/how-to/data.md`).
 
     Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
     model is built once for each process, and its training step is compiled in the first round.
@@ -41,6 +44,7 @@ class KerasTask:
         eval_data: Callable[[], object] | None = None,
         *,
         local: Sequence[str] = (),
+        data: DataSteps | None = None,
     ) -> None:
         if isinstance(local, str):
             raise TaskError(f"KerasTask(local=...) must be a list of patterns, such as [{local!r}], not text")
@@ -57,7 +61,8 @@ class KerasTask:
         self._eval_data = eval_data
         self._local = tuple(local)
         self._built: BuiltModel | None = None
-        self._training: Minibatches | None = None
+        self._data_steps = data
+        self._site: SiteData | None = None
         self._evaluate: Callable[[KerasModel], Metrics] | None = None
 
     def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
@@ -71,8 +76,15 @@ class KerasTask:
 
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples."""
-        self._training = read_data("train_data", lambda: self._train_data(site))
-        return self._training.examples
+        if self._eval_data is None:
+            self._evaluate = None
+        self._site = read_site(lambda: self._train_data(site), self._data_steps, site=site.index)
+        if self._site.held_out is not None and self._eval_data is not None:
+            raise TaskError(
+                "split holds out rows of each site for evaluation, and this task has eval_data: leave one "
+                "of them out"
+            )
+        return self._site.training.counted
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
         """Train from `weights` as the plan says, in an order of the examples drawn from `seed`.
@@ -82,20 +94,20 @@ class KerasTask:
 
         Raises TaskError when `prepare` has not been called, and LayoutError for weights of another model.
         """
-        if self._training is None:
+        if self._site is None:
             raise TaskError("there is no data to train on: call prepare(site) first")
-        built, rng = self._model(), np.random.default_rng(seed)
-        built.require_fit("train_data", self._training)
+        built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
+        built.require_fit("train_data", training)
         batch_size = built.batch_size or plan.batch_size
-        built.start_round(weights, plan, rng)
+        built.start_round(weights, plan, rng, self._site.remedy)
         examples, metrics = train_epochs(
             built.model,
-            endless(self._training, batch_size, rng),
+            endless(training, batch_size, rng),
             epochs=1 if plan.local_steps else plan.local_epochs,
-            steps_per_epoch=plan.local_steps or self._training.per_epoch(batch_size),
+            steps_per_epoch=plan.local_steps or training.per_epoch(batch_size),
             progress=progress,
         )
-        return Trained(built.end_round(), min(examples, self._training.examples), metrics)
+        return Trained(built.end_round(), min(examples, training.counted), metrics)
 
     def train_data(self, site: Site) -> object:
         """Return what the function `train_data` returns for a site."""
@@ -105,18 +117,31 @@ class KerasTask:
     def with_train_data(self, train_data: Callable[[Site], object]) -> "KerasTask":
         """Return a task with this one's model and held-out data that gets its training data elsewhere."""
         other = copy(self)
-        other._train_data, other._training = train_data, None
+        other._train_data, other._site, other._evaluate = train_data, None, None
         return other
+
+    def with_data_steps(self, steps: DataSteps) -> "KerasTask":
+        """Return a task with this one's model and data that takes these data steps."""
+        other = copy(self)
+        other._data_steps, other._site, other._evaluate = steps, None, None
+        return other
+
+    @property
+    def data_steps(self) -> DataSteps | None:
+        """The steps that the training data of each site goes through."""
+        return self._data_steps
 
     def stacked(self, sites: Sequence["KerasTask"]) -> StackedModel:
         """Return what trains rounds of several sites in one step; `sites` share this model and are prepared.
 
         Raises NotStackable, which says why, where that is not possible.
         """
-        data = [each._training for each in sites]
-        arrays = [each for each in data if isinstance(each, ArrayData)]
-        if len(arrays) < len(data):
+        prepared = [each._site for each in sites if each._site is not None]
+        arrays = [each.training for each in prepared if isinstance(each.training, ArrayData)]
+        if len(arrays) < len(sites):
             raise NotStackable("the training data is not in arrays")
+        if any(each.remedy for each in prepared):
+            raise NotStackable("the loss is balanced by the classes of each site")
         return StackedModel(self._model(), arrays)
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
@@ -129,15 +154,20 @@ class KerasTask:
 
     def evaluate(self, weights: Weights) -> Metrics:
         """Return the loss and the compiled metrics on held-out data; the only accuracy is "accuracy"."""
-        if self._eval_data is None:
-            raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
         built = self._model()
         if self._evaluate is None:
-            held_out = read_data("eval_data", self._eval_data)
+            held_out = self._held_out()
             built.require_fit("eval_data", held_out)
             self._evaluate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return self._evaluate(built.model)
+
+    def _held_out(self) -> Minibatches:
+        if self._eval_data is not None:
+            return read_data("eval_data", self._eval_data)
+        if self._site is None or self._site.held_out is None:
+            raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
+        return self._site.held_out
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""

@@ -1,0 +1,64 @@
+"""Weights of rows and offsets of logits from class counts: what must hold for any counts."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluffle_worker.data.choices import Choice
+from fluffle_worker.data.rows import Labels
+from fluffle_worker.data.weights import MASKED, loss_remedy, row_weights
+
+counts = st.lists(st.integers(0, 300), min_size=2, max_size=12).filter(any)
+ways = st.sampled_from([Choice("weights"), Choice("class_balanced", 0.999), Choice("class_balanced", 0.5)])
+
+
+def labels_with(of_classes: list[int]) -> Labels:
+    return Labels(np.repeat(np.arange(len(of_classes)), of_classes), np.array(of_classes))
+
+
+@given(counts, ways)
+def test_weights_of_rows_sum_to_the_number_of_rows_and_a_rarer_class_never_weighs_less(
+    of_classes: list[int], way: Choice
+) -> None:
+    labels = labels_with(of_classes)
+
+    weights = row_weights(labels, way)
+
+    assert weights.sum() == pytest.approx(labels.of_rows.size)
+    assert (weights > 0).all()
+    by_class = {n: weights[labels.of_rows == label][0] for label, n in enumerate(of_classes) if n}
+    assert [by_class[n] for n in sorted(by_class)] == sorted(by_class.values(), reverse=True)
+
+
+@given(counts)
+def test_with_weights_all_classes_that_are_there_weigh_the_same(of_classes: list[int]) -> None:
+    labels = labels_with(of_classes)
+
+    weights = row_weights(labels, Choice("weights"))
+
+    sums = np.bincount(labels.of_rows, weights, minlength=len(of_classes))[labels.present]
+    assert sums == pytest.approx(np.full(sums.size, sums[0]))
+
+
+@given(counts, st.floats(0.1, 5))
+def test_balanced_softmax_adds_the_logarithm_of_the_prior_and_masks_classes_without_rows(
+    of_classes: list[int], tau: float
+) -> None:
+    offsets = loss_remedy(np.array(of_classes), Choice("balanced_softmax", tau)).offsets
+
+    assert offsets is not None
+    assert np.isfinite(offsets).all()
+    there = np.array(of_classes) > 0
+    assert (offsets[~there] == MASKED).all()
+    assert np.exp(offsets[there] / tau).sum() == pytest.approx(1)
+
+
+@given(counts, st.floats(0.1, 5))
+def test_fedlc_lowers_the_logit_of_a_rarer_class_more(of_classes: list[int], tau: float) -> None:
+    offsets = loss_remedy(np.array(of_classes), Choice("fedlc", tau)).offsets
+
+    assert offsets is not None
+    there = [label for label, n in enumerate(of_classes) if n]
+    assert offsets[there] == pytest.approx([-tau * of_classes[label] ** -0.25 for label in there])
+    assert all(offset == MASKED for label, offset in enumerate(offsets) if label not in there)

@@ -1,0 +1,189 @@
+"""Data steps of a KerasTask, on real data with dirt whose place is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from features.feature import needs_tensorflow
+from numpy.typing import NDArray
+from sklearn.datasets import load_breast_cancer, load_wine
+
+from fluffle.errors import TaskError
+from fluffle.model import Weights
+from fluffle.plan import Plan
+from fluffle.task import Site, Trained
+from fluffle_worker.data import DataSteps
+from fluffle_worker.data.weights import MASKED
+from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
+from fluffle_worker.round import ignore_progress
+
+Array = NDArray[Any]
+
+
+def breast_cancer(missing: float = 0.0) -> tuple[Array, Array]:
+    x, y = load_breast_cancer(return_X_y=True)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    x[np.random.default_rng(0).random(x.shape) < missing] = np.nan
+    return x, y
+
+
+def a_model(
+    inputs: int = 30, outputs: int = 2, loss: object = "sparse_categorical_crossentropy"
+) -> KerasModel:
+    keras = import_keras()
+    last = {"sparse_categorical_crossentropy": "softmax", "binary_crossentropy": "sigmoid"}
+    activation = last.get(loss) if isinstance(loss, str) else None
+    model = keras.Sequential([keras.Input((inputs,)), keras.layers.Dense(outputs, activation)])
+    model.compile(keras.optimizers.SGD(0.1), loss=loss, metrics=["accuracy"])
+    return model
+
+
+def a_task(data: tuple[Any, ...], steps: DataSteps, **model: Any) -> KerasTask:
+    return KerasTask(lambda: a_model(data[0].shape[1], **model), lambda _site: data, data=steps)
+
+
+def one_round(task: KerasTask, plan: Plan | None = None) -> tuple[Weights, Trained]:
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+    plan = plan or Plan(local_epochs=1, batch_size=1000)
+    return weights, task.train(weights, plan, seed=1, progress=ignore_progress)
+
+
+def as_float(array: Array) -> NDArray[np.float64]:
+    return np.asarray(array, np.float64)
+
+
+def gradient(task: KerasTask) -> Array:
+    """The gradient of one step over all rows, from what plain SGD with the rate 0.1 made of it."""
+    weights, trained = one_round(task)
+    both = [(as_float(weights[name]) - as_float(trained.weights[name])) / 0.1 for name in sorted(weights)]
+    return np.concatenate([each.reshape(-1) for each in both])
+
+
+def softmax_gradient(x: Array, y: Array, weights: Weights, offsets: Array, of_rows: Array) -> Array:
+    """The gradient of the weighted cross-entropy of softmax(xW + b + offsets), in plain numpy."""
+    bias, kernel = (as_float(weights[name]) for name in sorted(weights))
+    logits = x @ kernel + bias + offsets
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    error = (p - np.eye(kernel.shape[1])[y]) * of_rows[:, None] / len(x)
+    return np.concatenate([error.sum(axis=0), (x.T @ error).reshape(-1)])
+
+
+def test_missing_values_are_filled_with_the_median_of_the_training_rows_before_the_first_round() -> None:
+    x, y = breast_cancer(missing=0.2)
+    task = a_task((x, y), DataSteps())
+
+    _, trained = one_round(task, Plan(local_epochs=3))
+
+    assert all(np.isfinite(array).all() for array in trained.weights.values())
+    assert trained.metrics["accuracy"] > 0.7
+    assert trained.examples == 569
+    filled = np.where(np.isnan(x), np.nanmedian(x, axis=0), x)
+    assert gradient(task) == pytest.approx(gradient(a_task((filled, y), DataSteps())), abs=1e-6)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_balanced_softmax_adds_the_logarithm_of_this_sites_prior(
+    from_logits: bool,
+) -> None:
+    x, y = load_wine(return_X_y=True)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    x, y = np.delete(x, y == 1, axis=0), np.delete(y, y == 1)
+    loss = import_keras().losses.SparseCategoricalCrossentropy(from_logits=True) if from_logits else None
+    options = {"loss": loss} if loss else {}
+    task = a_task((x, y), DataSteps(balance="balanced_softmax"), outputs=3, **options)
+    prior = np.bincount(y, minlength=3) / len(y)
+
+    found = gradient(task)
+
+    offsets = np.where(prior > 0, np.log(np.where(prior > 0, prior, 1)), MASKED)
+    expected = softmax_gradient(x, y, task.initial_weights(0), offsets, np.ones(len(y)))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_class_weights_train_as_if_each_row_had_the_weight_of_its_class() -> None:
+    x, y = breast_cancer()
+    task = a_task((x, y), DataSteps(balance="weights"))
+
+    found = gradient(task)
+
+    of_rows = (len(y) / 2 / np.bincount(y))[y]
+    expected = softmax_gradient(x, y, task.initial_weights(0), np.zeros(2), of_rows)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+def test_focal_loss_is_that_of_keras(gamma: float) -> None:
+    x, y = breast_cancer()
+    of_keras = import_keras().losses.CategoricalFocalCrossentropy(alpha=1.0, gamma=gamma)
+    keras = import_keras()
+
+    def its_model() -> KerasModel:
+        model = a_model()
+        model.compile(keras.optimizers.SGD(0.1), loss=of_keras)
+        return model
+
+    its = KerasTask(its_model, lambda _site: (x, np.eye(2)[y]))
+
+    found = gradient(a_task((x, y), DataSteps(balance=f"focal:{gamma:g}")))
+
+    assert found == pytest.approx(gradient(its), abs=1e-5)
+
+
+@needs_tensorflow
+def test_one_sigmoid_has_the_logit_of_the_prior_added() -> None:
+    x, y = breast_cancer()
+    task = a_task((x, y), DataSteps(balance="balanced_softmax"), outputs=1, loss="binary_crossentropy")
+
+    found = gradient(task)
+
+    weights = task.initial_weights(0)
+    bias, kernel = (as_float(weights[name]) for name in sorted(weights))
+    logits = (x @ kernel + bias)[:, 0] + np.log((y == 1).sum() / (y == 0).sum())
+    error = (1 / (1 + np.exp(-logits)) - y) / len(y)
+    assert found == pytest.approx(np.concatenate([[error.sum()], x.T @ error]), abs=1e-5)
+
+
+@needs_tensorflow
+def test_the_loss_of_evaluation_is_the_models_own() -> None:
+    x, y = breast_cancer()
+    plain, balanced = (
+        KerasTask(a_model, lambda _: (x, y), lambda: (x, y), data=DataSteps(balance=balance))
+        for balance in ("none", "balanced_softmax")
+    )
+    weights, _ = one_round(plain)
+    one_round(balanced)
+
+    assert balanced.evaluate(weights) == plain.evaluate(weights)
+
+
+@needs_tensorflow
+def test_a_loss_that_is_no_cross_entropy_cannot_be_balanced() -> None:
+    x, y = breast_cancer()
+    task = a_task((x, y), DataSteps(balance="balanced_softmax"), outputs=1, loss="mse")
+
+    with pytest.raises(TaskError, match=r"not mse and the output .* balance by weights or by rows"):
+        one_round(task)
+
+
+def test_labels_that_the_model_has_no_output_for_are_refused() -> None:
+    x, y = breast_cancer()
+    task = a_task((x, y + 1), DataSteps())
+
+    with pytest.raises(TaskError, match=r"357 labels .* such as 2: its 2 outputs stand for"):
+        one_round(task)
+
+
+def test_rows_held_out_by_split_are_cleaned_as_the_training_rows_say_and_evaluated() -> None:
+    x, y = breast_cancer(missing=0.1)
+    task = a_task((x, y), DataSteps(split=0.25, outliers="mad:3", seed=4))
+
+    weights, trained = one_round(task, Plan(local_epochs=5))
+
+    assert trained.examples == pytest.approx(0.75 * 569, abs=2)
+    before, after = task.evaluate(weights), task.evaluate(trained.weights)
+    assert np.isfinite(list(before.values())).all()
+    assert after["accuracy"] > max(0.85, before["accuracy"])

@@ -1,0 +1,65 @@
+"""Outliers: bounds for each column, fitted on the training rows, and rows that are unusual as a whole."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle_worker.data.choices import Choice
+from fluffle_worker.data.optional import import_for
+
+Table = NDArray[Any]
+# Of a normal distribution, the median absolute deviation times this is the standard deviation.
+MAD_TO_SD = 1.4826
+
+
+class Bounds(NamedTuple):
+    """The smallest and the largest value of each column [columns] that is not clipped."""
+
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
+
+    def outside(self, table: Table) -> int:
+        """Return how many values lie outside."""
+        return int(((table < self.lowest) | (table > self.highest)).sum())
+
+    def clip(self, table: Table) -> Table:
+        """Return a table whose values lie within; missing ones stay missing, and the dtype is kept."""
+        low, high = self.lowest, self.highest
+        if table.dtype.kind in "iub":
+            info = np.iinfo(table.dtype) if table.dtype.kind != "b" else None
+            if info is None:
+                return table
+            low, high = np.ceil(low).clip(info.min, info.max), np.floor(high).clip(info.min, info.max)
+        return np.clip(table, low.astype(table.dtype), high.astype(table.dtype))
+
+
+def fit_bounds(table: Table, choice: Choice) -> Bounds:
+    """Return the bounds of `quantiles:SHARE` or `mad:K`; columns without any value have none.
+
+    A column in which more than half of the values are equal has a deviation of 0: its bounds are infinite,
+    since everything else in it would be clipped to one value.
+    """
+    with warnings.catch_warnings():
+        # What numpy says of a column without any value.
+        warnings.filterwarnings("ignore", "All-NaN slice encountered", RuntimeWarning)
+        if choice.name == "quantiles":
+            values = table.astype(np.float64, copy=False)
+            low, high = np.nanquantile(values, [choice.number, 1 - choice.number], axis=0)
+        else:
+            middle = np.nanmedian(table, axis=0)
+            deviation = np.nanmedian(np.abs(table - middle), axis=0) * MAD_TO_SD
+            width = np.where(deviation > 0, choice.number * deviation, np.inf)
+            low, high = middle - width, middle + width
+    return Bounds(np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high))
+
+
+def usual_rows(table: Table, share: float, seed: int) -> NDArray[np.bool_]:
+    """Return which rows of a table without missing values are not among the `share` of the most unusual.
+
+    Source: Liu, Ting and Zhou, "Isolation Forest" (2008).
+    """
+    ensemble = import_for(f"outliers forest:{share:g}", "sklearn.ensemble", extra="worker")
+    forest = ensemble.IsolationForest(contamination=share, random_state=seed)
+    return np.asarray(forest.fit_predict(table) == 1)

@@ -1,0 +1,86 @@
+"""DataSteps: which steps a worker takes with its data. Pure."""
+
+from typing import Annotated, ClassVar, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from fluffle_worker.data.choices import Choice, Known, Number, choice_of
+
+IMPUTE: Final[Known] = {
+    **dict.fromkeys(("median", "mean", "most_frequent", "drop", "refuse")),
+    "knn": Number(5, above=0, below=1000, is_whole=True),
+}
+OUTLIERS: Final[Known] = {
+    "keep": None,
+    "quantiles": Number(0.01, above=0, below=0.5),
+    "mad": Number(5, above=0),
+    "forest": Number(0.01, above=0, below=0.5),
+}
+# The ones in the second line act on the weights of rows, the next on which rows there are, the last on the
+# loss.
+WEIGHTS: Final[Known] = {"weights": None, "class_balanced": Number(0.999, above=0, below=1)}
+LOSSES: Final[Known] = {
+    "focal": Number(2, above=0),
+    "balanced_softmax": Number(1, above=0),
+    "fedlc": Number(1, above=0),
+}
+BALANCE: Final[Known] = {"none": None, **WEIGHTS, **LOSSES}
+
+
+def _of(setting: str, known: Known) -> AfterValidator:
+    def check(text: str) -> str:
+        choice_of(setting, text, known)
+        return text
+
+    return AfterValidator(check)
+
+
+class DataSteps(BaseModel):
+    """The steps that a site's data goes through, for `KerasTask(data=...)` and the table [data] of a worker.
+
+    Texts are a name, or a name and a number, such as "knn:5"; without the number they have its default. The
+    defaults fill missing values with the median of the column, and leave everything else as it is.
+
+    Raises ConfigError for an unknown name or a number that is out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    part: ClassVar[str] = "data"
+
+    split: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of this site's rows that is held out for evaluation, in the proportions "
+        "of the classes. For a task without held-out data of its own.",
+    )
+    impute: Annotated[str, _of("impute", IMPUTE)] = Field(
+        "median",
+        description="What becomes of missing and infinite values: median, mean or most_frequent of the "
+        "column, knn:NEIGHBOURS, drop (the row), or refuse (an error).",
+    )
+    indicator: bool = Field(
+        False,
+        description="Add one column for each column, which is 1 where the value was missing and 0 elsewhere: "
+        "the model gets twice as many inputs.",
+    )
+    outliers: Annotated[str, _of("outliers", OUTLIERS)] = Field(
+        "keep",
+        description="What becomes of outliers: keep, quantiles:SHARE (clip to the quantiles SHARE and "
+        "1 - SHARE of the column), mad:K (clip to K median absolute deviations around the median), or "
+        "forest:SHARE (drop the SHARE of rows that an isolation forest finds most unusual).",
+    )
+    duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="Whether rows that are equal to an earlier row, with the same label, are dropped."
+    )
+    balance: Annotated[str, _of("balance", BALANCE)] = Field(
+        "none",
+        description="How classes that are rare at this site gain weight. By weights: weights, "
+        "class_balanced:BETA. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
+    )
+    seed: int = Field(0, ge=0, description="Random seed of all steps.")
+
+    def choice(self, setting: Literal["impute", "outliers", "balance"]) -> Choice:
+        """Return one of the texts as a name and a number."""
+        known = {"impute": IMPUTE, "outliers": OUTLIERS, "balance": BALANCE}
+        return choice_of(setting, getattr(self, setting), known[setting])

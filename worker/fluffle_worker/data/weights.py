@@ -1,0 +1,68 @@
+"""Weights of rows and offsets of logits from the classes at one site. Pure.
+
+Everything is computed from the class counts of this site's training rows, n_y for class y. A class that the
+site does not have is masked: nothing is divided by its count, and no logarithm is taken of it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle_worker.data.choices import Choice
+from fluffle_worker.data.rows import Indices, Labels
+
+Vector = NDArray[np.float64]
+# Added to the logit of a class that is masked: its probability is 0 in float32, and every gradient finite.
+MASKED = -1e9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossRemedy:
+    """How the loss of the training step is changed: offsets of the logits [classes], and focal loss's gamma.
+
+    `offsets` are None, and `gamma` is 0, for what stays as it is.
+    """
+
+    name: str
+    offsets: Vector | None = None
+    gamma: float = 0.0
+
+
+def row_weights(labels: Labels, choice: Choice) -> Vector:
+    """Return a weight for each row [rows] by its class; they sum to the number of rows.
+
+    `weights`: 1 / n_y, so that all classes that are there weigh the same. `class_balanced`: 1 / effective
+    number, (1 - beta) / (1 - beta^n_y). Source: Cui et al., "Class-Balanced Loss Based on Effective Number
+    of Samples" (2019), equation 5.
+    """
+    counts = labels.counts[labels.present].astype(np.float64)
+    of_class = np.zeros(labels.counts.size)
+    if choice.name == "class_balanced":
+        # 1 - beta^n without the loss of digits that a beta near 1 would bring.
+        of_class[labels.present] = (1 - choice.number) / -np.expm1(counts * np.log(choice.number))
+    else:
+        of_class[labels.present] = 1 / counts
+    weights = of_class[labels.of_rows]
+    return np.asarray(weights * (weights.size / weights.sum()))
+
+
+def loss_remedy(counts: Indices, choice: Choice) -> LossRemedy:
+    """Return the change of the loss for the class counts of a site [classes].
+
+    `balanced_softmax` adds tau * log(n_y / n) to the logits: Ren et al., "Balanced Meta-Softmax" (2020), and
+    with tau Menon et al., "Long-tail learning via logit adjustment" (2021), equation 10. `fedlc` subtracts
+    tau * n_y^(-1/4): Zhang et al., "Federated Learning with Label Distribution Skew via Logits Calibration"
+    (2022), equation 6. `focal` multiplies the loss by (1 - p_y)^gamma: Lin et al., "Focal Loss" (2017),
+    equation 4.
+    """
+    if choice.name == "focal":
+        return LossRemedy(str(choice), gamma=choice.number)
+    present = np.flatnonzero(counts)
+    of_present = counts[present].astype(np.float64)
+    offsets = np.full(counts.size, MASKED)
+    if choice.name == "balanced_softmax":
+        offsets[present] = choice.number * np.log(of_present / of_present.sum())
+    else:
+        offsets[present] = -choice.number * of_present**-0.25
+    return LossRemedy(str(choice), offsets=offsets)

@@ -1,0 +1,145 @@
+"""The loss of the training step, changed for a site whose classes are imbalanced.
+
+Evaluation keeps the model's own. The model's `compute_loss` gets logits with offsets, or weights that depend
+on the predictions. So the compiled loss itself, its label smoothing and the regularisation stay as they are.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fluffle.errors import TaskError
+from fluffle_worker.data.weights import MASKED, LossRemedy
+from fluffle_worker.keras_task.backend import KerasModel, import_keras, require_tensorflow
+
+CLASS_LOSSES = {
+    "sparse_categorical_crossentropy",
+    "categorical_crossentropy",
+    "binary_crossentropy",
+}
+
+
+class TrainingLoss:
+    """Changes the loss of a model's training steps as a `LossRemedy` says."""
+
+    def __init__(self, model: KerasModel) -> None:
+        self._keras = import_keras()
+        self._model = model
+        self._plain: Any = None
+        self._offsets: Any = None
+        self._gamma = 0.0
+
+    def start_round(self, remedy: LossRemedy | None) -> None:
+        """Let the following training steps use this loss; None is the model's own.
+
+        The step is compiled again when the kind of the loss changes, not when only the class counts do.
+        Raises TaskError for a model whose loss is no cross-entropy of one output, and for classes that it
+        has not.
+        """
+        gamma = remedy.gamma if remedy else 0.0
+        has_offsets = bool(remedy and remedy.offsets is not None)
+        if remedy is not None:
+            self._require_fits(remedy)
+        if (gamma, has_offsets) != (self._gamma, self._offsets is not None):
+            self._gamma = gamma
+            classes = max(2, self._model.output_shape[-1])
+            self._offsets = (
+                self._keras.Variable(np.zeros(classes), trainable=False, dtype="float32")
+                if has_offsets
+                else None
+            )
+            if self._plain is None:
+                self._plain, self._model.compute_loss = self._model.compute_loss, self._compute
+            self._model.make_train_function(force=True)
+        if remedy is not None and remedy.offsets is not None:
+            # Classes above the largest label of this site have no rows here.
+            missing = self._offsets.shape[0] - remedy.offsets.size
+            self._offsets.assign(np.pad(remedy.offsets, (0, missing), constant_values=MASKED))
+
+    def _require_fits(self, remedy: LossRemedy) -> None:
+        keras, model = self._keras, self._model
+        require_tensorflow(f"balance {remedy.name}")
+        shape = getattr(model, "output_shape", None)
+        for step in ("train_step", "compute_loss"):
+            if getattr(type(model), step) is not getattr(keras.Model, step):
+                raise TaskError(
+                    f"balance {remedy.name} changes the loss of compile(), and the model has its own {step}: "
+                    "balance by weights or by rows"
+                )
+        if name_of_loss(model.loss) not in CLASS_LOSSES or not isinstance(shape, tuple) or len(shape) != 2:
+            raise TaskError(
+                f"balance {remedy.name} needs a model with one output [rows, classes] and one of the losses "
+                f"{', '.join(sorted(CLASS_LOSSES))}, not {name_of_loss(model.loss)} and the output "
+                f"{shape}: balance by "
+                "weights or by rows"
+            )
+
+    def _compute(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Stand in for `keras.Model.compute_loss`."""
+        if training and self._offsets is not None:
+            y_pred = self._with_offsets(y_pred)
+        if training and self._gamma:
+            weights = self._focal_weights(y, y_pred)
+            sample_weight = weights if sample_weight is None else weights * _flat(sample_weight, weights)
+        return self._plain(x, y, y_pred, sample_weight, training=training)
+
+    def _with_offsets(self, y_pred: Any) -> Any:
+        """Return predictions of which each logit has its offset added, as the model's loss expects them."""
+        ops, logits = self._keras.ops, self._logits(y_pred)
+        if logits.shape[-1] == 1:
+            # The logit of one sigmoid is that of class 1 minus that of class 0.
+            logits = logits + (self._offsets[1] - self._offsets[0])
+            return logits if self._from_logits else self._keeping(ops.sigmoid(logits), logits)
+        logits = logits + self._offsets
+        return logits if self._from_logits else self._keeping(ops.softmax(logits), logits)
+
+    def _focal_weights(self, y: Any, y_pred: Any) -> Any:
+        """Return (1 - p)^gamma for the probability p of each row's class; [rows]."""
+        ops, logits = self._keras.ops, self._logits(y_pred)
+        if logits.shape[-1] == 1:
+            probability, of_class_1 = ops.sigmoid(logits), ops.cast(ops.reshape(y, (-1, 1)), "float32")
+            missed = ops.reshape(ops.abs(of_class_1 - probability), (-1,))
+        else:
+            is_sparse = name_of_loss(self._model.loss).startswith("sparse")
+            labels = ops.cast(ops.reshape(y, (-1,)), "int32") if is_sparse else None
+            target = y if labels is None else ops.one_hot(labels, logits.shape[-1])
+            missed = 1 - ops.sum(ops.softmax(logits) * ops.cast(target, "float32"), axis=-1)
+        # A power has no finite gradient at 0.
+        return ops.maximum(missed, 1e-7) ** self._gamma
+
+    def _logits(self, y_pred: Any) -> Any:
+        """Return the logits behind predictions; activations of Keras keep them."""
+        ops = self._keras.ops
+        kept = y_pred if self._from_logits else getattr(y_pred, "_keras_logits", None)
+        if kept is not None:
+            return ops.cast(kept, "float32")
+        probability = ops.clip(ops.cast(y_pred, "float32"), 1e-7, 1 - 1e-7)
+        if probability.shape[-1] == 1:
+            return ops.log(probability) - ops.log(1 - probability)
+        return ops.log(probability)
+
+    @property
+    def _from_logits(self) -> bool:
+        return bool(getattr(self._model.loss, "from_logits", False))
+
+    def _keeping(self, activated: Any, logits: Any) -> Any:
+        # Keras's losses look for this, and so do not take the logarithm of a probability of 0.
+        activated._keras_logits = logits
+        return activated
+
+
+def name_of_loss(loss: object) -> str:
+    """Return the name of a compiled loss: of a text, a function, or an object of one of Keras's classes."""
+    return str(loss if isinstance(loss, str) else getattr(loss, "name", getattr(loss, "__name__", loss)))
+
+
+def _flat(sample_weight: Any, like: Any) -> Any:
+    ops = import_keras().ops
+    return ops.cast(ops.reshape(sample_weight, (-1,)), like.dtype)
