@@ -12,8 +12,10 @@ from fluffle.logs import get_logger
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
 from fluffle_worker.data.missing import fit_imputer, in_rows, is_missing, labelled, without_infinite
 from fluffle_worker.data.outliers import fit_bounds, usual_rows
+from fluffle_worker.data.resampling import resampled
 from fluffle_worker.data.rows import Rows, labels_of, names_of
 from fluffle_worker.data.settings import LOSSES, WEIGHTS, DataSteps
+from fluffle_worker.data.suspicious import suspicious_labels
 from fluffle_worker.data.weights import LossRemedy, loss_remedy, row_weights
 
 log = get_logger(__name__)
@@ -93,8 +95,9 @@ def take_steps(rows: Rows, steps: DataSteps, *, site: int) -> PreparedRows:
     if steps.split:
         _hold_out(course, steps.split, rng)
     _clean_columns(course, steps, rng)
+    _judge_labels(course, steps, rng)
     real = len(course.train)
-    remedy = _balance(course, steps)
+    remedy = _balance(course, steps, rng)
     return PreparedRows(
         course.train, course.held_out, remedy, tuple(course.reports), min(real, len(course.train))
     )
@@ -201,7 +204,21 @@ def _with_indicator(rows: Rows, missing: NDArray[np.bool_]) -> Rows:
     return replace(rows, x=x, columns=rows.columns + names)
 
 
-def _balance(course: _Course, steps: DataSteps) -> LossRemedy | None:
+def _judge_labels(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
+    choice = steps.choice("labels")
+    if choice.name == "keep":
+        return
+    step, before = f"labels {choice}", course.train
+    labels = before.labels(step)
+    found = suspicious_labels(before.table(step), labels, int(rng.integers(2**31)))
+    if choice.name == "drop":
+        course.keep(step, ~found, "whose label is probably wrong")
+        return
+    course.train = before.weighted(np.where(found, choice.number, 1.0))
+    course.report(step, before, f"{int(found.sum())} rows whose label is probably wrong weigh less")
+
+
+def _balance(course: _Course, steps: DataSteps, rng: np.random.Generator) -> LossRemedy | None:
     choice = steps.choice("balance")
     if choice.name == "none":
         return None
@@ -223,7 +240,9 @@ def _balance(course: _Course, steps: DataSteps) -> LossRemedy | None:
     if choice.name in LOSSES:
         course.report(f"balance {choice}", before, "the loss of the training step is changed")
         return loss_remedy(labels.counts, choice)
-    raise AssertionError(f"no step for balance {choice}")
+    course.train, said = resampled(before, labels, choice, rng)
+    course.report(f"balance {choice}", before, said)
+    return None
 
 
 def _change(course: _Course, apply: Any, train_table: NDArray[Any]) -> None:

@@ -24,7 +24,13 @@ LOSSES: Final[Known] = {
     "balanced_softmax": Number(1, above=0),
     "fedlc": Number(1, above=0),
 }
-BALANCE: Final[Known] = {"none": None, **WEIGHTS, **LOSSES}
+NEIGHBOURS: Final = Number(5, above=0, below=1000, is_whole=True)
+ROWS: Final[Known] = {
+    **dict.fromkeys(("oversample", "undersample")),
+    **dict.fromkeys(("smote", "borderline_smote", "svm_smote", "adasyn"), NEIGHBOURS),
+}
+BALANCE: Final[Known] = {"none": None, **WEIGHTS, **ROWS, **LOSSES}
+LABELS: Final[Known] = {"keep": None, "drop": None, "weigh": Number(0.1, above=0, below=1)}
 
 
 def _of(setting: str, known: Known) -> AfterValidator:
@@ -73,14 +79,22 @@ class DataSteps(BaseModel):
     duplicates: Literal["keep", "drop"] = Field(
         "keep", description="Whether rows that are equal to an earlier row, with the same label, are dropped."
     )
+    labels: Annotated[str, _of("labels", LABELS)] = Field(
+        "keep",
+        description="What becomes of rows whose label is probably wrong, as cross-validated confident "
+        "learning "
+        "finds them: keep (without looking for them), drop, or weigh:FACTOR (their weight is multiplied).",
+    )
     balance: Annotated[str, _of("balance", BALANCE)] = Field(
         "none",
         description="How classes that are rare at this site gain weight. By weights: weights, "
-        "class_balanced:BETA. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
+        "class_balanced:BETA. By rows: oversample, undersample, smote:NEIGHBOURS, borderline_smote, "
+        "svm_smote, "
+        "adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
     )
     seed: int = Field(0, ge=0, description="Random seed of all steps.")
 
-    def choice(self, setting: Literal["impute", "outliers", "balance"]) -> Choice:
+    def choice(self, setting: Literal["impute", "outliers", "labels", "balance"]) -> Choice:
         """Return one of the texts as a name and a number."""
-        known = {"impute": IMPUTE, "outliers": OUTLIERS, "balance": BALANCE}
+        known = {"impute": IMPUTE, "outliers": OUTLIERS, "labels": LABELS, "balance": BALANCE}
         return choice_of(setting, getattr(self, setting), known[setting])
