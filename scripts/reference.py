@@ -13,8 +13,17 @@ import typer
 from pydantic.fields import FieldInfo
 
 from fluffle.command_line import choices_of, default_of, metavar_of
-from fluffle.settings import KNOWN_SETTINGS, SharedSettings, env_name, field_extra, flag_name, panel_of
+from fluffle.settings import (
+    KNOWN_SETTINGS,
+    SharedSettings,
+    TableSettings,
+    env_name,
+    field_extra,
+    flag_name,
+    panel_of,
+)
 from fluffle_cli.main import app
+from fluffle_worker.data import DataSteps
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/settings.md"
@@ -60,6 +69,14 @@ The parts of a federation have all of these. Other commands leave out those that
 shows what a command takes. `fluffle broker up`, `down`, `status` and `certs` have flags only.
 """
 
+DATA = """\
+## Data steps
+
+Table `[data]` of a worker, of `fluffle task check`, `fluffle simulate` and `fluffle data check`. Its keys
+have no flags and no variables: in Python they are the arguments of `DataSteps`
+([how to use them](../how-to/data.md)).
+"""
+
 
 def settings_by_command() -> Iterator[tuple[str, type[SharedSettings]]]:
     """Yield every command that has settings, in the order of `fluffle --help`, with its settings class."""
@@ -87,7 +104,7 @@ def page() -> str:
             f"Table `[{settings_class.part}]`.\n",
         ]
         parts += [_table(settings_class, own)] if own else ["It has only shared settings.\n"]
-    return "\n".join(parts)
+    return "\n".join([*parts, DATA, _keys(DataSteps)])
 
 
 def known_settings() -> str:
@@ -100,7 +117,10 @@ def known_settings() -> str:
         if not field_extra(field).get("argument")
     }
     lines = ["# Written by `make reference` from the settings classes. Do not edit."]
-    for key, names in (("tables", {each.part for each in classes}), ("variables", variables)):
+    for key, names in (
+        ("tables", {DataSteps.part, *(each.part for each in classes)}),
+        ("variables", variables),
+    ):
         lines += [f"{key} = [", *(f'    "{name}",' for name in sorted(names)), "]"]
     return "\n".join(lines) + "\n"
 
@@ -119,6 +139,15 @@ def _table(settings_class: type[SharedSettings], fields: Mapping[str, FieldInfo]
     # As in --help: what has a heading of its own comes last.
     order = sorted(fields, key=lambda name: panel_of(settings_class, name) != "")
     return "\n".join([*head, *(_row(name, fields[name]) for name in order)]) + "\n"
+
+
+def _keys(table: type[TableSettings]) -> str:
+    head = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    rows = [
+        f"| `{name}` | {_value(name, field)} | `{field.default}` | {field.description} |"
+        for name, field in table.model_fields.items()
+    ]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 def _row(name: str, field: FieldInfo) -> str:

@@ -26,6 +26,7 @@ from fluffle.task import READY_TASKS, Progress, load_task
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import usual_yardstick
 from fluffle_aggregator.initial_model import first_version
+from fluffle_worker.data.table import with_data_table
 from fluffle_worker.progress import show_bar
 from fluffle_worker.round import TrainedUpdate, train_round
 from fluffle_worker.settings import SiteSettings
@@ -46,7 +47,7 @@ class CheckSettings(SiteSettings):
 def check(settings: CheckSettings) -> None:
     """Do once what a worker and an evaluator do repeatedly, and show the results."""
     with _step("task", "importing it") as said:
-        task = CheckedTask(load_task(settings.task))
+        task = CheckedTask(with_data_table(load_task(settings.task), settings))
         said.append("imported")
     with _step("model", "building it") as said:
         model = _build_twice(task, settings.seed)

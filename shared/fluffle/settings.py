@@ -61,6 +61,7 @@ ManagementUrl = Annotated[
 ]
 LogFormat = Literal["auto", "pretty", "json"]
 S = TypeVar("S", bound="SharedSettings")
+T = TypeVar("T", bound="TableSettings")
 # The value of each setting that is written somewhere, and how it is written there: "--buffer-size".
 Written = dict[str, tuple[object, str]]
 
@@ -200,6 +201,13 @@ class SharedSettings(BaseModel):
         return {"federation": self.federation}
 
 
+class TableSettings(BaseModel):
+    """Settings that stand in Python or in a table of their own in the TOML file: no flags, no variables."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+    part: ClassVar[str] = ""
+
+
 class MetricsSettings(BaseModel):
     """The settings of a part that serves metrics."""
 
@@ -246,7 +254,10 @@ def load_settings(
         return settings_class.model_validate({name: value for name, (value, _) in written.items()})
     except ValidationError as error:
         # The chained error hides its inputs (hide_input_in_errors): a traceback shows no password either.
-        sentences = [_sentence(settings_class, written, fault) for fault in error.errors(include_url=False)]
+        sentences = [
+            _sentence(settings_class, settings_class.part, written, fault)
+            for fault in error.errors(include_url=False)
+        ]
         raise ConfigError("; ".join(sentences)) from error
 
 
@@ -260,15 +271,49 @@ def load_arguments(settings_class: type[S], given: Mapping[str, object]) -> S:
     return load_settings(settings_class, given, name_given=lambda name, _: name)
 
 
-def _read_config(settings_class: type[SharedSettings], path: object, written_as: str) -> Written:
-    """Return what the TOML file sets: the part's own table wins over the file's top level."""
+def with_table(base: T, config: Path | None) -> T | None:
+    """Return `base` with what its table in the TOML file sets, or None where the file has no such table.
+
+    `config` is the setting of that name. Raises ConfigError with one sentence for each wrong setting.
+    """
+    found = _read_document(config, "the configuration")
+    if found is None or base.part not in found[1]:
+        return None
+    file, document = found
+    where, table = f"in [{base.part}] of {file}", document[base.part]
+    if not isinstance(table, dict):
+        raise ConfigError(f"{base.part} in {file} must be a table, written [{base.part}], not {table!r}")
+    for key in table:
+        _require_known(key, set(type(base).model_fields), where)
+    written: Written = {key: (value, f"{key} {where}") for key, value in table.items()}
+    try:
+        return type(base).model_validate({**base.model_dump(), **table})
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        raise ConfigError(
+            "; ".join(_sentence(type(base), base.part, written, fault) for fault in faults)
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({where})") from error
+
+
+def _read_document(path: object, name: str) -> tuple[Path, dict[str, object]] | None:
+    """Return a TOML file and what is in it; None where no file is named and the default one is not there."""
     if path is None and not DEFAULT_CONFIG.exists():
-        return {}
+        return None
     file = DEFAULT_CONFIG if path is None else Path(str(path))
     try:
-        document = tomllib.loads(_read_text(file, f"{written_as or 'the configuration'} {file}"))
+        return file, tomllib.loads(_read_text(file, f"{name} {file}"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the configuration {file} is not valid TOML: {error}") from error
+
+
+def _read_config(settings_class: type[SharedSettings], path: object, written_as: str) -> Written:
+    """Return what the TOML file sets: the part's own table wins over the file's top level."""
+    found = _read_document(path, written_as or "the configuration")
+    if found is None:
+        return {}
+    file, document = found
     part, tables = settings_class.part, {*known_names("tables"), settings_class.part} - {""}
     own, shared = (set(each.model_fields) - {"config"} for each in (settings_class, SharedSettings))
     written: Written = {}
@@ -296,14 +341,14 @@ def _require_known(key: str, known: set[str], where: str, tables: Collection[str
     raise ConfigError(f"unknown setting {key!r} {where}{meant}: known are {', '.join(sorted(known))}{also}")
 
 
-def _sentence(settings_class: type[SharedSettings], written: Written, fault: ErrorDetails) -> str:
+def _sentence(settings_class: type[BaseModel], part: str, written: Written, fault: ErrorDetails) -> str:
     """Turn one of pydantic's faults into a sentence: "--buffer-size must be greater than 0, not -1"."""
     if not fault["loc"]:
         return str(fault["ctx"]["error"])
     name = str(fault["loc"][0])
     field = settings_class.model_fields[name]
     if fault["type"] == "missing":
-        table = f" in [{settings_class.part}] of the TOML file" if settings_class.part else ""
+        table = f" in [{part}] of the TOML file" if part else ""
         return f"{name} is not set: give {flag_name(name, field)}, {env_name(name)} or {name}{table}"
     value, where = written.get(name, (fault["input"], name))
     if fault["type"] == "value_error":

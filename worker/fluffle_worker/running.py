@@ -22,6 +22,7 @@ from fluffle.metrics import metered
 from fluffle.settings import load_arguments
 from fluffle.task import Task, name_of_task
 from fluffle.topology import MIB, topology_of
+from fluffle_worker.data.table import with_data_table
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import Worker, WorkerResult
 from fluffle_worker.round import ShowRound, show_nothing
@@ -60,6 +61,7 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
+    task = with_data_table(task, settings)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)

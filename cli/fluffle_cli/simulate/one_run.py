@@ -27,6 +27,7 @@ from fluffle_cli.simulate.memory import Memory
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Happening, Version, metric_to_show
 from fluffle_cli.words import count, in_a_row, number
+from fluffle_worker.data.table import with_data_table
 
 NEVER: Final = math.inf
 OnVersion = Callable[[Version], None]
@@ -92,7 +93,7 @@ def play(
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
 
-    federation = make(settings, load_task(settings.task), note, memory)
+    federation = make(settings, with_data_table(load_task(settings.task), settings), note, memory)
     try:
         federation.run()
     finally:

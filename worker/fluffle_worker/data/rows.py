@@ -84,10 +84,11 @@ class Labels:
         return np.flatnonzero(self.counts)
 
 
-def labels_of(y: NDArray[Any]) -> Labels | None:
+def labels_of(y: NDArray[Any], *, any_whole: bool = False) -> Labels | None:
     """Return the class of each row, or None for a regression's targets and for several labels in one row.
 
-    Floats are labels when they are whole numbers, and either 0 and 1 only or each on average of two rows.
+    Floats are labels when they are whole numbers, and either 0 and 1 only or each on average of two rows;
+    with `any_whole`, as for the few rows of a minibatch, all whole numbers are.
     Raises TaskError for labels below 0.
     """
     if y.ndim == 2 and y.shape[1] > 1:
@@ -102,7 +103,8 @@ def labels_of(y: NDArray[Any]) -> Labels | None:
     if flat.dtype.kind == "f":
         different = np.unique(flat)
         is_whole = bool((different == np.floor(different)).all())
-        if not is_whole or not (set(different) <= {0.0, 1.0} or 2 * different.size <= flat.size):
+        is_few = any_whole or set(different) <= {0.0, 1.0} or 2 * different.size <= flat.size
+        if not (is_whole and is_few):
             return None
     if flat.dtype.kind not in "biuf":
         return None

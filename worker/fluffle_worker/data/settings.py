@@ -1,9 +1,10 @@
-"""DataSteps: which steps a worker takes with its data. Pure."""
+"""DataSteps: which steps a worker takes with its data."""
 
 from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from fluffle.settings import TableSettings
 from fluffle_worker.data.choices import Choice, Known, Number, choice_of
 
 IMPUTE: Final[Known] = {
@@ -32,6 +33,25 @@ ROWS: Final[Known] = {
 BALANCE: Final[Known] = {"none": None, **WEIGHTS, **ROWS, **LOSSES}
 LABELS: Final[Known] = {"keep": None, "drop": None, "weigh": Number(0.1, above=0, below=1)}
 
+AUGMENT: Final[Known] = {
+    "noise": Number(0.1, above=0),
+    "mask": Number(0.1, above=0, below=1),
+    "mixup": Number(0.2, above=0),
+    "jitter": Number(0.05, above=0),
+    "scale": Number(0.1, above=0),
+    "crop": Number(0.9, above=0, below=1),
+    "time_mask": Number(0.1, above=0, below=1),
+    "rand_augment": Number(0.5, above=0, below=1),
+    "cutmix": Number(1, above=0),
+    "erase": Number(0.5, above=0, below=1),
+}
+
+
+def _all_of(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        choice_of("augment", text, AUGMENT)
+    return texts
+
 
 def _of(setting: str, known: Known) -> AfterValidator:
     def check(text: str) -> str:
@@ -41,7 +61,7 @@ def _of(setting: str, known: Known) -> AfterValidator:
     return AfterValidator(check)
 
 
-class DataSteps(BaseModel):
+class DataSteps(TableSettings):
     """The steps that a site's data goes through, for `KerasTask(data=...)` and the table [data] of a worker.
 
     Texts are a name, or a name and a number, such as "knn:5"; without the number they have its default. The
@@ -50,7 +70,6 @@ class DataSteps(BaseModel):
     Raises ConfigError for an unknown name or a number that is out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     part: ClassVar[str] = "data"
 
     split: float = Field(
@@ -92,7 +111,18 @@ class DataSteps(BaseModel):
         "svm_smote, "
         "adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
     )
+    augment: Annotated[tuple[str, ...], AfterValidator(_all_of)] = Field(
+        (),
+        description="What changes each minibatch at random, in this order. Tables: noise:SD, mask:SHARE, "
+        "mixup:ALPHA. Sequences: jitter:SD, scale:SD, crop:SHARE, time_mask:SHARE, mixup:ALPHA. Images: "
+        "rand_augment:FACTOR, mixup:ALPHA, cutmix:FACTOR, erase:FACTOR.",
+    )
     seed: int = Field(0, ge=0, description="Random seed of all steps.")
+
+    @property
+    def augmentations(self) -> tuple[Choice, ...]:
+        """The augmentations as names and numbers."""
+        return tuple(choice_of("augment", text, AUGMENT) for text in self.augment)
 
     def choice(self, setting: Literal["impute", "outliers", "labels", "balance"]) -> Choice:
         """Return one of the texts as a name and a number."""

@@ -36,15 +36,20 @@ def row_weights(labels: Labels, choice: Choice) -> Vector:
     number, (1 - beta) / (1 - beta^n_y). Source: Cui et al., "Class-Balanced Loss Based on Effective Number
     of Samples" (2019), equation 5.
     """
-    counts = labels.counts[labels.present].astype(np.float64)
-    of_class = np.zeros(labels.counts.size)
+    return class_weights(labels.counts, choice)[labels.of_rows]
+
+
+def class_weights(counts: Indices, choice: Choice) -> Vector:
+    """Return the weight of each class [classes], 0 for one without rows; see `row_weights`."""
+    present = np.flatnonzero(counts)
+    of_present = counts[present].astype(np.float64)
+    weights = np.zeros(counts.size)
     if choice.name == "class_balanced":
         # 1 - beta^n without the loss of digits that a beta near 1 would bring.
-        of_class[labels.present] = (1 - choice.number) / -np.expm1(counts * np.log(choice.number))
+        weights[present] = (1 - choice.number) / -np.expm1(of_present * np.log(choice.number))
     else:
-        of_class[labels.present] = 1 / counts
-    weights = of_class[labels.of_rows]
-    return np.asarray(weights * (weights.size / weights.sum()))
+        weights[present] = 1 / of_present
+    return np.asarray(weights * (counts.sum() / (weights @ counts)))
 
 
 def loss_remedy(counts: Indices, choice: Choice) -> LossRemedy:

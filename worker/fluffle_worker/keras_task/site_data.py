@@ -1,23 +1,49 @@
 """The data of one site, ready for its rounds: read, and taken through the task's data steps."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
+
+from fluffle.errors import TaskError
+from fluffle_worker.data.augment import Spread, spread_of
 from fluffle_worker.data.pipeline import PreparedRows, StepReport, take_steps
 from fluffle_worker.data.rows import Rows, read_rows
 from fluffle_worker.data.settings import DataSteps
+from fluffle_worker.data.streams import look_through, require_streamable, with_weights
 from fluffle_worker.data.weights import LossRemedy
-from fluffle_worker.keras_task.data import ArrayData, Minibatch, Minibatches, read_data
+from fluffle_worker.keras_task.augment import Augmentation
+from fluffle_worker.keras_task.data import ArrayData, BatchedData, Minibatch, Minibatches, endless, read_data
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteData:
-    """What a site trains on, the rows that it holds out, and what changes its training step."""
+    """What a site trains on, the rows that it holds out, and what changes its training step.
+
+    `class_weights` [classes] multiply the weights of a data set's rows; those of arrays have theirs already.
+    """
 
     training: Minibatches
     held_out: ArrayData | None = None
     remedy: LossRemedy | None = None
+    augmentation: Augmentation | None = None
+    class_weights: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
     reports: tuple[StepReport, ...] = ()
+
+    def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
+        """Yield minibatches to train on, without end, weighted and augmented."""
+        plain = endless(self.training, batch_size, rng)
+        of_class = self.class_weights
+        weighted = plain if of_class is None else (with_weights(each, of_class) for each in plain)
+        return weighted if self.augmentation is None else self.augmentation.apply(weighted, rng)
+
+    def not_stackable(self) -> str:
+        """Return why rounds of several sites cannot be trained in one step; empty where they can."""
+        if not isinstance(self.training, ArrayData):
+            return "the training data is not in arrays"
+        if self.remedy is not None:
+            return f"balance {self.remedy.name} changes the loss by the classes of each site"
+        return "the minibatches are augmented" if self.augmentation else ""
 
 
 def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int) -> SiteData:
@@ -34,15 +60,49 @@ def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int)
         return _parts(found[0].train)
 
     training = read_data("train_data", call, change)
+    if isinstance(training, BatchedData):
+        return _of_stream(training, steps)
     [prepared] = found
     training.counted = prepared.real
     held_out = prepared.held_out
+    x = prepared.train.x
     return SiteData(
         training,
         held_out=None if held_out is None else ArrayData("the split of train_data", _parts(held_out)),
         remedy=prepared.remedy,
+        augmentation=_augmentation(
+            steps, x.ndim if isinstance(x, np.ndarray) else 0, lambda: spread_of(np.asarray(x))
+        ),
         reports=prepared.reports,
     )
+
+
+def _of_stream(training: BatchedData, steps: DataSteps) -> SiteData:
+    require_streamable(steps)
+    prepared = look_through(training.one_pass(0, None), steps)
+    first = next(iter(training.one_pass(0, None)))[0]
+    axes = len(first.shape) if hasattr(first, "shape") else 0
+
+    def spread() -> Spread:
+        if prepared.spread is None:
+            raise TaskError("augment works on inputs that are numbers: leave it out")
+        return prepared.spread
+
+    return replace(
+        SiteData(training, remedy=prepared.remedy, class_weights=prepared.weights),
+        augmentation=_augmentation(steps, axes, spread),
+    )
+
+
+def _augmentation(steps: DataSteps, axes: int, spread: Callable[[], Spread]) -> Augmentation | None:
+    if not steps.augment:
+        return None
+    if not axes:
+        raise TaskError(
+            f"augment {steps.augment[0]} needs x as one array, and train_data returned several: leave "
+            "augment out"
+        )
+    return Augmentation(steps.augmentations, axes, spread())
 
 
 def _parts(rows: Rows) -> Minibatch:

@@ -14,7 +14,7 @@ from fluffle.task import Progress, Site, Trained
 from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
 from fluffle_worker.keras_task.backend import KerasModel
-from fluffle_worker.keras_task.data import ArrayData, Minibatches, endless, read_data
+from fluffle_worker.keras_task.data import ArrayData, Minibatches, read_data
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.site_data import SiteData, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
@@ -99,10 +99,16 @@ class KerasTask:
         built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
         built.require_fit("train_data", training)
         batch_size = built.batch_size or plan.batch_size
+        if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
+            raise TaskError(
+                f"augment with mixup or cutmix trains on twice as many rows, and the model takes "
+                "minibatches of "
+                f"{built.batch_size} only (batch_shape): leave it out"
+            )
         built.start_round(weights, plan, rng, self._site.remedy)
         examples, metrics = train_epochs(
             built.model,
-            endless(training, batch_size, rng),
+            self._site.minibatches(batch_size, rng),
             epochs=1 if plan.local_steps else plan.local_epochs,
             steps_per_epoch=plan.local_steps or training.per_epoch(batch_size),
             progress=progress,
@@ -137,11 +143,9 @@ class KerasTask:
         Raises NotStackable, which says why, where that is not possible.
         """
         prepared = [each._site for each in sites if each._site is not None]
+        for reason in filter(None, (each.not_stackable() for each in prepared)):
+            raise NotStackable(reason)
         arrays = [each.training for each in prepared if isinstance(each.training, ArrayData)]
-        if len(arrays) < len(sites):
-            raise NotStackable("the training data is not in arrays")
-        if any(each.remedy for each in prepared):
-            raise NotStackable("the loss is balanced by the classes of each site")
         return StackedModel(self._model(), arrays)
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
