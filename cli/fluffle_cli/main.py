@@ -10,6 +10,7 @@ from fluffle_aggregator.__main__ import command as aggregator
 from fluffle_cli.broker_command import app as broker
 from fluffle_cli.certificates import command as certs
 from fluffle_cli.dashboard.program import command as dashboard
+from fluffle_cli.data_check.command import app as data
 from fluffle_cli.demo.program import command as demo
 from fluffle_cli.federation_command import app as federation
 from fluffle_cli.model_command import app as model
@@ -35,6 +36,7 @@ broker.command("certs")(certs)
 app.command("demo")(demo)
 app.command("simulate")(simulate)
 app.add_typer(task, name="task")
+app.add_typer(data, name="data")
 app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
 app.add_typer(federation, name="federation")

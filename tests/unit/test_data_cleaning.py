@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 
 from fluffle.errors import ConfigError, TaskError
@@ -201,6 +202,35 @@ def test_resampling_makes_classes_equally_large_and_counts_only_real_rows(balanc
     assert (counts == counts[0]).all()
     assert prepared.train.weights == pytest.approx(np.ones(len(prepared.train)))
     assert prepared.real == min(keep.sum(), len(prepared.train))
+
+
+@pytest.mark.parametrize("form", [tuple, list, dict, sparse.csr_array])
+def test_several_inputs_and_sparse_matrices_are_split_and_resampled(form: Any) -> None:
+    x, y = load_digits(return_X_y=True)
+    number = np.arange(y.size, dtype=np.float64)
+    parts = (x, number[:, None])
+    several = (
+        form(zip("ab", parts, strict=True))
+        if form is dict
+        else form(x if form not in {tuple, list} else parts)
+    )
+
+    prepared = steps_on(several, y, number, split=0.25, balance="undersample")
+
+    assert prepared.held_out is not None
+    for rows in (prepared.train, prepared.held_out):
+        assert rows.weights is not None
+        of_rows = rows.weights.astype(int)
+        assert np.array_equal(np.asarray(rows.y), y[of_rows])
+        if form in {tuple, list}:
+            assert np.array_equal(rows.x[0], x[of_rows])
+            assert np.array_equal(rows.x[1][:, 0], of_rows)
+        elif form is dict:
+            assert np.array_equal(rows.x["a"], x[of_rows])
+        else:
+            assert np.array_equal(rows.x.toarray(), x[of_rows])
+    with pytest.raises(TaskError, match="needs x as one array or data frame"):
+        steps_on(several, y, balance="smote")
 
 
 def test_a_site_with_three_rows_is_prepared() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
-from fluffle.logs import get_logger
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
 from fluffle_worker.data.missing import fit_imputer, in_rows, is_missing, labelled, without_infinite
 from fluffle_worker.data.outliers import fit_bounds, usual_rows
@@ -17,8 +16,6 @@ from fluffle_worker.data.rows import Rows, labels_of, names_of
 from fluffle_worker.data.settings import LOSSES, WEIGHTS, DataSteps
 from fluffle_worker.data.suspicious import suspicious_labels
 from fluffle_worker.data.weights import LossRemedy, loss_remedy, row_weights
-
-log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +53,9 @@ class _Course:
     reports: list[StepReport] = field(default_factory=list)
 
     def report(self, step: str, before: Rows, detail: str) -> None:
-        """Note and log what a step did with the training rows. Raises TaskError when no row is left."""
-        report = StepReport(
-            step, len(before), len(self.train), detail, _class_counts(before), _class_counts(self.train)
-        )
-        self.reports.append(report)
-        log.info("data step", step=step, rows_before=report.before, rows_after=report.after, detail=detail)
+        """Note what a step did with the training rows. Raises TaskError when no row is left."""
+        counts = _class_counts(before), _class_counts(self.train)
+        self.reports.append(StepReport(step, len(before), len(self.train), detail, *counts))
         if not len(self.train):
             raise TaskError(
                 f"the data step {step} left none of {len(before)} rows ({detail}): choose another way in "
@@ -224,12 +218,8 @@ def _balance(course: _Course, steps: DataSteps, rng: np.random.Generator) -> Los
         return None
     labels = course.train.labels(f"balance {choice}")
     if labels.present.size == 1:
-        log.warning(
-            "this site has rows of one class only, so there is nothing to balance",
-            class_=int(labels.present[0]),
-            rows=len(course.train),
-            balance=str(choice),
-        )
+        only = int(labels.present[0])
+        course.report("one class", course.train, f"all rows have the class {only}: nothing can be balanced")
     before = course.train
     if choice.name in WEIGHTS:
         weights = row_weights(labels, choice)

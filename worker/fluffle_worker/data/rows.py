@@ -140,6 +140,11 @@ def read_rows(data: tuple[Any, ...]) -> Rows:
     return rows
 
 
+def _is_input(part: Any) -> bool:
+    """Tell whether this is the array of one of several inputs, and not a row or a label."""
+    return bool(getattr(part, "shape", ())) or _is_frame(part)
+
+
 def _is_frame(part: Any) -> bool:
     return hasattr(part, "columns") and hasattr(part, "to_numpy")
 
@@ -148,8 +153,10 @@ def _numbers(name: str, part: Any) -> Any:
     """Return a part as numbers, with NaN for what a data frame calls missing."""
     if isinstance(part, dict):
         return {key: _numbers(f"{name}[{key!r}]", each) for key, each in part.items()}
-    if isinstance(part, tuple) or hasattr(part, "tocsr"):
-        return part
+    if isinstance(part, tuple | list) and part and all(map(_is_input, part)):
+        return tuple(_numbers(f"{name}[{at}]", each) for at, each in enumerate(part))
+    if hasattr(part, "tocsr"):
+        return part.tocsr()
     if _is_frame(part):
         columns = [_one_column(f"the column {column!r}", part[column]) for column in part.columns]
         dtype = np.result_type(np.bool_, *(column.dtype for column in columns))

@@ -20,23 +20,22 @@ MOST_VARIANCE = 0.9
 def suspicious_labels(table: NDArray[Any], labels: Labels, seed: int) -> NDArray[np.bool_]:
     """Return which rows of a table without missing values have a label that is probably wrong; [rows].
 
-    A logistic regression judges each row after it has seen other rows only. Classes with one row cannot be
-    judged. Raises TaskError where cleanlab is not installed.
+    A logistic regression judges each row after it has seen other rows only. Classes with fewer rows than
+    there are folds are not judged. Raises TaskError where cleanlab is not installed.
     """
     step = "labels"
     cleanlab = import_for(step, "cleanlab.filter", extra="data")
     found = np.zeros(len(table), bool)
-    judged = np.flatnonzero(labels.counts[labels.of_rows] >= 2)
+    judged = np.flatnonzero(labels.counts[labels.of_rows] >= FOLDS)
     classes, of_rows = np.unique(labels.of_rows[judged], return_inverse=True)
     if classes.size < 2:
         return found
-    folds = min(FOLDS, int(np.bincount(of_rows).min()))
     selection = import_for(step, "sklearn.model_selection", extra="worker")
     probabilities = selection.cross_val_predict(
         _judge(table.shape[1], seed),
         table[judged].astype(np.float64),
         of_rows,
-        cv=selection.StratifiedKFold(folds, shuffle=True, random_state=seed),
+        cv=selection.StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
         method="predict_proba",
     )
     found[judged] = cleanlab.find_label_issues(of_rows, probabilities, n_jobs=1)
@@ -47,7 +46,9 @@ def _judge(columns: int, seed: int) -> Any:
     step = "labels"
     pipeline = import_for(step, "sklearn.pipeline", extra="worker")
     scale = import_for(step, "sklearn.preprocessing", extra="worker").StandardScaler()
-    linear = import_for(step, "sklearn.linear_model", extra="worker").LogisticRegression(max_iter=1000)
+    models = import_for(step, "sklearn.linear_model", extra="worker")
+    # scikit-learn's default solver uses options of scipy that new versions of scipy no longer have.
+    linear = models.LogisticRegression(solver="newton-cg", max_iter=1000)
     if columns <= MOST_COLUMNS:
         return pipeline.make_pipeline(scale, linear)
     decomposition = import_for(step, "sklearn.decomposition", extra="worker")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fluffle.errors import TaskError
+from fluffle.logs import get_logger
 from fluffle_worker.data.augment import Spread, spread_of
 from fluffle_worker.data.pipeline import PreparedRows, StepReport, take_steps
 from fluffle_worker.data.rows import Rows, read_rows
@@ -14,6 +15,8 @@ from fluffle_worker.data.streams import look_through, require_streamable, with_w
 from fluffle_worker.data.weights import LossRemedy
 from fluffle_worker.keras_task.augment import Augmentation
 from fluffle_worker.keras_task.data import ArrayData, BatchedData, Minibatch, Minibatches, endless, read_data
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +66,10 @@ def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int)
     if isinstance(training, BatchedData):
         return _of_stream(training, steps)
     [prepared] = found
+    for each in prepared.reports:
+        log.info(
+            "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail
+        )
     training.counted = prepared.real
     held_out = prepared.held_out
     x = prepared.train.x
@@ -74,6 +81,31 @@ def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int)
             steps, x.ndim if isinstance(x, np.ndarray) else 0, lambda: spread_of(np.asarray(x))
         ),
         reports=prepared.reports,
+    )
+
+
+def raw_rows(call: Callable[[], object]) -> Rows:
+    """Call `train_data`, and return its rows before any step; the minibatches of a data set become arrays.
+
+    Also where there is none. Raises TaskError for data that cannot be used.
+    """
+    found: list[Rows] = []
+
+    def note(parts: Minibatch) -> Minibatch:
+        found.append(read_rows(parts))
+        return _parts(found[0])
+
+    try:
+        training = read_data("train_data", call, note)
+    except TaskError:
+        if found and not len(found[0]):
+            return found[0]
+        raise
+    if found:
+        return found[0]
+    batches = list(training.one_pass(0, None))
+    return read_rows(
+        tuple(np.concatenate([np.asarray(each) for each in part]) for part in zip(*batches, strict=True))
     )
 
 

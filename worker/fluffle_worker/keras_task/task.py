@@ -13,10 +13,11 @@ from fluffle.plan import Plan
 from fluffle.task import Progress, Site, Trained
 from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
+from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, Minibatches, read_data
 from fluffle_worker.keras_task.model import BuiltModel
-from fluffle_worker.keras_task.site_data import SiteData, read_site
+from fluffle_worker.keras_task.site_data import SiteData, raw_rows, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 
@@ -119,6 +120,10 @@ class KerasTask:
         """Return what the function `train_data` returns for a site."""
         with blamed_on("train_data"):
             return self._train_data(site)
+
+    def raw_rows(self, site: Site) -> Rows:
+        """Return a site's training data before any data step; it has no rows where there are none."""
+        return raw_rows(lambda: self._train_data(site))
 
     def with_train_data(self, train_data: Callable[[Site], object]) -> "KerasTask":
         """Return a task with this one's model and held-out data that gets its training data elsewhere."""

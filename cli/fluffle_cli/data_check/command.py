@@ -1,0 +1,119 @@
+"""`fluffle data check`: a report on a site's data in the terminal and as a page, before anything is sent."""
+
+from pathlib import Path
+from typing import ClassVar, Final
+
+import typer
+from pydantic import Field
+
+from fluffle.command_line import new_app, settings_command
+from fluffle.consoles import print_table
+from fluffle.errors import ConfigError
+from fluffle.task import load_task
+from fluffle.whole_file import write_whole
+from fluffle_cli.data_check.looking import DataCheck, look_at
+from fluffle_cli.data_check.page import page
+from fluffle_cli.words import number
+from fluffle_worker.data.table import with_data_table
+from fluffle_worker.keras_task import KerasTask
+from fluffle_worker.settings import SiteSettings
+
+MOST_COLUMNS: Final = 20
+EXIT_SENSELESS: Final = 1
+app = new_app("Look at this site's data before anything is sent.")
+
+
+class DataCheckSettings(SiteSettings):
+    """Flags of `fluffle data check`, keys of the table [data_check]."""
+
+    part: ClassVar[str] = "data_check"
+
+    out: Path = Field(Path("data-check.html"), description="File for the report as a page with pictures.")
+
+
+def check(settings: DataCheckSettings) -> None:
+    """Show the report and write the page; exit with 1 when training would be senseless."""
+    task, site = with_data_table(load_task(settings.task), settings), settings.make_site()
+    if not isinstance(task, KerasTask):
+        raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")
+    found = look_at(
+        task.raw_rows(site),
+        task.data_steps,
+        task=settings.task,
+        site=f"site {site.index} of {site.count}",
+        index=site.index,
+    )
+    _show(found)
+    write_whole(settings.out, [page(found).encode("utf-8", "replace")])
+    typer.echo(f"\nthe report with pictures is {settings.out}; nothing was sent")
+    if found.reason:
+        typer.echo(f"training would be senseless here: {found.reason}", err=True)
+        raise typer.Exit(EXIT_SENSELESS)
+
+
+def _show(found: DataCheck) -> None:
+    profile = found.profile
+    typer.echo(f"{found.task}, {found.site}: {profile.rows:,} rows of {profile.row_shape or 'no'} inputs")
+    if profile.duplicates is not None:
+        typer.echo(f"{profile.duplicates:,} rows are equal to an earlier one")
+    typer.echo(f"{profile.unlabelled:,} rows have no label, {profile.incomplete:,} have missing values")
+    typer.echo(f"labels: {found.suspicious}\n")
+    _show_columns(found)
+    whose = "the steps of the task" if found.has_own_steps else "the task has no data steps; the defaults"
+    typer.echo(f"\n{whose} would do this:" if found.reports else f"\n{whose} would change nothing")
+    if found.reports:
+        print_table(
+            ["step", "rows before", "rows after", "what it does"],
+            [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in found.reports],
+        )
+    if profile.classes:
+        after = next((each.classes_after for each in reversed(found.reports)), profile.classes)
+        typer.echo("")
+        print_table(
+            ["class", "rows before", "rows after"],
+            [
+                [str(at), f"{count:,}", f"{after[at]:,}" if at < len(after) else "0"]
+                for at, count in enumerate(profile.classes)
+            ],
+        )
+
+
+def _show_columns(found: DataCheck) -> None:
+    unusual = [each for each in found.profile.columns if each.findings or each.is_constant]
+    if not unusual:
+        typer.echo(f"nothing is unusual in {len(found.profile.columns):,} columns")
+        return
+    worst = sorted(unusual, key=lambda each: -each.findings)[:MOST_COLUMNS]
+    print_table(
+        ["column", "missing", "infinite", "outliers", "lowest", "mean", "highest", ""],
+        [
+            [
+                each.name,
+                *(f"{count:,}" for count in (each.missing, each.infinite, each.outliers)),
+                *map(number, (each.lowest, each.mean, each.highest)),
+                "never changes" if each.is_constant else "",
+            ]
+            for each in worst
+        ],
+    )
+    typer.echo(f"{len(unusual):,} of {len(found.profile.columns):,} columns have something unusual")
+
+
+app.command("check")(
+    settings_command(
+        DataCheckSettings,
+        check,
+        about="Show what this site's training data is like, and what its data steps would do.\n\n"
+        "Rows, classes, missing values, outliers (5 median absolute deviations from the median), "
+        "duplicates and "
+        "labels that are probably wrong, in the terminal and as one page with pictures. Nothing is sent, "
+        "and no "
+        "RabbitMQ is needed. The exit code is 1 when training would be senseless: no rows, one class, or "
+        "nothing but "
+        "missing values.",
+        without=(
+            *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
+            *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format", "max_message_mib"),
+        ),
+    )
+)

@@ -1,0 +1,63 @@
+"""Looking at a site's data: its profile, what its steps would do, and which labels are probably wrong."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fluffle.errors import TaskError
+from fluffle_worker.data import DataSteps
+from fluffle_worker.data.pipeline import StepReport, take_steps
+from fluffle_worker.data.profile import Profile, profile_of
+from fluffle_worker.data.rows import Rows, labels_of
+from fluffle_worker.data.suspicious import suspicious_labels
+
+# So many rows at most, drawn at random, are looked at for wrong labels.
+MOST_JUDGED = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class DataCheck:
+    """What is known of a site's data.
+
+    `suspicious` says in words how many labels are probably wrong, or why nobody looked. `reason` is why
+    training would be senseless or is not possible, and empty when nothing speaks against it.
+    """
+
+    task: str
+    site: str
+    profile: Profile
+    steps: DataSteps
+    has_own_steps: bool
+    reports: tuple[StepReport, ...]
+    suspicious: str
+    reason: str
+
+
+def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: str, index: int) -> DataCheck:
+    """Look at the rows of a site; `steps` are the task's, if it has some."""
+    profile, taken = profile_of(rows), steps or DataSteps()
+    reason, reports, suspicious = profile.senseless(), tuple[StepReport, ...](), "not looked at"
+    if not reason:
+        try:
+            reports = take_steps(rows, taken, site=index).reports
+            suspicious = _suspicious(rows, taken, index)
+        except TaskError as error:
+            reason = str(error)
+    return DataCheck(task, site, profile, taken, steps is not None, reports, suspicious, reason)
+
+
+def _suspicious(rows: Rows, steps: DataSteps, index: int) -> str:
+    plain = steps.model_copy(update={"labels": "keep", "balance": "none", "split": 0.0})
+    clean = take_steps(rows, plain, site=index).train
+    if clean.y is None or labels_of(clean.y) is None or not isinstance(clean.x, np.ndarray):
+        return "not looked at: this needs one array of inputs and a class for each row"
+    judged = clean
+    if len(clean) > MOST_JUDGED:
+        drawn = np.random.default_rng([steps.seed, index]).choice(len(clean), MOST_JUDGED, replace=False)
+        judged = clean.take(np.sort(drawn))
+    try:
+        labels = judged.labels("labels")
+        found = suspicious_labels(judged.table("labels"), labels, steps.seed)
+    except TaskError as error:
+        return f"not looked at: {error}"
+    return f"{int(found.sum()):,} of {len(judged):,} rows have a label that is probably wrong"

@@ -1,0 +1,155 @@
+"""`fluffle data check`: what it says of clean and dirty data, its page, and when it exits with 1."""
+
+import importlib
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_breast_cancer, load_wine
+from tasks.grouped_task import FourGroups
+from typer.testing import CliRunner, Result
+
+from fluffle.task import Task, load_task
+from fluffle_cli.data_check import command
+from fluffle_cli.main import app
+from fluffle_worker.data import DataSteps
+from fluffle_worker.data.profile import profile_of
+from fluffle_worker.data.rows import read_rows
+from fluffle_worker.keras_task import KerasTask
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def check_object(monkeypatch: pytest.MonkeyPatch, task: Task) -> Result:
+    monkeypatch.setattr(command, "load_task", lambda _: task)
+    return CliRunner().invoke(app, ["data", "check", "--task", "mine:task"])
+
+
+def check(monkeypatch: pytest.MonkeyPatch, data: object, steps: DataSteps | None = None) -> Result:
+    def no_model() -> Any:
+        raise AssertionError("a report on data needs no model")
+
+    return check_object(monkeypatch, KerasTask(no_model, lambda _site: data, data=steps))
+
+
+def dirty() -> tuple[pd.DataFrame, pd.Series]:
+    """Breast cancer with a rare class, missing and infinite values, a constant column and duplicates."""
+    frame = load_breast_cancer(as_frame=True)
+    keep = (frame.target == 1) | (np.arange(569) % 8 == 0)
+    x, y = frame.data[keep].reset_index(drop=True), frame.target[keep].reset_index(drop=True)
+    x = x.mask(np.random.default_rng(0).random(x.shape) < 0.05)
+    x.iloc[7, 2] = np.inf
+    x["<b>ward</b>"] = 7.0
+    return pd.concat([x, x[:5]]), pd.concat([y, y[:5]])
+
+
+class Outside(HTMLParser):
+    """Notes what a page would load or run."""
+
+    found: tuple[str, ...] = ()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = {name for name, _ in attrs}
+        if tag in {"script", "link", "img", "iframe", "b"} or names & {"src", "href", "onload"}:
+            self.found += (tag,)
+
+
+def test_a_report_counts_what_is_wrong_and_says_what_each_step_would_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = dirty()
+    steps = DataSteps(duplicates="drop", outliers="mad", balance="oversample")
+
+    done = check(monkeypatch, (x, y), steps)
+
+    assert done.exit_code == 0, done.stderr
+    rows, missing = len(x), int(x.isna().sum().sum())
+    assert f"{rows} rows of 31 inputs" in done.stdout
+    assert "5 rows are equal to an earlier one" in done.stdout
+    lines = [line.split("│") for line in done.stdout.splitlines() if "│" in line]
+    by_name = {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines}
+    assert by_name["duplicates"][:2] == [str(rows), str(rows - 5)]
+    assert by_name["infinite values"][2] == "1 infinite values count as missing"
+    most = str((y[:-5] == 1).sum())
+    assert by_name["0"] == [str((y == 0).sum()), most]
+    assert by_name["1"] == [str((y == 1).sum()), most]
+    profile = profile_of(read_rows((x, y)))
+    assert sum(each.missing for each in profile.columns) == missing
+    assert [each.name for each in profile.columns if each.is_constant] == ["<b>ward</b>"]
+
+
+def test_the_page_has_pictures_and_loads_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(monkeypatch, dirty())
+
+    page = Path("data-check.html").read_text(encoding="utf-8")
+    outside = Outside()
+    outside.feed(page)
+    assert outside.found == ()
+    assert page.count("<svg") == 32
+    assert "&lt;b&gt;ward&lt;/b&gt;" in page
+    assert "default-src 'none'" in page
+
+
+def test_a_ready_task_is_looked_at_without_a_model() -> None:
+    done = CliRunner().invoke(app, ["data", "check", "--task", "diabetes", "--out", "report.html"])
+
+    assert done.exit_code == 0, done.stderr
+    assert "rows of 10 inputs" in done.stdout
+    assert Path("report.html").is_file()
+
+
+def test_the_minibatches_of_a_stream_are_looked_at_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = load_wine(return_X_y=True)
+    slices = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices
+
+    done = check(monkeypatch, slices((x, y)).batch(50))
+
+    assert done.exit_code == 0, done.stderr
+    assert "178 rows of 13 inputs" in done.stdout
+
+
+X, Y = load_wine(return_X_y=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        ((X[:0], Y[:0]), "there are no rows: train_data must return at least 1"),
+        ((X, np.ones(178, int)), "all rows have the class 1: a site with one class"),
+        ((np.full((5, 2), np.nan), [0, 1, 0, 1, 0]), "all values of all 2 columns are missing"),
+        ((X, np.full(178, np.nan)), "none of the 178 rows has a label"),
+        (
+            (np.where(np.arange(13) == 3, np.nan, X), Y),
+            "no value is there in any of the 178 training rows in the columns 3",
+        ),
+    ],
+)
+def test_senseless_training_exits_with_1_and_the_reason(
+    monkeypatch: pytest.MonkeyPatch, data: object, reason: str
+) -> None:
+    done = check(monkeypatch, data)
+
+    assert done.exit_code == 1
+    assert f"training would be senseless here: {reason}" in done.stderr
+    assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
+
+
+def test_a_task_that_is_no_keras_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = check_object(monkeypatch, FourGroups())
+
+    assert done.exit_code == 2
+    assert "only the data of a KerasTask can be looked at" in done.stderr
+
+
+def test_data_steps_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("fluffle.toml").write_text('[data]\nbalance = "undersample"\n', encoding="utf-8")
+
+    done = check_object(monkeypatch, load_task("digits"))
+
+    assert "balance undersample" in done.stdout
