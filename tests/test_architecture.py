@@ -91,6 +91,7 @@ PURE = {
     *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
     "fluffle_cli.simulate.recommend",
     *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
+    *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "rows", "weights")),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {

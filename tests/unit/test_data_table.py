@@ -9,6 +9,7 @@ from tasks.grouped_task import FourGroups
 from typer.testing import CliRunner
 
 from fluffle.errors import ConfigError
+from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
 from fluffle.task import Site, load_task
 from fluffle_cli.main import app
@@ -97,10 +98,10 @@ def test_simulated_devices_balanced_by_weights_are_still_trained_together(
 
     ends = []
     for balance in ("none", "weights", "smote"):
-        versions: list[object] = []
+        versions: list[ModelVersion] = []
         steps = DataSteps(balance=balance)
         SimulatedFederation(settings, task.with_data_steps(steps), versions.append).run()
-        ends.append(np.asarray(versions[-1].vector))  # type: ignore[attr-defined]
+        ends.append(np.asarray(versions[-1].vector))
 
     assert "one by one" not in caplog.text
     assert all(np.isfinite(end).all() for end in ends)

@@ -1,17 +1,19 @@
 """Data steps of a KerasTask, on real data with dirt whose place is known."""
 
+import importlib
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from features.feature import needs_tensorflow
 from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 from fluffle.errors import TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
-from fluffle.task import Site, Trained
+from fluffle.task import Site, Trained, load_task
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.weights import MASKED
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
@@ -175,6 +177,61 @@ def test_labels_that_the_model_has_no_output_for_are_refused() -> None:
 
     with pytest.raises(TaskError, match=r"357 labels .* such as 2: its 2 outputs stand for"):
         one_round(task)
+
+
+@needs_tensorflow
+def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused() -> None:
+    x, y = breast_cancer()
+    data = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices((x, y + 1)).batch(100)
+    task = KerasTask(a_model, lambda _: data, data=DataSteps(balance="fedlc"))
+
+    with pytest.raises(TaskError, match=r"the label 2, and the model's outputs stand for the labels 0 to 1"):
+        one_round(task)
+
+
+def test_a_step_whose_library_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "imblearn.over_sampling", None)
+    x, y = breast_cancer()
+
+    with pytest.raises(TaskError, match=r"balance smote:5 needs imblearn, .* pip install 'fluffle\[data\]'"):
+        a_task((x, y), DataSteps(balance="smote")).prepare(Site())
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("balance", ["weights", "oversample", "smote", "balanced_softmax"])
+def test_a_remedy_finds_more_of_the_rare_digits(balance: str) -> None:
+    images, digits = load_digits(return_X_y=True)
+    images, is_held_out = images / 16, np.arange(digits.size) % 3 == 0
+    # The digits 5 to 9 have 5 examples each, and the others about 120.
+    rank = np.array([(digits[:at] == digit)[~is_held_out[:at]].sum() for at, digit in enumerate(digits)])
+    chosen = ~is_held_out & ((digits < 5) | (rank < 5))
+    rare = is_held_out & (digits >= 5)
+    found = []
+    for name in ("none", balance):
+        task = KerasTask(
+            lambda: a_model(64, 10),
+            lambda _: (images[chosen], digits[chosen]),
+            lambda: (images[rare], digits[rare]),
+            data=DataSteps(balance=name),
+        )
+        _, trained = one_round(task, Plan(local_epochs=20, batch_size=32))
+        found.append(task.evaluate(trained.weights)["accuracy"])
+
+    assert found[1] > found[0] + 0.05
+
+
+def test_fashion_mnist_is_taken_through_the_steps() -> None:
+    task = load_task("fashion_mnist")
+    assert isinstance(task, KerasTask)
+    task = task.with_data_steps(DataSteps(duplicates="drop", balance="undersample"))
+
+    rows = task.prepare(Site(count=40))
+    given = task.train_data(Site(count=40))
+
+    assert isinstance(given, tuple)
+    classes, counts = np.unique(given[1], return_counts=True)
+    assert rows == counts.min() * classes.size < counts.sum()
 
 
 def test_rows_held_out_by_split_are_cleaned_as_the_training_rows_say_and_evaluated() -> None:

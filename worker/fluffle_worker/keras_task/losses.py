@@ -73,6 +73,12 @@ class TrainingLoss:
                 f"{shape}: balance by "
                 "weights or by rows"
             )
+        if remedy.offsets is not None and remedy.offsets.size > max(2, shape[-1]):
+            classes = max(2, shape[-1])
+            raise TaskError(
+                f"train_data returned the label {remedy.offsets.size - 1}, and the model's outputs stand for "
+                f"the labels 0 to {classes - 1}: correct the labels, or give the model more outputs"
+            )
 
     def _compute(
         self,
