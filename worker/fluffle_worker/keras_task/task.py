@@ -151,6 +151,8 @@ class KerasTask:
         for reason in filter(None, (each.not_stackable() for each in prepared)):
             raise NotStackable(reason)
         arrays = [each.training for each in prepared if isinstance(each.training, ArrayData)]
+        if len(arrays) < len(sites):
+            raise NotStackable("the training data is not in arrays")
         return StackedModel(self._model(), arrays)
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
