@@ -103,14 +103,11 @@ app.command("check")(
     settings_command(
         DataCheckSettings,
         check,
-        about="Show what this site's training data is like, and what its data steps would do.\n\n"
-        "Rows, classes, missing values, outliers (5 median absolute deviations from the median), "
-        "duplicates and "
+        about="Show what this site's training data is like, and what its data steps would do.\n\nRows, "
+        "classes, missing values, outliers (5 median absolute deviations from the median), duplicates and "
         "labels that are probably wrong, in the terminal and as one page with pictures. Nothing is sent, "
-        "and no "
-        "RabbitMQ is needed. The exit code is 1 when training would be senseless: no rows, one class, or "
-        "nothing but "
-        "missing values.",
+        "and no RabbitMQ is needed. The exit code is 1 when training would be senseless: no rows, one "
+        "class, or nothing but missing values.",
         without=(
             *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
             *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format", "max_message_mib"),

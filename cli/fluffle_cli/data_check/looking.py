@@ -13,6 +13,8 @@ from fluffle_worker.data.suspicious import suspicious_labels
 
 # So many rows at most, drawn at random, are looked at for wrong labels.
 MOST_JUDGED = 5_000
+# What the steps are changed by where only clean rows are wanted.
+ONLY_CLEANED = {"labels": "keep", "balance": "none", "split": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,25 +41,25 @@ def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: str, index:
     reason, reports, suspicious = profile.senseless(), tuple[StepReport, ...](), "not looked at"
     if not reason:
         try:
-            reports = take_steps(rows, taken, site=index).reports
-            suspicious = _suspicious(rows, taken, index)
+            prepared = take_steps(rows, taken, site=index)
+            reports, plain = prepared.reports, taken.model_copy(update=ONLY_CLEANED)
+            clean = prepared if plain == taken else take_steps(rows, plain, site=index)
+            suspicious = _suspicious(clean.train, taken.seed, index)
         except TaskError as error:
             reason = str(error)
     return DataCheck(task, site, profile, taken, steps is not None, reports, suspicious, reason)
 
 
-def _suspicious(rows: Rows, steps: DataSteps, index: int) -> str:
-    plain = steps.model_copy(update={"labels": "keep", "balance": "none", "split": 0.0})
-    clean = take_steps(rows, plain, site=index).train
+def _suspicious(clean: Rows, seed: int, index: int) -> str:
     if clean.y is None or labels_of(clean.y) is None or not isinstance(clean.x, np.ndarray):
         return "not looked at: this needs one array of inputs and a class for each row"
     judged = clean
     if len(clean) > MOST_JUDGED:
-        drawn = np.random.default_rng([steps.seed, index]).choice(len(clean), MOST_JUDGED, replace=False)
+        drawn = np.random.default_rng([seed, index]).choice(len(clean), MOST_JUDGED, replace=False)
         judged = clean.take(np.sort(drawn))
     try:
         labels = judged.labels("labels")
-        found = suspicious_labels(judged.table("labels"), labels, steps.seed)
+        found = suspicious_labels(judged.table("labels"), labels, seed)
     except TaskError as error:
         return f"not looked at: {error}"
     return f"{int(found.sum()):,} of {len(judged):,} rows have a label that is probably wrong"

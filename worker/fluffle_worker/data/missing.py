@@ -56,8 +56,7 @@ def fit_imputer(
         raise TaskError(
             f"no value is there in any of the {len(table)} training rows in the columns "
             f"{names_of(rows, empty)}, so that nothing says how to fill them: leave them out in train_data "
-            "at every "
-            "site, or set indicator, which fills them with 0 and marks them"
+            "at every site, or set indicator, which fills them with 0 and marks them"
         )
     if choice.name not in STRATEGIES | {"knn"}:
         return lambda given: given

@@ -20,17 +20,21 @@ class Bounds(NamedTuple):
     lowest: NDArray[np.float64]
     highest: NDArray[np.float64]
 
+    def is_outside(self, table: Table) -> NDArray[np.bool_]:
+        """Return where the values of a table lie outside; missing ones do not."""
+        return np.asarray((table < self.lowest) | (table > self.highest))
+
     def outside(self, table: Table) -> int:
         """Return how many values lie outside."""
-        return int(((table < self.lowest) | (table > self.highest)).sum())
+        return int(self.is_outside(table).sum())
 
     def clip(self, table: Table) -> Table:
         """Return a table whose values lie within; missing ones stay missing, and the dtype is kept."""
         low, high = self.lowest, self.highest
-        if table.dtype.kind in "iub":
-            info = np.iinfo(table.dtype) if table.dtype.kind != "b" else None
-            if info is None:
-                return table
+        if table.dtype.kind == "b":
+            return table
+        if table.dtype.kind in "iu":
+            info = np.iinfo(table.dtype)
             low, high = np.ceil(low).clip(info.min, info.max), np.floor(high).clip(info.min, info.max)
         return np.clip(table, low.astype(table.dtype), high.astype(table.dtype))
 

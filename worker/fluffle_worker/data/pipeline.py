@@ -161,15 +161,13 @@ def _impute(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None
     if steps.indicator and before.x.ndim != 2:
         raise TaskError(
             f"indicator adds columns to x of shape [rows, columns], and x has the shape {before.x.shape}: "
-            "leave "
-            "indicator out"
+            "leave indicator out"
         )
     if choice.name == "refuse" and missing.any():
         where = np.flatnonzero(missing.any(axis=0))
         raise TaskError(
-            f"{int(missing.sum())} values are missing or infinite, in the columns "
-            f"{names_of(before, where)}, and "
-            "impute is refuse: fill them in train_data, or choose another impute"
+            f"{int(missing.sum())} values are missing or infinite, in the columns {names_of(before, where)}, "
+            "and impute is refuse: fill them in train_data, or choose another impute"
         )
     marks = [is_missing(each.table("impute")) for each in (course.train, *course.held_out_or_nothing())]
     is_complete = not any(mark.any() for mark in marks)

@@ -100,8 +100,7 @@ def _columns(rows: Rows, table: NDArray[Any]) -> list[ColumnProfile]:
     floats[infinite] = np.nan
     missing = np.isnan(floats) & ~infinite
     bounds = fit_bounds(floats, OUTLIER)
-    # Comparisons with NaN are false.
-    outliers = (floats < bounds.lowest) | (floats > bounds.highest)
+    outliers = bounds.is_outside(floats)
     constant = set(constant_columns(floats).tolist())
     found = []
     for at in range(floats.shape[1]):

@@ -101,15 +101,14 @@ class DataSteps(TableSettings):
     labels: Annotated[str, _of("labels", LABELS)] = Field(
         "keep",
         description="What becomes of rows whose label is probably wrong, as cross-validated confident "
-        "learning "
-        "finds them: keep (without looking for them), drop, or weigh:FACTOR (their weight is multiplied).",
+        "learning finds them: keep (without looking for them), drop, or weigh:FACTOR (their weight is "
+        "multiplied).",
     )
     balance: Annotated[str, _of("balance", BALANCE)] = Field(
         "none",
         description="How classes that are rare at this site gain weight. By weights: weights, "
         "class_balanced:BETA. By rows: oversample, undersample, smote:NEIGHBOURS, borderline_smote, "
-        "svm_smote, "
-        "adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
+        "svm_smote, adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
     )
     augment: Annotated[tuple[str, ...], AfterValidator(_all_of)] = Field(
         (),

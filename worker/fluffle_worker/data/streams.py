@@ -20,8 +20,12 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedStream:
-    """What one pass over a stream found: weights [classes], the change of the loss, and the spread."""
+    """What one pass over a stream found: weights [classes], the change of the loss, and the spread.
 
+    `axes` is how many axes the inputs have, 0 where they are no single array.
+    """
+
+    axes: int
     weights: NDArray[np.float64] | None
     remedy: LossRemedy | None
     spread: Spread | None
@@ -41,11 +45,9 @@ def require_streamable(steps: DataSteps) -> None:
     }
     if refused := [name for name, is_asked in needs_all.items() if is_asked]:
         raise TaskError(
-            f"the data steps {', '.join(refused)} need all rows at once, and train_data returned a data "
-            "set that is "
-            "read minibatch by minibatch: return arrays, or leave them out (weights, losses and "
-            "augmentation work on "
-            "both)"
+            f"the data steps {', '.join(refused)} need all rows at once, and train_data returned a data set "
+            "that is read minibatch by minibatch: return arrays, or leave them out (weights, losses and "
+            "augmentation work on both)"
         )
 
 
@@ -55,9 +57,10 @@ def look_through(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) ->
     Raises TaskError for missing and infinite values, since nothing can be fitted to fill them.
     """
     balance = steps.choice("balance")
-    counts, moments, missing = np.zeros(0, np.int64), _Moments(), 0
+    counts, moments, missing, axes = np.zeros(0, np.int64), _Moments(), 0, 0
     for x, *rest in minibatches:
         array = np.asarray(x) if hasattr(x, "shape") else None
+        axes = 0 if array is None else array.ndim
         if array is not None and array.dtype.kind in "biuf":
             missing += int(is_missing(array).sum())
             moments.add(array)
@@ -66,8 +69,7 @@ def look_through(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) ->
     if missing:
         raise TaskError(
             f"the data set that train_data returned holds {missing} missing or infinite values, which the "
-            "data steps "
-            "fill in arrays only: fill them in its map(), or return arrays"
+            "data steps fill in arrays only: fill them in its map(), or return arrays"
         )
     remedy = loss_remedy(counts, balance) if balance.name in LOSSES else None
     weights = class_weights(counts, balance) if balance.name in WEIGHTS else None
@@ -78,7 +80,7 @@ def look_through(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) ->
             rows_before=int(counts.sum()),
             rows_after=int(counts.sum()),
         )
-    return PreparedStream(weights, remedy, moments.spread())
+    return PreparedStream(axes, weights, remedy, moments.spread())
 
 
 def with_weights(parts: tuple[object, ...], of_class: NDArray[np.float64]) -> tuple[object, ...]:
@@ -116,9 +118,8 @@ def _labels(rest: list[object], balance: Choice) -> Labels:
     labels = labels_of(np.asarray(rest[0]), any_whole=True) if rest else None
     if labels is None:
         raise TaskError(
-            f"the data step balance {balance} needs a class for each row (whole numbers from 0, or "
-            "one-hot), and y of "
-            "the data set holds others: leave it out for a regression"
+            f"the data step balance {balance} needs a class for each row (whole numbers from 0, or one-hot), "
+            "and y of the data set holds others: leave it out for a regression"
         )
     return labels
 

@@ -31,8 +31,7 @@ def with_data_table(task: Task, settings: SharedSettings) -> Task:
         return task
     if not isinstance(task, TaskWithSteps):
         raise ConfigError(
-            f"the TOML file has a table [data], and the task {name_of_task(task)} is no KerasTask: take "
-            "the steps in "
-            "its prepare, and remove the table"
+            f"the TOML file has a table [data], and the task {name_of_task(task)} is no KerasTask: take the "
+            "steps in its prepare, and remove the table"
         )
     return task.with_data_steps(steps)

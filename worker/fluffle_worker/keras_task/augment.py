@@ -38,8 +38,7 @@ class Augmentation:
             if choice.name != "mixup" and axes != wanted:
                 raise TaskError(
                     f"augment {choice} is for {FORMS[wanted]}, and the inputs have {axes} axes: leave it "
-                    "out, or "
-                    "choose another"
+                    "out, or choose another"
                 )
             self._augments.append(self._one(choice, axes, spread))
 

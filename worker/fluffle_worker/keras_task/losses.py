@@ -69,9 +69,8 @@ class TrainingLoss:
         if name_of_loss(model.loss) not in CLASS_LOSSES or not isinstance(shape, tuple) or len(shape) != 2:
             raise TaskError(
                 f"balance {remedy.name} needs a model with one output [rows, classes] and one of the losses "
-                f"{', '.join(sorted(CLASS_LOSSES))}, not {name_of_loss(model.loss)} and the output "
-                f"{shape}: balance by "
-                "weights or by rows"
+                f"{', '.join(sorted(CLASS_LOSSES))}, not {name_of_loss(model.loss)} and the output {shape}: "
+                "balance by weights or by rows"
             )
         if remedy.offsets is not None and remedy.offsets.size > max(2, shape[-1]):
             classes = max(2, shape[-1])

@@ -103,9 +103,8 @@ class BuiltModel:
             worst = labels.min() if labels.min() < 0 else labels.max()
             raise TaskError(
                 f"{function} returned {wrong} labels that the model has no output for, such as {worst}: its "
-                f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give "
-                "the model "
-                "more outputs"
+                f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give the "
+                "model more outputs"
             )
 
     @property

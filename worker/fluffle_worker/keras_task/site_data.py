@@ -1,7 +1,7 @@
 """The data of one site, ready for its rounds: read, and taken through the task's data steps."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -110,17 +110,17 @@ def raw_rows(call: Callable[[], object]) -> Rows:
 def _of_stream(training: BatchedData, steps: DataSteps) -> SiteData:
     require_streamable(steps)
     prepared = look_through(training.one_pass(0, None), steps)
-    first = next(iter(training.one_pass(0, None)))[0]
-    axes = len(first.shape) if hasattr(first, "shape") else 0
 
     def spread() -> Spread:
         if prepared.spread is None:
             raise TaskError("augment works on inputs that are numbers: leave it out")
         return prepared.spread
 
-    return replace(
-        SiteData(training, remedy=prepared.remedy, class_weights=prepared.weights),
-        augmentation=_augmentation(steps, axes, spread),
+    return SiteData(
+        training,
+        remedy=prepared.remedy,
+        augmentation=_augmentation(steps, prepared.axes, spread),
+        class_weights=prepared.weights,
     )
 
 

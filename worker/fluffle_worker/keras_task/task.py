@@ -102,9 +102,8 @@ class KerasTask:
         batch_size = built.batch_size or plan.batch_size
         if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
             raise TaskError(
-                f"augment with mixup or cutmix trains on twice as many rows, and the model takes "
-                "minibatches of "
-                f"{built.batch_size} only (batch_shape): leave it out"
+                "augment with mixup or cutmix trains on twice as many rows, and the model takes minibatches "
+                f"of {built.batch_size} only (batch_shape): leave it out"
             )
         built.start_round(weights, plan, rng, self._site.remedy)
         examples, metrics = train_epochs(
