@@ -27,9 +27,9 @@ from benchmarks.measuring import Report, wide_console
 from benchmarks.sides import private_broker
 from benchmarks.verdicts import Verdict, exit_code
 from fluffle.record import ModelVersion
+from fluffle.record_wire import decode_version
 from fluffle.safetensors_file import write_model
 from fluffle.settings import load_arguments
-from fluffle.wire import decode_version
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.settings import SimulateSettings

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.measuring import Cell, OtherWork, Report, Spread, in_turns, peak_mb, wide_console
 from benchmarks.sides import private_broker, product_side
-from fluffle.wire import decode_record
+from fluffle.record_wire import decode_record
 from fluffle_cli.node import BrokerNode
 from harness.federation import Federation
 from harness.strategy_flags import strategy_flags

@@ -29,9 +29,10 @@ from benchmarks.sides import floor_side, private_broker, product_side
 from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import Rank
+from fluffle.record_wire import decode_version
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId
-from fluffle.wire import decode_version, encode_update
+from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
 PARAMETERS = 25_000

@@ -18,9 +18,11 @@ from benchmarks.fold import model_of
 from benchmarks.measuring import Cell, Report, Spread, in_turns, wide_console
 from benchmarks.publishers import Base
 from benchmarks.taking_in import WayIn
+from fluffle.framing import record_digest
 from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
+from fluffle.record_wire import version_pieces
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound, encode_update, record_digest, version_pieces
+from fluffle.wire import decode_inbound, encode_update
 
 SIZES_MB = (0.1, 1.0, 10.0)
 # pika's own, and the most that RabbitMQ puts into one frame.

@@ -42,8 +42,8 @@ from benchmarks.measuring import (
 )
 from benchmarks.sides import private_broker
 from fluffle.record import ModelVersion
+from fluffle.record_wire import decode_version
 from fluffle.safetensors_file import write_model
-from fluffle.wire import decode_version
 from fluffle_aggregator.goal import Target
 from fluffle_cli.held import HOLD_S, held_from
 from fluffle_cli.node import BrokerNode

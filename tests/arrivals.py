@@ -7,7 +7,7 @@ from builders import an_update, float32s
 
 from fluffle.model import Vector
 from fluffle.record import MomentsRecord, Rank
-from fluffle.wire import decode_record, moments_pieces
+from fluffle.record_wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies.registry import STRATEGIES

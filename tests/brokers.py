@@ -6,8 +6,8 @@ from dataclasses import replace
 from fluffle.broker import Broker, Delivery
 from fluffle.model_stream import all_stored
 from fluffle.record import ModelVersion
+from fluffle.record_wire import encode_version, without_weights
 from fluffle.topology import Queue, Topology
-from fluffle.wire import encode_version, without_weights
 
 SOON_S = 10.0
 # Long enough for a message that must not come to come all the same.

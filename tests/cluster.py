@@ -8,11 +8,12 @@ from federation import wait_until
 from rabbitmqctl import rabbitmqctl
 
 from fluffle.errors import ConnectionLost, StreamUnreadable
+from fluffle.framing import record_digest
 from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
+from fluffle.record_wire import decode_version
 from fluffle.topology import Topology
-from fluffle.wire import decode_version, record_digest
 from fluffle_cli.node import BrokerNode
 from harness.cluster import BrokerCluster
 

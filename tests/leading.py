@@ -8,8 +8,9 @@ from fake_broker import FakeBroker, FakeServer
 
 from fluffle.broker import Broker, Delivery
 from fluffle.record import Evaluation, ModelVersion
+from fluffle.record_wire import decode_version
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_version, encode_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_update
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading

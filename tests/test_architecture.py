@@ -43,6 +43,7 @@ PURE = {
     "fluffle.events",
     "fluffle.fields",
     "fluffle.framing",
+    "fluffle.message",
     "fluffle.message_size",
     "fluffle.model",
     "fluffle.pieces",
@@ -50,6 +51,7 @@ PURE = {
     "fluffle.policies",
     "fluffle.policy_faults",
     "fluffle.record",
+    "fluffle.record_wire",
     "fluffle.rights",
     "fluffle.topology",
     "fluffle.update",
@@ -58,7 +60,15 @@ PURE = {
     *(
         f"fluffle_aggregator.{name}"
         for name in (
-            *("accumulators", "averaging", "cached_buffers", "choices", "effects", "global_model"),
+            *(
+                "accumulators",
+                "averaging",
+                "cached_buffers",
+                "choices",
+                "commit_schedule",
+                "effects",
+                "global_model",
+            ),
             *("goal", "intake", "local_steps", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
             *("round_table", "update_cache", "used_cache"),

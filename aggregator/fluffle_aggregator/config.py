@@ -8,10 +8,10 @@ from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.model import Layout
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.leader import CommitSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,20 +7,14 @@ from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
+from fluffle.framing import record_digest
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
+from fluffle.record_wire import checksum_of, decode_record, encode_copy, version_pieces, without_weights
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import (
-    checksum_of,
-    decode_record,
-    encode_copy,
-    record_digest,
-    version_pieces,
-    without_weights,
-)
 
 log = get_logger(__name__)
 

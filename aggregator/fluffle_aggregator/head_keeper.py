@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from fluffle.broker import Broker
+from fluffle.framing import record_digest
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
+from fluffle.record_wire import checksum_of, moments_pieces, version_pieces
 from fluffle.topology import HEAD_LENGTH, Topology
-from fluffle.wire import checksum_of, moments_pieces, record_digest, version_pieces
 from fluffle_aggregator.head import (
     RECORDS_IN_A_ROW_S,
     ReadFailures,

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from fluffle.broker import Delivery
 from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
 from fluffle.record import Evaluation, Folded, Hello, ModelVersion, not_finite
+from fluffle.record_wire import checksum_of, require_readable_version
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
-from fluffle.wire import checksum_of, require_readable_version
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
 from fluffle_aggregator.gates.fitting import FINISHED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
@@ -33,32 +34,6 @@ MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
 EVALUATION_PATIENCE_S = 30.0
-# How long to wait for a message before looking at the clock again.
-POLL_S = 0.5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommitSchedule:
-    """When to commit: after `every` steps, or `after_s` seconds after the last commit if there was a step.
-
-    A buffer that does not fill is used as it is after `buffer_timeout_s`, far below the broker's consumer
-    timeout (30 minutes).
-    """
-
-    every: int = 1
-    after_s: float | None = None
-    buffer_timeout_s: float = 60.0
-
-    def is_due(self, steps: int, *, since_commit_s: float) -> bool:
-        """Tell whether the steps made since the last commit are to be published now."""
-        if steps == 0:
-            return False
-        return steps >= self.every or (self.after_s is not None and since_commit_s >= self.after_s)
-
-    @property
-    def patience_s(self) -> float:
-        """How long to wait for a message before looking at the clock again."""
-        return min(POLL_S, self.buffer_timeout_s, POLL_S if self.after_s is None else self.after_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from fluffle.broker import Broker, Delivery
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
-from fluffle.wire import require_readable_version
+from fluffle.record_wire import require_readable_version
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut
 from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head

@@ -15,9 +15,9 @@ from fluffle.connection import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import run_with_reconnect
 from fluffle.record import ModelVersion
+from fluffle_aggregator.commit_schedule import POLL_S
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
-from fluffle_aggregator.leader import POLL_S
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.topology_watch import TopologyWatch
 

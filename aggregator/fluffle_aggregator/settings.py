@@ -20,9 +20,9 @@ from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.topology import MIB
 from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy

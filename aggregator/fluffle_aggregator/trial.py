@@ -15,8 +15,8 @@ import numpy as np
 
 from fluffle.broker import Delivery
 from fluffle.logs import get_logger
+from fluffle.record_wire import decode_without_weights, version_pieces, without_weights
 from fluffle.topology import topology_of
-from fluffle.wire import decode_without_weights, version_pieces, without_weights
 from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal

@@ -8,8 +8,8 @@ from fluffle.broker import Broker
 from fluffle.errors import ConfigError, TopologyMissing
 from fluffle.model_stream import SLOW_LINK_S, StoredVersion, stored_at_hand, version_at_hand
 from fluffle.record import ModelVersion, MomentsRecord, Rank
+from fluffle.record_wire import decode_record, encode_version, moments_pieces
 from fluffle.topology import Topology
-from fluffle.wire import decode_record, encode_version, moments_pieces
 from fluffle_aggregator.head import publish_record
 
 # More takeovers than there can have been between the writing of a file and the loss of the broker.

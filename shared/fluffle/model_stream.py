@@ -17,16 +17,11 @@ from typing import TypeVar
 
 from fluffle.broker import Broker, StreamReader
 from fluffle.errors import AccessRefused, ProtocolMismatch, TopologyMissing, WireError
+from fluffle.framing import record_digest
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import claimed_rank, decode_version, decode_without_weights, require_protocol
 from fluffle.topology import MIB, Queue, Topology
-from fluffle.wire import (
-    claimed_rank,
-    decode_version,
-    decode_without_weights,
-    record_digest,
-    require_protocol,
-)
 
 log = get_logger(__name__)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fluffle.errors import ConfigError, WireError
 from fluffle.model_stream import StoredVersion
+from fluffle.record_wire import decode_version
 from fluffle.whole_file import write_whole
-from fluffle.wire import decode_version
 
 _LABEL = b"\nsha256 "
 _TRAILER_BYTES = len(_LABEL) + 64 + 1

@@ -1,108 +1,32 @@
-"""Messages to bytes and back. docs/protocol.md has the fields of each kind of message as tables.
+"""Messages to the aggregator and to the exchange of events, to bytes and back. Pure.
 
-The fields of a header are those of the message's dataclass, whose annotations say what may stand in them.
-What is as large as a model lies in the payload. Nothing that a sender says is believed before it is checked:
-every fault is a WireError that names the field.
+docs/protocol.md has the fields of each kind of message as tables. The fields of a header are those of the
+message's dataclass, whose annotations say what may stand in them. What is as large as a model lies in the
+payload. Nothing that a sender says is believed before it is checked: every fault is a WireError that names
+the field.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from operator import attrgetter
-from typing import Annotated, Final, Generic, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Final
 
-import numpy as np
-
-from fluffle.codecs.floats import Float32Vector
-from fluffle.compression import (
-    compress,
-    decompressed,
-    is_packed,
-    leaves_out,
-    read_vector,
-    wire_bytes,
-)
+from fluffle.compression import is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
-from fluffle.fields import (
-    AnyNumber,
-    Count,
-    Magnitude,
-    Name,
-    Positive,
-    ShortText,
-    Table,
-    at_most,
-    integer,
-    kind_of,
-    one_of,
-    quoted,
-    take,
-)
-from fluffle.framing import (
-    NO_PAYLOAD,
-    Header,
-    HeaderLimits,
-    HeaderReader,
-    checksum,
-    header_bytes,
-    join,
-    record_digest,
-    split,
-    split_without_payload,
-)
-from fluffle.model import MAX_PARAMETERS, Vector, no_values
-from fluffle.pieces import Body, Pieces
-from fluffle.record import CachedUpdate, Evaluation, Hello, ModelVersion, MomentsRecord, Rank
-from fluffle.topology import MAX_MESSAGE_BYTES, MIB
-from fluffle.update import MAX_RUNS, WeightUpdate
+from fluffle.fields import Table, integer, take
+from fluffle.framing import Header, HeaderLimits, join
+from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
+from fluffle.model import MAX_PARAMETERS
+from fluffle.record import Evaluation, Hello
+from fluffle.topology import MIB
+from fluffle.update import WeightUpdate
 
-__all__ = ["record_digest"]
-
-# Anyone may send to F.updates, only aggregators to F.versions. Reading a header takes up to 72 MB of memory,
-# and a record has room for all that fluffle.update lets a model remember.
+# Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
-RECORD: Final = HeaderLimits(8 * MIB, 400_000)
 REPORT: Final = HeaderLimits(MIB, 16_384)
-
-_IN_PAYLOAD: Final = ("vector", "average", "statistics", "integers")
-_UPDATE: Final = Table(WeightUpdate, without=_IN_PAYLOAD)
-_VERSION: Final = Table(ModelVersion, without=_IN_PAYLOAD)
-_MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
-_MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-# Of each cached update these, and the elements and the bytes of its vector.
-_CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
-_FACTS_OF: Final = attrgetter(*_CACHED_FACTS)
-# No codec that unpacks a few bytes to a large vector.
-_KeptCodec = Literal["float32", "int8"]
-_Size = Annotated[int, integer(0, MAX_PARAMETERS)]
-_CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, Count]
-_CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
-_AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
-_RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
-
-T = TypeVar("T")
-_Read = Callable[[Header, memoryview], T]
-
-
-class _BareMessage(Generic[T]):
-    """A message without payload: its header has the fields of a dataclass."""
-
-    def __init__(self, kind: str, of: type[T]) -> None:
-        self._kind = kind
-        self._of = of
-        self._table = Table(of)
-
-    def header(self, message: T) -> Header:
-        return {"kind": self._kind, **self._table.write(message)}
-
-    def read(self, header: Header, payload: memoryview) -> T:
-        _require_empty(payload)
-        return self._of(**self._table.take(header))
-
-
-_EVALUATION: Final = _BareMessage("evaluation", Evaluation)
-_HELLO: Final = _BareMessage("hello", Hello)
-_REPORT: Final = _BareMessage("events", Report)
+_UPDATE: Final = Table(WeightUpdate, without=IN_PAYLOAD)
+_EVALUATION: Final = BareMessage("evaluation", Evaluation)
+_HELLO: Final = BareMessage("hello", Hello)
+_REPORT: Final = BareMessage("events", Report)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
@@ -115,7 +39,7 @@ def encode_update(update: WeightUpdate) -> bytes:
         "vector_bytes": vector.nbytes,
         "statistics_size": update.statistics.size,
     }
-    return _encode_inbound(header, _payload([vector], update.statistics, update.integers), _read_update)
+    return _encode_inbound(header, payload_of([vector], update.statistics, update.integers), _read_update)
 
 
 def encode_evaluation(evaluation: Evaluation) -> bytes:
@@ -133,65 +57,6 @@ def encode_report(report: Report) -> bytes:
     return bytes(join(_REPORT.header(report), [], REPORT))
 
 
-def moments_pieces(moments: MomentsRecord) -> Pieces:
-    """Return the message of a strategy's moments; the vectors are not copied."""
-    rows = [(*_FACTS_OF(each), each.vector.size, each.vector.payload.nbytes) for each in moments.cached]
-    header = {
-        "kind": "moments",
-        **_MOMENTS.write(moments),
-        "names": list(moments.vectors),
-        "cached": _CACHED_ROWS.write(rows),
-    }
-    return join(header, _moment_payloads(moments), RECORD)
-
-
-def checksum_of(moments: MomentsRecord) -> int:
-    """Return the checksum by which a record names these moments."""
-    return checksum(_moment_payloads(moments))
-
-
-def encode_version(version: ModelVersion) -> bytes:
-    """Return the message of a version's record."""
-    return bytes(version_pieces(version))
-
-
-def version_pieces(version: ModelVersion) -> Pieces:
-    """Return the message of a version's record; vector and average are not copied."""
-    vectors = [Float32Vector.of(each).payload for each in (version.vector, version.average)]
-    return join(version_header(version), _payload(vectors, version.statistics, version.integers), RECORD)
-
-
-def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
-    """Return the message, for the stream, of a copy of the record that has this digest.
-
-    The same model gives the same bits, whoever makes the copy, and in whichever term.
-    """
-    random = np.random.default_rng(version.version)
-    given = [version.vector, version.average] if version.average_decay else [version.vector]
-    vectors = [wire_bytes(codec, compress(codec, each, random)) for each in given]
-    average_bytes = sum(each.nbytes for each in vectors[1:])
-    changed = {"codec": codec, "copy_of": digest, "average_bytes": average_bytes}
-    payload = _payload(vectors, version.statistics, version.integers)
-    return bytes(join({**version_header(version), **changed}, payload, RECORD))
-
-
-def version_header(version: ModelVersion) -> Header:
-    """Return the header of a version's record, even for a version that was read from a copy."""
-    exact = {"codec": "float32", "copy_of": "", "average_bytes": version.average.nbytes}
-    return {"kind": "version", **_VERSION.write(version), **exact}
-
-
-def require_readable_version(version: ModelVersion) -> None:
-    """Raise WireError that names the field when nobody could read the record of this version.
-
-    What changes from one record of a term to the next was read from messages, and is readable: this is for
-    the first record of a term. Nothing that is as large as the model is copied.
-    """
-    # Zeros that nobody touches take no memory.
-    zeros = np.zeros(version.payload_size_bytes, np.uint8).data
-    _require_readable(version_header(version), zeros, _read_version)
-
-
 def decode_inbound(
     body: bytes, *, most_parameters: int = MAX_PARAMETERS
 ) -> WeightUpdate | Evaluation | Hello:
@@ -200,103 +65,24 @@ def decode_inbound(
     A reader who knows the model says how many parameters it has, so that no small message is unpacked to
     more. Raises WireError that names the field.
     """
-    readers: Mapping[str, _Read[WeightUpdate | Evaluation | Hello]] = {
+    readers: Mapping[str, Read[WeightUpdate | Evaluation | Hello]] = {
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
         "evaluation": _EVALUATION.read,
         "hello": _HELLO.read,
     }
-    return _decode(body, INBOUND, readers)
+    return decode(body, INBOUND, readers)
 
 
 def decode_report(body: bytes) -> Report:
     """Read a report of events. Raises WireError that names the field."""
-    return _decode(body, REPORT, {"events": _REPORT.read})
+    return decode(body, REPORT, {"events": _REPORT.read})
 
 
-def decode_record(body: bytes) -> ModelVersion | MomentsRecord:
-    """Read what lies in the head queue, never a copy. Raises WireError that names the field."""
-    readers: Mapping[str, _Read[ModelVersion | MomentsRecord]] = {
-        "version": _read_version,
-        "moments": _read_moments,
-    }
-    record = _decode(body, RECORD, readers)
-    if isinstance(record, ModelVersion):
-        _require_no_copy(record)
-    return record
-
-
-def decode_version(body: bytes) -> ModelVersion:
-    """Read what lies in the stream: the record of a version, or a copy. Raises WireError for all else."""
-    return _decode(body, RECORD, {"version": _read_version})
-
-
-def without_weights(body: Body) -> bytes:
-    """Return a version's message for the stream of records: its header, byte for byte, and no payload."""
-    return header_bytes(body) + NO_PAYLOAD
-
-
-def decode_without_weights(body: bytes) -> ModelVersion:
-    """Read what lies in the stream of records: a version without its weights.
-
-    `copy_of` is the digest of the version's record. Raises WireError for all else.
-    """
-    version = _read(split_without_payload(body, RECORD), memoryview(b""), {"version": _read_record})
-    _require_no_copy(version)
-    return replace(version, copy_of=record_digest(body))
-
-
-def claimed_rank(body: bytes) -> Rank:
-    """Return the rank that the record of a version, or a copy, claims; the rest of it is not read.
-
-    Raises WireError when there is none to be found.
-    """
-    claims: Header = {}
-    for name, value in HeaderReader(body, RECORD).fields():
-        if name in _RANK_FIELDS:
-            claims[name] = value
-            if len(claims) == len(_RANK_FIELDS):
-                break
-    return Rank(*(take(claims, name, kind) for name, kind in _RANK_FIELDS.items()))
-
-
-def require_protocol(body: bytes) -> None:
-    """Raise ProtocolMismatch when a message says in its first field that it is of another protocol."""
-    next(HeaderReader(body, RECORD).fields(), None)
-
-
-def _payload(vectors: list[memoryview], statistics: Vector, integers: bytes) -> list[memoryview]:
-    return [*vectors, Float32Vector.of(statistics).payload, memoryview(integers)]
-
-
-def _moment_payloads(moments: MomentsRecord) -> list[memoryview]:
-    vectors = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
-    return [*vectors, *(each.vector.payload for each in moments.cached)]
-
-
-def _encode_inbound(header: Header, payload: list[memoryview], read: _Read[object]) -> bytes:
+def _encode_inbound(header: Header, payload: list[memoryview], read: Read[object]) -> bytes:
     pieces = join(header, payload, INBOUND)
     body = bytes(pieces)
-    _require_readable(header, memoryview(body)[len(pieces.start) :], read)
+    require_readable(header, memoryview(body)[len(pieces.start) :], read)
     return body
-
-
-def _require_readable(header: Header, payload: memoryview, read: _Read[object]) -> None:
-    """Raise WireError for a message that its reader would refuse, before anybody sends it."""
-    try:
-        read(dict(header), payload)
-    except WireError as error:
-        raise WireError(f"nobody could read this {header['kind']}: {error}") from error
-
-
-def _decode(body: bytes, limits: HeaderLimits, readers: Mapping[str, _Read[T]]) -> T:
-    return _read(*split(body, limits), readers)
-
-
-def _read(header: Header, payload: memoryview, readers: Mapping[str, _Read[T]]) -> T:
-    message = readers[take(header, "kind", one_of(readers))](header, payload)
-    if header:
-        raise WireError(f"unknown field {quoted(next(iter(header)))}")
-    return message
 
 
 def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX_PARAMETERS) -> WeightUpdate:
@@ -319,81 +105,5 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     except ValueError as error:
         raise WireError(f"field vector_bytes: {parameters} parameters in {codec}: {error}") from error
     size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
-    statistics, integers = _after_vector(payload[vector_bytes:], size)
+    statistics, integers = after_vector(payload[vector_bytes:], size)
     return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
-
-
-def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
-    """Read moments; their vectors are views of the payload."""
-    found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
-    rows = take(header, "cached", _CACHED_ROWS)
-    vector_bytes = len(payload) - sum(row[-1] for row in rows)
-    is_shared = vector_bytes % (4 * len(names)) == 0 if names else vector_bytes == 0
-    if len(set(names)) != len(names) or vector_bytes < 0 or not is_shared:
-        raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
-    parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names)) if names else []
-    cached, rest = [], payload[vector_bytes:]
-    for number, (*row, size, size_bytes) in enumerate(rows):
-        facts = dict(zip(_CACHED_FACTS, row, strict=True))
-        try:
-            vector = read_vector(facts["codec"], size, rest[:size_bytes])
-        except ValueError as error:
-            raise WireError(f"field cached[{number}]: {error}") from error
-        cached.append(CachedUpdate(**facts, vector=vector))
-        rest = rest[size_bytes:]
-    return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)), cached=tuple(cached))
-
-
-def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
-    take(header, "average_bytes", _AVERAGE_BYTES)
-    return ModelVersion(**_VERSION.take(header), vector=no_values())
-
-
-def _read_version(header: Header, payload: memoryview) -> ModelVersion:
-    """Read a version's record, or a copy of one; float32 vectors are views of the payload."""
-    found, average_bytes = _VERSION.take(header), take(header, "average_bytes", _AVERAGE_BYTES)
-    layout, codec = found["layout"], found["codec"]
-    if codec != "float32" and not found["copy_of"]:
-        raise WireError(f"field codec: only a copy travels in {codec}, a record is float32")
-    if bool(average_bytes) != bool(found["average_decay"]):
-        raise WireError(
-            f"field average_bytes: {average_bytes} with an average_decay of {found['average_decay']:g}: only "
-            "versions that are averaged have an average"
-        )
-    vector_bytes = len(payload) - layout.beside_vector_size_bytes - average_bytes
-    # Its record has it as float32: no codec makes room for a larger model.
-    if layout.size > MAX_PARAMETERS or vector_bytes < 0:
-        raise WireError(
-            f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
-            f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of "
-            f"payload, of which {average_bytes} are the average"
-        )
-    end = vector_bytes + average_bytes
-    try:
-        vector = _values(codec, layout.size, payload[:vector_bytes])
-        average = _values(codec, layout.size, payload[vector_bytes:end]) if average_bytes else no_values()
-    except ValueError as error:
-        raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
-    statistics, integers = _after_vector(payload[end:], layout.statistics_size)
-    return ModelVersion(**found, vector=vector, average=average, statistics=statistics, integers=integers)
-
-
-def _values(codec: str, size: int, payload: memoryview) -> Vector:
-    vector = read_vector(codec, size, payload)
-    return vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
-
-
-def _require_no_copy(version: ModelVersion) -> None:
-    if version.copy_of:
-        raise WireError("field copy_of: expected a record, found a copy of one")
-
-
-def _require_empty(payload: memoryview) -> None:
-    if len(payload):
-        raise WireError(f"the payload must be empty, but has {len(payload)} bytes")
-
-
-def _after_vector(rest: memoryview, statistics: int) -> tuple[Vector, bytes]:
-    """Read the float statistics, of so many elements, and the integers that follow them."""
-    # A copy, since the statistics may lie unaligned behind a compressed vector.
-    return np.frombuffer(rest[: 4 * statistics], "<f4").astype(np.float32), bytes(rest[4 * statistics :])

@@ -11,10 +11,11 @@ import pytest
 from brokers import commit
 from builders import a_version
 
+from fluffle.framing import record_digest
 from fluffle.model import Layout, TensorSpec
 from fluffle.rabbit import RabbitBroker
+from fluffle.record_wire import version_pieces, without_weights
 from fluffle.topology import MIB, Topology
-from fluffle.wire import record_digest, version_pieces, without_weights
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

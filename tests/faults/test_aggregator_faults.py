@@ -12,12 +12,14 @@ from federation import Federation, Part, applied_ids
 from injection import inject
 
 from fluffle.codecs.floats import Float32Vector
+from fluffle.framing import record_digest
 from fluffle.model import Layout
 from fluffle.model_stream import all_records
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import decode_version
 from fluffle.safetensors_file import read_model, write_model
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_version, encode_update, record_digest
+from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
 PARAMETERS = 1000

@@ -7,7 +7,7 @@ from federation import Federation, assert_every_confirmed_update_counts_once
 
 from fluffle.model_stream import all_stored
 from fluffle.record import ModelVersion
-from fluffle.wire import decode_record
+from fluffle.record_wire import decode_record
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

@@ -14,8 +14,8 @@ from builders import a_layout, a_version
 
 from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
+from fluffle.record_wire import encode_version
 from fluffle.topology import STREAM_SEGMENT_BYTES, Topology
-from fluffle.wire import encode_version
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long

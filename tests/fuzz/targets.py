@@ -18,15 +18,9 @@ from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, w
 
 from fluffle.errors import WireError
 from fluffle.record import ModelVersion
+from fluffle.record_wire import claimed_rank, decode_record, decode_version, encode_version
 from fluffle.update import WeightUpdate
-from fluffle.wire import (
-    claimed_rank,
-    decode_inbound,
-    decode_record,
-    decode_version,
-    encode_update,
-    encode_version,
-)
+from fluffle.wire import decode_inbound, encode_update
 
 HONEST = an_update("honest")
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fluffle.errors import WireError
-from fluffle.wire import decode_inbound, decode_record
+from fluffle.record_wire import decode_record
+from fluffle.wire import decode_inbound
 
 
 def resident_bytes(which: str) -> int:

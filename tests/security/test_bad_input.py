@@ -24,7 +24,8 @@ from messages import put_together, rewritten, taken_apart, with_payload, with_ra
 from fluffle.errors import WireError
 from fluffle.framing import PROTOCOL
 from fluffle.model import Layout, TensorSpec
-from fluffle.wire import decode_record, encode_evaluation, encode_update, encode_version
+from fluffle.record_wire import decode_record, encode_version
+from fluffle.wire import encode_evaluation, encode_update
 
 NAN, INFINITY = float("nan"), float("inf")
 LARGEST = float(np.finfo(np.float32).max)

@@ -17,14 +17,15 @@ import pytest
 from builders import a_layout, a_vector, a_version, an_update, float32s
 from messages import rewritten, with_raw
 
-from fluffle import wire
+from fluffle import record_wire
 from fluffle.compression import compress
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout, TensorSpec
 from fluffle.record import MAX_NORMS, Contributor, Folded, MomentsRecord, Rank
+from fluffle.record_wire import decode_version, encode_version, moments_pieces
 from fluffle.topology import MIB
 from fluffle.update import MAX_GAPS, MAX_GAPS_PER_RUN, MAX_RUNS, AppliedUpdates, RunLog, UpdateId
-from fluffle.wire import decode_version, encode_update, encode_version, moments_pieces
+from fluffle.wire import encode_update
 
 MB = 1_000_000
 # An honest one of these sizes takes a second at most; what is quadratic in them takes minutes.
@@ -32,7 +33,7 @@ CPU_LIMIT_S = 30.0
 UPDATE, VERSION = encode_update(an_update("w1")), encode_version(a_version())
 MOMENTS = bytes(moments_pieces(MomentsRecord("digits", Rank(1, 1), {"m": a_vector(1)})))
 SHORT_TEXT = b"\xb0a few words " + "🐇".encode()
-ITEMS, HEADER_BYTES = wire.RECORD.items, wire.RECORD.size_bytes
+ITEMS, HEADER_BYTES = record_wire.RECORD.items, record_wire.RECORD.size_bytes
 
 
 def list_of(count: int, each: bytes) -> bytes:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from messages import Header, put_together, taken_apart, with_payload
 
 from fluffle.record import Contributor, Folded, Hello
+from fluffle.record_wire import encode_version
 from fluffle.update import AppliedUpdates, RunLog, UpdateId
-from fluffle.wire import encode_evaluation, encode_hello, encode_update, encode_version
+from fluffle.wire import encode_evaluation, encode_hello, encode_update
 
 CORPUS = sorted((Path(__file__).parents[1] / "corpus").glob("*/*"))
 INBOUND = [

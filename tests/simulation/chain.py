@@ -11,8 +11,8 @@ import numpy as np
 from fluffle.framing import BIN32_PREFIX_BYTES
 from fluffle.model import Vector, no_values
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import decode_version, version_header
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_version, version_header
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
 

@@ -8,11 +8,11 @@ from simulation.senders import POISON
 
 from fluffle.broker import Delivery
 from fluffle.topology import Topology
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.strategies.strategy import Strategy
 
 

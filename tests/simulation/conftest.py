@@ -16,8 +16,9 @@ import fluffle.model_stream
 import fluffle_aggregator.head
 import fluffle_aggregator.intake
 from fluffle.record import Evaluation, Hello
+from fluffle.record_wire import decode_record, decode_version
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound, decode_record, decode_version
+from fluffle.wire import decode_inbound
 
 REMEMBERED = 1_000
 

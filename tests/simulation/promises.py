@@ -12,9 +12,10 @@ from simulation.faulty_broker import Late
 from simulation.senders import Ledger
 
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import decode_without_weights
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound, decode_without_weights
+from fluffle.wire import decode_inbound
 from fluffle_aggregator.strategies.strategy import Strategy
 
 # What a message of each kind may be refused for.

@@ -8,9 +8,10 @@ from fake_broker import FakeBroker, FakeServer
 
 from fluffle.errors import QueueFull
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import decode_version
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_version, encode_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_update
 
 POISON = b"poison"
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from federation import Federation, applied_ids
 
 from fluffle.errors import BrokerError
+from fluffle.framing import record_digest
 from fluffle.record import Rank
+from fluffle.record_wire import decode_version
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound, decode_version, record_digest
+from fluffle.wire import decode_inbound
 
 POLL_S = 0.5
 AGAIN_AFTER_S = 1.0

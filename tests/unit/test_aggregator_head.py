@@ -26,8 +26,8 @@ from fluffle.broker import Broker, StreamReader
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
+from fluffle.record_wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle.topology import Queue, topology_of
-from fluffle.wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
 

@@ -28,9 +28,9 @@ from fluffle.pieces import Body
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.service import serve
 
 CHARGES = {

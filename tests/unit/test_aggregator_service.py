@@ -25,13 +25,13 @@ from leading import (
 from fluffle.broker import Broker
 from fluffle.errors import QueueFull
 from fluffle.events import Evaluated, Event
+from fluffle.framing import record_digest
 from fluffle.model import Layout
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
-from fluffle.wire import record_digest
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.service import stand_by_and_lead
 
 

@@ -14,8 +14,8 @@ from leading import UntilQuiet, a_server, aggregate, newest, send, unacked, vers
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, TopologyMissing
 from fluffle.events import Event, Left, Rejected
+from fluffle.framing import record_digest
 from fluffle.model import Layout
-from fluffle.wire import record_digest
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import StreamHealth

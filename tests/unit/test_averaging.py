@@ -20,14 +20,14 @@ from working import TOPOLOGY, CountingTask, Scripted, a_federation, publish_vers
 
 from fluffle.model import Layout, Vector
 from fluffle.record import Evaluation, ModelVersion
+from fluffle.record_wire import decode_version, decode_without_weights, encode_version, without_weights
 from fluffle.safetensors_file import read_model
 from fluffle.settings import load_arguments
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_version, decode_without_weights, encode_version, without_weights
 from fluffle_aggregator.averaging import decay_at, move_average
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli import model_command
 from fluffle_cli.main import app

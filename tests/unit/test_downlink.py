@@ -13,13 +13,14 @@ from leading import a_server, aggregate, newest, send, versions
 from working import TOPOLOGY, CountingTask, Scripted, sent_updates
 
 from fluffle.errors import ConfigError, ConnectionLost, WireError
+from fluffle.framing import record_digest
 from fluffle.model import MAX_PARAMETERS, Layout, TensorSpec
 from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, Rank
+from fluffle.record_wire import decode_record, decode_version, encode_copy, encode_version
 from fluffle.settings import load_settings
 from fluffle.topology import MIB
-from fluffle.wire import decode_record, decode_version, encode_copy, encode_version, record_digest
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.settings import AggregatorSettings

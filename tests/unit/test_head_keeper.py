@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from leading import Clock, a_server, newest, send, take_the_lead, unacked, versions, work_off
 
 from fluffle.broker import QueueState
+from fluffle.framing import record_digest
 from fluffle.record import ModelVersion, MomentsRecord
-from fluffle.wire import decode_record, decode_version, record_digest
+from fluffle.record_wire import decode_record, decode_version
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import StreamHealth, read_head
 from fluffle_aggregator.head_keeper import AGAIN_AFTER_S, AT_MOST_EVERY_S, EVERY_S
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.strategies.strategy import Strategy
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from fluffle.broker import Delivery
 from fluffle.errors import WireError
 from fluffle.record import MAX_NORMS
+from fluffle.record_wire import decode_version, encode_version
 from fluffle.vector_math import BLOCK_SIZE
-from fluffle.wire import decode_version, encode_version
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.gates.norm import norm_bound, norm_of, shortened

@@ -10,7 +10,8 @@ from working import TOPOLOGY, a_federation, later, publish_versions
 
 from fluffle.model_stream import MOST_IN_A_CHUNK, newest_version, version_at_hand
 from fluffle.record import ModelVersion, Rank
-from fluffle.wire import encode_update, encode_version
+from fluffle.record_wire import encode_version
+from fluffle.wire import encode_update
 
 
 def newest(server: FakeServer, *, newer_than: Rank | None = None) -> Rank | None:

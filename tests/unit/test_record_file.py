@@ -8,8 +8,8 @@ from builders import a_version
 
 from fluffle.errors import ConfigError
 from fluffle.record_file import read_record, write_record
+from fluffle.record_wire import encode_version
 from fluffle.update import AppliedUpdates, UpdateId
-from fluffle.wire import encode_version
 
 BODY = encode_version(replace(a_version(3), applied=AppliedUpdates().adding([UpdateId("w", "r", 1)])))
 

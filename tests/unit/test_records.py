@@ -14,10 +14,11 @@ from leading import Clock, a_server, aggregate, newest, send, take_the_lead, ver
 
 from fluffle.broker import StreamReader
 from fluffle.errors import AccessRefused, ConnectionLost, StreamUnreadable, WireError
+from fluffle.framing import record_digest
 from fluffle.model_stream import MOST_IN_A_CHUNK, MissingRecords, all_records, record_at_hand
 from fluffle.record import ModelVersion
+from fluffle.record_wire import decode_without_weights, encode_copy, encode_version, without_weights
 from fluffle.topology import Queue, topology_of
-from fluffle.wire import decode_without_weights, encode_copy, encode_version, record_digest, without_weights
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
 from fluffle_aggregator.head_keeper import LOOK_AT_RECORDS_EVERY_S

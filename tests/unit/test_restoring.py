@@ -8,9 +8,10 @@ from fake_broker import FakeBroker, FakeServer
 from leading import a_server, aggregate, newest, publish, rejected, send, unacked, versions
 
 from fluffle.errors import ConfigError
+from fluffle.framing import record_digest
 from fluffle.model_stream import StoredVersion, stored_at_hand
 from fluffle.record import ModelVersion, Rank
-from fluffle.wire import encode_version, record_digest
+from fluffle.record_wire import encode_version
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_cli.restoring import TERMS_AHEAD, put_back
 

@@ -32,9 +32,9 @@ from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle_aggregator.accumulators import Stack
+from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.leader import CommitSchedule
 from fluffle_aggregator.rules import parse_rule
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts

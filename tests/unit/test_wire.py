@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from fluffle import framing
 from fluffle.compression import CODECS, compress, decompressed
 from fluffle.errors import MessageTooLarge, WireError
-from fluffle.framing import join, split
+from fluffle.framing import join, record_digest, split
 from fluffle.model import FrozenPart, Layout, SharedGroup, TensorSpec
 from fluffle.plan import Plan
 from fluffle.record import (
@@ -32,22 +32,18 @@ from fluffle.record import (
     PlateauState,
     Rank,
 )
-from fluffle.topology import MIB
-from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
-from fluffle.wire import (
+from fluffle.record_wire import (
     RECORD,
     checksum_of,
-    decode_inbound,
     decode_record,
     decode_version,
-    encode_evaluation,
-    encode_hello,
-    encode_update,
     encode_version,
     moments_pieces,
-    record_digest,
     version_pieces,
 )
+from fluffle.topology import MIB
+from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
+from fluffle.wire import decode_inbound, encode_evaluation, encode_hello, encode_update
 
 NAME_CHARACTERS = string.ascii_letters + string.digits
 names = st.text(NAME_CHARACTERS, min_size=1, max_size=1).flatmap(

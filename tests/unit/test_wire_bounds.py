@@ -28,16 +28,9 @@ from fluffle.record import (
     PlateauState,
     Rank,
 )
+from fluffle.record_wire import decode_version, encode_version, require_readable_version
 from fluffle.update import MAX_ABSORBS, MAX_GAPS_PER_RUN, AppliedUpdates, RunLog, UpdateId, WeightUpdate
-from fluffle.wire import (
-    decode_inbound,
-    decode_version,
-    encode_evaluation,
-    encode_hello,
-    encode_update,
-    encode_version,
-    require_readable_version,
-)
+from fluffle.wire import decode_inbound, encode_evaluation, encode_hello, encode_update
 
 FEDERATION = 64
 T = TypeVar("T")

@@ -14,19 +14,9 @@ from messages import rewritten, taken_apart, with_payload, without
 from fluffle.errors import WireError
 from fluffle.framing import PROTOCOL
 from fluffle.record import Contributor, Folded, Hello, ModelVersion, MomentsRecord, Rank
+from fluffle.record_wire import decode_record, decode_version, encode_copy, encode_version, moments_pieces
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
-from fluffle.wire import (
-    INBOUND,
-    decode_inbound,
-    decode_record,
-    decode_version,
-    encode_copy,
-    encode_evaluation,
-    encode_hello,
-    encode_update,
-    encode_version,
-    moments_pieces,
-)
+from fluffle.wire import INBOUND, decode_inbound, encode_evaluation, encode_hello, encode_update
 
 ID = UpdateId("w1", "r1", 3)
 UPDATE = encode_update(an_update(loss=0.5, integers=b"\x01\x02"))

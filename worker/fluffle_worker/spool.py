@@ -29,9 +29,10 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
+from fluffle.record_wire import require_protocol
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle.whole_file import write_whole
-from fluffle.wire import encode_update, require_protocol
+from fluffle.wire import encode_update
 
 log = get_logger(__name__)
 
