@@ -253,6 +253,16 @@ class GlobalModel:
         self._forgotten_told.update(untold)
         return untold
 
+    def take_waits(self) -> list[tuple[str, int]]:
+        """Return the workers for which the model stands still, and how many updates of others have come.
+
+        Each is returned once, and again when that number has doubled.
+        """
+        if self.cache is None:
+            return []
+        found, self.cache.waits = self.cache.waits, []
+        return found
+
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""
         self.step()

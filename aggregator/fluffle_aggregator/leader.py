@@ -250,6 +250,15 @@ class Leader:
             warning("forgotten: its last update no longer counts", worker=worker, because=why)
             for worker, why in self.model.take_forgotten()
         ]
+        effects += [
+            warning(
+                "the model stands still: its round waits for a worker",
+                worker=worker,
+                updates_of_others=others,
+                because="it has left, or is very slow: start it again, or lower --forget-after",
+            )
+            for worker, others in self.model.take_waits()
+        ]
         sizes = len(delivery.body), 4 * update.vector.size
         staleness, weight = folded.staleness, folded.weight
         return [

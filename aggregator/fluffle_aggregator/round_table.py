@@ -8,6 +8,7 @@ next arrival; what else it sends in that time is for the next round. Nothing is 
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache
 # The stages of an update that is kept: its worker's step of this round is to come, or is made; or it is for
 # the next round. Updates that are not kept in rounds have 0.
 TO_COME, MADE, NEXT_ROUND = 1, 2, 3
+# A round that waits for a worker is told of when the others have sent so many times as many updates as there
+# are workers, and again when that has doubled.
+WAIT_TOLD_AFTER: Final = 5
 
 
 class RoundTable(UpdateCache):
@@ -94,7 +98,15 @@ class RoundTable(UpdateCache):
         oldest = min(last, key=last.__getitem__)
         why = self._keeping.why_forget(last[oldest], now, len(last), self._most_workers)
         if not why:
+            times, rest = divmod(now - last[oldest], WAIT_TOLD_AFTER * len(last))
+            if rest == 0 and times.bit_count() == 1 and self._waits_for(oldest):
+                self.waits.append((oldest, now - last[oldest]))
             return
         self.coming.pop(oldest, None)
         self.forgotten.append((oldest, why))
         self.updates.pop(oldest, None)
+
+    def _waits_for(self, worker: str) -> bool:
+        """Tell whether the round cannot go on, or the next one not begin, without this worker."""
+        of_round = self.updates.get(worker)
+        return of_round is not None and (of_round.stage == TO_COME or worker not in self.coming)

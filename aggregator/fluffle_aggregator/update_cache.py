@@ -73,7 +73,8 @@ class UpdateCache:
     """The last update of each worker, of a model of `size` elements.
 
     `most_workers` is the largest number of updates that fit into their message. `forgotten` are the workers
-    that were forgotten since somebody last took these away, and why.
+    that were forgotten since somebody last took these away, and why; `waits` are those for which the model
+    stands still, and how many updates of others have come meanwhile.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class UpdateCache:
         self._most_workers = most_workers
         self.updates = {each.worker: replace(each, vector=each.vector.owned()) for each in updates}
         self.forgotten: list[tuple[str, str]] = []
+        self.waits: list[tuple[str, int]] = []
 
     def __len__(self) -> int:
         """Return over how many workers the mean is."""

@@ -150,6 +150,25 @@ def test_a_worker_that_has_left_is_waited_for_until_it_is_forgotten() -> None:
     assert {each.worker for each in model.cache.kept()} == {"a", "b"}
 
 
+def test_the_log_names_a_worker_for_which_the_model_stands_still() -> None:
+    model = a_known_model(ringleader(forget_after=100))
+    told = []
+
+    for number in range(1, 61):
+        moves(model, sends("ab"[number % 2]))
+        told += model.take_waits()
+
+    assert told == [("c", 15), ("c", 30), ("c", 60)]
+
+
+def test_nothing_is_said_of_a_slow_worker_for_which_no_round_waits() -> None:
+    model = a_known_model(ringleader(forget_after=100))
+
+    moves(model, sends(*["a", "b", "a", "b", "c"] * 12))
+
+    assert model.take_waits() == []
+
+
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 @given(come=arrivals, at=st.integers(0, 24))
 def test_a_leader_that_takes_over_goes_on_with_the_same_bits(
