@@ -99,6 +99,17 @@ def test_a_folder_that_lacks_something_says_what(real: Path, tmp_path: Path) -> 
     assert (found.clients, found.strategy, found.local_epochs) == (3, "reuse", 2)
 
 
+def test_a_worker_without_an_update_is_left_out_and_that_is_said(real: Path) -> None:
+    before = read_run(real)
+    about = replace(before.about, delays_s=[0.4, 0.8, 1.6, 60.0])
+    write_summary(Run(folder=real, about=about, federations=before.federations))
+
+    found, notes = with_those_of_its_run(settings_of(from_run=real, max_updates=9))
+
+    assert found.clients == 3
+    assert "1 worker has no update in it: left out, since nothing says how fast they are" in notes
+
+
 def test_a_run_that_does_not_say_how_long_its_rounds_took_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not say how long the rounds of site-1, site-2 took"):
         with_those_of_its_run(settings_of(from_run=a_run(tmp_path / "run")))

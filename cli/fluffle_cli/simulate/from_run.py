@@ -10,7 +10,7 @@ from fluffle.settings import load_arguments
 from fluffle_aggregator.goal import parse_target
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.report.run import FederationRun, Run, read_run
-from fluffle_cli.words import in_a_row
+from fluffle_cli.words import count, in_a_row
 
 if TYPE_CHECKING:
     from fluffle_cli.simulate.settings import SimulateSettings
@@ -61,6 +61,10 @@ def with_those_of_its_run(settings: "SimulateSettings") -> tuple["SimulateSettin
     merged = load_arguments(type(settings), {**found, **given})
     taken = ", ".join(f"{name} {value}" for name, value in sorted(found.items()) if name not in given)
     notes = [f"From {settings.from_run}: {taken}; and the speeds of its {len(speeds)} workers"]
+    heard_of = max(len(run.about.delays_s), len(federation.view.workers))
+    if left_out := heard_of - len(speeds):
+        what = count(left_out, "worker has", "workers have")
+        notes.append(f"{what} no update in it: left out, since nothing says how fast they are")
     missing = [name for name in lacking if name not in given]
     if missing:
         notes.append(f"{settings.from_run} does not say {in_a_row(missing)}: this command's own are used")
