@@ -140,7 +140,7 @@ def run_for_real(settings: DemoSettings, name: str, folder: Path, node: BrokerNo
     builder, initial_model = Processes(folder / "logs"), folder / "version-0.safetensors"
     federation = DemoFederation(
         settings,
-        settings.strategy,
+        settings.setups[-1],
         federation=name,
         folder=folder,
         screen=Screen(Console(quiet=True)),

@@ -125,7 +125,7 @@ def test_a_ready_task_has_a_default_target_and_another_task_needs_one() -> None:
     assert demo_settings().goal == Target("accuracy", ">=", 0.95)
     assert demo_settings(task="my.task:task", target="mae<=4").goal == Target("mae", "<=", 4.0)
     with pytest.raises(ConfigError, match="--target is not set"):
-        demo_settings(task="my.task:task").check()
+        demo_settings(task="my.task:task").checked()
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,12 @@ def test_a_ready_task_has_a_default_target_and_another_task_needs_one() -> None:
         ({"target": "much"}, "--target must read like"),
         ({"staleness": "much"}, "--staleness must be one of"),
         ({"compare": True, "strategy": "fedavg"}, "--compare"),
+        ({"sites": "uneven", "workers": 8, "split": "iid"}, "leave out --split, --workers"),
     ],
 )
 def test_a_wrong_setting_is_refused_before_anything_is_started(given: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        demo_settings(**given).check()
+        demo_settings(**given).checked()
 
 
 def test_the_demo_offers_no_flag_for_a_broker_or_a_federation_since_it_makes_its_own(
@@ -172,14 +173,14 @@ def test_a_federation_is_named_by_the_module_of_its_task() -> None:
 
 def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_configuration_file() -> None:
     settings = demo_settings(workers=2, seed=7)
-    where = {"federation": "digits", "broker_url": URL}
+    where, [setup] = {"federation": "digits", "broker_url": URL}, settings.setups
 
     everyone = [
-        *parts.workers(settings, **where, spool=Path("spool")),
+        *parts.workers(settings, setup, **where, folder=Path("runs")),
         parts.evaluator(settings, **where, curves=Path("curves")),
         *parts.aggregators(
             settings,
-            "fedbuff",
+            setup,
             **where,
             management_url="http://127.0.0.1:1",
             initial_model=Path("v0.safetensors"),
@@ -201,7 +202,7 @@ def test_fedavg_waits_for_every_worker_whatever_the_buffer_size() -> None:
     def buffer_sizes(strategy: str) -> set[str]:
         found = parts.aggregators(
             settings,
-            strategy,
+            replace(settings.setups[0], strategy=strategy),
             federation="digits",
             broker_url=URL,
             management_url="http://127.0.0.1:1",

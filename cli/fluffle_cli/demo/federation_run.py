@@ -1,5 +1,6 @@
 """One federation of the demo, from its first process to its last version."""
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.demo.setups import Setup
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.run import EVENTS, METRICS, AboutFederation, FederationRun, append_lines
@@ -53,12 +55,12 @@ def overdue(waited_s: float, max_seconds: float, *, is_training: bool) -> str:
 
 
 class DemoFederation:
-    """One federation: its strategy, its folder, its processes, and what a watcher sees of it."""
+    """One federation: its setup, its folder, its processes, and what a watcher sees of it."""
 
     def __init__(
         self,
         settings: DemoSettings,
-        strategy: str,
+        setup: Setup,
         *,
         federation: str,
         folder: Path,
@@ -68,7 +70,7 @@ class DemoFederation:
         self.federation, self.folder = federation, folder
         # Which broker it was.
         self.server = ""
-        self._settings, self._strategy = settings, strategy
+        self._settings, self._setup = settings, setup
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
@@ -79,7 +81,11 @@ class DemoFederation:
     def results(self, folder: str) -> FederationRun:
         """Return what came out of it; `folder` is its own in that of the run."""
         about = AboutFederation(
-            strategy=self._strategy, folder=folder, seed=self._settings.seed, held_seconds=HOLD_S
+            strategy=self._setup.strategy,
+            folder=folder,
+            seed=self._settings.seed,
+            held_seconds=HOLD_S,
+            name=self._setup.name,
         )
         return FederationRun(about=about, versions=self._versions)
 
@@ -91,7 +97,8 @@ class DemoFederation:
         """
         try:
             where: dict[str, str | None] = {"federation": self.federation, "broker_url": node.amqp_url}
-            self._start(parts.workers(self._settings, **where, spool=self.folder / "spool"))
+            self._write_tables()
+            self._start(parts.workers(self._settings, self._setup, **where, folder=self.folder))
             self._start([parts.evaluator(self._settings, **where, curves=self.folder / "tensorboard")])
             while not node.serves():
                 self._wait("starting RabbitMQ, the workers and the evaluator")
@@ -110,8 +117,8 @@ class DemoFederation:
         try:
             with closing(self._watcher.follow(broker, self._stop, every_s=TICK_S)) as looks:
                 self._await_everyone(looks, builder, initial_model)
-                settings, strategy = self._settings, self._strategy
-                self._start(parts.aggregators(settings, strategy, **where, initial_model=initial_model))
+                settings, setup = self._settings, self._setup
+                self._start(parts.aggregators(settings, setup, **where, initial_model=initial_model))
                 self._follow(looks, broker)
                 self._let_leave(looks)
         finally:
@@ -128,6 +135,16 @@ class DemoFederation:
             return nullcontext()
         settings = DashboardSettings.model_validate(where)
         return a_page(settings, lambda address: self._screen.say(f"The live page: {address}"))
+
+    def _write_tables(self) -> None:
+        """Write the TOML files of the sites that have a table [data]."""
+        for site in self._setup.sites:
+            if site.data:
+                path = parts.table_of(site, self.folder)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                # A value of TOML is written as in JSON, for texts, numbers and lists of them.
+                lines = [f"{name} = {json.dumps(value)}" for name, value in site.data.items()]
+                path.write_text("\n".join(["[data]", *lines, ""]), encoding="utf-8")
 
     def _start(self, processes: Iterable[parts.Part]) -> None:
         for part in processes:
@@ -209,12 +226,14 @@ class DemoFederation:
     def _cause_of_failure(self) -> str:
         """Say why the federation can never finish any more; empty while it can."""
         children = self._processes.children
-        workers = [children[name] for name in self._settings.worker_names]
+        workers = [children[each.name] for each in self._setup.sites]
         dead_workers = [child for child in workers if child.has_died]
         if children[parts.EVALUATOR].has_died:
             return children[parts.EVALUATOR].cause_of_death()
         if all(children[name].exit_code is not None for name in parts.AGGREGATORS):
             return children[parts.AGGREGATORS[0]].cause_of_death()
-        if len(dead_workers) == len(workers) or (STRATEGIES[self._strategy].is_synchronous and dead_workers):
+        if len(dead_workers) == len(workers) or (
+            STRATEGIES[self._setup.strategy].is_synchronous and dead_workers
+        ):
             return dead_workers[0].cause_of_death()
         return ""

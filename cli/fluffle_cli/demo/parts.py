@@ -10,6 +10,7 @@ from pathlib import Path
 from fluffle.events import Role
 from fluffle.settings import ENV_PREFIX, env_name
 from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.demo.setups import Setup, SiteSetup
 
 # Many processes share few cores: with a pool of threads in each they would only get in each other's way.
 ONE_THREAD: Mapping[str, str] = dict.fromkeys(
@@ -36,25 +37,32 @@ def initial_model(settings: DemoSettings, path: Path) -> Part:
     return Part(name="initial-model", command=command, environment=ONE_THREAD)
 
 
-def workers(settings: DemoSettings, *, spool: Path, **where: str | None) -> list[Part]:
-    """Return the workers, each with a site and a delay of its own; `where` is their federation and broker."""
+def workers(settings: DemoSettings, setup: Setup, *, folder: Path, **where: str | None) -> list[Part]:
+    """Return the workers of a federation whose files lie in `folder`; `where` is its name and broker."""
     return [
         _part(
             "worker",
             "fluffle_worker",
             **where,
             task=settings.task,
-            name=name,
-            site=site,
-            sites=settings.workers,
+            name=one.name,
+            site=number,
+            sites=len(setup.sites),
             split=settings.split,
             split_seed=settings.seed,
             seed=settings.seed,
-            delay=delay_s,
-            spool=spool,
+            delay=one.delay_s,
+            spool=folder / "spool",
+            config=table_of(one, folder) if one.data else None,
+            **one.settings,
         )
-        for site, (name, delay_s) in enumerate(zip(settings.worker_names, settings.delays_s, strict=True))
+        for number, one in enumerate(setup.sites)
     ]
+
+
+def table_of(site: SiteSetup, folder: Path) -> Path:
+    """Return the TOML file with the table [data] of a site, in the folder of its federation."""
+    return folder / "sites" / f"{site.name}.toml"
 
 
 def evaluator(settings: DemoSettings, *, curves: Path, **where: str | None) -> Part:
@@ -70,7 +78,7 @@ def evaluator(settings: DemoSettings, *, curves: Path, **where: str | None) -> P
 
 
 def aggregators(
-    settings: DemoSettings, strategy: str, *, initial_model: Path, **where: str | None
+    settings: DemoSettings, setup: Setup, *, initial_model: Path, **where: str | None
 ) -> list[Part]:
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
     return [
@@ -82,13 +90,16 @@ def aggregators(
             name=name,
             initial_model=initial_model,
             seed=settings.seed,
-            strategy=strategy,
-            **settings.settings_of(strategy),
+            strategy=setup.strategy,
+            **settings.settings_of(setup.strategy),
             target=settings.goal,
             max_seconds=settings.max_seconds,
-            local_epochs=settings.task_defaults.local_epochs,
-            local_steps=settings.task_defaults.local_steps,
-            learning_rate=settings.task_defaults.learning_rate,
+            **{
+                "local_epochs": settings.task_defaults.local_epochs,
+                "local_steps": settings.task_defaults.local_steps,
+                "learning_rate": settings.task_defaults.learning_rate,
+                **setup.settings,
+            },
         )
         for name in AGGREGATORS
     ]
@@ -121,6 +132,6 @@ def _part(role: Role, *module: str, name: str, **settings: object) -> Part:
     settings["name"] = name
     # In the environment, since everyone on the machine sees a command line, and the URL has the password.
     said = {env_name(key): str(value) for key, value in settings.items() if value is not None}
-    said |= {f"{ENV_PREFIX}LOG_FORMAT": "json", f"{ENV_PREFIX}CONFIG": devnull}
+    said = {f"{ENV_PREFIX}LOG_FORMAT": "json", f"{ENV_PREFIX}CONFIG": devnull} | said
     command = (sys.executable, "-m", *module)
     return Part(name=name, role=role, command=command, environment={**ONE_THREAD, **said})

@@ -24,6 +24,7 @@ from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import DemoFederation
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
+from fluffle_cli.demo.setups import Setup
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.node import BrokerNode
 from fluffle_cli.report.command import FILE as REPORT
@@ -44,7 +45,7 @@ def run(settings: DemoSettings) -> None:
 
     After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised.
     """
-    settings.check()
+    settings = settings.checked()
     # However often it is set: whatever waits looks at it, and whatever ends processes ends them all.
     stop = threading.Event()
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -96,9 +97,9 @@ class Demo:
         return run
 
     def _keep_what_is_done(self) -> None:
-        strategies, seeds = self._settings.strategies, self._settings.each_seed
-        # A seed with one strategy only would make the comparison unfair.
-        done = {seed: runs for seed, runs in self._played.items() if len(runs) == len(strategies)}
+        setups, seeds = self._settings.setups, self._settings.each_seed
+        # A seed with one federation only would make the comparison unfair.
+        done = {seed: runs for seed, runs in self._played.items() if len(runs) == len(setups)}
         is_or_are = "is" if len(done) == 1 else "are"
         _print(self._console, f"{len(done)} of {count(len(seeds), 'seed')} {is_or_are} done")
         if done:
@@ -114,7 +115,7 @@ class Demo:
             task=settings.task,
             seed=settings.seed,
             target=str(settings.goal),
-            delays_s=settings.delays_s,
+            delays_s=[each.delay_s for each in settings.setups[-1].sites],
             central=central,
             runs=[each.about for each in federations],
             settings=shown_settings(settings),
@@ -145,34 +146,34 @@ class Demo:
                 shutil.rmtree(node.folder, ignore_errors=True)
 
     def _play_seed(self, settings: DemoSettings, node: BrokerNode) -> None:
-        """Play the strategies with one seed, from the same version 0."""
+        """Play the federations of one seed, from the same version 0."""
         seed, seeds = settings.seed, self._settings.each_seed
         builder = Processes(self._folder / "logs")
         initial_model = builder.logs / "version-0.safetensors"
         played = self._played.setdefault(seed, [])
         try:
             builder.start([parts.initial_model(settings, initial_model)])
-            for strategy in settings.strategies:
+            for setup in settings.setups:
                 if len(seeds) > 1:
-                    what = f"seed {seed} ({seeds.index(seed) + 1} of {len(seeds)}): {strategy}"
+                    what = f"seed {seed} ({seeds.index(seed) + 1} of {len(seeds)}): {setup.name}"
                     _print(self._console, what, "bold")
-                played.append(self._play_federation(settings, strategy, node, builder, initial_model))
+                played.append(self._play_federation(settings, setup, node, builder, initial_model))
                 if len(seeds) > 1:
                     run = played[-1].results(".")
                     held = results([run], settings.goal.metric, settings.goal)[f"{settings.goal} held from"]
-                    _print(self._console, f"seed {seed}, {strategy}: {settings.goal} held from: {held}")
+                    _print(self._console, f"seed {seed}, {setup.name}: {settings.goal} held from: {held}")
         finally:
             builder.stop(patience_s=0.0)
             initial_model.unlink(missing_ok=True)
 
     def _play_federation(
-        self, settings: DemoSettings, strategy: str, node: BrokerNode, builder: Processes, initial_model: Path
+        self, settings: DemoSettings, setup: Setup, node: BrokerNode, builder: Processes, initial_model: Path
     ) -> DemoFederation:
-        place = self._settings.place(strategy, settings.seed)
+        place = self._settings.place(setup, settings.seed)
         with Screen.on(self._console) as screen:
             run = DemoFederation(
                 settings,
-                strategy,
+                setup,
                 federation="-".join([settings.task_name, *place]),
                 folder=self._folder.joinpath(*place),
                 screen=screen,
@@ -222,13 +223,13 @@ def shown_settings(settings: DemoSettings) -> dict[str, str]:
 
 def introduction(settings: DemoSettings, folder: Path) -> str:
     """Say what the demo will show, and how long it may take."""
-    strategies, seeds = ", then ".join(settings.strategies), settings.each_seed
-    delays = ", ".join(f"{delay:g}" for delay in settings.delays_s)
+    setups, seeds = settings.setups, settings.each_seed
+    names = ", then ".join(each.name for each in setups)
     said = [
-        f"fluffle demo: {settings.task} with {strategies}, until {settings.goal} holds for {HOLD_S:g} s",
-        f"{settings.workers} workers idle {delays} s in each round, to play devices of different speed",
+        f"fluffle demo: {settings.task_name}, {names}, until {settings.goal} holds for {HOLD_S:g} s",
+        settings.about_sites,
     ]
-    if (runs := len(seeds) * len(settings.strategies)) > 1:
+    if (runs := len(seeds) * len(setups)) > 1:
         longest_s = runs * (settings.max_seconds + START_S)
         said.append(
             f"{count(runs, 'federation')} ({count(len(seeds), 'seed')}) one after the other: each trains for "
@@ -241,9 +242,9 @@ def introduction(settings: DemoSettings, folder: Path) -> str:
 
 def print_results(console: Console, run: Run) -> None:
     """Print the results, what each worker or each seed gave, and which federations missed their target."""
-    groups = {strategy: list(group.values()) for strategy, group in run.groups.items()}
+    groups = {name: list(group.values()) for name, group in run.groups.items()}
     found = [results(group, run.metric, run.goal) for group in groups.values()]
-    heads = [run.about.task, *groups, "trained in one place"]
+    heads = [run.about.task.rpartition(".")[2].partition(":")[0], *groups, "trained in one place"]
     rows = [[what, *(each[what] for each in found), ""] for what in found[0]]
     rows[0][-1] = central(run) or "unknown"
     console.print()
@@ -255,7 +256,7 @@ def print_results(console: Console, run: Run) -> None:
     else:
         for each in run.federations:
             console.print()
-            console.print(Text(each.strategy, "bold"))
+            console.print(Text(each.name, "bold"))
             console.print(workers_table(each.view))
     if run.speedups:
         console.print()
@@ -275,7 +276,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def conclusion(settings: DemoSettings, folder: Path) -> str:
     """Say where the run lies and what to look at next."""
-    has_folders = settings.place(settings.strategy, settings.seed)
+    has_folders = settings.place(settings.setups[-1], settings.seed)
     each = "for each federation, in its folder: " if has_folders else ""
     said = [
         "",
@@ -283,8 +284,9 @@ def conclusion(settings: DemoSettings, folder: Path) -> str:
         f"  {REPORT}        all of it on one page: open it in a browser",
         f"  {each}metrics.jsonl (a line per version), model.keras,",
         "  model.safetensors, tensorboard/ and logs/",
-        "Next: fluffle demo --compare (why not to wait for the slowest), --strategy fedasync, --workers 8,",
-        "  --split iid; or the same parts by hand: fluffle broker up, fluffle aggregator, fluffle worker",
+        "Next: fluffle demo --compare (why not to wait for the slowest), --sites uneven (imbalanced, dirty,",
+        "  slow and small sites), --strategy fedasync, --workers 8, --split iid; or the same parts by hand:",
+        "  fluffle broker up, fluffle aggregator, fluffle worker",
     ]
     return "\n".join(said)
 

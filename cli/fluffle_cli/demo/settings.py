@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field
 
@@ -16,12 +16,15 @@ from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
+from fluffle_cli.demo.setups import UNEVEN_TASK, Setup, SiteSetup, uneven_setups
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.report.run import make_empty_folder
 
 # The strategy that `--compare` sets beside the chosen one.
 BASELINE = FedAvgSettings.named
 SEEDS_TO_COMPARE = 5
+# What says which sites there are, or what is compared: uneven sites have their own.
+OF_ALIKE_SITES: Final = frozenset(("compare", "workers", "task", "split", "slowdown"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +44,7 @@ class TaskDefaults:
 
 TASK_DEFAULTS: Mapping[str, TaskDefaults] = {
     "digits": TaskDefaults(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
+    UNEVEN_TASK: TaskDefaults(target="accuracy>=0.93", local_epochs=3, learning_rate=0.2),
     "fashion_mnist": TaskDefaults(target="accuracy>=0.8", local_steps=60, central_epochs=1),
     "diabetes": TaskDefaults(target="loss<=0.74", central_epochs=20),
 }
@@ -72,6 +76,12 @@ class DemoSettings(StrategySettings, SharedSettings):
         ge=1,
         description="Run with so many seeds one after the other, from --seed on. Default: 5 with --compare, "
         "else 1.",
+    )
+    sites: Literal["alike", "uneven"] = Field(
+        "alike",
+        description="What the sites are like: alike (they differ in their speed and in the split), or "
+        "uneven: five sites with digits, of which two are long-tailed, one has missing values, one is 16 "
+        "times as slow and one is small. These run without remedies first, and then with them.",
     )
     workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
     task: str = Field(
@@ -115,7 +125,7 @@ class DemoSettings(StrategySettings, SharedSettings):
         """What suits the task; ConfigError when it is the user's own and no target is given."""
         if self.task not in TASK_DEFAULTS and self.target is None:
             raise ConfigError(
-                f"--target is not set, and only the ready tasks ({', '.join(TASK_DEFAULTS)}) have one: give "
+                f"--target is not set, and only the ready tasks ({', '.join(READY_TASKS)}) have one: give "
                 'a metric of your task\'s evaluation and a bound, such as --target "accuracy>=0.9" or '
                 '"loss<=0.5"'
             )
@@ -131,23 +141,41 @@ class DemoSettings(StrategySettings, SharedSettings):
         kind = STRATEGIES[strategy]
         own = {name: getattr(self, name) for name in kind.model_fields}
         if kind.is_synchronous:
-            own["buffer_size"] = self.workers
+            own["buffer_size"] = len(self.setups[-1].sites)
         return {name: value for name, value in own.items() if value != kind.model_fields[name].default}
 
     @property
-    def strategies(self) -> list[str]:
-        """The strategies that are run one after the other."""
-        return [*([BASELINE] if self.compare else []), self.strategy]
+    def setups(self) -> list[Setup]:
+        """The federations that are run one after the other, with each seed."""
+        if self.sites == "uneven":
+            return uneven_setups(self.strategy, delay_s=self.delay)
+        sites = [
+            SiteSetup(name=name, delay_s=delay_s)
+            for name, delay_s in zip(self.worker_names, self.delays_s, strict=True)
+        ]
+        strategies = [*([BASELINE] if self.compare else []), self.strategy]
+        return [Setup(name=each, strategy=each, sites=sites) for each in strategies]
 
     @property
     def each_seed(self) -> range:
         """The seeds that are run one after the other."""
         return range(self.seed, self.seed + (self.seeds or (SEEDS_TO_COMPARE if self.compare else 1)))
 
-    def place(self, strategy: str, seed: int) -> list[str]:
+    def place(self, setup: Setup, seed: int) -> list[str]:
         """Return what tells one federation of this run from the others; nothing when it is the only one."""
         of_seed = [f"seed-{seed}"] if len(self.each_seed) > 1 else []
-        return [*of_seed, *([strategy] if self.compare else [])]
+        return [*of_seed, *([setup.name.replace(" ", "-")] if len(self.setups) > 1 else [])]
+
+    @property
+    def about_sites(self) -> str:
+        """What the sites are like, in words."""
+        if self.sites == "uneven":
+            return (
+                "five sites with digits: two have few examples of most digits, one has missing values, one "
+                "is 16 times as slow, and one is small"
+            )
+        delays = ", ".join(f"{delay:g}" for delay in self.delays_s)
+        return f"{self.workers} workers idle {delays} s in each round, to play devices of different speed"
 
     @property
     def worker_names(self) -> list[str]:
@@ -161,20 +189,27 @@ class DemoSettings(StrategySettings, SharedSettings):
         steps = max(1, self.workers - 1)
         return [round(self.delay * self.slowdown ** (site / steps), 4) for site in range(self.workers)]
 
-    def check(self) -> None:
-        """Raise ConfigError for what would otherwise be refused by a child process only."""
+    def checked(self) -> Self:
+        """Return these settings, with the task of uneven sites where these are wanted.
+
+        Raises ConfigError for what would otherwise be refused by a child process only.
+        """
         if ":" not in self.task and self.task not in READY_TASKS:
             known = ", ".join(READY_TASKS)
             raise ConfigError(f"--task must be one of {known}, or package.module:name, not {self.task!r}")
         _ = self.goal
+        if self.sites == "uneven" and (given := sorted(OF_ALIKE_SITES & self.model_fields_set)):
+            flags = ", ".join(f"--{name}" for name in given)
+            raise ConfigError(f"--sites uneven has sites of its own, with digits: leave out {flags}")
         if self.compare and self.strategy == BASELINE:
             others = " or ".join(name for name in STRATEGIES if name != BASELINE)
             raise ConfigError(f"--compare sets {BASELINE} beside another --strategy: choose {others}")
         self.make_strategy()
+        return self.model_copy(update={"task": UNEVEN_TASK}) if self.sites == "uneven" else self
 
     def make_folder(self) -> Path:
         """Make the folder of this run; ConfigError when it has something in it already."""
-        kind = "compare" if self.compare else self.strategy
+        kind = "uneven" if self.sites == "uneven" else "compare" if self.compare else self.strategy
         when = datetime.now().astimezone()
         folder = self.out or Path("runs") / f"{self.task_name}-{kind}-{when:%Y%m%d-%H%M%S}"
         return make_empty_folder(folder, given_as="--out ")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from fluffle_aggregator.goal import Target
+from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.over_seeds import Spread, band, median_speedup, worst_speedup
 from fluffle_cli.report.run import FederationRun, Run
 from fluffle_cli.words import count, number
@@ -53,11 +54,13 @@ def central(run: Run) -> str:
 
 
 def verdict(run: Run) -> str:
-    """Say which of two strategies is the faster one; empty for a run that is no comparison."""
+    """Say which of two groups is the faster one; empty for a run that is no comparison."""
     names = list(run.groups)
     if len(names) != 2:
         return ""
-    first, second, target = f"synchronous {names[0]}", names[1], run.about.target
+    is_synchronous = names[0] in STRATEGIES and STRATEGIES[names[0]].is_synchronous
+    first = f"synchronous {names[0]}" if is_synchronous else names[0]
+    second, target = names[1], run.about.target
     found = list(run.speedups.values())
     if not found:
         return f"{second} and {first}"
@@ -100,9 +103,9 @@ def missed(run: Run) -> list[FederationRun]:
 
 
 def name_of(one: FederationRun, run: Run) -> str:
-    """Return a name for one federation of a run: its strategy, and its seed if there are several."""
+    """Return a name for one federation of a run, with its seed if there are several."""
     several = len({each.about.seed for each in run.federations}) > 1
-    return f"{one.strategy}, seed {one.about.seed}" if several else one.strategy
+    return f"{one.name}, seed {one.about.seed}" if several else one.name
 
 
 def _held_from(group: Mapping[int | None, FederationRun], seed: int | None, goal: Target) -> str:

@@ -39,13 +39,15 @@ class AboutFederation:
     """What a federation's versions do not say: its strategy, its folder, its seed, and when its target holds.
 
     The target holds when every evaluation within `held_seconds` reaches it; without these, from the first
-    evaluation on that reaches it, and so do all later ones.
+    evaluation on that reaches it, and so do all later ones. Federations of one strategy that are compared
+    have a `name`.
     """
 
     strategy: str
     folder: str
     seed: int | None = None
     held_seconds: float | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +82,11 @@ class FederationRun:
     def strategy(self) -> str:
         """The strategy's name."""
         return self.about.strategy
+
+    @property
+    def name(self) -> str:
+        """What this federation is called among those of its run that have the same seed."""
+        return self.about.name or self.strategy
 
     @property
     def refused(self) -> list[Happening]:
@@ -180,30 +187,30 @@ class Run:
 
     @property
     def groups(self) -> dict[str, dict[int | None, FederationRun]]:
-        """The federations by their strategy, in the order of the run, and by their seed."""
+        """The federations by their name, in the order of the run, and by their seed."""
         found: dict[str, dict[int | None, FederationRun]] = {}
         for each in self.federations:
-            found.setdefault(each.strategy, {})[each.about.seed] = each
+            found.setdefault(each.name, {})[each.about.seed] = each
         return found
 
     @property
     def speedups(self) -> dict[int | None, Speedup]:
-        """How many times as fast as the first strategy the second one is, for each seed that both have.
+        """How many times as fast as the first group the second one is, for each seed that both have.
 
-        Empty unless there are two strategies and a target.
+        Empty unless there are two groups and a target.
         """
         groups = list(self.groups.values())
         if len(groups) != 2 or self.goal is None:
             return {}
-        baseline, strategy = groups
+        baseline, other = groups
         return {
             seed: Speedup.of(
-                strategy[seed].held_s(self.goal),
+                other[seed].held_s(self.goal),
                 baseline_s=one.held_s(self.goal),
                 watched_s=one.seconds,
             )
             for seed, one in baseline.items()
-            if seed in strategy
+            if seed in other
         }
 
 
