@@ -19,7 +19,7 @@ from fluffle.errors import TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model, write_model
-from fluffle.task import Progress, Site, Trained
+from fluffle.task import MeanOf, Progress, Site, Trained, Validated
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -35,7 +35,7 @@ class SoftmaxRegression:
         images, labels = load_digits(return_X_y=True)
         self._images: Floats = images / 16
         self._labels: Labels = labels.astype(np.int64)
-        self._mine = np.empty(0, np.int64)
+        self._mine = self._own = np.empty(0, np.int64)
 
     def initial_weights(self, seed: int) -> Weights:
         """Return small random numbers drawn from the seed."""
@@ -46,8 +46,12 @@ class SoftmaxRegression:
         }
 
     def prepare(self, site: Site) -> int:
-        """Take every count-th of the images that are not held out; your own task reads its files here."""
-        self._mine = np.arange(HELD_OUT + site.index, self._labels.size, site.count)
+        """Take every count-th of the images that are not held out; your own task reads its files here.
+
+        Of these, the site may hold out a share itself (`fluffle worker --local-validation 0.2`).
+        """
+        mine = np.arange(HELD_OUT + site.index, self._labels.size, site.count)
+        self._own, self._mine = np.split(mine, [round(site.validation * mine.size)])
         return self._mine.size
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
@@ -74,10 +78,22 @@ class SoftmaxRegression:
 
     def evaluate(self, weights: Weights) -> Mapping[str, float]:
         """Return loss and accuracy on the images that no site trains on."""
-        images, labels = self._images[:HELD_OUT], self._labels[:HELD_OUT]
-        probabilities = _probabilities(_as_float64(weights), images)
-        loss = -np.log(probabilities[np.arange(HELD_OUT), labels]).mean()
-        return {"loss": float(loss), "accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
+        sums = self._sums(weights, np.arange(HELD_OUT))
+        return {name: total / HELD_OUT for name, total in sums.items()}
+
+    def validate(self, weights: Weights) -> Validated | None:
+        """Return the same for the images that this site holds out, as sums that add up over all sites."""
+        examples = self._own.size
+        if not examples:
+            return None
+        sums = self._sums(weights, self._own)
+        return Validated(examples, {name: MeanOf(total, examples) for name, total in sums.items()})
+
+    def _sums(self, weights: Weights, rows: Labels) -> dict[str, float]:
+        probabilities, labels = _probabilities(_as_float64(weights), self._images[rows]), self._labels[rows]
+        right = probabilities.argmax(axis=1) == labels
+        loss = -np.log(probabilities[np.arange(rows.size), labels])
+        return {"loss": float(loss.sum()), "accuracy": float(right.sum())}
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write a `.safetensors` file."""

@@ -12,6 +12,7 @@ from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
+from fluffle.sites import SiteEvaluation, SiteMetric
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
@@ -23,6 +24,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
+from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
 
@@ -125,6 +127,27 @@ def an_evaluation(
     return Evaluation(federation, evaluator, version, metrics or {})
 
 
+def a_site_evaluation(
+    worker: str = "w1",
+    version: int = 0,
+    value: float = 0.5,
+    *,
+    metric: str = "accuracy",
+    examples: int = 10,
+    term: int | None = None,
+    federation: str = FEDERATION,
+    tuned: float | None = None,
+) -> SiteEvaluation:
+    """Return what a worker reports of one metric at its site, a mean; terms are those of `an_update`."""
+
+    def of(mean: float) -> tuple[SiteMetric, ...]:
+        return (SiteMetric(metric, "mean", mean * examples, examples),)
+
+    term = term or (2 if version else 1)
+    after = () if tuned is None else of(tuned)
+    return SiteEvaluation(federation, worker, term, version, examples, of(value), tuned=after)
+
+
 def a_strategy(
     name: str = "fedbuff",
     *,
@@ -194,7 +217,11 @@ def a_config(
 ) -> AggregatorConfig:
     """Return what an aggregator is told when it starts."""
     strategy, commit_schedule = strategy or a_strategy(), commit_schedule or CommitSchedule()
-    plan = Plan(sends=strategy.sends, one_update_per_version=strategy.one_update_per_version)
+    plan = Plan(
+        sends=strategy.sends,
+        one_update_per_version=strategy.one_update_per_version,
+        sites_decide=bool(goal and goal.by_sites),
+    )
 
     def continue_from(head: Head) -> GlobalModel:
         return GlobalModel(
@@ -212,7 +239,7 @@ def a_config(
         topology=topology_of(FEDERATION),
         limits=limits or Limits(),
         commit_schedule=commit_schedule,
-        prefetch=strategy.buffer_size * commit_schedule.every + 2,
+        prefetch=prefetch_of(strategy, commit_schedule),
         first_version=lambda: replace(first or a_version(), plan=plan),
         continue_from=continue_from,
         try_out=try_out,

@@ -277,6 +277,9 @@ class FakeBroker(Broker):
 
     def state(self, queue: str) -> QueueState:
         with self._connected():
+            holder = self._server.names.get(queue)
+            if holder is not None and holder.broker.is_open:
+                return QueueState(0, 1)
             found = self._server.queue(queue)
             return QueueState(len(found.ready), len(found.consumers[:1]))
 

@@ -9,12 +9,15 @@ from fake_broker import FakeBroker, FakeServer
 from fluffle.broker import Broker, Delivery
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.record_wire import decode_version
+from fluffle.sites import SiteEvaluation
 from fluffle.update import WeightUpdate
-from fluffle.wire import encode_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.service import serve
+
+Message = WeightUpdate | Evaluation | SiteEvaluation | bytes
 
 
 class UntilQuiet(FakeBroker):
@@ -44,9 +47,7 @@ class Clock:
         return self.seconds
 
 
-def a_server(
-    config: AggregatorConfig, *messages: WeightUpdate | Evaluation | bytes, first: bool = True
-) -> FakeServer:
+def a_server(config: AggregatorConfig, *messages: Message, first: bool = True) -> FakeServer:
     """Return a server with the federation's queues, version 0 unless told otherwise, and waiting messages."""
     server = FakeServer(longest_wait_s=0)
     with FakeBroker(server) as broker:
@@ -62,7 +63,7 @@ def publish(broker: Broker, config: AggregatorConfig, version: ModelVersion) -> 
     commit(broker, config.topology, version)
 
 
-def send(server: FakeServer, config: AggregatorConfig, *messages: WeightUpdate | Evaluation | bytes) -> None:
+def send(server: FakeServer, config: AggregatorConfig, *messages: Message) -> None:
     """Send messages as workers and evaluators do, each as the user of its own name."""
     for message in messages:
         is_report = isinstance(message, Evaluation)
@@ -71,18 +72,28 @@ def send(server: FakeServer, config: AggregatorConfig, *messages: WeightUpdate |
             broker.publish(exchange.name, "", encoded(message), {})
 
 
-def sender_of(message: WeightUpdate | Evaluation | bytes) -> str:
+def sender_of(message: Message) -> str:
     """Return the user who may send a message; anybody may send bytes."""
-    if isinstance(message, WeightUpdate):
-        return message.id.worker
-    return message.evaluator if isinstance(message, Evaluation) else "somebody"
+    match message:
+        case WeightUpdate():
+            return message.id.worker
+        case Evaluation():
+            return message.evaluator
+        case SiteEvaluation():
+            return message.worker
+    return "somebody"
 
 
-def encoded(message: WeightUpdate | Evaluation | bytes) -> bytes:
+def encoded(message: Message) -> bytes:
     """Return the bytes of a message; bytes are one already."""
-    if isinstance(message, WeightUpdate):
-        return encode_update(message)
-    return encode_evaluation(message) if isinstance(message, Evaluation) else message
+    match message:
+        case WeightUpdate():
+            return encode_update(message)
+        case Evaluation():
+            return encode_evaluation(message)
+        case SiteEvaluation():
+            return encode_site_evaluation(message)
+    return message
 
 
 def aggregate(

@@ -53,6 +53,7 @@ PURE = {
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
+    "fluffle.sites",
     "fluffle.topology",
     "fluffle.update",
     "fluffle.vector_math",
@@ -69,7 +70,7 @@ PURE = {
                 "effects",
                 "global_model",
             ),
-            *("goal", "intake", "local_steps", "throttle"),
+            *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
             *("round_table", "update_cache", "used_cache"),
         )
@@ -78,7 +79,7 @@ PURE = {
         f"fluffle_aggregator.gates.{name}"
         for name in (
             *("fitting", "gate", "history", "limits", "norm", "rates", "sender", "share"),
-            "values",
+            *("site", "values"),
         )
     ),
     *(
@@ -101,7 +102,8 @@ PURE = {
     *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
     "fluffle_cli.simulate.recommend",
     *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
-    *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "rows", "weights")),
+    *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
+    "fluffle_worker.data.weights",
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from fluffle.model import Weights
 from fluffle.pieces import Body
 from fluffle.plan import Plan
-from fluffle.record import Evaluation, Hello, ModelVersion
+from fluffle.record import ModelVersion
 from fluffle.task import Progress, Site, Trained
 from fluffle.topology import topology_of
 from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound
+from fluffle.wire import Inbound, decode_inbound
 
 TOPOLOGY = topology_of("digits")
 BATCHES = 3
@@ -100,7 +100,7 @@ def publish_versions(server: FakeServer, *versions: ModelVersion) -> None:
         commit(broker, TOPOLOGY, *versions)
 
 
-def sent(server: FakeServer) -> list[WeightUpdate | Evaluation | Hello]:
+def sent(server: FakeServer) -> list[Inbound]:
     """Return what was sent to the aggregator, in its order."""
     return [decode_inbound(body) for body in server.bodies(TOPOLOGY.updates.name)]
 

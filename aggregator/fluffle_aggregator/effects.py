@@ -32,6 +32,13 @@ class TryOut:
     delivery: Delivery
 
 
+@dataclass(frozen=True, slots=True)
+class LookFor:
+    """Tell the leader which of these workers RabbitMQ does not know any more."""
+
+    workers: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """Publish a version, its moments before it, and tell the leader when it is confirmed."""
@@ -56,7 +63,7 @@ class Log:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-Effect = Ack | Reject | TryOut | Commit | Tell | Log
+Effect = Ack | Reject | TryOut | LookFor | Commit | Tell | Log
 
 
 def info(event: str, **fields: object) -> Log:

@@ -19,7 +19,6 @@ from fluffle.record import (
     ModelVersion,
     MomentsRecord,
     Rank,
-    not_finite,
 )
 from fluffle.update import MAX_RUNS, WeightUpdate
 from fluffle.vector_math import cosine
@@ -27,7 +26,9 @@ from fluffle_aggregator.accumulators import Accumulator, Weight
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.judging import judged, sites_decide
 from fluffle_aggregator.schedules import Schedule
+from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
 from fluffle_aggregator.throttle import repeats
@@ -103,6 +104,7 @@ class GlobalModel:
         self.window = record.window
         self.folded: list[Folded] = []
         self.contributors = dict(record.contributors)
+        self.sites = SiteReports(record)
         # The number of updates applied since version 0.
         self.updates = record.updates
         self._most_examples = self._count_most_examples()
@@ -274,17 +276,33 @@ class GlobalModel:
         before = self.draft
         if before.evaluation and evaluation.version <= before.evaluation.version:
             return False
-        best = self.goal.better(before.best, evaluation)
-        self.draft = replace(
-            before,
-            evaluation=evaluation,
-            best=best,
-            best_by=str(self.goal.yardstick(evaluation.metrics) or "") if best else "",
-            plateau=self.schedule.after_evaluation(before.plateau, is_better=best is not before.best),
-            target_held=self.goal.held(before.target_held, evaluation.metrics),
-            not_finite_held=before.not_finite_held + 1 if not_finite(evaluation.metrics) else 0,
-        )
+        self.draft = replace(before, evaluation=evaluation)
+        if not sites_decide(self.goal, self.draft):
+            self.draft = judged(
+                self.draft,
+                evaluation,
+                self.goal,
+                self.schedule,
+                is_better=self.goal.better(before.best, evaluation) is not before.best,
+                early_stop=self.goal.after_evaluation(before.early_stop, evaluation.metrics),
+            )
         return True
+
+    def note_site_evaluation(self, evaluation: Evaluation, *, is_last: bool = False) -> None:
+        """Take in an evaluation by all sites, or by those that have evaluated the last version."""
+        self.draft = replace(self.draft, site_evaluation=evaluation)
+        if sites_decide(self.goal, self.draft):
+            target, least = self.goal.target, evaluation.version if is_last else 0
+            comparison = self.sites.compare(self.draft, evaluation, self.goal, least_version=least)
+            self.draft = judged(
+                self.draft,
+                evaluation,
+                self.goal,
+                self.schedule,
+                is_better=comparison.is_better,
+                early_stop=comparison.early_stop,
+                is_missed=bool(target and self.sites.without(target.metric)),
+            )
 
     def note_refusal(self, worker: str | None, why: str) -> None:
         """Count one refused message, and for its sender, if RabbitMQ has verified who that is.
@@ -352,6 +370,8 @@ class GlobalModel:
             window=self.window,
             folded=tuple(self.folded),
             contributors=dict(self.contributors),
+            sites=dict(self.sites.reports),
+            site_reports=self.sites.fresh,
             elapsed_s=elapsed_s,
             committed_at=now,
             moments_checksum=moments_checksum,

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from fluffle.record import Evaluation
+from fluffle.record import EarlyStopState, Evaluation, ModelVersion
+from fluffle.sites import SPREAD, is_of_sites, site_metric_in
 
 # A metric may be called whatever prints, such as f1-score/0 or precision@k; only < and > end its name.
 _TARGET = re.compile(
@@ -114,12 +115,14 @@ def parse_yardstick(text: str) -> Yardstick:
 
 def known_direction(metric: str) -> bool | None:
     """Return whether more of a metric is better, None when its name does not say it."""
+    if metric.startswith(SPREAD):
+        return False
     return HIGHER_IS_BETTER.get(_known_end(metric))
 
 
 def _known_end(metric: str) -> str:
     # "f1_score/2" is the F1 of class 2, "val_loss" is a loss.
-    name = metric.partition("/")[0].lower()
+    name = site_metric_in(metric).partition("/")[0].lower()
     return next((end for end in HIGHER_IS_BETTER if name == end or name.endswith(f"_{end}")), "")
 
 
@@ -137,11 +140,14 @@ class Goal:
     """What ends the federation: whichever comes first; None never does.
 
     `best` is by what versions are compared; without it, and without a target, by what is usual for the
-    metrics of the evaluations. `max_seconds` counts from the first update on.
+    metrics of the evaluations. After `patience` evaluations in a row none of which gained more than
+    `min_delta` by that, nothing better is expected. `max_seconds` counts from the first update on.
     """
 
     target: Target | None = None
     target_hold: int = 3
+    patience: int | None = None
+    min_delta: float = 0.0
     max_versions: int | None = None
     max_updates: int | None = None
     max_seconds: float | None = None
@@ -167,6 +173,46 @@ class Goal:
         if self.max_seconds is not None and training_s >= self.max_seconds:
             return f"{training_s:.0f} seconds have passed"
         return ""
+
+    @property
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        """What was said of which metrics count: that of the best version, and that of the target."""
+        of_target = Yardstick.of(self.target) if self.target else None
+        return tuple(each for each in (self.best, of_target) if each)
+
+    @property
+    def by_sites(self) -> bool | None:
+        """Whether these are measured at the sites; None when nothing was said."""
+        return any(is_of_sites(each.metric) for each in self.yardsticks) if self.yardsticks else None
+
+    def after_evaluation(self, state: EarlyStopState, metrics: Mapping[str, float]) -> EarlyStopState:
+        """Return how long nothing was better, after one more evaluation.
+
+        A gain is counted from the last value that gained as much, as in Keras's EarlyStopping. A value that
+        is missing or not finite gains nothing.
+        """
+        yardstick = self.yardstick(metrics)
+        if self.patience is None or yardstick is None:
+            return EarlyStopState()
+        value = metrics.get(yardstick.metric, math.nan)
+        if math.isfinite(value):
+            if state.reference is None:
+                return EarlyStopState(value)
+            change = value - state.reference
+            if (change if yardstick.higher_is_better else -change) > self.min_delta:
+                return EarlyStopState(value)
+        return EarlyStopState(state.reference, state.misses + 1)
+
+    def out_of_patience(self, draft: ModelVersion) -> str:
+        """Return why nothing better is to be expected, or an empty string."""
+        if self.patience is None or draft.early_stop.misses < self.patience:
+            return ""
+        metric = draft.best_by.rpartition(":")[0]
+        by = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        said = f"{metric or 'nothing'} did not improve{by} in {draft.early_stop.misses} evaluations"
+        if draft.best is None or metric not in draft.best.metrics:
+            return said
+        return f"{said}: the best is {draft.best.metrics[metric]:.6g}, of version {draft.best.version}"
 
     def held(self, before: int, metrics: Mapping[str, float]) -> int:
         """Return for how many evaluations in a row the target has held, after one more."""

@@ -5,12 +5,14 @@ consumes, publishes and acks on (rule 4 of docs/architecture.md). A commit is pe
 next message is taken in.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluffle.broker import Delivery
-from fluffle.events import Applied, Committed, Evaluated, Rejected, TookOver
-from fluffle.record import Evaluation, Folded, Hello, ModelVersion, not_finite
+from fluffle.events import Applied, Committed, Rejected, TookOver
+from fluffle.record import Evaluation, Folded, Hello, ModelVersion
 from fluffle.record_wire import checksum_of, require_readable_version
+from fluffle.sites import SiteEvaluation
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
@@ -22,9 +24,11 @@ from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.intake import TakenIn, TurnedDown, evaluation_refusal, take_in
+from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
 from fluffle_aggregator.missing import MissingUpdates, in_words
+from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE
+from fluffle_aggregator.strategies.strategy import Strategy
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
@@ -33,7 +37,11 @@ CRASHES = "crashes"
 MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
-EVALUATION_PATIENCE_S = 30.0
+
+
+def prefetch_of(strategy: Strategy, schedule: CommitSchedule) -> int:
+    """Return how many messages a leader may have: what a commit holds, two reports, one on its way."""
+    return strategy.buffer_size * schedule.every + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +80,11 @@ class Leader:
         self._missing = MissingUpdates()
         # The suspicious message that a process has survived.
         self._tried = 0
-        # The tags of the updates that are folded, and of the evaluation that is noted, but not committed yet.
+        # The tags of the updates that are folded but not committed yet.
         self.held: list[int] = []
-        self._held_evaluation: int | None = None
-        # Where nobody evaluates, the closing version is not waited for.
-        self._has_evaluator = model.record.evaluation is not None
-        self._closing_from = self._refused_from = self._evaluation_held_from = now.clock
+        most_held = prefetch_of(model.strategy, schedule) - 1
+        self._reports = Reports(model, topology, limits, most_held=most_held, clock=now.clock)
+        self._refused_from = now.clock
         self._led_from = self._committed_at = self._oldest_held = now.clock
 
     @property
@@ -131,10 +138,10 @@ class Leader:
                 return self._hold(incoming, folded, applied, now)
             case TurnedDown(refusal, update):
                 return self._turn_down(delivery, refusal, update, now)
-            case Evaluation():
-                return self._take_in_evaluation(delivery, taken, now)
+            case Evaluation() | SiteEvaluation():
+                return self._take_in_report(delivery, taken, now)
             case Hello():
-                self._has_evaluator |= delivery.exchange == self._topology.evaluations_in.name
+                self._reports.note_hello(delivery)
                 greeting = Log("DEBUG", "connected", {"name": taken.name, "user": delivery.user})
                 return [greeting, Ack((delivery.tag,))]
 
@@ -154,7 +161,7 @@ class Leader:
         if model.over:
             return self._finish_when_evaluated(now)
         started_s = model.draft.started_s
-        reached = model.goal.reached(
+        reached = model.goal.out_of_patience(model.draft) or model.goal.reached(
             version=model.version,
             updates=model.updates,
             training_s=0.0 if started_s is None else self._elapsed_s(now) - started_s,
@@ -174,14 +181,14 @@ class Leader:
         refused_s = now.clock - self._refused_from
         if model.untold_refusals and not self.held and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)
-        if (
-            self._held_evaluation is not None
-            and now.clock - self._evaluation_held_from >= schedule.buffer_timeout_s
-        ):
-            # Nobody trains. It is in memory, and in the next record; held longer, it would cost the channel.
-            tag, self._held_evaluation = self._held_evaluation, None
-            return [Ack((tag,))]
-        return []
+        return [
+            *self._reports.release_overdue(clock=now.clock, after_s=schedule.buffer_timeout_s),
+            *self._reports.look_for_silent(clock=now.clock, elapsed_s=self._elapsed_s(now)),
+        ]
+
+    def absent(self, workers: Sequence[str]) -> list[Effect]:
+        """Go on without the evaluations of workers that RabbitMQ does not know any more."""
+        return self._reports.forget(workers)
 
     def commit_newer(self, now: Now) -> list[Effect]:
         """Publish a new version, of the same values if no update has come."""
@@ -191,11 +198,10 @@ class Leader:
 
     def committed(self, record: ModelVersion, *, digest: str, took_s: float, now: Now) -> list[Effect]:
         """Go on from a version that the broker has confirmed: ack the messages that are in it."""
-        evaluation = () if self._held_evaluation is None else (self._held_evaluation,)
         named = record.folded if len(record.folded) <= MOST_NAMED else ()
         staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
         effects: list[Effect] = [
-            Ack((*self.held, *evaluation)),
+            Ack((*self.held, *self._reports.release())),
             Tell(
                 Committed(
                     record.version,
@@ -217,12 +223,14 @@ class Leader:
         ]
         if record.finished:
             line = "the federation has finished"
-            effects.append(info(line, because=record.finished, version=record.version))
+            best = {"best_version": record.best.version, "best_by": record.best_by} if record.best else {}
+            effects.append(info(line, because=record.finished, version=record.version, **best))
+        effects += self._reports.warn_of_no_report(record.updates)
         # Counted from the moment that the record tells of: publishing it took time as well.
         self._led_from += record.elapsed_s - self.model.record.elapsed_s
         self.model.advance(record)
         self.parent = digest
-        self.held, self._held_evaluation = [], None
+        self.held = []
         self._committed_at = self._oldest_held = now.clock
         return effects
 
@@ -234,7 +242,8 @@ class Leader:
             self._oldest_held = now.clock
         self.held.append(delivery.tag)
         self.model.note_start(self._elapsed_s(now))
-        effects: list[Effect] = []
+        self.model.sites.note_heard(update.id.worker, elapsed_s=self._elapsed_s(now))
+        effects = self._reports.make_room(len(self.held))
         if skipped := self._missing.before(update, applied):
             line = warning(
                 "earlier updates of this worker never came",
@@ -280,31 +289,14 @@ class Leader:
             self._missing.note_refused(update.id)
         return self._refuse(delivery, refusal, now, update.id)
 
-    def _take_in_evaluation(self, delivery: Delivery, evaluation: Evaluation, now: Now) -> list[Effect]:
-        model = self.model
-        if refused := evaluation_refusal(delivery, evaluation, model, self._topology):
-            return self._refuse(delivery, refused, now)
-        if self.finished or not model.note_evaluation(evaluation):
-            return [Ack((delivery.tag,))]
-        self._has_evaluator = True
-        metrics = {name: round(value, 4) for name, value in evaluation.metrics.items()}
-        effects: list[Effect] = [
-            Tell(Evaluated(evaluation.version, evaluation.metrics)),
-            info("evaluated", version=evaluation.version, held=model.draft.target_held, metrics=metrics),
-        ]
-        if bad := not_finite(evaluation.metrics):
-            line = warning(
-                "an evaluation is not finite: it counts as one that misses the target",
-                version=evaluation.version,
-                metrics=", ".join(bad),
-                in_a_row=model.draft.not_finite_held,
-            )
-            effects.append(line)
-        # Only the newest one waits for the record that has it, so that they never fill the prefetch window.
-        if self._held_evaluation is not None:
-            effects.append(Ack((self._held_evaluation,)))
-        self._held_evaluation, self._evaluation_held_from = delivery.tag, now.clock
-        return effects
+    def _take_in_report(
+        self, delivery: Delivery, found: Evaluation | SiteEvaluation, now: Now
+    ) -> list[Effect]:
+        elapsed_s = self._elapsed_s(now)
+        effects = self._reports.take_in(delivery, found, clock=now.clock, elapsed_s=elapsed_s)
+        if isinstance(effects, Refusal):
+            return self._refuse(delivery, effects, now)
+        return [*effects, *self._reports.make_room(len(self.held))]
 
     def _refuse(
         self, delivery: Delivery, refused: Refusal, now: Now, update: UpdateId | None = None
@@ -345,28 +337,19 @@ class Leader:
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
         model, effects = self.model, self._step_early()
-        evaluation = model.draft.evaluation
-        if (evaluation and evaluation.version == model.version) or not self._has_evaluator:
+        if not self._reports.is_expected:
             model.finish(reached)
             return [*effects, *self.commit_newer(now)]
-        self._closing_from = now.clock
+        self._reports.begin_closing(now.clock)
         model.close(reached)
         line = "no more updates are taken: waiting for the evaluation of the last model"
         return [*effects, info(line, because=reached), *self.commit_newer(now)]
 
     def _finish_when_evaluated(self, now: Now) -> list[Effect]:
-        model, evaluation = self.model, self.model.draft.evaluation
-        is_evaluated = evaluation is not None and evaluation.version >= model.version
-        waited_s = now.clock - self._closing_from
-        # An evaluation may take as long as the one before, after one that may just have begun.
-        patience_s = EVALUATION_PATIENCE_S + 3 * (evaluation.evaluate_s if evaluation else 0.0)
-        if not is_evaluated and waited_s < patience_s:
-            return []
-        effects: list[Effect] = []
-        if not is_evaluated:
-            line = "the last model is not evaluated: no evaluator has reported"
-            effects.append(warning(line, waited_s=round(waited_s)))
-        model.finish(model.draft.closing)
+        effects = self._reports.end_closing(now.clock)
+        if effects is None:
+            return self._reports.look_for_silent(clock=now.clock, elapsed_s=self._elapsed_s(now))
+        self.model.finish(self.model.draft.closing)
         return [*effects, *self.commit_newer(now)]
 
     def _commit(self, now: Now) -> Commit:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from fluffle.broker import Broker, Delivery
+from fluffle.errors import TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import require_readable_version
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut
+from fluffle_aggregator.effects import Ack, Commit, Effect, Log, LookFor, Reject, Tell, TryOut
 from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.leader import Leader, Now
@@ -111,6 +112,8 @@ class Leading:
             case TryOut(delivery):
                 ended = self._config.try_out(self._leader.model, delivery)
                 return self._leader.tried(delivery, ended, self._now())
+            case LookFor(workers):
+                return self._leader.absent([each for each in workers if not self._is_at_work(each)])
             case Commit(record, moments):
                 if moments:
                     self._head.publish_moments(moments)
@@ -120,6 +123,13 @@ class Leading:
                 took_s = self._clock() - began
                 return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())
         return []
+
+    def _is_at_work(self, worker: str) -> bool:
+        """Tell whether a process works under a worker's name: it consumes the queue of that name."""
+        try:
+            return self._broker.state(self._config.topology.worker_lock(worker)).consumers > 0
+        except TopologyMissing:
+            return False
 
     def _warn_once_of_size(self, record: ModelVersion, moments: MomentsRecord) -> None:
         """Warn when the updates that a strategy keeps are large, and larger than the version itself."""

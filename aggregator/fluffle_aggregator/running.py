@@ -30,6 +30,7 @@ from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
+from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
@@ -131,8 +132,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         topology=topology,
         limits=settings,
         commit_schedule=commit_schedule,
-        # All that one commit holds, one evaluation, and one message on its way.
-        prefetch=strategy.buffer_size * commit_schedule.every + 2,
+        prefetch=prefetch_of(strategy, commit_schedule),
         downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,

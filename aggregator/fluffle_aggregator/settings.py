@@ -18,6 +18,7 @@ from fluffle.message_size import (
 from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
+from fluffle.sites import is_of_sites
 from fluffle.topology import MIB
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.commit_schedule import CommitSchedule
@@ -29,6 +30,10 @@ from fluffle_aggregator.strategies.strategy import Strategy
 
 # With commit_after alone: what one commit holds must have an end, since it waits unacked.
 MOST_STEPS_PER_COMMIT = 100
+_OF_THE_GOAL = (
+    *("target_hold", "patience", "min_delta"),
+    *("max_versions", "max_updates", "max_seconds", "stop_on_nan"),
+)
 # Of the last update of a single worker there is nothing to make a mean of.
 FEWEST_WORKERS = 2
 
@@ -68,10 +73,20 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
     target: Annotated[str, readable_by(parse_target)] | None = Field(
         None,
         description='Metric that ends the federation once it is reached: 0.95 (accuracy), "accuracy>=0.95" '
-        'or "mae<=45".',
+        'or "mae<=45". "sites.accuracy>=0.9" is the mean over the data that sites hold out themselves, '
+        '"worst.accuracy>=0.8" the worst site, and "spread.accuracy<=0.05" the standard deviation.',
     )
     target_hold: int = Field(
         3, ge=1, description="Number of evaluations in a row that must reach the target."
+    )
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="End the federation after this many evaluations in a row none of which was better, by "
+        "the metric of the target or of the best version.",
+    )
+    min_delta: float = Field(
+        0.0, ge=0, description="What an evaluation must gain to count as better for patience."
     )
     max_versions: int | None = Field(None, ge=1, description="End the federation after this many versions.")
     max_updates: int | None = Field(None, ge=1, description="End the federation after this many updates.")
@@ -112,6 +127,12 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
         ge=0,
         description="Weight of the proximal term, which keeps workers close to the version that they "
         "started from. Disabled if 0.",
+    )
+    evaluate_every: int | None = Field(
+        None,
+        ge=1,
+        description="Let workers that hold out data (--local-validation) evaluate the version that they "
+        "received before every so many rounds. Default: as often as takes a tenth of their time at most.",
     )
     codec: Annotated[str, AfterValidator(require_codec)] = Field(
         "float32",
@@ -165,17 +186,25 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
             one_update_per_version=strategy.one_update_per_version,
             updates_per_version=strategy.buffer_size * self.make_commit_schedule(strategy).every,
             max_staleness=self.staleness_limit(strategy),
+            evaluate_every=self.evaluate_every,
+            sites_decide=bool(self.make_goal().by_sites),
         )
 
     def make_goal(self) -> Goal:
-        """Return what ends the federation."""
-        return Goal(
+        """Return what ends the federation; ConfigError when it cannot be judged by one evaluation."""
+        goal = Goal(
             target=None if self.target is None else parse_target(self.target),
             best=None if self.best is None else parse_yardstick(self.best),
-            **self.model_dump(
-                include={"target_hold", "max_versions", "max_updates", "max_seconds", "stop_on_nan"}
-            ),
+            **self.model_dump(include=set(_OF_THE_GOAL)),
         )
+        if len({is_of_sites(each.metric) for each in goal.yardsticks}) > 1:
+            raise ConfigError(
+                f"target {self.target} and best {self.best}: one is measured at the sites and one by an "
+                "evaluator; name both alike, such as sites.accuracy>=0.9 and sites.loss:min"
+            )
+        if self.min_delta and self.patience is None:
+            raise ConfigError(f"min_delta {self.min_delta:g} has no effect without patience: give both")
+        return goal
 
     def require_room(self, strategy: Strategy, layout: Layout) -> None:
         """Raise MessageTooLarge or ConfigError for a model that is too large for what the settings ask."""

@@ -13,10 +13,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fluffle.checked_validation import site_metrics
 from fluffle.errors import LayoutError, TaskError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, is_metric_name
 from fluffle.model import GROUPS, Group, Layout, Weights, some_of
 from fluffle.plan import Plan
+from fluffle.sites import SiteMetric
 from fluffle.stopping import interrupting
 from fluffle.task import Progress, Site, Task, Trained
 from fluffle.task_errors import blamed_on
@@ -79,6 +81,11 @@ class CheckedTask:
 
     def prepare(self, site: Site) -> int:
         """Load a site's training data and return its number of examples, at least 1."""
+        if site.validation and not self.can_validate:
+            raise TaskError(
+                f"local_validation {site.validation:g} holds out data of this site, and the task has no "
+                "method validate that evaluates on it: write one (ValidatingTask), or leave it out"
+            )
         examples = _counted("prepare", self._call("prepare", site))
         if examples < 1:
             raise TaskError(f"prepare found {examples} examples of training data; at least 1 is needed")
@@ -118,6 +125,18 @@ class CheckedTask:
         if not (checked := checked_metrics("evaluate", self._call("evaluate", weights))):
             raise TaskError("evaluate returned no metrics: at least one is needed, such as accuracy or loss")
         return checked
+
+    @property
+    def can_validate(self) -> bool:
+        """Whether the task can evaluate on data that its site holds out."""
+        return hasattr(self._task, "validate")
+
+    def validate(self, weights: Weights) -> tuple[int, tuple[SiteMetric, ...]] | None:
+        """Return the examples that the site holds out, and the metrics on them; None if it has none."""
+        if not self.can_validate:
+            return None
+        found = self._call("validate", weights)
+        return None if found is None else site_metrics(found)
 
     @property
     def _keeps_optimizer(self) -> bool:

@@ -92,6 +92,16 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Validated:
+    """A worker has evaluated a version on the `examples` that its site holds out, in `seconds`."""
+
+    version: int
+    seconds: float
+    examples: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """The leader has folded an update into its buffer; `plain_bytes` is the vector's size in float32."""
 
@@ -129,10 +139,11 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The leader has received an evaluation of a version."""
+    """The leader has an evaluation of a version: of an evaluator, or of all sites together."""
 
     version: int
     metrics: Metrics
+    by: Literal["evaluator", "sites"] = "evaluator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +155,7 @@ class TookOver:
 
 
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Event = Workers | Measured | Applied | Rejected | Committed | Evaluated | TookOver
+Event = Workers | Measured | Validated | Applied | Rejected | Committed | Evaluated | TookOver
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

@@ -19,7 +19,7 @@ from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body, Pieces
 from fluffle.topology import MAX_MESSAGE_BYTES
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 ALIGNMENT: Final = 64
 BIN32_PREFIX_BYTES: Final = 5
 NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"

@@ -23,6 +23,10 @@ class Plan:
     `updates_per_version` is how many updates a published version usually contains: it limits how many
     a worker sends. An update that is more than `max_staleness` versions late is refused, so a worker aborts a
     round as soon as it learns that; None is no limit.
+
+    A worker that holds out data evaluates the version that it has received before every `evaluate_every`th
+    round; with None as often as takes a tenth of its time at most. `sites_decide` says that the federation
+    ends, or calls a version best, by these evaluations.
     """
 
     local_epochs: Positive = 1
@@ -37,6 +41,8 @@ class Plan:
     one_update_per_version: bool = False
     updates_per_version: Positive = 1
     max_staleness: Count | None = None
+    evaluate_every: Positive | None = None
+    sites_decide: bool = False
 
     def examples_of_round(self, examples: int) -> int:
         """Return on how many examples a worker that has so many trains in one round."""

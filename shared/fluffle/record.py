@@ -23,6 +23,7 @@ from fluffle.fields import (
 )
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
+from fluffle.sites import SiteReport
 from fluffle.update import Applied, AppliedUpdates, UpdateId
 
 # An odd number of norms, so that the median is one of them.
@@ -92,8 +93,20 @@ class PlateauState:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlyStopState:
+    """The last value that was better by more than the least gain, and how many evaluations followed it."""
+
+    reference: AnyNumber | None = None
+    misses: Count = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """An evaluator's metrics of one version on held-out data."""
+    """An evaluator's metrics of one version on held-out data, or those of all sites on their own data.
+
+    Those of all sites are named like sites.accuracy and worst.accuracy. Each site has evaluated the newest
+    version that it had; `version` is the median of these, by examples.
+    """
 
     federation: ShortText
     evaluator: Name
@@ -160,6 +173,10 @@ class ModelVersion:
     model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
     strategy's moments beside this record in the head queue, None when there are none.
 
+    `sites` has the newest evaluation of each site, for as long as its worker is at work. `site_evaluation` is
+    the newest evaluation by all of them, and `site_reports` counts the reports since then. `early_stop` is
+    used when the federation ends once nothing gets better.
+
     `average` is the running average of the vectors of all versions up to this one, with the decay
     `average_decay`. It is empty, and the decay 0, unless versions are averaged; version 0 has none.
 
@@ -190,6 +207,10 @@ class ModelVersion:
     target_held: Count = 0
     not_finite_held: Count = 0
     plateau: PlateauState = field(default_factory=PlateauState)
+    early_stop: EarlyStopState = field(default_factory=EarlyStopState)
+    sites: Mapping[Name, SiteReport] = field(default_factory=dict)
+    site_reports: Count = 0
+    site_evaluation: Evaluation | None = None
     window: tuple[tuple[Name, float], ...] = ()
     elapsed_s: float = 0.0
     started_s: float | None = None

@@ -41,9 +41,9 @@ from fluffle.record import CachedUpdate, ModelVersion, MomentsRecord, Rank
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import MAX_RUNS
 
-# Only aggregators send to F.versions. Reading a header takes up to 72 MB of memory, and a record has room for
+# Only aggregators send to F.versions. Reading a header takes up to 84 MB of memory, and a record has room for
 # all that fluffle.update lets a model remember.
-RECORD: Final = HeaderLimits(8 * MIB, 400_000)
+RECORD: Final = HeaderLimits(8 * MIB, 480_000)
 _VERSION: Final = Table(ModelVersion, without=IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fluffle.errors import FluffleError, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
@@ -37,13 +40,14 @@ class Site:
 
     A task that reads its own site's data ignores this. The ready tasks cut one public data set into `count`
     parts by `split` ("iid", "dirichlet:0.5" or "shards:2"), in the same way on every machine for the same
-    `seed`.
+    `seed`. `validation` is the share of its data that the site holds out, to evaluate versions on.
     """
 
     index: int = 0
     count: int = 1
     split: str = "dirichlet:0.5"
     seed: int = 0
+    validation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +61,32 @@ class Trained:
     weights: Weights
     examples: int
     metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MeanOf:
+    """A metric that is a mean, as its sum and what it is divided by: numbers, or one vector for each.
+
+    Both are summed over all sites, so that the result is that of all their data. Accuracy is the number of
+    right answers and the number of examples; recall, one for each class, the right answers among the examples
+    of a class and their number. With `is_root` the metric is the square root of the mean, such as the RMSE.
+    """
+
+    total: float | NDArray[np.generic]
+    count: float | NDArray[np.generic]
+    is_root: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Validated:
+    """What a site has measured on the `examples` that it holds out.
+
+    A metric is a `MeanOf` where it is a mean. A plain number or vector, such as an AUC, is never summed up:
+    over all sites there is only the mean of their values.
+    """
+
+    examples: int
+    metrics: Mapping[str, float | NDArray[np.generic] | MeanOf]
 
 
 class Progress(Protocol):
@@ -122,6 +152,13 @@ class GroupedTask(Task, Protocol):
         as a value. A "frozen" tensor never changes and is not sent: `train` and `evaluate` are not given it,
         and every site must have the same values. A "local" one stays with its worker.
         """
+
+
+class ValidatingTask(Task, Protocol):
+    """A task that evaluates versions on data that the site holds out: `Site.validation`, or what it likes."""
+
+    def validate(self, weights: Weights) -> Validated | None:
+        """Return metrics of `weights` on this site's held-out data, after `prepare`; None if it has none."""
 
 
 def name_of_task(task: Task) -> str:

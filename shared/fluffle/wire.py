@@ -17,14 +17,17 @@ from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
+from fluffle.sites import SiteEvaluation
 from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
 
+Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello
 # Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 _UPDATE: Final = Table(WeightUpdate, without=IN_PAYLOAD)
 _EVALUATION: Final = BareMessage("evaluation", Evaluation)
+_SITE_EVALUATION: Final = BareMessage("site-evaluation", SiteEvaluation)
 _HELLO: Final = BareMessage("hello", Hello)
 _REPORT: Final = BareMessage("events", Report)
 
@@ -47,6 +50,11 @@ def encode_evaluation(evaluation: Evaluation) -> bytes:
     return _encode_inbound(_EVALUATION.header(evaluation), [], _EVALUATION.read)
 
 
+def encode_site_evaluation(evaluation: SiteEvaluation) -> bytes:
+    """Return the message in which a worker reports what it has measured at its site."""
+    return _encode_inbound(_SITE_EVALUATION.header(evaluation), [], _SITE_EVALUATION.read)
+
+
 def encode_hello(hello: Hello) -> bytes:
     """Return the message that every part sends when it connects."""
     return _encode_inbound(_HELLO.header(hello), [], _HELLO.read)
@@ -57,17 +65,16 @@ def encode_report(report: Report) -> bytes:
     return bytes(join(_REPORT.header(report), [], REPORT))
 
 
-def decode_inbound(
-    body: bytes, *, most_parameters: int = MAX_PARAMETERS
-) -> WeightUpdate | Evaluation | Hello:
+def decode_inbound(body: bytes, *, most_parameters: int = MAX_PARAMETERS) -> Inbound:
     """Read what arrives at the aggregator; the update's vector is a view of the body where the codec allows.
 
     A reader who knows the model says how many parameters it has, so that no small message is unpacked to
     more. Raises WireError that names the field.
     """
-    readers: Mapping[str, Read[WeightUpdate | Evaluation | Hello]] = {
+    readers: Mapping[str, Read[Inbound]] = {
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
         "evaluation": _EVALUATION.read,
+        "site-evaluation": _SITE_EVALUATION.read,
         "hello": _HELLO.read,
     }
     return decode(body, INBOUND, readers)

@@ -8,7 +8,9 @@ from fluffle.errors import WireError
 from fluffle.fields import MAX_METRICS, is_metric_name, is_name
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
+from fluffle.sites import MAX_SITE_METRICS, SiteEvaluation, SiteMetric
 from fluffle.update import WeightUpdate
+from fluffle.wire import Inbound
 
 SAYS_WHERE = (
     "field ",
@@ -25,7 +27,7 @@ class BrokenInvariant(Exception):
     """A message was let in, or refused, as none may be."""
 
 
-def require_sound(message: WeightUpdate | Evaluation | Hello) -> None:
+def require_sound(message: Inbound) -> None:
     """Raise BrokenInvariant unless everything that a leader leans on holds."""
     broken = [what for what, holds in _of(message) if not holds]
     if broken:
@@ -38,7 +40,7 @@ def require_said_where(error: WireError) -> None:
         raise BrokenInvariant(f"this says not where: {error}") from error
 
 
-def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]]:
+def _of(message: Inbound) -> Iterator[tuple[str, bool]]:
     yield "federation", type(message.federation) is str and len(message.federation) <= 64
     match message:
         case WeightUpdate():
@@ -61,8 +63,28 @@ def _of(message: WeightUpdate | Evaluation | Hello) -> Iterator[tuple[str, bool]
             yield "version", type(message.version) is int and 0 <= message.version < 2**64
             yield "evaluate_s", type(message.evaluate_s) is float and math.isfinite(message.evaluate_s)
             yield "metrics", _are_metrics(message.metrics)
+        case SiteEvaluation():
+            yield "worker", is_name(message.worker)
+            yield "term", type(message.term) is int and 1 <= message.term < 2**64
+            yield "version", type(message.version) is int and 0 <= message.version < 2**64
+            yield "examples", type(message.examples) is int and message.examples >= 1
+            yield "evaluate_s", type(message.evaluate_s) is float and math.isfinite(message.evaluate_s)
+            yield "metrics", bool(message.metrics) and _are_of_a_site(message.metrics)
+            yield "tuned", _are_of_a_site(message.tuned)
         case Hello():
             yield "name", is_name(message.name)
+
+
+def _are_of_a_site(metrics: tuple[SiteMetric, ...]) -> bool:
+    names = {each.name for each in metrics}
+    return len(names) == len(metrics) <= MAX_SITE_METRICS and all(
+        is_metric_name(each.name)
+        and each.pooling in {"mean", "root_mean", "site_mean"}
+        and type(each.total) is float
+        and type(each.count) is float
+        and 0 <= each.count < math.inf
+        for each in metrics
+    )
 
 
 def _are_metrics(metrics: Mapping[str, float]) -> bool:

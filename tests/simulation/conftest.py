@@ -15,10 +15,8 @@ from simulation.senders import POISON
 import fluffle.model_stream
 import fluffle_aggregator.head
 import fluffle_aggregator.intake
-from fluffle.record import Evaluation, Hello
 from fluffle.record_wire import decode_record, decode_version
-from fluffle.update import WeightUpdate
-from fluffle.wire import decode_inbound
+from fluffle.wire import Inbound, decode_inbound
 
 REMEMBERED = 1_000
 
@@ -28,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Decode each message once: the same bytes give the same value, which nobody may change."""
     inbound = functools.lru_cache(REMEMBERED)(decode_inbound)
 
-    def decode_or_die(body: bytes, *, most_parameters: int = SIZE) -> WeightUpdate | Evaluation | Hello:
+    def decode_or_die(body: bytes, *, most_parameters: int = SIZE) -> Inbound:
         if body.startswith(POISON):
             raise Killed
         return inbound(body, most_parameters=most_parameters)

@@ -19,7 +19,7 @@ from fluffle.connection import say_hello
 from fluffle.record import Evaluation
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal, Target
-from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
+from fluffle_aggregator.reports import PATIENCE_S
 
 ACCURACY = Target("accuracy", ">=", 0.9)
 
@@ -191,10 +191,10 @@ def test_an_evaluator_that_does_not_report_holds_up_the_end_for_a_while_only() -
         an_evaluator_says_hello(server, config)
         send(server, config, an_update())
         work_off(leader, broker)
-        clock.seconds = EVALUATION_PATIENCE_S - 1
+        clock.seconds = PATIENCE_S - 1
         work_off(leader, broker)
         assert not newest(server, config).finished
-        clock.seconds = EVALUATION_PATIENCE_S
+        clock.seconds = PATIENCE_S
         work_off(leader, broker)
 
     assert newest(server, config).finished == "1 updates were applied"

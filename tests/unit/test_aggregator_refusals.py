@@ -31,7 +31,7 @@ from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.leader import EVALUATION_PATIENCE_S
+from fluffle_aggregator.reports import PATIENCE_S
 
 NAN = float("nan")
 GOOD = an_update("good", 2, base_version=0, values=[1] * SIZE)
@@ -151,7 +151,7 @@ def test_what_comes_after_the_end_is_not_counted_as_refused() -> None:
         closing = newest(server, config)
         send(server, config, an_update("w1", 2, base_version=1), an_update("w2", 1, examples=0))
         work_off(leader, broker)
-        clock.seconds += 10 * EVALUATION_PATIENCE_S
+        clock.seconds += 10 * PATIENCE_S
         work_off(leader, broker)
 
     record = newest(server, config)

@@ -31,10 +31,10 @@ def config(**given: object) -> AggregatorConfig:
         ({"strategy": "fedasync", "commit_after": 2.0}, 100),
     ],
 )
-def test_the_prefetch_has_room_for_a_whole_commit_an_evaluation_and_one_more(
+def test_the_prefetch_has_room_for_a_whole_commit_two_evaluations_and_one_more(
     given: dict[str, object], held: int
 ) -> None:
-    assert config(**given).prefetch == held + 2
+    assert config(**given).prefetch == held + 3
 
 
 def test_rounds_that_workers_wait_for_are_published_one_by_one() -> None:

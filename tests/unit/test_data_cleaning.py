@@ -23,8 +23,8 @@ Array = NDArray[Any]
 tables = arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 4)), elements=st.floats(-1e6, 1e6))
 
 
-def steps_on(*data: Any, site: int = 0, **steps: Any) -> PreparedRows:
-    return take_steps(read_rows(data), DataSteps(**steps), site=site)
+def steps_on(*data: Any, site: int = 0, share: float = 0.0, **steps: Any) -> PreparedRows:
+    return take_steps(read_rows(data), DataSteps(**steps), site=site, share=share)
 
 
 def said(prepared: PreparedRows, step: str) -> str:
@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_rows_and_nothing_is_missing(seed: int, imp
     x = with_holes(x, 0.05)
     steps: dict[str, Any] = {
         "impute": impute,
-        "split": 0.3,
+        "share": 0.3,
         "outliers": "quantiles:0.05",
         "balance": "oversample",
     }
@@ -75,9 +75,9 @@ def test_the_same_seed_gives_the_same_rows_and_nothing_is_missing(seed: int, imp
 def test_what_is_held_out_has_no_influence_on_what_the_training_rows_become() -> None:
     x, y = load_breast_cancer(return_X_y=True)
     x = with_holes(x)
-    steps: dict[str, Any] = {"split": 0.25, "outliers": "mad:3", "impute": "mean"}
+    steps: dict[str, Any] = {"share": 0.25, "outliers": "mad:3", "impute": "mean"}
     before = steps_on(x, y, **steps)
-    numbered = steps_on(np.arange(len(y))[:, None], y, split=0.25)
+    numbered = steps_on(np.arange(len(y))[:, None], y, share=0.25)
     assert numbered.held_out is not None
     is_held = np.isin(np.arange(len(y)), numbered.held_out.x)
     x[is_held] *= 1e6
@@ -92,7 +92,7 @@ def test_what_is_held_out_has_no_influence_on_what_the_training_rows_become() ->
 def test_each_class_is_held_out_in_its_proportion() -> None:
     x, y = load_digits(return_X_y=True)
 
-    prepared = steps_on(x, y, split=0.2)
+    prepared = steps_on(x, y, share=0.2)
 
     assert prepared.held_out is not None
     held = np.bincount(np.asarray(prepared.held_out.y))
@@ -215,7 +215,7 @@ def test_several_inputs_and_sparse_matrices_are_split_and_resampled(form: Any) -
         else form(x if form not in {tuple, list} else parts)
     )
 
-    prepared = steps_on(several, y, number, split=0.25, balance="undersample")
+    prepared = steps_on(several, y, number, share=0.25, balance="undersample")
 
     assert prepared.held_out is not None
     for rows in (prepared.train, prepared.held_out):
@@ -288,7 +288,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"duplicates": "drop"},
             "needs x as one array .* tuple",
         ),
-        ((np.ones((1, 2)), [0]), {"split": 0.5}, "split 0.5 of 1 rows holds out"),
+        ((np.ones((1, 2)), [0]), {"share": 0.5}, "local_validation 0.5 of 1 rows holds out"),
     ],
 )
 def test_bad_data_is_refused_with_what_was_found_and_what_to_do(

@@ -56,7 +56,7 @@ def test_without_a_table_the_task_keeps_what_it_was_made_with() -> None:
             '[data]\nimpute = "magic"\n',
             r"impute must be one of .* not 'magic' \(in \[data\] of fluffle.toml\)",
         ),
-        ('[data]\nsplit = "half"\n', r"split in \[data\] of fluffle.toml must be a valid number, not 'half'"),
+        ('[data]\nseed = "one"\n', r"seed in \[data\] of fluffle.toml must be a valid integer, not 'one'"),
         (
             "[data]\nseed = -1\n",
             r"seed in \[data\] of fluffle.toml must be greater than or equal to 0, not -1",

@@ -142,7 +142,10 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
             f"the message is of protocol 2, and this Fluffle speaks protocol {PROTOCOL}",
         ),
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
-        (rewritten(UPDATE, kind="order"), "field kind: unknown 'order', known are update, evaluation, hello"),
+        (
+            rewritten(UPDATE, kind="order"),
+            "field kind: unknown 'order', known are update, evaluation, site-evaluation, hello",
+        ),
         (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
         (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),
         (rewritten(UPDATE, federation="x" * 65), "field federation: 65 characters, at most 64"),

@@ -110,9 +110,9 @@ def test_a_stream_is_augmented() -> None:
 
 @needs_tensorflow
 def test_steps_that_need_all_rows_are_refused_by_name_for_a_stream() -> None:
-    steps = DataSteps(impute="knn", outliers="mad", labels="drop", balance="smote", split=0.1)
+    steps = DataSteps(impute="knn", outliers="mad", labels="drop", balance="smote")
 
-    with pytest.raises(TaskError, match="split, impute knn, outliers mad, labels drop, balance smote:5 need"):
+    with pytest.raises(TaskError, match="steps impute knn, outliers mad, labels drop, balance smote:5 need"):
         trained_on(stream(IMAGES, DIGITS), steps, (8, 8, 1))
 
 

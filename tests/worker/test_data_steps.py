@@ -10,6 +10,7 @@ from features.feature import needs_tensorflow
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
+from fluffle.checked_task import CheckedTask
 from fluffle.errors import TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
@@ -234,13 +235,19 @@ def test_fashion_mnist_is_taken_through_the_steps() -> None:
     assert rows == counts.min() * classes.size < counts.sum()
 
 
-def test_rows_held_out_by_split_are_cleaned_as_the_training_rows_say_and_evaluated() -> None:
+def test_rows_that_are_held_out_are_cleaned_as_the_training_rows_say_and_evaluated() -> None:
     x, y = breast_cancer(missing=0.1)
-    task = a_task((x, y), DataSteps(split=0.25, outliers="mad:3", seed=4))
+    task = CheckedTask(a_task((x, y), DataSteps(outliers="mad:3", seed=4)))
+    weights = task.model().weights
+    rows = task.prepare(Site(validation=0.25))
 
-    weights, trained = one_round(task, Plan(local_epochs=5))
+    trained = task.train(weights, Plan(local_epochs=5), seed=0, progress=ignore_progress)
 
-    assert trained.examples == pytest.approx(0.75 * 569, abs=2)
-    before, after = task.evaluate(weights), task.evaluate(trained.weights)
-    assert np.isfinite(list(before.values())).all()
-    assert after["accuracy"] > max(0.85, before["accuracy"])
+    assert rows == pytest.approx(0.75 * 569, abs=2)
+    before, after = task.validate(weights), task.validate(trained.weights)
+    assert before
+    assert after
+    assert before[0] + rows == 569
+    values = [{each.name: each.value for each in metrics} for _, metrics in (before, after)]
+    assert np.isfinite(list(values[0].values())).all()
+    assert values[1]["accuracy"] > max(0.85, values[0]["accuracy"])

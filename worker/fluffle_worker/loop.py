@@ -29,6 +29,7 @@ from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
+from fluffle_worker.validation import SiteValidation
 
 log = get_logger(__name__)
 
@@ -84,6 +85,7 @@ class Worker:
         self._trainer = Trainer(
             task, self._site, self.seed, self.delay_s, self.show_round, self.stop, self.event_sink
         )
+        self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
         self._watcher = RoundWatcher(self.topology)
         self._refused = 0
         self._ended_by = ""
@@ -133,9 +135,11 @@ class Worker:
             self._start_over_after_a_reset(version)
             self._warn_of_refusals(version)
             if version.is_over:
-                self._finish(version)
+                self._finish(version, broker)
                 return
             if not self.spool.waiting:
+                self._validation.evaluate_when_due(version)
+                self._validation.send(broker)
                 self._train(version, broker)
             send_all(
                 self.spool,
@@ -185,7 +189,8 @@ class Worker:
         version.layout.require(self._layout)
         require_update_fits(version.layout, version.plan.codec, self.max_message_bytes)
         self.spool.compare(version.applied)
-        with self._watcher.watching(broker, version) as watch:
+        is_awaited = self._validation.is_needed
+        with self._watcher.watching(broker, version, until_the_end=is_awaited) as watch:
             trained = self._trainer.train(version, self.spool.next_id, watch)
         self._base.note_round(version, trained)
         if trained:
@@ -197,6 +202,7 @@ class Worker:
             dropped = self.spool.start_over()
             self._site.start_over()
             self._base.start_over()
+            self._validation.start_over()
             self._refused = 0
             say = log.warning if dropped else log.info
             say(
@@ -218,7 +224,11 @@ class Worker:
                 )
             self._refused = facts.rejected
 
-    def _finish(self, version: ModelVersion) -> None:
+    def _finish(self, version: ModelVersion, broker: Broker) -> None:
+        if not version.finished:
+            # The aggregator waits for what the last model is worth here.
+            self._validation.evaluate(version)
+            self._validation.send(broker)
         self._ended_by = version.finished or version.closing
         log.info("the federation has finished", because=self._ended_by, rounds=self._trainer.rounds)
         if late := self.spool.clear():

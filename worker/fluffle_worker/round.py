@@ -249,6 +249,9 @@ class Trainer:
         self.aborted_in_a_row += 1
         in_a_row, base = self.aborted_in_a_row, watch.base.version
         self.event_sink(Aborted(base, watch.staleness, seconds))
+        if watch.is_over:
+            log.info("round aborted: the federation takes no more updates", version=base)
+            return
         is_often = in_a_row >= WARN_FROM_ABORTED and in_a_row.bit_count() == 1
         hint = "this worker is too slow for the aggregator's max_staleness: raise it, or train fewer steps"
         say = log.warning if is_often else log.info

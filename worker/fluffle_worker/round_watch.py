@@ -1,4 +1,4 @@
-"""Sees while a round is trained that its update would be refused, because its base version is too old.
+"""Sees while a round is trained that its update would be refused: its base is too old, or all is over.
 
 It reads the newest record without weights now and then, on a thread of its own. So training never waits for
 the network, and a federation of many versions a second costs a worker no more than a slow one.
@@ -53,10 +53,16 @@ class RoundWatch:
             return 0
         return max(0, self.newest.version - self.base.version)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the federation takes no more updates, as far as is known."""
+        newest = self.newest
+        return newest is not None and newest.rank > self.base.rank and newest.is_over
+
     def require_in_time(self) -> None:
-        """Raise RoundAborted when the aggregator would refuse the update, as the newest plan says."""
+        """Raise RoundAborted when the aggregator would refuse the update: too late, or after the end."""
         limit = self.newest.plan.max_staleness if self.newest else None
-        if limit is not None and self.staleness > limit:
+        if self.is_over or (limit is not None and self.staleness > limit):
             raise RoundAborted
 
 
@@ -68,13 +74,16 @@ class RoundWatcher:
     _said: str = ""
 
     @contextmanager
-    def watching(self, broker: Broker | None, base: ModelVersion) -> Iterator[RoundWatch]:
+    def watching(
+        self, broker: Broker | None, base: ModelVersion, *, until_the_end: bool = False
+    ) -> Iterator[RoundWatch]:
         """Watch a round that is trained from `base` in this block.
 
-        Without a broker, or where updates may be as late as they like, nobody looks.
+        Without a broker, or where updates may be as late as they like, nobody looks, unless this worker is
+        to see the end at once.
         """
         watch = RoundWatch(base)
-        if broker and base.plan.max_staleness is not None:
+        if broker and (until_the_end or base.plan.max_staleness is not None):
             # The fields of this thread's log lines are those of the other as well.
             run = partial(copy_context().run, self._look_again_and_again, broker, watch)
             threading.Thread(target=run, name="round-watch", daemon=True).start()

@@ -28,6 +28,14 @@ class SiteSettings(SharedSettings):
         0, ge=0, description="Random seed of the split. Must be the same for all workers."
     )
 
+    local_validation: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of this site's data that it holds out, in the proportions of its classes, to "
+        "evaluate the versions that it receives. For a task without validation_data of its own.",
+    )
+
     def make_site(self) -> Site:
         """Return which site this is, and how the data is split; raises TaskError if there is none such."""
         if self.site >= self.sites:
@@ -35,7 +43,13 @@ class SiteSettings(SharedSettings):
                 f"there is no site {self.site} of {self.sites} (0 to {self.sites - 1}): set --site or "
                 "--sites, which is the number of workers and the same for all"
             )
-        return Site(index=self.site, count=self.sites, split=self.split, seed=self.split_seed)
+        return Site(
+            index=self.site,
+            count=self.sites,
+            split=self.split,
+            seed=self.split_seed,
+            validation=self.local_validation,
+        )
 
 
 class WorkerSettings(SiteSettings, ServiceSettings):

@@ -40,8 +40,7 @@ def check(settings: DataCheckSettings) -> None:
         task.raw_rows(site),
         task.data_steps,
         task=settings.task,
-        site=f"site {site.index} of {site.count}",
-        index=site.index,
+        site=site,
     )
     _show(found)
     write_whole(settings.out, [page(found).encode("utf-8", "replace")])

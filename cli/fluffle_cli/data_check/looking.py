@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fluffle.errors import TaskError
+from fluffle.task import Site
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.pipeline import StepReport, take_steps
 from fluffle_worker.data.profile import Profile, profile_of
@@ -14,7 +15,7 @@ from fluffle_worker.data.suspicious import suspicious_labels
 # So many rows at most, drawn at random, are looked at for wrong labels.
 MOST_JUDGED = 5_000
 # What the steps are changed by where only clean rows are wanted.
-ONLY_CLEANED = {"labels": "keep", "balance": "none", "split": 0.0}
+ONLY_CLEANED = {"labels": "keep", "balance": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +36,21 @@ class DataCheck:
     reason: str
 
 
-def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: str, index: int) -> DataCheck:
+def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: Site) -> DataCheck:
     """Look at the rows of a site; `steps` are the task's, if it has some."""
+    named = f"site {site.index} of {site.count}"
     profile, taken = profile_of(rows), steps or DataSteps()
     reason, reports, suspicious = profile.senseless(), tuple[StepReport, ...](), "not looked at"
     if not reason:
         try:
-            prepared = take_steps(rows, taken, site=index)
+            prepared = take_steps(rows, taken, site=site.index, share=site.validation, split_seed=site.seed)
             reports, plain = prepared.reports, taken.model_copy(update=ONLY_CLEANED)
-            clean = prepared if plain == taken else take_steps(rows, plain, site=index)
-            suspicious = _suspicious(clean.train, taken.seed, index)
+            is_plain = plain == taken and not site.validation
+            clean = prepared if is_plain else take_steps(rows, plain, site=site.index)
+            suspicious = _suspicious(clean.train, taken.seed, site.index)
         except TaskError as error:
             reason = str(error)
-    return DataCheck(task, site, profile, taken, steps is not None, reports, suspicious, reason)
+    return DataCheck(task, named, profile, taken, steps is not None, reports, suspicious, reason)
 
 
 def _suspicious(clean: Rows, seed: int, index: int) -> str:

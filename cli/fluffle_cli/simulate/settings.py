@@ -120,7 +120,15 @@ class SimulateSettings(AggregatorSettings):
         description="Let devices join late, as SHARE:SECONDS: 0.25:60 lets a quarter of them join after 60 "
         "seconds.",
     )
-    evaluate_every: int = Field(1, ge=1, description="Evaluate each of so many versions.")
+    evaluate_every: int = Field(
+        1,
+        ge=1,
+        description="Evaluate each of so many versions; and at the sites, with local_validation, before "
+        "every so many rounds.",
+    )
+    local_validation: float = Field(
+        0.0, ge=0, lt=1, description="Share of its data that each site holds out, to evaluate versions."
+    )
     held_seconds: float = Field(
         HOLD_S,
         ge=0,
@@ -232,7 +240,13 @@ class SimulateSettings(AggregatorSettings):
 
     def site(self, index: int) -> Site:
         """Return one device's part of the data."""
-        return Site(index=index, count=self.clients, split=self.split, seed=self.seed)
+        return Site(
+            index=index,
+            count=self.clients,
+            split=self.split,
+            seed=self.seed,
+            validation=self.local_validation,
+        )
 
     def make_population(self) -> Population:
         """Return the devices; ConfigError when a trace has faults, or a round would take no time."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
+from fluffle_worker.data.holding_out import held_out_rows
 from fluffle_worker.data.missing import fit_imputer, in_rows, is_missing, labelled, without_infinite
 from fluffle_worker.data.outliers import fit_bounds, usual_rows
 from fluffle_worker.data.resampling import resampled
@@ -75,19 +76,28 @@ class _Course:
             yield self.held_out
 
 
-def take_steps(rows: Rows, steps: DataSteps, *, site: int) -> PreparedRows:
+def take_steps(
+    rows: Rows,
+    steps: DataSteps,
+    *,
+    site: int,
+    share: float = 0.0,
+    split_seed: int = 0,
+    held_out: Rows | None = None,
+) -> PreparedRows:
     """Take all steps but those inside the training step; `site` and the steps' seed make them repeatable.
 
-    Everything is fitted on the training rows. Held-out rows get the fitted clipping and imputation, and
+    Everything is fitted on the training rows. A `share` of the rows, which `site` and `split_seed` choose, is
+    held out; or else `held_out` are rows of their own. These get the fitted clipping and imputation, and
     nothing else. Raises TaskError for data that a step cannot work with.
     """
     rng = np.random.default_rng([steps.seed, site])
-    course = _Course(rows)
+    course = _Course(rows, held_out)
     course.keep("labels", labelled(rows), "without a label, a target or a valid weight")
     if steps.duplicates == "drop":
         course.keep("duplicates", first_of_each(course.train), "that are equal to an earlier one")
-    if steps.split:
-        _hold_out(course, steps.split, rng)
+    if share:
+        _hold_out(course, share, np.random.default_rng([split_seed, site]))
     _clean_columns(course, steps, rng)
     _judge_labels(course, steps, rng)
     real = len(course.train)
@@ -98,23 +108,10 @@ def take_steps(rows: Rows, steps: DataSteps, *, site: int) -> PreparedRows:
 
 
 def _hold_out(course: _Course, share: float, rng: np.random.Generator) -> None:
-    """Hold out a share of each class, or of all rows where there are no classes."""
     before = course.train
-    labels = None if before.y is None else labels_of(before.y)
-    of_rows = labels.of_rows if labels else np.zeros(len(before), np.int64)
-    shuffled = rng.permutation(len(before))
-    order = shuffled[np.argsort(of_rows[shuffled], kind="stable")]
-    # Walking along the rows in the order of their classes, each 1 / share of a row holds out one more.
-    passed = np.floor(np.arange(order.size + 1) * share + rng.random())
-    held = np.zeros(len(before), bool)
-    held[order] = np.diff(passed) > 0
-    if held.all() or not held.any():
-        raise TaskError(
-            f"split {share:g} of {len(before)} rows holds out {int(held.sum())} and leaves "
-            f"{int((~held).sum())} to train on: both need at least 1; change split, or leave it out"
-        )
+    held = held_out_rows(before.y, len(before), share, rng)
     course.held_out, course.train = before.take(held), before.take(~held)
-    course.report("split", before, f"held out {int(held.sum())} rows for evaluation")
+    course.report("local_validation", before, f"held out {int(held.sum())} rows for evaluation")
 
 
 def _clean_columns(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:

@@ -72,13 +72,6 @@ class DataSteps(TableSettings):
 
     part: ClassVar[str] = "data"
 
-    split: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of this site's rows that is held out for evaluation, in the proportions "
-        "of the classes. For a task without held-out data of its own.",
-    )
     impute: Annotated[str, _of("impute", IMPUTE)] = Field(
         "median",
         description="What becomes of missing and infinite values: median, mean or most_frequent of the "

@@ -35,7 +35,6 @@ def require_streamable(steps: DataSteps) -> None:
     """Raise TaskError, which names the steps, when some need all rows at once."""
     balance = steps.choice("balance")
     needs_all = {
-        "split": bool(steps.split),
         f"impute {steps.impute}": "impute" in steps.model_fields_set and steps.impute != "refuse",
         "indicator": steps.indicator,
         f"outliers {steps.outliers}": steps.outliers != "keep",

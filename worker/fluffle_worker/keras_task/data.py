@@ -58,6 +58,10 @@ class ArrayData:
             )
         self.examples = self.counted = lengths[0]
 
+    def taken(self, function: str, which: NDArray[np.bool_]) -> "ArrayData":
+        """Return some of the examples."""
+        return ArrayData(function, self._tree.map_structure(lambda array: array[which], self.parts))
+
     def per_epoch(self, batch_size: int) -> int:
         """Return how many minibatches one pass over the data has."""
         return -(-self.examples // batch_size)

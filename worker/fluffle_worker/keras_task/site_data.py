@@ -1,13 +1,15 @@
 """The data of one site, ready for its rounds: read, and taken through the task's data steps."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
+from fluffle.task import Site
 from fluffle_worker.data.augment import Spread, spread_of
+from fluffle_worker.data.holding_out import held_out_rows
 from fluffle_worker.data.pipeline import PreparedRows, StepReport, take_steps
 from fluffle_worker.data.rows import Rows, read_rows
 from fluffle_worker.data.settings import DataSteps
@@ -18,6 +20,8 @@ from fluffle_worker.keras_task.data import ArrayData, BatchedData, Minibatch, Mi
 
 log = get_logger(__name__)
 
+HELD_OUT = "the part of train_data that is held out"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteData:
@@ -27,7 +31,7 @@ class SiteData:
     """
 
     training: Minibatches
-    held_out: ArrayData | None = None
+    held_out: Minibatches | None = None
     remedy: LossRemedy | None = None
     augmentation: Augmentation | None = None
     class_weights: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
@@ -47,22 +51,45 @@ class SiteData:
         return "the minibatches are augmented" if self.augmentation else ""
 
 
-def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int) -> SiteData:
+def read_site(
+    call: Callable[[], object],
+    steps: DataSteps | None,
+    *,
+    site: Site,
+    validation_data: Callable[[], object] | None = None,
+) -> SiteData:
     """Call `train_data`, and take its data through the steps; None is no steps at all.
 
-    Raises TaskError for data that cannot be used, and for a step that cannot work with it.
+    What is held out is a share of it, as the site says, or what `validation_data` returns. Raises TaskError
+    for data that cannot be used, and for a step that cannot work with it.
     """
+    if validation_data is not None and site.validation:
+        raise TaskError(
+            f"local_validation {site.validation:g} holds out a part of train_data, and the task has "
+            "validation_data: leave one of them out"
+        )
+    own = None if validation_data is None else _read_validation(validation_data)
     if steps is None:
-        return SiteData(read_data("train_data", call))
+        return _as_it_is(read_data("train_data", call), site, own)
     found: list[PreparedRows] = []
 
     def change(parts: Minibatch) -> Minibatch:
-        found.append(take_steps(read_rows(parts), steps, site=site))
+        found.append(
+            take_steps(
+                read_rows(parts),
+                steps,
+                site=site.index,
+                share=site.validation,
+                split_seed=site.seed,
+                held_out=read_rows(own.parts) if isinstance(own, ArrayData) else None,
+            )
+        )
         return _parts(found[0].train)
 
     training = read_data("train_data", call, change)
     if isinstance(training, BatchedData):
-        return _of_stream(training, steps)
+        _require_arrays(site)
+        return replace(_of_stream(training, steps), held_out=own)
     [prepared] = found
     for each in prepared.reports:
         log.info(
@@ -73,13 +100,40 @@ def read_site(call: Callable[[], object], steps: DataSteps | None, *, site: int)
     x = prepared.train.x
     return SiteData(
         training,
-        held_out=None if held_out is None else ArrayData("the split of train_data", _parts(held_out)),
+        held_out=own if held_out is None else ArrayData(HELD_OUT, _parts(held_out)),
         remedy=prepared.remedy,
         augmentation=_augmentation(
             steps, x.ndim if isinstance(x, np.ndarray) else 0, lambda: spread_of(np.asarray(x))
         ),
         reports=prepared.reports,
     )
+
+
+def _read_validation(call: Callable[[], object]) -> Minibatches:
+    return read_data("validation_data", call)
+
+
+def _as_it_is(training: Minibatches, site: Site, own: Minibatches | None) -> SiteData:
+    """Return data that goes through no steps; a share of it is held out if the site says so."""
+    if not site.validation:
+        return SiteData(training, held_out=own)
+    if isinstance(training, BatchedData):
+        _require_arrays(site)
+        return SiteData(training)
+    y = training.parts[1] if len(training.parts) > 1 else None
+    rng = np.random.default_rng([site.seed, site.index])
+    held = held_out_rows(y, training.examples, site.validation, rng)
+    log.info("data held out", rows=int(held.sum()), rows_to_train_on=int((~held).sum()))
+    return SiteData(training.taken("train_data", ~held), held_out=training.taken(HELD_OUT, held))
+
+
+def _require_arrays(site: Site) -> None:
+    """Raise TaskError when a share of a data set that comes in minibatches is to be held out."""
+    if site.validation:
+        raise TaskError(
+            f"local_validation {site.validation:g} needs all rows at once, and train_data returned a data "
+            "set that is read minibatch by minibatch: return arrays, or give the task validation_data"
+        )
 
 
 def raw_rows(call: Callable[[], object]) -> Rows:

@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 from fluffle.errors import NoHeldOutData, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
-from fluffle.task import Progress, Site, Trained
+from fluffle.task import Progress, Site, Trained, Validated
 from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
-from fluffle_worker.keras_task.data import ArrayData, Minibatches, read_data
+from fluffle_worker.keras_task.data import ArrayData, read_data
 from fluffle_worker.keras_task.model import BuiltModel
-from fluffle_worker.keras_task.site_data import SiteData, raw_rows, read_site
+from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
+from fluffle_worker.keras_task.validation import validated
 
 
 class KerasTask:
@@ -30,9 +31,11 @@ class KerasTask:
     `train_data(site)` returns (x, y) or (x, y, sample_weight): arrays, data frames, sparse matrices, or
     tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
     `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size is not used, and a
-    `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms. `local` are
-    patterns of weights that stay at their site, such as ["head/*"] (see `docs/models.md`). `data` are steps
-    that each site's training data goes through (see `docs/how-to/data.md`).
+    `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms, for an
+    evaluator. `validation_data(site)` returns those that a site holds out itself, where it has such apart
+    from its training data (see `docs/how-to/evaluate-at-sites.md`). `local` are patterns of weights that stay
+    at their site, such as ["head/*"] (see `docs/models.md`). `data` are steps that each site's training data
+    goes through (see `docs/how-to/data.md`).
 
     Every round starts from the given weights, with a fresh optimizer unless the plan says keep_optimizer. The
     model is built once for each process, and its training step is compiled in the first round.
@@ -44,12 +47,18 @@ class KerasTask:
         train_data: Callable[[Site], object],
         eval_data: Callable[[], object] | None = None,
         *,
+        validation_data: Callable[[Site], object] | None = None,
         local: Sequence[str] = (),
         data: DataSteps | None = None,
     ) -> None:
         if isinstance(local, str):
             raise TaskError(f"KerasTask(local=...) must be a list of patterns, such as [{local!r}], not text")
-        functions = {"build_model()": build_model, "train_data(site)": train_data, "eval_data()": eval_data}
+        functions = {
+            "build_model()": build_model,
+            "train_data(site)": train_data,
+            "eval_data()": eval_data,
+            "validation_data(site)": validation_data,
+        }
         for call, given in functions.items():
             # A Keras model can be called too.
             if given is not None and (not callable(given) or hasattr(given, "train_step")):
@@ -60,11 +69,13 @@ class KerasTask:
         self._build_model = build_model
         self._train_data = train_data
         self._eval_data = eval_data
+        self._validation_data = validation_data
         self._local = tuple(local)
         self._built: BuiltModel | None = None
         self._data_steps = data
         self._site: SiteData | None = None
         self._evaluate: Callable[[KerasModel], Metrics] | None = None
+        self._validate: Callable[[KerasModel], Metrics] | None = None
 
     def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
         """Build the model from the seed, and return its weights, with the frozen and local ones."""
@@ -77,14 +88,14 @@ class KerasTask:
 
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples."""
-        if self._eval_data is None:
-            self._evaluate = None
-        self._site = read_site(lambda: self._train_data(site), self._data_steps, site=site.index)
-        if self._site.held_out is not None and self._eval_data is not None:
-            raise TaskError(
-                "split holds out rows of each site for evaluation, and this task has eval_data: leave one "
-                "of them out"
-            )
+        validation_data = self._validation_data
+        self._site = read_site(
+            lambda: self._train_data(site),
+            self._data_steps,
+            site=site,
+            validation_data=None if validation_data is None else lambda: validation_data(site),
+        )
+        self._validate = None
         return self._site.training.counted
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
@@ -127,13 +138,13 @@ class KerasTask:
     def with_train_data(self, train_data: Callable[[Site], object]) -> "KerasTask":
         """Return a task with this one's model and held-out data that gets its training data elsewhere."""
         other = copy(self)
-        other._train_data, other._site, other._evaluate = train_data, None, None
+        other._train_data, other._site = train_data, None
         return other
 
     def with_data_steps(self, steps: DataSteps) -> "KerasTask":
         """Return a task with this one's model and data that takes these data steps."""
         other = copy(self)
-        other._data_steps, other._site, other._evaluate = steps, None, None
+        other._data_steps, other._site = steps, None
         return other
 
     @property
@@ -166,18 +177,26 @@ class KerasTask:
         """Return the loss and the compiled metrics on held-out data; the only accuracy is "accuracy"."""
         built = self._model()
         if self._evaluate is None:
-            held_out = self._held_out()
+            if self._eval_data is None:
+                raise NoHeldOutData(
+                    "this task has no held-out data: give its KerasTask an eval_data function"
+                )
+            held_out = read_data("eval_data", self._eval_data)
             built.require_fit("eval_data", held_out)
             self._evaluate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return self._evaluate(built.model)
 
-    def _held_out(self) -> Minibatches:
-        if self._eval_data is not None:
-            return read_data("eval_data", self._eval_data)
+    def validate(self, weights: Weights) -> Validated | None:
+        """Return the same metrics on the data that this site holds out, or None if it holds out none."""
         if self._site is None or self._site.held_out is None:
-            raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
-        return self._site.held_out
+            return None
+        built, held_out = self._model(), self._site.held_out
+        if self._validate is None:
+            built.require_fit("validation_data" if self._validation_data else HELD_OUT, held_out)
+            self._validate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
+        built.assign(weights)
+        return validated(built.model, self._validate(built.model), held_out.examples)
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""

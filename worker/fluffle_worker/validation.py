@@ -1,0 +1,112 @@
+"""Evaluations of received versions on the data that this site holds out, and their way to the aggregator."""
+
+import time
+from dataclasses import dataclass
+
+from fluffle.broker import Broker
+from fluffle.checked_task import CheckedTask
+from fluffle.errors import QueueFull
+from fluffle.event_sink import EventSink
+from fluffle.events import Validated
+from fluffle.logs import get_logger
+from fluffle.record import ModelVersion, Rank, not_finite
+from fluffle.sites import SiteEvaluation
+from fluffle.topology import Topology
+from fluffle.wire import encode_site_evaluation
+from fluffle_worker.site_state import SiteState
+
+log = get_logger(__name__)
+
+# Where the plan does not say how often, evaluations take at most one part in so many of a worker's time.
+SHARE_OF_TIME = 10
+
+
+@dataclass(eq=False)
+class SiteValidation:
+    """Evaluates versions at one site when it is time to, and reports them.
+
+    A report that no broker has taken waits in memory, and only the newest one: it is measured again after a
+    restart, under the same id.
+    """
+
+    worker: str
+    task: CheckedTask
+    site: SiteState
+    topology: Topology
+    event_sink: EventSink
+
+    def __post_init__(self) -> None:
+        """Begin with the first version that is received."""
+        self.is_needed = True
+        self._waiting: SiteEvaluation | None = None
+        self._newest: SiteEvaluation | None = None
+        self._rounds = 0
+        self._next_at = 0.0
+        self._has_warned = False
+
+    def start_over(self) -> None:
+        """Forget what was measured of another federation."""
+        self._waiting = self._newest = None
+        self._next_at = 0.0
+
+    def evaluate_when_due(self, version: ModelVersion) -> None:
+        """Evaluate a version that a round is about to start from, if the plan, or the time, says so."""
+        every, now = version.plan.evaluate_every, time.monotonic()
+        is_due = now >= self._next_at if every is None else self._rounds % every == 0
+        self._rounds += 1
+        if is_due:
+            self.evaluate(version)
+
+    def evaluate(self, version: ModelVersion) -> None:
+        """Evaluate a version, unless this site holds out nothing, or knows the version already."""
+        known = self._newest
+        if not self.is_needed or (known and version.rank <= Rank(known.term, known.version)):
+            return
+        began = time.monotonic()
+        found = self.task.validate({**version.weights_to_evaluate, **self.site.local})
+        ended = time.monotonic()
+        self.is_needed = found is not None
+        if found is None:
+            self._warn_of_nothing(version)
+            return
+        evaluate_s = ended - began
+        if known:
+            # Not after the first one, which takes longer: the framework compiles it.
+            self._next_at = ended + (SHARE_OF_TIME - 1) * evaluate_s
+        examples, metrics = found
+        self._newest = self._waiting = SiteEvaluation(
+            version.federation, self.worker, version.term, version.version, examples, metrics, evaluate_s
+        )
+        values = {each.name: each.value for each in metrics if each.count}
+        self.event_sink(Validated(version.version, evaluate_s, examples, values))
+        shown = {name: round(value, 4) for name, value in values.items()}
+        log.info("evaluated here", version=version.version, examples=examples, metrics=shown)
+        if bad := not_finite(values):
+            log.warning("metrics are not finite at this site", version=version.version, metrics=bad)
+
+    def send(self, broker: Broker) -> None:
+        """Report what no broker has taken yet."""
+        if self._waiting is None:
+            return
+        found = self._waiting
+        headers = {
+            "kind": "site-evaluation",
+            "id": found.id,
+            "worker": self.worker,
+            "at": f"{time.time():.3f}",
+        }
+        try:
+            broker.publish(self.topology.updates_in.name, "", encode_site_evaluation(found), headers)
+        except QueueFull as error:
+            # It is sent with the next update, unless a newer one takes its place.
+            log.warning("an evaluation was not accepted", version=found.version, because=str(error))
+            return
+        self._waiting = None
+
+    def _warn_of_nothing(self, version: ModelVersion) -> None:
+        if version.plan.sites_decide and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "the goal is measured at the sites, and this one holds out no data",
+                hint="start the worker with --local-validation 0.2, or give its task validation_data",
+            )
