@@ -54,6 +54,11 @@ PURE = {
     "fluffle.record_wire",
     "fluffle.rights",
     "fluffle.sites",
+    "fluffle.survey",
+    *(
+        f"fluffle.survey.{name}"
+        for name in ("columns", "grid", "messages", "packing", "result", "statistics")
+    ),
     "fluffle.topology",
     "fluffle.update",
     "fluffle.vector_math",
@@ -72,7 +77,7 @@ PURE = {
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
-            *("round_table", "update_cache", "used_cache"),
+            *("round_table", "survey", "surveying", "update_cache", "used_cache"),
         )
     ),
     *(
@@ -115,6 +120,7 @@ PURE_MAY_IMPORT = {
         "collections",
         "dataclasses",
         "enum",
+        "fractions",
         "functools",
         "hashlib",
         "inspect",

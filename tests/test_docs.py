@@ -100,9 +100,12 @@ def test_every_sample_of_output_is_what_the_code_prints() -> None:
     assert not faults_by_page(PAGES_OF_NOW, stale_samples)
 
 
+NAMING_REASONS = ("intake.py", "leader.py", "surveying.py")
+
+
 def test_the_page_of_refused_updates_has_every_reason() -> None:
     folder = ROOT / "aggregator/fluffle_aggregator"
-    files = [*sorted((folder / "gates").glob("*.py")), folder / "intake.py", folder / "leader.py"]
+    files = [*sorted((folder / "gates").glob("*.py")), *(folder / name for name in NAMING_REASONS)]
     constants = [
         each for file in files for each in re.findall(r'^[A-Z_]+ = "([a-z-]+)"$', text_of(file), re.M)
     ]

@@ -31,6 +31,7 @@ from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
+from fluffle_aggregator.survey import NO_AIM, OpenSurvey, SurveyAim, with_survey
 from fluffle_aggregator.throttle import repeats
 
 CONSTANT_RATE = Schedule()
@@ -55,12 +56,13 @@ class GlobalModel:
         schedule: Schedule = CONSTANT_RATE,
         cached_bytes: int | None = None,
         average_decay: float = 0.0,
+        survey_aim: SurveyAim = NO_AIM,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
-        Moments that are missing, or are those of another strategy or optimizer, begin anew. So does a missing
-        average, from the record's own vector, unless `average_decay` is 0: then there is none.
-        `cached_bytes` is the room for the updates that a strategy keeps; None means no limit.
+        Moments that are missing, or of another strategy or optimizer, begin anew. So does a missing average,
+        from the record's own vector, unless `average_decay` is 0: then there is none. `cached_bytes` is the
+        room for the updates that a strategy keeps; None means no limit. `survey_aim` says when a survey ends.
         """
         # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
@@ -85,6 +87,10 @@ class GlobalModel:
             average=self.average,
             average_decay=average_decay,
         )
+        self.survey_aim = survey_aim
+        self.survey: OpenSurvey | None = None
+        if record.survey and record.survey.is_open:
+            self.survey = OpenSurvey(record.survey, moments.survey if moments else b"", survey_aim)
         self.statistics = record.statistics
         self.integers = record.integers
         size = record.layout.size
@@ -133,6 +139,11 @@ class GlobalModel:
     def has_another_plan(self) -> bool:
         """Whether the plan differs from the last record's, which the workers follow."""
         return self.plan != replace(self.record.plan, learning_rate_scale=1.0)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the workers should learn at once what this leader has changed: the plan, or the survey."""
+        return self.has_another_plan or bool(self.survey and self.survey.has_changed)
 
     def staleness(self, base_version: int) -> int:
         """Return the number of versions made since a base version: 0 for a fresh update."""
@@ -255,16 +266,6 @@ class GlobalModel:
         self._forgotten_told.update(untold)
         return untold
 
-    def take_waits(self) -> list[tuple[str, int]]:
-        """Return the workers for which the model stands still, and how many updates of others have come.
-
-        Each is returned once, and again when that number has doubled.
-        """
-        if self.cache is None:
-            return []
-        found, self.cache.waits = self.cache.waits, []
-        return found
-
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""
         self.step()
@@ -330,6 +331,15 @@ class GlobalModel:
         if self.draft.started_s is None:
             self.draft = replace(self.draft, started_s=elapsed_s)
 
+    def close_survey(self) -> list[str]:
+        """Let the next record have the survey's result; return what does not fit it, in words."""
+        survey = self.survey.closed() if self.survey else None
+        self.survey, self.draft = None, replace(self.draft, survey=survey)
+        if survey is None or survey.result is None:
+            return []
+        self.statistics, unfit = with_survey(self.record.layout, self.statistics, survey.result)
+        return unfit
+
     def close(self, reason: str) -> None:
         """Take no more updates: the next record says that the last model waits for its evaluation."""
         self.draft = replace(self.draft, closing=reason)
@@ -350,7 +360,10 @@ class GlobalModel:
     def moments_at(self, rank: Rank) -> MomentsRecord:
         """Return the moments as they are now, under this rank; their vectors are this model's own."""
         cached = () if self.cache is None else self.cache.kept()
-        return MomentsRecord(self.record.federation, rank, self.moments, cached)
+        sums = b""
+        if self.survey:
+            sums = self.survey.committed if rank == self.record.rank else self.survey.packed()
+        return MomentsRecord(self.record.federation, rank, self.moments, cached, sums)
 
     def next_record(
         self, *, now: float, parent: str = "", moments_checksum: int | None = None, elapsed_s: float = 0.0
@@ -375,10 +388,13 @@ class GlobalModel:
             elapsed_s=elapsed_s,
             committed_at=now,
             moments_checksum=moments_checksum,
+            survey=self.survey.state if self.survey else self.draft.survey,
         )
 
     def advance(self, record: ModelVersion) -> None:
         """Go on from a record that is published."""
         self.record = record
+        if self.survey:
+            self.survey.advance()
         self.folded = []
         self.untold_refusals.clear()

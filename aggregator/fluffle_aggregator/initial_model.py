@@ -22,6 +22,7 @@ from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import ModelFile, read_layout, read_model_file
+from fluffle.survey.messages import Survey
 from fluffle.task import Task
 from fluffle_aggregator.settings import AggregatorSettings
 
@@ -197,7 +198,9 @@ def require_same(federations: Layout, own: Layout, whose: str) -> None:
         )
 
 
-def first_version(file: ModelFile, *, federation: str, plan: Plan, strategy: str) -> ModelVersion:
+def first_version(
+    file: ModelFile, *, federation: str, plan: Plan, strategy: str, survey: Survey | None = None
+) -> ModelVersion:
     """Return version 0 of a new federation."""
     flat = file.layout.flatten(file.weights)
     return ModelVersion(
@@ -213,4 +216,5 @@ def first_version(file: ModelFile, *, federation: str, plan: Plan, strategy: str
         statistics=flat.statistics,
         integers=flat.integers,
         committed_at=time.time(),
+        survey=survey,
     )

@@ -10,6 +10,7 @@ from fluffle.broker import Delivery
 from fluffle.errors import ProtocolMismatch, WireError
 from fluffle.record import Evaluation, Folded, Hello
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound
@@ -41,7 +42,7 @@ class TurnedDown:
 
 def take_in(
     delivery: Delivery, model: GlobalModel, gates: Sequence[Gate], *, now: float
-) -> TakenIn | TurnedDown | Evaluation | SiteEvaluation | Hello:
+) -> TakenIn | TurnedDown | Evaluation | SiteEvaluation | Hello | SiteStatistics:
     """Read a message, believing nothing of it; pass an update through the gates, and fold it.
 
     `now` is Unix time in seconds. A refused update leaves the model as it was. Other messages are returned as

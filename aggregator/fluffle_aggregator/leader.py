@@ -13,6 +13,7 @@ from fluffle.events import Applied, Committed, Rejected, TookOver
 from fluffle.record import Evaluation, Folded, Hello, ModelVersion
 from fluffle.record_wire import checksum_of, require_readable_version
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
@@ -29,6 +30,7 @@ from fluffle_aggregator.missing import MissingUpdates, in_words
 from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.rules import FEWEST_TO_COMPARE
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.surveying import Surveying
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
@@ -84,6 +86,7 @@ class Leader:
         self.held: list[int] = []
         most_held = prefetch_of(model.strategy, schedule) - 1
         self._reports = Reports(model, topology, limits, most_held=most_held, clock=now.clock)
+        self._surveying = Surveying(topology)
         self._refused_from = now.clock
         self._led_from = self._committed_at = self._oldest_held = now.clock
 
@@ -113,15 +116,14 @@ class Leader:
             line = "the decay of the versions' average changes with the next version (0: there will be none)"
             decays = {"before": record.average_decay, "now": model.draft.average_decay}
             effects.append(warning(line, **decays))
-        if not model.has_another_plan or model.over:
+        effects += self._surveying.begin(model)
+        if not model.has_news or model.over:
             return effects
-        # Until the workers read of it, they train and send what this leader would refuse.
-        changed = warning(
-            "the plan has changed: publishing the model with the new one",
-            before=record.strategy,
-            now=str(model.strategy),
-        )
-        return [*effects, changed, self._commit(now)]
+        if model.has_another_plan:
+            # Until the workers read of it, they train and send what this leader would refuse.
+            line = "the plan has changed: publishing the model with the new one"
+            effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
+        return [*effects, self._commit(now)]
 
     def take_in(self, delivery: Delivery, now: Now) -> list[Effect]:
         """Take in one message: fold it, note it, or refuse it."""
@@ -140,6 +142,9 @@ class Leader:
                 return self._turn_down(delivery, refusal, update, now)
             case Evaluation() | SiteEvaluation():
                 return self._take_in_report(delivery, taken, now)
+            case SiteStatistics():
+                found = self._surveying.take_in(delivery, taken, self.model, now=now.clock)
+                return self._refuse(delivery, found, now) if isinstance(found, Refusal) else list(found)
             case Hello():
                 self._reports.note_hello(delivery)
                 greeting = Log("DEBUG", "connected", {"name": taken.name, "user": delivery.user})
@@ -160,6 +165,9 @@ class Leader:
             return []
         if model.over:
             return self._finish_when_evaluated(now)
+        surveyed = self._surveying.when_due(model, elapsed_s=self._elapsed_s(now), now=now.clock)
+        if surveyed is not None:
+            return [*surveyed, *self.commit_newer(now)]
         started_s = model.draft.started_s
         reached = model.goal.out_of_patience(model.draft) or model.goal.reached(
             version=model.version,
@@ -201,7 +209,7 @@ class Leader:
         named = record.folded if len(record.folded) <= MOST_NAMED else ()
         staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
         effects: list[Effect] = [
-            Ack((*self.held, *self._reports.release())),
+            Ack((*self.held, *self._surveying.held, *self._reports.release())),
             Tell(
                 Committed(
                     record.version,
@@ -230,7 +238,7 @@ class Leader:
         self._led_from += record.elapsed_s - self.model.record.elapsed_s
         self.model.advance(record)
         self.parent = digest
-        self.held = []
+        self.held, self._surveying.held = [], []
         self._committed_at = self._oldest_held = now.clock
         return effects
 
@@ -266,7 +274,7 @@ class Leader:
                 updates_of_others=others,
                 because="it has left, or is very slow: start it again, or lower --forget-after",
             )
-            for worker, others in self.model.take_waits()
+            for worker, others in (self.model.cache.take_waits() if self.model.cache else ())
         ]
         sizes = len(delivery.body), 4 * update.vector.size
         staleness, weight = folded.staleness, folded.weight

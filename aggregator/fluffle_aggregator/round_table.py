@@ -100,7 +100,7 @@ class RoundTable(UpdateCache):
         if not why:
             times, rest = divmod(now - last[oldest], WAIT_TOLD_AFTER * len(last))
             if rest == 0 and times.bit_count() == 1 and self._waits_for(oldest):
-                self.waits.append((oldest, now - last[oldest]))
+                self._waits.append((oldest, now - last[oldest]))
             return
         self.coming.pop(oldest, None)
         self.forgotten.append((oldest, why))

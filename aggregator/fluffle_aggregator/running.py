@@ -23,6 +23,7 @@ from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.record import ModelVersion, version_size_bytes
 from fluffle.settings import load_arguments
+from fluffle.survey.messages import Survey
 from fluffle.task import Task, name_of_task
 from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
@@ -34,6 +35,7 @@ from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
+from fluffle_aggregator.surveying import MOST_HELD
 from fluffle_aggregator.trial import try_out
 
 
@@ -92,7 +94,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal = settings.make_strategy(), settings.make_goal()
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
-    plan = settings.make_plan(strategy)
+    plan, survey_aim = settings.make_plan(strategy), settings.make_survey_aim()
 
     def require_room(layout: Layout, workers: int = 0) -> None:
         settings.require_room(strategy, layout)
@@ -107,7 +109,10 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     def begin() -> ModelVersion:
         file = initial.read()
         require_room(file.layout)
-        return first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
+        survey = Survey(survey_aim.wanted) if survey_aim.is_asked else None
+        return first_version(
+            file, federation=settings.federation, plan=plan, strategy=str(strategy), survey=survey
+        )
 
     def continue_from(head: Head) -> GlobalModel:
         layout = head.record.layout
@@ -123,6 +128,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             schedule=parse_schedule(settings.learning_rate_schedule),
             cached_bytes=settings.room_for_cache(strategy, layout),
             average_decay=settings.average_versions,
+            survey_aim=survey_aim,
         )
 
     # Refuses limits that have no meaning for the strategy before anything starts.
@@ -132,7 +138,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         topology=topology,
         limits=settings,
         commit_schedule=commit_schedule,
-        prefetch=prefetch_of(strategy, commit_schedule),
+        prefetch=max(prefetch_of(strategy, commit_schedule), MOST_HELD + 2 if survey_aim.is_asked else 0),
         downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,

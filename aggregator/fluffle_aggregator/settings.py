@@ -27,6 +27,7 @@ from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.survey import SurveyAim, SurveySettings
 
 # With commit_after alone: what one commit holds must have an end, since it waits unacked.
 MOST_STEPS_PER_COMMIT = 100
@@ -38,7 +39,7 @@ _OF_THE_GOAL = (
 FEWEST_WORKERS = 2
 
 
-class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
+class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettings):
     """Flags of `fluffle aggregator`, keys of the table [aggregator]."""
 
     part: ClassVar[str] = "aggregator"
@@ -188,6 +189,15 @@ class AggregatorSettings(Limits, StrategySettings, ServiceSettings):
             max_staleness=self.staleness_limit(strategy),
             evaluate_every=self.evaluate_every,
             sites_decide=bool(self.make_goal().by_sites),
+        )
+
+    def make_survey_aim(self) -> SurveyAim:
+        """Return when a survey of the sites' data ends."""
+        return SurveyAim(
+            wanted=self.survey or 0,
+            seconds=self.survey_seconds,
+            min_count=self.survey_min_count,
+            most_rows=self.limit_examples,
         )
 
     def make_goal(self) -> Goal:

@@ -16,6 +16,7 @@ import numpy as np
 from fluffle.broker import Delivery
 from fluffle.logs import get_logger
 from fluffle.record_wire import decode_without_weights, version_pieces, without_weights
+from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import topology_of
 from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
@@ -78,8 +79,10 @@ def main() -> None:
     model = GlobalModel(zeros, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term)
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)
-    take_in(delivery, model, gates_of(limits, strategy, topology_of(record.federation)), now=0.0)
+    taken = take_in(delivery, model, gates_of(limits, strategy, topology_of(record.federation)), now=0.0)
     model.step()
+    if model.survey and isinstance(taken, SiteStatistics):
+        model.survey.add(taken)
 
 
 if __name__ == "__main__":

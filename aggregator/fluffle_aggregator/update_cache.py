@@ -73,8 +73,7 @@ class UpdateCache:
     """The last update of each worker, of a model of `size` elements.
 
     `most_workers` is the largest number of updates that fit into their message. `forgotten` are the workers
-    that were forgotten since somebody last took these away, and why; `waits` are those for which the model
-    stands still, and how many updates of others have come meanwhile.
+    that were forgotten since somebody last took these away, and why.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class UpdateCache:
         self._most_workers = most_workers
         self.updates = {each.worker: replace(each, vector=each.vector.owned()) for each in updates}
         self.forgotten: list[tuple[str, str]] = []
-        self.waits: list[tuple[str, int]] = []
+        self._waits: list[tuple[str, int]] = []
 
     def __len__(self) -> int:
         """Return over how many workers the mean is."""
@@ -113,6 +112,14 @@ class UpdateCache:
         self.updates[worker] = CachedUpdate(worker, float(np.float32(weight)), at, self._keeping.codec, kept)
         self._forget(at)
         return before
+
+    def take_waits(self) -> list[tuple[str, int]]:
+        """Return the workers for which the model stands still, and how many updates of others have come.
+
+        Each is returned once, and again when that number has doubled.
+        """
+        found, self._waits = self._waits, []
+        return found
 
     def shares(self) -> Shares:
         """Return the updates of which the mean is made, by worker, each with its share in it."""

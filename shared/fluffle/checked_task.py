@@ -20,7 +20,9 @@ from fluffle.model import GROUPS, Group, Layout, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.sites import SiteMetric
 from fluffle.stopping import interrupting
-from fluffle.task import Progress, Site, Task, Trained
+from fluffle.survey.result import SurveyResult
+from fluffle.survey.statistics import DataStatistics
+from fluffle.task import Progress, Site, Task, Trained, name_of_task
 from fluffle.task_errors import blamed_on
 
 
@@ -90,6 +92,24 @@ class CheckedTask:
         if examples < 1:
             raise TaskError(f"prepare found {examples} examples of training data; at least 1 is needed")
         return examples
+
+    def statistics(self) -> DataStatistics:
+        """Return the statistics of the prepared data, for a survey; TaskError for a task that has none."""
+        if not hasattr(self._task, "statistics"):
+            raise TaskError(
+                "the federation's survey asks for statistics of the data, and the task "
+                f"{name_of_task(self._task)} has no method statistics(): give it one "
+                "(fluffle.task.SurveyedTask), or leave --survey out at the aggregator"
+            )
+        found = self._call("statistics")
+        if not isinstance(found, DataStatistics):
+            raise TaskError(f"statistics must return a fluffle.survey.DataStatistics, not {_shown(found)}")
+        return found
+
+    def use_statistics(self, statistics: SurveyResult) -> None:
+        """Let `evaluate` use the result of a survey, where the task can."""
+        if hasattr(self._task, "use_statistics"):
+            self._call("use_statistics", statistics)
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> TrainedRound:
         """Train one round after `model` was called; `weights` are the shared and the local tensors."""

@@ -154,8 +154,17 @@ class TookOver:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The leader has merged a worker's answer to the survey: `answered` of `wanted` (0: as many as come)."""
+
+    worker: Text
+    answered: int
+    wanted: int
+
+
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Event = Workers | Measured | Validated | Applied | Rejected | Committed | Evaluated | TookOver
+Event = Workers | Measured | Validated | Applied | Rejected | Committed | Evaluated | TookOver | Answered
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

@@ -24,6 +24,7 @@ from fluffle.fields import (
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
 from fluffle.sites import SiteReport
+from fluffle.survey.messages import Survey
 from fluffle.update import Applied, AppliedUpdates, UpdateId
 
 # An odd number of norms, so that the median is one of them.
@@ -171,7 +172,8 @@ class ModelVersion:
     such as "accuracy:max". `not_finite_held` counts the evaluations in a row whose metrics were not finite.
     `closing` says why the federation takes no more updates while it waits for the evaluation of its last
     model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
-    strategy's moments beside this record in the head queue, None when there are none.
+    strategy's moments beside this record in the head queue, None when there are none. `survey` is that of the
+    sites' data, None without one.
 
     `sites` has the newest evaluation of each site, for as long as its worker is at work. `site_evaluation` is
     the newest evaluation by all of them, and `site_reports` counts the reports since then. `early_stop` is
@@ -218,6 +220,7 @@ class ModelVersion:
     closing: Reason = ""
     finished: Reason = ""
     moments_checksum: Count | None = None
+    survey: Survey | None = None
     average_decay: Decay = 0.0
     codec: CodecName = "float32"
     copy_of: ShortText = ""
@@ -287,18 +290,20 @@ class MomentsRecord:
     """A strategy's memory at one version.
 
     `vectors` are a server optimizer's moments by name, float32, and `cached` the workers' updates that are
-    kept; all are of the model's size. Without both, it only claims a rank.
+    kept; all are of the model's size. `survey` are the packed sums of a survey that is open, empty without
+    answers. Without all of these, it only claims a rank.
     """
 
     federation: ShortText
     rank: Rank
     vectors: Mapping[str, Vector]
     cached: tuple[CachedUpdate, ...] = ()
+    survey: bytes = b""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go on with."""
-        return not self.vectors and not self.cached
+        return not (self.vectors or self.cached or self.survey)
 
 
 @dataclass(frozen=True, slots=True)

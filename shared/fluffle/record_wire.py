@@ -45,7 +45,7 @@ from fluffle.update import MAX_RUNS
 # all that fluffle.update lets a model remember.
 RECORD: Final = HeaderLimits(8 * MIB, 480_000)
 _VERSION: Final = Table(ModelVersion, without=IN_PAYLOAD)
-_MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached"))
+_MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached", "survey"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
 # Of each cached update these, and the elements and the bytes of its vector.
 _CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
@@ -55,7 +55,7 @@ _KeptCodec = Literal["float32", "int8"]
 _Size = Annotated[int, integer(0, MAX_PARAMETERS)]
 _CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, Count]
 _CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
-_AVERAGE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
+_BESIDE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 
@@ -67,6 +67,7 @@ def moments_pieces(moments: MomentsRecord) -> Pieces:
         **_MOMENTS.write(moments),
         "names": list(moments.vectors),
         "cached": _CACHED_ROWS.write(rows),
+        "survey_bytes": len(moments.survey),
     }
     return join(header, _moment_payloads(moments), RECORD)
 
@@ -171,14 +172,15 @@ def require_protocol(body: bytes) -> None:
 
 def _moment_payloads(moments: MomentsRecord) -> list[memoryview]:
     vectors = [Float32Vector.of(vector).payload for vector in moments.vectors.values()]
-    return [*vectors, *(each.vector.payload for each in moments.cached)]
+    return [*vectors, *(each.vector.payload for each in moments.cached), memoryview(moments.survey)]
 
 
 def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
     """Read moments; their vectors are views of the payload."""
     found, names = _MOMENTS.take(header), take(header, "names", _MOMENT_NAMES)
     rows = take(header, "cached", _CACHED_ROWS)
-    vector_bytes = len(payload) - sum(row[-1] for row in rows)
+    survey_bytes = take(header, "survey_bytes", _BESIDE_BYTES)
+    vector_bytes = len(payload) - sum(row[-1] for row in rows) - survey_bytes
     is_shared = vector_bytes % (4 * len(names)) == 0 if names else vector_bytes == 0
     if len(set(names)) != len(names) or vector_bytes < 0 or not is_shared:
         raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
@@ -192,17 +194,18 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
             raise WireError(f"field cached[{number}]: {error}") from error
         cached.append(CachedUpdate(**facts, vector=vector))
         rest = rest[size_bytes:]
-    return MomentsRecord(**found, vectors=dict(zip(names, parts, strict=True)), cached=tuple(cached))
+    vectors = dict(zip(names, parts, strict=True))
+    return MomentsRecord(**found, vectors=vectors, cached=tuple(cached), survey=bytes(rest))
 
 
 def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
-    take(header, "average_bytes", _AVERAGE_BYTES)
+    take(header, "average_bytes", _BESIDE_BYTES)
     return ModelVersion(**_VERSION.take(header), vector=no_values())
 
 
 def _read_version(header: Header, payload: memoryview) -> ModelVersion:
     """Read a version's record, or a copy of one; float32 vectors are views of the payload."""
-    found, average_bytes = _VERSION.take(header), take(header, "average_bytes", _AVERAGE_BYTES)
+    found, average_bytes = _VERSION.take(header), take(header, "average_bytes", _BESIDE_BYTES)
     layout, codec = found["layout"], found["codec"]
     if codec != "float32" and not found["copy_of"]:
         raise WireError(f"field codec: only a copy travels in {codec}, a record is float32")

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from fluffle.errors import FluffleError, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
+from fluffle.survey.result import SurveyResult
+from fluffle.survey.statistics import DataStatistics
 from fluffle.task_errors import in_one_line, place_of
 
 READY_TASKS: Mapping[str, str] = {
@@ -41,6 +43,8 @@ class Site:
     A task that reads its own site's data ignores this. The ready tasks cut one public data set into `count`
     parts by `split` ("iid", "dirichlet:0.5" or "shards:2"), in the same way on every machine for the same
     `seed`. `validation` is the share of its data that the site holds out, to evaluate versions on.
+    `statistics` are those of the data of all sites, once the federation's survey has them; None before that,
+    and without a survey.
     """
 
     index: int = 0
@@ -48,6 +52,7 @@ class Site:
     split: str = "dirichlet:0.5"
     seed: int = 0
     validation: float = 0.0
+    statistics: SurveyResult | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,8 +105,8 @@ class Progress(Protocol):
 class Task(Protocol):
     """One model and its data. A process makes one task and calls it from one thread.
 
-    A task may have more methods, see `GroupedTask` and `ResumableTask`. Without `tensor_groups` all float
-    tensors are trained, and of integer tensors the newest update's value stands.
+    A task may have more methods, see `GroupedTask`, `ResumableTask` and `SurveyedTask`. Without
+    `tensor_groups` all float tensors are trained, and of integer tensors the newest update's value stands.
     """
 
     def initial_weights(self, seed: int) -> Weights:
@@ -159,6 +164,16 @@ class ValidatingTask(Task, Protocol):
 
     def validate(self, weights: Weights) -> Validated | None:
         """Return metrics of `weights` on this site's held-out data, after `prepare`; None if it has none."""
+
+
+class SurveyedTask(Task, Protocol):
+    """A task that can answer to a survey; `prepare` then gets the result in `site.statistics`."""
+
+    def statistics(self) -> DataStatistics:
+        """Return those of the prepared training data, as `fluffle.survey.statistics_of` makes them."""
+
+    def use_statistics(self, statistics: SurveyResult) -> None:
+        """Use the survey's result in `evaluate`; an evaluator calls this, which prepares no training data."""
 
 
 def name_of_task(task: Task) -> str:

@@ -18,10 +18,12 @@ from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode,
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.messages import SiteStatistics
+from fluffle.survey.packing import pack, unpack
 from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
 
-Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello
+Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 # Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
@@ -29,6 +31,7 @@ _UPDATE: Final = Table(WeightUpdate, without=IN_PAYLOAD)
 _EVALUATION: Final = BareMessage("evaluation", Evaluation)
 _SITE_EVALUATION: Final = BareMessage("site-evaluation", SiteEvaluation)
 _HELLO: Final = BareMessage("hello", Hello)
+_STATISTICS: Final = Table(SiteStatistics, without=("statistics",))
 _REPORT: Final = BareMessage("events", Report)
 
 
@@ -60,6 +63,12 @@ def encode_hello(hello: Hello) -> bytes:
     return _encode_inbound(_HELLO.header(hello), [], _HELLO.read)
 
 
+def encode_statistics(answer: SiteStatistics) -> bytes:
+    """Return the message in which a worker answers to a survey."""
+    header = {"kind": "survey", **_STATISTICS.write(answer)}
+    return _encode_inbound(header, [memoryview(pack(answer.statistics))], _read_statistics)
+
+
 def encode_report(report: Report) -> bytes:
     """Return the message in which a part reports events."""
     return bytes(join(_REPORT.header(report), [], REPORT))
@@ -76,6 +85,7 @@ def decode_inbound(body: bytes, *, most_parameters: int = MAX_PARAMETERS) -> Inb
         "evaluation": _EVALUATION.read,
         "site-evaluation": _SITE_EVALUATION.read,
         "hello": _HELLO.read,
+        "survey": _read_statistics,
     }
     return decode(body, INBOUND, readers)
 
@@ -114,3 +124,11 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
     statistics, integers = after_vector(payload[vector_bytes:], size)
     return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
+
+
+def _read_statistics(header: Header, payload: memoryview) -> SiteStatistics:
+    found = _STATISTICS.take(header)
+    try:
+        return SiteStatistics(**found, statistics=unpack(payload))
+    except WireError as error:
+        raise WireError(f"the payload holds no statistics: {error}") from error

@@ -9,6 +9,8 @@ from fluffle.fields import MAX_METRICS, is_metric_name, is_name
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
 from fluffle.sites import MAX_SITE_METRICS, SiteEvaluation, SiteMetric
+from fluffle.survey import MAX_COLUMNS
+from fluffle.survey.messages import SiteStatistics
 from fluffle.update import WeightUpdate
 from fluffle.wire import Inbound
 
@@ -73,6 +75,13 @@ def _of(message: Inbound) -> Iterator[tuple[str, bool]]:
             yield "tuned", _are_of_a_site(message.tuned)
         case Hello():
             yield "name", is_name(message.name)
+        case SiteStatistics():
+            yield "worker", is_name(message.worker)
+            found = message.statistics
+            yield "columns", len(found.columns) == len(found.names) <= MAX_COLUMNS
+            yield "counts", all((each.count + each.missing) % found.rows == 0 for each in found.columns)
+            # Merged with itself, it is as sound as before.
+            yield "merged", found.merged(found).rows == 2 * found.rows
 
 
 def _are_of_a_site(metrics: tuple[SiteMetric, ...]) -> bool:

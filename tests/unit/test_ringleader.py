@@ -152,11 +152,12 @@ def test_a_worker_that_has_left_is_waited_for_until_it_is_forgotten() -> None:
 
 def test_the_log_names_a_worker_for_which_the_model_stands_still() -> None:
     model = a_known_model(ringleader(forget_after=100))
+    assert model.cache is not None
     told = []
 
     for number in range(1, 61):
         moves(model, sends("ab"[number % 2]))
-        told += model.take_waits()
+        told += model.cache.take_waits()
 
     assert told == [("c", 15), ("c", 30), ("c", 60)]
 
@@ -166,7 +167,8 @@ def test_nothing_is_said_of_a_slow_worker_for_which_no_round_waits() -> None:
 
     moves(model, sends(*["a", "b", "a", "b", "c"] * 12))
 
-    assert model.take_waits() == []
+    assert model.cache is not None
+    assert model.cache.take_waits() == []
 
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])

@@ -18,6 +18,7 @@ from fluffle.model_stream import newest_version
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.record import Evaluation, ModelVersion, Rank, not_finite
 from fluffle.stopping import StopRequested
+from fluffle.survey.result import SurveyResult
 from fluffle.task import Task
 from fluffle.topology import Topology
 from fluffle.wire import encode_evaluation
@@ -65,6 +66,7 @@ class Evaluator:
             )
         self._last: Rank | None = None
         self._was_closing = False
+        self._used: SurveyResult | None = None
         self._result = EvaluatorResult("", 0, None)
 
     def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> EvaluatorResult:
@@ -102,6 +104,10 @@ class Evaluator:
 
     def _evaluate(self, version: ModelVersion) -> Evaluation:
         is_averaged = {"averaged": version.average_decay} if version.average_decay else {}
+        result = version.survey.result if version.survey else None
+        if result is not None and result != self._used:
+            self._task.use_statistics(result)
+            self._used = result
         log.info("evaluating", version=version.version, **is_averaged)
         started = time.monotonic()
         metrics = self._task.evaluate({**version.weights_to_evaluate, **self._model.local})

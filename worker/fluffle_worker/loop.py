@@ -20,7 +20,7 @@ from fluffle.message_size import require_update_fits
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
 from fluffle.record import ModelVersion
 from fluffle.stopping import StopRequested
-from fluffle.task import Task
+from fluffle.task import Site, Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
@@ -29,6 +29,7 @@ from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
+from fluffle_worker.survey import SurveyAtSite
 from fluffle_worker.validation import SiteValidation
 
 log = get_logger(__name__)
@@ -58,6 +59,7 @@ class WorkerResult:
 class Worker:
     """One run of a worker, with a task whose data is prepared; unsent updates survive it in the spool.
 
+    `site` is the one that the data was prepared for: with the result of a survey it is prepared once more.
     `seed` orders the minibatches, `delay_s` is idle time in each round. The worker does not train when the
     update would exceed `max_message_bytes`. It waits `first_patience_s` for a newer version, or longer, when
     it has many updates in flight, before it trains again from the same version.
@@ -67,6 +69,7 @@ class Worker:
     task: Task
     topology: Topology
     spool: Spool
+    site: Site = field(default_factory=Site)
     seed: int = 0
     delay_s: float = 0.0
     show_round: ShowRound = show_nothing
@@ -86,6 +89,7 @@ class Worker:
             task, self._site, self.seed, self.delay_s, self.show_round, self.stop, self.event_sink
         )
         self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
+        self._survey = SurveyAtSite(self.name, task, self.site, self._site, self.topology, self.stop)
         self._watcher = RoundWatcher(self.topology)
         self._refused = 0
         self._ended_by = ""
@@ -137,6 +141,8 @@ class Worker:
             if version.is_over:
                 self._finish(version, broker)
                 return
+            if self._survey.is_open(version, broker):
+                continue
             if not self.spool.waiting:
                 self._validation.evaluate_when_due(version)
                 self._validation.send(broker)
@@ -187,6 +193,7 @@ class Worker:
         With a broker the round is aborted when newer versions make its update useless.
         """
         version.layout.require(self._layout)
+        self._survey.prepare(version)
         require_update_fits(version.layout, version.plan.codec, self.max_message_bytes)
         self.spool.compare(version.applied)
         is_awaited = self._validation.is_needed

@@ -83,6 +83,7 @@ def work(
             task=task,
             topology=topology,
             spool=spool,
+            site=site,
             seed=settings.seed + site.index,
             delay_s=settings.delay,
             show_round=show_round,

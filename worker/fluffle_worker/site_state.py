@@ -3,6 +3,7 @@
 local.safetensors      the task's local weights, such as a personal head
 optimizer.safetensors  the optimizer's state, where the plan says keep_optimizer
 first-term             the first term of the federation that all of this, and the spool, belong to
+survey                 the attempt of the federation's survey that the worker has answered
 """
 
 import time
@@ -26,6 +27,7 @@ log = get_logger(__name__)
 QUICK_S, WRITING_SHARE = 0.1, 20
 
 LOCAL, OPTIMIZER, FIRST_TERM = "local.safetensors", "optimizer.safetensors", "first-term"
+SURVEY = "survey"
 
 
 class SiteState:
@@ -41,7 +43,9 @@ class SiteState:
         self._initial = initial
         self._has_optimizer = False
         self._write_optimizer_at = 0.0
-        self._first_term = _read_first_term(folder / FIRST_TERM)
+        self._first_term = _read_number(folder / FIRST_TERM)
+        # The attempt of the survey that is answered.
+        self.answered = _read_number(folder / SURVEY)
         is_kept = initial and (folder / LOCAL).exists()
         self.local = read_local_weights(folder, initial) if is_kept else initial
 
@@ -91,10 +95,16 @@ class SiteState:
             with self._writing(FIRST_TERM) as path:
                 write_whole(path, [str(self._first_term).encode()])
 
+    def note_answered(self, attempt: int) -> None:
+        """Note that the broker has the answer to the survey."""
+        self.answered = attempt
+        with self._writing(SURVEY) as path:
+            write_whole(path, [str(attempt).encode()])
+
     def start_over(self) -> None:
         """Go back to the task's own local weights and to a fresh optimizer."""
-        self.local, self._has_optimizer = self._initial, False
-        for name in (LOCAL, OPTIMIZER):
+        self.local, self._has_optimizer, self.answered = self._initial, False, None
+        for name in (LOCAL, OPTIMIZER, SURVEY):
             (self._folder / name).unlink(missing_ok=True)
 
     @contextmanager
@@ -119,7 +129,7 @@ def read_local_weights(folder: Path, initial: Weights) -> Weights:
     return weights
 
 
-def _read_first_term(path: Path) -> int | None:
+def _read_number(path: Path) -> int | None:
     try:
         return int(path.read_text(encoding="ascii")) if path.exists() else None
     except (OSError, ValueError) as error:

@@ -9,6 +9,7 @@ FINISHED = AFTER_THE_END
 WRONG_FEDERATION = "wrong-federation"
 WRONG_LAYOUT = "wrong-layout"
 WRONG_CONTENT = "wrong-content"
+SURVEY_OPEN = "survey-open"
 
 
 def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
@@ -21,6 +22,8 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             WRONG_FEDERATION,
             f"the update is for {update.federation!r}, this is {model.record.federation!r}",
         )
+    if model.survey:
+        return Refusal(SURVEY_OPEN, "the federation's survey is open: workers train when it has ended")
     if update.layout_digest != layout.digest:
         return Refusal(
             WRONG_LAYOUT,

@@ -25,7 +25,10 @@ class ExampleLimits(BaseModel):
         1, ge=1, description="Reject updates that were trained on fewer examples than this."
     )
     limit_examples: int = Field(
-        1_000_000_000, ge=1, description="Reject updates that claim more examples than this."
+        1_000_000_000,
+        ge=1,
+        description="Reject updates that claim more examples than this, and answers to a survey that claim "
+        "more rows.",
     )
 
 

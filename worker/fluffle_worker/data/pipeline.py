@@ -35,7 +35,8 @@ class StepReport:
 class PreparedRows:
     """The rows to train on and those held out, the change of the loss, and what each step did.
 
-    `real` is the number of training rows that the site really has: made-up ones do not count.
+    `real` is the number of training rows that the site really has: made-up ones do not count. `missing` says
+    of which of the training rows' values nothing was known before they were filled; None where all were.
     """
 
     train: Rows
@@ -43,6 +44,7 @@ class PreparedRows:
     remedy: LossRemedy | None
     reports: tuple[StepReport, ...]
     real: int
+    missing: NDArray[np.bool_] | None = None
 
 
 @dataclass(eq=False)
@@ -52,6 +54,8 @@ class _Course:
     train: Rows
     held_out: Rows | None = None
     reports: list[StepReport] = field(default_factory=list)
+    # Where the table of the training rows was filled [rows, columns]; None where it was not.
+    filled: NDArray[np.bool_] | None = None
 
     def report(self, step: str, before: Rows, detail: str) -> None:
         """Note what a step did with the training rows. Raises TaskError when no row is left."""
@@ -68,6 +72,7 @@ class _Course:
         if kept.all():
             return
         before, self.train = self.train, self.train.take(kept)
+        self.filled = None if self.filled is None else self.filled[kept]
         self.report(step, before, f"dropped {int((~kept).sum())} rows {what}")
 
     def held_out_or_nothing(self) -> Iterator[Rows]:
@@ -100,10 +105,10 @@ def take_steps(
         _hold_out(course, share, np.random.default_rng([split_seed, site]))
     _clean_columns(course, steps, rng)
     _judge_labels(course, steps, rng)
-    real = len(course.train)
+    real, filled = len(course.train), course.filled
     remedy = _balance(course, steps, rng)
     return PreparedRows(
-        course.train, course.held_out, remedy, tuple(course.reports), min(real, len(course.train))
+        course.train, course.held_out, remedy, tuple(course.reports), min(real, len(course.train)), filled
     )
 
 
@@ -178,9 +183,12 @@ def _impute(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None
         _change(course, impute, impute(table))
         empty = int(missing.all(axis=0).sum())
         also = f", {empty} columns without any value with 0" if empty else ""
+        course.filled = missing
         course.report(f"impute {choice}", before, f"filled {int(missing.sum())} of {table.size} values{also}")
     if steps.indicator:
         course.train = _with_indicator(course.train, marks[0])
+        if course.filled is not None:
+            course.filled = np.concatenate([course.filled, np.zeros_like(course.filled)], axis=1)
         if course.held_out is not None:
             course.held_out = _with_indicator(course.held_out, marks[1])
         course.report("indicator", before, f"{table.shape[1]} columns became {2 * table.shape[1]}")

@@ -1,7 +1,9 @@
 """KerasTask: a task made of two or three functions."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 from fluffle.errors import NoHeldOutData, TaskError
 from fluffle.model import Group, Weights
 from fluffle.plan import Plan
+from fluffle.survey.result import SurveyResult
+from fluffle.survey.statistics import DataStatistics
 from fluffle.task import Progress, Site, Trained, Validated
 from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
@@ -20,6 +24,7 @@ from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
+from fluffle_worker.keras_task.surveyed import classes_of, require_fit, statistics_of_site, warn_if_unset
 from fluffle_worker.keras_task.validation import validated
 
 
@@ -32,7 +37,8 @@ class KerasTask:
     tuples or dictionaries of them, with the examples along the first axis. Or it returns a finite
     `tf.data.Dataset` or `PyDataset` of such minibatches: then the plan's batch size is not used, and a
     `tf.data.Dataset` keeps its own order. `eval_data()` returns held-out data in the same forms, for an
-    evaluator. `validation_data(site)` returns those that a site holds out itself, where it has such apart
+    evaluator; if it has a parameter, it gets the result of the federation's survey there, or None.
+    `validation_data(site)` returns those that a site holds out itself, where it has such apart
     from its training data (see `docs/how-to/evaluate-at-sites.md`). `local` are patterns of weights that stay
     at their site, such as ["head/*"] (see `docs/models.md`). `data` are steps that each site's training data
     goes through (see `docs/how-to/data.md`).
@@ -45,7 +51,7 @@ class KerasTask:
         self,
         build_model: Callable[[], KerasModel],
         train_data: Callable[[Site], object],
-        eval_data: Callable[[], object] | None = None,
+        eval_data: Callable[..., object] | None = None,
         *,
         validation_data: Callable[[Site], object] | None = None,
         local: Sequence[str] = (),
@@ -74,6 +80,7 @@ class KerasTask:
         self._built: BuiltModel | None = None
         self._data_steps = data
         self._site: SiteData | None = None
+        self._which = Site()
         self._evaluate: Callable[[KerasModel], Metrics] | None = None
         self._validate: Callable[[KerasModel], Metrics] | None = None
 
@@ -89,6 +96,7 @@ class KerasTask:
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples."""
         validation_data = self._validation_data
+        self._which = site
         self._site = read_site(
             lambda: self._train_data(site),
             self._data_steps,
@@ -97,6 +105,26 @@ class KerasTask:
         )
         self._validate = None
         return self._site.training.counted
+
+    def statistics(self) -> DataStatistics:
+        """Return the statistics of the training data after the cleaning steps, which reads it again.
+
+        Raises TaskError for data that cannot be surveyed, or that a SurveyNormalization does not fit.
+        """
+        model = self._model().model
+        found = statistics_of_site(
+            lambda: self._train_data(self._which),
+            self._data_steps,
+            site=self._which.index,
+            classes=classes_of(model),
+        )
+        require_fit(model, found)
+        return found
+
+    def use_statistics(self, statistics: SurveyResult) -> None:
+        """Give the result of the survey to the next call of `eval_data(statistics)`."""
+        self._which = replace(self._which, statistics=statistics)
+        self._evaluate = None
 
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
         """Train from `weights` as the plan says, in an order of the examples drawn from `seed`.
@@ -109,6 +137,8 @@ class KerasTask:
         if self._site is None:
             raise TaskError("there is no data to train on: call prepare(site) first")
         built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
+        if self._which.statistics is None:
+            warn_if_unset(built.model)
         built.require_fit("train_data", training)
         batch_size = built.batch_size or plan.batch_size
         if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
@@ -181,7 +211,7 @@ class KerasTask:
                 raise NoHeldOutData(
                     "this task has no held-out data: give its KerasTask an eval_data function"
                 )
-            held_out = read_data("eval_data", self._eval_data)
+            held_out = read_data("eval_data", self._call_eval_data)
             built.require_fit("eval_data", held_out)
             self._evaluate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
@@ -197,6 +227,12 @@ class KerasTask:
             self._validate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return validated(built.model, self._validate(built.model), held_out.examples)
+
+    def _call_eval_data(self) -> object:
+        if self._eval_data is None:
+            return None
+        takes_statistics = bool(inspect.signature(self._eval_data).parameters)
+        return self._eval_data(self._which.statistics) if takes_statistics else self._eval_data()
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""

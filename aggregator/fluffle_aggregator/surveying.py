@@ -1,0 +1,129 @@
+"""What the leader does with the answers to a survey, and when it ends. Pure."""
+
+from collections.abc import Sequence
+
+from fluffle.broker import Delivery
+from fluffle.events import Answered
+from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics
+from fluffle.topology import Topology
+from fluffle_aggregator.effects import Ack, Effect, Tell, info, warning
+from fluffle_aggregator.gates.fitting import FINISHED, WRONG_FEDERATION
+from fluffle_aggregator.gates.gate import Refusal
+from fluffle_aggregator.gates.history import DUPLICATE
+from fluffle_aggregator.gates.sender import foreign_sender
+from fluffle_aggregator.gates.values import BAD_EXAMPLES
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.survey import OpenSurvey
+
+NO_SURVEY = "no-survey"
+SURVEY_OVER = "survey-over"
+OTHER_DATA = "other-data"
+# Answers are in a version after so many seconds, or as soon as so many wait for one. Until then they are
+# unacked.
+COMMITTED_AFTER_S, MOST_HELD = 10.0, 16
+NO_SECOND_SURVEY = (
+    "--survey has no effect: this federation has begun already, and a survey comes before all training. "
+    "For one, begin a new federation"
+)
+BEGINS_ANEW = (
+    "the survey begins anew: the answers so far are gone from the head queue, and every worker sends its own "
+    "again"
+)
+
+
+class Surveying:
+    """The survey as the leader sees it; `held` are the tags of the answers that no version contains yet."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.held: list[int] = []
+        self._topology = topology
+        self._held_from = 0.0
+
+    def begin(self, model: GlobalModel) -> list[Effect]:
+        """Say what is to be known of the survey when taking the lead."""
+        survey = model.survey
+        if survey is None:
+            is_ignored = model.survey_aim.is_asked and model.record.survey is None
+            return [warning(NO_SECOND_SURVEY)] if is_ignored else []
+        if survey.is_lost:
+            return [warning(BEGINS_ANEW, attempt=survey.state.attempt)]
+        answers, wanted = len(survey.state.answered), survey.state.wanted
+        line = "the survey is open: workers answer before they train"
+        return [info(line, answered=answers, wanted=wanted or "any")]
+
+    def take_in(
+        self, delivery: Delivery, answer: SiteStatistics, model: GlobalModel, *, now: float
+    ) -> Sequence[Effect] | Refusal:
+        """Merge an answer, or return why not; `now` is the leader's clock."""
+        if refused := self._wrong_sender(delivery, answer, model):
+            return refused
+        recorded, survey = model.record.survey, model.survey
+        if delivery.redeliveries and recorded and answer.worker in recorded.answered:
+            # The commit that contains it was confirmed, but the leader died before its ack arrived.
+            line = "the survey contains this answer already"
+            return [info(line, worker=answer.worker), Ack((delivery.tag,))]
+        if model.over:
+            return Refusal(FINISHED, f"the federation has finished: {model.over}")
+        if survey is None:
+            ended = model.draft.survey
+            if ended is None:
+                return Refusal(NO_SURVEY, "this federation has no survey")
+            return Refusal(SURVEY_OVER, f"the survey has ended with {len(ended.answered)} answers")
+        if refused := _does_not_fit(answer, survey):
+            return refused
+        survey.add(answer)
+        if not self.held:
+            self._held_from = now
+        self.held.append(delivery.tag)
+        answers, wanted = len(survey.state.answered), survey.state.wanted
+        return [
+            Tell(Answered(answer.worker, answers, wanted)),
+            info(
+                "survey answered",
+                worker=answer.worker,
+                rows=answer.statistics.rows,
+                answered=answers,
+                wanted=wanted or "any",
+            ),
+        ]
+
+    def when_due(self, model: GlobalModel, *, elapsed_s: float, now: float) -> list[Effect] | None:
+        """Close the survey if it is time to; None when no version is to be published for it."""
+        survey = model.survey
+        if survey is None:
+            return None
+        if not survey.aim.is_reached(len(survey.state.answered), elapsed_s):
+            is_due = self.held and (len(self.held) >= MOST_HELD or now - self._held_from >= COMMITTED_AFTER_S)
+            return [] if is_due else None
+        sites, rows = survey.state.answered, survey.rows
+        unfit = model.close_survey()
+        if not sites:
+            return [warning("the survey is ended without an answer: no --survey is asked for any more")]
+        return [
+            info("the survey has ended", sites=len(sites), rows=rows),
+            *(
+                warning("a layer does not fit the survey, and changes nothing", because=each)
+                for each in unfit
+            ),
+        ]
+
+    def _wrong_sender(self, delivery: Delivery, answer: SiteStatistics, model: GlobalModel) -> Refusal | None:
+        if foreign := foreign_sender(answer.worker, delivery, self._topology.updates_in):
+            return foreign
+        if answer.federation != model.record.federation:
+            return Refusal(WRONG_FEDERATION, f"the answer is for {answer.federation!r}")
+        return None
+
+
+def _does_not_fit(answer: SiteStatistics, survey: OpenSurvey) -> Refusal | None:
+    answered = survey.state.answered
+    if answer.worker in answered:
+        return Refusal(
+            DUPLICATE, f"{answer.worker} has answered this survey already: its first answer counts"
+        )
+    if len(answered) >= MAX_ANSWERS:
+        return Refusal(SURVEY_OVER, f"the survey has {MAX_ANSWERS} answers and takes no more")
+    if too_much := survey.claims_too_much(answer):
+        return Refusal(BAD_EXAMPLES, too_much)
+    difference = survey.differs(answer)
+    return Refusal(OTHER_DATA, difference) if difference else None

@@ -1,0 +1,92 @@
+"""A worker's part in a survey: it answers once, waits for the result, and prepares its data with it."""
+
+import threading
+import time
+from dataclasses import dataclass, replace
+
+from fluffle.broker import Broker
+from fluffle.checked_task import CheckedTask
+from fluffle.errors import QueueFull
+from fluffle.logs import get_logger
+from fluffle.model_stream import newest_version
+from fluffle.record import ModelVersion
+from fluffle.stopping import StopRequested
+from fluffle.survey.messages import SiteStatistics, Survey
+from fluffle.survey.result import SurveyResult
+from fluffle.task import Site
+from fluffle.topology import Topology
+from fluffle.wire import encode_statistics
+from fluffle_worker.site_state import SiteState
+
+log = get_logger(__name__)
+
+RETRY_EVERY_S = 2.0
+
+
+@dataclass(eq=False)
+class SurveyAtSite:
+    """The part of one worker in its federation's survey."""
+
+    worker: str
+    task: CheckedTask
+    site: Site
+    state: SiteState
+    topology: Topology
+    stop: threading.Event
+    _used: SurveyResult | None = None
+
+    def is_open(self, version: ModelVersion, broker: Broker) -> bool:
+        """Answer a survey that is open in the newest version, and wait for a newer one; False if none is."""
+        survey = version.survey
+        if survey is None or not survey.is_open:
+            return False
+        if not self._has_answered(survey):
+            self._answer(version, survey, broker)
+        newest_version(broker, self.topology, stop=self.stop, newer_than=version.rank)
+        return True
+
+    def prepare(self, version: ModelVersion) -> None:
+        """Prepare the data again, once, with the result of the survey if there is one."""
+        result = version.survey.result if version.survey else None
+        if result is None or result == self._used:
+            return
+        examples = self.task.prepare(replace(self.site, statistics=result))
+        self._used = result
+        log.info(
+            "data prepared with the survey's statistics",
+            examples=examples,
+            sites=result.sites,
+            rows=result.rows,
+            columns=len(result.columns),
+        )
+
+    def _has_answered(self, survey: Survey) -> bool:
+        return self.worker in survey.answered or self.state.answered == survey.attempt
+
+    def _answer(self, version: ModelVersion, survey: Survey, broker: Broker) -> None:
+        began = time.monotonic()
+        statistics = self.task.statistics()
+        body = encode_statistics(SiteStatistics(version.federation, self.worker, statistics))
+        headers = {
+            "kind": "survey",
+            "id": f"{self.worker}/survey/{survey.attempt}",
+            "worker": self.worker,
+            "at": f"{time.time():.3f}",
+        }
+        while True:
+            try:
+                broker.publish(self.topology.updates_in.name, "", body, headers)
+                break
+            except QueueFull:
+                log.warning("the updates queue is full; waiting")
+                if self.stop.wait(RETRY_EVERY_S):
+                    raise StopRequested from None
+        # A process that dies before this answers again after its restart, and the second answer is refused.
+        self.state.note_answered(survey.attempt)
+        log.info(
+            "survey answered: waiting for its result",
+            rows=statistics.rows,
+            columns=len(statistics.names),
+            size_bytes=len(body),
+            seconds=round(time.monotonic() - began, 2),
+        )
