@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.rows import Labels
-from fluffle_worker.data.weights import MASKED, loss_remedy, row_weights
+from fluffle_worker.data.weights import loss_remedy, row_weights
 
 counts = st.lists(st.integers(0, 300), min_size=2, max_size=12).filter(any)
 ways = st.sampled_from([Choice("weights"), Choice("class_balanced", 0.999), Choice("class_balanced", 0.5)])
@@ -42,23 +42,21 @@ def test_with_weights_all_classes_that_are_there_weigh_the_same(of_classes: list
 
 
 @given(counts, st.floats(0.1, 5))
-def test_balanced_softmax_adds_the_logarithm_of_the_prior_and_masks_classes_without_rows(
+def test_balanced_softmax_adds_the_logarithm_of_the_prior_and_an_absent_class_counts_as_one_row(
     of_classes: list[int], tau: float
 ) -> None:
-    offsets = loss_remedy(np.array(of_classes), Choice("balanced_softmax", tau)).offsets
+    remedy = loss_remedy(np.array(of_classes), Choice("balanced_softmax", tau))
 
-    assert offsets is not None
-    assert np.isfinite(offsets).all()
-    there = np.array(of_classes) > 0
-    assert (offsets[~there] == MASKED).all()
-    assert np.exp(offsets[there] / tau).sum() == pytest.approx(1)
+    rows = [max(1, each) for each in of_classes]
+    assert remedy.offsets == pytest.approx([tau * np.log(each / sum(of_classes)) for each in rows])
+    assert remedy.of_absent == pytest.approx(tau * np.log(1 / sum(of_classes)))
 
 
 @given(counts, st.floats(0.1, 5))
-def test_fedlc_lowers_the_logit_of_a_rarer_class_more(of_classes: list[int], tau: float) -> None:
-    offsets = loss_remedy(np.array(of_classes), Choice("fedlc", tau)).offsets
+def test_fedlc_lowers_the_logit_of_a_rarer_class_more_and_an_absent_class_counts_as_one_row(
+    of_classes: list[int], tau: float
+) -> None:
+    remedy = loss_remedy(np.array(of_classes), Choice("fedlc", tau))
 
-    assert offsets is not None
-    there = [label for label, n in enumerate(of_classes) if n]
-    assert offsets[there] == pytest.approx([-tau * of_classes[label] ** -0.25 for label in there])
-    assert all(offset == MASKED for label, offset in enumerate(offsets) if label not in there)
+    assert remedy.offsets == pytest.approx([-tau * max(1, each) ** -0.25 for each in of_classes])
+    assert remedy.of_absent == pytest.approx(-tau)

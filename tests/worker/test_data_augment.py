@@ -13,7 +13,7 @@ from fluffle.errors import TaskError
 from fluffle.plan import Plan
 from fluffle.task import Site, Trained
 from fluffle_worker.data import DataSteps
-from fluffle_worker.keras_task import KerasModel, KerasTask, NotStackable, import_keras
+from fluffle_worker.keras_task import KerasModel, KerasTask, NotStackable, RoundAtSite, import_keras
 from fluffle_worker.round import ignore_progress
 
 Array = NDArray[Any]
@@ -126,18 +126,31 @@ def test_missing_values_in_a_stream_are_never_trained_on() -> None:
 
 
 @needs_tensorflow
-@pytest.mark.parametrize(
-    ("steps", "reason"),
-    [
-        (DataSteps(balance="fedlc"), "balance fedlc:1 changes the loss by the classes of each site"),
-        (DataSteps(augment=("noise",)), "the minibatches are augmented"),
-    ],
-)
-def test_what_acts_inside_the_step_of_one_site_is_not_stacked(steps: DataSteps, reason: str) -> None:
+def test_rounds_whose_minibatches_are_augmented_are_not_stacked() -> None:
     x = IMAGES.reshape(400, 64)
-    task = KerasTask(lambda: a_model((64,), 10), lambda _: (x, DIGITS), data=steps)
+    task = KerasTask(lambda: a_model((64,), 10), lambda _: (x, DIGITS), data=DataSteps(augment=("noise",)))
     task.initial_weights(0)
     task.prepare(Site())
 
-    with pytest.raises(NotStackable, match=reason):
+    with pytest.raises(NotStackable, match="the minibatches are augmented"):
         task.stacked([task])
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("balance", ["none", "weights", "focal", "balanced_softmax", "fedlc"])
+def test_rounds_of_sites_with_other_classes_end_where_each_ends_by_itself(balance: str) -> None:
+    x, plan = IMAGES.reshape(400, 64) / 16, Plan(local_epochs=2, batch_size=32)
+    chosen = [DIGITS < 3, DIGITS % 2 == 1, (DIGITS < 9) | (np.arange(400) % 7 == 0)]
+    shares = [(x[own], DIGITS[own]) for own in chosen]
+    first = KerasTask(lambda: a_model((64,), 10), lambda _: shares, data=DataSteps(balance=balance))
+    tasks = [first.with_train_data(lambda site: shares[site.index]) for _ in shares]
+    weights = first.initial_weights(0)
+    for at, task in enumerate(tasks):
+        task.prepare(Site(index=at, count=3))
+    alone = [task.train(weights, plan, seed=at, progress=ignore_progress) for at, task in enumerate(tasks)]
+
+    together = tasks[0].stacked(tasks).train([RoundAtSite(weights, at, at) for at in (2, 0, 1)], plan)
+
+    for at, (trained, _) in zip((2, 0, 1), together, strict=True):
+        assert kernel(trained) == pytest.approx(kernel(alone[at]), abs=1e-5)
+    assert not np.allclose(kernel(alone[0]), kernel(alone[1]), atol=1e-3)

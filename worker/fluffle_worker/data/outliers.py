@@ -42,8 +42,8 @@ class Bounds(NamedTuple):
 def fit_bounds(table: Table, choice: Choice) -> Bounds:
     """Return the bounds of `quantiles:SHARE` or `mad:K`; columns without any value have none.
 
-    A column in which more than half of the values are equal has a deviation of 0: its bounds are infinite,
-    since everything else in it would be clipped to one value.
+    Where more than half of a column's values are equal, their median deviation is 0: `mad` takes that of the
+    others, or else everything but one value would be clipped.
     """
     with warnings.catch_warnings():
         # What numpy says of a column without any value.
@@ -53,8 +53,10 @@ def fit_bounds(table: Table, choice: Choice) -> Bounds:
             low, high = np.nanquantile(values, [choice.number, 1 - choice.number], axis=0)
         else:
             middle = np.nanmedian(table, axis=0)
-            deviation = np.nanmedian(np.abs(table - middle), axis=0) * MAD_TO_SD
-            width = np.where(deviation > 0, choice.number * deviation, np.inf)
+            apart = np.abs(table - middle)
+            deviation = np.nanmedian(apart, axis=0)
+            of_others = np.nanmedian(np.where(apart > 0, apart, np.nan), axis=0)
+            width = choice.number * MAD_TO_SD * np.where(deviation > 0, deviation, of_others)
             low, high = middle - width, middle + width
     return Bounds(np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high))
 

@@ -60,7 +60,7 @@ def _made_rows(
     )
     try:
         both, _ = sampler.fit_resample(table.astype(np.float64), labels.of_rows)
-    except ValueError:
+    except (ValueError, RuntimeError):
         # It finds no row near other classes, or so few rows are missing that it makes none.
         return None
     return np.asarray(both[len(table) :])

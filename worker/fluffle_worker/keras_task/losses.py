@@ -4,12 +4,15 @@ Evaluation keeps the model's own. The model's `compute_loss` gets logits with of
 on the predictions. So the compiled loss itself, its label smoothing and the regularisation stay as they are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
-from fluffle_worker.data.weights import MASKED, LossRemedy
+from fluffle_worker.data.weights import LossRemedy
 from fluffle_worker.keras_task.backend import KerasModel, import_keras, require_tensorflow
 
 CLASS_LOSSES = {
@@ -42,19 +45,43 @@ class TrainingLoss:
             self._require_fits(remedy)
         if (gamma, has_offsets) != (self._gamma, self._offsets is not None):
             self._gamma = gamma
-            classes = max(2, self._model.output_shape[-1])
             self._offsets = (
-                self._keras.Variable(np.zeros(classes), trainable=False, dtype="float32")
+                self._keras.Variable(np.zeros(self._classes), trainable=False, dtype="float32")
                 if has_offsets
                 else None
             )
-            if self._plain is None:
-                self._plain, self._model.compute_loss = self._model.compute_loss, self._compute
+            self._stand_in()
             self._model.make_train_function(force=True)
         if remedy is not None and remedy.offsets is not None:
-            # Classes above the largest label of this site have no rows here.
-            missing = self._offsets.shape[0] - remedy.offsets.size
-            self._offsets.assign(np.pad(remedy.offsets, (0, missing), constant_values=MASKED))
+            self._offsets.assign(self.all_offsets(remedy))
+
+    def all_offsets(self, remedy: LossRemedy) -> NDArray[np.float32]:
+        """Return the offset of each class [classes], also of those above the largest label of the site.
+
+        Raises TaskError as `start_round` does.
+        """
+        self._require_fits(remedy)
+        offsets = np.zeros(0) if remedy.offsets is None else remedy.offsets
+        missing = (0, self._classes - offsets.size)
+        return np.pad(offsets, missing, constant_values=remedy.of_absent).astype(np.float32)
+
+    @contextmanager
+    def changed(self, offsets: Any, gamma: float) -> Iterator[None]:
+        """Within this block, compute the loss with offsets [classes], a tensor or None, and this gamma."""
+        self._stand_in()
+        before = self._offsets, self._gamma
+        self._offsets, self._gamma = offsets, gamma
+        yield
+        self._offsets, self._gamma = before
+
+    @property
+    def _classes(self) -> int:
+        """How many classes the model's outputs stand for; one sigmoid stands for two."""
+        return int(max(2, self._model.output_shape[-1]))
+
+    def _stand_in(self) -> None:
+        if self._plain is None:
+            self._plain, self._model.compute_loss = self._model.compute_loss, self._compute
 
     def _require_fits(self, remedy: LossRemedy) -> None:
         keras, model = self._keras, self._model
@@ -72,11 +99,10 @@ class TrainingLoss:
                 f"{', '.join(sorted(CLASS_LOSSES))}, not {name_of_loss(model.loss)} and the output {shape}: "
                 "balance by weights or by rows"
             )
-        if remedy.offsets is not None and remedy.offsets.size > max(2, shape[-1]):
-            classes = max(2, shape[-1])
+        if remedy.offsets is not None and remedy.offsets.size > self._classes:
             raise TaskError(
                 f"train_data returned the label {remedy.offsets.size - 1}, and the model's outputs stand for "
-                f"the labels 0 to {classes - 1}: correct the labels, or give the model more outputs"
+                f"the labels 0 to {self._classes - 1}: correct the labels, or give the model more outputs"
             )
 
     def _compute(

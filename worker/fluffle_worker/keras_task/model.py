@@ -68,7 +68,7 @@ class BuiltModel:
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
         self._proximal = ProximalTerm(self.model)
-        self._loss = TrainingLoss(self.model)
+        self.loss = TrainingLoss(self.model)
         inputs = getattr(self.model, "inputs", None)
         # The size of each minibatch where the model is built for one, as stateful layers need it.
         self.batch_size: int | None = inputs[0].shape[0] if inputs else None
@@ -196,7 +196,7 @@ class BuiltModel:
             if variable.name == "seed_generator_state":
                 variable.assign([rng.integers(2**31), 0])
         self._proximal.start_round(plan.proximal_mu)
-        self._loss.start_round(remedy)
+        self.loss.start_round(remedy)
 
     def _require_plan_reaches_optimizers(self, plan: Plan) -> None:
         """Raise TaskError for a plan that a model with several optimizers, such as a GAN, would ignore."""

@@ -46,8 +46,6 @@ class SiteData:
 
     def not_stackable(self) -> str:
         """Return why rounds of several sites cannot be trained in one step; empty where they can."""
-        if self.remedy is not None:
-            return f"balance {self.remedy.name} changes the loss by the classes of each site"
         return "the minibatches are augmented" if self.augmentation else ""
 
 

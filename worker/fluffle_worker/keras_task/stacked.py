@@ -6,6 +6,7 @@ no change: it treats each element by itself. A simulation uses this; a worker tr
 
 import importlib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.task import Trained
+from fluffle_worker.data.weights import LossRemedy
 from fluffle_worker.keras_task.backend import KerasModel, import_keras
 from fluffle_worker.keras_task.data import ArrayData, joined, rows_of_one_pass
+from fluffle_worker.keras_task.losses import TrainingLoss
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.stackable import reasons_against
 
@@ -58,11 +61,13 @@ class OptimizerState:
 class StackedModel:
     """Trains rounds that start from different weights, with the data of different sites."""
 
-    def __init__(self, built: BuiltModel, sites: Sequence[ArrayData]) -> None:
-        """Put the data of all sites into one. Raises NotStackable."""
+    def __init__(
+        self, built: BuiltModel, sites: Sequence[ArrayData], remedies: Sequence[LossRemedy | None]
+    ) -> None:
+        """Put the data of all sites into one; `remedies` change their losses. Raises NotStackable."""
         for reason in reasons_against(built, sites[0]):
             raise NotStackable(reason)
-        self._built, self._data = built, joined(sites)
+        self._built, self._data, self._losses = built, joined(sites), StackedLosses(built.loss, remedies)
         self._counted = [each.counted for each in sites]
         ends = np.cumsum([each.examples for each in sites])
         self._sites = [np.arange(end - each.examples, end) for end, each in zip(ends, sites, strict=True)]
@@ -110,7 +115,7 @@ class StackedModel:
         while size < len(rounds):
             size *= 2
         if size not in self._stacks:
-            self._stacks[size] = _Stack(self._built.model, self._data, size)
+            self._stacks[size] = _Stack(self._built.model, self._data, self._losses, size)
         steps = np.array([len(each) for each in minibatches])
         # What is left at zero is computed, and has no weight.
         rows = np.zeros((steps.max(), size, plan.batch_size), np.int32)
@@ -124,6 +129,7 @@ class StackedModel:
                 sizes[step, at] = of_step.size
         last = np.full(size, -1, np.int32)
         last[: len(rounds)] = steps - 1
+        offsets = self._losses.offsets[[*(one.site for one in rounds), *[0] * (size - len(rounds))]]
         base, taken = np.zeros((size, self._size), np.float32), np.zeros((size, 1), np.int64)
         moments = [np.zeros_like(base) for _ in self._stacks[size].fresh]
         for at, one in enumerate(rounds):
@@ -135,7 +141,7 @@ class StackedModel:
         state = _State(base, moments, taken)
         rate = self._built.learning_rate(plan)
         ends, losses = self._stacks[size].train(
-            state, _Minibatches(rows, weights, last), rate, plan.proximal_mu
+            state, _Minibatches(rows, weights, last, offsets), rate, plan.proximal_mu
         )
         for at, one in enumerate(rounds):
             counted = slice(0 if plan.local_steps else steps[at] - steps[at] // plan.local_epochs, steps[at])
@@ -158,6 +164,25 @@ class StackedModel:
         }
 
 
+class StackedLosses:
+    """The losses of sites: `offsets` are those of the logits [sites, classes], or [sites, 0] without any."""
+
+    def __init__(self, loss: TrainingLoss, remedies: Sequence[LossRemedy | None]) -> None:
+        self._loss = loss
+        given = [each for each in remedies if each is not None]
+        self._gamma = given[0].gamma if given else 0.0
+        has_offsets = bool(given) and given[0].offsets is not None
+        self.offsets: Floats = (
+            np.stack([loss.all_offsets(each) for each in given])
+            if has_offsets
+            else np.zeros((len(remedies), 0), np.float32)
+        )
+
+    def of_one(self, offsets: Any) -> AbstractContextManager[None]:
+        """Within this block, compute the loss of one round with its offsets."""
+        return self._loss.changed(offsets if self.offsets.shape[1] else None, self._gamma)
+
+
 class _State(NamedTuple):
     """The weights and the optimizer's moments [rounds, weights], and its steps [rounds, 1]."""
 
@@ -167,20 +192,24 @@ class _State(NamedTuple):
 
 
 class _Minibatches(NamedTuple):
-    """The examples of each minibatch [steps, rounds, batch], their weights, and each round's last step."""
+    """The examples of each minibatch [steps, rounds, batch], their weights, and each round's last step.
+
+    `offsets` are those of the logits in each round's loss [rounds, classes].
+    """
 
     rows: NDArray[np.int32]
     weights: Floats
     last: NDArray[np.int32]
+    offsets: Floats
 
 
 class _Stack:
     """The variables and the compiled step of so many rounds."""
 
-    def __init__(self, model: KerasModel, data: ArrayData, size: int) -> None:
+    def __init__(self, model: KerasModel, data: ArrayData, losses: "StackedLosses", size: int) -> None:
         keras = import_keras()
         self._tf: Any = importlib.import_module("tensorflow")
-        self._tree, self._model = keras.tree, model
+        self._tree, self._model, self._losses = keras.tree, model, losses
         self._data = keras.tree.map_structure(self._tf.constant, data.parts)
         self._sizes = [prod(variable.shape) for variable in model.trainable_variables]
         self._weights = keras.Variable(np.zeros((size, sum(self._sizes)), np.float32))
@@ -201,7 +230,10 @@ class _Stack:
         matrix = spec(self._weights.shape)
         state = _State(matrix, [matrix] * len(self._moments), spec((size, 1), "int64"))
         given = _Minibatches(
-            spec((None, size, None), "int32"), spec((None, size, None)), spec((size,), "int32")
+            spec((None, size, None), "int32"),
+            spec((None, size, None)),
+            spec((size,), "int32"),
+            spec((size, losses.offsets.shape[1])),
         )
         self._run = self._tf.function(
             self._train, autograph=False, input_signature=[state, given, spec(()), spec(())]
@@ -222,7 +254,7 @@ class _Stack:
 
     def _train(self, start: _State, given: _Minibatches, rate: Any, mu: Any) -> Any:
         tf = self._tf
-        rows, weights, last = given
+        rows, weights, last, offsets = given
         variables = [self._weights, *self._moments]
         before = [start.weights, *start.moments]
         for variable, value in zip(variables, before, strict=True):
@@ -232,7 +264,7 @@ class _Stack:
             self._optimizer.learning_rate = rate
 
         def step(at: Any, done: Any, losses: Any) -> Any:
-            loss = self._descend(rows[at], weights[at], start.weights, mu)
+            loss = self._descend(rows[at], weights[at], offsets, start.weights, mu)
             ends = tf.equal(last, at)[:, None]
             newest = [each.value for each in variables]
             done = tf.cond(
@@ -247,7 +279,7 @@ class _Stack:
         _, done, losses = tf.while_loop(lambda at, *_: at < steps, step, first, parallel_iterations=1)
         return done, losses.stack()
 
-    def _descend(self, rows: Any, weights: Any, base: Any, mu: Any) -> Any:
+    def _descend(self, rows: Any, weights: Any, offsets: Any, base: Any, mu: Any) -> Any:
         """Let every round take one step, and return its losses before it."""
         tf, values = self._tf, self._weights.value
         x, y, *own = self._tree.map_structure(lambda array: tf.gather(array, rows), self._data)
@@ -256,7 +288,9 @@ class _Stack:
         with tf.GradientTape() as tape:
             values = tf.identity(values)
             tape.watch(values)
-            losses = tf.vectorized_map(self._loss, (values, x, y, weights), fallback_to_while_loop=False)
+            losses = tf.vectorized_map(
+                self._loss, (values, x, y, weights, offsets), fallback_to_while_loop=False
+            )
             # No round's loss depends on the weights of another: the gradient of the sum is that of each.
             total = tf.reduce_sum(losses)
         self._optimizer.apply([tape.gradient(total, values) + mu * (values - base)])
@@ -265,14 +299,15 @@ class _Stack:
     def _loss(self, one: Any) -> Any:
         """Return the loss of one minibatch of one round."""
         tf, model = self._tf, self._model
-        flat, x, y, weights = one
+        flat, x, y, weights, offsets = one
         parts = zip(tf.split(flat, self._sizes), model.trainable_variables, strict=True)
         trained = [tf.reshape(part, variable.shape) for part, variable in parts]
         others = [each.value for each in model.non_trainable_variables]
         options = {"training": True} if model._call_has_training_arg else {}
         outputs, _ = model.stateless_call(trained, others, x, **options)
         metrics = [each.value for each in model.metrics_variables]
-        loss, _ = model.stateless_compute_loss(
-            trained, others, metrics, x=x, y=y, y_pred=outputs, sample_weight=weights, training=True
-        )
+        with self._losses.of_one(offsets):
+            loss, _ = model.stateless_compute_loss(
+                trained, others, metrics, x=x, y=y, y_pred=outputs, sample_weight=weights, training=True
+            )
         return loss

@@ -193,7 +193,7 @@ class KerasTask:
         arrays = [each.training for each in prepared if isinstance(each.training, ArrayData)]
         if len(arrays) < len(sites):
             raise NotStackable("the training data is not in arrays")
-        return StackedModel(self._model(), arrays)
+        return StackedModel(self._model(), arrays, [each.remedy for each in prepared])
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
         """Return copies of the optimizer's variables, numbered in their order."""
