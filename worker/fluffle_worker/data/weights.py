@@ -13,6 +13,8 @@ from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.rows import Indices, Labels
 
 Vector = NDArray[np.float64]
+# No row weighs more, in times the mean: a single row of a class would make a step that ruins the model.
+MOST_WEIGHT = 10.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,11 +32,11 @@ class LossRemedy:
 
 
 def row_weights(labels: Labels, choice: Choice) -> Vector:
-    """Return a weight for each row [rows] by its class; they sum to the number of rows.
+    """Return a weight for each row [rows] by its class, at most 10; they sum to the number of rows.
 
-    `weights`: 1 / n_y, so that all classes that are there weigh the same. `class_balanced`: 1 / effective
-    number, (1 - beta) / (1 - beta^n_y). Source: Cui et al., "Class-Balanced Loss Based on Effective Number
-    of Samples" (2019), equation 5.
+    `weights`: 1 / n_y, so that all classes weigh the same, but for those of so few rows that 10 is too little.
+    `class_balanced`: 1 / effective number, (1 - beta) / (1 - beta^n_y). Source: Cui et al., "Class-Balanced
+    Loss Based on Effective Number of Samples" (2019), equation 5.
     """
     return class_weights(labels.counts, choice)[labels.of_rows]
 
@@ -49,7 +51,19 @@ def class_weights(counts: Indices, choice: Choice) -> Vector:
         weights[present] = (1 - choice.number) / -np.expm1(of_present * np.log(choice.number))
     else:
         weights[present] = 1 / of_present
-    return np.asarray(weights * (counts.sum() / (weights @ counts)))
+    return _limited(weights, counts)
+
+
+def _limited(weights: Vector, counts: Indices) -> Vector:
+    """Scale the weights of classes until they sum to the number of rows, and none is above `MOST_WEIGHT`."""
+    is_most = np.zeros(counts.size, bool)
+    while True:
+        left = counts.sum() - MOST_WEIGHT * counts[is_most].sum()
+        scaled = weights * (left / (weights[~is_most] @ counts[~is_most]))
+        above = ~is_most & (scaled > MOST_WEIGHT)
+        if not above.any():
+            return np.where(is_most, MOST_WEIGHT, scaled)
+        is_most |= above
 
 
 def loss_remedy(counts: Indices, choice: Choice) -> LossRemedy:
