@@ -40,7 +40,7 @@ def build_model() -> KerasModel:
 def whole() -> Data:
     """Return 20,000 training pictures of Fashion-MNIST in 14x14 pixels, each the mean of four."""
     pictures, labels = fashion_mnist.train_data(Site(split="iid"))
-    return _smaller(pictures[::3], labels[::3])
+    return smaller(pictures[::3], labels[::3])
 
 
 @lru_cache(1)
@@ -59,10 +59,11 @@ def train_data(site: Site) -> Data:
 def eval_data() -> Data:
     """Return a fifth of the test pictures."""
     pictures, labels = fashion_mnist.eval_data()
-    return _smaller(pictures[::5], labels[::5])
+    return smaller(pictures[::5], labels[::5])
 
 
-def _smaller(pictures: Bytes, labels: Bytes) -> Data:
+def smaller(pictures: Bytes, labels: Bytes) -> Data:
+    """Return pictures of 14x14 pixels in 0..1, each the mean of four, and their labels."""
     in_fours = pictures.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4), dtype=np.float32)
     return in_fours.reshape(-1, 196) / np.float32(255), labels
 
