@@ -66,7 +66,7 @@ class Scene:
     task: str
     split: str
     clients: int
-    round_seconds: str
+    device_seconds: str
     target: str
     max_seconds: float
     plateau_s: float
@@ -80,7 +80,7 @@ class Scene:
             "task": self.task.format(writer=seed % WRITERS),
             "split": self.split,
             "clients": self.clients,
-            "round_seconds": self.round_seconds,
+            "device_seconds": self.device_seconds,
         }
         return load_arguments(
             SimulateSettings,
@@ -94,7 +94,7 @@ class Scene:
         One device has all data, and makes an epoch of it at a time. It visits as many examples a second as
         all devices do, if they all have equally many.
         """
-        seconds = seconds_of_devices(self.round_seconds, self.clients, np.random.default_rng(0))
+        seconds = seconds_of_devices(self.device_seconds, self.clients, np.random.default_rng(0))
         epochs = int(self.training.get("local_epochs", 1))
         epoch_s = self.clients / (epochs * float(np.sum(1 / seconds)))
         rate = self.training.get("learning_rate")
@@ -103,7 +103,7 @@ class Scene:
                 "strategy": "fedavg",
                 "clients": 1,
                 "split": "iid",
-                "round_seconds": f"constant:{epoch_s:.4g}",
+                "device_seconds": f"constant:{epoch_s:.4g}",
                 "local_epochs": 1,
                 **({"learning_rate": rate * times} if rate else {}),
             }

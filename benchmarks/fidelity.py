@@ -122,7 +122,7 @@ def simulated(seconds: Sequence[float], updates: int) -> Sequence[ModelVersion]:
                 "strategy": "fedbuff",
                 "buffer_size": BUFFER_SIZE,
                 "max_updates": updates,
-                "round_seconds": f"trace:{trace}",
+                "device_seconds": f"trace:{trace}",
                 "evaluate_every": 10**9,
             },
         )

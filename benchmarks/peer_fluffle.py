@@ -18,7 +18,7 @@ from fluffle_cli.watching.view import Version
 def main() -> None:
     """Play the rounds, and print when each was evaluated."""
     clients, rounds = int(sys.argv[1]), int(sys.argv[2])
-    given = {"clients": clients, "max_versions": rounds, "round_seconds": f"constant:{ROUND_S}"}
+    given = {"clients": clients, "max_versions": rounds, "device_seconds": f"constant:{ROUND_S}"}
     settings = load_arguments(
         SimulateSettings, {**given, "federation": "peers", "split": "iid", "strategy": "fedavg"}
     )

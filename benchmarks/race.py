@@ -120,10 +120,10 @@ def race(
 def demo_of(simulated: SimulateSettings) -> DemoSettings:
     """Return the settings of a demo that does with real processes what a simulation does."""
     kind = STRATEGIES[simulated.strategy]
-    name, *numbers = simulated.round_seconds.split(":")
+    name, *numbers = simulated.device_seconds.split(":")
     if name not in ("spread", "constant"):
         raise SystemExit(
-            f"a demo's workers idle as in spread or constant, not as in {simulated.round_seconds}"
+            f"a demo's workers idle as in spread or constant, not as in {simulated.device_seconds}"
         )
     delay, slowdown = (*map(float, numbers), 1.0)[:2]
     return load_arguments(

@@ -2,7 +2,7 @@
 
     fluffle simulate --task benchmarks.rare_labels:task --split dirichlet:0.5 --clients 4
 
-All eights and nines are at the last site, which `--round-seconds spread:...` makes the slowest. The held-out
+All eights and nines are at the last site, which `--device-seconds spread:...` makes the slowest. The held-out
 examples are eights and nines alone, so that the accuracy is the recall of the rare labels.
 """
 

@@ -121,7 +121,7 @@ def a_federation(leader: str, clients: int, updates: int) -> QueueFederation | S
             "clients": clients,
             "strategy": "fedbuff",
             "buffer_size": BUFFER_SIZE,
-            "round_seconds": "lognormal",
+            "device_seconds": "lognormal",
             "max_updates": updates,
             "evaluate_every": 10**9,
         },

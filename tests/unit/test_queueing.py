@@ -118,7 +118,7 @@ STRATEGIES = st.sampled_from(
     strategy=STRATEGIES,
     clients=st.integers(1, 7),
     buffer_size=st.integers(1, 9),
-    round_seconds=st.sampled_from(["spread:0.5:16", "tiers", "lognormal", "constant", "zipf:0.5"]),
+    device_seconds=st.sampled_from(["spread:0.5:16", "tiers", "lognormal", "constant", "zipf:0.5"]),
     availability=st.sampled_from(["always", "on-off:5:2"]),
     crashes=st.sampled_from([0.0, 0.3]),
     duplicates=st.sampled_from([0.0, 0.3]),
@@ -141,7 +141,7 @@ def test_refused_updates_alone_make_a_version_that_tells_of_them() -> None:
     given = {
         "clients": 2,
         "buffer_size": 1,
-        "round_seconds": "spread:1:40",
+        "device_seconds": "spread:1:40",
         "duplicates": 1.0,
         "max_updates": None,
         "max_seconds": 100.0,
@@ -157,7 +157,7 @@ def test_refused_updates_alone_make_a_version_that_tells_of_them() -> None:
 def test_the_same_seed_gives_the_same_counts() -> None:
     given = {
         "clients": 300,
-        "round_seconds": "exponential",
+        "device_seconds": "exponential",
         "redraw": True,
         "crashes": 0.1,
         "max_updates": 3000,
@@ -201,8 +201,8 @@ def test_more_workers_than_a_real_federation_remembers_are_counted_and_that_is_s
         ({"limit_share": 0.5}, "only counts updates, and limit_share looks at what they contain"),
         ({"target": "0.9"}, "and target looks"),
         ({"bandwidth": 1.0}, "and bandwidth looks"),
-        ({"example_seconds": "constant:1"}, "give local_steps too, or give round_seconds"),
-        ({"from_run": Path("runs/one")}, "give local_steps too, or give round_seconds"),
+        ({"example_seconds": "constant:1"}, "give local_steps too, or give device_seconds"),
+        ({"from_run": Path("runs/one")}, "give local_steps too, or give device_seconds"),
         ({"max_updates": None}, "needs an end"),
         ({"sweep": "buffer_size=1,2"}, "plays one run, without sweep"),
     ],

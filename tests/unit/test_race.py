@@ -34,7 +34,7 @@ def test_the_workers_of_a_race_are_as_unequal_as_those_of_the_simulator(name: st
 
     raced = demo_of(simulated)
 
-    seconds = seconds_of_devices(simulated.round_seconds, simulated.clients, np.random.default_rng(0))
+    seconds = seconds_of_devices(simulated.device_seconds, simulated.clients, np.random.default_rng(0))
     assert raced.delays_s == pytest.approx(seconds.tolist(), abs=1e-4)
 
 

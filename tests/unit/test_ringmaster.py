@@ -123,7 +123,7 @@ def test_a_simulation_stops_the_calculations_that_the_paper_stops(threshold: int
         "staleness": "constant",
         "weigh_by": "none",
         "clients": 6,
-        "round_seconds": "lognormal:1:1.2",
+        "device_seconds": "lognormal:1:1.2",
         "max_updates": 60,
         "max_staleness": threshold - 1,
         "seed": 3,

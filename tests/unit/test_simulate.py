@@ -98,7 +98,7 @@ def test_each_device_has_the_seed_of_a_worker_at_its_site() -> None:
 
 
 def test_synchronous_rounds_take_as_long_as_the_slowest_device() -> None:
-    federation = Recorded(strategy="fedavg", buffer_size=4, round_seconds="spread:0.5:4", max_updates=12)
+    federation = Recorded(strategy="fedavg", buffer_size=4, device_seconds="spread:0.5:4", max_updates=12)
 
     assert [version.updates for version in federation.versions if version.folded] == [4, 8, 12]
     assert {one.staleness for version in federation.versions for one in version.folded} == {0}
@@ -108,7 +108,7 @@ def test_synchronous_rounds_take_as_long_as_the_slowest_device() -> None:
 def test_rounds_that_end_without_the_slowest_device_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = {"strategy": "fedavg", "round_seconds": "spread:1:100", "max_updates": None, "max_seconds": 150}
+    given = {"strategy": "fedavg", "device_seconds": "spread:1:100", "max_updates": None, "max_seconds": 150}
 
     run(settings_of(**given, clients=2, buffer_timeout=10, out=tmp_path / "run"))
 
@@ -117,7 +117,7 @@ def test_rounds_that_end_without_the_slowest_device_are_counted(
 
 
 def test_a_faster_device_sends_as_many_times_more_updates() -> None:
-    federation = Recorded(buffer_size=1, clients=2, round_seconds="spread:1:4", max_updates=40)
+    federation = Recorded(buffer_size=1, clients=2, device_seconds="spread:1:4", max_updates=40)
 
     given = {name: one.updates for name, one in federation.versions[-1].contributors.items()}
     assert given == {"worker-0": 32, "worker-1": 8}
@@ -126,7 +126,7 @@ def test_a_faster_device_sends_as_many_times_more_updates() -> None:
 
 def test_a_slow_line_lengthens_each_round_by_what_the_update_weighs() -> None:
     free, slow = (
-        Recorded(clients=1, buffer_size=1, round_seconds="constant:1", max_updates=5, bandwidth=each)
+        Recorded(clients=1, buffer_size=1, device_seconds="constant:1", max_updates=5, bandwidth=each)
         for each in (None, 0.1)
     )
 

@@ -19,7 +19,7 @@ REAL = {
     "clients": 3,
     "buffer_size": 2,
     "local_epochs": 2,
-    "round_seconds": "spread:0.5:4",
+    "device_seconds": "spread:0.5:4",
     "max_updates": 30,
     "seed": 3,
     "split": "iid",
@@ -136,7 +136,7 @@ def test_without_training_the_target_of_a_run_is_left_behind(real: Path) -> None
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"round_seconds": "constant:1"}, "--from-run and round_seconds both say how long rounds take"),
+        ({"device_seconds": "constant:1"}, "--from-run and device_seconds both say how long rounds take"),
         ({"redraw": True}, "--from-run and redraw both"),
         ({"from_run": "runs/nowhere"}, r"has no summary\.json"),
     ],

@@ -182,10 +182,10 @@ def test_chance_follows_from_its_arguments_alone_and_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"round_seconds": "weibull"}, "must be one of constant"),
-        ({"round_seconds": "constant:-1"}, "at least 0"),
-        ({"round_seconds": "zipf:1:1:0"}, "most must be at least 1, not 0"),
-        ({"round_seconds": "trace:"}, "must name the file of the trace"),
+        ({"device_seconds": "weibull"}, "must be one of constant"),
+        ({"device_seconds": "constant:-1"}, "at least 0"),
+        ({"device_seconds": "zipf:1:1:0"}, "most must be at least 1, not 0"),
+        ({"device_seconds": "trace:"}, "must name the file of the trace"),
         ({"availability": "sometimes"}, "must be one of always, on-off"),
         ({"availability": "on-off:0:5"}, "on at least 0.001 s"),
         ({"availability": "on-off:1e-300:5"}, "on at least 0.001 s"),
@@ -204,9 +204,9 @@ def test_a_wrong_setting_is_refused_with_what_is_possible(given: dict[str, objec
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"round_seconds": "constant:0"}, "device 0 takes 0 s"),
-        ({"round_seconds": "lognormal:1:1000"}, "would never end: give smaller numbers"),
-        ({"redraw": True}, "with --redraw, --round-seconds must be one of half-normal"),
+        ({"device_seconds": "constant:0"}, "device 0 takes 0 s"),
+        ({"device_seconds": "lognormal:1:1000"}, "would never end: give smaller numbers"),
+        ({"redraw": True}, "with --redraw, --device-seconds must be one of half-normal"),
         ({"availability": "trace:none.csv"}, "the trace none.csv cannot be read"),
     ],
 )

@@ -18,7 +18,7 @@ from fluffle_cli.watching.state import REJECTED
 ALL_AT_ONCE = {
     "clients": 6,
     "buffer_size": 2,
-    "round_seconds": "lognormal",
+    "device_seconds": "lognormal",
     "availability": "on-off:5:2",
     "crashes": 0.2,
     "duplicates": 0.2,
@@ -68,7 +68,7 @@ def test_an_update_that_comes_twice_counts_once_and_is_refused_as_a_duplicate() 
 
 
 def test_a_crash_loses_the_time_of_a_round_and_no_number() -> None:
-    settings = {"clients": 1, "buffer_size": 1, "round_seconds": "constant:1", "max_updates": 200}
+    settings = {"clients": 1, "buffer_size": 1, "device_seconds": "constant:1", "max_updates": 200}
     played = Played(**settings, crashes=0.25)
 
     folded = [one.id.sequence for version in played.versions for one in version.folded]
@@ -82,7 +82,7 @@ def test_a_device_that_is_off_begins_no_round_and_its_running_round_waits(tmp_pa
     (tmp_path / "on.csv").write_text("device,from_s,to_s\n0,0,4\n1,1,2.5\n1,3,4\n")
     trace = f"trace:{tmp_path / 'on.csv'}"
 
-    played = Played(clients=2, buffer_size=1, round_seconds="constant:1", max_seconds=7, availability=trace)
+    played = Played(clients=2, buffer_size=1, device_seconds="constant:1", max_seconds=7, availability=trace)
 
     arrived = {
         name: [
@@ -99,7 +99,7 @@ def test_a_device_that_is_off_begins_no_round_and_its_running_round_waits(tmp_pa
 
 
 def test_a_device_that_joins_late_begins_from_the_version_of_that_time() -> None:
-    played = Played(late="0.5:10.2", round_seconds="constant:1", buffer_size=1, clients=2, max_updates=40)
+    played = Played(late="0.5:10.2", device_seconds="constant:1", buffer_size=1, clients=2, max_updates=40)
 
     first: dict[str, tuple[int, float]] = {}
     for version in played.versions:
@@ -116,7 +116,7 @@ def test_a_refused_update_is_counted_with_its_reason_and_its_device_goes_on() ->
     played = Played(
         clients=4,
         buffer_size=1,
-        round_seconds="spread:1:16",
+        device_seconds="spread:1:16",
         bandwidth=0.0003,
         max_staleness=3,
         max_updates=200,
@@ -155,7 +155,7 @@ def test_a_simulation_whose_updates_are_all_refused_ends_and_says_why(
 
 
 def test_updates_that_are_refused_for_now_end_no_simulation() -> None:
-    played = Played(clients=1, buffer_size=1, round_seconds="constant:0.1", limit_messages=1, max_updates=3)
+    played = Played(clients=1, buffer_size=1, device_seconds="constant:0.1", limit_messages=1, max_updates=3)
 
     # In two minutes: more than ten in a row.
     assert played.refused["too-many"] > 20
@@ -163,7 +163,7 @@ def test_updates_that_are_refused_for_now_end_no_simulation() -> None:
 
 
 def test_a_partial_buffer_is_used_when_it_has_waited_long_enough() -> None:
-    played = Played(clients=2, buffer_size=8, round_seconds="constant:1", buffer_timeout=30, max_versions=2)
+    played = Played(clients=2, buffer_size=8, device_seconds="constant:1", buffer_timeout=30, max_versions=2)
 
     began_at = played.versions[0].committed_at
     # Each device sends what it may have under way, and waits for a version that does not come.
@@ -172,7 +172,7 @@ def test_a_partial_buffer_is_used_when_it_has_waited_long_enough() -> None:
 
 
 def test_a_version_is_committed_when_its_seconds_have_passed_though_no_update_comes() -> None:
-    played = Played(clients=1, round_seconds="constant:10", buffer_size=1, commit_after=3, max_versions=4)
+    played = Played(clients=1, device_seconds="constant:10", buffer_size=1, commit_after=3, max_versions=4)
 
     began_at = played.versions[0].committed_at
     times = [version.committed_at - began_at for version in played.versions if version.folded]
@@ -181,7 +181,7 @@ def test_a_version_is_committed_when_its_seconds_have_passed_though_no_update_co
 
 
 def test_a_federation_ends_at_its_second_though_no_update_comes() -> None:
-    played = Played(clients=2, buffer_size=1, round_seconds="spread:1:100", max_updates=None, max_seconds=20)
+    played = Played(clients=2, buffer_size=1, device_seconds="spread:1:100", max_updates=None, max_seconds=20)
 
     assert played.seconds == pytest.approx(21)
     assert played.last.finished == "20 seconds have passed"

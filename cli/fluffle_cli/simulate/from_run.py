@@ -43,7 +43,7 @@ def with_those_of_its_run(settings: "SimulateSettings") -> tuple["SimulateSettin
     """
     if settings.from_run is None:
         return settings, []
-    for name in ("round_seconds", "example_seconds", "redraw"):
+    for name in ("device_seconds", "example_seconds", "redraw"):
         if name in settings.model_fields_set:
             raise ConfigError(f"--from-run and {name} both say how long rounds take: leave one of them out")
     run = read_run(settings.from_run)
@@ -102,7 +102,7 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     if silent := sorted(name for name, one in contributors.items() if one.updates and name not in took):
         raise ConfigError(
             f"{run.folder} does not say how long the rounds of {in_a_row(silent)} took: a simulation cannot "
-            "take their speeds from it; give --round-seconds instead of --from-run"
+            "take their speeds from it; give --device-seconds instead of --from-run"
         )
     if not took:
         raise ConfigError(f"{run.folder} has no update in it: a simulation cannot take speeds from it")

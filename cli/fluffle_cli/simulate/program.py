@@ -27,7 +27,7 @@ def run(settings: SimulateSettings) -> None:
     really trains. Only RabbitMQ is played by a queue in memory, and the clock is virtual. The same settings
     give the same bits.
 
-    Example: `fluffle simulate --clients 16 --round-seconds lognormal:1:1 --target 0.95 --max-seconds 600`
+    Example: `fluffle simulate --clients 16 --device-seconds lognormal:1:1 --target 0.95 --max-seconds 600`
 
     With --sweep or --seeds there are many runs, in as many processes as there are cores, and a table and a
     picture that compare them.

@@ -78,7 +78,7 @@ class SimulateSettings(AggregatorSettings):
     split: str = Field(
         "dirichlet:0.5", description="How the data is split: iid, dirichlet:ALPHA or shards:LABELS_PER_SITE."
     )
-    round_seconds: Distribution = Field(
+    device_seconds: Distribution = Field(
         "spread",
         description="Seconds that a device adds to each of its rounds: constant[:SECONDS] (1), "
         "spread[:FASTEST][:TIMES] (0.25 and 8), tiers[:FAST][:MIDDLE][:SLOW] (1, 2 and 4), "
@@ -88,7 +88,7 @@ class SimulateSettings(AggregatorSettings):
     )
     redraw: bool = Field(
         False,
-        description="Draw round_seconds anew for each round. Needs half-normal, lognormal, exponential or "
+        description="Draw device_seconds anew for each round. Needs half-normal, lognormal, exponential or "
         "zipf.",
     )
     example_seconds: Distribution = Field(
@@ -211,7 +211,7 @@ class SimulateSettings(AggregatorSettings):
         if self.local_steps is None and (self.from_run or "example_seconds" in given):
             raise ConfigError(
                 "--no-train knows no number of examples, and example_seconds and from_run say how long one "
-                "takes: give local_steps too, or give round_seconds instead"
+                "takes: give local_steps too, or give device_seconds instead"
             )
 
     def make_strategy(self) -> Strategy:
@@ -254,13 +254,13 @@ class SimulateSettings(AggregatorSettings):
         for device, seconds in enumerate(zip(fixed_s, example_s, strict=True)):
             if not all(map(isfinite, seconds)):
                 raise ConfigError(
-                    f"a round of device {device} would never end: give smaller numbers in --round-seconds "
+                    f"a round of device {device} would never end: give smaller numbers in --device-seconds "
                     "and --example-seconds"
                 )
             if not any(seconds):
                 raise ConfigError(
                     f"a round of device {device} takes 0 s, so that it would train without end: give "
-                    "--round-seconds or --example-seconds above 0"
+                    "--device-seconds or --example-seconds above 0"
                 )
         return Population(
             fixed_s,
@@ -278,7 +278,7 @@ class SimulateSettings(AggregatorSettings):
         if self.from_run:
             return seconds_of_its_devices(self.from_run, self.strategy, self.clients)
         random = np.random.default_rng([self.seed, 7])
-        fixed_s = self._seconds(self.round_seconds, "seconds_per_round", random)
+        fixed_s = self._seconds(self.device_seconds, "seconds_per_round", random)
         return fixed_s, self._seconds(self.example_seconds, "seconds_per_example", random)
 
     def _seconds(self, text: str, column: str, random: np.random.Generator) -> list[float]:
@@ -291,9 +291,9 @@ class SimulateSettings(AggregatorSettings):
         if not self.redraw:
             return None
         try:
-            return seconds_of_rounds(self.round_seconds, np.random.default_rng([self.seed, 8]))
+            return seconds_of_rounds(self.device_seconds, np.random.default_rng([self.seed, 8]))
         except ValueError as error:
-            raise ConfigError(f"with --redraw, --round-seconds {error}") from error
+            raise ConfigError(f"with --redraw, --device-seconds {error}") from error
 
     def _make_availability(self) -> Availability:
         if _is_trace(self.availability):
