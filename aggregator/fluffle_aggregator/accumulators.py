@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
-from fluffle_aggregator.local_steps import LocalSteps
-
-NO_STEPS = LocalSteps()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +25,8 @@ class Weight:
     `factor` multiplies the vector in a weighted sum, and `divisor` is what the update adds to the number that
     the sum is divided by. `discount`, in (0, 1], is the part of both that follows from its staleness and not
     from its examples. `mixing`, in (0, 1], is how far the update alone moves the statistics towards its own.
-    `staleness` is that of the update, and `steps` are its local steps, 0 where deltas are not normalised.
+    `staleness` is that of the update. `scale` is what its vector is multiplied by besides, so that it is as
+    long as one of the usual number of local steps; 1 where deltas are not normalised.
     """
 
     factor: float
@@ -36,7 +34,7 @@ class Weight:
     discount: float
     mixing: float
     staleness: int = 0
-    steps: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,16 +46,14 @@ class RunningSum:
     divisor: float = 0.0
     count: int = 0
     staleness: int = 0
-    steps: LocalSteps = NO_STEPS
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "RunningSum":
         """Return a sum of one more update, whose factor is rounded once, to float32."""
         total = np.zeros(vector.size, np.float32) if self.total is None else self.total
-        steps = self.steps.adding(weight.factor, weight.steps)
-        vector.add_to(total, weight.factor * steps.scale(weight.steps))
+        vector.add_to(total, weight.factor * weight.scale)
         factor = self.factor + float(np.float32(weight.factor))
         staleness = max(self.staleness, weight.staleness)
-        return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1, staleness, steps)
+        return RunningSum(total, factor, self.divisor + weight.divisor, self.count + 1, staleness)
 
     def close(self) -> Vector:
         """Return the delta, the sum divided by the divisors' sum. Raises ValueError without an update."""
@@ -65,8 +61,6 @@ class RunningSum:
             raise NOTHING_HELD
         if self.divisor != 1:
             np.divide(self.total, np.float32(self.divisor), out=self.total)
-        if self.steps.mean != 1:
-            np.multiply(self.total, np.float32(self.steps.mean), out=self.total)
         return self.total
 
 
@@ -83,7 +77,6 @@ class Stack:
     factor: float = 0.0
     divisor: float = 0.0
     staleness: int = 0
-    steps: LocalSteps = NO_STEPS
 
     @property
     def count(self) -> int:
@@ -92,15 +85,13 @@ class Stack:
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "Stack":
         """Return a stack of one more update; its bytes are copied, since the message's own are released."""
-        steps = self.steps.adding(weight.discount, weight.steps)
         return Stack(
             self.reduce,
             (*self.vectors, vector.owned()),
-            (*self.discounts, weight.discount * steps.scale(weight.steps)),
+            (*self.discounts, weight.discount * weight.scale),
             self.factor + weight.factor,
             self.divisor + weight.divisor,
             max(self.staleness, weight.staleness),
-            steps,
         )
 
     def close(self) -> Vector:
@@ -118,7 +109,7 @@ class Stack:
             rows = stacked[:, : part.size]
             for row, block, discount in zip(rows, blocks, self.discounts, strict=True):
                 np.multiply(block, discount, out=row, dtype=np.float64)
-            part[:] = self.reduce(rows) * self.steps.mean
+            part[:] = self.reduce(rows)
         return delta
 
 

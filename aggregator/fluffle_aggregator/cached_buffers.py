@@ -15,7 +15,7 @@ from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
 from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
-from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache, add_scaled_updates
+from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache, add_scaled_updates, scaled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,7 +30,7 @@ class CacheMean:
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "CacheMean":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
-        self.cache.replace(worker, vector, weight.factor, at)
+        self.cache.replace(worker, scaled(vector, weight.scale), weight.factor, at)
         factor, divisor = self.factor + weight.factor, self.divisor + weight.divisor
         staleness = max(self.staleness, weight.staleness)
         return CacheMean(self.cache, factor, divisor, self.count + 1, staleness)
@@ -83,7 +83,8 @@ class Calibrated:
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
         shares = self.cache.shares() if self.shares is None else self.shares
         news = self.news.adding(vector, weight)
-        before, replaced = self.cache.replace(worker, vector, weight.factor, at), self.replaced
+        kept = scaled(vector, weight.scale)
+        before, replaced = self.cache.replace(worker, kept, weight.factor, at), self.replaced
         if before and worker in shares and before.vector is shares[worker][0]:
             # Subtracted in `close`, in one pass with the mean.
             replaced = {**replaced, worker: weight.factor}

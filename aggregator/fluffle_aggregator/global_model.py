@@ -27,6 +27,7 @@ from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import judged, sites_decide
+from fluffle_aggregator.local_steps import UsualSteps
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
@@ -115,6 +116,7 @@ class GlobalModel:
         self.updates = record.updates
         self._most_examples = self._count_most_examples()
         self._examples_sum = sum(one.examples for one in self.contributors.values())
+        self._usual_steps = UsualSteps(one.local_work for one in self.contributors.values())
         self._forgotten_told: set[tuple[str, str]] = set()
         self._contributing = sum(1 for one in self.contributors.values() if one.updates)
         # Workers whose refusals the next record tells of, though nothing else may be new in it.
@@ -154,18 +156,22 @@ class GlobalModel:
         known = self.contributors.get(update.id.worker)
         is_new = known is None or not known.updates
         direction = self.moments.get(self.strategy.direction)
-        return self.strategy.weigh(
+        weight = self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
                 update.examples,
                 self._most_examples,
                 self._examples_sum / max(1, self._contributing),
-                update.steps,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
                 self._contributing + is_new,
                 1.0 if direction is None else cosine(update.vector.blocks(), direction),
             )
         )
+        return replace(weight, scale=self.scale_of(update)) if self.strategy.normalizes_steps else weight
+
+    def scale_of(self, update: WeightUpdate) -> float:
+        """Return what an update's vector is multiplied by to be that of the usual number of local steps."""
+        return self._usual_steps.scale(update.local_work) if self.strategy.normalizes_steps else 1.0
 
     def fold(
         self,
@@ -207,6 +213,8 @@ class GlobalModel:
             now,
             update.loss,
             update.train_s,
+            update.steps,
+            update.batch_size,
         )
         self.folded.append(folded)
         self.applied = self.applied.adding([*update.absorbed, update.id])
@@ -228,7 +236,10 @@ class GlobalModel:
             folded.received_at,
             folded.loss,
             before.refusal,
+            update.local_work,
         )
+        if self.strategy.normalizes_steps:
+            self._usual_steps.replace(before.local_work, update.local_work)
         self._examples_sum += update.examples - before.examples
         self._contributing += not before.updates
         if update.examples >= self._most_examples:

@@ -1,42 +1,49 @@
-"""Normalised averaging: a site that makes more local steps than others does not pull the model further. Pure.
+"""Normalised deltas: a site that makes more local steps than others does not pull the model further. Pure.
 
 Without it, sites that make different numbers of steps make the model settle where the sum of their losses,
 each times its number of steps, is least.
 """
 
-from dataclasses import dataclass
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable
+from math import fsum
+from typing import Final
+
+# A worker that says that it makes more than so many times the median of steps counts as if it made these.
+MOST_TIMES_MEDIAN: Final = 16.0
 
 
-@dataclass(frozen=True, slots=True)
-class LocalSteps:
-    """The numbers of local steps of a buffer's updates.
+class UsualSteps:
+    """The numbers of local steps of all workers' last updates, and what is usual among them: their mean.
 
-    Each delta is divided by its number of steps, and the buffer's mean is multiplied by the mean number, both
-    means with the same weights. Numbers are kept relative to that of the first update: where all are equal,
-    every factor is exactly 1.
+    Each delta is divided by its own number of steps and multiplied by the usual one: where all are equal, the
+    factor is exactly 1. A number of steps may be a fraction: steps with a lower learning rate count less.
 
     Source: FedNova in Wang, Liu, Liang, Joshi and Poor, "Tackling the Objective Inconsistency Problem in
-    Heterogeneous Federated Optimization" (2020, arXiv 2007.07481), FedNova with the vector a_i of plain
-    SGD, whose norm is the number of steps, and tau_eff = sum of p_i * tau_i, as in the authors' code
-    (github.com/JYWa/FedNova, distoptim/FedNova.py). Momentum and a proximal term have another norm there;
-    here they count by their steps too, which is then an approximation.
+    Heterogeneous Federated Optimization" (2020, arXiv 2007.07481), with the vector a_i of plain SGD, whose
+    norm is the number of steps. Momentum and a proximal term have another norm there; here they count by
+    their steps too, which is then an approximation. The paper's tau_eff is the mean over a whole cohort. Here
+    it is that over all workers, since a buffer may hold the updates of fast workers alone, or of one: its own
+    mean would let these move the model further. And no worker can raise it at will: see MOST_TIMES_MEDIAN.
     """
 
-    first: int = 0
-    weight: float = 0.0
-    weighted: float = 0.0
+    def __init__(self, numbers: Iterable[float] = ()) -> None:
+        """Begin with the known workers' numbers; 0 is that of a worker of which nothing is known."""
+        self._ascending = sorted(each for each in numbers if each > 0)
 
-    def adding(self, weight: float, steps: int) -> "LocalSteps":
-        """Return the numbers with one more update's; steps of 0 say that its delta is not normalised."""
-        first = self.first or steps
-        relative = steps / first if steps else 1.0
-        return LocalSteps(first, self.weight + weight, self.weighted + weight * relative)
+    def replace(self, before: float, after: float) -> None:
+        """Take in a worker's newest number in place of its last one, which is 0 if there was none."""
+        if before > 0:
+            del self._ascending[bisect_left(self._ascending, before)]
+        insort(self._ascending, after)
 
-    def scale(self, steps: int) -> float:
-        """Return what a delta of so many steps is multiplied by, once it has been added."""
-        return self.first / steps if steps else 1.0
-
-    @property
-    def mean(self) -> float:
-        """What the mean of the scaled deltas is multiplied by."""
-        return self.weighted / self.weight if self.weight else 1.0
+    def scale(self, steps: float) -> float:
+        """Return what a delta of so many steps is multiplied by; 1 while nothing is known."""
+        known = self._ascending
+        if not known:
+            return 1.0
+        if known[0] == known[-1]:
+            return known[0] / steps
+        most = MOST_TIMES_MEDIAN * known[len(known) // 2]
+        within = bisect_right(known, most)
+        return (fsum(known[:within]) + most * (len(known) - within)) / len(known) / steps

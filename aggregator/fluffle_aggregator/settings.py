@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -16,7 +17,7 @@ from fluffle.message_size import (
     require_version_fits,
 )
 from fluffle.model import Layout
-from fluffle.plan import Plan
+from fluffle.plan import MAX_STEPS, Plan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.sites import is_of_sites
 from fluffle.topology import MIB
@@ -108,6 +109,20 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
     local_steps: int | None = Field(
         None, ge=1, description="Number of minibatches in one round, instead of epochs."
     )
+    round_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that a round of each worker is to take, instead of epochs or steps: each worker "
+        "measures its speed and chooses its number of minibatches. Updates of different numbers are then "
+        "normalised (see normalize_steps).",
+    )
+    min_steps: int = Field(
+        1, ge=1, description="Fewest minibatches in a round with round_seconds, however slow the worker is."
+    )
+    max_steps: int = Field(
+        MAX_STEPS, ge=1, description="Most minibatches in a round with round_seconds, however fast it is."
+    )
     batch_size: int = Field(32, ge=1, description="Number of examples in one minibatch.")
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the workers. Default: the one that the task sets."
@@ -175,9 +190,13 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
                 f"codec {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
                 "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
             )
+        self._require_one_length_of_rounds(strategy)
         return Plan(
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,
+            round_seconds=self.round_seconds,
+            min_steps=self.min_steps,
+            max_steps=self.max_steps,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             keep_optimizer=self.keep_optimizer,
@@ -199,6 +218,40 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
             min_count=self.survey_min_count,
             most_rows=self.limit_examples,
         )
+
+    def _require_one_length_of_rounds(self, strategy: Strategy) -> None:
+        """Raise ConfigError for settings of how long a round is that contradict each other."""
+        given = self.model_fields_set
+        if self.round_seconds is None:
+            if idle := [name for name in ("min_steps", "max_steps") if name in given]:
+                raise ConfigError(
+                    f"{idle[0]} has no effect without round_seconds, for which workers choose their steps: "
+                    "give round_seconds, or local_steps for a fixed number"
+                )
+            return
+        for name in ("local_steps", "local_epochs"):
+            if name in given and getattr(self, name) is not None:
+                raise ConfigError(
+                    f"round_seconds and {name} both say how long a round is: leave one of them out"
+                )
+        if self.min_steps > self.max_steps:
+            raise ConfigError(
+                f"min_steps is {self.min_steps} and max_steps {self.max_steps}: the least must not be more "
+                "than the most"
+            )
+        if strategy.sends == "weights":
+            raise ConfigError(
+                f"{strategy.name} has workers send their weights, which cannot be normalised by the number "
+                "of local steps that round_seconds leaves to each worker: choose reuse or fedbuff, or give "
+                "local_steps instead"
+            )
+
+    def make_strategy(self) -> Strategy:
+        """Return the strategy; where workers choose their steps, deltas are normalised unless forbidden."""
+        strategy = super().make_strategy()
+        if self.round_seconds is not None and self.normalize_steps is None and strategy.sends == "delta":
+            return replace(strategy, normalizes_steps=True)
+        return strategy
 
     def make_goal(self) -> Goal:
         """Return what ends the federation; ConfigError when it cannot be judged by one evaluation."""

@@ -149,6 +149,14 @@ class UpdateCache:
             self.forgotten.append((first.worker, why))
 
 
+def scaled(vector: CompressedVector, scale: float) -> CompressedVector:
+    """Return scale * vector; the vector itself for a scale of 1."""
+    if scale == 1:
+        return vector
+    values = decompressed(vector)
+    return Float32Vector.of(np.multiply(values, np.float32(scale), out=values))
+
+
 def add_scaled_updates(
     total: Vector, scaled: Iterable[tuple[CompressedVector, float]], *, keep: float = 1.0
 ) -> None:

@@ -1,19 +1,23 @@
 """How each worker trains; the plan is part of every version's record. Pure."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Final, Literal
 
 from fluffle.compression import CodecName
-from fluffle.fields import Count, Positive
+from fluffle.fields import Count, Positive, must
 
 Sends = Literal["delta", "weights"]
+Seconds = Annotated[float, must(lambda number: number > 0, "{} is not more than 0")]
+MAX_STEPS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """How a worker trains and what it sends.
 
-    `local_steps`, when given, counts minibatches and replaces `local_epochs`. With a `learning_rate` of None
+    `local_steps`, when given, counts minibatches and replaces `local_epochs`. With `round_seconds` the worker
+    chooses `local_steps` itself, from `min_steps` to `max_steps`, so that a round takes about so long; a task
+    is then given a plan with the number that was chosen. With a `learning_rate` of None
     the task's model keeps the rate that it was compiled with; either is multiplied by `learning_rate_scale`,
     which a schedule changes from version to version. With `keep_optimizer` a worker keeps its optimizer's
     moments from round to round, in its own folder; they are never sent. `proximal_mu` is the weight of the
@@ -31,6 +35,9 @@ class Plan:
 
     local_epochs: Positive = 1
     local_steps: Positive | None = None
+    round_seconds: Seconds | None = None
+    min_steps: Positive = 1
+    max_steps: Positive = MAX_STEPS
     batch_size: Positive = 32
     learning_rate: float | None = None
     learning_rate_scale: float = 1.0

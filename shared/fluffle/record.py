@@ -43,7 +43,8 @@ class Folded:
 
     `published_at` is by the worker's clock and `received_at` by the aggregator's: Unix time in seconds, 0 if
     unknown. `loss` is the worker's training loss, None where it reports none, and `train_s` the seconds that
-    its round took. These four are for people, never for decisions.
+    its round took, in which it trained `steps` minibatches of `batch_size` examples; a size of 0 is unknown.
+    These six are for people, never for decisions.
     """
 
     id: UpdateId
@@ -54,6 +55,8 @@ class Folded:
     received_at: float = 0.0
     loss: AnyNumber | None = None
     train_s: float = 0.0
+    steps: Count = 0
+    batch_size: Count = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,8 @@ class Contributor:
     reports none. `weight_sum` is the weight of its updates that count: of its last one where the strategy
     keeps each worker's last update, and else of all. `refusal` says why its last refused message was refused,
     and is empty if none was. Messages that come after the end are not counted. `last_update_at` is Unix time
-    in seconds by the aggregator's clock. The last three fields are for people, never for decisions.
+    in seconds by the aggregator's clock. It, `loss` and `refusal` are for people, never for decisions.
+    `local_work` is that of its last update, by which deltas are normalised; 0 if unknown.
     """
 
     updates: Count = 0
@@ -75,6 +79,7 @@ class Contributor:
     last_update_at: float = 0.0
     loss: AnyNumber | None = None
     refusal: Annotated[str, text(MAX_REFUSAL_LENGTH)] = ""
+    local_work: Magnitude = 0.0
 
     @property
     def mean_staleness(self) -> float:

@@ -6,9 +6,26 @@ from itertools import pairwise
 from typing import Annotated, Any
 
 from fluffle.compression import CodecName, CompressedVector
-from fluffle.fields import AnyNumber, Count, FieldError, Kind, Name, Positive, ShortText, at_most, kind_of
+from fluffle.fields import (
+    AnyNumber,
+    Count,
+    FieldError,
+    Kind,
+    Name,
+    Positive,
+    ShortText,
+    at_most,
+    kind_of,
+    must,
+)
 from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
+
+# A batch is doubled or halved at most so often.
+_MOST_SCALE = 2.0**20
+RateScale = Annotated[
+    float, must(lambda number: 1 / _MOST_SCALE <= number <= _MOST_SCALE, "{} is not from 2**-20 to 2**20")
+]
 
 # The record of each version holds all that the model remembers, so that must be bounded.
 MAX_RUNS = 12_000
@@ -42,7 +59,9 @@ class WeightUpdate:
 
     `base_term` and `base_version` name the version that the training started from. `vector` is of the
     layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
-    `steps` are the minibatches of the round.
+    `steps` are the minibatches of the round, of `batch_size` examples each; 0 where the task's data has sizes
+    of its own. `learning_rate_scale` is what the worker multiplied the plan's learning rate by to suit that
+    size.
     `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `loss` is that of the
     training data, None where the task reports none, and `train_s` the seconds that the round took: both are
     for people. `absorbs` are the numbers of earlier updates of the run that were refused and whose content is
@@ -61,9 +80,16 @@ class WeightUpdate:
     integers: bytes = b""
     examples: int
     steps: Positive = 1
+    batch_size: Count = 0
+    learning_rate_scale: RateScale = 1.0
     loss: AnyNumber | None = None
     train_s: float = 0.0
     absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()
+
+    @property
+    def local_work(self) -> float:
+        """How far a round of plain SGD goes along its gradients: steps times learning rate."""
+        return self.steps * self.learning_rate_scale
 
     @property
     def absorbed(self) -> list[UpdateId]:

@@ -24,6 +24,7 @@ from fluffle.task import Site, Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
+from fluffle_worker.pace.pace import Pace
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
@@ -60,8 +61,9 @@ class Worker:
     """One run of a worker, with a task whose data is prepared; unsent updates survive it in the spool.
 
     `site` is the one that the data was prepared for: with the result of a survey it is prepared once more.
-    `seed` orders the minibatches, `delay_s` is idle time in each round. The worker does not train when the
-    update would exceed `max_message_bytes`. It waits `first_patience_s` for a newer version, or longer, when
+    `examples` is the number at its site, 0 if unknown. `seed` orders the minibatches, `delay_s` is idle time
+    in each round, and `step_delay_s` after each minibatch. The worker does not train when the update would
+    exceed `max_message_bytes`. It waits `first_patience_s` for a newer version, or longer, when
     it has many updates in flight, before it trains again from the same version.
     """
 
@@ -70,8 +72,10 @@ class Worker:
     topology: Topology
     spool: Spool
     site: Site = field(default_factory=Site)
+    examples: int = 0
     seed: int = 0
     delay_s: float = 0.0
+    step_delay_s: float = 0.0
     show_round: ShowRound = show_nothing
     stop: threading.Event = field(default_factory=threading.Event)
     max_message_bytes: int = MAX_MESSAGE_BYTES
@@ -86,7 +90,15 @@ class Worker:
         self._site = SiteState(self.spool.folder, task, model.local)
         self._base = BaseVersion(self.name, self.topology, self.stop, self.first_patience_s)
         self._trainer = Trainer(
-            task, self._site, self.seed, self.delay_s, self.show_round, self.stop, self.event_sink
+            task,
+            self._site,
+            self.seed,
+            self.delay_s,
+            self.step_delay_s,
+            Pace(self.examples, self.delay_s),
+            self.show_round,
+            self.stop,
+            self.event_sink,
         )
         self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
         self._survey = SurveyAtSite(self.name, task, self.site, self._site, self.topology, self.stop)

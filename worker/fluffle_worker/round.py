@@ -20,6 +20,8 @@ from fluffle.record import ModelVersion, not_finite
 from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Site, Task
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle_worker.pace.pace import Pace
+from fluffle_worker.pace.speed import StepTimes
 from fluffle_worker.round_watch import RoundAborted, RoundWatch
 from fluffle_worker.site_state import SiteState
 
@@ -167,6 +169,8 @@ class Trainer:
     site: SiteState
     seed: int
     delay_s: float
+    step_delay_s: float
+    pace: Pace
     show_round: ShowRound
     stop: threading.Event
     event_sink: EventSink
@@ -183,7 +187,9 @@ class Trainer:
         """
         log.debug("round started", update=str(update_id), version=version.version)
         self.event_sink(Started(version.version))
+        version = replace(version, plan=self.pace.plan_of_round(version.plan))
         began = time.monotonic()
+        times = self.pace.times(began)
         self.site.start_round(version.plan)
         try:
             with self.show_round(f"version {version.version}, round {update_id.sequence}") as show:
@@ -193,23 +199,28 @@ class Trainer:
                     self.site.local,
                     update_id=update_id,
                     seed=minibatch_seed(self.seed, update_id.sequence),
-                    progress=self._progress(show, watch),
-                    idle=lambda: self._idle(watch),
+                    progress=self._progress(show, watch, times),
+                    idle=lambda: self._idle(self.delay_s, watch),
                 )
                 watch.require_in_time()
         except RoundAborted:
+            self.pace.note(times)
             self.site.forget_round()
             self._note_aborted(watch, time.monotonic() - began)
             return None
+        self.pace.note(times, time.monotonic())
         self.rounds += 1
         self.aborted_in_a_row = 0
-        update = trained.update
+        update = self.pace.stamped(trained.update)
+        trained = replace(trained, update=update)
         self.event_sink(Trained(str(update_id), update.train_s, update.loss))
         log.info(
             "round trained",
             update=str(update_id),
             version=version.version,
             seconds=round(update.train_s, 2),
+            steps=update.steps,
+            batch_size=update.batch_size,
             metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
         if trained.unusable:
@@ -220,7 +231,7 @@ class Trainer:
         self.site.end_round(version.plan, trained.local)
         return trained
 
-    def _progress(self, show: Progress, watch: RoundWatch) -> Progress:
+    def _progress(self, show: Progress, watch: RoundWatch, times: StepTimes) -> Progress:
         """Return what a task calls after each minibatch; it ends a round that is to stop, or too stale."""
         told_at = time.monotonic()
 
@@ -229,6 +240,9 @@ class Trainer:
             if self.stop.is_set():
                 raise StopRequested
             watch.require_in_time()
+            if self.step_delay_s:
+                self._idle(self.step_delay_s * max(0, done - times.steps), watch)
+            times.note(done, time.monotonic())
             show(done, total)
             if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
                 told_at = time.monotonic()
@@ -236,9 +250,9 @@ class Trainer:
 
         return progress
 
-    def _idle(self, watch: RoundWatch) -> None:
-        """Wait for the idle time of a round, unless its update would be refused meanwhile."""
-        ends_at = time.monotonic() + self.delay_s
+    def _idle(self, seconds: float, watch: RoundWatch) -> None:
+        """Wait for so long, unless the round's update would be refused meanwhile."""
+        ends_at = time.monotonic() + seconds
         while (left_s := ends_at - time.monotonic()) > 0:
             watch.require_in_time()
             self._wait(min(left_s, ASK_EVERY_S))

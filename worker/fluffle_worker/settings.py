@@ -68,6 +68,11 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         ge=0,
         description="Seconds to wait in each round, to simulate a slow device in demos and tests.",
     )
+    step_delay: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds to wait after each minibatch, to simulate a device that computes slowly.",
+    )
     spool: Path = Field(
         Path(".fluffle/spool"),
         description="Folder for trained updates that the broker has not confirmed yet. Each worker uses the "

@@ -44,7 +44,8 @@ def within_norm(factor: float, on_large: Literal["reject", "clip"]) -> Gate:
     def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
         update = incoming.update
         base = model.vector if update.sends == "weights" else None
-        norm, bound = norm_of(update.vector, base), norm_bound(model.norms, factor)
+        norm = model.scale_of(update) * norm_of(update.vector, base)
+        bound = norm_bound(model.norms, factor)
         if norm <= bound:
             return replace(incoming, norm=norm)
         if on_large == "clip":

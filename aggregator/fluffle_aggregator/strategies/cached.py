@@ -33,9 +33,6 @@ class ShareOfAll(DiscountedMean):
 
     buffer_size: int = 1
 
-    def __str__(self) -> str:
-        return DiscountedMean.__str__(self)
-
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts."""
         count = EXAMPLE_WEIGHTS[self.weigh_by]
@@ -98,6 +95,7 @@ class AceSettings(CacheSettings):
             transforms=(self.make_optimizer(),),
             keeping=self.make_keeping(),
             cached_rule=MeanOfAll(),
+            normalizes_steps=bool(self.normalize_steps),
         )
 
 
@@ -124,6 +122,7 @@ class CalibrationSettings(CacheSettings):
             transforms=(self.make_optimizer(default_rate),),
             keeping=keeping,
             cached_rule=rule,
+            normalizes_steps=bool(self.normalize_steps),
         )
 
 

@@ -90,12 +90,17 @@ class FadasSettings(WeighBySettings, BufferSettings, ServerRateSettings):
     def make(self) -> Strategy:
         """See StrategyKind."""
         rule = self.make_rule()
-        weigh = DiscountedMean(
-            parse_discount("constant"), self.weigh_by_under(rule), normalizes_steps=self.normalize_steps
-        )
+        weigh = DiscountedMean(parse_discount("constant"), self.weigh_by_under(rule))
         step = DelayAdaptiveAmsGrad(
             LEARNING_RATE if self.server_learning_rate is None else self.server_learning_rate,
             0.9 if self.server_momentum is None else self.server_momentum,
             delay_threshold=self.delay_threshold,
         )
-        return Strategy(FadasSettings.named, weigh, self.updates_per_version(), rule, (step,))
+        return Strategy(
+            FadasSettings.named,
+            weigh,
+            self.updates_per_version(),
+            rule,
+            (step,),
+            normalizes_steps=bool(self.normalize_steps),
+        )

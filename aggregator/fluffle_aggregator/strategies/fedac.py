@@ -105,4 +105,5 @@ class FedAcSettings(WeighBySettings, BufferSize, ServerRateSettings):
             self.updates_per_version(),
             transforms=(step,),
             direction="m",
+            normalizes_steps=bool(self.normalize_steps),
         )

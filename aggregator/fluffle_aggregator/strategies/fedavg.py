@@ -12,17 +12,14 @@ from fluffle_aggregator.transforms import ServerOptimizerSettings
 class CohortMean:
     """n over n, for updates that started from this very version."""
 
-    normalizes_steps: bool = False
-
     def __str__(self) -> str:
-        return "normalize_steps" * self.normalizes_steps
+        return ""
 
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts; raises ValueError when it started from another version."""
         if facts.staleness != 0:
             raise ValueError(f"fedavg takes fresh updates only, not of staleness {facts.staleness}")
-        steps = facts.steps if self.normalizes_steps else 0
-        return Weight(float(facts.examples), float(facts.examples), discount=1.0, mixing=1.0, steps=steps)
+        return Weight(float(facts.examples), float(facts.examples), discount=1.0, mixing=1.0)
 
 
 class FedAvgSettings(StrategyKind, BufferSettings, ServerOptimizerSettings):
@@ -43,9 +40,10 @@ class FedAvgSettings(StrategyKind, BufferSettings, ServerOptimizerSettings):
         """See StrategyKind."""
         return Strategy(
             FedAvgSettings.named,
-            CohortMean(self.normalize_steps),
+            CohortMean(),
             self.updates_per_version(),
             self.make_rule(),
             (self.make_optimizer(),),
             one_update_per_version=True,
+            normalizes_steps=bool(self.normalize_steps),
         )

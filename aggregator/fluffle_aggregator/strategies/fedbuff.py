@@ -24,17 +24,11 @@ class DiscountedMean(Discounted):
     discounts never stands below the line: it would cancel a staleness that all updates share.
     """
 
-    normalizes_steps: bool = False
-
-    def __str__(self) -> str:
-        return Discounted.__str__(self) + ", normalize_steps" * self.normalizes_steps
-
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts."""
         count, discount = EXAMPLE_WEIGHTS[self.weigh_by], self.discount_of(facts)
         divisor = count(max(facts.examples, facts.mean_examples))
-        steps = facts.steps if self.normalizes_steps else 0
-        return Weight(discount * count(facts.examples), divisor, discount, discount, facts.staleness, steps)
+        return Weight(discount * count(facts.examples), divisor, discount, discount, facts.staleness)
 
 
 class FedBuffSettings(DiscountSettings, BufferSettings, ServerOptimizerSettings):
@@ -53,9 +47,7 @@ class FedBuffSettings(DiscountSettings, BufferSettings, ServerOptimizerSettings)
     def make(self) -> Strategy:
         """See StrategyKind."""
         rule = self.make_rule()
-        weigh = DiscountedMean(
-            parse_discount(self.staleness), self.weigh_by_under(rule), self.throttle, self.normalize_steps
-        )
+        weigh = DiscountedMean(parse_discount(self.staleness), self.weigh_by_under(rule), self.throttle)
         optimizer = (self.make_optimizer(),)
         return Strategy(
             FedBuffSettings.named,
@@ -64,4 +56,5 @@ class FedBuffSettings(DiscountSettings, BufferSettings, ServerOptimizerSettings)
             rule,
             optimizer,
             throttles=self.throttle != 1,
+            normalizes_steps=bool(self.normalize_steps),
         )

@@ -10,11 +10,11 @@ from typing import ClassVar
 from fluffle_aggregator.cached_buffers import MeanOfAll
 from fluffle_aggregator.round_table import RoundTable
 from fluffle_aggregator.strategies.cached import KeepingSettings
-from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.strategies.strategy import StepsSettings, Strategy
 from fluffle_aggregator.transforms import ServerRate, Sgd
 
 
-class RingleaderSettings(KeepingSettings, ServerRate):
+class RingleaderSettings(KeepingSettings, StepsSettings, ServerRate):
     """x <- x + (eta / n) * mean over the n workers of the mean of their updates of this round.
 
     A round collects until each of the n workers of the round before has sent an update. That last arrival
@@ -46,4 +46,5 @@ class RingleaderSettings(KeepingSettings, ServerRate):
             transforms=(Sgd(rate),),
             keeping=self.make_keeping(in_rounds=True),
             cached_rule=MeanOfAll(RoundTable),
+            normalizes_steps=bool(self.normalize_steps),
         )

@@ -33,16 +33,15 @@ class UpdateFacts:
     """What the weight of an update follows from.
 
     `most_examples` are the most that any worker's last update came from, `mean_examples` the mean over all
-    workers, of which there are `workers` with this update's. `steps` are the local steps that the update came
-    from, and `repeats` the number of updates that its worker has among the last ones, see `throttle.py`.
-    `agreement` is the cosine of the update and of the moment that the strategy names its `direction`.
+    workers, of which there are `workers` with this update's. `repeats` is the number of updates that its
+    worker has among the last ones, see `throttle.py`. `agreement` is the cosine of the update and of the
+    moment that the strategy names its `direction`.
     """
 
     staleness: int
     examples: int
     most_examples: int = 0
     mean_examples: float = 0.0
-    steps: int = 1
     repeats: int = 0
     workers: int = 1
     agreement: float = 1.0
@@ -60,7 +59,8 @@ class Strategy:
     model. `buffer_size` is the number of updates in one step. With `one_update_per_version` a worker waits
     for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats,
     and with a `direction` how well an update agrees with the moment of that name.
-    With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`.
+    With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`. If it
+    `normalizes_steps`, deltas are scaled to the usual number of local steps, see `local_steps.py`.
     """
 
     name: str
@@ -74,10 +74,12 @@ class Strategy:
     cached_rule: CachedRule | None = None
     throttles: bool = False
     direction: str = ""
+    normalizes_steps: bool = False
 
     def __str__(self) -> str:
         how = (self.keeping, self.cached_rule) if self.keeping else (f"rule={self.rule}",)
-        parts = f"buffer_size={self.buffer_size}", self.weigh, *how, *self.transforms
+        steps = "normalize_steps" * self.normalizes_steps
+        parts = f"buffer_size={self.buffer_size}", self.weigh, *how, *self.transforms, steps
         return f"{self.name}({', '.join(filter(None, map(str, parts)))})"
 
     @property
@@ -199,7 +201,18 @@ class DiscountSettings(WeighBySettings):
     )
 
 
-class BufferSize(BaseModel):
+class StepsSettings(BaseModel):
+    """The settings of a strategy of deltas, which came from different numbers of local steps."""
+
+    normalize_steps: bool | None = Field(
+        None,
+        description="FedNova: divide each update by its number of local steps, and multiply it by the mean "
+        "number of all workers, so that sites that make more steps do not pull the model further. Default: "
+        "on with round_seconds, else off.",
+    )
+
+
+class BufferSize(StepsSettings):
     """The settings of a strategy that makes each version of some updates."""
 
     buffer_size: int | None = Field(
@@ -228,12 +241,6 @@ class BufferSettings(BufferSize):
         1024.0,
         gt=0,
         description="MiB of memory that the updates of one buffer may take with median or trimmed-mean.",
-    )
-
-    normalize_steps: bool = Field(
-        False,
-        description="FedNova: divide each update by its number of local steps, and multiply their mean by "
-        "the mean number, so that sites that make more steps do not pull the model further.",
     )
 
     def make_rule(self) -> Rule:

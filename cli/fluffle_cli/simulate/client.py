@@ -12,6 +12,8 @@ from fluffle_worker.base_version import (
     ROUNDS_OF_PATIENCE,
     most_in_flight,
 )
+from fluffle_worker.pace.speed import UNKNOWN, Speed
+from fluffle_worker.pace.steps import with_chosen_steps
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +23,7 @@ class Client:
     `base` is the version that its round started from; with `is_new`, no round of this process did.
     `begun` counts its rounds, `is_training` says whether the last of them goes on, and `sent` counts its
     updates. `in_flight` are the updates that the version that it read last does not contain. `waits` counts
-    how often it had to wait for a newer version.
+    how often it had to wait for a newer version. `speed` is what it has measured of its rounds.
     """
 
     index: int
@@ -37,6 +39,12 @@ class Client:
     in_flight: list[UpdateId] = field(default_factory=list)
     waits: int = 0
     patience_s: float = FIRST_PATIENCE_S
+    speed: Speed = UNKNOWN
+
+    @property
+    def round_plan(self) -> Plan:
+        """The plan with what the worker chooses itself."""
+        return with_chosen_steps(self.plan, self.speed)
 
     @property
     def plan(self) -> Plan:
@@ -68,6 +76,7 @@ class Client:
         """Forget what a process keeps in memory; what was sent stays sent."""
         self.is_training = False
         self.is_new, self.in_flight, self.patience_s = True, [], FIRST_PATIENCE_S
+        self.speed = UNKNOWN
 
     def lose_patience(self) -> None:
         """Double how long it waits the next time, up to ten minutes."""

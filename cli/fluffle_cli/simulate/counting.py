@@ -25,6 +25,8 @@ from fluffle_worker.base_version import (
     ROUNDS_OF_PATIENCE,
     TIMES_OWN_PART,
 )
+from fluffle_worker.pace.speed import UNKNOWN, Speed
+from fluffle_worker.pace.steps import with_chosen_steps
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +49,7 @@ class CountedWorker:
     waits: int = 0
     round_s: float = 0.0
     patience_s: float = FIRST_PATIENCE_S
+    speed: Speed = UNKNOWN
     settled: int = 0
     folded: int = 0
     folded_in: int = -1
@@ -56,6 +59,11 @@ class CountedWorker:
     staleness: int = 0
     weight: float = 0.0
     rejected: int = 0
+
+    @property
+    def round_plan(self) -> Plan:
+        """The plan with what the worker chooses itself."""
+        return with_chosen_steps(self.plan, self.speed)
 
     @property
     def base_version(self) -> int:
@@ -82,6 +90,7 @@ class CountedWorker:
         """Forget what a process keeps in memory; what was sent stays sent."""
         self.is_training = False
         self.is_new, self.settled, self.patience_s = True, self.sent, FIRST_PATIENCE_S
+        self.speed = UNKNOWN
 
     def lose_patience(self) -> None:
         """Double how long it waits the next time, up to ten minutes."""

@@ -28,6 +28,7 @@ from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline
 from fluffle_cli.simulate.training import Round, make_trainer
+from fluffle_worker.pace.steps import stamped
 
 EVALUATOR: Final = "evaluator"
 RUN: Final = "0" * 16
@@ -106,13 +107,14 @@ class SimulatedFederation(Timeline[Client]):
         return worker.must_wait(self._leader.newest)
 
     def _examples(self, worker: Client) -> int:
-        return worker.plan.examples_of_round(worker.examples)
+        return worker.round_plan.examples_of_round(worker.examples)
 
     def _begin_training(self, worker: Client, ends_s: float) -> None:
         update_id = UpdateId(worker.name, RUN, worker.sent + 1)
         # Each `fluffle worker` adds its site to its seed.
         seed = self._settings.seed + worker.index
-        one = Round(worker.index, worker.base, worker.local, update_id, seed, ends_s)
+        base = replace(worker.base, plan=worker.round_plan)
+        one = Round(worker.index, base, worker.local, update_id, seed, ends_s)
         self._trainer.begin(one)
         self._at(ends_s, self._finish_round, worker, one, worker.begun)
 
@@ -126,13 +128,15 @@ class SimulatedFederation(Timeline[Client]):
         client.is_training = False
         version = one.base
         client.sent += 1
+        self._note_speed(client, version.plan)
         trained = self._trainer.trained(one)
         if trained.unusable:
             raise FluffleError(f"{client.name}, version {version.version}: {trained.unusable}")
         client.local = trained.local
         random = np.random.default_rng([one.seed, client.sent, 1])
         vector = compress(version.plan.codec, trained.vector, random)
-        body = encode_update(replace(trained.update, vector=vector, train_s=client.round_s))
+        update = stamped(trained.update, version.plan, client.examples)
+        body = encode_update(replace(update, vector=vector, train_s=client.round_s))
         client.note_sent(trained.update.id)
         bandwidth = self._settings.bandwidth
         sending_s = 8e-6 * len(body) / bandwidth if bandwidth else 0.0

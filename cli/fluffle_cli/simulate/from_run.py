@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 OF_PLAN: Final = (
     "local_epochs",
     "local_steps",
+    "round_seconds",
+    "min_steps",
+    "max_steps",
     "batch_size",
     "learning_rate",
     "keep_optimizer",
     "proximal_mu",
     "codec",
 )
+OF_EPOCHS: Final = ("local_epochs", "local_steps")
+OF_SECONDS: Final = ("round_seconds", "min_steps", "max_steps")
 # What a summary says for people, and a simulation takes too; the settings of strategies besides.
 OF_SUMMARY: Final = ("split", "max_seconds", "max_updates", "max_versions", "commit_every", "commit_after")
 # What depends on the content of updates, on their bytes or on examples: --no-train has none of it.
@@ -93,11 +98,11 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     A worker's round takes the median of what its rounds took. What it does not idle is spread over the
     examples of a round, so that longer rounds and other sizes take longer in proportion.
     """
-    took: dict[str, list[float]] = defaultdict(list)
+    took: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for version in federation.versions:
         for one in version.folded:
             if one.train_s > 0:
-                took[one.id.worker].append(one.train_s)
+                took[one.id.worker].append((one.train_s, one.steps * one.batch_size))
     contributors = federation.last.contributors
     if silent := sorted(name for name, one in contributors.items() if one.updates and name not in took):
         raise ConfigError(
@@ -112,10 +117,11 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     )
     speeds = []
     for name in names:
-        round_s, idle_s = median(took[name]), idles.get(name, 0.0)
-        work_s = max(0.0, round_s - idle_s)
-        examples = federation.last.plan.examples_of_round(contributors[name].examples)
-        speeds.append((round_s - work_s, work_s / max(1, examples)))
+        round_s, idle_s = median(seconds for seconds, _ in took[name]), idles.get(name, 0.0)
+        fixed_s = min(round_s, idle_s)
+        known = federation.last.plan.examples_of_round(contributors[name].examples)
+        each_s = [max(0.0, seconds - fixed_s) / max(1, own or known) for seconds, own in took[name]]
+        speeds.append((fixed_s, median(each_s)))
     return speeds
 
 
@@ -126,6 +132,9 @@ def _found(run: Run, federation: FederationRun) -> tuple[dict[str, object], list
     found: dict[str, object] = {
         name: getattr(plan, name) for name in OF_PLAN if getattr(plan, name) is not None
     }
+    # Either of them says how long a round is.
+    for name in OF_EPOCHS if plan.round_seconds is not None else OF_SECONDS:
+        found.pop(name, None)
     found |= {name: shown[name] for name in (*OF_SUMMARY, *OF_STRATEGIES) if name in shown}
     # A demo's synchronous rounds wait for all, whatever its buffer_size.
     if federation.strategy in STRATEGIES and STRATEGIES[federation.strategy].is_synchronous:

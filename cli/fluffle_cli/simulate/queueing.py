@@ -23,6 +23,7 @@ class QueueFederation(Timeline[CountedWorker]):
         self._leader = CountingLeader(settings, self._committed)
         plan = self._leader.plan
         self._round_examples = plan.examples_of_round(0)
+        self._is_paced = plan.round_seconds is not None
         self.workers = [CountedWorker(index, plan) for index in range(settings.clients)]
 
     @property
@@ -48,8 +49,8 @@ class QueueFederation(Timeline[CountedWorker]):
     def _must_wait(self, worker: CountedWorker) -> bool:
         return self._leader.must_wait(worker)
 
-    def _examples(self, _worker: CountedWorker) -> int:
-        return self._round_examples
+    def _examples(self, worker: CountedWorker) -> int:
+        return worker.round_plan.examples_of_round(0) if self._is_paced else self._round_examples
 
     def _begin_training(self, worker: CountedWorker, ends_s: float) -> None:
         self._at(ends_s, self._finish_round, worker, worker.begun)
@@ -60,6 +61,8 @@ class QueueFederation(Timeline[CountedWorker]):
     def _finish_round(self, worker: CountedWorker, number: int) -> None:
         if worker.trains(number):
             worker.is_training = False
+            if self._is_paced:
+                self._note_speed(worker, worker.round_plan)
             worker.send()
             self._at(self.seconds, self._arrive, worker)
 

@@ -188,7 +188,13 @@ class SimulateSettings(AggregatorSettings):
             )
         self.make_plan(strategy)
         self.make_commit_schedule(strategy)
-        self.make_population()
+        population = self.make_population()
+        if self.round_seconds is not None and not all(population.example_s):
+            raise ConfigError(
+                f"round_seconds has devices choose their steps by how long one takes, and device "
+                f"{list(population.example_s).index(0)} takes no time for an example: give --example-seconds "
+                "above 0"
+            )
         if leaves_out(self.codec):
             raise ConfigError(
                 f"--codec {self.codec} is not simulated yet, because the worker keeps what it leaves out on "
@@ -208,7 +214,8 @@ class SimulateSettings(AggregatorSettings):
             )
         if found := [name for name in MANY_RUNS if name in given and getattr(self, name)]:
             raise ConfigError(f"--no-train plays one run, without {found[0]}: leave it out, or train")
-        if self.local_steps is None and (self.from_run or "example_seconds" in given):
+        is_counted = self.local_steps is not None or self.round_seconds is not None
+        if not is_counted and (self.from_run or "example_seconds" in given):
             raise ConfigError(
                 "--no-train knows no number of examples, and example_seconds and from_run say how long one "
                 "takes: give local_steps too, or give device_seconds instead"
@@ -218,7 +225,7 @@ class SimulateSettings(AggregatorSettings):
         """Return the strategy; a synchronous one waits for all workers, unless `buffer_size` is given."""
         kind = STRATEGIES[self.strategy]
         if kind.is_synchronous and "buffer_size" not in self.model_fields_set:
-            return kind.make(self.model_copy(update={"buffer_size": self.clients}))
+            return AggregatorSettings.make_strategy(self.model_copy(update={"buffer_size": self.clients}))
         return super().make_strategy()
 
     def make_goal(self) -> Goal:

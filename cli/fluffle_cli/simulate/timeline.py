@@ -15,6 +15,7 @@ from fluffle.errors import FluffleError
 from fluffle.plan import Plan
 from fluffle_cli.simulate.availability import Always
 from fluffle_cli.simulate.population import Population
+from fluffle_worker.pace.speed import Speed
 
 # More than two times can differ by rounding, so that a timer that fires a little early is not set for ever.
 ROUNDING: Final = 1e-9
@@ -29,6 +30,11 @@ class Worker(Protocol):
     waits: int
     round_s: float
     patience_s: float
+    speed: Speed
+
+    @property
+    def round_plan(self) -> Plan:
+        """The plan with what the worker chooses itself."""
 
     @property
     def plan(self) -> Plan:
@@ -186,6 +192,13 @@ class Timeline(ABC, Generic[W]):
             self._begin_training(worker, self._ends_s(worker, seconds))
         else:
             self._at(self._ends_s(worker, lost_after * seconds), self._crash, worker, worker.begun)
+
+    def _note_speed(self, worker: W, plan: Plan) -> None:
+        """Let a worker measure its round of this plan, which ends now."""
+        if plan.round_seconds is None or plan.local_steps is None:
+            return
+        step_s = self._population.example_s[worker.index] * plan.batch_size
+        worker.speed = worker.speed.after(step_s, worker.round_s - step_s * plan.local_steps)
 
     def _crash(self, worker: W, number: int) -> None:
         """Lose a round unless it was aborted, and begin anew from the newest version."""

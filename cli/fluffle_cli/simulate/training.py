@@ -19,6 +19,7 @@ from fluffle.checked_task import CheckedTask, TrainedRound
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
 from fluffle.model import Weights
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Trained
 from fluffle.task_errors import in_one_line
@@ -167,7 +168,7 @@ class Together:
             self._optimizers[device] = before
 
     def train(self, rounds: Sequence[Round]) -> list[TrainedUpdate]:
-        """Train rounds that have one plan in one step."""
+        """Train rounds that have one plan, but for steps that their workers chose, in one step."""
         started = monotonic()
         # A record makes its dictionary of tensors anew each time.
         shared = {each.base.version: each.base.weights for each in rounds}
@@ -177,6 +178,7 @@ class Together:
                 each.device % len(self._examples),
                 each.minibatch_seed,
                 self._optimizers.get(each.device),
+                each.base.plan.local_steps,
             )
             for each in rounds
         ]
@@ -195,12 +197,18 @@ class Together:
 
     def _train_with(self, one: Round) -> None:
         """Train a round, and with it those that end next."""
-        alike = [each for each in self._begun.values() if each.base.plan == one.base.plan]
+        plan = _without_own_steps(one.base.plan)
+        alike = [each for each in self._begun.values() if _without_own_steps(each.base.plan) == plan]
         rounds = nsmallest(self._most, alike, key=lambda each: (each is not one, each.ends_s, each.device))
         for each in rounds:
             del self._begun[each.device]
             self._before[each.device] = self._optimizers.get(each.device)
         self._trained |= zip([each.device for each in rounds], self.train(rounds), strict=True)
+
+
+def _without_own_steps(plan: Plan) -> Plan:
+    """Return a plan without the number of local steps that a worker has chosen."""
+    return plan if plan.round_seconds is None else replace(plan, local_steps=None)
 
 
 def make_trainer(task: CheckedTask, sites: Sites, first: ModelVersion, local: Weights, seed: int) -> Trainer:

@@ -34,7 +34,7 @@ class LossRemedy:
 def row_weights(labels: Labels, choice: Choice) -> Vector:
     """Return a weight for each row [rows] by its class, at most 10; they sum to the number of rows.
 
-    `weights`: 1 / n_y, so that all classes weigh the same, but for those of so few rows that 10 is too little.
+    `weights`: 1 / n_y, so that all classes weigh the same, but for those with very few rows.
     `class_balanced`: 1 / effective number, (1 - beta) / (1 - beta^n_y). Source: Cui et al., "Class-Balanced
     Loss Based on Effective Number of Samples" (2019), equation 5.
     """

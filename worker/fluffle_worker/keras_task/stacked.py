@@ -41,13 +41,15 @@ class NotStackable(Exception):
 class RoundAtSite:
     """A round to train: from which shared and local weights, at which site, in which order.
 
-    `optimizer` is what it was at the end of the worker's last round, and None for a fresh one.
+    `optimizer` is what it was at the end of the worker's last round, and None for a fresh one. `local_steps`
+    is its own number, in place of the plan's.
     """
 
     weights: Weights
     site: int
     seed: int
     optimizer: "OptimizerState | None" = None
+    local_steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,7 +108,8 @@ class StackedModel:
                 yield from rows_of_one_pass(rows.size, plan.batch_size, rng)
 
         per_pass = -(-rows.size // plan.batch_size)
-        return [rows[each] for each in islice(endless(), plan.local_steps or plan.local_epochs * per_pass)]
+        steps = one.local_steps or plan.local_steps or plan.local_epochs * per_pass
+        return [rows[each] for each in islice(endless(), steps)]
 
     def _train_stack(
         self, rounds: Sequence[RoundAtSite], minibatches: Sequence[list[Indices]], plan: Plan

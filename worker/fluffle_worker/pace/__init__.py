@@ -1,0 +1,1 @@
+"""How long a worker's rounds are and how large its minibatches, by what its machine can do."""
