@@ -72,6 +72,7 @@ PURE = {
                 "cached_buffers",
                 "choices",
                 "commit_schedule",
+                "contributors",
                 "effects",
                 "global_model",
             ),

@@ -6,28 +6,25 @@ Time comes in as arguments, bytes never. The same updates in the same order give
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fluffle.fields import is_name
 from fluffle.model import Vector, no_values
 from fluffle.plan import Plan
 from fluffle.record import (
     MAX_NORMS,
-    MAX_REFUSAL_LENGTH,
     SHARE_WINDOW,
-    Contributor,
     Evaluation,
     Folded,
     ModelVersion,
     MomentsRecord,
     Rank,
 )
-from fluffle.update import MAX_RUNS, WeightUpdate
+from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
 from fluffle_aggregator.accumulators import Accumulator, Weight
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
+from fluffle_aggregator.contributors import Contributors
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import judged, sites_decide
-from fluffle_aggregator.local_steps import UsualSteps
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
@@ -110,17 +107,11 @@ class GlobalModel:
         self.norms = record.norms
         self.window = record.window
         self.folded: list[Folded] = []
-        self.contributors = dict(record.contributors)
+        self.contributors = Contributors(record.contributors, keeps_last=bool(strategy.keeping))
         self.sites = SiteReports(record)
         # The number of updates applied since version 0.
         self.updates = record.updates
-        self._most_examples = self._count_most_examples()
-        self._examples_sum = sum(one.examples for one in self.contributors.values())
-        self._usual_steps = UsualSteps(one.local_work for one in self.contributors.values())
         self._forgotten_told: set[tuple[str, str]] = set()
-        self._contributing = sum(1 for one in self.contributors.values() if one.updates)
-        # Workers whose refusals the next record tells of, though nothing else may be new in it.
-        self.untold_refusals: set[str] = set()
         self.accumulator = self._empty_buffer()
         self._statistics = StatisticsBuffer(strategy.rule.reduce)
 
@@ -153,17 +144,15 @@ class GlobalModel:
 
     def weigh(self, update: WeightUpdate) -> Weight:
         """Return what an update counts if it is folded now."""
-        known = self.contributors.get(update.id.worker)
-        is_new = known is None or not known.updates
         direction = self.moments.get(self.strategy.direction)
         weight = self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
                 update.examples,
-                self._most_examples,
-                self._examples_sum / max(1, self._contributing),
+                self.contributors.most_examples,
+                self.contributors.mean_examples,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
-                self._contributing + is_new,
+                self.contributors.count_with(update.id.worker),
                 1.0 if direction is None else cosine(update.vector.blocks(), direction),
             )
         )
@@ -171,7 +160,9 @@ class GlobalModel:
 
     def scale_of(self, update: WeightUpdate) -> float:
         """Return what an update's vector is multiplied by to be that of the usual number of local steps."""
-        return self._usual_steps.scale(update.local_work) if self.strategy.normalizes_steps else 1.0
+        if not self.strategy.normalizes_steps:
+            return 1.0
+        return self.contributors.usual_steps.scale(update.local_work)
 
     def fold(
         self,
@@ -218,37 +209,11 @@ class GlobalModel:
         )
         self.folded.append(folded)
         self.applied = self.applied.adding([*update.absorbed, update.id])
-        self._count(update, folded)
+        self.updates += 1
+        self.contributors.note_update(update, folded)
         if self.accumulator.count >= self.strategy.buffer_size:
             self.step()
         return folded
-
-    def _count(self, update: WeightUpdate, folded: Folded) -> None:
-        before = self.contributors.get(update.id.worker, Contributor())
-        self.updates += 1
-        self.contributors[update.id.worker] = Contributor(
-            before.updates + 1,
-            update.examples,
-            before.staleness_sum + folded.staleness,
-            # Where each worker's last update is kept, its earlier ones count no more.
-            folded.weight + (0.0 if self.strategy.keeping else before.weight_sum),
-            before.rejected,
-            folded.received_at,
-            folded.loss,
-            before.refusal,
-            update.local_work,
-        )
-        if self.strategy.normalizes_steps:
-            self._usual_steps.replace(before.local_work, update.local_work)
-        self._examples_sum += update.examples - before.examples
-        self._contributing += not before.updates
-        if update.examples >= self._most_examples:
-            self._most_examples = update.examples
-        elif before.examples == self._most_examples:
-            self._most_examples = self._count_most_examples()
-
-    def _count_most_examples(self) -> int:
-        return max((one.examples for one in self.contributors.values()), default=0)
 
     def step(self) -> None:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
@@ -272,7 +237,7 @@ class GlobalModel:
             return []
         found, self.cache.forgotten = self.cache.forgotten, []
         for worker, _ in found:
-            self.contributors[worker] = replace(self.contributors[worker], weight_sum=0.0)
+            self.contributors.forget_weight(worker)
         untold = [each for each in dict.fromkeys(found) if each not in self._forgotten_told]
         self._forgotten_told.update(untold)
         return untold
@@ -317,21 +282,9 @@ class GlobalModel:
             )
 
     def note_refusal(self, worker: str | None, why: str) -> None:
-        """Count one refused message, and for its sender, if RabbitMQ has verified who that is.
-
-        A RabbitMQ user whose name no worker may have only counts in the total. At its first refusal, and then
-        at powers of two, a worker is to be told: see `untold_refusals`.
-        """
+        """Count one refused message, and for its sender too; see `Contributors.note_refusal`."""
         self.draft = replace(self.draft, rejected=self.draft.rejected + 1)
-        if worker is None or not is_name(worker):
-            return
-        if worker not in self.contributors and len(self.contributors) >= MAX_RUNS:
-            return
-        before = self.contributors.get(worker, Contributor())
-        rejected = before.rejected + 1
-        self.contributors[worker] = replace(before, rejected=rejected, refusal=why[:MAX_REFUSAL_LENGTH])
-        if rejected.bit_count() == 1:
-            self.untold_refusals.add(worker)
+        self.contributors.note_refusal(worker, why)
 
     def note_over_share(self, worker: str) -> None:
         """Move the window of shares on by an update that was refused for its worker's share."""
@@ -408,4 +361,4 @@ class GlobalModel:
         if self.survey:
             self.survey.advance()
         self.folded = []
-        self.untold_refusals.clear()
+        self.contributors.untold_refusals.clear()

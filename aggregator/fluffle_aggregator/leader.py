@@ -187,7 +187,7 @@ class Leader:
         ):
             return [self._commit(now)]
         refused_s = now.clock - self._refused_from
-        if model.untold_refusals and not self.held and refused_s >= self._refusals_told_after_s:
+        if model.contributors.untold_refusals and not self.held and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)
         return [
             *self._reports.release_overdue(clock=now.clock, after_s=schedule.buffer_timeout_s),
@@ -318,7 +318,7 @@ class Leader:
         # What was on its way when the federation ended is nothing to worry about.
         level = "INFO" if reason == FINISHED else "WARNING"
         if reason != FINISHED:
-            if not model.untold_refusals:
+            if not model.contributors.untold_refusals:
                 self._refused_from = now.clock
             model.note_refusal(delivery.user, f"{reason}: {refused.detail}")
         if reason == OVER_SHARE and model.strategy.buffer_size == 1:

@@ -88,7 +88,7 @@ class LeaderInMemory:
 
     def deliver(self, body: bytes, user: str, exchange: str, at_s: float) -> None:
         """Take in a message that this user published to this exchange."""
-        held, told = bool(self._leader.held), bool(self._leader.model.untold_refusals)
+        held, told = bool(self._leader.held), bool(self._leader.model.contributors.untold_refusals)
         self._tags += 1
         headers = {"at": f"{BEGINS_AT + at_s:.3f}"}
         delivery = Delivery(self._tags, body, user=user, exchange=exchange, headers=headers)
@@ -112,7 +112,7 @@ class LeaderInMemory:
         timeout_s = schedule.buffer_timeout_s
         if leader.held:
             due.append(self._held_from + timeout_s)
-        elif model.untold_refusals:
+        elif model.contributors.untold_refusals:
             is_synchronous = model.strategy.one_update_per_version
             due.append(self._refused_from + (timeout_s if is_synchronous else REFUSALS_TOLD_AFTER_S))
         # Nothing is committed while the buffer holds a part of the next version.
