@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from fake_broker import FakeBroker, FakeServer
@@ -42,6 +42,7 @@ VALUES: Mapping[object, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63) + 1, 2**63),
     float: NUMBERS,
     AnyNumber | None: st.none() | NUMBERS,
+    Literal["evaluator", "sites"]: st.sampled_from(["evaluator", "sites"]),
     Metrics: st.dictionaries(st.sampled_from(["accuracy", "loss"]), NUMBERS),
 }
 
