@@ -27,6 +27,7 @@ from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
 from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.survey import NO_AIM, SurveyAim
 
 FEDERATION = "digits"
 SIZE = 4
@@ -213,6 +214,7 @@ def a_config(
     goal: Goal | None = None,
     first: ModelVersion | None = None,
     average_decay: float = 0.0,
+    survey_aim: SurveyAim = NO_AIM,
     try_out: Callable[[GlobalModel, Delivery], str] = lambda _model, _delivery: "",
 ) -> AggregatorConfig:
     """Return what an aggregator is told when it starts."""
@@ -232,6 +234,7 @@ def a_config(
             goal=goal or Goal(),
             term=head.term + 1,
             average_decay=average_decay,
+            survey_aim=survey_aim,
         )
 
     return AggregatorConfig(

@@ -1,6 +1,6 @@
 """A task without Keras that answers to a survey: wines, whose columns its sites measure in different units.
 
-`FLUFFLE_TEST_ODD_SITE=2` lets that site have one column less, and `FLUFFLE_TEST_LIAR=1` lets that one claim
+`TEST_ODD_SITE=2` lets that site have one column less, and `TEST_LIAR=1` lets that one claim
 a billion rows.
 """
 
@@ -50,10 +50,10 @@ class Wines:
     def statistics(self) -> DataStatistics:
         """See SurveyedTask."""
         x, y = wines_of(self._site)
-        is_odd = os.environ.get("FLUFFLE_TEST_ODD_SITE") == str(self._site.index)
+        is_odd = os.environ.get("TEST_ODD_SITE") == str(self._site.index)
         names = NAMES[:-1] if is_odd else NAMES
         found = statistics_of(x[:, : len(names)], y, names=names, classes=CLASSES)
-        if os.environ.get("FLUFFLE_TEST_LIAR") != str(self._site.index):
+        if os.environ.get("TEST_LIAR") != str(self._site.index):
             return found
         billion = 1_000_000_001
         missing = [replace(each, missing=billion - each.count) for each in found.columns]

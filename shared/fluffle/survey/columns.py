@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import isqrt
+from sys import float_info
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ ROOT_BITS = 64
 # The window of a column without any value.
 NOTHING = Window(0, 0, -1)
 
+_SMALLEST = Fraction(-float_info.max)
 Table = NDArray[np.generic]
 Counts = NDArray[np.int64]
 
@@ -120,7 +122,9 @@ class ColumnSums:
         """
         at = np.searchsorted(self.counts.cumsum(), ranks)
         width = _power_of_two(self.exponent)
-        return np.array([float((self.first + int(each)) * width) for each in at])
+        edges = [(self.first + int(each)) * width for each in at]
+        # The edge below the smallest float64 is none.
+        return np.array([float(max(edge, _SMALLEST)) for edge in edges])
 
 
 def sums_of(chunks: Callable[[], Iterator[Table]]) -> list[ColumnSums]:
@@ -144,11 +148,14 @@ def sums_of(chunks: Callable[[], Iterator[Table]]) -> list[ColumnSums]:
         missing += (~is_there).sum(axis=0)
         clipped = np.clip(np.where(is_there, chunk, lowest), lowest, highest)
         with np.errstate(invalid="ignore"):
-            scaled = np.ldexp(clipped, -exponents) - firsts
-        scaled[~is_there] = 0.0
-        leaves = np.floor(scaled).astype(np.int64) + LEAVES * np.arange(columns)
-        counts += np.bincount(leaves[is_there], minlength=counts.size).reshape(counts.shape)
-        y = np.rint(np.ldexp(scaled, FRACTION_BITS)).astype(np.int64)
+            scaled = np.ldexp(clipped, -exponents)
+            edges = np.floor(scaled)
+            leaves, within = edges - firsts, scaled - edges
+        leaves[~is_there] = within[~is_there] = 0.0
+        whole = leaves.astype(np.int64)
+        places = (whole + LEAVES * np.arange(columns))[is_there]
+        counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
+        y = (whole << FRACTION_BITS) + np.rint(np.ldexp(within, FRACTION_BITS)).astype(np.int64)
         high, low = y >> LOW_BITS, y & (1 << LOW_BITS) - 1
         parts = (each.sum(axis=0).tolist() for each in (y, high * high, high * low, low * low))
         for at, (total, high_2, both, low_2) in enumerate(zip(*parts, strict=True)):
