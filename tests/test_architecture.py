@@ -104,6 +104,8 @@ PURE = {
         )
     ),
     "fluffle_cli.dashboard.table",
+    "fluffle_cli.data_check.drift",
+    *(f"fluffle_cli.survey.{name}" for name in ("as_json", "terminal")),
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),
     *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
     "fluffle_cli.simulate.recommend",

@@ -19,6 +19,7 @@ from fluffle_cli.report.command import command as report
 from fluffle_cli.setup_command import command as setup
 from fluffle_cli.simulate.program import command as simulate
 from fluffle_cli.status_command import command as status
+from fluffle_cli.survey.command import command as survey
 from fluffle_cli.task_command import app as task
 from fluffle_cli.trace_command import command as trace
 from fluffle_cli.user_command import app as user
@@ -43,6 +44,7 @@ app.add_typer(federation, name="federation")
 app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)
+app.command("survey")(survey)
 app.command("status")(status)
 app.command("trace")(trace)
 app.command("dashboard")(dashboard)

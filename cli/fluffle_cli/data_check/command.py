@@ -1,5 +1,6 @@
 """`fluffle data check`: a report on a site's data in the terminal and as a page, before anything is sent."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -9,13 +10,17 @@ from pydantic import Field
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import print_table
 from fluffle.errors import ConfigError
-from fluffle.task import load_task
+from fluffle.survey.result import SurveyResult
+from fluffle.task import Site, load_task
 from fluffle.whole_file import write_whole
+from fluffle_cli.data_check.drift import Drift, drift_of, drift_rows
 from fluffle_cli.data_check.looking import DataCheck, look_at
 from fluffle_cli.data_check.page import page
+from fluffle_cli.survey.as_json import result_in
 from fluffle_cli.words import number
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.keras_task import KerasTask
+from fluffle_worker.keras_task.surveyed import statistics_of_site
 from fluffle_worker.settings import SiteSettings
 
 MOST_COLUMNS: Final = 20
@@ -29,6 +34,11 @@ class DataCheckSettings(SiteSettings):
     part: ClassVar[str] = "data_check"
 
     out: Path = Field(Path("data-check.html"), description="File for the report as a page with pictures.")
+    survey_file: Path | None = Field(
+        None,
+        description="File of `fluffle survey --json`: shows how far this site's data is from that of all "
+        "sites.",
+    )
 
 
 def check(settings: DataCheckSettings) -> None:
@@ -42,6 +52,8 @@ def check(settings: DataCheckSettings) -> None:
         task=settings.task,
         site=site,
     )
+    if settings.survey_file is not None and not found.reason:
+        found = replace(found, drift=_drift(task, site, read_survey(settings.survey_file)))
     _show(found)
     write_whole(settings.out, [page(found).encode("utf-8", "replace")])
     typer.echo(f"\nthe report with pictures is {settings.out}; nothing was sent")
@@ -65,6 +77,9 @@ def _show(found: DataCheck) -> None:
             ["step", "rows before", "rows after", "what it does"],
             [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in found.reports],
         )
+    if found.drift is not None:
+        typer.echo(f"\n{found.drift.says}")
+        print_table(["", "total variation distance"], drift_rows(found.drift)[:MOST_COLUMNS])
     if profile.classes:
         after = next((each.classes_after for each in reversed(found.reports)), profile.classes)
         typer.echo("")
@@ -75,6 +90,20 @@ def _show(found: DataCheck) -> None:
                 for at, count in enumerate(profile.classes)
             ],
         )
+
+
+def _drift(task: KerasTask, site: Site, survey: SurveyResult) -> Drift:
+    classes = len(survey.class_counts or ())
+    own = statistics_of_site(lambda: task.train_data(site), task.data_steps, site=site, classes=classes)
+    return drift_of(own, survey)
+
+
+def read_survey(path: Path) -> SurveyResult:
+    """Read the result of a survey; ConfigError when the file holds none."""
+    try:
+        return result_in(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--survey-file {path} cannot be read: {error}") from error
 
 
 def _show_columns(found: DataCheck) -> None:
@@ -105,8 +134,9 @@ app.command("check")(
         about="Show what this site's training data is like, and what its data steps would do.\n\nRows, "
         "classes, missing values, outliers (5 median absolute deviations from the median), duplicates and "
         "labels that are probably wrong, in the terminal and as one page with pictures. Nothing is sent, "
-        "and no RabbitMQ is needed. The exit code is 1 when training would be senseless: no rows, one "
-        "class, or nothing but missing values.",
+        "and no RabbitMQ is needed. With --survey-file, the drift of each column and of the classes "
+        "against the whole federation is shown too. The exit code is 1 when training would be senseless: "
+        "no rows, one class, or nothing but missing values.",
         without=(
             *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
             *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format", "max_message_mib"),

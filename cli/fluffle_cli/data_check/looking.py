@@ -6,6 +6,7 @@ import numpy as np
 
 from fluffle.errors import TaskError
 from fluffle.task import Site
+from fluffle_cli.data_check.drift import Drift
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.pipeline import StepReport, take_steps
 from fluffle_worker.data.profile import Profile, profile_of
@@ -23,7 +24,8 @@ class DataCheck:
     """What is known of a site's data.
 
     `suspicious` says in words how many labels are probably wrong, or why nobody looked. `reason` is why
-    training would be senseless or is not possible, and empty when nothing speaks against it.
+    training would be senseless or is not possible, and empty when nothing speaks against it. `drift` is how
+    far the data is from that of all sites, None where no survey is given.
     """
 
     task: str
@@ -34,6 +36,7 @@ class DataCheck:
     reports: tuple[StepReport, ...]
     suspicious: str
     reason: str
+    drift: Drift | None = None
 
 
 def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: Site) -> DataCheck:

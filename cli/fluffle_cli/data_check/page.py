@@ -1,12 +1,11 @@
 """The report as one HTML page, with pictures drawn in SVG: no script, no other file, no network."""
 
-from base64 import b64encode
 from collections.abc import Iterable, Sequence
-from hashlib import sha256
 from html import escape
 
+from fluffle_cli.data_check.drift import Drift, drift_rows
 from fluffle_cli.data_check.looking import DataCheck
-from fluffle_cli.report.page import asset
+from fluffle_cli.drawn_page import drawn_page, facts, figure, section, table
 from fluffle_cli.words import number
 from fluffle_worker.data.profile import ColumnProfile
 
@@ -14,27 +13,11 @@ from fluffle_worker.data.profile import ColumnProfile
 MOST_PICTURES = 60
 WIDTH, HEIGHT = 320, 90
 ENDS = "<p>Outliers are in the first and the last bar.</p>"
-OWN_STYLE = """
-svg { width: 100%; max-width: 32rem; height: auto; }
-svg rect { fill: var(--one); } svg rect.after { fill: var(--two); }
-svg text { fill: var(--faint); font-size: 11px; } .reason { color: var(--bad); font-weight: 600; }
-"""
 
 
 def page(check: DataCheck) -> str:
     """Return the page."""
-    style = asset("style.css") + OWN_STYLE
-    hashed = b64encode(sha256(style.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'sha256-{hashed}'"
-    title = f"Data of {check.task}, {check.site}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1>\n"
-        f"{_verdict(check)}</header>\n{''.join(_sections(check))}</body></html>\n"
-    )
+    return drawn_page(f"Data of {check.task}, {check.site}", _verdict(check), _sections(check))
 
 
 def _verdict(check: DataCheck) -> str:
@@ -45,37 +28,38 @@ def _verdict(check: DataCheck) -> str:
 
 def _sections(check: DataCheck) -> Iterable[str]:
     profile = check.profile
-    facts = {
+    known = {
         "rows": f"{profile.rows:,}",
         "inputs of a row": profile.row_shape or "none",
         "rows without a label": f"{profile.unlabelled:,}",
         "rows with missing values": f"{profile.incomplete:,}",
         "equal to an earlier row": "unknown" if profile.duplicates is None else f"{profile.duplicates:,}",
     }
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    yield f"<section><h2>Rows</h2><dl>{listed}</dl><p>Labels: {escape(check.suspicious)}.</p></section>\n"
-    yield _steps(check)
+    yield section("Rows", f"{facts(known.items())}<p>Labels: {escape(check.suspicious)}.</p>")
+    yield section("Steps", _steps(check))
+    if check.drift is not None:
+        yield section("Drift", _drift(check.drift))
     if profile.classes:
         after = next((each.classes_after for each in reversed(check.reports)), ())
-        yield f"<section><h2>Classes</h2>{_class_bars(profile.classes, after)}</section>\n"
+        yield section("Classes", _class_bars(profile.classes, after))
     if profile.columns:
         worst = sorted(profile.columns, key=lambda each: -each.findings)[:MOST_PICTURES]
         left = len(profile.columns) - len(worst)
         more = f"<p>{left} more columns, with fewer findings, are not shown.</p>" if left else ""
         pictures = "".join(map(_column, worst))
-        yield f'<section><h2>Columns</h2>{ENDS}<div class="charts">{pictures}</div>{more}</section>\n'
+        yield section("Columns", f'{ENDS}<div class="charts">{pictures}</div>{more}')
 
 
 def _steps(check: DataCheck) -> str:
     whose = "The steps of the task" if check.has_own_steps else "The task has no data steps; the defaults"
-    rows = "".join(
-        f'<tr><td>{escape(each.step)}</td><td class="number">{each.before:,}</td>'
-        f'<td class="number">{each.after:,}</td><td>{escape(each.detail)}</td></tr>'
-        for each in check.reports
-    )
-    head = '<tr><th>step</th><th class="number">rows before</th><th class="number">after</th><th></th></tr>'
-    table = f"<table>{head}{rows}</table>" if rows else "<p>They would change nothing.</p>"
-    return f"<section><h2>Steps</h2><p>{whose} would do this.</p>{table}</section>\n"
+    rows = [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in check.reports]
+    shown = table(["step", "rows before", "after", ""], rows, numbers=(1, 2)) if rows else ""
+    return f"<p>{whose} would do this.</p>{shown or '<p>They would change nothing.</p>'}"
+
+
+def _drift(drift: Drift) -> str:
+    shown = table(["", "total variation distance"], drift_rows(drift)[:MOST_PICTURES], numbers=(1,))
+    return f"<p>{escape(drift.says)}</p>{shown}"
 
 
 def _class_bars(before: Sequence[int], after: Sequence[int]) -> str:
@@ -96,14 +80,7 @@ def _class_bars(before: Sequence[int], after: Sequence[int]) -> str:
                 f'<text x="{width + 34:.1f}" y="{at * 26 + 20}">{last:,}</text>'
             )
     caption = "Rows of each class before the steps (above) and after them (below)"
-    return _figure(caption, caption, (360, 26 * len(before) + 4), "".join(rows))
-
-
-def _figure(caption: str, label: str, size: tuple[int, int], drawn: str) -> str:
-    return (
-        f'<figure><figcaption>{caption}</figcaption><svg viewBox="0 0 {size[0]} {size[1]}" role="img" '
-        f'aria-label="{label}">{drawn}</svg></figure>'
-    )
+    return figure(caption, caption, (360, 26 * len(before) + 4), "".join(rows))
 
 
 def _column(column: ColumnProfile) -> str:
@@ -130,4 +107,4 @@ def _column(column: ColumnProfile) -> str:
     )
     name = escape(column.name)
     caption = f'{name}<span class="value">{", ".join(said) or "nothing unusual"}</span>'
-    return _figure(caption, f"distribution of {name}", (WIDTH, HEIGHT + 18), "".join(bars) + ends)
+    return figure(caption, f"distribution of {name}", (WIDTH, HEIGHT + 18), "".join(bars) + ends)

@@ -43,6 +43,7 @@ def as_json(view: FederationView) -> dict[str, object]:
         "policy_faults": None if faults is None else [fault.as_json() for fault in faults],
         "workers_in_model": sum(1 for each in view.workers.values() if each.updates),
         "first_term": newest.terms[0].term if newest.terms else None,
+        "survey": asdict(view.open_survey or newest.survey) if newest.survey else None,
         "terms": [asdict(each) for each in view.terms],
         "metrics": metrics,
         "evaluations": [

@@ -61,6 +61,12 @@ def _no_aggregator(view: FederationView) -> Iterator[Finding]:
         yield Finding("no-aggregator", f"No aggregator is active{waiting}.", "Start `fluffle aggregator`.")
 
 
+def _survey_open(view: FederationView) -> Iterator[Finding]:
+    if (survey := view.open_survey) and not view.is_over:
+        do = "Workers train when it has ended; `fluffle survey` says who has answered."
+        yield Finding("survey", f"The survey is open: {survey.in_words}.", do)
+
+
 def _evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
     seen = view.evaluations or [each for each in (view.evaluation,) if each]
     bad = [
@@ -242,6 +248,13 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(_no_aggregator, _evaluations_not_finite, _loss_not_finite, _only_refused, _one_name_twice),
+    *(
+        _no_aggregator,
+        _survey_open,
+        _evaluations_not_finite,
+        _loss_not_finite,
+        _only_refused,
+        _one_name_twice,
+    ),
     *(_above_share, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
 )

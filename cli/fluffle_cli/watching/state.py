@@ -117,6 +117,7 @@ class FederationState:
         """Drop what was seen of a federation that was reset: this is a version of the new one."""
         first = min((one.term for one in version.terms), default=version.term)
         self._history = History()
+        self.known.survey_answers = 0
         self._terms = {term: one for term, one in self._terms.items() if term >= first}
         self._staleness.clear()
         self._weights.clear()
@@ -279,6 +280,8 @@ class FederationState:
                 self._history.note_seconds(event.version, event.training_s)
                 self.known.commit_s = event.seconds
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
+            case events.Answered():
+                self.known.survey_answers = event.answered
             case _:
                 return
         # After the end an aggregator that only comes to see it refuses what is late, and leads nothing.

@@ -113,6 +113,8 @@ def plain_line(view: FederationView) -> str:
     if newest is None:
         return f"{view.federation}: no version yet"
     said = [f"{view.federation}: version {newest.version}", f"{newest.updates} updates"]
+    if view.open_survey:
+        said.append(f"survey: {view.open_survey.in_words}")
     if view.updates_per_s is not None:
         said.append(f"{view.updates_per_s:.1f} updates/s")
     if view.evaluation and view.metric:

@@ -1,7 +1,7 @@
 """What is known of a federation at one moment, to be shown and judged. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Final, Self
 
 from fluffle.plan import Plan
@@ -14,11 +14,27 @@ from fluffle_cli.history import EvaluatedVersion
 USUAL_METRICS: Final = ("accuracy", "loss")
 
 
+@dataclass(frozen=True, slots=True)
+class SurveyProgress:
+    """How many workers have answered to the federation's survey, of how many that end it (0: time does)."""
+
+    answered: int
+    wanted: int
+    is_open: bool
+
+    @property
+    def in_words(self) -> str:
+        """Return "3 of 4 workers have answered"."""
+        of_how_many = f" of {self.wanted}" if self.wanted else ""
+        return f"{self.answered}{of_how_many} workers have answered"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Version:
     """A version's record without the model, in plain types; one line of `metrics.jsonl`.
 
-    The fields are those of ModelVersion, but for `parameters`, the number of the model's trained parameters.
+    The fields are those of ModelVersion, but for `parameters`, the number of the model's trained parameters,
+    and of the survey only how far it is.
     """
 
     federation: str
@@ -40,14 +56,18 @@ class Version:
     average_decay: float = 0.0
     closing: str = ""
     finished: str = ""
+    survey: SurveyProgress | None = None
     folded: Sequence[Folded] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: ModelVersion) -> Self:
         """Take from a record what is worth knowing without the model."""
-        names = {each.name for each in fields(cls)} - {"parameters"}
-        return cls(parameters=record.layout.size, **{name: getattr(record, name) for name in names})
+        names = {each.name for each in fields(cls)} - {"parameters", "survey"}
+        known = {name: getattr(record, name) for name in names}
+        one = record.survey
+        survey = SurveyProgress(len(one.answered), one.wanted, one.is_open) if one else None
+        return cls(parameters=record.layout.size, survey=survey, **known)
 
     @property
     def rank(self) -> Rank:
@@ -137,7 +157,8 @@ class FederationView:
     them. `evaluation` and `best` are the newest and the best evaluation, and `evaluations` all that were
     seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
     `parts` are the states of aggregators and evaluators by name. What follows it was counted from events, and
-    knows nothing of what happened while nobody listened. `knows_standbys` says whether RabbitMQ was asked.
+    knows nothing of what happened while nobody listened; `survey_answers` is how many workers were heard to
+    have answered a survey. `knows_standbys` says whether RabbitMQ was asked.
     """
 
     federation: str
@@ -164,6 +185,15 @@ class FederationView:
     reasons: Mapping[str, int] = field(default_factory=dict)
     refusals: Sequence[Happening] = ()
     after_the_end: int = 0
+    survey_answers: int = 0
+
+    @property
+    def open_survey(self) -> SurveyProgress | None:
+        """How far the survey is while it is open; None when none is."""
+        survey = self.newest.survey if self.newest else None
+        if survey is None or not survey.is_open:
+            return None
+        return replace(survey, answered=max(survey.answered, self.survey_answers))
 
     @property
     def finished(self) -> str:

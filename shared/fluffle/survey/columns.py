@@ -127,6 +127,14 @@ class ColumnSums:
         return np.array([float(max(edge, _SMALLEST)) for edge in edges])
 
 
+def share_below(column: ColumnSums, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of a column's values below each edge, as if they lay evenly in each leaf."""
+    passed = np.concatenate([[0], column.counts.cumsum()])
+    with np.errstate(over="ignore"):
+        places = np.ldexp(edges, -column.exponent) - float(column.first)
+    return np.asarray(np.interp(places, np.arange(passed.size), passed) / max(1, column.count))
+
+
 def sums_of(chunks: Callable[[], Iterator[Table]]) -> list[ColumnSums]:
     """Return the sums of each column of a table [rows, columns] whose chunks each call gives anew.
 

@@ -89,12 +89,14 @@ def take_steps(
     share: float = 0.0,
     split_seed: int = 0,
     held_out: Rows | None = None,
+    prior: NDArray[np.float64] | None = None,
 ) -> PreparedRows:
     """Take all steps but those inside the training step; `site` and the steps' seed make them repeatable.
 
     Everything is fitted on the training rows. A `share` of the rows, which `site` and `split_seed` choose, is
     held out; or else `held_out` are rows of their own. These get the fitted clipping and imputation, and
-    nothing else. Raises TaskError for data that a step cannot work with.
+    nothing else. `prior` is the share of each class in the rows of all sites [classes], None while nobody
+    knows it. Raises TaskError for data that a step cannot work with.
     """
     rng = np.random.default_rng([steps.seed, site])
     course = _Course(rows, held_out)
@@ -106,7 +108,7 @@ def take_steps(
     _clean_columns(course, steps, rng)
     _judge_labels(course, steps, rng)
     real, filled = len(course.train), course.filled
-    remedy = _balance(course, steps, rng)
+    remedy = _balance(course, steps, rng, prior)
     return PreparedRows(
         course.train, course.held_out, remedy, tuple(course.reports), min(real, len(course.train)), filled
     )
@@ -215,7 +217,9 @@ def _judge_labels(course: _Course, steps: DataSteps, rng: np.random.Generator) -
     course.report(step, before, f"{int(found.sum())} rows whose label is probably wrong weigh less")
 
 
-def _balance(course: _Course, steps: DataSteps, rng: np.random.Generator) -> LossRemedy | None:
+def _balance(
+    course: _Course, steps: DataSteps, rng: np.random.Generator, prior: NDArray[np.float64] | None
+) -> LossRemedy | None:
     choice = steps.choice("balance")
     if choice.name == "none":
         return None
@@ -232,7 +236,7 @@ def _balance(course: _Course, steps: DataSteps, rng: np.random.Generator) -> Los
         return None
     if choice.name in LOSSES:
         course.report(f"balance {choice}", before, "the loss of the training step is changed")
-        return loss_remedy(labels.counts, choice)
+        return loss_remedy(labels.counts, choice, prior)
     course.train, said = resampled(before, labels, choice, rng)
     course.report(f"balance {choice}", before, said)
     return None

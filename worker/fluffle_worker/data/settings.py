@@ -24,6 +24,7 @@ LOSSES: Final[Known] = {
     "focal": Number(2, above=0),
     "balanced_softmax": Number(1, above=0),
     "fedlc": Number(1, above=0),
+    "logit_adjustment": Number(1, above=0),
 }
 NEIGHBOURS: Final = Number(5, above=0, below=1000, is_whole=True)
 ROWS: Final[Known] = {
@@ -101,7 +102,8 @@ class DataSteps(TableSettings):
         "none",
         description="How classes that are rare at this site gain weight. By weights: weights, "
         "class_balanced:BETA. By rows: oversample, undersample, smote:NEIGHBOURS, borderline_smote, "
-        "svm_smote, adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU.",
+        "svm_smote, adasyn. By the loss: focal:GAMMA, balanced_softmax:TAU, fedlc:TAU, and by the classes of "
+        "all sites, as the federation's survey has found them, logit_adjustment:TAU.",
     )
     augment: Annotated[tuple[str, ...], AfterValidator(_all_of)] = Field(
         (),

@@ -50,7 +50,9 @@ def require_streamable(steps: DataSteps) -> None:
         )
 
 
-def look_through(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) -> PreparedStream:
+def look_through(
+    minibatches: Iterable[tuple[object, ...]], steps: DataSteps, prior: NDArray[np.float64] | None = None
+) -> PreparedStream:
     """Pass once over (x, y) or (x, y, sample_weight), and return what training needs to know.
 
     Raises TaskError for missing and infinite values, since nothing can be fitted to fill them.
@@ -70,7 +72,7 @@ def look_through(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) ->
             f"the data set that train_data returned holds {missing} missing or infinite values, which the "
             "data steps fill in arrays only: fill them in its map(), or return arrays"
         )
-    remedy = loss_remedy(counts, balance) if balance.name in LOSSES else None
+    remedy = loss_remedy(counts, balance, prior) if balance.name in LOSSES else None
     weights = class_weights(counts, balance) if balance.name in WEIGHTS else None
     if balance.name != "none":
         log.info(

@@ -85,6 +85,12 @@ class TrainingLoss:
 
     def _require_fits(self, remedy: LossRemedy) -> None:
         keras, model = self._keras, self._model
+        if remedy.lacks_prior:
+            raise TaskError(
+                f"balance {remedy.name} needs the classes of all sites, and the federation has no survey "
+                "of them: start the aggregator of a new federation with --survey WORKERS, or choose "
+                "balanced_softmax, which takes those of this site"
+            )
         require_tensorflow(f"balance {remedy.name}")
         shape = getattr(model, "output_shape", None)
         for step in ("train_step", "compute_loss"):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle.logs import get_logger
@@ -70,6 +71,7 @@ def read_site(
     if steps is None:
         return _as_it_is(read_data("train_data", call), site, own)
     found: list[PreparedRows] = []
+    prior = site.statistics.class_prior if site.statistics else None
 
     def change(parts: Minibatch) -> Minibatch:
         found.append(
@@ -80,6 +82,7 @@ def read_site(
                 share=site.validation,
                 split_seed=site.seed,
                 held_out=read_rows(own.parts) if isinstance(own, ArrayData) else None,
+                prior=prior,
             )
         )
         return _parts(found[0].train)
@@ -87,7 +90,7 @@ def read_site(
     training = read_data("train_data", call, change)
     if isinstance(training, BatchedData):
         _require_arrays(site)
-        return replace(_of_stream(training, steps), held_out=own)
+        return replace(_of_stream(training, steps, prior), held_out=own)
     [prepared] = found
     for each in prepared.reports:
         log.info(
@@ -159,9 +162,9 @@ def raw_rows(call: Callable[[], object]) -> Rows:
     )
 
 
-def _of_stream(training: BatchedData, steps: DataSteps) -> SiteData:
+def _of_stream(training: BatchedData, steps: DataSteps, prior: NDArray[np.float64] | None) -> SiteData:
     require_streamable(steps)
-    prepared = look_through(training.one_pass(0, None), steps)
+    prepared = look_through(training.one_pass(0, None), steps, prior)
 
     def spread() -> Spread:
         if prepared.spread is None:

@@ -16,7 +16,9 @@ from fluffle.errors import TaskError
 from fluffle.logs import get_logger
 from fluffle.survey.columns import ColumnSums, is_of_input
 from fluffle.survey.statistics import DataStatistics, statistics_of_chunks
+from fluffle.task import Site
 from fluffle_worker.data import DataSteps
+from fluffle_worker.data.holding_out import held_out_rows
 from fluffle_worker.data.missing import labelled
 from fluffle_worker.data.pipeline import take_steps
 from fluffle_worker.data.rows import Rows, labels_of, read_rows
@@ -44,7 +46,7 @@ class _Arrays:
 
 
 def statistics_of_site(
-    call: Callable[[], object], steps: DataSteps | None, *, site: int, classes: int
+    call: Callable[[], object], steps: DataSteps | None, *, site: Site, classes: int
 ) -> DataStatistics:
     """Call `train_data`, and return the statistics of what it returns; `classes` is 0 for data without them.
 
@@ -108,9 +110,15 @@ def _normalizations(model: KerasModel) -> list[Any]:
     ]
 
 
-def _cleaned(parts: Minibatch, steps: DataSteps | None, site: int) -> _Arrays:
+def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
     if steps is not None:
-        prepared = take_steps(read_rows(parts), steps.model_copy(update={"balance": "none"}), site=site)
+        prepared = take_steps(
+            read_rows(parts),
+            steps.model_copy(update={"balance": "none"}),
+            site=site.index,
+            share=site.validation,
+            split_seed=site.seed,
+        )
         rows, filled = prepared.train, prepared.missing
         inputs = dict(_inputs(rows.x, lambda leaf: leaf))
         if filled is not None:
@@ -125,9 +133,14 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: int) -> _Arrays:
         rows = read_rows((leaf,))
         inputs[name], columns[name] = rows.x, rows.columns
     y = read_rows((parts[1],)).x if len(parts) > 1 and not _is_text(parts[1]) else None
-    if isinstance(y, np.ndarray):
-        has_label = labelled(Rows(y, y))
-        inputs, y = {name: each[has_label] for name, each in inputs.items()}, y[has_label]
+    many = next((each.shape[0] for each in inputs.values()), 0)
+    kept = labelled(Rows(y, y)) if isinstance(y, np.ndarray) else np.ones(many, bool)
+    if site.validation:
+        rng = np.random.default_rng([site.seed, site.index])
+        kept &= ~held_out_rows(y, kept.size, site.validation, rng)
+    if not kept.all():
+        inputs = {name: each[kept] for name, each in inputs.items()}
+        y = y[kept] if isinstance(y, np.ndarray) else None
     return _Arrays(inputs, columns, y)
 
 

@@ -115,7 +115,7 @@ class KerasTask:
         found = statistics_of_site(
             lambda: self._train_data(self._which),
             self._data_steps,
-            site=self._which.index,
+            site=self._which,
             classes=classes_of(model),
         )
         require_fit(model, found)
