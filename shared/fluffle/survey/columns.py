@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import isqrt
-from sys import float_info
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +28,7 @@ ROOT_BITS = 64
 # The window of a column without any value.
 NOTHING = Window(0, 0, -1)
 
-_SMALLEST = Fraction(-float_info.max)
+_SMALLEST = Fraction(-float(np.finfo(np.float64).max))
 Table = NDArray[np.generic]
 Counts = NDArray[np.int64]
 
