@@ -143,11 +143,13 @@ class SiteReports:
             early_stop = EarlyStopState(None, misses)
         for site, metric in now.items():
             report = self.reports[site]
+            # A site that is new is compared with what it had when it came.
+            is_best = is_better or not _is_of(report.best, name)
+            is_kept = goal.patience is not None and (is_reference or not _is_of(report.reference, name))
             self.reports[site] = replace(
                 report,
-                # A site that is new is compared with what it had when it came.
-                best=metric if is_better or not _is_of(report.best, name) else report.best,
-                reference=metric if is_reference or not _is_of(report.reference, name) else report.reference,
+                best=metric if is_best else report.best,
+                reference=metric if is_kept else report.reference,
             )
         return Comparison(is_better=is_better, early_stop=early_stop)
 

@@ -82,9 +82,9 @@ def _list(settings: ListSettings) -> None:
     with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
         records = all_records(broker, topology)
         for version in track(records, "reading", transient=True, console=logs.console()):
-            if version.evaluation:
-                shown = ", ".join(f"{name} {value:.3g}" for name, value in version.evaluation.metrics.items())
-                evaluated[str(version.evaluation.version)] = shown
+            if evaluation := version.deciding_evaluation:
+                shown = ", ".join(f"{name} {value:.3g}" for name, value in evaluation.metrics.items())
+                evaluated[str(evaluation.version)] = shown
             size_bytes = version.payload_size_bytes
             total_bytes += size_bytes
             numbers = (version.version, version.term, version.updates)
@@ -210,7 +210,7 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
         raise TopologyMissing(f"the federation {topology.federation!r} has no version yet")
     if wanted == "newest":
         return stored
-    best, evaluation, which = stored.version.best, stored.version.evaluation, wanted
+    best, evaluation, which = stored.version.best, stored.version.deciding_evaluation, wanted
     if wanted == "best":
         if best is None and evaluation is not None:
             name = next(iter(evaluation.metrics), "NAME")
@@ -219,7 +219,10 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
                 f'with --best "{name}:max" or "{name}:min", or name the version by its number'
             )
         if best is None:
-            raise ConfigError("--version best: no version has been evaluated yet; start `fluffle evaluator`")
+            raise ConfigError(
+                "--version best: no version has been evaluated yet; start `fluffle evaluator`, or workers "
+                "with --local-validation"
+            )
         wanted, which = str(best.version), f"best, which is version {best.version},"
     elif not wanted.isdecimal():
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")

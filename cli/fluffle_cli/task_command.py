@@ -22,6 +22,7 @@ from fluffle.message_size import codecs_that_fit, require_version_fits
 from fluffle.model import FlatWeights, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.safetensors_file import ModelFile
+from fluffle.sites import SiteMetric
 from fluffle.task import READY_TASKS, Progress, load_task
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import usual_yardstick
@@ -70,6 +71,10 @@ def check(settings: CheckSettings) -> None:
         except NoHeldOutData:
             said.append("the task has no held-out data (an evaluator needs it, a worker does not)")
         _require_finite(metrics)
+    if found := task.validate(before):
+        with _step("site", "evaluating on what this site holds out") as said:
+            said.append(f"{found[0]:,} examples held out: {_at_site(found)} before the round")
+            said.append(f"{_at_site(task.validate(after) or found)} after it")
     with _step("file", "saving and loading") as said, tempfile.TemporaryDirectory() as folder:
         size_bytes = _save_and_load(task, model, after, Path(folder) / "model.keras")
         said.append(f"saved and loaded with the same weights, {decimal(size_bytes)}")
@@ -200,6 +205,15 @@ def _target_for(task: str, metrics: Mapping[str, float]) -> str:
 
 def _in_words(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "no metrics"
+
+
+def _at_site(found: tuple[int, tuple[SiteMetric, ...]]) -> str:
+    """Return what was measured at a site; what cannot be summed up over sites is marked."""
+    return ", ".join(
+        f"{each.name} {each.value:.4g}{' (not summed up)' if each.pooling == 'site_mean' else ''}"
+        for each in found[1]
+        if each.count
+    )
 
 
 def _console() -> Console:

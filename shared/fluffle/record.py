@@ -121,6 +121,11 @@ class Evaluation:
     evaluate_s: float = 0.0
 
 
+def deciding(plan: Plan, by_evaluator: Evaluation | None, by_sites: Evaluation | None) -> Evaluation | None:
+    """Return the evaluation that decides: an evaluator's, unless the goal is measured at the sites."""
+    return by_sites if plan.sites_decide or by_evaluator is None else by_evaluator
+
+
 def not_finite(metrics: Mapping[str, float]) -> list[str]:
     """Return the names of the metrics that are NaN or infinite."""
     return [name for name, value in metrics.items() if not math.isfinite(value)]
@@ -239,6 +244,11 @@ class ModelVersion:
     def is_over(self) -> bool:
         """Whether no more updates are taken."""
         return bool(self.closing or self.finished)
+
+    @property
+    def deciding_evaluation(self) -> Evaluation | None:
+        """The newest of those evaluations by which the best version is chosen."""
+        return deciding(self.plan, self.evaluation, self.site_evaluation)
 
     @property
     def training_s(self) -> float:

@@ -17,6 +17,7 @@ from selenium.webdriver.common.by import By
 
 from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, Role, TookOver, Trained
 from fluffle.record import Contributor, ModelVersion, Rank
+from fluffle.sites import Gain, SiteMetric, SiteReport
 from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.watching.state import FederationState
 from fluffle_cli.watching.view import FederationView, QueueStates, Version
@@ -305,3 +306,37 @@ def await_evaluation(browser: Chrome, version: int) -> None:
 def value_of(browser: Chrome, section: str) -> str:
     """Return what the first curve of a section says of its value, empty while there is none."""
     return next(iter(texts_of(browser, f"#{section} .value")), "")
+
+
+def test_the_sites_are_shown_worst_first_once_one_has_reported(browser: Chrome) -> None:
+    told = Told(time())
+    told.read(a_version(1))
+
+    def site(accuracy: float) -> SiteReport:
+        metrics = (SiteMetric("accuracy", "mean", 10 * accuracy, 10), SiteMetric("auc", "site_mean", 5.0, 10))
+        return SiteReport(1, 1, 10, metrics, gains_version=1, gains=(Gain("accuracy", accuracy, 1.0),))
+
+    with shown_in(browser, told):
+        assert not browser.find_element(By.ID, "sites").is_displayed()
+        sites = {"<b>good</b>": site(0.75), "bad": site(0.5), "broken": site(math.nan)}
+        told.read(replace(a_version(2), sites=sites))
+        wait_until(lambda: len(table_of(browser, "sites-rows")) == 3, "three sites")
+        rows, heads = table_of(browser, "sites-rows"), texts_of(browser, "#sites-head th")
+        over = table_of(browser, "over-sites")
+
+        assert browser.find_element(By.ID, "sites").is_displayed()
+        assert heads[-3:] == ["accuracy", "auc", "accuracy before and after its own round"]
+        assert [row[0] for row in rows] == ["broken", "bad", "<b>good</b>"]
+        assert rows[1] == ["bad", "1", "1", "10", "0.5", "0.5", "0.5 → 1"]
+        assert over[0] == ["accuracy", "0.625", "0.5 (bad)", "0.75 (<b>good</b>)", "0.125", "2", "broken"]
+        assert over[1][:2] == ["auc (mean of the sites)", "0.5"]
+
+
+def table_of(browser: Chrome, identity: str) -> list[list[str]]:
+    """Return the texts of a table's rows."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map("
+        "(row) => [...row.children].map((cell) => cell.textContent))"
+    )
+    found: list[list[str]] = browser.execute_script(script, f"#{identity} tr")
+    return found

@@ -28,7 +28,7 @@ KEYS = {
     *("trouble", "workers_in_model", "parts", "leader", "standbys", "knows_standbys", "terms", "metric"),
     *("first_term", "average_decay"),
     *("metrics", "evaluations", "activity", "commit_s", "sent_bytes", "plain_bytes", "staleness"),
-    *("reasons", "refusals", "after_the_end"),
+    *("reasons", "refusals", "after_the_end", "sites"),
 }
 QUIET = QueueStates(updates_waiting=0, aggregator_active=True, rejected_waiting=0)
 
@@ -208,7 +208,7 @@ def test_a_finding_has_the_documented_keys() -> None:
         {
             "kind": "not-evaluated",
             "says": "None of 12 versions is evaluated: nobody knows how good the model is.",
-            "do": "Start `fluffle evaluator` with held-out data.",
+            "do": "Start `fluffle evaluator` with held-out data, or workers with --local-validation.",
         },
     ]
 

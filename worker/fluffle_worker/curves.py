@@ -38,8 +38,8 @@ class Curves:
         except OSError as error:
             raise ConfigError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
 
-    def note(self, version: ModelVersion, evaluation: Evaluation) -> None:
-        """Write the numbers of an evaluated version; a write error is logged only."""
+    def note(self, version: ModelVersion, evaluation: Evaluation | None) -> None:
+        """Write the numbers of a version, evaluated or not; a write error is logged only."""
         try:
             self._note_federation(version, evaluation)
             self._note_workers(version)
@@ -51,14 +51,20 @@ class Curves:
         for each in self._files.values():
             each.close()
 
-    def _note_federation(self, version: ModelVersion, evaluation: Evaluation) -> None:
-        scalars = {f"metrics/{name}": value for name, value in evaluation.metrics.items()}
+    def _note_federation(self, version: ModelVersion, evaluation: Evaluation | None) -> None:
+        scalars: dict[str, float] = {}
+        if evaluation:
+            scalars = {f"metrics/{name}": value for name, value in evaluation.metrics.items()}
+            scalars["federation/seconds to evaluate"] = evaluation.evaluate_s
+        if version.site_evaluation:
+            # Of a version before this one, as far as it is known here.
+            over = version.site_evaluation.metrics
+            scalars |= {name.replace(".", "/", 1): value for name, value in over.items()}
         scalars |= {
             "federation/updates": version.updates,
             "federation/rejected": version.rejected,
             "federation/term": version.term,
             "federation/seconds to commit": version.elapsed_s,
-            "federation/seconds to evaluate": evaluation.evaluate_s,
         }
         staleness_sum = sum(one.staleness_sum for one in version.contributors.values())
         if version.updates > self._updates:
@@ -84,6 +90,9 @@ class Curves:
                     "worker/mean staleness": one.mean_staleness,
                     "worker/rejected": one.rejected,
                 }
+                if site := version.sites.get(name):
+                    scalars |= {f"site/{each.name}": each.value for each in site.metrics if each.count}
+                    scalars["site/version"] = site.version
                 self._add(folder, version, scalars)
 
     def _file_in(self, folder: Path) -> EventsWriter:

@@ -25,7 +25,7 @@ from fluffle.wire import encode_evaluation
 
 log = get_logger(__name__)
 
-Note = Callable[[ModelVersion, Evaluation], None]
+Note = Callable[[ModelVersion, Evaluation | None], None]
 
 
 @dataclass(frozen=True, slots=True)

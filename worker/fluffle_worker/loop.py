@@ -18,7 +18,7 @@ from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.logs import get_logger
 from fluffle.message_size import require_update_fits
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
-from fluffle.record import ModelVersion
+from fluffle.record import ModelVersion, Rank
 from fluffle.stopping import StopRequested
 from fluffle.task import Site, Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
@@ -64,7 +64,8 @@ class Worker:
     `examples` is the number at its site, 0 if unknown. `seed` orders the minibatches, `delay_s` is idle time
     in each round, and `step_delay_s` after each minibatch. The worker does not train when the update would
     exceed `max_message_bytes`. It waits `first_patience_s` for a newer version, or longer, when
-    it has many updates in flight, before it trains again from the same version.
+    it has many updates in flight, before it trains again from the same version. `note` is called with each
+    version that it reads.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Worker:
     max_message_bytes: int = MAX_MESSAGE_BYTES
     event_sink: EventSink = NULL_SINK
     first_patience_s: float = FIRST_PATIENCE_S
+    note: Callable[[ModelVersion], None] | None = None
 
     def __post_init__(self) -> None:
         """Build the model, and read what an earlier run left at this site."""
@@ -105,6 +107,7 @@ class Worker:
         self._watcher = RoundWatcher(self.topology)
         self._refused = 0
         self._ended_by = ""
+        self._noted: Rank | None = None
 
     def work(
         self, connect: Connect, *, try_to_connect: Connect | None = None, patience_s: float = math.inf
@@ -150,6 +153,9 @@ class Worker:
         while version := self._base.newest(broker, has_unsent=bool(self.spool.waiting)):
             self._start_over_after_a_reset(version)
             self._warn_of_refusals(version)
+            if self.note and version.rank != self._noted:
+                self.note(version)
+                self._noted = version.rank
             if version.is_over:
                 self._finish(version, broker)
                 return
@@ -168,6 +174,8 @@ class Worker:
                 stop=self.stop,
                 event_sink=self.event_sink,
             )
+            self._validation.evaluate_round()
+            self._validation.send(broker)
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train from the last version until a connection succeeds.
@@ -213,6 +221,7 @@ class Worker:
             trained = self._trainer.train(version, self.spool.next_id, watch)
         self._base.note_round(version, trained)
         if trained:
+            self._validation.note_round(version, trained)
             add_to_spool(self.spool, trained, version.applied, seed=self.seed)
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:

@@ -14,7 +14,7 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.event_sink import EventSink
 from fluffle.events import Aborted, Progressed, Started, Trained
 from fluffle.logs import get_logger
-from fluffle.model import Vector, Weights, some_of
+from fluffle.model import FlatWeights, Vector, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, not_finite
 from fluffle.stopping import StopRequested
@@ -135,6 +135,13 @@ def update_of(
         train_s=time.monotonic() - started,
     )
     return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)
+
+
+def weights_after(version: ModelVersion, trained: TrainedUpdate) -> Weights:
+    """Return the shared tensors after a round that began with a version; the update's vector is copied."""
+    update = trained.update
+    vector = version.vector + trained.vector if update.sends == "delta" else trained.vector.copy()
+    return version.layout.restore(FlatWeights(vector, update.statistics, update.integers))
 
 
 def train_centrally(

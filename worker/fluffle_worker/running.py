@@ -66,6 +66,7 @@ def work(
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
     max_bytes = settings.spool_max_mib * MIB
+    curves = _curves_in(settings.tensorboard) if settings.tensorboard else None
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
         metered(
@@ -92,6 +93,7 @@ def work(
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
             event_sink=event_sink,
+            note=(lambda version: curves(version, None)) if curves else None,
         )
         connector = worker_connector(
             settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink

@@ -87,6 +87,11 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         False,
         description="Keep training from the newest downloaded model while the broker cannot be reached.",
     )
+    tensorboard: Path | None = Field(
+        None,
+        description="Folder for TensorBoard curves of the federation and of each site, where no evaluator "
+        "writes them (tensorboard --logdir FOLDER).",
+    )
 
     @property
     def worker_name(self) -> str:

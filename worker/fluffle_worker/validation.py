@@ -1,7 +1,7 @@
 """Evaluations of received versions on the data that this site holds out, and their way to the aggregator."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluffle.broker import Broker
 from fluffle.checked_task import CheckedTask
@@ -9,10 +9,12 @@ from fluffle.errors import QueueFull
 from fluffle.event_sink import EventSink
 from fluffle.events import Validated
 from fluffle.logs import get_logger
+from fluffle.model import Weights
 from fluffle.record import ModelVersion, Rank, not_finite
 from fluffle.sites import SiteEvaluation
 from fluffle.topology import Topology
 from fluffle.wire import encode_site_evaluation
+from fluffle_worker.round import TrainedUpdate, weights_after
 from fluffle_worker.site_state import SiteState
 
 log = get_logger(__name__)
@@ -40,13 +42,15 @@ class SiteValidation:
         self.is_needed = True
         self._waiting: SiteEvaluation | None = None
         self._newest: SiteEvaluation | None = None
+        # The weights after the round that began with the newest one.
+        self._after: Weights | None = None
         self._rounds = 0
         self._next_at = 0.0
         self._has_warned = False
 
     def start_over(self) -> None:
         """Forget what was measured of another federation."""
-        self._waiting = self._newest = None
+        self._waiting = self._newest = self._after = None
         self._next_at = 0.0
 
     def evaluate_when_due(self, version: ModelVersion) -> None:
@@ -64,15 +68,13 @@ class SiteValidation:
             return
         began = time.monotonic()
         found = self.task.validate({**version.weights_to_evaluate, **self.site.local})
-        ended = time.monotonic()
+        evaluate_s = time.monotonic() - began
         self.is_needed = found is not None
         if found is None:
             self._warn_of_nothing(version)
             return
-        evaluate_s = ended - began
-        if known:
-            # Not after the first one, which takes longer: the framework compiles it.
-            self._next_at = ended + (SHARE_OF_TIME - 1) * evaluate_s
+        # The first one takes longer, since the framework compiles it.
+        self._pause(evaluate_s if known else 0.0)
         examples, metrics = found
         self._newest = self._waiting = SiteEvaluation(
             version.federation, self.worker, version.term, version.version, examples, metrics, evaluate_s
@@ -83,6 +85,27 @@ class SiteValidation:
         log.info("evaluated here", version=version.version, examples=examples, metrics=shown)
         if bad := not_finite(values):
             log.warning("metrics are not finite at this site", version=version.version, metrics=bad)
+
+    def note_round(self, version: ModelVersion, trained: TrainedUpdate) -> None:
+        """Keep the weights after a round, if the version that it began from was evaluated here."""
+        newest = self._newest
+        if newest and not newest.tuned and Rank(newest.term, newest.version) == version.rank:
+            self._after = {**weights_after(version, trained), **trained.local}
+
+    def evaluate_round(self) -> None:
+        """Evaluate what the last round has made of the version: the model that suits this site alone."""
+        if self._after is None or self._newest is None:
+            return
+        began = time.monotonic()
+        found = self.task.validate(self._after)
+        self._after = None
+        self._pause(time.monotonic() - began)
+        if found:
+            self._newest = self._waiting = replace(self._newest, tuned=found[1])
+
+    def _pause(self, took_s: float) -> None:
+        """Let the next evaluation wait until this one has taken a tenth of the time at most."""
+        self._next_at = max(time.monotonic(), self._next_at) + (SHARE_OF_TIME - 1) * took_s
 
     def send(self, broker: Broker) -> None:
         """Report what no broker has taken yet."""

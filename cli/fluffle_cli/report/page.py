@@ -26,7 +26,7 @@ from fluffle_cli.words import number
 MOST_HAPPENINGS: Final = 300
 MOST_SENDERS: Final = 20
 # Each imports only modules that stand before it. app.js, which asks a server, is not among them.
-MODULES: Final = ("text", "charts", "sections", "quality", "page", "workers", "report")
+MODULES: Final = ("text", "charts", "sections", "quality", "sites", "page", "workers", "report")
 Point = tuple[float | None, ...]
 
 

@@ -144,8 +144,9 @@ class FederationRun:
     def curve(self, metric: str) -> list[tuple[float, float]]:
         """Return when each evaluated version was committed, and its metric, in the order of versions."""
         committed = {each.version: self.seconds_of(each) for each in self.versions}
-        evaluations = [each.evaluation for each in self.versions if each.evaluation]
-        values = {each.version: each.metrics[metric] for each in evaluations if metric in each.metrics}
+        both = [found for each in self.versions for found in (each.evaluation, each.site_evaluation)]
+        evaluations = [each for each in both if each and metric in each.metrics]
+        values = {each.version: each.metrics[metric] for each in evaluations}
         return [(committed[number], values[number]) for number in sorted(values) if number in committed]
 
     def held_s(self, target: Target) -> float:

@@ -15,19 +15,20 @@ import numpy as np
 
 from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress
-from fluffle.errors import FluffleError
+from fluffle.errors import FluffleError, NoHeldOutData
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.safetensors_file import ModelFile
+from fluffle.sites import SiteEvaluation
 from fluffle.task import Task
 from fluffle.update import UpdateId
-from fluffle.wire import encode_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
 from fluffle_cli.simulate.client import Client
 from fluffle_cli.simulate.in_memory import LeaderInMemory
 from fluffle_cli.simulate.memory import Memory, available_bytes, needed_bytes
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline
-from fluffle_cli.simulate.training import Round, make_trainer
+from fluffle_cli.simulate.training import OneByOne, Round, make_trainer
 from fluffle_worker.pace.steps import stamped
 
 EVALUATOR: Final = "evaluator"
@@ -62,7 +63,10 @@ class SimulatedFederation(Timeline[Client]):
         self._local = model.local
         self._leader = LeaderInMemory(settings, ModelFile(model.layout, model.weights), self._committed)
         self._require_room(memory or Memory(available_bytes()), model_bytes=4 * model.layout.size)
-        self._trainer = make_trainer(self._evaluator, sites, self._leader.newest, self._local, settings.seed)
+        self._one_by_one = OneByOne(self._evaluator, sites)
+        self._trainer = make_trainer(self._one_by_one, self._leader.newest, self._local, settings.seed)
+        # Whether sites hold out data: as far as none has said that it does not.
+        self._validates = self._evaluator.can_validate
         self._clients = list(self._make_clients())
 
     def _require_room(self, memory: Memory, *, model_bytes: int) -> None:
@@ -101,6 +105,8 @@ class SimulatedFederation(Timeline[Client]):
         newest = self._leader.newest
         if not newest.is_over:
             worker.read(newest)
+            if worker.begun % self._settings.evaluate_every == 0:
+                self._at(self.seconds, self._validate, worker, newest)
         return not newest.is_over
 
     def _must_wait(self, worker: Client) -> bool:
@@ -171,9 +177,29 @@ class SimulatedFederation(Timeline[Client]):
         is_due = version.version % self._settings.evaluate_every == 0 or version.closing
         if is_due and not version.finished:
             self._at(self.seconds, self._evaluate, version)
+        if version.closing and not version.finished:
+            for client in self._clients:
+                self._at(self.seconds, self._validate, client, version)
         self._note_version(version.version, version.plan.max_staleness)
 
     def _evaluate(self, version: ModelVersion) -> None:
-        metrics = self._evaluator.evaluate({**version.weights_to_evaluate, **self._local})
+        try:
+            metrics = self._evaluator.evaluate({**version.weights_to_evaluate, **self._local})
+        except NoHeldOutData:
+            if not self._validates:
+                raise
+            return
         report = Evaluation(self._settings.federation, EVALUATOR, version.version, metrics)
         self._deliver(encode_evaluation(report), EVALUATOR, self._leader.topology.evaluations_in.name)
+
+    def _validate(self, client: Client, version: ModelVersion) -> None:
+        """Let a client report what a version is worth on the data that it holds out."""
+        found = None
+        if self._validates:
+            weights = {**version.weights_to_evaluate, **client.local}
+            found = self._one_by_one.validate(client.index, weights)
+        self._validates = found is not None
+        if found is None:
+            return
+        report = SiteEvaluation(version.federation, client.name, version.term, version.version, *found)
+        self._deliver(encode_site_evaluation(report), client.name, self._leader.topology.updates_in.name)

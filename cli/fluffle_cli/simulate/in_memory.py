@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from fluffle.broker import Delivery
-from fluffle.events import Rejected
+from fluffle.events import Applied, Rejected
 from fluffle.framing import record_digest
 from fluffle.record import ModelVersion
 from fluffle.record_wire import decode_version, encode_copy, encode_version
@@ -92,10 +92,7 @@ class LeaderInMemory:
         self._tags += 1
         headers = {"at": f"{BEGINS_AT + at_s:.3f}"}
         delivery = Delivery(self._tags, body, user=user, exchange=exchange, headers=headers)
-        refused = self.refused.total()
         self._perform(self._leader.take_in(delivery, _now(at_s)), at_s)
-        if self.refused.total() == refused and exchange == self.topology.updates_in.name:
-            self.refused_in_a_row.clear()
         self._held_from = self._held_from if held else at_s
         self._refused_from = self._refused_from if told else at_s
 
@@ -136,6 +133,8 @@ class LeaderInMemory:
                         self.last_refusal = f"{event.reason}: {event.detail}"
                     if len(self.happened) < MOST_HAPPENINGS:
                         self.happened.append(refusal_of(event, BEGINS_AT + at_s))
+                case Tell(Applied()):
+                    self.refused_in_a_row.clear()
                 case Log("WARNING", line) if line != "refused":
                     self.warnings[line] += 1
 

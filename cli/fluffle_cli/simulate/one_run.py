@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from fluffle.record import ModelVersion
+from fluffle.sites import WORST, site_metric_in
 from fluffle.task import load_task
 from fluffle_cli.held import held_from
 from fluffle_cli.report.command import write_report
@@ -88,7 +89,7 @@ def play(
     def note(version: ModelVersion) -> None:
         # Only those of the last version are read; with many clients they take far more room than all else.
         if versions:
-            versions[-1] = replace(versions[-1], contributors={})
+            versions[-1] = replace(versions[-1], contributors={}, sites={})
         versions.append(Version.of(version))
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
@@ -113,8 +114,9 @@ def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> 
     metric = run.metric
     # From the start of the simulation, so that the time that the first update takes to arrive counts.
     at = {each.version: each.committed_at - first.committed_at for each in federation.versions}
-    found = {each.evaluation.version: each.evaluation for each in federation.versions if each.evaluation}
-    values = {version: found[version].metrics.get(metric, math.nan) for version in sorted(found)}
+    both = [found for each in federation.versions for found in (each.evaluation, each.site_evaluation)]
+    found = [each for each in both if each and metric in each.metrics]
+    values = {each.version: each.metrics[metric] for each in sorted(found, key=lambda each: each.version)}
     curve = {version: (at[version], value) for version, value in values.items() if version in at}
     seconds = at[last.version]
     target_s, reached = NEVER, None
@@ -124,8 +126,11 @@ def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> 
         target_s = NEVER if held is None else held
     made = {each.version: each for each in federation.versions}
     late = [one.staleness for each in federation.versions for one in each.folded]
-    worst = [value for name, value in _newest_metrics(last).items() if name.startswith(f"{metric}/")]
+    of_classes = [value for name, value in _newest_metrics(last).items() if name.startswith(f"{metric}/")]
     falls = last.best_by.endswith(":min")
+    worst = (max if falls else min)(of_classes) if of_classes else math.nan
+    if last.site_evaluation:
+        worst = last.site_evaluation.metrics.get(f"{WORST}{site_metric_in(metric)}", worst)
     return RunResult(
         seed=settings.seed,
         folder=str(run.folder),
@@ -138,7 +143,7 @@ def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> 
         target_updates=NEVER if reached is None else made[reached].updates,
         target_bytes=NEVER if reached is None else sent[reached],
         final=_newest_metrics(last).get(metric, math.nan),
-        worst=(max if falls else min)(worst) if worst else math.nan,
+        worst=worst,
         mean_staleness=sum(late) / len(late) if late else math.nan,
         finished=last.finished,
     )
@@ -146,7 +151,7 @@ def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> 
 
 def line_of(version: Version) -> str:
     """Return how far a run is, for a person."""
-    found = version.evaluation.metrics if version.evaluation else {}
+    found = _newest_metrics(version)
     metrics = ", ".join(f"{name} {number(value)}" for name, value in list(found.items())[:3])
     return f"{version.elapsed_s:8.1f} s   version {version.version}   {version.updates} updates   {metrics}"
 
@@ -162,7 +167,7 @@ def share_done(version: Version, settings: SimulateSettings) -> float:
 
 
 def _newest_metrics(version: Version) -> Mapping[str, float]:
-    return version.evaluation.metrics if version.evaluation else {}
+    return version.deciding_evaluation.metrics if version.deciding_evaluation else {}
 
 
 def _what_went_wrong(

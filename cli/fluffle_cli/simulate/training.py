@@ -21,6 +21,7 @@ from fluffle.logs import get_logger
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
+from fluffle.sites import SiteMetric
 from fluffle.task import Trained
 from fluffle.task_errors import in_one_line
 from fluffle.update import UpdateId
@@ -75,7 +76,7 @@ class OneByOne:
     """Trains each round by itself when it ends, as `fluffle worker` does."""
 
     def __init__(self, task: CheckedTask, sites: Sites) -> None:
-        self._task, self._sites = task, sites
+        self.task, self.sites = task, sites
         self._prepared: dict[int, tuple[CheckedTask, int]] = {}
         self._optimizers: dict[int, Weights] = {}
 
@@ -93,9 +94,9 @@ class OneByOne:
         """Return the update of a round that ends now."""
         task, _ = self.prepared(one.device)
         with _naming(one.device):
-            if task is self._task:
+            if task is self.task:
                 # Only the data of a KerasTask can be told apart from its model: others load theirs again.
-                task.prepare(self._sites.of(one.device))
+                task.prepare(self.sites.of(one.device))
             if one.base.plan.keep_optimizer:
                 task.restore_optimizer(self._optimizers.get(one.device, {}))
             trained = train_round(
@@ -110,12 +111,20 @@ class OneByOne:
                 self._optimizers[one.device] = task.optimizer_state()
         return trained
 
+    def validate(self, device: int, weights: Weights) -> tuple[int, tuple[SiteMetric, ...]] | None:
+        """Return what a device measures on the data that it holds out; None if it holds out none."""
+        task, _ = self.prepared(device)
+        with _naming(device):
+            if task is self.task:
+                task.prepare(self.sites.of(device))
+            return task.validate(weights)
+
     def prepared(self, device: int) -> tuple[CheckedTask, int]:
         """Return the task with a device's data, and how many examples these are."""
-        site = self._sites.of(device)
+        site = self.sites.of(device)
         if site.index not in self._prepared:
-            is_keras = isinstance(self._task.task, KerasTask)
-            own = self._task.with_the_same_model() if is_keras else self._task
+            is_keras = isinstance(self.task.task, KerasTask)
+            own = self.task.with_the_same_model() if is_keras else self.task
             with _naming(device):
                 self._prepared[site.index] = own, own.prepare(site)
         return self._prepared[site.index]
@@ -211,16 +220,13 @@ def _without_own_steps(plan: Plan) -> Plan:
     return plan if plan.round_seconds is None else replace(plan, local_steps=None)
 
 
-def make_trainer(task: CheckedTask, sites: Sites, first: ModelVersion, local: Weights, seed: int) -> Trainer:
+def make_trainer(one_by_one: OneByOne, first: ModelVersion, local: Weights, seed: int) -> Trainer:
     """Return what trains many rounds in one step, or one by one with the reason why in the log.
 
     A round from the version `first` is trained in both ways, and must give the same but for rounding.
     """
-    one_by_one = OneByOne(task, sites)
     try:
-        return _together(
-            one_by_one, task, sites, Round(0, first, local, UpdateId("check", "0", 1), seed, 0.0)
-        )
+        return _together(one_by_one, Round(0, first, local, UpdateId("check", "0", 1), seed, 0.0))
     except NotStackable as error:
         log.warning(
             "rounds are trained one by one: with a small network this is some 20 to 50 times slower",
@@ -229,7 +235,8 @@ def make_trainer(task: CheckedTask, sites: Sites, first: ModelVersion, local: We
         return one_by_one
 
 
-def _together(one_by_one: OneByOne, task: CheckedTask, sites: Sites, check: Round) -> Together:
+def _together(one_by_one: OneByOne, check: Round) -> Together:
+    task, sites = one_by_one.task, one_by_one.sites
     if not isinstance(task.task, KerasTask):
         raise NotStackable("only a KerasTask can train several rounds in one step")
     prepared = [one_by_one.prepared(device) for device in range(sites.count)]

@@ -11,6 +11,7 @@ from fluffle.record import Evaluation
 from fluffle_cli.history import EvaluatedVersion
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.sites import sites_of
 from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates, Version
 
 # Of an evaluation with more metrics, the page draws the first ones.
@@ -28,14 +29,14 @@ OF_THE_RECORD: Final = (
 def as_json(view: FederationView) -> dict[str, object]:
     """Return all but the workers, of which there may be thousands."""
     newest = view.newest or Version(federation=view.federation, version=-1, term=0)
-    metrics, faults = metric_names(view.evaluations), view.policy_faults
+    metrics, faults = metric_names(view.evaluations, view.metric), view.policy_faults
     known: dict[str, object] = {name: getattr(view, name) for name in OF_THE_VIEW}
     known |= {name: getattr(newest, name) for name in OF_THE_RECORD}
     return known | {
         "version": newest.version if view.newest else None,
         "term": newest.term if view.newest else None,
         "plan": asdict(newest.plan) if view.newest else None,
-        "evaluation": _evaluation(newest.evaluation, view.evaluation, view.federation),
+        "evaluation": _evaluation(newest.deciding_evaluation, view.evaluation, view.federation),
         "best": _evaluation(newest.best, view.best, view.federation),
         "progress": asdict(progress_of(view)),
         "findings": [asdict(found) for found in findings_of(view)],
@@ -55,6 +56,7 @@ def as_json(view: FederationView) -> dict[str, object]:
             for each in view.activity
         ],
         "refusals": [asdict(each) for each in view.refusals],
+        "sites": sites_of(view),
     }
 
 
@@ -63,10 +65,11 @@ def with_workers(view: FederationView) -> dict[str, object]:
     return as_json(view) | {"workers": {name: asdict(each) for name, each in view.workers.items()}}
 
 
-def metric_names(evaluations: Sequence[EvaluatedVersion]) -> list[str]:
-    """Return the metrics that are drawn: the usual ones first, and at most MOST_METRICS."""
+def metric_names(evaluations: Sequence[EvaluatedVersion], shown: str | None = None) -> list[str]:
+    """Return the metrics that are drawn: the one that is shown, the usual ones, and at most MOST_METRICS."""
     seen = dict.fromkeys(name for each in evaluations for name in each.metrics)
-    return sorted(seen, key=lambda name: [*USUAL_METRICS, name].index(name))[:MOST_METRICS]
+    first = [*([shown] if shown else []), *USUAL_METRICS]
+    return sorted(seen, key=lambda name: [*first, name].index(name))[:MOST_METRICS]
 
 
 def _evaluation(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
+from fluffle.sites import SPREAD, WORST, over_sites
 from fluffle_aggregator.goal import known_direction
 from fluffle_cli.watching.progress import progress_of, trend_of_metric, worse_in_words
 from fluffle_cli.watching.view import FederationView
@@ -73,7 +74,8 @@ def _evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
         (each.version, name, value)
         for each in seen
         for name, value in each.metrics.items()
-        if not math.isfinite(value)
+        # Of the sites that are not finite, the next finding has the names.
+        if not math.isfinite(value) and not name.startswith((WORST, SPREAD))
     ]
     if bad:
         version, name, value = bad[-1]
@@ -83,6 +85,32 @@ def _evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
             f"{are} not finite: {name} of version {version} is {number(value)}.",
             "The learning rate may be too high, a site's data may hold NaN, or the loss may divide by zero "
             "or take its logarithm.",
+        )
+
+
+def _sites_not_finite(view: FederationView) -> Iterator[Finding]:
+    found = over_sites(view.newest.sites) if view.newest else {}
+    for each in found.values():
+        if each.not_finite:
+            yield Finding(
+                "site-not-finite",
+                f"{each.name} is not finite at {in_a_row(each.not_finite)}: a target of the sites is missed.",
+                "It is in no mean. Look at the data that the site holds out: missing values?",
+            )
+
+
+def _sites_that_hold_out_nothing(view: FederationView) -> Iterator[Finding]:
+    if view.newest is None or not view.newest.plan.sites_decide or view.is_over:
+        return
+    sites = view.newest.sites
+    without = [each.name for each in view.workers.values() if each.updates and each.name not in sites]
+    without = [name for name in without if not view.workers[name].state.startswith("left")]
+    if without and (sites or sum(each.updates for each in view.workers.values()) >= FEWEST_UPDATES):
+        of = f"{len(without)} of {count(len(without) + len(sites), 'worker')}"
+        yield Finding(
+            "site-not-evaluated",
+            f"The goal is measured at the sites, and {of} evaluate nothing: {in_a_row(without)}.",
+            "Start them with --local-validation 0.2, or give the task validation_data.",
         )
 
 
@@ -200,7 +228,8 @@ def _queue_grows(view: FederationView) -> Iterator[Finding]:
 def _getting_worse(view: FederationView) -> Iterator[Finding]:
     """Look at the metric that says what is best, and at every loss."""
     names = view.evaluation.metrics if view.evaluation else {}
-    metrics = {name: False for name in names if known_direction(name) is False}
+    losses = [name for name in names if known_direction(name) is False and not name.startswith(SPREAD)]
+    metrics = dict.fromkeys(losses, False)
     if view.yardstick:
         metrics = {view.yardstick.metric: view.yardstick.higher_is_better} | metrics
     for metric, higher_is_better in metrics.items():
@@ -229,7 +258,7 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
             yield Finding(
                 "not-evaluated",
                 f"None of {view.newest.version} versions is evaluated: nobody knows how good the model is.",
-                "Start `fluffle evaluator` with held-out data.",
+                "Start `fluffle evaluator` with held-out data, or workers with --local-validation.",
             )
     elif not view.newest.best_by:
         name = next(iter(view.evaluation.metrics), "NAME")
@@ -248,13 +277,7 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(
-        _no_aggregator,
-        _survey_open,
-        _evaluations_not_finite,
-        _loss_not_finite,
-        _only_refused,
-        _one_name_twice,
-    ),
+    *(_no_aggregator, _survey_open, _evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
+    *(_loss_not_finite, _only_refused, _one_name_twice),
     *(_above_share, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
 )

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Final
+from typing import Final, Literal
 
 from fluffle import events
 from fluffle.record import Contributor, Evaluation
@@ -37,6 +37,7 @@ STATES: Final[Mapping[type[events.Event], str]] = {
     events.Aborted: "aborted: {0.staleness} versions late",
     events.Published: "published",
     events.Measured: "evaluated: version {0.version}",
+    events.Validated: "evaluated: version {0.version}",
     events.TookOver: "leading",
     events.Left: "left: {0.because}",
 }
@@ -101,7 +102,7 @@ class FederationState:
         self.known.newest = version
         self.is_behind = False
         self._history.note_seconds(version.version, version.training_s)
-        for evaluation in (version.best, version.evaluation):
+        for evaluation in (version.best, version.deciding_evaluation):
             if evaluation:
                 self._history.note_evaluation(evaluation.version, evaluation.metrics)
         for term in version.terms:
@@ -242,11 +243,11 @@ class FederationState:
         """Return the newest and the best evaluation: of the newest record, or of an event since then."""
         newest, yardstick = self.known.newest, self.known.yardstick
         # Only a record with an evaluation says what is best.
-        if newest is None or newest.evaluation is None:
+        if newest is None or (recorded := newest.deciding_evaluation) is None:
             return None, None
-        evaluation, best = self._with_seconds(newest.evaluation), self._with_seconds(newest.best)
+        evaluation, best = self._with_seconds(recorded), self._with_seconds(newest.best)
         for each in self._history.evaluations:
-            if each.version > newest.evaluation.version:
+            if each.version > recorded.version:
                 evaluation = each
                 if yardstick and yardstick.is_better(each.metrics, best.metrics if best else {}):
                     best = each
@@ -268,7 +269,8 @@ class FederationState:
             case events.Rejected():
                 self._note_refusal(event, now)
             case events.Evaluated():
-                self._history.note_evaluation(event.version, event.metrics)
+                if event.by == self._who_decides():
+                    self._history.note_evaluation(event.version, event.metrics)
             case events.TookOver():
                 self.is_behind = True
                 if name != self.known.leader:
@@ -287,6 +289,12 @@ class FederationState:
         # After the end an aggregator that only comes to see it refuses what is late, and leads nothing.
         if not (self.known.finished and self.known.leader):
             self.known.leader = name
+
+    def _who_decides(self) -> Literal["evaluator", "sites"]:
+        newest = self.known.newest
+        if newest is None or newest.plan.sites_decide:
+            return "sites" if newest else "evaluator"
+        return "sites" if newest.site_evaluation and not newest.evaluation else "evaluator"
 
     def _note_refusal(self, event: events.Rejected, now: float) -> None:
         if event.reason == events.AFTER_THE_END:

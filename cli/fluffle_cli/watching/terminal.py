@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fluffle_cli.watching.findings import findings_beside_progress
 from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.sites import sites_table
 from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
 from fluffle_cli.words import bar, count, duration, number, sparkline
 
@@ -20,6 +21,7 @@ REDRAW_EVERY_S: Final = 0.25
 PLAIN_LINE_EVERY_S: Final = 3.0
 # The curves of more workers would fill the screen, and their names a line.
 MOST_NAMED: Final = 12
+MOST_COLUMNS: Final = 4
 # By the first word of a state.
 STATE_STYLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("starting", "standing", "connected"), "dim"),
@@ -104,7 +106,7 @@ def render(view: FederationView) -> RenderableType:
         # Whether an aggregator is active stands beside the queues.
         if each.kind != "no-aggregator"
     ]
-    return Group(*lines, Text(), workers_table(view), *_curves(view))
+    return Group(*lines, *sites_lines(view), Text(), workers_table(view), *_curves(view))
 
 
 def plain_line(view: FederationView) -> str:
@@ -126,6 +128,36 @@ def plain_line(view: FederationView) -> str:
     said += [f"{newest.rejected} refused"] if newest.rejected else []
     said += [f"finished: {newest.finished}"] if newest.finished else []
     return ", ".join(said)
+
+
+def sites_lines(view: FederationView) -> list[RenderableType]:
+    """Draw what the sites have measured: the worst ones, and all of them together."""
+    found = sites_table(view)
+    if found is None:
+        return []
+    names = [each.name for each in found.over[:MOST_COLUMNS]]
+    own = f"{found.shown} after its own round"
+    rows: list[Cells] = [
+        (
+            row.name,
+            f"{row.version} ({row.age} ago)" if row.age else str(row.version),
+            str(row.examples),
+            *(number(row.metrics[name]) for name in names),
+            "" if row.after is None else number(row.after),
+        )
+        for row in found.rows[:MOST_NAMED]
+    ]
+    over = found.over[: len(names)]
+    rows += [
+        ("mean", "", "", *(Text(number(each.mean), "bold") for each in over), ""),
+        ("standard deviation", "", "", *(number(each.spread) for each in over), ""),
+    ]
+    table = plain_table(["site, the worst first", "version", "examples", *names, own], rows, right=names)
+    more = found.sites - min(len(found.rows), MOST_NAMED)
+    apart = [each.name for each in over if each.pooling == "site_mean"]
+    notes = [f"and {more} more; --json has the worst 50"] if more > 0 else []
+    notes += [f"not summed up, but the mean of the sites: {', '.join(apart)}"] if apart else []
+    return [Text(), table, *(Text(note, "dim") for note in notes)]
 
 
 def workers_table(view: FederationView) -> Table:

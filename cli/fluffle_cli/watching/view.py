@@ -6,12 +6,13 @@ from typing import Final, Self
 
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
-from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank
+from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank, deciding
+from fluffle.sites import MEAN, WORST, SiteReport
 from fluffle_aggregator.goal import Yardstick, parse_yardstick
 from fluffle_cli.history import EvaluatedVersion
 
 # The first of these that an evaluation has is shown, unless something says which metric counts.
-USUAL_METRICS: Final = ("accuracy", "loss")
+USUAL_METRICS: Final = ("accuracy", f"{MEAN}accuracy", f"{WORST}accuracy", "loss", f"{MEAN}loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Version:
     updates: int = 0
     rejected: int = 0
     evaluation: Evaluation | None = None
+    site_evaluation: Evaluation | None = None
     best: Evaluation | None = None
     best_by: str = ""
     target_held: int = 0
@@ -59,6 +61,7 @@ class Version:
     survey: SurveyProgress | None = None
     folded: Sequence[Folded] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
+    sites: Mapping[str, SiteReport] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: ModelVersion) -> Self:
@@ -73,6 +76,11 @@ class Version:
     def rank(self) -> Rank:
         """The order of this version among all."""
         return Rank(self.term, self.version)
+
+    @property
+    def deciding_evaluation(self) -> Evaluation | None:
+        """The newest of those evaluations by which the best version is chosen."""
+        return deciding(self.plan, self.evaluation, self.site_evaluation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +162,8 @@ class FederationView:
     """A federation at one moment; `taken_at` is Unix time in seconds.
 
     `newest` is None before the first version, and `queues` and `policy_faults` where nobody could look at
-    them. `evaluation` and `best` are the newest and the best evaluation, and `evaluations` all that were
+    them. `evaluation` and `best` are the newest and the best evaluation of those that
+    decide, an evaluator's or those by all sites, and `evaluations` all that were
     seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
     `parts` are the states of aggregators and evaluators by name. What follows it was counted from events, and
     knows nothing of what happened while nobody listened; `survey_answers` is how many workers were heard to

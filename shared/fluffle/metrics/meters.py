@@ -54,6 +54,9 @@ METRICS: Final[Mapping[events.Role, Kinds]] = {
             Counter,
             "Rounds ended early: too stale.",
         ),
+        "fluffle_worker_validation_version": (Gauge, "Version that it evaluated last, on data of its own."),
+        "fluffle_worker_validation_seconds": (RoundSeconds, "Time that it took to evaluate a version."),
+        "fluffle_worker_validation": (Gauge, "What it measured last, on data of its own.", "metric"),
         "fluffle_worker_updates_published": (Counter, "Updates that RabbitMQ has confirmed."),
         "fluffle_worker_published_bytes": (Counter, "Size of those updates."),
         "fluffle_worker_spool_updates": (Gauge, "Updates that wait on its disk for RabbitMQ."),
@@ -70,7 +73,7 @@ LEADERS: Final[Kinds] = {
     "fluffle_best_version": (Gauge, "Version that was evaluated best."),
     "fluffle_target_held": (Gauge, "Evaluations in a row that reached the target."),
     "fluffle_evaluated_version": (Gauge, "Version that was evaluated last."),
-    "fluffle_evaluation": (Gauge, "What the evaluator measured last.", "metric"),
+    "fluffle_evaluation": (Gauge, "What the evaluator, or all sites, measured last.", "metric"),
     "fluffle_last_commit_timestamp_seconds": (Gauge, "Unix time of the last commit."),
 }
 
@@ -133,6 +136,11 @@ class Meter:
             case events.Published():
                 self._note("fluffle_worker_updates_published", 1)
                 self._note("fluffle_worker_published_bytes", event.size_bytes)
+            case events.Validated():
+                self._note("fluffle_worker_validation_seconds", event.seconds)
+                self._note("fluffle_worker_validation_version", event.version)
+                for metric, measured in event.metrics.items():
+                    self._note("fluffle_worker_validation", measured, metric=metric)
             case events.Measured():
                 self._note("fluffle_evaluator_evaluation_seconds", event.seconds)
                 self._note("fluffle_evaluator_version", event.version)
@@ -170,9 +178,10 @@ class Meter:
         self._note("fluffle_last_commit_timestamp_seconds", time.time())
         if commit.best_version >= 0:
             self._note("fluffle_best_version", commit.best_version)
-        if evaluated:
-            self._note("fluffle_evaluated_version", evaluated[-1].version)
-            for metric, measured in evaluated[-1].metrics.items():
+        # Metrics of an evaluator and those of all sites have different names.
+        for evaluation in evaluated:
+            self._note("fluffle_evaluated_version", evaluation.version)
+            for metric, measured in evaluation.metrics.items():
                 self._note("fluffle_evaluation", measured, metric=metric)
 
     def _note(self, name: str, value: float, **label: str) -> None:

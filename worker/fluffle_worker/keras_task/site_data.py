@@ -124,7 +124,7 @@ def _as_it_is(training: Minibatches, site: Site, own: Minibatches | None) -> Sit
     y = training.parts[1] if len(training.parts) > 1 else None
     rng = np.random.default_rng([site.seed, site.index])
     held = held_out_rows(y, training.examples, site.validation, rng)
-    log.info("data held out", rows=int(held.sum()), rows_to_train_on=int((~held).sum()))
+    log.debug("data held out", rows=int(held.sum()), rows_to_train_on=int((~held).sum()))
     return SiteData(training.taken("train_data", ~held), held_out=training.taken(HELD_OUT, held))
 
 

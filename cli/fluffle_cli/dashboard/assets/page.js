@@ -1,6 +1,7 @@
 // What the live page and a report show of a federation, but for its workers.
 
 import { showQuality } from "./quality.js";
+import { showSites } from "./sites.js";
 import { byId, bytes, children, clock, duration, element, fill, number, oneDigit, write } from "./text.js";
 
 /** What comes first: at most eight figures, each a key, a word, the value as the program has it, and the same in words. */
@@ -172,6 +173,7 @@ export function showFederation(
   showCondition(picture);
   showNow(picture);
   showQuality(picture);
+  showSites(picture);
   showStaleness(picture.staleness);
   showRejections(picture, unheard);
   showLeaders(picture);
