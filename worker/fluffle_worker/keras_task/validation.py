@@ -42,7 +42,7 @@ def _mean_of(metric: Any) -> MeanOf | None:
     if isinstance(metric, metrics.Mean):
         is_root = isinstance(metric, metrics.RootMeanSquaredError)
         return MeanOf(_array(metric.total), _array(metric.count), is_root)
-    if isinstance(metric, metrics.Precision | metrics.Recall) and len(metric.true_positives) == 1:
+    if isinstance(metric, metrics.Precision | metrics.Recall) and metric.true_positives.shape[0] == 1:
         is_recall = isinstance(metric, metrics.Recall)
         right = _array(metric.true_positives)
         wrong = _array(metric.false_negatives if is_recall else metric.false_positives)
