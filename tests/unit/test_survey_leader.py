@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from builders import FEDERATION, a_config, a_strategy, a_version, an_update
 from fake_broker import FakeBroker, FakeServer
+from hypothesis import given
+from hypothesis import strategies as st
 from leading import (
     Clock,
     UntilQuiet,
@@ -34,7 +36,9 @@ from fluffle.wire import encode_statistics
 from fluffle_aggregator import surveying
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.leading import Leading
+from fluffle_aggregator.rules import parse_rule
 from fluffle_aggregator.service import serve
+from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.survey import SurveyAim
 
 WORKERS = ("a", "b", "c")
@@ -322,3 +326,21 @@ def test_the_version_with_the_result_sets_the_layers_that_scale_by_it_and_no_oth
     assert found["batch/moving_mean"].tolist() == [7.0, 7.0]
     assert found["dense/kernel"].tolist() == [[1.0] * 3] * 2
     assert len({version.rank for version in versions(server, config)}) == len(versions(server, config))
+
+
+@pytest.mark.parametrize("rule", ["mean", "median", "trimmed-mean:0.2"])
+@given(
+    values=st.lists(st.floats(allow_nan=False, allow_infinity=False, width=32), min_size=1, max_size=5),
+    weights=st.lists(st.tuples(st.floats(1e-3, 1e9), st.floats(1e-6, 1.0)), min_size=1, max_size=40),
+)
+def test_statistics_that_no_worker_changes_keep_their_bits_whatever_the_updates_weigh(
+    rule: str, values: list[float], weights: list[tuple[float, float]]
+) -> None:
+    statistics = np.array(values, np.float32)
+    buffer = StatisticsBuffer(parse_rule(rule).reduce)
+
+    for weight, mixing in weights:
+        buffer = buffer.adding(statistics, weight=weight, mixing=mixing)
+
+    # +0 for -0, which are the same number.
+    assert (buffer.merged_into(statistics) + 0.0).tobytes() == (statistics + 0.0).tobytes()

@@ -10,6 +10,7 @@ from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank, 
 from fluffle.sites import MEAN, WORST, SiteReport
 from fluffle_aggregator.goal import Yardstick, parse_yardstick
 from fluffle_cli.history import EvaluatedVersion
+from fluffle_cli.words import count
 
 # The first of these that an evaluation has is shown, unless something says which metric counts.
 USUAL_METRICS: Final = ("accuracy", f"{MEAN}accuracy", f"{WORST}accuracy", "loss", f"{MEAN}loss")
@@ -26,8 +27,9 @@ class SurveyProgress:
     @property
     def in_words(self) -> str:
         """Return "3 of 4 workers have answered"."""
-        of_how_many = f" of {self.wanted}" if self.wanted else ""
-        return f"{self.answered}{of_how_many} workers have answered"
+        if self.wanted:
+            return f"{self.answered} of {count(self.wanted, 'worker has', 'workers have')} answered"
+        return f"{count(self.answered, 'worker has', 'workers have')} answered"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

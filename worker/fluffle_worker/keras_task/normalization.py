@@ -36,6 +36,7 @@ class SurveyNormalization(keras.Layer):
                 initializer=initializer,
                 trainable=False,
                 dtype="float32",
+                autocast=False,
                 name=f"survey_{name}{suffix}",
             )
             setattr(self, name, weight)
