@@ -46,19 +46,14 @@ class SurveyAtSite:
         return True
 
     def prepare(self, version: ModelVersion) -> None:
-        """Prepare the data again, once, with the result of the survey if there is one."""
+        """Prepare the data again when the survey's result is another one than before, or is gone."""
         result = version.survey.result if version.survey else None
-        if result is None or result == self._used:
+        if result == self._used:
             return
         examples = self.task.prepare(replace(self.site, statistics=result))
         self._used = result
-        log.info(
-            "data prepared with the survey's statistics",
-            examples=examples,
-            sites=result.sites,
-            rows=result.rows,
-            columns=len(result.columns),
-        )
+        known = {"sites": result.sites, "rows": result.rows, "columns": len(result.columns)} if result else {}
+        log.info("data prepared with the survey's statistics", examples=examples, **known)
 
     def _has_answered(self, survey: Survey) -> bool:
         return self.worker in survey.answered or self.state.answered == survey.attempt

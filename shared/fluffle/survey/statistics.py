@@ -74,6 +74,10 @@ class DataStatistics:
         found, wanted_classes = (_in_words(each.classes) for each in (other, self))
         return "" if found == wanted_classes else f"it has {found}, and the others have {wanted_classes}"
 
+    def __str__(self) -> str:
+        names = ", ".join(self.names[:5]) + (" and more" if len(self.names) > 5 else "")
+        return f"{self.rows} rows, {len(self.names)} columns ({names}), {_in_words(self.classes)}"
+
     @property
     def most_values(self) -> int:
         """The largest number of values of a column, with the missing ones."""
