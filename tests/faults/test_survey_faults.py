@@ -17,7 +17,7 @@ from fluffle_cli.node import BrokerNode
 
 TASK = "tasks.surveyed_task:task"
 SITES = 3
-FLAGS = ["--survey", str(SITES), "--target", "0.9", "--target-hold", "1", "--max-updates", "300"]
+FLAGS = ["--survey", str(SITES), "--target", "0.9", "--target-hold", "1", "--max-updates", "3000"]
 
 
 def pooled() -> SurveyResult:
