@@ -10,8 +10,10 @@ from fluffle.record import MomentsRecord, Rank
 from fluffle.record_wire import decode_record, moments_pieces
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.sections import NOTHING, Section
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.update_cache import UpdateCache
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def taken_over(model: GlobalModel, strategy: Strategy | None = None) -> GlobalMo
         goal=Goal(),
         term=1,
     )
+
+
+def mean_of(cache: UpdateCache) -> Vector:
+    """Return the mean of what is kept, as the next step would take it."""
+    return cache.mean([Section(0, cache.size, NOTHING)])
 
 
 def moments_of(model: GlobalModel) -> bytes:

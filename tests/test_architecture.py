@@ -38,6 +38,7 @@ ONE_IMPORTER = {
 PURE = {
     "fluffle.broker",
     *("fluffle.codecs.compressed", "fluffle.codecs.floats", "fluffle.codecs.int8", "fluffle.codecs.top_k"),
+    "fluffle.codecs.tail",
     "fluffle.compression",
     "fluffle.errors",
     "fluffle.events",
@@ -77,7 +78,7 @@ PURE = {
                 "global_model",
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
-            *("leader", "missing", "rules", "schedules", "staleness", "statistics", "transforms"),
+            *("leader", "missing", "rules", "schedules", "sections", "staleness", "statistics", "transforms"),
             *("round_table", "survey", "surveying", "update_cache", "used_cache"),
         )
     ),

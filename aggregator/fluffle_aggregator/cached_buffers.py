@@ -3,6 +3,7 @@
 They are used as the accumulators of accumulators.py are, and also learn who sent an update. Each step is made
 of all workers' updates, so it is scaled by K / n for K updates in the buffer and n workers in the cache, and
 by 1 at most: n updates then move the model by about one mean of all workers, however small the buffer is.
+Where workers send a part of the model alone, K and n count those that have the element.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,11 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
+from fluffle.codecs.tail import add_from
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
-from fluffle_aggregator.accumulators import NOTHING_HELD, RunningSum, Weight
-from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache, add_scaled_updates, scaled
+from fluffle_aggregator.accumulators import EMPTY, NOTHING_HELD, RunningSum
+from fluffle_aggregator.sections import Coverage, Section, Totals, Weight
+from fluffle_aggregator.update_cache import Keeping, Kept, UpdateCache, add_scaled_updates, scaled, shares_in
+
+NONE_KEPT: Kept = {}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,24 +28,34 @@ class CacheMean:
     """The mean of all kept updates, or of those of this round."""
 
     cache: UpdateCache
-    factor: float = 0.0
-    divisor: float = 0.0
-    count: int = 0
-    staleness: int = 0
+    coverage: Coverage = EMPTY
+
+    @property
+    def totals(self) -> Totals:
+        """What the updates of the buffer count together."""
+        return self.coverage.totals
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "CacheMean":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
         self.cache.replace(worker, scaled(vector, weight.scale), weight.factor, at)
-        factor, divisor = self.factor + weight.factor, self.divisor + weight.divisor
-        staleness = max(self.staleness, weight.staleness)
-        return CacheMean(self.cache, factor, divisor, self.count + 1, staleness)
+        one = Totals(weight.factor, weight.divisor, weight.mixing, 1, weight.staleness)
+        return CacheMean(self.cache, self.coverage.adding(vector.start, one))
+
+    def sections(self) -> list[Section]:
+        """Return the sections that an update of the buffer and one in the mean have."""
+        return _sections(self.coverage, self.cache)
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
-        if not self.count:
+        if not self.totals.count:
             raise NOTHING_HELD
-        delta = self.cache.mean()
-        return np.multiply(delta, np.float32(min(1.0, self.count / len(self.cache))), out=delta)
+        sections = self.sections()
+        delta = self.cache.mean(sections)
+        for section in sections:
+            share = min(1.0, section.totals.count / self.cache.workers_with(section))
+            part = delta[section.elements]
+            np.multiply(part, np.float32(share), out=part)
+        return delta
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,62 +63,72 @@ class Calibrated:
     """The mean of what is new in each update against the kept one of its worker, plus the mean of all kept.
 
     `calibration` is the part of the news that is taken, and `most` the most that the sum is scaled by.
-    `shares` are what the mean of all kept updates was made of before this buffer, and `replaced` the weights
-    of the updates that came in the place of these, by worker.
+    `kept` are the updates that were kept before this buffer, and `replaced` the weights of those that came in
+    the place of these, by worker, with the first element that they have.
     """
 
     cache: UpdateCache
     calibration: float = 1.0
     most: float = 1.0
     news: RunningSum = field(default_factory=RunningSum)
-    shares: Shares | None = None
-    replaced: Mapping[str, float] = field(default_factory=dict)
+    kept: Kept | None = None
+    replaced: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     @property
-    def factor(self) -> float:
-        """The sum of the updates' weights."""
-        return self.news.factor
-
-    @property
-    def divisor(self) -> float:
-        """The sum of what the updates' weights are divided by."""
-        return self.news.divisor
-
-    @property
-    def count(self) -> int:
-        """The number of updates."""
-        return self.news.count
-
-    @property
-    def staleness(self) -> int:
-        """The greatest staleness of the updates."""
-        return self.news.staleness
+    def totals(self) -> Totals:
+        """What the updates of the buffer count together."""
+        return self.news.totals
 
     def adding_from(self, worker: str, vector: CompressedVector, weight: Weight, at: int) -> "Calibrated":
         """Return the buffer with one more update of a worker; see UpdateCache.replace."""
-        shares = self.cache.shares() if self.shares is None else self.shares
+        kept = self.cache.in_mean() if self.kept is None else self.kept
         news = self.news.adding(vector, weight)
-        kept = scaled(vector, weight.scale)
-        before, replaced = self.cache.replace(worker, kept, weight.factor, at), self.replaced
-        if before and worker in shares and before.vector is shares[worker][0]:
+        newest = scaled(vector, weight.scale)
+        before, replaced = self.cache.replace(worker, newest, weight.factor, at), self.replaced
+        if before and worker in kept and before.vector is kept[worker].vector:
             # Subtracted in `close`, in one pass with the mean.
-            replaced = {**replaced, worker: weight.factor}
+            replaced = {**replaced, worker: (weight.factor, vector.start)}
         elif before and news.total is not None:
-            before.vector.add_to(news.total, -weight.factor)
-        return Calibrated(self.cache, self.calibration, self.most, news, shares, replaced)
+            add_from(vector.start, before.vector, news.total, -weight.factor)
+        return Calibrated(self.cache, self.calibration, self.most, news, kept, replaced)
+
+    def sections(self) -> list[Section]:
+        """Return the sections that an update of the buffer has."""
+        return _sections(self.news.coverage, self.cache, self.kept or {})
 
     def close(self) -> Vector:
         """Return the delta. Raises ValueError without an update."""
-        if self.shares is None:
+        if self.kept is None:
             raise NOTHING_HELD
-        delta, scale = self.news.close(), min(self.most, self.count / len(self.cache))
-        of_news = self.calibration / self.divisor
-        kept = [
-            (vector, scale * (share - of_news * self.replaced.get(worker, 0.0)))
-            for worker, (vector, share) in self.shares.items()
+        sections, delta = self.sections(), self.news.close()
+        scales = [min(self.most, each.totals.count / self.cache.workers_with(each)) for each in sections]
+        shares = [shares_in(self.kept, section) for section in sections]
+        scaled = [
+            (
+                each.vector,
+                [
+                    scale * (share.get(worker, 0.0) - self._of_news(worker, section))
+                    for section, scale, share in zip(sections, scales, shares, strict=True)
+                ],
+            )
+            for worker, each in self.kept.items()
         ]
-        add_scaled_updates(delta, kept, keep=scale * self.calibration)
+        add_scaled_updates(delta, sections, scaled, keep=[scale * self.calibration for scale in scales])
         return delta
+
+    def _of_news(self, worker: str, section: Section) -> float:
+        """Return by how much a worker's kept update is less new in a section: 0 if nothing came for it."""
+        factor, start = self.replaced.get(worker, (0.0, 0))
+        return self.calibration / section.totals.divisor * factor if start <= section.start else 0.0
+
+
+def _sections(coverage: Coverage, cache: UpdateCache, kept: Kept = NONE_KEPT) -> list[Section]:
+    """Return the sections that an update of a buffer and one in the cache have."""
+    starts = [
+        *(each.vector.start for each in cache.updates.values()),
+        *(e.vector.start for e in kept.values()),
+    ]
+    return [each for each in coverage.sections(cache.size, starts) if cache.workers_with(each)]
 
 
 CachedBuffer = CacheMean | Calibrated

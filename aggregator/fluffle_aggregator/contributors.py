@@ -59,6 +59,7 @@ class Contributors(Mapping[str, Contributor]):
             folded.loss,
             before.refusal,
             update.local_work,
+            folded.share,
         )
         self.usual_steps.replace(before.local_work, update.local_work)
         self._examples_sum += update.examples - before.examples

@@ -19,13 +19,14 @@ from fluffle.record import (
 )
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
-from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.accumulators import Accumulator
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.contributors import Contributors
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import judged, sites_decide
 from fluffle_aggregator.schedules import Schedule
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -113,10 +114,13 @@ class GlobalModel:
         self.updates = record.updates
         self._forgotten_told: set[tuple[str, str]] = set()
         self.accumulator = self._empty_buffer()
-        self._statistics = StatisticsBuffer(strategy.rule.reduce)
+        self._statistics = self._no_statistics()
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
         return self.strategy.empty_buffer(self.cache)
+
+    def _no_statistics(self) -> StatisticsBuffer:
+        return StatisticsBuffer(self.record.layout.statistics_size, self.strategy.rule.reduce)
 
     @property
     def steps(self) -> int:
@@ -142,9 +146,13 @@ class GlobalModel:
         """Return the number of versions made since a base version: 0 for a fresh update."""
         return self.version - base_version
 
+    def share(self, update: WeightUpdate) -> float:
+        """Return which share of the trained parameters an admitted update has, in (0, 1]."""
+        return update.vector.tail.size / self.record.layout.size
+
     def weigh(self, update: WeightUpdate) -> Weight:
         """Return what an update counts if it is folded now."""
-        direction = self.moments.get(self.strategy.direction)
+        direction, start = self.moments.get(self.strategy.direction), update.vector.start
         weight = self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
@@ -153,7 +161,7 @@ class GlobalModel:
                 self.contributors.mean_examples,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
                 self.contributors.count_with(update.id.worker),
-                1.0 if direction is None else cosine(update.vector.blocks(), direction),
+                1.0 if direction is None else cosine(update.vector.tail.blocks(), direction[start:]),
             )
         )
         return replace(weight, scale=self.scale_of(update)) if self.strategy.normalizes_steps else weight
@@ -186,10 +194,8 @@ class GlobalModel:
             self.accumulator = self.accumulator.adding_from(worker, update.vector, weight, self.updates + 1)
         else:
             self.accumulator = self.accumulator.adding(update.vector, weight)
-        self._statistics = self._statistics.adding(
-            update.statistics, weight=weight.factor, mixing=weight.mixing
-        )
-        self.integers = update.integers
+        self._statistics = self._statistics.adding(update.statistics, weight)
+        self.integers = self.integers[: len(self.integers) - len(update.integers)] + update.integers
         self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
         # Forgotten while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
@@ -206,23 +212,24 @@ class GlobalModel:
             update.train_s,
             update.steps,
             update.batch_size,
+            self.share(update),
         )
         self.folded.append(folded)
         self.applied = self.applied.adding([*update.absorbed, update.id])
         self.updates += 1
         self.contributors.note_update(update, folded)
-        if self.accumulator.count >= self.strategy.buffer_size:
+        if self.accumulator.totals.count >= self.strategy.buffer_size:
             self.step()
         return folded
 
     def step(self) -> None:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
-        if self.accumulator.count == 0:
+        if self.accumulator.totals.count == 0:
             return
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
         self.accumulator = self._empty_buffer()
-        self._statistics = StatisticsBuffer(self.strategy.rule.reduce)
+        self._statistics = self._no_statistics()
         self.in_buffer.clear()
         if decay := self.draft.average_decay:
             move_average(self.average, self.vector, decay_at(decay, self.version))

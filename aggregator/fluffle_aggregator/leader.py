@@ -16,6 +16,7 @@ from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
+from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
 from fluffle_aggregator.gates.fitting import FINISHED
@@ -28,7 +29,6 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
 from fluffle_aggregator.missing import MissingUpdates, in_words
 from fluffle_aggregator.reports import Reports
-from fluffle_aggregator.rules import FEWEST_TO_COMPARE
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.surveying import Surveying
 
@@ -335,7 +335,7 @@ class Leader:
 
     def _step_early(self) -> list[Effect]:
         """Step with what is in the buffer; warn when a robust rule can only average what is there."""
-        rule, count = self.model.strategy.rule, self.model.accumulator.count
+        rule, count = self.model.strategy.rule, self.model.accumulator.totals.count
         self.model.step()
         if not rule.holds_vectors or count == 0 or count >= FEWEST_TO_COMPARE:
             return []

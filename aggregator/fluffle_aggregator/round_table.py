@@ -12,9 +12,10 @@ from typing import Final
 
 import numpy as np
 
+from fluffle.codecs.tail import tail_of
 from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.record import CachedUpdate
-from fluffle_aggregator.update_cache import Keeping, Shares, UpdateCache
+from fluffle_aggregator.update_cache import Keeping, Kept, UpdateCache
 
 # The stages of an update that is kept: its worker's step of this round is to come, or is made; or it is for
 # the next round. Updates that are not kept in rounds have 0.
@@ -66,9 +67,9 @@ class RoundTable(UpdateCache):
         if is_over and self.coming and self.updates.keys() <= self.coming.keys():
             self._begin_round(worker)
 
-    def shares(self) -> Shares:
+    def in_mean(self) -> Kept:
         """Return what the mean over all workers of this round is made of; nothing when no step is due."""
-        return super().shares() if self._is_due else {}
+        return super().in_mean() if self._is_due else {}
 
     def _begin_round(self, worker: str) -> None:
         """Let the next round begin with the step of the worker that was waited for."""
@@ -80,16 +81,19 @@ class RoundTable(UpdateCache):
         self._is_due = True
 
     def _added(self, before: CachedUpdate | None, update: CachedUpdate) -> CachedUpdate:
-        """Return the weighted mean of a worker's updates with one more; its weight is their mean weight."""
-        if before is None:
+        """Return the weighted mean of a worker's updates with one more; its weight is their mean weight.
+
+        A worker that now trains another part of the model begins anew.
+        """
+        if before is None or before.vector.start != update.vector.start:
             kept = self._keeping.compressed(update.vector, update.at)
             return replace(update, weight=float(np.float32(update.weight)), vector=kept)
         weights, count = before.weight * before.count + update.weight, before.count + 1
         share = update.weight / weights
-        mean = decompressed(before.vector)
+        mean = decompressed(before.vector.tail)
         np.multiply(mean, np.float32(1.0 - share), out=mean)
-        update.vector.add_to(mean, share)
-        kept = compress(update.codec, mean, np.random.default_rng(update.at))
+        update.vector.tail.add_to(mean, share)
+        kept = tail_of(update.vector.size, compress(update.codec, mean, np.random.default_rng(update.at)))
         return replace(update, weight=float(np.float32(weights / count)), vector=kept, count=count)
 
     def _forget(self, now: int) -> None:

@@ -3,7 +3,8 @@
 Take `mean` among sites that are trusted. `trimmed-mean` and `median` bound what a few broken or hostile sites
 can do to each element of the model, and need at least three updates to a buffer. They count each update alike
 whatever number of examples it claims, since the sender itself says that number; a late update is still
-discounted. They hold every vector of the buffer until the step, compressed as it came.
+discounted. They hold every vector of the buffer until the step, compressed as it came. Where workers send a
+part of the model alone, an element that fewer than three updates of a full buffer have does not move.
 
 Source of both: Yin, Chen, Ramchandran and Bartlett, "Byzantine-Robust Distributed Learning: Towards Optimal
 Statistical Rates" (2018, arXiv 1803.01498), definitions 1 and 2.
@@ -22,8 +23,6 @@ from fluffle_aggregator.choices import Choice, parse_choice
 
 Rows = NDArray[np.float64]
 MEAN = "mean"
-# Of fewer updates nobody can say which one is the outlier.
-FEWEST_TO_COMPARE = 3
 # A product such as 0.1 * 30 may lie a little above the whole number that is meant.
 ROUNDING = 1e-9
 

@@ -12,49 +12,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.model import Vector
+from fluffle_aggregator.accumulators import EMPTY, FEWEST_TO_COMPARE
+from fluffle_aggregator.sections import Coverage, Section, Totals, Weight
 
 Float64s = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StatisticsBuffer:
-    """The statistics of the updates since the last step.
+    """The statistics of the updates since the last step, of a model that has `size` of them.
 
     They are a weighted sum in float64, or with `reduce`, which turns [count, size] into [size], the values
     of each update.
     """
 
+    size: int
     reduce: Callable[[Float64s], Float64s] | None = None
     rows: tuple[Vector | Float64s, ...] = ()
-    weight: float = 0.0
-    mixing: float = 0.0
-    count: int = 0
+    coverage: Coverage = EMPTY
 
-    def adding(self, statistics: Vector, *, weight: float, mixing: float) -> "StatisticsBuffer":
-        """Return the buffer with the statistics (float32 [size]) of one more update.
+    def adding(self, statistics: Vector, weight: Weight) -> "StatisticsBuffer":
+        """Return the buffer with the statistics of one more update: the last ones, float32.
 
-        `weight` is more than 0. `mixing`, in (0, 1], is how far this update alone would move the statistics.
+        `weight.factor` is more than 0. `weight.mixing`, in (0, 1], is how far this update alone would move
+        the statistics.
         """
         if not statistics.size:
             return self
+        start = self.size - statistics.size
         if self.reduce:
             rows = (*self.rows, statistics.copy())
         else:
-            total = self.rows[0] if self.rows else np.zeros(statistics.size)
-            rows = (total + np.multiply(statistics, weight, dtype=np.float64),)
-        return StatisticsBuffer(self.reduce, rows, self.weight + weight, self.mixing + mixing, self.count + 1)
+            total: Float64s = np.zeros(self.size) if not self.rows else self.rows[0].astype(np.float64)
+            total[start:] += np.multiply(statistics, weight.factor, dtype=np.float64)
+            rows = (total,)
+        one = Totals(weight.factor, mixing=weight.mixing, count=1)
+        return StatisticsBuffer(self.size, self.reduce, rows, self.coverage.adding(start, one))
 
     def merged_into(self, statistics: Vector) -> Vector:
         """Return (1 - a) * x + a * m, where a is the mean of the mixings.
 
-        m is (sum of w_i * v_i) / (sum of w_i), or what `reduce` makes of the values. Without an update in the
-        buffer, or without statistics, the same values come back.
+        m is (sum of w_i * v_i) / (sum of w_i), or what `reduce` makes of the values; all of them over the
+        updates that have the statistic. One that no update has keeps its value.
         """
-        if not self.rows or not statistics.size:
-            return statistics
-        a = self.mixing / self.count
-        merged = (
-            self.reduce(np.stack(self.rows).astype(np.float64)) if self.reduce else self.rows[0] / self.weight
-        )
-        # In float64, which is exact enough that rounding to float32 leaves no value's range.
-        return (np.multiply(statistics, 1.0 - a, dtype=np.float64) + a * merged).astype(np.float32)
+        merged = statistics.copy()
+        for section in self._sections():
+            elements, totals = section.elements, section.totals
+            m = self.reduce(self._values(section)) if self.reduce else self.rows[0][elements] / totals.factor
+            a = totals.mixing / totals.count
+            # In float64, which is exact enough that rounding to float32 leaves no value's range.
+            merged[elements] = np.multiply(statistics[elements], 1.0 - a, dtype=np.float64) + a * m
+        return merged
+
+    def _sections(self) -> list[Section]:
+        """Return the sections that move: with `reduce` those that enough updates have, as in a Stack."""
+        fewest = min(FEWEST_TO_COMPARE, len(self.rows)) if self.reduce else 1
+        return [each for each in self.coverage.sections(self.size) if each.totals.count >= fewest]
+
+    def _values(self, section: Section) -> Float64s:
+        """Return the values of the updates that have a section, float64 [count, elements]."""
+        from_end = section.start - self.size
+        ends = [row[from_end:] for row in self.rows if row.size >= -from_end]
+        return np.stack([end[: section.stop - section.start] for end in ends]).astype(np.float64)

@@ -5,7 +5,7 @@ then counts as much as a fast one. What is kept is what the head queue holds, so
 with the same bits.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.codecs.int8 import Int8Vector
+from fluffle.codecs.tail import tail_of
 from fluffle.compression import CompressedVector, compress, decompressed, most_bytes
 from fluffle.model import Vector
 from fluffle.record import CachedUpdate
-from fluffle.vector_math import matching_blocks, scratch_block
+from fluffle.vector_math import BLOCK_SIZE, matching_blocks, scratch_block
+from fluffle_aggregator.sections import Section, overlaps
 
-# Kept updates by worker, each with its share in their mean.
-Shares = Mapping[str, tuple[CompressedVector, float]]
 KEPT_AS_IT_CAME: Final = {"float32": Float32Vector, "int8": Int8Vector}
 
 
@@ -63,10 +63,24 @@ class Keeping:
 
     def compressed(self, vector: CompressedVector, at: int) -> CompressedVector:
         """Return an update as it is kept; the same update gives the same bits to every leader."""
-        if type(vector) is KEPT_AS_IT_CAME[self.codec]:
+        known = vector.tail
+        if type(known) is KEPT_AS_IT_CAME[self.codec]:
             return vector.owned()
-        values = vector.values if isinstance(vector, Float32Vector) else decompressed(vector)
-        return compress(self.codec, values, np.random.default_rng(at))
+        values = known.values if isinstance(known, Float32Vector) else decompressed(known)
+        return tail_of(vector.size, compress(self.codec, values, np.random.default_rng(at)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InMean:
+    """A kept update in the mean of all: `counted` of its weight counts, and all weights divide."""
+
+    vector: CompressedVector
+    counted: float
+    weight: float
+
+
+# By worker, the longest kept first.
+Kept = Mapping[str, InMean]
 
 
 class UpdateCache:
@@ -91,6 +105,11 @@ class UpdateCache:
         self.updates = {each.worker: replace(each, vector=each.vector.owned()) for each in updates}
         self.forgotten: list[tuple[str, str]] = []
         self._waits: list[tuple[str, int]] = []
+
+    @property
+    def size(self) -> int:
+        """The number of elements of the model."""
+        return self._size
 
     def __len__(self) -> int:
         """Return over how many workers the mean is."""
@@ -121,16 +140,26 @@ class UpdateCache:
         found, self._waits = self._waits, []
         return found
 
-    def shares(self) -> Shares:
-        """Return the updates of which the mean is made, by worker, each with its share in it."""
-        weight = sum(each.weight for each in self.updates.values())
-        return {worker: (each.vector, self._counted(each) / weight) for worker, each in self.updates.items()}
+    def in_mean(self) -> Kept:
+        """Return the updates of which the mean is made."""
+        return {
+            worker: InMean(each.vector, self._counted(each), each.weight)
+            for worker, each in self.updates.items()
+        }
 
-    def mean(self) -> Vector:
-        """Return the weighted mean that a step is made of, float32 of the model's size."""
-        total = np.zeros(self._size, np.float32)
-        add_scaled_updates(total, self.shares().values())
+    def mean(self, sections: Sequence[Section]) -> Vector:
+        """Return their weighted mean over those that have a section: float32 of the model's size."""
+        total, kept = np.zeros(self._size, np.float32), self.in_mean()
+        shares = [shares_in(kept, section) for section in sections]
+        scaled = [
+            (each.vector, [share.get(worker, 0.0) for share in shares]) for worker, each in kept.items()
+        ]
+        add_scaled_updates(total, sections, scaled, keep=[1.0] * len(sections))
         return total
+
+    def workers_with(self, section: Section) -> int:
+        """Return how many of the workers have a section of the model."""
+        return sum(each.vector.start <= section.start for each in self.updates.values())
 
     def follow(self, step: Vector) -> None:
         """Learn by what the model has moved; what is kept does not depend on it."""
@@ -153,21 +182,39 @@ def scaled(vector: CompressedVector, scale: float) -> CompressedVector:
     """Return scale * vector; the vector itself for a scale of 1."""
     if scale == 1:
         return vector
-    values = decompressed(vector)
-    return Float32Vector.of(np.multiply(values, np.float32(scale), out=values))
+    values = decompressed(vector.tail)
+    return tail_of(vector.size, Float32Vector.of(np.multiply(values, np.float32(scale), out=values)))
+
+
+def shares_in(kept: Kept, section: Section) -> dict[str, float]:
+    """Return the share of each kept update in the mean over those that have a section; they sum up to 1."""
+    has = {worker: each for worker, each in kept.items() if each.vector.start <= section.start}
+    weight = sum(each.weight for each in has.values())
+    return {worker: each.counted / weight for worker, each in has.items()}
 
 
 def add_scaled_updates(
-    total: Vector, scaled: Iterable[tuple[CompressedVector, float]], *, keep: float = 1.0
+    total: Vector,
+    sections: Sequence[Section],
+    scaled: Iterable[tuple[CompressedVector, Sequence[float]]],
+    *,
+    keep: Sequence[float],
 ) -> None:
-    """Overwrite `total` with keep * total + the sum of scale * vector.
+    """Overwrite `total` with keep * total + the sum of scale * vector in each section.
 
-    Factors are rounded once, to float32, and then all products and sums, in the order of the vectors.
+    `keep`, and the scales of each vector, have a number for each section. Factors are rounded once, to
+    float32, and then all products and sums, in the order of the vectors.
     """
-    kept, scratch = np.float32(keep), scratch_block(total.size)
-    added = [(vector.blocks(), np.float32(scale)) for vector, scale in scaled if scale]
-    for (sums,) in matching_blocks(total):
-        if kept != 1:
-            np.multiply(sums, kept, out=sums)
-        for blocks, factor in added:
-            np.add(sums, np.multiply(next(blocks), factor, out=scratch[: sums.size]), out=sums)
+    scratch = scratch_block(total.size)
+    added = [(vector.blocks(), scales) for vector, scales in scaled if any(scales)]
+    for number, (sums,) in enumerate(matching_blocks(total)):
+        within = [(at, sums[each], each) for at, each in overlaps(sections, number * BLOCK_SIZE, sums.size)]
+        for at, part, _ in within:
+            if keep[at] != 1:
+                np.multiply(part, np.float32(keep[at]), out=part)
+        for blocks, scales in added:
+            values = next(blocks)
+            for at, part, elements in within:
+                if scales[at]:
+                    product = np.multiply(values[elements], np.float32(scales[at]), out=scratch[: part.size])
+                    np.add(part, product, out=part)

@@ -37,12 +37,16 @@ class TaskModel:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedRound:
-    """The checked result of a round of local training; see `fluffle.task.Trained`."""
+    """The checked result of a round of local training; see `fluffle.task.Trained`.
+
+    Of the layout's tensors, those from number `first_tensor` on may have changed.
+    """
 
     weights: Weights
     local: Weights
     examples: int
     metrics: Mapping[str, float]
+    first_tensor: int = 0
 
 
 class CheckedTask:
@@ -54,6 +58,8 @@ class CheckedTask:
         self._stop = stop or threading.Event()
         self._groups: Mapping[str, Group] = {}
         self._layout = Layout(())
+        # Of the layout's tensors, this site trains those from this number on.
+        self._first_tensor = 0
 
     @property
     def task(self) -> Task:
@@ -111,6 +117,30 @@ class CheckedTask:
         if hasattr(self._task, "use_statistics"):
             self._call("use_statistics", statistics)
 
+    def train_last(self, share: float) -> Layout:
+        """Let the task train its last layers alone, after `model` was called; return the layout of these.
+
+        `share` is the largest part of the trained parameters, above 0 and below 1. Raises TaskError when the
+        task cannot do that, or when the last layer alone has more.
+        """
+        if not hasattr(self._task, "train_last"):
+            raise TaskError(
+                f"the task {type(self._task).__name__} cannot train a part of its model, since it has no "
+                "method train_last: leave out --train-share, or make the task a KerasTask"
+            )
+        first, names = self._call("train_last", share), [spec.name for spec in self._layout.tensors]
+        if first not in names:
+            raise TaskError(
+                f"train_last must return the name of a tensor that is sent, such as {names[-1]!r}, not "
+                f"{_shown(first)}"
+            )
+        try:
+            part = self._layout.tail(names.index(first))
+        except LayoutError as error:
+            raise TaskError(f"train_last returned {first!r}: {error}") from error
+        self._first_tensor = names.index(first)
+        return part
+
     def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> TrainedRound:
         """Train one round after `model` was called; `weights` are the shared and the local tensors."""
         trained = self._call("train", weights, plan, seed=seed, progress=progress)
@@ -127,7 +157,8 @@ class CheckedTask:
         if missing := {name for name, group in self._groups.items() if group == "local"} - local.keys():
             raise TaskError(f"train returned no weights for the local {some_of(missing)}")
         examples = _counted("train", trained.examples)
-        return TrainedRound(shared, local, examples, checked_metrics("train", trained.metrics))
+        metrics = checked_metrics("train", trained.metrics)
+        return TrainedRound(shared, local, examples, metrics, self._first_tensor)
 
     def optimizer_state(self) -> Weights:
         """Return the optimizer's state after a round; empty for a task that keeps none."""
@@ -175,6 +206,7 @@ class CheckedTask:
             self._layout = Layout.of(arrays, self._groups)
         except LayoutError as error:
             raise TaskError(f"{function}: {error}") from error
+        self._first_tensor = 0
         if not self._layout.size:
             raise TaskError(f"{function} returned no float tensor that is trained: there is nothing to train")
         shared = {spec.name: arrays[spec.name] for spec in self._layout.tensors}

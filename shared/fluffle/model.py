@@ -240,6 +240,20 @@ class Layout:
                 taken += spec.size * dtype.itemsize
         return weights
 
+    def tail(self, first: int) -> "Layout":
+        """Return the layout of the tensors from number `first` on, counted from 0.
+
+        Raises LayoutError when there are none, or none of them is trained.
+        """
+        if not first:
+            return self
+        tail = Layout(self.tensors[first:], self.frozen)
+        if not tail.size:
+            raise LayoutError(
+                f"no tensor from number {first} on is trained: the model has {len(self.tensors)} tensors"
+            )
+        return tail
+
     def tensors_not_finite(self, vector: Vector, statistics: Vector) -> list[str]:
         """Return the names of the tensors that hold a NaN or an infinity."""
         found = []

@@ -34,6 +34,8 @@ SHARE_WINDOW = 50
 MAX_REFUSAL_LENGTH = 200
 MAX_REASON_LENGTH = 256
 Reason = Annotated[str, text(MAX_REASON_LENGTH)]
+# Of the trained parameters, the part that an update has.
+Share = Annotated[float, must(lambda number: 0 < number <= 1, "{} is not above 0 and at most 1")]
 Decay = Annotated[float, must(lambda number: 0 <= number < 1, "{} is not at least 0 and below 1")]
 
 
@@ -44,7 +46,8 @@ class Folded:
     `published_at` is by the worker's clock and `received_at` by the aggregator's: Unix time in seconds, 0 if
     unknown. `loss` is the worker's training loss, None where it reports none, and `train_s` the seconds that
     its round took, in which it trained `steps` minibatches of `batch_size` examples; a size of 0 is unknown.
-    These six are for people, never for decisions.
+    `share` is the part of the trained parameters that the update has: 1 unless its worker trains the last
+    layers alone. These seven are for people, never for decisions.
     """
 
     id: UpdateId
@@ -57,18 +60,19 @@ class Folded:
     train_s: float = 0.0
     steps: Count = 0
     batch_size: Count = 0
+    share: Share = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Contributor:
     """What one worker has sent so far, even if all of it was refused.
 
-    `examples` and `loss` are those of its last update; the loss may be NaN, and is None where the worker
-    reports none. `weight_sum` is the weight of its updates that count: of its last one where the strategy
-    keeps each worker's last update, and else of all. `refusal` says why its last refused message was refused,
-    and is empty if none was. Messages that come after the end are not counted. `last_update_at` is Unix time
-    in seconds by the aggregator's clock. It, `loss` and `refusal` are for people, never for decisions.
-    `local_work` is that of its last update, by which deltas are normalised; 0 if unknown.
+    `examples`, `loss` and `share` are those of its last update; the loss may be NaN, and is None where the
+    worker reports none. `weight_sum` is the weight of its updates that count: of its last one where the
+    strategy keeps each worker's last update, and else of all. `refusal` says why its last refused message was
+    refused, and is empty if none was. Messages that come after the end are not counted. `last_update_at` is
+    Unix time in seconds by the aggregator's clock. It, `loss`, `refusal` and `share` are for people, never
+    for decisions. `local_work` is that of its last update, by which deltas are normalised; 0 if unknown.
     """
 
     updates: Count = 0
@@ -80,6 +84,7 @@ class Contributor:
     loss: AnyNumber | None = None
     refusal: Annotated[str, text(MAX_REFUSAL_LENGTH)] = ""
     local_work: Magnitude = 0.0
+    share: Share = 1.0
 
     @property
     def mean_staleness(self) -> float:
@@ -285,7 +290,8 @@ class CachedUpdate:
     """A worker's last update, or the mean of its last `count` ones, as a strategy keeps it for later steps.
 
     `weight` is what it counts among all that are kept. `at` is the number of updates that the model contained
-    when this one was new. `vector` is of the model's size, in `codec`. `stage` is for strategies that keep
+    when this one was new. `vector` is of the model's size, in `codec`; its first elements are not there where
+    the worker trains the last layers alone. `stage` is for strategies that keep
     updates in stages, and 0 in others. `used` is how far the model has moved along it since it came, in its
     own length, for strategies that use it up, and 0 in others.
     """

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 import numpy as np
 
 from fluffle.codecs.floats import Float32Vector
+from fluffle.codecs.tail import tail_of
 from fluffle.compression import compress, decompressed, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.fields import (
@@ -47,13 +48,13 @@ RECORD: Final = HeaderLimits(8 * MIB, 480_000)
 _VERSION: Final = Table(ModelVersion, without=IN_PAYLOAD)
 _MOMENTS: Final = Table(MomentsRecord, without=("vectors", "cached", "survey"))
 _MOMENT_NAMES: Final = kind_of(Annotated[tuple[ShortText, ...], at_most(8)])
-# Of each cached update these, and the elements and the bytes of its vector.
+# Of each cached update these, and of its vector the elements, the first of them that is there, and the bytes.
 _CACHED_FACTS: Final = ("worker", "weight", "at", "codec", "count", "stage", "used")
 _FACTS_OF: Final = attrgetter(*_CACHED_FACTS)
 # No codec that unpacks a few bytes to a large vector.
 _KeptCodec = Literal["float32", "int8"]
 _Size = Annotated[int, integer(0, MAX_PARAMETERS)]
-_CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, Count]
+_CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, _Size, Count]
 _CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
 _BESIDE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
@@ -61,7 +62,10 @@ _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 def moments_pieces(moments: MomentsRecord) -> Pieces:
     """Return the message of a strategy's moments; the vectors are not copied."""
-    rows = [(*_FACTS_OF(each), each.vector.size, each.vector.payload.nbytes) for each in moments.cached]
+    rows = [
+        (*_FACTS_OF(each), each.vector.size, each.vector.start, each.vector.payload.nbytes)
+        for each in moments.cached
+    ]
     header = {
         "kind": "moments",
         **_MOMENTS.write(moments),
@@ -186,10 +190,12 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
         raise WireError(f"field names: {len(names)} vectors cannot share {vector_bytes} bytes")
     parts = np.split(np.frombuffer(payload[:vector_bytes], "<f4"), len(names)) if names else []
     cached, rest = [], payload[vector_bytes:]
-    for number, (*row, size, size_bytes) in enumerate(rows):
+    for number, (*row, size, start, size_bytes) in enumerate(rows):
         facts = dict(zip(_CACHED_FACTS, row, strict=True))
+        if start and start >= size:
+            raise WireError(f"field cached[{number}]: element {start} is the first of {size} that is there")
         try:
-            vector = read_vector(facts["codec"], size, rest[:size_bytes])
+            vector = tail_of(size, read_vector(facts["codec"], size - start, rest[:size_bytes]))
         except ValueError as error:
             raise WireError(f"field cached[{number}]: {error}") from error
         cached.append(CachedUpdate(**facts, vector=vector))

@@ -147,6 +147,18 @@ class ResumableTask(Task, Protocol):
         """Continue from such a state in the next round; from a fresh optimizer when it is empty."""
 
 
+class PartialTask(Task, Protocol):
+    """A task that can train the last layers of its model alone, for workers with `--train-share`."""
+
+    def train_last(self, share: float) -> str:
+        """Train, from the next round on, the last layers with at most a share of the trained parameters.
+
+        `share` is above 0 and below 1. Returns the name of the first tensor that may change: it and those
+        after it, in the order of `initial_weights`, are sent. `train` returns all tensors, as without it.
+        Raises TaskError when the last layer alone has more.
+        """
+
+
 class GroupedTask(Task, Protocol):
     """A task that says which of its tensors are not trained."""
 

@@ -57,15 +57,16 @@ def _require_ascending(numbers: tuple[int, ...]) -> None:
 class WeightUpdate:
     """What one worker learnt in one round.
 
-    `base_term` and `base_version` name the version that the training started from. `vector` is of the
-    layout's size, in `codec`: trained minus base where `sends` is "delta", else the trained weights.
+    `base_term` and `base_version` name the version that the training started from. `vector`, in `codec`, is
+    trained minus base where `sends` is "delta", else the trained weights; `statistics` (float32) and
+    `integers` are always values. All three hold the tensors of the layout from number `first_tensor` on,
+    counted from 0: it is 0 unless a worker trains the last layers alone.
+
     `steps` are the minibatches of the round, of `batch_size` examples each; 0 where the task's data has sizes
     of its own. `learning_rate_scale` is what the worker multiplied the plan's learning rate by to suit that
-    size.
-    `statistics` (float32 [layout.statistics_size]) and `integers` are always values. `loss` is that of the
-    training data, None where the task reports none, and `train_s` the seconds that the round took: both are
-    for people. `absorbs` are the numbers of earlier updates of the run that were refused and whose content is
-    in this one: they may not count any more.
+    size. `loss` is that of the training data, None where the task reports none, and `train_s` the seconds
+    that the round took: both are for people. `absorbs` are the numbers of earlier updates of the run that
+    were refused and whose content is in this one: they may not count any more.
     """
 
     federation: ShortText
@@ -73,6 +74,7 @@ class WeightUpdate:
     base_term: Positive
     base_version: Count
     layout_digest: ShortText
+    first_tensor: Count = 0
     sends: Sends
     codec: CodecName
     vector: CompressedVector

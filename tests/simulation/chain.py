@@ -159,11 +159,11 @@ def _replayed(
     held = strategy.rule.zero()
     for one, update in zip(record.folded, updates, strict=True):
         held = held.adding(update.vector, strategy.weigh(UpdateFacts(one.staleness, update.examples)))
-        if held.count == strategy.buffer_size:
+        if held.totals.count == strategy.buffer_size:
             strategy.step(vector, held, moments)
             move_average(average, vector, decay_at(record.average_decay, version))
             held, version = strategy.rule.zero(), version + 1
-    if held.count:
+    if held.totals.count:
         strategy.step(vector, held, moments)
         move_average(average, vector, decay_at(record.average_decay, version))
         version += 1

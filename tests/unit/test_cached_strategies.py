@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from arrivals import Arrival, fold, moments_of, strategy_of, taken_over
+from arrivals import Arrival, fold, mean_of, moments_of, strategy_of, taken_over
 from builders import SIZE, a_config, a_layout, a_model, a_strategy, a_version, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
@@ -222,7 +222,7 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
     assert model.take_forgotten() == [("gone", "11 updates of others have come since it")]
     assert model.take_forgotten() == []
     assert model.cache is not None
-    assert model.cache.mean().tolist() == [1] * SIZE
+    assert mean_of(model.cache).tolist() == [1] * SIZE
     # What counts of a worker is its last update, so that "share of weight" says who counts how much now.
     assert {name: one.weight_sum for name, one in model.contributors.items()} == {"gone": 0.0, "here": 1.0}
 
@@ -246,7 +246,7 @@ def test_with_more_workers_than_fit_into_a_message_the_longest_kept_is_forgotten
         cache.replace(worker, float32s(np.full(SIZE, number, np.float32)), 1.0, number)
 
     assert list(cache.updates) == ["b", "c"]
-    assert cache.mean().tolist() == [1.5] * SIZE
+    assert mean_of(cache).tolist() == [1.5] * SIZE
     assert [worker for worker, _ in cache.forgotten] == ["a"]
 
 
@@ -367,4 +367,4 @@ def test_a_kept_update_survives_its_message() -> None:
     message[:] = 99
     cache.replace("a", float32s(np.full(SIZE, 3, np.float32)), 1.0, 2)
 
-    assert cache.mean().tolist() == [3] * SIZE
+    assert mean_of(cache).tolist() == [3] * SIZE

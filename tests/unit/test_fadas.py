@@ -144,4 +144,4 @@ def test_a_rule_that_holds_vectors_knows_the_greatest_staleness_too() -> None:
     for staleness in (1, 7, 0):
         accumulator = accumulator.adding(float32s(vector(1.0)), strategy.weigh(UpdateFacts(staleness, 1)))
 
-    assert accumulator.staleness == 7
+    assert accumulator.totals.staleness == 7

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from arrivals import Arrival, fold, strategy_of
+from arrivals import Arrival, fold, mean_of, strategy_of
 from builders import SIZE, a_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +13,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from fluffle.model import Vector
+from fluffle_aggregator.sections import NOTHING, Section
+from fluffle_aggregator.update_cache import shares_in
 from fluffle_aggregator.used_cache import UsedCache
 
 Float64s = NDArray[np.float64]
@@ -129,7 +131,7 @@ def test_an_update_that_the_model_moves_against_counts_twice_at_most() -> None:
     fold(model, [Arrival("slow", ONES), *[Arrival("fast", -8 * ONES * 2**n) for n in range(6)]])
 
     assert isinstance(model.cache, UsedCache)
-    before = model.cache.mean()
+    before = mean_of(model.cache)
     fast = -8 * ONES * 2**5
     used = {each.worker: each.used for each in model.cache.kept()}
     assert used["slow"] < -1
@@ -167,7 +169,7 @@ def test_weights_by_examples_count_in_what_is_left() -> None:
     left = np.clip([1 - each.used for each in kept], 0, 2)
 
     expected = (weights[0] * left[0] - weights[1] * left[1]) / weights.sum()
-    np.testing.assert_allclose(model.cache.mean(), expected * ONES, rtol=1e-5)
+    np.testing.assert_allclose(mean_of(model.cache), expected * ONES, rtol=1e-5)
     assert weights[0] > weights[1]
 
 
@@ -180,4 +182,5 @@ def test_an_update_whose_length_is_too_large_for_float32_never_makes_the_model_n
     assert np.isfinite(model.vector).all()
     assert model.cache is not None
     # After its own step it counts no more.
-    np.testing.assert_allclose(model.cache.mean(), ONES * model.cache.shares()["here"][1], rtol=1e-6)
+    here = shares_in(model.cache.in_mean(), Section(0, SIZE, NOTHING))["here"]
+    np.testing.assert_allclose(mean_of(model.cache), ONES * here, rtol=1e-6)

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from fluffle.compression import compress, decompressed
 from fluffle.errors import ConfigError
-from fluffle.model import Vector
+from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Plan
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle_aggregator.accumulators import Stack
@@ -99,8 +99,9 @@ def test_one_outlier_of_five_moves_no_element_beyond_what_honest_updates_say(
 
 
 def test_a_robust_rule_keeps_an_outlier_out_of_the_statistics_too() -> None:
-    model = a_model(a_strategy(rule="median", buffer_size=3, staleness="constant"))
-    model.statistics = a_vector(1.0)
+    kernel, variances = a_layout().tensors[0], TensorSpec("norm/variance", (1,), "float32", "statistic")
+    record = replace(a_version(layout=Layout((kernel, variances))), statistics=a_vector(1.0))
+    model = a_model(a_strategy(rule="median", buffer_size=3, staleness="constant"), record=record)
     for worker, variance in (("a", 2.0), ("b", 1e9), ("c", 4.0)):
         update = an_update(worker)
         model.fold(replace(update, statistics=a_vector(variance)), now=0.0)

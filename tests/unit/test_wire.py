@@ -261,9 +261,11 @@ def test_kept_updates_come_back_as_they_went_with_no_vector_before_them(size: in
     [
         (lambda row: row[:7] + row[8:], r"field cached\[0\]: expected a list of"),
         (lambda row: [*row[:3], "int8+zstd", *row[4:]], r"field cached\[0\].3: .* known are float32, int8"),
-        (lambda row: [*row[:7], row[7] + 1, row[8]], r"field cached\[0\]: the vector takes 2009 bytes"),
-        (lambda row: [*row[:8], row[8] + 1], "field names: 0 vectors cannot share -1 bytes"),
-        (lambda row: [*row[:8], row[8] - 1], "field names: 0 vectors cannot share 1 bytes"),
+        (lambda row: [*row[:7], row[7] + 1, *row[8:]], r"field cached\[0\]: the vector takes 2009 bytes"),
+        (lambda row: [*row[:8], 1, row[9]], r"field cached\[0\]: the vector takes 2007 bytes"),
+        (lambda row: [*row[:8], 2000, row[9]], r"field cached\[0\]: element 2000 is the first of 2000"),
+        (lambda row: [*row[:9], row[9] + 1], "field names: 0 vectors cannot share -1 bytes"),
+        (lambda row: [*row[:9], row[9] - 1], "field names: 0 vectors cannot share 1 bytes"),
     ],
 )
 def test_a_kept_update_that_does_not_fit_its_bytes_is_refused_with_its_field(

@@ -260,7 +260,7 @@ def test_what_is_wrong_with_a_senders_message_is_said_by_field(body: bytes, says
             "field applied: run r of w stands there twice",
         ),
         (
-            rewritten(VERSION, folded=[[[1, "r", 1], 0, 0, 1.0, 0.0, 0.0, None, 0.0, 1, 32]]),
+            rewritten(VERSION, folded=[[[1, "r", 1], 0, 0, 1.0, 0.0, 0.0, None, 0.0, 1, 32, 1.0]]),
             r"field folded\[0\].id.worker: expected str, found int",
         ),
         (rewritten(VERSION, contributors={"no name": []}), "field contributors: 'no name' is no name"),

@@ -100,8 +100,9 @@ def update_of(
 
     The round `started` then, on the monotonic clock.
     """
-    flat = version.layout.flatten(trained.weights)
-    tensors = version.layout.tensors_not_finite(flat.vector, flat.statistics)
+    part = version.layout.tail(trained.first_tensor)
+    flat = part.flatten({spec.name: trained.weights[spec.name] for spec in part.tensors})
+    tensors = part.tensors_not_finite(flat.vector, flat.statistics)
     tensors += [
         name
         for name, array in trained.local.items()
@@ -117,13 +118,14 @@ def update_of(
         )
     if version.plan.sends == "delta":
         # The base is the version that this round started from, never a newer one.
-        np.subtract(flat.vector, version.vector, out=flat.vector)
+        np.subtract(flat.vector, version.vector[-part.size :], out=flat.vector)
     update = WeightUpdate(
         federation=version.federation,
         id=update_id,
         base_term=version.term,
         base_version=version.version,
         layout_digest=version.layout.digest,
+        first_tensor=trained.first_tensor,
         sends=version.plan.sends,
         codec=version.plan.codec,
         vector=Float32Vector.of(flat.vector),

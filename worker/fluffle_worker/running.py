@@ -89,6 +89,7 @@ def work(
             seed=settings.seed + site.index,
             delay_s=settings.delay,
             step_delay_s=settings.step_delay,
+            train_share=settings.train_share,
             show_round=show_round,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,

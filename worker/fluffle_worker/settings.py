@@ -73,6 +73,14 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         ge=0,
         description="Seconds to wait after each minibatch, to simulate a device that computes slowly.",
     )
+    train_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="For a device that is too small or too slow: train and send only the last layers of the "
+        "model, those that have at most this share of its trained parameters, such as 0.2. The others are "
+        "frozen here.",
+    )
     spool: Path = Field(
         Path(".fluffle/spool"),
         description="Folder for trained updates that the broker has not confirmed yet. Each worker uses the "

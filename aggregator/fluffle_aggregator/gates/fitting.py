@@ -1,6 +1,10 @@
 """Whether an update is one for this model: federation, architecture and plan. Pure."""
 
+from dataclasses import replace
+
+from fluffle.codecs.tail import tail_of
 from fluffle.compression import most_bytes
+from fluffle.errors import LayoutError
 from fluffle.events import AFTER_THE_END
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
@@ -13,7 +17,7 @@ SURVEY_OPEN = "survey-open"
 
 
 def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
-    """Let an update pass that this model can take in."""
+    """Let an update pass that this model can take in; of one with a part, say where the part begins."""
     update, layout = incoming.update, model.record.layout
     if model.over:
         return Refusal(FINISHED, f"the federation has finished: {model.over}")
@@ -30,13 +34,19 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
+    try:
+        part = layout.tail(update.first_tensor)
+    except LayoutError as error:
+        return Refusal(WRONG_LAYOUT, f"the update has no part of the model: {error}")
     found = update.vector.size, update.statistics.size, len(update.integers)
-    expected = layout.size, layout.statistics_size, layout.integers_size_bytes
+    expected = part.size, part.statistics_size, part.integers_size_bytes
     if found != expected:
+        which = f" from tensor {update.first_tensor} on" if update.first_tensor else ""
         return Refusal(
             WRONG_LAYOUT,
             "the update has {} trained values, {} statistics and {} bytes of integers; "
-            "the model has {}, {} and {}".format(*found, *expected),
+            "the model has {}, {} and {}".format(*found, *expected)
+            + which,
         )
     strategy, plan = model.strategy, model.plan
     if update.sends != strategy.sends:
@@ -52,4 +62,5 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update came in {update.codec}, and rule {strategy.rule} holds updates in {plan.codec}: "
             "it was trained for a plan that is no longer in force",
         )
-    return incoming
+    # From here on the vector of a part is one of the model's size.
+    return replace(incoming, update=replace(update, vector=tail_of(layout.size, update.vector)))

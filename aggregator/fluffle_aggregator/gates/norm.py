@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fluffle.codecs.floats import Float32Vector
+from fluffle.codecs.tail import tail_of
 from fluffle.compression import CompressedVector, decompressed
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks, side_by_side
@@ -42,14 +43,15 @@ def within_norm(factor: float, on_large: Literal["reject", "clip"]) -> Gate:
     """Return the gate that refuses or clips an update that would move the model too far."""
 
     def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
-        update = incoming.update
-        base = model.vector if update.sends == "weights" else None
-        norm = model.scale_of(update) * norm_of(update.vector, base)
+        # A part of the model is compared as it is: it may not move the model further than a whole update.
+        update, known = incoming.update, incoming.update.vector.tail
+        base = model.vector[update.vector.start :] if update.sends == "weights" else None
+        norm = model.scale_of(update) * norm_of(known, base)
         bound = norm_bound(model.norms, factor)
         if norm <= bound:
             return replace(incoming, norm=norm)
         if on_large == "clip":
-            short = Float32Vector.of(shortened(update.vector, bound / norm, base))
+            short = tail_of(update.vector.size, Float32Vector.of(shortened(known, bound / norm, base)))
             clipped = replace(update, codec="float32", vector=short)
             return replace(incoming, update=clipped, norm=bound, norm_before=norm)
         return Refusal(

@@ -12,6 +12,7 @@ from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 
 OVER_SHARE = "over-share"
+PART_AND_SHARE = "part-and-share"
 # A share such as 0.29 of 100 lies a little below the number that is meant.
 ROUNDING = 1e-9
 # Of equal workers, some are a little ahead at any moment.
@@ -35,12 +36,14 @@ def within_share_of_the_buffer(most: float) -> Gate:
 
     def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
         worker, strategy = incoming.update.id.worker, model.strategy
+        if refusal := _refusal_of_a_part(incoming):
+            return refusal
         if worker not in model.in_buffer:
             return incoming
         one = model.weigh(incoming.update)
         # What the buffer would weigh if it were full of fresh updates of as many examples as those in it.
-        count = model.accumulator.count + 1
-        full = (model.accumulator.divisor + one.divisor) * strategy.buffer_size / count
+        held = model.accumulator.totals
+        full = (held.divisor + one.divisor) * strategy.buffer_size / (held.count + 1)
         weight = model.in_buffer[worker] + one.factor
         if weight <= most * full * (1 + ROUNDING):
             return incoming
@@ -62,6 +65,8 @@ def within_share_of_the_last_updates(most: float) -> Gate:
 
     def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
         worker = incoming.update.id.worker
+        if refusal := _refusal_of_a_part(incoming):
+            return refusal
         weights: defaultdict[str, float] = defaultdict(float)
         for sender, weight in model.window:
             if weight:
@@ -77,3 +82,15 @@ def within_share_of_the_last_updates(most: float) -> Gate:
         )
 
     return gate
+
+
+def _refusal_of_a_part(incoming: Incoming) -> Refusal | None:
+    """Return why an update of a part is refused: shares are those of the weight of whole updates."""
+    if not incoming.update.first_tensor:
+        return None
+    return Refusal(
+        PART_AND_SHARE,
+        "the update has a part of the model, and limit_share is set: where some workers send a part, others "
+        "have a larger share of the first layers than the limit says; leave out limit_share here, or "
+        "train_share at the worker",
+    )

@@ -48,7 +48,8 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
             # NaN passes through numpy's maximum, but not through Python's.
             largest = float(np.maximum(largest, largest_magnitude(update.statistics)))
         if not math.isfinite(largest):
-            tensors = model.record.layout.tensors_not_finite(decompressed(update.vector), update.statistics)
+            part = model.record.layout.tail(update.first_tensor)
+            tensors = part.tensors_not_finite(decompressed(update.vector.tail), update.statistics)
             return Refusal(NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")
         if largest > MAX_MAGNITUDE:
             return Refusal(

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fluffle_aggregator.accumulators import Weight
 from fluffle_aggregator.cached_buffers import Calibration, MeanOfAll
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
 from fluffle_aggregator.strategies.strategy import (

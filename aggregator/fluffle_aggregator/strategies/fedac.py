@@ -12,7 +12,7 @@ import numpy as np
 
 from fluffle.model import Vector
 from fluffle.vector_math import matching_blocks, scratch_block
-from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
 from fluffle_aggregator.strategies.strategy import BufferSize, Strategy, UpdateFacts, WeighBySettings

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.strategy import (
     EXAMPLE_WEIGHTS,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.strategies.strategy import BufferSettings, Strategy, StrategyKind, UpdateFacts
 from fluffle_aggregator.transforms import ServerOptimizerSettings
 

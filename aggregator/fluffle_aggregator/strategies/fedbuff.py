@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fluffle_aggregator.accumulators import Weight
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.strategy import (
     EXAMPLE_WEIGHTS,

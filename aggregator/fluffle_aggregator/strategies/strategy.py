@@ -19,10 +19,11 @@ from fluffle.model import Vector
 from fluffle.plan import Sends
 from fluffle.record import CachedUpdate, MomentsRecord
 from fluffle.vector_math import matching_blocks
-from fluffle_aggregator.accumulators import Accumulator, Weight
+from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE, Accumulator
 from fluffle_aggregator.cached_buffers import CachedBuffer, CachedRule
 from fluffle_aggregator.choices import readable_by
-from fluffle_aggregator.rules import FEWEST_TO_COMPARE, MEAN, MEAN_RULE, Rule, parse_rule
+from fluffle_aggregator.rules import MEAN, MEAN_RULE, Rule, parse_rule
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.staleness import Discount, parse_discount
 from fluffle_aggregator.transforms import Moments, Transform, starting_moments
 from fluffle_aggregator.update_cache import Keeping, UpdateCache
@@ -127,22 +128,26 @@ class Strategy:
     def step(self, model: Vector, accumulator: Accumulator | CachedBuffer, moments: Moments) -> None:
         """Move the model by what the accumulator holds; model, accumulator and moments are overwritten.
 
-        Raises ValueError when the accumulator is empty or of another size, or when the moments are those of
-        another strategy.
+        An element that no update has keeps its value and its moments. Raises ValueError when the accumulator
+        is empty or of another size, or when the moments are those of another strategy.
         """
         if set(moments) != set(self.moment_names):
             expected, found = (", ".join(names) or "none" for names in (self.moment_names, moments))
             raise ValueError(f"the moments of {self.name} are {expected}, not {found}")
-        delta = accumulator.close()
-        # Compares the sizes before anything is changed.
-        blocks = list(matching_blocks(model, delta))
-        for transform in self.transforms:
-            transform.apply(delta, moments, accumulator.staleness)
-        keep = np.float32(1.0 - accumulator.factor if self.sends == "weights" else 1.0)
-        for x, change in blocks:
-            if keep != 1:
-                np.multiply(x, keep, out=x)
-            np.add(x, change, out=x)
+        # Before it is closed, which may use up what it holds.
+        sections, delta = accumulator.sections(), accumulator.close()
+        if delta.shape != model.shape:
+            raise ValueError(f"vectors of one model must have one shape, not {model.shape}, {delta.shape}")
+        for section in sections:
+            x, change = model[section.elements], delta[section.elements]
+            of_section = {name: moment[section.elements] for name, moment in moments.items()}
+            for transform in self.transforms:
+                transform.apply(change, of_section, section.totals.staleness)
+            keep = np.float32(1.0 - section.totals.factor if self.sends == "weights" else 1.0)
+            for part, moved in matching_blocks(x, change):
+                if keep != 1:
+                    np.multiply(part, keep, out=part)
+                np.add(part, moved, out=part)
         if isinstance(accumulator, CachedBuffer):
             accumulator.cache.follow(delta)
 

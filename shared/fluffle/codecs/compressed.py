@@ -22,6 +22,16 @@ class CompressedVector(ABC):
     size: int
     payload: memoryview
 
+    @property
+    def start(self) -> int:
+        """The first element that is there: those before it count as zero, since nobody knows them."""
+        return 0
+
+    @property
+    def tail(self) -> "CompressedVector":
+        """The vector of the elements that are there."""
+        return self
+
     @abstractmethod
     def magnitude_bound(self) -> float:
         """Return a magnitude that no element exceeds; NaN or infinity when an element is not finite."""

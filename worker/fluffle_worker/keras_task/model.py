@@ -29,6 +29,7 @@ from fluffle_worker.keras_task.files import (
     require_same_model,
     weights_with_adapters,
 )
+from fluffle_worker.keras_task.freezing import freeze_first_layers
 from fluffle_worker.keras_task.losses import TrainingLoss, name_of_loss
 from fluffle_worker.keras_task.steps import ProximalTerm
 from fluffle_worker.keras_task.tensors import (
@@ -48,10 +49,18 @@ BUILDING = threading.Lock()
 
 
 class BuiltModel:
-    """What `build_model` returned, checked."""
+    """What `build_model` returned, checked.
 
-    def __init__(self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str]) -> None:
+    `first_trained` is the name of the first weight that is not frozen for a share; empty if none is.
+    """
+
+    def __init__(
+        self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str], share: float = 1.0
+    ) -> None:
         """Build the model in a new thread. Raises TaskError when it cannot be trained.
+
+        A `share` below 1 is the largest part of the trained parameters that this site trains: of the last
+        layers. The groups of the weights are those of the whole model all the same.
 
         Keras counts layers per thread to name them: a new thread gives the same names each time, and does not
         disturb models that other threads train.
@@ -59,14 +68,18 @@ class BuiltModel:
         self._keras = import_keras()
         with BUILDING, ThreadPoolExecutor(1) as new_thread:
             self.model = new_thread.submit(_build, build_model, seed).result()
+        self._named = named_weights(self.model)
+        self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
+        self._layout = Layout.of(self.all_weights(), self.groups)
+        self.first_trained = ""
+        if share < 1:
+            self.first_trained = freeze_first_layers(self.model, self._named, self.groups, share)
+        self.model.optimizer.build(self.model.trainable_variables)
         self._fresh_optimizer = list(map(_compact, copies_of(self.model.optimizer.variables)))
         rate = inner_optimizer(self.model).get_config().get("learning_rate")
         # None where the model was compiled with a schedule.
         self._learning_rate = float(rate) if isinstance(rate, int | float) else None
         self._own_optimizers = _own_optimizers(self.model)
-        self._named = named_weights(self.model)
-        self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
-        self._layout = Layout.of(self.all_weights(), self.groups)
         self._proximal = ProximalTerm(self.model)
         self.loss = TrainingLoss(self.model)
         inputs = getattr(self.model, "inputs", None)
@@ -270,7 +283,6 @@ def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
     _require_trainable(model)
     # All weights exist. Otherwise Keras would call the model to build it, and it may have no call method.
     model.built = True
-    model.optimizer.build(model.trainable_variables)
     return model
 
 

@@ -78,6 +78,7 @@ class KerasTask:
         self._validation_data = validation_data
         self._local = tuple(local)
         self._built: BuiltModel | None = None
+        self._share = 1.0
         self._data_steps = data
         self._site: SiteData | None = None
         self._which = Site()
@@ -86,8 +87,17 @@ class KerasTask:
 
     def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
         """Build the model from the seed, and return its weights, with the frozen and local ones."""
-        self._built = BuiltModel(self._build_model, seed, self._local)
+        self._built = BuiltModel(self._build_model, seed, self._local, self._share)
         return self._built.all_weights()
+
+    def train_last(self, share: float) -> str:
+        """Train the last layers alone from now on; see `fluffle.task.PartialTask`.
+
+        Raises TaskError, which names the smallest share that would do, when the last layer is larger.
+        """
+        # Built again, so that the frozen layers have no gradients and no moments.
+        self._share, self._built = share, None
+        return self._model().first_trained
 
     def tensor_groups(self) -> Mapping[str, Group]:
         """Return the group of each weight."""
@@ -251,5 +261,5 @@ class KerasTask:
 
     def _model(self) -> BuiltModel:
         if self._built is None:
-            self._built = BuiltModel(self._build_model, 0, self._local)
+            self._built = BuiltModel(self._build_model, 0, self._local, self._share)
         return self._built
