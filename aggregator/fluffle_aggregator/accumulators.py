@@ -95,9 +95,18 @@ class Stack:
         """Return the sections of the model that enough updates have."""
         if not self.vectors:
             return []
-        fewest = min(FEWEST_TO_COMPARE, len(self.vectors))
         found = self.coverage.sections(self.vectors[0].size)
-        return [section for section in found if section.totals.count >= fewest]
+        return [section for section in found if section.totals.count >= self._fewest]
+
+    @property
+    def left_out(self) -> int:
+        """The number of elements, the first ones, that too few updates have."""
+        sections = self.sections()
+        return sections[0].start if sections else 0
+
+    @property
+    def _fewest(self) -> int:
+        return min(FEWEST_TO_COMPARE, len(self.vectors))
 
     def close(self) -> Vector:
         """Return the delta that the rule makes of the discounted vectors, block by block.

@@ -19,7 +19,7 @@ from fluffle.record import (
 )
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
-from fluffle_aggregator.accumulators import Accumulator
+from fluffle_aggregator.accumulators import Accumulator, Stack
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.contributors import Contributors
@@ -115,6 +115,8 @@ class GlobalModel:
         self._forgotten_told: set[tuple[str, str]] = set()
         self.accumulator = self._empty_buffer()
         self._statistics = self._no_statistics()
+        # How often a robust rule did not move the first elements, and that the log has not told of the last.
+        self._left_out, self._left_out_untold = 0, 0
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
         return self.strategy.empty_buffer(self.cache)
@@ -226,6 +228,9 @@ class GlobalModel:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
         if self.accumulator.totals.count == 0:
             return
+        if isinstance(self.accumulator, Stack) and self.accumulator.left_out:
+            self._left_out += 1
+            self._left_out_untold = self.accumulator.left_out
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
         self.accumulator = self._empty_buffer()
@@ -248,6 +253,14 @@ class GlobalModel:
         untold = [each for each in dict.fromkeys(found) if each not in self._forgotten_told]
         self._forgotten_told.update(untold)
         return untold
+
+    def take_left_out(self) -> int:
+        """Return how many elements a robust rule has not moved, since too few updates had them; mostly 0.
+
+        Each step's are returned once, and only after 1, 2, 4, 8 such steps and so on.
+        """
+        found, self._left_out_untold = self._left_out_untold, 0
+        return found if self._left_out.bit_count() == 1 else 0
 
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""

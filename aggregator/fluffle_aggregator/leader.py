@@ -276,6 +276,14 @@ class Leader:
             )
             for worker, others in (self.model.cache.take_waits() if self.model.cache else ())
         ]
+        if elements := self.model.take_left_out():
+            line = warning(
+                "the first layers did not move: too few updates of the buffer have them",
+                elements=elements,
+                because=f"rule {self.model.strategy.rule} needs {FEWEST_TO_COMPARE}: raise --buffer-size, or "
+                "let more workers train the whole model",
+            )
+            effects.append(line)
         sizes = len(delivery.body), 4 * update.vector.size
         staleness, weight = folded.staleness, folded.weight
         return [

@@ -274,3 +274,14 @@ def test_progress_is_judged_by_one_record_when_few_evaluations_were_seen() -> No
     assert progress_of(looked_at(8, 5)).state == "early"
     assert progress_of(looked_at(50, 5)).state == "flat"
     assert progress_of(looked_at(50, 5)).says == "loss was best at version 5 of 50."
+
+
+def test_workers_that_all_train_a_part_are_found_with_the_largest() -> None:
+    w1, w2 = a_view().workers.values()
+    parts = with_workers(a_view(), replace(w1, model_share=0.1), replace(w2, model_share=0.25))
+
+    found = the_finding(parts)
+
+    assert found.says.startswith("All workers train the last layers alone, at most 25 % of the model:")
+    assert found.do == "Start a worker without --train-share."
+    assert kinds_of(with_workers(parts, w2)) == kinds_of(over(parts)) == []

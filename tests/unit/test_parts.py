@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from arrivals import strategy_of, taken_over
-from builders import (
-    a_strategy,
-    float32s,
-)
+from builders import a_config, a_strategy, float32s
 from hypothesis import given
 from hypothesis import strategies as st
+from leading import a_server, aggregate, newest
 from numpy.typing import NDArray
 from part_updates import (
     EARLY,
@@ -18,6 +17,7 @@ from part_updates import (
     LAYOUT,
     Arrival,
     a_model_of,
+    an_arrived,
     arrivals,
     published,
     sent,
@@ -199,3 +199,18 @@ def test_the_record_says_which_share_of_the_model_an_update_has() -> None:
     record = published(model)
     assert [one.share for one in record.folded] == [3 / 7]
     assert record.contributors["a"].share == 3 / 7
+
+
+def test_the_log_tells_that_a_robust_rule_does_not_move_the_first_layers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy = a_strategy(rule="median", buffer_size=4, staleness="constant")
+    config = a_config(strategy, first=a_model_of(strategy).record)
+    arrived = [Arrival(f"w{number}", np.ones(7, np.float32), is_part=number > 1) for number in range(4)]
+    server = a_server(config, *(an_arrived(one, 1, 0) for one in arrived))
+
+    aggregate(server, config)
+
+    assert newest(server, config).vector.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert "the first layers did not move: too few updates of the buffer have them" in caplog.text
+    assert "rule median needs 3: raise --buffer-size" in caplog.text

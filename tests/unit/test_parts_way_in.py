@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +27,13 @@ from fluffle.compression import compress, decompressed
 from fluffle.errors import WireError
 from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Sends
-from fluffle.update import WeightUpdate
+from fluffle.update import AppliedUpdates, WeightUpdate
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.gates.gate import Incoming
 from fluffle_aggregator.gates.limits import Limits
+from fluffle_worker.feedback import compress_with_feedback
+from fluffle_worker.spool import open_spool
 
 CODECS = ("float32", "bfloat16", "int8", "topk:0.5", "float32+zstd", "int8+zstd", "topk:0.5+zstd")
 
@@ -173,3 +176,21 @@ def test_a_part_is_refused_where_a_workers_share_is_limited(name: str) -> None:
     assert found is not None
     assert found.reason == "part-and-share"
     assert "leave out limit_share here, or train_share at the worker" in found.detail
+
+
+def test_what_updates_of_another_part_left_out_is_dropped_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    codec, rng = "topk:0.5", np.random.default_rng(0)
+    with open_spool(tmp_path, worker="a", max_bytes=2**20) as spool:
+        made = compress_with_feedback(spool, AppliedUpdates(), codec, np.ones(7, np.float32), rng)
+        update = replace(an_arrived(Arrival("a", np.ones(7, np.float32), is_part=False), 1, 0), codec=codec)
+        spool.add(replace(update, id=spool.next_id, vector=made.vector), made.residual)
+        again = compress_with_feedback(spool, AppliedUpdates(), codec, np.zeros(7, np.float32), rng)
+
+        part = compress_with_feedback(spool, AppliedUpdates(), codec, np.full(3, 2, np.float32), rng)
+
+    assert np.count_nonzero(decompressed(again.vector)) == 3
+    assert sorted(decompressed(part.vector).tolist()) == [0, 2, 2]
+    assert part.residual.vector.size == 3
+    assert caplog.text.count("of another model, or of another --train-share") == 1

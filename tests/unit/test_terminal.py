@@ -235,3 +235,15 @@ def test_without_a_terminal_a_line_is_printed_only_when_it_differs_from_the_one_
         "loading",
         *(f" 10.0 s  digits: version {version}, 74 " for version in (36, 37, 36)),
     ]
+
+
+def test_the_share_of_the_model_is_drawn_once_a_worker_sends_a_part() -> None:
+    whole = a_training_version()
+    of_small = replace(whole, contributors={**whole.contributors, "small": Contributor(3, 10, share=0.135)})
+
+    assert "share of model" not in "\n".join(drawn(render(a_view(whole))))
+    text = "\n".join(drawn(render(a_view(of_small))))
+
+    assert "share of model" in text
+    assert "14 %" in text
+    assert "100 %" in text

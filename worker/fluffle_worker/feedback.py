@@ -84,6 +84,12 @@ def _settled(spool: Spool, applied: AppliedUpdates, size: int) -> Residual:
     run, sent = spool.next_id.run, _readable(spool)
     owner, before = spool.residual() or (spool.next_id, None)
     was_absorbed = [replace(owner, sequence=each) for each in before.absorbed] if before else []
+    if before and before.vector.size not in {0, size}:
+        log.warning(
+            "what earlier updates left out is dropped: it is of another model, or of another --train-share",
+            elements=before.vector.size,
+            now=size,
+        )
     if before is None or before.vector.size not in {0, size} or any(one not in sent for one in was_absorbed):
         # There is none yet; or it is of another model, or damaged, so that its content is unknown.
         before, was_absorbed, sent = Residual(np.empty(0, np.float32)), [], {}

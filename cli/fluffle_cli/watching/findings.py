@@ -177,6 +177,17 @@ def _above_share(view: FederationView) -> Iterator[Finding]:
         yield Finding("above-share", said)
 
 
+def _parts_alone(view: FederationView) -> Iterator[Finding]:
+    shares = [each.model_share for each in view.workers.values() if each.updates]
+    if shares and max(shares) < 1 and not view.is_over:
+        yield Finding(
+            "parts-alone",
+            f"All workers train the last layers alone, at most {percent(max(shares))} of the model: the "
+            "layers before them do not change.",
+            "Start a worker without --train-share.",
+        )
+
+
 def _silent(view: FederationView) -> Iterator[Finding]:
     if view.newest is None or view.is_over:
         return
@@ -279,5 +290,5 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 CHECKS: Final[Sequence[Check]] = (
     *(_no_aggregator, _survey_open, _evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
     *(_loss_not_finite, _only_refused, _one_name_twice),
-    *(_above_share, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
+    *(_above_share, _parts_alone, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
 )

@@ -221,6 +221,7 @@ class FederationState:
                 mean_staleness=given.mean_staleness,
                 weight_share=given.weight_sum / weight if weight else 0.0,
                 example_share=given.examples / examples if given.updates and examples else 0.0,
+                model_share=given.share,
                 rejected=given.rejected,
                 refusal=given.refusal,
                 loss=losses[-1] if losses else given.loss,

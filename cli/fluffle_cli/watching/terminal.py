@@ -15,7 +15,7 @@ from fluffle_cli.watching.findings import findings_beside_progress
 from fluffle_cli.watching.progress import progress_of
 from fluffle_cli.watching.sites import sites_table
 from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
-from fluffle_cli.words import bar, count, duration, number, sparkline
+from fluffle_cli.words import bar, count, duration, number, percent, sparkline
 
 REDRAW_EVERY_S: Final = 0.25
 PLAIN_LINE_EVERY_S: Final = 3.0
@@ -162,12 +162,14 @@ def sites_lines(view: FederationView) -> list[RenderableType]:
 
 def workers_table(view: FederationView) -> Table:
     """Draw the workers, one a row, with their states where any is known."""
-    has_states = any(each.state for each in view.workers.values())
+    workers = view.workers.values()
+    has_states = any(each.state for each in workers)
+    has_parts = any(each.model_share < 1 for each in workers)
     heads = ["worker", *(["state"] if has_states else []), "last seen", "updates", "staleness"]
     return plain_table(
-        [*heads, "share of weight", "refused"],
-        (_worker(each, has_state=has_states) for each in view.workers.values()),
-        right=("updates", "staleness", "refused"),
+        [*heads, "share of weight", *(["share of model"] if has_parts else []), "refused"],
+        (_worker(each, has_state=has_states, has_part=has_parts) for each in workers),
+        right=("updates", "staleness", "share of model", "refused"),
     )
 
 
@@ -181,7 +183,7 @@ def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collectio
     return table
 
 
-def _worker(worker: Worker, *, has_state: bool) -> list[str | Text]:
+def _worker(worker: Worker, *, has_state: bool, has_part: bool) -> list[str | Text]:
     return [
         worker.name,
         *([Text(*_word(worker.state))] if has_state else []),
@@ -189,6 +191,7 @@ def _worker(worker: Worker, *, has_state: bool) -> list[str | Text]:
         str(worker.updates),
         f"{worker.mean_staleness:.1f}" if worker.updates else "",
         Text(bar(worker.weight_share), "magenta") if worker.updates else "",
+        *([percent(worker.model_share) if worker.updates else ""] if has_part else []),
         Text(str(worker.rejected), "bold red" if worker.rejected else "dim"),
     ]
 

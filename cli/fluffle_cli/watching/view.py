@@ -101,9 +101,11 @@ class Worker:
     `state` is a word, and mostly a detail behind a colon; empty where nothing is known. `seen_s` is how many
     seconds ago something was heard of it, and `round_s` how long its last round took. `weight_share` is its
     part of the weight of all applied updates, and `example_share` its part of the examples of all workers
-    that have given an update; both are from 0 to 1. `refusal` says why its last refused message was refused.
-    `losses` are the training losses of its rounds, and `loss` the last one; they may be NaN. `rival` is the
-    process that lately wanted its name; with `is_of_two` two processes send updates under the name.
+    that have given an update. `model_share` is the part of the trained parameters that its last update had: 1
+    unless it trains the last layers alone. All three are from 0 to 1. `refusal` says why its last refused
+    message was refused. `losses` are the training losses of its rounds, and `loss` the last one; they may be
+    NaN. `rival` is the process that lately wanted its name; with `is_of_two` two processes send updates under
+    the name.
     """
 
     name: str
@@ -115,6 +117,7 @@ class Worker:
     mean_staleness: float = 0.0
     weight_share: float = 0.0
     example_share: float = 0.0
+    model_share: float = 1.0
     rejected: int = 0
     refusal: str = ""
     loss: float | None = None

@@ -13,6 +13,7 @@ const COLUMNS = [
   { key: "mean_staleness", word: "mean staleness", say: oneDigit, isNumber: true },
   { key: "weight_share", word: "share of weight", say: share, isNumber: true },
   { key: "example_share", word: "share of examples", say: share, isNumber: true },
+  { key: "model_share", word: "share of model", say: share, isNumber: true },
   { key: "rejected", word: "refused", say: number, isNumber: true },
   {
     key: "loss",
