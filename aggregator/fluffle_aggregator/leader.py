@@ -284,7 +284,7 @@ class Leader:
                 "let more workers train the whole model",
             )
             effects.append(line)
-        sizes = len(delivery.body), 4 * update.vector.size
+        sizes = len(delivery.body), 4 * update.vector.tail.size
         staleness, weight = folded.staleness, folded.weight
         return [
             *effects,
