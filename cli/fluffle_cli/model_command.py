@@ -3,7 +3,7 @@
 import threading
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import typer
 from pydantic import Field
@@ -20,12 +20,14 @@ from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
 from fluffle.model_stream import MissingRecords, StoredVersion, all_records, all_stored, stored_at_hand
+from fluffle.record import ModelVersion
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
 from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.restoring import put_back
+from fluffle_cli.small_export import export_small
 from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
@@ -46,6 +48,18 @@ class ExportSettings(ListSettings):
     )
     version: str = Field("newest", description="Which version: newest, best, or a number from `model list`.")
     task: str | None = Field(None, description="Task that knows how to write a .keras file.")
+    quantize: Literal["int8"] | None = Field(
+        None,
+        description="For a device that only infers: quantize the model with Keras's own int8 quantization, "
+        "and show what that costs. Needs a .keras file.",
+    )
+    prune: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="For a device that only infers: set this share of each layer's kernel to zero, the "
+        "smallest magnitudes, such as 0.5, and show what that costs. Needs a .keras file.",
+    )
     worker: str | None = Field(
         None,
         description="Worker of this machine whose own model is written: with its local weights, as .keras.",
@@ -118,26 +132,13 @@ def _export(settings: ExportSettings) -> None:
     A site whose task has local weights, such as a personal head, writes its own model with --worker NAME and
     a .keras file, on the machine where that worker ran.
     """
-    out, is_keras = settings.out, settings.out.suffix == ".keras"
-    if out.suffix not in (".safetensors", ".keras", ".fluffle"):
-        raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {out.name!r}")
-    if is_keras and settings.task is None:
-        raise ConfigError("a .keras file needs --task: it builds the model that the weights are written into")
-    if settings.worker and not is_keras:
-        raise ConfigError(f"--worker: only a .keras file holds local weights, not {out.name}")
-    topology = topology_of(settings.federation)
+    _require_writable(settings)
+    out, topology = settings.out, topology_of(settings.federation)
     with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
         stored = _chosen(broker, topology, settings.version)
     version = stored.version
-    if is_keras and settings.task is not None:
-        try:
-            task = CheckedTask(load_task(settings.task))
-            local = _local_weights(settings, task) if settings.worker else {}
-            task.save({**version.weights_to_evaluate, **local}, out)
-        except LayoutError as error:
-            raise ConfigError(
-                f"--task {settings.task} has another model than the task of the federation: {error}"
-            ) from error
+    if settings.task is not None and out.suffix == ".keras":
+        _write_keras(settings, settings.task, version)
     elif out.suffix == ".fluffle":
         write_record(out, stored.body)
     else:
@@ -157,6 +158,36 @@ def _export(settings: ExportSettings) -> None:
             "federation that has finished is exact.",
             err=True,
         )
+
+
+def _require_writable(settings: ExportSettings) -> None:
+    """Raise ConfigError when a file of this kind cannot hold what is wanted."""
+    out, is_keras = settings.out, settings.out.suffix == ".keras"
+    if out.suffix not in (".safetensors", ".keras", ".fluffle"):
+        raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {out.name!r}")
+    if (settings.quantize or settings.prune) and not is_keras:
+        raise ConfigError(f"--quantize and --prune write .keras files, not {out.name!r}")
+    if is_keras and settings.task is None:
+        raise ConfigError("a .keras file needs --task: it builds the model that the weights are written into")
+    if settings.worker and not is_keras:
+        raise ConfigError(f"--worker: only a .keras file holds local weights, not {out.name}")
+
+
+def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion) -> None:
+    try:
+        task = CheckedTask(load_task(task_name))
+        local = _local_weights(settings, task) if settings.worker else {}
+        weights = {**version.weights_to_evaluate, **local}
+        if settings.quantize or settings.prune:
+            if version.survey and version.survey.result:
+                task.use_statistics(version.survey.result)
+            export_small(task, weights, settings.out, quantize=bool(settings.quantize), prune=settings.prune)
+        else:
+            task.save(weights, settings.out)
+    except LayoutError as error:
+        raise ConfigError(
+            f"--task {task_name} has another model than the task of the federation: {error}"
+        ) from error
 
 
 def _restore(settings: RestoreSettings) -> None:

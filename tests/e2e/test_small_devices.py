@@ -6,6 +6,7 @@ BatchNormalization statistics are left out or come from one client (PFLlib #260)
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -103,7 +104,7 @@ def test_a_federation_with_a_small_device_reaches_its_target(
     case: tuple[str, float, list[str]],
 ) -> None:
     model, share, flags = case
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [TESTS, ROOT])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [TESTS, ROOT, *sys.path])))
     task = f"tasks.small_device_task:{model}"
 
     with Federation(federation, node.amqp_url, tmp_path, task=task) as running:
@@ -115,7 +116,24 @@ def test_a_federation_with_a_small_device_reaches_its_target(
         codes = [part.wait_for_exit() for part in parts]
         with running.connect() as broker:
             history = list(all_versions(broker, running.topology))
+        exported = running.fluffle(
+            *(
+                "model",
+                "export",
+                "--out",
+                "small.keras",
+                "--task",
+                task,
+                "--quantize",
+                "int8",
+                "--prune",
+                "0.3",
+            )
+        )
 
+        assert (exported.returncode, exported.stderr) == (0, ""), exported.stderr
+        assert "accuracy" in exported.stdout
+        assert (tmp_path / "small.keras").is_file()
         assert codes == [0] * len(parts)
         assert history[-1].finished.startswith("accuracy>=0.9 held")
         assert_every_confirmed_update_counts_once(running, history[-1])
@@ -133,7 +151,7 @@ def test_a_federation_with_a_small_device_reaches_its_target(
 def test_a_small_device_and_a_leader_that_are_killed_lose_and_double_no_part(
     node: BrokerNode, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [TESTS, ROOT])))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [TESTS, ROOT, *sys.path])))
     flags = ("--strategy", "fedbuff", "--buffer-size", "1", "--codec", "topk:0.2")
     small = ("--train-share", "0.2", "--delay", "0.1")
 

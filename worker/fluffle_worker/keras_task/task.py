@@ -1,7 +1,9 @@
 """KerasTask: a task made of two or three functions."""
 
 import inspect
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, read_data
 from fluffle_worker.keras_task.model import BuiltModel
+from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
 from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
@@ -217,13 +220,7 @@ class KerasTask:
         """Return the loss and the compiled metrics on held-out data; the only accuracy is "accuracy"."""
         built = self._model()
         if self._evaluate is None:
-            if self._eval_data is None:
-                raise NoHeldOutData(
-                    "this task has no held-out data: give its KerasTask an eval_data function"
-                )
-            held_out = read_data("eval_data", self._call_eval_data)
-            built.require_fit("eval_data", held_out)
-            self._evaluate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
+            self._evaluate = self._evaluation()
         built.assign(weights)
         return self._evaluate(built.model)
 
@@ -238,6 +235,14 @@ class KerasTask:
         built.assign(weights)
         return validated(built.model, self._validate(built.model), held_out.examples)
 
+    def _evaluation(self) -> Callable[[KerasModel], Metrics]:
+        """Return what evaluates a model on `eval_data`. Raises NoHeldOutData for a task without it."""
+        if self._eval_data is None:
+            raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
+        built, held_out = self._model(), read_data("eval_data", self._call_eval_data)
+        built.require_fit("eval_data", held_out)
+        return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
+
     def _call_eval_data(self) -> object:
         if self._eval_data is None:
             return None
@@ -249,6 +254,19 @@ class KerasTask:
         if path.suffix != ".keras":
             raise TaskError(f"Keras writes files that end in .keras, not {path.name}")
         self._model().save(weights, path)
+
+    def save_small(self, weights: Weights, path: Path, shrinking: Shrinking) -> Shrunk:
+        """Write a pruned or quantized model, for devices that only infer, and return what that has changed.
+
+        There are no metrics without held-out data. Raises TaskError when the model cannot be shrunk.
+        """
+        evaluate = None
+        with suppress(NoHeldOutData):
+            evaluate = self._evaluation()
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / "whole.keras"
+            self.save(weights, whole)
+            return shrink(whole, path, shrinking, evaluate)
 
     def load(self, path: Path) -> dict[str, NDArray[np.generic]]:
         """Read the weights of a `.keras` file; no code or class in it is used.
