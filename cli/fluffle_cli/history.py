@@ -59,10 +59,15 @@ class EvaluatedVersion:
 
 
 class Rounds:
-    """One worker's rounds: their losses, how long the last one took, and whether two processes send."""
+    """One worker's rounds: their losses, what the last one took, and whether two processes send.
+
+    `steps` and `batch_size` are those of the last round in a record; the size is None where it is unknown.
+    """
 
     def __init__(self) -> None:
         self.seconds: float | None = None
+        self.steps: int | None = None
+        self.batch_size: int | None = None
         # A mean with a loss that is not finite is not finite either: it stays visible.
         self._losses = Series[float](lambda earlier, later: (earlier + later) / 2, most=MOST_LOSSES)
         self._runs = ("", "")
@@ -78,9 +83,11 @@ class Rounds:
         """Whether two runs take turns: two processes have this worker's name."""
         return self._returns >= RETURNS_OF_A_RUN and self._alone < ROUNDS_ALONE
 
-    def add(self, run: str, loss: float | None, seconds: float) -> None:
-        """Take in one more round; `loss` is None where the task reports none."""
+    def add(self, run: str, loss: float | None, seconds: float, steps: int = 0, batch_size: int = 0) -> None:
+        """Take in one more round; `loss` is None where the task reports none, and steps of 0 are unknown."""
         self.seconds = seconds or self.seconds
+        if steps:
+            self.steps, self.batch_size = steps, batch_size or None
         earlier, current = self._runs
         self._alone += 1
         if run != current:
@@ -129,10 +136,19 @@ class History:
         for each in kept:
             self._evaluated.add(each)
 
-    def note_round(self, worker: str, run: str, loss: float | None, seconds: float = 0.0) -> None:
+    def note_round(
+        self,
+        worker: str,
+        run: str,
+        loss: float | None,
+        seconds: float = 0.0,
+        *,
+        steps: int = 0,
+        batch_size: int = 0,
+    ) -> None:
         """Take in one round of a worker."""
         rounds = self.rounds.pop(worker, None) or Rounds()
         self.rounds[worker] = rounds
         if len(self.rounds) > MOST_WORKERS:
             del self.rounds[next(iter(self.rounds))]
-        rounds.add(run, loss, seconds)
+        rounds.add(run, loss, seconds, steps, batch_size)

@@ -159,7 +159,11 @@ def _applied(update: UpdateId, version: ModelVersion, folded: Folded) -> list[tu
     published, received, committed = folded.published_at, folded.received_at, version.committed_at
     among = "alone" if len(version.folded) == 1 else f"one of {len(version.folded)} updates"
     how = f"trained from version {folded.base_version}, staleness {folded.staleness}"
+    of = f" of {folded.batch_size}" if folded.batch_size else ""
+    steps = count(folded.steps, "minibatch", "minibatches")
+    trained = [("trained", f"{steps}{of} in {folded.train_s:.2f} s")] if folded.steps else []
     return [
+        *trained,
         ("published", f"{_time(published)} by {update.worker}'s clock"),
         ("received", f"{_time(received)} by the aggregator's clock{_later(published, received)}"),
         ("folded", f"with the weight {folded.weight:.4g}; {how}"),

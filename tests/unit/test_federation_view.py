@@ -158,7 +158,8 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     }
     assert found["plan"]["local_epochs"] == 1
     assert set(found["workers"]["fast"]) == {
-        *("name", "state", "seen_s", "round_s", "updates", "examples", "mean_staleness", "weight_share"),
+        *("name", "state", "seen_s", "round_s", "steps", "batch_size", "updates", "examples"),
+        *("mean_staleness", "weight_share"),
         *("example_share", "model_share", "rejected", "refusal", "loss", "losses", "rival", "is_of_two"),
     }
     assert found["progress"] == {"state": "early", "says": "accuracy was best at version 5 of 6."}

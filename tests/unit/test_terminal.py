@@ -10,6 +10,7 @@ from federation_states import a_view, told
 from rich.console import Console, RenderableType
 
 from fluffle.events import Joined, Progressed, Started, TookOver
+from fluffle.plan import Plan
 from fluffle.record import Contributor, Folded, ModelVersion
 from fluffle.update import UpdateId
 from fluffle_cli.watching.state import FederationState
@@ -237,13 +238,22 @@ def test_without_a_terminal_a_line_is_printed_only_when_it_differs_from_the_one_
     ]
 
 
-def test_the_share_of_the_model_is_drawn_once_a_worker_sends_a_part() -> None:
-    whole = a_training_version()
-    of_small = replace(whole, contributors={**whole.contributors, "small": Contributor(3, 10, share=0.135)})
-
-    assert "share of model" not in "\n".join(drawn(render(a_view(whole))))
-    text = "\n".join(drawn(render(a_view(of_small))))
-
-    assert "share of model" in text
-    assert "14 %" in text
-    assert "100 %" in text
+    workers = view.workers.values()
+    has_states = any(each.state for each in workers)
+    has_parts = any(each.model_share < 1 for each in workers)
+    plan = view.newest.plan if view.newest else Plan()
+    # Where workers do not choose them, all know how many there are.
+    has_steps = plan.round_seconds is not None or plan.max_batch_size is not None
+    heads = [
+        "worker",
+        *(["state"] if has_states else []),
+        "last seen",
+        *(["minibatches"] if has_steps else []),
+        *("updates", "staleness", "share of weight"),
+        *(["share of model"] if has_parts else []),
+        "refused",
+    ]
+    return plain_table(
+        heads,
+        (_worker(each, has_state=has_states, has_steps=has_steps, has_part=has_parts) for each in workers),
+        right=("minibatches", "updates", "staleness", "share of model", "refused"),

@@ -7,8 +7,8 @@ from fluffle_cli.watching.view import FederationView, Worker
 
 PAGE_ROWS: Final = 50
 COLUMNS: Final = (
-    *("name", "state", "seen_s", "round_s", "updates", "examples", "mean_staleness", "weight_share"),
-    *("example_share", "model_share", "rejected", "loss"),
+    *("name", "state", "seen_s", "round_s", "steps", "batch_size", "updates", "examples", "mean_staleness"),
+    *("weight_share", "example_share", "model_share", "rejected", "loss"),
 )
 
 

@@ -112,7 +112,14 @@ class FederationState:
         for one in version.folded:
             if one.received_at < self._listens_since:
                 self._note_staleness(one.staleness, one.weight)
-                self._history.note_round(one.id.worker, one.id.run, one.loss, one.train_s)
+                self._history.note_round(
+                    one.id.worker,
+                    one.id.run,
+                    one.loss,
+                    one.train_s,
+                    steps=one.steps,
+                    batch_size=one.batch_size,
+                )
 
     def _forget_before(self, version: Version) -> None:
         """Drop what was seen of a federation that was reset: this is a version of the new one."""
@@ -216,6 +223,8 @@ class FederationState:
                 # Two machines' clocks need not agree.
                 seen_s=max(0.0, now - heard_at) if heard_at else None,
                 round_s=rounds.seconds if rounds else None,
+                steps=rounds.steps if rounds else None,
+                batch_size=rounds.batch_size if rounds else None,
                 updates=given.updates,
                 examples=given.examples,
                 mean_staleness=given.mean_staleness,

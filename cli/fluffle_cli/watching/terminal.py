@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fluffle.plan import Plan
 from fluffle_cli.watching.findings import findings_beside_progress
 from fluffle_cli.watching.progress import progress_of
 from fluffle_cli.watching.sites import sites_table
@@ -165,11 +166,22 @@ def workers_table(view: FederationView) -> Table:
     workers = view.workers.values()
     has_states = any(each.state for each in workers)
     has_parts = any(each.model_share < 1 for each in workers)
-    heads = ["worker", *(["state"] if has_states else []), "last seen", "updates", "staleness"]
+    plan = view.newest.plan if view.newest else Plan()
+    # Where workers do not choose them, all know how many there are.
+    has_steps = plan.round_seconds is not None or plan.max_batch_size is not None
+    heads = [
+        "worker",
+        *(["state"] if has_states else []),
+        "last seen",
+        *(["minibatches"] if has_steps else []),
+        *("updates", "staleness", "share of weight"),
+        *(["share of model"] if has_parts else []),
+        "refused",
+    ]
     return plain_table(
-        [*heads, "share of weight", *(["share of model"] if has_parts else []), "refused"],
-        (_worker(each, has_state=has_states, has_part=has_parts) for each in workers),
-        right=("updates", "staleness", "share of model", "refused"),
+        heads,
+        (_worker(each, has_state=has_states, has_steps=has_steps, has_part=has_parts) for each in workers),
+        right=("minibatches", "updates", "staleness", "share of model", "refused"),
     )
 
 
@@ -183,11 +195,13 @@ def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collectio
     return table
 
 
-def _worker(worker: Worker, *, has_state: bool, has_part: bool) -> list[str | Text]:
+def _worker(worker: Worker, *, has_state: bool, has_steps: bool, has_part: bool) -> list[str | Text]:
+    of = "" if worker.batch_size is None else f" of {worker.batch_size}"
     return [
         worker.name,
         *([Text(*_word(worker.state))] if has_state else []),
         Text("never", "dim") if worker.seen_s is None else f"{duration(worker.seen_s)} ago",
+        *([("" if worker.steps is None else f"{worker.steps}{of}")] if has_steps else []),
         str(worker.updates),
         f"{worker.mean_staleness:.1f}" if worker.updates else "",
         Text(bar(worker.weight_share), "magenta") if worker.updates else "",

@@ -99,7 +99,8 @@ class Worker:
     """One worker: what it has given to the newest version, and what it says of itself.
 
     `state` is a word, and mostly a detail behind a colon; empty where nothing is known. `seen_s` is how many
-    seconds ago something was heard of it, and `round_s` how long its last round took. `weight_share` is its
+    seconds ago something was heard of it, and `round_s` how long its last round took, in which it trained
+    `steps` minibatches of `batch_size` examples; None is unknown. `weight_share` is its
     part of the weight of all applied updates, and `example_share` its part of the examples of all workers
     that have given an update. `model_share` is the part of the trained parameters that its last update had: 1
     unless it trains the last layers alone. All three are from 0 to 1. `refusal` says why its last refused
@@ -112,6 +113,8 @@ class Worker:
     state: str = ""
     seen_s: float | None = None
     round_s: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
     updates: int = 0
     examples: int = 0
     mean_staleness: float = 0.0

@@ -3,11 +3,17 @@
 import { byId, duration, element, fill, number, oneDigit, share, sparkline, write } from "./text.js";
 
 const ago = (seconds) => (seconds === null ? "never" : `${duration(seconds)} ago`);
+// How many there were in the last round, and of how many examples.
+const minibatches = (steps, row) => {
+  if (steps === null) return "–";
+  return row.batch_size === null ? number(steps) : `${number(steps)} × ${number(row.batch_size)}`;
+};
 const COLUMNS = [
   { key: "name", word: "worker", say: (name) => name },
   { key: "state", word: "state", say: (text) => text || "–" },
   { key: "seen_s", word: "last seen", say: ago, isNumber: true },
   { key: "round_s", word: "round", say: duration, isNumber: true },
+  { key: "steps", word: "minibatches", say: minibatches, isNumber: true },
   { key: "updates", word: "updates", say: number, isNumber: true },
   { key: "examples", word: "examples", say: number, isNumber: true },
   { key: "mean_staleness", word: "mean staleness", say: oneDigit, isNumber: true },
