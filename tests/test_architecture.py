@@ -113,7 +113,7 @@ PURE = {
     *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.weights",
-    *(f"fluffle_worker.pace.{name}" for name in ("speed", "steps")),
+    *(f"fluffle_worker.pace.{name}" for name in ("batch", "speed", "steps")),
     "fluffle_worker.splits",
 }
 PURE_MAY_IMPORT = {

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from fluffle.compression import leaves_out, most_bytes, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
@@ -38,6 +38,24 @@ _OF_THE_GOAL = (
 )
 # Of the last update of a single worker there is nothing to make a mean of.
 FEWEST_WORKERS = 2
+FIRST_BATCH_SIZE = 32
+
+
+def parse_batch_size(text: str) -> tuple[int, bool]:
+    """Return the first size of minibatches, and whether workers look for a better one: "64" or "auto:64".
+
+    Raises ValueError, which says what is expected.
+    """
+    word, _, first = text.partition(":")
+    is_auto = word == "auto"
+    number = (first or str(FIRST_BATCH_SIZE)) if is_auto and text != "auto:" else text
+    if not (number.isascii() and number.isdecimal() and int(number) > 0):
+        raise ValueError(f"must be a number of examples from 1 up, or auto or auto:FIRST, not {text!r}")
+    return int(number), is_auto
+
+
+def _as_text(value: object) -> object:
+    return str(value) if type(value) is int else value
 
 
 class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettings):
@@ -123,7 +141,15 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
     max_steps: int = Field(
         MAX_STEPS, ge=1, description="Most minibatches in a round with round_seconds, however fast it is."
     )
-    batch_size: int = Field(32, ge=1, description="Number of examples in one minibatch.")
+    batch_size: Annotated[str, BeforeValidator(_as_text), readable_by(parse_batch_size)] = Field(
+        "32",
+        description="Number of examples in one minibatch; or auto[:FIRST] (32): each worker doubles it from "
+        "FIRST on while that trains at least 10 % more examples in a second and its memory suffices. Its "
+        "learning rate grows in proportion with SGD, and with the square root with other optimizers.",
+    )
+    max_batch_size: int = Field(
+        1024, ge=1, description="Most examples in one minibatch with batch_size auto."
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="Learning rate of the workers. Default: the one that the task sets."
     )
@@ -191,13 +217,22 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
                 "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
             )
         self._require_one_length_of_rounds(strategy)
+        batch_size, is_auto = parse_batch_size(self.batch_size)
+        if not is_auto and "max_batch_size" in self.model_fields_set:
+            raise ConfigError("max_batch_size has no effect without batch_size auto: leave it out")
+        if is_auto and batch_size > self.max_batch_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} begins with {batch_size}, and max_batch_size is "
+                f"{self.max_batch_size}: raise it, or begin with fewer"
+            )
         return Plan(
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,
             round_seconds=self.round_seconds,
             min_steps=self.min_steps,
             max_steps=self.max_steps,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
+            max_batch_size=self.max_batch_size if is_auto else None,
             learning_rate=self.learning_rate,
             keep_optimizer=self.keep_optimizer,
             proximal_mu=self.proximal_mu,
@@ -247,9 +282,10 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
             )
 
     def make_strategy(self) -> Strategy:
-        """Return the strategy; where workers choose their steps, deltas are normalised unless forbidden."""
+        """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
         strategy = super().make_strategy()
-        if self.round_seconds is not None and self.normalize_steps is None and strategy.sends == "delta":
+        is_chosen = self.round_seconds is not None or parse_batch_size(self.batch_size)[1]
+        if is_chosen and self.normalize_steps is None and strategy.sends == "delta":
             return replace(strategy, normalizes_steps=True)
         return strategy
 

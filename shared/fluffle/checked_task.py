@@ -160,6 +160,21 @@ class CheckedTask:
         metrics = checked_metrics("train", trained.metrics)
         return TrainedRound(shared, local, examples, metrics, self._first_tensor)
 
+    @property
+    def may_resize(self) -> bool:
+        """Whether the task says how its learning rate follows the size of minibatches."""
+        return hasattr(self._task, "learning_rate_power")
+
+    def learning_rate_power(self) -> float | None:
+        """Return how the learning rate follows the size of minibatches; None where the size is fixed.
+
+        Also for a task that does not say it.
+        """
+        power = self._call("learning_rate_power") if self.may_resize else None
+        if power is None or (isinstance(power, int | float) and 0 <= power <= 1):
+            return power
+        raise TaskError(f"learning_rate_power must return a number from 0 to 1, or None, not {_shown(power)}")
+
     def optimizer_state(self) -> Weights:
         """Return the optimizer's state after a round; empty for a task that keeps none."""
         if not self._keeps_optimizer:

@@ -2,7 +2,7 @@
 
     FluffleError
     ├── ConfigError, LayoutError
-    ├── TaskError: NoHeldOutData
+    ├── TaskError: NoHeldOutData, OutOfMemory
     ├── WireError: ProtocolMismatch
     └── BrokerError: ConnectionLost, LimitReached, LoginRefused, AccessRefused, NameTaken,
         TopologyMissing, RequestRefused, StreamUnreadable, QueueFull, Unroutable, MessageTooLarge
@@ -29,6 +29,10 @@ class TaskError(FluffleError):
 
 class NoHeldOutData(TaskError):
     """The task has no held-out data, which only an evaluator needs: evaluate at another site."""
+
+
+class OutOfMemory(TaskError):
+    """A task's code asked for more memory than there is: smaller minibatches may help."""
 
 
 class WireError(FluffleError):

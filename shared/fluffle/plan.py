@@ -20,7 +20,9 @@ class Plan:
     is then given a plan with the number that was chosen. With a `learning_rate` of None
     the task's model keeps the rate that it was compiled with; either is multiplied by `learning_rate_scale`,
     which a schedule changes from version to version. With `keep_optimizer` a worker keeps its optimizer's
-    moments from round to round, in its own folder; they are never sent. `proximal_mu` is the weight of the
+    moments from round to round, in its own folder; they are never sent. With `max_batch_size` a worker may
+    train larger minibatches than `batch_size`, up to this size, if that is faster; its learning rate follows.
+    `proximal_mu` is the weight of the
     proximal term μ/2·‖x − x_base‖² of FedAsync's local objective (Xie et al. 2019, section 3, equation 2).
     `sends` is "delta" (trained minus base) or "weights", and `codec` compresses it. With
     `one_update_per_version` a worker waits for a new version before it trains again (synchronous rounds).
@@ -39,6 +41,7 @@ class Plan:
     min_steps: Positive = 1
     max_steps: Positive = MAX_STEPS
     batch_size: Positive = 32
+    max_batch_size: Positive | None = None
     learning_rate: float | None = None
     learning_rate_scale: float = 1.0
     keep_optimizer: bool = False

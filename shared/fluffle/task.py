@@ -105,8 +105,9 @@ class Progress(Protocol):
 class Task(Protocol):
     """One model and its data. A process makes one task and calls it from one thread.
 
-    A task may have more methods, see `GroupedTask`, `ResumableTask` and `SurveyedTask`. Without
-    `tensor_groups` all float tensors are trained, and of integer tensors the newest update's value stands.
+    A task may have more methods, see `GroupedTask`, `ResumableTask`, `SurveyedTask` and `ResizableTask`.
+    Without `tensor_groups` all float tensors are trained, and of integer tensors the newest update's value
+    stands.
     """
 
     def initial_weights(self, seed: int) -> Weights:
@@ -156,6 +157,17 @@ class PartialTask(Task, Protocol):
         `share` is above 0 and below 1. Returns the name of the first tensor that may change: it and those
         after it, in the order of `initial_weights`, are sent. `train` returns all tensors, as without it.
         Raises TaskError when the last layer alone has more.
+        """
+
+
+class ResizableTask(Task, Protocol):
+    """A task whose minibatches may have another size at each worker: for `--batch-size auto`."""
+
+    def learning_rate_power(self) -> float | None:
+        """Return how the learning rate grows with the size of minibatches, once `prepare` was called.
+
+        1 is in proportion to it, as for SGD, 0.5 with its square root, as for Adam, and 0 not at all. None
+        says that the data has minibatches of its own size, whatever the plan says.
         """
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from fluffle.errors import FluffleError, TaskError
+from fluffle.errors import FluffleError, OutOfMemory, TaskError
 
 MAX_MESSAGE_LENGTH = 400
 # Keras writes some of its messages in bold.
@@ -16,9 +16,15 @@ TERMINAL_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 STACK_OF_TENSORFLOW = re.compile(
     r"Detected at node .* defined at \(most recent call last\):\n(?:(?:  File .*|<stack .*)?\n)*"
     r"|^\{\{function_node \S+ ?\S*\}\} "
+    r"|^Graph execution error:\n+"
+    # Where in the graph, and how to have more said with a session that nobody has any more.
+    r"|\s*\[\[\{\{node [^]]*\]\](?s:\s*Hint: .*)?"
 )
 # The packages of the extra "worker" in pyproject.toml.
 WORKER_PACKAGES = ("keras", "tensorflow", "sklearn", "h5py")
+# Also of subclasses. By name, since the frameworks are not imported here; JAX has no class for it.
+OUT_OF_MEMORY = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
+OUT_OF_MEMORY_OF_JAX = "RESOURCE_EXHAUSTED"
 OWN_PACKAGES = ("fluffle", "fluffle_worker", "fluffle_aggregator", "fluffle_cli")
 
 
@@ -26,7 +32,8 @@ OWN_PACKAGES = ("fluffle", "fluffle_worker", "fluffle_aggregator", "fluffle_cli"
 def blamed_on(function: str) -> Iterator[None]:
     """Convert what a task's function raises in this block to a TaskError, except Fluffle's own errors.
 
-    `function` is the name that the task's author knows, such as train_data.
+    `function` is the name that the task's author knows, such as train_data. What says that memory is
+    exhausted, in any framework, becomes OutOfMemory.
     """
     try:
         yield
@@ -44,7 +51,13 @@ def blamed_on(function: str) -> Iterator[None]:
             )
         else:
             said = f"raised {in_one_line(error)}{place_of(error)}"
-        raise TaskError(f"{function} {said}") from error
+        kind = OutOfMemory if _is_out_of_memory(error) else TaskError
+        raise kind(f"{function} {said}") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    names = {each.__name__ for each in type(error).__mro__}
+    return bool(names & OUT_OF_MEMORY) or str(error).startswith(OUT_OF_MEMORY_OF_JAX)
 
 
 def in_one_line(error: BaseException) -> str:

@@ -7,7 +7,9 @@ import pytest
 from builders import an_update
 from hypothesis import given
 from hypothesis import strategies as st
+from working import CountingTask
 
+from fluffle.checked_task import CheckedTask
 from fluffle.plan import Plan
 from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.speed import OUTLIER, ROUNDS, UNKNOWN, Speed, StepTimes
@@ -49,6 +51,10 @@ class Machine:
         return [steps for steps, _ in self.lengths[-rounds:]]
 
 
+def a_pace(examples: int = 0, idle_s: float = 0.0) -> Pace:
+    return Pace(CheckedTask(CountingTask()), examples, idle_s)
+
+
 def fits(machine: Machine) -> bool:
     """Tell whether the last round took as long as it should, but for one step, or is at a bound."""
     steps, length_s = machine.lengths[-1]
@@ -63,7 +69,7 @@ def test_rounds_take_as_long_as_the_plan_says_from_the_third_on(
 ) -> None:
     machine = Machine(step_s, begins_s=begins_s, compiles_s=compiles_s)
 
-    first, *_ = machine.work(Pace(), 3)
+    first, *_ = machine.work(a_pace(), 3)
 
     assert first == FIRST_STEPS
     assert fits(machine)
@@ -73,7 +79,7 @@ def test_rounds_take_as_long_as_the_plan_says_from_the_third_on(
 def test_a_worker_whose_speed_changes_by_up_to_16_times_adapts_within_two_rounds(
     step_s: float, times: float, before: int
 ) -> None:
-    machine, pace = Machine(step_s), Pace()
+    machine, pace = Machine(step_s), a_pace()
     machine.work(pace, before)
     machine.step_s *= times
 
@@ -83,7 +89,7 @@ def test_a_worker_whose_speed_changes_by_up_to_16_times_adapts_within_two_rounds
 
 
 def test_a_single_round_that_was_faster_changes_nothing_and_a_slow_one_shortens_the_next_only() -> None:
-    machine, pace = Machine(0.1), Pace()
+    machine, pace = Machine(0.1), a_pace()
     machine.work(pace, 4)
 
     machine.step_s = 0.01
@@ -99,7 +105,7 @@ def test_a_single_round_that_was_faster_changes_nothing_and_a_slow_one_shortens_
 def test_idle_time_is_a_part_of_the_round_from_the_first_choice_on() -> None:
     machine = Machine(0.1, idle_s=4.0)
 
-    assert machine.work(Pace(idle_s=4.0), 4) == [FIRST_STEPS, 60, 60, 60]
+    assert machine.work(a_pace(idle_s=4.0), 4) == [FIRST_STEPS, 60, 60, 60]
 
 
 def test_steps_that_are_executed_together_are_timed_together() -> None:
@@ -107,7 +113,7 @@ def test_steps_that_are_executed_together_are_timed_together() -> None:
     all_of_a_round = Machine(0.1, per_call=1000, compiles_s=9.0)
 
     for machine in (some, all_of_a_round):
-        machine.work(Pace(), 4)
+        machine.work(a_pace(), 4)
         assert fits(machine)
 
 
@@ -180,7 +186,7 @@ def test_a_measurement_that_is_no_number_makes_one_round_least_and_is_forgotten(
 def test_what_cannot_be_kept_is_said_once_and_the_worker_goes_on(
     step_s: float, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    machine, pace = Machine(step_s), Pace()
+    machine, pace = Machine(step_s), a_pace()
 
     steps = machine.work(pace, 6)
 

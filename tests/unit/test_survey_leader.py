@@ -37,6 +37,7 @@ from fluffle_aggregator import surveying
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.rules import parse_rule
+from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.service import serve
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.survey import SurveyAim
@@ -337,10 +338,10 @@ def test_statistics_that_no_worker_changes_keep_their_bits_whatever_the_updates_
     rule: str, values: list[float], weights: list[tuple[float, float]]
 ) -> None:
     statistics = np.array(values, np.float32)
-    buffer = StatisticsBuffer(parse_rule(rule).reduce)
+    buffer = StatisticsBuffer(statistics.size, parse_rule(rule).reduce)
 
-    for weight, mixing in weights:
-        buffer = buffer.adding(statistics, weight=weight, mixing=mixing)
+    for factor, mixing in weights:
+        buffer = buffer.adding(statistics, Weight(factor, factor, 1.0, mixing))
 
     # +0 for -0, which are the same number.
     assert (buffer.merged_into(statistics) + 0.0).tobytes() == (statistics + 0.0).tobytes()

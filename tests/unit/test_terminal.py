@@ -238,22 +238,30 @@ def test_without_a_terminal_a_line_is_printed_only_when_it_differs_from_the_one_
     ]
 
 
-    workers = view.workers.values()
-    has_states = any(each.state for each in workers)
-    has_parts = any(each.model_share < 1 for each in workers)
-    plan = view.newest.plan if view.newest else Plan()
-    # Where workers do not choose them, all know how many there are.
-    has_steps = plan.round_seconds is not None or plan.max_batch_size is not None
-    heads = [
-        "worker",
-        *(["state"] if has_states else []),
-        "last seen",
-        *(["minibatches"] if has_steps else []),
-        *("updates", "staleness", "share of weight"),
-        *(["share of model"] if has_parts else []),
-        "refused",
-    ]
-    return plain_table(
-        heads,
-        (_worker(each, has_state=has_states, has_steps=has_steps, has_part=has_parts) for each in workers),
-        right=("minibatches", "updates", "staleness", "share of model", "refused"),
+def test_the_share_of_the_model_is_drawn_once_a_worker_sends_a_part() -> None:
+    whole = a_training_version()
+    of_small = replace(whole, contributors={**whole.contributors, "small": Contributor(3, 10, share=0.135)})
+
+    assert "share of model" not in "\n".join(drawn(render(a_view(whole))))
+    text = "\n".join(drawn(render(a_view(of_small))))
+
+    assert "share of model" in text
+    assert "14 %" in text
+    assert "100 %" in text
+
+
+def test_where_workers_choose_their_minibatches_their_numbers_are_shown() -> None:
+    folded = (
+        Folded(UpdateId("fast", "r", 1), 0, 0, 1.0, train_s=2.0, steps=62, batch_size=64),
+        Folded(UpdateId("own", "r", 1), 0, 0, 1.0, train_s=2.0, steps=4),
+    )
+    given = {name: Contributor(1, 10, 0, 1.0) for name in ("fast", "own")}
+    chosen = replace(a_version(1), plan=Plan(round_seconds=2.0), contributors=given, folded=folded)
+
+    lines = drawn(workers_table(a_view(chosen)))
+    others = drawn(workers_table(a_view(replace(chosen, plan=Plan()))))
+
+    assert "minibatches" in lines[0]
+    assert " 62 of 64 " in lines[1]
+    assert " 4 " in lines[2]
+    assert "minibatches" not in others[0]

@@ -63,10 +63,11 @@ class Worker:
     `site` is the one that the data was prepared for: with the result of a survey it is prepared once more.
     `examples` is the number at its site, 0 if unknown. `seed` orders the minibatches, `delay_s` is idle time
     in each round, and `step_delay_s` after each minibatch. With a `train_share` below 1, the worker trains
-    and sends the last layers alone: those that have at most this share of the trained parameters. The worker
-    does not train when the update would exceed `max_message_bytes`. It waits `first_patience_s` for a newer
-    version, or longer, when it has many updates in flight, before it trains again from the same version.
-    `note` is called with each version that it reads.
+    and sends the last layers alone: those that have at most this share of the trained parameters.
+    `memory_mib` is what the process may take for larger minibatches, by default half of what is free. The
+    worker does not train when the update would exceed `max_message_bytes`. It waits `first_patience_s` for a
+    newer version, or longer, when it has many updates in flight, before it trains again from the same
+    version. `note` is called with each version that it reads.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Worker:
     delay_s: float = 0.0
     step_delay_s: float = 0.0
     train_share: float = 1.0
+    memory_mib: int | None = None
     show_round: ShowRound = show_nothing
     stop: threading.Event = field(default_factory=threading.Event)
     max_message_bytes: int = MAX_MESSAGE_BYTES
@@ -108,7 +110,7 @@ class Worker:
             self.seed,
             self.delay_s,
             self.step_delay_s,
-            Pace(self.examples, self.delay_s),
+            Pace(task, self.examples, self.delay_s, self.memory_mib),
             self.show_round,
             self.stop,
             self.event_sink,

@@ -1,5 +1,6 @@
 """Rounds of local training, each from a version of the model to a weight update. No broker."""
 
+import gc
 import math
 import threading
 import time
@@ -11,6 +12,7 @@ import numpy as np
 
 from fluffle.checked_task import CheckedTask, TrainedRound
 from fluffle.codecs.floats import Float32Vector
+from fluffle.errors import OutOfMemory
 from fluffle.event_sink import EventSink
 from fluffle.events import Aborted, Progressed, Started, Trained
 from fluffle.logs import get_logger
@@ -189,11 +191,21 @@ class Trainer:
     unusable_in_a_row: int = 0
 
     def train(self, version: ModelVersion, update_id: UpdateId, watch: RoundWatch) -> TrainedUpdate | None:
-        """Train one round from a version.
+        """Train one round from a version, again with smaller minibatches if it runs out of memory.
 
         None when the round was aborted because its update would be refused; and, after a pause, when its
-        update must not be sent.
+        update must not be sent. Raises OutOfMemory when smaller minibatches do not help.
         """
+        while True:
+            try:
+                return self._train(version, update_id, watch)
+            except OutOfMemory as error:
+                self.site.forget_round()
+                self.pace.halve(error)
+            # What the error held in cycles of references would still take memory.
+            gc.collect()
+
+    def _train(self, version: ModelVersion, update_id: UpdateId, watch: RoundWatch) -> TrainedUpdate | None:
         log.debug("round started", update=str(update_id), version=version.version)
         self.event_sink(Started(version.version))
         version = replace(version, plan=self.pace.plan_of_round(version.plan))

@@ -25,6 +25,7 @@ from fluffle.topology import MIB, topology_of
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import Worker, WorkerResult
+from fluffle_worker.pace.precision import with_precision
 from fluffle_worker.round import ShowRound, show_nothing
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
@@ -61,7 +62,7 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
-    task = with_data_table(task, settings)
+    task = with_precision(with_data_table(task, settings), settings.quantize_training)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
@@ -90,6 +91,7 @@ def work(
             delay_s=settings.delay,
             step_delay_s=settings.step_delay,
             train_share=settings.train_share,
+            memory_mib=settings.memory_mib,
             show_round=show_round,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,

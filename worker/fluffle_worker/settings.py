@@ -10,6 +10,7 @@ from pydantic import Field
 from fluffle.errors import TaskError
 from fluffle.settings import PartName, ServiceSettings, SharedSettings
 from fluffle.task import Site
+from fluffle_worker.pace.precision import Precision
 
 TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
 
@@ -80,6 +81,17 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         description="For a device that is too small or too slow: train and send only the last layers of the "
         "model, those that have at most this share of its trained parameters, such as 0.2. The others are "
         "frozen here.",
+    )
+    memory_mib: int | None = Field(
+        None,
+        ge=1,
+        description="MiB of main memory that this worker's process may take while batch_size auto looks for "
+        "the best size. Default: half of what is free, in this machine or in its container.",
+    )
+    quantize_training: Precision | None = Field(
+        None,
+        description="Let the layers of a Keras model compute in 16 bits, which takes less memory, and less "
+        "time on hardware made for it. Weights and updates stay as they are. Default: the task's own dtypes.",
     )
     spool: Path = Field(
         Path(".fluffle/spool"),

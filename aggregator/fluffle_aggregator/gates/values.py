@@ -43,7 +43,9 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
                 f"the update claims {update.examples} examples; expected {limits.min_examples} to "
                 f"{limits.limit_examples} (min_examples, limit_examples)",
             )
-        largest = update.vector.magnitude_bound() * model.scale_of(update)
+        largest = update.vector.magnitude_bound()
+        if model.strategy.normalizes_steps:
+            largest *= model.scale_of(update)
         if update.statistics.size:
             # NaN passes through numpy's maximum, but not through Python's.
             largest = float(np.maximum(largest, largest_magnitude(update.statistics)))

@@ -213,7 +213,7 @@ class StepsSettings(BaseModel):
         None,
         description="FedNova: divide each update by its number of local steps, and multiply it by the mean "
         "number of all workers, so that sites that make more steps do not pull the model further. Default: "
-        "on with round_seconds, else off.",
+        "on with round_seconds and batch_size auto, else off.",
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from fluffle.checked_task import CheckedTask
 from fluffle.compression import compress
 from fluffle.errors import FluffleError, NoHeldOutData
+from fluffle.free_memory import available_bytes
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.safetensors_file import ModelFile
 from fluffle.sites import SiteEvaluation
@@ -24,7 +25,7 @@ from fluffle.update import UpdateId
 from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
 from fluffle_cli.simulate.client import Client
 from fluffle_cli.simulate.in_memory import LeaderInMemory
-from fluffle_cli.simulate.memory import Memory, available_bytes, needed_bytes
+from fluffle_cli.simulate.memory import Memory, needed_bytes
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline

@@ -98,11 +98,13 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     A worker's round takes the median of what its rounds took. What it does not idle is spread over the
     examples of a round, so that longer rounds and other sizes take longer in proportion.
     """
+    plan = federation.last.plan
+    is_chosen = plan.round_seconds is not None
     took: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for version in federation.versions:
         for one in version.folded:
             if one.train_s > 0:
-                took[one.id.worker].append((one.train_s, one.steps * one.batch_size))
+                took[one.id.worker].append((one.train_s, one.steps * one.batch_size * is_chosen))
     contributors = federation.last.contributors
     if silent := sorted(name for name, one in contributors.items() if one.updates and name not in took):
         raise ConfigError(
@@ -119,7 +121,7 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     for name in names:
         round_s, idle_s = median(seconds for seconds, _ in took[name]), idles.get(name, 0.0)
         fixed_s = min(round_s, idle_s)
-        known = federation.last.plan.examples_of_round(contributors[name].examples)
+        known = plan.examples_of_round(contributors[name].examples)
         each_s = [max(0.0, seconds - fixed_s) / max(1, own or known) for seconds, own in took[name]]
         speeds.append((fixed_s, median(each_s)))
     return speeds

@@ -1,7 +1,6 @@
 """How much memory a simulation may need, estimated before it starts."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
@@ -43,13 +42,3 @@ class Memory:
             f"{needed / 1e9:,.1f} GB of memory, and {self.available // self.runs / 1e9:,.1f} GB are "
             f"available{share}: simulate fewer clients"
         )
-
-
-def available_bytes() -> int | None:
-    """Return how much memory this machine can still give, as Linux estimates it; None on other systems."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return 1024 * found[0] if found else None

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fluffle import logs
 from fluffle.errors import FluffleError
+from fluffle.free_memory import available_bytes
 from fluffle.task_errors import in_one_line
-from fluffle_cli.simulate.memory import Memory, available_bytes
+from fluffle_cli.simulate.memory import Memory
 from fluffle_cli.simulate.one_run import RunResult, line_of, play, share_done
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Version

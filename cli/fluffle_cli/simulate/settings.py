@@ -186,7 +186,11 @@ class SimulateSettings(AggregatorSettings):
                 f"a round of {self.strategy} waits for updates of {strategy.buffer_size} workers, and there "
                 f"are {self.clients}: give a --buffer-size of at most {self.clients}, or leave it out"
             )
-        self.make_plan(strategy)
+        if self.make_plan(strategy).max_batch_size is not None:
+            raise ConfigError(
+                "a simulated device takes as long for an example in a large minibatch as in a small one, so "
+                "that batch_size auto finds nothing: give a number"
+            )
         self.make_commit_schedule(strategy)
         population = self.make_population()
         if self.round_seconds is not None and not all(population.example_s):

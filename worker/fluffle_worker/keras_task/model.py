@@ -55,9 +55,17 @@ class BuiltModel:
     """
 
     def __init__(
-        self, build_model: Callable[[], KerasModel], seed: int, local: Sequence[str], share: float = 1.0
+        self,
+        build_model: Callable[[], KerasModel],
+        seed: int,
+        local: Sequence[str],
+        *,
+        share: float = 1.0,
+        dtype_policy: str = "",
     ) -> None:
-        """Build the model in a new thread. Raises TaskError when it cannot be trained.
+        """Build the model in a new thread, under a dtype policy if one is given.
+
+        Raises TaskError when it cannot be trained, or when the policy has no effect.
 
         A `share` below 1 is the largest part of the trained parameters that this site trains: of the last
         layers. The groups of the weights are those of the whole model all the same.
@@ -67,7 +75,7 @@ class BuiltModel:
         """
         self._keras = import_keras()
         with BUILDING, ThreadPoolExecutor(1) as new_thread:
-            self.model = new_thread.submit(_build, build_model, seed).result()
+            self.model = new_thread.submit(_build, build_model, seed, dtype_policy).result()
         self._named = named_weights(self.model)
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
@@ -252,6 +260,13 @@ class BuiltModel:
         rate = self._learning_rate if plan.learning_rate is None else plan.learning_rate
         return rate * plan.learning_rate_scale
 
+    @property
+    def learning_rate_power(self) -> float:
+        """How the learning rate follows the size of minibatches; 0 where the plan cannot change it."""
+        if self._learning_rate is None or self._own_optimizers:
+            return 0.0
+        return 1.0 if isinstance(inner_optimizer(self.model), self._keras.optimizers.SGD) else 0.5
+
     def end_round(self) -> Arrays:
         """Return all weights but the frozen ones, or their moving average when the optimizer keeps one."""
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
@@ -276,11 +291,16 @@ def _own_optimizers(model: KerasModel) -> list[str]:
     return found
 
 
-def _build(build_model: Callable[[], KerasModel], seed: int) -> KerasModel:
+def _build(build_model: Callable[[], KerasModel], seed: int, dtype_policy: str) -> KerasModel:
     import_keras().utils.set_random_seed(seed)
+    if dtype_policy:
+        # For this thread only.
+        import_keras().config.set_dtype_policy(dtype_policy)
     with blamed_on("build_model"):
         model = build_model()
     _require_trainable(model)
+    if dtype_policy:
+        _require_policy(model, dtype_policy)
     # All weights exist. Otherwise Keras would call the model to build it, and it may have no call method.
     model.built = True
     return model
@@ -310,6 +330,25 @@ def _require_trainable(model: object) -> None:
                 "you return it, as in model(np.zeros((1, 30), 'float32'))"
             )
         raise TaskError(f"build_model must return a built model: {hint}")
+
+
+def _require_policy(model: KerasModel, policy: str) -> None:
+    """Raise TaskError where no layer follows a policy; warn of what its loss scale would not reach."""
+    compute_dtype = policy.removeprefix("mixed_")
+    # A layer of layers, as the model itself, follows the policy without computing anything.
+    single = [layer for layer in model._flatten_layers() if layer.weights and not layer._layers]
+    if all(layer.compute_dtype != compute_dtype for layer in single):
+        raise TaskError(
+            f"quantize_training {policy} has no effect: no layer with weights computes in {compute_dtype}, "
+            "since build_model sets their dtype itself; leave one of the two out"
+        )
+    is_scaled = type(model.optimizer).__name__ == "LossScaleOptimizer"
+    own_step = type(model).train_step is not import_keras().Model.train_step
+    if is_scaled and own_step:
+        log.warning(
+            "the model's own train_step must multiply its loss by optimizer.scale_loss, or its gradients "
+            "become too small: see Keras's LossScaleOptimizer, or take mixed_bfloat16, which needs no scale"
+        )
 
 
 def _has_its_weights(layer: KerasLayer) -> bool:

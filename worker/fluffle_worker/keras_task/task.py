@@ -21,7 +21,7 @@ from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
-from fluffle_worker.keras_task.data import ArrayData, read_data
+from fluffle_worker.keras_task.data import ArrayData, BatchedData, read_data
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
 from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_site
@@ -80,6 +80,7 @@ class KerasTask:
         self._eval_data = eval_data
         self._validation_data = validation_data
         self._local = tuple(local)
+        self._dtype_policy = ""
         self._built: BuiltModel | None = None
         self._share = 1.0
         self._data_steps = data
@@ -90,7 +91,7 @@ class KerasTask:
 
     def initial_weights(self, seed: int) -> dict[str, NDArray[np.generic]]:
         """Build the model from the seed, and return its weights, with the frozen and local ones."""
-        self._built = BuiltModel(self._build_model, seed, self._local, self._share)
+        self._built = self._build(seed)
         return self._built.all_weights()
 
     def train_last(self, share: float) -> str:
@@ -169,6 +170,15 @@ class KerasTask:
         )
         return Trained(built.end_round(), min(examples, training.counted), metrics)
 
+    def learning_rate_power(self) -> float | None:
+        """Return 1 for SGD, 0.5 for other optimizers, and 0 where the plan does not set the learning rate.
+
+        None where the data comes in minibatches, or the model takes minibatches of one size only.
+        """
+        built = self._model()
+        is_fixed = self._site is None or isinstance(self._site.training, BatchedData) or built.batch_size
+        return None if is_fixed else built.learning_rate_power
+
     def train_data(self, site: Site) -> object:
         """Return what the function `train_data` returns for a site."""
         with blamed_on("train_data"):
@@ -188,6 +198,12 @@ class KerasTask:
         """Return a task with this one's model and data that takes these data steps."""
         other = copy(self)
         other._data_steps, other._site = steps, None
+        return other
+
+    def with_dtype_policy(self, policy: str) -> "KerasTask":
+        """Return a task with this one's data whose model is built under a dtype policy of Keras."""
+        other = copy(self)
+        other._dtype_policy, other._built, other._evaluate = policy, None, None
         return other
 
     @property
@@ -277,7 +293,12 @@ class KerasTask:
         built.load(path)
         return built.all_weights()
 
+    def _build(self, seed: int) -> BuiltModel:
+        return BuiltModel(
+            self._build_model, seed, self._local, share=self._share, dtype_policy=self._dtype_policy
+        )
+
     def _model(self) -> BuiltModel:
         if self._built is None:
-            self._built = BuiltModel(self._build_model, 0, self._local, self._share)
+            self._built = self._build(0)
         return self._built

@@ -1,7 +1,7 @@
 """How fast a worker trains, from the times of its minibatches. Pure: seconds come in as arguments."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 # The newest of so many rounds say how fast a worker is.
@@ -90,6 +90,10 @@ class Speed:
         if rest_s is not None and math.isfinite(rest_s) and rest_s >= 0:
             rests = (*rests, rest_s)[-ROUNDS:]
         return Speed((*self.step_s, step_s)[-ROUNDS:], rests)
+
+    def times(self, factor: float) -> "Speed":
+        """Return the speed of a worker whose minibatches take so many times as long, as far as is known."""
+        return replace(self, step_s=(factor * self.step_s[-1],) if self.step_s else ())
 
 
 UNKNOWN: Final = Speed()

@@ -42,11 +42,17 @@ def is_too_long(plan: Plan, speed: Speed, *, idle_s: float = 0.0) -> bool:
     return rest_s + plan.min_steps * usual(speed.step_s) > plan.round_seconds
 
 
-def stamped(update: WeightUpdate, plan: Plan, examples: int) -> WeightUpdate:
+def stamped(
+    update: WeightUpdate, plan: Plan, examples: int, *, batch_size: int | None = None, rate_scale: float = 1.0
+) -> WeightUpdate:
     """Return the update of a round of this plan with how it was trained; `examples` are those of its site.
+
+    `batch_size` is by default the plan's, and `rate_scale` what the worker has multiplied the learning rate
+    by.
 
     Where workers choose their steps an update counts by all examples of its site, if they are known (not 0):
     a slow worker has no time for all of them, and counts as much as a fast one that has as many.
     """
     counted = examples if plan.round_seconds is not None and examples else update.examples
-    return replace(update, batch_size=plan.batch_size, examples=counted)
+    size = plan.batch_size if batch_size is None else batch_size
+    return replace(update, batch_size=size, learning_rate_scale=rate_scale, examples=counted)
