@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import a_version, an_evaluation, an_update
 from fuzz.targets import TARGETS, lead, read_inbound, read_record
@@ -13,15 +14,22 @@ from messages import Header, put_together, taken_apart, with_payload
 
 from fluffle.record import Contributor, Folded, Hello
 from fluffle.record_wire import encode_version
+from fluffle.survey import statistics_of
+from fluffle.survey.messages import SiteStatistics, Survey
+from fluffle.survey.result import result_of
 from fluffle.update import AppliedUpdates, RunLog, UpdateId
-from fluffle.wire import encode_evaluation, encode_hello, encode_update
+from fluffle.wire import encode_evaluation, encode_hello, encode_statistics, encode_update
 
 CORPUS = sorted((Path(__file__).parents[1] / "corpus").glob("*/*"))
+A_TABLE = statistics_of(
+    np.array([[1.0, -2.5], [4.0, np.nan], [1e9, 7.25]]), np.array([0, 1, 1]), names=["age", "🐇"], classes=2
+)
 INBOUND = [
     encode_update(an_update("w1", loss=0.5)),
     *(encode_update(an_update("w1", codec=codec)) for codec in ("bfloat16", "int8", "topk", "float32+zstd")),
     encode_evaluation(an_evaluation(0, {"accuracy": 0.5})),
     encode_hello(Hello("digits", "w1")),
+    encode_statistics(SiteStatistics("digits", "w1", A_TABLE)),
 ]
 A_RECORD = replace(
     a_version(5),
@@ -29,6 +37,7 @@ A_RECORD = replace(
     folded=(Folded(UpdateId("w1", "r1", 9), 4, 0, 1.0),),
     contributors={"w1": Contributor(updates=6, examples=60)},
     evaluation=an_evaluation(4, {"accuracy": 0.5}),
+    survey=Survey(2, ("w1", "w2"), result=result_of(A_TABLE, sites=2, min_count=1)),
 )
 
 edges = st.sampled_from(

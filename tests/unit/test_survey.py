@@ -178,7 +178,8 @@ def test_integers_and_flags_come_out_exactly() -> None:
     assert (numbers.lowest, numbers.highest) == (0, 999)
 
 
-def test_an_image_is_surveyed_by_channel_and_rows_of_other_shapes_are_told_apart() -> None:
+def test_images_are_surveyed_by_channel_whatever_their_sizes_and_told_apart_from_tables() -> None:
+    # As is asked for in fedbiomed/fedbiomed#1564.
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype(np.uint8)
 
     found = statistics_of(images)
@@ -187,8 +188,35 @@ def test_an_image_is_surveyed_by_channel_and_rows_of_other_shapes_are_told_apart
     [red, *_] = result_of(found, sites=1, min_count=1).columns
     assert red.count == 20 * 64
     assert red.mean == pytest.approx(images[..., 0].mean())
-    smaller = statistics_of(images[:, :4])
-    assert "32 values of the column '0'" in found.difference(smaller)
+    smaller = statistics_of(images[:7, :4])
+    assert found.difference(smaller) == ""
+    assert result_of(found.merged(smaller), sites=2, min_count=1)["0"].count == 20 * 64 + 7 * 32
+    table = statistics_of(images[:, 0, 0])
+    assert found.difference(table).startswith("a row of it has one value of the column '0'")
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_the_variance_of_equal_values_is_never_below_zero(rows: int) -> None:
+    """OSGeo/grass#101 and ClickHouse/ClickHouse#10532: rounded sums of squares made a root of less than 0."""
+    column = np.full(rows, -0.14357562916991)
+    parts = [statistics_of(column), statistics_of(column), statistics_of(column[:1])]
+
+    [found] = published(parts).columns
+
+    assert (found.mean, found.deviation) == (-0.14357562916991, 0.0)
+
+
+def test_a_site_without_any_value_of_a_column_stops_nobody() -> None:
+    """NVIDIA/NVFlare#4890: a site whose images could not be read ended the statistics of all."""
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    holed = x.copy()
+    holed[:, 1] = np.nan
+
+    result = published([statistics_of(holed), statistics_of(x), statistics_of(holed)])
+
+    assert result.columns[1].count == 60
+    assert result.columns[1].missing == 120
+    assert result.columns[1].mean == pytest.approx(x[:, 1].mean())
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The leader and a survey: each answer counts once whoever dies, and one that does not fit stops nobody."""
 
 import itertools
+import struct
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -23,6 +24,7 @@ from leading import (
     work_off,
 )
 from leading import send as send_others
+from messages import with_payload
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost
@@ -345,3 +347,29 @@ def test_statistics_that_no_worker_changes_keep_their_bits_whatever_the_updates_
 
     # +0 for -0, which are the same number.
     assert (buffer.merged_into(statistics) + 0.0).tobytes() == (statistics + 0.0).tobytes()
+
+
+@given(st.data())
+def test_whatever_the_bytes_of_an_answer_say_the_survey_ends_with_the_honest_ones(
+    data: st.DataObject,
+) -> None:
+    config, clock = a_survey_of("a", "c"), Clock()
+    body = bytearray(encode_statistics(an_answer("b")))
+    start = body.rindex(b"age\npulse") - struct.calcsize("<QHIi")
+    for _ in range(data.draw(st.integers(1, 4))):
+        body[data.draw(st.integers(start, len(body) - 1))] = data.draw(st.integers(0, 255))
+    server = a_server(config)
+    send(server, config, an_answer("a"))
+    with FakeBroker(server, user="b") as broker:
+        sealed = with_payload(bytes(body), bytes(body[start:]))
+        broker.publish(config.topology.updates_in.name, "", sealed, {})
+    send(server, config, an_answer("c"))
+    with FakeBroker(server) as broker:
+        lead(server, broker, config, clock)
+
+    found = newest(server, config).survey
+    assert found is not None
+    assert found.result is not None
+    assert found.answered in {("a", "b"), ("a", "c")}
+    assert len(rejected(server, config)) == 1
+    assert unacked(server, config) == []

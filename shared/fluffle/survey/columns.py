@@ -56,6 +56,11 @@ class ColumnSums:
         return int(self.counts.sum())
 
     @property
+    def values(self) -> int:
+        """The number of values, with the missing ones."""
+        return self.count + self.missing
+
+    @property
     def window(self) -> Window:
         """The leaves of this column."""
         return Window(self.exponent, self.first, self.first + self.counts.size - 1)

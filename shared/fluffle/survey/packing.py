@@ -135,7 +135,7 @@ def _column(
     missing, first, exponent, unit = (int(facts[name]) for name in ("missing", "first", "exponent", "unit"))
     there = sum(given.tolist())
     values = there + missing
-    if not 0 < values <= _MOST_VALUES or values % rows or int(given.min(initial=1)) < 1:
+    if not rows <= values <= _MOST_VALUES or int(given.min(initial=1)) < 1:
         raise WireError(f"{there} values and {missing} missing ones in {rows} rows")
     if not there:
         if first or any(sums):

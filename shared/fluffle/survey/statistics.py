@@ -64,12 +64,13 @@ class DataStatistics:
         for at, (name, wanted) in enumerate(zip(other.names, self.names, strict=True)):
             if name != wanted:
                 return f"its column {at} is {name!r}, and that of the others is {wanted!r}"
-        for at, name in enumerate(self.names):
-            found_values, wanted_values = (each._per_row(at) for each in (other, self))
-            if found_values != wanted_values:
+        for name, one, wanted_one in zip(self.names, other.columns, self.columns, strict=True):
+            found_kind, wanted_kind = one.values == other.rows, wanted_one.values == self.rows
+            if found_kind != wanted_kind:
+                said = ("several values", "one value")
                 return (
-                    f"a row of it has {found_values} values of the column {name!r}, and one of the others "
-                    f"has {wanted_values}"
+                    f"a row of it has {said[found_kind]} of the column {name!r}, and one of the others has "
+                    f"{said[wanted_kind]}"
                 )
         found, wanted_classes = (_in_words(each.classes) for each in (other, self))
         return "" if found == wanted_classes else f"it has {found}, and the others have {wanted_classes}"
@@ -81,11 +82,7 @@ class DataStatistics:
     @property
     def most_values(self) -> int:
         """The largest number of values of a column, with the missing ones."""
-        return self.rows * max(map(self._per_row, range(len(self.columns))))
-
-    def _per_row(self, at: int) -> int:
-        """Return how many values of a column a row has, with the missing ones."""
-        return (self.columns[at].count + self.columns[at].missing) // self.rows
+        return max(each.values for each in self.columns)
 
 
 def statistics_of(
