@@ -110,7 +110,10 @@ PURE = {
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),
     *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
     "fluffle_cli.simulate.recommend",
-    *(f"fluffle_cli.watching.{name}" for name in ("as_json", "findings", "progress", "state", "view")),
+    *(
+        f"fluffle_cli.watching.{name}"
+        for name in ("as_json", "findings", "progress", "sites", "state", "view")
+    ),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.weights",
     *(f"fluffle_worker.pace.{name}" for name in ("batch", "speed", "steps")),
