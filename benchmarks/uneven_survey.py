@@ -1,4 +1,4 @@
-"""Sites that measure in different units: with a survey the federation trains, without it does not.
+"""Sites that measure in different units: with a survey the federation learns, without it learns nothing.
 
     python -m benchmarks.uneven_survey --seeds 5
 
@@ -12,7 +12,6 @@ federation can: the units, and mean and deviation of all rows in one of them.
 """
 
 import asyncio
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,10 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from benchmarks.measuring import Cell, Report, compare_over_seeds
 from fluffle_aggregator.running import run_aggregator
+from fluffle_aggregator.service import AggregatorResult
 from fluffle_cli.node import BrokerNode
 from fluffle_worker import keras_task
+from fluffle_worker.evaluator import EvaluatorResult
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 from fluffle_worker.running import run_evaluator, run_worker
 
@@ -55,16 +56,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of it: the accuracy of the last version, and why it ended."""
+    """What became of it: the accuracy of the last version, and the share of the most frequent class."""
 
     accuracy: float
-    loss: float
-    ended_by: str
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the last version could be evaluated."""
-        return math.isfinite(self.loss)
+    most_frequent: float
 
 
 def parts_of(case: Case) -> tuple[Data, list[Data]]:
@@ -104,9 +99,17 @@ def task_of(case: Case) -> KerasTask:
 
 def play(case: Case) -> Outcome:
     """Run a federation of a case on a private broker, and return what became of it."""
+    labels = parts_of(case)[0][1]
+    _, evaluated = federate(case, _node().amqp_url)
+    metrics = evaluated.newest.metrics if evaluated.newest else {}
+    return Outcome(metrics.get("accuracy", 0.0), float(np.bincount(labels).max() / labels.size))
+
+
+def federate(case: Case, broker_url: str) -> tuple[AggregatorResult, EvaluatorResult]:
+    """Run a federation of a case in threads, to its end."""
     where: dict[str, Any] = {
         "federation": f"{case.table}-{case.remedy}-{case.seed}",
-        "broker_url": _node().amqp_url,
+        "broker_url": broker_url,
     }
     led: dict[str, Any] = {"seed": case.seed, "max_updates": UPDATES}
     if case.remedy == "survey":
@@ -116,7 +119,7 @@ def play(case: Case) -> Outcome:
         mine: dict[str, Any] = {"name": f"site-{site}", "site": site, "sites": SITES, "seed": case.seed}
         return run_worker(task_of(case), spool=spool, **mine, **where)
 
-    async def together(spool: str) -> Outcome:
+    async def together(spool: str) -> tuple[AggregatorResult, EvaluatorResult]:
         workers = [asyncio.create_task(asyncio.to_thread(work, site, spool)) for site in range(SITES)]
         aggregator = asyncio.to_thread(lambda: run_aggregator(task_of(case), **led, **where))
         evaluator = asyncio.to_thread(lambda: run_evaluator(task_of(case), **where))
@@ -124,8 +127,7 @@ def play(case: Case) -> Outcome:
             ended, evaluated = await asyncio.gather(aggregator, evaluator)
             # One whose training gives NaN may end with an error.
             await asyncio.gather(*workers, return_exceptions=True)
-        metrics = evaluated.newest.metrics if evaluated.newest else {}
-        return Outcome(metrics.get("accuracy", 0.0), metrics.get("loss", math.nan), ended.ended_by)
+        return ended, evaluated
 
     with tempfile.TemporaryDirectory(prefix="fluffle-survey-") as spool:
         return asyncio.run(together(spool))
@@ -136,9 +138,8 @@ def row_of(outcomes: Sequence[Outcome]) -> dict[str, Cell]:
     accuracies = [each.accuracy for each in outcomes]
     return {
         "accuracy": median(accuracies),
-        "accuracies": [round(each, 3) for each in accuracies],
-        "finite": sum(each.is_finite for each in outcomes),
-        "ended by": outcomes[0].ended_by,
+        "accuracies": [round(each, 3) for each in sorted(accuracies)],
+        "most_frequent_class": median(each.most_frequent for each in outcomes),
     }
 
 
