@@ -238,6 +238,22 @@ def test_validation_data_gets_the_filling_that_was_fitted_on_the_training_rows()
     assert np.allclose(filled, np.nanmedian(x[100:, 3]))
 
 
+@pytest.mark.parametrize("steps", [None, DataSteps()])
+def test_a_survey_knows_nothing_of_the_rows_that_are_held_out(steps: DataSteps | None) -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    x = x / x.max(axis=0)
+    task = KerasTask(a_classifier, lambda _: (x, y.astype(np.float32)[:, None]), data=steps)
+    rows = task.prepare(Site(index=1, count=2, validation=0.25))
+    assert task._site is not None
+    assert isinstance(task._site.training, ArrayData)
+
+    found = task.statistics()
+
+    labels = np.asarray(task._site.training.parts[1]).reshape(-1)
+    assert found.rows == rows == len(x) - held_by(task).examples
+    assert found.classes == tuple(np.bincount(labels.astype(int)))
+
+
 @pytest.mark.parametrize(
     ("task", "site", "sentence"),
     [

@@ -174,6 +174,7 @@ class Worker:
                 return
             if self._survey.is_open(version, broker):
                 continue
+            self._survey.prepare(version)
             if not self.spool.waiting:
                 self._validation.evaluate_when_due(version)
                 self._validation.send(broker)
@@ -268,6 +269,7 @@ class Worker:
     def _finish(self, version: ModelVersion, broker: Broker) -> None:
         if not version.finished:
             # The aggregator waits for what the last model is worth here.
+            self._survey.prepare(version)
             self._validation.evaluate(version)
             self._validation.send(broker)
         self._ended_by = version.finished or version.closing

@@ -133,14 +133,16 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
         rows = read_rows((leaf,))
         inputs[name], columns[name] = rows.x, rows.columns
     y = read_rows((parts[1],)).x if len(parts) > 1 and not _is_text(parts[1]) else None
-    many = next((each.shape[0] for each in inputs.values()), 0)
-    kept = labelled(Rows(y, y)) if isinstance(y, np.ndarray) else np.ones(many, bool)
-    if site.validation:
+    if site.validation and inputs:
         rng = np.random.default_rng([site.seed, site.index])
-        kept &= ~held_out_rows(y, kept.size, site.validation, rng)
-    if not kept.all():
-        inputs = {name: each[kept] for name, each in inputs.items()}
-        y = y[kept] if isinstance(y, np.ndarray) else None
+        given = np.asarray(parts[1]) if len(parts) > 1 and hasattr(parts[1], "__array__") else None
+        count = next(iter(inputs.values())).shape[0]
+        trained = ~held_out_rows(given, count, site.validation, rng)
+        inputs = {name: each[trained] for name, each in inputs.items()}
+        y = y[trained] if isinstance(y, np.ndarray) else None
+    if isinstance(y, np.ndarray):
+        has_label = labelled(Rows(y, y))
+        inputs, y = {name: each[has_label] for name, each in inputs.items()}, y[has_label]
     return _Arrays(inputs, columns, y)
 
 
