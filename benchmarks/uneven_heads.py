@@ -137,7 +137,7 @@ def _range(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     compare_over_seeds(
-        Report("uneven_heads", "uneven_heads: sites at which labels mean different things, % accuracy"),
+        Report("uneven-heads", "uneven_heads: sites at which labels mean different things, % accuracy"),
         [{"model": model} for model in MODELS],
         Case,
         play,
