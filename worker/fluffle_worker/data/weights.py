@@ -25,7 +25,8 @@ class LossRemedy:
     """How the loss of the training step is changed: offsets of the logits [classes], and focal loss's gamma.
 
     `offsets` are None, and `gamma` is 0, for what stays as it is. `of_absent` is the offset of classes behind
-    the last one that has one. `lacks_prior` says that the class prior of the federation is not known yet.
+    the last one that this site has. `lacks_prior` says that the class prior of the federation is not known
+    yet.
     """
 
     name: str

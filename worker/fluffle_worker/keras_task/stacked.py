@@ -174,12 +174,10 @@ class StackedLosses:
         self._loss = loss
         given = [each for each in remedies if each is not None]
         self._gamma = given[0].gamma if given else 0.0
+        # Each of them is checked, also where there are no offsets.
+        offsets = [loss.all_offsets(each) for each in given]
         has_offsets = bool(given) and given[0].offsets is not None
-        self.offsets: Floats = (
-            np.stack([loss.all_offsets(each) for each in given])
-            if has_offsets
-            else np.zeros((len(remedies), 0), np.float32)
-        )
+        self.offsets: Floats = np.stack(offsets) if has_offsets else np.zeros((len(remedies), 0), np.float32)
 
     def of_one(self, offsets: Any) -> AbstractContextManager[None]:
         """Within this block, compute the loss of one round with its offsets."""
