@@ -10,7 +10,7 @@ from benchmarks.sections import Demand, Found, Given, Section, level, points
 NONE: Final = "none"
 CLOTHES: Final = {
     "clients": 8,
-    "round_seconds": "spread:0.25:16",
+    "device_seconds": "spread:0.25:16",
     "local_steps": 20,
     "learning_rate": 0.1,
     "max_updates": 400,
@@ -86,7 +86,7 @@ DIRT = Section(
     {
         "clients": 8,
         "split": "dirichlet:0.5",
-        "round_seconds": "constant:1",
+        "device_seconds": "constant:1",
         "local_steps": 20,
         "max_updates": 400,
         "evaluate_every": 4,
