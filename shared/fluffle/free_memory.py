@@ -17,20 +17,22 @@ def available_bytes() -> int | None:
     except OSError:
         return None
     of_machine = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    return min([*of_machine, *_left_in_groups(own)], default=None)
+    return min([*of_machine, *left_in_groups(own, CGROUPS)], default=None)
 
 
-def _left_in_groups(own: str) -> Iterator[int]:
-    """Yield what is left of each limit of the process's control group, and of those that it is in."""
-    # "0::/system.slice/worker.service"; in a container often "0::/".
-    paths = [line.partition("::")[2] for line in own.splitlines() if line.startswith("0::")]
-    for path in paths:
+def left_in_groups(own: str, root: Path) -> Iterator[int]:
+    """Yield what is left of the limit of a control group (version 2), and of each group that it is in.
+
+    `own` is what Linux says of a process's groups in /proc/PID/cgroup, such as "0::/system.slice", and `root`
+    the folder of all groups.
+    """
+    for path in (line.removeprefix("0::") for line in own.splitlines() if line.startswith("0::")):
         group = Path(path.lstrip("/"))
-        for each in (group, *group.parents):
+        for each in dict.fromkeys((group, *group.parents)):
             try:
-                limit = (CGROUPS / each / "memory.max").read_text(encoding="ascii").strip()
-                used = int((CGROUPS / each / "memory.current").read_text(encoding="ascii"))
-                facts = (CGROUPS / each / "memory.stat").read_text(encoding="ascii").splitlines()
+                limit = (root / each / "memory.max").read_text(encoding="ascii").strip()
+                used = int((root / each / "memory.current").read_text(encoding="ascii"))
+                facts = (root / each / "memory.stat").read_text(encoding="ascii").splitlines()
             except (OSError, ValueError):
                 continue
             if limit.isdecimal():

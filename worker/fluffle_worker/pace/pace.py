@@ -122,6 +122,9 @@ class Pace:
                 else "the task does not say how its learning rate follows the size (learning_rate_power)",
             )
 
+        if is_open and self._memory_mib is not None and memory_of_process(self._memory_mib).most is None:
+            log.warning("memory_mib has no effect", because="this system does not say what a process takes")
+
     def _largest(self, plan: Plan) -> int:
         """Return the largest size: no minibatch is larger than the site's data."""
         largest = plan.max_batch_size or plan.batch_size
