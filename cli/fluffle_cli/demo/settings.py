@@ -24,6 +24,7 @@ from fluffle_cli.report.run import make_empty_folder
 BASELINE = FedAvgSettings.named
 SEEDS_TO_COMPARE = 5
 # What says which sites there are, or what is compared: uneven sites have their own.
+UNEVEN_SECONDS: Final = 40.0
 OF_ALIKE_SITES: Final = frozenset(("compare", "workers", "task", "split", "slowdown"))
 
 
@@ -205,7 +206,12 @@ class DemoSettings(StrategySettings, SharedSettings):
             others = " or ".join(name for name in STRATEGIES if name != BASELINE)
             raise ConfigError(f"--compare sets {BASELINE} beside another --strategy: choose {others}")
         self.make_strategy()
-        return self.model_copy(update={"task": UNEVEN_TASK}) if self.sites == "uneven" else self
+        if self.sites != "uneven":
+            return self
+        # Without remedies the target is not reached: nobody need wait for long to see that.
+        is_given = "max_seconds" in self.model_fields_set
+        most_s = self.max_seconds if is_given else UNEVEN_SECONDS
+        return self.model_copy(update={"task": UNEVEN_TASK, "max_seconds": most_s})
 
     def make_folder(self) -> Path:
         """Make the folder of this run; ConfigError when it has something in it already."""

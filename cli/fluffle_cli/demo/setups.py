@@ -28,26 +28,38 @@ class Setup:
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
-# How many times as long as the others the slow site idles.
+# How many times as long as the others the slow site takes for a minibatch.
 SLOWER: Final = 16
 WITHOUT, WITH = "without remedies", "with remedies"
 UNEVEN_TASK: Final = "fluffle_cli.demo.uneven_sites:task"
-# What each site of the uneven ones is told with the remedies, as the table [data] of its TOML file.
+# A minibatch takes a fortieth of the delay that others idle in a round.
+MINIBATCHES: Final = 40
+UNEVEN_SITES: Final = ("long-tail-1", "long-tail-2", "gaps", "slow", "small")
+# What a site is told with the remedies: the table [data] of its TOML file, and flags of `fluffle worker`.
 DATA_REMEDIES: Final[Mapping[str, Mapping[str, object]]] = {
     "long-tail-1": {"balance": "balanced_softmax"},
     "long-tail-2": {"balance": "balanced_softmax"},
-    "gaps": {"impute": "median"},
-    "slow": {},
-    "small": {},
+    "gaps": {"impute": "median", "outliers": "quantiles:0.05"},
 }
+FLAGS: Final[Mapping[str, Mapping[str, object]]] = {"small": {"train_share": 0.2}}
+# Rounds of a second instead of whole passes over the data.
+ROUNDS: Final[Mapping[str, object]] = {"local_epochs": None, "round_seconds": 1.0}
 
 
 def uneven_setups(strategy: str, *, delay_s: float) -> list[Setup]:
     """Return the two federations of uneven sites: without remedies, and with them."""
-    delays_s = {name: delay_s * (SLOWER if name == "slow" else 1) for name in DATA_REMEDIES}
-    plain = [SiteSetup(name=name, delay_s=delays_s[name]) for name in DATA_REMEDIES]
-    mended = [SiteSetup(name=name, delay_s=delays_s[name], data=data) for name, data in DATA_REMEDIES.items()]
+
+    def site(name: str, *, has_remedies: bool) -> SiteSetup:
+        step_delay_s = delay_s / MINIBATCHES * (SLOWER if name == "slow" else 1)
+        flags = FLAGS.get(name, {}) if has_remedies else {}
+        data = DATA_REMEDIES.get(name, {}) if has_remedies else {}
+        return SiteSetup(
+            name=name, delay_s=0.0, settings={"step_delay": round(step_delay_s, 4), **flags}, data=data
+        )
+
+    plain = [site(name, has_remedies=False) for name in UNEVEN_SITES]
+    mended = [site(name, has_remedies=True) for name in UNEVEN_SITES]
     return [
         Setup(name=WITHOUT, strategy=strategy, sites=plain),
-        Setup(name=WITH, strategy=strategy, sites=mended),
+        Setup(name=WITH, strategy=strategy, sites=mended, settings=ROUNDS),
     ]

@@ -16,8 +16,8 @@ NAMES: Final = (*LONG_TAILED, GAPS, SLOW, SMALL)
 # Of digit 0 a long-tailed site has so many examples, of digit 9 a hundredth of that, and at least one.
 MOST_OF_A_CLASS: Final = 60
 IMBALANCE: Final = 100
-# How the other examples of each digit are shared.
-SHARES: Final[Mapping[str, float]] = {GAPS: 0.5, SLOW: 0.35, SMALL: 0.15}
+# How the other examples of each digit are shared: most rare digits are at the site with missing values.
+SHARES: Final[Mapping[str, float]] = {GAPS: 0.9, SLOW: 0.07, SMALL: 0.03}
 MISSING: Final = 0.2
 
 
