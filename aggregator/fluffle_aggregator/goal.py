@@ -209,10 +209,7 @@ class Goal:
             return ""
         metric = draft.best_by.rpartition(":")[0]
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
-        said = f"{metric or 'nothing'} did not improve{by} in {draft.early_stop.misses} evaluations"
-        if draft.best is None or metric not in draft.best.metrics:
-            return said
-        return f"{said}: the best is {draft.best.metrics[metric]:.6g}, of version {draft.best.version}"
+        return f"{metric or 'nothing'} did not improve{by} in {draft.early_stop.misses} evaluations"
 
     def held(self, before: int, metrics: Mapping[str, float]) -> int:
         """Return for how many evaluations in a row the target has held, after one more."""

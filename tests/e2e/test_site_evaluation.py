@@ -116,3 +116,52 @@ def test_a_site_that_leaves_holds_up_neither_the_target_nor_the_end(
     assert codes == [0] * SITES
     assert final.finished
     assert set(final.sites) == {"site-1", "site-2"}
+
+
+@pytest.mark.long
+def test_sites_that_name_the_digits_in_their_own_way_are_measured_with_their_own_heads(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    goal = ("--target", "worst.accuracy>=0.8", "--max-seconds", "90", "--strategy", "fedbuff")
+    task = "tasks.personal_heads_task:task"
+    with Federation(federation, node.amqp_url, tmp_path, task=task) as running:
+        leader = running.aggregator("leader", *goal, "--buffer-size", "3")
+        workers = [running.worker(site, "--local-validation", "0.2", sites=SITES) for site in range(SITES)]
+        codes = [part.wait_for_exit() for part in (leader, *workers)]
+        final = running.newest()
+        shown = running.fluffle("status").stdout
+
+    assert codes == [0] * (SITES + 1)
+    assert final.finished == "worst.accuracy>=0.8 held for 3 evaluations"
+    assert all(report.gains for report in final.sites.values())
+    assert all(name in shown for name in ("worst site first", "mean", "own round"))
+
+
+@pytest.mark.long
+def test_a_regression_with_gaps_stops_early_and_its_best_version_is_exported(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    goal = ("--best", "sites.mae:min", "--patience", "5", "--min-delta", "0.001", "--max-seconds", "90")
+    task = "tasks.regression_table_task:task"
+    with Federation(federation, node.amqp_url, tmp_path, task=task) as running:
+        leader = running.aggregator("leader", *goal, "--buffer-size", "3")
+        workers = [running.worker(site, "--local-validation", "0.25", sites=SITES) for site in range(SITES)]
+        codes = [part.wait_for_exit() for part in (leader, *workers)]
+        final = running.newest()
+        listed = running.fluffle("model", "list").stdout
+        exported = running.fluffle("model", "export", "--version", "best", "--out", "best.safetensors")
+
+    assert codes == [0] * (SITES + 1)
+    assert final.finished == "sites.mae did not improve by more than 0.001 in 5 evaluations"
+    assert final.best is not None
+    [said] = leader.events("the federation has finished")
+    assert (said["best_version"], said["best_by"]) == (final.best.version, "sites.mae:min")
+    assert final.best.metrics["sites.mae"] < 0.8
+    assert {metric.name: metric.pooling for metric in final.sites["site-1"].metrics} == {
+        "loss": "mean",
+        "mae": "mean",
+        "rmse": "root_mean",
+        "r2_score": "site_mean",
+    }
+    assert exported.returncode == 0, exported.stderr
+    assert "best by sites.mae:min" in listed

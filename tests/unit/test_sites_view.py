@@ -58,7 +58,7 @@ def a_record(**changed: Any) -> ModelVersion:
 
 def drawn(view: FederationView) -> str:
     written = StringIO()
-    Console(file=written, width=120).print(render(view))
+    Console(file=written, width=80).print(render(view))
     return written.getvalue()
 
 
@@ -108,7 +108,7 @@ def test_the_terminal_shows_the_sites_with_what_their_own_rounds_make_of_the_mod
 
     lines = [line.split() for line in text.splitlines()]
     assert ["ward-2", "9", "10", "0.6000", "0.5000", "0.7500"] in lines
-    assert ["ward-1", "8", "(1", "ago)", "10", "0.9000", "0.5000", "0.7500"] in lines
+    assert ["ward-1", "8,", "1", "ago", "10", "0.9000", "0.5000", "0.7500"] in lines
     assert ["mean", "0.7500", "0.5000"] in lines
     assert "not summed up, but the mean of the sites: auc" in text
 

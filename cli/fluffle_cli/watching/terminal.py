@@ -22,7 +22,7 @@ REDRAW_EVERY_S: Final = 0.25
 PLAIN_LINE_EVERY_S: Final = 3.0
 # The curves of more workers would fill the screen, and their names a line.
 MOST_NAMED: Final = 12
-MOST_COLUMNS: Final = 4
+MOST_COLUMNS: Final = 3
 # By the first word of a state.
 STATE_STYLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("starting", "standing", "connected"), "dim"),
@@ -137,11 +137,10 @@ def sites_lines(view: FederationView) -> list[RenderableType]:
     if found is None:
         return []
     names = [each.name for each in found.over[:MOST_COLUMNS]]
-    own = f"{found.shown} after its own round"
     rows: list[Cells] = [
         (
             row.name,
-            f"{row.version} ({row.age} ago)" if row.age else str(row.version),
+            f"{row.version}, {row.age} ago" if row.age else str(row.version),
             str(row.examples),
             *(number(row.metrics[name]) for name in names),
             "" if row.after is None else number(row.after),
@@ -151,9 +150,9 @@ def sites_lines(view: FederationView) -> list[RenderableType]:
     over = found.over[: len(names)]
     rows += [
         ("mean", "", "", *(Text(number(each.mean), "bold") for each in over), ""),
-        ("standard deviation", "", "", *(number(each.spread) for each in over), ""),
+        ("spread", "", "", *(number(each.spread) for each in over), ""),
     ]
-    table = plain_table(["site, the worst first", "version", "examples", *names, own], rows, right=names)
+    table = plain_table(["worst site first", "version", "rows", *names, "own round"], rows, right=names)
     more = found.sites - min(len(found.rows), MOST_NAMED)
     apart = [each.name for each in over if each.pooling == "site_mean"]
     notes = [f"and {more} more; --json has the worst 50"] if more > 0 else []
