@@ -56,8 +56,8 @@ class BatchSize:
                 self,
                 size=self.size // 2,
                 is_settled=True,
-                why=f"minibatches of {self.size} trained {fastest:.3g} examples in a second, and those of "
-                f"half the size {self.examples_per_s:.3g}",
+                why=f"minibatches of {self.size} trained {_rate(fastest)} examples in a second, and those of "
+                f"half the size {_rate(self.examples_per_s)}",
             )
         if 2 * self.size > bound:
             return replace(measured, is_settled=True, why=f"the most is {bound}")
@@ -95,6 +95,10 @@ class BatchSize:
         """
         wanted = (self.size / self.first) ** power
         return replace(self, rate_scale=min(wanted, max(1.0, self.rate_scale) * WARM_UP))
+
+
+def _rate(examples_per_s: float) -> str:
+    return f"{examples_per_s:,.0f}" if examples_per_s >= 100 else f"{examples_per_s:.3g}"
 
 
 def with_batch_size(plan: Plan, batch: BatchSize) -> Plan:
