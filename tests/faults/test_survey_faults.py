@@ -14,6 +14,7 @@ from fluffle.survey.result import result_of
 from fluffle.task import Site
 from fluffle.wire import encode_statistics
 from fluffle_cli.node import BrokerNode
+from fluffle_cli.survey.as_json import result_in
 
 TASK = "tasks.surveyed_task:task"
 SITES = 3
@@ -62,10 +63,16 @@ def test_three_workers_are_surveyed_and_train_with_the_result_and_a_latecomer_fi
         evaluator = running.evaluator()
 
         final = the_end(running, [leader, *workers, late, evaluator])
+        shown = running.fluffle("survey", "--out", "survey.html").stdout
+        program = running.fluffle("survey", "--json").stdout
 
+    assert "133 rows of 3 sites" in shown
+    assert "alcohol" in shown
+    assert (tmp_path / "survey.html").read_text().count("<figure>") == len(NAMES)
     assert final.finished.startswith("accuracy>=0.9 held")
     assert final.survey is not None
     assert sorted(final.survey.answered) == ["site-0", "site-1", "site-2"]
+    assert result_in(program) == final.survey.result
     assert_is_of_all_sites(final.survey.result)
     assert not late.events("survey answered: waiting for its result")
 
@@ -121,12 +128,15 @@ def test_sites_that_lie_differ_or_answer_twice_are_refused_and_told_and_the_othe
             part.wait_for("the aggregator refuses updates of this worker")
             part.ask_to_stop()
         shown = running.fluffle("status", "--once")
+        opened = running.fluffle("survey").stdout
         workers += [running.worker(site, "--delay", "0.1", sites=SITES) for site in (1, 2)]
         workers.append(running.evaluator())
 
         final = the_end(running, [leader, *workers, odd, liar])
 
         listed = running.fluffle("rejected", "list", "--json").stdout
+    assert "The survey is open: 1 of 3 workers have answered" in " ".join(shown.stdout.split())
+    assert opened == "The survey is open: 1 of 3 workers have answered: site-0.\n"
     assert "only refused" in shown.stdout
     assert "other-data" in shown.stdout
     assert final.survey is not None
