@@ -10,6 +10,7 @@ from fluffle.errors import TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import require_readable_version
+from fluffle_aggregator.best_keeper import BestKeeper
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, LookFor, Reject, Tell, TryOut
 from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head
@@ -49,6 +50,7 @@ class Leading:
         self._head = HeadKeeper(
             broker, config.topology, config.downlink_codec, messages=head.messages, clock=clock
         )
+        self._best = BestKeeper(broker, config.topology, clock=clock)
         self._leader = make_leader(
             config.continue_from(head),
             config.topology,
@@ -79,9 +81,10 @@ class Leading:
         self._perform(self._leader.take_in(delivery, self._now()))
 
     def tick(self) -> None:
-        """Commit if it is time to, and look after the head queue."""
+        """Commit if it is time to, and look after the head queue and the best version."""
         self._perform(self._leader.tick(self._now()))
         self.look_after_head()
+        self._best.keep_when_due(self.record)
 
     def look_after_head(self) -> None:
         """See now and then that the head queue holds what was published, and put back what is gone."""
@@ -121,6 +124,7 @@ class Leading:
                 began = self._clock()
                 digest = self._head.publish(record)
                 took_s = self._clock() - began
+                self._best.note_published(record)
                 return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())
         return []
 

@@ -19,8 +19,15 @@ from fluffle.consoles import print_table
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights
-from fluffle.model_stream import MissingRecords, StoredVersion, all_records, all_stored, stored_at_hand
-from fluffle.record import ModelVersion
+from fluffle.model_stream import (
+    MissingRecords,
+    StoredVersion,
+    all_records,
+    all_stored,
+    best_at_hand,
+    stored_at_hand,
+)
+from fluffle.record import ModelVersion, is_in_history
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
 from fluffle.task import load_task
@@ -254,6 +261,9 @@ def _chosen(broker: Broker, topology: Topology, wanted: str) -> StoredVersion:
                 "--version best: no version has been evaluated yet; start `fluffle evaluator`, or workers "
                 "with --local-validation"
             )
+        kept = best_at_hand(broker, topology, best.version)
+        if kept and is_in_history(kept.version.rank, stored.version.terms, stored.version.version):
+            return kept
         wanted, which = str(best.version), f"best, which is version {best.version},"
     elif not wanted.isdecimal():
         raise ConfigError(f"--version must be newest, best or a number, not {wanted!r}")

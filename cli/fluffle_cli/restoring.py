@@ -116,6 +116,7 @@ def begin_anew(broker: Broker, topology: Topology, *, above_term: int) -> None:
     if above_term:
         claim = MomentsRecord(topology.federation, Rank(above_term + TERMS_AHEAD, 0), {})
         broker.publish(topology.head_in.name, "", moments_pieces(claim), {"kind": "moments"})
+    broker.recreate_stream(topology.best)
     broker.recreate_stream(topology.models)
 
 

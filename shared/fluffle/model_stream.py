@@ -121,6 +121,17 @@ def stored_at_hand(
         return _newest_of_last_chunk(reader, decode_version, patience_s)
 
 
+def best_at_hand(broker: Broker, topology: Topology, version: int) -> StoredVersion | None:
+    """Return a version that was the best one when `F.models` was about to lose it, None if it was not."""
+    try:
+        with broker.read_stream(topology.best.name, offset="last") as reader:
+            stored = _newest_of_last_chunk(reader, decode_version, NOTHING_THERE_S)
+    except (TopologyMissing, AccessRefused) as error:
+        log.info("cannot look for the best version where it is kept", because=str(error))
+        return None
+    return stored if stored and stored.version.version == version else None
+
+
 def all_stored(broker: Broker, topology: Topology) -> Iterator[StoredVersion]:
     """Yield every version that `F.models` still holds, with its message, in ascending order."""
     newest = version_at_hand(broker, topology)

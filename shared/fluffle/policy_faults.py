@@ -111,6 +111,7 @@ _FATAL, _WEAKER = True, False
 _UNUSED = _Rule(_FATAL, "RabbitMQ deletes the queue and its messages when nobody consumes it for {value} ms")
 _DROPS_OLDEST = "RabbitMQ drops the oldest refused messages beyond that"
 _DELETES_NEWEST = "RabbitMQ may delete the newest version, and workers that start then find none"
+_DELETES_BEST = "RabbitMQ may delete the best version, which only this stream has after a while"
 _DELETES_RECORDS = "RabbitMQ deletes old records, and `fluffle trace`, reports and the live page know less"
 # An update that expires is lost only if it expires in F.rejected too.
 _TTL = _Rule(_WEAKER, "an update that waits for {value} ms is moved to {rejected}")
@@ -160,6 +161,10 @@ _RULES: Mapping[str, Mapping[str, _Rule]] = {
     "models": {
         "max-age": _Rule(_FATAL, _DELETES_NEWEST, _is_long_age),
         "max-length-bytes": _Rule(_FATAL, _DELETES_NEWEST, _at_least(needs=lambda sizes: sizes.stream_needs)),
+    },
+    "best": {
+        "max-age": _Rule(_WEAKER, _DELETES_BEST, _is_long_age),
+        "max-length-bytes": _Rule(_WEAKER, _DELETES_BEST, _at_least(needs=lambda sizes: sizes.stream_needs)),
     },
     "records": {
         "max-age": _Rule(_WEAKER, _DELETES_RECORDS, _is_long_age),

@@ -41,9 +41,11 @@ _OWN_QUEUES = r"worker\.NAME(/bell)?"
 # because RabbitMQ lets nobody speak for another.
 ROLES: Mapping[str, Rights] = {
     "worker": Rights(
-        rf"^OWN\.{_OWN_QUEUES}$", r"^OWN\.(updates|member-events)$", rf"^OWN\.(models|records|{_OWN_QUEUES})$"
+        rf"^OWN\.{_OWN_QUEUES}$",
+        r"^OWN\.(updates|member-events)$",
+        rf"^OWN\.(models|best|records|{_OWN_QUEUES})$",
     ),
-    "evaluator": Rights(write=r"^OWN\.(evaluations|member-events)$", read=r"^OWN\.(models|records)$"),
+    "evaluator": Rights(write=r"^OWN\.(evaluations|member-events)$", read=r"^OWN\.(models|best|records)$"),
     # Not amq.default, the default exchange: it gives write access to every queue of every federation.
     "aggregator": Rights(r"^OWN\.", r"^OWN\.", r"^OWN\."),
     # Its own queues, to listen to events, and the records of all versions. Not the models.

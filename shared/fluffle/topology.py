@@ -77,9 +77,10 @@ class Topology:
     Workers publish to the exchange `updates_in` and evaluators to `evaluations_in`, both into the queue
     `updates`: RabbitMQ's rights go by exchange, and so nobody but an evaluator can report an evaluation.
     `versions_in` feeds the head queue and the stream of models, `rejected_in` the queue of what was refused.
-    `head_in`, `models_in` and `records_in` feed one queue each, so that nobody needs the default exchange:
-    who may write there may write to every queue, those of other federations too. The stream `records` has
-    the record of each version without its weights, for everybody who watches.
+    `head_in`, `models_in`, `records_in` and `best_in` feed one queue each, so that nobody needs the default
+    exchange: who may write there may write to every queue, those of other federations too. The stream
+    `records` has the record of each version without its weights, for everybody who watches. The stream `best`
+    has the best version once `models` is about to lose it.
 
     Every part publishes events to `events`; workers and evaluators go through `member_events_in`, so that a
     listener knows which come from an aggregator.
@@ -92,6 +93,7 @@ class Topology:
     head_in: Exchange
     models_in: Exchange
     records_in: Exchange
+    best_in: Exchange
     rejected_in: Exchange
     member_events_in: Exchange
     events: Exchange
@@ -101,6 +103,7 @@ class Topology:
     head: Queue
     models: Queue
     records: Queue
+    best: Queue
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -152,12 +155,13 @@ def topology_of(federation: str) -> Topology:
     # None is named like a stream: RabbitMQ's rights go by name, and whoever may write to F.updates and read
     # an exchange may bind the one to the other (docs/decisions/0006).
     updates_in, evaluations_in, versions_in = map(exchange, ("updates", "evaluations", "versions"))
-    head_in, models_in, records_in, rejected_in = map(exchange, ("head", "stream", "records-in", "rejected"))
+    head_in, models_in, rejected_in = map(exchange, ("head", "stream", "rejected"))
+    records_in, best_in = map(exchange, ("records-in", "best-in"))
     member_events_in = Exchange(f"{federation}.member-events", "topic")
     events = Exchange(f"{federation}.events", "topic", (member_events_in,))
     return Topology(
         federation,
-        *(updates_in, evaluations_in, versions_in, head_in, models_in, records_in, rejected_in),
+        *(updates_in, evaluations_in, versions_in, head_in, models_in, records_in, best_in, rejected_in),
         member_events_in,
         events,
         rejected=Queue(
@@ -204,4 +208,5 @@ def topology_of(federation: str) -> Topology:
         records=stream(
             "records", (records_in,), max_bytes=RECORDS_MAX_BYTES, segment_bytes=RECORDS_SEGMENT_BYTES
         ),
+        best=stream("best", (best_in,), max_bytes=STREAM_MAX_BYTES, segment_bytes=STREAM_SEGMENT_BYTES),
     )

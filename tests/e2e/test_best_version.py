@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from brokers import commit
 from builders import a_version, an_evaluation
 
 from fluffle.rabbit import RabbitBroker
+from fluffle.safetensors_file import read_model
 from fluffle.topology import Topology
+from fluffle_aggregator.best_keeper import BestKeeper
 from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
@@ -58,3 +61,30 @@ def test_the_best_version_is_named_with_its_direction_and_there_is_none_without_
     assert best.split()[0] == "1"
     assert exported.returncode == 0, exported.stderr
     assert (tmp_path / "b.safetensors").exists()
+
+
+def test_the_best_version_is_exported_after_the_stream_of_models_has_lost_it(
+    node: BrokerNode, topology: Topology, tmp_path: Path
+) -> None:
+    with RabbitBroker(node.amqp_url, name="test", heartbeat_s=20) as broker:
+        broker.declare(topology)
+        keeper = BestKeeper(broker, topology, at_risk_bytes=1)
+        for number in range(3):
+            version = replace(
+                a_version(number, values=[number] * 4),
+                federation=topology.federation,
+                best=an_evaluation(1, {"accuracy": 0.5}),
+                best_by="accuracy:max",
+            )
+            commit(broker, topology, version)
+            keeper.note_published(version)
+        deadline = time.monotonic() + 30
+        while broker.state(topology.best.name).messages == 0 and time.monotonic() < deadline:
+            keeper.keep_when_due(version)
+        broker.recreate_stream(topology.models)
+        commit(broker, topology, version)
+
+    exported = model(node, topology, "export", "--version", "best", "--out", "b.safetensors", cwd=tmp_path)
+
+    assert exported.returncode == 0, exported.stderr
+    assert read_model(tmp_path / "b.safetensors")["dense/kernel"].tolist() == [1.0] * 4

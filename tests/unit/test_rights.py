@@ -80,7 +80,7 @@ def test_the_rights_of_one_federation_are_those_that_they_were() -> None:
     assert rights_of("worker", "gym-1", "site-1").patterns == {
         "configure": r"^gym\-1\.worker\.site\-1(/bell)?$",
         "write": r"^gym\-1\.(updates|member-events)$",
-        "read": r"^gym\-1\.(models|records|worker\.site\-1(/bell)?)$",
+        "read": r"^gym\-1\.(models|best|records|worker\.site\-1(/bell)?)$",
     }
 
 
