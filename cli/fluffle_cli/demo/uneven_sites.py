@@ -17,7 +17,7 @@ NAMES: Final = (*LONG_TAILED, GAPS, SLOW, SMALL)
 MOST_OF_A_CLASS: Final = 60
 IMBALANCE: Final = 100
 # How the other examples of each digit are shared: most rare digits are at the site with missing values.
-SHARES: Final[Mapping[str, float]] = {GAPS: 0.9, SLOW: 0.07, SMALL: 0.03}
+SHARES: Final[Mapping[str, float]] = {GAPS: 0.93, SLOW: 0.05, SMALL: 0.02}
 MISSING: Final = 0.2
 
 
