@@ -287,7 +287,7 @@ def with_table(base: T, config: Path | None) -> T | None:
         _require_known(key, set(type(base).model_fields), where)
     written: Written = {key: (value, f"{key} {where}") for key, value in table.items()}
     try:
-        return type(base).model_validate({**base.model_dump(), **table})
+        return type(base).model_validate({**base.model_dump(exclude_unset=True), **table})
     except ValidationError as error:
         faults = error.errors(include_url=False)
         raise ConfigError(

@@ -126,7 +126,7 @@ X, Y = load_wine(return_X_y=True)
         ((X, np.full(178, np.nan)), "none of the 178 rows has a label"),
         (
             (np.where(np.arange(13) == 3, np.nan, X), Y),
-            "no value is there in any of the 178 training rows in the columns 3",
+            "no value is there in any of the 178 rows of train_data in the columns 3",
         ),
     ],
 )

@@ -258,7 +258,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
         (
             (np.array([[1.0, np.nan], [2.0, np.nan]]), [0, 1]),
             {},
-            "no value is there in any of the 2 training rows in the columns 1, .* set indicator",
+            "no value is there in any of the 2 rows of train_data in the columns 1, .* set indicator",
         ),
         (
             (np.array([[1.0, np.nan], [np.nan, 1.0]]), [0, 1]),
@@ -311,3 +311,69 @@ def test_bad_data_is_refused_with_what_was_found_and_what_to_do(
 def test_an_unknown_step_is_refused_with_the_known_ones(setting: str, text: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         DataSteps(**{setting: text})
+
+
+def wards(rows: int = 300) -> tuple[pd.DataFrame, Array]:
+    """Ages, a ward by its number as a category, and whether somebody smokes; few are ill."""
+    rng = np.random.default_rng(0)
+    ill = (np.arange(rows) % 10 == 0).astype(int)
+    age = rng.normal(40, 10, rows) + 15 * ill
+    ward = pd.Series(rng.choice([2, 5, 9], rows), dtype="category")
+    return pd.DataFrame({"age": age, "ward": ward, "smokes": rng.integers(0, 2, rows)}), ill
+
+
+def test_smote_takes_categories_from_neighbours_and_keeps_whole_numbers_whole() -> None:
+    x, y = wards()
+
+    prepared = steps_on(x, y, balance="smote")
+
+    made = prepared.train.x[300:]
+    assert len(made) == 240
+    assert set(made[:, 1]) <= {2.0, 5.0, 9.0}
+    assert set(made[:, 2]) == {0.0, 1.0}
+    assert not np.isin(made[:, 0], x["age"]).all()
+
+
+def test_smote_of_categories_alone_takes_all_values_from_neighbours() -> None:
+    x, y = wards()
+    only = x[["ward"]].assign(again=x["ward"])
+
+    made = steps_on(only, y, balance="smote").train.x[300:]
+
+    assert len(made) == 240
+    assert set(made.reshape(-1)) <= {2, 5, 9}
+
+
+def test_categories_are_filled_with_the_most_frequent_one_and_never_clipped() -> None:
+    x, y = wards()
+    x.loc[:4, "ward"] = np.nan
+    x.loc[5:9, "age"] = np.nan
+
+    filled = steps_on(x, y, impute="mean", outliers="quantiles:0.4").train.x
+
+    assert (filled[:5, 1] == x["ward"].mode()[0]).all()
+    assert set(filled[:, 1]) == {2.0, 5.0, 9.0}
+    assert len(np.unique(filled[5:10, 0])) == 1
+
+
+def test_other_ways_to_make_rows_are_refused_for_categories_and_name_them() -> None:
+    x, y = wards()
+
+    with pytest.raises(TaskError, match=r"adasyn:5 makes values between others, and the columns 'ward' hold"):
+        steps_on(x, y, balance="adasyn")
+
+
+def test_a_category_that_is_text_is_refused_since_its_codes_may_differ_from_site_to_site() -> None:
+    x, y = wards()
+    x["ward"] = x["ward"].map({2: "east", 5: "west", 9: "north"})
+
+    with pytest.raises(TaskError, match="the column 'ward' holds str such as"):
+        steps_on(x, y)
+
+
+@given(tables, st.floats(1, 10))
+def test_mad_never_clips_all_but_one_value_of_a_column(table: Array, width: float) -> None:
+    clipped = fit_bounds(table, Choice("mad", width)).clip(table)
+
+    for before, after in zip(table.T, clipped.T, strict=True):
+        assert (np.unique(before).size > 1) == (np.unique(after).size > 1)

@@ -96,6 +96,14 @@ def test_rows_are_surveyed_after_cleaning_and_before_rows_are_drawn_and_filled_v
 
 
 @pytest.mark.parametrize("steps", [None, DataSteps()])
+def test_texts_alone_cannot_be_surveyed(steps: DataSteps | None) -> None:
+    task = KerasTask(build_model, lambda _: (np.array(["good", "bad"]), np.array([0, 1])), data=steps)
+
+    with pytest.raises(TaskError, match="a survey needs inputs that are numbers"):
+        task.statistics()
+
+
+@pytest.mark.parametrize("steps", [None, DataSteps()])
 def test_rows_that_are_held_out_are_not_surveyed(steps: DataSteps | None) -> None:
     x, y = (each.to_numpy() for each in wines())
     task = KerasTask(build_model, lambda _: (x, y), data=steps)
@@ -105,7 +113,8 @@ def test_rows_that_are_held_out_are_not_surveyed(steps: DataSteps | None) -> Non
     assert task.statistics().rows == trained_on < len(x)
 
 
-def test_inputs_by_name_are_surveyed_as_one_and_text_is_left_out() -> None:
+@pytest.mark.parametrize("steps", [None, DataSteps()])
+def test_inputs_by_name_are_surveyed_as_one_and_text_is_left_out(steps: DataSteps | None) -> None:
     x, y = load_breast_cancer(return_X_y=True)
 
     def build() -> keras.Model:
@@ -121,7 +130,7 @@ def test_inputs_by_name_are_surveyed_as_one_and_text_is_left_out() -> None:
         return model
 
     data = {"size": x[:, 0], "shape": x[:, 1:3], "note": np.full((len(x), 1), "a")}
-    task = KerasTask(build, lambda _: (data, y))
+    task = KerasTask(build, lambda _: (data, y), data=steps)
     task.prepare(Site())
 
     found = published(task.statistics())

@@ -110,6 +110,7 @@ def work(
 
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
+    task = with_data_table(task, settings)
     topology = topology_of(settings.federation)
     with metered(
         ReportingSink(topology, role="evaluator", name=settings.name),

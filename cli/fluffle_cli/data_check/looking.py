@@ -10,7 +10,7 @@ from fluffle_cli.data_check.drift import Drift
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.pipeline import StepReport, take_steps
 from fluffle_worker.data.profile import Profile, profile_of
-from fluffle_worker.data.rows import Rows, labels_of
+from fluffle_worker.data.rows import Rows
 from fluffle_worker.data.suspicious import suspicious_labels
 
 # So many rows at most, drawn at random, are looked at for wrong labels.
@@ -57,7 +57,7 @@ def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: Site) -> Da
 
 
 def _suspicious(clean: Rows, seed: int, index: int) -> str:
-    if clean.y is None or labels_of(clean.y) is None or not isinstance(clean.x, np.ndarray):
+    if clean.classes is None or not clean.is_table:
         return "not looked at: this needs one array of inputs and a class for each row"
     judged = clean
     if len(clean) > MOST_JUDGED:

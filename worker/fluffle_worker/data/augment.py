@@ -97,13 +97,22 @@ def paired(parts: tuple[Any, ...], x: Array, partner: NDArray[np.int64], lam: Ar
             "augment with mixup or cutmix mixes labels, and train_data returned x without y: leave it out"
         )
     own = np.ones(len(x)) if len(parts) < 3 else np.asarray(parts[2], np.float64).reshape(-1)
-    y = np.asarray(parts[1])
     weights = np.concatenate([2 * lam * own, 2 * (1 - lam) * own[partner]])
     return (
         np.concatenate([x, x]),
-        np.concatenate([y, y[partner]]),
+        _twice(parts[1], partner),
         weights.astype(np.float32),
     )
+
+
+def _twice(y: Any, partner: NDArray[np.int64]) -> Any:
+    """Return labels, or those of each output, and behind them those of the partners."""
+    if isinstance(y, dict):
+        return {key: _twice(each, partner) for key, each in y.items()}
+    if isinstance(y, tuple):
+        return tuple(_twice(each, partner) for each in y)
+    labels = np.asarray(y)
+    return np.concatenate([labels, labels[partner]])
 
 
 # The function for each name, and the number of axes that inputs must have.

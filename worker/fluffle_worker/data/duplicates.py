@@ -5,17 +5,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle_worker.data.rows import Indices, Rows
+from fluffle_worker.data.rows import Indices, Rows, leaves
 
 
 def first_of_each(rows: Rows) -> NDArray[np.bool_]:
     """Return which rows are not equal to an earlier one, bit for bit, with the same label; [rows]."""
     table = np.ascontiguousarray(rows.table("duplicates"))
-    labels = None if rows.y is None else np.ascontiguousarray(rows.y).reshape(len(rows), -1)
+    labels = [np.ascontiguousarray(each).reshape(len(rows), -1) for each in leaves(rows.y)]
     seen: set[bytes] = set()
     is_first = np.zeros(len(rows), bool)
     for at in range(len(rows)):
-        key = table[at].tobytes() + (b"" if labels is None else labels[at].tobytes())
+        key = b"".join(each[at].tobytes() for each in (table, *labels))
         is_first[at] = key not in seen
         seen.add(key)
     return is_first

@@ -1,6 +1,7 @@
 """Missing values: infinite ones count as missing, rows without a label are dropped, columns are filled."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,11 @@ from numpy.typing import NDArray
 from fluffle.errors import TaskError
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.optional import import_for
-from fluffle_worker.data.rows import Rows, names_of
+from fluffle_worker.data.rows import Rows, leaves, names_of
 
 Table = NDArray[Any]
 # The nearest neighbours are sought among so many rows at most, which are drawn by the seed.
 MOST_NEIGHBOURS = 5_000
-STRATEGIES = {"mean", "median", "most_frequent"}
 
 
 def is_missing(table: Table) -> NDArray[np.bool_]:
@@ -37,35 +37,51 @@ def without_infinite(table: Table) -> Table:
 def labelled(rows: Rows) -> NDArray[np.bool_]:
     """Return which rows have a label or a target, and a finite weight of at least 0 if there are weights."""
     found = np.ones(len(rows), bool)
-    if rows.y is not None and rows.y.dtype.kind == "f":
-        found &= np.isfinite(rows.y).reshape(len(rows), -1).all(axis=1)
+    for each in leaves(rows.y):
+        if each.dtype.kind == "f":
+            found &= np.isfinite(each).reshape(len(rows), -1).all(axis=1)
     if rows.weights is not None:
         found &= np.isfinite(rows.weights) & (rows.weights >= 0)
     return found
 
 
-def fit_imputer(
+def fitted_imputer(
     rows: Rows, table: Table, choice: Choice, *, keep_empty: bool, rng: np.random.Generator
 ) -> Callable[[Table], Table]:
-    """Return a function that fills the missing values of a table as those of the training rows say.
+    """Return a function that fills the missing values of a table as those of `table` say, the rows' own.
 
-    `keep_empty` fills columns without any value with 0; otherwise they raise TaskError.
+    It is fitted when it is first called: scikit-learn takes a while to import. Categories are filled with the
+    most frequent one. With `keep_empty`, columns without any value are filled with 0; otherwise they raise
+    TaskError.
     """
-    empty = np.flatnonzero(is_missing(table).all(axis=0))
-    if empty.size and not keep_empty:
-        raise TaskError(
-            f"no value is there in any of the {len(table)} training rows in the columns "
-            f"{names_of(rows, empty)}, so that nothing says how to fill them: leave them out in train_data "
-            "at every site, or set indicator, which fills them with 0 and marks them"
-        )
-    if choice.name not in STRATEGIES | {"knn"}:
-        return lambda given: given
-    impute = import_for(f"impute {choice}", "sklearn.impute", extra="worker")
-    if choice.name == "knn":
-        fitted = impute.KNNImputer(n_neighbors=int(choice.number), keep_empty_features=True)
-        many = len(table) > MOST_NEIGHBOURS
-        sample = np.sort(rng.choice(len(table), MOST_NEIGHBOURS, replace=False)) if many else slice(None)
-        fitted.fit(table[sample])
-    else:
-        fitted = impute.SimpleImputer(strategy=choice.name, keep_empty_features=True).fit(table)
-    return lambda given: np.asarray(fitted.transform(given)).astype(given.dtype)
+    categories = list(rows.categories)
+    numbers = [at for at in range(table.shape[1]) if at not in rows.categories]
+    sample: Any = slice(None)
+    if choice.name == "knn" and len(table) > MOST_NEIGHBOURS:
+        sample = np.sort(rng.choice(len(table), MOST_NEIGHBOURS, replace=False))
+
+    @cache
+    def fitted() -> Any:
+        empty = np.flatnonzero(is_missing(table).all(axis=0))
+        if empty.size and not keep_empty:
+            raise TaskError(
+                f"no value is there in any of the {len(table)} rows of {rows.function} in the columns "
+                f"{names_of(rows, empty)}, so that nothing says how to fill them: leave them out at every "
+                "site, or set indicator, which fills them with 0 and marks them"
+            )
+        impute = import_for(f"impute {choice}", "sklearn.impute", extra="worker")
+        if choice.name == "knn":
+            imputer = impute.KNNImputer(n_neighbors=int(choice.number), keep_empty_features=True)
+        else:
+            imputer = impute.SimpleImputer(strategy=choice.name, keep_empty_features=True)
+        often = impute.SimpleImputer(strategy="most_frequent", keep_empty_features=True)
+        both = (numbers, imputer), (categories, often)
+        return [(columns, each.fit(table[sample][:, columns])) for columns, each in both if columns]
+
+    def fill(given: Table) -> Table:
+        filled = given.copy()
+        for columns, imputer in fitted():
+            filled[:, columns] = imputer.transform(given[:, columns])
+        return filled
+
+    return fill

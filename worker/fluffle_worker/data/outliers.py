@@ -1,6 +1,7 @@
 """Outliers: bounds for each column, fitted on the training rows, and rows that are unusual as a whole."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +40,8 @@ class Bounds(NamedTuple):
         return np.clip(table, low.astype(table.dtype), high.astype(table.dtype))
 
 
-def fit_bounds(table: Table, choice: Choice) -> Bounds:
-    """Return the bounds of `quantiles:SHARE` or `mad:K`; columns without any value have none.
+def fit_bounds(table: Table, choice: Choice, categories: Sequence[int] = ()) -> Bounds:
+    """Return the bounds of `quantiles:SHARE` or `mad:K`; categories and columns without values have none.
 
     Where more than half of a column's values are equal, their median deviation is 0: `mad` takes that of the
     others, or else everything but one value would be clipped.
@@ -58,6 +59,7 @@ def fit_bounds(table: Table, choice: Choice) -> Bounds:
             of_others = np.nanmedian(np.where(apart > 0, apart, np.nan), axis=0)
             width = choice.number * MAD_TO_SD * np.where(deviation > 0, deviation, of_others)
             low, high = middle - width, middle + width
+    low[list(categories)], high[list(categories)] = -np.inf, np.inf
     return Bounds(np.where(np.isnan(low), -np.inf, low), np.where(np.isnan(high), np.inf, high))
 
 

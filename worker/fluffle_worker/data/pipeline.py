@@ -1,22 +1,26 @@
 """The steps of a site's data in their order, and what each did."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
+from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
 from fluffle_worker.data.holding_out import held_out_rows
-from fluffle_worker.data.missing import fit_imputer, in_rows, is_missing, labelled, without_infinite
+from fluffle_worker.data.missing import fitted_imputer, in_rows, is_missing, labelled, without_infinite
 from fluffle_worker.data.outliers import fit_bounds, usual_rows
 from fluffle_worker.data.resampling import resampled
-from fluffle_worker.data.rows import Rows, labels_of, names_of
-from fluffle_worker.data.settings import LOSSES, WEIGHTS, DataSteps
+from fluffle_worker.data.rows import Rows, leaves, names_of
+from fluffle_worker.data.settings import CLIPPING, LOSSES, WEIGHTS, DataSteps
 from fluffle_worker.data.suspicious import suspicious_labels
 from fluffle_worker.data.weights import LossRemedy, loss_remedy, row_weights
+
+UNLABELLED = "without a label, a target or a valid weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +53,13 @@ class PreparedRows:
 
 @dataclass(eq=False)
 class _Course:
-    """The rows on their way through the steps."""
+    """The rows on their way through the steps, and the fitted ones that other rows of the site get too."""
 
     train: Rows
-    held_out: Rows | None = None
     reports: list[StepReport] = field(default_factory=list)
     # Where the table of the training rows was filled [rows, columns]; None where it was not.
     filled: NDArray[np.bool_] | None = None
+    fitted: list[Callable[[Rows], Rows]] = field(default_factory=list)
 
     def report(self, step: str, before: Rows, detail: str) -> None:
         """Note what a step did with the training rows. Raises TaskError when no row is left."""
@@ -75,10 +79,10 @@ class _Course:
         self.filled = None if self.filled is None else self.filled[kept]
         self.report(step, before, f"dropped {int((~kept).sum())} rows {what}")
 
-    def held_out_or_nothing(self) -> Iterator[Rows]:
-        """Yield the rows that are held out, if there are some."""
-        if self.held_out is not None:
-            yield self.held_out
+    def change(self, step: Callable[[Rows], Rows]) -> None:
+        """Take a fitted step with the training rows."""
+        self.train = step(self.train)
+        self.fitted.append(step)
 
 
 def take_steps(
@@ -99,101 +103,130 @@ def take_steps(
     knows it. Raises TaskError for data that a step cannot work with.
     """
     rng = np.random.default_rng([steps.seed, site])
-    course = _Course(rows, held_out)
-    course.keep("labels", labelled(rows), "without a label, a target or a valid weight")
+    course = _Course(rows)
+    course.keep("labels", labelled(rows), UNLABELLED)
     if steps.duplicates == "drop":
         course.keep("duplicates", first_of_each(course.train), "that are equal to an earlier one")
     if share:
-        _hold_out(course, share, np.random.default_rng([split_seed, site]))
+        held_out = _hold_out(course, share, np.random.default_rng([split_seed, site]))
     _clean_columns(course, steps, rng)
+    if held_out is not None:
+        held_out = _through(course.fitted, held_out)
+    _drop_unusual(course, steps, rng)
     _judge_labels(course, steps, rng)
     real, filled = len(course.train), course.filled
     remedy = _balance(course, steps, rng, prior)
     return PreparedRows(
-        course.train, course.held_out, remedy, tuple(course.reports), min(real, len(course.train)), filled
+        course.train, held_out, remedy, tuple(course.reports), min(real, len(course.train)), filled
     )
 
 
-def _hold_out(course: _Course, share: float, rng: np.random.Generator) -> None:
+def _through(fitted: Sequence[Callable[[Rows], Rows]], rows: Rows) -> Rows:
+    after = reduce(lambda given, step: step(given), fitted, rows)
+    if not len(after):
+        raise TaskError(f"all {len(rows)} rows that are held out have missing values: choose another impute")
+    return after
+
+
+def clean_eval_data(rows: Rows, steps: DataSteps) -> tuple[Rows, tuple[StepReport, ...]]:
+    """Return what `eval_data` returned with its columns clipped and filled, and what each step did.
+
+    It belongs to no site, and no site's values may leave it: everything is fitted on these rows themselves.
+    Raises TaskError for data that a step cannot work with.
+    """
+    course = _Course(rows)
+    course.keep("labels", labelled(rows), UNLABELLED)
+    _clean_columns(course, steps, np.random.default_rng(steps.seed))
+    return course.train, tuple(course.reports)
+
+
+def _hold_out(course: _Course, share: float, rng: np.random.Generator) -> Rows:
     before = course.train
     held = held_out_rows(before.y, len(before), share, rng)
-    course.held_out, course.train = before.take(held), before.take(~held)
+    course.train = before.take(~held)
     course.report("local_validation", before, f"held out {int(held.sum())} rows for evaluation")
+    return before.take(held)
 
 
 def _clean_columns(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
-    needs_columns = steps.outliers != "keep" or steps.indicator
-    if not isinstance(course.train.x, np.ndarray):
-        if needs_columns or any(is_missing(each).any() for each in _leaves(course.train.x)):
-            course.train.table("impute, outliers or indicator")
+    rows = course.train
+    if not rows.is_table:
+        if steps.outliers != "keep" or steps.indicator or _has_missing(rows.x):
+            rows.table("impute, outliers or indicator")
         return
-    table = course.train.table("impute")
+    table = rows.table("impute")
     infinite = int(np.isinf(table).sum()) if table.dtype.kind == "f" else 0
-    _change(course, without_infinite, without_infinite(table))
+    course.change(_of_table(without_infinite))
     if infinite:
-        course.report("infinite values", course.train, f"{infinite} infinite values count as missing")
+        course.report("infinite values", rows, f"{infinite} infinite values count as missing")
     if (constant := constant_columns(course.train.table("impute"))).size:
-        course.report(
-            "constant columns",
-            course.train,
-            f"{constant.size} of {table.shape[1]} columns never change here: "
-            f"{names_of(course.train, constant)}",
-        )
+        names = names_of(rows, constant)
+        said = f"{constant.size} of {table.shape[1]} columns never change here: {names}"
+        course.report("constant columns", course.train, said)
     _clip(course, steps)
-    _impute(course, steps, rng)
-    outliers = steps.choice("outliers")
-    if outliers.name == "forest":
-        kept = usual_rows(course.train.table("outliers"), outliers.number, int(rng.integers(2**31)))
-        course.keep(f"outliers {outliers}", kept, "that an isolation forest finds most unusual")
+    _fill(course, steps, rng)
 
 
 def _clip(course: _Course, steps: DataSteps) -> None:
     choice = steps.choice("outliers")
-    if choice.name not in {"quantiles", "mad"}:
+    if choice.name not in CLIPPING:
         return
     table = course.train.table("outliers")
-    bounds = fit_bounds(table, choice)
-    outside = bounds.outside(table)
-    _change(course, bounds.clip, bounds.clip(table))
-    course.report(f"outliers {choice}", course.train, f"clipped {outside} of {table.size} values")
+    bounds = fit_bounds(table, choice, course.train.categories)
+    course.change(_of_table(bounds.clip))
+    said = f"clipped {bounds.outside(table)} of {table.size} values"
+    course.report(f"outliers {choice}", course.train, said)
 
 
-def _impute(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
-    choice = steps.choice("impute")
-    before, table = course.train, course.train.table("impute")
+def _fill(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
+    """Fill missing values, drop their rows or refuse them, and mark where they were."""
+    choice, before = steps.choice("impute"), course.train
+    table = before.table("impute")
     missing = is_missing(table)
     if steps.indicator and before.x.ndim != 2:
         raise TaskError(
             f"indicator adds columns to x of shape [rows, columns], and x has the shape {before.x.shape}: "
             "leave indicator out"
         )
-    if choice.name == "refuse" and missing.any():
-        where = np.flatnonzero(missing.any(axis=0))
-        raise TaskError(
-            f"{int(missing.sum())} values are missing or infinite, in the columns {names_of(before, where)}, "
-            "and impute is refuse: fill them in train_data, or choose another impute"
-        )
-    marks = [is_missing(each.table("impute")) for each in (course.train, *course.held_out_or_nothing())]
-    is_complete = not any(mark.any() for mark in marks)
-    impute = None if is_complete else fit_imputer(before, table, choice, keep_empty=steps.indicator, rng=rng)
-    if choice.name == "drop":
-        course.keep(f"impute {choice}", ~in_rows(missing), f"with {int(missing.sum())} missing values")
-        if course.held_out is not None:
-            course.held_out = course.held_out.take(~in_rows(marks[1]))
-        marks = [mark[~in_rows(mark)] for mark in marks]
-    elif impute:
-        _change(course, impute, impute(table))
-        empty = int(missing.all(axis=0).sum())
-        also = f", {empty} columns without any value with 0" if empty else ""
+    fill = fitted_imputer(before, table, choice, keep_empty=steps.indicator, rng=rng)
+
+    def filled(rows: Rows) -> Rows:
+        where = is_missing(rows.table("impute"))
+        kept = ~in_rows(where)
+        if choice.name == "refuse":
+            _refuse(rows, where)
+        elif choice.name == "drop":
+            rows, where = rows.take(kept), where[kept]
+        elif not kept.all():
+            rows = _of_table(fill)(rows)
+        return _with_indicator(rows, where) if steps.indicator else rows
+
+    course.change(filled)
+    if missing.any():
+        course.report(f"impute {choice}", before, _what_filling_did(choice, missing))
+    if missing.any() and choice.name != "drop":
         course.filled = missing
-        course.report(f"impute {choice}", before, f"filled {int(missing.sum())} of {table.size} values{also}")
     if steps.indicator:
-        course.train = _with_indicator(course.train, marks[0])
         if course.filled is not None:
             course.filled = np.concatenate([course.filled, np.zeros_like(course.filled)], axis=1)
-        if course.held_out is not None:
-            course.held_out = _with_indicator(course.held_out, marks[1])
         course.report("indicator", before, f"{table.shape[1]} columns became {2 * table.shape[1]}")
+
+
+def _what_filling_did(choice: Choice, missing: NDArray[np.bool_]) -> str:
+    if choice.name == "drop":
+        return f"dropped {int(in_rows(missing).sum())} rows with {int(missing.sum())} missing values"
+    empty = int(missing.all(axis=0).sum())
+    also = f", {empty} columns without any value with 0" if empty else ""
+    return f"filled {int(missing.sum())} of {missing.size} values{also}"
+
+
+def _refuse(rows: Rows, missing: NDArray[np.bool_]) -> None:
+    if missing.any():
+        names = names_of(rows, np.flatnonzero(missing.any(axis=0)))
+        raise TaskError(
+            f"{int(missing.sum())} values are missing or infinite, in the columns {names}, and impute is "
+            f"refuse: fill them in {rows.function}, or choose another impute"
+        )
 
 
 def _with_indicator(rows: Rows, missing: NDArray[np.bool_]) -> Rows:
@@ -201,6 +234,13 @@ def _with_indicator(rows: Rows, missing: NDArray[np.bool_]) -> Rows:
     dtype = np.result_type(rows.x.dtype, np.float32) if rows.x.dtype.kind == "f" else rows.x.dtype
     x = np.concatenate([rows.x, missing.astype(dtype)], axis=1)
     return replace(rows, x=x, columns=rows.columns + names)
+
+
+def _drop_unusual(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
+    outliers = steps.choice("outliers")
+    if outliers.name == "forest":
+        kept = usual_rows(course.train.table("outliers"), outliers.number, int(rng.integers(2**31)))
+        course.keep(f"outliers {outliers}", kept, "that an isolation forest finds most unusual")
 
 
 def _judge_labels(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
@@ -242,22 +282,15 @@ def _balance(
     return None
 
 
-def _change(course: _Course, apply: Any, train_table: NDArray[Any]) -> None:
-    """Put a changed table in place of the training rows', and change the held-out rows in the same way."""
-    course.train = replace(course.train, x=train_table.reshape(course.train.x.shape))
-    if course.held_out is not None:
-        held = course.held_out
-        course.held_out = replace(held, x=apply(held.table("impute")).reshape(held.x.shape))
+def _of_table(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Rows], Rows]:
+    """Return a step that changes the table of rows, and keeps the shape of x."""
+    return lambda rows: replace(rows, x=change(rows.table("impute")).reshape(rows.x.shape))
 
 
 def _class_counts(rows: Rows) -> tuple[int, ...]:
-    labels = None if rows.y is None or not len(rows) else labels_of(rows.y)
-    return tuple(labels.counts.tolist()) if labels else ()
+    return tuple(rows.classes.counts.tolist()) if rows.classes else ()
 
 
-def _leaves(x: Any) -> Iterator[NDArray[Any]]:
-    if isinstance(x, dict | tuple | list):
-        for each in x.values() if isinstance(x, dict) else x:
-            yield from _leaves(each)
-    else:
-        yield np.asarray(x.data if hasattr(x, "tocsr") else x)
+def _has_missing(x: Any) -> bool:
+    arrays = (each.data if hasattr(each, "tocsr") else each for each in leaves(x))
+    return any(is_missing(np.asarray(each)).any() for each in arrays)

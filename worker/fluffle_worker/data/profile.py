@@ -10,7 +10,7 @@ from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
 from fluffle_worker.data.missing import in_rows, is_missing, labelled
 from fluffle_worker.data.outliers import fit_bounds
-from fluffle_worker.data.rows import Rows, labels_of
+from fluffle_worker.data.rows import Rows
 
 # A value is called an outlier when it lies so many median absolute deviations from the median of its column.
 OUTLIER = Choice("mad", 5)
@@ -77,10 +77,10 @@ def profile_of(rows: Rows) -> Profile:
         return Profile(0, "", 0, 0, (), None, ())
     has_label = labelled(rows)
     known = rows.take(has_label)
-    labels = None if rows.y is None or not len(known) else labels_of(np.asarray(known.y))
+    labels = known.classes
     classes = tuple(labels.counts.tolist()) if labels else ()
     unlabelled = int((~has_label).sum())
-    if not isinstance(rows.x, np.ndarray):
+    if not rows.is_table:
         return Profile(len(rows), type(rows.x).__name__, unlabelled, 0, classes, None, ())
     table = rows.table("profile")
     return Profile(
@@ -99,7 +99,7 @@ def _columns(rows: Rows, table: NDArray[Any]) -> list[ColumnProfile]:
     infinite = np.isinf(floats)
     floats[infinite] = np.nan
     missing = np.isnan(floats) & ~infinite
-    bounds = fit_bounds(floats, OUTLIER)
+    bounds = fit_bounds(floats, OUTLIER, rows.categories)
     outliers = bounds.is_outside(floats)
     constant = set(constant_columns(floats).tolist())
     found = []

@@ -1,13 +1,15 @@
 """As many rows of each class: rows drawn again, rows left out, or rows made between others."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fluffle.errors import TaskError
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.optional import import_for
-from fluffle_worker.data.rows import Indices, Labels, Rows
+from fluffle_worker.data.rows import Indices, Labels, Rows, names_of
 
 # The classes of imbalanced-learn that keep all rows and add others behind them.
 SYNTHETIC = {
@@ -45,33 +47,50 @@ def _drawn(labels: Labels, each: int, rng: np.random.Generator) -> Indices:
     return np.concatenate(drawn)
 
 
-def _made_rows(
-    table: NDArray[Any], labels: Labels, label: int, choice: Choice, seed: int
-) -> NDArray[np.float64] | None:
-    """Return rows that are made for one class [made, columns], or None where none can be made."""
-    over = import_for(f"balance {choice}", "imblearn.over_sampling", extra="data")
+def _made_rows(rows: Rows, labels: Labels, label: int, choice: Choice, seed: int) -> NDArray[Any] | None:
+    """Return rows that are made for one class [made, columns], or None where none can be made.
+
+    Columns of whole numbers stay such: one of zeros and ones gets the value of the nearer of two neighbours.
+    """
+    table = rows.table("balance")
     most, own = int(labels.counts.max()), int(labels.counts[label])
     if own < 2:
         return None
-    neighbours = min(int(choice.number), own - 1)
-    options = {"n_neighbors" if choice.name == "adasyn" else "k_neighbors": neighbours}
-    sampler = getattr(over, SYNTHETIC[choice.name])(
-        sampling_strategy={label: most}, random_state=seed, **options
-    )
+    sampler = _sampler(rows, choice, neighbours=min(int(choice.number), own - 1))
+    sampler.set_params(sampling_strategy={label: most}, random_state=seed)
     try:
         both, _ = sampler.fit_resample(table.astype(np.float64), labels.of_rows)
     except (ValueError, RuntimeError):
         # It finds no row near other classes, or so few rows are missing that it makes none.
         return None
-    return np.asarray(both[len(table) :])
+    made = np.asarray(both[len(table) :])
+    is_whole = (table == np.rint(table)).all(axis=0)
+    return np.where(is_whole, np.rint(made), made).astype(table.dtype)
+
+
+def _sampler(rows: Rows, choice: Choice, *, neighbours: int) -> Any:
+    """Return what makes rows: with categories SMOTE-NC, or SMOTE-N where there is nothing else."""
+    over = import_for(f"balance {choice}", "imblearn.over_sampling", extra="data")
+    if not rows.categories:
+        option = "n_neighbors" if choice.name == "adasyn" else "k_neighbors"
+        return getattr(over, SYNTHETIC[choice.name])(**{option: neighbours})
+    if choice.name != "smote":
+        names = names_of(rows, rows.categories)
+        raise TaskError(
+            f"balance {choice} makes values between others, and the columns {names} hold categories: choose "
+            "smote, which takes them from neighbours"
+        )
+    if len(rows.categories) == rows.x.shape[1]:
+        return over.SMOTEN(k_neighbors=neighbours)
+    return over.SMOTENC(list(rows.categories), k_neighbors=neighbours)
 
 
 def _with_made_rows(
     rows: Rows, labels: Labels, choice: Choice, rng: np.random.Generator
 ) -> tuple[Rows, Labels, str]:
-    table = rows.table(f"balance {choice}")
+    rows.table(f"balance {choice}")
     few = [int(label) for label in labels.present if labels.counts[label] < labels.counts.max()]
-    found = {label: _made_rows(table, labels, label, choice, int(rng.integers(2**31))) for label in few}
+    found = {label: _made_rows(rows, labels, label, choice, int(rng.integers(2**31))) for label in few}
     made = {label: of_label for label, of_label in found.items() if of_label is not None}
     without = [str(label) for label in few if label not in made]
     said = f"made {sum(map(len, made.values()))} rows"
@@ -84,15 +103,11 @@ def _with_made_rows(
     if weights is not None:
         sums = np.bincount(labels.of_rows, weights, minlength=labels.counts.size)
         weights = np.concatenate([weights, (sums / np.maximum(labels.counts, 1))[of_made]])
-    more = _as(np.concatenate(list(made.values())), table.dtype).reshape(-1, *rows.x.shape[1:])
+    more = np.concatenate(list(made.values())).reshape(-1, *rows.x.shape[1:])
     y = np.concatenate([np.asarray(rows.y), _like(rows.y, of_made)])
     of_rows = np.concatenate([labels.of_rows, of_made])
     grown = Labels(of_rows, np.bincount(of_rows, minlength=labels.counts.size))
-    return Rows(np.concatenate([rows.x, more]), y, weights, rows.columns), grown, said
-
-
-def _as(made: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return (made if dtype.kind == "f" else np.rint(made)).astype(dtype)
+    return replace(rows, x=np.concatenate([rows.x, more]), y=y, weights=weights), grown, said
 
 
 def _like(y: Any, labels: Indices) -> NDArray[Any]:

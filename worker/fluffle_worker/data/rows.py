@@ -1,7 +1,7 @@
 """The rows of a site: inputs, labels and weights in numpy, read from arrays and data frames. Pure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,24 +18,28 @@ Floats = NDArray[np.floating[Any]]
 class Rows:
     """Inputs `x` with the rows along the first axis, labels or targets `y`, and `weights` [rows].
 
-    `x` is one array, or a tuple or dictionary of arrays, for which there are no steps that need columns.
-    `columns` are the names of a data frame's columns.
+    `x` is one array of numbers, a table whatever its shape. Or it is a tuple or dictionary of arrays, a
+    sparse matrix, or texts [rows], and no step that needs columns works. `y` is an array, or several for a
+    model with several outputs. `columns` are the names of a data frame's columns, `categories` the numbers of
+    those that pandas calls categories, and `function` is which one of the task's functions returned the rows.
     """
 
     x: Any
-    y: NDArray[Any] | None
+    y: Any
     weights: NDArray[np.float64] | None = None
     columns: tuple[str, ...] = ()
+    categories: tuple[int, ...] = ()
+    function: str = "train_data"
 
     def __len__(self) -> int:
-        return int(_first(self.x).shape[0])
+        return int(next(leaves(self.x)).shape[0])
 
     def take(self, which: NDArray[Any]) -> "Rows":
         """Return the rows with these numbers, or those where a mask is true."""
         return replace(
             self,
             x=_taken(self.x, which),
-            y=None if self.y is None else self.y[which],
+            y=None if self.y is None else _taken(self.y, which),
             weights=None if self.weights is None else self.weights[which],
         )
 
@@ -48,22 +52,35 @@ class Rows:
 
         Raises TaskError, which names the step that needs it, when there is no single array of numbers.
         """
-        if not isinstance(self.x, np.ndarray):
+        if not self.is_table:
+            found = f"{self.x.dtype}" if isinstance(self.x, np.ndarray) else type(self.x).__name__
             raise TaskError(
-                f"the data step {step} needs x as one array or data frame, and train_data returned "
-                f"{type(self.x).__name__}: leave the step out, or return one array"
+                f"the data step {step} needs x as one array or data frame of numbers, and {self.function} "
+                f"returned {found}: leave the step out, or return one array"
             )
-        return self.x.reshape(len(self.x), -1)
+        return np.asarray(self.x.reshape(len(self.x), -1))
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the inputs are one array of numbers."""
+        return isinstance(self.x, np.ndarray) and self.x.dtype.kind in "biuf"
 
     def column(self, at: int) -> str:
         """Return the name of a column of the table, or its number."""
         return repr(self.columns[at]) if self.columns else str(at)
 
+    @property
+    def classes(self) -> "Labels | None":
+        """The class of each row; None for a regression, several labels in one row, and no rows."""
+        return labels_of(self.y) if isinstance(self.y, np.ndarray) and len(self) else None
+
     def labels(self, step: str) -> "Labels":
         """Return the class of each row. Raises TaskError that names the step where there are none."""
-        found = None if self.y is None else labels_of(self.y)
+        found = self.classes
         if found is None:
-            held = "nothing" if self.y is None else f"{self.y.dtype} of shape {self.y.shape}"
+            held = "nothing" if self.y is None else f"a {type(self.y).__name__} of arrays"
+            if isinstance(self.y, np.ndarray):
+                held = f"{self.y.dtype} of shape {self.y.shape}"
             raise TaskError(
                 f"the data step {step} needs a class for each row (whole numbers from 0, or one-hot), and y "
                 f"holds {held}: leave the step out for a regression"
@@ -117,24 +134,27 @@ def labels_of(y: NDArray[Any], *, any_whole: bool = False) -> Labels | None:
     return Labels(of_rows, np.bincount(of_rows))
 
 
-def read_rows(data: tuple[Any, ...]) -> Rows:
-    """Return what train_data returned, (x, y) or (x, y, sample_weight), as rows.
+def read_rows(data: tuple[Any, ...], function: str = "train_data") -> Rows:
+    """Return what one of a task's functions returned, (x, y) or (x, y, sample_weight), as rows.
 
     Raises TaskError for text where numbers are expected, and for parts of different lengths.
     """
     parts = [*data, None, None][:3]
     x, y, weights = parts
-    columns = tuple(map(str, x.columns)) if _is_frame(x) else ()
+    names = list(x.columns) if _is_frame(x) else []
     rows = Rows(
-        _numbers("x", x),
-        None if y is None else _numbers("y", y),
+        _each("x", x, _input),
+        None if y is None else _each("y", y, _numbers),
         None if weights is None else np.asarray(weights, np.float64).reshape(-1),
-        columns,
+        tuple(map(str, names)),
+        tuple(at for at, name in enumerate(names) if _is_category(x[name])),
+        function,
     )
-    lengths = {len(rows), *(len(part) for part in (rows.y, rows.weights) if part is not None)}
+    given = [*leaves(rows.x), *leaves(rows.y), *leaves(rows.weights)]
+    lengths = {int(each.shape[0]) for each in given}
     if len(lengths) > 1:
         raise TaskError(
-            f"train_data must return arrays of one length, not of {sorted(lengths)}: x, y and sample_weight "
+            f"{function} must return arrays of one length, not of {sorted(lengths)}: x, y and sample_weight "
             "have one entry for each row"
         )
     return rows
@@ -149,14 +169,50 @@ def _is_frame(part: Any) -> bool:
     return hasattr(part, "columns") and hasattr(part, "to_numpy")
 
 
-def _numbers(name: str, part: Any) -> Any:
-    """Return a part as numbers, with NaN for what a data frame calls missing."""
+def leaves(x: Any) -> Iterator[Any]:
+    """Yield the arrays of inputs or outputs: one, or those of a tuple or dictionary; nothing for None."""
+    if isinstance(x, dict | tuple):
+        for each in x.values() if isinstance(x, dict) else x:
+            yield from leaves(each)
+    elif x is not None:
+        yield x
+
+
+def _each(name: str, part: Any, read: Callable[[str, Any], Any]) -> Any:
+    """Read a part, or each one by itself where there are several inputs or outputs."""
     if isinstance(part, dict):
-        return {key: _numbers(f"{name}[{key!r}]", each) for key, each in part.items()}
+        return {key: _each(f"{name}[{key!r}]", each, read) for key, each in part.items()}
     if isinstance(part, tuple | list) and part and all(map(_is_input, part)):
-        return tuple(_numbers(f"{name}[{at}]", each) for at, each in enumerate(part))
+        return tuple(_each(f"{name}[{at}]", each, read) for at, each in enumerate(part))
+    return read(name, part)
+
+
+def _input(name: str, part: Any) -> Any:
+    """Return an input as numbers, or as one text for each row; a sparse matrix stays one."""
     if hasattr(part, "tocsr"):
         return part.tocsr()
+    return _numbers(name, part) if (texts := _texts(part)) is None else texts
+
+
+def _texts(part: Any) -> NDArray[Any] | None:
+    """Return an array or column that holds one text for each row; None for others, and for data frames."""
+    if _is_frame(part):
+        return None
+    array = part.to_numpy() if hasattr(part, "to_numpy") else np.asarray(part)
+    is_text = array.dtype.kind in "US" or (
+        array.dtype.kind == "O" and all(isinstance(each, str) for each in array.reshape(-1))
+    )
+    if not is_text or not array.ndim or array.size != len(array):
+        return None
+    return array if array.dtype.kind in "US" else array.astype(str)
+
+
+def _is_category(column: Any) -> bool:
+    return str(getattr(column, "dtype", "")) == "category"
+
+
+def _numbers(name: str, part: Any) -> Any:
+    """Return a part as numbers, with NaN for what a data frame calls missing."""
     if _is_frame(part):
         columns = [_one_column(f"the column {column!r}", part[column]) for column in part.columns]
         dtype = np.result_type(np.bool_, *(column.dtype for column in columns))
@@ -201,12 +257,6 @@ def _is_missing(value: object) -> bool:
     if value is None or type(value).__name__ in {"NAType", "NaTType"}:
         return True
     return isinstance(value, float) and math.isnan(value)
-
-
-def _first(x: Any) -> Any:
-    while isinstance(x, dict | tuple):
-        x = next(iter(x.values())) if isinstance(x, dict) else x[0]
-    return x
 
 
 def _taken(x: Any, which: NDArray[Any]) -> Any:

@@ -11,12 +11,8 @@ IMPUTE: Final[Known] = {
     **dict.fromkeys(("median", "mean", "most_frequent", "drop", "refuse")),
     "knn": Number(5, above=0, below=1000, is_whole=True),
 }
-OUTLIERS: Final[Known] = {
-    "keep": None,
-    "quantiles": Number(0.01, above=0, below=0.5),
-    "mad": Number(5, above=0),
-    "forest": Number(0.01, above=0, below=0.5),
-}
+CLIPPING: Final[Known] = {"quantiles": Number(0.01, above=0, below=0.5), "mad": Number(5, above=0)}
+OUTLIERS: Final[Known] = {"keep": None, **CLIPPING, "forest": Number(0.01, above=0, below=0.5)}
 # The ones in the second line act on the weights of rows, the next on which rows there are, the last on the
 # loss.
 WEIGHTS: Final[Known] = {"weights": None, "class_balanced": Number(0.999, above=0, below=1)}

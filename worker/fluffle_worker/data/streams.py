@@ -1,6 +1,6 @@
 """Data steps on a data set that is read minibatch by minibatch; those that need all rows are refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,8 @@ from fluffle.logs import get_logger
 from fluffle_worker.data.augment import Spread
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.missing import is_missing
-from fluffle_worker.data.rows import Labels, labels_of
-from fluffle_worker.data.settings import LOSSES, WEIGHTS, DataSteps
+from fluffle_worker.data.rows import Labels, labels_of, leaves
+from fluffle_worker.data.settings import CLIPPING, LOSSES, WEIGHTS, DataSteps
 from fluffle_worker.data.weights import LossRemedy, class_weights, loss_remedy
 
 log = get_logger(__name__)
@@ -42,11 +42,38 @@ def require_streamable(steps: DataSteps) -> None:
         f"labels {steps.labels}": steps.labels != "keep",
         f"balance {balance}": balance.name not in {"none", *WEIGHTS, *LOSSES},
     }
-    if refused := [name for name, is_asked in needs_all.items() if is_asked]:
+    _refuse(needs_all, "train_data", "return arrays, or leave them out (weights and losses work on both)")
+
+
+def require_same_columns(minibatches: Iterable[tuple[object, ...]], steps: DataSteps) -> None:
+    """Raise TaskError for held-out minibatches that would need a step that changes columns."""
+    needs_all = {
+        "indicator": steps.indicator,
+        f"outliers {steps.outliers}": steps.choice("outliers").name in CLIPPING,
+    }
+    _refuse(needs_all, "eval_data", "return arrays, or leave them out")
+    _require_complete("eval_data", sum(_missing(x) for x, *_ in minibatches))
+
+
+def _refuse(steps: Mapping[str, bool], function: str, remedy: str) -> None:
+    if refused := [name for name, is_asked in steps.items() if is_asked]:
         raise TaskError(
-            f"the data steps {', '.join(refused)} need all rows at once, and train_data returned a data set "
-            "that is read minibatch by minibatch: return arrays, or leave them out (weights, losses and "
-            "augmentation work on both)"
+            f"the data steps {', '.join(refused)} need all rows at once, and {function} returned a data set "
+            f"that is read minibatch by minibatch: {remedy}"
+        )
+
+
+def _missing(x: object) -> int:
+    """Return how many values of a minibatch's inputs are missing or infinite."""
+    arrays = [np.asarray(each) for each in leaves(x) if hasattr(each, "shape")]
+    return sum(int(is_missing(each).sum()) for each in arrays)
+
+
+def _require_complete(function: str, missing: int) -> None:
+    if missing:
+        raise TaskError(
+            f"the data set that {function} returned holds {missing} missing or infinite values, which the "
+            "data steps fill in arrays only: fill them in its map(), or return arrays"
         )
 
 
@@ -62,16 +89,12 @@ def look_through(
     for x, *rest in minibatches:
         array = np.asarray(x) if hasattr(x, "shape") else None
         axes = 0 if array is None else array.ndim
+        missing += _missing(x)
         if array is not None and array.dtype.kind in "biuf":
-            missing += int(is_missing(array).sum())
             moments.add(array)
         if balance.name != "none":
             counts = _sum(counts, _labels(rest, balance).counts)
-    if missing:
-        raise TaskError(
-            f"the data set that train_data returned holds {missing} missing or infinite values, which the "
-            "data steps fill in arrays only: fill them in its map(), or return arrays"
-        )
+    _require_complete("train_data", missing)
     remedy = loss_remedy(counts, balance, prior) if balance.name in LOSSES else None
     weights = class_weights(counts, balance) if balance.name in WEIGHTS else None
     if balance.name != "none":

@@ -12,6 +12,10 @@ from fluffle_worker.data.optional import import_for
 from fluffle_worker.data.rows import Labels
 
 FOLDS = 5
+# Where few rows teach the model, it errs often: a label is believed unless another is so much likelier.
+LIKELIER = 3.0
+# The inverse strength of the regularisation: weaker, the model would be too sure of what it learned by heart.
+INVERSE_PENALTY = 0.1
 # Above so many columns, the model that judges the labels sees the components with this share of the variance.
 MOST_COLUMNS = 50
 MOST_VARIANCE = 0.9
@@ -20,8 +24,9 @@ MOST_VARIANCE = 0.9
 def suspicious_labels(table: NDArray[Any], labels: Labels, seed: int) -> NDArray[np.bool_]:
     """Return which rows of a table without missing values have a label that is probably wrong; [rows].
 
-    A logistic regression judges each row after it has seen other rows only. Classes with fewer rows than
-    there are folds are not judged. Raises TaskError where cleanlab is not installed.
+    A logistic regression judges each row after it has seen other rows only. Of those that confident learning
+    finds, only those count for which it gives another class three times the probability of the label. Classes
+    with fewer rows than there are folds are not judged. Raises TaskError where cleanlab is not installed.
     """
     step = "labels"
     cleanlab = import_for(step, "cleanlab.filter", extra="data")
@@ -38,7 +43,9 @@ def suspicious_labels(table: NDArray[Any], labels: Labels, seed: int) -> NDArray
         cv=selection.StratifiedKFold(FOLDS, shuffle=True, random_state=seed),
         method="predict_proba",
     )
-    found[judged] = cleanlab.find_label_issues(of_rows, probabilities, n_jobs=1)
+    own = probabilities[np.arange(of_rows.size), of_rows]
+    is_likelier = probabilities.max(axis=1) > LIKELIER * own
+    found[judged] = cleanlab.find_label_issues(of_rows, probabilities, n_jobs=1) & is_likelier
     return found
 
 
@@ -49,7 +56,7 @@ def _judge(columns: int) -> Any:
     models = import_for(step, "sklearn.linear_model", extra="worker")
     # scikit-learn's default solver uses options of scipy that new versions of scipy no longer have.
     # Close to the optimum is near enough to judge a label, and takes a third of the time.
-    linear = models.LogisticRegression(solver="newton-cg", max_iter=1000, tol=1e-2)
+    linear = models.LogisticRegression(C=INVERSE_PENALTY, solver="newton-cg", max_iter=1000, tol=1e-2)
     if columns <= MOST_COLUMNS:
         return pipeline.make_pipeline(scale, linear)
     decomposition = import_for(step, "sklearn.decomposition", extra="worker")

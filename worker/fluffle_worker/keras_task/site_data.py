@@ -1,6 +1,6 @@
 """The data of one site, ready for its rounds: read, and taken through the task's data steps."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +11,10 @@ from fluffle.logs import get_logger
 from fluffle.task import Site
 from fluffle_worker.data.augment import Spread, spread_of
 from fluffle_worker.data.holding_out import held_out_rows
-from fluffle_worker.data.pipeline import PreparedRows, StepReport, take_steps
-from fluffle_worker.data.rows import Rows, read_rows
+from fluffle_worker.data.pipeline import PreparedRows, StepReport, clean_eval_data, take_steps
+from fluffle_worker.data.rows import Rows, names_of, read_rows
 from fluffle_worker.data.settings import DataSteps
-from fluffle_worker.data.streams import look_through, require_streamable, with_weights
+from fluffle_worker.data.streams import look_through, require_same_columns, require_streamable, with_weights
 from fluffle_worker.data.weights import LossRemedy
 from fluffle_worker.keras_task.augment import Augmentation
 from fluffle_worker.keras_task.data import ArrayData, BatchedData, Minibatch, Minibatches, endless, read_data
@@ -81,7 +81,7 @@ def read_site(
                 site=site.index,
                 share=site.validation,
                 split_seed=site.seed,
-                held_out=read_rows(own.parts) if isinstance(own, ArrayData) else None,
+                held_out=read_rows(own.parts, "validation_data") if isinstance(own, ArrayData) else None,
                 prior=prior,
             )
         )
@@ -92,20 +92,14 @@ def read_site(
         _require_arrays(site)
         return replace(_of_stream(training, steps, prior), held_out=own)
     [prepared] = found
-    for each in prepared.reports:
-        log.info(
-            "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail
-        )
+    _log(prepared.reports)
     training.counted = prepared.real
-    held_out = prepared.held_out
-    x = prepared.train.x
+    held_out, rows = prepared.held_out, prepared.train
     return SiteData(
         training,
         held_out=own if held_out is None else ArrayData(HELD_OUT, _parts(held_out)),
         remedy=prepared.remedy,
-        augmentation=_augmentation(
-            steps, x.ndim if isinstance(x, np.ndarray) else 0, lambda: spread_of(np.asarray(x))
-        ),
+        augmentation=_augmentation(steps, rows.x.ndim if rows.is_table else 0, lambda: _spread(rows, steps)),
         reports=prepared.reports,
     )
 
@@ -134,6 +128,41 @@ def _require_arrays(site: Site) -> None:
         raise TaskError(
             f"local_validation {site.validation:g} needs all rows at once, and train_data returned a data "
             "set that is read minibatch by minibatch: return arrays, or give the task validation_data"
+        )
+
+
+def read_eval_data(call: Callable[[], object], steps: DataSteps | None) -> Minibatches:
+    """Call `eval_data`, and return its data with the steps that change columns; None is no steps at all.
+
+    Raises TaskError for data that cannot be used, and for a step that cannot work with it.
+    """
+    if steps is None:
+        return read_data("eval_data", call)
+
+    def change(parts: Minibatch) -> Minibatch:
+        cleaned, reports = clean_eval_data(read_rows(parts, "eval_data"), steps)
+        _log(reports)
+        return _parts(cleaned)
+
+    held_out = read_data("eval_data", call, change)
+    if isinstance(held_out, BatchedData):
+        require_same_columns(held_out.one_pass(0, None), steps)
+    return held_out
+
+
+def _spread(rows: Rows, steps: DataSteps) -> Spread:
+    if rows.categories:
+        names = names_of(rows, rows.categories)
+        raise TaskError(
+            f"augment {steps.augment[0]} changes numbers, and {names} hold categories: leave it out"
+        )
+    return spread_of(np.asarray(rows.x))
+
+
+def _log(reports: Sequence[StepReport]) -> None:
+    for each in reports:
+        log.info(
+            "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail
         )
 
 
@@ -184,8 +213,8 @@ def _augmentation(steps: DataSteps, axes: int, spread: Callable[[], Spread]) -> 
         return None
     if not axes:
         raise TaskError(
-            f"augment {steps.augment[0]} needs x as one array, and train_data returned several: leave "
-            "augment out"
+            f"augment {steps.augment[0]} needs x as one array of numbers, and train_data returned something "
+            "else: leave augment out"
         )
     return Augmentation(steps.augmentations, axes, spread())
 

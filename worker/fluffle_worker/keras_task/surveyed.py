@@ -4,7 +4,7 @@ Rows that the steps drop or hold out are not in them. Values that a step has fil
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from fluffle_worker.keras_task.losses import name_of_loss
 log = get_logger(__name__)
 
 ROWS_AT_ONCE = 2**14
+NO_NUMBERS = "a survey needs inputs that are numbers, and train_data returned none"
 _WARNED_OF: set[int] = set()
 Leaf = NDArray[np.generic]
 # The inputs of some rows, by name: one without a name, or those of a tuple or a dictionary.
@@ -63,6 +64,8 @@ def statistics_of_site(
     if isinstance(training, BatchedData):
         return _of_stream(training, classes)
     arrays = found[0]
+    if not arrays.inputs:
+        raise TaskError(NO_NUMBERS)
     counts = _class_counts([arrays.y], classes) if classes else None
     return _merged_inputs(lambda: _slices(arrays.inputs), arrays.columns, counts)
 
@@ -120,18 +123,16 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
             split_seed=site.seed,
         )
         rows, filled = prepared.train, prepared.missing
-        inputs = dict(_inputs(rows.x, lambda leaf: leaf))
+        inputs = dict(_without_texts(_inputs(rows.x, lambda leaf: leaf)))
         if filled is not None:
             inputs = {"": np.where(filled.reshape(rows.x.shape), np.nan, rows.x.astype(np.float64))}
         return _Arrays(inputs, {"": rows.columns}, rows.y)
     columns: dict[str, tuple[str, ...]] = {}
     inputs = {}
-    for name, leaf in _inputs(parts[0], lambda leaf: leaf):
-        if name and _is_text(leaf):
-            log.info("the survey leaves out an input that is text", input=name)
-            continue
-        rows = read_rows((leaf,))
-        inputs[name], columns[name] = rows.x, rows.columns
+    read = _inputs(parts[0], lambda leaf: read_rows((leaf,)))
+    for name, rows in read:
+        for _, leaf in _without_texts([(name, rows.x)]):
+            inputs[name], columns[name] = leaf, rows.columns
     y = read_rows((parts[1],)).x if len(parts) > 1 and not _is_text(parts[1]) else None
     if site.validation and inputs:
         rng = np.random.default_rng([site.seed, site.index])
@@ -161,7 +162,7 @@ def _merged_inputs(
     """Return the statistics of all inputs; tables are counted together, in two passes."""
     first = next(chunks(), None)
     if not first:
-        raise TaskError("a survey needs inputs that are numbers, and train_data returned none")
+        raise TaskError(NO_NUMBERS)
     widths = {name: leaf.shape[-1] if leaf.ndim > 1 else 1 for name, leaf in first.items()}
     flat = [name for name, leaf in first.items() if leaf.ndim <= 2]
     groups = [each for each in (flat, *([name] for name in first if name not in flat)) if each]
@@ -209,6 +210,14 @@ def _inputs(x: Any, leaf: Callable[[Any], Any], name: str = "") -> Iterator[tupl
         return
     for key, each in parts.items():
         yield from _inputs(each, leaf, f"{name}/{key}" if name else key)
+
+
+def _without_texts(inputs: Iterable[tuple[str, Leaf]]) -> Iterator[tuple[str, Leaf]]:
+    for name, leaf in inputs:
+        if leaf.dtype.kind in "US":
+            log.info("the survey leaves out an input that is text", input=name)
+        else:
+            yield name, leaf
 
 
 def _is_text(leaf: Any) -> bool:

@@ -21,10 +21,10 @@ from fluffle.task_errors import blamed_on
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
-from fluffle_worker.keras_task.data import ArrayData, BatchedData, read_data
+from fluffle_worker.keras_task.data import ArrayData, BatchedData
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
-from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_site
+from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_eval_data, read_site
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 from fluffle_worker.keras_task.surveyed import classes_of, require_fit, statistics_of_site, warn_if_unset
@@ -255,7 +255,7 @@ class KerasTask:
         """Return what evaluates a model on `eval_data`. Raises NoHeldOutData for a task without it."""
         if self._eval_data is None:
             raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
-        built, held_out = self._model(), read_data("eval_data", self._call_eval_data)
+        built, held_out = self._model(), read_eval_data(self._call_eval_data, self._data_steps)
         built.require_fit("eval_data", held_out)
         return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
 
