@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 
 from benchmarks.taking_in import WayIn
 from fluffle.checked_task import CheckedTask
@@ -36,7 +37,8 @@ class Course:
     """How a federation is run: `round_s` is what each worker's round takes, in virtual seconds.
 
     The aggregator is away from `away[0]` to `away[1]`. With `is_bounded` a worker that has as many updates
-    under way as it may waits for a newer version.
+    under way as it may waits for a newer version. `train_shares` are those of the workers; without them, all
+    train the whole model.
     """
 
     strategy: Strategy
@@ -48,6 +50,7 @@ class Course:
     schedule: Schedule = field(default_factory=Schedule)
     away: tuple[float, float] | None = None
     is_bounded: bool = True
+    train_shares: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,9 @@ class VirtualFederation:
         self._way_in = WayIn(self._model)
         self._newest = record
         self._clients = [_Client(task, task.model(course.seed).local, record) for task in checked]
-        for client in self._clients:
+        for client, share in zip(self._clients, chain(course.train_shares, repeat(1.0)), strict=False):
+            if share < 1:
+                client.task.train_last(share)
             client.task.restore_optimizer({})
         self._rounds: list[tuple[float, int, int]] = []
         self._queue: deque[WeightUpdate] = deque()

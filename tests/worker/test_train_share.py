@@ -57,7 +57,7 @@ def cnn(keras: ModuleType) -> KerasModel:
             layers.BatchNormalization(name=f"norm_{number}", momentum=0.5),
             layers.ReLU(name=f"relu_{number}"),
         ]
-    head = layers.Dense(6, "relu", name="hidden"), layers.Dense(3, "softmax", name="last")
+    head = layers.Dense(6, "tanh", name="hidden"), layers.Dense(3, "softmax", name="last")
     return compiled(keras, keras.Sequential([*model, layers.Flatten(name="flat"), *head]))
 
 
