@@ -138,7 +138,7 @@ def test_a_frozen_batch_normalization_uses_the_federations_statistics_and_keeps_
     model = CheckedTask(task).model()
     assert task.train_last(0.5) == "last/kernel"
     task.prepare(Site())
-    weights = {**model.weights, "norm_1/moving_mean": np.full(8, 0.5, np.float32)}
+    weights = {**model.weights, "norm_1/moving_mean": np.full(8, -0.5, np.float32)}
     weights["norm_1/moving_variance"] = np.full(8, 9.0, np.float32)
 
     trained = task.train(weights, Plan(batch_size=8), seed=1, progress=silent)
