@@ -48,7 +48,7 @@ class CheckSettings(SiteSettings):
 def check(settings: CheckSettings) -> None:
     """Do once what a worker and an evaluator do repeatedly, and show the results."""
     with _step("task", "importing it") as said:
-        task = CheckedTask(with_data_table(load_task(settings.task), settings))
+        task = CheckedTask(with_data_table(load_task(settings.task), settings.config))
         said.append("imported")
     with _step("model", "building it") as said:
         model = _build_twice(task, settings.seed)

@@ -18,7 +18,6 @@ from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.keras_task import KerasTask
-from fluffle_worker.settings import WorkerSettings
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +30,7 @@ def steps_with(table: str, own: DataSteps | None = None) -> DataSteps | None:
     task = load_task("digits")
     assert isinstance(task, KerasTask)
     task = task.with_data_steps(own) if own else task
-    changed = with_data_table(task, load_arguments(WorkerSettings, {"task": "digits"}))
+    changed = with_data_table(task, None)
     assert isinstance(changed, KerasTask)
     return changed.data_steps
 
@@ -73,7 +72,7 @@ def test_a_table_for_a_task_that_takes_no_steps_is_not_ignored() -> None:
     Path("fluffle.toml").write_text('[data]\nimpute = "mean"\n', encoding="utf-8")
 
     with pytest.raises(ConfigError, match=r"FourGroups is no KerasTask: take the steps in its prepare"):
-        with_data_table(FourGroups(), load_arguments(WorkerSettings, {"task": "mine:task"}))
+        with_data_table(FourGroups(), None)
 
 
 def test_task_check_takes_the_steps_of_the_table() -> None:

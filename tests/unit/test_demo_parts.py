@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -23,7 +24,7 @@ from fluffle_aggregator.goal import Target, parse_target
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.federation_run import overdue
 from fluffle_cli.demo.processes import Processes, last_line
-from fluffle_cli.demo.program import command, print_results
+from fluffle_cli.demo.program import command, print_results, shown_settings
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.over_seeds import Speedup
 from fluffle_cli.report.command import write_report
@@ -176,8 +177,8 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
     where, [setup] = {"federation": "digits", "broker_url": URL}, settings.setups
 
     everyone = [
-        *parts.workers(settings, setup, **where, folder=Path("runs")),
-        parts.evaluator(settings, **where, curves=Path("curves")),
+        *parts.workers(settings, setup, **where, folder=Path("runs"), table=None),
+        parts.evaluator(settings, **where, curves=Path("curves"), table=None),
         *parts.aggregators(
             settings,
             setup,
@@ -194,6 +195,37 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
         assert part.environment["FLUFFLE_LOG_FORMAT"] == "json"
     assert [part.environment["FLUFFLE_SITE"] for part in everyone[:2]] == ["0", "1"]
     assert {part.environment["FLUFFLE_SPLIT_SEED"] for part in everyone[:2]} == {"7"}
+
+
+def test_the_table_data_is_that_of_all_sites_of_the_evaluator_and_of_training_in_one_place(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.toml").write_text(
+        '[worker]\nsite = 3\n[data]\nbalance = "weights"\nindicator = true\naugment = ["noise:0.2"]\n',
+        encoding="utf-8",
+    )
+    settings = demo_settings(config=tmp_path / "mine.toml", workers=2)
+    where, [setup] = {"federation": "digits", "broker_url": URL}, settings.setups
+    table = tmp_path / "data.toml"
+
+    table.write_text(parts.text_of(settings.data_table), encoding="utf-8")
+
+    written = tomllib.loads(table.read_text(encoding="utf-8"))
+    assert written == {"data": {"balance": "weights", "indicator": True, "augment": ["noise:0.2"]}}
+    everyone = [
+        *parts.workers(settings, setup, **where, folder=tmp_path, table=table),
+        parts.evaluator(settings, **where, curves=tmp_path, table=table),
+    ]
+    assert {part.environment["FLUFFLE_CONFIG"] for part in everyone} == {str(table)}
+    assert str(table) in parts.afterwards(settings, models={}, out=tmp_path, table=table).command[-1]
+    assert shown_settings(settings)["data.balance"] == "weights"
+
+
+def test_uneven_sites_have_data_steps_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('[data]\nbalance = "weights"\n', encoding="utf-8")
+
+    with pytest.raises(ConfigError, match=r"has a table \[data\]: name another file with --config"):
+        demo_settings(config=tmp_path / "mine.toml", sites="uneven").checked()
 
 
 def test_fedavg_waits_for_every_worker_whatever_the_buffer_size() -> None:

@@ -13,13 +13,11 @@ from sklearn.datasets import load_breast_cancer, load_wine
 
 from fluffle.errors import TaskError
 from fluffle.plan import Plan
-from fluffle.settings import load_arguments
 from fluffle.task import Site
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 from fluffle_worker.round import ignore_progress
-from fluffle_worker.settings import EvaluatorSettings
 
 Array = NDArray[Any]
 X, Y = load_wine(return_X_y=True)
@@ -116,19 +114,17 @@ def test_held_out_rows_that_would_all_be_dropped_are_refused() -> None:
 def test_an_evaluator_takes_its_steps_from_the_table_data(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('[data]\nimpute = "refuse"\n', encoding="utf-8")
     task = KerasTask(a_model, lambda _: (X, Y), lambda: (HOLES, Y), data=DataSteps())
-    settings = load_arguments(EvaluatorSettings, {"task": "my:task", "config": tmp_path / "site.toml"})
 
     with pytest.raises(TaskError, match="and impute is refuse"):
-        with_data_table(task, settings).evaluate(task.initial_weights(0))
+        with_data_table(task, tmp_path / "site.toml").evaluate(task.initial_weights(0))
 
 
 @needs_tensorflow
 def test_a_table_that_says_nothing_of_missing_values_suits_a_stream(tmp_path: Path) -> None:
     (tmp_path / "site.toml").write_text('[data]\nbalance = "weights"\n', encoding="utf-8")
     task = KerasTask(a_model, lambda _: stream(X, Y))
-    settings = load_arguments(EvaluatorSettings, {"task": "my:task", "config": tmp_path / "site.toml"})
 
-    given = with_data_table(task, settings)
+    given = with_data_table(task, tmp_path / "site.toml")
 
     assert given.prepare(Site()) == 178
 

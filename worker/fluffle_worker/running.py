@@ -62,7 +62,7 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
-    task = with_precision(with_data_table(task, settings), settings.quantize_training)
+    task = with_precision(with_data_table(task, settings.config), settings.quantize_training)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
@@ -110,7 +110,7 @@ def work(
 
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
-    task = with_data_table(task, settings)
+    task = with_data_table(task, settings.config)
     topology = topology_of(settings.federation)
     with metered(
         ReportingSink(topology, role="evaluator", name=settings.name),

@@ -43,7 +43,7 @@ class DataCheckSettings(SiteSettings):
 
 def check(settings: DataCheckSettings) -> None:
     """Show the report and write the page; exit with 1 when training would be senseless."""
-    task, site = with_data_table(load_task(settings.task), settings), settings.make_site()
+    task, site = with_data_table(load_task(settings.task), settings.config), settings.make_site()
     if not isinstance(task, KerasTask):
         raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")
     found = look_at(

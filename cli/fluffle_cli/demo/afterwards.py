@@ -16,6 +16,7 @@ from fluffle.plan import Plan
 from fluffle.safetensors_file import read_model
 from fluffle.stderr_relay import relayed_stderr
 from fluffle.task import load_task
+from fluffle_worker.data.table import with_data_table
 from fluffle_worker.round import train_centrally
 
 
@@ -25,13 +26,15 @@ def save_and_train(
     epochs: int,
     max_seconds: float,
     learning_rate: float | None,
+    config: str,
     models: Mapping[str, Sequence[str]],
 ) -> Mapping[str, float]:
     """Save the models of each seed beside their files as `.keras`, and train one in one place with each seed.
 
-    Returns the medians of the metrics of those that were trained in one place.
+    `config` is a TOML file whose table [data] has the data steps. Returns the medians of the metrics of those
+    that were trained in one place.
     """
-    loaded, plan = load_task(task), Plan(learning_rate=learning_rate)
+    loaded, plan = with_data_table(load_task(task), Path(config)), Plan(learning_rate=learning_rate)
     checked = CheckedTask(loaded)
     found = []
     for seed, paths in models.items():

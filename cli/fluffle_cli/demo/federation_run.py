@@ -1,6 +1,5 @@
 """One federation of the demo, from its first process to its last version."""
 
-import json
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -66,11 +65,13 @@ class DemoFederation:
         folder: Path,
         screen: Screen,
         stop: threading.Event,
+        table: Path | None = None,
     ) -> None:
+        """Prepare a federation whose files lie in `folder`; `table` is the file with [data] of all sites."""
         self.federation, self.folder = federation, folder
         # Which broker it was.
         self.server = ""
-        self._settings, self._setup = settings, setup
+        self._settings, self._setup, self._table = settings, setup, table
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
@@ -98,8 +99,11 @@ class DemoFederation:
         try:
             where: dict[str, str | None] = {"federation": self.federation, "broker_url": node.amqp_url}
             self._write_tables()
-            self._start(parts.workers(self._settings, self._setup, **where, folder=self.folder))
-            self._start([parts.evaluator(self._settings, **where, curves=self.folder / "tensorboard")])
+            self._start(
+                parts.workers(self._settings, self._setup, **where, folder=self.folder, table=self._table)
+            )
+            curves = self.folder / "tensorboard"
+            self._start([parts.evaluator(self._settings, **where, curves=curves, table=self._table)])
             while not node.serves():
                 self._wait("starting RabbitMQ, the workers and the evaluator")
             where["management_url"] = node.management_url
@@ -142,9 +146,7 @@ class DemoFederation:
             if site.data:
                 path = parts.table_of(site, self.folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                # A value of TOML is written as in JSON, for texts, numbers and lists of them.
-                lines = [f"{name} = {json.dumps(value)}" for name, value in site.data.items()]
-                path.write_text("\n".join(["[data]", *lines, ""]), encoding="utf-8")
+                path.write_text(parts.text_of(site.data), encoding="utf-8")
 
     def _start(self, processes: Iterable[parts.Part]) -> None:
         for part in processes:

@@ -37,8 +37,13 @@ def initial_model(settings: DemoSettings, path: Path) -> Part:
     return Part(name="initial-model", command=command, environment=ONE_THREAD)
 
 
-def workers(settings: DemoSettings, setup: Setup, *, folder: Path, **where: str | None) -> list[Part]:
-    """Return the workers of a federation whose files lie in `folder`; `where` is its name and broker."""
+def workers(
+    settings: DemoSettings, setup: Setup, *, folder: Path, table: Path | None = None, **where: str | None
+) -> list[Part]:
+    """Return the workers of a federation whose files lie in `folder`; `where` is its name and broker.
+
+    `table` is the TOML file with the table [data] of all sites.
+    """
     return [
         _part(
             "worker",
@@ -53,7 +58,7 @@ def workers(settings: DemoSettings, setup: Setup, *, folder: Path, **where: str 
             seed=settings.seed,
             delay=one.delay_s,
             spool=folder / "spool",
-            config=table_of(one, folder) if one.data else None,
+            config=table_of(one, folder) if one.data else table,
             **one.settings,
         )
         for number, one in enumerate(setup.sites)
@@ -65,7 +70,15 @@ def table_of(site: SiteSetup, folder: Path) -> Path:
     return folder / "sites" / f"{site.name}.toml"
 
 
-def evaluator(settings: DemoSettings, *, curves: Path, **where: str | None) -> Part:
+def text_of(table: Mapping[str, object]) -> str:
+    """Return a table [data] as TOML, in which texts, numbers and lists of them are written as in JSON."""
+    lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    return "\n".join(["[data]", *lines, ""])
+
+
+def evaluator(
+    settings: DemoSettings, *, curves: Path, table: Path | None = None, **where: str | None
+) -> Part:
     """Return the evaluator, which writes `curves` for TensorBoard."""
     return _part(
         "evaluator",
@@ -74,6 +87,7 @@ def evaluator(settings: DemoSettings, *, curves: Path, **where: str | None) -> P
         task=settings.task,
         name=EVALUATOR,
         tensorboard=curves,
+        config=table,
     )
 
 
@@ -105,7 +119,9 @@ def aggregators(
     ]
 
 
-def afterwards(settings: DemoSettings, *, models: Mapping[int, Sequence[Path]], out: Path) -> Part:
+def afterwards(
+    settings: DemoSettings, *, models: Mapping[int, Sequence[Path]], out: Path, table: Path | None = None
+) -> Part:
     """Return the process that saves final models (.safetensors) as .keras, and trains in one place.
 
     `models` are those of each seed.
@@ -116,6 +132,7 @@ def afterwards(settings: DemoSettings, *, models: Mapping[int, Sequence[Path]], 
         # In one place nobody trains for longer than the federation might.
         "max_seconds": settings.max_seconds,
         "learning_rate": settings.task_defaults.learning_rate,
+        "config": str(table or devnull),
         "models": {seed: list(map(str, paths)) for seed, paths in models.items()},
     }
     command = (sys.executable, "-m", "fluffle_cli.demo.afterwards", str(out), json.dumps(arguments))

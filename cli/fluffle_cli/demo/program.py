@@ -78,6 +78,7 @@ class Demo:
         self._stop = stop
         # The federations that have come to their end, by their seed.
         self._played: dict[int, list[DemoFederation]] = {}
+        self._table: Path | None = None
 
     def play(self) -> Run:
         """Do everything in turn; whatever happens, no process stays but the broker that is to be kept.
@@ -85,6 +86,9 @@ class Demo:
         Of several seeds, those that are done are kept when it is stopped, or fails.
         """
         _print(self._console, introduction(self._settings, self._folder))
+        if table := self._settings.data_table:
+            self._table = self._folder / "data.toml"
+            self._table.write_text(parts.text_of(table), encoding="utf-8")
         try:
             self._play_federations()
             run = self._write_run(self._played, self._look_afterwards())
@@ -178,6 +182,7 @@ class Demo:
                 folder=self._folder.joinpath(*place),
                 screen=screen,
                 stop=self._stop,
+                table=self._table,
             )
             final = run.play(node, builder, initial_model)
         about = {"federation": final.federation, "version": str(final.version), "term": str(final.term)}
@@ -190,7 +195,7 @@ class Demo:
         models = {
             seed: [each.folder / "model.safetensors" for each in runs] for seed, runs in self._played.items()
         }
-        part = parts.afterwards(self._settings, models=models, out=out)
+        part = parts.afterwards(self._settings, models=models, out=out, table=self._table)
         self._work(part, "saving the final model, and training the same one in one place to compare")
         if not out.exists():
             return {}
@@ -218,7 +223,8 @@ class Demo:
 def shown_settings(settings: DemoSettings) -> dict[str, str]:
     """Return the demo's own settings, as a person types them."""
     shown = settings.model_dump(exclude=set(SharedSettings.model_fields), exclude_none=True)
-    return {name.replace("_", "-"): str(value) for name, value in shown.items()}
+    steps = {f"data.{name}": str(value) for name, value in settings.data_table.items()}
+    return {name.replace("_", "-"): str(value) for name, value in shown.items()} | steps
 
 
 def introduction(settings: DemoSettings, folder: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import Field
 
 from fluffle.errors import ConfigError
-from fluffle.settings import SharedSettings
+from fluffle.settings import SharedSettings, with_table
 from fluffle.task import READY_TASKS
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
@@ -19,6 +19,7 @@ from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_cli.demo.setups import UNEVEN_TASK, Setup, SiteSetup, uneven_setups
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.report.run import make_empty_folder
+from fluffle_worker.data import DataSteps
 
 # The strategy that `--compare` sets beside the chosen one.
 BASELINE = FedAvgSettings.named
@@ -158,6 +159,12 @@ class DemoSettings(StrategySettings, SharedSettings):
         return [Setup(name=each, strategy=each, sites=sites) for each in strategies]
 
     @property
+    def data_table(self) -> dict[str, object]:
+        """What the table [data] of the TOML file says, for all sites; empty where there is none."""
+        steps = with_table(DataSteps(), self.config)
+        return {} if steps is None else steps.model_dump(exclude_unset=True)
+
+    @property
     def each_seed(self) -> range:
         """The seeds that are run one after the other."""
         return range(self.seed, self.seed + (self.seeds or (SEEDS_TO_COMPARE if self.compare else 1)))
@@ -202,6 +209,11 @@ class DemoSettings(StrategySettings, SharedSettings):
         if self.sites == "uneven" and (given := sorted(OF_ALIKE_SITES & self.model_fields_set)):
             flags = ", ".join(f"--{name}" for name in given)
             raise ConfigError(f"--sites uneven has sites of its own, with digits: leave out {flags}")
+        if self.sites == "uneven" and self.data_table:
+            raise ConfigError(
+                "--sites uneven has data steps of its own, and the TOML file has a table [data]: name "
+                "another file with --config"
+            )
         if self.compare and self.strategy == BASELINE:
             others = " or ".join(name for name in STRATEGIES if name != BASELINE)
             raise ConfigError(f"--compare sets {BASELINE} beside another --strategy: choose {others}")

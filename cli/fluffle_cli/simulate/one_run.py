@@ -94,7 +94,7 @@ def play(
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
 
-    federation = make(settings, with_data_table(load_task(settings.task), settings), note, memory)
+    federation = make(settings, with_data_table(load_task(settings.task), settings.config), note, memory)
     try:
         federation.run()
     finally:

@@ -1,9 +1,10 @@
 """The table [data] of a worker's TOML file, which overrides the data steps of its task."""
 
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from fluffle.errors import ConfigError
-from fluffle.settings import SharedSettings, with_table
+from fluffle.settings import with_table
 from fluffle.task import Task, name_of_task
 from fluffle_worker.data.settings import DataSteps
 
@@ -20,13 +21,14 @@ class TaskWithSteps(Protocol):
         """Return the same task with other steps."""
 
 
-def with_data_table(task: Task, settings: SharedSettings) -> Task:
+def with_data_table(task: Task, config: Path | None) -> Task:
     """Return a task with the data steps of the table [data], where the TOML file has one.
 
-    Raises ConfigError for a wrong setting in it, and for a task that takes no data steps.
+    `config` is the setting of that name. Raises ConfigError for a wrong setting in it, and for a task that
+    takes no data steps.
     """
     given = task.data_steps if isinstance(task, TaskWithSteps) else None
-    steps = with_table(given or DataSteps(), settings.config)
+    steps = with_table(given or DataSteps(), config)
     if steps is None:
         return task
     if not isinstance(task, TaskWithSteps):
