@@ -1,6 +1,6 @@
 """What hostile messages cost whoever reads them: their vector and at most 64 MB, and no long time.
 
-A record, which only an aggregator can publish, may take 72 MB.
+A record, which only an aggregator can publish, may take 84 MB.
 
 Each is read in a process of its own, whose peak memory Linux tells: tracemalloc does not see all of it.
 """
@@ -133,10 +133,10 @@ def test_a_hostile_message_takes_at_most_64_mb_of_memory(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_hostile_record_takes_at_most_72_mb_of_memory(tmp_path: Path, name: str) -> None:
+def test_a_hostile_record_takes_at_most_84_mb_of_memory(tmp_path: Path, name: str) -> None:
     _, taken_bytes = decode_in_a_child("record", RECORDS[name](), tmp_path)
 
-    assert taken_bytes < 72 * MB
+    assert taken_bytes < 84 * MB
 
 
 def test_a_compressed_update_takes_the_vector_that_it_stands_for_and_at_most_64_mb(tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_a_federation_is_deleted_while_somebody_listens_and_the_listeners_queue_
         deleted = fluffle("federation", "delete", topology.federation, "--yes")
 
         assert deleted.exit_code == 0, deleted.output
-        assert "Deleted 9 exchanges with their bindings and 5 queues" in deleted.output
+        assert "Deleted 10 exchanges with their bindings and 6 queues" in deleted.output
         assert names_on_broker(management, topology.federation) == [f"{topology.events.name}.page"]
     wait_until(lambda: not names_on_broker(management, topology.federation), "the listener's queue to end")
 

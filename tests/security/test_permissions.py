@@ -43,7 +43,10 @@ OWN, OTHER = topology_of("matrix"), topology_of("matrix-2")
 EVERYBODY = frozenset(ROLES)
 LEADERS = frozenset({"aggregator", "operator"})
 MODEL_READERS = LEADERS | {"worker", "evaluator"}
-READERS = {OWN.models.name: MODEL_READERS, OWN.records.name: MODEL_READERS | {"monitor"}}
+READERS = {
+    OWN.models.name: MODEL_READERS, OWN.best.name: MODEL_READERS,
+    OWN.records.name: MODEL_READERS | {"monitor"},
+}
 LISTENERS = LEADERS | {"monitor"}
 OPERATOR = frozenset({"operator"})
 
@@ -297,7 +300,7 @@ def test_copies_that_a_sender_asks_for_reach_no_other_queue(
     waiting = {
         name: federations.state(name).messages
         for name in targets
-        if not name.endswith((".models", ".records"))
+        if not name.endswith((".models", ".best", ".records"))
     }
     assert accepted
     assert waiting == {name: int(name == OWN.updates.name) for name in waiting}
