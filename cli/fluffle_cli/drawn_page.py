@@ -36,7 +36,7 @@ def section(heading: str, content: str) -> str:
 
 def facts(named: Iterable[tuple[str, str]]) -> str:
     """Return facts as a list of names and values."""
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in named)
+    listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in named)
     return f"<dl>{listed}</dl>"
 
 

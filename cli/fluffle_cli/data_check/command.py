@@ -71,7 +71,8 @@ def _show(found: DataCheck) -> None:
     typer.echo(f"labels: {found.suspicious}\n")
     _show_columns(found)
     whose = "the steps of the task" if found.has_own_steps else "the task has no data steps; the defaults"
-    typer.echo(f"\n{whose} would do this:" if found.reports else f"\n{whose} would change nothing")
+    did = "would do this:" if found.reports else "were not taken" if found.reason else "would change nothing"
+    typer.echo(f"\n{whose} {did}")
     if found.reports:
         print_table(
             ["step", "rows before", "rows after", "what it does"],

@@ -54,7 +54,8 @@ def _steps(check: DataCheck) -> str:
     whose = "The steps of the task" if check.has_own_steps else "The task has no data steps; the defaults"
     rows = [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in check.reports]
     shown = table(["step", "rows before", "after", ""], rows, numbers=(1, 2)) if rows else ""
-    return f"<p>{whose} would do this.</p>{shown or '<p>They would change nothing.</p>'}"
+    did = "would do this" if rows else "were not taken" if check.reason else "would change nothing"
+    return f"<p>{whose} {did}.</p>{shown}"
 
 
 def _drift(drift: Drift) -> str:
