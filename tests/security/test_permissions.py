@@ -44,7 +44,8 @@ EVERYBODY = frozenset(ROLES)
 LEADERS = frozenset({"aggregator", "operator"})
 MODEL_READERS = LEADERS | {"worker", "evaluator"}
 READERS = {
-    OWN.models.name: MODEL_READERS, OWN.best.name: MODEL_READERS,
+    OWN.models.name: MODEL_READERS,
+    OWN.best.name: MODEL_READERS,
     OWN.records.name: MODEL_READERS | {"monitor"},
 }
 LISTENERS = LEADERS | {"monitor"}

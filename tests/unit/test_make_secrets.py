@@ -199,6 +199,7 @@ def test_workers_and_evaluators_publish_updates_and_read_models_and_nothing_else
         assert {name for name in names if may(rights, "write", name)} == writes
         assert {name for name in names if may(rights, "read", name)} == {
             topology.models.name,
+            topology.best.name,
             topology.records.name,
         }
         assert not [name for name in names if name and may(rights, "configure", name)]

@@ -202,7 +202,7 @@ REFUSED: dict[str, tuple[Read, str]] = {
     ),
     "text in place of labels": (
         lambda: (X, np.where(Y > 0, "yes", "no")),
-        "Graph execution error: Cast string|y is text, which works with Keras on TensorFlow only",
+        "Cast string|y is text, which works with Keras on TensorFlow only",
     ),
 }
 

@@ -67,7 +67,7 @@ def first_version(task: Any, plan: Plan) -> ModelVersion:
     return replace(version, vector=flat.vector, statistics=flat.statistics, integers=flat.integers)
 
 
-def work(task: Any, plan: Plan, folder: Path, *, updates: int) -> list[Any]:
+def work(task: Any, plan: Plan, folder: Path, *, updates: int, step_delay_s: float = 0.0) -> list[Any]:
     """Let a worker of a prepared task send so many updates, and return them."""
     folder.mkdir(exist_ok=True)
     first = first_version(task, plan)
@@ -83,6 +83,7 @@ def work(task: Any, plan: Plan, folder: Path, *, updates: int) -> list[Any]:
         topology=TOPOLOGY,
         spool=Spool(folder, worker="w1", max_bytes=MIB),
         stop=threading.Event(),
+        step_delay_s=step_delay_s,
     )
     worker.work(lambda: Scripted(server, script))
     return sent_updates(server)
@@ -136,7 +137,9 @@ def test_minibatches_that_the_data_comes_in_are_not_halved(tmp_path: Path) -> No
 
 
 def test_a_search_for_a_larger_size_ends_where_memory_runs_out(tmp_path: Path) -> None:
-    updates = work(a_task(most=40), Plan(batch_size=8, max_batch_size=256), tmp_path, updates=10)
+    # Each step takes about as long: a larger minibatch is faster on any machine.
+    plan = Plan(batch_size=8, max_batch_size=256)
+    updates = work(a_task(most=40), plan, tmp_path, updates=10, step_delay_s=0.05)
 
     sizes = [each.batch_size for each in updates]
     assert sizes[:4] == [8, 8, 16, 16]
