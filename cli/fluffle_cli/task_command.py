@@ -19,7 +19,7 @@ from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import table_console
 from fluffle.errors import LayoutError, NoHeldOutData, TaskError
 from fluffle.message_size import codecs_that_fit, require_version_fits
-from fluffle.model import FlatWeights, Weights, some_of
+from fluffle.model import Weights, some_of
 from fluffle.plan import Plan
 from fluffle.safetensors_file import ModelFile
 from fluffle.sites import SiteMetric
@@ -29,7 +29,7 @@ from fluffle_aggregator.goal import usual_yardstick
 from fluffle_aggregator.initial_model import first_version
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.progress import show_bar
-from fluffle_worker.round import TrainedUpdate, train_round
+from fluffle_worker.round import TrainedUpdate, train_round, weights_after
 from fluffle_worker.settings import SiteSettings
 
 app = new_app("Try a task of your own before you run it in a federation.")
@@ -61,7 +61,8 @@ def check(settings: CheckSettings) -> None:
     with _step("round") as said, show_bar("training") as progress:
         trained = train_once(task, model, plan, seed=settings.seed, progress=progress)
         said.append(f"{settings.local_steps} minibatches: {_in_words(trained.metrics)}")
-    before, after = {**model.weights, **model.local}, weights_after(model, trained)
+    before = {**model.weights, **model.local}
+    after = weights_after(model.layout, model.layout.flatten(model.weights), trained)
     with _step("evaluation", "evaluating on held-out data") as said:
         metrics: Mapping[str, float] = {}
         try:
@@ -108,14 +109,6 @@ def train_once(
     if trained.unusable:
         raise TaskError(trained.unusable)
     return trained
-
-
-def weights_after(model: TaskModel, trained: TrainedUpdate) -> Weights:
-    """Return the shared and the local tensors after a round whose update is a delta."""
-    start = model.layout.flatten(model.weights).vector
-    update = trained.update
-    shared = model.layout.restore(FlatWeights(start + trained.vector, update.statistics, update.integers))
-    return {**shared, **trained.local}
 
 
 def _build_twice(task: CheckedTask, seed: int) -> TaskModel:

@@ -261,9 +261,14 @@ class ModelVersion:
         return 0.0 if self.started_s is None else max(0.0, self.elapsed_s - self.started_s)
 
     @property
+    def flat(self) -> FlatWeights:
+        """The values of the model's tensors: this record's arrays."""
+        return FlatWeights(self.vector, self.statistics, self.integers)
+
+    @property
     def weights(self) -> Weights:
         """The model's tensors by name; float32 tensors are views of this record's arrays."""
-        return self.layout.restore(FlatWeights(self.vector, self.statistics, self.integers))
+        return self.layout.restore(self.flat)
 
     @property
     def weights_to_evaluate(self) -> Weights:

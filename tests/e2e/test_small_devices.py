@@ -64,7 +64,7 @@ def test_one_small_and_two_other_workers_train_one_model_in_one_process(
     def work(site: int) -> WorkerResult:
         share = 0.2 if site == 2 else 1.0
         place: dict[str, Any] = {"name": f"site-{site}", "site": site, "sites": SITES, "spool": tmp_path}
-        return run_worker(task(), train_share=share, **place, **where)
+        return run_worker(task(), train_share=share, local_validation=0.2, **place, **where)
 
     with ThreadPoolExecutor(SITES + 2) as pool:
         goal: dict[str, Any] = {"target": "accuracy>=0.9", "max_updates": 400}
@@ -82,6 +82,8 @@ def test_one_small_and_two_other_workers_train_one_model_in_one_process(
     shares = {one.id.worker: one.share for version in history for one in version.folded}
     assert shares == {"site-0": 1, "site-1": 1, SMALL: 650 / 4810}
     assert count_of_parts_that_changed_nothing_else(history, 4810 - 650) > 0
+    # Each site has evaluated what a round of its own makes of a version, of which it may train a part.
+    assert all(history[-1].sites[f"site-{site}"].gains for site in range(SITES))
 
 
 @pytest.mark.long

@@ -10,10 +10,12 @@ from tasks import lora_task
 
 from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.errors import LayoutError
+from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.wire import encode_update
-from fluffle_cli.task_command import train_once, weights_after
+from fluffle_cli.task_command import train_once
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
+from fluffle_worker.round import TrainedUpdate, weights_after
 
 Floats = NDArray[np.float32]
 
@@ -22,12 +24,17 @@ def silent(done: int, total: int) -> None:
     """Report nothing."""
 
 
+def trained_weights(model: TaskModel, trained: TrainedUpdate) -> Weights:
+    """Return all tensors after a round that began with this model."""
+    return weights_after(model.layout, model.layout.flatten(model.weights), trained)
+
+
 def a_trained_file(path: Path) -> Floats:
     """Train a round, write the model to a file, and return its predictions."""
     built: list[KerasModel] = []
     checked, model = a_task_that_keeps_its_model_in(built)
     trained = train_once(checked, model, Plan(local_steps=20), seed=0, progress=silent)
-    checked.save(weights_after(model, trained), path)
+    checked.save(trained_weights(model, trained), path)
     predicted: Floats = built[-1].predict(lora_task.TOKENS, verbose=0)
     return predicted
 
@@ -89,7 +96,7 @@ def test_a_federation_goes_on_from_the_file_with_the_same_base_and_the_same_adap
     assert loaded.layout == expected.layout
     adapters = [name for name in loaded.weights if "lora" in name]
     assert all(np.any(loaded.weights[name] != 0) for name in adapters)
-    after = weights_after(loaded, trained)
+    after = trained_weights(loaded, trained)
     assert all(np.any(after[name] != loaded.weights[name]) for name in adapters)
 
 
@@ -97,13 +104,13 @@ def test_from_a_file_of_keras_itself_the_adapters_begin_anew_and_train(tmp_path:
     built: list[KerasModel] = []
     checked, model = a_task_that_keeps_its_model_in(built)
     trained = train_once(checked, model, Plan(local_steps=20), seed=0, progress=silent)
-    metrics = checked.evaluate(weights_after(model, trained))
+    metrics = checked.evaluate(trained_weights(model, trained))
     built[-1].save(tmp_path / "model.keras")
     other = CheckedTask(lora_task.make_task())
 
     loaded = other.load(tmp_path / "model.keras")
     other.prepare(lora_task.SITE)
-    after = weights_after(loaded, train_once(other, loaded, Plan(local_steps=3), seed=0, progress=silent))
+    after = trained_weights(loaded, train_once(other, loaded, Plan(local_steps=3), seed=0, progress=silent))
 
     assert other.evaluate(loaded.weights) == pytest.approx(metrics, abs=1e-4)
     adapters = [name for name in loaded.weights if "lora" in name]

@@ -20,16 +20,16 @@ from features.table import FEATURES
 from numpy.typing import NDArray
 from working import CountingTask
 
-from fluffle.checked_task import CheckedTask
+from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.compression import decompressed
 from fluffle.errors import TaskError
-from fluffle.plan import Plan
+from fluffle.plan import Plan, Sends
 from fluffle.record import ModelVersion
 from fluffle.task import Site
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 from fluffle_worker.keras_task.backend import uses_tensorflow
-from fluffle_worker.round import train_round
+from fluffle_worker.round import train_round, weights_after
 
 Build = Callable[[ModuleType], KerasModel]
 
@@ -65,23 +65,46 @@ def a_task(build: Build, local: tuple[str, ...] = ()) -> KerasTask:
     return KerasTask(lambda: build(import_keras()), lambda _: (IMAGES, LABELS), local=local)
 
 
+def version_of(model: TaskModel, plan: Plan) -> ModelVersion:
+    flat = model.layout.flatten(model.weights)
+    version = a_version(layout=model.layout, plan=plan)
+    return replace(version, vector=flat.vector, statistics=flat.statistics, integers=flat.integers)
+
+
 def a_round(task: CheckedTask, share: float, plan: Plan | None = None) -> tuple[ModelVersion, WeightUpdate]:
     """Train one round from version 0, and return both."""
     model = task.model()
     if share < 1:
         task.train_last(share)
     task.prepare(Site())
-    flat = model.layout.flatten(model.weights)
-    version = replace(
-        a_version(layout=model.layout, plan=plan or Plan(batch_size=8)),
-        vector=flat.vector,
-        statistics=flat.statistics,
-        integers=flat.integers,
-    )
+    version = version_of(model, plan or Plan(batch_size=8))
     update_id = UpdateId("small", "r", 1)
     trained = train_round(task, version, model.local, update_id=update_id, seed=1, progress=silent)
     assert not trained.unusable
     return version, trained.update
+
+
+@pytest.mark.parametrize("share", [1.0, 0.91])
+@pytest.mark.parametrize("sends", ["delta", "weights"])
+def test_the_weights_after_a_round_are_those_that_were_trained_and_before_them_as_they_were(
+    share: float, sends: Sends
+) -> None:
+    task = CheckedTask(a_task(cnn, local=("last/*",)))
+    model = task.model()
+    start = version_of(model, Plan(batch_size=8, sends=sends))
+    part = task.train_last(share) if share < 1 else model.layout
+    task.prepare(Site())
+    update_id = UpdateId("small", "r", 1)
+    ended = train_round(task, start, model.local, update_id=update_id, seed=1, progress=silent)
+    expected = task.train({**start.weights, **model.local}, start.plan, seed=1, progress=silent)
+
+    after = weights_after(start.layout, start.flat, ended)
+
+    assert list(after) == [*model.weights, *model.local]
+    assert set(changed(model.weights, after)) == {spec.name for spec in part.tensors}
+    assert set(changed(model.local, after)) == set(model.local)
+    for name, array in {**expected.weights, **expected.local}.items():
+        np.testing.assert_allclose(after[name].astype(float), array.astype(float), rtol=1e-6, atol=1e-7)
 
 
 def sent_by(build: Build, share: float) -> tuple[list[str], WeightUpdate]:

@@ -16,7 +16,7 @@ from fluffle.errors import OutOfMemory
 from fluffle.event_sink import EventSink
 from fluffle.events import Aborted, Progressed, Started, Trained
 from fluffle.logs import get_logger
-from fluffle.model import FlatWeights, Vector, Weights, some_of
+from fluffle.model import FlatWeights, Layout, Vector, Weights, some_of
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion, not_finite
 from fluffle.stopping import StopRequested
@@ -141,11 +141,21 @@ def update_of(
     return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)
 
 
-def weights_after(version: ModelVersion, trained: TrainedUpdate) -> Weights:
-    """Return the shared tensors after a round that began with a version; the update's vector is copied."""
+def weights_after(layout: Layout, before: FlatWeights, trained: TrainedUpdate) -> Weights:
+    """Return all tensors after a round that began with these, the local ones too; `before` stays as it is.
+
+    Of a round that trained the last layers alone, the tensors in front of them are as they were.
+    """
     update = trained.update
-    vector = version.vector + trained.vector if update.sends == "delta" else trained.vector.copy()
-    return version.layout.restore(FlatWeights(vector, update.statistics, update.integers))
+    vector, statistics = before.vector.copy(), before.statistics.copy()
+    tail = vector[vector.size - trained.vector.size :]
+    if update.sends == "delta":
+        np.add(tail, trained.vector, out=tail)
+    else:
+        tail[:] = trained.vector
+    statistics[statistics.size - update.statistics.size :] = update.statistics
+    integers = before.integers[: len(before.integers) - len(update.integers)] + update.integers
+    return {**layout.restore(FlatWeights(vector, statistics, integers)), **trained.local}
 
 
 def train_centrally(

@@ -90,7 +90,7 @@ class SiteValidation:
         """Keep the weights after a round, if the version that it began from was evaluated here."""
         newest = self._newest
         if newest and not newest.tuned and Rank(newest.term, newest.version) == version.rank:
-            self._after = {**weights_after(version, trained), **trained.local}
+            self._after = weights_after(version.layout, version.flat, trained)
 
     def evaluate_round(self) -> None:
         """Evaluate what the last round has made of the version: the model that suits this site alone."""
