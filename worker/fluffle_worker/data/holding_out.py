@@ -9,12 +9,13 @@ from fluffle.errors import TaskError
 from fluffle_worker.data.rows import labels_of
 
 
-def held_out_rows(y: Any, rows: int, share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def held_out_rows(y: Any, rows: int, share: float, *, split_seed: int, site: int) -> NDArray[np.bool_]:
     """Return which of so many rows are held out: a share of each class, or of all where there are none.
 
-    `y` are the labels or targets of all rows, None where there are none. Raises TaskError when no row would
-    be held out, or none would be left.
+    `y` are the labels or targets of all rows, None where there are none. The seed of the split and the
+    number of the site choose the rows. Raises TaskError when no row would be held out, or none would be left.
     """
+    rng = np.random.default_rng([split_seed, site])
     strata = _strata(y, rows)
     shuffled = rng.permutation(rows)
     order = shuffled[np.argsort(strata[shuffled], kind="stable")]

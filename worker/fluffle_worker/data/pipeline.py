@@ -108,7 +108,7 @@ def take_steps(
     if steps.duplicates == "drop":
         course.keep("duplicates", first_of_each(course.train), "that are equal to an earlier one")
     if share:
-        held_out = _hold_out(course, share, np.random.default_rng([split_seed, site]))
+        held_out = _hold_out(course, share, split_seed=split_seed, site=site)
     _clean_columns(course, steps, rng)
     if held_out is not None:
         held_out = _through(course.fitted, held_out)
@@ -140,9 +140,9 @@ def clean_eval_data(rows: Rows, steps: DataSteps) -> tuple[Rows, tuple[StepRepor
     return course.train, tuple(course.reports)
 
 
-def _hold_out(course: _Course, share: float, rng: np.random.Generator) -> Rows:
+def _hold_out(course: _Course, share: float, *, split_seed: int, site: int) -> Rows:
     before = course.train
-    held = held_out_rows(before.y, len(before), share, rng)
+    held = held_out_rows(before.y, len(before), share, split_seed=split_seed, site=site)
     course.train = before.take(~held)
     course.report("local_validation", before, f"held out {int(held.sum())} rows for evaluation")
     return before.take(held)

@@ -67,7 +67,7 @@ def read_site(
             f"local_validation {site.validation:g} holds out a part of train_data, and the task has "
             "validation_data: leave one of them out"
         )
-    own = None if validation_data is None else _read_validation(validation_data)
+    own = None if validation_data is None else read_data("validation_data", validation_data)
     if steps is None:
         return _as_it_is(read_data("train_data", call), site, own)
     found: list[PreparedRows] = []
@@ -104,10 +104,6 @@ def read_site(
     )
 
 
-def _read_validation(call: Callable[[], object]) -> Minibatches:
-    return read_data("validation_data", call)
-
-
 def _as_it_is(training: Minibatches, site: Site, own: Minibatches | None) -> SiteData:
     """Return data that goes through no steps; a share of it is held out if the site says so."""
     if not site.validation:
@@ -116,8 +112,7 @@ def _as_it_is(training: Minibatches, site: Site, own: Minibatches | None) -> Sit
         _require_arrays(site)
         return SiteData(training)
     y = training.parts[1] if len(training.parts) > 1 else None
-    rng = np.random.default_rng([site.seed, site.index])
-    held = held_out_rows(y, training.examples, site.validation, rng)
+    held = held_out_rows(y, training.examples, site.validation, split_seed=site.seed, site=site.index)
     log.debug("data held out", rows=int(held.sum()), rows_to_train_on=int((~held).sum()))
     return SiteData(training.taken("train_data", ~held), held_out=training.taken(HELD_OUT, held))
 

@@ -135,10 +135,9 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
             inputs[name], columns[name] = leaf, rows.columns
     y = read_rows((parts[1],)).x if len(parts) > 1 and not _is_text(parts[1]) else None
     if site.validation and inputs:
-        rng = np.random.default_rng([site.seed, site.index])
         given = np.asarray(parts[1]) if len(parts) > 1 and hasattr(parts[1], "__array__") else None
         count = next(iter(inputs.values())).shape[0]
-        trained = ~held_out_rows(given, count, site.validation, rng)
+        trained = ~held_out_rows(given, count, site.validation, split_seed=site.seed, site=site.index)
         inputs = {name: each[trained] for name, each in inputs.items()}
         y = y[trained] if isinstance(y, np.ndarray) else None
     if isinstance(y, np.ndarray):
