@@ -62,5 +62,7 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update came in {update.codec}, and rule {strategy.rule} holds updates in {plan.codec}: "
             "it was trained for a plan that is no longer in force",
         )
+    if not update.first_tensor:
+        return incoming
     # From here on the vector of a part is one of the model's size.
     return replace(incoming, update=replace(update, vector=tail_of(layout.size, update.vector)))
