@@ -253,17 +253,17 @@ class KerasTask:
 
     def _evaluation(self) -> Callable[[KerasModel], Metrics]:
         """Return what evaluates a model on `eval_data`. Raises NoHeldOutData for a task without it."""
-        if self._eval_data is None:
+        eval_data = self._eval_data
+        if eval_data is None:
             raise NoHeldOutData("this task has no held-out data: give its KerasTask an eval_data function")
-        built, held_out = self._model(), read_eval_data(self._call_eval_data, self._data_steps)
+
+        def call() -> object:
+            takes_statistics = bool(inspect.signature(eval_data).parameters)
+            return eval_data(self._which.statistics) if takes_statistics else eval_data()
+
+        built, held_out = self._model(), read_eval_data(call, self._data_steps)
         built.require_fit("eval_data", held_out)
         return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
-
-    def _call_eval_data(self) -> object:
-        if self._eval_data is None:
-            return None
-        takes_statistics = bool(inspect.signature(self._eval_data).parameters)
-        return self._eval_data(self._which.statistics) if takes_statistics else self._eval_data()
 
     def save(self, weights: Weights, path: Path) -> None:
         """Write the model with a fresh optimizer. Raises TaskError unless `path` ends in `.keras`."""
