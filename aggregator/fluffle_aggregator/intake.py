@@ -14,9 +14,9 @@ from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_aggregator.gates.fitting import WRONG_FEDERATION
+from fluffle_aggregator.gates.fitting import of_another_federation
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
-from fluffle_aggregator.gates.history import FUTURE_VERSION
+from fluffle_aggregator.gates.history import of_a_version_to_come
 from fluffle_aggregator.gates.sender import foreign_sender
 from fluffle_aggregator.global_model import GlobalModel
 
@@ -75,13 +75,8 @@ def evaluation_refusal(
     delivery: Delivery, evaluation: Evaluation, model: GlobalModel, topology: Topology
 ) -> Refusal | None:
     """Return why an evaluator's report does not count, or None when it does."""
-    if foreign := foreign_sender(evaluation.evaluator, delivery, topology.evaluations_in):
-        return foreign
-    if evaluation.federation != model.record.federation:
-        return Refusal(WRONG_FEDERATION, f"the evaluation is for {evaluation.federation!r}")
-    if evaluation.version > model.version:
-        return Refusal(
-            FUTURE_VERSION,
-            f"version {evaluation.version} is not made yet: the newest is {model.version}",
-        )
-    return None
+    return (
+        foreign_sender(evaluation.evaluator, delivery, topology.evaluations_in)
+        or of_another_federation("the evaluation", evaluation.federation, model)
+        or of_a_version_to_come(evaluation.version, model)
+    )

@@ -7,7 +7,7 @@ from fluffle.events import Answered
 from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics
 from fluffle.topology import Topology
 from fluffle_aggregator.effects import Ack, Effect, Tell, info, warning
-from fluffle_aggregator.gates.fitting import FINISHED, WRONG_FEDERATION
+from fluffle_aggregator.gates.fitting import FINISHED, of_another_federation
 from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.history import DUPLICATE
 from fluffle_aggregator.gates.sender import foreign_sender
@@ -55,7 +55,10 @@ class Surveying:
         self, delivery: Delivery, answer: SiteStatistics, model: GlobalModel, *, now: float
     ) -> Sequence[Effect] | Refusal:
         """Merge an answer, or return why not; `now` is the leader's clock."""
-        if refused := self._wrong_sender(delivery, answer, model):
+        if refused := (
+            foreign_sender(answer.worker, delivery, self._topology.updates_in)
+            or of_another_federation("the answer", answer.federation, model)
+        ):
             return refused
         recorded, survey = model.record.survey, model.survey
         if delivery.redeliveries and recorded and answer.worker in recorded.answered:
@@ -106,13 +109,6 @@ class Surveying:
                 for each in unfit
             ),
         ]
-
-    def _wrong_sender(self, delivery: Delivery, answer: SiteStatistics, model: GlobalModel) -> Refusal | None:
-        if foreign := foreign_sender(answer.worker, delivery, self._topology.updates_in):
-            return foreign
-        if answer.federation != model.record.federation:
-            return Refusal(WRONG_FEDERATION, f"the answer is for {answer.federation!r}")
-        return None
 
 
 def _does_not_fit(answer: SiteStatistics, survey: OpenSurvey) -> Refusal | None:

@@ -16,6 +16,16 @@ WRONG_CONTENT = "wrong-content"
 SURVEY_OPEN = "survey-open"
 
 
+def of_another_federation(report: str, federation: str, model: GlobalModel) -> Refusal | None:
+    """Return why a report for this federation does not count, or None when it is the model's own.
+
+    `report` says what it is, such as "the answer".
+    """
+    if federation == model.record.federation:
+        return None
+    return Refusal(WRONG_FEDERATION, f"{report} is for {federation!r}")
+
+
 def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
     """Let an update pass that this model can take in; of one with a part, say where the part begins."""
     update, layout = incoming.update, model.record.layout

@@ -32,6 +32,13 @@ class StalenessLimit(BaseModel):
         return 0 if strategy.one_update_per_version else self.max_staleness
 
 
+def of_a_version_to_come(version: int, model: GlobalModel) -> Refusal | None:
+    """Return why an evaluation of this version does not count, or None when there is one of that number."""
+    if version <= model.version:
+        return None
+    return Refusal(FUTURE_VERSION, f"version {version} is not made yet: the newest is {model.version}")
+
+
 def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
     """Let an update pass that the model does not contain."""
     update = incoming.update

@@ -6,9 +6,9 @@ from fluffle.broker import Delivery
 from fluffle.record import Rank, is_in_history
 from fluffle.sites import SiteEvaluation, SiteMetric
 from fluffle.topology import Topology
-from fluffle_aggregator.gates.fitting import WRONG_FEDERATION
+from fluffle_aggregator.gates.fitting import of_another_federation
 from fluffle_aggregator.gates.gate import Refusal
-from fluffle_aggregator.gates.history import FUTURE_VERSION, UNKNOWN_BASE
+from fluffle_aggregator.gates.history import UNKNOWN_BASE, of_a_version_to_come
 from fluffle_aggregator.gates.sender import foreign_sender
 from fluffle_aggregator.gates.values import BAD_EXAMPLES, TOO_LARGE, ExampleLimits
 from fluffle_aggregator.global_model import GlobalModel
@@ -21,14 +21,12 @@ def site_refusal(
     delivery: Delivery, found: SiteEvaluation, model: GlobalModel, topology: Topology, limits: ExampleLimits
 ) -> Refusal | None:
     """Return why a site's evaluation does not count, or None when it does."""
-    if foreign := foreign_sender(found.worker, delivery, topology.updates_in):
-        return foreign
-    if found.federation != model.record.federation:
-        return Refusal(WRONG_FEDERATION, f"the site's evaluation is for {found.federation!r}")
-    if found.version > model.version:
-        return Refusal(
-            FUTURE_VERSION, f"version {found.version} is not made yet: the newest is {model.version}"
-        )
+    if refused := (
+        foreign_sender(found.worker, delivery, topology.updates_in)
+        or of_another_federation("the site's evaluation", found.federation, model)
+        or of_a_version_to_come(found.version, model)
+    ):
+        return refused
     rank = Rank(found.term, found.version)
     if not is_in_history(rank, model.terms, model.version):
         return Refusal(
