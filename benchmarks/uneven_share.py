@@ -133,7 +133,7 @@ def play(case: Case) -> Outcome:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write and print."""
     compare_over_seeds(
-        Report("uneven_share", "uneven_share: the slowest of four workers trains a part, or all"),
+        Report("uneven-share", "uneven_share: the slowest of four workers trains a part, or all"),
         [
             {"model": model, "strategy": strategy, "side": side}
             for model, strategy, side in product(MODELS, ("reuse", "fedbuff"), SIDES)

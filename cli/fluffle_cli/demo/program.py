@@ -43,6 +43,9 @@ KEEPS = " and keeps the seeds that are done"
 def run(settings: DemoSettings) -> None:
     """Run the demo; a target that was not reached gives exit code 1.
 
+    Of federations that are compared, the last one with each seed counts: it has the chosen strategy, or the
+    remedies.
+
     After Ctrl-C or SIGTERM everything is stopped, and KeyboardInterrupt raised.
     """
     settings = settings.checked()

@@ -24,8 +24,9 @@ from fluffle_worker.data import DataSteps
 # The strategy that `--compare` sets beside the chosen one.
 BASELINE = FedAvgSettings.named
 SEEDS_TO_COMPARE = 5
-# What says which sites there are, or what is compared: uneven sites have their own.
+# Without remedies the target is not reached: nobody need wait for long to see that.
 UNEVEN_SECONDS: Final = 60.0
+# What says which sites there are, or what is compared: uneven sites have their own.
 OF_ALIKE_SITES: Final = frozenset(("compare", "workers", "task", "split", "slowdown"))
 
 
@@ -220,7 +221,6 @@ class DemoSettings(StrategySettings, SharedSettings):
         self.make_strategy()
         if self.sites != "uneven":
             return self
-        # Without remedies the target is not reached: nobody need wait for long to see that.
         is_given = "max_seconds" in self.model_fields_set
         most_s = self.max_seconds if is_given else UNEVEN_SECONDS
         return self.model_copy(update={"task": UNEVEN_TASK, "max_seconds": most_s})

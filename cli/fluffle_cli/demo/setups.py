@@ -34,14 +34,15 @@ WITHOUT, WITH = "without remedies", "with remedies"
 UNEVEN_TASK: Final = "fluffle_cli.demo.uneven_sites:task"
 # A minibatch takes a fortieth of the delay that others idle in a round.
 MINIBATCHES: Final = 40
-UNEVEN_SITES: Final = ("long-tail-1", "long-tail-2", "gaps", "slow", "small")
+LONG_TAILED: Final = ("long-tail-1", "long-tail-2")
+GAPS, SLOW, SMALL = "gaps", "slow", "small"
+UNEVEN_SITES: Final = (*LONG_TAILED, GAPS, SLOW, SMALL)
 # What a site is told with the remedies: the table [data] of its TOML file, and flags of `fluffle worker`.
 DATA_REMEDIES: Final[Mapping[str, Mapping[str, object]]] = {
-    "long-tail-1": {"balance": "balanced_softmax"},
-    "long-tail-2": {"balance": "balanced_softmax"},
-    "gaps": {"impute": "median", "outliers": "quantiles:0.05"},
+    **{name: {"balance": "balanced_softmax"} for name in LONG_TAILED},
+    GAPS: {"impute": "median", "outliers": "quantiles:0.05"},
 }
-FLAGS: Final[Mapping[str, Mapping[str, object]]] = {"small": {"train_share": 0.2}}
+FLAGS: Final[Mapping[str, Mapping[str, object]]] = {SMALL: {"train_share": 0.2}}
 # Rounds of a second instead of whole passes over the data.
 ROUNDS: Final[Mapping[str, object]] = {"local_epochs": None, "round_seconds": 1.0}
 
@@ -50,7 +51,7 @@ def uneven_setups(strategy: str, *, delay_s: float) -> list[Setup]:
     """Return the two federations of uneven sites: without remedies, and with them."""
 
     def site(name: str, *, has_remedies: bool) -> SiteSetup:
-        step_delay_s = delay_s / MINIBATCHES * (SLOWER if name == "slow" else 1)
+        step_delay_s = delay_s / MINIBATCHES * (SLOWER if name == SLOW else 1)
         flags = FLAGS.get(name, {}) if has_remedies else {}
         data = DATA_REMEDIES.get(name, {}) if has_remedies else {}
         return SiteSetup(

@@ -6,13 +6,11 @@ from typing import Final
 import numpy as np
 
 from fluffle.task import Site
+from fluffle_cli.demo.setups import GAPS, LONG_TAILED, SLOW, SMALL, UNEVEN_SITES
 from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.tasks import digits
 from fluffle_worker.tasks.digits import Images, Labels
 
-LONG_TAILED: Final = ("long-tail-1", "long-tail-2")
-GAPS, SLOW, SMALL = "gaps", "slow", "small"
-NAMES: Final = (*LONG_TAILED, GAPS, SLOW, SMALL)
 # Of digit 0 a long-tailed site has so many examples, of digit 9 a hundredth of that, and at least one.
 MOST_OF_A_CLASS: Final = 60
 IMBALANCE: Final = 100
@@ -40,7 +38,7 @@ def train_data(site: Site) -> tuple[Images, Labels]:
         mine.append(np.split(rows, ends)[site.index])
     chosen = np.concatenate(mine)
     found = images[chosen].copy()
-    if NAMES[site.index] == GAPS:
+    if UNEVEN_SITES[site.index] == GAPS:
         found[rng.random(found.shape) < MISSING] = np.nan
     return found, labels[chosen]
 
