@@ -1,22 +1,14 @@
 """`--batch-size auto` with a real broker: each worker finds a size, and one of them runs out of memory."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
-from brokers import all_versions
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
+from in_threads import all_of, digits_of, held_out_digits, rounds_by_worker
 
-from fluffle.rabbit import RabbitBroker
-from fluffle.task import Site
-from fluffle.topology import topology_of
 from fluffle_aggregator.running import run_aggregator
 from fluffle_aggregator.service import AggregatorResult
 from fluffle_cli.node import BrokerNode
@@ -24,23 +16,10 @@ from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.loop import WorkerResult
 from fluffle_worker.running import run_evaluator, run_worker
 
-DEADLINE_S = 300.0
 SITES = 3
 FIRST, MOST = 8, 64
 # The last site has no memory for more than these.
 FITS = 4
-
-Data = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-
-def digits(site: Site) -> Data:
-    x, y = load_digits(return_X_y=True)
-    return (x[300 + site.index :: site.count] / 16).astype(np.float32), y[300 + site.index :: site.count]
-
-
-def held_out() -> Data:
-    x, y = load_digits(return_X_y=True)
-    return (x[:300] / 16).astype(np.float32), y[:300]
 
 
 def a_task(most: int = MOST) -> KerasTask:
@@ -55,11 +34,7 @@ def a_task(most: int = MOST) -> KerasTask:
         model.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 
-    return KerasTask(build_model, digits, held_out)
-
-
-async def all_of(*calls: Callable[[], object]) -> list[object]:
-    return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
+    return KerasTask(build_model, digits_of, held_out_digits)
 
 
 def test_each_worker_finds_a_size_for_its_machine_and_together_they_train_a_good_model(
@@ -86,11 +61,7 @@ def test_each_worker_finds_a_size_for_its_machine_and_together_they_train_a_good
     assert led.version.best is not None
     assert led.version.best.metrics["accuracy"] >= 0.85
     assert all(isinstance(each, WorkerResult) and each.refused == 0 for each in worked)
-    rounds = defaultdict(list)
-    with RabbitBroker(node.amqp_url, name="test", heartbeat_s=30) as broker:
-        for version in all_versions(broker, topology_of(federation)):
-            for one in version.folded:
-                rounds[one.id.worker].append(one)
+    rounds = rounds_by_worker(node, federation)
     sizes = {worker: [one.batch_size for one in each] for worker, each in rounds.items()}
     assert set(sizes[f"site-{SITES - 1}"]) == {FITS}
     for site in range(SITES - 1):

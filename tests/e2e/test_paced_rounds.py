@@ -6,21 +6,14 @@ that each round can set anew (flower #3234), and for other numbers of local step
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import keras
 import numpy as np
-from brokers import all_versions
-from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
+from in_threads import all_of, held_out_tumours, rounds_by_worker, tumours_of
 
-from fluffle.rabbit import RabbitBroker
-from fluffle.task import Site
-from fluffle.topology import topology_of
 from fluffle_aggregator.running import run_aggregator
 from fluffle_aggregator.service import AggregatorResult
 from fluffle_cli.node import BrokerNode
@@ -28,28 +21,9 @@ from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.loop import WorkerResult
 from fluffle_worker.running import run_evaluator, run_worker
 
-HELD_OUT = 169
-DEADLINE_S = 300.0
 ROUND_S = 1.0
 # Seconds that a minibatch takes besides its training.
 STEP_DELAYS_S = (0.01, 0.04, 0.16)
-
-Data = tuple[NDArray[Any], NDArray[Any]]
-
-
-def tumours() -> Data:
-    features, labels = load_breast_cancer(return_X_y=True)
-    return (features - features.mean(axis=0)) / features.std(axis=0), labels
-
-
-def of_site(site: Site) -> Data:
-    features, labels = tumours()
-    return features[HELD_OUT + site.index :: site.count], labels[HELD_OUT + site.index :: site.count]
-
-
-def held_out() -> Data:
-    features, labels = tumours()
-    return features[:HELD_OUT], labels[:HELD_OUT]
 
 
 def a_task() -> KerasTask:
@@ -59,11 +33,7 @@ def a_task() -> KerasTask:
         model.compile(keras.optimizers.SGD(0.02), "sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 
-    return KerasTask(build_model, of_site, held_out)
-
-
-async def all_of(*calls: Callable[[], object]) -> list[object]:
-    return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
+    return KerasTask(build_model, tumours_of, held_out_tumours)
 
 
 def test_workers_of_different_speed_train_rounds_of_one_length_and_a_good_model(
@@ -89,13 +59,9 @@ def test_workers_of_different_speed_train_rounds_of_one_length_and_a_good_model(
     assert led.version.best is not None
     assert led.version.best.metrics["accuracy"] >= 0.9
     assert all(isinstance(each, WorkerResult) and each.refused == 0 for each in worked)
-    rounds = defaultdict(list)
-    with RabbitBroker(node.amqp_url, name="test", heartbeat_s=30) as broker:
-        for version in all_versions(broker, topology_of(federation)):
-            for one in version.folded:
-                rounds[one.id.worker].append(one)
+    rounds = rounds_by_worker(node, federation)
     # The first two rounds find out how fast the worker is.
-    paced = {name: each[2:] for name, each in sorted(rounds.items())}
+    paced = {name: each[2:] for name, each in rounds.items()}
     assert len(paced) == len(STEP_DELAYS_S)
     assert all(0.6 * ROUND_S < median(one.train_s for one in each) < 1.6 * ROUND_S for each in paced.values())
     steps = [median(one.steps for one in each) for each in paced.values()]

@@ -3,16 +3,15 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from in_threads import DEADLINE_S, Data, all_of, held_out_tumours, tumours_of
 from numpy_task import SoftmaxRegression
-from sklearn.datasets import load_breast_cancer
 
 from fluffle.errors import ConfigError, LayoutError, NameTaken
 from fluffle.model import Weights
@@ -27,26 +26,19 @@ from fluffle_worker.loop import WorkerResult
 from fluffle_worker.running import run_evaluator, run_worker
 
 SITES = 3
-HELD_OUT = 169
-DEADLINE_S = 300.0
-
-Data = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-def tumours() -> Data:
-    features, labels = load_breast_cancer(return_X_y=True)
-    scaled = (features - features.mean(axis=0)) / features.std(axis=0)
-    return scaled.astype(np.float32), labels.astype(np.float32)
 
 
 def of_site(site: Site) -> Data:
-    features, labels = tumours()
-    return features[HELD_OUT + site.index :: site.count], labels[HELD_OUT + site.index :: site.count]
+    return as_float32(tumours_of(site))
 
 
 def held_out() -> Data:
-    features, labels = tumours()
-    return features[:HELD_OUT], labels[:HELD_OUT]
+    return as_float32(held_out_tumours())
+
+
+def as_float32(data: Data) -> Data:
+    x, y = data
+    return x.astype(np.float32), y.astype(np.float32)
 
 
 def a_classifier() -> keras.Model:
@@ -65,10 +57,6 @@ class Wider(SoftmaxRegression):
 
     def initial_weights(self, seed: int) -> Weights:
         return {"kernel": np.zeros((64, 11), np.float32), "bias": np.zeros(11, np.float32)}
-
-
-async def all_of(*calls: Callable[[], object]) -> list[object]:
-    return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
 
 
 def test_a_federation_of_keras_models_trains_in_the_threads_of_one_process_beside_a_running_loop(

@@ -1,14 +1,12 @@
 """A federation of sites whose data is dirty in different ways: each cleans its own as its TOML file says."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
-from sklearn.datasets import load_breast_cancer
+from in_threads import Data, all_of, held_out_tumours, tumours_of
 
 from fluffle.task import Site
 from fluffle_aggregator.running import run_aggregator
@@ -18,8 +16,6 @@ from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.loop import WorkerResult
 from fluffle_worker.running import run_evaluator, run_worker
 
-HELD_OUT = 169
-DEADLINE_S = 300.0
 # What each of the three sites does about its data; the first has nothing to do.
 TABLES = (
     "",
@@ -27,17 +23,9 @@ TABLES = (
     'balance = "balanced_softmax"\naugment = ["noise:0.05"]\n',
 )
 
-Data = tuple[NDArray[Any], NDArray[Any]]
-
-
-def tumours() -> Data:
-    features, labels = load_breast_cancer(return_X_y=True)
-    return (features - features.mean(axis=0)) / features.std(axis=0), labels
-
 
 def of_site(site: Site) -> Data:
-    features, labels = tumours()
-    x, y = features[HELD_OUT + site.index :: site.count], labels[HELD_OUT + site.index :: site.count]
+    x, y = tumours_of(site)
     if site.index == 1:
         x[np.random.default_rng(0).random(x.shape) < 0.2] = np.nan
         x[3, 3], x[5] = np.inf, x[5] * 1000
@@ -54,11 +42,7 @@ def a_task() -> KerasTask:
         model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy", metrics=["accuracy"])
         return model
 
-    def held_out() -> Data:
-        features, labels = tumours()
-        return features[:HELD_OUT], labels[:HELD_OUT]
-
-    return KerasTask(build_model, of_site, held_out)
+    return KerasTask(build_model, of_site, held_out_tumours)
 
 
 def test_sites_that_clean_and_balance_their_own_data_train_a_good_model(
@@ -72,9 +56,6 @@ def test_sites_that_clean_and_balance_their_own_data_train_a_good_model(
     def work(site: int) -> WorkerResult:
         mine = {"site": site, "sites": len(TABLES), "config": files[site]}
         return run_worker(a_task(), name=f"site-{site}", spool=tmp_path, **(where | mine))
-
-    async def all_of(*calls: Callable[[], object]) -> list[object]:
-        return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
 
     led, _, *worked = asyncio.run(
         all_of(
