@@ -12,8 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
+from in_threads import all_of, digits_of, held_out_digits
 from working import CountingTask
 
 from fluffle.checked_task import CheckedTask
@@ -28,20 +27,7 @@ from fluffle_worker.loop import WorkerResult
 from fluffle_worker.pace.precision import Precision, with_precision
 from fluffle_worker.running import run_evaluator, run_worker
 
-DEADLINE_S = 300.0
 PRECISIONS: tuple[Precision, ...] = ("mixed_bfloat16", "mixed_float16")
-
-Data = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-
-def digits(site: Site) -> Data:
-    x, y = load_digits(return_X_y=True)
-    return (x[300 + site.index :: site.count] / 16).astype(np.float32), y[300 + site.index :: site.count]
-
-
-def held_out() -> Data:
-    x, y = load_digits(return_X_y=True)
-    return (x[:300] / 16).astype(np.float32), y[:300]
 
 
 def a_network() -> keras.Model:
@@ -67,8 +53,8 @@ def a_recurrent_network() -> keras.Model:
 def test_layers_compute_in_16_bits_and_what_is_sent_stays_as_it_is(
     network: Callable[[], keras.Model], precision: Precision
 ) -> None:
-    plain = CheckedTask(KerasTask(network, digits, held_out))
-    task = KerasTask(network, digits, held_out).with_dtype_policy(precision)
+    plain = CheckedTask(KerasTask(network, digits_of, held_out_digits))
+    task = KerasTask(network, digits_of, held_out_digits).with_dtype_policy(precision)
     quantized = CheckedTask(task)
     first = quantized.model(0)
     quantized.prepare(Site())
@@ -88,7 +74,7 @@ def test_layers_compute_in_16_bits_and_what_is_sent_stays_as_it_is(
 
 
 def test_float16_scales_the_loss_and_a_rate_of_the_plan_reaches_the_optimizer_inside() -> None:
-    task = KerasTask(a_network, digits).with_dtype_policy("mixed_float16")
+    task = KerasTask(a_network, digits_of).with_dtype_policy("mixed_float16")
     checked = CheckedTask(task)
     weights = checked.model(0).weights
     checked.prepare(Site())
@@ -109,7 +95,7 @@ def test_a_model_that_sets_its_own_precision_is_refused() -> None:
         model.compile("sgd", "sparse_categorical_crossentropy")
         return model
 
-    task = CheckedTask(KerasTask(own_precision, digits).with_dtype_policy("mixed_bfloat16"))
+    task = CheckedTask(KerasTask(own_precision, digits_of).with_dtype_policy("mixed_bfloat16"))
 
     with pytest.raises(
         TaskError, match="quantize_training mixed_bfloat16 has no effect: no layer with weights"
@@ -120,18 +106,19 @@ def test_a_model_that_sets_its_own_precision_is_refused() -> None:
 def test_a_training_step_of_ones_own_is_warned_that_it_must_scale_its_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    class Own(keras.Model):  # type: ignore[misc]
-        def train_step(self, data: Any) -> Any:
-            return super().train_step(data)
+    def train_step(model: keras.Model, data: Any) -> Any:
+        return keras.Model.train_step(model, data)
 
     def own_step() -> keras.Model:
         inputs = keras.Input((64,))
-        model = Own(inputs, keras.layers.Dense(10, "softmax")(inputs))
+        model = type("Own", (keras.Model,), {"train_step": train_step})(
+            inputs, keras.layers.Dense(10, "softmax")(inputs)
+        )
         model.compile("sgd", "sparse_categorical_crossentropy")
         return model
 
     for precision in PRECISIONS:
-        CheckedTask(KerasTask(own_step, digits).with_dtype_policy(precision)).model(0)
+        CheckedTask(KerasTask(own_step, digits_of).with_dtype_policy(precision)).model(0)
 
     assert caplog.text.count("must multiply its loss by optimizer.scale_loss") == 1
 
@@ -151,14 +138,11 @@ def test_workers_in_two_precisions_and_one_without_train_one_model(
     precisions = ("mixed_bfloat16", "mixed_float16", None)
 
     def a_task() -> KerasTask:
-        return KerasTask(a_network, digits, held_out)
+        return KerasTask(a_network, digits_of, held_out_digits)
 
     def work(site: int) -> WorkerResult:
         mine = {"site": site, "sites": 3, "spool": tmp_path, "quantize_training": precisions[site]}
         return run_worker(a_task(), name=f"site-{site}", **(where | mine))
-
-    async def all_of(*calls: Callable[[], object]) -> list[object]:
-        return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
 
     led, _, *worked = asyncio.run(
         all_of(
