@@ -40,6 +40,14 @@ def assert_is_of_all_sites(found: SurveyResult | None) -> None:
         np.testing.assert_array_equal(one.quantiles, other.quantiles)
 
 
+def two_of_three_answer(running: Federation) -> tuple[Part, list[Part]]:
+    """Start an aggregator and two of three workers, and wait for their answers."""
+    leader = running.aggregator("first", *FLAGS)
+    workers = [running.worker(site, "--delay", "0.1", sites=SITES) for site in range(2)]
+    leader.wait_for("survey answered", 2)
+    return leader, workers
+
+
 def the_end(federation: Federation, parts: list[Part]) -> ModelVersion:
     """Wait until all have left well, and return the last version."""
     codes = {part.name: part.wait_for_exit() for part in parts}
@@ -52,9 +60,7 @@ def test_three_workers_are_surveyed_and_train_with_the_result_and_a_latecomer_fi
 ) -> None:
     with Federation(federation, node.amqp_url, tmp_path, task=TASK) as running:
         # Nobody evaluates yet, so that the latecomer comes in time.
-        leader = running.aggregator("first", *FLAGS)
-        workers = [running.worker(site, "--delay", "0.1", sites=SITES) for site in range(2)]
-        leader.wait_for("survey answered", 2)
+        leader, workers = two_of_three_answer(running)
         assert not leader.events("the survey has ended")
         workers.append(running.worker(2, "--delay", "0.1", sites=SITES))
         leader.wait_for("the survey has ended")
@@ -81,9 +87,7 @@ def test_a_killed_aggregator_and_a_killed_worker_lose_no_answer_and_none_counts_
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
     with Federation(federation, node.amqp_url, tmp_path, task=TASK) as running:
-        leader = running.aggregator("first", *FLAGS)
-        workers = [running.worker(site, "--delay", "0.1", sites=SITES) for site in range(2)]
-        leader.wait_for("survey answered", 2)
+        leader, workers = two_of_three_answer(running)
         # No version contains the answers yet.
         leader.kill()
         workers[0].kill()
