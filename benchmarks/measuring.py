@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from fluffle.consoles import PlainConsole
@@ -106,12 +107,10 @@ def seconds(action: Callable[[], object]) -> float:
 def in_processes(
     play: Callable[[Case], Outcome], cases: Sequence[Case], processes: int
 ) -> dict[Case, Outcome]:
-    """Play each case in one of so many new processes, and return what came out; a status says how many."""
-    with (
-        wide_console().status(f"{len(cases)} runs"),
-        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-    ):
-        return dict(zip(cases, pool.map(play, cases), strict=True))
+    """Play each case in one of so many new processes, and return what came out, with a progress bar."""
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        outcomes = track(pool.map(play, cases), "runs", total=len(cases), console=wide_console())
+        return dict(zip(cases, outcomes, strict=True))
 
 
 def spread_of(values: Sequence[float]) -> float:
