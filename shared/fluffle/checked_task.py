@@ -120,8 +120,8 @@ class CheckedTask:
     def train_last(self, share: float) -> Layout:
         """Let the task train its last layers alone, after `model` was called; return the layout of these.
 
-        `share` is the largest part of the trained parameters, above 0 and below 1. Raises TaskError when the
-        task cannot do that, or when the last layer alone has more.
+        `share` is the largest part of the trained parameters, above 0 and at most 1. Raises TaskError when
+        the task cannot do that, or when the last layer alone has more.
         """
         if not hasattr(self._task, "train_last"):
             raise TaskError(

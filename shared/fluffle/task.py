@@ -154,9 +154,9 @@ class PartialTask(Task, Protocol):
     def train_last(self, share: float) -> str:
         """Train, from the next round on, the last layers with at most a share of the trained parameters.
 
-        `share` is above 0 and below 1. Returns the name of the first tensor that may change: it and those
-        after it, in the order of `initial_weights`, are sent. `train` returns all tensors, as without it.
-        Raises TaskError when the last layer alone has more.
+        `share` is above 0 and at most 1, which is the whole model. Returns the name of the first tensor that
+        may change: it and those after it, in the order of `initial_weights`, are sent. `train` returns all
+        tensors, as without it. Raises TaskError when the last layer alone has more.
         """
 
 

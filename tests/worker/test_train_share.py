@@ -29,6 +29,8 @@ from fluffle.task import Site
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 from fluffle_worker.keras_task.backend import uses_tensorflow
+from fluffle_worker.pace.batch import Memory
+from fluffle_worker.pace.share import ROUNDS_PER_PART, TrainedPart
 from fluffle_worker.round import train_round, weights_after
 
 Build = Callable[[ModuleType], KerasModel]
@@ -154,6 +156,30 @@ def test_a_share_that_leaves_nothing_to_train_is_refused_with_the_smallest_that_
         "has 21 of 3,459 parameters, so the share must be at least 0.00608"
     )
     assert task.train_last(0.00608).tensors[0].name == "last/kernel"
+
+
+def test_auto_trains_more_and_more_layers_up_to_the_whole_model() -> None:
+    task = CheckedTask(a_task(cnn))
+    model = task.model()
+    task.prepare(Site())
+    part = TrainedPart(task, model.layout, "auto")
+    version, first = version_of(model, Plan(batch_size=8)), []
+
+    while not part.is_settled:
+        for _ in range(ROUNDS_PER_PART):
+            update = update_of_a_round(task, version)
+            assert update.vector.size == part.layout.size
+            part.note_round()
+        first.append(version.layout.tensors[update.first_tensor].name)
+        part.choose(too_slow="", memory=Memory())
+
+    assert first == ["last/kernel", "hidden/kernel", "conv_1/kernel", "conv_0/kernel"]
+    assert part.layout.size == CNN_PARAMETERS
+
+
+def update_of_a_round(task: CheckedTask, version: ModelVersion) -> WeightUpdate:
+    update_id = UpdateId("small", "r", 1)
+    return train_round(task, version, {}, update_id=update_id, seed=1, progress=silent).update
 
 
 def test_a_frozen_batch_normalization_uses_the_federations_statistics_and_keeps_them() -> None:

@@ -25,6 +25,7 @@ from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
 from fluffle_worker.pace.pace import Pace
+from fluffle_worker.pace.share import TrainedPart, TrainShare
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
@@ -63,11 +64,11 @@ class Worker:
     `site` is the one that the data was prepared for: with the result of a survey it is prepared once more.
     `examples` is the number at its site, 0 if unknown. `seed` orders the minibatches, `delay_s` is idle time
     in each round, and `step_delay_s` after each minibatch. With a `train_share` below 1, the worker trains
-    and sends the last layers alone: those that have at most this share of the trained parameters.
-    `memory_mib` is what the process may take for larger minibatches, by default half of what is free. The
-    worker does not train when the update would exceed `max_message_bytes`. It waits `first_patience_s` for a
-    newer version, or longer, when it has many updates in flight, before it trains again from the same
-    version. `note` is called with each version that it reads.
+    and sends the last layers alone: those that have at most this share of the trained parameters, or with
+    "auto" those that fit. `memory_mib` is what the process may take for larger minibatches and parts, by
+    default half of what is free. The worker does not train when the update would exceed `max_message_bytes`.
+    It waits `first_patience_s` for a newer version, or longer, when it has many updates in flight, before it
+    trains again from the same version. `note` is called with each version that it reads.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Worker:
     seed: int = 0
     delay_s: float = 0.0
     step_delay_s: float = 0.0
-    train_share: float = 1.0
+    train_share: TrainShare = 1.0
     memory_mib: int | None = None
     show_round: ShowRound = show_nothing
     stop: threading.Event = field(default_factory=threading.Event)
@@ -92,16 +93,7 @@ class Worker:
         """Build the model, and read what an earlier run left at this site."""
         task = CheckedTask(self.task, self.stop)
         model = task.model()
-        self._layout = self._sent = model.layout
-        if self.train_share < 1:
-            self._sent = task.train_last(self.train_share)
-            log.info(
-                "training the last layers alone",
-                first=self._sent.tensors[0].name,
-                parameters=self._sent.size,
-                of=self._layout.size,
-                share=round(self._sent.size / self._layout.size, 4),
-            )
+        self._layout = model.layout
         self._site = SiteState(self.spool.folder, task, model.local)
         self._base = BaseVersion(self.name, self.topology, self.stop, self.first_patience_s)
         self._trainer = Trainer(
@@ -111,6 +103,7 @@ class Worker:
             self.delay_s,
             self.step_delay_s,
             Pace(task, self.examples, self.delay_s, self.memory_mib),
+            TrainedPart(task, model.layout, self.train_share),
             self.show_round,
             self.stop,
             self.event_sink,
@@ -228,7 +221,7 @@ class Worker:
         """
         version.layout.require(self._layout)
         self._survey.prepare(version)
-        require_update_fits(self._sent, version.plan.codec, self.max_message_bytes)
+        require_update_fits(self._trainer.next_part(), version.plan.codec, self.max_message_bytes)
         self.spool.compare(version.applied)
         is_awaited = self._validation.is_needed
         with self._watcher.watching(broker, version, until_the_end=is_awaited) as watch:

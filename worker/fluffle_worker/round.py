@@ -23,6 +23,7 @@ from fluffle.stopping import StopRequested
 from fluffle.task import Progress, Site, Task
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_worker.pace.pace import Pace
+from fluffle_worker.pace.share import ROUNDS_PER_PART, TrainedPart
 from fluffle_worker.pace.speed import StepTimes
 from fluffle_worker.round_watch import RoundAborted, RoundWatch
 from fluffle_worker.site_state import SiteState
@@ -192,6 +193,7 @@ class Trainer:
     delay_s: float
     step_delay_s: float
     pace: Pace
+    part: TrainedPart
     show_round: ShowRound
     stop: threading.Event
     event_sink: EventSink
@@ -200,8 +202,21 @@ class Trainer:
     aborted_in_a_row: int = 0
     unusable_in_a_row: int = 0
 
+    def next_part(self) -> Layout:
+        """Return the layout of what the next round trains and sends, which its last ones may change."""
+        too_slow = self.pace.is_too_slow()
+        if self.aborted_in_a_row >= ROUNDS_PER_PART:
+            too_slow = "its updates would be refused as too stale"
+        if self.part.choose(too_slow=too_slow, memory=self.pace.memory()):
+            self._begin_part()
+        return self.part.layout
+
+    def _begin_part(self) -> None:
+        self.site.forget_round()
+        self.pace.forget_speed()
+
     def train(self, version: ModelVersion, update_id: UpdateId, watch: RoundWatch) -> TrainedUpdate | None:
-        """Train one round from a version, again with smaller minibatches if it runs out of memory.
+        """Train one round from a version; if it runs out of memory, again with less to train.
 
         None when the round was aborted because its update would be refused; and, after a pause, when its
         update must not be sent. Raises OutOfMemory when smaller minibatches do not help.
@@ -211,14 +226,19 @@ class Trainer:
                 return self._train(version, update_id, watch)
             except OutOfMemory as error:
                 self.site.forget_round()
-                self.pace.halve(error)
+                if self.part.step_back(str(error)):
+                    self._begin_part()
+                else:
+                    self.pace.halve(error)
             # What the error held in cycles of references would still take memory.
             gc.collect()
 
     def _train(self, version: ModelVersion, update_id: UpdateId, watch: RoundWatch) -> TrainedUpdate | None:
         log.debug("round started", update=str(update_id), version=version.version)
         self.event_sink(Started(version.version))
-        version = replace(version, plan=self.pace.plan_of_round(version.plan))
+        # One search after the other: larger minibatches are tried with the part that is trained in the end.
+        plan = version.plan if self.part.is_settled else replace(version.plan, max_batch_size=None)
+        version = replace(version, plan=self.pace.plan_of_round(plan))
         began = time.monotonic()
         times = self.pace.times(began)
         self.site.start_round(version.plan)
@@ -236,10 +256,12 @@ class Trainer:
                 watch.require_in_time()
         except RoundAborted:
             self.pace.note(times)
+            self.part.note_round()
             self.site.forget_round()
             self._note_aborted(watch, time.monotonic() - began)
             return None
         self.pace.note(times, time.monotonic())
+        self.part.note_round()
         self.rounds += 1
         self.aborted_in_a_row = 0
         update = self.pace.stamped(trained.update)

@@ -11,6 +11,7 @@ from fluffle.errors import TaskError
 from fluffle.settings import PartName, ServiceSettings, SharedSettings
 from fluffle.task import Site
 from fluffle_worker.pace.precision import Precision
+from fluffle_worker.pace.share import TrainShare
 
 TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
 
@@ -74,19 +75,18 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         ge=0,
         description="Seconds to wait after each minibatch, to simulate a device that computes slowly.",
     )
-    train_share: float = Field(
+    train_share: TrainShare = Field(
         1.0,
-        gt=0,
-        le=1,
         description="For a device that is too small or too slow: train and send only the last layers of the "
         "model, those that have at most this share of its trained parameters, such as 0.2. The others are "
-        "frozen here.",
+        "frozen here. With auto, as many layers as fit into round_seconds and memory_mib.",
     )
     memory_mib: int | None = Field(
         None,
         ge=1,
-        description="MiB of main memory that this worker's process may take while batch_size auto looks for "
-        "the best size. Default: half of what is free, in this machine or in its container.",
+        description="MiB of main memory that this worker's process may take while batch_size auto and "
+        "train_share auto look for what fits. Default: half of what is free, in this machine or in its "
+        "container.",
     )
     quantize_training: Precision | None = Field(
         None,

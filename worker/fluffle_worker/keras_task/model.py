@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fluffle.errors import LayoutError, TaskError
 from fluffle.logs import get_logger
-from fluffle.model import Group, Layout, Weights
+from fluffle.model import SHARED_GROUPS, Group, Layout, Weights
 from fluffle.plan import Plan
 from fluffle.task_errors import blamed_on
 from fluffle_worker.data.weights import LossRemedy
@@ -51,7 +51,7 @@ BUILDING = threading.Lock()
 class BuiltModel:
     """What `build_model` returned, checked.
 
-    `first_trained` is the name of the first weight that is not frozen for a share; empty if none is.
+    `first_trained` is the name of the first weight that is sent and not frozen for a share.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class BuiltModel:
         self._named = named_weights(self.model)
         self.groups: dict[str, Group] = groups_of(self.model, self._named, local)
         self._layout = Layout.of(self.all_weights(), self.groups)
-        self.first_trained = ""
+        self.first_trained = next((name for name, group in self.groups.items() if group in SHARED_GROUPS), "")
         if share < 1:
             self.first_trained = freeze_first_layers(self.model, self._named, self.groups, share)
         self.model.optimizer.build(self.model.trainable_variables)

@@ -95,7 +95,7 @@ class KerasTask:
         return self._built.all_weights()
 
     def train_last(self, share: float) -> str:
-        """Train the last layers alone from now on; see `fluffle.task.PartialTask`.
+        """Train the last layers alone from now on, all of them for 1; see `fluffle.task.PartialTask`.
 
         Raises TaskError, which names the smallest share that would do, when the last layer is larger.
         """

@@ -1,16 +1,20 @@
 """A worker's pace: the plan of its next round, by what its last ones took."""
 
+from dataclasses import replace
+
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import OutOfMemory
 from fluffle.logs import get_logger
 from fluffle.plan import Plan
 from fluffle.update import WeightUpdate
-from fluffle_worker.pace.batch import BatchSize, with_batch_size
+from fluffle_worker.pace.batch import BatchSize, Memory, with_batch_size
 from fluffle_worker.pace.memory import memory_of_process
 from fluffle_worker.pace.speed import UNKNOWN, Speed, StepTimes
 from fluffle_worker.pace.steps import is_too_long, stamped, with_chosen_steps
 
 log = get_logger(__name__)
+
+TOO_LONG = "a round of min_steps minibatches takes longer than round_seconds on this machine"
 
 
 class Pace:
@@ -18,7 +22,7 @@ class Pace:
 
     `examples` are those of the site, by which its updates count while its rounds may be too short for all of
     them; 0 if unknown. `idle_s` is what the worker idles in each round, and `memory_mib` what its process may
-    take for larger minibatches.
+    take for larger minibatches and parts.
     """
 
     def __init__(
@@ -61,8 +65,7 @@ class Pace:
         self._speed = self._speed.after(step_s, None if ended_s is None else times.rest_s(ended_s))
         if self._batch.is_settled:
             return
-        memory = memory_of_process(self._memory_mib)
-        after = self._batch.after(step_s, self._largest(self._plan), memory)
+        after = self._batch.after(step_s, self._largest(self._plan), self.memory())
         if after.is_settled:
             log.info("minibatches keep their size", batch_size=after.size, because=after.why)
         elif after.size != self._batch.size:
@@ -104,6 +107,19 @@ class Pace:
             update, self._round_plan, self._examples, batch_size=size, rate_scale=self._batch.rate_scale
         )
 
+    def memory(self) -> Memory:
+        """Return what the process has taken at most so far, and may take."""
+        return memory_of_process(self._memory_mib)
+
+    def is_too_slow(self) -> str:
+        """Say that the last rounds were all too slow for the plan's seconds; empty if one was not."""
+        fastest = replace(self._speed, step_s=self._speed.step_s and (min(self._speed.step_s),))
+        return TOO_LONG if is_too_long(self._plan, fastest, idle_s=self._idle_s) else ""
+
+    def forget_speed(self) -> None:
+        """Measure anew: the next round trains another part of the model, and compiles its training step."""
+        self._speed, self._trained_size = UNKNOWN, 0
+
     def _expected_speed(self) -> Speed:
         """Return the speed with minibatches of the next size, which take longer in proportion at most."""
         if self._trained_size in (0, self._batch.size):
@@ -122,7 +138,7 @@ class Pace:
                 else "the task does not say how its learning rate follows the size (learning_rate_power)",
             )
 
-        if is_open and self._memory_mib is not None and memory_of_process(self._memory_mib).most is None:
+        if is_open and self._memory_mib is not None and self.memory().most is None:
             log.warning("memory_mib has no effect", because="this system does not say what a process takes")
 
     def _largest(self, plan: Plan) -> int:
@@ -136,7 +152,7 @@ class Pace:
         if speed.is_lost:
             said = "the speed of the last round could not be measured: this one has min_steps minibatches"
         elif is_too_long(plan, speed, idle_s=self._idle_s):
-            said = "a round of min_steps minibatches takes longer than round_seconds on this machine"
+            said = TOO_LONG
         if said and said != self._said:
             log.warning(
                 said,
