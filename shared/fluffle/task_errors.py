@@ -24,7 +24,12 @@ STACK_OF_TENSORFLOW = re.compile(
 WORKER_PACKAGES = ("keras", "tensorflow", "sklearn", "h5py")
 # Also of subclasses. By name, since the frameworks are not imported here; JAX has no class for it.
 OUT_OF_MEMORY = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
-OUT_OF_MEMORY_OF_JAX = "RESOURCE_EXHAUSTED"
+# In the message: JAX has no class for it, and where CUDA's libraries find no memory TensorFlow raises others.
+OUT_OF_MEMORY_IN_WORDS = re.compile(
+    r"^RESOURCE_EXHAUSTED|CUDA_ERROR_OUT_OF_MEMORY|CU(?:BLAS|DNN)_STATUS_ALLOC_FAILED|hipErrorOutOfMemory"
+)
+# What else CUDA and ROCm report leaves the GPU unusable until the process ends.
+GPU_FAILED = re.compile(r"CUDA_ERROR_\w+|CU(?:BLAS|DNN)_STATUS_\w+|CUDA error|hipError\w+|GEMM launch failed")
 OWN_PACKAGES = ("fluffle", "fluffle_worker", "fluffle_aggregator", "fluffle_cli")
 
 
@@ -51,13 +56,18 @@ def blamed_on(function: str) -> Iterator[None]:
             )
         else:
             said = f"raised {in_one_line(error)}{place_of(error)}"
+            if GPU_FAILED.search(str(error)) and not _is_out_of_memory(error):
+                said += (
+                    ": the GPU has failed, and only a new process can use it again. Start this one again; if "
+                    "that does not help, CUDA_VISIBLE_DEVICES=-1 lets it compute without a GPU"
+                )
         kind = OutOfMemory if _is_out_of_memory(error) else TaskError
         raise kind(f"{function} {said}") from error
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     names = {each.__name__ for each in type(error).__mro__}
-    return bool(names & OUT_OF_MEMORY) or str(error).startswith(OUT_OF_MEMORY_OF_JAX)
+    return bool(names & OUT_OF_MEMORY or OUT_OF_MEMORY_IN_WORDS.search(str(error)))
 
 
 def in_one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import pytest
 from working import CountingTask
 
 from fluffle.checked_task import CheckedTask, checked_metrics
-from fluffle.errors import TaskError
+from fluffle.errors import OutOfMemory, TaskError
 from fluffle.plan import Plan
 from fluffle.task import Site, Trained
 
@@ -92,6 +92,34 @@ def test_whatever_a_function_raises_is_a_task_error_with_its_name_and_the_users_
     assert "a b" in said
     assert f"({Path(__file__).name}, line {fail.__code__.co_firstlineno + 1}, in fail)" in said
     assert raised.value.__cause__ is error
+
+
+# What frameworks say of a GPU, as in tensorflow #33916, #36781 and #20356.
+OUT_OF_GPU_MEMORY = (
+    "failed to create cublas handle: CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to get convolution algorithm: CUDNN_STATUS_ALLOC_FAILED",
+    "Failed to allocate request for 1.00GiB on device ordinal 0: CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.",
+)
+FAILED_GPU = (
+    "Blas GEMM launch failed : a.shape=(32, 116032), b.shape=(116032, 256), m=32, n=256, k=116032",
+    "failed to query event: CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure",
+    "INTERNAL: CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDA error: an illegal memory access was encountered",
+)
+
+
+@pytest.mark.parametrize("message", [*OUT_OF_GPU_MEMORY, *FAILED_GPU])
+def test_a_gpu_without_memory_and_one_that_failed_are_told_apart(message: str) -> None:
+    def fail(*_arguments: object, **_options: object) -> object:
+        raise RuntimeError(message)
+
+    with pytest.raises(TaskError) as raised:
+        train(a_task_whose("train", fail))
+
+    has_failed = "the GPU has failed, and only a new process can use it again" in str(raised.value)
+    assert has_failed == (message in FAILED_GPU)
+    assert isinstance(raised.value, OutOfMemory) == (message in OUT_OF_GPU_MEMORY)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
