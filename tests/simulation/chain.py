@@ -12,6 +12,7 @@ from fluffle.framing import BIN32_PREFIX_BYTES
 from fluffle.model import Vector, no_values
 from fluffle.record import ModelVersion, Rank
 from fluffle.record_wire import decode_version, version_header
+from fluffle.sites import SiteEvaluation
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -54,11 +55,13 @@ class Link:
 class Chain:
     """Every record that was ever published, by its bytes.
 
-    `strategies` are known by what a record calls them, and `sent` has all that came under an update's id.
+    `strategies` are known by what a record calls them, `sent` has all that came under an update's id, and
+    `reports` what each site has evaluated.
     """
 
     strategies: Mapping[str, Strategy]
     sent: Mapping[UpdateId, Sequence[WeightUpdate]]
+    reports: Mapping[str, Sequence[SiteEvaluation]]
     links: dict[bytes, Link] = field(default_factory=dict)
     by_digest: dict[str, Link] = field(default_factory=dict)
     ranks: set[Rank] = field(default_factory=set)
@@ -108,8 +111,18 @@ class Chain:
         assert parent.ids.isdisjoint(folded), f"{record.rank} folds what was folded before: {folded}"
         ids = parent.ids | frozenset(folded)
         _require_remembered(record, ids)
+        self._require_reported(record, before)
         bases = parent.bases | {Rank(record.term, each) for each in range(before.version, record.version + 1)}
         return Link(record, parent, ids, bases, self._replay(parent, record, bases))
+
+    def _require_reported(self, record: ModelVersion, before: ModelVersion) -> None:
+        """Hold what the record has of each site against what the site has sent, and what was there before."""
+        for site, report in record.sites.items():
+            said = (report.term, report.version, report.examples, report.metrics)
+            sent = [(one.term, one.version, one.examples, one.metrics) for one in self.reports.get(site, ())]
+            assert said in sent, f"{record.rank} has an evaluation that {site} never sent: {said}"
+            if older := before.sites.get(site):
+                assert said[:2] >= (older.term, older.version), f"{record.rank} has an older one of {site}"
 
     def _replay(self, parent: Link, record: ModelVersion, bases: frozenset[Rank]) -> Model:
         # What came under one id may differ when the first of it was refused.

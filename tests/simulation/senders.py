@@ -3,15 +3,16 @@
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from builders import FEDERATION, SIZE, a_vector, an_evaluation, float32s
+from builders import FEDERATION, SIZE, a_site_evaluation, a_vector, an_evaluation, float32s
 from fake_broker import FakeBroker, FakeServer
 
 from fluffle.errors import QueueFull
 from fluffle.record import ModelVersion, Rank
 from fluffle.record_wire import decode_version
+from fluffle.sites import SiteEvaluation
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
 
 POISON = b"poison"
 
@@ -24,6 +25,7 @@ class Ledger:
     ids: dict[bytes, UpdateId] = field(default_factory=dict)
     updates: dict[UpdateId, list[WeightUpdate]] = field(default_factory=dict)
     confirmed: set[bytes] = field(default_factory=set)
+    reports: dict[str, list[SiteEvaluation]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Senders:
         self._ledger = ledger
         self._chance = chance
         self._workers = [Worker(f"w{number}") for number in range(chance.randint(1, 4))]
+        # Whether the sites evaluate, or leave that to the evaluator.
+        self._evaluates = chance.random() < 0.5
 
     def turn(self) -> str:
         """Let somebody do something, and say what."""
@@ -86,6 +90,8 @@ class Senders:
             return self._do_wrong(worker)
         if self._chance.random() < 0.1:
             return self._evaluate(worker.known[-1].version)
+        if self._evaluates and self._chance.random() < 0.4:
+            return self._report(worker)
         if worker.waiting is None:
             worker.waiting = worker.train(self._chance)
             worker.sequence += 1
@@ -147,6 +153,23 @@ class Senders:
         self._ledger.kinds[body] = "evaluation"
         self._publish("e1", exchange.name, body)
         return f"e1 evaluates version {version + late} through {exchange.name}"
+
+    def _report(self, worker: Worker) -> str:
+        """Let a worker tell what a version is worth at its site, perhaps of one that there is not."""
+        base, late = self._chance.choice(worker.known[-3:]), self._chance.choice([0, 0, 0, 50])
+        found = a_site_evaluation(
+            worker.name,
+            base.version + late,
+            self._chance.random(),
+            term=base.term,
+            examples=self._chance.randint(1, 20),
+            tuned=self._chance.choice([None, self._chance.random()]),
+        )
+        body = encode_site_evaluation(found)
+        self._ledger.kinds[body] = "site's evaluation"
+        self._ledger.reports.setdefault(found.worker, []).append(found)
+        self._publish(worker.name, self._topology.updates_in.name, body)
+        return f"{worker.name} evaluates version {found.term}/{found.version} at its site"
 
     def _send(self, kind: str, user: str, message: WeightUpdate | bytes) -> bool:
         body = message if isinstance(message, bytes) else encode_update(message)

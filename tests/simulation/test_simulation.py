@@ -10,12 +10,14 @@ from dataclasses import replace
 import pytest
 from simulation.world import World
 
+from fluffle.sites import SiteEvaluation
 from fluffle.update import AppliedUpdates
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.effects import Ack, Effect
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.leader import Leader, Now
+from fluffle_aggregator.site_reports import SiteReports
 
 SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1499")
 AT_ONCE = 250
@@ -99,20 +101,41 @@ def forgets_what_is_applied(config: AggregatorConfig) -> AggregatorConfig:
     return replace(config, continue_from=continue_from)
 
 
+class TakesTheLastForTheNewest(SiteReports):
+    """Keeps the evaluation of a site that came last, even if it is of an older version."""
+
+    def take_in(self, found: SiteEvaluation, *, elapsed_s: float) -> bool:
+        """See SiteReports."""
+        self.reports.pop(found.worker, None)
+        return super().take_in(found, elapsed_s=elapsed_s)
+
+
+def takes_older_evaluations(config: AggregatorConfig) -> AggregatorConfig:
+    """Return the config of aggregators that put up with a site's older evaluation."""
+
+    def continue_from(head: Head) -> GlobalModel:
+        model = config.continue_from(head)
+        model.sites = TakesTheLastForTheNewest(model.record)
+        return model
+
+    return replace(config, continue_from=continue_from)
+
+
 @pytest.mark.parametrize(
     ("make_leader", "told", "says"),
     [
         (AcksFirst, lambda config: config, "is lost"),
         (Leader, keeps_the_term, "goes on from|is there twice"),
         (Leader, forgets_what_is_applied, "folds what was folded before|has forgotten"),
+        (Leader, takes_older_evaluations, "has an older one of"),
     ],
-    ids=["acks first", "keeps the term", "forgets what is applied"],
+    ids=["acks first", "keeps the term", "forgets what is applied", "takes older evaluations"],
 )
 def test_an_aggregator_that_breaks_a_promise_is_found_out_soon(
     make_leader: type[Leader], told: Callable[[AggregatorConfig], AggregatorConfig], says: str
 ) -> None:
     def live_on() -> None:
-        for seed in range(100):
+        for seed in range(500):
             live_through(seed, make_leader=make_leader, told=told)
 
     with pytest.raises(AssertionError, match=says):
