@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fuzz.seeds import write_seeds
 from fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -31,8 +32,9 @@ def main() -> None:
 
 def holds(name: str, *, seconds: int) -> bool:
     """Fuzz one target, and tell whether it held."""
-    found = ROOT / ".fuzz" / name
+    found, seeds = ROOT / ".fuzz" / name, ROOT / ".fuzz" / "seeds" / name
     found.mkdir(parents=True, exist_ok=True)
+    write_seeds(name, seeds)
     sys.stdout.write(f"--> {name} for {seconds} s\n")
     sys.stdout.flush()
     options = [
@@ -44,7 +46,14 @@ def holds(name: str, *, seconds: int) -> bool:
         "-verbosity=0",
         "-print_final_stats=1",
     ]
-    command = [sys.executable, "-m", "fuzz.instrumented", name, *options, str(found), str(CORPUS / name)]
+    command = [
+        sys.executable,
+        "-m",
+        "fuzz.instrumented",
+        name,
+        *options,
+        *map(str, (found, seeds, CORPUS / name)),
+    ]
     return subprocess.run(command, check=False).returncode == 0
 
 
