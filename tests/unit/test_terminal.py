@@ -250,6 +250,23 @@ def test_the_share_of_the_model_is_drawn_once_a_worker_sends_a_part() -> None:
     assert "100 %" in text
 
 
+def test_a_table_of_workers_with_all_columns_fits_into_80_characters() -> None:
+    name, folded = "long-tail-1", Folded(UpdateId("long-tail-1", "r", 1), 0, 0, 1.0, steps=620, batch_size=64)
+    version = replace(
+        a_version(1),
+        plan=Plan(round_seconds=2.0),
+        contributors={name: Contributor(1234, 10, 15_000, 1.0, share=0.135)},
+        folded=(folded,),
+    )
+    view = replace(a_view(version), parts={f"worker {name}": "training"})
+
+    lines = drawn(workers_table(view))
+
+    assert "620 of 64" in lines[-1]
+    assert "100 %" in lines[-1]
+    assert max(map(len, lines)) <= 80
+
+
 def test_where_workers_choose_their_minibatches_their_numbers_are_shown() -> None:
     folded = (
         Folded(UpdateId("fast", "r", 1), 0, 0, 1.0, train_s=2.0, steps=62, batch_size=64),

@@ -23,6 +23,14 @@ PLAIN_LINE_EVERY_S: Final = 3.0
 # The curves of more workers would fill the screen, and their names a line.
 MOST_NAMED: Final = 12
 MOST_COLUMNS: Final = 3
+# Of a table of workers that has all columns.
+NARROW_HEADS: Final[Mapping[str, str]] = {
+    "last seen": "last\nseen",
+    "minibatches": "mini-\nbatches",
+    "staleness": "stale-\nness",
+    "share of weight": "share of\nweight",
+    "share of model": "share of\nmodel",
+}
 # By the first word of a state.
 STATE_STYLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("starting", "standing", "connected"), "dim"),
@@ -168,6 +176,8 @@ def workers_table(view: FederationView) -> Table:
     plan = view.newest.plan if view.newest else Plan()
     # Where workers do not choose them, all know how many there are.
     has_steps = plan.round_seconds is not None or plan.max_batch_size is not None
+    # With all columns, the table would be wider than most terminals.
+    is_narrow = has_steps and has_parts
     heads = [
         "worker",
         *(["state"] if has_states else []),
@@ -177,16 +187,19 @@ def workers_table(view: FederationView) -> Table:
         *(["share of model"] if has_parts else []),
         "refused",
     ]
-    return plain_table(
-        heads,
-        (_worker(each, has_state=has_states, has_steps=has_steps, has_part=has_parts) for each in workers),
-        right=("minibatches", "updates", "staleness", "share of model", "refused"),
-    )
+    right = ["minibatches", "updates", "staleness", "share of model", "refused"]
+    if is_narrow:
+        heads = [NARROW_HEADS.get(head, head) for head in heads]
+        right = [NARROW_HEADS.get(head, head) for head in [*right, "share of weight"]]
+    rows = (_worker(each, has_state=has_states, has_steps=has_steps, has_part=has_parts) for each in workers)
+    return plain_table(heads, rows, right=right, gap=1 if is_narrow else 2)
 
 
-def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collection[str] = ()) -> Table:
-    """Make a table without lines, whose columns named in `right` are aligned there."""
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
+def plain_table(
+    heads: Sequence[str], rows: Iterable[Cells], *, right: Collection[str] = (), gap: int = 2
+) -> Table:
+    """Make a table without lines, its columns `gap` characters apart, and those in `right` aligned there."""
+    table = Table(box=None, header_style="dim", padding=(0, gap, 0, 0), pad_edge=False)
     for head in heads:
         table.add_column(head, no_wrap=True, justify="right" if head in right else "left")
     for row in rows:
@@ -196,6 +209,7 @@ def plain_table(heads: Sequence[str], rows: Iterable[Cells], *, right: Collectio
 
 def _worker(worker: Worker, *, has_state: bool, has_steps: bool, has_part: bool) -> list[str | Text]:
     of = "" if worker.batch_size is None else f" of {worker.batch_size}"
+    share = percent(worker.weight_share) if has_steps and has_part else bar(worker.weight_share)
     return [
         worker.name,
         *([Text(*_word(worker.state))] if has_state else []),
@@ -203,7 +217,7 @@ def _worker(worker: Worker, *, has_state: bool, has_steps: bool, has_part: bool)
         *([("" if worker.steps is None else f"{worker.steps}{of}")] if has_steps else []),
         str(worker.updates),
         f"{worker.mean_staleness:.1f}" if worker.updates else "",
-        Text(bar(worker.weight_share), "magenta") if worker.updates else "",
+        Text(share, "magenta") if worker.updates else "",
         *([percent(worker.model_share) if worker.updates else ""] if has_part else []),
         Text(str(worker.rejected), "bold red" if worker.rejected else "dim"),
     ]
