@@ -377,3 +377,13 @@ def test_mad_never_clips_all_but_one_value_of_a_column(table: Array, width: floa
 
     for before, after in zip(table.T, clipped.T, strict=True):
         assert (np.unique(before).size > 1) == (np.unique(after).size > 1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "int32", "uint8"])
+def test_clipping_changes_no_constant_column_of_whole_numbers(dtype: str) -> None:
+    table = np.column_stack([[1, 2, 3, 4, 5, 200], np.full(6, 7)]).astype(dtype)
+
+    prepared = steps_on(table, np.array([0, 1] * 3), outliers="mad:3")
+
+    assert prepared.train.x[:, 0].tolist() == [1, 2, 3, 4, 5, 10]
+    assert prepared.train.x[:, 1].tolist() == [7] * 6

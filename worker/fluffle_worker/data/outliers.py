@@ -31,13 +31,19 @@ class Bounds(NamedTuple):
 
     def clip(self, table: Table) -> Table:
         """Return a table whose values lie within; missing ones stay missing, and the dtype is kept."""
-        low, high = self.lowest, self.highest
         if table.dtype.kind == "b":
             return table
         if table.dtype.kind in "iu":
-            info = np.iinfo(table.dtype)
-            low, high = np.ceil(low).clip(info.min, info.max), np.floor(high).clip(info.min, info.max)
-        return np.clip(table, low.astype(table.dtype), high.astype(table.dtype))
+            low, high = _whole(np.ceil(self.lowest), table.dtype), _whole(np.floor(self.highest), table.dtype)
+            return np.clip(table, low, high)
+        return np.clip(table, self.lowest.astype(table.dtype), self.highest.astype(table.dtype))
+
+
+def _whole(bounds: NDArray[np.float64], dtype: np.dtype[Any]) -> Table:
+    """Return bounds [columns] in a dtype of whole numbers; its own limits in place of those beyond them."""
+    least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    # As a float64, the largest int64 is the number above it, and the dtype has no such number.
+    return np.array([min(int(each), most) for each in bounds.clip(least, most).tolist()], dtype)
 
 
 def fit_bounds(table: Table, choice: Choice, categories: Sequence[int] = ()) -> Bounds:
