@@ -140,6 +140,15 @@ def test_senseless_training_exits_with_1_and_the_reason(
     assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
 
 
+def test_a_regression_whose_targets_are_whole_numbers_has_no_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = np.arange(178) - 1_700_000_000
+
+    done = check(monkeypatch, (X, seconds))
+
+    assert done.exit_code == 0, done.stderr
+    assert "class" not in done.stdout.replace("a class for each row", "")
+
+
 def test_a_task_that_is_no_keras_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     done = check_object(monkeypatch, FourGroups())
 

@@ -275,6 +275,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"balance": "weights"},
             "y holds the label -1 in 1 rows; labels count from 0",
         ),
+        ((np.ones((2, 2)), [0, 10**9]), {"labels": "drop"}, "label 1000000000, and .* 100,000 classes"),
         (
             (np.ones((4, 2)), [0.5, 1.5, 2.5, 3.5]),
             {"balance": "oversample"},
@@ -387,3 +388,10 @@ def test_clipping_changes_no_constant_column_of_whole_numbers(dtype: str) -> Non
 
     assert prepared.train.x[:, 0].tolist() == [1, 2, 3, 4, 5, 10]
     assert prepared.train.x[:, 1].tolist() == [7] * 6
+
+
+@pytest.mark.parametrize("targets", [[-3, 5, 8, 2], [10**12, 3, 5, 8]])
+def test_whole_numbers_that_cannot_be_labels_are_the_targets_of_a_regression(targets: list[int]) -> None:
+    prepared = steps_on(np.arange(4.0).reshape(4, 1), np.array(targets), share=0.5)
+
+    assert prepared.reports[0].classes_before == ()
