@@ -289,6 +289,9 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"duplicates": "drop"},
             "needs x as one array .* tuple",
         ),
+        ((np.ones((0, 2)), []), {"duplicates": "drop"}, "train_data returned no examples"),
+        ((np.ones((2, 0)), [0, 1]), {"labels": "drop"}, r"of the shape \(2, 0\): a row must have at least 1"),
+        ((pd.DataFrame(np.ones((2, 2)), columns=["a", "a"]), [0, 1]), {}, "more than one column 'a': give"),
         ((np.ones((1, 2)), [0]), {"share": 0.5}, "local_validation 0.5 of 1 rows holds out"),
     ],
 )

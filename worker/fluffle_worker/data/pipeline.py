@@ -61,6 +61,16 @@ class _Course:
     filled: NDArray[np.bool_] | None = None
     fitted: list[Callable[[Rows], Rows]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        """Raise TaskError when there is nothing to fit a step on."""
+        if not len(self.train):
+            raise TaskError(f"{self.train.function} returned no examples")
+        if self.train.is_table and not self.train.x.size:
+            raise TaskError(
+                f"{self.train.function} returned x of the shape {self.train.x.shape}: a row must have at "
+                "least 1 value"
+            )
+
     def report(self, step: str, before: Rows, detail: str) -> None:
         """Note what a step did with the training rows. Raises TaskError when no row is left."""
         counts = _class_counts(before), _class_counts(self.train)

@@ -1,6 +1,7 @@
 """The rows of a site: inputs, labels and weights in numpy, read from arrays and data frames. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -230,6 +231,10 @@ def _is_category(column: Any) -> bool:
 def _numbers(name: str, part: Any) -> Any:
     """Return a part as numbers, with NaN for what a data frame calls missing."""
     if _is_frame(part):
+        if twice := [each for each, count in Counter(part.columns).items() if count > 1]:
+            raise TaskError(
+                f"{name} has more than one column {twice[0]!r}: give each column a name of its own"
+            )
         columns = [_one_column(f"the column {column!r}", part[column]) for column in part.columns]
         dtype = np.result_type(np.bool_, *(column.dtype for column in columns))
         # Booleans beside numbers, and columns of several kinds of numbers.
