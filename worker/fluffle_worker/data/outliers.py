@@ -1,5 +1,6 @@
 """Outliers: bounds for each column, fitted on the training rows, and rows that are unusual as a whole."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -72,8 +73,11 @@ def fit_bounds(table: Table, choice: Choice, categories: Sequence[int] = ()) -> 
 def usual_rows(table: Table, share: float, seed: int) -> NDArray[np.bool_]:
     """Return which rows of a table without missing values are not among the `share` of the most unusual.
 
-    Source: Liu, Ting and Zhou, "Isolation Forest" (2008).
+    Where the share is less than one row, all are kept. Source: Liu, Ting and Zhou, "Isolation Forest" (2008).
     """
     ensemble = import_for(f"outliers forest:{share:g}", "sklearn.ensemble", extra="worker")
-    forest = ensemble.IsolationForest(contamination=share, random_state=seed)
-    return np.asarray(forest.fit_predict(table) == 1)
+    how_usual = ensemble.IsolationForest(random_state=seed).fit(table).score_samples(table)
+    kept = np.ones(len(table), bool)
+    unusual = share * len(table)
+    kept[np.argsort(how_usual, kind="stable")[: math.ceil(unusual) if unusual >= 1 else 0]] = False
+    return kept
