@@ -141,6 +141,15 @@ def test_senseless_training_exits_with_1_and_the_reason(
     assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
 
 
+def test_not_all_of_thousands_of_classes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = check(monkeypatch, (X, np.arange(178) * 500))
+
+    assert done.exit_code == 0, done.stderr
+    assert "88,401 more classes, up to 88500, are not shown" in done.stdout
+    assert len(done.stdout.splitlines()) < 200
+    assert Path("data-check.html").stat().st_size < 200_000
+
+
 @pytest.mark.parametrize("form", ["dictionary", "sparse matrix"])
 def test_missing_values_of_inputs_that_are_no_table_are_counted_and_refused(
     monkeypatch: pytest.MonkeyPatch, form: str

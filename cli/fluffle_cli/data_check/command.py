@@ -15,7 +15,7 @@ from fluffle.task import Site, load_task
 from fluffle.whole_file import write_whole
 from fluffle_cli.data_check.drift import Drift, drift_of, drift_rows
 from fluffle_cli.data_check.looking import DataCheck, look_at
-from fluffle_cli.data_check.page import page
+from fluffle_cli.data_check.page import MOST_CLASSES, page
 from fluffle_cli.survey.as_json import result_in
 from fluffle_cli.words import number
 from fluffle_worker.data.table import with_data_table
@@ -88,9 +88,11 @@ def _show(found: DataCheck) -> None:
             ["class", "rows before", "rows after"],
             [
                 [str(at), f"{count:,}", f"{after[at]:,}" if at < len(after) else "0"]
-                for at, count in enumerate(profile.classes)
+                for at, count in enumerate(profile.classes[:MOST_CLASSES])
             ],
         )
+        if (left := len(profile.classes) - MOST_CLASSES) > 0:
+            typer.echo(f"{left:,} more classes, up to {len(profile.classes) - 1}, are not shown")
 
 
 def _drift(task: KerasTask, site: Site, survey: SurveyResult) -> Drift:
