@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 from sklearn.datasets import load_breast_cancer, load_wine
 from tasks.grouped_task import FourGroups
 from typer.testing import CliRunner, Result
@@ -138,6 +139,39 @@ def test_senseless_training_exits_with_1_and_the_reason(
     assert done.exit_code == 1
     assert f"training would be senseless here: {reason}" in done.stderr
     assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
+
+
+def test_not_all_of_thousands_of_classes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = check(monkeypatch, (X, np.arange(178) * 500))
+
+    assert done.exit_code == 0, done.stderr
+    assert "88,401 more classes, up to 88500, are not shown" in done.stdout
+    assert len(done.stdout.splitlines()) < 200
+    assert Path("data-check.html").stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("form", ["dictionary", "sparse matrix"])
+def test_missing_values_of_inputs_that_are_no_table_are_counted_and_refused(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    x = X.copy()
+    x[:7, 2], x[3:9, 4] = np.nan, np.inf
+
+    inputs = {"a": x, "b": X[:, 0]} if form == "dictionary" else sparse.csr_array(x)
+    done = check(monkeypatch, (inputs, Y))
+
+    assert done.exit_code == 1
+    assert "9 have missing values" in done.stdout
+    assert "9 rows have missing or infinite values, which the data steps fill in one array" in done.stderr
+
+
+def test_a_regression_whose_targets_are_whole_numbers_has_no_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = np.arange(178) - 1_700_000_000
+
+    done = check(monkeypatch, (X, seconds))
+
+    assert done.exit_code == 0, done.stderr
+    assert "class" not in done.stdout.replace("a class for each row", "")
 
 
 def test_a_task_that_is_no_keras_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

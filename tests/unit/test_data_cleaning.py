@@ -161,6 +161,8 @@ def test_an_isolation_forest_drops_gross_outliers_first() -> None:
 
     assert len(prepared.train) == pytest.approx(0.98 * 569, abs=1)
     assert prepared.train.x.max() < 40
+    # Three rows have no fiftieth part.
+    assert len(steps_on(x[:3], y[:3], outliers="forest:0.02").train) == 3
 
 
 def test_columns_that_never_change_are_named() -> None:
@@ -275,6 +277,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"balance": "weights"},
             "y holds the label -1 in 1 rows; labels count from 0",
         ),
+        ((np.ones((2, 2)), [0, 10**9]), {"labels": "drop"}, "label 1000000000, and .* 100,000 classes"),
         (
             (np.ones((4, 2)), [0.5, 1.5, 2.5, 3.5]),
             {"balance": "oversample"},
@@ -288,6 +291,9 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"duplicates": "drop"},
             "needs x as one array .* tuple",
         ),
+        ((np.ones((0, 2)), []), {"duplicates": "drop"}, "train_data returned no examples"),
+        ((np.ones((2, 0)), [0, 1]), {"labels": "drop"}, r"of the shape \(2, 0\): a row must have at least 1"),
+        ((pd.DataFrame(np.ones((2, 2)), columns=["a", "a"]), [0, 1]), {}, "more than one column 'a': give"),
         ((np.ones((1, 2)), [0]), {"share": 0.5}, "local_validation 0.5 of 1 rows holds out"),
     ],
 )
@@ -377,3 +383,17 @@ def test_mad_never_clips_all_but_one_value_of_a_column(table: Array, width: floa
 
     for before, after in zip(table.T, clipped.T, strict=True):
         assert (np.unique(before).size > 1) == (np.unique(after).size > 1)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "int32", "uint8"])
+def test_clipping_changes_no_constant_column_of_whole_numbers(dtype: str) -> None:
+    table = np.column_stack([[1, 2, 3, 4, 5, 200], np.full(6, 7)]).astype(dtype)
+
+    prepared = steps_on(table, np.array([0, 1] * 3), outliers="mad:3")
+
+    assert prepared.train.x.T.tolist() == [[1, 2, 3, 4, 5, 10], [7] * 6]
+
+
+@pytest.mark.parametrize("targets", [[-3, 5, 8, 2], [10**12, 3, 5, 8]])
+def test_whole_numbers_that_cannot_be_labels_are_the_targets_of_a_regression(targets: list[int]) -> None:
+    assert steps_on(np.ones((4, 1)), np.array(targets), share=0.5).reports[0].classes_before == ()

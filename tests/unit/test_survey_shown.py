@@ -141,10 +141,12 @@ def test_the_drift_of_a_column_is_never_more_than_the_distance_of_both_distribut
     assert -1e-9 <= distance <= np.abs(shares[0] - shares[1]).sum() / 2 + 1e-9
 
 
-def test_data_check_shows_the_drift_of_a_site_and_columns_that_only_one_side_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("first_label", "distance"), [(0, "0.03"), (1, "0.60")])
+def test_data_check_shows_the_drift_of_a_site_with_columns_and_classes_that_only_one_side_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_label: int, distance: str
 ) -> None:
     x, y, _ = tumours()
+    y = y + first_label
 
     def no_model() -> Any:
         raise AssertionError("a report on data needs no model")
@@ -158,5 +160,5 @@ def test_data_check_shows_the_drift_of_a_site_and_columns_that_only_one_side_has
     told = " ".join(found.output.split())
     # It has numbers where the survey has names.
     assert "Drift of this site's 190 rows against 569 rows of 3 sites; the columns differ" in told
-    assert "classes │ 0.03" in told
+    assert f"classes │ {distance}" in told
     assert "total variation distance" in Path("data-check.html").read_text()

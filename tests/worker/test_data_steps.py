@@ -180,6 +180,16 @@ def test_labels_that_the_model_has_no_output_for_are_refused() -> None:
 
 
 @needs_tensorflow
+def test_labels_that_are_text_are_refused_without_data_steps_too() -> None:
+    x, y = breast_cancer()
+    names = np.array(["malignant", "benign"])[y]
+    task = KerasTask(a_model, lambda _: (x, names))
+
+    with pytest.raises(TaskError, match="returned labels that are text, such as"):
+        one_round(task)
+
+
+@needs_tensorflow
 def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused() -> None:
     x, y = breast_cancer()
     data = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices((x, y + 1)).batch(100)

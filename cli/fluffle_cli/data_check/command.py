@@ -15,7 +15,7 @@ from fluffle.task import Site, load_task
 from fluffle.whole_file import write_whole
 from fluffle_cli.data_check.drift import Drift, drift_of, drift_rows
 from fluffle_cli.data_check.looking import DataCheck, look_at
-from fluffle_cli.data_check.page import page
+from fluffle_cli.data_check.page import MOST_CLASSES, page
 from fluffle_cli.survey.as_json import result_in
 from fluffle_cli.words import number
 from fluffle_worker.data.table import with_data_table
@@ -53,7 +53,8 @@ def check(settings: DataCheckSettings) -> None:
         site=site,
     )
     if settings.survey_file is not None and not found.reason:
-        found = replace(found, drift=_drift(task, site, read_survey(settings.survey_file)))
+        survey = read_survey(settings.survey_file)
+        found = replace(found, drift=_drift(task, site, survey, len(found.profile.classes)))
     _show(found)
     write_whole(settings.out, [page(found).encode("utf-8", "replace")])
     typer.echo(f"\nthe report with pictures is {settings.out}; nothing was sent")
@@ -88,13 +89,16 @@ def _show(found: DataCheck) -> None:
             ["class", "rows before", "rows after"],
             [
                 [str(at), f"{count:,}", f"{after[at]:,}" if at < len(after) else "0"]
-                for at, count in enumerate(profile.classes)
+                for at, count in enumerate(profile.classes[:MOST_CLASSES])
             ],
         )
+        if (left := len(profile.classes) - MOST_CLASSES) > 0:
+            typer.echo(f"{left:,} more classes, up to {len(profile.classes) - 1}, are not shown")
 
 
-def _drift(task: KerasTask, site: Site, survey: SurveyResult) -> Drift:
-    classes = len(survey.class_counts or ())
+def _drift(task: KerasTask, site: Site, survey: SurveyResult, own_classes: int) -> Drift:
+    # A class that no other site has is drift too.
+    classes = 0 if survey.class_counts is None else max(len(survey.class_counts), own_classes)
     own = statistics_of_site(lambda: task.train_data(site), task.data_steps, site=site, classes=classes)
     return drift_of(own, survey)
 

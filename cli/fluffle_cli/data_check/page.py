@@ -11,6 +11,8 @@ from fluffle_worker.data.profile import ColumnProfile
 
 # Columns with the most findings come first; a page with more pictures than this is slow.
 MOST_PICTURES = 60
+# Whole numbers that are the targets of a regression may look like thousands of classes.
+MOST_CLASSES = 100
 WIDTH, HEIGHT = 320, 90
 ENDS = "<p>Outliers are in the first and the last bar.</p>"
 
@@ -41,7 +43,9 @@ def _sections(check: DataCheck) -> Iterable[str]:
         yield section("Drift", _drift(check.drift))
     if profile.classes:
         after = next((each.classes_after for each in reversed(check.reports)), ())
-        yield section("Classes", _class_bars(profile.classes, after))
+        bars = _class_bars(profile.classes[:MOST_CLASSES], after[:MOST_CLASSES])
+        left = len(profile.classes) - MOST_CLASSES
+        yield section("Classes", bars + (f"<p>{left:,} more classes are not shown.</p>" if left > 0 else ""))
     if profile.columns:
         worst = sorted(profile.columns, key=lambda each: -each.findings)[:MOST_PICTURES]
         left = len(profile.columns) - len(worst)

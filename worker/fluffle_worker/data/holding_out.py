@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
-from fluffle_worker.data.rows import labels_of
+from fluffle_worker.data.rows import MOST_CLASSES, labels_of
 
 
 def held_out_rows(y: Any, rows: int, share: float, *, split_seed: int, site: int) -> NDArray[np.bool_]:
@@ -37,10 +37,12 @@ def _strata(y: Any, rows: int) -> NDArray[np.int64]:
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "biufUS" or len(y) != rows or not rows:
         return nothing
     flat = y.reshape(-1)
-    is_named = flat.size == rows and (flat.dtype.kind in "US" or (flat < 0).any())
+    is_named = flat.size == rows and (
+        flat.dtype.kind in "US" or bool(((flat < 0) | (flat >= MOST_CLASSES)).any())
+    )
     if not is_named:
         labels = labels_of(y)
         return nothing if labels is None else labels.of_rows
-    # Labels such as -1 and 1, or text. Numbers that hardly repeat are targets.
+    # Labels such as -1 and 1, long numbers, or text. Numbers that hardly repeat are targets.
     different, of_rows = np.unique(flat, return_inverse=True)
     return nothing if 2 * different.size > rows else of_rows.reshape(-1).astype(np.int64)

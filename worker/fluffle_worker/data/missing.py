@@ -27,6 +27,17 @@ def in_rows(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(mask.any(axis=1))
 
 
+def incomplete_rows(rows: Rows) -> NDArray[np.bool_]:
+    """Return which rows have a missing or infinite value in any of their inputs."""
+    found = np.zeros(len(rows), bool)
+    for each in leaves(rows.x):
+        if hasattr(each, "tocsr"):
+            found[each.tocoo().row[is_missing(each.tocoo().data)]] = True
+        else:
+            found |= is_missing(each).reshape(len(rows), -1).any(axis=1)
+    return found
+
+
 def without_infinite(table: Table) -> Table:
     """Return a table in which infinite values are missing; the same one where there are none."""
     if table.dtype.kind != "f" or not np.isinf(table).any():

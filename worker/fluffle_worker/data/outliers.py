@@ -1,5 +1,6 @@
 """Outliers: bounds for each column, fitted on the training rows, and rows that are unusual as a whole."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,13 +32,19 @@ class Bounds(NamedTuple):
 
     def clip(self, table: Table) -> Table:
         """Return a table whose values lie within; missing ones stay missing, and the dtype is kept."""
-        low, high = self.lowest, self.highest
         if table.dtype.kind == "b":
             return table
         if table.dtype.kind in "iu":
-            info = np.iinfo(table.dtype)
-            low, high = np.ceil(low).clip(info.min, info.max), np.floor(high).clip(info.min, info.max)
-        return np.clip(table, low.astype(table.dtype), high.astype(table.dtype))
+            low, high = _whole(np.ceil(self.lowest), table.dtype), _whole(np.floor(self.highest), table.dtype)
+            return np.clip(table, low, high)
+        return np.clip(table, self.lowest.astype(table.dtype), self.highest.astype(table.dtype))
+
+
+def _whole(bounds: NDArray[np.float64], dtype: np.dtype[Any]) -> Table:
+    """Return bounds [columns] in a dtype of whole numbers; its own limits in place of those beyond them."""
+    least, most = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    # As a float64, the largest int64 is the number above it, and the dtype has no such number.
+    return np.array([min(int(each), most) for each in bounds.clip(least, most).tolist()], dtype)
 
 
 def fit_bounds(table: Table, choice: Choice, categories: Sequence[int] = ()) -> Bounds:
@@ -66,8 +73,11 @@ def fit_bounds(table: Table, choice: Choice, categories: Sequence[int] = ()) -> 
 def usual_rows(table: Table, share: float, seed: int) -> NDArray[np.bool_]:
     """Return which rows of a table without missing values are not among the `share` of the most unusual.
 
-    Source: Liu, Ting and Zhou, "Isolation Forest" (2008).
+    Where the share is less than one row, all are kept. Source: Liu, Ting and Zhou, "Isolation Forest" (2008).
     """
     ensemble = import_for(f"outliers forest:{share:g}", "sklearn.ensemble", extra="worker")
-    forest = ensemble.IsolationForest(contamination=share, random_state=seed)
-    return np.asarray(forest.fit_predict(table) == 1)
+    how_usual = ensemble.IsolationForest(random_state=seed).fit(table).score_samples(table)
+    kept = np.ones(len(table), bool)
+    unusual = share * len(table)
+    kept[np.argsort(how_usual, kind="stable")[: math.ceil(unusual) if unusual >= 1 else 0]] = False
+    return kept

@@ -12,10 +12,17 @@ from fluffle.errors import TaskError
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
 from fluffle_worker.data.holding_out import held_out_rows
-from fluffle_worker.data.missing import fitted_imputer, in_rows, is_missing, labelled, without_infinite
+from fluffle_worker.data.missing import (
+    fitted_imputer,
+    in_rows,
+    incomplete_rows,
+    is_missing,
+    labelled,
+    without_infinite,
+)
 from fluffle_worker.data.outliers import fit_bounds, usual_rows
 from fluffle_worker.data.resampling import resampled
-from fluffle_worker.data.rows import Rows, leaves, names_of
+from fluffle_worker.data.rows import Rows, names_of
 from fluffle_worker.data.settings import CLIPPING, LOSSES, WEIGHTS, DataSteps
 from fluffle_worker.data.suspicious import suspicious_labels
 from fluffle_worker.data.weights import LossRemedy, loss_remedy, row_weights
@@ -60,6 +67,16 @@ class _Course:
     # Where the table of the training rows was filled [rows, columns]; None where it was not.
     filled: NDArray[np.bool_] | None = None
     fitted: list[Callable[[Rows], Rows]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Raise TaskError when there is nothing to fit a step on."""
+        if not len(self.train):
+            raise TaskError(f"{self.train.function} returned no examples")
+        if self.train.is_table and not self.train.x.size:
+            raise TaskError(
+                f"{self.train.function} returned x of the shape {self.train.x.shape}: a row must have at "
+                "least 1 value"
+            )
 
     def report(self, step: str, before: Rows, detail: str) -> None:
         """Note what a step did with the training rows. Raises TaskError when no row is left."""
@@ -151,8 +168,13 @@ def _hold_out(course: _Course, share: float, *, split_seed: int, site: int) -> R
 def _clean_columns(course: _Course, steps: DataSteps, rng: np.random.Generator) -> None:
     rows = course.train
     if not rows.is_table:
-        if steps.outliers != "keep" or steps.indicator or _has_missing(rows.x):
-            rows.table("impute, outliers or indicator")
+        if steps.outliers != "keep" or steps.indicator:
+            rows.table("outliers or indicator")
+        if missing := int(incomplete_rows(rows).sum()):
+            raise TaskError(
+                f"{missing} rows have missing or infinite values, which the data steps fill in one array or "
+                f"data frame only, and {rows.function} returned {type(rows.x).__name__}: fill them there"
+            )
         return
     table = rows.table("impute")
     infinite = int(np.isinf(table).sum()) if table.dtype.kind == "f" else 0
@@ -289,8 +311,3 @@ def _of_table(change: Callable[[NDArray[Any]], NDArray[Any]]) -> Callable[[Rows]
 
 def _class_counts(rows: Rows) -> tuple[int, ...]:
     return tuple(rows.classes.counts.tolist()) if rows.classes else ()
-
-
-def _has_missing(x: Any) -> bool:
-    arrays = (each.data if hasattr(each, "tocsr") else each for each in leaves(x))
-    return any(is_missing(np.asarray(each)).any() for each in arrays)

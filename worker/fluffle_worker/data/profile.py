@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fluffle_worker.data.choices import Choice
 from fluffle_worker.data.duplicates import constant_columns, first_of_each
-from fluffle_worker.data.missing import in_rows, is_missing, labelled
+from fluffle_worker.data.missing import incomplete_rows, labelled
 from fluffle_worker.data.outliers import fit_bounds
 from fluffle_worker.data.rows import Rows
 
@@ -80,14 +80,15 @@ def profile_of(rows: Rows) -> Profile:
     labels = known.classes
     classes = tuple(labels.counts.tolist()) if labels else ()
     unlabelled = int((~has_label).sum())
+    incomplete = int(incomplete_rows(rows).sum())
     if not rows.is_table:
-        return Profile(len(rows), type(rows.x).__name__, unlabelled, 0, classes, None, ())
+        return Profile(len(rows), type(rows.x).__name__, unlabelled, incomplete, classes, None, ())
     table = rows.table("profile")
     return Profile(
         len(rows),
         " x ".join(map(str, rows.x.shape[1:])),
         unlabelled,
-        int(in_rows(is_missing(table)).sum()),
+        incomplete,
         classes,
         len(rows) - int(first_of_each(rows).sum()),
         tuple(_columns(rows, table)),

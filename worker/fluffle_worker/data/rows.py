@@ -1,7 +1,9 @@
 """The rows of a site: inputs, labels and weights in numpy, read from arrays and data frames. Pure."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +14,8 @@ from fluffle.errors import TaskError
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
+# Rows are counted for each number up to the largest label.
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +75,20 @@ class Rows:
 
     @property
     def classes(self) -> "Labels | None":
-        """The class of each row; None for a regression, several labels in one row, and no rows."""
+        """The class of each row; None for a regression, several labels in one row, and no rows.
+
+        Whole numbers below 0 or from `MOST_CLASSES` on are the targets of a regression.
+        """
+        with suppress(TaskError):
+            return self._labels()
+        return None
+
+    def _labels(self) -> "Labels | None":
         return labels_of(self.y) if isinstance(self.y, np.ndarray) and len(self) else None
 
     def labels(self, step: str) -> "Labels":
         """Return the class of each row. Raises TaskError that names the step where there are none."""
-        found = self.classes
+        found = self._labels()
         if found is None:
             held = "nothing" if self.y is None else f"a {type(self.y).__name__} of arrays"
             if isinstance(self.y, np.ndarray):
@@ -106,7 +118,7 @@ def labels_of(y: NDArray[Any], *, any_whole: bool = False) -> Labels | None:
 
     Floats are labels when they are whole numbers, and either 0 and 1 only or each on average of two rows;
     with `any_whole`, as for the few rows of a minibatch, all whole numbers are.
-    Raises TaskError for labels below 0.
+    Raises TaskError for labels below 0 and from `MOST_CLASSES` on.
     """
     if y.ndim == 2 and y.shape[1] > 1:
         is_one_hot = bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
@@ -125,12 +137,17 @@ def labels_of(y: NDArray[Any], *, any_whole: bool = False) -> Labels | None:
             return None
     if flat.dtype.kind not in "biuf":
         return None
-    of_rows = flat.astype(np.int64)
-    if of_rows.min() < 0:
+    if flat.min() < 0:
         raise TaskError(
-            f"y holds the label {of_rows.min()} in {int((of_rows < 0).sum())} rows; labels count from 0: "
+            f"y holds the label {flat.min():.0f} in {int((flat < 0).sum())} rows; labels count from 0: "
             "give each class a number from 0, or NaN where the label is missing"
         )
+    if flat.max() >= MOST_CLASSES:
+        raise TaskError(
+            f"y holds the label {flat.max():.0f}, and there may be {MOST_CLASSES:,} classes at most: number "
+            "the classes from 0, or leave out what needs classes for a regression"
+        )
+    of_rows = flat.astype(np.int64)
     return Labels(of_rows, np.bincount(of_rows))
 
 
@@ -214,6 +231,10 @@ def _is_category(column: Any) -> bool:
 def _numbers(name: str, part: Any) -> Any:
     """Return a part as numbers, with NaN for what a data frame calls missing."""
     if _is_frame(part):
+        if twice := [each for each, count in Counter(part.columns).items() if count > 1]:
+            raise TaskError(
+                f"{name} has more than one column {twice[0]!r}: give each column a name of its own"
+            )
         columns = [_one_column(f"the column {column!r}", part[column]) for column in part.columns]
         dtype = np.result_type(np.bool_, *(column.dtype for column in columns))
         # Booleans beside numbers, and columns of several kinds of numbers.

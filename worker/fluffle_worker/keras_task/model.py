@@ -111,13 +111,18 @@ class BuiltModel:
         self._require_known_labels(function, data)
 
     def _require_known_labels(self, function: str, data: ArrayData) -> None:
-        """Raise TaskError for labels that the model has no output for: a GPU would make NaN of them."""
+        """Raise TaskError for text, and labels that the model has no output for, of which a GPU makes NaN."""
         shape = getattr(self.model, "output_shape", None)
         if name_of_loss(self.model.loss) != "sparse_categorical_crossentropy" or not isinstance(shape, tuple):
             return
         if getattr(self.model.loss, "ignore_class", None) is not None:
             return
         labels, classes = data.parts[1], shape[-1]
+        if isinstance(labels, np.ndarray) and labels.size and labels.dtype.kind in "US":
+            raise TaskError(
+                f"{function} returned labels that are text, such as {str(labels.reshape(-1)[0])[:40]!r}: "
+                "number the classes from 0, in the same way at every site"
+            )
         if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biuf" or classes is None:
             return
         if wrong := int(((labels < 0) | (labels >= classes)).sum()):
