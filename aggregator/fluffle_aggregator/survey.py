@@ -5,7 +5,7 @@ version that publishes the result.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,8 @@ from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics, Survey
 from fluffle.survey.packing import MOST_OF_A_SITE, pack, unpack
 from fluffle.survey.result import SurveyResult, result_of
 
+# So many times as large as the others' values are those of no site that measures in the same unit.
+FAR_APART = 100.0
 # The statistics of a model that a survey fills: of all columns, or of one input's, whose name stands behind
 # the dot.
 _TENSOR = re.compile(r"(?:.*/)?survey_(?P<what>mean|deviation)(?:\.(?P<input>.+?))?(?::[0-9]+)?")
@@ -95,6 +97,9 @@ class OpenSurvey:
     def claims_too_much(self, answer: SiteStatistics) -> str:
         """Return why an answer claims more rows than it may, in words; empty where it does not."""
         found = answer.statistics
+        named = zip(found.names, found.columns, strict=True)
+        if beyond := [name for name, column in named if column.is_beyond_float32]:
+            return f"{answer.worker} claims values in the column {beyond[0]!r} that are too large for float32"
         if found.rows <= self.aim.most_rows and found.most_values <= MOST_OF_A_SITE:
             return ""
         return (
@@ -108,6 +113,20 @@ class OpenSurvey:
         if not difference:
             return ""
         return f"the data of {answer.worker} is not like that of {self.state.answered[0]}: {difference}"
+
+    def other_units(self, answer: SiteStatistics) -> Mapping[str, float]:
+        """Return how many times as large as the others' a worker's values are, by the columns' names.
+
+        Only of columns where that is 100 times or more, or a hundredth or less: another unit, or an error.
+        """
+        if self._sums is None:
+            return {}
+        found: dict[str, float] = {}
+        columns = zip(self._sums.names, self._sums.columns, answer.statistics.columns, strict=True)
+        for name, others, own in columns:
+            if others.size and own.size and not 1 / FAR_APART < own.size / others.size < FAR_APART:
+                found[name] = own.size / others.size
+        return found
 
     def add(self, answer: SiteStatistics) -> None:
         """Merge the answer of a worker that claims not too much and does not differ."""

@@ -1,6 +1,6 @@
 """What the leader does with the answers to a survey, and when it ends. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fluffle.broker import Delivery
 from fluffle.events import Answered
@@ -21,6 +21,8 @@ OTHER_DATA = "other-data"
 # Answers are in a version after so many seconds, or as soon as so many wait for one. Until then they are
 # unacked.
 COMMITTED_AFTER_S, MOST_HELD = 10.0, 16
+# A warning names so many columns.
+MOST_NAMED = 5
 NO_SECOND_SURVEY = (
     "--survey has no effect: this federation has begun already, and a survey comes before all training. "
     "For one, begin a new federation"
@@ -74,6 +76,7 @@ class Surveying:
             return Refusal(SURVEY_OVER, f"the survey has ended with {len(ended.answered)} answers")
         if refused := _does_not_fit(answer, survey):
             return refused
+        other_units = survey.other_units(answer)
         survey.add(answer)
         if not self.held:
             self._held_from = now
@@ -88,6 +91,7 @@ class Surveying:
                 answered=answers,
                 wanted=wanted or "any",
             ),
+            *_warned_of(answer.worker, other_units),
         ]
 
     def when_due(self, model: GlobalModel, *, elapsed_s: float, now: float) -> list[Effect] | None:
@@ -109,6 +113,20 @@ class Surveying:
                 for each in unfit
             ),
         ]
+
+
+def _warned_of(worker: str, other_units: Mapping[str, float]) -> list[Effect]:
+    if not other_units:
+        return []
+    named = [f"{name} ({times:.3g} times)" for name, times in list(other_units.items())[:MOST_NAMED]]
+    line = warning(
+        "the values of a site are far larger or smaller than those of the sites before it: if their unit is "
+        "another one, correct it there and begin a new federation, since the survey describes all as one",
+        worker=worker,
+        columns=", ".join(named),
+        of=len(other_units),
+    )
+    return [line]
 
 
 def _does_not_fit(answer: SiteStatistics, survey: OpenSurvey) -> Refusal | None:

@@ -48,10 +48,12 @@ WORKERS = ("a", "b", "c")
 NAMES = ("age", "pulse")
 
 
-def an_answer(worker: str, *, names: tuple[str, ...] = NAMES, rows: int = 40) -> SiteStatistics:
+def an_answer(
+    worker: str, *, names: tuple[str, ...] = NAMES, rows: int = 40, of_size: float = 1.0
+) -> SiteStatistics:
     place = WORKERS.index(worker)
     # Each has a scale of its own.
-    x = np.random.default_rng(place).normal(10.0**place, 3.0, (rows, 2))
+    x = np.random.default_rng(place).normal(10.0**place, 3.0, (rows, 2)) * [of_size, 1.0]
     labels = np.full(rows, place % 2)
     found = statistics_of(x[:, : len(names)], labels, names=names, classes=2)
     return SiteStatistics(FEDERATION, worker, found)
@@ -212,6 +214,7 @@ def lying(answer: SiteStatistics, rows: int) -> SiteStatistics:
             "column 1 is 'size', and that of",
         ),
         (lying(an_answer("b"), 10**9 + 1), "", "bad-examples", "b claims 1000000001 rows"),
+        (an_answer("b", of_size=1e300), "", "bad-examples", "b claims values in the column 'age' that"),
         (an_answer("b"), "mallory", "foreign-sender", "comes from the RabbitMQ user 'mallory'"),
         (replace(an_answer("b"), federation="other"), "", "wrong-federation", "'other'"),
         (an_answer("a"), "", "duplicate", "a has answered this survey already"),
@@ -236,6 +239,22 @@ def test_an_answer_that_does_not_fit_is_refused_with_a_sentence_and_the_survey_g
     assert found.survey.answered == ("a", "c")
     sender = user or answer.worker
     assert found.contributors[sender].refusal.startswith(reason)
+
+
+@pytest.mark.parametrize(("of_size", "warns"), [(1.0, False), (1e-4, True), (1e4, True)])
+def test_a_site_whose_values_are_far_larger_or_smaller_is_named_with_the_column(
+    of_size: float, warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, clock = a_survey_of("a", "b"), Clock()
+    server = a_server(config)
+    send(server, config, an_answer("a"), an_answer("b", of_size=of_size))
+
+    with FakeBroker(server) as broker:
+        lead(server, broker, config, clock)
+
+    said = [line for line in caplog.text.splitlines() if "far larger or smaller" in line]
+    assert len(said) == warns
+    assert all("'worker': 'b'" in line and "age (" in line and "pulse" not in line for line in said)
 
 
 def test_an_answer_after_the_end_or_without_a_survey_and_an_update_before_the_end_are_refused() -> None:

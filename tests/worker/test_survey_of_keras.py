@@ -150,6 +150,10 @@ def test_inputs_by_name_are_surveyed_as_one_and_text_is_left_out(steps: DataStep
         ((np.ones((9, 13)), np.full(9, 7)), "the label 7"),
         ((pd.DataFrame({"a": ["x"] * 9}), np.zeros(9, int)), "the column 'a' holds str such as 'x'"),
         ((np.ones((9, 2000)), np.zeros(9, int)), "1 to 1024 columns"),
+        (
+            (np.full((9, 13), 1e300), np.zeros(9, int)),
+            "values in the column '0' that are too large for float32",
+        ),
     ],
 )
 def test_data_that_cannot_be_surveyed_is_refused_with_a_sentence(data: object, says: str) -> None:

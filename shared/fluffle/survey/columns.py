@@ -8,7 +8,7 @@ and rounding moves no value by more than 2^-43 of the range.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import isqrt
+from math import hypot, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ ROOT_BITS = 64
 # The window of a column without any value.
 NOTHING = Window(0, 0, -1)
 
+_LARGEST_FLOAT32 = Fraction(float(np.finfo(np.float32).max))
 _SMALLEST = Fraction(-float(np.finfo(np.float64).max))
 Table = NDArray[np.generic]
 Counts = NDArray[np.int64]
@@ -118,6 +119,17 @@ class ColumnSums:
         more = max(0, ROOT_BITS - spread.bit_length() // 2)
         root = isqrt(spread << 2 * more)
         return float(Fraction(root, self.count << more) * _power_of_two(self.unit))
+
+    @property
+    def size(self) -> float:
+        """The root mean square of the values; 0 without any."""
+        return hypot(self.mean, self.deviation) if self.count else 0.0
+
+    @property
+    def is_beyond_float32(self) -> bool:
+        """Whether some value has a leaf that ends beyond the numbers that a float32 has."""
+        furthest = max(abs(self.first), abs(self.first + self.counts.size))
+        return self.counts.size > 0 and furthest * _power_of_two(self.exponent) > _LARGEST_FLOAT32
 
     def ranked(self, ranks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return, for each rank from 1 on, the lower edge of the leaf that holds that value.

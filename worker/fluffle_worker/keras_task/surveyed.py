@@ -61,13 +61,20 @@ def statistics_of_site(
         return (np.zeros(1, np.float32),)
 
     training = read_data("train_data", call, note)
-    if isinstance(training, BatchedData):
-        return _of_stream(training, classes)
-    arrays = found[0]
-    if not arrays.inputs:
-        raise TaskError(NO_NUMBERS)
-    counts = _class_counts([arrays.y], classes) if classes else None
-    return _merged_inputs(lambda: _slices(arrays.inputs), arrays.columns, counts)
+    statistics = _of_stream(training, classes) if isinstance(training, BatchedData) else None
+    if statistics is None:
+        arrays = found[0]
+        if not arrays.inputs:
+            raise TaskError(NO_NUMBERS)
+        counts = _class_counts([arrays.y], classes) if classes else None
+        statistics = _merged_inputs(lambda: _slices(arrays.inputs), arrays.columns, counts)
+    named = zip(statistics.names, statistics.columns, strict=True)
+    if beyond := [name for name, column in named if column.is_beyond_float32]:
+        raise TaskError(
+            f"train_data returned values in the column {beyond[0]!r} that are too large for float32, in "
+            "which models compute: correct them, or clip them with the data step outliers"
+        )
+    return statistics
 
 
 def classes_of(model: KerasModel) -> int:
