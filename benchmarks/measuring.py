@@ -108,7 +108,8 @@ def in_processes(
     play: Callable[[Case], Outcome], cases: Sequence[Case], processes: int
 ) -> dict[Case, Outcome]:
     """Play each case in one of so many new processes, and return what came out, with a progress bar."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    # Processes are renewed, since a framework keeps some memory of each model that it has compiled.
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=20) as pool:
         outcomes = track(pool.map(play, cases), "runs", total=len(cases), console=wide_console())
         return dict(zip(cases, outcomes, strict=True))
 

@@ -18,7 +18,7 @@ from fluffle.errors import ConfigError, FluffleError
 from fluffle.settings import load_arguments
 from fluffle_cli.report.run import read_run
 from fluffle_cli.simulate.grid import Grid, grid_of, parse_sweep
-from fluffle_cli.simulate.pool import Ended, PlannedRun, play_all
+from fluffle_cli.simulate.pool import Ended, PlannedRun, _Player, play_all
 from fluffle_cli.simulate.program import run
 from fluffle_cli.simulate.settings import SimulateSettings
 
@@ -230,6 +230,26 @@ def test_runs_that_are_played_at_a_time_share_the_memory(
 
     assert len(ended) == 2
     assert all("are available for each of the 2 runs that are played at a time" in one.error for one in ended)
+
+
+def test_a_process_plays_some_runs_and_another_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fluffle_cli.simulate.pool.RUNS_PER_PROCESS", 2)
+    began, start = [], _Player.start
+
+    def counted(*arguments: Any, **options: Any) -> _Player:
+        began.append(arguments)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(_Player, "start", counted)
+    runs = [PlannedRun(0, settings_of(seed=seed), tmp_path / str(seed)) for seed in range(5)]
+
+    ended = [each for each in play_all(runs, processes=1) if isinstance(each, Ended)]
+
+    assert [one.run.settings.seed for one in ended] == [0, 1, 2, 3, 4]
+    assert all(one.result for one in ended)
+    assert len(began) == 3
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Runs in a pool of processes, each of which computes in one thread.
 
-A process plays one run after the other, as the import of a framework takes seconds. If it dies, it is known
-which run it was playing: that run has failed, and another process goes on with the others.
+A process plays some runs one after the other, as the import of a framework takes seconds. If it dies, it is
+known which run it was playing: that run has failed, and another process goes on with the others.
 """
 
 import os
@@ -35,6 +35,8 @@ ONE_THREAD: Final = {
     "TF_NUM_INTEROP_THREADS": "1",
 }
 TOLD_EVERY_S: Final = 0.5
+# A framework keeps some memory of each model that it has compiled until its process ends.
+RUNS_PER_PROCESS: Final = 20
 # Spawned and not forked: TensorFlow's threads do not survive a fork.
 _CONTEXT: Final = get_context("spawn")
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class _Player:
     pipe: Pipe
     run: PlannedRun
     began: float
+    runs: int = 0
 
     @classmethod
     def start(cls, run: PlannedRun, memory: Memory, *, verbose: bool) -> "_Player":
@@ -92,7 +95,7 @@ class _Player:
         return player
 
     def give(self, run: PlannedRun) -> None:
-        self.run, self.began = run, time.monotonic()
+        self.run, self.began, self.runs = run, time.monotonic(), self.runs + 1
         # If the process has just died, that is seen when it is listened to.
         with suppress(BrokenPipeError):
             self.pipe.send(run)
@@ -133,7 +136,7 @@ def play_all(
                 yield told
                 if isinstance(told, Progress):
                     continue
-                if waiting and player.process.is_alive():
+                if waiting and player.runs < RUNS_PER_PROCESS and player.process.is_alive():
                     player.give(waiting.popleft())
                 else:
                     player.stop()
