@@ -215,7 +215,12 @@ class Reports:
     def _note_site_evaluation(self, made: Evaluation, *, is_last: bool = False) -> list[Effect]:
         model = self._model
         model.note_site_evaluation(made, is_last=is_last)
-        shown = {name: round(value, 4) for name, value in made.metrics.items() if name.startswith(MEAN)}
+        of_goal = {each.metric for each in model.goal.yardsticks}
+        shown = {
+            name: round(value, 4)
+            for name, value in made.metrics.items()
+            if name.startswith(MEAN) or name in of_goal
+        }
         return [
             Tell(Evaluated(made.version, made.metrics, "sites")),
             info(

@@ -18,7 +18,7 @@ from fluffle.connection import connect, found_federation
 from fluffle.consoles import print_table
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
-from fluffle.model import Weights
+from fluffle.model import Weights, some_of
 from fluffle.model_stream import (
     MissingRecords,
     StoredVersion,
@@ -191,6 +191,12 @@ def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion
             export_small(task, weights, settings.out, quantize=bool(settings.quantize), prune=settings.prune)
         else:
             task.save(weights, settings.out)
+        if not local and (initial := task.model().local):
+            typer.echo(
+                f"Each site keeps its own {some_of(initial)}: in this file they have their initial values. "
+                "--worker NAME writes the model of one site.",
+                err=True,
+            )
     except LayoutError as error:
         raise ConfigError(
             f"--task {task_name} has another model than the task of the federation: {error}"

@@ -24,6 +24,7 @@ def test_each_worker_exports_the_shared_model_with_its_own_local_weights(
         worker = running.worker(0, "--delay", "0.1", sites=2)
         codes = [worker.wait_for_exit(), leader.wait_for_exit()]
         export = ("model", "export", "--out", "own.keras", "--task", TASK)
+        of_nobody = running.fluffle(*export)
         own = running.fluffle(*export, "--worker", "site-0")
         refused = [
             running.fluffle(*export, "--worker", "site-7"),
@@ -39,6 +40,9 @@ def test_each_worker_exports_the_shared_model_with_its_own_local_weights(
 
     assert codes == [0, 0]
     assert own.returncode == 0, own.stderr
+    assert of_nobody.returncode == 0, of_nobody.stderr
+    assert "Each site keeps its own head: in this file they have their initial values" in of_nobody.stderr
+    assert "initial values" not in own.stderr
     # This task's head counts the rounds of its site.
     assert written["head"].tolist() == [rounds, rounds]
     assert np.array_equal(written["w"], final.weights["w"])

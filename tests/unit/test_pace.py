@@ -197,6 +197,15 @@ def test_what_cannot_be_kept_is_said_once_and_the_worker_goes_on(
     assert fits(machine)
 
 
+def test_a_round_that_is_too_long_for_what_is_not_training_says_how_long_that_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    Machine(0.1, begins_s=20.0).work(a_pace(), 3)
+
+    assert "takes longer than round_seconds" in caplog.text
+    assert "'seconds_per_step': 0.1, 'other_seconds': 20.0" in caplog.text
+
+
 def test_a_plan_without_seconds_is_passed_on_as_it_is() -> None:
     plan = Plan(local_steps=7)
 

@@ -273,6 +273,21 @@ def test_a_goal_at_the_sites_of_workers_that_hold_out_nothing_is_warned_of(
     assert "--local-validation" in caplog.text
 
 
+def test_the_log_shows_the_means_over_all_sites_and_the_metric_that_the_goal_is_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    running = Federation(WORST)
+    running.send(a_site_evaluation("w1", 0), a_site_evaluation("w2", 0))
+    running.train()
+    with caplog.at_level("INFO"):
+        running.send(a_site_evaluation("w1", 1, 0.9), a_site_evaluation("w2", 1, 0.7))
+
+    [said] = [each for each in caplog.messages if "evaluated by the sites" in each]
+    assert "'sites.accuracy': 0.8" in said
+    assert "'worst.accuracy': 0.7" in said
+    assert "spread.accuracy" not in said
+
+
 def test_more_reports_than_the_window_holds_do_not_stop_the_leader() -> None:
     running = Federation(Goal())
     running.send(*(a_site_evaluation(f"w{number}", 0) for number in range(50)))

@@ -30,6 +30,7 @@ from fluffle.topology import MIB
 from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_worker.base_version import FIRST_PATIENCE_S
 from fluffle_worker.loop import Worker
+from fluffle_worker.pace.pace import Pace
 from fluffle_worker.spool import Spool
 
 LAYOUT = Layout.of(CountingTask().initial_weights(0))
@@ -192,6 +193,17 @@ def test_a_worker_that_is_ahead_trains_on_when_no_version_comes_at_all(
 
     assert task.started_from == [0.0] * 4
     assert caplog.text.count("no newer version arrived: training again from the same one") == 2
+
+
+@pytest.mark.parametrize("size", [32, 0])
+def test_the_log_has_the_size_of_a_rounds_minibatches_if_it_is_known(
+    size: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "stamped", lambda _, update: replace(update, batch_size=size))
+    with caplog.at_level("INFO"):
+        a_worker(CountingTask()).work(lambda: Scripted(a_federation(version(0)), after_updates(1)))
+
+    assert ("batch_size" in caplog.text) is bool(size)
 
 
 def test_in_synchronous_rounds_a_worker_waits_for_a_version_that_it_has_not_trained_from() -> None:

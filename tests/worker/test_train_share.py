@@ -232,7 +232,11 @@ def test_local_weights_behind_the_share_are_trained_and_those_before_it_are_an_e
     task.model()
     with pytest.raises(TaskError) as error:
         task.train_last(0.05)
+    # Even if it is smaller than the last layer: the share that suffices for that one would be refused next.
+    with pytest.raises(TaskError) as smaller:
+        task.train_last(0.001)
 
+    assert str(smaller.value) == str(error.value).replace("0.05", "0.001")
     assert str(error.value) == (
         "--train-share 0.05 would freeze norm_1/beta, norm_1/gamma, norm_1/moving_mean and 1 more, which the "
         "task keeps at its site (local) and only this site can train: choose a share of at least 0.901"

@@ -273,7 +273,8 @@ class Trainer:
             version=version.version,
             seconds=round(update.train_s, 2),
             steps=update.steps,
-            batch_size=update.batch_size,
+            # 0 is unknown: the data comes in minibatches of its own sizes.
+            **({"batch_size": update.batch_size} if update.batch_size else {}),
             metrics={name: round(value, 4) for name, value in trained.metrics.items()},
         )
         if trained.unusable:

@@ -36,20 +36,20 @@ def freeze_first_layers(
     trained = {at: sum(sizes[at:]) for at in begins}
     most = share * sum(sizes) * (1 + ROUNDING)
     fitting = [at for at in begins if 0 < trained[at] <= most]
-    if not fitting:
-        last = max(at for at in begins if trained[at])
-        raise TaskError(
-            f"--train-share {share:g} leaves nothing to train: the last layer that is trained, from "
-            f"{names[last]} on, has {trained[last]:,} of {sum(sizes):,} parameters, so the share must be at "
-            f"least {_rounded_up(trained[last] / sum(sizes)):g}"
-        )
-    first = fitting[0]
+    last = max(at for at in begins if trained[at])
+    first = min(fitting, default=last)
     if local := [name for name in names[:first] if groups[name] == "local"]:
         least = trained[max(at for at in begins if at <= names.index(local[0]))] / sum(sizes)
         remedy = f"choose a share of at least {_rounded_up(least):g}" if least < 1 else "leave it out"
         raise TaskError(
             f"--train-share {share:g} would freeze {some_of(local)}, which the task keeps at its site "
             f"(local) and only this site can train: {remedy}"
+        )
+    if not fitting:
+        raise TaskError(
+            f"--train-share {share:g} leaves nothing to train: the last layer that is trained, from "
+            f"{names[last]} on, has {trained[last]:,} of {sum(sizes):,} parameters, so the share must be at "
+            f"least {_rounded_up(trained[last] / sum(sizes)):g}"
         )
     _freeze(model, [named[name] for name in names[:first]])
     return next(name for name in names[first:] if groups[name] in SHARED_GROUPS)

@@ -9,7 +9,7 @@ from fluffle.plan import Plan
 from fluffle.update import WeightUpdate
 from fluffle_worker.pace.batch import BatchSize, Memory, with_batch_size
 from fluffle_worker.pace.memory import memory_of_process
-from fluffle_worker.pace.speed import UNKNOWN, Speed, StepTimes
+from fluffle_worker.pace.speed import UNKNOWN, Speed, StepTimes, usual
 from fluffle_worker.pace.steps import is_too_long, stamped, with_chosen_steps
 
 log = get_logger(__name__)
@@ -159,6 +159,7 @@ class Pace:
                 round_seconds=plan.round_seconds,
                 min_steps=plan.min_steps,
                 seconds_per_step=_short(speed.step_s[-1]) if speed.step_s else None,
+                other_seconds=_short(usual(speed.rest_s)) if speed.rest_s else None,
             )
         self._said = said
 
