@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -59,16 +60,27 @@ class Target:
 
 def parse_target(text: str) -> Target:
     """Read "accuracy>=0.95", "mae<=45" or "0.95", which means accuracy; ValueError for anything else."""
-    found = _TARGET.fullmatch(text)
-    try:
-        if found:
-            return Target(found["metric"] or "accuracy", found["relation"] or ">=", float(found["bound"]))
-    except ValueError:
-        pass  # two dots in the number
-    raise ValueError(
-        f"must read like 0.95, accuracy>=0.95 or mae<=45, not {text!r}: "
-        "a metric of the task's evaluation, >= or <=, and a number"
-    )
+    found, target = _TARGET.fullmatch(text), None
+    if found:
+        with suppress(ValueError):  # two dots in the number
+            target = Target(found["metric"] or "accuracy", found["relation"] or ">=", float(found["bound"]))
+    if target is None:
+        raise ValueError(
+            f"must read like 0.95, accuracy>=0.95 or mae<=45, not {text!r}: "
+            "a metric of the task's evaluation, >= or <=, and a number"
+        )
+    _require_possible(target.metric)
+    return target
+
+
+def _require_possible(metric: str) -> None:
+    """Raise ValueError for a name over all sites, such as worst.accuracy, that lacks a metric of the task."""
+    of_site = site_metric_in(metric)
+    if not of_site or is_of_sites(of_site):
+        raise ValueError(
+            f"must have a metric of the task behind sites., worst. or spread., such as worst.accuracy, not "
+            f"{metric!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +114,7 @@ def parse_yardstick(text: str) -> Yardstick:
     """
     metric, _, direction = text.strip().rpartition(":")
     if metric and direction in ("min", "max"):
+        _require_possible(metric)
         return Yardstick(metric, direction == "max")
     known = known_direction(text.strip())
     if known is None:

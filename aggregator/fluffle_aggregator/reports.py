@@ -121,15 +121,20 @@ class Reports:
         return [info(line, worker=site) for site in absent]
 
     def warn_of_no_report(self, updates: int) -> list[Effect]:
-        """Warn while the goal needs evaluations at the sites, and none reports any."""
-        model = self._model
-        if not model.plan.sites_decide or model.sites.reports or updates < self._warned_at:
+        """Warn while the goal needs evaluations, and none comes."""
+        model, goal = self._model, self._model.goal
+        by_sites = model.plan.sites_decide
+        is_reported = bool(model.sites.reports) or (not by_sites and model.draft.evaluation is not None)
+        is_needed = goal.target is not None or goal.patience is not None
+        if not is_needed or is_reported or updates < self._warned_at:
             return []
         self._warned_at = 2 * updates
+        how = "start the workers with --local-validation 0.2, or give the task validation_data"
         line = warning(
-            "no site evaluates, so that the target cannot be reached: start the workers with "
-            "--local-validation 0.2, or give the task validation_data",
-            wanted=str(next(iter(model.goal.yardsticks), "")),
+            f"no site evaluates, so that the goal cannot be reached: {how}"
+            if by_sites
+            else f"nobody evaluates, so that the goal cannot be reached: start fluffle evaluator; or {how}",
+            goal=str(goal.target or f"patience {goal.patience}"),
             updates=updates,
         )
         return [line]

@@ -46,6 +46,13 @@ def test_anything_else_is_refused_with_an_example(text: str) -> None:
         parse_target(text)
 
 
+@pytest.mark.parametrize("metric", ["sites.", "worst.", "worst.sites.accuracy", "spread.worst.loss"])
+def test_a_name_over_all_sites_needs_a_metric_of_the_task_behind_it(metric: str) -> None:
+    for parse, text in ((parse_target, f"{metric}>=0.9"), (parse_yardstick, f"{metric}:max")):
+        with pytest.raises(ValueError, match=r"must have a metric of the task behind sites\., worst\."):
+            parse(text)
+
+
 @pytest.mark.parametrize(
     ("target", "metrics", "is_met"),
     [

@@ -116,6 +116,17 @@ def test_rounds_that_end_without_the_slowest_device_are_counted(
     assert re.search(r"\d+ of \d+ rounds ended without all workers: .* --buffer-timeout \(10 s\)", said)
 
 
+def test_devices_too_slow_for_the_seconds_of_a_round_are_warned_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = {"strategy": "fedbuff", "round_seconds": 0.02, "example_seconds": "spread:0.0001:100"}
+
+    Recorded(**given, buffer_size=1, max_updates=30)
+
+    line = "a round of min_steps minibatches takes longer than round_seconds on some devices"
+    assert caplog.text.count(line) == 1
+
+
 def test_a_faster_device_sends_as_many_times_more_updates() -> None:
     federation = Recorded(buffer_size=1, clients=2, device_seconds="spread:1:4", max_updates=40)
 

@@ -273,6 +273,15 @@ def test_a_goal_at_the_sites_of_workers_that_hold_out_nothing_is_warned_of(
     assert "--local-validation" in caplog.text
 
 
+def test_patience_without_anybody_who_evaluates_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    running = Federation(Goal(patience=3))
+    for _ in range(UPDATES_WITHOUT_REPORT):
+        running.train()
+
+    assert "nobody evaluates, so that the goal cannot be reached: start fluffle evaluator" in caplog.text
+    assert "patience 3" in caplog.text
+
+
 def test_the_log_shows_the_means_over_all_sites_and_the_metric_that_the_goal_is_about(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -87,9 +87,17 @@ class SiteValidation:
             log.warning("metrics are not finite at this site", version=version.version, metrics=bad)
 
     def note_round(self, version: ModelVersion, trained: TrainedUpdate) -> None:
-        """Keep the weights after a round, if the version that it began from was evaluated here."""
+        """Keep the weights after a round, if what it began from was evaluated here.
+
+        Where versions are averaged, that was the average, and the round began from the version itself.
+        """
         newest = self._newest
-        if newest and not newest.tuned and Rank(newest.term, newest.version) == version.rank:
+        if (
+            version.average_decay == 0.0
+            and newest
+            and not newest.tuned
+            and Rank(newest.term, newest.version) == version.rank
+        ):
             self._after = weights_after(version.layout, version.flat, trained)
 
     def evaluate_round(self) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
 from fluffle.errors import FluffleError
+from fluffle.logs import get_logger
 from fluffle.plan import Plan
 from fluffle_cli.simulate.availability import Always
 from fluffle_cli.simulate.population import Population
 from fluffle_worker.pace.speed import Speed
+from fluffle_worker.pace.steps import is_too_long
 
 # More than two times can differ by rounding, so that a timer that fires a little early is not set for ever.
 ROUNDING: Final = 1e-9
@@ -71,6 +73,7 @@ class TimedLeader(Protocol):
         """Return when a tick is due though no message comes; None when the leader waits for messages only."""
 
 
+log = get_logger(__name__)
 W = TypeVar("W", bound=Worker)
 # What is called, and with what.
 Event = tuple[Callable[..., None], tuple[object, ...]]
@@ -100,6 +103,7 @@ class Timeline(ABC, Generic[W]):
         # With a limit of the staleness, the rounds that began and their numbers: the oldest base first.
         self._rounds: deque[tuple[W, int]] = deque()
         self._next_tick_s = math.inf
+        self._has_warned_of_speed = False
 
     @property
     @abstractmethod
@@ -199,6 +203,15 @@ class Timeline(ABC, Generic[W]):
             return
         step_s = self._population.example_s[worker.index] * plan.batch_size
         worker.speed = worker.speed.after(step_s, worker.round_s - step_s * plan.local_steps)
+        if not self._has_warned_of_speed and is_too_long(plan, worker.speed):
+            self._has_warned_of_speed = True
+            log.warning(
+                "a round of min_steps minibatches takes longer than round_seconds on some devices",
+                first=worker.index,
+                round_seconds=plan.round_seconds,
+                min_steps=plan.min_steps,
+                seconds_per_step=float(f"{step_s:.3g}"),
+            )
 
     def _crash(self, worker: W, number: int) -> None:
         """Lose a round unless it was aborted, and begin anew from the newest version."""

@@ -60,7 +60,9 @@ class BatchSize:
                 f"half the size {_rate(self.examples_per_s)}",
             )
         if 2 * self.size > bound:
-            return replace(measured, is_settled=True, why=f"the most is {bound}")
+            return replace(
+                measured, is_settled=True, why=f"{bound} is the most, by max_batch_size or the site's rows"
+            )
         if memory.most is not None and memory.limit is not None:
             # What this size took more than the one before, the next one takes twice.
             before = memory.most if self.most is None else self.most
