@@ -4,7 +4,7 @@
 
 The federations are those of `fluffle demo`: a private RabbitMQ, two aggregators, workers that idle to play
 slow devices, and an evaluator. Each strategy has the settings that `python -m benchmarks.algorithms` tuned
-for the scene on the virtual clock, as its newest results say, unless --strategies gives others. The
+for the scene on the virtual clock, as docs/results/algorithms.md says, unless --strategies gives others. The
 strategies take turns, seed by seed, and all of them begin with the same version 0, data and minibatches.
 
 `held_s` is when the target began to hold: every evaluation within 3 seconds reaches it. A run that does not
@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.algorithms import CENTRAL, SCENES, Scene, newest_rows, play_simulations
+from benchmarks.algorithms import CENTRAL, SCENES, Scene, play_simulations
 from benchmarks.contenders import read_label
 from benchmarks.measuring import (
     Cell,
@@ -36,6 +36,7 @@ from benchmarks.measuring import (
     times_as_fast,
     wide_console,
 )
+from benchmarks.page import PAGES
 from benchmarks.sides import private_broker
 from fluffle.settings import load_arguments
 from fluffle_aggregator.goal import parse_target
@@ -92,8 +93,15 @@ def main() -> None:
 
 
 def tuned(scene: str) -> list[str]:
-    """Return the strategies with their tuned settings, from the newest results for a scene."""
-    names = [row["strategy"] for row in newest_rows(scene)]
+    """Return the strategies with their tuned settings for a scene, as docs/results/algorithms.md has them."""
+    _, _, page = (PAGES / "algorithms.md").read_text(encoding="utf-8").partition("<!-- results: algorithms")
+    rows = [line.split(" | ") for line in page.partition("<!-- end -->")[0].splitlines()]
+    names = [row[1] for row in rows if row[0] == f"| {scene}"]
+    if not names:
+        raise SystemExit(
+            f"nothing is tuned for the scene {scene}: give --strategies, or run `make performance` after "
+            f"`python -m benchmarks.algorithms --scenes '{scene}'`"
+        )
     return [name for name in names if name != CENTRAL]
 
 

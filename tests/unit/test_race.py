@@ -8,7 +8,7 @@ import pytest
 from benchmarks.algorithms import GRIDS, SCENES
 from benchmarks.contenders import flags_of, label_of, read_label
 from benchmarks.measuring import Spread
-from benchmarks.race import demo_of, rows
+from benchmarks.race import demo_of, rows, tuned
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.simulate.devices import seconds_of_devices
 
@@ -26,6 +26,14 @@ def test_a_tuned_strategy_is_raced_with_the_settings_that_the_simulator_had(labe
     assert (raced.seed, raced.workers, list(raced.each_seed)) == (3, 4, [3])
     assert raced.task_defaults.local_epochs == simulated.local_epochs
     assert raced.task_defaults.learning_rate == simulated.learning_rate
+
+
+def test_a_race_takes_the_settings_that_the_page_of_results_has() -> None:
+    strategies = [read_label(label)["strategy"] for label in tuned("demo")]
+
+    assert set(strategies) == set(STRATEGIES)
+    with pytest.raises(SystemExit, match="nothing is tuned for the scene mars"):
+        tuned("mars")
 
 
 @pytest.mark.parametrize("name", SCENES)
