@@ -8,7 +8,7 @@ between `<!-- results: NAME -->` and `<!-- end -->` in a page. The text around t
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ def fill(pages: Sequence[Path]) -> None:
             return place[0]
         drawn = draw(DOCS / "images", name, [line["row"] for line in lines[name]])
         images = [f"![{title}](../images/{path.name})" for path, title in drawn]
-        return "\n\n".join([begin.rstrip(), _table(lines[name]), _machine(lines[name][-1]), *images, end])
+        table = _table(lines[name], place[0])
+        return "\n\n".join([begin.rstrip(), table, _machine(lines[name][-1]), *images, end])
 
     for page in pages:
         page.write_text(PLACE.sub(filled, page.read_text()))
@@ -53,12 +54,21 @@ def _newest_run(path: Path) -> list[Line]:
     return [line for line in lines if line["run"] == newest[line["row"].get("scene")]]
 
 
-def _table(lines: Sequence[Line]) -> str:
+def _table(lines: Sequence[Line], before: str) -> str:
+    """Return the table; of scenes that were not played it has the rows that the page had `before`."""
     rows = [line["row"] for line in lines]
     columns = lines[-1].get("shown") or columns_of(rows)
-    head = " | ".join(column.replace("_", " ") for column in columns)
-    body = [" | ".join(cell_text(row, column) for column in columns) for row in rows]
-    return "\n".join(f"| {line} |" for line in (head, " | ".join("---" for _ in columns), *body))
+    head = _cells(column.replace("_", " ") for column in columns)
+    body = [_cells(cell_text(row, column) for column in columns) for row in rows]
+    if "scene" in columns and head in before:
+        played = {line.partition(" | ")[0] for line in body}
+        old = [line for line in before.partition(head)[2].splitlines() if line.startswith("| ")]
+        body = [*(line for line in old[1:] if line.partition(" | ")[0] not in played), *body]
+    return "\n".join((head, _cells("---" for _ in columns), *body))
+
+
+def _cells(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _machine(line: Line) -> str:
