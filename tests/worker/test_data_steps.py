@@ -44,6 +44,10 @@ def a_task(data: tuple[Any, ...], steps: DataSteps, **model: Any) -> KerasTask:
     return KerasTask(lambda: a_model(data[0].shape[1], **model), lambda _site: data, data=steps)
 
 
+def a_stream(*arrays: Array) -> Any:
+    return importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(arrays).batch(100)
+
+
 def one_round(task: KerasTask, plan: Plan | None = None) -> tuple[Weights, Trained]:
     weights = task.initial_weights(0)
     task.prepare(Site())
@@ -190,13 +194,31 @@ def test_labels_that_are_text_are_refused_without_data_steps_too() -> None:
 
 
 @needs_tensorflow
-def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused() -> None:
+@pytest.mark.parametrize("steps", [None, DataSteps(), DataSteps(balance="fedlc")])
+def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused(steps: DataSteps | None) -> None:
     x, y = breast_cancer()
-    data = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices((x, y + 1)).batch(100)
-    task = KerasTask(a_model, lambda _: data, data=DataSteps(balance="fedlc"))
+    data = a_stream(x, y + 1)
 
-    with pytest.raises(TaskError, match=r"the label 2, and the model's outputs stand for the labels 0 to 1"):
-        one_round(task)
+    with pytest.raises(TaskError, match=r"train_data returned 357 labels .* such as 2: its 2 outputs stand"):
+        one_round(KerasTask(a_model, lambda _: data, data=steps))
+
+
+@needs_tensorflow
+def test_held_out_streams_are_looked_at_too() -> None:
+    x, y = breast_cancer()
+    task = KerasTask(a_model, lambda _: (x, y), lambda: a_stream(x, y - 1))
+
+    with pytest.raises(TaskError, match=r"eval_data returned 212 labels .* such as -1: its 2 outputs stand"):
+        task.evaluate(task.initial_weights(0))
+
+
+@needs_tensorflow
+def test_a_stream_with_labels_that_are_text_is_refused() -> None:
+    x, y = breast_cancer()
+    names = np.array(["malignant", "benign"])[y]
+
+    with pytest.raises(TaskError, match="train_data returned labels that are text, such as 'benign'"):
+        one_round(KerasTask(a_model, lambda _: a_stream(x, names)))
 
 
 def test_a_step_whose_library_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

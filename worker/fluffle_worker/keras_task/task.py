@@ -22,6 +22,7 @@ from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, BatchedData
+from fluffle_worker.keras_task.data_fit import require_data_fits
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
 from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_eval_data, read_site
@@ -153,7 +154,7 @@ class KerasTask:
         built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
         if self._which.statistics is None:
             warn_if_unset(built.model)
-        built.require_fit("train_data", training)
+        require_data_fits(built, "train_data", training)
         batch_size = built.batch_size or plan.batch_size
         if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
             raise TaskError(
@@ -246,7 +247,7 @@ class KerasTask:
             return None
         built, held_out = self._model(), self._site.held_out
         if self._validate is None:
-            built.require_fit("validation_data" if self._validation_data else HELD_OUT, held_out)
+            require_data_fits(built, "validation_data" if self._validation_data else HELD_OUT, held_out)
             self._validate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return validated(built.model, self._validate(built.model), held_out.examples)
@@ -262,7 +263,7 @@ class KerasTask:
             return eval_data(self._which.statistics) if takes_statistics else eval_data()
 
         built, held_out = self._model(), read_eval_data(call, self._data_steps)
-        built.require_fit("eval_data", held_out)
+        require_data_fits(built, "eval_data", held_out)
         return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
 
     def save(self, weights: Weights, path: Path) -> None:

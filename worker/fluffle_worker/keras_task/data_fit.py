@@ -1,0 +1,68 @@
+"""Whether a model can take data: what Keras would say of it in shapes, or would turn into NaN on a GPU."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import TaskError
+from fluffle_worker.keras_task.backend import import_keras
+from fluffle_worker.keras_task.data import ArrayData, LabelRange, Minibatches
+from fluffle_worker.keras_task.losses import name_of_loss
+from fluffle_worker.keras_task.model import BuiltModel
+
+
+def require_data_fits(built: BuiltModel, function: str, data: Minibatches) -> None:
+    """Raise TaskError, which names the function that returned the data, for data that a model cannot take.
+
+    That is a y that is missing, a number of examples that cannot be divided into the model's minibatches,
+    and labels that it has no output for.
+    """
+    if isinstance(data, ArrayData):
+        _require_parts(built, function, data)
+    _require_known_labels(built, function, data)
+
+
+def _require_parts(built: BuiltModel, function: str, data: ArrayData) -> None:
+    if built.batch_size and data.examples % built.batch_size:
+        raise TaskError(
+            f"{function} returned {data.examples} examples, and the model takes minibatches of "
+            f"{built.batch_size} only (batch_shape): return a multiple of {built.batch_size}"
+        )
+    model = built.model
+    needs_y = model.loss is not None and type(model).train_step is import_keras().Model.train_step
+    if needs_y and len(data.parts) == 1:
+        raise TaskError(
+            f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
+        )
+
+
+def _require_known_labels(built: BuiltModel, function: str, data: Minibatches) -> None:
+    """Raise TaskError for text, and labels that the model has no output for, of which a GPU makes NaN."""
+    loss, shape = built.model.loss, getattr(built.model, "output_shape", None)
+    if name_of_loss(loss) != "sparse_categorical_crossentropy" or not isinstance(shape, tuple):
+        return
+    if getattr(loss, "ignore_class", None) is not None:
+        return
+    labels = LabelRange.of(data.parts) if isinstance(data, ArrayData) else data.labels
+    if labels.text:
+        raise TaskError(
+            f"{function} returned labels that are text, such as {labels.text[:40]!r}: number the classes "
+            "from 0, in the same way at every site"
+        )
+    classes = shape[-1]
+    if classes is None or (labels.lowest >= 0 and labels.highest < classes):
+        return
+    # Only now is it worth another pass over a data set to count them.
+    minibatches = [data.parts] if isinstance(data, ArrayData) else data.one_pass(0, None)
+    counts = (_outside(np.asarray(parts[1]), classes) for parts in minibatches)
+    worst = labels.lowest if labels.lowest < 0 else labels.highest
+    raise TaskError(
+        f"{function} returned {sum(counts)} labels that the model has no output for, such as {worst}: its "
+        f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give the model "
+        "more outputs"
+    )
+
+
+def _outside(labels: NDArray[Any], classes: int) -> int:
+    return int(((labels < 0) | (labels >= classes)).sum())
