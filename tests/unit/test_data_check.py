@@ -19,7 +19,7 @@ from fluffle_cli.main import app
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.profile import profile_of
 from fluffle_worker.data.rows import read_rows
-from fluffle_worker.keras_task import KerasTask
+from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +137,35 @@ def test_senseless_training_exits_with_1_and_the_reason(
     done = check(monkeypatch, data)
 
     assert done.exit_code == 1
-    assert f"training would be senseless here: {reason}" in done.stderr
-    assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
+    assert f"training would be senseless or refused here: {reason}" in done.stderr
+    assert "senseless or refused here" in Path("data-check.html").read_text(encoding="utf-8")
+
+
+def a_regression() -> KerasModel:
+    keras = import_keras()
+    model = keras.Sequential([keras.Input((13,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (DataSteps(augment=("cutmix",)), "augment cutmix:1 is for images"),
+        (DataSteps(balance="focal"), "balance focal:2 needs a model with one output"),
+        (DataSteps(balance="logit_adjustment"), "balance logit_adjustment:1 needs the classes of all sites"),
+    ],
+)
+def test_a_step_that_a_worker_would_refuse_exits_with_1_and_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, steps: DataSteps, reason: str
+) -> None:
+    task = KerasTask(a_regression, lambda _site: (X, Y), data=steps)
+
+    done = check_object(monkeypatch, task)
+
+    assert done.exit_code == 1
+    assert f"refused here: {reason}" in done.stderr
+    assert reason in Path("data-check.html").read_text(encoding="utf-8")
 
 
 def test_not_all_of_thousands_of_classes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,6 @@ def read_site(
         _require_arrays(site)
         return replace(_of_stream(training, steps, prior), held_out=own)
     [prepared] = found
-    _log(prepared.reports)
     training.counted = prepared.real
     held_out, rows = prepared.held_out, prepared.train
     return SiteData(
@@ -136,7 +135,7 @@ def read_eval_data(call: Callable[[], object], steps: DataSteps | None) -> Minib
 
     def change(parts: Minibatch) -> Minibatch:
         cleaned, reports = clean_eval_data(read_rows(parts, "eval_data"), steps)
-        _log(reports)
+        log_steps(reports)
         return _parts(cleaned)
 
     held_out = read_data("eval_data", call, change)
@@ -154,7 +153,8 @@ def _spread(rows: Rows, steps: DataSteps) -> Spread:
     return spread_of(np.asarray(rows.x))
 
 
-def _log(reports: Sequence[StepReport]) -> None:
+def log_steps(reports: Sequence[StepReport]) -> None:
+    """Log one line for each step."""
     for each in reports:
         log.info(
             "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail

@@ -25,7 +25,14 @@ from fluffle_worker.keras_task.data import ArrayData, BatchedData
 from fluffle_worker.keras_task.data_fit import require_data_fits
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
-from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_eval_data, read_site
+from fluffle_worker.keras_task.site_data import (
+    HELD_OUT,
+    SiteData,
+    log_steps,
+    raw_rows,
+    read_eval_data,
+    read_site,
+)
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 from fluffle_worker.keras_task.surveyed import classes_of, require_fit, statistics_of_site, warn_if_unset
@@ -110,16 +117,17 @@ class KerasTask:
 
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples."""
-        validation_data = self._validation_data
-        self._which = site
-        self._site = read_site(
-            lambda: self._train_data(site),
-            self._data_steps,
-            site=site,
-            validation_data=None if validation_data is None else lambda: validation_data(site),
-        )
-        self._validate = None
+        self._which, self._site, self._validate = site, self._read(site), None
+        log_steps(self._site.reports)
         return self._site.training.counted
+
+    def require_trainable(self, site: Site) -> None:
+        """Raise TaskError for data, or a data step, that a worker at this site would refuse.
+
+        No model is built where the steps leave the loss as it is.
+        """
+        if (remedy := self._read(site).remedy) is not None:
+            self._model().loss.require_fits(remedy)
 
     def statistics(self) -> DataStatistics:
         """Return the statistics of the training data after the cleaning steps, which reads it again.
@@ -293,6 +301,15 @@ class KerasTask:
         built = self._model()
         built.load(path)
         return built.all_weights()
+
+    def _read(self, site: Site) -> SiteData:
+        validation_data = self._validation_data
+        return read_site(
+            lambda: self._train_data(site),
+            self._data_steps,
+            site=site,
+            validation_data=None if validation_data is None else lambda: validation_data(site),
+        )
 
     def _build(self, seed: int) -> BuiltModel:
         return BuiltModel(
