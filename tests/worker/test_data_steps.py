@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -181,6 +182,36 @@ def test_labels_that_the_model_has_no_output_for_are_refused() -> None:
 
     with pytest.raises(TaskError, match=r"357 labels .* such as 2: its 2 outputs stand for"):
         one_round(task)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "steps", "said"),
+    [
+        (29, DataSteps(), "train_data gives 30 columns, and the model takes 29"),
+        (30, DataSteps(indicator=True), r"60 columns \(the data step indicator added 30 .*takes 30"),
+        (60, DataSteps(indicator=True), None),
+    ],
+)
+def test_a_table_that_the_model_has_no_inputs_for_is_refused(
+    inputs: int, steps: DataSteps, said: str | None
+) -> None:
+    task = KerasTask(lambda: a_model(inputs), lambda _: breast_cancer(missing=0.1), data=steps)
+
+    with pytest.raises(TaskError, match=said) if said else nullcontext():
+        one_round(task)
+
+
+def test_texts_may_be_longer_than_the_input_that_an_embedding_names() -> None:
+    def build() -> KerasModel:
+        keras = import_keras()
+        pooled = [keras.layers.Embedding(5, 4), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((10,)), *pooled])
+        model.compile("sgd", "mse")
+        return model
+
+    task = KerasTask(build, lambda _: (np.ones((8, 20), np.int64), np.ones(8)))
+
+    assert np.isfinite(one_round(task)[1].metrics["loss"])
 
 
 @needs_tensorflow

@@ -6,20 +6,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
+from fluffle_worker.data import DataSteps
 from fluffle_worker.keras_task.backend import import_keras
 from fluffle_worker.keras_task.data import ArrayData, LabelRange, Minibatches
 from fluffle_worker.keras_task.losses import name_of_loss
 from fluffle_worker.keras_task.model import BuiltModel
 
 
-def require_data_fits(built: BuiltModel, function: str, data: Minibatches) -> None:
+def require_data_fits(
+    built: BuiltModel, function: str, data: Minibatches, steps: DataSteps | None = None
+) -> None:
     """Raise TaskError, which names the function that returned the data, for data that a model cannot take.
 
     That is a y that is missing, a number of examples that cannot be divided into the model's minibatches,
-    and labels that it has no output for.
+    another number of columns than it has inputs, and labels that it has no output for. `steps` are those
+    that the data has gone through.
     """
     if isinstance(data, ArrayData):
         _require_parts(built, function, data)
+        _require_width(built, function, data.parts[0], indicator=steps is not None and steps.indicator)
     _require_known_labels(built, function, data)
 
 
@@ -29,12 +34,33 @@ def _require_parts(built: BuiltModel, function: str, data: ArrayData) -> None:
             f"{function} returned {data.examples} examples, and the model takes minibatches of "
             f"{built.batch_size} only (batch_shape): return a multiple of {built.batch_size}"
         )
-    model = built.model
-    needs_y = model.loss is not None and type(model).train_step is import_keras().Model.train_step
-    if needs_y and len(data.parts) == 1:
+    if built.model.loss is not None and not _has_own_step(built) and len(data.parts) == 1:
         raise TaskError(
             f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
         )
+
+
+def _require_width(built: BuiltModel, function: str, x: Any, *, indicator: bool) -> None:
+    """Raise TaskError for a table [rows, columns] with more or fewer columns than the model can take."""
+    inputs = getattr(built.model, "inputs", None) or []
+    is_table = len(inputs) == 1 and len(inputs[0].shape) == 2 and len(getattr(x, "shape", ())) == 2
+    if not is_table or _has_own_step(built):
+        return
+    found, wanted = x.shape[1], inputs[0].shape[1]
+    if wanted is None or found == wanted:
+        return
+    rows = x[: built.batch_size or 1]
+    try:
+        # Some models take what they do not name, as an Embedding takes texts of any length.
+        built.model(rows.toarray() if hasattr(rows, "toarray") else rows, training=False)
+    except Exception as error:
+        added = ""
+        if indicator:
+            added = f" (the data step indicator added {found // 2} of them)"
+        raise TaskError(
+            f"{function} gives {found} columns{added}, and the model takes {wanted}: change the shape of its "
+            "input, or return as many columns as it takes"
+        ) from error
 
 
 def _require_known_labels(built: BuiltModel, function: str, data: Minibatches) -> None:
@@ -62,6 +88,11 @@ def _require_known_labels(built: BuiltModel, function: str, data: Minibatches) -
         f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give the model "
         "more outputs"
     )
+
+
+def _has_own_step(built: BuiltModel) -> bool:
+    """Tell whether the model has its own train_step, which may make anything of its data."""
+    return type(built.model).train_step is not import_keras().Model.train_step
 
 
 def _outside(labels: NDArray[Any], classes: int) -> int:

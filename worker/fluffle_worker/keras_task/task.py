@@ -162,7 +162,7 @@ class KerasTask:
         built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
         if self._which.statistics is None:
             warn_if_unset(built.model)
-        require_data_fits(built, "train_data", training)
+        require_data_fits(built, "train_data", training, self._data_steps)
         batch_size = built.batch_size or plan.batch_size
         if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
             raise TaskError(
@@ -255,7 +255,8 @@ class KerasTask:
             return None
         built, held_out = self._model(), self._site.held_out
         if self._validate is None:
-            require_data_fits(built, "validation_data" if self._validation_data else HELD_OUT, held_out)
+            function = "validation_data" if self._validation_data else HELD_OUT
+            require_data_fits(built, function, held_out, self._data_steps)
             self._validate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return validated(built.model, self._validate(built.model), held_out.examples)
@@ -271,7 +272,7 @@ class KerasTask:
             return eval_data(self._which.statistics) if takes_statistics else eval_data()
 
         built, held_out = self._model(), read_eval_data(call, self._data_steps)
-        require_data_fits(built, "eval_data", held_out)
+        require_data_fits(built, "eval_data", held_out, self._data_steps)
         return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
 
     def save(self, weights: Weights, path: Path) -> None:
