@@ -13,7 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_wine
 from tasks.grouped_task import FourGroups
 from typer.testing import CliRunner, Result
 
-from fluffle.task import Task, load_task
+from fluffle.task import Site, Task, load_task
 from fluffle_cli.data_check import command
 from fluffle_cli.main import app
 from fluffle_worker.data import DataSteps
@@ -139,6 +139,24 @@ def test_senseless_training_exits_with_1_and_the_reason(
     assert done.exit_code == 1
     assert f"training would be senseless or refused here: {reason}" in done.stderr
     assert "senseless or refused here" in Path("data-check.html").read_text(encoding="utf-8")
+
+
+def test_a_step_that_leaves_hardly_any_rows_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+    left = int((~np.isnan(x).any(axis=1)).sum())
+    said = f"the data step impute drop left only {left} of 178 rows"
+
+    done = check(monkeypatch, (x, Y), DataSteps(impute="drop"))
+
+    assert 0 < left < 18
+    assert done.exit_code == 0, done.stderr
+    assert f"warning: {said}\n" in done.stdout
+    assert f"Warning: {said}." in Path("data-check.html").read_text(encoding="utf-8")
+
+    KerasTask(a_regression, lambda _site: (x, Y), data=DataSteps(impute="drop")).prepare(Site())
+    assert "a data step left less than a tenth of the rows" in caplog.text
 
 
 def a_regression() -> KerasModel:

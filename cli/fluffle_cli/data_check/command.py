@@ -77,6 +77,8 @@ def _show(found: DataCheck) -> None:
             ["step", "rows before", "rows after", "what it does"],
             [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in found.reports],
         )
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
     if found.drift is not None:
         typer.echo(f"\n{found.drift.says}")
         print_table(["", "total variation distance"], drift_rows(found.drift)[:MOST_COLUMNS])

@@ -154,11 +154,19 @@ def _spread(rows: Rows, steps: DataSteps) -> Spread:
 
 
 def log_steps(reports: Sequence[StepReport]) -> None:
-    """Log one line for each step."""
+    """Log one line for each step, and a warning for one that left hardly any rows."""
     for each in reports:
         log.info(
             "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail
         )
+        if each.warning:
+            log.warning(
+                "a data step left less than a tenth of the rows: look at them with `fluffle data check`, or "
+                "choose another step",
+                step=each.step,
+                rows_before=each.before,
+                rows_after=each.after,
+            )
 
 
 def raw_rows(call: Callable[[], object]) -> Rows:
