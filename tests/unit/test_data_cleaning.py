@@ -277,6 +277,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"balance": "weights"},
             "y holds the label -1 in 1 rows; labels count from 0",
         ),
+        ((np.ones((3, 2)), [0.0, 1, 2]), {"labels": "drop"}, "whole numbers of an integer type are classes"),
         ((np.ones((2, 2)), [0, 10**9]), {"labels": "drop"}, "label 1000000000, and .* 100,000 classes"),
         (
             (np.ones((4, 2)), [0.5, 1.5, 2.5, 3.5]),

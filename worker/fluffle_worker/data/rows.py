@@ -91,11 +91,14 @@ class Rows:
         found = self._labels()
         if found is None:
             held = "nothing" if self.y is None else f"a {type(self.y).__name__} of arrays"
+            also = ""
             if isinstance(self.y, np.ndarray):
                 held = f"{self.y.dtype} of shape {self.y.shape}"
+                # As few rows as these may be classes, which floats cannot tell from targets.
+                also = "; whole numbers of an integer type are classes" if self.y.dtype.kind == "f" else ""
             raise TaskError(
                 f"the data step {step} needs a class for each row (whole numbers from 0, or one-hot), and y "
-                f"holds {held}: leave the step out for a regression"
+                f"holds {held}: leave the step out for a regression{also}"
             )
         return found
 
