@@ -207,6 +207,8 @@ def test_missing_values_of_inputs_that_are_no_table_are_counted_and_refused(
 
     assert done.exit_code == 1
     assert "9 have missing values" in done.stdout
+    assert "columns: not looked at: this needs one array or data frame of numbers" in done.stdout
+    assert "0 columns" not in done.stdout
     assert "9 rows have missing or infinite values, which the data steps fill in one array" in done.stderr
 
 

@@ -250,12 +250,12 @@ def test_a_site_with_three_rows_is_prepared() -> None:
         (
             ({"a": 1}, [0]),
             {"outliers": "mad"},
-            r"x\['a'\] holds int64 where the data steps expect an array",
+            r"x\['a'\] holds int64 where an array of numbers is expected",
         ),
         (
             (pd.DataFrame({"age": [1.0, 2.0], "ward": ["north", None]}), [0, 1]),
             {},
-            "the column 'ward' holds str such as 'north' where the data steps expect numbers: turn it into",
+            "the column 'ward' holds str such as 'north' where numbers are expected: turn it into",
         ),
         (
             (np.array([[1.0, np.nan], [2.0, np.nan]]), [0, 1]),

@@ -121,6 +121,10 @@ def read_survey(path: Path) -> SurveyResult:
 
 
 def _show_columns(found: DataCheck) -> None:
+    if not found.profile.columns:
+        if found.profile.rows:
+            typer.echo("columns: not looked at: this needs one array or data frame of numbers")
+        return
     unusual = [each for each in found.profile.columns if each.findings or each.is_constant]
     if not unusual:
         typer.echo(f"nothing is unusual in {len(found.profile.columns):,} columns")

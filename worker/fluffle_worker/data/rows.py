@@ -264,15 +264,15 @@ def _one_column(name: str, part: Any) -> NDArray[Any]:
     if array.size and array.dtype.kind in "US":
         raise TaskError(_expected_numbers(name, str(array.reshape(-1)[0])))
     raise TaskError(
-        f"{name} holds {array.dtype} where the data steps expect an array of numbers: turn it into numbers "
-        "in train_data"
+        f"{name} holds {array.dtype} where an array of numbers is expected: turn it into numbers in "
+        "train_data"
     )
 
 
 def _expected_numbers(name: str, found: object) -> str:
     return (
-        f"{name} holds {type(found).__name__} such as {str(found)[:40]!r} where the data steps expect "
-        "numbers: turn it into numbers in train_data, such as one 0-or-1 column for each value, or number "
+        f"{name} holds {type(found).__name__} such as {str(found)[:40]!r} where numbers are "
+        "expected: turn it into numbers in train_data, such as one 0-or-1 column for each value, or number "
         "its values from 0"
     )
 

@@ -148,7 +148,8 @@ def _spread(rows: Rows, steps: DataSteps) -> Spread:
     if rows.categories:
         names = names_of(rows, rows.categories)
         raise TaskError(
-            f"augment {steps.augment[0]} changes numbers, and {names} hold categories: leave it out"
+            f"augment {steps.augment[0]} changes numbers, and there are categories in the columns {names}: "
+            "leave it out"
         )
     return spread_of(np.asarray(rows.x))
 
