@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle_worker.data import DataSteps
+from fluffle_worker.keras_task.augment import Augmentation
 from fluffle_worker.keras_task.backend import import_keras
 from fluffle_worker.keras_task.data import ArrayData, LabelRange, Minibatches
 from fluffle_worker.keras_task.losses import name_of_loss
@@ -26,6 +27,33 @@ def require_data_fits(
         _require_parts(built, function, data)
         _require_width(built, function, data.parts[0], indicator=steps is not None and steps.indicator)
     _require_known_labels(built, function, data)
+
+
+def require_augmentable(built: BuiltModel, augmentation: Augmentation) -> None:
+    """Raise TaskError for an augmentation that a model cannot train with, or that would change tokens."""
+    if built.batch_size and augmentation.doubles:
+        raise TaskError(
+            "augment with mixup or cutmix trains on twice as many rows, and the model takes minibatches of "
+            f"{built.batch_size} only (batch_shape): leave it out"
+        )
+    embedding = import_keras().layers.Embedding
+    for layer in built.model._flatten_layers() if augmentation.is_of_integers else ():
+        if isinstance(layer, embedding):
+            raise TaskError(
+                "augment changes numbers, and train_data returned whole numbers that the layer "
+                f"{layer.name} reads as tokens: leave augment out"
+            )
+
+
+def axes_of_losses(built: BuiltModel) -> int:
+    """Return how many axes the losses of a minibatch have: 1 for [rows], 2 for [rows, steps].
+
+    Keras's losses have one axis less than the output. 1 where that is not known: for several outputs, and
+    for a loss that is not Keras's own.
+    """
+    loss, shape = built.model.loss, getattr(built.model, "output_shape", None)
+    is_known = isinstance(loss, str) or getattr(loss, "__module__", "").startswith("keras.")
+    return max(1, len(shape) - 1) if is_known and isinstance(shape, tuple) else 1
 
 
 def _require_parts(built: BuiltModel, function: str, data: ArrayData) -> None:

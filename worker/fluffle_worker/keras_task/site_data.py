@@ -38,12 +38,16 @@ class SiteData:
     class_weights: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
     reports: tuple[StepReport, ...] = ()
 
-    def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
-        """Yield minibatches to train on, without end, weighted and augmented."""
+    def minibatches(
+        self, batch_size: int, rng: np.random.Generator, *, weight_axes: int = 1
+    ) -> Iterator[Minibatch]:
+        """Yield minibatches to train on, without end, weighted and augmented; see `Augmentation.apply`."""
         plain = endless(self.training, batch_size, rng)
         of_class = self.class_weights
         weighted = plain if of_class is None else (with_weights(each, of_class) for each in plain)
-        return weighted if self.augmentation is None else self.augmentation.apply(weighted, rng)
+        if self.augmentation is None:
+            return weighted
+        return self.augmentation.apply(weighted, rng, weight_axes=weight_axes)
 
     def not_stackable(self) -> str:
         """Return why rounds of several sites cannot be trained in one step; empty where they can."""

@@ -22,7 +22,7 @@ from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, BatchedData
-from fluffle_worker.keras_task.data_fit import require_data_fits
+from fluffle_worker.keras_task.data_fit import axes_of_losses, require_augmentable, require_data_fits
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
 from fluffle_worker.keras_task.site_data import (
@@ -124,10 +124,13 @@ class KerasTask:
     def require_trainable(self, site: Site) -> None:
         """Raise TaskError for data, or a data step, that a worker at this site would refuse.
 
-        No model is built where the steps leave the loss as it is.
+        A model is built only for steps that change its loss, or inputs that may be tokens.
         """
-        if (remedy := self._read(site).remedy) is not None:
-            self._model().loss.require_fits(remedy)
+        found = self._read(site)
+        if found.remedy is not None:
+            self._model().loss.require_fits(found.remedy)
+        if found.augmentation is not None and found.augmentation.is_of_integers:
+            require_augmentable(self._model(), found.augmentation)
 
     def statistics(self) -> DataStatistics:
         """Return the statistics of the training data after the cleaning steps, which reads it again.
@@ -164,15 +167,12 @@ class KerasTask:
             warn_if_unset(built.model)
         require_data_fits(built, "train_data", training, self._data_steps)
         batch_size = built.batch_size or plan.batch_size
-        if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
-            raise TaskError(
-                "augment with mixup or cutmix trains on twice as many rows, and the model takes minibatches "
-                f"of {built.batch_size} only (batch_shape): leave it out"
-            )
+        if self._site.augmentation is not None:
+            require_augmentable(built, self._site.augmentation)
         built.start_round(weights, plan, rng, self._site.remedy)
         examples, metrics = train_epochs(
             built.model,
-            self._site.minibatches(batch_size, rng),
+            self._site.minibatches(batch_size, rng, weight_axes=axes_of_losses(built)),
             epochs=1 if plan.local_steps else plan.local_epochs,
             steps_per_epoch=plan.local_steps or training.per_epoch(batch_size),
             progress=progress,
