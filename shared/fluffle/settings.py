@@ -356,6 +356,10 @@ def _sentence(settings_class: type[BaseModel], part: str, written: Written, faul
     # Pydantic writes "Input should be a valid integer, unable to parse string as an integer".
     message = fault["msg"].replace("Input is not", "Input should be")
     demand = re.sub(", (unable|got) .*| for <.*", "", message).partition(" should ")[2]
+    if fault["type"] == "string_type":
+        demand = "be text" if len(fault["loc"]) == 1 else "be a list of texts"
+    if fault["type"] == "tuple_type":
+        demand = f'be a list of texts, such as ["{value}"]' if isinstance(value, str) else "be a list"
     is_number = isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+([.][0-9]+)?", value)
     found = f", not {value if is_number else repr(value)}" if field.repr else ""
     return f"{where} must {demand}{found}"

@@ -13,13 +13,13 @@ from sklearn.datasets import load_breast_cancer, load_wine
 from tasks.grouped_task import FourGroups
 from typer.testing import CliRunner, Result
 
-from fluffle.task import Task, load_task
+from fluffle.task import Site, Task, load_task
 from fluffle_cli.data_check import command
 from fluffle_cli.main import app
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.profile import profile_of
 from fluffle_worker.data.rows import read_rows
-from fluffle_worker.keras_task import KerasTask
+from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +137,53 @@ def test_senseless_training_exits_with_1_and_the_reason(
     done = check(monkeypatch, data)
 
     assert done.exit_code == 1
-    assert f"training would be senseless here: {reason}" in done.stderr
-    assert "senseless here" in Path("data-check.html").read_text(encoding="utf-8")
+    assert f"training would be senseless or refused here: {reason}" in done.stderr
+    assert "senseless or refused here" in Path("data-check.html").read_text(encoding="utf-8")
+
+
+def test_a_step_that_leaves_hardly_any_rows_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = np.where(np.random.default_rng(0).random(X.shape) < 0.2, np.nan, X)
+    left = int((~np.isnan(x).any(axis=1)).sum())
+    said = f"the data step impute drop left only {left} of 178 rows"
+
+    done = check(monkeypatch, (x, Y), DataSteps(impute="drop"))
+
+    assert 0 < left < 18
+    assert done.exit_code == 0, done.stderr
+    assert f"warning: {said}\n" in done.stdout
+    assert f"Warning: {said}." in Path("data-check.html").read_text(encoding="utf-8")
+
+    KerasTask(a_regression, lambda _site: (x, Y), data=DataSteps(impute="drop")).prepare(Site())
+    assert "a data step left less than a tenth of the rows" in caplog.text
+
+
+def a_regression() -> KerasModel:
+    keras = import_keras()
+    model = keras.Sequential([keras.Input((13,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("steps", "reason"),
+    [
+        (DataSteps(augment=("cutmix",)), "augment cutmix:1 is for images"),
+        (DataSteps(balance="focal"), "balance focal:2 needs a model with one output"),
+        (DataSteps(balance="logit_adjustment"), "balance logit_adjustment:1 needs the classes of all sites"),
+    ],
+)
+def test_a_step_that_a_worker_would_refuse_exits_with_1_and_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, steps: DataSteps, reason: str
+) -> None:
+    task = KerasTask(a_regression, lambda _site: (X, Y), data=steps)
+
+    done = check_object(monkeypatch, task)
+
+    assert done.exit_code == 1
+    assert f"refused here: {reason}" in done.stderr
+    assert reason in Path("data-check.html").read_text(encoding="utf-8")
 
 
 def test_not_all_of_thousands_of_classes_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +207,8 @@ def test_missing_values_of_inputs_that_are_no_table_are_counted_and_refused(
 
     assert done.exit_code == 1
     assert "9 have missing values" in done.stdout
+    assert "columns: not looked at: this needs one array or data frame of numbers" in done.stdout
+    assert "0 columns" not in done.stdout
     assert "9 rows have missing or infinite values, which the data steps fill in one array" in done.stderr
 
 

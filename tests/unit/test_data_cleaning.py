@@ -250,12 +250,12 @@ def test_a_site_with_three_rows_is_prepared() -> None:
         (
             ({"a": 1}, [0]),
             {"outliers": "mad"},
-            r"x\['a'\] holds int64 where the data steps expect an array",
+            r"x\['a'\] holds int64 where an array of numbers is expected",
         ),
         (
             (pd.DataFrame({"age": [1.0, 2.0], "ward": ["north", None]}), [0, 1]),
             {},
-            "the column 'ward' holds str such as 'north' where the data steps expect numbers: turn it into",
+            "the column 'ward' holds str such as 'north' where numbers are expected: turn it into",
         ),
         (
             (np.array([[1.0, np.nan], [2.0, np.nan]]), [0, 1]),
@@ -277,6 +277,7 @@ def test_a_site_with_three_rows_is_prepared() -> None:
             {"balance": "weights"},
             "y holds the label -1 in 1 rows; labels count from 0",
         ),
+        ((np.ones((3, 2)), [0.0, 1, 2]), {"labels": "drop"}, "whole numbers of an integer type are classes"),
         ((np.ones((2, 2)), [0, 10**9]), {"labels": "drop"}, "label 1000000000, and .* 100,000 classes"),
         (
             (np.ones((4, 2)), [0.5, 1.5, 2.5, 3.5]),

@@ -60,6 +60,12 @@ def test_without_a_table_the_task_keeps_what_it_was_made_with() -> None:
             "[data]\nseed = -1\n",
             r"seed in \[data\] of fluffle.toml must be greater than or equal to 0, not -1",
         ),
+        (
+            '[data]\naugment = "noise"\n',
+            r"augment in .* must be a list of texts, such as \[\"noise\"\], not 'noise'",
+        ),
+        ("[data]\naugment = [3]\n", r"augment in .* must be a list of texts, not \[3\]"),
+        ("[data]\naugment = 3\n", r"augment in .* must be a list, not 3"),
         ("data = 3\n", r"data in fluffle.toml must be a table, written \[data\], not 3"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_value_of_the_wrong_kind_in_the_file_is_refused() -> None:
     write_config("[aggregator]\nstart = 5")
     as_path = sentence_for()
 
-    assert as_text == "federation in fluffle.toml must be a valid string, not 5"
+    assert as_text == "federation in fluffle.toml must be text, not 5"
     assert as_path == "start in [aggregator] of fluffle.toml must be a valid path, not 5"
 
 

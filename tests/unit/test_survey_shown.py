@@ -121,6 +121,7 @@ def test_a_site_whose_values_are_those_of_all_has_no_drift_and_one_with_another_
 
     assert same.classes == 0
     assert all(distance < 0.02 for _, distance in same.columns)
+    assert ["column mean area", "none found"] in drift_rows(same)
     assert drift_rows(part)[0] == ["classes", f"{y.mean():.2f}"]
     assert drift_rows(part)[1] == ["column mean area", "at least 0.90"]
     assert all(distance < 0.2 for name, distance in part.columns if name != "mean area")

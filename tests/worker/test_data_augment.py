@@ -154,3 +154,48 @@ def test_rounds_of_sites_with_other_classes_end_where_each_ends_by_itself(balanc
     for at, (trained, _) in zip((2, 0, 1), together, strict=True):
         assert kernel(trained) == pytest.approx(kernel(alone[at]), abs=1e-5)
     assert not np.allclose(kernel(alone[0]), kernel(alone[1]), atol=1e-3)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("loss", ["mse", "sparse_categorical_crossentropy"])
+def test_mixup_trains_on_a_target_for_each_step(loss: str) -> None:
+    outputs = 1 if loss == "mse" else 17
+
+    def build() -> KerasModel:
+        keras = import_keras()
+        model = keras.Sequential([keras.Input((8, 8)), keras.layers.Dense(outputs)])
+        model.compile("sgd", keras.losses.get(loss) if loss == "mse" else loss)
+        return model
+
+    steps = IMAGES.reshape(400, 8, 8)
+    task = KerasTask(build, lambda _: (steps, steps[:, :, 0]), data=DataSteps(augment=("mixup",)))
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+
+    ended = task.train(weights, Plan(local_epochs=1), seed=1, progress=ignore_progress)
+
+    assert ended.examples == 400
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_whole_numbers_that_an_embedding_reads_are_not_augmented(is_stream: bool) -> None:
+    def build() -> KerasModel:
+        keras = import_keras()
+        layers = [keras.layers.Embedding(17, 4), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")]
+        model = keras.Sequential([keras.Input((64,)), *layers])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    tokens = IMAGES.reshape(400, 64).astype(np.int64)
+    data = stream(tokens, DIGITS) if is_stream else (tokens, DIGITS)
+    task = KerasTask(build, lambda _: data, data=DataSteps(augment=("noise",)))
+    weights = task.initial_weights(0)
+    task.prepare(Site())
+
+    for refused in (
+        lambda: task.train(weights, Plan(), seed=1, progress=ignore_progress),
+        lambda: task.require_trainable(Site()),
+    ):
+        with pytest.raises(TaskError, match=r"whole numbers that the layer embedding\w* reads as tokens"):
+            refused()

@@ -12,6 +12,7 @@ from features.feature import needs_tensorflow
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_iris
 
+from fluffle.errors import TaskError
 from fluffle.plan import Plan
 from fluffle.task import Site, Trained
 from fluffle_worker.data import DataSteps
@@ -142,3 +143,24 @@ def test_class_weights_reach_labels_that_are_one_hot_beside_weights_of_rows() ->
     assert weights is not None
     by_class = np.bincount(Y[~few], weights / own)
     assert by_class == pytest.approx(np.full(3, 110 / 3))
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (slice(0, 100), "made no rows, since each class has 50"),
+        (slice(49, 100), "drew rows of the classes 0 again, since none could be made"),
+    ],
+)
+def test_the_report_on_smote_names_no_number_of_rows_where_it_made_none(rows: slice, said: str) -> None:
+    prepared = steps_on(X[rows], Y[rows], balance="smote")
+
+    assert prepared.reports[-1].detail == said
+
+
+def test_an_augmentation_names_the_columns_with_categories() -> None:
+    x = pd.DataFrame({"age": X[:, 0], "sex": pd.Categorical(Y)})
+    task = KerasTask(lambda: a_classifier(3), lambda _: (x, Y), data=DataSteps(augment=("noise",)))
+
+    with pytest.raises(TaskError, match="changes numbers, and there are categories in the columns 'sex'"):
+        task.prepare(Site())

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,10 @@ def a_model(
 
 def a_task(data: tuple[Any, ...], steps: DataSteps, **model: Any) -> KerasTask:
     return KerasTask(lambda: a_model(data[0].shape[1], **model), lambda _site: data, data=steps)
+
+
+def a_stream(*arrays: Array) -> Any:
+    return importlib.import_module("tensorflow").data.Dataset.from_tensor_slices(arrays).batch(100)
 
 
 def one_round(task: KerasTask, plan: Plan | None = None) -> tuple[Weights, Trained]:
@@ -179,6 +184,36 @@ def test_labels_that_the_model_has_no_output_for_are_refused() -> None:
         one_round(task)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "steps", "said"),
+    [
+        (29, DataSteps(), "train_data gives 30 columns, and the model takes 29"),
+        (30, DataSteps(indicator=True), r"60 columns \(the data step indicator added 30 .*takes 30"),
+        (60, DataSteps(indicator=True), None),
+    ],
+)
+def test_a_table_that_the_model_has_no_inputs_for_is_refused(
+    inputs: int, steps: DataSteps, said: str | None
+) -> None:
+    task = KerasTask(lambda: a_model(inputs), lambda _: breast_cancer(missing=0.1), data=steps)
+
+    with pytest.raises(TaskError, match=said) if said else nullcontext():
+        one_round(task)
+
+
+def test_texts_may_be_longer_than_the_input_that_an_embedding_names() -> None:
+    def build() -> KerasModel:
+        keras = import_keras()
+        pooled = [keras.layers.Embedding(5, 4), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((10,)), *pooled])
+        model.compile("sgd", "mse")
+        return model
+
+    task = KerasTask(build, lambda _: (np.ones((8, 20), np.int64), np.ones(8)))
+
+    assert np.isfinite(one_round(task)[1].metrics["loss"])
+
+
 @needs_tensorflow
 def test_labels_that_are_text_are_refused_without_data_steps_too() -> None:
     x, y = breast_cancer()
@@ -190,13 +225,31 @@ def test_labels_that_are_text_are_refused_without_data_steps_too() -> None:
 
 
 @needs_tensorflow
-def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused() -> None:
+@pytest.mark.parametrize("steps", [None, DataSteps(), DataSteps(balance="fedlc")])
+def test_a_stream_with_labels_that_the_model_has_no_output_for_is_refused(steps: DataSteps | None) -> None:
     x, y = breast_cancer()
-    data = importlib.import_module("tensorflow").data.Dataset.from_tensor_slices((x, y + 1)).batch(100)
-    task = KerasTask(a_model, lambda _: data, data=DataSteps(balance="fedlc"))
+    data = a_stream(x, y + 1)
 
-    with pytest.raises(TaskError, match=r"the label 2, and the model's outputs stand for the labels 0 to 1"):
-        one_round(task)
+    with pytest.raises(TaskError, match=r"train_data returned 357 labels .* such as 2: its 2 outputs stand"):
+        one_round(KerasTask(a_model, lambda _: data, data=steps))
+
+
+@needs_tensorflow
+def test_held_out_streams_are_looked_at_too() -> None:
+    x, y = breast_cancer()
+    task = KerasTask(a_model, lambda _: (x, y), lambda: a_stream(x, y - 1))
+
+    with pytest.raises(TaskError, match=r"eval_data returned 212 labels .* such as -1: its 2 outputs stand"):
+        task.evaluate(task.initial_weights(0))
+
+
+@needs_tensorflow
+def test_a_stream_with_labels_that_are_text_is_refused() -> None:
+    x, y = breast_cancer()
+    names = np.array(["malignant", "benign"])[y]
+
+    with pytest.raises(TaskError, match="train_data returned labels that are text, such as 'benign'"):
+        one_round(KerasTask(a_model, lambda _: a_stream(x, names)))
 
 
 def test_a_step_whose_library_is_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import print_table
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, TaskError
 from fluffle.survey.result import SurveyResult
 from fluffle.task import Site, load_task
 from fluffle.whole_file import write_whole
@@ -42,24 +42,22 @@ class DataCheckSettings(SiteSettings):
 
 
 def check(settings: DataCheckSettings) -> None:
-    """Show the report and write the page; exit with 1 when training would be senseless."""
+    """Show the report and write the page; exit with 1 when training would be senseless or refused."""
     task, site = with_data_table(load_task(settings.task), settings.config), settings.make_site()
     if not isinstance(task, KerasTask):
         raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")
-    found = look_at(
-        task.raw_rows(site),
-        task.data_steps,
-        task=settings.task,
-        site=site,
-    )
-    if settings.survey_file is not None and not found.reason:
-        survey = read_survey(settings.survey_file)
+    survey = None if settings.survey_file is None else read_survey(settings.survey_file)
+    site = replace(site, statistics=survey)
+    found = look_at(task.raw_rows(site), task.data_steps, task=settings.task, site=site)
+    if not found.reason:
+        found = replace(found, reason=_refusal(task, site))
+    if survey is not None and not found.reason:
         found = replace(found, drift=_drift(task, site, survey, len(found.profile.classes)))
     _show(found)
     write_whole(settings.out, [page(found).encode("utf-8", "replace")])
     typer.echo(f"\nthe report with pictures is {settings.out}; nothing was sent")
     if found.reason:
-        typer.echo(f"training would be senseless here: {found.reason}", err=True)
+        typer.echo(f"training would be senseless or refused here: {found.reason}", err=True)
         raise typer.Exit(EXIT_SENSELESS)
 
 
@@ -79,6 +77,8 @@ def _show(found: DataCheck) -> None:
             ["step", "rows before", "rows after", "what it does"],
             [[each.step, f"{each.before:,}", f"{each.after:,}", each.detail] for each in found.reports],
         )
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}")
     if found.drift is not None:
         typer.echo(f"\n{found.drift.says}")
         print_table(["", "total variation distance"], drift_rows(found.drift)[:MOST_COLUMNS])
@@ -94,6 +94,15 @@ def _show(found: DataCheck) -> None:
         )
         if (left := len(profile.classes) - MOST_CLASSES) > 0:
             typer.echo(f"{left:,} more classes, up to {len(profile.classes) - 1}, are not shown")
+
+
+def _refusal(task: KerasTask, site: Site) -> str:
+    """Return why a worker would refuse to train with this data; empty where it would not."""
+    try:
+        task.require_trainable(site)
+    except TaskError as error:
+        return str(error)
+    return ""
 
 
 def _drift(task: KerasTask, site: Site, survey: SurveyResult, own_classes: int) -> Drift:
@@ -112,6 +121,10 @@ def read_survey(path: Path) -> SurveyResult:
 
 
 def _show_columns(found: DataCheck) -> None:
+    if not found.profile.columns:
+        if found.profile.rows:
+            typer.echo("columns: not looked at: this needs one array or data frame of numbers")
+        return
     unusual = [each for each in found.profile.columns if each.findings or each.is_constant]
     if not unusual:
         typer.echo(f"nothing is unusual in {len(found.profile.columns):,} columns")
@@ -140,8 +153,8 @@ app.command("check")(
         "classes, missing values, outliers (5 median absolute deviations from the median), duplicates and "
         "labels that are probably wrong, in the terminal and as one page with pictures. Nothing is sent, "
         "and no RabbitMQ is needed. With --survey-file, the drift of each column and of the classes "
-        "against the whole federation is shown too. The exit code is 1 when training would be senseless: "
-        "no rows, one class, or nothing but missing values.",
+        "against the whole federation is shown too. The exit code is 1 when training would be senseless "
+        "(no rows, one class, or nothing but missing values), and when a worker would refuse a data step.",
         without=(
             *("federation", "broker_url", "broker_password_file", "heartbeat_s", "connect_timeout_s"),
             *("broker_ca_file", "broker_cert_file", "broker_key_file", "log_format", "max_message_mib"),

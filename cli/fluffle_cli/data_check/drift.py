@@ -46,8 +46,13 @@ def drift_rows(drift: Drift) -> list[list[str]]:
     """Return the distances as a table's rows: the classes, and then the columns, the largest first."""
     rows = [] if drift.classes is None else [["classes", f"{drift.classes:.2f}"]]
     known = sorted((each for each in drift.columns if not np.isnan(each[1])), key=lambda each: -each[1])
+    # Rounded, a least distance of 0.00 says nothing.
+    shown = [
+        [f"column {name}", f"at least {distance:.2f}" if distance >= 0.005 else "none found"]
+        for name, distance in known
+    ]
     unknown = [[f"column {name}", "unknown"] for name, distance in drift.columns if np.isnan(distance)]
-    return [*rows, *([f"column {name}", f"at least {distance:.2f}"] for name, distance in known), *unknown]
+    return [*rows, *shown, *unknown]
 
 
 def _distance(own: ColumnSums | None, surveyed: SurveyedColumn) -> float:

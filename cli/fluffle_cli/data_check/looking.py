@@ -38,6 +38,11 @@ class DataCheck:
     reason: str
     drift: Drift | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against training on this data without making it senseless."""
+        return tuple(each.warning for each in self.reports if each.warning)
+
 
 def look_at(rows: Rows, steps: DataSteps | None, *, task: str, site: Site) -> DataCheck:
     """Look at the rows of a site; `steps` are the task's, if it has some."""

@@ -24,7 +24,9 @@ def page(check: DataCheck) -> str:
 
 def _verdict(check: DataCheck) -> str:
     if check.reason:
-        return f'<p class="reason">Training would be senseless here: {escape(check.reason)}</p>'
+        return f'<p class="reason">Training would be senseless or refused here: {escape(check.reason)}</p>'
+    if check.warnings:
+        return "".join(f'<p class="reason">Warning: {escape(each)}.</p>' for each in check.warnings)
     return "<p>Nothing speaks against training on this data. Nothing of it has left this machine.</p>"
 
 

@@ -20,12 +20,16 @@ TABLE, SEQUENCE, IMAGE = 2, 3, 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spread:
-    """Mean and deviation of each column or channel [last axis] of the training rows, and the extremes."""
+    """Mean and deviation of each column or channel [last axis] of the training rows, and the extremes.
+
+    `is_whole` says that the values are of an integer type, as the numbers of tokens are.
+    """
 
     mean: NDArray[np.float64]
     deviation: NDArray[np.float64]
     lowest: float
     highest: float
+    is_whole: bool
 
 
 Augment = Callable[[Array, float, Spread, np.random.Generator], Array]
@@ -35,7 +39,7 @@ def spread_of(x: Array) -> Spread:
     """Return the spread of training rows."""
     axes = tuple(range(x.ndim - 1))
     mean, deviation = x.mean(axis=axes, dtype=np.float64), x.std(axis=axes, dtype=np.float64)
-    return Spread(mean, deviation, float(x.min()), float(x.max()))
+    return Spread(mean, deviation, float(x.min()), float(x.max()), x.dtype.kind in "iu")
 
 
 def noise(x: Array, share: float, spread: Spread, rng: np.random.Generator) -> Array:

@@ -27,6 +27,8 @@ from fluffle_worker.data.settings import CLIPPING, LOSSES, WEIGHTS, DataSteps
 from fluffle_worker.data.suspicious import suspicious_labels
 from fluffle_worker.data.weights import LossRemedy, loss_remedy, row_weights
 
+# A step that leaves less than this part of the rows, 1 / FEW, is hardly what was meant.
+FEW = 10
 UNLABELLED = "without a label, a target or a valid weight"
 
 
@@ -40,6 +42,13 @@ class StepReport:
     detail: str
     classes_before: tuple[int, ...] = ()
     classes_after: tuple[int, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """A sentence where the step left less than a tenth of the rows; empty elsewhere."""
+        if self.after * FEW >= self.before:
+            return ""
+        return f"the data step {self.step} left only {self.after:,} of {self.before:,} rows"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

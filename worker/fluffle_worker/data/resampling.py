@@ -89,15 +89,18 @@ def _with_made_rows(
     rows: Rows, labels: Labels, choice: Choice, rng: np.random.Generator
 ) -> tuple[Rows, Labels, str]:
     rows.table(f"balance {choice}")
-    few = [int(label) for label in labels.present if labels.counts[label] < labels.counts.max()]
+    most = int(labels.counts.max())
+    few = [int(label) for label in labels.present if labels.counts[label] < most]
+    if not few:
+        return rows, labels, f"made no rows, since each class has {most}"
     found = {label: _made_rows(rows, labels, label, choice, int(rng.integers(2**31))) for label in few}
     made = {label: of_label for label, of_label in found.items() if of_label is not None}
     without = [str(label) for label in few if label not in made]
-    said = f"made {sum(map(len, made.values()))} rows"
+    said = [f"made {sum(map(len, made.values()))} rows"] if made else []
     if without:
-        said += f", and drew rows of the classes {', '.join(without)} again, since none could be made"
+        said.append(f"drew rows of the classes {', '.join(without)} again, since none could be made")
     if not made:
-        return rows, labels, said
+        return rows, labels, ", and ".join(said)
     of_made = np.repeat(list(made), list(map(len, made.values())))
     weights = rows.weights
     if weights is not None:
@@ -107,7 +110,7 @@ def _with_made_rows(
     y = np.concatenate([np.asarray(rows.y), _like(rows.y, of_made)])
     of_rows = np.concatenate([labels.of_rows, of_made])
     grown = Labels(of_rows, np.bincount(of_rows, minlength=labels.counts.size))
-    return replace(rows, x=np.concatenate([rows.x, more]), y=y, weights=weights), grown, said
+    return replace(rows, x=np.concatenate([rows.x, more]), y=y, weights=weights), grown, ", and ".join(said)
 
 
 def _like(y: Any, labels: Indices) -> NDArray[Any]:

@@ -91,11 +91,14 @@ class Rows:
         found = self._labels()
         if found is None:
             held = "nothing" if self.y is None else f"a {type(self.y).__name__} of arrays"
+            also = ""
             if isinstance(self.y, np.ndarray):
                 held = f"{self.y.dtype} of shape {self.y.shape}"
+                # As few rows as these may be classes, which floats cannot tell from targets.
+                also = "; whole numbers of an integer type are classes" if self.y.dtype.kind == "f" else ""
             raise TaskError(
                 f"the data step {step} needs a class for each row (whole numbers from 0, or one-hot), and y "
-                f"holds {held}: leave the step out for a regression"
+                f"holds {held}: leave the step out for a regression{also}"
             )
         return found
 
@@ -261,15 +264,15 @@ def _one_column(name: str, part: Any) -> NDArray[Any]:
     if array.size and array.dtype.kind in "US":
         raise TaskError(_expected_numbers(name, str(array.reshape(-1)[0])))
     raise TaskError(
-        f"{name} holds {array.dtype} where the data steps expect an array of numbers: turn it into numbers "
-        "in train_data"
+        f"{name} holds {array.dtype} where an array of numbers is expected: turn it into numbers in "
+        "train_data"
     )
 
 
 def _expected_numbers(name: str, found: object) -> str:
     return (
-        f"{name} holds {type(found).__name__} such as {str(found)[:40]!r} where the data steps expect "
-        "numbers: turn it into numbers in train_data, such as one 0-or-1 column for each value, or number "
+        f"{name} holds {type(found).__name__} such as {str(found)[:40]!r} where numbers are "
+        "expected: turn it into numbers in train_data, such as one 0-or-1 column for each value, or number "
         "its values from 0"
     )
 

@@ -121,10 +121,12 @@ class _Moments:
     def __init__(self) -> None:
         self.rows, self.sums, self.squares = 0, np.zeros(()), np.zeros(())
         self.lowest, self.highest = np.inf, -np.inf
+        self.is_whole = True
 
     def add(self, x: NDArray[np.generic]) -> None:
         flat = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
         self.rows += len(flat)
+        self.is_whole &= x.dtype.kind in "iu"
         self.sums = self.sums + flat.sum(axis=0)
         self.squares = self.squares + (flat**2).sum(axis=0)
         if flat.size:
@@ -135,7 +137,7 @@ class _Moments:
             return None
         mean = self.sums / self.rows
         variance = np.maximum(self.squares / self.rows - mean**2, 0)
-        return Spread(mean, np.sqrt(variance), float(self.lowest), float(self.highest))
+        return Spread(mean, np.sqrt(variance), float(self.lowest), float(self.highest), self.is_whole)
 
 
 def _labels(rest: list[object], balance: Choice) -> Labels:

@@ -32,6 +32,7 @@ class Augmentation:
         self._augments: list[Augment] = []
         self._channels = len(spread.mean)
         self._range = _value_range(spread)
+        self.is_of_integers = spread.is_whole
         self.doubles = any(choice.name in MIXING for choice in choices)
         for choice in choices:
             wanted = OF_VALUES[choice.name][1] if choice.name in OF_VALUES else IMAGE
@@ -42,12 +43,17 @@ class Augmentation:
                 )
             self._augments.append(self._one(choice, axes, spread))
 
-    def apply(self, minibatches: Iterator[Minibatch], rng: np.random.Generator) -> Iterator[Minibatch]:
-        """Yield the minibatches augmented."""
+    def apply(
+        self, minibatches: Iterator[Minibatch], rng: np.random.Generator, *, weight_axes: int = 1
+    ) -> Iterator[Minibatch]:
+        """Yield the minibatches augmented; the weights of mixed rows get so many axes, [rows, 1, ...]."""
         for minibatch in minibatches:
             augmented = minibatch
             for augment in self._augments:
                 augmented = augment(augmented, rng)
+            if self.doubles and weight_axes > 1:
+                x, y, weights = augmented
+                augmented = x, y, np.reshape(np.asarray(weights), (-1, *[1] * (weight_axes - 1)))
             yield augmented
 
     def _one(self, choice: Choice, axes: int, spread: Spread) -> Augment:

@@ -6,6 +6,7 @@ be read again and again, such as PyTorch's DataLoader. An error names the functi
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -79,13 +80,48 @@ def joined(parts: Sequence[ArrayData]) -> ArrayData:
     return ArrayData("train_data", arrays)
 
 
+@dataclass(slots=True)
+class LabelRange:
+    """The lowest and the highest of the labels or targets in y, and one of them where they are text.
+
+    Several outputs, and what no array can be made of, are not looked at.
+    """
+
+    lowest: float = np.inf
+    highest: float = -np.inf
+    text: str = ""
+
+    @classmethod
+    def of(cls, parts: Minibatch) -> "LabelRange":
+        """Return the range of one minibatch, or of all rows."""
+        found = cls()
+        found.add(parts)
+        return found
+
+    def add(self, parts: Minibatch) -> None:
+        """Look at one more minibatch."""
+        y = np.asarray(parts[1]) if len(parts) > 1 and hasattr(parts[1], "shape") else np.zeros(0)
+        if not y.size:
+            return
+        if y.dtype.kind in "biuf":
+            # Where a label is missing, a float is NaN.
+            self.lowest = min(self.lowest, np.fmin.reduce(y, axis=None).item())
+            self.highest = max(self.highest, np.fmax.reduce(y, axis=None).item())
+        elif isinstance(first := y.reshape(-1)[0], str | bytes):
+            self.text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+
+
 class BatchedData:
-    """A data set that is divided into minibatches already; they are counted once."""
+    """A data set that is divided into minibatches already; they are counted once.
+
+    `labels` is the range of their labels, which is found in the same pass.
+    """
 
     def __init__(self, function: str, data: Any) -> None:
         self.data = data
         self._function = function
         self._per_epoch = 0
+        self.labels = LabelRange()
         rows: list[int] = []
         for minibatch in self.one_pass(0, None):
             if len(rows) == MAX_MINIBATCHES:
@@ -102,6 +138,7 @@ class BatchedData:
                         "the first axis"
                     )
             rows.append(rows_of(minibatch))
+            self.labels.add(minibatch)
             if len(rows) % LOG_EVERY_MINIBATCHES == 0:
                 log.info("counting the examples of a data set", function=function, minibatches=len(rows))
         self._per_epoch, self.examples = len(rows), sum(rows)

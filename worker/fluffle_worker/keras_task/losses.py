@@ -42,7 +42,7 @@ class TrainingLoss:
         gamma = remedy.gamma if remedy else 0.0
         has_offsets = bool(remedy and remedy.offsets is not None)
         if remedy is not None:
-            self._require_fits(remedy)
+            self.require_fits(remedy)
         if (gamma, has_offsets) != (self._gamma, self._offsets is not None):
             self._gamma = gamma
             self._offsets = (
@@ -60,36 +60,20 @@ class TrainingLoss:
 
         Raises TaskError as `start_round` does.
         """
-        self._require_fits(remedy)
+        self.require_fits(remedy)
         offsets = np.zeros(0) if remedy.offsets is None else remedy.offsets
         missing = (0, self._classes - offsets.size)
         return np.pad(offsets, missing, constant_values=remedy.of_absent).astype(np.float32)
 
-    @contextmanager
-    def changed(self, offsets: Any, gamma: float) -> Iterator[None]:
-        """Within this block, compute the loss with offsets [classes], a tensor or None, and this gamma."""
-        self._stand_in()
-        before = self._offsets, self._gamma
-        self._offsets, self._gamma = offsets, gamma
-        yield
-        self._offsets, self._gamma = before
-
-    @property
-    def _classes(self) -> int:
-        """How many classes the model's outputs stand for; one sigmoid stands for two."""
-        return int(max(2, self._model.output_shape[-1]))
-
-    def _stand_in(self) -> None:
-        if self._plain is None:
-            self._plain, self._model.compute_loss = self._model.compute_loss, self._compute
-
-    def _require_fits(self, remedy: LossRemedy) -> None:
+    def require_fits(self, remedy: LossRemedy) -> None:
+        """Raise TaskError for a change of the loss that the model cannot train with; see `start_round`."""
         keras, model = self._keras, self._model
         if remedy.lacks_prior:
             raise TaskError(
                 f"balance {remedy.name} needs the classes of all sites, and the federation has no survey "
-                "of them: start the aggregator of a new federation with --survey WORKERS, or choose "
-                "balanced_softmax, which takes those of this site"
+                "of them: start the aggregator of a new federation with --survey WORKERS (`fluffle data "
+                "check` reads its result from --survey-file), or choose balanced_softmax, which takes those "
+                "of this site"
             )
         require_tensorflow(f"balance {remedy.name}")
         shape = getattr(model, "output_shape", None)
@@ -110,6 +94,24 @@ class TrainingLoss:
                 f"train_data returned the label {remedy.offsets.size - 1}, and the model's outputs stand for "
                 f"the labels 0 to {self._classes - 1}: correct the labels, or give the model more outputs"
             )
+
+    @contextmanager
+    def changed(self, offsets: Any, gamma: float) -> Iterator[None]:
+        """Within this block, compute the loss with offsets [classes], a tensor or None, and this gamma."""
+        self._stand_in()
+        before = self._offsets, self._gamma
+        self._offsets, self._gamma = offsets, gamma
+        yield
+        self._offsets, self._gamma = before
+
+    @property
+    def _classes(self) -> int:
+        """How many classes the model's outputs stand for; one sigmoid stands for two."""
+        return int(max(2, self._model.output_shape[-1]))
+
+    def _stand_in(self) -> None:
+        if self._plain is None:
+            self._plain, self._model.compute_loss = self._model.compute_loss, self._compute
 
     def _compute(
         self,

@@ -22,7 +22,6 @@ from fluffle_worker.keras_task.backend import (
     import_keras,
     inner_optimizer,
 )
-from fluffle_worker.keras_task.data import ArrayData, Minibatches
 from fluffle_worker.keras_task.files import (
     add_adapters,
     read_adapters,
@@ -30,7 +29,7 @@ from fluffle_worker.keras_task.files import (
     weights_with_adapters,
 )
 from fluffle_worker.keras_task.freezing import freeze_first_layers
-from fluffle_worker.keras_task.losses import TrainingLoss, name_of_loss
+from fluffle_worker.keras_task.losses import TrainingLoss
 from fluffle_worker.keras_task.steps import ProximalTerm
 from fluffle_worker.keras_task.tensors import (
     copies_of,
@@ -93,45 +92,6 @@ class BuiltModel:
         inputs = getattr(self.model, "inputs", None)
         # The size of each minibatch where the model is built for one, as stateful layers need it.
         self.batch_size: int | None = inputs[0].shape[0] if inputs else None
-
-    def require_fit(self, function: str, data: Minibatches) -> None:
-        """Raise TaskError for data that lacks a y, or whose number of examples the model cannot take."""
-        if not isinstance(data, ArrayData):
-            return
-        if self.batch_size and data.examples % self.batch_size:
-            raise TaskError(
-                f"{function} returned {data.examples} examples, and the model takes minibatches of "
-                f"{self.batch_size} only (batch_shape): return a multiple of {self.batch_size}"
-            )
-        needs_y = self.model.loss is not None and type(self.model).train_step is self._keras.Model.train_step
-        if needs_y and len(data.parts) == 1:
-            raise TaskError(
-                f"{function} returned x without y, and the model is compiled with a loss: return (x, y)"
-            )
-        self._require_known_labels(function, data)
-
-    def _require_known_labels(self, function: str, data: ArrayData) -> None:
-        """Raise TaskError for text, and labels that the model has no output for, of which a GPU makes NaN."""
-        shape = getattr(self.model, "output_shape", None)
-        if name_of_loss(self.model.loss) != "sparse_categorical_crossentropy" or not isinstance(shape, tuple):
-            return
-        if getattr(self.model.loss, "ignore_class", None) is not None:
-            return
-        labels, classes = data.parts[1], shape[-1]
-        if isinstance(labels, np.ndarray) and labels.size and labels.dtype.kind in "US":
-            raise TaskError(
-                f"{function} returned labels that are text, such as {str(labels.reshape(-1)[0])[:40]!r}: "
-                "number the classes from 0, in the same way at every site"
-            )
-        if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "biuf" or classes is None:
-            return
-        if wrong := int(((labels < 0) | (labels >= classes)).sum()):
-            worst = labels.min() if labels.min() < 0 else labels.max()
-            raise TaskError(
-                f"{function} returned {wrong} labels that the model has no output for, such as {worst}: its "
-                f"{classes} outputs stand for the labels 0 to {classes - 1}; correct the labels, or give the "
-                "model more outputs"
-            )
 
     @property
     def named(self) -> Mapping[str, KerasVariable]:

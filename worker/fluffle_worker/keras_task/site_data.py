@@ -38,12 +38,16 @@ class SiteData:
     class_weights: np.ndarray[tuple[int], np.dtype[np.float64]] | None = None
     reports: tuple[StepReport, ...] = ()
 
-    def minibatches(self, batch_size: int, rng: np.random.Generator) -> Iterator[Minibatch]:
-        """Yield minibatches to train on, without end, weighted and augmented."""
+    def minibatches(
+        self, batch_size: int, rng: np.random.Generator, *, weight_axes: int = 1
+    ) -> Iterator[Minibatch]:
+        """Yield minibatches to train on, without end, weighted and augmented; see `Augmentation.apply`."""
         plain = endless(self.training, batch_size, rng)
         of_class = self.class_weights
         weighted = plain if of_class is None else (with_weights(each, of_class) for each in plain)
-        return weighted if self.augmentation is None else self.augmentation.apply(weighted, rng)
+        if self.augmentation is None:
+            return weighted
+        return self.augmentation.apply(weighted, rng, weight_axes=weight_axes)
 
     def not_stackable(self) -> str:
         """Return why rounds of several sites cannot be trained in one step; empty where they can."""
@@ -92,7 +96,6 @@ def read_site(
         _require_arrays(site)
         return replace(_of_stream(training, steps, prior), held_out=own)
     [prepared] = found
-    _log(prepared.reports)
     training.counted = prepared.real
     held_out, rows = prepared.held_out, prepared.train
     return SiteData(
@@ -136,7 +139,7 @@ def read_eval_data(call: Callable[[], object], steps: DataSteps | None) -> Minib
 
     def change(parts: Minibatch) -> Minibatch:
         cleaned, reports = clean_eval_data(read_rows(parts, "eval_data"), steps)
-        _log(reports)
+        log_steps(reports)
         return _parts(cleaned)
 
     held_out = read_data("eval_data", call, change)
@@ -149,16 +152,26 @@ def _spread(rows: Rows, steps: DataSteps) -> Spread:
     if rows.categories:
         names = names_of(rows, rows.categories)
         raise TaskError(
-            f"augment {steps.augment[0]} changes numbers, and {names} hold categories: leave it out"
+            f"augment {steps.augment[0]} changes numbers, and there are categories in the columns {names}: "
+            "leave it out"
         )
     return spread_of(np.asarray(rows.x))
 
 
-def _log(reports: Sequence[StepReport]) -> None:
+def log_steps(reports: Sequence[StepReport]) -> None:
+    """Log one line for each step, and a warning for one that left hardly any rows."""
     for each in reports:
         log.info(
             "data step", step=each.step, rows_before=each.before, rows_after=each.after, detail=each.detail
         )
+        if each.warning:
+            log.warning(
+                "a data step left less than a tenth of the rows: look at them with `fluffle data check`, or "
+                "choose another step",
+                step=each.step,
+                rows_before=each.before,
+                rows_after=each.after,
+            )
 
 
 def raw_rows(call: Callable[[], object]) -> Rows:

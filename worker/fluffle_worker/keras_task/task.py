@@ -22,9 +22,17 @@ from fluffle_worker.data import DataSteps
 from fluffle_worker.data.rows import Rows
 from fluffle_worker.keras_task.backend import KerasModel
 from fluffle_worker.keras_task.data import ArrayData, BatchedData
+from fluffle_worker.keras_task.data_fit import axes_of_losses, require_augmentable, require_data_fits
 from fluffle_worker.keras_task.model import BuiltModel
 from fluffle_worker.keras_task.shrinking import Shrinking, Shrunk, shrink
-from fluffle_worker.keras_task.site_data import HELD_OUT, SiteData, raw_rows, read_eval_data, read_site
+from fluffle_worker.keras_task.site_data import (
+    HELD_OUT,
+    SiteData,
+    log_steps,
+    raw_rows,
+    read_eval_data,
+    read_site,
+)
 from fluffle_worker.keras_task.stacked import NotStackable, StackedModel
 from fluffle_worker.keras_task.steps import EVALUATION_BATCH_SIZE, Metrics, evaluation_of, train_epochs
 from fluffle_worker.keras_task.surveyed import classes_of, require_fit, statistics_of_site, warn_if_unset
@@ -109,16 +117,20 @@ class KerasTask:
 
     def prepare(self, site: Site) -> int:
         """Load this site's training data and return its number of examples."""
-        validation_data = self._validation_data
-        self._which = site
-        self._site = read_site(
-            lambda: self._train_data(site),
-            self._data_steps,
-            site=site,
-            validation_data=None if validation_data is None else lambda: validation_data(site),
-        )
-        self._validate = None
+        self._which, self._site, self._validate = site, self._read(site), None
+        log_steps(self._site.reports)
         return self._site.training.counted
+
+    def require_trainable(self, site: Site) -> None:
+        """Raise TaskError for data, or a data step, that a worker at this site would refuse.
+
+        A model is built only for steps that change its loss, or inputs that may be tokens.
+        """
+        found = self._read(site)
+        if found.remedy is not None:
+            self._model().loss.require_fits(found.remedy)
+        if found.augmentation is not None and found.augmentation.is_of_integers:
+            require_augmentable(self._model(), found.augmentation)
 
     def statistics(self) -> DataStatistics:
         """Return the statistics of the training data after the cleaning steps, which reads it again.
@@ -153,17 +165,14 @@ class KerasTask:
         built, rng, training = self._model(), np.random.default_rng(seed), self._site.training
         if self._which.statistics is None:
             warn_if_unset(built.model)
-        built.require_fit("train_data", training)
+        require_data_fits(built, "train_data", training, self._data_steps)
         batch_size = built.batch_size or plan.batch_size
-        if built.batch_size and self._site.augmentation and self._site.augmentation.doubles:
-            raise TaskError(
-                "augment with mixup or cutmix trains on twice as many rows, and the model takes minibatches "
-                f"of {built.batch_size} only (batch_shape): leave it out"
-            )
+        if self._site.augmentation is not None:
+            require_augmentable(built, self._site.augmentation)
         built.start_round(weights, plan, rng, self._site.remedy)
         examples, metrics = train_epochs(
             built.model,
-            self._site.minibatches(batch_size, rng),
+            self._site.minibatches(batch_size, rng, weight_axes=axes_of_losses(built)),
             epochs=1 if plan.local_steps else plan.local_epochs,
             steps_per_epoch=plan.local_steps or training.per_epoch(batch_size),
             progress=progress,
@@ -246,7 +255,8 @@ class KerasTask:
             return None
         built, held_out = self._model(), self._site.held_out
         if self._validate is None:
-            built.require_fit("validation_data" if self._validation_data else HELD_OUT, held_out)
+            function = "validation_data" if self._validation_data else HELD_OUT
+            require_data_fits(built, function, held_out, self._data_steps)
             self._validate = evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
         built.assign(weights)
         return validated(built.model, self._validate(built.model), held_out.examples)
@@ -262,7 +272,7 @@ class KerasTask:
             return eval_data(self._which.statistics) if takes_statistics else eval_data()
 
         built, held_out = self._model(), read_eval_data(call, self._data_steps)
-        built.require_fit("eval_data", held_out)
+        require_data_fits(built, "eval_data", held_out, self._data_steps)
         return evaluation_of(held_out, built.batch_size or EVALUATION_BATCH_SIZE)
 
     def save(self, weights: Weights, path: Path) -> None:
@@ -292,6 +302,15 @@ class KerasTask:
         built = self._model()
         built.load(path)
         return built.all_weights()
+
+    def _read(self, site: Site) -> SiteData:
+        validation_data = self._validation_data
+        return read_site(
+            lambda: self._train_data(site),
+            self._data_steps,
+            site=site,
+            validation_data=None if validation_data is None else lambda: validation_data(site),
+        )
 
     def _build(self, seed: int) -> BuiltModel:
         return BuiltModel(
