@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fluffle.checked_task import CheckedTask
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, TaskError
 from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
@@ -30,6 +30,7 @@ from fluffle_worker.keras_task import (
     RoundAtSite,
     import_keras,
 )
+from fluffle_worker.tasks import digits as ready_digits
 
 # Both sum in float32, in another order: each of 30 steps may be off by some 1e-7 of its sums. Adam divides
 # a gradient by its own size, so that the rounding of a small one weighs as much as that of a large one.
@@ -264,6 +265,21 @@ def test_other_kinds_of_tasks_are_refused_by_what_trains_together() -> None:
 
     with pytest.raises(NotStackable, match="arrays"):
         task.stacked([task])
+
+
+def test_a_site_with_labels_that_the_model_lacks_is_refused_before_its_rounds_are_trained_together() -> None:
+    digits = load_task("digits")
+    assert isinstance(digits, KerasTask)
+
+    def train_data(site: Site) -> object:
+        images, labels = ready_digits.train_data(site)
+        return images, labels + site.index
+
+    checked, prepared, _ = at_sites(digits.with_train_data(train_data), 2)
+    [own] = keras_tasks([checked])
+
+    with pytest.raises(TaskError, match="labels that the model has no output for, such as 10"):
+        own.stacked(keras_tasks(prepared))
 
 
 def test_more_memory_than_there_is_is_refused_with_the_numbers() -> None:

@@ -223,7 +223,8 @@ class KerasTask:
     def stacked(self, sites: Sequence["KerasTask"]) -> StackedModel:
         """Return what trains rounds of several sites in one step; `sites` share this model and are prepared.
 
-        Raises NotStackable, which says why, where that is not possible.
+        Raises NotStackable, which says why, where that is not possible, and TaskError for data of a site that
+        the model cannot take.
         """
         prepared = [each._site for each in sites if each._site is not None]
         for reason in filter(None, (each.not_stackable() for each in prepared)):
@@ -231,6 +232,8 @@ class KerasTask:
         arrays = [each.training for each in prepared if isinstance(each.training, ArrayData)]
         if len(arrays) < len(sites):
             raise NotStackable("the training data is not in arrays")
+        for each in arrays:
+            require_data_fits(self._model(), "train_data", each, self._data_steps)
         return StackedModel(self._model(), arrays, [each.remedy for each in prepared])
 
     def optimizer_state(self) -> dict[str, NDArray[np.generic]]:
