@@ -95,10 +95,9 @@ class OpenSurvey:
         self._committed = packed
 
     def claims_too_much(self, answer: SiteStatistics) -> str:
-        """Return why an answer claims more rows than it may, in words; empty where it does not."""
+        """Return why an answer claims more rows, or larger values, than it may; empty where it does not."""
         found = answer.statistics
-        named = zip(found.names, found.columns, strict=True)
-        if beyond := [name for name, column in named if column.is_beyond_float32]:
+        if beyond := found.beyond_float32:
             return f"{answer.worker} claims values in the column {beyond[0]!r} that are too large for float32"
         if found.rows <= self.aim.most_rows and found.most_values <= MOST_OF_A_SITE:
             return ""

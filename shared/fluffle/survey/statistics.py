@@ -42,6 +42,13 @@ class DataStatistics:
             )
         return cls(rows, shown, tuple(columns), None if classes is None else tuple(classes))
 
+    @property
+    def beyond_float32(self) -> list[str]:
+        """The names of the columns with values that no float32 has."""
+        return [
+            name for name, column in zip(self.names, self.columns, strict=True) if column.is_beyond_float32
+        ]
+
     def merged(self, other: "DataStatistics") -> "DataStatistics":
         """Return the statistics of all rows together, exactly; for others that differ in nothing.
 

@@ -61,15 +61,11 @@ def statistics_of_site(
         return (np.zeros(1, np.float32),)
 
     training = read_data("train_data", call, note)
-    statistics = _of_stream(training, classes) if isinstance(training, BatchedData) else None
-    if statistics is None:
-        arrays = found[0]
-        if not arrays.inputs:
-            raise TaskError(NO_NUMBERS)
-        counts = _class_counts([arrays.y], classes) if classes else None
-        statistics = _merged_inputs(lambda: _slices(arrays.inputs), arrays.columns, counts)
-    named = zip(statistics.names, statistics.columns, strict=True)
-    if beyond := [name for name, column in named if column.is_beyond_float32]:
+    if isinstance(training, BatchedData):
+        statistics = _of_stream(training, classes)
+    else:
+        statistics = _of_arrays(found[0], classes)
+    if beyond := statistics.beyond_float32:
         raise TaskError(
             f"train_data returned values in the column {beyond[0]!r} that are too large for float32, in "
             "which models compute: correct them, or clip them with the data step outliers"
@@ -151,6 +147,13 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
         has_label = labelled(Rows(y, y))
         inputs, y = {name: each[has_label] for name, each in inputs.items()}, y[has_label]
     return _Arrays(inputs, columns, y)
+
+
+def _of_arrays(arrays: _Arrays, classes: int) -> DataStatistics:
+    if not arrays.inputs:
+        raise TaskError(NO_NUMBERS)
+    counts = _class_counts([arrays.y], classes) if classes else None
+    return _merged_inputs(lambda: _slices(arrays.inputs), arrays.columns, counts)
 
 
 def _of_stream(training: BatchedData, classes: int) -> DataStatistics:
