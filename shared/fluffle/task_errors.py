@@ -22,7 +22,7 @@ STACK_OF_TENSORFLOW = re.compile(
 )
 # The packages of the extra "worker" in pyproject.toml.
 WORKER_PACKAGES = ("keras", "tensorflow", "sklearn", "h5py")
-# Also of subclasses. By name, since the frameworks are not imported here; JAX has no class for it.
+# Also of subclasses. By name, since the frameworks are not imported here.
 OUT_OF_MEMORY = {"MemoryError", "ResourceExhaustedError", "OutOfMemoryError"}
 # In the message: JAX has no class for it, and where CUDA's libraries find no memory TensorFlow raises others.
 OUT_OF_MEMORY_IN_WORDS = re.compile(
@@ -45,6 +45,7 @@ def blamed_on(function: str) -> Iterator[None]:
     except FluffleError:
         raise
     except (Exception, SystemExit) as error:
+        is_out_of_memory = _is_out_of_memory(error)
         module = error.name if isinstance(error, ModuleNotFoundError) else None
         package = (module or "").partition(".")[0]
         if package in WORKER_PACKAGES:
@@ -56,12 +57,12 @@ def blamed_on(function: str) -> Iterator[None]:
             )
         else:
             said = f"raised {in_one_line(error)}{place_of(error)}"
-            if GPU_FAILED.search(str(error)) and not _is_out_of_memory(error):
+            if GPU_FAILED.search(str(error)) and not is_out_of_memory:
                 said += (
                     ": the GPU has failed, and only a new process can use it again. Start this one again; if "
                     "that does not help, CUDA_VISIBLE_DEVICES=-1 lets it compute without a GPU"
                 )
-        kind = OutOfMemory if _is_out_of_memory(error) else TaskError
+        kind = OutOfMemory if is_out_of_memory else TaskError
         raise kind(f"{function} {said}") from error
 
 
