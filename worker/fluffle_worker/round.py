@@ -204,6 +204,8 @@ class Trainer:
 
     def next_part(self) -> Layout:
         """Return the layout of what the next round trains and sends, which its last ones may change."""
+        if self.part.is_settled:
+            return self.part.layout
         too_slow = self.pace.is_too_slow()
         if self.aborted_in_a_row >= ROUNDS_PER_PART:
             too_slow = "its updates would be refused as too stale"
