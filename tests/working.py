@@ -2,21 +2,27 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from brokers import commit
+from builders import a_version
 from fake_broker import FakeBroker, FakeServer
 from numpy.typing import NDArray
 
+from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.model import Weights
 from fluffle.pieces import Body
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
-from fluffle.task import Progress, Site, Trained
-from fluffle.topology import topology_of
+from fluffle.task import Progress, Site, Task, Trained
+from fluffle.topology import MIB, topology_of
 from fluffle.update import WeightUpdate
 from fluffle.wire import Inbound, decode_inbound
+from fluffle_worker.loop import Worker
+from fluffle_worker.spool import Spool
 
 TOPOLOGY = topology_of("digits")
 BATCHES = 3
@@ -69,6 +75,31 @@ class CountingTask:
     def load(self, path: Path) -> Weights:
         """See Task."""
         return self.initial_weights(0)
+
+
+def version_of(model: TaskModel, plan: Plan) -> ModelVersion:
+    """Return the first version of a task's model."""
+    flat = model.layout.flatten(model.weights)
+    version = a_version(layout=model.layout, plan=plan)
+    return replace(version, vector=flat.vector, statistics=flat.statistics, integers=flat.integers)
+
+
+def a_worker(task: Task, folder: Path, **given: Any) -> Worker:
+    """Return the worker "w1" with its spool in a folder, and whatever else is given."""
+    spool = Spool(folder, worker="w1", max_bytes=MIB)
+    return Worker(name="w1", task=task, topology=TOPOLOGY, spool=spool, **given)
+
+
+def updates_of(task: Task, plan: Plan, folder: Path, *, updates: int, **given: Any) -> list[WeightUpdate]:
+    """Let a worker send so many updates, each from a version of its own, and return them."""
+    first = version_of(CheckedTask(task).model(), plan)
+    server = a_federation(first)
+
+    def script(_server: object, count: int) -> None:
+        publish_versions(server, replace(first, version=count, finished="enough" if count == updates else ""))
+
+    a_worker(task, folder, **given).work(lambda: Scripted(server, script))
+    return sent_updates(server)
 
 
 class Scripted(FakeBroker):

@@ -7,15 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import a_version
-from working import TOPOLOGY, CountingTask, Scripted, a_federation, publish_versions, sent
+from working import CountingTask, Scripted, a_federation, a_worker, publish_versions, sent
 
 from fluffle.checked_task import CheckedTask
 from fluffle.model import Weights
 from fluffle.sites import SiteEvaluation
 from fluffle.task import MeanOf, Validated
-from fluffle.topology import MIB
-from fluffle_worker.loop import Worker
-from fluffle_worker.spool import Spool
 
 
 class Validating(CountingTask):
@@ -40,8 +37,7 @@ def evaluations(folder: Path, average_decay: float) -> Sequence[SiteEvaluation]:
         if len(sent(server)) >= 3:
             publish_versions(server, replace(first, version=2, finished="enough"))
 
-    spool = Spool(folder, worker="w1", max_bytes=MIB)
-    Worker(name="w1", task=task, topology=TOPOLOGY, spool=spool).work(lambda: Scripted(server, script))
+    a_worker(task, folder).work(lambda: Scripted(server, script))
     return [message for message in sent(server) if isinstance(message, SiteEvaluation)]
 
 

@@ -262,24 +262,25 @@ def test_the_end_waits_for_the_sites_for_a_while_only_and_names_those_that_do_no
     assert "slow" in caplog.text
 
 
-def test_a_goal_at_the_sites_of_workers_that_hold_out_nothing_is_warned_of(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    ("goal", "says"),
+    [
+        (WORST, ("no site evaluates", "--local-validation")),
+        (
+            Goal(patience=3),
+            ("nobody evaluates, so that the goal cannot be reached: start fluffle evaluator", "patience 3"),
+        ),
+    ],
+    ids=["a target at the sites", "patience"],
+)
+def test_a_goal_that_nobody_evaluates_is_warned_of(
+    goal: Goal, says: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    running = Federation(WORST)
+    running = Federation(goal)
     for _ in range(UPDATES_WITHOUT_REPORT):
         running.train()
 
-    assert "no site evaluates" in caplog.text
-    assert "--local-validation" in caplog.text
-
-
-def test_patience_without_anybody_who_evaluates_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    running = Federation(Goal(patience=3))
-    for _ in range(UPDATES_WITHOUT_REPORT):
-        running.train()
-
-    assert "nobody evaluates, so that the goal cannot be reached: start fluffle evaluator" in caplog.text
-    assert "patience 3" in caplog.text
+    assert all(each in caplog.text for each in says)
 
 
 def test_the_log_shows_the_means_over_all_sites_and_the_metric_that_the_goal_is_about(

@@ -1,6 +1,5 @@
 """Statistics, frozen and local tensors on their way from a task to its worker's folder and the wire."""
 
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +10,14 @@ import pytest
 from builders import a_version, values_of
 from fake_broker import FakeServer
 from tasks.grouped_task import FourGroups
-from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
+from working import Scripted, a_federation, a_worker, publish_versions, sent_updates
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, LayoutError, TaskError
 from fluffle.record import ModelVersion
 from fluffle.task import Trained
-from fluffle.topology import MIB
 from fluffle.wire import encode_update
-from fluffle_worker.loop import Worker
 from fluffle_worker.site_state import read_local_weights
-from fluffle_worker.spool import Spool
 
 
 def version(number: int, *, task: FourGroups | None = None, finished: str = "") -> ModelVersion:
@@ -37,13 +33,7 @@ def work(server: FakeServer, task: Any, folder: Path, *, rounds: int) -> None:
         if count == rounds:
             publish_versions(served, version(1000, finished="enough"))
 
-    worker = Worker(
-        name="w1",
-        task=task,
-        topology=TOPOLOGY,
-        spool=Spool(folder, worker="w1", max_bytes=MIB),
-        stop=threading.Event(),
-    )
+    worker = a_worker(task, folder)
     worker.work(lambda: Scripted(server, script))
 
 

@@ -1,19 +1,16 @@
 """`--train-share auto`: a worker trains as many of the last layers as its time and memory allow."""
 
 import math
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import a_version
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from working import TOPOLOGY, CountingTask, Scripted, a_federation, publish_versions, sent_updates
+from working import CountingTask, updates_of
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, TaskError
@@ -22,11 +19,9 @@ from fluffle.plan import Plan
 from fluffle.settings import load_arguments
 from fluffle.task import Progress, Trained
 from fluffle.update import WeightUpdate
-from fluffle_worker.loop import Worker
 from fluffle_worker.pace.batch import Memory
 from fluffle_worker.pace.share import BYTES_PER_PARAMETER, ROUNDS_PER_PART, TrainedPart
 from fluffle_worker.settings import WorkerSettings
-from fluffle_worker.spool import Spool
 
 MIB = 2**20
 SLOW = "a round takes too long"
@@ -171,34 +166,12 @@ def test_a_share_that_is_none_is_refused_with_what_is_allowed(wrong: str) -> Non
         load_arguments(WorkerSettings, {"task": "digits", "train_share": wrong})
 
 
-def updates_of(task: Layers, plan: Plan, folder: Path, *, updates: int) -> list[WeightUpdate]:
-    """Let a worker with `train_share` auto send so many updates, and return them."""
-    model = CheckedTask(task).model()
-    version = a_version(layout=model.layout, plan=plan)
-    first = replace(version, vector=model.layout.flatten(model.weights).vector)
-    server = a_federation(first)
-
-    def script(_server: object, sent: int) -> None:
-        publish_versions(server, replace(first, version=sent, finished="enough" if sent == updates else ""))
-
-    worker = Worker(
-        name="w1",
-        task=task,
-        topology=TOPOLOGY,
-        spool=Spool(folder, worker="w1", max_bytes=MIB),
-        stop=threading.Event(),
-        train_share="auto",
-    )
-    worker.work(lambda: Scripted(server, script))
-    return sent_updates(server)
-
-
 def layers_of(updates: Sequence[WeightUpdate], layers: int) -> list[int]:
     return [layers - update.first_tensor // 2 for update in updates]
 
 
 def test_a_worker_sends_more_and_more_layers_up_to_the_whole_model(tmp_path: Path) -> None:
-    updates = updates_of(Layers([5] * 6), Plan(), tmp_path, updates=10)
+    updates = updates_of(Layers([5] * 6), Plan(), tmp_path, updates=10, train_share="auto")
 
     assert layers_of(updates, 6) == [1, 1, 2, 2, 4, 4, 6, 6, 6, 6]
 
@@ -208,7 +181,7 @@ def test_a_worker_whose_memory_runs_out_trains_that_round_again_with_the_layers_
 ) -> None:
     caplog.set_level("INFO")
 
-    updates = updates_of(Layers([5] * 6, most=3), Plan(), tmp_path, updates=8)
+    updates = updates_of(Layers([5] * 6, most=3), Plan(), tmp_path, updates=8, train_share="auto")
 
     assert layers_of(updates, 6) == [1, 1, 2, 2, 2, 2, 2, 2]
     assert "the trained part keeps its size" in caplog.text
@@ -219,7 +192,7 @@ def test_a_worker_keeps_the_layers_whose_rounds_fit_into_the_plans_seconds(tmp_p
     # Four steps of one layer take 0.04 s, and those of all eight 0.32 s.
     plan = Plan(round_seconds=0.24, min_steps=4)
 
-    updates = updates_of(Layers([5] * 8, step_s=0.01), plan, tmp_path, updates=12)
+    updates = updates_of(Layers([5] * 8, step_s=0.01), plan, tmp_path, updates=12, train_share="auto")
 
     assert layers_of(updates, 8)[-1] == 4
     assert 8 in layers_of(updates, 8)

@@ -1,7 +1,6 @@
 """A kept optimizer and the plan's learning rate: what goes on from round to round, and what begins anew."""
 
 import itertools
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +10,16 @@ import pytest
 from builders import a_version, values_of
 from fake_broker import FakeServer
 from numpy.typing import NDArray
-from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
+from working import Scripted, a_federation, a_worker, publish_versions, sent_updates
 
 from fluffle.errors import LayoutError, TaskError
 from fluffle.model import Layout, Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.task import Progress, Site, Trained
-from fluffle.topology import MIB
 from fluffle_worker import site_state
 from fluffle_worker.keras_task import KerasModel, KerasTask, import_keras
-from fluffle_worker.loop import Worker
 from fluffle_worker.site_state import OPTIMIZER
-from fluffle_worker.spool import Spool
 
 X: NDArray[np.float32] = np.full((1, 1), 3.0, np.float32)
 Y: NDArray[np.float32] = np.full((1, 1), 12.0, np.float32)
@@ -126,13 +122,7 @@ def work(task: KerasTask, folder: Path, *, rounds: int) -> list[float]:
         if count == rounds:
             publish_versions(served, version(1000, task, finished="enough"))
 
-    worker = Worker(
-        name="w1",
-        task=task,
-        topology=TOPOLOGY,
-        spool=Spool(folder, worker="w1", max_bytes=MIB),
-        stop=threading.Event(),
-    )
+    worker = a_worker(task, folder)
     task.prepare(Site())
     worker.work(lambda: Scripted(server, script))
     return [value for update in sent_updates(server) for value in values_of(update.vector)]

@@ -5,9 +5,7 @@ until garbage is collected (devol #18); and of searches for a batch size that ne
 or whose result ran out of memory later (lightning #21903 and #8028).
 """
 
-import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from builders import a_version
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent_updates
+from working import updates_of
 
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import OutOfMemory
 from fluffle.model import Weights
 from fluffle.plan import Plan
-from fluffle.record import ModelVersion
 from fluffle.task import Progress, Site, Trained
-from fluffle.topology import MIB
 from fluffle_worker.keras_task import KerasTask
-from fluffle_worker.loop import Worker
-from fluffle_worker.spool import Spool
 
 # 4 TiB in one piece, which no allocator gives.
 TOO_MANY_FLOATS = 2**40
@@ -60,33 +53,11 @@ def a_task(most: int, train_data: Callable[[Site], object] = digits, optimizer: 
     return KerasTask(build_model, train_data)
 
 
-def first_version(task: Any, plan: Plan) -> ModelVersion:
-    model = CheckedTask(task).model()
-    flat = model.layout.flatten(model.weights)
-    version = a_version(layout=model.layout, plan=plan)
-    return replace(version, vector=flat.vector, statistics=flat.statistics, integers=flat.integers)
-
-
 def work(task: Any, plan: Plan, folder: Path, *, updates: int, step_delay_s: float = 0.0) -> list[Any]:
     """Let a worker of a prepared task send so many updates, and return them."""
     folder.mkdir(exist_ok=True)
-    first = first_version(task, plan)
-    server = a_federation(first)
     task.prepare(Site())
-
-    def script(_server: object, sent: int) -> None:
-        publish_versions(server, replace(first, version=sent, finished="enough" if sent == updates else ""))
-
-    worker = Worker(
-        name="w1",
-        task=task,
-        topology=TOPOLOGY,
-        spool=Spool(folder, worker="w1", max_bytes=MIB),
-        stop=threading.Event(),
-        step_delay_s=step_delay_s,
-    )
-    worker.work(lambda: Scripted(server, script))
-    return sent_updates(server)
+    return updates_of(task, plan, folder, updates=updates, step_delay_s=step_delay_s)
 
 
 def test_a_round_that_runs_out_of_memory_is_trained_again_with_smaller_minibatches(

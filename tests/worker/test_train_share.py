@@ -7,20 +7,18 @@ What public reports tell of frozen layers: moving means that change although the
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from builders import a_version
 from features.feature import Feature
 from features.table import FEATURES
 from numpy.typing import NDArray
-from working import CountingTask
+from working import CountingTask, version_of
 
-from fluffle.checked_task import CheckedTask, TaskModel
+from fluffle.checked_task import CheckedTask
 from fluffle.compression import decompressed
 from fluffle.errors import TaskError
 from fluffle.plan import Plan, Sends
@@ -65,12 +63,6 @@ def cnn(keras: ModuleType) -> KerasModel:
 
 def a_task(build: Build, local: tuple[str, ...] = ()) -> KerasTask:
     return KerasTask(lambda: build(import_keras()), lambda _: (IMAGES, LABELS), local=local)
-
-
-def version_of(model: TaskModel, plan: Plan) -> ModelVersion:
-    flat = model.layout.flatten(model.weights)
-    version = a_version(layout=model.layout, plan=plan)
-    return replace(version, vector=flat.vector, statistics=flat.statistics, integers=flat.integers)
 
 
 def a_round(task: CheckedTask, share: float, plan: Plan | None = None) -> tuple[ModelVersion, WeightUpdate]:
