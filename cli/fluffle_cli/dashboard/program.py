@@ -84,17 +84,20 @@ class Watch:
             raise
 
     def _follow(self, broker: Broker) -> None:
-        if not self._asks_for_consumers:
-            # Not before: there is a queue only now.
-            self._asks_for_consumers = True
-            threading.Thread(target=self._watch_consumers, name="consumers", daemon=True).start()
         try:
             for _ in self._watcher.follow(broker, self._stop):
                 self._watcher.say("")
+                self._ask_for_consumers()
         except BrokerError as error:
             # It may take seconds until the next connection is tried.
             self._watcher.say(str(error))
             raise
+
+    def _ask_for_consumers(self) -> None:
+        """Start to, once this user was let in to listen: a refusal is then the last thing that is said."""
+        if not self._asks_for_consumers:
+            self._asks_for_consumers = True
+            threading.Thread(target=self._watch_consumers, name="consumers", daemon=True).start()
 
     def _watch_consumers(self) -> None:
         """Ask RabbitMQ again and again who leads and who stands by: a standby that waits says nothing.
