@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-from fluffle.record import EarlyStopState, Evaluation, ModelVersion
-from fluffle.sites import SPREAD, is_of_sites, site_metric_in
+from fluffle.record import EarlyStopState, Evaluation, ModelVersion, not_finite
+from fluffle.sites import SPREAD, WORST, is_of_sites, site_metric_in
 
 # A metric may be called whatever prints, such as f1-score/0 or precision@k; only < and > end its name.
 _TARGET = re.compile(
@@ -35,7 +35,7 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "mae": False,
     "error": False,
 }
-# Evaluations in a row whose metrics are not finite, after which nothing better is to come.
+# Evaluations in a row by which the model is lost, after which nothing better is to come.
 MOST_NOT_FINITE = 3
 
 
@@ -233,6 +233,20 @@ class Goal:
         if self.best:
             return self.best
         return Yardstick.of(self.target) if self.target else usual_yardstick(metrics)
+
+    def lost(self, metrics: Mapping[str, float]) -> list[str]:
+        """Return the metrics that are not finite, where they say that the model is lost; else none.
+
+        Those are a loss, and what the target or the best version depends on, measured by an evaluator or in
+        the mean of all sites; or all metrics. The others, such as the recall of a class without an example,
+        have no value in a sound model too.
+        """
+        measured = {name: each for name, each in metrics.items() if not name.startswith((WORST, SPREAD))}
+        found, usual = not_finite(measured), self.yardstick(metrics)
+        yardsticks = (*self.yardsticks, *([usual] if usual else []))
+        of_goal = {site_metric_in(each.metric) for each in yardsticks}
+        decisive = [each for each in found if site_metric_in(each) in of_goal or _known_end(each) == "loss"]
+        return decisive if len(found) < len(measured) else found
 
     def better(self, best: Evaluation | None, new: Evaluation) -> Evaluation | None:
         """Return the better of two evaluations, or the earlier; None when nothing says what is best."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fluffle.record import EarlyStopState, Evaluation, ModelVersion, not_finite
+from fluffle.record import EarlyStopState, Evaluation, ModelVersion
 from fluffle.sites import MEAN, SPREAD, WORST, OverSites, is_of_sites, site_metric_in
 from fluffle_aggregator.goal import Goal, known_direction
 from fluffle_aggregator.schedules import Schedule
@@ -42,13 +42,8 @@ def judged(
         plateau=schedule.after_evaluation(draft.plateau, is_better=is_better),
         early_stop=early_stop,
         target_held=0 if is_missed else goal.held(draft.target_held, evaluation.metrics),
-        not_finite_held=draft.not_finite_held + 1 if _is_lost(evaluation) else 0,
+        not_finite_held=draft.not_finite_held + 1 if goal.lost(evaluation.metrics) else 0,
     )
-
-
-def _is_lost(evaluation: Evaluation) -> bool:
-    """Tell whether a metric is not finite: of all sites, where they have evaluated."""
-    return any(not name.startswith((WORST, SPREAD)) for name in not_finite(evaluation.metrics))
 
 
 def metrics_over_sites(found: Mapping[str, OverSites], goal: Goal) -> dict[str, float]:

@@ -190,13 +190,13 @@ class Reports:
             info("evaluated", version=found.version, held=model.draft.target_held, metrics=metrics),
         ]
         if bad := not_finite(found.metrics):
-            line = warning(
-                "an evaluation is not finite: it counts as one that misses the target",
-                version=found.version,
-                metrics=", ".join(bad),
-                in_a_row=model.draft.not_finite_held,
-            )
-            effects.append(line)
+            said = {"version": found.version, "metrics": ", ".join(bad)}
+            if model.goal.lost(found.metrics):
+                line = "an evaluation is not finite: it counts as one that misses the target"
+                effects.append(warning(line, **said, in_a_row=model.draft.not_finite_held))
+            else:
+                line = "metrics are not finite on which neither target nor best version depends"
+                effects.append(warning(line, **said))
         return [*effects, *self._warn_of_metric(found)]
 
     def _of_site(self, found: SiteEvaluation) -> list[Effect]:
@@ -205,7 +205,7 @@ class Reports:
         effects: list[Effect] = [Log("DEBUG", "a site has evaluated", fields)]
         bad = not_finite({each.name: each.value for each in found.metrics if each.count})
         if bad and found.worker not in self._not_finite:
-            line = "a site's evaluation is not finite: until it is, the target counts as missed"
+            line = "a site's evaluation is not finite: until it is, a target of it counts as missed"
             said = {"version": found.version, "metrics": ", ".join(bad)}
             effects.append(warning(line, worker=found.worker, **said))
         (self._not_finite.add if bad else self._not_finite.discard)(found.worker)

@@ -120,7 +120,8 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
     )
     stop_on_nan: bool = Field(
         True,
-        description="End the federation when 3 evaluations in a row give NaN or infinity.",
+        description="End the federation when 3 evaluations in a row give NaN or infinity for the loss, or "
+        "for the metric of the target or of the best version.",
     )
 
     local_epochs: int = Field(1, ge=1, description="Number of epochs that a worker trains in one round.")

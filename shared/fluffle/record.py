@@ -184,9 +184,9 @@ class ModelVersion:
 
     `elapsed_s` counts the seconds in which the federation had a leader; `started_s` is its value at the first
     update, None before that. `best_by` is the metric and direction by which `best` is the best evaluation,
-    such as "accuracy:max". `not_finite_held` counts the evaluations in a row whose metrics were not finite.
-    `closing` says why the federation takes no more updates while it waits for the evaluation of its last
-    model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
+    such as "accuracy:max". `not_finite_held` counts the evaluations in a row in which what decides was not
+    finite. `closing` says why the federation takes no more updates while it waits for the evaluation of its
+    last model; `finished` says why it has ended. Both are empty until then. `moments_checksum` names the
     strategy's moments beside this record in the head queue, None when there are none. `survey` is that of the
     sites' data, None without one.
 

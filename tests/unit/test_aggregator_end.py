@@ -1,5 +1,6 @@
 """Evaluations: the best version is marked, and the federation ends when its goal is reached."""
 
+import pytest
 from builders import SIZE, a_config, a_strategy, a_version, an_evaluation, an_update
 from fake_broker import FakeBroker, FakeServer
 from leading import (
@@ -232,6 +233,25 @@ def test_evaluations_that_are_not_finite_are_recorded_and_three_in_a_row_end_the
     assert [one.not_finite_held for one in history] == [0, 1, 2, 3]
     assert str(history[-1].evaluation) == str(reports[2])
     assert history[-1].finished.startswith("3 evaluations in a row were not finite: the learning rate")
+
+
+def test_a_metric_that_has_no_value_ends_nothing_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    config = a_config(a_strategy(buffer_size=1), goal=Goal(target=ACCURACY, max_updates=4))
+    reports = [an_evaluation(n, {"accuracy": 0.5, "recall/7": float("nan")}) for n in range(5)]
+    updates = [an_update("w", n, base_version=n - 1) for n in range(1, 5)]
+    server = a_server(
+        config, *[each for pair in zip(reports, updates, strict=False) for each in pair], reports[4]
+    )
+
+    with caplog.at_level("WARNING"):
+        aggregate(server, config)
+
+    history = versions(server, config)
+    assert {one.not_finite_held for one in history} == {0}
+    assert history[-1].finished == "4 updates were applied"
+    said = [record.getMessage() for record in caplog.records if "not finite" in record.getMessage()]
+    assert len(said) == len(reports)
+    assert all("neither target nor best version" in line and "recall/7" in line for line in said)
 
 
 def test_what_comes_after_the_end_is_worked_off_before_the_aggregator_leaves() -> None:

@@ -183,6 +183,38 @@ def test_the_direction_of_each_known_metric_counts(name: str, higher: bool) -> N
     assert best.version == 1
 
 
+@pytest.mark.parametrize(
+    ("goal", "metrics", "lost"),
+    [
+        (Goal(), {"accuracy": 0.9, "loss": NAN, "recall": NAN}, ["loss"]),
+        (Goal(), {"accuracy": 0.1, "val_loss": math.inf}, ["val_loss"]),
+        (Goal(), {"accuracy": 0.9, "loss": 0.3, "auc": NAN}, []),
+        (Goal(), {"auc": NAN, "loss": 0.3}, ["auc"]),
+        (Goal(), {"r2/age": NAN, "r2/weight": 0.4}, ["r2/age"]),
+        (Goal(), {"bleu": NAN, "length": 9.0}, []),
+        (Goal(best=parse_yardstick("bleu:max")), {"bleu": NAN, "length": 9.0}, ["bleu"]),
+        (
+            Goal(target=parse_target("f1_score/2>=0.8")),
+            {"f1_score/2": NAN, "f1_score/3": NAN, "loss": 0.1},
+            ["f1_score/2"],
+        ),
+        (Goal(), {"bleu": NAN, "length": NAN}, ["bleu", "length"]),
+        (
+            Goal(target=parse_target("worst.recall>=0.8")),
+            {"sites.recall": NAN, "sites.accuracy": 0.9},
+            ["sites.recall"],
+        ),
+        (Goal(), {"sites.accuracy": 0.9, "worst.accuracy": NAN, "spread.accuracy": 0.1}, []),
+        (Goal(), {"sites.accuracy": 0.9, "sites.auc": NAN}, []),
+        (Goal(), {}, []),
+    ],
+)
+def test_a_model_is_lost_by_what_decides_and_not_by_a_metric_that_has_no_value(
+    goal: Goal, metrics: dict[str, float], lost: list[str]
+) -> None:
+    assert goal.lost(metrics) == lost
+
+
 def test_three_evaluations_in_a_row_that_are_not_finite_end_the_federation_unless_told_not_to() -> None:
     reached = [
         Goal(stop_on_nan=stops).reached(

@@ -121,7 +121,7 @@ def test_a_site_that_is_not_finite_is_named() -> None:
 
     assert sites["rows"][0]["name"] == "broken"
     [found] = [each for each in findings_of(view) if each.kind == "site-not-finite"]
-    assert found.says == "accuracy is not finite at broken: a target of the sites is missed."
+    assert found.says == "accuracy is not finite at broken: a target of it counts as missed."
 
 
 def test_workers_that_hold_out_nothing_are_named_where_the_goal_needs_them() -> None:

@@ -94,7 +94,7 @@ def _sites_not_finite(view: FederationView) -> Iterator[Finding]:
         if each.not_finite:
             yield Finding(
                 "site-not-finite",
-                f"{each.name} is not finite at {in_a_row(each.not_finite)}: a target of the sites is missed.",
+                f"{each.name} is not finite at {in_a_row(each.not_finite)}: a target of it counts as missed.",
                 "It is in no mean. Look at the data that the site holds out: missing values?",
             )
 
