@@ -221,6 +221,19 @@ def test_a_regression_whose_targets_are_whole_numbers_has_no_classes(monkeypatch
     assert "class" not in done.stdout.replace("a class for each row", "")
 
 
+def test_data_that_takes_long_to_read_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = []
+
+    def reads(site: Site) -> object:
+        sites.append(site)
+        return dirty()
+
+    done = check_object(monkeypatch, KerasTask(a_regression, reads, data=DataSteps(impute="median")))
+
+    assert done.exit_code == 0, done.stderr
+    assert len(sites) == 1
+
+
 def test_a_task_that_is_no_keras_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     done = check_object(monkeypatch, FourGroups())
 

@@ -1,6 +1,7 @@
 """`fluffle data check`: a report on a site's data in the terminal and as a page, before anything is sent."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -48,6 +49,7 @@ def check(settings: DataCheckSettings) -> None:
         raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")
     survey = None if settings.survey_file is None else read_survey(settings.survey_file)
     site = replace(site, statistics=survey)
+    task = _reading_once(task, site)
     found = look_at(task.raw_rows(site), task.data_steps, task=settings.task, site=site)
     if not found.reason:
         found = replace(found, reason=_refusal(task, site))
@@ -59,6 +61,12 @@ def check(settings: DataCheckSettings) -> None:
     if found.reason:
         typer.echo(f"training would be senseless or refused here: {found.reason}", err=True)
         raise typer.Exit(EXIT_SENSELESS)
+
+
+def _reading_once(task: KerasTask, site: Site) -> KerasTask:
+    """Return a task that asks for this site's data once: to read it may take minutes."""
+    read = cache(lambda: task.train_data(site))
+    return task.with_train_data(lambda _: read())
 
 
 def _show(found: DataCheck) -> None:
