@@ -4,6 +4,9 @@ While the model still improves, each best version is soon replaced by the next, 
 best version lies in `F.models` until about a gigabyte of newer ones follows it. So it is copied when half of
 that has followed. A thread reads it, over the connection for reading, and the leader publishes it between two
 commits. It costs one more publish for each half gigabyte of versions, at most.
+
+RabbitMQ never confirms what is published to a stream that a power cut has broken. So the leader first looks,
+in the background, whether `F.best` can be read, and recreates it when it stays broken.
 """
 
 import math
@@ -16,12 +19,13 @@ from functools import partial
 from typing import Final
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, FluffleError, WireError
+from fluffle.errors import ConnectionLost, FluffleError, StreamUnreadable, TopologyMissing, WireError
 from fluffle.logs import get_logger
-from fluffle.model_stream import SLOW_LINK_S
+from fluffle.model_stream import NOTHING_THERE_S, SLOW_LINK_S
 from fluffle.record import ModelVersion, is_in_history
 from fluffle.record_wire import claimed_rank
 from fluffle.topology import STREAM_MAX_BYTES, STREAM_SEGMENT_BYTES, Topology
+from fluffle_aggregator.head import ReadFailures
 
 log = get_logger(__name__)
 
@@ -30,6 +34,10 @@ AT_RISK_BYTES: Final = STREAM_MAX_BYTES // 2
 MARGIN_S: Final = 60.0
 # After an error the next try waits.
 AGAIN_AFTER_S: Final = 60.0
+# How long a look at `F.best` takes, and how long the next one waits when the stream could not be read.
+LOOK_S: Final = 3.0
+LOOK_AGAIN_S: Final = 10.0
+LOOKS_IN_A_ROW_S: Final = 180.0
 MOST_KNOWN: Final = 10_000
 
 
@@ -43,7 +51,10 @@ class _Reading:
 
 
 class BestKeeper:
-    """Watches, for one leader, how far the best version lies behind in the stream of models."""
+    """Watches, for one leader, how far the best version lies behind in the stream of models.
+
+    `kept` is the version that it has kept last, None before.
+    """
 
     def __init__(
         self,
@@ -61,9 +72,11 @@ class BestKeeper:
         self._published_bytes = 0
         # Of each version of this leader: what was published with and before it, and when.
         self._known: dict[int, tuple[int, float]] = {}
-        self._kept: int | None = None
+        self.kept: int | None = None
         self._reading: _Reading | None = None
         self._try_at = -math.inf
+        self._can_be_read = False
+        self._failures = ReadFailures(clock, in_a_row_s=LOOKS_IN_A_ROW_S)
 
     def note_published(self, record: ModelVersion) -> None:
         """Note a version that was published to the stream of models."""
@@ -77,8 +90,9 @@ class BestKeeper:
         if self._reading:
             self._publish_when_read(self._reading, record)
             return
-        best = record.best.version if record.best else self._kept
-        if best is not None and best != self._kept and self._is_at_risk(best, record):
+        best = record.best.version if record.best else self.kept
+        is_due = best is not None and best != self.kept and self._is_at_risk(best, record)
+        if is_due and best is not None and self._takes_more():
             self._begin_to_read(best)
 
     def _is_at_risk(self, best: int, record: ModelVersion) -> bool:
@@ -88,6 +102,30 @@ class BestKeeper:
         room = STREAM_MAX_BYTES - STREAM_SEGMENT_BYTES - 3 * record.payload_size_bytes
         is_due = followed >= self._at_risk_bytes or 0 < followed > room
         return is_due and self._clock() >= self._try_at
+
+    def _takes_more(self) -> bool:
+        """Return whether the stream of the best version is known to be sound; look at it where it is not."""
+        if not self._can_be_read:
+            self._try_at = self._clock() + (LOOK_S if self._failures.are_none else LOOK_AGAIN_S)
+            self._broker.in_background(self._look)
+        return self._can_be_read
+
+    def _look(self, background: Broker) -> None:
+        stream = self._topology.best
+        if self._failures.are_final:
+            log.warning("recreating the stream of the best version, which cannot be read", stream=stream.name)
+            background.recreate_stream(stream)
+            self._failures.forget()
+        try:
+            with background.read_stream(stream.name, offset="last") as reader:
+                reader.next_body(NOTHING_THERE_S)
+        except TopologyMissing:
+            return  # somebody has just deleted it: TopologyWatch says so
+        except (StreamUnreadable, ConnectionLost):
+            self._failures.note()
+            raise
+        self._failures.forget()
+        self._can_be_read = True
 
     def _begin_to_read(self, version: int) -> None:
         known = self._known.get(version)
@@ -130,4 +168,4 @@ class BestKeeper:
             headers = {"kind": "version", "id": f"{record.federation}/best/{reading.version}"}
             self._broker.publish(self._topology.best_in.name, "", reading.body, headers)
             log.info("the best version is kept", version=reading.version, stream=self._topology.best.name)
-        self._kept = reading.version
+        self.kept = reading.version

@@ -50,6 +50,7 @@ def require_name(name: str) -> str:
 
 
 PartName = Annotated[str, AfterValidator(require_name)]
+FederationName = Annotated[str, AfterValidator(require_federation_name)]
 # For the parts that call RabbitMQ's management interface.
 ManagementUrl = Annotated[
     str | None,
@@ -101,7 +102,7 @@ class SharedSettings(BaseModel):
     # True for a part that runs until it is told to stop; False for a command that answers and ends.
     is_service: ClassVar[bool] = False
 
-    federation: Annotated[str, AfterValidator(require_federation_name)] = Field(
+    federation: FederationName = Field(
         "digits", description="Name of the federation. The names of its queues and exchanges start with it."
     )
     broker_url: Annotated[str, AfterValidator(require_broker_url)] = Field(

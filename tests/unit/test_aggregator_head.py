@@ -1,10 +1,10 @@
 """Taking the lead: what a new leader makes of head and stream, in whatever state it finds them."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import pytest
+from broken_stream import BrokenStream
 from builders import FEDERATION, SIZE, a_config, a_strategy, a_vector, a_version, an_update
 from fake_broker import FakeBroker, FakeServer
 from leading import (
@@ -22,12 +22,12 @@ from leading import (
     work_off,
 )
 
-from fluffle.broker import Broker, StreamReader
+from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
-from fluffle.topology import Queue, topology_of
+from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
 
@@ -295,26 +295,9 @@ def test_moments_that_are_gone_begin_anew_and_the_federation_goes_on() -> None:
     assert newest(server, config).vector.tolist() == [1.0] * SIZE
 
 
-class Unreadable(FakeBroker):
-    """A broker that fails to open a stream until it is made anew."""
-
-    def __init__(self, server: FakeServer, damaged: str = topology_of(FEDERATION).models.name) -> None:
-        super().__init__(server)
-        self._damaged = damaged
-
-    @contextmanager
-    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
-        """See Broker."""
-        if queue == self._damaged:
-            raise StreamUnreadable("damaged")
-        with super().read_stream(queue, offset=offset) as reader:
-            yield reader
-
-    def recreate_stream(self, stream: Queue) -> None:
-        """See Broker."""
-        assert stream.name == self._damaged
-        self._damaged = ""
-        super().recreate_stream(stream)
+def unreadable(server: FakeServer) -> FakeBroker:
+    """Return a broker that fails to open the stream of models until it is made anew."""
+    return BrokenStream(server, topology_of(FEDERATION).models, StreamUnreadable("damaged"))
 
 
 def fail_to_read(broker: Broker, config: AggregatorConfig, stream_health: StreamHealth, clock: Clock) -> None:
@@ -328,7 +311,7 @@ def test_a_stream_that_stays_unreadable_is_made_anew_from_the_head_once() -> Non
     config, clock = a_config(), Clock()
     server = a_server(config)
     stream_health = StreamHealth(clock)
-    with Unreadable(server) as broker:
+    with unreadable(server) as broker:
         fail_to_read(broker, config, stream_health, clock)
 
         head = read_head(broker, config.topology, stream_health)
@@ -342,7 +325,7 @@ def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do()
     config, clock = a_config(), Clock()
     server = a_server(config, first=False)
     stream_health = StreamHealth(clock)
-    with Unreadable(server) as broker:
+    with unreadable(server) as broker:
         fail_to_read(broker, config, stream_health, clock)
 
         with pytest.raises(TopologyMissing, match="fluffle model restore"):
@@ -352,7 +335,7 @@ def test_without_a_head_an_unreadable_stream_is_left_alone_and_says_what_to_do()
 def test_failures_far_apart_are_not_taken_for_a_broken_stream() -> None:
     config, clock = a_config(), Clock()
     stream_health = StreamHealth(clock)
-    with Unreadable(a_server(config)) as broker:
+    with unreadable(a_server(config)) as broker:
         for _ in range(3):
             with pytest.raises(StreamUnreadable):
                 read_head(broker, config.topology, stream_health)
@@ -365,7 +348,7 @@ def test_a_stream_that_can_be_read_again_is_not_made_anew() -> None:
     config, clock = a_config(), Clock()
     server = a_server(config)
     stream_health = StreamHealth(clock)
-    with Unreadable(server) as broker:
+    with unreadable(server) as broker:
         for _ in range(2):
             with pytest.raises(StreamUnreadable):
                 read_head(broker, config.topology, stream_health)

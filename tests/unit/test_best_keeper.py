@@ -1,18 +1,22 @@
 """The best version is copied before the stream of models loses it, and only then."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+from broken_stream import BrokenStream
 from brokers import commit
 from builders import a_version, an_evaluation
 from fake_broker import FakeBroker, FakeServer
 from federation import wait_until
 from leading import Clock
 
+from fluffle.errors import ConnectionLost
 from fluffle.model_stream import best_at_hand
 from fluffle.record import ModelVersion
 from fluffle.topology import topology_of
-from fluffle_aggregator.best_keeper import AGAIN_AFTER_S, BestKeeper
+from fluffle_aggregator.best_keeper import AGAIN_AFTER_S, LOOK_AGAIN_S, BestKeeper
+from fluffle_aggregator.head import UNREADABLE_TIMES
 
 TOPOLOGY = topology_of("digits")
 SIZE = a_version().payload_size_bytes
@@ -21,9 +25,9 @@ SIZE = a_version().payload_size_bytes
 class Leader:
     """Publishes versions, and keeps the best one when three more have followed it."""
 
-    def __init__(self) -> None:
+    def __init__(self, connect: Callable[[FakeServer], FakeBroker] = FakeBroker) -> None:
         self.server, self.clock = FakeServer(longest_wait_s=0), Clock()
-        self.broker = FakeBroker(self.server)
+        self.broker = connect(self.server)
         self.broker.declare(TOPOLOGY)
         self.keeper = BestKeeper(self.broker, TOPOLOGY, at_risk_bytes=3 * SIZE, clock=self.clock)
         self.term = 1
@@ -109,6 +113,23 @@ def test_a_best_version_that_is_gone_already_is_said_once_a_minute(
 
     assert complaints() == 2
     assert leader.kept == 0
+
+
+def test_a_stream_that_a_power_cut_has_broken_is_made_anew_before_the_best_version_goes_there(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    leader = Leader(lambda server: BrokenStream(server, TOPOLOGY.best, ConnectionLost("INTERNAL_ERROR")))
+    for number in range(5):
+        last = leader.publish(number, best=1)
+    assert leader.kept == 0
+    for _ in range(UNREADABLE_TIMES):
+        leader.clock.seconds += LOOK_AGAIN_S
+        leader.look(last)
+        leader.look(last)
+
+    assert caplog.text.count("recreating the stream of the best version") == 1
+    assert leader.kept == 1
+    assert best_at_hand(leader.broker, TOPOLOGY, 1) is not None
 
 
 def test_of_two_versions_with_one_number_that_of_the_newer_leader_is_kept(leader: Leader) -> None:

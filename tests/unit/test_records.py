@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from broken_stream import BrokenStream
 from brokers import commit
 from builders import FEDERATION, SIZE, a_config, a_strategy, a_version, an_update
 from fake_broker import FakeBroker, FakeServer
@@ -18,7 +19,7 @@ from fluffle.framing import record_digest
 from fluffle.model_stream import MOST_IN_A_CHUNK, MissingRecords, all_records, record_at_hand
 from fluffle.record import ModelVersion
 from fluffle.record_wire import decode_without_weights, encode_copy, encode_version, without_weights
-from fluffle.topology import Queue, topology_of
+from fluffle.topology import topology_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
 from fluffle_aggregator.head_keeper import LOOK_AT_RECORDS_EVERY_S
@@ -127,7 +128,7 @@ def test_readers_pass_over_a_record_that_a_new_leader_publishes_again() -> None:
 
 def test_a_leader_takes_over_without_reading_the_records() -> None:
     server = a_server(a_leaders_config())
-    with BrokenRecords(server, ConnectionLost("crashed")) as broker:
+    with BrokenStream(server, TOPOLOGY.records, ConnectionLost("crashed")) as broker:
         assert read_head(broker, TOPOLOGY, StreamHealth()) is not None
         assert broker.is_damaged
 
@@ -137,7 +138,7 @@ def test_a_leader_works_on_while_the_records_cannot_be_read_and_recreates_their_
 ) -> None:
     config, clock = a_leaders_config(), Clock()
     server = a_server(config, an_update("w", 1))
-    with BrokenRecords(server, StreamUnreadable("damaged")) as broker:
+    with BrokenStream(server, TOPOLOGY.records, StreamUnreadable("damaged")) as broker:
         leader = take_the_lead(broker, config, clock)
         work_off(leader, broker)
         assert newest(server, config).version == 1
@@ -284,33 +285,3 @@ class MonitorsBroker(FakeBroker):
             raise AccessRefused(f"no right to {queue}")
         with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
             yield reader
-
-
-class BrokenRecords(FakeBroker):
-    """A broker that cannot read the stream of records, nor write to it, until that is recreated."""
-
-    def __init__(self, server: FakeServer, error: Exception) -> None:
-        super().__init__(server)
-        self._error = error
-        self.is_damaged = True
-
-    @contextmanager
-    def read_stream(self, queue: str, *, offset: str, prefetch: int = 1) -> Iterator[StreamReader]:
-        """See Broker."""
-        if self.is_damaged and queue == TOPOLOGY.records.name:
-            raise self._error
-        with super().read_stream(queue, offset=offset, prefetch=prefetch) as reader:
-            yield reader
-
-    def publish_unconfirmed(
-        self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"
-    ) -> None:
-        """See Broker."""
-        if not self.is_damaged:
-            super().publish_unconfirmed(exchange, routing_key, body, kind=kind)
-
-    def recreate_stream(self, stream: Queue) -> None:
-        """See Broker."""
-        assert stream == TOPOLOGY.records
-        self.is_damaged = False
-        super().recreate_stream(stream)
