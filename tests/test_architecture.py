@@ -54,6 +54,7 @@ PURE = {
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
+    *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "modulus", "weights")),
     "fluffle.sites",
     "fluffle.survey",
     *(

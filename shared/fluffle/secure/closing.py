@@ -1,0 +1,115 @@
+"""Close records and openings: which updates a sum has, and what the helpers answer. Pure.
+
+A close record comes from the aggregator. From then on the version that it names contains exactly its updates.
+Each helper answers with one opening for each group that it is in.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fluffle.errors import WireError
+from fluffle.fields import Count, Name, Positive, ShortText, Table, at_most, must
+from fluffle.framing import Header, HeaderLimits, join, record_digest
+from fluffle.message import BareMessage, Read, decode, require_readable
+from fluffle.model import MAX_PARAMETERS
+from fluffle.pieces import Pieces
+from fluffle.secure.modulus import BITS, Modulus
+from fluffle.secure.weights import MOST_FACTOR
+from fluffle.topology import MIB
+from fluffle.update import UpdateId
+
+MOST_UPDATES: Final = 4096
+LIMITS: Final = HeaderLimits(MIB, 65_536)
+Bits = Annotated[Positive, must(lambda bits: bits in BITS, f"{{}} is none of {', '.join(map(str, BITS))}")]
+Factor = Annotated[Positive, must(lambda factor: factor <= MOST_FACTOR, f"{{}} is more than {MOST_FACTOR}")]
+Size = Annotated[Positive, must(lambda size: size <= MAX_PARAMETERS, f"{{}} is more than {MAX_PARAMETERS}")]
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedUpdate:
+    """An update of a sum: its base version, and the integer weight that its numbers are multiplied by."""
+
+    id: UpdateId
+    base_term: Positive
+    base_version: Count
+    factor: Factor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseRecord:
+    """The updates of the sum that makes the version number `version`.
+
+    `number` counts the close records of an epoch from 1, and `previous` is the digest of the one before,
+    empty for the first. The sum has `size` numbers modulo 2**bits, and `greatest` is the weight of a fresh
+    update.
+    """
+
+    federation: ShortText
+    epoch: Positive
+    number: Positive
+    previous: ShortText
+    version: Positive
+    size: Size
+    bits: Bits
+    greatest: Factor
+    updates: Annotated[tuple[ClosedUpdate, ...], at_most(MOST_UPDATES)]
+
+    @property
+    def modulus(self) -> Modulus:
+        """The modulus of the sum."""
+        return Modulus(self.bits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opening:
+    """What a helper knows of the masks of a sum: the weighted sum of those of one of its groups.
+
+    `digest` is that of the close record. `masks` are packed numbers modulo its 2**bits.
+    """
+
+    federation: ShortText
+    epoch: Positive
+    helper: Name
+    group: Count
+    digest: ShortText
+    masks: memoryview
+
+
+_CLOSE: Final = BareMessage("close", CloseRecord)
+_OPENING: Final = Table(Opening, without=("masks",))
+
+
+def encode_close(close: CloseRecord) -> bytes:
+    """Return the message of a close record."""
+    header = _CLOSE.header(close)
+    body = bytes(join(header, [], LIMITS))
+    require_readable(header, memoryview(b""), _CLOSE.read)
+    return body
+
+
+def decode_close(body: bytes) -> CloseRecord:
+    """Read a close record. Raises WireError that names the field."""
+    return decode(body, LIMITS, {"close": _CLOSE.read})
+
+
+def digest_of(close: CloseRecord) -> str:
+    """Return the digest of a close record, by which the next one and its openings name it."""
+    return record_digest(encode_close(close))
+
+
+def opening_pieces(opening: Opening) -> Pieces:
+    """Return the message of an opening; the masks are not copied."""
+    return join({"kind": "opening", **_OPENING.write(opening)}, [opening.masks], LIMITS)
+
+
+def decode_opening(body: bytes, close: CloseRecord) -> Opening:
+    """Read an opening of a sum; its masks are a view of the body. Raises WireError that names the field."""
+
+    def read(header: Header, payload: memoryview) -> Opening:
+        expected = close.modulus.bytes_of(close.size)
+        if len(payload) != expected:
+            raise WireError(f"the masks of this sum take {expected} bytes, not {len(payload)}")
+        return Opening(**_OPENING.take(header), masks=payload)
+
+    readers: dict[str, Read[Opening]] = {"opening": read}
+    return decode(body, LIMITS, readers)

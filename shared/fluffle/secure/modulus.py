@@ -1,0 +1,70 @@
+"""Whole numbers modulo 2**bits: how they are added up, and their bytes in a message. Pure.
+
+They stand in arrays of uint32, in which sums wrap modulo 2**32. Since 2**bits divides that, the low bits are
+those of the sum modulo 2**bits, and the others are dropped when the numbers are packed or read as signed.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.vector_math import BLOCK_SIZE
+
+BITS: Final = (16, 24, 32)
+# Those that numpy has numbers of.
+OF_NUMPY: Final = {16: "<u2", 32: "<u4"}
+
+Residues = NDArray[np.uint32]
+Signed = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Modulus:
+    """2**bits, with 16, 24 or 32 bits; raises ValueError for any other number."""
+
+    bits: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise ValueError(f"must be one of {', '.join(map(str, BITS))} bits, not {self.bits}")
+
+    def bytes_of(self, size: int) -> int:
+        """Return how many bytes so many numbers take in a message."""
+        return size * self.bits // 8
+
+    def pack(self, residues: Residues) -> bytes:
+        """Return the bytes of numbers: little-endian, one after the other."""
+        if self.bits in OF_NUMPY:
+            return residues.astype(OF_NUMPY[self.bits]).tobytes()
+        octets = residues.astype("<u4").view(np.uint8).reshape(-1, 4)
+        return octets[:, : self.bits // 8].tobytes()
+
+    def unpack(self, payload: memoryview, size: int) -> Residues:
+        """Return the numbers in these bytes. Raises ValueError when the bytes are not those of `size`."""
+        if len(payload) != self.bytes_of(size):
+            raise ValueError(
+                f"{size} numbers modulo 2**{self.bits} take {self.bytes_of(size)} bytes, not {len(payload)}"
+            )
+        if self.bits in OF_NUMPY:
+            return np.frombuffer(payload, OF_NUMPY[self.bits]).astype(np.uint32)
+        octets = np.zeros((size, 4), np.uint8)
+        octets[:, : self.bits // 8] = np.frombuffer(payload, np.uint8).reshape(size, self.bits // 8)
+        return octets.view("<u4").reshape(size).astype(np.uint32, copy=False)
+
+    def signed(self, residues: Residues) -> Signed:
+        """Return the number from -2**(bits - 1) to 2**(bits - 1) - 1 that each stands for."""
+        unused = np.int32(32 - self.bits)
+        # An arithmetic shift fills up with the sign.
+        return np.right_shift(np.left_shift(residues.view(np.int32), unused), unused)
+
+
+def add_multiple(total: Residues, residues: Residues, factor: int = 1) -> None:
+    """Add factor * residues to `total` in place, modulo 2**32. Raises ValueError when the sizes differ."""
+    if total.shape != residues.shape:
+        raise ValueError(f"{residues.size} numbers cannot be added to {total.size}")
+    for start in range(0, total.size, BLOCK_SIZE):
+        block = slice(start, start + BLOCK_SIZE)
+        product = residues[block] if factor == 1 else residues[block] * np.uint32(factor)
+        np.add(total[block], product, out=total[block])

@@ -1,0 +1,202 @@
+"""`fluffle keys`: who makes which keys, what the operator signs, and what is refused."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fluffle.errors import ConfigError
+from fluffle.secure.key_files import HelperKey, WorkerKey, read_operator, read_private
+from fluffle.secure.masks import Masked, mask_key
+from fluffle.secure.registry import Registry, read_registry
+from fluffle.update import UpdateId
+from fluffle_cli.main import app
+
+HELPERS = ("helper-1", "helper-2", "helper-3")
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def keys(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["keys", *arguments])
+
+
+def made(*workers: str) -> Registry:
+    """Make all keys, and return the registry that the operator signs."""
+    commands = [("init",), ("helpers", *HELPERS), *(("worker", name) for name in workers)]
+    for command in [*commands, ("registry", *(f"{name}.pub" for name in workers))]:
+        done = keys(*command)
+        assert done.exit_code == 0, done.stderr
+    return registry()
+
+
+def registry() -> Registry:
+    return read_registry(Path("keys/registry.json").read_text(), read_operator(Path("keys/operator.pub")))
+
+
+def test_a_worker_and_the_helpers_of_a_group_agree_on_a_mask_and_others_do_not() -> None:
+    found = made("hospital-1", "hospital-2")
+    worker = read_private(Path("hospital-1.key"), WorkerKey)
+    masked = Masked("digits", 1, UpdateId("hospital-1", "run", 1), 1, 0)
+    helpers = {name: read_private(Path(f"keys/epoch-1/{name}.key"), HelperKey) for name in HELPERS}
+
+    for number, members in enumerate(found.committee.groups):
+        key = mask_key(worker.private, found.public_group_keys[number], masked, number)
+        for name, helper in helpers.items():
+            own = [each for each in helper.groups if each.members == members]
+            assert len(own) == (name in members)
+            for each in own:
+                assert mask_key(each.private, found.worker_key("hospital-1"), masked, number) == key
+    assert sorted(found.workers) == ["hospital-1", "hospital-2"]
+
+
+def test_only_the_owner_can_read_private_keys_and_none_is_overwritten_or_shown() -> None:
+    made("hospital-1")
+    private = [*Path().rglob("*.key")]
+    before = {path: path.read_bytes() for path in private}
+
+    again = [keys("init"), keys("worker", "hospital-1")]
+
+    assert len(private) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
+    assert [done.exit_code for done in again] == [2, 2]
+    assert all("exists, and keys are never overwritten" in done.stderr for done in again)
+    assert {path: path.read_bytes() for path in private} == before
+    key = read_private(Path("hospital-1.key"), WorkerKey)
+    assert key.private_key not in repr(key)
+
+
+def test_a_key_that_others_may_read_is_refused_with_what_to_do() -> None:
+    made("hospital-1")
+    Path("hospital-1.key").chmod(0o644)
+
+    with pytest.raises(ConfigError, match=r"others may read the private key in hospital-1\.key: chmod 600"):
+        read_private(Path("hospital-1.key"), WorkerKey)
+
+
+def test_a_registry_keeps_its_workers_and_who_is_revoked_stays_so() -> None:
+    made("hospital-1", "hospital-2")
+    keys("worker", "hospital-3")
+
+    added = keys("registry", "hospital-3.pub", "--revoke", "hospital-1")
+    back = keys("registry", "hospital-1.pub")
+    unknown = keys("registry", "--revoke", "hospital-9")
+
+    assert added.exit_code == 0, added.stderr
+    found = registry()
+    assert sorted(found.workers) == ["hospital-2", "hospital-3"]
+    with pytest.raises(ConfigError, match="the worker 'hospital-1' is revoked"):
+        found.worker_key("hospital-1")
+    with pytest.raises(
+        ConfigError, match="the worker 'hospital-9' is not in the registry of digits, epoch 1"
+    ):
+        found.worker_key("hospital-9")
+    assert back.exit_code == unknown.exit_code == 2
+    assert "the worker hospital-1 is revoked: let it take another name" in back.stderr
+    assert "no worker 'hospital-9' to revoke: registered are hospital-2, hospital-3" in unknown.stderr
+
+
+def test_rotated_keys_are_of_the_next_epoch_and_all_workers_stay() -> None:
+    first = made("hospital-1")
+
+    done = keys("rotate")
+
+    assert done.exit_code == 0, done.stderr
+    second = registry()
+    assert second.epoch == 2
+    assert second.workers == first.workers
+    assert not set(second.group_keys) & set(first.group_keys)
+    key = read_private(Path("keys/epoch-2/helper-3.key"), HelperKey)
+    assert (key.epoch, len(key.groups)) == (2, 2)
+
+
+def test_what_was_changed_after_it_was_signed_is_refused() -> None:
+    made("hospital-1", "hospital-2")
+    path = Path("keys/registry.json")
+    text, content = path.read_text(), json.loads(path.read_text())
+    operator = read_operator(Path("keys/operator.pub"))
+    first, second = (content["registry"]["workers"][name] for name in ("hospital-1", "hospital-2"))
+    swapped = text.replace(first, "X").replace(second, first).replace("X", second)
+
+    for changed in (text.replace('"epoch": 1', '"epoch": 2'), swapped):
+        with pytest.raises(ConfigError, match="not signed with this operator's key, or was changed"):
+            read_registry(changed, operator)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"workers": {"w": "00"}}, "registry.workers.w: Value error, must be 64 hexadecimal digits"),
+        ({"workers": {"../w": "ab" * 32}}, "must be 1 to 100 letters"),
+        ({"group_keys": ["ab" * 32]}, "3 groups of helpers have 1 keys"),
+        ({"workers": {"w": "ab" * 32, "v": "ab" * 32}}, "one key stands there twice: w, v"),
+        ({"workers": {"w": "ab" * 32}, "revoked": ["w"]}, "registered and revoked: w"),
+        ({"colluding": 3}, "of 3 helpers 1 to 2 may collude, not 3"),
+        ({"epoch": 0}, "registry.epoch"),
+        ({"helper": 1}, "Extra inputs"),
+    ],
+)
+def test_a_registry_that_cannot_be_is_refused_with_what_is_wrong(
+    change: dict[str, object], says: str
+) -> None:
+    made("hospital-1")
+    content = json.loads(Path("keys/registry.json").read_text())
+    content["registry"] |= change
+
+    with pytest.raises(ConfigError, match="this is no registry") as refused:
+        read_registry(json.dumps(content), read_operator(Path("keys/operator.pub")))
+
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("helpers", "a"), "these helpers cannot be: must be 2 to 7 helpers, not 1"),
+        (("helpers", "a", "b", "a"), "each helper needs a name of its own"),
+        (("helpers", "a", "b c"), "these helpers cannot be: must be 1 to 100 letters"),
+        (("helpers", "a", "b", "--colluding", "2"), "of 2 helpers 1 to 1 may collude, not 2"),
+        (("worker", "a/b"), "this worker cannot be"),
+        (("worker", "a", "--federation", "A"), "this worker cannot be"),
+        (("registry",), "cannot read keys/operator.key"),
+        (("rotate",), "cannot read keys/operator.key"),
+        (("show", "registry.json"), "cannot read registry.json"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> None:
+    done = keys(*arguments)
+
+    assert done.exit_code == 2, done.stdout
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_of_another_kind_are_refused_by_name() -> None:
+    made("hospital-1")
+    keys("worker", "clinic-1", "--federation", "wards")
+
+    wrong = keys("registry", "hospital-1.key")
+    foreign = keys("registry", "clinic-1.pub")
+    Path("keys/operator.pub").write_text("nobody\n")
+    unsigned = keys("show", "keys/registry.json", "--operator", "keys/operator.pub")
+
+    assert "hospital-1.key is no public worker key" in wrong.stderr
+    assert read_private(Path("hospital-1.key"), WorkerKey).private_key not in wrong.stderr
+    assert "clinic-1's key is for the federation wards, and the helpers are for digits" in foreign.stderr
+    assert "does not hold the operator's public key, 64 hexadecimal digits" in unsigned.stderr
+
+
+def test_a_registry_is_shown_to_whoever_has_the_operators_public_key() -> None:
+    made("hospital-1")
+
+    done = keys("show", "keys/registry.json", "--operator", "keys/operator.pub")
+
+    assert done.exit_code == 0, done.stderr
+    assert "digits, epoch 1: 1 worker, 3 helpers; the operator has signed it" in done.stdout
+    assert "hospital-1" in done.stdout
+    assert "helper-1, helper-3" in done.stdout

@@ -1,0 +1,226 @@
+"""What helpers open, and what they refuse: they believe nothing of a close record."""
+
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fluffle.errors import WireError
+from fluffle.secure.closing import (
+    ClosedUpdate,
+    CloseRecord,
+    decode_close,
+    decode_opening,
+    digest_of,
+    encode_close,
+    opening_pieces,
+)
+from fluffle.secure.committee import Committee
+from fluffle.secure.fixed_point import FixedPoint
+from fluffle.secure.helping import Ledger, Refused, decode_ledger, encode_ledger, openings
+from fluffle.secure.key_files import WorkerKey, new_helper_keys, public_part
+from fluffle.secure.masks import Masked, add_masks, mask_key
+from fluffle.secure.modulus import Modulus, Residues, add_multiple
+from fluffle.secure.registry import Registry
+from fluffle.secure.weights import MOST_APART, MOST_FACTOR, factor_of
+from fluffle.update import UpdateId
+
+SIZE = 700
+MODULUS = Modulus(32)
+PUBLIC, HELPERS = new_helper_keys("digits", 1, Committee(("helper-1", "helper-2", "helper-3"), 1))
+WORKERS = {name: WorkerKey.new("digits", name) for name in ("w1", "w2", "w3", "w4", "gone")}
+REGISTRY = Registry(
+    federation="digits",
+    epoch=1,
+    helpers=PUBLIC.helpers,
+    colluding=1,
+    group_keys=PUBLIC.group_keys,
+    workers={name: public_part(key.private) for name, key in WORKERS.items() if name != "gone"},
+    revoked=("gone",),
+)
+EMPTY = Ledger(1)
+
+
+def closed(worker: str, sequence: int = 1, base_version: int = 9, factor: int = 64) -> ClosedUpdate:
+    return ClosedUpdate(UpdateId(worker, "run", sequence), 1, base_version, factor)
+
+
+THREE = (closed("w1"), closed("w2", base_version=8, factor=45), closed("w3"))
+CLOSE = CloseRecord(
+    federation="digits",
+    epoch=1,
+    number=1,
+    previous="",
+    version=10,
+    size=SIZE,
+    bits=MODULUS.bits,
+    greatest=64,
+    updates=THREE,
+)
+
+
+def opened(close: CloseRecord, ledger: Ledger = EMPTY) -> Ledger:
+    found = ledger.checked(close, REGISTRY)
+    assert isinstance(found, Ledger), found
+    return found
+
+
+def following(close: CloseRecord, *updates: ClosedUpdate) -> CloseRecord:
+    return replace(
+        close, number=close.number + 1, previous=digest_of(close), version=close.version + 1, updates=updates
+    )
+
+
+def masked(update: ClosedUpdate, values: Residues) -> Residues:
+    """Return what a worker sends: its numbers with the mask of each group, through the bytes of a message."""
+    about = Masked("digits", 1, update.id, update.base_term, update.base_version)
+    own, total = WORKERS[update.id.worker].private, values.copy()
+    keys = [mask_key(own, public, about, at) for at, public in enumerate(REGISTRY.public_group_keys)]
+    add_masks(total, keys, MODULUS)
+    return MODULUS.unpack(memoryview(MODULUS.pack(total)), values.size)
+
+
+def test_any_two_helpers_open_the_sum_to_the_last_bit_and_one_alone_does_not() -> None:
+    random, point = np.random.default_rng(0), FixedPoint(1.0, 16)
+    plain = [point.encode(random.normal(size=SIZE).astype(np.float32), random) for _ in THREE]
+    total, expected = np.zeros(SIZE, np.uint32), np.zeros(SIZE, np.int64)
+    for update, values in zip(THREE, plain, strict=True):
+        add_multiple(total, masked(update, values), update.factor)
+        expected += update.factor * values.view(np.int32).astype(np.int64)
+    answers = {}
+    for key in HELPERS:
+        assert opened(CLOSE)
+        sent = [bytes(opening_pieces(each)) for each in openings(CLOSE, key, REGISTRY)]
+        read = [decode_opening(body, CLOSE) for body in sent]
+        assert {(each.helper, each.digest) for each in read} == {(key.name, digest_of(CLOSE))}
+        answers[key.name] = {each.group: MODULUS.unpack(each.masks, SIZE) for each in read}
+
+    def with_helpers(*names: str) -> list[int]:
+        known = {group: masks for name in names for group, masks in answers[name].items()}
+        sum_of_all = total.copy()
+        for masks in known.values():
+            add_multiple(sum_of_all, masks, 2**32 - 1)
+        return [int(each) for each in MODULUS.signed(sum_of_all)]
+
+    for pair in combinations(answers, 2):
+        assert with_helpers(*pair) == expected.tolist()
+    for alone in answers:
+        assert sum(a == b for a, b in zip(with_helpers(alone), expected, strict=True)) < 3
+    for group in range(3):
+        # Two helpers know each mask, and say the same.
+        both = [found[group].tolist() for found in answers.values() if group in found]
+        assert len(both) == 2
+        assert both[0] == both[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule", "says"),
+    [
+        ({"federation": "wards"}, "other-epoch", "of wards, epoch 1, and not of digits, epoch 1"),
+        ({"epoch": 2}, "other-epoch", "of digits, epoch 2, and not of digits, epoch 1"),
+        ({"number": 2}, "missing-record", "number 2 follows none, and the last one here is number 0, none"),
+        ({"previous": "ab"}, "missing-record", "number 1 follows ab"),
+        ({"updates": (*THREE, closed("w9"))}, "unknown-worker", "the worker w9 is not in the registry"),
+        ({"updates": (*THREE, closed("gone"))}, "unknown-worker", "the worker gone is revoked"),
+        ({"updates": (*THREE, closed("w1"))}, "opened-before", "w1/run/1 stands there 2 times"),
+        ({"updates": THREE[:2]}, "too-few-workers", "of 2 workers, and at least 3 are needed"),
+        ({"updates": ()}, "too-few-workers", "of 0 workers"),
+        (
+            {"updates": (*THREE, *(closed("w1", number) for number in range(2, 5)))},
+            "too-few-workers",
+            "w1 has 256 of the weight of 365, more than half",
+        ),
+        ({"updates": (*THREE[:2], closed("w3", factor=63))}, "wrong-weight", "0 versions late and weighs 64"),
+        ({"updates": (*THREE[:2], closed("w3", base_version=10))}, "wrong-weight", "began from version 10"),
+        ({"version": 11}, "wrong-weight", "w1/run/1 is 1 versions late and weighs 45, not 64"),
+    ],
+)
+def test_a_record_that_could_reveal_an_update_is_refused_with_the_rule(
+    change: dict[str, Any], rule: str, says: str
+) -> None:
+    refused = EMPTY.checked(replace(CLOSE, **change), REGISTRY)
+
+    assert isinstance(refused, Refused)
+    assert refused.rule == rule
+    assert says in str(refused)
+
+
+def test_no_update_is_opened_in_two_sums_whatever_came_between() -> None:
+    ledger, close = opened(CLOSE), CLOSE
+    for number in (2, 3):
+        close = following(close, *(closed(name, number, close.version) for name in ("w1", "w2", "w3")))
+        ledger = opened(close, ledger)
+    without_one = following(close, *(closed(name, 1, close.version) for name in ("w1", "w2", "w4")))
+
+    refused = ledger.checked(without_one, REGISTRY)
+
+    assert str(refused) == "opened-before: w1/run/1 was opened in an earlier sum"
+
+
+def test_the_same_record_is_answered_again_and_another_of_its_number_is_not() -> None:
+    ledger = opened(CLOSE)
+
+    assert ledger.checked(CLOSE, REGISTRY) == ledger
+    other = replace(CLOSE, updates=(closed("w1"), closed("w2"), closed("w4")))
+    refused = ledger.checked(other, REGISTRY)
+    assert str(refused) == "two-answers: number 1 was opened already, with other content"
+
+
+def test_a_helper_that_has_lost_its_ledger_opens_nothing_more_in_this_epoch() -> None:
+    second = following(CLOSE, *(closed(name, 2, 10) for name in ("w1", "w2", "w3")))
+    assert opened(second, opened(CLOSE))
+
+    refused = EMPTY.checked(second, REGISTRY)
+
+    assert isinstance(refused, Refused)
+    assert refused.rule == "missing-record"
+    assert "rotate the keys if this helper's ledger is lost" in refused.detail
+
+
+def test_a_ledger_is_the_same_after_it_was_written_and_read() -> None:
+    ledger = opened(CLOSE)
+
+    assert decode_ledger(encode_ledger(ledger)) == ledger
+    assert decode_ledger(encode_ledger(EMPTY)) == EMPTY
+    with pytest.raises(WireError):
+        decode_ledger(encode_ledger(ledger)[:-9])
+
+
+def test_close_records_are_the_same_after_the_wire_and_damaged_ones_are_refused() -> None:
+    body = encode_close(CLOSE)
+
+    assert decode_close(body) == CLOSE
+    assert digest_of(decode_close(body)) == digest_of(CLOSE)
+    [opening, _] = openings(CLOSE, HELPERS[0], REGISTRY)
+    for changed, says in (
+        (replace(CLOSE, size=SIZE + 1), "the masks of this sum take 2804 bytes, not 2800"),
+        (replace(CLOSE, bits=16), "the masks of this sum take 1400 bytes, not 2800"),
+    ):
+        with pytest.raises(WireError, match=says):
+            decode_opening(bytes(opening_pieces(opening)), changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bits": 8}, "field bits: 8 is none of 16, 24, 32"),
+        ({"greatest": 65}, "field greatest: 65 is more than 64"),
+        ({"size": 0}, "field size"),
+        ({"updates": (*THREE[:2], closed("w3", factor=2**20))}, "factor: 1048576 is more than 64"),
+    ],
+)
+def test_a_close_record_out_of_bounds_is_not_even_sent(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(WireError, match=says):
+        encode_close(replace(CLOSE, **change))
+
+
+@given(st.integers(0, 10_000), st.integers(1, MOST_FACTOR))
+def test_weights_fall_with_staleness_and_are_never_far_apart(staleness: int, greatest: int) -> None:
+    factor = factor_of(staleness, greatest)
+
+    assert factor_of(0, greatest) == greatest
+    assert 1 <= factor_of(staleness + 1, greatest) <= factor <= greatest <= MOST_APART * factor
