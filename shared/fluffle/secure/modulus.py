@@ -15,6 +15,7 @@ from fluffle.vector_math import BLOCK_SIZE
 BITS: Final = (16, 24, 32)
 # Those that numpy has numbers of.
 OF_NUMPY: Final = {16: "<u2", 32: "<u4"}
+THREE_BYTES: Final = np.dtype([("low", "<u2"), ("high", "u1")])
 
 Residues = NDArray[np.uint32]
 Signed = NDArray[np.int32]
@@ -38,8 +39,9 @@ class Modulus:
         """Return the bytes of numbers: little-endian, one after the other."""
         if self.bits in OF_NUMPY:
             return residues.astype(OF_NUMPY[self.bits]).tobytes()
-        octets = residues.astype("<u4").view(np.uint8).reshape(-1, 4)
-        return octets[:, : self.bits // 8].tobytes()
+        packed = np.empty(residues.size, THREE_BYTES)
+        packed["low"], packed["high"] = residues, residues >> np.uint32(16)
+        return packed.tobytes()
 
     def unpack(self, payload: memoryview, size: int) -> Residues:
         """Return the numbers in these bytes. Raises ValueError when the bytes are not those of `size`."""
@@ -49,9 +51,11 @@ class Modulus:
             )
         if self.bits in OF_NUMPY:
             return np.frombuffer(payload, OF_NUMPY[self.bits]).astype(np.uint32)
-        octets = np.zeros((size, 4), np.uint8)
-        octets[:, : self.bits // 8] = np.frombuffer(payload, np.uint8).reshape(size, self.bits // 8)
-        return octets.view("<u4").reshape(size).astype(np.uint32, copy=False)
+        # Each number is read with the first byte of the next one, of which the last has none.
+        padded = np.zeros(len(payload) + 1, np.uint8)
+        padded[:-1] = np.frombuffer(payload, np.uint8)
+        overlapping: Residues = np.ndarray((size,), "<u4", padded, strides=(3,))
+        return overlapping & np.uint32(2**24 - 1)
 
     def signed(self, residues: Residues) -> Signed:
         """Return the number from -2**(bits - 1) to 2**(bits - 1) - 1 that each stands for."""
