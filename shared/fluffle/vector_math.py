@@ -13,6 +13,8 @@ from fluffle.model import Vector
 
 # 256 KiB of float32: a few such blocks fit into the cache of one core.
 BLOCK_SIZE = 65_536
+# A power of two, of which a block has as many.
+SUM_WIDTH = 1024
 
 
 def matching_blocks(*vectors: Vector) -> Iterator[tuple[Vector, ...]]:
@@ -68,8 +70,9 @@ def largest_magnitude(vector: Vector) -> float:
 def inner_product(blocks: Iterable[Vector], vector: Vector) -> float:
     """Return the inner product of a vector, given in blocks, and another one of the same size.
 
-    Every machine gives the same bits: products are rounded to float32, each block is summed up pairwise by
-    numpy, and the blocks are added in float64. (The sums of BLAS differ from machine to machine.)
+    Every machine gives the same bits: products are rounded to float32, each block is summed up in an order of
+    its own, and the blocks are added in float64. (The sums of BLAS differ from machine to machine, and those
+    of numpy from version to version.)
     """
     scratch = scratch_block(vector.size)
     return sum(_product(part, block, scratch) for part, block in side_by_side(vector, blocks))
@@ -99,4 +102,17 @@ def cosine(blocks: Iterable[Vector], vector: Vector) -> float:
 def _product(one: Vector, other: Vector, scratch: Vector) -> float:
     # Infinity or NaN where a product is too large for float32: the caller asks.
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.add.reduce(np.multiply(one, other, out=scratch[: one.size])))
+        return _sum(np.multiply(one, other, out=scratch[: one.size]))
+
+
+def _sum(values: Vector) -> float:
+    """Sum up a block in float32: columns of a table from top to bottom, then half of them to the others."""
+    rows = values.size // SUM_WIDTH
+    sums = np.add.reduce(values[: rows * SUM_WIDTH].reshape(rows, SUM_WIDTH), axis=0)
+    rest = values[rows * SUM_WIDTH :]
+    np.add(sums[: rest.size], rest, out=sums[: rest.size])
+    width = SUM_WIDTH
+    while width > 1:
+        width //= 2
+        np.add(sums[:width], sums[width : 2 * width], out=sums[:width])
+    return float(sums[0])
