@@ -50,12 +50,15 @@ class SiteReports:
         self.reports = dict(record.sites)
         self.fresh = record.site_reports
         self.dropped: list[str] = []
+        # Also of sites that no longer count: none of them comes back with something older.
+        self._last = {site: (report.term, report.version) for site, report in record.sites.items()}
 
     def take_in(self, found: SiteEvaluation, *, elapsed_s: float) -> bool:
         """Take in an evaluation, and return whether it is new; one that is not newer changes nothing."""
         known = self.reports.get(found.worker)
         rank = found.term, found.version
-        is_newer = known is None or rank > (known.term, known.version)
+        last = self._last.get(found.worker)
+        is_newer = last is None or rank > last or (known is None and rank == last)
         is_tuned = bool(found.tuned) and (
             is_newer or (known is not None and rank == (known.term, known.version) and not _has_gains(known))
         )
@@ -73,6 +76,7 @@ class SiteReports:
         if known is not None:
             report = replace(report, best=known.best, reference=known.reference)
         self.reports[found.worker] = replace(report, heard_s=elapsed_s)
+        self._last[found.worker] = rank
         self.fresh += is_newer
         self.reports, self.dropped = within_room(self.reports)
         return True

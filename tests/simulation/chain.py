@@ -1,5 +1,6 @@
 """The records of a federation, each held against what an independent replay of its updates gives."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -7,12 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from simulation.configs import FEWEST_ROWS
 
 from fluffle.framing import BIN32_PREFIX_BYTES
 from fluffle.model import Vector, no_values
 from fluffle.record import ModelVersion, Rank
 from fluffle.record_wire import decode_version, version_header
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.messages import SiteStatistics
+from fluffle.survey.result import result_of
+from fluffle.survey.statistics import DataStatistics
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -55,13 +60,14 @@ class Link:
 class Chain:
     """Every record that was ever published, by its bytes.
 
-    `strategies` are known by what a record calls them, `sent` has all that came under an update's id, and
-    `reports` what each site has evaluated.
+    `strategies` are known by what a record calls them, `sent` has all that came under an update's id,
+    `reports` what each site has evaluated, and `answers` what the sites have told surveys.
     """
 
     strategies: Mapping[str, Strategy]
     sent: Mapping[UpdateId, Sequence[WeightUpdate]]
     reports: Mapping[str, Sequence[SiteEvaluation]]
+    answers: Mapping[bytes, SiteStatistics]
     links: dict[bytes, Link] = field(default_factory=dict)
     by_digest: dict[str, Link] = field(default_factory=dict)
     ranks: set[Rank] = field(default_factory=set)
@@ -112,6 +118,7 @@ class Chain:
         ids = parent.ids | frozenset(folded)
         _require_remembered(record, ids)
         self._require_reported(record, before)
+        self._require_surveyed(record, before)
         bases = parent.bases | {Rank(record.term, each) for each in range(before.version, record.version + 1)}
         return Link(record, parent, ids, bases, self._replay(parent, record, bases))
 
@@ -123,6 +130,30 @@ class Chain:
             assert said in sent, f"{record.rank} has an evaluation that {site} never sent: {said}"
             if older := before.sites.get(site):
                 assert said[:2] >= (older.term, older.version), f"{record.rank} has an older one of {site}"
+
+    def _require_surveyed(self, record: ModelVersion, before: ModelVersion) -> None:
+        """Hold the survey of a record against what was there before, and what the sites have sent."""
+        now, then = record.survey, before.survey
+        if then is None or (now is None and not then.answered):
+            # It never began, or nobody asks for it any more.
+            assert now is None, f"{record.rank} begins a survey"
+            return
+        assert now is not None, f"{record.rank} has forgotten the survey"
+        if then.result is not None:
+            assert now == then, f"{record.rank} changes a survey that has ended"
+            return
+        sent = {each.worker: each.statistics for each in self.answers.values()}
+        assert set(now.answered) <= sent.keys(), f"{record.rank} has answers that nobody sent: {now.answered}"
+        assert len(set(now.answered)) == len(now.answered), f"{record.rank} counts a site twice"
+        if now.attempt == then.attempt:
+            kept = now.answered[: len(then.answered)]
+            assert kept == then.answered, f"{record.rank} has forgotten the answers of {then.answered}"
+        else:
+            assert self.moments_may_be_gone, f"{record.rank} begins the survey anew"
+        if now.result is not None:
+            merged = functools.reduce(DataStatistics.merged, (sent[each] for each in now.answered))
+            pooled = result_of(merged, sites=len(now.answered), min_count=FEWEST_ROWS)
+            assert now.result == pooled, f"{record.rank} has another result than its sites' data gives"
 
     def _replay(self, parent: Link, record: ModelVersion, bases: frozenset[Rank]) -> Model:
         # What came under one id may differ when the first of it was refused.
@@ -185,8 +216,9 @@ def _replayed(
 
 
 def _needs_a_newer_version(record: ModelVersion, before: ModelVersion) -> bool:
-    """Tell whether a record without updates is a version of its own: at the end, and to tell of refusals."""
-    return record.is_over or (record.rejected > before.rejected and record.version > before.version)
+    """Tell whether a record without updates is a version of its own: at the end, or to tell of something."""
+    has_news = record.rejected > before.rejected or record.survey != before.survey
+    return record.is_over or (has_news and record.version > before.version)
 
 
 def _require_weighed(

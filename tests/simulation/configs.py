@@ -3,10 +3,11 @@
 from dataclasses import replace
 from random import Random
 
-from builders import a_config, a_strategy
+from builders import a_config, a_strategy, a_version
 from simulation.senders import POISON
 
 from fluffle.broker import Delivery
+from fluffle.survey.messages import Survey
 from fluffle.topology import Topology
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
@@ -14,6 +15,11 @@ from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies.strategy import Strategy
+from fluffle_aggregator.survey import NO_AIM, SurveyAim
+from fluffle_aggregator.surveying import MOST_HELD
+
+# Nothing of so few rows is published.
+FEWEST_ROWS = 1
 
 
 def some_strategy(chance: Random) -> Strategy:
@@ -32,23 +38,35 @@ def some_strategy(chance: Random) -> Strategy:
     )
 
 
-def some_config(chance: Random, strategy: Strategy, topology: Topology) -> AggregatorConfig:
-    """Return a config for a strategy."""
+def some_survey(chance: Random) -> SurveyAim:
+    """Return when the survey that the federation begins with ends; most have none."""
+    wanted, seconds = chance.choice([(0, None)] * 7 + [(chance.randint(1, 4), None), (0, 5.0), (2, 30.0)])
+    return SurveyAim(wanted=wanted, seconds=seconds, min_count=FEWEST_ROWS)
+
+
+def some_config(
+    chance: Random, strategy: Strategy, topology: Topology, survey_aim: SurveyAim
+) -> AggregatorConfig:
+    """Return a config for a strategy; not everybody who starts an aggregator asks for the survey."""
     commit_schedule = CommitSchedule(
         every=1 if strategy.one_update_per_version else chance.choice([1, 1, 2, 3]),
         after_s=None if strategy.one_update_per_version else chance.choice([None, 5.0]),
         buffer_timeout_s=chance.choice([20.0, 900.0]),
     )
     goals = [Goal()] * 4 + [Goal(max_versions=chance.randint(1, 6)), Goal(max_updates=chance.randint(1, 12))]
+    aim = chance.choice([survey_aim] * 4 + [replace(NO_AIM, min_count=FEWEST_ROWS)])
     config = a_config(
         strategy,
+        first=replace(a_version(), survey=Survey(aim.wanted) if aim.is_asked else None),
+        survey_aim=aim,
         commit_schedule=commit_schedule,
         limits=Limits(max_staleness=chance.choice([None, None, 1])),
         goal=chance.choice(goals),
         average_decay=chance.choice([0.0, 0.0, 0.9]),
         try_out=try_out,
     )
-    return replace(config, topology=topology)
+    prefetch = max(config.prefetch, MOST_HELD + 2 if aim.is_asked else 0)
+    return replace(config, topology=topology, prefetch=prefetch)
 
 
 def some_topology(chance: Random, topology: Topology) -> Topology:

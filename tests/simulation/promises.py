@@ -19,17 +19,21 @@ from fluffle.wire import decode_inbound
 from fluffle_aggregator.strategies.strategy import Strategy
 
 # What a message of each kind may be refused for.
-UNTIMELY = {"too-stale", "unknown-base", "future-version", "second-in-round", "wrong-content", "finished"}
+UNTIMELY = {
+    *("too-stale", "unknown-base", "future-version", "second-in-round", "wrong-content", "finished"),
+    "survey-open",
+}
 REASONS: Mapping[str, set[str]] = {
     "update": {"duplicate", *UNTIMELY},
     "garbage": {"unreadable"},
     "poison": {"crashes"},
     "impostor": {"foreign-sender"},
-    "of the future": {"future-version", "second-in-round", "wrong-content", "finished"},
-    "of another line": {"future-version", "unknown-base", "second-in-round", "wrong-content", "finished"},
+    "of the future": UNTIMELY - {"too-stale", "unknown-base"},
+    "of another line": UNTIMELY - {"too-stale"},
     "unsound": {"not-finite", "too-large", "bad-examples", *UNTIMELY},
     "evaluation": {"foreign-sender", "future-version"},
     "site's evaluation": {"unknown-base", "future-version"},
+    "answer": {"duplicate", "survey-over", "no-survey", "finished"},
 }
 
 
@@ -61,7 +65,7 @@ class Promises:
         self._topology = topology
         self._aggregators = aggregators
         self._ledger = ledger
-        self._chain = Chain(strategies, ledger.updates, ledger.reports)
+        self._chain = Chain(strategies, ledger.updates, ledger.reports, ledger.answers)
         self._confirmed: Link | None = None
         self._late_in_head: set[bytes] = set()
         self._refused: set[bytes] = set()
@@ -169,4 +173,12 @@ class Promises:
             kind = self._ledger.kinds[body]
             # Beyond the prefetch window's room, a report is acked before a record has it (0026).
             is_report = kind in {"evaluation", "site's evaluation"}
-            assert is_kept or is_report, f"{kind} {update or body[:20]!r} is lost"
+            is_counted = kind == "answer" and self._is_counted(body, newest)
+            assert is_kept or is_report or is_counted, f"{kind} {update or body[:20]!r} is lost"
+
+    def _is_counted(self, answer: bytes, newest: Link | None) -> bool:
+        """Tell whether the newest survey has a worker's answer, or asks all workers again."""
+        survey = newest.record.survey if newest else None
+        if survey is None:
+            return False
+        return self._ledger.answers[answer].worker in survey.answered or survey.attempt > 1

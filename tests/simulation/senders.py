@@ -1,8 +1,10 @@
 """The workers and the evaluator of the simulation, and what some of them should not send."""
 
+import functools
 from dataclasses import dataclass, field, replace
 from random import Random
 
+import numpy as np
 from builders import FEDERATION, SIZE, a_site_evaluation, a_vector, an_evaluation, float32s
 from fake_broker import FakeBroker, FakeServer
 
@@ -10,9 +12,11 @@ from fluffle.errors import QueueFull
 from fluffle.record import ModelVersion, Rank
 from fluffle.record_wire import decode_version
 from fluffle.sites import SiteEvaluation
+from fluffle.survey import statistics_of
+from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_statistics, encode_update
 
 POISON = b"poison"
 
@@ -26,6 +30,7 @@ class Ledger:
     updates: dict[UpdateId, list[WeightUpdate]] = field(default_factory=dict)
     confirmed: set[bytes] = field(default_factory=set)
     reports: dict[str, list[SiteEvaluation]] = field(default_factory=dict)
+    answers: dict[bytes, SiteStatistics] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -44,6 +49,12 @@ class Worker:
         self.known = []
         if chance.random() < 0.5:
             self.run, self.sequence, self.waiting = f"r{chance.randrange(10**9)}", 0, None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a survey is open that does not name it, in the newest version that it has read."""
+        survey = self.known[-1].survey
+        return survey is not None and survey.is_open and self.name not in survey.answered
 
     def train(self, chance: Random) -> WeightUpdate:
         """Return an update that starts from the newest version, or from an older one."""
@@ -90,8 +101,10 @@ class Senders:
             return self._do_wrong(worker)
         if self._chance.random() < 0.1:
             return self._evaluate(worker.known[-1].version)
-        if self._evaluates and self._chance.random() < 0.4:
+        if self._evaluates and self._chance.random() < 0.6:
             return self._report(worker)
+        if worker.is_asked and self._chance.random() < 0.7:
+            return self._answer(worker)
         if worker.waiting is None:
             worker.waiting = worker.train(self._chance)
             worker.sequence += 1
@@ -155,7 +168,7 @@ class Senders:
         return f"e1 evaluates version {version + late} through {exchange.name}"
 
     def _report(self, worker: Worker) -> str:
-        """Let a worker tell what a version is worth at its site, perhaps of one that there is not."""
+        """Let a worker tell what a version is worth at its site: again, perhaps, or of one that is not."""
         base, late = self._chance.choice(worker.known[-3:]), self._chance.choice([0, 0, 0, 50])
         found = a_site_evaluation(
             worker.name,
@@ -165,11 +178,26 @@ class Senders:
             examples=self._chance.randint(1, 20),
             tuned=self._chance.choice([None, self._chance.random()]),
         )
+        if self._chance.random() < 0.3:
+            found = self._chance.choice([found, *self._ledger.reports.get(worker.name, ())])
         body = encode_site_evaluation(found)
         self._ledger.kinds[body] = "site's evaluation"
         self._ledger.reports.setdefault(found.worker, []).append(found)
         self._publish(worker.name, self._topology.updates_in.name, body)
         return f"{worker.name} evaluates version {found.term}/{found.version} at its site"
+
+    def _answer(self, worker: Worker) -> str:
+        """Let a worker answer a survey, perhaps again, or in the name of another one."""
+        is_impostor = self._chance.random() < 0.1
+        user, answer = ("mallory" if is_impostor else worker.name), answer_of(worker.name, int(is_impostor))
+        body, said = encode_statistics(answer), f"{user} answers the survey as {worker.name}"
+        self._ledger.kinds[body] = "impostor" if is_impostor else "answer"
+        if not is_impostor:
+            self._ledger.answers[body] = answer
+        if self._chance.random() < 0.1:
+            return f"{said}: it does not arrive"
+        has_room = self._publish(user, self._topology.updates_in.name, body)
+        return said if has_room else f"{said}: the queue is full"
 
     def _send(self, kind: str, user: str, message: WeightUpdate | bytes) -> bool:
         body = message if isinstance(message, bytes) else encode_update(message)
@@ -187,3 +215,10 @@ class Senders:
                 return False
         self._ledger.confirmed.add(body)
         return True
+
+
+@functools.cache
+def answer_of(worker: str, more: int = 0) -> SiteStatistics:
+    """Return the statistics of a worker's data, always the same; with `more` rows they are another's."""
+    rows = np.random.default_rng(int(worker[1:])).normal(size=(5 + more, 2))
+    return SiteStatistics(FEDERATION, worker, statistics_of(rows, names=("age", "pulse")))

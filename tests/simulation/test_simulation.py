@@ -107,6 +107,7 @@ class TakesTheLastForTheNewest(SiteReports):
     def take_in(self, found: SiteEvaluation, *, elapsed_s: float) -> bool:
         """See SiteReports."""
         self.reports.pop(found.worker, None)
+        self._last.pop(found.worker, None)
         return super().take_in(found, elapsed_s=elapsed_s)
 
 
@@ -121,6 +122,27 @@ def takes_older_evaluations(config: AggregatorConfig) -> AggregatorConfig:
     return replace(config, continue_from=continue_from)
 
 
+def forgets_who_has_answered(config: AggregatorConfig) -> AggregatorConfig:
+    """Return the config of aggregators that go on with a survey's sums, but not with whose they are."""
+
+    def continue_from(head: Head) -> GlobalModel:
+        model = config.continue_from(head)
+        if model.survey:
+            model.survey.state = replace(model.survey.state, answered=())
+        return model
+
+    return replace(config, continue_from=continue_from)
+
+
+class AcksAnswersFirst(Leader):
+    """Acks a survey's answer before the version that contains it is confirmed."""
+
+    def tick(self, now: Now) -> list[Effect]:
+        """See Leader."""
+        held, self._surveying.held = self._surveying.held, []
+        return [Ack(tuple(held)), *super().tick(now)]
+
+
 @pytest.mark.parametrize(
     ("make_leader", "told", "says"),
     [
@@ -128,8 +150,13 @@ def takes_older_evaluations(config: AggregatorConfig) -> AggregatorConfig:
         (Leader, keeps_the_term, "goes on from|is there twice"),
         (Leader, forgets_what_is_applied, "folds what was folded before|has forgotten"),
         (Leader, takes_older_evaluations, "has an older one of"),
+        (Leader, forgets_who_has_answered, "has forgotten the answers|has another result"),
+        (AcksAnswersFirst, lambda config: config, "answer .* is lost"),
     ],
-    ids=["acks first", "keeps the term", "forgets what is applied", "takes older evaluations"],
+    ids=[
+        *("acks first", "keeps the term", "forgets what is applied", "takes older evaluations"),
+        *("forgets who has answered", "acks answers first"),
+    ],
 )
 def test_an_aggregator_that_breaks_a_promise_is_found_out_soon(
     make_leader: type[Leader], told: Callable[[AggregatorConfig], AggregatorConfig], says: str

@@ -8,7 +8,7 @@ from random import Random
 from builders import FEDERATION
 from fake_broker import FakeBroker, FakeServer
 from simulation.aggregators import Aggregator
-from simulation.configs import some_config, some_strategy, some_topology
+from simulation.configs import some_config, some_strategy, some_survey, some_topology
 from simulation.faulty_broker import Aftermath, Heard
 from simulation.promises import Promises
 from simulation.senders import Ledger, Senders
@@ -37,7 +37,8 @@ class World:
         self._server = FakeServer(longest_wait_s=0)
         self._topology = some_topology(chance, topology_of(FEDERATION))
         strategies = [some_strategy(chance) for _ in range(chance.choice([1, 1, 1, 2]))]
-        self._configs = [told(some_config(chance, one, self._topology)) for one in strategies]
+        survey = some_survey(chance)
+        self._configs = [told(some_config(chance, one, self._topology, survey)) for one in strategies]
         self._aftermath = Aftermath()
         self._seconds = 0.0
         self._aggregators = [
@@ -76,7 +77,9 @@ class World:
     def run(self) -> None:
         """Do so many things at random, and then let the federation come to rest."""
         deeds, weights = list(self._deeds), list(self._deeds.values())
-        for deed in self._chance.choices(deeds, weights, k=self._chance.randint(10, 70)):
+        # Most faults need few; that something is replaced by what is older needs several versions.
+        number = self._chance.choice([self._chance.randint(10, 70)] * 9 + [250])
+        for deed in self._chance.choices(deeds, weights, k=number):
             self._do(deed)
         self._come_to_rest()
 

@@ -231,6 +231,23 @@ def test_a_site_that_has_left_no_longer_counts() -> None:
     assert running.newest.closing == "worst.accuracy>=0.8 held for 2 evaluations"
 
 
+def test_a_site_that_has_left_comes_back_with_nothing_older_than_what_it_had_reported() -> None:
+    running = Federation(Goal())
+    running.send(a_site_evaluation("w1", 0))
+    running.train()
+    running.send(a_site_evaluation("back", 1, 0.9))
+    with running.at_work("w1"):
+        running.pass_time(SILENT_S)
+    running.send(a_site_evaluation("back", 0, 0.1))
+    without = running.train()
+    running.send(a_site_evaluation("back", 1, 0.8))
+    again = running.train()
+
+    assert set(without.sites) == {"w1"}
+    assert again.sites["back"].version == 1
+    assert again.sites["back"].metrics[0].value == 0.8
+
+
 def test_a_site_that_is_there_and_silent_counts_for_a_bounded_number_of_evaluations() -> None:
     running = Federation(Goal())
     running.send(a_site_evaluation("w1", 0, 0.9, examples=100), a_site_evaluation("hung", 0, 0.1))
