@@ -17,9 +17,8 @@ from fluffle_worker.keras_task import KerasModel
 Floats = NDArray[np.float32]
 
 # `make test-jax` runs the same tests with Keras on JAX.
-needs_tensorflow = pytest.mark.skipif(
-    os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow", reason="it is about Keras on TensorFlow"
-)
+IS_TENSORFLOW = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow"
+needs_tensorflow = pytest.mark.skipif(not IS_TENSORFLOW, reason="it is about Keras on TensorFlow")
 
 EXAMPLES = 60
 INPUTS: Floats = np.random.default_rng(0).standard_normal((EXAMPLES, 6)).astype(np.float32)

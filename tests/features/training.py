@@ -118,7 +118,7 @@ TRAINING: Mapping[str, Feature] = {
     "regularisers and constraints": Feature(build=penalty),
     "a custom train_step": Feature(
         build=own_step,
-        refused=r"train_step\(model: 'Any', data: 'Any'\) .* it is train_step\(self, state, data\)",
+        refused=r"train_step\(model: '?Any'?, data: '?Any'?\) .* it is train_step\(self, state, data\)",
     ),
     "custom losses": Feature(build=own_loss),
     "metrics by class, such as F1Score": Feature(build=by_class, data=one_hot),

@@ -195,6 +195,7 @@ def test_the_same_rows_are_held_out_each_time_in_the_proportions_of_the_classes(
     assert rows + len(labels[0]) == len(y)
 
 
+@needs_tensorflow
 def test_text_labels_and_labels_below_zero_are_held_out_in_their_proportions_too() -> None:
     words = np.array(["yes", "no", "no", "no"] * 50)
     signs = np.array([1, -1, -1, -1] * 50)

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from features.feature import needs_tensorflow
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from working import updates_of
@@ -23,6 +24,8 @@ from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.task import Progress, Site, Trained
 from fluffle_worker.keras_task import KerasTask
+
+pytestmark = needs_tensorflow
 
 # 4 TiB in one piece, which no allocator gives.
 TOO_MANY_FLOATS = 2**40

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from features.feature import needs_tensorflow
 from in_threads import all_of, digits_of, held_out_digits
 from working import CountingTask
 
@@ -103,6 +104,7 @@ def test_a_model_that_sets_its_own_precision_is_refused() -> None:
         task.model(0)
 
 
+@needs_tensorflow
 def test_a_training_step_of_ones_own_is_warned_that_it_must_scale_its_loss(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

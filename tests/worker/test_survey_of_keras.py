@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 import tensorflow as tf
+from features.feature import needs_tensorflow
 from sklearn.datasets import load_breast_cancer, load_wine
 
 from fluffle.errors import TaskError
@@ -113,6 +114,7 @@ def test_rows_that_are_held_out_are_not_surveyed(steps: DataSteps | None) -> Non
     assert task.statistics().rows == trained_on < len(x)
 
 
+@needs_tensorflow
 @pytest.mark.parametrize("steps", [None, DataSteps()])
 def test_inputs_by_name_are_surveyed_as_one_and_text_is_left_out(steps: DataSteps | None) -> None:
     x, y = load_breast_cancer(return_X_y=True)
@@ -230,6 +232,7 @@ def test_held_out_data_that_asks_for_the_statistics_gets_them() -> None:
     assert seen == [None, result]
 
 
+@needs_tensorflow
 def test_logit_adjustment_takes_the_classes_of_all_sites_and_says_what_it_needs() -> None:
     x, y = (each.to_numpy() for each in wines())
     steps = DataSteps(balance="logit_adjustment")
