@@ -79,7 +79,8 @@ def main() -> int:
                 container = run("docker", "compose", "ps", "--all", "--quiet", part, folder=folder).strip()
                 code = run("docker", "wait", container, folder=folder).strip()
                 faults += [f"{part} ended with {code}"] * (code != "0")
-                log = run("docker", "compose", "logs", "--no-color", "--no-log-prefix", part, folder=folder)
+                # Not by Compose, some versions of which write codes for a terminal between the lines.
+                log = run("docker", "logs", container, folder=folder)
                 faults += faults_in_log(part, log)
         finally:
             run("docker", "compose", "down", "--volumes", "--timeout", "5", folder=folder)
