@@ -76,7 +76,7 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
     initial_model: Path | None = Field(
         None, description="File to use as version 0 instead: .safetensors, or .keras (needs the task)."
     )
-    seed: int = Field(0, description="Random seed of the task's initial weights.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the task's initial weights.")
 
     commit_every: int | None = Field(
         None, ge=1, description="Publish a version after this many steps. Default: 1 without commit_after."

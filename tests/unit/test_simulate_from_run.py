@@ -56,6 +56,53 @@ def test_a_run_that_is_played_again_from_its_folder_takes_the_same_time(
     assert "the speeds of its 3 workers" in said
 
 
+def test_every_setting_that_the_run_had_is_taken_and_those_who_never_sent_are_counted(tmp_path: Path) -> None:
+    given = {
+        "task": "numpy_task:task",
+        "clients": 4,
+        "device_seconds": "spread:0.5:100",
+        "strategy": "fedbuff",
+        "buffer_size": 1,
+        "max_staleness": 30,
+        "average_versions": 0.9,
+        "limit_norm": 50.0,
+        "learning_rate_schedule": "step:100:0.5",
+        "downlink_codec": "int8",
+        "buffer_timeout": 7.0,
+        "evaluate_every": 3,
+        "held_seconds": 0.5,
+        "target": "0.999",
+        "local_validation": 0.2,
+        "availability": "on-off:500:3",
+        "bandwidth": 5.0,
+        "late": "0.25:0.1",
+        "max_seconds": 10,
+    }
+    run(settings_of(**given, out=tmp_path / "rich"))
+
+    found, notes = with_those_of_its_run(settings_of(from_run=tmp_path / "rich"))
+
+    taken = {name: getattr(found, name) for name in given}
+    assert taken == given | {"clients": 2, "device_seconds": "spread", "target": "accuracy>=0.999"}
+    assert notes[1] == "2 workers have no update in it: left out, since nothing says how fast they are"
+
+
+def test_a_sweep_from_a_run_leaves_out_what_might_end_some_of_its_runs_sooner(real: Path) -> None:
+    found, _ = with_those_of_its_run(settings_of(from_run=real, sweep="buffer_size=1,2", max_seconds=20))
+
+    assert found.max_updates is None
+    assert found.target == "accuracy>=0.99"
+
+
+def test_the_folder_of_a_sweep_is_refused_with_one_of_its_runs(real: Path, tmp_path: Path) -> None:
+    run_folder = tmp_path / "sweep" / "1-as,given" / "seed-0"
+    run_folder.parent.mkdir(parents=True)
+    real.rename(run_folder)
+
+    with pytest.raises(ConfigError, match=r"the folder of a sweep: give one of its runs, such as .*seed-0"):
+        with_those_of_its_run(settings_of(from_run=tmp_path / "sweep"))
+
+
 def test_what_is_given_wins_over_what_the_run_says(real: Path) -> None:
     found, notes = with_those_of_its_run(
         settings_of(from_run=real, strategy="fedasync", clients=5, local_epochs=1)

@@ -101,6 +101,9 @@ def test_synchronous_rounds_wait_for_all_workers_unless_something_else_is_said()
         ({"sweep": "codec=float32,topk:0.1"}, "codec=topk:0.1: "),
         ({"sweep": "batch_size=" + ",".join(map(str, range(1, 100)))}, "495 runs .*--max-runs allows 200"),
         ({"sweep": "buffer_size=1,2", "max_seconds": None, "max_updates": 9}, "needs --max-seconds"),
+        ({"sweep": "buffer_size=1,2", "max_updates": 9}, "max_updates may end some sooner: leave it out"),
+        ({"sweep": "patience=1,2"}, "patience may end some sooner"),
+        ({"sweep": "survey=1,2"}, "survey cannot be swept: it says nothing about a single simulated run"),
     ],
 )
 def test_an_impossible_sweep_is_refused_before_anything_starts(given: dict[str, Any], says: str) -> None:
@@ -116,15 +119,44 @@ def test_values_may_have_equals_signs_and_colons() -> None:
 
 
 def test_a_recommendation_needs_a_sweep_with_a_target() -> None:
-    for given in ({"sweep": None}, {"sweep": "buffer_size=1,2", "target": None}):
-        with pytest.raises(ConfigError, match="--recommend compares the runs of a sweep"):
+    for given, says in (
+        ({"sweep": None}, "give --sweep$"),
+        ({"sweep": "buffer_size=1,2", "target": None}, "give a --target$"),
+        ({"sweep": None, "target": None}, "give --sweep and a --target$"),
+    ):
+        with pytest.raises(ConfigError, match=says):
             run(settings_of(recommend=True, **given))
+
+
+def test_runs_that_diverge_have_not_held_the_target_and_what_was_wrong_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # 3e38 is the largest float32: its weights are infinite after one step.
+    run(settings_of(sweep="learning_rate=0.1,3e39", seeds=2, recommend=True, out=tmp_path / "s"))
+
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The best is learning_rate=0.1" in said
+    assert [row["held"] for row in rows_of(tmp_path / "s")] == ["yes", "yes", "no", "no"]
+    assert "0 of 2" in said
+    assert said.count("the simulation would never end: the last 10 rounds of each client gave no update") == 1
+    assert "(1 other run likewise)" in said
+
+
+def test_a_target_that_the_task_does_not_measure_is_told_in_a_sweep_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(settings_of(target="f1>=0.5", max_seconds=2, seeds=2, out=tmp_path / "s"))
+
+    said = capsys.readouterr().out
+    assert "no evaluation has the target's f1: there is accuracy, loss (1 other run likewise)" in said
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"target_hold": 3}, "--held-seconds, so leave target_hold out"),
+        ({"seed": -1}, "seed must be "),
+        ({"seed": 2**32}, "seed must be "),
         ({"initial_model": "model.keras"}, "leave initial_model out"),
     ],
 )

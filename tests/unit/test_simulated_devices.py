@@ -66,6 +66,10 @@ def test_a_trace_gives_each_device_its_seconds_in_any_order_of_rows(tmp_path: Pa
     [
         (["device,seconds"], "line 1: the column seconds_per_round is missing; expected device, sec"),
         ([""], "line 1: the column device is missing; .* found nothing"),
+        (
+            ["device,seconds_per_round,seconds_per_round", "0,1,9"],
+            "the column seconds_per_round stands there",
+        ),
         (["device,seconds_per_round"], "has no row: expected one for each of 3 devices"),
         (["device,seconds_per_round", "0,1"], "rows for 1 devices, and 3 are to be simulated: .*--clients 1"),
         (["device,seconds_per_round", "0,1", "2,1"], "has no row for device 1, but one for device 2"),

@@ -1,21 +1,26 @@
 """Devices that are off, crash, send twice or join late, and updates that the leader refuses."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy_task
 import pytest
+from numpy_task import SoftmaxRegression
 
-from fluffle.errors import FluffleError
+from fluffle.errors import ConfigError, FluffleError
+from fluffle.model import Weights
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.settings import load_arguments
+from fluffle.task import Progress, Site, Task, Trained
 from fluffle_cli.simulate.federation import SimulatedFederation
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.state import REJECTED
 
-ALL_AT_ONCE = {
+ALL_AT_ONCE: dict[str, Any] = {
     "clients": 6,
     "buffer_size": 2,
     "device_seconds": "lognormal",
@@ -30,11 +35,11 @@ ALL_AT_ONCE = {
 class Played(SimulatedFederation):
     """A simulation that has been played, with its versions."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, task: Task = numpy_task.task, **given: Any) -> None:
         self.versions: list[ModelVersion] = []
         defaults = {"federation": "digits", "task": "numpy_task:task", "max_updates": 24}
         settings = load_arguments(SimulateSettings, defaults | given)
-        super().__init__(settings, numpy_task.task, self.versions.append)
+        super().__init__(settings, task, self.versions.append)
         self.run()
 
     @property
@@ -68,8 +73,7 @@ def test_an_update_that_comes_twice_counts_once_and_is_refused_as_a_duplicate() 
 
 
 def test_a_crash_loses_the_time_of_a_round_and_no_number() -> None:
-    settings = {"clients": 1, "buffer_size": 1, "device_seconds": "constant:1", "max_updates": 200}
-    played = Played(**settings, crashes=0.25)
+    played = Played(clients=1, buffer_size=1, device_seconds="constant:1", max_updates=200, crashes=0.25)
 
     folded = [one.id.sequence for version in played.versions for one in version.folded]
     assert folded == list(range(1, 201))
@@ -152,6 +156,54 @@ def test_a_simulation_whose_updates_are_all_refused_ends_and_says_why(
     # The seconds of max_seconds count from the first update that is taken, here and on a broker.
     with pytest.raises(FluffleError, match=r"would never end: .* bad-examples: the update claims"):
         Played(clients=clients, min_examples=100_000, **end)
+
+
+class NanAt(SoftmaxRegression):
+    """A task whose training gives NaN at some sites."""
+
+    def __init__(self, *sites: int) -> None:
+        super().__init__()
+        self._sites, self._site = sites, 0
+
+    def prepare(self, site: Site) -> int:
+        """See SoftmaxRegression."""
+        self._site = site.index
+        return super().prepare(site)
+
+    def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
+        """See SoftmaxRegression."""
+        found = super().train(weights, plan, seed=seed, progress=progress)
+        if self._site not in self._sites:
+            return found
+        broken = {name: np.full_like(array, np.nan) for name, array in found.weights.items()}
+        return replace(found, weights=broken)
+
+
+def test_a_device_whose_rounds_give_nan_waits_longer_and_longer_and_stops_nobody() -> None:
+    task = NanAt(1)
+    played = Played(
+        task, clients=3, buffer_size=1, device_seconds="constant:1", max_updates=None, max_seconds=30
+    )
+
+    contributors = played.last.contributors
+    assert set(contributors) == {"worker-0", "worker-2"}
+    # It waits for 1, 2, 4, 8 and 16 s after rounds of one second.
+    assert sum(played.unusable.values()) == 5
+    assert "training gave NaN or infinite values in" in next(iter(played.unusable))
+    assert contributors["worker-0"].updates == 30
+
+
+def test_a_simulation_of_rounds_that_all_give_nan_ends_and_says_why() -> None:
+    with pytest.raises(
+        FluffleError, match="would never end: the last 10 rounds of each client gave no update"
+    ):
+        Played(NanAt(0, 1), clients=2)
+
+
+@pytest.mark.parametrize("given", [{"device_seconds": "lognormal:1:400", "redraw": True}])
+def test_rounds_without_end_are_refused_when_they_are_drawn(given: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"a round of device .* would never end"):
+        Played(clients=10, max_updates=1000, **given)
 
 
 def test_updates_that_are_refused_for_now_end_no_simulation() -> None:

@@ -183,6 +183,11 @@ def train_centrally(
     return checked.evaluate(weights)
 
 
+def wait_after_unusable(rounds_before: int) -> float:
+    """Return the seconds to wait after a round whose update must not be sent, after so many in a row."""
+    return min(LONGEST_WAIT_S, 2.0 ** min(rounds_before, 10))
+
+
 @dataclass(eq=False)
 class Trainer:
     """Trains the rounds of one site; `rounds` counts those that it ended, and `aborted` the others."""
@@ -336,7 +341,7 @@ class Trainer:
 
     def _pause_after(self, unusable: TrainedUpdate) -> None:
         """Warn and wait, longer with each round in a row whose update must not be sent."""
-        wait_s = min(LONGEST_WAIT_S, 2.0**self.unusable_in_a_row)
+        wait_s = wait_after_unusable(self.unusable_in_a_row)
         self.unusable_in_a_row += 1
         log.warning(
             "the update of this round is not sent",

@@ -23,7 +23,8 @@ class Client:
     `base` is the version that its round started from; with `is_new`, no round of this process did.
     `begun` counts its rounds, `is_training` says whether the last of them goes on, and `sent` counts its
     updates. `in_flight` are the updates that the version that it read last does not contain. `waits` counts
-    how often it had to wait for a newer version. `speed` is what it has measured of its rounds.
+    how often it had to wait for a newer version. `speed` is what it has measured of its rounds. `unusable`
+    counts the rounds in a row whose update must not be sent, such as one with NaN.
     """
 
     index: int
@@ -40,6 +41,7 @@ class Client:
     waits: int = 0
     patience_s: float = FIRST_PATIENCE_S
     speed: Speed = UNKNOWN
+    unusable: int = 0
 
     @property
     def round_plan(self) -> Plan:

@@ -31,6 +31,7 @@ from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline
 from fluffle_cli.simulate.training import OneByOne, Round, make_trainer
 from fluffle_worker.pace.steps import stamped
+from fluffle_worker.round import wait_after_unusable
 
 EVALUATOR: Final = "evaluator"
 RUN: Final = "0" * 16
@@ -38,10 +39,15 @@ RUN: Final = "0" * 16
 MOST_IN_VAIN: Final = 10
 
 
+class Hopeless(FluffleError):
+    """No update will ever be applied any more: a lower learning rate, or other limits, may help."""
+
+
 class SimulatedFederation(Timeline[Client]):
     """One federation, from its first version to its end.
 
     `duplicates` counts the updates that came twice, and `sent_bytes` the bytes of all updates that came.
+    `unusable` counts the rounds whose update must not be sent, by the reason.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class SimulatedFederation(Timeline[Client]):
         """
         super().__init__(settings.make_population())
         self.duplicates = self.sent_bytes = 0
+        self.unusable: Counter[str] = Counter()
         self._settings, self._on_version = settings, on_version
         sites = Sites(settings, task)
         self._evaluator = CheckedTask(sites.task)
@@ -138,7 +145,9 @@ class SimulatedFederation(Timeline[Client]):
         self._note_speed(client, version.plan)
         trained = self._trainer.trained(one)
         if trained.unusable:
-            raise FluffleError(f"{client.name}, version {version.version}: {trained.unusable}")
+            self._pause_after(client, trained.unusable)
+            return
+        client.unusable = 0
         client.local = trained.local
         random = np.random.default_rng([one.seed, client.sent, 1])
         vector = compress(version.plan.codec, trained.vector, random)
@@ -148,6 +157,18 @@ class SimulatedFederation(Timeline[Client]):
         bandwidth = self._settings.bandwidth
         sending_s = 8e-6 * len(body) / bandwidth if bandwidth else 0.0
         self._at(self._ends_s(client, sending_s), self._arrive, client, body)
+
+    def _pause_after(self, client: Client, because: str) -> None:
+        """Let a client wait, as `fluffle worker` does, before it trains again: its update is not sent."""
+        self.unusable[because] += 1
+        pause_s = wait_after_unusable(client.unusable)
+        client.unusable += 1
+        if all(each.unusable >= MOST_IN_VAIN for each in self._clients):
+            raise Hopeless(
+                f"the simulation would never end: the last {MOST_IN_VAIN} rounds of each client gave no "
+                f"update, since {because}"
+            )
+        self._at(self._ends_s(client, pause_s), self._begin, client)
 
     def _arrive(self, client: Client, body: bytes) -> None:
         self.sent_bytes += len(body)
@@ -160,10 +181,10 @@ class SimulatedFederation(Timeline[Client]):
         self._go_on(client)
 
     def _require_hope(self) -> None:
-        """Raise FluffleError when the leader refuses whatever comes: no limit would ever be reached."""
+        """Raise Hopeless when the leader refuses whatever comes: no limit would ever be reached."""
         in_vain = self._leader.refused_in_a_row
         if len(in_vain) == self._settings.clients and min(in_vain.values()) >= MOST_IN_VAIN:
-            raise FluffleError(
+            raise Hopeless(
                 f"the simulation would never end: the last {in_vain.total():,} updates were all refused, at "
                 f"least {MOST_IN_VAIN} of each client. The newest was {self._leader.last_refusal}"
             )

@@ -1,6 +1,7 @@
 """Settings and speeds from the folder of a run that `fluffle demo` or `fluffle report` wrote: "what if"."""
 
 from collections import defaultdict
+from collections.abc import Set
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Final
@@ -9,7 +10,8 @@ from fluffle.errors import ConfigError
 from fluffle.settings import load_arguments
 from fluffle_aggregator.goal import parse_target
 from fluffle_aggregator.strategies.registry import STRATEGIES
-from fluffle_cli.report.run import FederationRun, Run, read_run
+from fluffle_cli.report.run import SUMMARY, FederationRun, Run, read_run
+from fluffle_cli.simulate.names import ENDS_EARLY, NOT_SIMULATED
 from fluffle_cli.words import count, in_a_row
 
 if TYPE_CHECKING:
@@ -30,8 +32,14 @@ OF_PLAN: Final = (
 )
 OF_EPOCHS: Final = ("local_epochs", "local_steps")
 OF_SECONDS: Final = ("round_seconds", "min_steps", "max_steps")
-# What a summary says for people, and a simulation takes too; the settings of strategies besides.
-OF_SUMMARY: Final = ("split", "max_seconds", "max_updates", "max_versions", "commit_every", "commit_after")
+# What a summary says too, and is not taken from there: how long rounds take, which follows from those of the
+# run, what the folder itself tells, and what says nothing about a single run.
+NOT_OF_SUMMARY: Final = frozenset(
+    {
+        *("device_seconds", "example_seconds", "redraw", "clients", "task", "seed", "target", "strategy"),
+        *("train", "from_run", "sweep", "seeds", "max_runs", "recommend", "out"),
+    }
+)
 # What depends on the content of updates, on their bytes or on examples: --no-train has none of it.
 NEEDS_TRAINING: Final[tuple[str, ...]] = (
     *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
@@ -51,11 +59,13 @@ def with_those_of_its_run(settings: "SimulateSettings") -> tuple["SimulateSettin
     for name in ("device_seconds", "example_seconds", "redraw"):
         if name in settings.model_fields_set:
             raise ConfigError(f"--from-run and {name} both say how long rounds take: leave one of them out")
-    run = read_run(settings.from_run)
+    run = _read(settings.from_run)
     given = {name: getattr(settings, name) for name in settings.model_fields_set}
     federation = chosen_federation(run, settings.strategy if "strategy" in given else None)
     speeds = speeds_of(run, federation)
-    found, lacking = _found(run, federation)
+    found, lacking = _found(run, federation, type(settings).model_fields.keys() - NOT_SIMULATED)
+    if settings.is_sweep and (settings.target or "target" in found):
+        found = {name: value for name, value in found.items() if name not in ENDS_EARLY}
     found["clients"] = len(speeds)
     strategy = str(given.get("strategy", found.get("strategy", settings.strategy)))
     if kind := STRATEGIES.get(strategy):
@@ -66,7 +76,8 @@ def with_those_of_its_run(settings: "SimulateSettings") -> tuple["SimulateSettin
     merged = load_arguments(type(settings), {**found, **given})
     taken = ", ".join(f"{name} {value}" for name, value in sorted(found.items()) if name not in given)
     notes = [f"From {settings.from_run}: {taken}; and the speeds of its {len(speeds)} workers"]
-    heard_of = max(len(run.about.delays_s), len(federation.view.workers))
+    clients = int(run.about.settings.get("clients", 0))
+    heard_of = max(len(run.about.delays_s), len(federation.view.workers), clients)
     if left_out := heard_of - len(speeds):
         what = count(left_out, "worker has", "workers have")
         notes.append(f"{what} no update in it: left out, since nothing says how fast they are")
@@ -127,8 +138,21 @@ def speeds_of(run: Run, federation: FederationRun) -> list[tuple[float, float]]:
     return speeds
 
 
-def _found(run: Run, federation: FederationRun) -> tuple[dict[str, object], list[str]]:
-    """Return the settings that a run's files say, and the names of those that they lack."""
+def _read(folder: Path) -> Run:
+    """Read a run. Raises ConfigError for a folder that is none of a run, such as that of a whole sweep."""
+    if not (folder / SUMMARY).is_file():
+        inside = sorted(path.parent for path in folder.glob(f"*/*/{SUMMARY}"))
+        hint = (
+            f"it is the folder of a sweep: give one of its runs, such as {inside[0]}"
+            if inside
+            else "give the folder of a run that `fluffle demo`, `fluffle simulate` or `fluffle report` wrote"
+        )
+        raise ConfigError(f"--from-run {folder} has no {SUMMARY}: {hint}")
+    return read_run(folder)
+
+
+def _found(run: Run, federation: FederationRun, names: Set[str]) -> tuple[dict[str, object], list[str]]:
+    """Return those of the settings of these names that a run's files say, and those that they lack."""
     about, plan = run.about, federation.last.plan
     shown = {name.replace("-", "_"): value for name, value in about.settings.items()}
     found: dict[str, object] = {
@@ -137,7 +161,7 @@ def _found(run: Run, federation: FederationRun) -> tuple[dict[str, object], list
     # Either of them says how long a round is.
     for name in OF_EPOCHS if plan.round_seconds is not None else OF_SECONDS:
         found.pop(name, None)
-    found |= {name: shown[name] for name in (*OF_SUMMARY, *OF_STRATEGIES) if name in shown}
+    found |= {name: shown[name] for name in shown.keys() & (names - NOT_OF_SUMMARY)}
     # A demo's synchronous rounds wait for all, whatever its buffer_size.
     if federation.strategy in STRATEGIES and STRATEGIES[federation.strategy].is_synchronous:
         found.pop("buffer_size", None)

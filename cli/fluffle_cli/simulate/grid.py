@@ -10,7 +10,8 @@ from typing import Final
 from fluffle.errors import ConfigError
 from fluffle.settings import load_arguments
 from fluffle_aggregator.strategies.registry import STRATEGIES
-from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
+from fluffle_cli.simulate.names import ENDS_EARLY, NOT_SIMULATED
+from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.words import count, in_a_row
 
 DEFAULT_SEEDS: Final = 5
@@ -62,10 +63,8 @@ def grid_of(settings: SimulateSettings) -> Grid:
     if settings.sweep is not None and not swept:
         raise ConfigError("--sweep names no setting: leave it out, or give one with its values")
     settings.require_comparable()
-    if settings.target and not settings.max_seconds:
-        raise ConfigError(
-            "a sweep with a --target needs --max-seconds, so that every run has the same time to reach it"
-        )
+    if settings.target:
+        _require_one_time(settings, swept)
     first, how_many = settings.seed, settings.seeds or DEFAULT_SEEDS
     if (combinations := prod(map(len, swept.values()))) > MOST_TO_CHECK:
         _require_few(combinations, how_many, settings.max_runs)
@@ -124,6 +123,20 @@ def parse_sweep(text: str) -> dict[str, list[str]]:
         if len(set(swept[name])) < len(swept[name]):
             raise ConfigError(f"--sweep has a value twice in {word!r}")
     return swept
+
+
+def _require_one_time(settings: SimulateSettings, swept: Mapping[str, Sequence[str]]) -> None:
+    """Raise ConfigError unless every run of a sweep has the same time to reach the target."""
+    if not settings.max_seconds:
+        raise ConfigError(
+            "a sweep with a --target needs --max-seconds, so that every run has the same time to reach it"
+        )
+    for name in ENDS_EARLY:
+        if name in swept or getattr(settings, name) is not None:
+            raise ConfigError(
+                f"a sweep with a --target gives every run --max-seconds to reach it, and {name} may end some "
+                "sooner: leave it out"
+            )
 
 
 def _require_few(combinations: int, seeds: int, most: int) -> None:

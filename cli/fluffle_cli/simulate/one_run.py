@@ -23,7 +23,7 @@ from fluffle_cli.report.run import (
     versions_in_use,
     write_summary,
 )
-from fluffle_cli.simulate.federation import SimulatedFederation
+from fluffle_cli.simulate.federation import Hopeless, SimulatedFederation
 from fluffle_cli.simulate.memory import Memory
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.view import Happening, Version, metric_to_show
@@ -62,11 +62,15 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """A run, what came out of it, and a sentence for each thing that was not as it should be."""
+    """A run, what came out of it, and a sentence for each thing that was not as it should be.
+
+    `hopeless` says why nothing more would ever have come of it, and is empty for a run that came to its end.
+    """
 
     run: Run
     result: RunResult
     complaints: Sequence[str]
+    hopeless: str = ""
 
 
 def play(
@@ -95,8 +99,11 @@ def play(
         on_version(versions[-1])
 
     federation = make(settings, with_data_table(load_task(settings.task), settings.config), note, memory)
+    hopeless = ""
     try:
         federation.run()
+    except Hopeless as error:
+        hopeless = str(error)
     finally:
         append_lines(folder / METRICS, versions)
         append_lines(folder / EVENTS, federation.leader.happened)
@@ -104,7 +111,8 @@ def play(
         if versions and versions[-1].updates:
             write_summary(run)
             write_report(run, [])
-    return Played(run, result_of(run, settings, sent), list(_what_went_wrong(federation, settings, versions)))
+    complaints = list(_what_went_wrong(federation, settings, versions))
+    return Played(run, result_of(run, settings, sent), complaints, hopeless)
 
 
 def result_of(run: Run, settings: SimulateSettings, sent: Mapping[int, int]) -> RunResult:
@@ -189,12 +197,14 @@ def _what_went_wrong(
         yield f"{f'refused: {reason}':28} {refused}"
     if leader.refused.total() > len(leader.happened):
         yield f"{EVENTS} has only the first {len(leader.happened)} of these refusals"
-    if federation.aborted:
-        yield f"{'rounds aborted as too stale':28} {federation.aborted}"
-    if federation.crashes:
-        yield f"{'rounds lost in crashes':28} {federation.crashes}"
-    if federation.duplicates:
-        yield f"{'updates delivered twice':28} {federation.duplicates}"
+    for because, rounds in federation.unusable.most_common():
+        yield f"{'rounds without an update':28} {rounds}: {because}"
+    counted = {
+        "rounds aborted as too stale": federation.aborted,
+        "rounds lost in crashes": federation.crashes,
+        "updates delivered twice": federation.duplicates,
+    }
+    yield from (f"{what:28} {number}" for what, number in counted.items() if number)
     for warning, times in leader.warnings.most_common():
         yield f"the leader warned {count(times, 'time')}: {warning}"
 

@@ -59,7 +59,7 @@ def data_of(found: SweepResults, verdict: Sequence[str], settings: SimulateSetti
         "metric": found.metric,
         "never": found.never,
         "strips": [each for each in strips if each["rows"]],
-        "curves": [_curve(found, place) for place in found.order[:MOST_CURVES]],
+        "curves": [curve for place in found.order[:MOST_CURVES] if (curve := _curve(found, place))],
         "lines": [[f"target: {goal.bound:g}", goal.bound]] if goal else [],
         "failures": [
             [found.grid.combinations[each.place].label, str(each.seed), each.error] for each in found.failures
@@ -80,8 +80,11 @@ def _strips(found: SweepResults, title: str, name: str, starts_at: float | None)
     return {"title": title, "from": starts_at, "rows": rows}
 
 
-def _curve(found: SweepResults, place: int) -> dict[str, object]:
+def _curve(found: SweepResults, place: int) -> dict[str, object] | None:
+    """Return the curve of a combination's middle run; None where that has no update, and so no curve."""
     middle = _middle(found.results[place], has_target=bool(found.target))
+    if not middle.updates:
+        return None
     [federation] = read_run(Path(middle.folder)).federations
     name = f"{found.grid.combinations[place].label}, seed {middle.seed}"
     return {"name": name, "points": thinned(federation.curve(found.metric))}

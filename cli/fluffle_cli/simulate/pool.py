@@ -66,12 +66,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A run that has come to its end, or has failed with an error, and the seconds that it took."""
+    """A run that has come to its end, or has failed with an error, and the seconds that it took.
+
+    `complaints` are sentences for what was not as it should be.
+    """
 
     run: PlannedRun
     result: RunResult | None
     error: str
     took_s: float
+    complaints: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -175,16 +179,19 @@ def _played(run: PlannedRun, pipe: Pipe, memory: Memory) -> Ended:
             told_at = time.monotonic()
             pipe.send(Progress(run, line_of(version), share_done(version, run.settings)))
 
+    result, error, complaints = None, "", list[str]()
     try:
-        result, error = play(run.settings, run.folder, tell, memory).result, ""
+        played = play(run.settings, run.folder, tell, memory)
+        # One of which nothing more would come is a result too: it has not held its target.
+        result, complaints = played.result, [*filter(None, [played.hopeless]), *played.complaints]
     except BrokenPipeError:
         raise
     except FluffleError as problem:
-        result, error = None, str(problem)
+        error = str(problem)
     except Exception as problem:  # a bug, or whatever a user's task raises: the other runs go on
         logs.get_logger(__name__).debug("a run has failed", exc_info=problem)
-        result, error = None, in_one_line(problem)
-    return Ended(run, result, error, time.monotonic() - began)
+        error = in_one_line(problem)
+    return Ended(run, result, error, time.monotonic() - began, complaints)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 
+from fluffle.errors import ConfigError
 from fluffle_aggregator.choices import parse_choice
 from fluffle_cli.simulate.availability import Availability, uniform
 
@@ -34,7 +35,12 @@ class Population:
     def round_s(self, device: int, examples: int) -> float:
         """Return how many seconds the next round of a device takes if nothing interrupts it."""
         fixed_s = self.fixed_s[device] if self.redrawn is None else next(self.redrawn)
-        return fixed_s + self.example_s[device] * examples
+        seconds = fixed_s + self.example_s[device] * examples
+        if not isfinite(seconds):
+            raise ConfigError(
+                f"a round of device {device} would never end: give smaller numbers in --device-seconds"
+            )
+        return seconds
 
     def lost_after(self, device: int, number: int) -> float | None:
         """Return after which part of it a device's round with this number is lost; None if it is not."""

@@ -8,12 +8,14 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from fluffle.command_line import settings_command
 from fluffle.consoles import PlainConsole
+from fluffle.errors import FluffleError
 from fluffle_cli.report.command import FILE
 from fluffle_cli.report.comparison import results
 from fluffle_cli.simulate.from_run import with_those_of_its_run
+from fluffle_cli.simulate.names import NOT_SIMULATED
 from fluffle_cli.simulate.one_run import line_of, play
 from fluffle_cli.simulate.queue_results import run_queue
-from fluffle_cli.simulate.settings import NOT_SIMULATED, SimulateSettings
+from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sweep import run_sweep
 from fluffle_cli.watching.view import Version
 
@@ -24,8 +26,8 @@ def run(settings: SimulateSettings) -> None:
     """Play a federation on a virtual clock: minutes of training of slow devices take seconds.
 
     The leader, its limits, the strategies and the messages are those of `fluffle aggregator`, and each worker
-    really trains. Only RabbitMQ is played by a queue in memory, and the clock is virtual. The same settings
-    give the same bits.
+    really trains. Only RabbitMQ is played by a queue in memory, and the clock is virtual. The same command
+    gives the same bits again.
 
     Example: `fluffle simulate --clients 16 --device-seconds lognormal:1:1 --target 0.95 --max-seconds 600`
 
@@ -66,6 +68,8 @@ def _run_one(settings: SimulateSettings, console: Console) -> None:
             progress.stop()
             console.print(f"Stopped. What there is of the run lies in {folder}", markup=False)
             raise
+    if played.hopeless:
+        raise FluffleError(played.hopeless)
     run = played.run
     ended = {"finished because": played.result.finished}
     for what, found in (ended | results(run.federations, run.metric, run.goal)).items():

@@ -1,6 +1,7 @@
 """The settings of a simulation: those of the aggregator, the devices and the data."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from math import isfinite
 from pathlib import Path
@@ -11,7 +12,7 @@ from pydantic import Field
 
 from fluffle.compression import leaves_out
 from fluffle.errors import ConfigError
-from fluffle.settings import ServiceSettings, SharedSettings
+from fluffle.settings import SharedSettings
 from fluffle.task import Site
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Goal
@@ -27,25 +28,30 @@ from fluffle_cli.simulate.population import Population, parse_availability, pars
 from fluffle_cli.simulate.traces import read_intervals, read_seconds
 
 TRACE = "trace:"
-# What an aggregator needs for its broker and its process, and a simulation has not; and a target that holds
-# for evaluations in a row, where a simulation's holds for seconds.
-NOT_SIMULATED = frozenset(
-    {*ServiceSettings.model_fields, "name", "management_url", "target_hold", "initial_model"}
-)
-
 MANY_RUNS = ("sweep", "seeds", "recommend")
 
 
 def require_distribution(text: str) -> None:
     """Raise ValueError unless a setting is a trace, or can be read by `seconds_of_devices`."""
     if not _is_trace(text):
-        seconds_of_devices(text, 1, np.random.default_rng(0))
+        with _or_a_trace():
+            seconds_of_devices(text, 1, np.random.default_rng(0))
 
 
 def require_availability(text: str) -> None:
     """Raise ValueError unless a setting is a trace, or can be read by `parse_availability`."""
     if not _is_trace(text):
-        parse_availability(text)
+        with _or_a_trace():
+            parse_availability(text)
+
+
+@contextmanager
+def _or_a_trace() -> Iterator[None]:
+    """Name the trace too where the error lists what is known."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; or trace:FILE") from error
 
 
 def _is_trace(text: str) -> bool:
@@ -238,8 +244,12 @@ class SimulateSettings(AggregatorSettings):
 
     def require_comparable(self) -> None:
         """Raise ConfigError when a recommendation is wanted, and nothing is compared."""
-        if self.recommend and not (self.is_sweep and self.target):
-            raise ConfigError("--recommend compares the runs of a sweep: give --sweep and a --target")
+        needed = {"--sweep": self.is_sweep, "a --target": bool(self.target)}
+        lacks = [name for name, is_there in needed.items() if not is_there]
+        if self.recommend and lacks:
+            raise ConfigError(
+                f"--recommend compares how soon the runs of a sweep hold a target: give {' and '.join(lacks)}"
+            )
 
     @property
     def shown(self) -> dict[str, str]:

@@ -6,7 +6,8 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -56,7 +57,7 @@ def run_sweep(settings: SimulateSettings, console: Console) -> None:
         try:
             _remove_unfinished(runs, ended)
             found = _results(settings, grid, ended)
-            _show(settings, found, folder, console)
+            _show(settings, found, ended, folder, console)
         finally:
             signal.signal(signal.SIGINT, before)
     if not found.results:
@@ -122,7 +123,8 @@ def _outcome(each: Ended, settings: SimulateSettings) -> str:
         f"held from {reached:.1f} s" if math.isfinite(reached) else f"not held in {each.result.seconds:.1f} s"
     )
     start = f"{held}, " if settings.target else ""
-    return f"{start}final {each.result.metric} {number(each.result.final)} (took {each.took_s:.0f} s)"
+    final = "unknown" if math.isnan(each.result.final) else number(each.result.final)
+    return f"{start}final {each.result.metric} {final} (took {each.took_s:.0f} s)"
 
 
 def _remove_unfinished(runs: Sequence[PlannedRun], ended: Ends) -> None:
@@ -147,7 +149,9 @@ def _results(settings: SimulateSettings, grid: Grid, ended: Ends) -> SweepResult
     return SweepResults(grid, target, settings.held_seconds, settings.max_seconds, results, failures)
 
 
-def _show(settings: SimulateSettings, found: SweepResults, folder: Path, console: Console) -> None:
+def _show(
+    settings: SimulateSettings, found: SweepResults, ended: Ends, folder: Path, console: Console
+) -> None:
     found.write(folder)
     sentences = verdict(found) if settings.recommend else []
     if found.results:
@@ -160,6 +164,8 @@ def _show(settings: SimulateSettings, found: SweepResults, folder: Path, console
         table_console(WIDE).print(table)
         console.print()
         page = write_page(found, sentences, settings, folder)
+    for line in _complaints(ended):
+        _say(console, line, "yellow")
     for each in found.failures:
         label = found.grid.combinations[each.place].label
         _say(console, f"Failed: {label}, seed {each.seed}: {each.error}", "yellow")
@@ -169,6 +175,17 @@ def _show(settings: SimulateSettings, found: SweepResults, folder: Path, console
         _say(console, sentence)
     if found.results:
         _say(console, f"The picture is {page}")
+
+
+def _complaints(ended: Ends) -> Iterator[str]:
+    """Yield what was not as it should be in some runs: once, where sentences differ in numbers alone."""
+    alike: dict[str, list[str]] = defaultdict(list)
+    for each in ended:
+        for line in dict.fromkeys(each.complaints):
+            alike[re.sub(r"[\d.,]+", "#", line)].append(f"{_name(each.run)}: {' '.join(line.split())}")
+    for lines in alike.values():
+        others = f" ({count(len(lines) - 1, 'other run')} likewise)" if len(lines) > 1 else ""
+        yield f"{lines[0]}{others}"
 
 
 def _name(run: PlannedRun) -> str:

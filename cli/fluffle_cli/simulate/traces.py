@@ -105,6 +105,8 @@ def _rows(path: Path, *columns: str) -> Iterator[Row]:
                     f"{path}, line 1: the column {missing[0]} is missing; expected {', '.join(columns)}, "
                     f"found {found}"
                 )
+            if twice := [each for each in columns if header.count(each) > 1]:
+                raise ConfigError(f"{path}, line 1: the column {twice[0]} stands there twice: remove one")
             for cells in reader:
                 where = f"{path}, line {reader.line_num}"
                 if not any(map(str.strip, cells)):

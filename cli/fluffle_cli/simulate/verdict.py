@@ -26,6 +26,10 @@ def verdict(found: SweepResults) -> list[str]:
         f"The best is {labels[best]}: {found.target} held from {said}, the median over "
         f"{count(len(times), 'seed')}."
     ]
+    if failed := [str(each.seed) for each in found.failures if each.place == best]:
+        sentences.append(
+            f"Its runs with the seeds {in_a_row(failed)} have failed, and are not in the median."
+        )
     if len(order) == 1:
         return sentences
     margins = {place: _margin(found, place, best, len(order) - 1) for place in order[1:]}
