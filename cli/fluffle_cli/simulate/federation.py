@@ -207,9 +207,11 @@ class SimulatedFederation(Timeline[Client]):
     def _evaluate(self, version: ModelVersion) -> None:
         try:
             metrics = self._evaluator.evaluate({**version.weights_to_evaluate, **self._local})
-        except NoHeldOutData:
+        except NoHeldOutData as error:
             if not self._validates:
-                raise
+                raise NoHeldOutData(
+                    f"{error}; or let the sites hold out data (--local-validation)"
+                ) from error
             return
         report = Evaluation(self._settings.federation, EVALUATOR, version.version, metrics)
         self._deliver(encode_evaluation(report), EVALUATOR, self._leader.topology.evaluations_in.name)

@@ -9,7 +9,8 @@ from fluffle_aggregator.survey import SurveySettings
 # for evaluations in a row, where a simulation's holds for seconds.
 NOT_SIMULATED: Final = frozenset(
     {
-        *ServiceSettings.model_fields,
+        # The largest message limits how many updates a strategy keeps.
+        *(ServiceSettings.model_fields.keys() - {"max_message_mib"}),
         *SurveySettings.model_fields,
         *("name", "management_url", "target_hold", "initial_model"),
     }

@@ -99,8 +99,8 @@ class SimulateSettings(AggregatorSettings):
     )
     example_seconds: Distribution = Field(
         "constant:0",
-        description="Seconds that a device takes to train one example, drawn in the same ways; the column of "
-        "a trace is seconds_per_example.",
+        description="Seconds that a device takes to train one example, besides its device_seconds; drawn in "
+        "the same ways. The column of a trace is seconds_per_example.",
     )
     bandwidth: float | None = Field(
         None, gt=0, description="Mbit/s with which each device sends its updates. Default: no limit."
