@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from browser import a_browser, complaints_of, rows_of, text_of, texts_of
-from runs import BEGAN_AT, HOSTILE, STORY, a_line, a_run
+from run_folders import BEGAN_AT, HOSTILE, STORY, a_line, a_run
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from builders import a_version, an_evaluation
-from runs import BEGAN_AT, HOSTILE, REFUSED, STORY, a_federation, a_line, a_run
+from run_folders import BEGAN_AT, HOSTILE, REFUSED, STORY, a_federation, a_line, a_run
 
 from fluffle.errors import ConfigError
 from fluffle.events import Applied, Event, Happened, Joined, Left, Rejected, Report, TookOver

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import a_run
+from run_folders import a_run
 
 from fluffle.errors import ConfigError
 from fluffle.settings import load_arguments
