@@ -29,6 +29,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
+from fluffle_aggregator.strategies.strategy import Strategy
 
 CODECS = ("float32", "bfloat16", "int8", "topk", "float32+zstd", "bfloat16+zstd", "int8+zstd", "topk+zstd")
 SIZES_MB = (1.0, 10.0, 100.0)
@@ -97,9 +98,10 @@ def _actions(codec: str, model: GlobalModel) -> tuple[int, Mapping[str, Callable
     }
 
 
-def model_of(parameters: int) -> GlobalModel:
-    """Return a global model of so many random float32, at version 0."""
-    strategy = FedBuffSettings(buffer_size=10**9, staleness="constant", weigh_by="none").make()
+def model_of(parameters: int, strategy: Strategy | None = None) -> GlobalModel:
+    """Return a global model of so many random float32, at version 0; by default no update makes it step."""
+    if strategy is None:
+        strategy = FedBuffSettings(buffer_size=10**9, staleness="constant", weigh_by="none").make()
     weights = {"kernel": random_floats(parameters)}
     file = ModelFile(Layout.of(weights), weights)
     record = first_version(file, federation="fold", plan=Plan(sends="delta"), strategy=str(strategy))

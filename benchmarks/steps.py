@@ -4,12 +4,14 @@
 
 Microseconds of CPU, step by step, without a broker: what RabbitMQ sends is read from memory, once by the
 product's connection and once by pika's own. What the kernel takes for sockets, and what it takes to wake
-threads, is not in it; the rest of the CPU that `ingest` shows is that.
+threads, is not in it; the rest of the CPU that `ingest` shows is that. `step_fedbuff` and `step_reuse` are
+the fold of one update and the step that it makes (K = 1) with these strategies, `reuse` with four workers.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Mapping
+from itertools import cycle
 
 import pika
 from pika import frame, spec
@@ -23,12 +25,15 @@ from fluffle.rabbit.large_bodies import READ_BYTES, LargeBodyConnection
 from fluffle.record_wire import version_pieces
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
+from fluffle_aggregator.strategies.registry import StrategySettings
 
 SIZES_MB = (0.1, 1.0, 10.0)
 # pika's own, and the most that RabbitMQ puts into one frame.
 PIKA_READ_BYTES = 4096
 BODY_IN_A_FRAME = 131_064
 LEAST_CPU_S = 0.1
+# As many as `kept` has.
+WORKERS = 4
 
 
 def main() -> None:
@@ -59,8 +64,23 @@ def _measure(parameters: int, repeats: int) -> Mapping[str, Cell | Spread]:
         "fold": lambda: update.vector.add_to(total, 1.0),
         "encode_version": lambda: version_pieces(model.record),
         "digest": lambda: record_digest(record),
+        "step_fedbuff": _stepping("fedbuff", parameters),
+        "step_reuse": _stepping("reuse", parameters),
     }
     return dict(in_turns({name: _cpu_us(step) for name, step in steps.items()}, repeats))
+
+
+def _stepping(strategy: str, parameters: int) -> Callable[[], None]:
+    """Return the fold of an update and the step that it makes, of four workers in turn."""
+    model = model_of(parameters, StrategySettings(strategy=strategy, buffer_size=1).make_strategy())
+    base = Base.of(model.record)
+    turns = cycle([base.update(UpdateId(f"client-{number}", "r1", 1), 0) for number in range(WORKERS)])
+
+    def step() -> None:
+        model.fold(next(turns), now=0.0)
+        model.folded.clear()
+
+    return step
 
 
 def _receiving(kind: type[pika.SelectConnection], body: bytes, read_bytes: int) -> Callable[[], None]:
