@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from federation import Federation, Part, assert_every_confirmed_update_counts_once, wait_until
 
-from fluffle.errors import ConnectionLost, StreamUnreadable
+from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.model_stream import best_at_hand, record_at_hand
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.record_wire import encode_version
@@ -94,11 +94,11 @@ def test_after_a_power_cut_no_acked_update_is_missing_and_readers_find_the_newes
 
 
 def newest_record(federation: Federation) -> Rank | None:
-    """Return the rank of the newest record; None while the stream of records cannot be read."""
+    """Return the rank of the newest record; None while their stream cannot be read, or is being recreated."""
     try:
         with federation.connect() as broker:
             record = record_at_hand(broker, federation.topology)
-    except (ConnectionLost, StreamUnreadable):
+    except (ConnectionLost, StreamUnreadable, TopologyMissing):
         return None
     return record.rank if record else None
 
