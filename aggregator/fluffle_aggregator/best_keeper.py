@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, FluffleError, StreamUnreadable, TopologyMissing, WireError
+from fluffle.errors import ConnectionLost, FluffleError, TopologyMissing, WireError
 from fluffle.logs import get_logger
 from fluffle.model_stream import NOTHING_THERE_S, SLOW_LINK_S
 from fluffle.record import ModelVersion, is_in_history
@@ -91,8 +91,9 @@ class BestKeeper:
             self._publish_when_read(self._reading, record)
             return
         best = record.best.version if record.best else self.kept
-        is_due = best is not None and best != self.kept and self._is_at_risk(best, record)
-        if is_due and best is not None and self._takes_more():
+        if best is None or best == self.kept or not self._is_at_risk(best, record):
+            return
+        if self._takes_more():
             self._begin_to_read(best)
 
     def _is_at_risk(self, best: int, record: ModelVersion) -> bool:
@@ -117,14 +118,10 @@ class BestKeeper:
             background.recreate_stream(stream)
             self._failures.forget()
         try:
-            with background.read_stream(stream.name, offset="last") as reader:
+            with self._failures.counting(), background.read_stream(stream.name, offset="last") as reader:
                 reader.next_body(NOTHING_THERE_S)
         except TopologyMissing:
             return  # somebody has just deleted it: TopologyWatch says so
-        except (StreamUnreadable, ConnectionLost):
-            self._failures.note()
-            raise
-        self._failures.forget()
         self._can_be_read = True
 
     def _begin_to_read(self, version: int) -> None:

@@ -2,7 +2,8 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from fluffle.broker import Broker
@@ -80,6 +81,16 @@ class ReadFailures:
         """Begin again, after the stream was read or recreated."""
         self._count = 0
 
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Read the stream in this block: count a failure and raise it, or begin again after a success."""
+        try:
+            yield
+        except (StreamUnreadable, ConnectionLost):
+            self.note()
+            raise
+        self.forget()
+
 
 class StreamHealth:
     """Remembers, from one connection to the next, what head and streams were like.
@@ -135,12 +146,8 @@ class StreamHealth:
 
     def newest(self, broker: Broker, topology: Topology) -> Rank | None:
         """Return the rank of the newest version in F.models. Raises StreamUnreadable or ConnectionLost."""
-        try:
+        with self.models.counting():
             found = version_at_hand(broker, topology)
-        except (StreamUnreadable, ConnectionLost):
-            self.models.note()
-            raise
-        self.models.forget()
         return found.rank if found else None
 
 
@@ -328,13 +335,10 @@ def bring_records_up_to_date(
             background.recreate_stream(topology.records)
             failures.forget()
         try:
-            found = record_at_hand(background, topology, patience_s=RECORD_PATIENCE_S)
+            with failures.counting():
+                found = record_at_hand(background, topology, patience_s=RECORD_PATIENCE_S)
         except TopologyMissing:
             return  # somebody has just deleted it: TopologyWatch says so
-        except (StreamUnreadable, ConnectionLost):
-            failures.note()
-            raise
-        failures.forget()
         if (found is None or found.rank < newest) and (start := body()):
             publish_record(broker, topology, start)
 

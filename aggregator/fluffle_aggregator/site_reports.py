@@ -60,7 +60,7 @@ class SiteReports:
         last = self._last.get(found.worker)
         is_newer = last is None or rank > last or (known is None and rank == last)
         is_tuned = bool(found.tuned) and (
-            is_newer or (known is not None and rank == (known.term, known.version) and not _has_gains(known))
+            is_newer or (known is not None and rank == last and not _has_gains(known))
         )
         if not is_newer and not is_tuned:
             return False

@@ -17,6 +17,7 @@ from fluffle.secure.key_files import (
     read_operator,
     read_private,
     write_new,
+    write_public,
 )
 from fluffle.secure.registry import Registry, read_registry, signed_registry
 from fluffle.settings import require_name
@@ -57,7 +58,7 @@ def make_worker(folder: Path, name: str, federation: str) -> str:
     except ValueError as error:
         raise ConfigError(f"this worker cannot be: {error}") from error
     write_new(folder / f"{name}.key", key)
-    write_whole(folder / f"{name}.pub", [f"{WorkerPublicKey.of(key).model_dump_json(indent=2)}\n".encode()])
+    write_public(folder / f"{name}.pub", WorkerPublicKey.of(key))
     return f"made {folder / name}.key, and {folder / name}.pub for the operator"
 
 
@@ -129,7 +130,7 @@ def _write_helpers(
     place = _folder_of(folder, epoch)
     for each in of_helpers:
         write_new(place / f"{each.name}.key", each)
-    write_whole(place / GROUPS, [f"{public.model_dump_json(indent=2)}\n".encode()])
+    write_public(place / GROUPS, public)
     files = in_a_row([f"{name}.key" for name in committee.helpers])
     return public, (
         f"epoch {epoch}: made {files} in {place}; move each to its helper. {committee.fewest_to_open} of "

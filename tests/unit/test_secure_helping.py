@@ -103,7 +103,7 @@ def test_any_two_helpers_open_the_sum_to_the_last_bit_and_one_alone_does_not() -
         known = {group: masks for name in names for group, masks in answers[name].items()}
         sum_of_all = total.copy()
         for masks in known.values():
-            add_multiple(sum_of_all, masks, 2**32 - 1)
+            add_multiple(sum_of_all, masks, -1)
         return [int(each) for each in MODULUS.signed(sum_of_all)]
 
     for pair in combinations(answers, 2):

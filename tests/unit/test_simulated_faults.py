@@ -200,10 +200,9 @@ def test_a_simulation_of_rounds_that_all_give_nan_ends_and_says_why() -> None:
         Played(NanAt(0, 1), clients=2)
 
 
-@pytest.mark.parametrize("given", [{"device_seconds": "lognormal:1:400", "redraw": True}])
-def test_rounds_without_end_are_refused_when_they_are_drawn(given: dict[str, Any]) -> None:
+def test_rounds_without_end_are_refused_when_they_are_drawn() -> None:
     with pytest.raises(ConfigError, match=r"a round of device .* would never end"):
-        Played(clients=10, max_updates=1000, **given)
+        Played(clients=10, max_updates=1000, device_seconds="lognormal:1:400", redraw=True)
 
 
 def test_updates_that_are_refused_for_now_end_no_simulation() -> None:

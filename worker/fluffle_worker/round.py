@@ -185,6 +185,7 @@ def train_centrally(
 
 def wait_after_unusable(rounds_before: int) -> float:
     """Return the seconds to wait after a round whose update must not be sent, after so many in a row."""
+    # 2.0**1024 is an error.
     return min(LONGEST_WAIT_S, 2.0 ** min(rounds_before, 10))
 
 

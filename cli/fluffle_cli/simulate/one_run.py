@@ -64,7 +64,8 @@ class RunResult:
 class Played:
     """A run, what came out of it, and a sentence for each thing that was not as it should be.
 
-    `hopeless` says why nothing more would ever have come of it, and is empty for a run that came to its end.
+    `hopeless` says why nothing more would ever have come of it, and is then the first of these sentences; it
+    is empty for a run that came to its end.
     """
 
     run: Run
@@ -111,7 +112,9 @@ def play(
         if versions and versions[-1].updates:
             write_summary(run)
             write_report(run, [])
-    complaints = list(_what_went_wrong(federation, settings, versions))
+    complaints = [*_what_went_wrong(federation, settings, versions)]
+    if hopeless:
+        complaints.insert(0, hopeless)
     return Played(run, result_of(run, settings, sent), complaints, hopeless)
 
 

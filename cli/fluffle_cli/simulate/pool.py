@@ -179,11 +179,12 @@ def _played(run: PlannedRun, pipe: Pipe, memory: Memory) -> Ended:
             told_at = time.monotonic()
             pipe.send(Progress(run, line_of(version), share_done(version, run.settings)))
 
-    result, error, complaints = None, "", list[str]()
+    result, error = None, ""
+    complaints: Sequence[str] = ()
     try:
         played = play(run.settings, run.folder, tell, memory)
         # One of which nothing more would come is a result too: it has not held its target.
-        result, complaints = played.result, [*filter(None, [played.hopeless]), *played.complaints]
+        result, complaints = played.result, played.complaints
     except BrokenPipeError:
         raise
     except FluffleError as problem:

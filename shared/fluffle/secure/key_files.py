@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluffle.errors import ConfigError
 from fluffle.secure.committee import Committee
-from fluffle.secure.registry import Key
+from fluffle.secure.registry import Key, first_fault
 from fluffle.settings import FederationName, PartName
+from fluffle.whole_file import write_whole
 
 PRIVATE = 0o600
 
@@ -149,11 +150,16 @@ def public_part(private: X25519PrivateKey) -> str:
     return private.public_key().public_bytes_raw().hex()
 
 
-def write_new(path: Path, content: BaseModel, *, mode: int = PRIVATE) -> None:
-    """Write a file that must not exist yet. Raises ConfigError when it does, or cannot be written."""
+def write_public(path: Path, content: BaseModel) -> None:
+    """Write a file that holds no secret, in place of the one before. Raises ConfigError if that fails."""
+    write_whole(path, [f"{content.model_dump_json(indent=2)}\n".encode()])
+
+
+def write_new(path: Path, content: BaseModel) -> None:
+    """Write a private file that must not exist yet. Raises ConfigError when it does, or cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
     except FileExistsError as error:
         raise ConfigError(f"{path} exists, and keys are never overwritten: move it away first") from error
     except OSError as error:
@@ -179,10 +185,8 @@ def read_file(path: Path, kind: type[F]) -> F:
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"]))
         expected = " ".join(str(kind.model_fields["kind"].default).split(", ")[::-1])
-        raise ConfigError(f"{path} is no {expected} key: {where}: {first['msg']}") from error
+        raise ConfigError(f"{path} is no {expected} key: {first_fault(error)}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no file of keys: it is no text") from error
     except OSError as error:

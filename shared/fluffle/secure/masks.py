@@ -69,4 +69,4 @@ def add_masks(total: Residues, keys: Iterable[bytes], modulus: Modulus, factor: 
         for each in streams:
             each.update_into(memoryview(zeros)[:length], stream)
             mask = modulus.unpack(memoryview(stream)[:length], block.size)
-            add_multiple(block, mask, factor % 2**32)
+            add_multiple(block, mask, factor)

@@ -65,10 +65,13 @@ class Modulus:
 
 
 def add_multiple(total: Residues, residues: Residues, factor: int = 1) -> None:
-    """Add factor * residues to `total` in place, modulo 2**32. Raises ValueError when the sizes differ."""
+    """Add factor * residues to `total` in place, modulo 2**32. Raises ValueError when the sizes differ.
+
+    A factor of -1 subtracts them.
+    """
     if total.shape != residues.shape:
         raise ValueError(f"{residues.size} numbers cannot be added to {total.size}")
     for start in range(0, total.size, BLOCK_SIZE):
         block = slice(start, start + BLOCK_SIZE)
-        product = residues[block] if factor == 1 else residues[block] * np.uint32(factor)
+        product = residues[block] if factor == 1 else residues[block] * np.uint32(factor % 2**32)
         np.add(total[block], product, out=total[block])

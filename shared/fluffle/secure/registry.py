@@ -86,6 +86,12 @@ class Registry(BaseModel):
         return X25519PublicKey.from_public_bytes(bytes.fromhex(self.workers[name]))
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return where the first fault is and what it is, without the value that was found: it may be secret."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 class _Signed(BaseModel):
     """The file of a registry."""
 
@@ -107,9 +113,7 @@ def read_registry(text: str, operator: Ed25519PublicKey) -> Registry:
         found = _Signed.model_validate_json(text)
         signature = bytes.fromhex(found.signature)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"this is no registry: {where}: {first['msg']}") from error
+        raise ConfigError(f"this is no registry: {first_fault(error)}") from error
     except ValueError as error:
         raise ConfigError(f"this is no registry: its signature is not hexadecimal: {error}") from error
     try:
