@@ -54,7 +54,9 @@ PURE = {
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
-    *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "modulus", "weights")),
+    "fluffle.codecs.masked",
+    *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "modulus")),
+    *(f"fluffle.secure.{name}" for name in ("plan", "sums", "weights")),
     "fluffle.sites",
     "fluffle.survey",
     *(

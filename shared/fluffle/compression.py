@@ -16,9 +16,12 @@ import zstandard
 from fluffle.codecs.compressed import CompressedVector, decompressed
 from fluffle.codecs.floats import Bfloat16Vector, Float32Vector
 from fluffle.codecs.int8 import Int8Vector
+from fluffle.codecs.masked import MaskedCodec
 from fluffle.codecs.top_k import TopK
 from fluffle.fields import parsed
 from fluffle.model import Vector
+from fluffle.secure.modulus import BITS, Modulus
+from fluffle.secure.plan import MASKED
 
 __all__ = ["CompressedVector", "decompressed"]
 
@@ -47,15 +50,23 @@ CODECS: Mapping[str, Codec] = {
     "int8": Int8Vector,
     "topk": TopK(0.01),
 }
+# Secure aggregation chooses these by itself.
+MASKED_CODECS: Mapping[str, Codec] = {f"{MASKED}{bits}": MaskedCodec(Modulus(bits)) for bits in BITS}
 
 
 def require_codec(name: str) -> str:
-    """Return the name of a codec. Raises ValueError that names the known ones for any other."""
+    """Return the name of a codec that may be chosen. Raises ValueError that names them for any other."""
+    if name in MASKED_CODECS:
+        raise ValueError(f"must not be {name}, which secure_aggregation chooses by itself: leave it out")
+    return _require_known(name)
+
+
+def _require_known(name: str) -> str:
     _codec(name)
     return name
 
 
-CodecName = Annotated[str, parsed(require_codec)]
+CodecName = Annotated[str, parsed(_require_known)]
 
 
 def require_downlink_codec(name: str) -> str:
@@ -70,6 +81,11 @@ def require_downlink_codec(name: str) -> str:
 def leaves_out(name: str) -> bool:
     """Return whether a codec sends only a part of the vector, so that the sender has to keep the rest."""
     return name.startswith(TOP_K)
+
+
+def is_masked(name: str) -> bool:
+    """Return whether a codec holds masked numbers, which mean nothing before their sum is opened."""
+    return name in MASKED_CODECS
 
 
 def compress(name: str, vector: Vector, random: np.random.Generator) -> CompressedVector:
@@ -105,6 +121,8 @@ def most_bytes(name: str, size: int) -> int:
 
 
 def _codec(name: str) -> Codec:
+    if name in MASKED_CODECS:
+        return MASKED_CODECS[name]
     plain = name.removesuffix(ZSTD)
     if plain in CODECS:
         return CODECS[plain]

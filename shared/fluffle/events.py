@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 
 from fluffle.fields import AnyNumber, FieldError, Kind, Metrics, Name, ShortText, at_most, kind_of, text
 
-Role = Literal["aggregator", "worker", "evaluator"]
+Role = Literal["aggregator", "worker", "evaluator", "helper"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 
 MAX_EVENTS: Final = 256

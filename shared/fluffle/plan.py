@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from fluffle.compression import CodecName
 from fluffle.fields import Count, Positive, must
+from fluffle.secure.plan import SecurePlan
 
 Sends = Literal["delta", "weights"]
 Seconds = Annotated[float, must(lambda number: number > 0, "{} is not more than 0")]
@@ -33,6 +34,8 @@ class Plan:
     A worker that holds out data evaluates the version that it has received before every `evaluate_every`th
     round; with None as often as takes a tenth of its time at most. `sites_decide` says that the federation
     ends, or calls a version best, by these evaluations.
+
+    With `secure` the workers mask what they send: secure aggregation.
     """
 
     local_epochs: Positive = 1
@@ -53,6 +56,7 @@ class Plan:
     max_staleness: Count | None = None
     evaluate_every: Positive | None = None
     sites_decide: bool = False
+    secure: SecurePlan | None = None
 
     def examples_of_round(self, examples: int) -> int:
         """Return on how many examples a worker that has so many trains in one round."""

@@ -23,6 +23,7 @@ from fluffle.fields import (
 )
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
+from fluffle.secure.plan import LastSum
 from fluffle.sites import SiteReport
 from fluffle.survey.messages import Survey
 from fluffle.update import Applied, AppliedUpdates, UpdateId
@@ -73,6 +74,7 @@ class Contributor:
     refused, and is empty if none was. Messages that come after the end are not counted. `last_update_at` is
     Unix time in seconds by the aggregator's clock. It, `loss`, `refusal` and `share` are for people, never
     for decisions. `local_work` is that of its last update, by which deltas are normalised; 0 if unknown.
+    `suspected` counts the sums of secure aggregation with an update of this worker that cannot be honest.
     """
 
     updates: Count = 0
@@ -85,6 +87,7 @@ class Contributor:
     refusal: Annotated[str, text(MAX_REFUSAL_LENGTH)] = ""
     local_work: Magnitude = 0.0
     share: Share = 1.0
+    suspected: Count = 0
 
     @property
     def mean_staleness(self) -> float:
@@ -197,6 +200,8 @@ class ModelVersion:
     `average` is the running average of the vectors of all versions up to this one, with the decay
     `average_decay`. It is empty, and the decay 0, unless versions are averaged; version 0 has none.
 
+    `last_sum` is the newest sum of secure aggregation, None before the first one.
+
     What is read from the stream may be a rounded copy of a record: its vector and average were sent in
     `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
     """
@@ -239,6 +244,7 @@ class ModelVersion:
     average_decay: Decay = 0.0
     codec: CodecName = "float32"
     copy_of: ShortText = ""
+    last_sum: LastSum | None = None
 
     @property
     def rank(self) -> Rank:

@@ -39,6 +39,7 @@ from fluffle.message import IN_PAYLOAD, Read, after_vector, decode, payload_of, 
 from fluffle.model import MAX_PARAMETERS, Vector, no_values
 from fluffle.pieces import Body, Pieces
 from fluffle.record import CachedUpdate, ModelVersion, MomentsRecord, Rank
+from fluffle.secure.sums import SumRecord, read_sum
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import MAX_RUNS
 
@@ -123,11 +124,12 @@ def require_readable_version(version: ModelVersion) -> None:
     require_readable(version_header(version), zeros, _read_version)
 
 
-def decode_record(body: bytes) -> ModelVersion | MomentsRecord:
+def decode_record(body: bytes) -> ModelVersion | MomentsRecord | SumRecord:
     """Read what lies in the head queue, never a copy. Raises WireError that names the field."""
-    readers: Mapping[str, Read[ModelVersion | MomentsRecord]] = {
+    readers: Mapping[str, Read[ModelVersion | MomentsRecord | SumRecord]] = {
         "version": _read_version,
         "moments": _read_moments,
+        "sum": read_sum,
     }
     record = decode(body, RECORD, readers)
     if isinstance(record, ModelVersion):

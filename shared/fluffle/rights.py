@@ -45,6 +45,11 @@ ROLES: Mapping[str, Rights] = {
         r"^OWN\.(updates|member-events)$",
         rf"^OWN\.(models|best|records|{_OWN_QUEUES})$",
     ),
+    "helper": Rights(
+        rf"^OWN\.{_OWN_QUEUES}$",
+        r"^OWN\.(openings|member-events)$",
+        rf"^OWN\.(closes|{_OWN_QUEUES})$",
+    ),
     "evaluator": Rights(write=r"^OWN\.(evaluations|member-events)$", read=r"^OWN\.(models|best|records)$"),
     # Not amq.default, the default exchange: it gives write access to every queue of every federation.
     "aggregator": Rights(r"^OWN\.", r"^OWN\.", r"^OWN\."),

@@ -17,6 +17,9 @@ STREAM_MAX_BYTES = 2 * (STREAM_SEGMENT_BYTES + MAX_MESSAGE_BYTES)
 # Headers without vectors: one takes from 2 KB (a few workers) to 8 MiB (thousands).
 RECORDS_SEGMENT_BYTES = 16 * MIB
 RECORDS_MAX_BYTES = 256 * MIB
+# A close record takes some 100 bytes for each update.
+CLOSES_SEGMENT_BYTES = 16 * MIB
+CLOSES_MAX_BYTES = 256 * MIB
 
 # A full queue refuses messages (back-pressure on the workers) long before RabbitMQ's memory or disk alarm.
 UPDATES_MAX_BYTES = 4096 * MIB
@@ -25,7 +28,7 @@ REJECTED_MAX_BYTES = 1024 * MIB
 UPDATES_DELIVERY_LIMIT = 20
 # Each takeover reads the head and puts it back, which counts as a delivery; so does each look at F.rejected.
 UNLIMITED = 1_000_000_000
-HEAD_LENGTH = 4
+HEAD_LENGTH = 6
 
 # What to do about a queue or exchange that exists with other arguments.
 OTHER_ARGUMENTS = (
@@ -80,7 +83,8 @@ class Topology:
     `head_in`, `models_in`, `records_in` and `best_in` feed one queue each, so that nobody needs the default
     exchange: who may write there may write to every queue, those of other federations too. The stream
     `records` has the record of each version without its weights, for everybody who watches. The stream `best`
-    has the best version once `models` is about to lose it.
+    has the best version once `models` is about to lose it. With secure aggregation helpers read the stream
+    `closes`, which `closes_in` feeds, and publish to `openings_in`, which the leader listens to.
 
     Every part publishes events to `events`; workers and evaluators go through `member_events_in`, so that a
     listener knows which come from an aggregator.
@@ -95,6 +99,8 @@ class Topology:
     records_in: Exchange
     best_in: Exchange
     rejected_in: Exchange
+    closes_in: Exchange
+    openings_in: Exchange
     member_events_in: Exchange
     events: Exchange
     # What dead-letters comes after what it dead-letters to.
@@ -104,6 +110,7 @@ class Topology:
     models: Queue
     records: Queue
     best: Queue
+    closes: Queue
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -156,12 +163,14 @@ def topology_of(federation: str) -> Topology:
     # an exchange may bind the one to the other (docs/decisions/0006).
     updates_in, evaluations_in, versions_in = map(exchange, ("updates", "evaluations", "versions"))
     head_in, models_in, rejected_in = map(exchange, ("head", "stream", "rejected"))
-    records_in, best_in = map(exchange, ("records-in", "best-in"))
+    records_in, best_in, closes_in = map(exchange, ("records-in", "best-in", "closes-in"))
+    openings_in = Exchange(f"{federation}.openings", "topic")
     member_events_in = Exchange(f"{federation}.member-events", "topic")
     events = Exchange(f"{federation}.events", "topic", (member_events_in,))
     return Topology(
         federation,
         *(updates_in, evaluations_in, versions_in, head_in, models_in, records_in, best_in, rejected_in),
+        *(closes_in, openings_in),
         member_events_in,
         events,
         rejected=Queue(
@@ -209,4 +218,5 @@ def topology_of(federation: str) -> Topology:
             "records", (records_in,), max_bytes=RECORDS_MAX_BYTES, segment_bytes=RECORDS_SEGMENT_BYTES
         ),
         best=stream("best", (best_in,), max_bytes=STREAM_MAX_BYTES, segment_bytes=STREAM_SEGMENT_BYTES),
+        closes=stream("closes", (closes_in,), max_bytes=CLOSES_MAX_BYTES, segment_bytes=CLOSES_SEGMENT_BYTES),
     )

@@ -67,6 +67,9 @@ class WeightUpdate:
     size. `loss` is that of the training data, None where the task reports none, and `train_s` the seconds
     that the round took: both are for people. `absorbs` are the numbers of earlier updates of the run that
     were refused and whose content is in this one: they may not count any more.
+
+    With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise. The
+    statistics are then part of the masked vector, and integers and loss are not sent.
     """
 
     federation: ShortText
@@ -87,6 +90,7 @@ class WeightUpdate:
     loss: AnyNumber | None = None
     train_s: float = 0.0
     absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()
+    epoch: Count = 0
 
     @property
     def local_work(self) -> float:

@@ -9,7 +9,7 @@ the field.
 from collections.abc import Mapping
 from typing import Final
 
-from fluffle.compression import is_packed, leaves_out, read_vector, wire_bytes
+from fluffle.compression import is_masked, is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
 from fluffle.fields import Table, integer, take
@@ -113,6 +113,10 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
         raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
     if absorbs and absorbs[-1] >= sequence:
         raise WireError(f"field absorbs: {absorbs[-1]} is not below the update's own number {sequence}")
+    if is_masked(codec) != bool(found["epoch"]):
+        raise WireError(f"field epoch: {found['epoch']} in {codec}: masked updates have one, and no others")
+    if is_masked(codec) and (found["sends"] != "delta" or found["first_tensor"] or absorbs):
+        raise WireError("field codec: what is masked is the delta of all layers, and absorbs nothing")
     parameters = take(header, "parameters", integer(0, MAX_PARAMETERS))
     if is_packed(codec) and parameters > most_parameters:
         raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")

@@ -13,8 +13,9 @@ from fluffle.errors import WireError
 from fluffle.secure.closing import (
     ClosedUpdate,
     CloseRecord,
+    Opening,
+    decode_answer,
     decode_close,
-    decode_opening,
     digest_of,
     encode_close,
     opening_pieces,
@@ -55,18 +56,26 @@ CLOSE = CloseRecord(
     epoch=1,
     number=1,
     previous="",
+    term=1,
     version=10,
     size=SIZE,
     bits=MODULUS.bits,
     greatest=64,
+    asked=("helper-1", "helper-1", "helper-2"),
     updates=THREE,
 )
 
 
 def opened(close: CloseRecord, ledger: Ledger = EMPTY) -> Ledger:
-    found = ledger.checked(close, REGISTRY)
-    assert isinstance(found, Ledger), found
+    found, refused = ledger.checked(close, REGISTRY)
+    assert refused is None, refused
     return found
+
+
+def refusal(close: CloseRecord, ledger: Ledger = EMPTY) -> Refused:
+    _, refused = ledger.checked(close, REGISTRY)
+    assert refused
+    return refused
 
 
 def following(close: CloseRecord, *updates: ClosedUpdate) -> CloseRecord:
@@ -93,9 +102,9 @@ def test_any_two_helpers_open_the_sum_to_the_last_bit_and_one_alone_does_not() -
         expected += update.factor * values.view(np.int32).astype(np.int64)
     answers = {}
     for key in HELPERS:
-        assert opened(CLOSE)
+        assert opened(CLOSE).number == 1
         sent = [bytes(opening_pieces(each)) for each in openings(CLOSE, key, REGISTRY)]
-        read = [decode_opening(body, CLOSE) for body in sent]
+        read = [each for each in (decode_answer(body, CLOSE) for body in sent) if isinstance(each, Opening)]
         assert {(each.helper, each.digest) for each in read} == {(key.name, digest_of(CLOSE))}
         answers[key.name] = {each.group: MODULUS.unpack(each.masks, SIZE) for each in read}
 
@@ -142,9 +151,8 @@ def test_any_two_helpers_open_the_sum_to_the_last_bit_and_one_alone_does_not() -
 def test_a_record_that_could_reveal_an_update_is_refused_with_the_rule(
     change: dict[str, Any], rule: str, says: str
 ) -> None:
-    refused = EMPTY.checked(replace(CLOSE, **change), REGISTRY)
+    refused = refusal(replace(CLOSE, **change))
 
-    assert isinstance(refused, Refused)
     assert refused.rule == rule
     assert says in str(refused)
 
@@ -156,27 +164,47 @@ def test_no_update_is_opened_in_two_sums_whatever_came_between() -> None:
         ledger = opened(close, ledger)
     without_one = following(close, *(closed(name, 1, close.version) for name in ("w1", "w2", "w4")))
 
-    refused = ledger.checked(without_one, REGISTRY)
-
-    assert str(refused) == "opened-before: w1/run/1 was opened in an earlier sum"
+    assert str(refusal(without_one, ledger)) == "opened-before: w1/run/1 was in an earlier sum"
 
 
 def test_the_same_record_is_answered_again_and_another_of_its_number_is_not() -> None:
     ledger = opened(CLOSE)
 
-    assert ledger.checked(CLOSE, REGISTRY) == ledger
+    assert ledger.checked(CLOSE, REGISTRY) == (ledger, None)
     other = replace(CLOSE, updates=(closed("w1"), closed("w2"), closed("w4")))
-    refused = ledger.checked(other, REGISTRY)
-    assert str(refused) == "two-answers: number 1 was opened already, with other content"
+    assert ledger.checked(other, REGISTRY) == (ledger, refusal(other, ledger))
+    assert str(refusal(other, ledger)) == "two-answers: number 1 was another record"
+
+
+def test_a_refused_record_counts_as_seen_and_its_updates_are_never_opened() -> None:
+    too_few = replace(CLOSE, updates=THREE[:2])
+    ledger, refused = EMPTY.checked(too_few, REGISTRY)
+    assert refused
+    assert refused.rule == "too-few-workers"
+
+    assert ledger.checked(too_few, REGISTRY) == (ledger, refused)
+    again = following(too_few, *(closed(name, 1, 10) for name in ("w1", "w3", "w4")))
+    assert str(refusal(again, ledger)) == "opened-before: w1/run/1 was in an earlier sum"
+    fresh = following(too_few, *(closed(name, 2, 10) for name in ("w1", "w3", "w4")))
+    assert opened(fresh, ledger).number == 2
+
+
+def test_two_helpers_that_know_different_workers_agree_about_the_next_record() -> None:
+    knows_less = REGISTRY.model_copy(update={"revoked": ("gone", "w3")})
+    one, _ = EMPTY.checked(CLOSE, REGISTRY)
+    other, refused = EMPTY.checked(CLOSE, knows_less)
+
+    assert refused
+    assert (one.number, one.digest) == (other.number, other.digest)
+    assert decode_ledger(encode_ledger(other)) == other
 
 
 def test_a_helper_that_has_lost_its_ledger_opens_nothing_more_in_this_epoch() -> None:
     second = following(CLOSE, *(closed(name, 2, 10) for name in ("w1", "w2", "w3")))
-    assert opened(second, opened(CLOSE))
+    assert opened(second, opened(CLOSE)).number == 2
 
-    refused = EMPTY.checked(second, REGISTRY)
+    refused = refusal(second)
 
-    assert isinstance(refused, Refused)
     assert refused.rule == "missing-record"
     assert "rotate the keys if this helper's ledger is lost" in refused.detail
 
@@ -201,16 +229,16 @@ def test_close_records_are_the_same_after_the_wire_and_damaged_ones_are_refused(
         (replace(CLOSE, bits=16), "the masks of this sum take 1400 bytes, not 2800"),
     ):
         with pytest.raises(WireError, match=says):
-            decode_opening(bytes(opening_pieces(opening)), changed)
+            decode_answer(bytes(opening_pieces(opening)), changed)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"bits": 8}, "field bits: 8 is none of 16, 24, 32"),
-        ({"greatest": 65}, "field greatest: 65 is more than 64"),
+        ({"greatest": 65}, "field greatest: 65 is not from 1 to 64"),
         ({"size": 0}, "field size"),
-        ({"updates": (*THREE[:2], closed("w3", factor=2**20))}, "factor: 1048576 is more than 64"),
+        ({"updates": (*THREE[:2], closed("w3", factor=2**20))}, "factor: 1048576 is not from 1 to 64"),
     ],
 )
 def test_a_close_record_out_of_bounds_is_not_even_sent(change: dict[str, Any], says: str) -> None:

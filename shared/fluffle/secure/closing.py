@@ -1,27 +1,27 @@
 """Close records and openings: which updates a sum has, and what the helpers answer. Pure.
 
 A close record comes from the aggregator. From then on the version that it names contains exactly its updates.
-Each helper answers with one opening for each group that it is in.
+For each group of helpers, one member answers with an opening; whoever refuses says why.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fluffle.errors import WireError
+from fluffle.events import Text
 from fluffle.fields import Count, Name, Positive, ShortText, Table, at_most, must
 from fluffle.framing import Header, HeaderLimits, join, record_digest
 from fluffle.message import BareMessage, Read, decode, require_readable
 from fluffle.model import MAX_PARAMETERS
 from fluffle.pieces import Pieces
-from fluffle.secure.modulus import BITS, Modulus
-from fluffle.secure.weights import MOST_FACTOR
+from fluffle.secure.committee import MOST_GROUPS
+from fluffle.secure.modulus import Modulus
+from fluffle.secure.plan import Factor, ModulusBits
 from fluffle.topology import MIB
 from fluffle.update import UpdateId
 
 MOST_UPDATES: Final = 4096
 LIMITS: Final = HeaderLimits(MIB, 65_536)
-Bits = Annotated[Positive, must(lambda bits: bits in BITS, f"{{}} is none of {', '.join(map(str, BITS))}")]
-Factor = Annotated[Positive, must(lambda factor: factor <= MOST_FACTOR, f"{{}} is more than {MOST_FACTOR}")]
 Size = Annotated[Positive, must(lambda size: size <= MAX_PARAMETERS, f"{{}} is more than {MAX_PARAMETERS}")]
 
 
@@ -37,21 +37,24 @@ class ClosedUpdate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CloseRecord:
-    """The updates of the sum that makes the version number `version`.
+    """The updates of the sum that makes the version number `version`, closed by the leader of a term.
 
     `number` counts the close records of an epoch from 1, and `previous` is the digest of the one before,
     empty for the first. The sum has `size` numbers modulo 2**bits, and `greatest` is the weight of a fresh
-    update.
+    update. `asked` names, for each group of helpers, the member that is to answer; when the same record comes
+    again, all members answer.
     """
 
     federation: ShortText
     epoch: Positive
     number: Positive
     previous: ShortText
+    term: Positive
     version: Positive
     size: Size
-    bits: Bits
+    bits: ModulusBits
     greatest: Factor
+    asked: Annotated[tuple[Name, ...], at_most(MOST_GROUPS)]
     updates: Annotated[tuple[ClosedUpdate, ...], at_most(MOST_UPDATES)]
 
     @property
@@ -75,8 +78,27 @@ class Opening:
     masks: memoryview
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotOpened:
+    """A helper does not open a sum: the rule that it breaks, and what was found.
+
+    `digest` is that of the close record. `number` and `last` are those of the newest close record that this
+    helper has accepted or refused as the next one: the next one is to follow it.
+    """
+
+    federation: ShortText
+    epoch: Positive
+    helper: Name
+    digest: ShortText
+    rule: ShortText
+    detail: Text
+    number: Count
+    last: ShortText
+
+
 _CLOSE: Final = BareMessage("close", CloseRecord)
 _OPENING: Final = Table(Opening, without=("masks",))
+_NOT_OPENED: Final = BareMessage("not-opened", NotOpened)
 
 
 def encode_close(close: CloseRecord) -> bytes:
@@ -102,8 +124,16 @@ def opening_pieces(opening: Opening) -> Pieces:
     return join({"kind": "opening", **_OPENING.write(opening)}, [opening.masks], LIMITS)
 
 
-def decode_opening(body: bytes, close: CloseRecord) -> Opening:
-    """Read an opening of a sum; its masks are a view of the body. Raises WireError that names the field."""
+def encode_not_opened(refused: NotOpened) -> bytes:
+    """Return the message of a helper that does not open a sum."""
+    return bytes(join(_NOT_OPENED.header(refused), [], LIMITS))
+
+
+def decode_answer(body: bytes, close: CloseRecord) -> Opening | NotOpened:
+    """Read what a helper answers to a close record; masks are a view of the body.
+
+    Raises WireError that names the field.
+    """
 
     def read(header: Header, payload: memoryview) -> Opening:
         expected = close.modulus.bytes_of(close.size)
@@ -111,5 +141,5 @@ def decode_opening(body: bytes, close: CloseRecord) -> Opening:
             raise WireError(f"the masks of this sum take {expected} bytes, not {len(payload)}")
         return Opening(**_OPENING.take(header), masks=payload)
 
-    readers: dict[str, Read[Opening]] = {"opening": read}
+    readers: dict[str, Read[Opening | NotOpened]] = {"opening": read, "not-opened": _NOT_OPENED.read}
     return decode(body, LIMITS, readers)

@@ -7,9 +7,11 @@ Computation" (TCC 2005), section 2.
 from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from typing import Final
 
 MOST_HELPERS: Final = 7
+MOST_GROUPS: Final = comb(MOST_HELPERS, MOST_HELPERS // 2)
 
 
 @dataclass(frozen=True, slots=True)

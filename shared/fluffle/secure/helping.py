@@ -1,20 +1,22 @@
 """What a helper checks before it opens a sum, and what it remembers of those that it has opened. Pure.
 
 A helper believes nothing of a close record. It opens each update once, in one sum, and so no two sums differ
-by a single update.
+by a single update. Which record is the next one depends on the records alone, whether a helper opens or
+refuses them: so all helpers agree about it, also those that know more of who is revoked.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
+from fluffle.events import Text
 from fluffle.fields import Count, Positive, ShortText
 from fluffle.framing import HeaderLimits, join
 from fluffle.message import BareMessage, decode
-from fluffle.secure.closing import ClosedUpdate, CloseRecord, Opening, digest_of
+from fluffle.secure.closing import ClosedUpdate, CloseRecord, NotOpened, Opening, digest_of
 from fluffle.secure.key_files import HelperKey
 from fluffle.secure.masks import Masked, add_masks, mask_key
 from fluffle.secure.registry import Registry
@@ -30,8 +32,8 @@ LIMITS: Final = HeaderLimits(8 * MIB, 400_000)
 class Refused:
     """Why a helper does not open a sum: the name of the rule, and what was found."""
 
-    rule: str
-    detail: str
+    rule: ShortText
+    detail: Text
 
     def __str__(self) -> str:
         return f"{self.rule}: {self.detail}"
@@ -39,41 +41,57 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """What a helper has opened in an epoch: how many sums, the digest of the last, and all their updates."""
+    """What a helper has seen in an epoch: how many close records, the digest of the last, all their updates.
+
+    `refused` says why the last one was not opened, None if it was.
+    """
 
     epoch: Positive
     number: Count = 0
     digest: ShortText = ""
     opened: Applied = field(default_factory=AppliedUpdates)
+    refused: Refused | None = None
 
     def checked(
         self, close: CloseRecord, registry: Registry, *, fewest_workers: int = FEWEST_WORKERS
-    ) -> "Ledger | Refused":
-        """Return the ledger with a close record in it, or why it is not opened.
+    ) -> "tuple[Ledger, Refused | None]":
+        """Return the ledger after a close record, and why that is not opened; None when it is.
 
-        The record that was opened last gives the same ledger: its answer was perhaps lost.
+        The newest record gives the same ledger and the same answer: the first answer was perhaps lost. The
+        updates of a record that is refused are never opened later: another helper may have opened them.
         """
         if (close.federation, close.epoch) != (registry.federation, self.epoch):
-            own = f"{registry.federation}, epoch {self.epoch}"
-            return Refused("other-epoch", f"of {close.federation}, epoch {close.epoch}, and not of {own}")
+            found, own = close.federation, registry.federation
+            detail = f"of {found}, epoch {close.epoch}, and not of {own}, epoch {self.epoch}"
+            return self, Refused("other-epoch", detail)
         digest = digest_of(close)
         if digest == self.digest:
-            return self
+            return self, self.refused
         if close.number <= self.number:
-            return Refused("two-answers", f"number {close.number} was opened already, with other content")
+            return self, Refused("two-answers", f"number {close.number} was another record")
         if close.number != self.number + 1 or close.previous != self.digest:
-            return Refused(
+            return self, Refused(
                 "missing-record",
                 f"number {close.number} follows {close.previous or 'none'}, and the last one here is number "
                 f"{self.number}, {self.digest or 'none'}: rotate the keys if this helper's ledger is lost",
             )
-        for rule in (_unknown, _twice, _too_few, _wrong_weight):
-            for detail in rule(close, self.opened, registry, fewest_workers):
-                return Refused(NAMES[rule], detail)
-        opened = self.opened.adding(each.id for each in close.updates)
-        if lost := [each.id for each in close.updates if each.id not in opened]:
-            return Refused("ledger-full", f"{lost[0]} cannot be remembered")
-        return replace(self, number=close.number, digest=digest, opened=opened)
+        refused = next(
+            (
+                Refused(NAMES[rule], detail)
+                for rule in NAMES
+                for detail in rule(close, self.opened, registry, fewest_workers)
+            ),
+            None,
+        )
+        seen = [
+            each.id
+            for each in close.updates
+            if each.id.worker in registry.workers and not self.opened.why_full(each.id)
+        ]
+        opened = self.opened.adding(seen)
+        if refused is None and (lost := [one for one in seen if one not in opened]):
+            refused = Refused("ledger-full", f"{lost[0]} cannot be remembered")
+        return Ledger(self.epoch, close.number, digest, opened, refused), refused
 
 
 def _unknown(close: CloseRecord, _opened: AppliedUpdates, registry: Registry, _fewest: int) -> Iterator[str]:
@@ -88,7 +106,7 @@ def _twice(close: CloseRecord, opened: AppliedUpdates, _registry: Registry, _few
     counts = Counter(each.id for each in close.updates)
     for each in close.updates:
         if each.id in opened:
-            yield f"{each.id} was opened in an earlier sum"
+            yield f"{each.id} was in an earlier sum"
         elif counts[each.id] > 1:
             yield f"{each.id} stands there {counts[each.id]} times"
         elif why := opened.why_full(each.id):
@@ -136,11 +154,16 @@ def decode_ledger(body: bytes) -> Ledger:
     return decode(body, LIMITS, {"ledger": _LEDGER.read})
 
 
-def openings(close: CloseRecord, key: HelperKey, registry: Registry) -> Iterator[Opening]:
-    """Yield what a helper answers to a close record in its ledger: one opening for each of its groups."""
+def openings(
+    close: CloseRecord, key: HelperKey, registry: Registry, *, of_groups: Collection[int] | None = None
+) -> Iterator[Opening]:
+    """Yield what a helper answers to a close record: one opening for each of its groups, or of these."""
     digest, groups = digest_of(close), registry.committee.groups
     for own in key.groups:
-        group, total = groups.index(own.members), np.zeros(close.size, np.uint32)
+        group = groups.index(own.members)
+        if of_groups is not None and group not in of_groups:
+            continue
+        total = np.zeros(close.size, np.uint32)
         for each in close.updates:
             worker = registry.worker_key(each.id.worker)
             mask = mask_key(own.private, worker, _masked(close, each), group)
@@ -153,6 +176,20 @@ def openings(close: CloseRecord, key: HelperKey, registry: Registry) -> Iterator
             digest=digest,
             masks=memoryview(close.modulus.pack(total)),
         )
+
+
+def not_opened(close: CloseRecord, helper: str, refused: Refused, ledger: Ledger) -> NotOpened:
+    """Return what a helper answers to a close record that it refuses."""
+    return NotOpened(
+        federation=close.federation,
+        epoch=close.epoch,
+        helper=helper,
+        digest=digest_of(close),
+        rule=refused.rule,
+        detail=refused.detail,
+        number=ledger.number,
+        last=ledger.digest,
+    )
 
 
 def _masked(close: CloseRecord, update: ClosedUpdate) -> Masked:

@@ -1,0 +1,66 @@
+"""What secure aggregation asks of each worker, and what a version says of its sum. Pure."""
+
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from fluffle.fields import Count, Name, Positive, ShortText, integer, must
+from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint
+from fluffle.secure.limbs import limbs_per_value
+from fluffle.secure.modulus import BITS, Modulus
+from fluffle.secure.weights import MOST_FACTOR
+
+MASKED: Final = "masked"
+ModulusBits = Annotated[Positive, must(BITS.__contains__, f"{{}} is none of {', '.join(map(str, BITS))}")]
+Factor = Annotated[int, integer(1, MOST_FACTOR)]
+Clip = Annotated[float, must(lambda clip: clip > 0, "{} is not more than 0")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecurePlan:
+    """How a worker masks its updates.
+
+    `epoch` is that of the helpers' keys. A delta is clipped to `clip`, each element by itself or with
+    `by_norm` in its L2 norm, and rounded to whole numbers of so many `bits`. Sums are modulo
+    2**modulus_bits, and `greatest` is the integer weight of a fresh update.
+    """
+
+    epoch: Positive
+    clip: Clip
+    by_norm: bool = False
+    bits: Annotated[int, integer(FEWEST_BITS, MOST_BITS)] = 16
+    modulus_bits: ModulusBits = 24
+    greatest: Factor = MOST_FACTOR
+
+    @property
+    def codec(self) -> str:
+        """The name of the codec in which masked numbers travel."""
+        return f"{MASKED}{self.modulus_bits}"
+
+    @property
+    def modulus(self) -> Modulus:
+        """The modulus of the sums."""
+        return Modulus(self.modulus_bits)
+
+    @property
+    def fixed_point(self) -> FixedPoint:
+        """How a delta becomes whole numbers."""
+        return FixedPoint(self.clip, self.bits, self.by_norm)
+
+    def length(self, size: int, statistics_size: int) -> int:
+        """Return how many numbers an update has, of a model of so many trained values and statistics."""
+        return size + limbs_per_value(self.bits) * statistics_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastSum:
+    """The newest close record that was opened or given up, from which the next one goes on.
+
+    `number` and `digest` are those of the close record. `helpers` are those that have opened it, none if it
+    was given up, and `opened_s` is the time from the full buffer to the last opening that was needed.
+    """
+
+    epoch: Positive
+    number: Count
+    digest: ShortText
+    helpers: tuple[Name, ...] = ()
+    opened_s: float = 0.0
