@@ -23,7 +23,7 @@ from fluffle.errors import (
 )
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
-from fluffle.topology import LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
+from fluffle.topology import LISTENER_MAX_BYTES, LISTENER_MAX_MESSAGES, MAX_MESSAGE_BYTES, Queue, Topology
 
 
 @dataclass
@@ -187,7 +187,10 @@ class FakeBroker(Broker):
                 self._leave()
                 raise TopologyMissing(f"exchange {exchange} is not on this fake broker")
             targets = [self._server.queues[name] for name in names if name in self._server.queues]
-            if not targets:
+            heard = self._server.listeners.get(exchange, {})
+            for each in heard.values():
+                each.append(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
+            if not targets and not heard:
                 raise Unroutable(f"no queue is bound to exchange {exchange or routing_key}")
             if any(target.refuses for target in targets):
                 raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
@@ -207,7 +210,7 @@ class FakeBroker(Broker):
                     self._server.queues[name].put(delivery)
 
     @contextmanager
-    def listen(self, exchange: str, *, name: str) -> Iterator[Listener]:
+    def listen(self, exchange: str, *, name: str, max_bytes: int = LISTENER_MAX_BYTES) -> Iterator[Listener]:
         heard: deque[Delivery] = deque(maxlen=LISTENER_MAX_MESSAGES)
         with self._connected():
             if exchange not in self._server.exchanges:
@@ -261,6 +264,14 @@ class FakeBroker(Broker):
                 if self._unacked.pop(tag, None) is None:
                     self._leave()
                     raise ConnectionLost(f"the tag {tag} was never delivered here, or is acked already")
+
+    def give_back(self, tags: Iterable[int]) -> None:
+        with self._connected():
+            for tag in sorted(tags, reverse=True):
+                name, delivery = self._unacked.pop(tag)
+                if name in self._server.queues:
+                    self._server.put_back(self._server.queues[name], delivery)
+            self._server.deliver()
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
         with self._connected():

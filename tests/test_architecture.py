@@ -78,13 +78,22 @@ PURE = {
                 "commit_schedule",
                 "contributors",
                 "effects",
+                "folding",
                 "global_model",
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "sections", "staleness", "statistics", "transforms"),
+            "told",
             *("round_table", "survey", "surveying", "update_cache", "used_cache"),
         )
     ),
+    *(
+        f"fluffle_aggregator.secure.{name}"
+        for name in (
+            *("combinations", "masked_buffer", "opening", "securing", "state", "taking", "weighing"),
+        )
+    ),
+    "fluffle.rabbit.acked_tags",
     *(
         f"fluffle_aggregator.gates.{name}"
         for name in (

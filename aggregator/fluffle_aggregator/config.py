@@ -7,6 +7,7 @@ from fluffle.broker import Delivery
 from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.model import Layout
 from fluffle.record import ModelVersion
+from fluffle.secure.committee import Committee
 from fluffle.topology import Topology
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
@@ -23,7 +24,8 @@ class AggregatorConfig:
     raises LayoutError once it is known that the settings are for another model. `compare` begins to compare
     the settings' model with a running federation's, for a standby that does not lead it yet; None when the
     settings name no model. `try_out` takes in a message where it does no harm, and returns how that ended;
-    an empty string is well.
+    an empty string is well. With secure aggregation, `committee` returns the helpers, and
+    `look_at_registry` is called often, and raises ConnectionLost when there is another registry.
     """
 
     name: str
@@ -38,3 +40,5 @@ class AggregatorConfig:
     require_same_model: Callable[[], None] = lambda: None
     compare: Callable[[Layout], None] | None = None
     event_sink: EventSink = NULL_SINK
+    committee: Callable[[], Committee] | None = None
+    look_at_registry: Callable[[], None] = lambda: None

@@ -1,6 +1,6 @@
 """What each worker has sent so far, and what is summed up over all workers. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from fluffle.fields import is_name
@@ -60,6 +60,7 @@ class Contributors(Mapping[str, Contributor]):
             before.refusal,
             update.local_work,
             folded.share,
+            before.suspected,
         )
         self.usual_steps.replace(before.local_work, update.local_work)
         self._examples_sum += update.examples - before.examples
@@ -84,6 +85,12 @@ class Contributors(Mapping[str, Contributor]):
         self._known[worker] = replace(before, rejected=rejected, refusal=why[:MAX_REFUSAL_LENGTH])
         if rejected.bit_count() == 1:
             self.untold_refusals.add(worker)
+
+    def note_suspected(self, workers: Iterable[str]) -> None:
+        """Count an unsound sum for each of its workers: one of them, at least, is not honest."""
+        for worker in workers:
+            before = self._known.get(worker, Contributor())
+            self._known[worker] = replace(before, suspected=before.suspected + 1)
 
     def forget_weight(self, worker: str) -> None:
         """Note that a worker's last update no longer counts."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from fluffle.broker import Delivery
 from fluffle.events import Event
 from fluffle.record import ModelVersion, MomentsRecord
+from fluffle.secure.closing import CloseRecord
+from fluffle.secure.sums import SumRecord
 from fluffle_aggregator.gates.gate import Refusal
 
 
@@ -39,6 +41,27 @@ class LookFor:
     workers: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Let these messages return to the queue, which delivers them again at once."""
+
+    tags: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishSum:
+    """Publish a sum to the head: from now on the next version is made of exactly its updates."""
+
+    record: SumRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the helpers to open a sum."""
+
+    close: CloseRecord
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """Publish a version, its moments before it, and tell the leader when it is confirmed."""
@@ -63,7 +86,7 @@ class Log:
     fields: Mapping[str, object] = field(default_factory=dict)
 
 
-Effect = Ack | Reject | TryOut | LookFor | Commit | Tell | Log
+Effect = Ack | Reject | TryOut | LookFor | GiveBack | PublishSum | Ask | Commit | Tell | Log
 
 
 def info(event: str, **fields: object) -> Log:

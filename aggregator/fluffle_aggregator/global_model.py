@@ -19,14 +19,16 @@ from fluffle.record import (
 )
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
-from fluffle_aggregator.accumulators import Accumulator, Stack
+from fluffle_aggregator.accumulators import Accumulator, RunningSum, Stack
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.contributors import Contributors
+from fluffle_aggregator.folding import folded_of
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import judged, sites_decide
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.sections import Weight
+from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -56,12 +58,14 @@ class GlobalModel:
         cached_bytes: int | None = None,
         average_decay: float = 0.0,
         survey_aim: SurveyAim = NO_AIM,
+        secure: SecureState | None = None,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
         Moments that are missing, or of another strategy or optimizer, begin anew. So does a missing average,
         from the record's own vector, unless `average_decay` is 0: then there is none. `cached_bytes` is the
         room for the updates that a strategy keeps; None means no limit. `survey_aim` says when a survey ends.
+        `secure` is the state of secure aggregation.
         """
         # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
@@ -112,16 +116,18 @@ class GlobalModel:
         self.sites = SiteReports(record)
         # The number of updates applied since version 0.
         self.updates = record.updates
+        self.secure = secure
         self._forgotten_told: set[tuple[str, str]] = set()
         self.accumulator = self._empty_buffer()
-        self._statistics = self._no_statistics()
+        self._statistics = self.no_statistics()
         # How often a robust rule did not move the first elements, and that the log has not told of the last.
         self._left_out, self._left_out_untold = 0, 0
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
         return self.strategy.empty_buffer(self.cache)
 
-    def _no_statistics(self) -> StatisticsBuffer:
+    def no_statistics(self) -> StatisticsBuffer:
+        """Return a buffer without statistics."""
         return StatisticsBuffer(self.record.layout.statistics_size, self.strategy.rule.reduce)
 
     @property
@@ -190,39 +196,47 @@ class GlobalModel:
         `is_share_limited` says that a worker's share of the last updates is limited (FedAsync).
         """
         # τ counts from the version before this update makes a new one: a fresh update has τ = 0.
-        staleness, weight = self.staleness(update.base_version), self.weigh(update)
-        worker = update.id.worker
+        weight, worker = self.weigh(update), update.id.worker
+        self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
+        if self.secure:
+            # The model learns of it when its sum is opened.
+            self.secure.buffer.add(
+                update, self.secure.factor(weight.factor), now=now, published_at=published_at
+            )
+            staleness = self.staleness(update.base_version)
+            return folded_of(update, weight.factor, staleness, now=now, published_at=published_at, share=1.0)
         if isinstance(self.accumulator, CachedBuffer):
             self.accumulator = self.accumulator.adding_from(worker, update.vector, weight, self.updates + 1)
         else:
             self.accumulator = self.accumulator.adding(update.vector, weight)
         self._statistics = self._statistics.adding(update.statistics, weight)
         self.integers = self.integers[: len(self.integers) - len(update.integers)] + update.integers
-        self.in_buffer[worker] = self.in_buffer.get(worker, 0.0) + weight.factor
         # Forgotten while the limit is off: what was usual before says nothing later.
         self.norms = () if norm is None else (*self.norms, norm)[-MAX_NORMS:]
         if is_share_limited or self.strategy.throttles:
             self.window = (*self.window, (worker, weight.factor))[-SHARE_WINDOW:]
-        folded = Folded(
-            update.id,
-            update.base_version,
-            staleness,
-            weight.factor,
-            published_at,
-            now,
-            update.loss,
-            update.train_s,
-            update.steps,
-            update.batch_size,
-            self.share(update),
-        )
+        share = self.share(update)
+        folded = self.note_folded(update, weight, now=now, published_at=published_at, share=share)
+        if self.accumulator.totals.count >= self.strategy.buffer_size:
+            self.step()
+        return folded
+
+    def note_folded(
+        self, update: WeightUpdate, weight: Weight, *, now: float, published_at: float, share: float
+    ) -> Folded:
+        """Let the next record say that it contains an update."""
+        staleness, times = self.staleness(update.base_version), {"now": now, "published_at": published_at}
+        folded = folded_of(update, weight.factor, staleness, **times, share=share)
         self.folded.append(folded)
         self.applied = self.applied.adding([*update.absorbed, update.id])
         self.updates += 1
         self.contributors.note_update(update, folded)
-        if self.accumulator.totals.count >= self.strategy.buffer_size:
-            self.step()
         return folded
+
+    def step_with(self, total: RunningSum, statistics: StatisticsBuffer) -> None:
+        """Make the next version of these sums."""
+        self.accumulator, self._statistics = total, statistics
+        self.step()
 
     def step(self) -> None:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
@@ -234,7 +248,7 @@ class GlobalModel:
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
         self.accumulator = self._empty_buffer()
-        self._statistics = self._no_statistics()
+        self._statistics = self.no_statistics()
         self.in_buffer.clear()
         if decay := self.draft.average_decay:
             move_average(self.average, self.vector, decay_at(decay, self.version))
@@ -373,6 +387,7 @@ class GlobalModel:
             committed_at=now,
             moments_checksum=moments_checksum,
             survey=self.survey.state if self.survey else self.draft.survey,
+            last_sum=self.secure.last_sum if self.secure else None,
         )
 
     def advance(self, record: ModelVersion) -> None:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
@@ -15,6 +15,7 @@ from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import checksum_of, decode_record, encode_copy, version_pieces, without_weights
+from fluffle.secure.sums import SumRecord
 from fluffle.topology import HEAD_LENGTH, Topology
 
 log = get_logger(__name__)
@@ -36,7 +37,7 @@ class Head:
     """The newest committed version, as it lies in the head queue.
 
     `term` is the highest term that anybody has published under; a new leader goes one above it. `messages`
-    counts those in the queue.
+    counts those in the queue. `sums` are those of secure aggregation that lie there, oldest first.
     """
 
     record: ModelVersion
@@ -44,6 +45,7 @@ class Head:
     digest: str
     term: int
     messages: int
+    sums: tuple[SumRecord, ...] = ()
 
 
 class ReadFailures:
@@ -195,7 +197,8 @@ def claimed_terms(broker: Broker, topology: Topology) -> list[int]:
 
     `fluffle federation reset` leaves one there, higher than any that the workers have seen.
     """
-    return [rank.term for rank, _ in _look_through(broker, topology).messages if rank.version == 0]
+    ranks = [each.rank for each in _look_through(broker, topology).messages]
+    return [rank.term for rank in ranks if rank.version == 0]
 
 
 def read_head(
@@ -250,32 +253,51 @@ def read_head(
     if record.moments_checksum is not None and not moments:
         log.warning("the strategy begins anew: its moments are gone", version=record.version)
     _bring_orphans_to_the_front(broker, topology, found.messages, record.rank)
-    terms = [rank.term for rank, _ in found.messages]
+    terms = [each.rank.term for each in found.messages]
     term = max([*terms, in_stream.term if in_stream else 0])
-    return Head(record, moments, digest, term, messages=len(found.messages))
+    return Head(record, moments, digest, term, messages=len(found.messages), sums=tuple(found.sums))
+
+
+@dataclass(frozen=True, slots=True)
+class _InHead:
+    """A message in the head, and its body, which is empty if nobody needs it any more."""
+
+    rank: Rank
+    body: bytes
+    is_sum: bool
+
+    def is_needed(self, newest: Rank) -> bool:
+        """Return whether it belongs to the newest version, or is a sum for the next one."""
+        return self.rank == newest or (self.is_sum and self.rank.version == newest.version + 1)
 
 
 @dataclass(slots=True, eq=False)
 class _Found:
     """What lies in the head: the rank of each message, and the bodies that may be of use."""
 
-    messages: list[tuple[Rank, bytes]] = field(default_factory=list)
+    messages: list[_InHead] = field(default_factory=list)
     newest: ModelVersion | None = None
     newest_body: bytes = b""
+    sums: list[SumRecord] = field(default_factory=list)
 
     def add(self, body: bytes) -> None:
         """Note the next message, and drop the bodies that a newer version has made useless."""
         record = decode_record(body)
-        self.messages.append((record.rank, body))
+        self.messages.append(_InHead(record.rank, body, isinstance(record, SumRecord)))
+        if isinstance(record, SumRecord):
+            self.sums.append(record)
         if isinstance(record, ModelVersion) and (self.newest is None or record.rank > self.newest.rank):
             self.newest, self.newest_body = record, body
-            self.messages = [(rank, kept if rank >= record.rank else b"") for rank, kept in self.messages]
+            self.messages = [
+                each if each.rank >= record.rank or each.is_needed(record.rank) else replace(each, body=b"")
+                for each in self.messages
+            ]
 
     def moments(self) -> MomentsRecord | None:
         """Return the moments that the newest version names; None when it names none, or they are gone."""
-        for rank, body in self.messages:
-            if self.newest and rank == self.newest.rank:
-                record = decode_record(body)
+        for each in self.messages:
+            if self.newest and each.rank == self.newest.rank:
+                record = decode_record(each.body)
                 # By checksum: one that lost the lead may have sent others of this rank, which come late.
                 if isinstance(record, MomentsRecord) and checksum_of(record) == self.newest.moments_checksum:
                     return record
@@ -346,7 +368,7 @@ def bring_records_up_to_date(
 
 
 def _bring_orphans_to_the_front(
-    broker: Broker, topology: Topology, messages: list[tuple[Rank, bytes]], newest: Rank
+    broker: Broker, topology: Topology, messages: list[_InHead], newest: Rank
 ) -> None:
     """Make sure that the next publish pushes out of the full queue what nobody needs.
 
@@ -357,9 +379,8 @@ def _bring_orphans_to_the_front(
     waiting = deque(messages)
     while (
         len(waiting) >= HEAD_LENGTH - 1
-        and waiting[0][0] == newest
-        and any(rank != newest for rank, _ in waiting)
+        and waiting[0].is_needed(newest)
+        and not all(each.is_needed(newest) for each in waiting)
     ):
-        _, body = waiting[0]
-        broker.publish(topology.head_in.name, "", body, {})
+        broker.publish(topology.head_in.name, "", waiting[0].body, {})
         waiting.rotate(-1)

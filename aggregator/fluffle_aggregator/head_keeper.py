@@ -14,6 +14,7 @@ from fluffle.framing import record_digest
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import checksum_of, moments_pieces, version_pieces
+from fluffle.secure.sums import SumRecord, sum_pieces
 from fluffle.topology import HEAD_LENGTH, Topology
 from fluffle_aggregator.head import (
     RECORDS_IN_A_ROW_S,
@@ -50,9 +51,11 @@ class HeadKeeper:
         downlink_codec: str,
         *,
         messages: int,
+        awaited: SumRecord | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin when the head has this many messages."""
+        """Begin when the head has this many messages, and perhaps a sum that waits to be opened."""
+        self._awaited = awaited
         self._broker = broker
         self._topology = topology
         self._downlink_codec = downlink_codec
@@ -70,9 +73,16 @@ class HeadKeeper:
         self._broker.publish(self._topology.head_in.name, "", moments_pieces(moments), {"kind": "moments"})
         self._count()
 
+    def publish_sum(self, record: SumRecord) -> None:
+        """Publish a sum that waits to be opened, from which the next leader goes on."""
+        self._broker.publish(self._topology.head_in.name, "", sum_pieces(record), {"kind": "sum"})
+        self._awaited = record
+        self._count()
+
     def publish(self, record: ModelVersion) -> str:
         """Publish a version's record to head and streams, and return its digest."""
         digest = publish_version(self._broker, self._topology, record, self._downlink_codec)
+        self._awaited = None
         self._count()
         return digest
 
@@ -138,6 +148,8 @@ class HeadKeeper:
             self.publish_moments(beside)
         self._broker.publish(self._topology.head_in.name, "", body, version_headers(record))
         self._count()
+        if self._awaited:
+            self.publish_sum(self._awaited)
         log.warning("put the newest version back into the head", version=record.version, term=record.term)
         return True
 

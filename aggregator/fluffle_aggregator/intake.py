@@ -33,6 +33,13 @@ class TakenIn:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Postponed:
+    """An update that cannot come into the buffer now: a sum is awaited, or its worker has its share."""
+
+    update: WeightUpdate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TurnedDown:
     """A message that is not taken in, with the update that it holds if it could be read."""
 
@@ -42,7 +49,7 @@ class TurnedDown:
 
 def take_in(
     delivery: Delivery, model: GlobalModel, gates: Sequence[Gate], *, now: float
-) -> TakenIn | TurnedDown | Evaluation | SiteEvaluation | Hello | SiteStatistics:
+) -> TakenIn | Postponed | TurnedDown | Evaluation | SiteEvaluation | Hello | SiteStatistics:
     """Read a message, believing nothing of it; pass an update through the gates, and fold it.
 
     `now` is Unix time in seconds. A refused update leaves the model as it was. Other messages are returned as
@@ -61,6 +68,8 @@ def take_in(
         if isinstance(passed, Refusal):
             return TurnedDown(passed, message)
         incoming = passed
+    if model.secure and model.secure.has_to_wait(message, model.weigh(message).factor):
+        return Postponed(message)
     folded = model.fold(
         incoming.update,
         now=now,

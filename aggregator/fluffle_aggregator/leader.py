@@ -12,6 +12,8 @@ from fluffle.broker import Delivery
 from fluffle.events import Applied, Committed, Rejected, TookOver
 from fluffle.record import Evaluation, Folded, Hello, ModelVersion
 from fluffle.record_wire import checksum_of, require_readable_version
+from fluffle.secure.committee import Committee
+from fluffle.secure.sums import SumRecord
 from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
@@ -26,11 +28,13 @@ from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
-from fluffle_aggregator.missing import MissingUpdates, in_words
+from fluffle_aggregator.intake import Postponed, TakenIn, TurnedDown, take_in
+from fluffle_aggregator.missing import MissingUpdates
 from fluffle_aggregator.reports import Reports
+from fluffle_aggregator.secure.securing import Securing
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.surveying import Surveying
+from fluffle_aggregator.told import told_at_takeover, told_of
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
@@ -41,9 +45,12 @@ MOST_NAMED = 8
 REFUSALS_TOLD_AFTER_S = 10.0
 
 
-def prefetch_of(strategy: Strategy, schedule: CommitSchedule) -> int:
-    """Return how many messages a leader may have: what a commit holds, two reports, one on its way."""
-    return strategy.buffer_size * schedule.every + 3
+def prefetch_of(strategy: Strategy, schedule: CommitSchedule, *, is_secure: bool = False) -> int:
+    """Return how many messages a leader may have: what a commit holds, two reports, one on its way.
+
+    With secure aggregation, updates that are for the next buffer wait beside those of this one.
+    """
+    return strategy.buffer_size * (2 if is_secure else schedule.every) + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +73,13 @@ class Leader:
         *,
         parent: str,
         now: Now,
+        committee: Committee | None = None,
+        sums: Sequence[SumRecord] = (),
     ) -> None:
-        """Go on from a model whose newest record has the digest `parent`."""
+        """Go on from a model whose newest record has the digest `parent`.
+
+        With secure aggregation, `committee` are the helpers, and `sums` those found in the head.
+        """
         self.model = model
         self.parent = parent
         self._topology = topology
@@ -87,6 +99,11 @@ class Leader:
         most_held = prefetch_of(model.strategy, schedule) - 1
         self._reports = Reports(model, topology, limits, most_held=most_held, clock=now.clock)
         self._surveying = Surveying(topology)
+        self._securing: Securing | None = None
+        if committee is not None:
+            self._securing = Securing(
+                model, committee, sums, most_later=model.strategy.buffer_size, clock=now.clock
+            )
         self._refused_from = now.clock
         self._led_from = self._committed_at = self._oldest_held = now.clock
 
@@ -106,17 +123,10 @@ class Leader:
             info("leading", version=record.version, term=model.term),
             Tell(TookOver(model.term, record.version)),
         ]
-        if model.begins_anew:
-            line = (
-                "the strategy begins anew: what lies beside the newest version (moments, or workers' last "
-                "updates) is of another strategy, optimizer or cache_codec"
-            )
-            effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
-        if record.average_decay not in {0.0, model.draft.average_decay}:
-            line = "the decay of the versions' average changes with the next version (0: there will be none)"
-            decays = {"before": record.average_decay, "now": model.draft.average_decay}
-            effects.append(warning(line, **decays))
+        effects += told_at_takeover(model)
         effects += self._surveying.begin(model)
+        if self._securing:
+            effects += self._securing.begin()
         if not model.has_news or model.over:
             return effects
         if model.has_another_plan:
@@ -133,11 +143,15 @@ class Leader:
         if delivery.redeliveries >= SUSPICIOUS_AFTER and delivery.tag != self._tried:
             line = "trying a message in another process: aggregators died when they had it"
             return [warning(line, deliveries=delivery.redeliveries), TryOut(delivery)]
-        applied = self.model.applied
+        secure = self.model.secure
+        applied = secure.with_waiting(self.model.applied) if secure else self.model.applied
         taken = take_in(delivery, self.model, self._gates, now=now.unix)
         match taken:
             case TakenIn(incoming, folded):
                 return self._hold(incoming, folded, applied, now)
+            case Postponed(update):
+                kept = self._securing.keep(delivery, update) if self._securing else []
+                return self._refuse(delivery, kept, now, update.id) if isinstance(kept, Refusal) else kept
             case TurnedDown(refusal, update):
                 return self._turn_down(delivery, refusal, update, now)
             case Evaluation() | SiteEvaluation():
@@ -149,6 +163,15 @@ class Leader:
                 self._reports.note_hello(delivery)
                 greeting = Log("DEBUG", "connected", {"name": taken.name, "user": delivery.user})
                 return [greeting, Ack((delivery.tag,))]
+
+    @property
+    def awaits_openings(self) -> bool:
+        """Whether a sum waits for its openings, which should be looked for more often than for messages."""
+        return self._securing is not None and self._securing.awaited is not None
+
+    def take_answer(self, answer: Delivery) -> list[Effect]:
+        """Take in what a helper has answered to a close record."""
+        return self._securing.take_answer(answer) if self._securing else []
 
     def tried(self, delivery: Delivery, ended: str, now: Now) -> list[Effect]:
         """Take in a suspicious message, unless the process that tried it `ended` badly."""
@@ -178,6 +201,8 @@ class Leader:
         )
         if reached:
             return self._close_the_federation(reached, now)
+        if self._securing and (effects := self._tick_secure(self._securing, now)):
+            return effects
         if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:
             line = info("the buffer has waited long enough: using it as it is", updates=len(self.held))
             return [*self._step_early(), line, self._commit(now)]
@@ -187,12 +212,31 @@ class Leader:
         ):
             return [self._commit(now)]
         refused_s = now.clock - self._refused_from
-        if model.contributors.untold_refusals and not self.held and refused_s >= self._refusals_told_after_s:
+        held = self._securing.held if self._securing else self.held
+        if model.contributors.untold_refusals and not held and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)
         return [
             *self._reports.release_overdue(clock=now.clock, after_s=schedule.buffer_timeout_s),
             *self._reports.look_for_silent(clock=now.clock, elapsed_s=self._elapsed_s(now)),
         ]
+
+    def _tick_secure(self, securing: Securing, now: Now) -> list[Effect]:
+        """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
+        model = self.model
+        if securing.awaited is None:
+            if delivery := securing.next_aside():
+                return [*self.take_in(delivery, now), *self.tick(now)]
+            timeout_s = self._schedule.buffer_timeout_s
+            return securing.when_due(model, now=now.clock, held_from=self._oldest_held, timeout_s=timeout_s)
+        if securing.awaited.is_open:
+            opened = securing.opened(model, now.clock)
+            if not isinstance(opened, Refusal):
+                self.held, securing.held = securing.held, []
+                return [*opened, self._commit(now)]
+            return [*securing.give_up(model, opened), *self.commit_newer(now)]
+        if securing.awaited.is_hopeless:
+            return [*securing.give_up(model), *self.commit_newer(now)]
+        return securing.remind(now.clock)
 
     def absent(self, workers: Sequence[str]) -> list[Effect]:
         """Go on without the evaluations of workers that RabbitMQ does not know any more."""
@@ -246,44 +290,14 @@ class Leader:
         """Keep the delivery of a folded update; `applied` are the updates that the model had before."""
         delivery, update, name = incoming.delivery, incoming.update, str(folded.id)
         # Held until committed: if this process dies now, the broker delivers it again.
-        if not self.held:
+        held = self._securing.held if self._securing else self.held
+        if not held:
             self._oldest_held = now.clock
-        self.held.append(delivery.tag)
+        held.append(delivery.tag)
         self.model.note_start(self._elapsed_s(now))
         self.model.sites.note_heard(update.id.worker, elapsed_s=self._elapsed_s(now))
         effects = self._reports.make_room(len(self.held))
-        if skipped := self._missing.before(update, applied):
-            line = warning(
-                "earlier updates of this worker never came",
-                update=name,
-                missing=in_words(skipped),
-                because="another leader refused them (`fluffle rejected list`), the worker dropped them from "
-                "a full spool, or a policy or somebody took them from the queue (`fluffle status`)",
-            )
-            effects.append(line)
-        if incoming.norm_before is not None:
-            effects.append(warning("clipped", update=name, norm=incoming.norm_before, to=incoming.norm))
-        effects += [
-            warning("forgotten: its last update no longer counts", worker=worker, because=why)
-            for worker, why in self.model.take_forgotten()
-        ]
-        effects += [
-            warning(
-                "the model stands still: its round waits for a worker",
-                worker=worker,
-                updates_of_others=others,
-                because="it has left, or is very slow: start it again, or lower --forget-after",
-            )
-            for worker, others in (self.model.cache.take_waits() if self.model.cache else ())
-        ]
-        if elements := self.model.take_left_out():
-            line = warning(
-                "the first layers did not move: too few updates of the buffer have them",
-                elements=elements,
-                because=f"rule {self.model.strategy.rule} needs {FEWEST_TO_COMPARE}: raise --buffer-size, or "
-                "let more workers train the whole model",
-            )
-            effects.append(line)
+        effects += told_of(incoming, self.model, self._missing.before(update, applied))
         sizes = len(delivery.body), 4 * update.vector.tail.size
         staleness, weight = folded.staleness, folded.weight
         return [
@@ -353,6 +367,9 @@ class Leader:
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""
         model, effects = self.model, self._step_early()
+        if self._securing:
+            # They come again, and are refused.
+            effects += self._securing.release(model, "the federation takes no more updates")
         if not self._reports.is_expected:
             model.finish(reached)
             return [*effects, *self.commit_newer(now)]

@@ -1,18 +1,34 @@
 """Performs what the leader decides, on the one channel that it consumes, publishes and acks on."""
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 
-from fluffle.broker import Broker, Delivery
+from fluffle.broker import Broker, Delivery, Listener
 from fluffle.errors import TopologyMissing
 from fluffle.logs import get_logger
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import require_readable_version
+from fluffle.secure.closing import encode_close
+from fluffle.topology import MIB
 from fluffle_aggregator.best_keeper import BestKeeper
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.effects import Ack, Commit, Effect, Log, LookFor, Reject, Tell, TryOut
+from fluffle_aggregator.effects import (
+    Ack,
+    Ask,
+    Commit,
+    Effect,
+    GiveBack,
+    Log,
+    LookFor,
+    PublishSum,
+    Reject,
+    Tell,
+    TryOut,
+)
 from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
 from fluffle_aggregator.leader import Leader, Now
@@ -22,6 +38,9 @@ log = get_logger(__name__)
 LEVELS = logging.getLevelNamesMapping()
 # Kept updates of less than this many bytes beside a version are not worth a warning.
 LARGE_BYTES = 64_000_000
+# For openings of a large model: of each group one, or of each helper one.
+OPENINGS_MAX_BYTES = 4096 * MIB
+ANSWER_PATIENCE_S = 0.1
 
 
 class Leading:
@@ -48,7 +67,12 @@ class Leading:
             head = begin_federation(config, broker, stream_health)
         stream_health.note_version()
         self._head = HeadKeeper(
-            broker, config.topology, config.downlink_codec, messages=head.messages, clock=clock
+            broker,
+            config.topology,
+            config.downlink_codec,
+            messages=head.messages,
+            awaited=head.sums[-1] if head.sums else None,
+            clock=clock,
         )
         self._best = BestKeeper(broker, config.topology, clock=clock)
         self._leader = make_leader(
@@ -58,7 +82,17 @@ class Leading:
             config.commit_schedule,
             parent=head.digest,
             now=self._now(),
+            committee=config.committee() if config.committee else None,
+            sums=head.sums,
         )
+        self._openings = ExitStack()
+        self._answers: Listener | None = None
+        if config.committee:
+            # Before anything is asked: what is published without a listener is gone. Its name is of its own,
+            # since the connection of the leader before may be there still.
+            exchange, name = config.topology.openings_in.name, f"{config.name}.{secrets.token_hex(4)}"
+            listener = broker.listen(exchange, name=name, max_bytes=OPENINGS_MAX_BYTES)
+            self._answers = self._openings.enter_context(listener)
         self._perform(self._leader.begin(self._now()))
 
     @property
@@ -79,6 +113,27 @@ class Leading:
     def take_in(self, delivery: Delivery) -> None:
         """Take in one message."""
         self._perform(self._leader.take_in(delivery, self._now()))
+
+    def next_delivery(self, patience_s: float) -> Delivery | None:
+        """Return the next message, or None when none came; while a sum is awaited, hear the helpers too."""
+        if not self._leader.awaits_openings:
+            return self._broker.next_delivery(patience_s)
+        self.hear(min(patience_s, ANSWER_PATIENCE_S))
+        return self._broker.next_delivery(0)
+
+    def hear(self, timeout_s: float = 0.0) -> None:
+        """Take in what helpers answer, of which the first may take so long to come."""
+        while self._answers and self._leader.awaits_openings:
+            answer = self._answers.next_delivery(timeout_s)
+            if answer is None:
+                return
+            self._perform(self._leader.take_answer(answer))
+            self._perform(self._leader.tick(self._now()))
+            timeout_s = 0.0
+
+    def close(self) -> None:
+        """Listen no more; the connection stays."""
+        self._openings.close()
 
     def tick(self) -> None:
         """Commit if it is time to, and look after the head queue and the best version."""
@@ -105,13 +160,12 @@ class Leading:
         match effect:
             case Ack(tags):
                 self._broker.ack(tags)
-            case Tell(event):
-                self._config.event_sink(event)
-            case Log(level, event, fields):
-                if log.isEnabledFor(LEVELS[level]):
-                    log.log(LEVELS[level], event, **fields)
+            case Tell() | Log():
+                self._say(effect)
             case Reject():
                 self._reject(effect)
+            case GiveBack() | PublishSum() | Ask():
+                self._perform_secure(effect)
             case TryOut(delivery):
                 ended = self._config.try_out(self._leader.model, delivery)
                 return self._leader.tried(delivery, ended, self._now())
@@ -127,6 +181,24 @@ class Leading:
                 self._best.note_published(record)
                 return self._leader.committed(record, digest=digest, took_s=took_s, now=self._now())
         return []
+
+    def _say(self, effect: Tell | Log) -> None:
+        match effect:
+            case Tell(event):
+                self._config.event_sink(event)
+            case Log(level, event, fields):
+                if log.isEnabledFor(LEVELS[level]):
+                    log.log(LEVELS[level], event, **fields)
+
+    def _perform_secure(self, effect: GiveBack | PublishSum | Ask) -> None:
+        match effect:
+            case GiveBack(tags):
+                self._broker.give_back(tags)
+            case PublishSum(record):
+                self._head.publish_sum(record)
+            case Ask(close):
+                exchange = self._config.topology.closes_in.name
+                self._broker.publish(exchange, "", encode_close(close), {"kind": "close"})
 
     def _is_at_work(self, worker: str) -> bool:
         """Tell whether a process works under a worker's name: it consumes the queue of that name."""

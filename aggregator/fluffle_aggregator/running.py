@@ -19,9 +19,11 @@ from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
 from fluffle.metrics import metered
 from fluffle.model import Layout
+from fluffle.plan import Plan
 from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.record import ModelVersion, version_size_bytes
+from fluffle.secure.plan import SecurePlan
 from fluffle.settings import load_arguments
 from fluffle.survey.messages import Survey
 from fluffle.task import Task, name_of_task
@@ -33,6 +35,7 @@ from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
 from fluffle_aggregator.surveying import MOST_HELD
@@ -94,7 +97,10 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal = settings.make_strategy(), settings.make_goal()
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
-    plan, survey_aim = settings.make_plan(strategy), settings.make_survey_aim()
+    survey_aim, registry = settings.make_survey_aim(), settings.registry_watch(settings.federation)
+
+    def plan() -> Plan:
+        return settings.make_plan(strategy, registry.registry.epoch if registry else 1)
 
     def require_room(layout: Layout, workers: int = 0) -> None:
         settings.require_room(strategy, layout)
@@ -111,26 +117,40 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         require_room(file.layout)
         survey = Survey(survey_aim.wanted) if survey_aim.is_asked else None
         return first_version(
-            file, federation=settings.federation, plan=plan, strategy=str(strategy), survey=survey
+            file, federation=settings.federation, plan=plan(), strategy=str(strategy), survey=survey
+        )
+
+    def secure_state(record: ModelVersion, secure: SecurePlan | None) -> SecureState | None:
+        if secure is None or registry is None:
+            return None
+        return SecureState(
+            secure,
+            record,
+            buffer_size=strategy.buffer_size,
+            fewest_workers=settings.secure_min_workers,
+            registered=frozenset(registry.registry.workers),
         )
 
     def continue_from(head: Head) -> GlobalModel:
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
+        asked = plan()
         return GlobalModel(
             head.record,
             head.moments,
             strategy=strategy,
-            plan=plan,
+            plan=asked,
             goal=goal,
             term=head.term + 1,
             schedule=parse_schedule(settings.learning_rate_schedule),
             cached_bytes=settings.room_for_cache(strategy, layout),
             average_decay=settings.average_versions,
             survey_aim=survey_aim,
+            secure=secure_state(head.record, asked.secure),
         )
 
+    plan()
     # Refuses limits that have no meaning for the strategy before anything starts.
     gates_of(settings, strategy, topology)
     return AggregatorConfig(
@@ -138,11 +158,16 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         topology=topology,
         limits=settings,
         commit_schedule=commit_schedule,
-        prefetch=max(prefetch_of(strategy, commit_schedule), MOST_HELD + 2 if survey_aim.is_asked else 0),
+        prefetch=max(
+            prefetch_of(strategy, commit_schedule, is_secure=registry is not None),
+            MOST_HELD + 2 if survey_aim.is_asked else 0,
+        ),
         downlink_codec=settings.downlink_codec,
         first_version=begin,
         continue_from=continue_from,
         require_same_model=initial.look,
+        committee=(lambda: registry.registry.committee) if registry else None,
+        look_at_registry=registry.look if registry else lambda: None,
         compare=None if type(initial) is InitialModel else initial.compare,
         try_out=partial(try_out, settings),
         event_sink=ReportingSink(topology, role="aggregator", name=settings.name),

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from fluffle.broker import Broker, Delivery
@@ -72,19 +73,20 @@ def stand_by_and_lead(
     delivery = stand_by(config, broker, watch, stream_health, stop)
     if delivery is None:
         return AggregatorResult("", None)
-    leading = Leading(config, broker, stream_health)
-    while delivery is not None or not leading.finished:
-        if delivery is not None:
-            leading.take_in(delivery)
-        # Its body is as large as the model: released before a commit makes another such.
-        del delivery
-        leading.tick()
-        watch.look_when_due()
-        config.require_same_model()
-        delivery = broker.next_delivery(config.commit_schedule.patience_s)
-        if stop.is_set():
-            log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
-            return AggregatorResult("", leading.record)
+    with closing(Leading(config, broker, stream_health)) as leading:
+        while delivery is not None or not leading.finished:
+            if delivery is not None:
+                leading.take_in(delivery)
+            # Its body is as large as the model: released before a commit makes another such.
+            del delivery
+            leading.tick()
+            watch.look_when_due()
+            config.require_same_model()
+            config.look_at_registry()
+            delivery = leading.next_delivery(config.commit_schedule.patience_s)
+            if stop.is_set():
+                log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
+                return AggregatorResult("", leading.record)
     wake_standby(config, broker)
     return AggregatorResult(leading.finished, leading.record)
 

@@ -18,6 +18,7 @@ from fluffle.message_size import (
 )
 from fluffle.model import Layout
 from fluffle.plan import MAX_STEPS, Plan
+from fluffle.secure.plan import SecurePlan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.sites import is_of_sites
 from fluffle.topology import MIB
@@ -26,6 +27,9 @@ from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.secure.combinations import require_combinable
+from fluffle_aggregator.secure.settings import SecureSettings
+from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.survey import SurveyAim, SurveySettings
@@ -58,7 +62,11 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettings):
+class _AboutData(SurveySettings, SecureSettings):
+    """What the federation learns of the sites' data, and what it must not learn."""
+
+
+class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
     """Flags of `fluffle aggregator`, keys of the table [aggregator]."""
 
     part: ClassVar[str] = "aggregator"
@@ -210,8 +218,11 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
         """Return the fields that each log line of this process carries."""
         return {**super().log_fields(), "aggregator": self.name}
 
-    def make_plan(self, strategy: Strategy) -> Plan:
-        """Return what the workers are asked for; ConfigError when they cannot send it in this codec."""
+    def make_plan(self, strategy: Strategy, epoch: int = 1) -> Plan:
+        """Return what the workers are asked for; ConfigError when they cannot send it in this codec.
+
+        With secure aggregation, `epoch` is that of the registry.
+        """
         if strategy.sends == "weights" and leaves_out(self.codec):
             raise ConfigError(
                 f"codec {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
@@ -226,7 +237,9 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
                 f"batch_size {self.batch_size} begins with {batch_size}, and max_batch_size is "
                 f"{self.max_batch_size}: raise it, or begin with fewer"
             )
+        secure = self._secure_plan(strategy, epoch)
         return Plan(
+            secure=secure,
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,
             round_seconds=self.round_seconds,
@@ -238,12 +251,30 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
             keep_optimizer=self.keep_optimizer,
             proximal_mu=self.proximal_mu,
             sends=strategy.sends,
-            codec=self.codec,
+            codec=secure.codec if secure else self.codec,
             one_update_per_version=strategy.one_update_per_version,
             updates_per_version=strategy.buffer_size * self.make_commit_schedule(strategy).every,
             max_staleness=self.staleness_limit(strategy),
             evaluate_every=self.evaluate_every,
             sites_decide=bool(self.make_goal().by_sites),
+        )
+
+    def _secure_plan(self, strategy: Strategy, epoch: int) -> SecurePlan | None:
+        if not self.secure_aggregation:
+            return None
+        require_combinable(strategy, self.model_fields_set, getattr(self, "weigh_by", "none"))
+        if self.make_goal().by_sites:
+            raise ConfigError(
+                "secure_aggregation has no goal that is measured at the sites: what a site measures stays "
+                "there; start an evaluator, and name its metric in target and best"
+            )
+        if parse_batch_size(self.batch_size)[1]:
+            raise ConfigError(
+                "batch_size auto does not go together with secure_aggregation: updates of different batches "
+                "cannot be normalised, so give a number"
+            )
+        return self.make_secure_plan(
+            epoch, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
         )
 
     def make_survey_aim(self) -> SurveyAim:
@@ -285,6 +316,8 @@ class AggregatorSettings(Limits, StrategySettings, SurveySettings, ServiceSettin
     def make_strategy(self) -> Strategy:
         """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
         strategy = super().make_strategy()
+        if secure := self._secure_plan(strategy, epoch=1):
+            return secured(strategy, secure)
         is_chosen = self.round_seconds is not None or parse_batch_size(self.batch_size)[1]
         if is_chosen and self.normalize_steps is None and strategy.sends == "delta":
             return replace(strategy, normalizes_steps=True)

@@ -49,6 +49,13 @@ class StatisticsBuffer:
         one = Totals(weight.factor, mixing=weight.mixing, count=1)
         return StatisticsBuffer(self.size, self.reduce, rows, self.coverage.adding(start, one))
 
+    def with_sum(self, total: Float64s, weight: Weight) -> "StatisticsBuffer":
+        """Return the buffer with one more update of those whose weighted sum, [size], is given each time."""
+        if not total.size:
+            return self
+        one = Totals(weight.factor, mixing=weight.mixing, count=1)
+        return StatisticsBuffer(self.size, None, (total,), self.coverage.adding(0, one))
+
     def merged_into(self, statistics: Vector) -> Vector:
         """Return (1 - a) * x + a * m, where a is the mean of the mixings.
 

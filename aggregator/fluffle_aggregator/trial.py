@@ -22,6 +22,8 @@ from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import take_in
+from fluffle_aggregator.secure.state import SecureState
+from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.registry import StrategySettings
 
@@ -76,7 +78,20 @@ def main() -> None:
     )
     strategy = StrategySettings.model_validate(request["StrategySettings"]).make_strategy()
     limits = Limits.model_validate(request["Limits"])
-    model = GlobalModel(zeros, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term)
+    strategy = secured(strategy, record.plan.secure)
+    secure = None
+    if plan := record.plan.secure:
+        # Who takes part is for the leader to say: here all that have a name do.
+        secure = SecureState(
+            plan,
+            zeros,
+            buffer_size=strategy.buffer_size,
+            fewest_workers=1,
+            registered=frozenset([str(request["delivery"][1])]),
+        )
+    model = GlobalModel(
+        zeros, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term, secure=secure
+    )
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)
     taken = take_in(delivery, model, gates_of(limits, strategy, topology_of(record.federation)), now=0.0)

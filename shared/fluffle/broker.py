@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from fluffle.pieces import Body
-from fluffle.topology import Queue, Topology
+from fluffle.topology import LISTENER_MAX_BYTES, Queue, Topology
 
 # In the year 9999, the last that datetime knows.
 LAST_SECOND = 253_370_000_000
@@ -102,10 +102,13 @@ class Broker(Protocol):
         It may be lost. It never raises, and an error never ends the connection.
         """
 
-    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[Listener]:
+    def listen(
+        self, exchange: str, *, name: str, max_bytes: int = LISTENER_MAX_BYTES
+    ) -> AbstractContextManager[Listener]:
         """Receive all that is published on a topic exchange, through a queue that lasts as long as the block.
 
-        The queue is called EXCHANGE.NAME. Only one listener at a time may have this name.
+        The queue is called EXCHANGE.NAME, and drops the oldest messages beyond `max_bytes`. Only one listener
+        at a time may have this name.
         """
 
     def take_name(
@@ -134,6 +137,9 @@ class Broker(Protocol):
 
     def ack(self, tags: Iterable[int]) -> None:
         """Tell the broker that it may delete these messages."""
+
+    def give_back(self, tags: Iterable[int]) -> None:
+        """Let unacked messages return to the queue, in their order: it delivers them again at once."""
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
         """Ack messages of a queue that is no longer consumed, and return when the queue has deleted them.

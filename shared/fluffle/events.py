@@ -163,8 +163,34 @@ class Answered:
     wanted: int
 
 
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The leader has closed the sum of a version, of so many updates: now the helpers open it."""
+
+    version: int
+    updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The helpers have opened the sum of a version, `seconds` after it was closed."""
+
+    version: int
+    seconds: float
+    helpers: Text
+
+
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """Secure aggregation does not go on: for so many seconds something is missing."""
+
+    seconds: float
+    missing: Text
+
+
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Event = Workers | Measured | Validated | Applied | Rejected | Committed | Evaluated | TookOver | Answered
+Leading = Applied | Rejected | Committed | Evaluated | TookOver | Answered | Closed | Opened | Awaiting
+Event = Workers | Measured | Validated | Leading
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluffle.rabbit.broker import AckedTags
+from fluffle.rabbit.acked_tags import AckedTags
 
 
 def settled(unacked: list[int], tag: int, *, multiple: bool) -> list[int]:

@@ -22,12 +22,14 @@ from leading import (
     work_off,
 )
 
+from fluffle import topology
 from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, StreamUnreadable, TopologyMissing
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
 from fluffle.record_wire import checksum_of, decode_record, encode_version, moments_pieces, version_pieces
 from fluffle.topology import topology_of
+from fluffle_aggregator import head
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth, read_head
 
@@ -255,8 +257,10 @@ def test_the_first_version_of_a_leader_counts_for_nothing_when_it_comes_after_th
     ],
 )
 def test_what_dead_leaders_left_is_what_the_next_publish_pushes_out(
-    found: list[str], left: list[str]
+    found: list[str], left: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (head, topology):
+        monkeypatch.setattr(module, "HEAD_LENGTH", 4)
     config = a_config()
     server = a_server(config, first=False)
     for name in found:

@@ -6,6 +6,7 @@ from fluffle.codecs.tail import tail_of
 from fluffle.compression import most_bytes
 from fluffle.errors import LayoutError
 from fluffle.events import AFTER_THE_END
+from fluffle.update import WeightUpdate
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 
@@ -14,6 +15,8 @@ WRONG_FEDERATION = "wrong-federation"
 WRONG_LAYOUT = "wrong-layout"
 WRONG_CONTENT = "wrong-content"
 SURVEY_OPEN = "survey-open"
+OTHER_EPOCH = "other-epoch"
+NOT_REGISTERED = "not-registered"
 
 
 def of_another_federation(report: str, federation: str, model: GlobalModel) -> Refusal | None:
@@ -44,20 +47,10 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
-    try:
-        part = layout.tail(update.first_tensor)
-    except LayoutError as error:
-        return Refusal(WRONG_LAYOUT, f"the update has no part of the model: {error}")
-    found = update.vector.size, update.statistics.size, len(update.integers)
-    expected = part.size, part.statistics_size, part.integers_size_bytes
-    if found != expected:
-        which = f" from tensor {update.first_tensor} on" if update.first_tensor else ""
-        return Refusal(
-            WRONG_LAYOUT,
-            "the update has {} trained values, {} statistics and {} bytes of integers; "
-            "the model has {}, {} and {}".format(*found, *expected)
-            + which,
-        )
+    if refusal := _differently_masked(update, model):
+        return refusal
+    if refusal := _wrong_sizes(update, model):
+        return refusal
     strategy, plan = model.strategy, model.plan
     if update.sends != strategy.sends:
         return Refusal(
@@ -76,3 +69,58 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
         return incoming
     # From here on the vector of a part is one of the model's size.
     return replace(incoming, update=replace(update, vector=tail_of(layout.size, update.vector)))
+
+
+def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    """Return why an update is not masked as the plan says, or None when it is."""
+    secure, epoch = model.secure, update.epoch
+    if secure is None:
+        if not epoch:
+            return None
+        detail = f"the update is masked for epoch {epoch}, and this federation has no secure aggregation"
+        return Refusal(WRONG_CONTENT, f"{detail}: it was trained for a plan that is no longer in force")
+    if not epoch:
+        return Refusal(
+            WRONG_CONTENT,
+            "the update is not masked, and this federation has secure aggregation: it was trained for a plan "
+            "that is no longer in force",
+        )
+    if update.id.worker not in secure.registered:
+        return Refusal(
+            NOT_REGISTERED,
+            f"the worker {update.id.worker} is not in the registry, or revoked: the operator adds it with "
+            "`fluffle keys registry`",
+        )
+    if epoch != secure.plan.epoch:
+        return Refusal(
+            OTHER_EPOCH,
+            f"the update is masked for epoch {epoch}, and the helpers have the keys of epoch "
+            f"{secure.plan.epoch}: its worker trains anew",
+        )
+    if update.codec != secure.plan.codec:
+        return Refusal(
+            WRONG_CONTENT, f"the update came in {update.codec}, and sums are in {secure.plan.codec}"
+        )
+    return None
+
+
+def _wrong_sizes(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    layout = model.record.layout
+    try:
+        part = layout.tail(update.first_tensor)
+    except LayoutError as error:
+        return Refusal(WRONG_LAYOUT, f"the update has no part of the model: {error}")
+    found = update.vector.size, update.statistics.size, len(update.integers)
+    expected = part.size, part.statistics_size, part.integers_size_bytes
+    if model.secure:
+        # Statistics are under the masks too.
+        expected = model.secure.plan.length(part.size, part.statistics_size), 0, 0
+    if found != expected:
+        which = f" from tensor {update.first_tensor} on" if update.first_tensor else ""
+        return Refusal(
+            WRONG_LAYOUT,
+            "the update has {} trained values, {} statistics and {} bytes of integers; "
+            "the model has {}, {} and {}".format(*found, *expected)
+            + which,
+        )
+    return None

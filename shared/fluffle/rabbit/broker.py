@@ -27,11 +27,12 @@ from fluffle.errors import (
 from fluffle.logs import get_logger
 from fluffle.message_size import require_message_fits
 from fluffle.pieces import Body
+from fluffle.rabbit.acked_tags import AckedTags
 from fluffle.rabbit.connection import RabbitConnection
 from fluffle.rabbit.locks import peek
 from fluffle.rabbit.readers import RabbitReader
 from fluffle.rabbit.worker_name import WorkerName
-from fluffle.topology import MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
+from fluffle.topology import LISTENER_MAX_BYTES, MAX_MESSAGE_BYTES, MIB, Exchange, Queue, Topology
 from fluffle.transfers import Transfer
 
 log = get_logger(__name__)
@@ -181,8 +182,10 @@ class RabbitBroker(Broker):
             lambda channel: channel.basic_publish(exchange, routing_key, body, properties)
         )
 
-    def listen(self, exchange: str, *, name: str) -> AbstractContextManager[RabbitReader]:
-        return self._reader(f"{exchange}.{name}", lambda reader: reader.listen_to(exchange))
+    def listen(
+        self, exchange: str, *, name: str, max_bytes: int = LISTENER_MAX_BYTES
+    ) -> AbstractContextManager[RabbitReader]:
+        return self._reader(f"{exchange}.{name}", lambda reader: reader.listen_to(exchange, max_bytes))
 
     def consume(self, queue: str, *, prefetch: int) -> None:
 
@@ -238,6 +241,17 @@ class RabbitBroker(Broker):
                 self._channel.basic_ack(tag, multiple=multiple)
 
         # RabbitMQ does not answer to acks, and reads them before what is sent later.
+        self._connection.post(send)
+
+    def give_back(self, tags: Iterable[int]) -> None:
+        returned = sorted(tags)
+        # From now on an ack of all tags below may pass over these.
+        self._acked.adding(returned)
+
+        def send() -> None:
+            for tag in returned:
+                self._channel.basic_nack(tag, requeue=True)
+
         self._connection.post(send)
 
     def settle(self, queue: str, tags: Iterable[int]) -> None:
@@ -365,27 +379,3 @@ def _redeliveries(method: pika.spec.Basic.Deliver, properties: pika.BasicPropert
         return 0
     count = (properties.headers or {}).get("x-delivery-count", ASSUMED_REDELIVERIES)
     return int(count) if isinstance(count, int) else ASSUMED_REDELIVERIES
-
-
-class AckedTags:
-    """Which deliveries of a channel are acked: all up to one tag, and some above it.
-
-    The tags of a channel are 1, 2, 3, ... One ack for "all up to n" replaces one for each, when every tag
-    below n is acked or is one of these.
-    """
-
-    def __init__(self) -> None:
-        self._all_up_to = 0
-        self._above: set[int] = set()
-
-    def adding(self, tags: Iterable[int]) -> list[tuple[int, bool]]:
-        """Return the acks to send for more tags: each a tag, and whether it also acks all tags below it."""
-        more, before = set(tags), self._all_up_to
-        self._above |= more
-        while self._all_up_to + 1 in self._above:
-            self._all_up_to += 1
-            self._above.remove(self._all_up_to)
-        # RabbitMQ closes the channel for a tag that was acked before: the last of these is a new one.
-        run = sorted(tag for tag in more if before < tag <= self._all_up_to)
-        alone = [(tag, False) for tag in sorted(more.difference(run))]
-        return [(run[-1], len(run) > 1), *alone] if run else alone

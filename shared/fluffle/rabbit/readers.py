@@ -11,7 +11,7 @@ from pika.adapters.blocking_connection import BlockingChannel
 from fluffle.broker import Delivery
 from fluffle.errors import ConnectionLost
 from fluffle.rabbit.connection import RabbitConnection
-from fluffle.topology import LISTENER_MAX_BYTES, LISTENER_MAX_MESSAGES
+from fluffle.topology import LISTENER_MAX_MESSAGES
 from fluffle.transfers import LOOK_EVERY_S, Transfer
 
 # More than heartbeats and acks come to.
@@ -38,9 +38,9 @@ class RabbitReader:
         self._channel.basic_qos(prefetch_count=prefetch)
         self._consume({"x-stream-offset": offset})
 
-    def listen_to(self, exchange: str) -> None:
+    def listen_to(self, exchange: str, max_bytes: int) -> None:
         """Start to receive what an exchange gets, through a queue that lasts as long as this reader."""
-        limits = {"x-max-length": LISTENER_MAX_MESSAGES, "x-max-length-bytes": LISTENER_MAX_BYTES}
+        limits = {"x-max-length": LISTENER_MAX_MESSAGES, "x-max-length-bytes": max_bytes}
         self._channel.queue_declare(self._queue, exclusive=True, auto_delete=True, arguments=limits)
         self._channel.queue_bind(self._queue, exchange, "#")
         self._channel.basic_qos(prefetch_count=LISTENER_PREFETCH)

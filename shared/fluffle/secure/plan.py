@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from fluffle.fields import Count, Name, Positive, ShortText, integer, must
+from fluffle.fields import Count, Name, Positive, ShortText, integer, must, text
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint
 from fluffle.secure.limbs import limbs_per_value
 from fluffle.secure.modulus import BITS, Modulus
 from fluffle.secure.weights import MOST_FACTOR
 
 MASKED: Final = "masked"
+MOST_WHY: Final = 500
 ModulusBits = Annotated[Positive, must(BITS.__contains__, f"{{}} is none of {', '.join(map(str, BITS))}")]
 Factor = Annotated[int, integer(1, MOST_FACTOR)]
 Clip = Annotated[float, must(lambda clip: clip > 0, "{} is not more than 0")]
@@ -55,8 +56,9 @@ class SecurePlan:
 class LastSum:
     """The newest close record that was opened or given up, from which the next one goes on.
 
-    `number` and `digest` are those of the close record. `helpers` are those that have opened it, none if it
-    was given up, and `opened_s` is the time from the full buffer to the last opening that was needed.
+    `number` and `digest` are those of the close record. `helpers` are those that have opened it, and
+    `opened_s` is the time from the full buffer to the last opening that was needed. `given_up` says why
+    nobody opened it, and is empty if it was opened.
     """
 
     epoch: Positive
@@ -64,3 +66,4 @@ class LastSum:
     digest: ShortText
     helpers: tuple[Name, ...] = ()
     opened_s: float = 0.0
+    given_up: Annotated[str, text(MOST_WHY)] = ""

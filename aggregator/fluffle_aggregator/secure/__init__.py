@@ -1,0 +1,1 @@
+"""Secure aggregation at the leader: masked updates become a sum that the helpers open."""

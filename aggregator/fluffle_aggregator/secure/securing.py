@@ -1,0 +1,276 @@
+"""What the leader does under secure aggregation: it closes buffers, asks the helpers, and gives up. Pure.
+
+Masked updates stay unacked until a version contains their sum. The closed sum lies in the head, so that the
+next leader goes on from it. Updates that belong to no sum yet wait beside: `later` has those that are for the
+next buffer, and `aside` those that came while a sum waits for its openings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fluffle.broker import Delivery
+from fluffle.errors import WireError
+from fluffle.events import Awaiting, Closed, Opened
+from fluffle.record import Rank
+from fluffle.secure.closing import NotOpened, decode_answer
+from fluffle.secure.committee import Committee
+from fluffle.secure.plan import MOST_WHY, LastSum
+from fluffle.secure.sums import SumRecord
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.effects import Ask, Effect, GiveBack, PublishSum, Tell, info, warning
+from fluffle_aggregator.gates.gate import Refusal
+from fluffle_aggregator.gates.share import OVER_SHARE
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.secure.opening import AwaitedSum, why_unsound
+from fluffle_aggregator.secure.state import SecureState
+from fluffle_aggregator.secure.taking import take_sum
+
+NOT_OPENED = "not-opened"
+UNSOUND_SUM = "unsound-sum"
+# Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
+ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.0
+REMIND_EVERY_S = 10.0
+# RabbitMQ closes a channel that keeps a message unacked for 30 minutes.
+RELEASE_AFTER_S = 1200.0
+
+
+class Securing:
+    """The sums of one leader; `held` are the tags of the updates in the buffer, or in the closed sum."""
+
+    def __init__(
+        self,
+        model: GlobalModel,
+        committee: Committee,
+        sums: Sequence[SumRecord],
+        *,
+        most_later: int,
+        clock: float,
+    ) -> None:
+        """Go on from what was found in the head: the next sum, or the last one if it was given up."""
+        self.held: list[int] = []
+        self.aside: list[Delivery] = []
+        self.awaited: AwaitedSum | None = None
+        self._committee = committee
+        self._later: list[Delivery] = []
+        self._most_later = most_later
+        self._closed_at = self._asked_at = self._reminded_at = self._released_at = clock
+        self._ask_after_s = ASK_AGAIN_AFTER_S
+        self._complaints: set[str] = set()
+        state = _state(model)
+        last = state.last_sum
+        for each in sums:
+            close = each.close
+            if close.epoch != last.epoch:
+                continue
+            if close.number == last.number and last.given_up:
+                reason, _, detail = last.given_up.partition(": ")
+                state.give_up(close, reason, detail)
+            is_next = close.number == last.number + 1 and close.version == model.version + 1
+            if is_next and self.awaited is None:
+                self.awaited = AwaitedSum(each, committee)
+                state.awaits(close)
+
+    def begin(self) -> list[Effect]:
+        """Ask for the openings of a sum that the leader before has closed."""
+        if self.awaited is None:
+            return []
+        close = self.awaited.record.close
+        line = info("going on with the sum that the leader before has closed", version=close.version)
+        return [line, Ask(close)]
+
+    def keep(self, delivery: Delivery, update: WeightUpdate) -> list[Effect] | Refusal:
+        """Keep an update that cannot come into the buffer now; refuse it if too many wait already."""
+        worker = update.id.worker
+        if self.awaited is None:
+            if len(self._later) < self._most_later:
+                self._later.append(delivery)
+                return []
+            waiting = len(self._later)
+            detail = f"{worker} has given its share of this buffer, and {waiting} updates wait already"
+            return Refusal(OVER_SHARE, detail)
+        if any(each.id == update.id for each in self.awaited.record.close.updates):
+            self.held.append(delivery.tag)
+        else:
+            self.aside.append(delivery)
+        return []
+
+    def next_aside(self) -> Delivery | None:
+        """Return an update that waited for the sum before, now that no sum is awaited."""
+        return self.aside.pop(0) if self.aside and self.awaited is None else None
+
+    def when_due(self, model: GlobalModel, *, now: float, held_from: float, timeout_s: float) -> list[Effect]:
+        """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
+        buffer = _state(model).buffer
+        if not len(buffer):
+            return []
+        why_not, waited_s = buffer.why_not(), now - held_from
+        if not why_not and (len(buffer) >= buffer.buffer_size or waited_s >= timeout_s):
+            return self._close(model, now)
+        if waited_s >= RELEASE_AFTER_S:
+            return self.release(model, "the buffer does not fill")
+        if waited_s < timeout_s or now - self._reminded_at < REMIND_EVERY_S:
+            return []
+        self._reminded_at = now
+        missing = why_not or "more updates"
+        line = warning("the buffer waits", updates=len(buffer), because=missing, seconds=round(waited_s))
+        return [line, Tell(Awaiting(waited_s, missing))]
+
+    def _all_tags(self) -> tuple[int, ...]:
+        """Return the tags of all updates that wait, and keep none of them."""
+        tags = sorted([*self.held, *(each.tag for each in (*self._later, *self.aside))])
+        self.held, self._later, self.aside = [], [], []
+        return tuple(tags)
+
+    def release(self, model: GlobalModel, because: str) -> list[Effect]:
+        """Give all updates back to RabbitMQ, which delivers them again."""
+        self.awaited = None
+        _state(model).drop()
+        model.in_buffer.clear()
+        return self._returned(because)
+
+    def _returned(self, because: str) -> list[Effect]:
+        tags = self._all_tags()
+        if not tags:
+            return []
+        return [info("updates return to the queue", updates=len(tags), because=because), GiveBack(tags)]
+
+    def _close(self, model: GlobalModel, now: float) -> list[Effect]:
+        state = _state(model)
+        last = state.last_sum
+        record = state.buffer.closed(
+            federation=model.record.federation,
+            number=last.number + 1,
+            previous=last.digest,
+            rank=Rank(model.term, model.version + 1),
+            asked=self._asked(last),
+        )
+        self.awaited = AwaitedSum(record, self._committee)
+        state.awaits(record.close)
+        model.in_buffer.clear()
+        self.aside, self._later = self._later, []
+        self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
+        self._ask_after_s = max(ASK_AGAIN_AFTER_S, TIMES_LAST_OPENING * last.opened_s)
+        close = record.close
+        return [PublishSum(record), Ask(close), Tell(Closed(close.version, len(close.updates)))]
+
+    def _asked(self, last: LastSum) -> tuple[str, ...]:
+        """Return a member of each group: one that has opened the last sum, if there is one; in turns."""
+        chosen = []
+        for number, members in enumerate(self._committee.groups):
+            at_work = [each for each in members if each in last.helpers] or members
+            chosen.append(at_work[(last.number + number) % len(at_work)])
+        return tuple(chosen)
+
+    def take_answer(self, answer: Delivery) -> list[Effect]:
+        """Take in what a helper answers, or complain about it."""
+        if self.awaited is None:
+            return []
+        try:
+            found = decode_answer(answer.body, self.awaited.record.close)
+        except WireError as error:
+            return self._complain(f"an answer of the RabbitMQ user {answer.user!r} cannot be read: {error}")
+        is_news = isinstance(found, NotOpened) and found.helper not in self.awaited.refusals
+        if wrong := self.awaited.take_in(found, answer.user):
+            return self._complain(wrong)
+        if isinstance(found, NotOpened) and is_news and found.helper in self.awaited.refusals:
+            line = "a helper does not open the sum"
+            return [warning(line, helper=found.helper, rule=found.rule, because=found.detail)]
+        return []
+
+    def _complain(self, what: str) -> list[Effect]:
+        if what in self._complaints:
+            return []
+        self._complaints.add(what)
+        return [warning("an answer to a close record is wrong", because=what)]
+
+    def remind(self, now: float) -> list[Effect]:
+        """Ask the helpers again when they are late, and say what is missing."""
+        effects: list[Effect] = []
+        awaited = self.awaited
+        if awaited is None:
+            return effects
+        if now - self._asked_at >= self._ask_after_s:
+            self._asked_at = now
+            self._ask_after_s = min(ASK_AGAIN_AT_MOST_EVERY_S, 2 * self._ask_after_s)
+            effects.append(Ask(awaited.record.close))
+        if now - self._released_at >= RELEASE_AFTER_S:
+            # They come again at once, and are kept for the sum that contains them.
+            self._released_at = now
+            effects += self._returned("the helpers do not answer")
+        if now - self._reminded_at >= REMIND_EVERY_S:
+            self._reminded_at = now
+            waited_s = now - self._closed_at
+            effects += [
+                warning("the sum waits for helpers", seconds=round(waited_s), missing=awaited.missing),
+                Tell(Awaiting(waited_s, f"helpers: {awaited.missing}")),
+            ]
+        return effects
+
+    def opened(self, model: GlobalModel, now: float) -> list[Effect] | Refusal:
+        """Take the opened sum into the model; a refusal of all its updates if nobody honest made it."""
+        awaited = self.awaited
+        state = _state(model)
+        plan = state.plan
+        if awaited is None:
+            raise ValueError("no sum is awaited")
+        opened = awaited.opened(plan, model.record.layout.size)
+        close = awaited.record.close
+        weights = [each.factor / plan.greatest for each in close.updates]
+        if why := why_unsound(opened, weights, plan):
+            return Refusal(UNSOUND_SUM, f"the sum for version {close.version} is discarded: {why}")
+        opened_s = now - self._closed_at
+        take_sum(model, awaited.record, opened)
+        state.drop()
+        state.last_sum = self._last(awaited, awaited.helpers, opened_s)
+        self.awaited = None
+        return [
+            info(
+                "sum opened",
+                version=close.version,
+                updates=len(close.updates),
+                helpers=list(awaited.helpers),
+                seconds=round(opened_s, 3),
+            ),
+            Tell(Opened(close.version, opened_s, ", ".join(awaited.helpers))),
+        ]
+
+    def give_up(self, model: GlobalModel, refusal: Refusal | None = None) -> list[Effect]:
+        """Refuse all updates of the sum: because helpers do, or because it is unsound."""
+        awaited = self.awaited
+        if awaited is None:
+            return []
+        if refusal is None:
+            said = sorted(f"{name} ({one.rule}: {one.detail})" for name, one in awaited.refusals.items())
+            refusal = Refusal(NOT_OPENED, f"helpers do not open the sum: {'; '.join(said)}")
+        last = replace(
+            self._last(awaited, (), 0.0), given_up=f"{refusal.reason}: {refusal.detail}"[:MOST_WHY]
+        )
+        # Helpers that have gone on from another record say from which.
+        for one in awaited.refusals.values():
+            if one.number >= last.number:
+                last = replace(last, number=one.number, digest=one.last)
+        state, close = _state(model), awaited.record.close
+        state.last_sum = last
+        state.give_up(close, refusal.reason, refusal.detail)
+        if refusal.reason == UNSOUND_SUM:
+            model.contributors.note_suspected({each.id.worker for each in close.updates})
+        line = warning(
+            "the sum is given up", version=close.version, reason=refusal.reason, because=refusal.detail
+        )
+        return [line, *self.release(model, "their sum is given up")]
+
+    def _last(self, awaited: AwaitedSum, helpers: Sequence[str], opened_s: float) -> LastSum:
+        close = awaited.record.close
+        return LastSum(
+            epoch=close.epoch,
+            number=close.number,
+            digest=awaited.digest,
+            helpers=tuple(helpers),
+            opened_s=opened_s,
+        )
+
+
+def _state(model: GlobalModel) -> SecureState:
+    if model.secure is None:
+        raise ValueError("this federation has no secure aggregation")
+    return model.secure

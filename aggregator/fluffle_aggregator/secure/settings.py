@@ -1,0 +1,148 @@
+"""The settings of secure aggregation, and the plan that follows from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from fluffle.errors import ConfigError
+from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint, greatest_factor
+from fluffle.secure.modulus import Modulus
+from fluffle.secure.plan import SecurePlan
+from fluffle.secure.weights import MOST_APART, MOST_FACTOR
+from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.secure.registry_file import RegistryFiles, RegistryWatch
+
+BITS_WITHOUT_NEED_OF_MORE: Final = 16
+BY_NORM: Final = "norm"
+FEWEST_WORKERS: Final = 3
+DEFAULT_STRATEGY: Final = "fedbuff"
+
+
+def parse_clip(text: str) -> tuple[float, bool]:
+    """Return the largest absolute value of an element, or with "norm:5" the largest L2 norm, and True.
+
+    Raises ValueError, which says what is expected.
+    """
+    word, _, number = text.rpartition(":")
+    try:
+        clip = float(number)
+    except ValueError:
+        clip = 0.0
+    if word not in ("", BY_NORM) or not 0 < clip < float("inf"):
+        raise ValueError(f"must be a number above 0 such as 0.5, or a norm such as norm:5, not {text!r}")
+    return clip, word == BY_NORM
+
+
+class SecureSettings(BaseModel):
+    """The settings of secure aggregation."""
+
+    secure_aggregation: bool = Field(
+        False,
+        description="Learn the sum of each buffer and no single update: workers mask their updates, and a "
+        "committee of helpers takes the masks off the sum. Needs a registry (`fluffle keys`) and a helper "
+        "for each of its names (`fluffle helper`). The strategy is then fedbuff unless given.",
+    )
+    secure_registry: Path | None = Field(
+        None,
+        description="File with the registry of helpers and workers, signed by the operator: registry.json of "
+        "`fluffle keys registry`.",
+    )
+    secure_operator: Path | None = Field(
+        None, description="File with the operator's public key: operator.pub of `fluffle keys init`."
+    )
+    secure_clip: Annotated[str, readable_by(parse_clip)] = Field(
+        "0.5",
+        description="Largest absolute value of an element of an update, such as 0.5; or of its L2 norm, such "
+        "as norm:5. Workers clip what is larger, and say so.",
+    )
+    secure_bits: int | None = Field(
+        None,
+        ge=FEWEST_BITS,
+        le=MOST_BITS,
+        description=f"Bits to which an element of an update is rounded. Default: "
+        f"as many as fit, at most {BITS_WITHOUT_NEED_OF_MORE}.",
+    )
+    secure_modulus: Literal[16, 24, 32] = Field(
+        24, description="Bits of an element in a message and in a sum: 16, 24 or 32."
+    )
+    secure_min_workers: int = Field(
+        FEWEST_WORKERS,
+        ge=2,
+        description="Fewest workers in a sum. The helpers open no sum of fewer than their own setting says.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_a_strategy(cls, given: Mapping[str, object]) -> Mapping[str, object]:
+        is_secure = str(given.get("secure_aggregation", "")).lower() in ("1", "true", "yes", "on", "t", "y")
+        return (
+            {"strategy": DEFAULT_STRATEGY, **given} if is_secure and "strategy" in cls.model_fields else given
+        )
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        given = [name for name in SecureSettings.model_fields if name in self.model_fields_set]
+        if not self.secure_aggregation and (idle := [each for each in given if each != "secure_aggregation"]):
+            raise ValueError(f"{idle[0]} has no effect without secure_aggregation: give both, or none")
+        return self
+
+    def registry_watch(self, federation: str) -> RegistryWatch | None:
+        """Return who takes part; None without secure aggregation. Raises ConfigError if that is not known."""
+        if not self.secure_aggregation:
+            return None
+        if self.secure_registry is None or self.secure_operator is None:
+            missing = "secure_registry" if self.secure_registry is None else "secure_operator"
+            raise ConfigError(
+                f"secure_aggregation needs {missing}: make keys and registry with `fluffle keys`, and give "
+                "secure_registry and secure_operator"
+            )
+        watch = RegistryWatch(RegistryFiles(self.secure_registry, self.secure_operator), federation)
+        if (count := len(watch.registry.workers)) < self.secure_min_workers:
+            raise ConfigError(
+                f"{self.secure_registry} has {count} workers, and a sum needs updates of "
+                f"{self.secure_min_workers} (secure_min_workers): add workers with `fluffle keys registry`"
+            )
+        return watch
+
+    def make_secure_plan(self, epoch: int, buffer_size: int, *, is_synchronous: bool) -> SecurePlan:
+        """Return what workers are told. Raises ConfigError when sums of so many updates could overflow."""
+        clip, by_norm = parse_clip(self.secure_clip)
+        modulus = Modulus(self.secure_modulus)
+        if self.secure_min_workers > buffer_size:
+            raise ConfigError(
+                f"secure_min_workers is {self.secure_min_workers}, and a buffer has {buffer_size} updates "
+                "(buffer_size): no sum would ever be opened"
+            )
+        # In synchronous rounds all updates weigh the same.
+        wanted = 1 if is_synchronous else MOST_APART
+
+        def greatest(bits: int) -> int:
+            return greatest_factor(modulus, FixedPoint(clip, bits, by_norm), buffer_size)
+
+        bits = self.secure_bits
+        if bits is None:
+            # One bit is left over, so that a sum of nonsense shows as one.
+            fitting = [
+                each
+                for each in range(BITS_WITHOUT_NEED_OF_MORE, FEWEST_BITS - 1, -1)
+                if greatest(each) >= 2 * wanted
+            ]
+            bits = fitting[0] if fitting else FEWEST_BITS
+        factor = min(1 if is_synchronous else MOST_FACTOR, greatest(bits))
+        if self.secure_bits is None:
+            factor = max(min(wanted, factor), min(factor, greatest(bits) // 2))
+        if factor < 1:
+            most = max((each for each in range(FEWEST_BITS, MOST_BITS + 1) if greatest(each) >= 1), default=0)
+            largest = ((1 << modulus.bits - 1) - 1) // FixedPoint(clip, FEWEST_BITS, by_norm).levels
+            fits = (
+                f"at most {most} bits fit" if most else f"at most {largest} updates of {FEWEST_BITS} bits fit"
+            )
+            raise ConfigError(
+                f"sums of {buffer_size} updates (buffer_size) of {bits} bits can overflow modulo "
+                f"2**{modulus.bits}: {fits}; lower secure_bits or buffer_size, or raise secure_modulus"
+            )
+        return SecurePlan(
+            epoch=epoch, clip=clip, by_norm=by_norm, bits=bits, modulus_bits=modulus.bits, greatest=factor
+        )

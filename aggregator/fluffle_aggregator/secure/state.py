@@ -1,0 +1,63 @@
+"""What the leader's model knows of secure aggregation from one sum to the next. Pure."""
+
+from fluffle.record import ModelVersion
+from fluffle.secure.closing import CloseRecord
+from fluffle.secure.plan import LastSum, SecurePlan
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
+from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
+
+
+class SecureState:
+    """The buffer of masked updates, the sum that waits to be opened, and the sum before it.
+
+    `registered` are the workers that may take part. `given_up` says why the updates of a sum that was given
+    up are refused: reason and detail.
+    """
+
+    def __init__(
+        self,
+        plan: SecurePlan,
+        record: ModelVersion,
+        *,
+        buffer_size: int,
+        fewest_workers: int,
+        registered: frozenset[str],
+    ) -> None:
+        """Go on from the sum that a record names, or begin in a new epoch."""
+        self.plan = plan
+        self.registered = registered
+        self.closed: CloseRecord | None = None
+        self.given_up: dict[UpdateId, tuple[str, str]] = {}
+        self._buffer_size = buffer_size
+        self._fewest_workers = fewest_workers
+        self.buffer = self._empty()
+        last = record.last_sum
+        is_of_epoch = last is not None and last.epoch == plan.epoch
+        self.last_sum = last if last and is_of_epoch else LastSum(epoch=plan.epoch, number=0, digest="")
+
+    def _empty(self) -> MaskedBuffer:
+        return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers)
+
+    def factor(self, weight: float) -> int:
+        """Return the integer weight of an update that counts so much, where a fresh one counts 1."""
+        return round(weight * self.plan.greatest)
+
+    def with_waiting(self, applied: AppliedUpdates) -> AppliedUpdates:
+        """Return these updates with those that wait in the buffer."""
+        return applied.adding(each.id for each in self.buffer.updates)
+
+    def has_to_wait(self, update: WeightUpdate, weight: float) -> bool:
+        """Return whether an update cannot come into the buffer now."""
+        return self.closed is not None or not self.buffer.has_room_for(update.id.worker, self.factor(weight))
+
+    def awaits(self, close: CloseRecord) -> None:
+        """Take note that the next version is made of the sum of this close record."""
+        self.buffer, self.closed = self._empty(), close
+
+    def drop(self) -> None:
+        """Empty the buffer, whose updates will come again, and await no sum."""
+        self.buffer, self.closed = self._empty(), None
+
+    def give_up(self, close: CloseRecord, reason: str, detail: str) -> None:
+        """Refuse the updates of a sum when they come again."""
+        self.given_up = {each.id: (reason, detail) for each in close.updates}

@@ -1,0 +1,37 @@
+"""Takes an opened sum into the model: all of its updates at once. Pure."""
+
+from fluffle.codecs.floats import Float32Vector
+from fluffle.model import no_values
+from fluffle.secure.sums import SumRecord
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.accumulators import RunningSum
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.sections import Coverage, Totals
+from fluffle_aggregator.secure.opening import OpenedSum
+
+
+def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:
+    """Note all updates of an opened sum in the order of its close record, and make the next version of it."""
+    coverage, statistics = Coverage(), model.no_statistics()
+    for each, facts in zip(record.close.updates, record.updates, strict=True):
+        update = WeightUpdate(
+            federation=record.close.federation,
+            id=each.id,
+            base_term=each.base_term,
+            base_version=each.base_version,
+            layout_digest=model.record.layout.digest,
+            sends="delta",
+            codec="float32",
+            vector=Float32Vector.of(no_values()),
+            examples=facts.examples,
+            steps=facts.steps,
+            batch_size=facts.batch_size,
+            learning_rate_scale=facts.learning_rate_scale,
+            train_s=facts.train_s,
+        )
+        weight = model.weigh(update)
+        one = Totals(weight.factor, weight.divisor, weight.mixing, 1, weight.staleness)
+        coverage = coverage.adding(0, one)
+        statistics = statistics.with_sum(opened.statistics, weight)
+        model.note_folded(update, weight, now=facts.received_at, published_at=facts.published_at, share=1.0)
+    model.step_with(RunningSum(opened.delta, coverage), statistics)

@@ -1,0 +1,179 @@
+"""Secure aggregation in tests: keys, masked updates, and helpers that answer on a fake server."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from builders import FEDERATION, SIZE, a_config, a_layout, a_strategy, a_vector, a_version, an_update
+from fake_broker import FakeBroker, FakeServer
+
+from fluffle.errors import Unroutable
+from fluffle.model import Layout
+from fluffle.plan import Plan
+from fluffle.record import ModelVersion
+from fluffle.secure.closing import CloseRecord, decode_close, encode_not_opened, opening_pieces
+from fluffle.secure.committee import Committee
+from fluffle.secure.helping import Ledger, not_opened, openings
+from fluffle.secure.key_files import HelperKey, WorkerKey, new_helper_keys, public_part
+from fluffle.secure.masking import Masks, whole_numbers
+from fluffle.secure.modulus import Residues
+from fluffle.secure.plan import SecurePlan
+from fluffle.secure.registry import Registry
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.leader import prefetch_of
+from fluffle_aggregator.secure.state import SecureState
+from fluffle_aggregator.secure.weighing import secured
+
+NAMES = ("helper-1", "helper-2", "helper-3")
+COMMITTEE = Committee(NAMES, 1)
+WORKERS = {name: WorkerKey.new(FEDERATION, name) for name in ("w1", "w2", "w3", "w4", "w5")}
+PLAN = SecurePlan(epoch=1, clip=4.0, bits=16, modulus_bits=32, greatest=64)
+
+
+@dataclass(eq=False)
+class Epoch:
+    """The keys of an epoch."""
+
+    number: int
+
+    def __post_init__(self) -> None:
+        """Make them."""
+        public, keys = new_helper_keys(FEDERATION, self.number, COMMITTEE)
+        self.keys = {key.name: key for key in keys}
+        self.registry = Registry(
+            federation=FEDERATION,
+            epoch=self.number,
+            helpers=NAMES,
+            colluding=1,
+            group_keys=public.group_keys,
+            workers={name: public_part(key.private) for name, key in WORKERS.items()},
+        )
+
+    def masked(self, update: WeightUpdate, numbers: Residues, plan: SecurePlan = PLAN) -> WeightUpdate:
+        """Return an update under the masks of its worker."""
+        return Masks(self.registry, WORKERS[update.id.worker].private).masked(update, numbers, plan)
+
+
+EPOCH = Epoch(1)
+
+
+def numbers_of(values: Sequence[float], statistics: Sequence[float] = (), seed: int = 0) -> Residues:
+    """Return what is masked of an update with these values."""
+    return whole_numbers(a_vector(*values), a_vector(*statistics), PLAN, np.random.default_rng(seed))
+
+
+def a_masked(
+    worker: str = "w1",
+    sequence: int = 1,
+    *,
+    base_version: int = 0,
+    base_term: int | None = None,
+    values: Sequence[float] = (1.0,) * SIZE,
+    statistics: Sequence[float] = (),
+    layout: Layout | None = None,
+    epoch: Epoch = EPOCH,
+) -> WeightUpdate:
+    """Return a masked update."""
+    plain = an_update(
+        worker, sequence, base_version=base_version, base_term=base_term, layout=layout or a_layout()
+    )
+    plan = replace(PLAN, epoch=epoch.number)
+    return epoch.masked(plain, numbers_of(values, statistics), plan)
+
+
+def a_secure_config(
+    *,
+    buffer_size: int = 3,
+    name: str = "fedbuff",
+    optimizer: str = "sgd",
+    first: ModelVersion | None = None,
+    goal: Goal | None = None,
+    epoch: Epoch = EPOCH,
+    registry: Registry | None = None,
+    schedule: CommitSchedule | None = None,
+    fewest_workers: int = 3,
+) -> AggregatorConfig:
+    """Return what an aggregator with secure aggregation is told when it starts."""
+    secure = replace(PLAN, epoch=epoch.number)
+    registry = registry or epoch.registry
+    strategy = secured(a_strategy(name, buffer_size=buffer_size, optimizer=optimizer), secure)
+    plan = Plan(secure=secure, codec=secure.codec, one_update_per_version=strategy.one_update_per_version)
+    schedule = schedule or CommitSchedule()
+
+    def continue_from(head: Head) -> GlobalModel:
+        return GlobalModel(
+            head.record,
+            head.moments,
+            strategy=strategy,
+            plan=plan,
+            goal=goal or Goal(),
+            term=head.term + 1,
+            secure=SecureState(
+                secure,
+                head.record,
+                buffer_size=buffer_size,
+                fewest_workers=fewest_workers,
+                registered=frozenset(registry.workers),
+            ),
+        )
+
+    return replace(
+        a_config(strategy, goal=goal, commit_schedule=schedule),
+        prefetch=prefetch_of(strategy, schedule, is_secure=True),
+        first_version=lambda: replace(first or a_version(), plan=plan),
+        continue_from=continue_from,
+        committee=lambda: COMMITTEE,
+    )
+
+
+class Helper:
+    """A helper on a fake server: it reads the close records that are new, and answers the last one."""
+
+    def __init__(
+        self,
+        name: str,
+        server: FakeServer,
+        config: AggregatorConfig,
+        *,
+        epoch: Epoch = EPOCH,
+        registry: Registry | None = None,
+        changed: Callable[[HelperKey, CloseRecord], bytes | None] = lambda _key, _close: None,
+    ) -> None:
+        self.key = epoch.keys[name]
+        self.registry = registry or epoch.registry
+        self.ledger = Ledger(epoch.number)
+        self.answers = 0
+        self._server = server
+        self._config = config
+        self._read = 0
+        self._changed = changed
+
+    def answer(self) -> None:
+        """Read what is new, and answer the last record."""
+        bodies = self._server.bodies(self._config.topology.closes.name)[self._read :]
+        self._read += len(bodies)
+        for number, body in enumerate(bodies, 1):
+            close, before = decode_close(body), self.ledger
+            self.ledger, refused = self.ledger.checked(close, self.registry)
+            if number < len(bodies) or close.epoch < self.ledger.epoch:
+                continue
+            if refused:
+                self._send(encode_not_opened(not_opened(close, self.key.name, refused, self.ledger)))
+                continue
+            asked = [at for at, helper in enumerate(close.asked) if helper == self.key.name]
+            groups = None if before is self.ledger else asked
+            for opening in openings(close, self.key, self.registry, of_groups=groups):
+                self._send(self._changed(self.key, close) or bytes(opening_pieces(opening)))
+
+    def _send(self, body: bytes) -> None:
+        with FakeBroker(self._server, user=self.key.name) as broker:
+            try:
+                broker.publish(self._config.topology.openings_in.name, "", body, {})
+            except Unroutable:
+                return
+        self.answers += 1
