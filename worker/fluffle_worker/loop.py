@@ -28,6 +28,7 @@ from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.share import TrainedPart, TrainShare
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
+from fluffle_worker.secure import Secrets, add_masked, require_secure
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
@@ -69,6 +70,7 @@ class Worker:
     default half of what is free. The worker does not train when the update would exceed `max_message_bytes`.
     It waits `first_patience_s` for a newer version, or longer, when it has many updates in flight, before it
     trains again from the same version. `note` is called with each version that it reads.
+    With `secrets` it sends masked updates, and trains for no plan without secure aggregation.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Worker:
     event_sink: EventSink = NULL_SINK
     first_patience_s: float = FIRST_PATIENCE_S
     note: Callable[[ModelVersion], None] | None = None
+    secrets: Secrets | None = None
 
     def __post_init__(self) -> None:
         """Build the model, and read what an earlier run left at this site."""
@@ -165,6 +168,8 @@ class Worker:
             if version.is_over:
                 self._finish(version, broker)
                 return
+            if not self._is_secured(version):
+                continue
             if self._survey.is_open(version, broker):
                 continue
             self._survey.prepare(version)
@@ -221,6 +226,7 @@ class Worker:
         """
         version.layout.require(self._layout)
         self._survey.prepare(version)
+        require_secure(version.plan, self.secrets, train_share=self.train_share)
         require_update_fits(self._trainer.next_part(), version.plan.codec, self.max_message_bytes)
         self.spool.compare(version.applied)
         is_awaited = self._validation.is_needed
@@ -229,7 +235,20 @@ class Worker:
         self._base.note_round(version, trained)
         if trained:
             self._validation.note_round(version, trained)
-            add_to_spool(self.spool, trained, version.applied, seed=self.seed)
+            if version.plan.secure and self.secrets:
+                add_masked(self.spool, trained, version.plan.secure, self.secrets, seed=self.seed)
+            else:
+                add_to_spool(self.spool, trained, version.applied, seed=self.seed)
+
+    def _is_secured(self, version: ModelVersion) -> bool:
+        """Tell whether this worker can train for a plan now: with secure aggregation, wait for its epoch."""
+        require_secure(version.plan, self.secrets, train_share=self.train_share)
+        secure = version.plan.secure
+        if secure is None or self.secrets is None or self.secrets.await_epoch(secure.epoch, self.stop):
+            return True
+        if self.stop.is_set():
+            raise StopRequested
+        return False
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""

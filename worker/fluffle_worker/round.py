@@ -136,7 +136,8 @@ def update_of(
         integers=flat.integers,
         examples=trained.examples,
         steps=steps,
-        loss=trained.metrics.get("loss"),
+        # With secure aggregation nobody learns what a single site has measured.
+        loss=None if version.plan.secure else trained.metrics.get("loss"),
         train_s=time.monotonic() - started,
     )
     return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)

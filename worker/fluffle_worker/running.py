@@ -27,6 +27,7 @@ from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import Worker, WorkerResult
 from fluffle_worker.pace.precision import with_precision
 from fluffle_worker.round import ShowRound, show_nothing
+from fluffle_worker.secure import Secrets
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
 
@@ -68,6 +69,7 @@ def work(
     topology = topology_of(settings.federation)
     max_bytes = settings.spool_max_mib * MIB
     curves = _curves_in(settings.tensorboard) if settings.tensorboard else None
+    secrets = _secrets_of(settings)
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
         metered(
@@ -97,6 +99,7 @@ def work(
             max_message_bytes=settings.max_message_bytes,
             event_sink=event_sink,
             note=(lambda version: curves(version, None)) if curves else None,
+            secrets=secrets,
         )
         connector = worker_connector(
             settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink
@@ -130,6 +133,21 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
+
+
+def _secrets_of(settings: WorkerSettings) -> Secrets | None:
+    files = settings.secure_files
+    if files is None:
+        return None
+    if settings.local_validation:
+        raise ConfigError(
+            "--local-validation does not go together with secure aggregation: a single site's metrics would "
+            "tell about its data, so leave it out"
+        )
+    # Only here: the library of ciphers takes long to load.
+    from fluffle_worker.worker_secrets import SecureFiles, WorkerSecrets
+
+    return WorkerSecrets(SecureFiles(*files), settings.federation, settings.worker_name)
 
 
 def _curves_in(folder: Path) -> Note:

@@ -17,7 +17,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -173,12 +173,19 @@ class Spool:
         """Whether an update has left something out."""
         return self._residual is not None
 
-    def add(self, update: WeightUpdate, residual: Residual | None = None) -> None:
+    def add(
+        self,
+        update: WeightUpdate,
+        residual: Residual | None = None,
+        *,
+        anew: Callable[[UpdateId], WeightUpdate] | None = None,
+    ) -> None:
         """Keep an update whose id is `next_id` until it is confirmed: it is on disk when this returns.
 
         The oldest updates are dropped if there is no room. When the disk is full, the update waits in memory
         under the id of a new run, since an id that is not on disk could be used twice. A residual replaces
-        the one before in the same moment; with one, a full disk raises NoRoomForResidual instead.
+        the one before in the same moment; with one, a full disk raises NoRoomForResidual instead. `anew`
+        returns the same update under another id, for one whose content depends on its id.
         """
         body = encode_update(update)
         self._make_room(len(body))
@@ -197,7 +204,7 @@ class Spool:
             _remove(left_out)
             if residual is not None:
                 raise NoRoomForResidual(str(error)) from error
-            self._keep_in_memory(update, str(error))
+            self._keep_in_memory(update, anew, str(error))
             return
         if residual is not None:
             self._replace_residual(update.id, residual)
@@ -310,11 +317,13 @@ class Spool:
                 spool=str(self.folder),
             )
 
-    def _keep_in_memory(self, update: WeightUpdate, reason: str) -> None:
+    def _keep_in_memory(
+        self, update: WeightUpdate, anew: Callable[[UpdateId], WeightUpdate] | None, reason: str
+    ) -> None:
         if self._is_run_on_disk:
             self._begin_run(after=self._last.sequence)
         self._last = replace(self._last, sequence=update.id.sequence)
-        body = encode_update(replace(update, id=self._last))
+        body = encode_update(anew(self._last) if anew else replace(update, id=self._last))
         self._sizes[self._last], self._in_memory[self._last] = len(body), body
         log.warning(
             "cannot write an update to the disk: it waits in memory, and is lost if this process ends",

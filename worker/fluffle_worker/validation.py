@@ -64,6 +64,9 @@ class SiteValidation:
     def evaluate(self, version: ModelVersion) -> None:
         """Evaluate a version, unless this site holds out nothing, or knows the version already."""
         known = self._newest
+        if version.plan.secure:
+            self._say_that_it_stays()
+            return
         if not self.is_needed or (known and version.rank <= Rank(known.term, known.version)):
             return
         began = time.monotonic()
@@ -133,6 +136,13 @@ class SiteValidation:
             log.warning("an evaluation was not accepted", version=found.version, because=str(error))
             return
         self._waiting = None
+
+    def _say_that_it_stays(self) -> None:
+        if self.is_needed:
+            self.is_needed = False
+            log.info(
+                "nothing is evaluated at this site: with secure aggregation nobody learns what one measures"
+            )
 
     def _warn_of_nothing(self, version: ModelVersion) -> None:
         if version.plan.sites_decide and not self._has_warned:
