@@ -14,13 +14,15 @@ PACKAGES = {
     "fluffle": ROOT / "shared/fluffle",
     "fluffle_aggregator": ROOT / "aggregator/fluffle_aggregator",
     "fluffle_worker": ROOT / "worker/fluffle_worker",
+    "fluffle_helper": ROOT / "helper/fluffle_helper",
     "fluffle_cli": ROOT / "cli/fluffle_cli",
 }
 MAY_IMPORT = {
     "fluffle": set[str](),
     "fluffle_aggregator": {"fluffle"},
     "fluffle_worker": {"fluffle"},
-    "fluffle_cli": {"fluffle", "fluffle_aggregator", "fluffle_worker"},
+    "fluffle_helper": {"fluffle"},
+    "fluffle_cli": {"fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_helper"},
 }
 # A library that one module or package alone knows, so that it can be exchanged there.
 ONE_IMPORTER = {

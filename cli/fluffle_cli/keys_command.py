@@ -13,7 +13,6 @@ Federation = Annotated[str, typer.Option(help="Name of the federation.", metavar
 
 app = new_app(
     "Make the keys of secure aggregation, and the registry of who takes part.\n\n"
-    "Secure aggregation itself is being built: so far nothing else uses these keys.\n\n"
     "The operator runs `init`, `helpers` and `registry` on a machine that is not the aggregator's. Each "
     "worker runs `worker` where it works, and sends the file that ends with .pub to the operator. No private "
     "key is ever overwritten, and only its owner may read it."
@@ -49,8 +48,8 @@ def helpers(
 ) -> None:
     """Make the keys of the helpers, for a new epoch.
 
-    Example: `fluffle keys helpers helper-1 helper-2 helper-3`. Move each file to its helper; no helper may
-    have another one's.
+    Example: `fluffle keys helpers helper-1 helper-2 helper-3`. Move each file to its helper, with the
+    ledger that lies beside it; no helper may have another one's.
     """
     from fluffle_cli import making_keys
 
@@ -94,8 +93,9 @@ def registry(
 def rotate(folder: Folder = Path("keys")) -> None:
     """Make the same helpers keys for the next epoch, and sign the registry with them.
 
-    Send registry.json to everybody, and each helper its new file. What was masked for the epoch before can no
-    longer be opened once the helpers have deleted their old keys.
+    Move to each helper its new key and ledger, over the old key: so that is gone. Then send registry.json to
+    everybody. What was masked for the epoch before is refused from then on, and trained anew. Keys of the
+    epoch before that are still in this folder are deleted.
     """
     from fluffle_cli import making_keys
 

@@ -24,6 +24,7 @@ from fluffle_cli.survey.command import command as survey
 from fluffle_cli.task_command import app as task
 from fluffle_cli.trace_command import command as trace
 from fluffle_cli.user_command import app as user
+from fluffle_helper.__main__ import command as helper
 from fluffle_worker.__main__ import command as worker
 from fluffle_worker.__main__ import evaluator_command as evaluator
 
@@ -46,6 +47,7 @@ app.add_typer(keys, name="keys")
 app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)
+app.command("helper")(helper)
 app.command("survey")(survey)
 app.command("status")(status)
 app.command("trace")(trace)

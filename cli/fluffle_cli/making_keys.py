@@ -19,6 +19,7 @@ from fluffle.secure.key_files import (
     write_new,
     write_public,
 )
+from fluffle.secure.ledger_file import make_ledger
 from fluffle.secure.registry import Registry, read_registry, signed_registry
 from fluffle.settings import require_name
 from fluffle.whole_file import write_whole
@@ -104,6 +105,9 @@ def rotate_keys(folder: Path) -> str:
     if before is None:
         raise ConfigError(f"there is no {folder / REGISTRY} yet: sign one with `fluffle keys registry`")
     epoch = max(_epochs(folder)) + 1
+    # What is left here of the epoch before would open what its helpers can no longer open.
+    for old in _folder_of(folder, before.epoch).glob("*.key"):
+        old.unlink()
     groups, said = _write_helpers(folder, epoch, before.federation, before.committee)
     registry = before.model_copy(update={"epoch": epoch, "group_keys": groups.group_keys})
     return f"{said}\n{_write_registry(folder, registry, operator)}"
@@ -130,11 +134,13 @@ def _write_helpers(
     place = _folder_of(folder, epoch)
     for each in of_helpers:
         write_new(place / f"{each.name}.key", each)
+        make_ledger(place / f"{each.name}.key", epoch)
     write_public(place / GROUPS, public)
     files = in_a_row([f"{name}.key" for name in committee.helpers])
     return public, (
-        f"epoch {epoch}: made {files} in {place}; move each to its helper. {committee.fewest_to_open} of "
-        f"them open a sum, and {committee.colluding} with the aggregator learn nothing more"
+        f"epoch {epoch}: made {files} in {place}; move each to its helper, with its ledger "
+        f"(NAME-{epoch}.ledger). {committee.fewest_to_open} of them open a sum, and {committee.colluding} "
+        "with the aggregator learn nothing more"
     )
 
 

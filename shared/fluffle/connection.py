@@ -221,6 +221,29 @@ def evaluator_connector(
     return Connector(settings, name=name, stop=stop, speaks_for=evaluator, prepare=prepare)
 
 
+def helper_connector(
+    settings: SharedSettings, topology: Topology, *, helper: str, stop: threading.Event, event_sink: EventSink
+) -> Connector:
+    """Return the connector of a helper, which waits for its federation and takes its name there.
+
+    Raises NameTaken while another process works under the name.
+    """
+    own_label = process_label()
+
+    def tell_of_rival(label: str) -> None:
+        log.warning(
+            "another process wanted this helper's name and was refused: stop one of the two", other=label
+        )
+        event_sink(TurnedAway(label))
+
+    def prepare(broker: RabbitBroker) -> None:
+        require_federation(broker, topology)
+        broker.take_name(topology, helper, label=own_label, on_rival=tell_of_rival)
+
+    name = f"{topology.federation}/helper/{helper}"
+    return Connector(settings, name=name, stop=stop, speaks_for=helper, prepare=prepare)
+
+
 def say_hello(broker: Broker, exchange: Exchange, *, federation: str, name: str) -> None:
     """Send the first message of a connection (see `fluffle.record.Hello`).
 

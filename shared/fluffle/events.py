@@ -188,9 +188,27 @@ class Awaiting:
     missing: Text
 
 
+@dataclass(frozen=True, slots=True)
+class Unmasked:
+    """A helper has opened `groups` of its groups for the sum of a version, in `seconds`."""
+
+    version: int
+    seconds: float
+    groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Declined:
+    """A helper does not open the sum of a version: the rule that it breaks, and what was found."""
+
+    version: int
+    rule: Text
+    detail: Text
+
+
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
 Leading = Applied | Rejected | Committed | Evaluated | TookOver | Answered | Closed | Opened | Awaiting
-Event = Workers | Measured | Validated | Leading
+Event = Workers | Measured | Validated | Leading | Unmasked | Declined
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fluffle.codecs.compressed import CompressedVector
 from fluffle.compression import compress, leaves_out
+from fluffle.digested_file import Damaged
 from fluffle.errors import WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
@@ -24,7 +25,7 @@ from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, Weight
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
 from fluffle_worker.round import TrainedUpdate
-from fluffle_worker.spool import Damaged, NoRoomForResidual, Residual, Spool
+from fluffle_worker.spool import NoRoomForResidual, Residual, Spool
 
 log = get_logger(__name__)
 

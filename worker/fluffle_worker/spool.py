@@ -23,25 +23,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from fluffle.codecs.floats import Float32Vector
+from fluffle.digested_file import DIGEST_BYTES, Damaged, read_digested, write_digested
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.record_wire import require_protocol
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
-from fluffle.whole_file import write_whole
 from fluffle.wire import encode_update
 
 log = get_logger(__name__)
 
-DIGEST_BYTES = 16
 _NAME = re.compile(r"([0-9]{12})-([0-9a-f]{16})\.(update|done|damaged|sent|residual)")
-
-
-class Damaged(Exception):
-    """A file of the spool cannot be read, or does not hold what was written."""
 
 
 class NoRoomForResidual(Exception):
@@ -59,33 +53,6 @@ class Residual:
     vector: Vector
     absorbed: tuple[int, ...] = ()
     in_flight: tuple[UpdateId, ...] = ()
-
-
-def write_digested(path: Path, *parts: bytes | memoryview) -> None:
-    """Write a file that exists as a whole or not at all; ConfigError when it cannot be written."""
-    write_whole(path, [*parts, _digest(path, *parts)], mode=0o600)
-
-
-def read_digested(path: Path) -> bytes:
-    """Return what `write_digested` wrote; raises Damaged when the file has changed or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-            body = file.read(max(0, size_bytes))
-            digest = file.read()
-    except OSError as error:
-        raise Damaged(str(error)) from error
-    if size_bytes < 0 or digest != _digest(path, body):
-        raise Damaged(f"its {len(body)} bytes do not match their digest")
-    return body
-
-
-def _digest(path: Path, *parts: bytes | memoryview) -> bytes:
-    """Return a checksum that detects damaged, shortened or renamed files; no protection from attackers."""
-    running = xxhash.xxh3_128(path.stem.encode())
-    for part in parts:
-        running.update(part)
-    return running.digest()
 
 
 @contextmanager

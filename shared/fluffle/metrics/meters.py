@@ -18,7 +18,7 @@ from fluffle.fields import MAX_METRICS
 
 # The further values of a label are counted under this one.
 OTHER: Final = "other"
-MAX_VALUES: Final[Mapping[str, int]] = {"reason": 64, "metric": MAX_METRICS}
+MAX_VALUES: Final[Mapping[str, int]] = {"reason": 64, "rule": 16, "metric": MAX_METRICS}
 Staleness: Final = partial(Histogram, buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128))
 CommitSeconds: Final = partial(
     Histogram, buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -45,6 +45,8 @@ METRICS: Final[Mapping[events.Role, Kinds]] = {
         "fluffle_update_float32_bytes": (Counter, "Size of their vectors without a codec."),
         "fluffle_update_staleness_versions": (Staleness, "Versions by which they were late."),
         "fluffle_rejected": (Counter, "Messages refused.", "reason"),
+        "fluffle_sums_opened": (Counter, "Sums of secure aggregation that helpers have opened."),
+        "fluffle_sum_opening_seconds": (CommitSeconds, "Time from a full buffer to its opened sum."),
     },
     "worker": {
         "fluffle_worker_base_version": (Gauge, "Version that it trains from."),
@@ -64,6 +66,11 @@ METRICS: Final[Mapping[events.Role, Kinds]] = {
     "evaluator": {
         "fluffle_evaluator_version": (Gauge, "Version that it measured last."),
         "fluffle_evaluator_evaluation_seconds": (RoundSeconds, "Time that it took to measure a version."),
+    },
+    "helper": {
+        "fluffle_helper_version": (Gauge, "Version whose sum it opened last."),
+        "fluffle_helper_opening_seconds": (CommitSeconds, "Time that it took to open its groups of a sum."),
+        "fluffle_helper_refused": (Counter, "Sums that it did not open.", "rule"),
     },
 }
 # Shown by the leader alone, and only once it has something to show.
@@ -113,6 +120,9 @@ class Meter:
                 self._count_commit(event)
             case events.Rejected():
                 self._note("fluffle_rejected", 1, reason=event.reason)
+            case events.Opened():
+                self._note("fluffle_sums_opened", 1)
+                self._note("fluffle_sum_opening_seconds", event.seconds)
             case events.TookOver():
                 self._note("fluffle_leading", 1)
                 self._note("fluffle_term", event.term)
@@ -144,6 +154,16 @@ class Meter:
             case events.Measured():
                 self._note("fluffle_evaluator_evaluation_seconds", event.seconds)
                 self._note("fluffle_evaluator_version", event.version)
+            case events.Unmasked() | events.Declined():
+                self._count_of_helper(event)
+
+    def _count_of_helper(self, event: events.Unmasked | events.Declined) -> None:
+        match event:
+            case events.Unmasked():
+                self._note("fluffle_helper_opening_seconds", event.seconds)
+                self._note("fluffle_helper_version", event.version)
+            case events.Declined():
+                self._note("fluffle_helper_refused", 1, rule=event.rule)
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[Broker]:

@@ -76,6 +76,11 @@ class GroupKey(BaseModel):
         """The key itself."""
         return _key(self.private_key)
 
+    @property
+    def public(self) -> str:
+        """The public part, in hexadecimal."""
+        return public_part(self.private)
+
 
 class HelperKey(BaseModel):
     """The keys of the groups that one helper is in, of one epoch."""
