@@ -177,7 +177,7 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
     where, [setup] = {"federation": "digits", "broker_url": URL}, settings.setups
 
     everyone = [
-        *parts.workers(settings, setup, **where, folder=Path("runs"), table=None),
+        *parts.workers(settings, setup, **where, folder=Path("runs"), table=None, keys=None),
         parts.evaluator(settings, **where, curves=Path("curves"), table=None),
         *parts.aggregators(
             settings,
@@ -185,6 +185,7 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
             **where,
             management_url="http://127.0.0.1:1",
             initial_model=Path("v0.safetensors"),
+            keys=None,
         ),
     ]
 
@@ -213,7 +214,7 @@ def test_the_table_data_is_that_of_all_sites_of_the_evaluator_and_of_training_in
     written = tomllib.loads(table.read_text(encoding="utf-8"))
     assert written == {"data": {"balance": "weights", "indicator": True, "augment": ["noise:0.2"]}}
     everyone = [
-        *parts.workers(settings, setup, **where, folder=tmp_path, table=table),
+        *parts.workers(settings, setup, **where, folder=tmp_path, table=table, keys=None),
         parts.evaluator(settings, **where, curves=tmp_path, table=table),
     ]
     assert {part.environment["FLUFFLE_CONFIG"] for part in everyone} == {str(table)}

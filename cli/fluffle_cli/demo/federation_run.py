@@ -17,6 +17,7 @@ from fluffle.topology import topology_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
+from fluffle_cli.demo.keys import Keys
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.demo.setups import Setup
@@ -72,6 +73,7 @@ class DemoFederation:
         # Which broker it was.
         self.server = ""
         self._settings, self._setup, self._table = settings, setup, table
+        self._keys = Keys(folder / "keys") if settings.secure_aggregation else None
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
@@ -99,9 +101,13 @@ class DemoFederation:
         try:
             where: dict[str, str | None] = {"federation": self.federation, "broker_url": node.amqp_url}
             self._write_tables()
-            self._start(
-                parts.workers(self._settings, self._setup, **where, folder=self.folder, table=self._table)
+            if self._keys:
+                self._keys.make(self.federation, [each.name for each in self._setup.sites])
+                self._start(parts.helpers(self._keys, **where))
+            workers = parts.workers(
+                self._settings, self._setup, **where, folder=self.folder, table=self._table, keys=self._keys
             )
+            self._start(workers)
             curves = self.folder / "tensorboard"
             self._start([parts.evaluator(self._settings, **where, curves=curves, table=self._table)])
             while not node.serves():
@@ -113,6 +119,8 @@ class DemoFederation:
                 return self._train(broker, where, builder, initial_model)
         finally:
             self._processes.stop(patience_s=STOP_AT_ONCE_S if self._stop.is_set() else STOP_S)
+            if self._keys:
+                self._keys.delete()
 
     def _train(
         self, broker: Broker, where: Mapping[str, str | None], builder: Processes, initial_model: Path
@@ -122,7 +130,10 @@ class DemoFederation:
             with closing(self._watcher.follow(broker, self._stop, every_s=TICK_S)) as looks:
                 self._await_everyone(looks, builder, initial_model)
                 settings, setup = self._settings, self._setup
-                self._start(parts.aggregators(settings, setup, **where, initial_model=initial_model))
+                aggregators = parts.aggregators(
+                    settings, setup, **where, initial_model=initial_model, keys=self._keys
+                )
+                self._start(aggregators)
                 self._follow(looks, broker)
                 self._let_leave(looks)
         finally:

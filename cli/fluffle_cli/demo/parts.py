@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fluffle.events import Role
 from fluffle.settings import ENV_PREFIX, env_name
+from fluffle_cli.demo.keys import HELPERS, Keys
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.demo.setups import Setup, SiteSetup
 
@@ -38,11 +39,17 @@ def initial_model(settings: DemoSettings, path: Path) -> Part:
 
 
 def workers(
-    settings: DemoSettings, setup: Setup, *, folder: Path, table: Path | None = None, **where: str | None
+    settings: DemoSettings,
+    setup: Setup,
+    *,
+    folder: Path,
+    table: Path | None = None,
+    keys: Keys | None = None,
+    **where: str | None,
 ) -> list[Part]:
     """Return the workers of a federation whose files lie in `folder`; `where` is its name and broker.
 
-    `table` is the TOML file with the table [data] of all sites.
+    `table` is the TOML file with the table [data] of all sites, and `keys` are those of secure aggregation.
     """
     return [
         _part(
@@ -59,6 +66,7 @@ def workers(
             delay=one.delay_s,
             spool=folder / "spool",
             config=table_of(one, folder) if one.data else table,
+            **(keys.of(one.name) if keys else {}),
             **one.settings,
         )
         for number, one in enumerate(setup.sites)
@@ -91,8 +99,18 @@ def evaluator(
     )
 
 
+def helpers(keys: Keys, **where: str | None) -> list[Part]:
+    """Return the helpers of secure aggregation."""
+    return [_part("helper", "fluffle_helper", name=name, **where, **keys.of_helper(name)) for name in HELPERS]
+
+
 def aggregators(
-    settings: DemoSettings, setup: Setup, *, initial_model: Path, **where: str | None
+    settings: DemoSettings,
+    setup: Setup,
+    *,
+    initial_model: Path,
+    keys: Keys | None = None,
+    **where: str | None,
 ) -> list[Part]:
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
     return [
@@ -108,6 +126,7 @@ def aggregators(
             **settings.settings_of(setup.strategy),
             target=settings.goal,
             max_seconds=settings.max_seconds,
+            **({"secure_aggregation": True, **keys.public} if keys else {}),
             **{
                 "local_epochs": settings.task_defaults.local_epochs,
                 "local_steps": settings.task_defaults.local_steps,

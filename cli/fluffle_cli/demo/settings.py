@@ -13,6 +13,8 @@ from fluffle.settings import SharedSettings, with_table
 from fluffle.task import READY_TASKS
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
+from fluffle_aggregator.secure.combinations import REFUSED, require_combinable
+from fluffle_aggregator.secure.settings import DEFAULT_STRATEGY, FEWEST_WORKERS
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
@@ -86,6 +88,11 @@ class DemoSettings(StrategySettings, SharedSettings):
         "uneven: five sites with digits, of which two are long-tailed, one has missing values, one is 16 "
         "times as slow and one is small. These run without remedies first, and then with them.",
     )
+    secure_aggregation: bool = Field(
+        False,
+        description="Let three helpers open the sum of each buffer, so that the aggregator sees no single "
+        "update. The strategy is then fedbuff with buffers of 3, unless given.",
+    )
     workers: int = Field(4, ge=1, le=64, description="Workers, each with its own share of the data.")
     task: str = Field(
         "digits",
@@ -143,6 +150,9 @@ class DemoSettings(StrategySettings, SharedSettings):
         """Return what an aggregator of this strategy is given: the settings that differ from its defaults."""
         kind = STRATEGIES[strategy]
         own = {name: getattr(self, name) for name in kind.model_fields}
+        if self.secure_aggregation:
+            # Weights follow from the integers that helpers compute.
+            own = {name: value for name, value in own.items() if name not in ("staleness", "weigh_by")}
         if kind.is_synchronous:
             own["buffer_size"] = len(self.setups[-1].sites)
         return {name: value for name, value in own.items() if value != kind.model_fields[name].default}
@@ -199,10 +209,34 @@ class DemoSettings(StrategySettings, SharedSettings):
         return [round(self.delay * self.slowdown ** (site / steps), 4) for site in range(self.workers)]
 
     def checked(self) -> Self:
-        """Return these settings, with the task of uneven sites where these are wanted.
+        """Return these settings, with what uneven sites and secure aggregation need where they are wanted.
 
         Raises ConfigError for what would otherwise be refused by a child process only.
         """
+        return self._secured()._checked() if self.secure_aggregation else self._checked()
+
+    def _secured(self) -> Self:
+        if self.sites == "uneven":
+            raise ConfigError(
+                "--sites uneven trains parts of the model, which cannot be masked: leave it out"
+            )
+        if self.workers < FEWEST_WORKERS:
+            raise ConfigError(
+                f"--secure-aggregation opens no sum of fewer than {FEWEST_WORKERS} workers, not {self.workers}"
+            )
+        defaults = {
+            "strategy": DEFAULT_STRATEGY,
+            "buffer_size": FEWEST_WORKERS,
+            "staleness": "polynomial:0.5",
+        }
+        secured = self.model_copy(
+            update={name: each for name, each in defaults.items() if name not in self.model_fields_set}
+        )
+        given = self.model_fields_set & set(REFUSED)
+        require_combinable(secured.make_strategy(), given, self.weigh_by if "weigh_by" in given else "none")
+        return secured
+
+    def _checked(self) -> Self:
         if ":" not in self.task and self.task not in READY_TASKS:
             known = ", ".join(READY_TASKS)
             raise ConfigError(f"--task must be one of {known}, or package.module:name, not {self.task!r}")
