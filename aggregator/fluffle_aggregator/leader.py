@@ -151,7 +151,7 @@ class Leader:
                 return self._hold(incoming, folded, applied, now)
             case Postponed(update):
                 kept = self._securing.keep(delivery, update) if self._securing else []
-                return self._refuse(delivery, kept, now, update.id) if isinstance(kept, Refusal) else kept
+                return self._turn_down(delivery, kept, update, now) if isinstance(kept, Refusal) else kept
             case TurnedDown(refusal, update):
                 return self._turn_down(delivery, refusal, update, now)
             case Evaluation() | SiteEvaluation():

@@ -28,6 +28,7 @@ from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.combinations import require_combinable
+from fluffle_aggregator.secure.masked_buffer import share_of_one
 from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
@@ -253,11 +254,17 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
             sends=strategy.sends,
             codec=secure.codec if secure else self.codec,
             one_update_per_version=strategy.one_update_per_version,
-            updates_per_version=strategy.buffer_size * self.make_commit_schedule(strategy).every,
+            updates_per_version=self._updates_per_version(strategy),
             max_staleness=self.staleness_limit(strategy),
             evaluate_every=self.evaluate_every,
             sites_decide=bool(self.make_goal().by_sites),
         )
+
+    def _updates_per_version(self, strategy: Strategy) -> int:
+        """Return how many updates a version usually contains; of one worker, with secure aggregation."""
+        if self.secure_aggregation:
+            return share_of_one(strategy.buffer_size, self.secure_min_workers)
+        return strategy.buffer_size * self.make_commit_schedule(strategy).every
 
     def _secure_plan(self, strategy: Strategy, epoch: int) -> SecurePlan | None:
         if not self.secure_aggregation:

@@ -71,7 +71,8 @@ class Helper:
                 self._look_at_files_when_due()
                 if body is not None and (last := self._read(body, reader, patience_s)):
                     self._answer(broker, last)
-                    patience_s = 0.0
+                # From now on records come one by one.
+                patience_s = 0.0
 
     def _look_at_files_when_due(self) -> None:
         if time.monotonic() - self._looked_at >= LOOK_AT_FILES_EVERY_S:

@@ -14,6 +14,11 @@ from fluffle.secure.sums import SummedUpdate, SumRecord
 from fluffle.update import UpdateId, WeightUpdate
 
 
+def share_of_one(buffer_size: int, fewest_workers: int) -> int:
+    """Return how many updates one worker may have in a buffer."""
+    return max(1, buffer_size // fewest_workers)
+
+
 @dataclass(eq=False)
 class MaskedBuffer:
     """A buffer of masked updates.
@@ -46,7 +51,7 @@ class MaskedBuffer:
         own = sum(each.id.worker == worker for each in self.updates)
         weight = factor + sum(each.factor for each in self.updates)
         is_below = weight <= self.buffer_size * self.plan.greatest and len(self.updates) < MOST_UPDATES
-        return is_below and own < max(1, self.buffer_size // self.fewest_workers)
+        return is_below and own < share_of_one(self.buffer_size, self.fewest_workers)
 
     def add(self, update: WeightUpdate, factor: int, *, now: float, published_at: float) -> None:
         """Add an update, whose vector is masked, with an integer weight."""

@@ -222,7 +222,7 @@ class DemoSettings(StrategySettings, SharedSettings):
             )
         if self.workers < FEWEST_WORKERS:
             raise ConfigError(
-                f"--secure-aggregation opens no sum of fewer than {FEWEST_WORKERS} workers, not {self.workers}"
+                f"--secure-aggregation needs {FEWEST_WORKERS} workers for each sum, not {self.workers}"
             )
         defaults = {
             "strategy": DEFAULT_STRATEGY,
