@@ -55,7 +55,7 @@ class AddSettings(UserSettings):
         description="Name of the user; a worker or an evaluator uses the same name.",
         json_schema_extra={"argument": True},
     )
-    role: Literal["worker", "evaluator", "aggregator", "monitor", "operator"] = Field(
+    role: Literal["worker", "evaluator", "helper", "aggregator", "monitor", "operator"] = Field(
         description="Role, which decides what the user may do."
     )
     password_file: Path | None = Field(

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint, greatest_factor
@@ -33,6 +33,11 @@ def parse_clip(text: str) -> tuple[float, bool]:
     if word not in ("", BY_NORM) or not 0 < clip < float("inf"):
         raise ValueError(f"must be a number above 0 such as 0.5, or a norm such as norm:5, not {text!r}")
     return clip, word == BY_NORM
+
+
+def _require_bits(bits: int) -> int:
+    Modulus(bits)
+    return bits
 
 
 class SecureSettings(BaseModel):
@@ -64,7 +69,7 @@ class SecureSettings(BaseModel):
         description=f"Bits to which an element of an update is rounded. Default: "
         f"as many as fit, at most {BITS_WITHOUT_NEED_OF_MORE}.",
     )
-    secure_modulus: Literal[16, 24, 32] = Field(
+    secure_modulus: Annotated[int, AfterValidator(_require_bits)] = Field(
         24, description="Bits of an element in a message and in a sum: 16, 24 or 32."
     )
     secure_min_workers: int = Field(
