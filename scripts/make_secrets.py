@@ -33,8 +33,11 @@ ENV_FILE = ROOT / ".env"
 SECRETS = ROOT / ".secrets"
 DEFINITIONS = ROOT / "broker_config" / "generated" / "definitions.json"
 
-# Users with the names of their roles. Every other file in .secrets belongs to a worker of that name.
+# Users with the names of their roles. Every other file in .secrets belongs to a helper of secure aggregation,
+# or to a worker of that name.
 PARTS = ("aggregator", "evaluator", "monitor", "operator")
+HELPERS = ("helper-1", "helper-2", "helper-3")
+HELPER = re.compile(r"helper-[1-7]")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")
 FEDERATION = "FLUFFLE_FEDERATION"
@@ -54,6 +57,13 @@ def is_hash_of(hashed: str, password: str) -> bool:
     return hmac.compare_digest(hashed, password_hash(password, salt))
 
 
+def role_of(user: str) -> str:
+    """Return the role of a user of this name."""
+    if user in PARTS:
+        return user
+    return "helper" if HELPER.fullmatch(user) else "worker"
+
+
 def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[str, str]) -> Definitions:
     """Return RabbitMQ's users, their rights and its virtual host; there is no user guest.
 
@@ -61,7 +71,7 @@ def definitions_of(federation: str, passwords: Mapping[str, str], old: Mapping[s
     """
     definitions: Definitions = {"users": [], "vhosts": [{"name": VHOST}], "permissions": []}
     for user, password in passwords.items():
-        rights = rights_of(user if user in PARTS else "worker", federation, user)
+        rights = rights_of(role_of(user), federation, user)
         kept = user in old and is_hash_of(old[user], password)
         hashed = old[user] if kept else password_hash(password, secrets.token_bytes(SALT_BYTES))
         definitions["users"].append(user_definition(user, rights, hashed))
@@ -135,7 +145,7 @@ def main(more_workers: list[str]) -> str:
     SECRETS.mkdir(mode=0o700, exist_ok=True)
     SECRETS.chmod(0o700)
     there = [path.name for path in sorted(SECRETS.iterdir()) if NAME.fullmatch(path.name)]
-    users = dict.fromkeys([*PARTS, *WORKERS, *there, *more_workers])
+    users = dict.fromkeys([*PARTS, *HELPERS, *WORKERS, *there, *more_workers])
     found = {user: read_or_draw(SECRETS / user) for user in users}
     # For the nodes of docker-compose.cluster.yml. A name with a dot in front is no worker.
     read_or_draw(SECRETS / ".erlang.cookie")

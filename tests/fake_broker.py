@@ -187,15 +187,16 @@ class FakeBroker(Broker):
                 self._leave()
                 raise TopologyMissing(f"exchange {exchange} is not on this fake broker")
             targets = [self._server.queues[name] for name in names if name in self._server.queues]
-            heard = self._server.listeners.get(exchange, {})
-            for each in heard.values():
-                each.append(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
-            if not targets and not heard:
+            delivery = Delivery(0, bytes(body), 0, user or None, exchange, dict(headers))
+            listeners = self._server.listeners.get(exchange, {})
+            for heard in listeners.values():
+                heard.append(delivery)
+            if not targets and not listeners:
                 raise Unroutable(f"no queue is bound to exchange {exchange or routing_key}")
             if any(target.refuses for target in targets):
                 raise QueueFull(f"a queue of exchange {exchange or routing_key} is full")
             for target in targets:
-                target.put(Delivery(0, bytes(body), 0, user or None, exchange, dict(headers)))
+                target.put(delivery)
 
     def publish_unconfirmed(
         self, exchange: str, routing_key: str, body: bytes, *, kind: str = "events"

@@ -252,6 +252,7 @@ def without_tensorflow(*command: str, cwd: Path = ROOT) -> subprocess.CompletedP
         ["fluffle_cli", "demo", "--help"],
         ["fluffle_aggregator", "--help"],
         ["fluffle_worker", "--help"],
+        ["fluffle_helper", "--help"],
     ],
     ids=" ".join,
 )

@@ -13,7 +13,7 @@ from fluffle.topology import Topology, topology_of
 
 # With so many names of a federation's exchanges and queues it is one, and no coincidence.
 ENOUGH_NAMES = 3
-CONNECTION = re.compile(r"([^/]+)/(worker|evaluator|aggregator)/([^/]+)")
+CONNECTION = re.compile(r"([^/]+)/(worker|evaluator|aggregator|helper)/([^/]+)")
 
 
 @dataclass(frozen=True, slots=True)

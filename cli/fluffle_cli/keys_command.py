@@ -48,8 +48,9 @@ def helpers(
 ) -> None:
     """Make the keys of the helpers, for a new epoch.
 
-    Example: `fluffle keys helpers helper-1 helper-2 helper-3`. Move each file to its helper, with the
-    ledger that lies beside it; no helper may have another one's.
+    Example: `fluffle keys helpers helper-1 helper-2 helper-3`. Move NAME.key and NAME.ledger to
+    each helper; no helper may have another one's. A helper writes into its ledger which updates it has
+    opened: never give it an older copy.
     """
     from fluffle_cli import making_keys
 
@@ -93,9 +94,9 @@ def registry(
 def rotate(folder: Folder = Path("keys")) -> None:
     """Make the same helpers keys for the next epoch, and sign the registry with them.
 
-    Move to each helper its new key and ledger, over the old key: so that is gone. Then send registry.json to
-    everybody. What was masked for the epoch before is refused from then on, and trained anew. Keys of the
-    epoch before that are still in this folder are deleted.
+    Move NAME.key and NAME.ledger to each helper, in place of its old ones, and send registry.json to
+    everybody. What was masked for the epoch before is refused from then on, and trained anew; nobody can open
+    it once the old keys are gone. Those that are still in this folder are deleted.
     """
     from fluffle_cli import making_keys
 

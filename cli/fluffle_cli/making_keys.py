@@ -19,7 +19,7 @@ from fluffle.secure.key_files import (
     write_new,
     write_public,
 )
-from fluffle.secure.ledger_file import make_ledger
+from fluffle.secure.ledger_file import ledger_beside, write_new_ledger
 from fluffle.secure.registry import Registry, read_registry, signed_registry
 from fluffle.settings import require_name
 from fluffle.whole_file import write_whole
@@ -133,14 +133,15 @@ def _write_helpers(
     public, of_helpers = new_helper_keys(federation, epoch, committee)
     place = _folder_of(folder, epoch)
     for each in of_helpers:
-        write_new(place / f"{each.name}.key", each)
-        make_ledger(place / f"{each.name}.key", epoch)
+        path = place / f"{each.name}.key"
+        write_new(path, each)
+        write_new_ledger(ledger_beside(path), each)
     write_public(place / GROUPS, public)
     files = in_a_row([f"{name}.key" for name in committee.helpers])
     return public, (
-        f"epoch {epoch}: made {files} in {place}; move each to its helper, with its ledger "
-        f"(NAME-{epoch}.ledger). {committee.fewest_to_open} of them open a sum, and {committee.colluding} "
-        "with the aggregator learn nothing more"
+        f"epoch {epoch}: made {files} in {place}, and a .ledger for each; move each pair to its helper. "
+        f"{committee.fewest_to_open} of them open a sum, and {committee.colluding} with the aggregator learn "
+        "nothing more"
     )
 
 

@@ -11,6 +11,7 @@ PARTS = {
     "aggregator": ("fluffle_aggregator.__main__", "command"),
     "worker": ("fluffle_worker.__main__", "command"),
     "evaluator": ("fluffle_worker.__main__", "evaluator_command"),
+    "helper": ("fluffle_helper.__main__", "command"),
 }
 
 

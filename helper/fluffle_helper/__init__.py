@@ -1,1 +1,1 @@
-"""A helper of secure aggregation: it opens the sums of buffers, and never sees an update."""
+"""A helper of secure aggregation: it opens the sum of many updates, and never a single one."""

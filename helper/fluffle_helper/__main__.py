@@ -8,19 +8,19 @@ from fluffle_helper.settings import HelperSettings
 def run(settings: HelperSettings) -> None:
     """Run a helper until SIGTERM or Ctrl-C."""
     # Only here: --help does not wait for the library of ciphers.
-    from fluffle_helper.running import help_out
+    from fluffle_helper.running import help_to_open
 
-    help_out(settings, stop_on_signals())
+    help_to_open(settings, stop_on_signals())
 
 
 command = settings_command(
     HelperSettings,
     run,
-    about="Open the sums of secure aggregation, so that the aggregator learns the sum of each buffer and no "
-    "single update.\n\n"
-    "A helper never sees an update. It checks each close record of the aggregator, writes to its ledger that "
-    "it has opened these updates, and answers with the sum of their masks. Run it where the aggregator's "
-    "operator has no access; any of the helpers but one may be away.",
+    about="Open the sums of a federation with secure aggregation: one of several helpers, and each should "
+    "be run by somebody else.\n\n"
+    "A helper never sees an update. It reads which updates a sum has, checks that no sum tells about a "
+    "single one of them, and sends what takes the masks off the sum. It writes into its ledger what it has "
+    "opened: never start it with an older copy of that file.",
 )
 
 if __name__ == "__main__":

@@ -1,160 +1,197 @@
-"""A helper's loop: read close records, remember them, and answer the last one."""
+"""The helper's loop: read the close records, write the ledger, answer the newest record."""
 
+import math
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from fluffle.broker import Broker, StreamReader
-from fluffle.errors import ConfigError, Unroutable, WireError
+from fluffle.broker import Broker
+from fluffle.errors import ConfigError, MessageTooLarge, Unroutable, WireError
 from fluffle.event_sink import NULL_SINK, EventSink
-from fluffle.events import Declined, Unmasked
+from fluffle.events import Opened, Withheld
 from fluffle.logs import get_logger
 from fluffle.pieces import Body
+from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
 from fluffle.secure.closing import CloseRecord, decode_close, encode_not_opened, opening_pieces
-from fluffle.secure.helping import Ledger, not_opened, openings
+from fluffle.secure.helping import Ledger, Refused, not_opened, openings
+from fluffle.secure.registry import Registry
 from fluffle.topology import Topology
-from fluffle_helper.deciding import Decision, decide
-from fluffle_helper.keys import Keys
+from fluffle_helper.deciding import Answer, Decision, decide
+from fluffle_helper.own_files import HelperFiles, OwnFiles
 
 log = get_logger(__name__)
 
-# How long to wait for a record before looking at the files again, and at first for more old records.
-POLL_S, FIRST_PATIENCE_S = 0.5, 1.0
-LOOK_AT_FILES_EVERY_S = 2.0
-PREFETCH = 256
-FULL_DISK_WAIT_S = 2.0
+POLL_S = 0.5
+# If nothing arrives for this long, all records that the stream had at the start are read.
+CATCH_UP_S = 0.5
+# Most records are small. One may have 1 MiB: no more than 8 MiB wait in the memory.
+PREFETCH = 8
+# How often a full disk is tried again, and how often a log line says that the files are still wrong.
+WRITE_AGAIN_S = 5.0
+SAY_EVERY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class HelperResult:
-    """What a helper did: the sums of which it opened a group, and the close records that it refused."""
+    """What a helper did until it was asked to stop: how many sums it opened, and how many it refused."""
 
-    opened: int
-    refused: int
+    opened: int = 0
+    refused: int = 0
 
 
+@dataclass(kw_only=True, eq=False)
 class Helper:
-    """One run of a helper."""
+    """Answers close records. Only the newest record is answered: an answer is as large as the model."""
 
-    def __init__(
-        self,
-        keys: Keys,
-        topology: Topology,
-        stop: threading.Event,
-        *,
-        fewest_workers: int,
-        event_sink: EventSink = NULL_SINK,
-    ) -> None:
-        self._keys = keys
-        self._topology = topology
-        self._stop = stop
-        self._fewest_workers = fewest_workers
-        self._event_sink = event_sink
-        self._looked_at = time.monotonic()
-        self._opened = self._refused = 0
+    name: str
+    topology: Topology
+    files: HelperFiles
+    fewest_workers: int
+    stop: threading.Event = field(default_factory=threading.Event)
+    event_sink: EventSink = NULL_SINK
 
-    @property
-    def result(self) -> HelperResult:
-        """What it has done so far."""
-        return HelperResult(self._opened, self._refused)
+    def __post_init__(self) -> None:
+        """Begin with nothing answered."""
+        self._result = HelperResult()
+        self._trouble, self._said_at = "", -math.inf
+        self._epoch = self._missed_epoch = 0
 
-    def work(self, broker: Broker) -> None:
-        """Answer close records until asked to stop.
+    def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> HelperResult:
+        """Answer close records until asked to stop. A lost connection is replaced."""
+        work = until_federation_is_gone(self._work_on)
+        run_with_reconnect(connect, work, self.stop, self.event_sink, patience_s=patience_s)
+        log.info("asked to stop", opened=self._result.opened, refused=self._result.refused)
+        return self._result
 
-        All records are read from the first one on: the ledger passes over those that it has. Only the last
-        one is answered, since an answer is as large as the model, and nobody waits for earlier ones.
-        """
-        with broker.read_stream(self._topology.closes.name, offset="first", prefetch=PREFETCH) as reader:
-            patience_s = FIRST_PATIENCE_S
-            while not self._stop.is_set():
-                body = reader.next_body(POLL_S)
-                self._look_at_files_when_due()
-                if body is not None and (last := self._read(body, reader, patience_s)):
-                    self._answer(broker, last)
-                # From now on records come one by one.
-                patience_s = 0.0
+    def _work_on(self, broker: Broker) -> None:
+        while not self.stop.is_set():
+            own = self._read_files()
+            if own is None:
+                self.stop.wait(POLL_S)
+            else:
+                self._serve(broker, own)
 
-    def _look_at_files_when_due(self) -> None:
-        if time.monotonic() - self._looked_at >= LOOK_AT_FILES_EVERY_S:
-            self._looked_at = time.monotonic()
-            self._keys.look()
+    def _read_files(self) -> OwnFiles | None:
+        """Read the files; while they are wrong, nothing is answered, and no record is passed over."""
+        try:
+            own = self.files.read()
+        except ConfigError as error:
+            is_due = time.monotonic() - self._said_at >= SAY_EVERY_S
+            if str(error) != self._trouble or is_due:
+                self._trouble, self._said_at = str(error), time.monotonic()
+                log.warning("this helper opens nothing until its files are right", because=str(error))
+            return None
+        self._trouble = ""
+        if own.key.epoch != self._epoch:
+            self._epoch = own.key.epoch
+            log.info("using the keys of an epoch", epoch=own.key.epoch, records=own.ledger.number)
+        return own
 
-    def _read(self, body: bytes | None, reader: StreamReader, patience_s: float) -> Decision | None:
-        """Take in this record and all that are at hand; return what to do with the last one."""
-        last: Decision | None = None
-        ledger = self._keys.ledger
-        while body is not None:
-            if close := _decoded(body):
-                if close.epoch > ledger.epoch and self._remember(ledger):
-                    ledger = self._with_newer_keys(close.epoch)
-                last = decide(
-                    close,
-                    self._keys.key.name,
-                    ledger,
-                    self._keys.registry,
-                    fewest_workers=self._fewest_workers,
-                )
-                ledger = last.ledger if last else ledger
-            body = None if self._stop.is_set() else reader.next_body(patience_s)
-        return last if self._remember(ledger) else None
+    def _serve(self, broker: Broker, own: OwnFiles) -> None:
+        """Answer records until the files change. All records are read: each changes the ledger."""
+        ledger, due, wait_s = own.ledger, None, CATCH_UP_S
+        with broker.read_stream(self.topology.closes.name, offset="first", prefetch=PREFETCH) as reader:
+            while not self.stop.is_set():
+                body = reader.next_body(wait_s if due else max(wait_s, POLL_S))
+                if self.files.have_changed():
+                    return
+                if body is None:
+                    # From now on a record is answered at once.
+                    wait_s = 0.0
+                    if due and not self._carry_out(broker, own, due):
+                        return
+                    due = None
+                    continue
+                try:
+                    close = decode_close(body)
+                except WireError as error:
+                    log.warning("passed over a message that is no close record", because=str(error))
+                    continue
+                decision = self._decide(close, ledger, own.registry)
+                ledger, due = decision.ledger, decision
 
-    def _with_newer_keys(self, epoch: int) -> Ledger:
-        """Return the ledger after a look at the files, which the operator has perhaps replaced already."""
-        self._keys.look()
-        if self._keys.key.epoch < epoch:
+    def _decide(self, close: CloseRecord, ledger: Ledger, registry: Registry) -> Decision:
+        decision = decide(close, ledger, registry, helper=self.name, fewest_workers=self.fewest_workers)
+        if close.epoch > max(ledger.epoch, self._missed_epoch):
+            self._missed_epoch = close.epoch
             log.warning(
                 "a sum of a newer epoch waits: get the new key, ledger and registry from the operator",
-                epoch=self._keys.key.epoch,
-                needed=epoch,
+                epoch=ledger.epoch,
+                needed=close.epoch,
             )
-        return self._keys.ledger
+        log.debug("read a close record", number=close.number, epoch=close.epoch, own_epoch=ledger.epoch)
+        return decision
 
-    def _remember(self, ledger: Ledger) -> bool:
-        """Write the ledger; while the disk is full wait, and answer nothing. False when asked to stop."""
-        attempts = 0
-        while True:
+    def _carry_out(self, broker: Broker, own: OwnFiles, decision: Decision) -> bool:
+        """Write the ledger, and then answer. False when that is not possible with these files."""
+        if not self._save(decision.ledger, own):
+            return False
+        answer = decision.answer
+        if answer is None:
+            return True
+        if answer.refused:
+            self._refuse(broker, answer.close, answer.refused, decision.ledger)
+        else:
+            self._open(broker, own, answer, decision.ledger)
+        return True
+
+    def _save(self, ledger: Ledger, own: OwnFiles) -> bool:
+        while not self.stop.is_set():
+            # The operator may have put a ledger of another epoch there.
+            if self.files.have_changed():
+                return False
             try:
-                self._keys.remember(ledger)
+                self.files.save(ledger, own.key)
             except ConfigError as error:
-                attempts += 1
-                if attempts.bit_count() == 1:
-                    log.warning("the ledger cannot be written: nothing is answered", because=str(error))
-                if self._stop.wait(FULL_DISK_WAIT_S):
-                    return False
+                log.warning("nothing is opened until the ledger can be written", because=str(error))
+                self.stop.wait(WRITE_AGAIN_S)
             else:
                 return True
+        return False
 
-    def _answer(self, broker: Broker, last: Decision) -> None:
-        close, key = last.close, self._keys.key
-        if last.refused:
-            self._refused += 1
-            rule, detail = last.refused.rule, last.refused.detail
-            log.warning("a sum is not opened", version=close.version, rule=rule, because=detail)
-            self._event_sink(Declined(close.version, rule, detail))
-            self._publish(broker, encode_not_opened(not_opened(close, key.name, last.refused, last.ledger)))
-            return
-        began, groups = time.monotonic(), 0
-        for opening in openings(close, key, self._keys.registry, of_groups=last.of_groups):
-            self._publish(broker, opening_pieces(opening))
-            groups += 1
-        seconds = time.monotonic() - began
-        if groups:
-            self._opened += 1
-            self._event_sink(Unmasked(close.version, seconds, groups))
-        counts = {"updates": len(close.updates), "groups": groups}
-        log.info("sum opened", version=close.version, **counts, seconds=round(seconds, 3))
-
-    def _publish(self, broker: Broker, body: Body) -> None:
+    def _open(self, broker: Broker, own: OwnFiles, answer: Answer, ledger: Ledger) -> None:
+        close, began = answer.close, time.monotonic()
         try:
-            broker.publish(self._topology.openings_in.name, "", body, {"kind": "opening"})
+            for opening in openings(close, own.key, own.registry, of_groups=answer.groups):
+                self._publish(broker, opening_pieces(opening), close, "opening")
+                if self.stop.is_set():
+                    return
+        except ValueError:
+            # Of the library of ciphers: nothing can be agreed on with a key of low order.
+            unusable = Refused("unusable-key", "a worker's public key in the registry cannot be used")
+            self._refuse(broker, close, unusable, ledger)
+            return
+        seconds = time.monotonic() - began
+        self._result = replace(self._result, opened=self._result.opened + 1)
+        self.event_sink(Opened(close.version, close.number, seconds))
+        log.info(
+            "opened a sum",
+            version=close.version,
+            number=close.number,
+            updates=len(close.updates),
+            groups=len(answer.groups),
+            seconds=round(seconds, 3),
+        )
+
+    def _refuse(self, broker: Broker, close: CloseRecord, refused: Refused, ledger: Ledger) -> None:
+        self._result = replace(self._result, refused=self._result.refused + 1)
+        self.event_sink(Withheld(close.version, close.number, refused.rule, refused.detail))
+        log.warning(
+            "refused to open a sum",
+            version=close.version,
+            number=close.number,
+            rule=refused.rule,
+            because=refused.detail,
+        )
+        body = encode_not_opened(not_opened(close, self.name, refused, ledger))
+        self._publish(broker, body, close, "not-opened")
+
+    def _publish(self, broker: Broker, body: Body, close: CloseRecord, kind: str) -> None:
+        headers = {"kind": kind, "id": f"{self.name}/{close.epoch}/{close.number}"}
+        try:
+            broker.publish(self.topology.openings_in.name, "", body, headers)
         except Unroutable:
-            # The next leader asks again.
-            log.debug("no leader listens for openings")
-
-
-def _decoded(body: bytes) -> CloseRecord | None:
-    try:
-        return decode_close(body)
-    except WireError as error:
-        log.warning("a close record cannot be read: it is passed over", because=str(error))
-        return None
+            log.debug("no leader listens now, and the next one asks again", number=close.number)
+        except MessageTooLarge as error:
+            log.warning("an answer is too large for the broker", number=close.number, because=str(error))

@@ -7,8 +7,6 @@ from pydantic import Field
 
 from fluffle.settings import ServiceSettings
 
-FEWEST_WORKERS = 3
-
 
 class HelperSettings(ServiceSettings):
     """Flags of `fluffle helper`, keys of the table [helper]."""
@@ -16,18 +14,16 @@ class HelperSettings(ServiceSettings):
     part: ClassVar[str] = "helper"
 
     secure_key: Path = Field(
-        description="File with this helper's key, NAME.key of `fluffle keys helpers`. Beside it lies its "
-        "ledger, NAME-EPOCH.ledger, which this helper writes to.",
+        description="File with this helper's private key, NAME.key, as `fluffle keys helpers` made it. The "
+        "file NAME.ledger must lie beside it: this helper writes there which updates it has opened.",
     )
     secure_registry: Path = Field(
-        description="File with the registry of helpers and workers, signed by the operator: registry.json of "
-        "`fluffle keys registry`.",
+        description="File with the registry, registry.json. It is read again whenever it has changed."
     )
     secure_operator: Path = Field(
-        description="File with the operator's public key: operator.pub of `fluffle keys init`."
+        description="File with the operator's public key, operator.pub, which the registry's signature is "
+        "checked with."
     )
     secure_min_workers: int = Field(
-        FEWEST_WORKERS,
-        ge=2,
-        description="Open no sum with updates of fewer workers than this.",
+        3, ge=2, description="Open no sum that has updates of fewer different workers than this."
     )

@@ -107,8 +107,8 @@ class Broker(Protocol):
     ) -> AbstractContextManager[Listener]:
         """Receive all that is published on a topic exchange, through a queue that lasts as long as the block.
 
-        The queue is called EXCHANGE.NAME, and drops the oldest messages beyond `max_bytes`. Only one listener
-        at a time may have this name.
+        The queue is called EXCHANGE.NAME. Only one listener at a time may have this name. At most `max_bytes`
+        wait in the queue: beyond that the oldest messages are dropped.
         """
 
     def take_name(

@@ -226,14 +226,13 @@ def helper_connector(
 ) -> Connector:
     """Return the connector of a helper, which waits for its federation and takes its name there.
 
-    Raises NameTaken while another process works under the name.
+    Raises NameTaken while another process works under the name, and AccessRefused when the broker's user has
+    another name than the helper.
     """
     own_label = process_label()
 
     def tell_of_rival(label: str) -> None:
-        log.warning(
-            "another process wanted this helper's name and was refused: stop one of the two", other=label
-        )
+        log.warning("another process wanted this helper's name and was refused: stop it", other=label)
         event_sink(TurnedAway(label))
 
     def prepare(broker: RabbitBroker) -> None:

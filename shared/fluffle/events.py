@@ -172,8 +172,8 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """The helpers have opened the sum of a version, `seconds` after it was closed."""
+class Unmasked:
+    """The leader has the sum of a version without masks, `seconds` after it was closed."""
 
     version: int
     seconds: float
@@ -189,26 +189,27 @@ class Awaiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Unmasked:
-    """A helper has opened `groups` of its groups for the sum of a version, in `seconds`."""
+class Opened:
+    """A helper has opened the sum of a version for the leader, in `seconds`."""
 
     version: int
+    number: int
     seconds: float
-    groups: int
 
 
 @dataclass(frozen=True, slots=True)
-class Declined:
+class Withheld:
     """A helper does not open the sum of a version: the rule that it breaks, and what was found."""
 
     version: int
+    number: int
     rule: Text
     detail: Text
 
 
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Leading = Applied | Rejected | Committed | Evaluated | TookOver | Answered | Closed | Opened | Awaiting
-Event = Workers | Measured | Validated | Leading | Unmasked | Declined
+Leaders = Applied | Rejected | Committed | Evaluated | TookOver | Answered | Closed | Unmasked | Awaiting
+Event = Workers | Measured | Validated | Leaders | Opened | Withheld
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

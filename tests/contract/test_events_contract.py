@@ -6,8 +6,8 @@ import pytest
 from brokers import A_WHILE_S, SOON_S, Connect
 
 from fluffle.broker import Broker
-from fluffle.errors import ConnectionLost, TopologyMissing
-from fluffle.topology import Topology
+from fluffle.errors import ConnectionLost, TopologyMissing, Unroutable
+from fluffle.topology import LISTENER_MAX_BYTES, Topology
 
 
 def test_what_is_told_is_heard_in_its_order_by_everybody_who_listens(
@@ -78,3 +78,18 @@ def test_telling_over_a_closed_connection_hurts_nobody_and_listening_is_lost(
 def test_nobody_listens_to_an_exchange_that_is_not_there(broker: Broker) -> None:
     with pytest.raises(TopologyMissing, match="nowhere"), broker.listen("nowhere", name="one"):
         pass
+
+
+def test_a_confirmed_message_reaches_all_who_listen_to_a_topic_exchange_and_says_when_nobody_does(
+    connect: Connect, broker: Broker, topology: Topology
+) -> None:
+    large = bytes(LISTENER_MAX_BYTES + 1)
+    exchange, headers = topology.openings_in.name, {"kind": "opening"}
+    with connect().listen(exchange, name="leader", max_bytes=4 * LISTENER_MAX_BYTES) as listener:
+        for body in (b"first", large, large):
+            broker.publish(exchange, "", body, headers)
+        heard = [listener.next_delivery(SOON_S) for _ in range(3)]
+
+    assert [each and len(each.body) for each in heard] == [5, len(large), len(large)]
+    with pytest.raises(Unroutable):
+        broker.publish(exchange, "", b"to nobody", headers)

@@ -23,17 +23,17 @@ def test_a_version_reaches_the_head_and_the_stream_with_one_publish(
 
 
 def test_the_head_keeps_the_newest_and_moments_go_to_it_alone(broker: Broker, topology: Topology) -> None:
-    assert HEAD_LENGTH == 4
-    for number in range(1, 5):
+    assert HEAD_LENGTH == 6
+    for number in range(1, 6):
         broker.publish(topology.head_in.name, "", b"moments %d" % number, {"kind": "moments"})
         publish_version(broker, topology, b"version %d" % number)
         look_into(broker, topology.head.name)
 
-    newest = [b"moments 3", b"version 3", b"moments 4", b"version 4"]
+    newest = [part + b" %d" % number for number in (3, 4, 5) for part in (b"moments", b"version")]
     assert look_into(broker, topology.head.name) == newest
     assert look_into(broker, topology.head.name) == newest
-    versions = [b"version %d" % number for number in range(1, 5)]
-    assert read(broker, topology, 4, offset="first") == versions
+    versions = [b"version %d" % number for number in range(1, 6)]
+    assert read(broker, topology, 5, offset="first") == versions
 
 
 def test_a_stream_is_read_from_its_first_message_by_each_reader_anew(

@@ -199,7 +199,7 @@ def test_without_two_helpers_the_federation_waits_says_so_and_goes_on_when_one_i
     back = secured.helper(HELPERS[1])
 
     assert aggregator.wait_for_exit() == 0
-    back.wait_for("sum opened")
+    back.wait_for("opened a sum")
     secured.assert_all_in(secured.federation.newest())
 
 
@@ -210,13 +210,12 @@ def test_a_helper_without_its_ledger_opens_nothing_and_the_two_others_go_on(secu
     secured.send(range(3))
     aggregator.wait_for("version committed")
     parts[HELPERS[0]].kill()
-    [ledger] = (secured.keys.folder / "epoch-1").glob(f"{HELPERS[0]}-1.ledger")
-    ledger.unlink()
+    (secured.keys.folder / "epoch-1" / f"{HELPERS[0]}.ledger").unlink()
 
     lost = secured.helper(HELPERS[0])
 
     assert lost.wait_for_exit() == 2
-    assert "the ledger of this helper is lost" in lost.log.read_text()
+    assert "is lost: without it a helper cannot know" in lost.log.read_text()
     secured.send(range(3, 6))
     assert aggregator.wait_for_exit() == 0
     secured.assert_all_in(secured.federation.newest())
@@ -240,7 +239,7 @@ def test_a_helper_that_is_killed_remembers_what_it_has_opened(secured: Secured) 
     assert final.last_sum
     assert final.last_sum.number == 4
     for part in again:
-        assert not part.events("a sum is not opened")
+        assert not part.events("refused to open a sum")
 
 
 def test_keys_are_rotated_while_the_federation_runs_and_late_updates_are_refused(secured: Secured) -> None:
@@ -255,11 +254,11 @@ def test_keys_are_rotated_while_the_federation_runs_and_late_updates_are_refused
     assert said.returncode == 0, said.stderr
     # Each helper's new files are moved over the old ones.
     for name in HELPERS:
-        for path in (keys / "epoch-2").glob(f"{name}*"):
-            shutil.move(path, keys / "epoch-1" / path.name)
+        for kind in ("key", "ledger"):
+            shutil.move(keys / "epoch-2" / f"{name}.{kind}", keys / "epoch-1" / f"{name}.{kind}")
     aggregator.wait_for("leading", 2)
     for part in parts.values():
-        part.wait_for("going on with new files")
+        part.wait_for("using the keys of an epoch", 2)
     newest = secured.federation.newest()
     assert newest.plan.secure
     assert newest.plan.secure.epoch == 2
@@ -284,7 +283,7 @@ def test_two_processes_of_one_helper_are_not_at_work_at_once(secured: Secured, t
     first.wait_for("connected")
     beside = secured.helper(HELPERS[0])
     assert beside.wait_for_exit() == 2
-    assert "another process uses the ledger" in beside.log.read_text()
+    assert "is this helper running already?" in beside.log.read_text()
     # On another machine, with a copy of all files.
     shutil.copytree(secured.keys.folder / "epoch-1", tmp_path / "elsewhere")
     copy = secured.helper(HELPERS[0], key=tmp_path / "elsewhere" / f"{HELPERS[0]}.key")

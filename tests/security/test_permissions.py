@@ -47,6 +47,7 @@ READERS = {
     OWN.models.name: MODEL_READERS,
     OWN.best.name: MODEL_READERS,
     OWN.records.name: MODEL_READERS | {"monitor"},
+    OWN.closes.name: LEADERS | {"helper"},
 }
 LISTENERS = LEADERS | {"monitor"}
 OPERATOR = frozenset({"operator"})
@@ -81,7 +82,8 @@ def of_exchanges() -> Iterator[Row]:
     writers = {
         OWN.updates_in.name: {"worker"},
         OWN.evaluations_in.name: {"evaluator"},
-        OWN.member_events_in.name: {"worker", "evaluator"},
+        OWN.member_events_in.name: {"worker", "evaluator", "helper"},
+        OWN.openings_in.name: {"helper"},
     }
     for exchange in OWN.exchanges:
         name = exchange.name
@@ -152,9 +154,14 @@ def beyond() -> Iterator[Row]:
 
 
 def of_names() -> Iterator[Row]:
-    """What can be done with the queues of a worker's name; the user `worker` is the worker of that name."""
-    own = LEADERS | {"worker"}
-    for name in (OWN.worker_lock("worker"), OWN.worker_bell("worker")):
+    """What can be done with the queues of a name: the users are the worker and the helper of that name."""
+    for user in ("worker", "helper"):
+        yield from _of_name(user)
+
+
+def _of_name(user: str) -> Iterator[Row]:
+    own = LEADERS | {user}
+    for name in (OWN.worker_lock(user), OWN.worker_bell(user)):
         yield f"declare queue {name}", declares(name), own
         yield f"get from {name}", gets(name), own
         yield f"bind {name} to {OWN.updates_in.name}", binds(name, OWN.updates_in.name), LEADERS
@@ -168,12 +175,12 @@ def of_names() -> Iterator[Row]:
         yield f"dead-letter from {name} to the head", dead_letter, LEADERS
         yield f"delete queue {name} again", deletes(name), own
         yield f"delete exchange {name}", deletes_exchange(name), own
-    for other in ("worker-2", "worker.2", "work", "worker/other", ""):
+    for other in (f"{user}-2", f"{user}.2", user[:4], f"{user}/other", ""):
         name = OWN.worker_lock(other)
         yield f"declare queue {name}", declares(name), LEADERS
         yield f"get from {name}", gets(name), LEADERS
         yield f"delete queue {name}", deletes(name), LEADERS
-    name = OTHER.worker_lock("worker")
+    name = OTHER.worker_lock(user)
     yield f"declare queue {name}", declares(name), OPERATOR
     yield f"delete queue {name}", deletes(name), OPERATOR
 

@@ -8,6 +8,7 @@ import pytest
 from fluffle.settings import SharedSettings, env_name
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.dashboard.program import DashboardSettings
+from fluffle_helper.settings import HelperSettings
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,8 @@ WATCHER = block("x-watcher: &watcher", 0)
 WATCHERS = ["prometheus", "grafana"]
 METRICS = block("x-metrics: &metrics", 0)
 WORKERS = [f"worker-{number}" for number in range(4)]
+HELPER = block("x-helper: &helper", 0)
+HELPERS = [f"helper-{number}" for number in (1, 2, 3)]
 SERVICES = {
     name: block(f"  {name}:", 2)
     for name in re.findall(r"^  ([a-z0-9-]+):$", block("services:", 0), re.MULTILINE)
@@ -61,11 +64,21 @@ def test_every_service_but_the_broker_and_who_watches_runs_on_the_internal_netwo
     assert networks.pop("rabbitmq") == ["{ federation: { aliases: [brokers] }, ui: }"]
     assert networks.pop("dashboard") == ["[federation, ui]"]
     assert networks.pop("evaluator") == ["{ federation: { aliases: [evaluators] } }"]
-    assert set(networks) == {"initial-model", "aggregator", "standby", *WATCHERS, *WORKERS}
+    assert set(networks) == {"initial-model", "aggregator", "standby", *WATCHERS, *WORKERS, *HELPERS}
     assert not any(networks.values())
     assert "networks: [federation]" in block("x-program: &program", 0)
     assert "networks: { federation: { aliases: [aggregators] } }" in AGGREGATOR
     assert "networks: { federation: { aliases: [workers] } }" in WORKER
+    assert "networks: { federation: { aliases: [helpers] } }" in HELPER
+
+
+def test_each_helper_has_its_own_key_and_ledger_and_no_other_ones_and_is_started_on_demand() -> None:
+    assert "profiles: [secure]" in HELPER
+    for name in HELPERS:
+        assert f"FLUFFLE_SECURE_KEY: /own/{name}.key\n" in SERVICES[name]
+        sources = re.findall(r"source: (\$.*)", SERVICES[name])
+        assert sources == [f"${{FLUFFLE_SECURE_FOLDER:-./secure}}/{name}"]
+    assert "read_only: true" in block("x-registry: &registry", 0)
 
 
 def test_who_watches_is_started_on_demand_and_is_given_no_password() -> None:
@@ -90,9 +103,9 @@ def test_metrics_are_served_only_when_somebody_watches() -> None:
         "FLUFFLE_METRICS_HOST:",
         "0.0.0.0",
     ]
-    assert TEXT.count("<<: [*shared, *metrics]") == 3
+    assert TEXT.count("<<: [*shared, *metrics]") == 4
     asked = (ROOT / "monitoring" / "prometheus.yml").read_text(encoding="utf-8")
-    for kind in ("aggregators", "workers", "evaluators"):
+    for kind in ("aggregators", "workers", "evaluators", "helpers"):
         assert f"[{{ names: [{kind}], type: A, port: 9464, refresh_interval: 15s }}]" in asked
 
 
@@ -131,6 +144,7 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
         if "<<: *program" in text
         or ("<<: *aggregator" in text and "<<: *program" in AGGREGATOR)
         or ("<<: *worker" in text and "<<: *program" in WORKER)
+        or ("<<: *helper" in text and "<<: *program" in HELPER)
     }
 
     assert programs == SERVICES.keys() - {"rabbitmq", *WATCHERS}
@@ -143,7 +157,7 @@ def test_every_service_drops_all_rights_and_starts_again_after_a_failure() -> No
     assert "healthcheck:" in SERVICES["rabbitmq"]
 
 
-@pytest.mark.parametrize("user", ["aggregator", "evaluator", "monitor", *WORKERS])
+@pytest.mark.parametrize("user", ["aggregator", "evaluator", "monitor", *HELPERS, *WORKERS])
 def test_each_part_is_given_the_password_of_its_own_user_and_no_other(user: str) -> None:
     text = AGGREGATOR if user == "aggregator" else SERVICES["dashboard" if user == "monitor" else user]
 
@@ -165,7 +179,7 @@ def test_no_password_stands_in_an_environment_or_an_url() -> None:
     assert "_PASSWORD}" not in TEXT
     assert "_PASSWORD:" not in TEXT
     assert not re.findall(r"://[^/@\s]*:[^/@\s]*@", TEXT)
-    assert TEXT.count("secrets: [") == 3 + len(WORKERS)
+    assert TEXT.count("secrets: [") == 3 + len(HELPERS) + len(WORKERS)
 
 
 def test_compose_says_how_to_make_the_passwords() -> None:
@@ -186,6 +200,7 @@ def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None
         (METRICS + "\n" + AGGREGATOR + SERVICES["standby"], AggregatorSettings),
         (METRICS + "\n" + SERVICES["evaluator"], EvaluatorSettings),
         (SERVICES["dashboard"], DashboardSettings),
+        (METRICS + "\n" + HELPER + "\n" + SERVICES["helper-1"], HelperSettings),
         (METRICS + "\n" + WORKER + "\n" + SERVICES["worker-0"], WorkerSettings),
     ):
         assert variables(text) <= {env_name(name) for name in settings.model_fields}

@@ -21,7 +21,8 @@ from fluffle.topology import Topology, topology_of
 ROOT = Path(__file__).parents[2]
 READ = ("scripts/make_secrets.py", "shared/fluffle/__init__.py", "shared/fluffle/rights.py")
 WORKERS = ("worker-0", "worker-1", "worker-2", "worker-3")
-USERS = {"aggregator", "evaluator", "monitor", "operator", *WORKERS}
+HELPERS = ("helper-1", "helper-2", "helper-3")
+USERS = {"aggregator", "evaluator", "monitor", "operator", *HELPERS, *WORKERS}
 
 
 @pytest.fixture
@@ -161,7 +162,8 @@ def test_the_rights_are_those_that_the_permission_matrix_tries(checkout: Path, f
 
     permissions, users = by_user(checkout, "permissions", "user"), by_user(checkout, "users", "name")
     for name in USERS:
-        rights = rights_of(name if name in ROLES else "worker", federation, name)
+        role = name if name in ROLES else "worker"
+        rights = rights_of("helper" if name in HELPERS else role, federation, name)
         found = permissions[name]
         assert found == {"user": name, "vhost": "/", **rights.patterns}
         assert users[name]["tags"] == sorted(rights.tags)

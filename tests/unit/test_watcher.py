@@ -13,7 +13,6 @@ from fluffle import model_stream
 from fluffle.broker import Delivery, Listener, StreamReader
 from fluffle.errors import AccessRefused
 from fluffle.events import Applied, Committed, Event, Happened, Joined, Report, Role, Started
-from fluffle.topology import LISTENER_MAX_BYTES
 from fluffle.wire import encode_report
 from fluffle_cli.watching import watcher as watcher_module
 from fluffle_cli.watching.watcher import Watcher, believable
@@ -38,10 +37,10 @@ class Deaf(Counting):
     """A connection of a user without the right to listen."""
 
     @contextmanager
-    def listen(self, exchange: str, *, name: str, max_bytes: int = LISTENER_MAX_BYTES) -> Iterator[Listener]:
+    def listen(self, exchange: str, *, name: str, **more: int) -> Iterator[Listener]:
         if exchange == TOPOLOGY.events.name:
             raise AccessRefused("no right")
-        with super().listen(exchange, name=name, max_bytes=max_bytes) as listener:
+        with super().listen(exchange, name=name, **more) as listener:
             yield listener
 
 

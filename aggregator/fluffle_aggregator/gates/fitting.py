@@ -47,9 +47,12 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
-    if refusal := _differently_masked(update, model):
+    is_masked = bool(update.epoch or model.secure)
+    if is_masked and (refusal := _differently_masked(update, model)):
         return refusal
-    if refusal := _wrong_sizes(update, model):
+    found = update.vector.size, update.statistics.size, len(update.integers)
+    is_whole = found == (layout.size, layout.statistics_size, layout.integers_size_bytes)
+    if (is_masked or update.first_tensor or not is_whole) and (refusal := _wrong_sizes(update, model)):
         return refusal
     strategy, plan = model.strategy, model.plan
     if update.sends != strategy.sends:

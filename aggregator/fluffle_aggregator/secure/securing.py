@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from fluffle.broker import Delivery
 from fluffle.errors import WireError
-from fluffle.events import Awaiting, Closed, Opened
+from fluffle.events import Awaiting, Closed, Unmasked
 from fluffle.record import Rank
 from fluffle.secure.closing import NotOpened, decode_answer
 from fluffle.secure.committee import Committee
@@ -231,7 +231,7 @@ class Securing:
                 helpers=list(awaited.helpers),
                 seconds=round(opened_s, 3),
             ),
-            Tell(Opened(close.version, opened_s, ", ".join(awaited.helpers))),
+            Tell(Unmasked(close.version, opened_s, ", ".join(awaited.helpers))),
         ]
 
     def give_up(self, model: GlobalModel, refusal: Refusal | None = None) -> list[Effect]:

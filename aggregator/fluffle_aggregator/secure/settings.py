@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
@@ -12,7 +12,9 @@ from fluffle.secure.modulus import Modulus
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.weights import MOST_APART, MOST_FACTOR
 from fluffle_aggregator.choices import readable_by
-from fluffle_aggregator.secure.registry_file import RegistryFiles, RegistryWatch
+
+if TYPE_CHECKING:
+    from fluffle_aggregator.secure.registry_file import RegistryWatch
 
 BITS_WITHOUT_NEED_OF_MORE: Final = 16
 BY_NORM: Final = "norm"
@@ -93,7 +95,7 @@ class SecureSettings(BaseModel):
             raise ValueError(f"{idle[0]} has no effect without secure_aggregation: give both, or none")
         return self
 
-    def registry_watch(self, federation: str) -> RegistryWatch | None:
+    def registry_watch(self, federation: str) -> "RegistryWatch | None":
         """Return who takes part; None without secure aggregation. Raises ConfigError if that is not known."""
         if not self.secure_aggregation:
             return None
@@ -103,6 +105,9 @@ class SecureSettings(BaseModel):
                 f"secure_aggregation needs {missing}: make keys and registry with `fluffle keys`, and give "
                 "secure_registry and secure_operator"
             )
+        # Only here: the library of ciphers takes long to load.
+        from fluffle_aggregator.secure.registry_file import RegistryFiles, RegistryWatch
+
         watch = RegistryWatch(RegistryFiles(self.secure_registry, self.secure_operator), federation)
         if (count := len(watch.registry.workers)) < self.secure_min_workers:
             raise ConfigError(

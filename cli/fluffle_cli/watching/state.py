@@ -38,6 +38,8 @@ STATES: Final[Mapping[type[events.Event], str]] = {
     events.Published: "published",
     events.Measured: "evaluated: version {0.version}",
     events.Validated: "evaluated: version {0.version}",
+    events.Opened: "opened: version {0.version}",
+    events.Withheld: "refused: version {0.version}, {0.rule}",
     events.TookOver: "leading",
     events.Left: "left: {0.because}",
 }
@@ -45,7 +47,7 @@ STATES: Final[Mapping[type[events.Event], str]] = {
 
 @dataclass(slots=True)
 class Part:
-    """What one worker, evaluator or aggregator says of itself, and when it was last heard.
+    """What one worker, evaluator, helper or aggregator says of itself, and when it was last heard.
 
     `rival` is the other process that last wanted its name.
     """
@@ -180,7 +182,7 @@ class FederationState:
     def view(self, now: float) -> FederationView:
         """Return what is known at this moment."""
         connected = self._connected_aggregators
-        aggregators, evaluators = self._parts["aggregator"], self._parts["evaluator"]
+        aggregators, others = self._parts["aggregator"], (self._parts["evaluator"], self._parts["helper"])
         present = [name for name, part in aggregators.items() if not part.has_left]
         present = present if connected is None else connected
         evaluation, best = self._evaluation_and_best()
@@ -188,7 +190,7 @@ class FederationState:
             self.known,
             taken_at=now,
             workers={worker.name: worker for worker in self._workers(now)},
-            parts={name: part.state for each in (aggregators, evaluators) for name, part in each.items()},
+            parts={name: part.state for each in (aggregators, *others) for name, part in each.items()},
             evaluation=evaluation,
             best=best,
             evaluations=list(self._history.evaluations),

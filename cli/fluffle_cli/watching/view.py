@@ -173,9 +173,9 @@ class FederationView:
     them. `evaluation` and `best` are the newest and the best evaluation of those that
     decide, an evaluator's or those by all sites, and `evaluations` all that were
     seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
-    `parts` are the states of aggregators and evaluators by name. What follows it was counted from events, and
-    knows nothing of what happened while nobody listened; `survey_answers` is how many workers were heard to
-    have answered a survey. `knows_standbys` says whether RabbitMQ was asked.
+    `parts` are the states of aggregators, evaluators and helpers by name. What follows it was counted from
+    events, and knows nothing of what happened while nobody listened; `survey_answers` is how many workers
+    were heard to have answered a survey. `knows_standbys` says whether RabbitMQ was asked.
     """
 
     federation: str

@@ -68,9 +68,10 @@ METRICS: Final[Mapping[events.Role, Kinds]] = {
         "fluffle_evaluator_evaluation_seconds": (RoundSeconds, "Time that it took to measure a version."),
     },
     "helper": {
-        "fluffle_helper_version": (Gauge, "Version whose sum it opened last."),
-        "fluffle_helper_opening_seconds": (CommitSeconds, "Time that it took to open its groups of a sum."),
+        "fluffle_helper_sums_opened": (Counter, "Sums opened for the leader."),
+        "fluffle_helper_opening_seconds": (CommitSeconds, "Time that it took to open a sum."),
         "fluffle_helper_refused": (Counter, "Sums that it did not open.", "rule"),
+        "fluffle_helper_newest_number": (Gauge, "Number of the close record that it answered last."),
     },
 }
 # Shown by the leader alone, and only once it has something to show.
@@ -120,7 +121,7 @@ class Meter:
                 self._count_commit(event)
             case events.Rejected():
                 self._note("fluffle_rejected", 1, reason=event.reason)
-            case events.Opened():
+            case events.Unmasked():
                 self._note("fluffle_sums_opened", 1)
                 self._note("fluffle_sum_opening_seconds", event.seconds)
             case events.TookOver():
@@ -131,7 +132,7 @@ class Meter:
                 self._count_of_member(event)
 
     def _count_of_member(self, event: events.Event) -> None:
-        """Take in what a worker or an evaluator says."""
+        """Take in what a member says: a worker, an evaluator or a helper."""
         match event:
             case events.Started():
                 self._note("fluffle_worker_base_version", event.version)
@@ -154,16 +155,18 @@ class Meter:
             case events.Measured():
                 self._note("fluffle_evaluator_evaluation_seconds", event.seconds)
                 self._note("fluffle_evaluator_version", event.version)
-            case events.Unmasked() | events.Declined():
+            case _:
                 self._count_of_helper(event)
 
-    def _count_of_helper(self, event: events.Unmasked | events.Declined) -> None:
+    def _count_of_helper(self, event: events.Event) -> None:
         match event:
-            case events.Unmasked():
+            case events.Opened():
+                self._note("fluffle_helper_sums_opened", 1)
                 self._note("fluffle_helper_opening_seconds", event.seconds)
-                self._note("fluffle_helper_version", event.version)
-            case events.Declined():
+                self._note("fluffle_helper_newest_number", event.number)
+            case events.Withheld():
                 self._note("fluffle_helper_refused", 1, rule=event.rule)
+                self._note("fluffle_helper_newest_number", event.number)
 
     @contextmanager
     def over(self, broker: Broker) -> Iterator[Broker]:

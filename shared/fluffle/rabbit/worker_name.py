@@ -93,9 +93,9 @@ class WorkerName:
 
     def _taken_by(self, label: str) -> NameTaken:
         return NameTaken(
-            f"another process works under the worker name {self._worker!r}: "
-            f"{label or 'which one is unknown'}. That one goes on. Stop one of the two, or give this one a "
-            "--name of its own"
+            f"another process works under the name {self._worker!r}: {label or 'which one is unknown'}. That "
+            "one goes on. Stop one of the two, or give this one another name: --name for a worker, and its "
+            "own key for a helper"
         )
 
     def _takes_lock(self) -> bool:

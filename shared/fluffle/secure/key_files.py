@@ -162,6 +162,11 @@ def write_public(path: Path, content: BaseModel) -> None:
 
 def write_new(path: Path, content: BaseModel) -> None:
     """Write a private file that must not exist yet. Raises ConfigError when it does, or cannot be written."""
+    write_new_bytes(path, f"{content.model_dump_json(indent=2)}\n".encode())
+
+
+def write_new_bytes(path: Path, content: bytes) -> None:
+    """Write a private file in the same way; what is in it is no text."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
@@ -169,8 +174,8 @@ def write_new(path: Path, content: BaseModel) -> None:
         raise ConfigError(f"{path} exists, and keys are never overwritten: move it away first") from error
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(f"{content.model_dump_json(indent=2)}\n")
+    with open(descriptor, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(descriptor)
 

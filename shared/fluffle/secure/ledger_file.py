@@ -1,69 +1,63 @@
-"""The file in which a helper remembers what it has opened: on the disk before it answers."""
+"""The file with a helper's ledger. Without the newest one, a helper might open an update in a second sum."""
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from fluffle.digested_file import Damaged, read_digested, write_digested
+import xxhash
+
 from fluffle.errors import ConfigError, WireError
 from fluffle.secure.helping import Ledger, decode_ledger, encode_ledger
+from fluffle.secure.key_files import PRIVATE, HelperKey, write_new_bytes
+from fluffle.whole_file import write_whole
 
-LOST = (
-    "with another one it could open an update twice, so it opens nothing. Rotate the keys (`fluffle keys "
-    "rotate`), or put back the ledger itself if it was only moved: never an older copy of it"
+DIGEST_BYTES: Final = 16
+WHAT_TO_DO: Final = (
+    "without it a helper cannot know which updates it has opened, and opens nothing more in this epoch: "
+    "rotate the keys (`fluffle keys rotate`)"
 )
 
 
-def ledger_path(key: Path, epoch: int) -> Path:
-    """Return where the ledger of an epoch lies: beside the helper's key."""
-    return key.with_name(f"{key.stem}-{epoch}.ledger")
+def ledger_beside(key: Path) -> Path:
+    """Return where the ledger of the helper with this key lies."""
+    return key.with_suffix(".ledger")
 
 
-def make_ledger(key: Path, epoch: int) -> None:
-    """Write the empty ledger of new keys. Raises ConfigError if there is one already."""
-    path = ledger_path(key, epoch)
-    if path.exists():
-        raise ConfigError(f"{path} exists, and no ledger is ever begun anew: move it away first")
-    write_digested(path, encode_ledger(Ledger(epoch)))
+def write_new_ledger(path: Path, key: HelperKey) -> None:
+    """Write the ledger of a new key, in which nothing is opened. Raises ConfigError where one exists."""
+    write_new_bytes(path, _content(Ledger(key.epoch), key))
 
 
-def read_ledger(key: Path, epoch: int) -> Ledger:
-    """Return the ledger that belongs to a key. Raises ConfigError when it is lost or damaged."""
-    path = ledger_path(key, epoch)
+def write_ledger(path: Path, ledger: Ledger, key: HelperKey) -> None:
+    """Write a ledger, and return when it is on the disk. Raises ConfigError when it cannot be."""
     try:
-        found = decode_ledger(read_digested(path))
-    except (Damaged, WireError) as error:
-        what = "damaged" if path.exists() else "lost"
-        raise ConfigError(f"the ledger of this helper is {what} ({path}: {error}): {LOST}") from error
-    if found.epoch != epoch:
-        raise ConfigError(f"{path} is the ledger of epoch {found.epoch}: {LOST}")
-    return found
+        content = _content(ledger, key)
+    except WireError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
+    write_whole(path, [content], mode=PRIVATE)
 
 
-def write_ledger(key: Path, ledger: Ledger) -> None:
-    """Replace the ledger; it is on the disk when this returns. Raises ConfigError when it cannot be."""
-    write_digested(ledger_path(key, ledger.epoch), encode_ledger(ledger))
-
-
-@contextmanager
-def holding(key: Path) -> Iterator[None]:
-    """Let no other process on this machine use the ledgers beside a key. Raises ConfigError if one does."""
-    path = key.with_name(f"{key.stem}.lock")
+def read_ledger(path: Path, key: HelperKey) -> Ledger:
+    """Read a ledger. Raises ConfigError when it is lost or damaged, or is that of another helper."""
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(f"the ledger {path} is lost: {WHAT_TO_DO}") from error
     except OSError as error:
-        raise ConfigError(
-            f"the ledger beside {key} cannot be written ({error.strerror}): let this user write there"
-        ) from error
+        raise ConfigError(f"cannot read the ledger {path}: {error.strerror}") from error
+    body = content[:-DIGEST_BYTES]
+    if content[-DIGEST_BYTES:] != _digest(body, key):
+        raise ConfigError(f"the ledger {path} is damaged, or not that of {key.name}: {WHAT_TO_DO}")
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"another process uses the ledger beside {key} ({error.strerror}): this helper runs already"
-            ) from error
-        yield
-    finally:
-        os.close(lock)
+        return decode_ledger(body)
+    except WireError as error:
+        raise ConfigError(f"the ledger {path} cannot be read ({error}): {WHAT_TO_DO}") from error
+
+
+def _content(ledger: Ledger, key: HelperKey) -> bytes:
+    body = encode_ledger(ledger)
+    return body + _digest(body, key)
+
+
+def _digest(body: bytes, key: HelperKey) -> bytes:
+    """Return a checksum that detects damage, and a ledger of somebody else; no protection from attackers."""
+    return xxhash.xxh3_128(f"{key.federation}/{key.name}/".encode() + body).digest()
