@@ -2,8 +2,8 @@
 
 It needs a Docker engine with Compose. The last commit is copied to a temporary folder, so that passwords,
 `.env` and containers of the working folder stay as they are. Each container gets another user id of group 0,
-as on some platforms. With the argument `secure` it runs with secure aggregation and three helpers, of which one
-is killed in the middle.
+as on some platforms. With the argument `secure` it runs with secure aggregation and three helpers, of which
+one is killed in the middle.
 """
 
 import json

@@ -101,9 +101,7 @@ class Leader:
         self._surveying = Surveying(topology)
         self._securing: Securing | None = None
         if committee is not None:
-            self._securing = Securing(
-                model, committee, sums, most_later=model.strategy.buffer_size, clock=now.clock
-            )
+            self._securing = Securing(model, committee, sums, schedule.buffer_timeout_s, clock=now.clock)
         self._refused_from = now.clock
         self._led_from = self._committed_at = self._oldest_held = now.clock
 
@@ -224,10 +222,11 @@ class Leader:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
         model = self.model
         if securing.awaited is None:
-            if delivery := securing.next_aside():
-                return [*self.take_in(delivery, now), *self.tick(now)]
-            timeout_s = self._schedule.buffer_timeout_s
-            return securing.when_due(model, now=now.clock, held_from=self._oldest_held, timeout_s=timeout_s)
+            # A full buffer first: what waits beside it is for the next one.
+            due = securing.when_due(model, now.clock, self._oldest_held)
+            if due or not (delivery := securing.next_aside()):
+                return due
+            return [*self.take_in(delivery, now), *self.tick(now)]
         if securing.awaited.is_open:
             opened = securing.opened(model, now.clock)
             if not isinstance(opened, Refusal):

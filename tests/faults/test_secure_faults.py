@@ -280,7 +280,7 @@ def test_two_processes_of_one_helper_are_not_at_work_at_once(secured: Secured, t
     aggregator = secured.aggregator("first")
     aggregator.wait_for("leading")
     first = secured.helper(HELPERS[0])
-    first.wait_for("connected")
+    first.wait_for("using the keys of an epoch")
     beside = secured.helper(HELPERS[0])
     assert beside.wait_for_exit() == 2
     assert "is this helper running already?" in beside.log.read_text()

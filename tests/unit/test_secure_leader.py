@@ -381,3 +381,15 @@ def test_close_records_follow_each_other_across_leaders() -> None:
     assert [each.number for each in closes] == [1, 2, 3]
     assert newest(server, config).version == 3
     assert len(versions(server, config)) == 4
+
+
+def test_what_waits_for_the_next_buffer_never_makes_one_larger_than_its_size() -> None:
+    config = a_secure_config()
+    names = ("w1", "w2", "w3", "w4", "w5", "w1", "w2", "w3", "w4")
+    sent = [a_masked(name, names[:at].count(name) + 1) for at, name in enumerate(names)]
+    server = a_server(config, *sent)
+    with FakeBroker(server) as broker:
+        go_on(take_the_lead(broker, config, Clock()), broker, helpers(server, config))
+
+    assert [len(version.folded) for version in versions(server, config)] == [0, 3, 3, 3]
+    assert unacked(server, config) == []

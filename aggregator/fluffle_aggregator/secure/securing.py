@@ -42,17 +42,21 @@ class Securing:
         model: GlobalModel,
         committee: Committee,
         sums: Sequence[SumRecord],
+        timeout_s: float,
         *,
-        most_later: int,
         clock: float,
     ) -> None:
-        """Go on from what was found in the head: the next sum, or the last one if it was given up."""
+        """Go on from what was found in the head: the next sum, or the last one if it was given up.
+
+        A buffer that does not fill within `timeout_s` is used as it is, if the helpers open that.
+        """
         self.held: list[int] = []
         self.aside: list[Delivery] = []
         self.awaited: AwaitedSum | None = None
         self._committee = committee
         self._later: list[Delivery] = []
-        self._most_later = most_later
+        self._most_later = model.strategy.buffer_size
+        self._timeout_s = timeout_s
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = clock
         self._ask_after_s = ASK_AGAIN_AFTER_S
         self._complaints: set[str] = set()
@@ -98,17 +102,17 @@ class Securing:
         """Return an update that waited for the sum before, now that no sum is awaited."""
         return self.aside.pop(0) if self.aside and self.awaited is None else None
 
-    def when_due(self, model: GlobalModel, *, now: float, held_from: float, timeout_s: float) -> list[Effect]:
+    def when_due(self, model: GlobalModel, now: float, held_from: float) -> list[Effect]:
         """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
         buffer = _state(model).buffer
         if not len(buffer):
             return []
         why_not, waited_s = buffer.why_not(), now - held_from
-        if not why_not and (len(buffer) >= buffer.buffer_size or waited_s >= timeout_s):
+        if not why_not and (len(buffer) >= buffer.buffer_size or waited_s >= self._timeout_s):
             return self._close(model, now)
         if waited_s >= RELEASE_AFTER_S:
             return self.release(model, "the buffer does not fill")
-        if waited_s < timeout_s or now - self._reminded_at < REMIND_EVERY_S:
+        if waited_s < self._timeout_s or now - self._reminded_at < REMIND_EVERY_S:
             return []
         self._reminded_at = now
         missing = why_not or "more updates"
@@ -147,7 +151,7 @@ class Securing:
         self.awaited = AwaitedSum(record, self._committee)
         state.awaits(record.close)
         model.in_buffer.clear()
-        self.aside, self._later = self._later, []
+        self.aside, self._later = [*self._later, *self.aside], []
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
         self._ask_after_s = max(ASK_AGAIN_AFTER_S, TIMES_LAST_OPENING * last.opened_s)
         close = record.close
