@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from fluffle.secure.closing import ClosedUpdate, CloseRecord, digest_of
-from fluffle.secure.key_files import OperatorKey, WorkerKey, WorkerPublicKey, read_private, write_public
+from fluffle.secure.committee import Committee
+from fluffle.secure.key_files import (
+    OperatorKey,
+    WorkerKey,
+    WorkerPublicKey,
+    new_helper_keys,
+    public_part,
+    read_private,
+    write_public,
+)
 from fluffle.secure.registry import Registry, read_registry
 from fluffle.update import UpdateId
 from fluffle_cli.making_keys import make_helpers, make_operator, rotate_keys, sign
@@ -14,6 +23,17 @@ from fluffle_cli.making_keys import make_helpers, make_operator, rotate_keys, si
 HELPERS = ("helper-1", "helper-2", "helper-3")
 WORKERS = ("w1", "w2", "w3", "w4")
 SIZE = 700
+
+_PUBLIC, (HELPER, *_) = new_helper_keys("digits", 1, Committee(HELPERS, 1))
+# A registry that no operator has signed, and the key of its first helper, for what reads no file.
+REGISTRY = Registry(
+    federation="digits",
+    epoch=1,
+    helpers=HELPERS,
+    colluding=1,
+    group_keys=_PUBLIC.group_keys,
+    workers={name: public_part(WorkerKey.new("digits", name).private) for name in WORKERS},
+)
 
 
 class Keys:

@@ -64,11 +64,12 @@ def user_rows(management: Management, federation: str) -> list[tuple[str, str, s
 def rights_by_role() -> Iterator[tuple[str, dict[str, list[str]]]]:
     """Yield each role with the names that it may configure, write and read, for people, and with its tags.
 
-    F stands for the federation, and NAME for the user's own name, which a worker or an evaluator works under.
+    F stands for the federation, and NAME for the user's own name, which a worker, an evaluator or a helper
+    works under.
     """
     own, other = topology_of("f"), topology_of("other").updates.name
-    its_own = {own.worker_lock("NAME"), own.worker_bell("NAME"), f"{own.events.name}.ANYTHING"}
-    names = sorted(own.names | its_own)
+    its_own = {own.worker_lock("NAME"), own.worker_bell("NAME"), f"{own.digests_in.name}.NAME"}
+    names = sorted(own.names | its_own | {f"{own.events.name}.ANYTHING"})
 
     def names_in(pattern: str) -> list[str]:
         if re.search(pattern, other):

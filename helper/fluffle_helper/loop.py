@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from fluffle.broker import Broker
@@ -18,6 +19,7 @@ from fluffle.secure.helping import Ledger, Refused, not_opened, openings
 from fluffle.secure.registry import Registry
 from fluffle.topology import Topology
 from fluffle_helper.deciding import Answer, Decision, decide
+from fluffle_helper.others import others_of
 from fluffle_helper.own_files import HelperFiles, OwnFiles
 
 log = get_logger(__name__)
@@ -48,6 +50,7 @@ class Helper:
     topology: Topology
     files: HelperFiles
     fewest_workers: int
+    compares: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     event_sink: EventSink = NULL_SINK
 
@@ -91,17 +94,26 @@ class Helper:
     def _serve(self, broker: Broker, own: OwnFiles) -> None:
         """Answer records until the files change. All records are read: each changes the ledger."""
         ledger, due, wait_s = own.ledger, None, CATCH_UP_S
-        with broker.read_stream(self.topology.closes.name, offset="first", prefetch=PREFETCH) as reader:
+        with ExitStack() as stack:
+            # First, so that nothing is missed that the others say about a record.
+            others = stack.enter_context(others_of(broker, self.topology, own)) if self.compares else None
+            reader = stack.enter_context(
+                broker.read_stream(self.topology.closes.name, offset="first", prefetch=PREFETCH)
+            )
             while not self.stop.is_set():
-                body = reader.next_body(wait_s if due else max(wait_s, POLL_S))
+                is_busy = due or (others and others.waits)
+                body = reader.next_body(wait_s if is_busy else max(wait_s, POLL_S))
                 if self.files.have_changed():
                     return
                 if body is None:
                     # From now on a record is answered at once.
                     wait_s = 0.0
-                    if due and not self._carry_out(broker, own, due):
+                    if due and not self._save(due.ledger, own):
                         return
+                    ready = others.compared(due) if others else due
                     due = None
+                    if ready:
+                        self._answer(broker, own, ready)
                     continue
                 try:
                     close = decode_close(body)
@@ -123,18 +135,14 @@ class Helper:
         log.debug("read a close record", number=close.number, epoch=close.epoch, own_epoch=ledger.epoch)
         return decision
 
-    def _carry_out(self, broker: Broker, own: OwnFiles, decision: Decision) -> bool:
-        """Write the ledger, and then answer. False when that is not possible with these files."""
-        if not self._save(decision.ledger, own):
-            return False
+    def _answer(self, broker: Broker, own: OwnFiles, decision: Decision) -> None:
         answer = decision.answer
         if answer is None:
-            return True
+            return
         if answer.refused:
             self._refuse(broker, answer.close, answer.refused, decision.ledger)
         else:
             self._open(broker, own, answer, decision.ledger)
-        return True
 
     def _save(self, ledger: Ledger, own: OwnFiles) -> bool:
         while not self.stop.is_set():

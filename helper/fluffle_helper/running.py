@@ -67,6 +67,7 @@ def help_to_open(settings: HelperSettings, stop: threading.Event) -> HelperResul
             topology=topology,
             files=files,
             fewest_workers=settings.secure_min_workers,
+            compares=settings.helpers_compare,
             stop=stop,
             event_sink=event_sink,
         )

@@ -27,3 +27,9 @@ class HelperSettings(ServiceSettings):
     secure_min_workers: int = Field(
         3, ge=2, description="Open no sum that has updates of fewer different workers than this."
     )
+    helpers_compare: bool = Field(
+        False,
+        description="Open a sum only once enough helpers have seen the same close record, so that an "
+        "aggregator cannot show them different ones. All helpers must have this setting, and more of them "
+        "must be at work: all three of three.",
+    )

@@ -10,6 +10,7 @@ import math
 from fluffle.compression import CODECS, most_bytes
 from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout
+from fluffle.plan import Plan
 from fluffle.record import version_size_bytes
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
@@ -83,6 +84,20 @@ def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
         f"set FLUFFLE_CODEC at the aggregator to one that fits: {named}"
         if fitting
         else "use a smaller model, since no codec makes it small enough",
+    )
+
+
+def require_planned_update_fits(layout: Layout, plan: Plan, limit_bytes: int) -> None:
+    """Raise MessageTooLarge when an update as a plan wants it, masked or in a codec, may not fit."""
+    if plan.secure is None:
+        require_update_fits(layout, plan.codec, limit_bytes)
+        return
+    length = plan.secure.length(layout.size, layout.statistics_size)
+    require_message_fits(
+        f"a masked update of this model of {layout.size:,} parameters, modulo 2**{plan.secure.modulus_bits},",
+        plan.secure.modulus.bytes_of(length),
+        limit_bytes,
+        "let the aggregator choose a smaller modulus",
     )
 
 

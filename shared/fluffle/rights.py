@@ -46,9 +46,9 @@ ROLES: Mapping[str, Rights] = {
         rf"^OWN\.(models|best|records|{_OWN_QUEUES})$",
     ),
     "helper": Rights(
-        rf"^OWN\.{_OWN_QUEUES}$",
-        r"^OWN\.(openings|member-events)$",
-        rf"^OWN\.(closes|{_OWN_QUEUES})$",
+        rf"^OWN\.({_OWN_QUEUES}|digests\.NAME)$",
+        r"^OWN\.(openings|member-events|digests|digests\.NAME)$",
+        rf"^OWN\.(closes|digests|digests\.NAME|{_OWN_QUEUES})$",
     ),
     "evaluator": Rights(write=r"^OWN\.(evaluations|member-events)$", read=r"^OWN\.(models|best|records)$"),
     # Not amq.default, the default exchange: it gives write access to every queue of every federation.

@@ -84,7 +84,8 @@ class Topology:
     exchange: who may write there may write to every queue, those of other federations too. The stream
     `records` has the record of each version without its weights, for everybody who watches. The stream `best`
     has the best version once `models` is about to lose it. With secure aggregation helpers read the stream
-    `closes`, which `closes_in` feeds, and publish to `openings_in`, which the leader listens to.
+    `closes`, which `closes_in` feeds, and publish to `openings_in`, which the leader listens to; through
+    `digests_in` they tell each other which close records they have seen.
 
     Every part publishes events to `events`; workers and evaluators go through `member_events_in`, so that a
     listener knows which come from an aggregator.
@@ -101,6 +102,7 @@ class Topology:
     rejected_in: Exchange
     closes_in: Exchange
     openings_in: Exchange
+    digests_in: Exchange
     member_events_in: Exchange
     events: Exchange
     # What dead-letters comes after what it dead-letters to.
@@ -132,7 +134,8 @@ class Topology:
     def has_queue(self, queue: str) -> bool:
         """Tell whether a queue is one of these, or one that a part or a watcher makes for itself."""
         names = [each.name for each in self.queues]
-        prefixes = (self.worker_lock(""), f"{self.events.name}.")
+        listeners = (self.events, self.openings_in, self.digests_in)
+        prefixes = (self.worker_lock(""), *(f"{each.name}." for each in listeners))
         return queue in names or queue.startswith(prefixes) or queue in map(looked_into, names)
 
     def worker_lock(self, worker: str) -> str:
@@ -164,13 +167,13 @@ def topology_of(federation: str) -> Topology:
     updates_in, evaluations_in, versions_in = map(exchange, ("updates", "evaluations", "versions"))
     head_in, models_in, rejected_in = map(exchange, ("head", "stream", "rejected"))
     records_in, best_in, closes_in = map(exchange, ("records-in", "best-in", "closes-in"))
-    openings_in = Exchange(f"{federation}.openings", "topic")
+    openings_in, digests_in = (Exchange(f"{federation}.{name}", "topic") for name in ("openings", "digests"))
     member_events_in = Exchange(f"{federation}.member-events", "topic")
     events = Exchange(f"{federation}.events", "topic", (member_events_in,))
     return Topology(
         federation,
         *(updates_in, evaluations_in, versions_in, head_in, models_in, records_in, best_in, rejected_in),
-        *(closes_in, openings_in),
+        *(closes_in, openings_in, digests_in),
         member_events_in,
         events,
         rejected=Queue(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from brokers import A_WHILE_S
 from federation import HEARTBEAT_S, Federation, Part, assert_refused
-from helping import Keys, first_close, following
+from helping import HELPERS, Keys, first_close, following
 from rabbitmqctl import add_user
 
 from fluffle.broker import Broker, Listener
@@ -34,7 +34,8 @@ READY = "using the keys of an epoch"
 def urls(node: BrokerNode) -> dict[str, str]:
     """Where each user connects, with the rights of its role in the federations of these tests."""
     found = {}
-    for name, role in (("leader", "aggregator"), ("helper-1", "helper"), ("helper-2", "helper")):
+    for name in ("leader", *HELPERS):
+        role = "helper" if name in HELPERS else "aggregator"
         rights = rights_of(role, "federation-*", name)
         found[name] = add_user(node, name, configure=rights.configure, write=rights.write, read=rights.read)
     return found
@@ -59,9 +60,9 @@ def connect(url: str) -> RabbitBroker:
 
 
 def start(running: Federation, keys: Keys, *flags: str, name: str = "helper-1") -> Part:
-    """Start a helper as a user does, with the files of helper-1."""
+    """Start a helper as a user does."""
     files = [
-        *("--secure-key", str(keys.key()), "--secure-registry", str(keys.registry)),
+        *("--secure-key", str(keys.key(name)), "--secure-registry", str(keys.registry)),
         *("--secure-operator", str(keys.operator)),
     ]
     return running.start(f"{name}-{len(running.parts)}", "fluffle_cli.start", "helper", *files, *flags)
@@ -80,8 +81,9 @@ class Leader:
     def answer(self, close: CloseRecord) -> Opening | NotOpened:
         found = self._listener.next_delivery(SOON_S)
         assert found is not None, "no helper has answered"
-        assert (found.user, found.exchange) == ("helper-1", self._topology.openings_in.name)
-        return decode_answer(found.body, close)
+        answer = decode_answer(found.body, close)
+        assert (found.user, found.exchange) == (answer.helper, self._topology.openings_in.name)
+        return answer
 
     def groups(self, close: CloseRecord) -> list[int]:
         """Return the groups of the two openings that come next."""
@@ -217,6 +219,34 @@ def test_an_opening_of_a_large_model_arrives_whole(running: Federation, keys: Ke
     assert [len(each.masks) for each in found if isinstance(each, Opening)] == [24 * MIB] * 2
 
 
+def test_three_helpers_that_compare_open_a_sum_together_and_two_of_them_do_not(
+    running: Federation, keys: Keys, leading: Leading, urls: dict[str, str]
+) -> None:
+    first = first_close(running.name)
+    second = following(first)
+    helpers = []
+    for name in HELPERS:
+        running.broker_url = urls[name]
+        helpers.append(start(running, keys, "--helpers-compare", name=name))
+    with leading() as leader:
+        for helper in helpers:
+            helper.wait_for(READY)
+        leader.close(first)
+        found = sorted(leader.answer(first).helper for _ in range(3))
+        assert leader.hears_nothing()
+        helpers[1].kill()
+        leader.close(second)
+        assert leader.hears_nothing()
+        running.broker_url = urls["helper-2"]
+        start(running, keys, "--helpers-compare", name="helper-2").wait_for(READY)
+        leader.close(second)
+        again: set[str] = set()
+        while again != set(HELPERS):
+            again.add(leader.answer(second).helper)
+
+    assert found == ["helper-1", "helper-1", "helper-2"]
+
+
 @pytest.mark.parametrize("queue", ["models", "updates", "records", "head", "best", "rejected"])
 def test_a_helper_can_read_neither_models_nor_updates(
     running: Federation, urls: dict[str, str], topology: Topology, queue: str
@@ -247,7 +277,7 @@ def test_a_helper_can_publish_neither_updates_nor_close_records(
                 # Nobody listens.
                 may.add(exchange.name)
 
-    assert may == {topology.openings_in.name, topology.member_events_in.name}
+    assert may == {topology.openings_in.name, topology.member_events_in.name, topology.digests_in.name}
 
 
 def test_a_helper_runs_in_a_thread_of_another_program(

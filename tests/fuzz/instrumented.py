@@ -11,7 +11,7 @@ def main() -> None:
     """Fuzz one target until libFuzzer's options say that it is enough, or something breaks."""
     name, *options = sys.argv[1:]
     logging.disable()
-    with atheris.instrument_imports(include=["fluffle", "fluffle_aggregator"]):
+    with atheris.instrument_imports(include=["fluffle", "fluffle_aggregator", "fluffle_helper"]):
         targets = importlib.import_module("fuzz.targets")
     atheris.Setup([name, *options], targets.TARGETS[name])
     atheris.Fuzz()

@@ -20,6 +20,7 @@ SAYS_WHERE = (
     "the name of a field",
     "the header ",
     "the payload ",
+    "the masks ",
     "the message ",
     "its lists and maps ",
 )

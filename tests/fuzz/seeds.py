@@ -7,10 +7,13 @@ from typing import Final
 
 import numpy as np
 from builders import a_site_evaluation, a_version, an_evaluation, an_update
+from helping import HELPER, REGISTRY, first_close, following
 
 from fluffle.compression import compress
 from fluffle.record import CachedUpdate, Contributor, Folded, Hello, MomentsRecord, Rank
 from fluffle.record_wire import encode_copy, encode_version, moments_pieces
+from fluffle.secure.closing import encode_close, encode_not_opened, opening_pieces
+from fluffle.secure.helping import Ledger, Refused, encode_ledger, not_opened, openings
 from fluffle.sites import SiteReport
 from fluffle.survey import statistics_of
 from fluffle.survey.messages import SiteStatistics, Survey
@@ -23,6 +26,7 @@ from fluffle.wire import (
     encode_statistics,
     encode_update,
 )
+from fluffle_helper.comparing import SeenClose, encode_seen
 
 _TABLE: Final = statistics_of(
     np.array([[1.0, -2.5], [4.0, np.nan], [1e9, 7.25]]), np.array([0, 1, 1]), names=["age", "🐇"], classes=2
@@ -54,7 +58,18 @@ MOMENTS: Final[Sequence[bytes]] = [
     bytes(moments_pieces(MomentsRecord("digits", Rank(2, 5), {"m": _NUMBERS, "v": _NUMBERS}))),
     bytes(moments_pieces(MomentsRecord("digits", Rank(2, 5), {}, (_KEPT,)))),
 ]
+_CLOSE: Final = first_close()
+LEDGER: Final = replace(Ledger(1).checked(_CLOSE, REGISTRY)[0], refused=Refused("too-few-workers", "one"))
+SECURE: Final[Sequence[bytes]] = [
+    encode_close(_CLOSE),
+    encode_close(following(_CLOSE)),
+    *(bytes(opening_pieces(each)) for each in openings(_CLOSE, HELPER, REGISTRY)),
+    encode_not_opened(not_opened(_CLOSE, "helper-1", Refused("wrong-weight", "one"), LEDGER)),
+    encode_ledger(LEDGER),
+    encode_seen(SeenClose(federation="digits", epoch=1, helper="helper-1", number=1, digest=LEDGER.digest)),
+]
 SEEDS: Final[Mapping[str, Sequence[bytes]]] = {
+    "secure": SECURE,
     "inbound": INBOUND,
     "record": [*VERSIONS, *MOMENTS],
     "leader": INBOUND,

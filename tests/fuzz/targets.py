@@ -14,14 +14,27 @@ import xxhash
 from builders import a_config, a_strategy, an_update
 from fake_broker import FakeBroker
 from fuzz.invariants import BrokenInvariant, require_said_where, require_sound
+from helping import HELPER, REGISTRY, first_close
 from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, work_off
 
 from fluffle.errors import WireError
 from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.record_wire import claimed_rank, decode_record, decode_version, encode_version
+from fluffle.secure.closing import (
+    CloseRecord,
+    Opening,
+    decode_answer,
+    decode_close,
+    encode_not_opened,
+    opening_pieces,
+)
+from fluffle.secure.helping import Ledger, decode_ledger, encode_ledger, not_opened, openings
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
+from fluffle_helper.comparing import decode_seen
+from fluffle_helper.deciding import decide
 
+MOST_OPENED = 10_000
 HONEST = an_update("honest")
 
 
@@ -83,6 +96,38 @@ def lead(body: bytes) -> None:
             raise BrokenInvariant("a message is neither applied nor refused with a reason")
 
 
+def read_secure(body: bytes) -> None:
+    """Read what a helper and a leader send each other, and a ledger; what can be read is decided about."""
+    close = first_close()
+    for each in _tries(body):
+        for read in (decode_close, decode_ledger, decode_seen, lambda answer: decode_answer(answer, close)):
+            try:
+                found = read(each)
+            except WireError as error:
+                require_said_where(error)
+                continue
+            if isinstance(found, CloseRecord):
+                _decide(found)
+            elif isinstance(found, Ledger) and decode_ledger(encode_ledger(found)) != found:
+                raise BrokenInvariant("a ledger is another one after it was written and read")
+            elif isinstance(found, Opening) and len(found.masks) != close.modulus.bytes_of(close.size):
+                raise BrokenInvariant("an opening has another size than its sum")
+
+
+def _decide(close: CloseRecord) -> None:
+    decision = decide(close, Ledger(1), REGISTRY, helper="helper-1", fewest_workers=3)
+    if decode_ledger(encode_ledger(decision.ledger)) != decision.ledger:
+        raise BrokenInvariant("a helper cannot keep its ledger after this record")
+    answer = decision.answer
+    if answer and answer.refused:
+        encode_not_opened(not_opened(close, "helper-1", answer.refused, decision.ledger))
+    elif answer and close.size <= MOST_OPENED:
+        for opening in openings(close, HELPER, REGISTRY, of_groups=answer.groups):
+            bytes(opening_pieces(opening))
+    if answer and not answer.refused and len({each.id.worker for each in close.updates}) < 3:
+        raise BrokenInvariant("a helper would open a sum of too few workers")
+
+
 def _tries(body: bytes) -> set[bytes]:
     unpacker = msgpack.Unpacker(object_pairs_hook=list, max_buffer_size=len(body) + 1)
     try:
@@ -105,4 +150,5 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "inbound": read_inbound,
     "record": read_record,
     "leader": lead,
+    "secure": read_secure,
 }

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from fuzz.seeds import INBOUND, MOMENTS, SEEDS, VERSIONS
-from fuzz.targets import TARGETS, lead, read_inbound, read_record
+from fuzz.seeds import INBOUND, MOMENTS, SECURE, SEEDS, VERSIONS
+from fuzz.targets import TARGETS, lead, read_inbound, read_record, read_secure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import Header, put_together, taken_apart, with_payload
@@ -82,6 +82,14 @@ def test_a_leader_folds_or_refuses_a_mutated_message_and_applies_the_honest_one(
 @given(mutated([*VERSIONS, *MOMENTS]))
 def test_a_mutated_record_is_whole_or_refused_by_its_field(body: bytes) -> None:
     read_record(body)
+
+
+@settings(max_examples=500)
+@given(mutated(SECURE))
+def test_a_mutated_close_record_answer_or_ledger_is_sound_or_refused_by_its_field(
+    body: bytes,
+) -> None:
+    read_secure(body)
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: f"{path.parent.name}/{path.name}")

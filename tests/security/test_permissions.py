@@ -84,6 +84,7 @@ def of_exchanges() -> Iterator[Row]:
         OWN.evaluations_in.name: {"evaluator"},
         OWN.member_events_in.name: {"worker", "evaluator", "helper"},
         OWN.openings_in.name: {"helper"},
+        OWN.digests_in.name: {"helper"},
     }
     for exchange in OWN.exchanges:
         name = exchange.name

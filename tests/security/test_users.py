@@ -77,7 +77,7 @@ def test_a_user_that_logs_in_with_a_certificate_has_no_password(
     assert not gets_in(managed_node, "site-c", "")
 
 
-@pytest.mark.parametrize("role", ["worker", "evaluator", "aggregator", "monitor", "operator"])
+@pytest.mark.parametrize("role", ["worker", "evaluator", "helper", "aggregator", "monitor", "operator"])
 def test_each_role_gets_its_rights_and_no_more(fluffle: Fluffle, management: Management, role: str) -> None:
     made = fluffle("user", "add", f"the-{role}", "--role", role, "--federation", "faces")
 

@@ -27,9 +27,11 @@ from fluffle.events import (
     Joined,
     Left,
     Measured,
+    Opened,
     Rejected,
     Started,
     TookOver,
+    Withheld,
 )
 from fluffle.record import Contributor, Folded, Rank
 from fluffle.update import UpdateId
@@ -266,6 +268,20 @@ def test_the_state_of_an_evaluator_names_the_version_that_it_evaluated_last() ->
     told(state, Joined(), Measured(3, 0.5), role="evaluator", name="e1")
 
     assert state.view(NOW).parts == {"e1": "evaluated: version 3"}
+
+
+def test_the_state_of_a_helper_says_what_it_opened_last_and_what_it_refused() -> None:
+    state = a_state()
+
+    told(state, Joined(), Opened(3, 1, 0.125), role="helper", name="helper-1")
+    told(state, Withheld(3, 1, "too-few-workers", "2 of 3"), role="helper", name="helper-2")
+
+    assert state.view(NOW).helpers == {
+        "helper-1": "opened: version 3 in 0.12 s",
+        "helper-2": "refused: version 3, too-few-workers",
+    }
+    assert picture(state)["helpers"] == state.view(NOW).helpers
+    assert state.view(NOW).parts == {}
 
 
 def test_a_program_that_starts_processes_can_set_their_states() -> None:

@@ -29,6 +29,7 @@ KEYS = {
         "trouble",
         "workers_in_model",
         "parts",
+        "helpers",
         "leader",
         "standbys",
         "knows_standbys",

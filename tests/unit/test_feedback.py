@@ -1,16 +1,15 @@
 """Error feedback: whatever is refused, resent, requeued or killed, each delta counts once, now or later."""
 
-import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
+from broken_files import Crash, failing
 from builders import a_layout, a_model, a_strategy, a_version, an_update, refusal, values_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,34 +27,6 @@ from fluffle_worker.spool import NoRoomForResidual, Spool, open_spool
 SIZE = 7
 CODEC = "topk:0.3"
 SENT = 3  # entries that this codec sends of so many
-
-
-class Crash(BaseException):
-    """The process is killed."""
-
-
-@contextmanager
-def failing(after: int | None, error: Callable[[], BaseException]) -> Iterator[None]:
-    """Let something happen instead of the next file operation after so many; None is never."""
-    left = [after]
-
-    def counted(real: Callable[..., object]) -> Callable[..., object]:
-        def operation(*arguments: object, **options: object) -> object:
-            if left[0] is not None:
-                if left[0] <= 0:
-                    raise error()
-                left[0] -= 1
-            return real(*arguments, **options)
-
-        return operation
-
-    with (
-        patch.object(os, "open", counted(os.open)),
-        patch.object(os, "fsync", counted(os.fsync)),
-        patch.object(Path, "replace", counted(Path.replace)),
-        patch.object(Path, "unlink", counted(Path.unlink)),
-    ):
-        yield
 
 
 @dataclass

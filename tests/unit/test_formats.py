@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from fluffle.compression import decompressed
-from fluffle.digested_file import read_digested, write_digested
 from fluffle.errors import ConfigError
 from fluffle.framing import PROTOCOL
 from fluffle.record_file import read_record
@@ -23,7 +22,7 @@ from fluffle.safetensors_file import read_model_file
 from fluffle.update import AppliedUpdates, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_worker.feedback import compress_with_feedback
-from fluffle_worker.spool import open_spool
+from fluffle_worker.spool import open_spool, read_digested, write_digested
 
 FILES = Path(__file__).parents[1] / "formats"
 MIB = 2**20

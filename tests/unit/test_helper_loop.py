@@ -308,7 +308,7 @@ def test_messages_that_are_no_close_records_and_those_of_earlier_epochs_are_pass
         assert leader.groups(newer, 2) == [0, 1]
 
     assert "passed over a message that is no close record" in caplog.text
-    assert "refused" not in caplog.text
+    assert "refused to open" not in caplog.text
 
 
 def test_a_worker_that_is_revoked_meanwhile_is_opened_no_more_not_even_again(

@@ -13,10 +13,13 @@ from fluffle.errors import MessageTooLarge
 from fluffle.message_size import (
     codecs_that_fit,
     require_moments_fit,
+    require_planned_update_fits,
     require_update_fits,
     require_version_fits,
 )
 from fluffle.model import Layout
+from fluffle.plan import Plan
+from fluffle.secure.plan import SecurePlan
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import Spool
@@ -36,6 +39,18 @@ def test_an_update_that_does_not_fit_is_told_its_size_the_limit_the_codecs_that_
     assert "FLUFFLE_MAX_MESSAGE_MIB" in said
     assert raised.value.limit_bytes == 16 * MIB
     require_update_fits(FIVE_MILLION, "bfloat16", 16 * MIB)
+
+
+def test_a_masked_update_that_does_not_fit_is_told_its_modulus_and_no_codec() -> None:
+    plan = Plan(secure=SecurePlan(epoch=1, clip=1.0, modulus_bits=32))
+
+    with pytest.raises(MessageTooLarge, match=r"modulo 2\*\*32, takes 19.1 MiB.*smaller modulus") as raised:
+        require_planned_update_fits(FIVE_MILLION, plan, 16 * MIB)
+
+    assert "FLUFFLE_CODEC" not in str(raised.value)
+    require_planned_update_fits(FIVE_MILLION, plan, 20 * MIB)
+    with pytest.raises(MessageTooLarge, match="in float32 takes"):
+        require_planned_update_fits(FIVE_MILLION, Plan(), 16 * MIB)
 
 
 def test_a_version_that_does_not_fit_is_told_that_no_codec_makes_it_smaller() -> None:

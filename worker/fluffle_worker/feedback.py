@@ -17,15 +17,16 @@ import numpy as np
 
 from fluffle.codecs.compressed import CompressedVector
 from fluffle.compression import compress, leaves_out
-from fluffle.digested_file import Damaged
 from fluffle.errors import WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
+from fluffle.record import ModelVersion
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
+from fluffle_worker.masking import SecureSite
 from fluffle_worker.round import TrainedUpdate
-from fluffle_worker.spool import NoRoomForResidual, Residual, Spool
+from fluffle_worker.spool import Damaged, NoRoomForResidual, Residual, Spool
 
 log = get_logger(__name__)
 
@@ -42,10 +43,18 @@ class Compressed:
     residual: Residual
 
 
-def add_to_spool(spool: Spool, trained: TrainedUpdate, applied: AppliedUpdates, *, seed: int) -> None:
-    """Compress an update and put it into the spool; `applied` is of the newest version."""
-    update = trained.update
+def add_to_spool(
+    spool: Spool, trained: TrainedUpdate, version: ModelVersion, secure: SecureSite, *, seed: int
+) -> None:
+    """Compress an update, or mask it if the plan says so, and put it into the spool.
+
+    `version` is the one that the round started from, the newest that is known.
+    """
+    update, applied = trained.update, version.applied
     random = np.random.default_rng([seed, update.id.sequence, 1])
+    if version.plan.secure:
+        secure.add_masked(spool, trained, version, random)
+        return
     if update.sends == "delta" and (leaves_out(update.codec) or spool.has_residual):
         try:
             made = compress_with_feedback(spool, applied, update.codec, trained.vector, random)

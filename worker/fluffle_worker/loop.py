@@ -16,7 +16,7 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConnectionLost, TopologyMissing
 from fluffle.event_sink import NULL_SINK, EventSink
 from fluffle.logs import get_logger
-from fluffle.message_size import require_update_fits
+from fluffle.message_size import require_planned_update_fits
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone, wait_before
 from fluffle.record import ModelVersion, Rank
 from fluffle.stopping import StopRequested
@@ -24,11 +24,11 @@ from fluffle.task import Site, Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
+from fluffle_worker.masking import Keys, SecureSite
 from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.share import TrainedPart, TrainShare
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
-from fluffle_worker.secure import Secrets, add_masked, require_secure
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
@@ -70,7 +70,8 @@ class Worker:
     default half of what is free. The worker does not train when the update would exceed `max_message_bytes`.
     It waits `first_patience_s` for a newer version, or longer, when it has many updates in flight, before it
     trains again from the same version. `note` is called with each version that it reads.
-    With `secrets` it sends masked updates, and trains for no plan without secure aggregation.
+
+    With `keys` it takes part in secure aggregation, and in nothing else.
     """
 
     name: str
@@ -90,7 +91,7 @@ class Worker:
     event_sink: EventSink = NULL_SINK
     first_patience_s: float = FIRST_PATIENCE_S
     note: Callable[[ModelVersion], None] | None = None
-    secrets: Secrets | None = None
+    keys: Keys | None = None
 
     def __post_init__(self) -> None:
         """Build the model, and read what an earlier run left at this site."""
@@ -113,6 +114,9 @@ class Worker:
         )
         self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
         self._survey = SurveyAtSite(self.name, task, self.site, self._site, self.topology, self.stop)
+        self._secure = SecureSite(
+            keys=self.keys, topology=self.topology, stop=self.stop, train_share=self.train_share
+        )
         self._watcher = RoundWatcher(self.topology)
         self._refused = 0
         self._ended_by = ""
@@ -126,13 +130,15 @@ class Worker:
         `connect` waits for the broker. With `try_to_connect`, which does not wait, the worker continues to
         train from the newest version that it has while the broker is unreachable. If every connection ends
         within a second for `patience_s`, the last error is raised. An unconfirmed update is sent again under
-        the same id. Raises LayoutError when the federation's model differs from the task's, and
-        MessageTooLarge when no update of it could be sent.
+        the same id. Raises LayoutError when the federation's model differs from the task's, MessageTooLarge
+        when no update of it could be sent, and ConfigError when either the plan or this worker wants secure
+        aggregation and the other does not.
         """
 
         def connect_or_train() -> Broker:
             return (try_to_connect and self._train_until_connected(try_to_connect)) or connect()
 
+        self._secure.prepare(self.spool)
         if self.spool.waiting:
             log.info("the spool has unsent updates of an earlier run", updates=self.spool.waiting)
         try:
@@ -168,14 +174,15 @@ class Worker:
             if version.is_over:
                 self._finish(version, broker)
                 return
-            if not self._is_secured(version):
-                continue
+            self._secure.require(version)
             if self._survey.is_open(version, broker):
                 continue
             self._survey.prepare(version)
             if not self.spool.waiting:
+                if not self._secure.is_ready(version, broker):
+                    continue
                 self._validation.evaluate_when_due(version)
-                self._validation.send(broker)
+                self._validation.send(broker, version)
                 self._train(version, broker)
             send_all(
                 self.spool,
@@ -186,18 +193,19 @@ class Worker:
                 stop=self.stop,
                 event_sink=self.event_sink,
             )
-            self._validation.evaluate_round()
-            self._validation.send(broker)
+            self._validation.evaluate_round(version)
+            self._validation.send(broker, version)
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train from the last version until a connection succeeds.
 
-        None when there is no version to train from, when the federation is missing, or in synchronous rounds,
-        where a second update for the same version would be refused: then the caller waits for the broker.
+        None when there is no version to train from, or one of another epoch than the keys, when the
+        federation is missing, or in synchronous rounds, where a second update for the same version would be
+        refused: then the caller waits for the broker.
         """
         base = self._base
         attempts, next_attempt = 0, time.monotonic()
-        while base.last and not base.last.plan.one_update_per_version:
+        while base.last and not base.last.plan.one_update_per_version and self._secure.is_current(base.last):
             if time.monotonic() >= next_attempt:
                 try:
                     return try_to_connect()
@@ -226,8 +234,7 @@ class Worker:
         """
         version.layout.require(self._layout)
         self._survey.prepare(version)
-        require_secure(version.plan, self.secrets, train_share=self.train_share)
-        require_update_fits(self._trainer.next_part(), version.plan.codec, self.max_message_bytes)
+        require_planned_update_fits(self._trainer.next_part(), version.plan, self.max_message_bytes)
         self.spool.compare(version.applied)
         is_awaited = self._validation.is_needed
         with self._watcher.watching(broker, version, until_the_end=is_awaited) as watch:
@@ -235,20 +242,7 @@ class Worker:
         self._base.note_round(version, trained)
         if trained:
             self._validation.note_round(version, trained)
-            if version.plan.secure and self.secrets:
-                add_masked(self.spool, trained, version.plan.secure, self.secrets, seed=self.seed)
-            else:
-                add_to_spool(self.spool, trained, version.applied, seed=self.seed)
-
-    def _is_secured(self, version: ModelVersion) -> bool:
-        """Tell whether this worker can train for a plan now: with secure aggregation, wait for its epoch."""
-        require_secure(version.plan, self.secrets, train_share=self.train_share)
-        secure = version.plan.secure
-        if secure is None or self.secrets is None or self.secrets.await_epoch(secure.epoch, self.stop):
-            return True
-        if self.stop.is_set():
-            raise StopRequested
-        return False
+            add_to_spool(self.spool, trained, version, self._secure, seed=self.seed)
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""
@@ -279,11 +273,11 @@ class Worker:
             self._refused = facts.rejected
 
     def _finish(self, version: ModelVersion, broker: Broker) -> None:
-        if not version.finished:
+        if not version.finished and not self._secure.insists:
             # The aggregator waits for what the last model is worth here.
             self._survey.prepare(version)
             self._validation.evaluate(version)
-            self._validation.send(broker)
+            self._validation.send(broker, version)
         self._ended_by = version.finished or version.closing
         log.info("the federation has finished", because=self._ended_by, rounds=self._trainer.rounds)
         if late := self.spool.clear():

@@ -136,8 +136,7 @@ def update_of(
         integers=flat.integers,
         examples=trained.examples,
         steps=steps,
-        # With secure aggregation nobody learns what a single site has measured.
-        loss=None if version.plan.secure else trained.metrics.get("loss"),
+        loss=trained.metrics.get("loss"),
         train_s=time.monotonic() - started,
     )
     return TrainedUpdate(update, flat.vector, trained.local, trained.metrics, unusable)
@@ -275,7 +274,9 @@ class Trainer:
         self.aborted_in_a_row = 0
         update = self.pace.stamped(trained.update)
         trained = replace(trained, update=update)
-        self.event_sink(Trained(str(update_id), update.train_s, update.loss))
+        # With secure aggregation the loss stays here: it would go to the live page.
+        loss = None if version.plan.secure else update.loss
+        self.event_sink(Trained(str(update_id), update.train_s, loss))
         log.info(
             "round trained",
             update=str(update_id),

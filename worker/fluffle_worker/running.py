@@ -25,9 +25,9 @@ from fluffle.topology import MIB, topology_of
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
 from fluffle_worker.loop import Worker, WorkerResult
+from fluffle_worker.masking import Keys
 from fluffle_worker.pace.precision import with_precision
 from fluffle_worker.round import ShowRound, show_nothing
-from fluffle_worker.secure import Secrets
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
 
@@ -63,13 +63,13 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
+    keys = _keys_of(settings)
     task = with_precision(with_data_table(task, settings.config), settings.quantize_training)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     topology = topology_of(settings.federation)
     max_bytes = settings.spool_max_mib * MIB
     curves = _curves_in(settings.tensorboard) if settings.tensorboard else None
-    secrets = _secrets_of(settings)
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
         metered(
@@ -99,7 +99,7 @@ def work(
             max_message_bytes=settings.max_message_bytes,
             event_sink=event_sink,
             note=(lambda version: curves(version, None)) if curves else None,
-            secrets=secrets,
+            keys=keys,
         )
         connector = worker_connector(
             settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink
@@ -135,19 +135,23 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
 
 
-def _secrets_of(settings: WorkerSettings) -> Secrets | None:
+def _keys_of(settings: WorkerSettings) -> Keys | None:
     files = settings.secure_files
     if files is None:
         return None
-    if settings.local_validation:
-        raise ConfigError(
-            "--local-validation does not go together with secure aggregation: a single site's metrics would "
-            "tell about its data, so leave it out"
-        )
-    # Only here: the library of ciphers takes long to load.
-    from fluffle_worker.worker_secrets import SecureFiles, WorkerSecrets
-
-    return WorkerSecrets(SecureFiles(*files), settings.federation, settings.worker_name)
+    try:
+        # It loads the library of ciphers, which other workers do without.
+        from fluffle_worker.secure_keys import SecureKeys
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--secure-key needs cryptography: pip install cryptography ({error})") from error
+    key, registry, operator = files
+    return SecureKeys(
+        federation=settings.federation,
+        worker=settings.worker_name,
+        key=key,
+        registry=registry,
+        operator=operator,
+    )
 
 
 def _curves_in(folder: Path) -> Note:

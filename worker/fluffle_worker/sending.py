@@ -10,7 +10,7 @@ from fluffle.errors import MessageTooLarge, QueueFull
 from fluffle.event_sink import EventSink
 from fluffle.events import Published
 from fluffle.logs import get_logger
-from fluffle.message_size import require_update_fits
+from fluffle.message_size import require_planned_update_fits
 from fluffle.record import ModelVersion
 from fluffle.stopping import StopRequested
 from fluffle.topology import Topology
@@ -51,7 +51,7 @@ def send_all(
             raise StopRequested from error
         except MessageTooLarge as error:
             # RabbitMQ's limit is below the configured one: this error names the codecs that fit.
-            require_update_fits(version.layout, version.plan.codec, error.limit_bytes)
+            require_planned_update_fits(version.layout, version.plan, error.limit_bytes)
             raise
         spool.confirm()
         event_sink(Published(len(body)))

@@ -107,24 +107,41 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         False,
         description="Keep training from the newest downloaded model while the broker cannot be reached.",
     )
-    secure_key: Path | None = Field(
-        None,
-        description="File with this worker's key for secure aggregation, NAME.key of `fluffle keys worker`. "
-        "With it the worker sends masked updates, and trains for no aggregator without secure aggregation.",
-    )
-    secure_registry: Path | None = Field(
-        None,
-        description="File with the registry of helpers and workers, signed by the operator: registry.json of "
-        "`fluffle keys registry`.",
-    )
-    secure_operator: Path | None = Field(
-        None, description="File with the operator's public key: operator.pub of `fluffle keys init`."
-    )
     tensorboard: Path | None = Field(
         None,
         description="Folder for TensorBoard curves of the federation and of each site, where no evaluator "
         "writes them (tensorboard --logdir FOLDER).",
     )
+
+    secure_key: Path | None = Field(
+        None,
+        description="File with this worker's private key of secure aggregation (fluffle keys worker). With "
+        "it the worker sends updates masked or not at all. Needs secure_registry and secure_operator.",
+    )
+    secure_registry: Path | None = Field(
+        None,
+        description="File registry.json of secure aggregation, signed by the operator. It may be replaced "
+        "while the worker runs.",
+    )
+    secure_operator: Path | None = Field(
+        None, description="File operator.pub, the public key with which the registry must be signed."
+    )
+
+    @property
+    def secure_files(self) -> tuple[Path, Path, Path] | None:
+        """The files of secure aggregation: key, registry and operator; None if none is given.
+
+        Raises ConfigError when some of them are missing.
+        """
+        key, registry, operator = self.secure_key, self.secure_registry, self.secure_operator
+        if key and registry and operator:
+            return key, registry, operator
+        files = {"secure_key": key, "secure_registry": registry, "secure_operator": operator}
+        given = [name for name, path in files.items() if path]
+        if given:
+            missing = " and ".join(name for name in files if name not in given)
+            raise ConfigError(f"{' and '.join(given)} is set, but not {missing}: give all three, or none")
+        return None
 
     @property
     def worker_name(self) -> str:
@@ -135,20 +152,6 @@ class WorkerSettings(SiteSettings, ServiceSettings):
     def spool_folder(self) -> Path:
         """The folder where this worker's updates wait for the broker's confirm."""
         return self.spool / self.federation / self.worker_name
-
-    @property
-    def secure_files(self) -> tuple[Path, Path, Path] | None:
-        """Key, registry and operator's key for secure aggregation, or None; ConfigError for some of them."""
-        found = {name: getattr(self, name) for name in ("secure_key", "secure_registry", "secure_operator")}
-        missing = [name for name, path in found.items() if path is None]
-        if missing and len(missing) < len(found):
-            raise ConfigError(
-                f"secure aggregation needs {missing[0]} too: give secure_key, secure_registry and "
-                "secure_operator"
-            )
-        if self.secure_key is None or self.secure_registry is None or self.secure_operator is None:
-            return None
-        return self.secure_key, self.secure_registry, self.secure_operator
 
     def log_fields(self) -> dict[str, str]:
         """Return the fields that each log line of this process carries."""

@@ -23,19 +23,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from fluffle.codecs.floats import Float32Vector
-from fluffle.digested_file import DIGEST_BYTES, Damaged, read_digested, write_digested
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.record_wire import require_protocol
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
+from fluffle.whole_file import write_whole
 from fluffle.wire import encode_update
 
 log = get_logger(__name__)
 
+DIGEST_BYTES = 16
+Renamed = Callable[[UpdateId], WeightUpdate]
 _NAME = re.compile(r"([0-9]{12})-([0-9a-f]{16})\.(update|done|damaged|sent|residual)")
+
+
+class Damaged(Exception):
+    """A file of the spool cannot be read, or does not hold what was written."""
 
 
 class NoRoomForResidual(Exception):
@@ -53,6 +60,33 @@ class Residual:
     vector: Vector
     absorbed: tuple[int, ...] = ()
     in_flight: tuple[UpdateId, ...] = ()
+
+
+def write_digested(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file that exists as a whole or not at all; ConfigError when it cannot be written."""
+    write_whole(path, [*parts, _digest(path, *parts)], mode=0o600)
+
+
+def read_digested(path: Path) -> bytes:
+    """Return what `write_digested` wrote; raises Damaged when the file has changed or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            size_bytes = os.fstat(file.fileno()).st_size - DIGEST_BYTES
+            body = file.read(max(0, size_bytes))
+            digest = file.read()
+    except OSError as error:
+        raise Damaged(str(error)) from error
+    if size_bytes < 0 or digest != _digest(path, body):
+        raise Damaged(f"its {len(body)} bytes do not match their digest")
+    return body
+
+
+def _digest(path: Path, *parts: bytes | memoryview) -> bytes:
+    """Return a checksum that detects damaged, shortened or renamed files; no protection from attackers."""
+    running = xxhash.xxh3_128(path.stem.encode())
+    for part in parts:
+        running.update(part)
+    return running.digest()
 
 
 @contextmanager
@@ -100,7 +134,7 @@ class Spool:
         self._sizes: dict[UpdateId, int] = {}
         self._in_memory: dict[UpdateId, bytes] = {}
         self._done: Path | None = None
-        self._begin_run(after=0)
+        self.begin_run(after=0)
         residuals: list[UpdateId] = []
         for path in sorted(folder.iterdir()):
             if path.suffix == ".part":
@@ -141,18 +175,14 @@ class Spool:
         return self._residual is not None
 
     def add(
-        self,
-        update: WeightUpdate,
-        residual: Residual | None = None,
-        *,
-        anew: Callable[[UpdateId], WeightUpdate] | None = None,
+        self, update: WeightUpdate, residual: Residual | None = None, *, renamed: Renamed | None = None
     ) -> None:
         """Keep an update whose id is `next_id` until it is confirmed: it is on disk when this returns.
 
         The oldest updates are dropped if there is no room. When the disk is full, the update waits in memory
-        under the id of a new run, since an id that is not on disk could be used twice. A residual replaces
-        the one before in the same moment; with one, a full disk raises NoRoomForResidual instead. `anew`
-        returns the same update under another id, for one whose content depends on its id.
+        under the id of a new run, since an id that is not on disk could be used twice; `renamed` makes it for
+        that id, where more depends on the id. A residual replaces the one before in the same moment; with
+        one, a full disk raises NoRoomForResidual instead.
         """
         body = encode_update(update)
         self._make_room(len(body))
@@ -171,7 +201,7 @@ class Spool:
             _remove(left_out)
             if residual is not None:
                 raise NoRoomForResidual(str(error)) from error
-            self._keep_in_memory(update, anew, str(error))
+            self._keep_in_memory(update, renamed, str(error))
             return
         if residual is not None:
             self._replace_residual(update.id, residual)
@@ -237,6 +267,15 @@ class Spool:
             self._finish(one)
         return len(dropped)
 
+    def drop(self, is_unwanted: Callable[[bytes], bool]) -> int:
+        """Drop the unconfirmed updates whose message is unwanted, and return how many there were."""
+        before = self.waiting
+        for one in list(self._sizes):
+            with suppress(Damaged):  # those are never sent
+                if is_unwanted(self._in_memory.get(one) or read_digested(self._path(one, "update"))):
+                    self._finish(one)
+        return before - self.waiting
+
     def start_over(self) -> int:
         """Drop all unconfirmed updates, and begin a new run at number 1; return how many were dropped.
 
@@ -247,7 +286,7 @@ class Spool:
             # Names with higher numbers would come after those of the new run.
             if _NAME.fullmatch(path.name):
                 _remove(path)
-        self._begin_run(after=0)
+        self.begin_run(after=0)
         return dropped
 
     def compare(self, applied: AppliedUpdates) -> None:
@@ -267,9 +306,11 @@ class Spool:
         )
         # The residual may have been sent since.
         self.forget_residual()
-        self._begin_run(after=self._last.sequence)
+        self.begin_run()
 
-    def _begin_run(self, *, after: int) -> None:
+    def begin_run(self, *, after: int | None = None) -> None:
+        """Begin a new run, in which no id can have been used; its numbers go on, or come `after` this one."""
+        after = self._last.sequence if after is None else after
         self._last = UpdateId(self._worker, secrets.token_hex(8), after)
         # Whether an id of this run is on disk, so that another process would continue the run.
         self._is_run_on_disk = False
@@ -284,13 +325,11 @@ class Spool:
                 spool=str(self.folder),
             )
 
-    def _keep_in_memory(
-        self, update: WeightUpdate, anew: Callable[[UpdateId], WeightUpdate] | None, reason: str
-    ) -> None:
+    def _keep_in_memory(self, update: WeightUpdate, renamed: Renamed | None, reason: str) -> None:
         if self._is_run_on_disk:
-            self._begin_run(after=self._last.sequence)
+            self.begin_run()
         self._last = replace(self._last, sequence=update.id.sequence)
-        body = encode_update(anew(self._last) if anew else replace(update, id=self._last))
+        body = encode_update(renamed(self._last) if renamed else replace(update, id=self._last))
         self._sizes[self._last], self._in_memory[self._last] = len(body), body
         log.warning(
             "cannot write an update to the disk: it waits in memory, and is lost if this process ends",

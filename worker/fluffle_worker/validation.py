@@ -28,7 +28,8 @@ class SiteValidation:
     """Evaluates versions at one site when it is time to, and reports them.
 
     A report that no broker has taken waits in memory, and only the newest one: it is measured again after a
-    restart, under the same id.
+    restart, under the same id. With secure aggregation nothing is reported: what one site measures would
+    tell more of its data than its masked updates.
     """
 
     worker: str
@@ -46,7 +47,7 @@ class SiteValidation:
         self._after: Weights | None = None
         self._rounds = 0
         self._next_at = 0.0
-        self._has_warned = False
+        self._has_warned = self._has_said_private = False
 
     def start_over(self) -> None:
         """Forget what was measured of another federation."""
@@ -64,9 +65,6 @@ class SiteValidation:
     def evaluate(self, version: ModelVersion) -> None:
         """Evaluate a version, unless this site holds out nothing, or knows the version already."""
         known = self._newest
-        if version.plan.secure:
-            self._say_that_it_stays()
-            return
         if not self.is_needed or (known and version.rank <= Rank(known.term, known.version)):
             return
         began = time.monotonic()
@@ -79,11 +77,15 @@ class SiteValidation:
         # The first one takes longer, since the framework compiles it.
         self._pause(evaluate_s if known else 0.0)
         examples, metrics = found
-        self._newest = self._waiting = SiteEvaluation(
+        self._newest = SiteEvaluation(
             version.federation, self.worker, version.term, version.version, examples, metrics, evaluate_s
         )
         values = {each.name: each.value for each in metrics if each.count}
-        self.event_sink(Validated(version.version, evaluate_s, examples, values))
+        if version.plan.secure:
+            self._say_private()
+        else:
+            self._waiting = self._newest
+            self.event_sink(Validated(version.version, evaluate_s, examples, values))
         shown = {name: round(value, 4) for name, value in values.items()}
         log.info("evaluated here", version=version.version, examples=examples, metrics=shown)
         if bad := not_finite(values):
@@ -103,8 +105,11 @@ class SiteValidation:
         ):
             self._after = weights_after(version.layout, version.flat, trained)
 
-    def evaluate_round(self) -> None:
-        """Evaluate what the last round has made of the version: the model that suits this site alone."""
+    def evaluate_round(self, version: ModelVersion) -> None:
+        """Evaluate what the last round has made of its version: the model that suits this site alone.
+
+        `version` is the newest one, whose plan says whether that is reported.
+        """
         if self._after is None or self._newest is None:
             return
         began = time.monotonic()
@@ -112,14 +117,18 @@ class SiteValidation:
         self._after = None
         self._pause(time.monotonic() - began)
         if found:
-            self._newest = self._waiting = replace(self._newest, tuned=found[1])
+            self._newest = replace(self._newest, tuned=found[1])
+            if version.plan.secure is None:
+                self._waiting = self._newest
 
     def _pause(self, took_s: float) -> None:
         """Let the next evaluation wait until this one has taken a tenth of the time at most."""
         self._next_at = max(time.monotonic(), self._next_at) + (SHARE_OF_TIME - 1) * took_s
 
-    def send(self, broker: Broker) -> None:
-        """Report what no broker has taken yet."""
+    def send(self, broker: Broker, version: ModelVersion) -> None:
+        """Report what no broker has taken yet, unless the plan of the newest version has updates masked."""
+        if version.plan.secure:
+            self._waiting = None
         if self._waiting is None:
             return
         found = self._waiting
@@ -137,11 +146,12 @@ class SiteValidation:
             return
         self._waiting = None
 
-    def _say_that_it_stays(self) -> None:
-        if self.is_needed:
-            self.is_needed = False
-            log.info(
-                "nothing is evaluated at this site: with secure aggregation nobody learns what one measures"
+    def _say_private(self) -> None:
+        if not self._has_said_private:
+            self._has_said_private = True
+            log.warning(
+                "what is measured at this site stays here: with secure aggregation the aggregator may learn "
+                "sums alone, and evaluations are not masked"
             )
 
     def _warn_of_nothing(self, version: ModelVersion) -> None:

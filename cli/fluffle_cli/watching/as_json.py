@@ -17,7 +17,8 @@ from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates
 # Of an evaluation with more metrics, the page draws the first ones.
 MOST_METRICS: Final = 4
 OF_THE_VIEW: Final = (
-    *("federation", "taken_at", "trouble", "updates_per_s", "parts", "leader", "standbys", "knows_standbys"),
+    *("federation", "taken_at", "trouble", "updates_per_s", "leader", "standbys", "knows_standbys"),
+    *("parts", "helpers"),
     *("metric", "commit_s", "sent_bytes", "plain_bytes", "staleness", "reasons", "after_the_end"),
 )
 OF_THE_RECORD: Final = (

@@ -38,7 +38,7 @@ STATES: Final[Mapping[type[events.Event], str]] = {
     events.Published: "published",
     events.Measured: "evaluated: version {0.version}",
     events.Validated: "evaluated: version {0.version}",
-    events.Opened: "opened: version {0.version}",
+    events.Opened: "opened: version {0.version} in {0.seconds:.2f} s",
     events.Withheld: "refused: version {0.version}, {0.rule}",
     events.TookOver: "leading",
     events.Left: "left: {0.because}",
@@ -182,7 +182,7 @@ class FederationState:
     def view(self, now: float) -> FederationView:
         """Return what is known at this moment."""
         connected = self._connected_aggregators
-        aggregators, others = self._parts["aggregator"], (self._parts["evaluator"], self._parts["helper"])
+        aggregators, evaluators = self._parts["aggregator"], self._parts["evaluator"]
         present = [name for name, part in aggregators.items() if not part.has_left]
         present = present if connected is None else connected
         evaluation, best = self._evaluation_and_best()
@@ -190,7 +190,8 @@ class FederationState:
             self.known,
             taken_at=now,
             workers={worker.name: worker for worker in self._workers(now)},
-            parts={name: part.state for each in (aggregators, *others) for name, part in each.items()},
+            parts={name: part.state for each in (aggregators, evaluators) for name, part in each.items()},
+            helpers={name: part.state for name, part in self._parts["helper"].items()},
             evaluation=evaluation,
             best=best,
             evaluations=list(self._history.evaluations),

@@ -34,9 +34,9 @@ NARROW_HEADS: Final[Mapping[str, str]] = {
 # By the first word of a state.
 STATE_STYLES: Final[Mapping[str, str]] = {
     **dict.fromkeys(("starting", "standing", "connected"), "dim"),
-    **dict.fromkeys(("training", "leading", "evaluated"), "green"),
+    **dict.fromkeys(("training", "leading", "evaluated", "opened"), "green"),
     **dict.fromkeys(("publishing", "published"), "cyan"),
-    "aborted": "yellow",
+    **dict.fromkeys(("aborted", "refused"), "yellow"),
     **dict.fromkeys(("died", "only"), "bold red"),
     "left": "blue",
 }
@@ -106,8 +106,8 @@ def render(view: FederationView) -> RenderableType:
         version = ("version ", (str(newest.version), "bold"), f"{said}{newest.updates} updates{rate}")
         lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest)]
     lines.append(_queues(view))
-    if view.parts:
-        parts = [Text.assemble(f"{name} ", _word(state)) for name, state in sorted(view.parts.items())]
+    if others := sorted([*view.parts.items(), *view.helpers.items()]):
+        parts = [Text.assemble(f"{name} ", _word(state)) for name, state in others]
         lines.append(Text(", ").join(parts))
     lines += [
         Text.assemble((f"{each.says} ", "yellow"), (each.do, "dim"))

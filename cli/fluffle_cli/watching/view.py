@@ -173,9 +173,10 @@ class FederationView:
     them. `evaluation` and `best` are the newest and the best evaluation of those that
     decide, an evaluator's or those by all sites, and `evaluations` all that were
     seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
-    `parts` are the states of aggregators, evaluators and helpers by name. What follows it was counted from
-    events, and knows nothing of what happened while nobody listened; `survey_answers` is how many workers
-    were heard to have answered a survey. `knows_standbys` says whether RabbitMQ was asked.
+    `parts` are the states of aggregators and evaluators by name, and `helpers` those of the helpers of secure
+    aggregation. What follows them was counted from events, and knows nothing of what happened while nobody
+    listened; `survey_answers` is how many workers were heard to have answered a survey. `knows_standbys` says
+    whether RabbitMQ was asked.
     """
 
     federation: str
@@ -186,6 +187,7 @@ class FederationView:
     trouble: str = ""
     workers: Mapping[str, Worker] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    helpers: Mapping[str, str] = field(default_factory=dict)
     evaluation: EvaluatedVersion | None = None
     best: EvaluatedVersion | None = None
     evaluations: Sequence[EvaluatedVersion] = ()

@@ -159,6 +159,8 @@ function showLeaders(picture) {
   const lead = leader ? `Leader: ${leader}.` : "The leader's name is known as soon as it says something.";
   const ended = leader ? `The last leader was ${leader}.` : "Nobody leads after the end.";
   write(byId("leader"), picture.finished ? ended : `${lead} ${stand}`);
+  const helpers = Object.entries(picture.helpers ?? {}).sort();
+  write(byId("helpers"), helpers.length ? `Helpers: ${helpers.map((one) => one.join(" ")).join("; ")}.` : "");
   const rows = [...terms].reverse().map((one) => {
     const after = one.seconds === null ? "" : `, after ${duration(one.seconds)}`;
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
