@@ -84,6 +84,7 @@ class Story:
             "term": first and first.term,
             "committed_at": (first.committed_at or None) if first else None,
             "updates_in_version": len(first.folded) if first else None,
+            "sum": asdict(first.last_sum) if first and folded and first.last_sum else None,
             "absorbed_by": self.absorbed_by,
             "rejected": None if self.refused is None else [one.as_json() for one in self.refused],
             "updates_waiting": self.updates_waiting,
@@ -162,10 +163,19 @@ def _applied(update: UpdateId, version: ModelVersion, folded: Folded) -> list[tu
     of = f" of {folded.batch_size}" if folded.batch_size else ""
     steps = count(folded.steps, "minibatch", "minibatches")
     trained = [("trained", f"{steps}{of} in {folded.train_s:.2f} s")] if folded.steps else []
+    opened = version.last_sum
+    secured = []
+    if opened and opened.helpers:
+        by, took = ", ".join(opened.helpers), f"{opened.opened_s:.3f} s after the sum was closed"
+        secured = [
+            ("closed", f"in sum {opened.number} of epoch {opened.epoch}, {opened.digest[:12]}…"),
+            ("opened", f"by {by}, {took}: nobody saw this update"),
+        ]
     return [
         *trained,
         ("published", f"{_time(published)} by {update.worker}'s clock"),
         ("received", f"{_time(received)} by the aggregator's clock{_later(published, received)}"),
+        *secured,
         ("folded", f"with the weight {folded.weight:.4g}; {how}"),
         ("committed", f"{_time(committed)} in version {version.rank}, {among}{_later(received, committed)}"),
     ]

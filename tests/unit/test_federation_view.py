@@ -37,7 +37,7 @@ KEYS = {
         "terms",
         "metric",
     ),
-    *("first_term", "average_decay"),
+    *("first_term", "average_decay", "last_sum"),
     *("metrics", "evaluations", "activity", "commit_s", "sent_bytes", "plain_bytes", "staleness"),
     *("reasons", "refusals", "after_the_end", "sites"),
 }

@@ -3,6 +3,7 @@
 from typing import Final
 
 from fluffle.settings import ServiceSettings
+from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_aggregator.survey import SurveySettings
 
 # What an aggregator needs for its broker and its process, and a simulation has not; and a target that holds
@@ -12,6 +13,7 @@ NOT_SIMULATED: Final = frozenset(
         # The largest message limits how many updates a strategy keeps.
         *(ServiceSettings.model_fields.keys() - {"max_message_mib"}),
         *SurveySettings.model_fields,
+        *SecureSettings.model_fields,
         *("name", "management_url", "target_hold", "initial_model"),
     }
 )

@@ -46,6 +46,7 @@ def as_json(view: FederationView) -> dict[str, object]:
         "workers_in_model": sum(1 for each in view.workers.values() if each.updates),
         "first_term": newest.terms[0].term if newest.terms else None,
         "survey": asdict(view.open_survey or newest.survey) if newest.survey else None,
+        "last_sum": asdict(newest.last_sum) if newest.last_sum else None,
         "terms": [asdict(each) for each in view.terms],
         "metrics": metrics,
         "evaluations": [

@@ -68,6 +68,28 @@ def _survey_open(view: FederationView) -> Iterator[Finding]:
         yield Finding("survey", f"The survey is open: {survey.in_words}.", do)
 
 
+def _sum_waits(view: FederationView) -> Iterator[Finding]:
+    if view.sum_waits and not view.is_over:
+        do = "Start the helpers that are missing, or more workers."
+        yield Finding("sum-waits", f"Secure aggregation waits: {view.sum_waits}.", do)
+
+
+def _sum_given_up(view: FederationView) -> Iterator[Finding]:
+    last = view.newest.last_sum if view.newest else None
+    if last and last.given_up:
+        do = "Its updates are in F.rejected; the logs of the helpers say more."
+        yield Finding("sum-given-up", f"The last sum was given up: {last.given_up}.", do)
+
+
+def _suspected(view: FederationView) -> Iterator[Finding]:
+    known = view.newest.contributors if view.newest else {}
+    if suspected := {name: one.suspected for name, one in known.items() if one.suspected}:
+        most = max(suspected.values())
+        names = in_a_row(sorted(name for name, times in suspected.items() if times == most))
+        do = "One of them is broken or hostile: the operator can revoke it with `fluffle keys registry`."
+        yield Finding("suspected", f"Most sums that could not be used had updates of {names} ({most}).", do)
+
+
 def _evaluations_not_finite(view: FederationView) -> Iterator[Finding]:
     seen = view.evaluations or [each for each in (view.evaluation,) if each]
     bad = [
@@ -288,7 +310,8 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(_no_aggregator, _survey_open, _evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
+    *(_no_aggregator, _survey_open, _sum_waits, _sum_given_up, _suspected),
+    *(_evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
     *(_loss_not_finite, _only_refused, _one_name_twice),
     *(_above_share, _parts_alone, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),
 )

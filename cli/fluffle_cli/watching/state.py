@@ -295,13 +295,24 @@ class FederationState:
                 self._history.note_seconds(event.version, event.training_s)
                 self.known.commit_s = event.seconds
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
-            case events.Answered():
-                self.known.survey_answers = event.answered
+            case events.Answered() | events.Awaiting() | events.Unmasked() | events.Closed():
+                self._hear_what_is_awaited(event)
             case _:
                 return
         # After the end an aggregator that only comes to see it refuses what is late, and leads nothing.
         if not (self.known.finished and self.known.leader):
             self.known.leader = name
+
+    def _hear_what_is_awaited(
+        self, event: events.Answered | events.Awaiting | events.Unmasked | events.Closed
+    ) -> None:
+        match event:
+            case events.Answered():
+                self.known.survey_answers = event.answered
+            case events.Awaiting():
+                self.known.sum_waits = f"{event.missing}, for {event.seconds:.0f} s"
+            case _:
+                self.known.sum_waits = ""
 
     def _who_decides(self) -> Literal["evaluator", "sites"]:
         newest = self.known.newest

@@ -7,6 +7,7 @@ from typing import Final, Self
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
 from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank, deciding
+from fluffle.secure.plan import LastSum
 from fluffle.sites import MEAN, WORST, SiteReport
 from fluffle_aggregator.goal import Yardstick, parse_yardstick
 from fluffle_cli.history import EvaluatedVersion
@@ -61,6 +62,7 @@ class Version:
     closing: str = ""
     finished: str = ""
     survey: SurveyProgress | None = None
+    last_sum: LastSum | None = None
     folded: Sequence[Folded] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
     sites: Mapping[str, SiteReport] = field(default_factory=dict)
@@ -175,8 +177,8 @@ class FederationView:
     seen. `updates_per_s` is the rate of the last seconds, or since version 0; None when nobody can say.
     `parts` are the states of aggregators and evaluators by name, and `helpers` those of the helpers of secure
     aggregation. What follows them was counted from events, and knows nothing of what happened while nobody
-    listened; `survey_answers` is how many workers were heard to have answered a survey. `knows_standbys` says
-    whether RabbitMQ was asked.
+    listened; `survey_answers` is how many workers were heard to have answered a survey, and `sum_waits` what
+    secure aggregation waits for, empty if it does not. `knows_standbys` says whether RabbitMQ was asked.
     """
 
     federation: str
@@ -205,6 +207,7 @@ class FederationView:
     refusals: Sequence[Happening] = ()
     after_the_end: int = 0
     survey_answers: int = 0
+    sum_waits: str = ""
 
     @property
     def open_survey(self) -> SurveyProgress | None:

@@ -160,7 +160,9 @@ function showLeaders(picture) {
   const ended = leader ? `The last leader was ${leader}.` : "Nobody leads after the end.";
   write(byId("leader"), picture.finished ? ended : `${lead} ${stand}`);
   const helpers = Object.entries(picture.helpers ?? {}).sort();
-  write(byId("helpers"), helpers.length ? `Helpers: ${helpers.map((one) => one.join(" ")).join("; ")}.` : "");
+  const sum = picture.last_sum;
+  const opened = sum && sum.helpers.length ? ` Sum ${sum.number} was opened in ${sum.opened_s.toFixed(3)} s.` : "";
+  write(byId("helpers"), helpers.length ? `Helpers: ${helpers.map((one) => one.join(" ")).join("; ")}.${opened}` : "");
   const rows = [...terms].reverse().map((one) => {
     const after = one.seconds === null ? "" : `, after ${duration(one.seconds)}`;
     return [number(one.term), one.leader ?? "–", number(one.version), `${clock(one.at)}${after}`];
