@@ -210,8 +210,9 @@ class Leader:
         ):
             return [self._commit(now)]
         refused_s = now.clock - self._refused_from
-        held = self._securing.held if self._securing else self.held
-        if model.contributors.untold_refusals and not held and refused_s >= self._refusals_told_after_s:
+        # A sum makes the very next version: none may come before it.
+        is_between = not (self._securing.is_at_work if self._securing else self.held)
+        if model.contributors.untold_refusals and is_between and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)
         return [
             *self._reports.release_overdue(clock=now.clock, after_s=schedule.buffer_timeout_s),

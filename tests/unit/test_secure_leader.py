@@ -393,3 +393,25 @@ def test_what_waits_for_the_next_buffer_never_makes_one_larger_than_its_size() -
 
     assert [len(version.folded) for version in versions(server, config)] == [0, 3, 3, 3]
     assert unacked(server, config) == []
+
+
+def test_no_version_that_tells_of_refusals_comes_between_a_closed_sum_and_its_version() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name, values=values) for name, values in VALUES.items()))
+    with FakeBroker(server) as first:
+        work_off(take_the_lead(first, config, Clock()), first)
+    # The updates do not come again, and something is refused meanwhile.
+    server.queue(config.topology.updates.name).ready.clear()
+    send(server, config, an_update("w4"))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        for _ in range(5):
+            go_on(leader, broker, clock=clock)
+        assert newest(server, config).version == 0
+        go_on(leader, broker, helpers(server, config))
+        for _ in range(3):
+            go_on(leader, broker, helpers(server, config), clock)
+
+    [_, version, *_] = versions(server, config)
+    assert version.vector.tolist() == expected(((values, 64) for values in VALUES.values()), 3)
+    assert [one["reason"] for one in rejected(server, config)] == ["wrong-content"]

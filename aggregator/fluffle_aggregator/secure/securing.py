@@ -32,6 +32,7 @@ ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.
 REMIND_EVERY_S = 10.0
 # RabbitMQ closes a channel that keeps a message unacked for 30 minutes.
 RELEASE_AFTER_S = 1200.0
+MOST_COMPLAINTS = 100
 
 
 class Securing:
@@ -73,6 +74,11 @@ class Securing:
             if is_next and self.awaited is None:
                 self.awaited = AwaitedSum(each, committee)
                 state.awaits(close)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether updates are in the buffer, or a sum waits to be opened."""
+        return bool(self.held) or self.awaited is not None
 
     def begin(self) -> list[Effect]:
         """Ask for the openings of a sum that the leader before has closed."""
@@ -182,7 +188,7 @@ class Securing:
         return []
 
     def _complain(self, what: str) -> list[Effect]:
-        if what in self._complaints:
+        if what in self._complaints or len(self._complaints) >= MOST_COMPLAINTS:
             return []
         self._complaints.add(what)
         return [warning("an answer to a close record is wrong", because=what)]

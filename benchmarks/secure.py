@@ -1,0 +1,206 @@
+"""What secure aggregation costs the aggregator: updates a second, and the wait for the helpers.
+
+    python -m benchmarks.secure
+
+Two real aggregators on one RabbitMQ take in the same number of updates in turns, one of them in float32 and
+one masked, with three helpers as processes. This process publishes, in the names of as many workers as a
+buffer has updates, and waits for each confirm; the masks are made beforehand. The time goes from the first
+publish until the last update is acked. `ratio` is the float32 side's time over the masked side's: to reach,
+0.8 with 10 MB of float32. `opening_ms` is the time from a full buffer to its opened sum, and `commit_ms` that
+to the committed version: to reach, 100 with a million parameters.
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from benchmarks.floor import delete
+from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
+from benchmarks.publishers import HEARTBEAT_S
+from benchmarks.sides import RealAggregator, private_broker
+from fluffle.codecs.floats import Float32Vector
+from fluffle.model import no_values
+from fluffle.rabbit import RabbitBroker
+from fluffle.record import ModelVersion
+from fluffle.safetensors_file import write_model
+from fluffle.secure.key_files import WorkerKey, read_operator, read_private
+from fluffle.secure.masking import Masks, whole_numbers
+from fluffle.secure.registry import read_registry
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import encode_update
+from fluffle_cli.demo.keys import HELPERS, Keys
+from fluffle_cli.node import BrokerNode
+from harness.federation import Federation, Part
+
+BUFFER_SIZE = 10
+WORKERS = tuple(f"site-{number}" for number in range(BUFFER_SIZE))
+VECTORS = 4
+SHOWN = ("parameters", "modulus", "n", "updates_s", "float32_updates_s", "ratio", "opening_ms", "commit_ms")
+
+
+def main() -> None:
+    """Measure, write and print."""
+    parser = argparse.ArgumentParser(prog="secure", description="Measure what secure aggregation costs.")
+    parser.add_argument("--parameters", type=int, nargs="+", default=(1_000_000, 2_500_000))
+    parser.add_argument("--moduli", type=int, nargs="+", default=(16, 24, 32))
+    parser.add_argument("--updates", type=int, default=60, help="updates of a turn")
+    parser.add_argument("--repeats", type=int, default=4, help="turns that count")
+    arguments = parser.parse_args()
+    report = Report("secure", "secure: masked updates beside float32, three helpers", shown=SHOWN)
+    with private_broker(report) as (folder, node):
+        for parameters in arguments.parameters:
+            for modulus in arguments.moduli:
+                place = folder / f"secure-{parameters}-{modulus}"
+                with report.row() as row:
+                    row.update(
+                        measured(
+                            place,
+                            node,
+                            parameters,
+                            modulus,
+                            updates=arguments.updates,
+                            repeats=arguments.repeats,
+                        )
+                    )
+    report.show(wide_console())
+
+
+@dataclass
+class Side:
+    """An aggregator, and what is sent to it."""
+
+    federation: Federation
+    part: Part
+    version: ModelVersion
+    masks: Mapping[str, Masks]
+    sent: int = 0
+    aggregator: RealAggregator = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Follow its log, and draw the vectors."""
+        self.aggregator = RealAggregator(self.part)
+        size = self.version.layout.size
+        self._vectors = [0.1 * random_floats(size, seed) for seed in range(VECTORS)]
+        secure = self.version.plan.secure
+        random = np.random.default_rng(0)
+        self._numbers = (
+            [whole_numbers(each, no_values(), secure, random) for each in self._vectors] if secure else []
+        )
+
+    def update(self, number: int) -> WeightUpdate:
+        """Return the update of this number, each time of the next worker."""
+        worker = WORKERS[number % len(WORKERS)]
+        plain = WeightUpdate(
+            federation=self.federation.name,
+            id=UpdateId(worker, "run", number // len(WORKERS) + 1),
+            base_term=self.version.term,
+            base_version=self.version.version,
+            layout_digest=self.version.layout.digest,
+            sends="delta",
+            codec="float32",
+            vector=Float32Vector.of(self._vectors[number % VECTORS]),
+            examples=32,
+        )
+        secure = self.version.plan.secure
+        if secure is None:
+            return plain
+        return self.masks[worker].masked(plain, self._numbers[number % VECTORS], secure)
+
+    def take_in(self, count: int) -> float:
+        """Return the seconds from the first publish until so many are committed and acked."""
+        bodies = [
+            (one.id.worker, encode_update(one))
+            for one in map(self.update, range(self.sent, self.sent + count))
+        ]
+        self.sent += count
+        exchange = self.federation.topology.updates_in.name
+        with RabbitBroker(self.federation.broker_url, name="client", heartbeat_s=HEARTBEAT_S) as broker:
+            began = datetime.now().astimezone().timestamp()
+            for worker, body in bodies:
+                broker.publish_as(worker, exchange, "", body, {"kind": "update"})
+            return self.aggregator.wait_until_acked(self.sent) - began
+
+    def waits_ms(self) -> tuple[list[float], list[float]]:
+        """Return how long each sum took to be opened, and to be committed, in milliseconds; not the first."""
+        opened = self.part.events("sum opened")[1:]
+        committed = {each["version"]: each for each in self.part.events("version committed")}
+        openings = [1000 * float(str(each["seconds"])) for each in opened]
+        return openings, [
+            wait + 1000 * (_unix(committed[each["version"]]) - _unix(each))
+            for wait, each in zip(openings, opened, strict=True)
+        ]
+
+
+def _unix(line: Mapping[str, object]) -> float:
+    return datetime.fromisoformat(str(line["time"])).timestamp()
+
+
+@contextmanager
+def a_side(place: Path, node: BrokerNode, parameters: int, modulus: int | None) -> Iterator[Side]:
+    """Start an aggregator, and the helpers if there is a modulus."""
+    place.mkdir()
+    write_model(place / "initial.safetensors", {"kernel": random_floats(parameters)})
+    flags = ["--strategy", "fedbuff", "--buffer-size", str(BUFFER_SIZE), "--weigh-by", "none"]
+    with Federation(place.name, node.amqp_url, place) as federation:
+        masks: dict[str, Masks] = {}
+        if modulus:
+            keys = Keys(place / "keys")
+            keys.make(federation.name, WORKERS)
+            for name in HELPERS:
+                federation.start(name, "fluffle_helper", *as_flags(keys.of_helper(name)))
+            flags += ["--secure-aggregation", "--secure-modulus", str(modulus), *as_flags(keys.public)]
+            text = (keys.folder / "registry.json").read_text()
+            registry = read_registry(text, read_operator(keys.folder / "operator.pub"))
+            masks = {
+                name: Masks(
+                    registry, read_private(keys.folder / "workers" / f"{name}.key", WorkerKey).private
+                )
+                for name in WORKERS
+            }
+        part = federation.aggregator("aggregator", "--initial-model", "initial.safetensors", *flags)
+        part.wait_for("leading")
+        yield Side(federation, part, federation.newest(), masks)
+    delete(node.amqp_url, federation.topology)
+
+
+def as_flags(settings: Mapping[str, object]) -> Sequence[str]:
+    """Return settings as flags."""
+    return [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def measured(
+    place: Path, node: BrokerNode, parameters: int, modulus: int, *, updates: int, repeats: int
+) -> Mapping[str, Cell | Spread]:
+    """Measure both sides in turns, and return the row."""
+    with (
+        a_side(place, node, parameters, modulus) as secure,
+        a_side(place.with_name(f"{place.name}-float32"), node, parameters, None) as plain,
+    ):
+        turns = in_turns(
+            {"secure": lambda: secure.take_in(updates), "plain": lambda: plain.take_in(updates)}, repeats
+        )
+        openings, commits = secure.waits_ms()
+        newest = secure.federation.newest()
+        if newest.updates != secure.sent:
+            raise RuntimeError(f"sent {secure.sent} updates, but {newest.updates} are applied")
+    return {
+        "parameters": parameters,
+        "modulus": modulus,
+        "n": updates,
+        "updates_s": turns["secure"].rates(updates),
+        "float32_updates_s": turns["plain"].rates(updates),
+        "ratio": turns["plain"].total / turns["secure"].total,
+        "opening_ms": Spread(tuple(openings)),
+        "commit_ms": Spread(tuple(commits)),
+        "commit_ms_median": median(commits),
+    }
+
+
+if __name__ == "__main__":
+    main()
