@@ -1,12 +1,14 @@
 """Secure aggregation in tests: keys, masked updates, and helpers that answer on a fake server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from builders import FEDERATION, SIZE, a_config, a_layout, a_strategy, a_vector, a_version, an_update
 from fake_broker import FakeBroker, FakeServer
+from leading import Clock, work_off
 
+from fluffle.broker import Broker
 from fluffle.errors import Unroutable
 from fluffle.model import Layout
 from fluffle.plan import Plan
@@ -16,7 +18,7 @@ from fluffle.secure.committee import Committee
 from fluffle.secure.helping import Ledger, not_opened, openings
 from fluffle.secure.key_files import HelperKey, WorkerKey, new_helper_keys, public_part
 from fluffle.secure.masking import Masks, whole_numbers
-from fluffle.secure.modulus import Residues
+from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry
 from fluffle.update import WeightUpdate
@@ -26,6 +28,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.leader import prefetch_of
+from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
 
@@ -148,6 +151,8 @@ class Helper:
         self.registry = registry or epoch.registry
         self.ledger = Ledger(epoch.number)
         self.answers = 0
+        # The close records that it has opened.
+        self.opened: set[bytes] = set()
         self._server = server
         self._config = config
         self._read = 0
@@ -165,6 +170,7 @@ class Helper:
             if refused:
                 self._send(encode_not_opened(not_opened(close, self.key.name, refused, self.ledger)))
                 continue
+            self.opened.add(body)
             asked = [at for at, helper in enumerate(close.asked) if helper == self.key.name]
             groups = None if before is self.ledger else asked
             for opening in openings(close, self.key, self.registry, of_groups=groups):
@@ -177,3 +183,40 @@ class Helper:
             except Unroutable:
                 return
         self.answers += 1
+
+
+WITHOUT_W4 = EPOCH.registry.model_copy(
+    update={
+        "workers": {name: key for name, key in EPOCH.registry.workers.items() if name != "w4"},
+        "revoked": ("w4",),
+    }
+)
+VALUES = {"w1": (0.5, -1.0, 2.0, 0.0), "w2": (1.5, 1.0, -2.5, 0.25), "w3": (-1.0, 0.125, 0.75, 3.0)}
+
+
+def helpers(server: FakeServer, config: AggregatorConfig, names: Iterable[str] = NAMES) -> list[Helper]:
+    return [Helper(name, server, config) for name in names]
+
+
+def go_on(
+    leader: Leading, broker: Broker, answering: Sequence[Helper] = (), clock: Clock | None = None
+) -> None:
+    """Let the leader and the helpers work until nothing changes."""
+    for _ in range(8):
+        if delivery := leader.next_delivery(0):
+            leader.take_in(delivery)
+        work_off(leader, broker)
+        for each in answering:
+            each.answer()
+        leader.hear()
+        if clock:
+            clock.seconds += 1
+
+
+def expected(values: Iterable[tuple[Sequence[float], int]], count: int) -> list[float]:
+    """Return the step of updates with these values and integer weights, in float32."""
+    total = np.zeros(SIZE, np.uint32)
+    for each, factor in values:
+        add_multiple(total, numbers_of(each), factor)
+    delta = PLAN.fixed_point.decode(PLAN.modulus.signed(total), PLAN.greatest)
+    return [float(each) for each in np.divide(delta, np.float32(count))]

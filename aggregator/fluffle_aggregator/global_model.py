@@ -17,7 +17,7 @@ from fluffle.record import (
     MomentsRecord,
     Rank,
 )
-from fluffle.update import WeightUpdate
+from fluffle.update import AppliedUpdates, WeightUpdate
 from fluffle.vector_math import cosine
 from fluffle_aggregator.accumulators import Accumulator, RunningSum, Stack
 from fluffle_aggregator.averaging import decay_at, move_average
@@ -388,6 +388,7 @@ class GlobalModel:
             moments_checksum=moments_checksum,
             survey=self.survey.state if self.survey else self.draft.survey,
             last_sum=self.secure.last_sum if self.secure else None,
+            given_up=self.secure.given_up if self.secure else AppliedUpdates(),
         )
 
     def advance(self, record: ModelVersion) -> None:

@@ -162,9 +162,9 @@ class Helper:
         close, began = answer.close, time.monotonic()
         try:
             for opening in openings(close, own.key, own.registry, of_groups=answer.groups):
-                self._publish(broker, opening_pieces(opening), close, "opening")
                 if self.stop.is_set():
                     return
+                self._publish(broker, opening_pieces(opening), close, "opening")
         except ValueError:
             # Of the library of ciphers: nothing can be agreed on with a key of low order.
             unusable = Refused("unusable-key", "a worker's public key in the registry cannot be used")

@@ -200,7 +200,8 @@ class ModelVersion:
     `average` is the running average of the vectors of all versions up to this one, with the decay
     `average_decay`. It is empty, and the decay 0, unless versions are averaged; version 0 has none.
 
-    `last_sum` is the newest sum of secure aggregation, None before the first one.
+    `last_sum` is the newest sum of secure aggregation, None before the first one. `given_up` are the updates
+    of those sums of its epoch that nobody opened, or that were unsound: helpers never open them again.
 
     What is read from the stream may be a rounded copy of a record: its vector and average were sent in
     `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
@@ -245,6 +246,7 @@ class ModelVersion:
     codec: CodecName = "float32"
     copy_of: ShortText = ""
     last_sum: LastSum | None = None
+    given_up: Applied = field(default_factory=AppliedUpdates)
 
     @property
     def rank(self) -> Rank:

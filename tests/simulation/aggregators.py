@@ -148,6 +148,7 @@ class Aggregator:
             )
         if delivery:
             self._leader.take_in(delivery)
+        self._leader.hear()
         self._leader.tick()
         if self._leader.finished and delivery is None:
             wake_standby(self._config, broker)

@@ -104,6 +104,15 @@ class FaultyBroker(FakeBroker):
         if heard:
             self._lose(heard)
 
+    def give_back(self, tags: Iterable[int]) -> None:
+        """See Broker."""
+        self._let_acks_arrive()
+        returned = list(tags)
+        for tag in returned:
+            # What comes again at once has another tag.
+            del self.unacked[tag]
+        super().give_back(returned)
+
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Broker."""
         self._let_acks_arrive()

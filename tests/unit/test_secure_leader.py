@@ -1,60 +1,30 @@
 """The leader under secure aggregation: it learns the sum of a buffer, and each update counts once."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from builders import SIZE, a_vector, a_version, an_evaluation, an_update
-from fake_broker import FakeBroker, FakeServer
+from fake_broker import FakeBroker
 from leading import Clock, a_server, newest, rejected, send, take_the_lead, unacked, versions, work_off
-from securing import EPOCH, NAMES, PLAN, Epoch, Helper, a_masked, a_secure_config, numbers_of
-
-from fluffle.broker import Broker
-from fluffle.model import Layout, TensorSpec
-from fluffle.secure.closing import CloseRecord, Opening, decode_close, opening_pieces
-from fluffle.secure.key_files import HelperKey
-from fluffle.secure.modulus import add_multiple
-from fluffle.update import WeightUpdate
-from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.leading import Leading
-
-WITHOUT_W4 = EPOCH.registry.model_copy(
-    update={
-        "workers": {name: key for name, key in EPOCH.registry.workers.items() if name != "w4"},
-        "revoked": ("w4",),
-    }
+from securing import (
+    EPOCH,
+    NAMES,
+    VALUES,
+    WITHOUT_W4,
+    Epoch,
+    Helper,
+    a_masked,
+    a_secure_config,
+    expected,
+    go_on,
+    helpers,
 )
-VALUES = {"w1": (0.5, -1.0, 2.0, 0.0), "w2": (1.5, 1.0, -2.5, 0.25), "w3": (-1.0, 0.125, 0.75, 3.0)}
 
-
-def helpers(server: FakeServer, config: AggregatorConfig, names: Iterable[str] = NAMES) -> list[Helper]:
-    return [Helper(name, server, config) for name in names]
-
-
-def go_on(
-    leader: Leading, broker: Broker, answering: Sequence[Helper] = (), clock: Clock | None = None
-) -> None:
-    """Let the leader and the helpers work until nothing changes."""
-    for _ in range(8):
-        if delivery := leader.next_delivery(0):
-            leader.take_in(delivery)
-        work_off(leader, broker)
-        for each in answering:
-            each.answer()
-        leader.hear()
-        if clock:
-            clock.seconds += 1
-
-
-def expected(values: Iterable[tuple[Sequence[float], int]], count: int) -> list[float]:
-    """Return the step of updates with these values and integer weights, in float32."""
-    total = np.zeros(SIZE, np.uint32)
-    for each, factor in values:
-        add_multiple(total, numbers_of(each), factor)
-    delta = PLAN.fixed_point.decode(PLAN.modulus.signed(total), PLAN.greatest)
-    return [float(each) for each in np.divide(delta, np.float32(count))]
+from fluffle.model import Layout, TensorSpec
+from fluffle.secure.closing import decode_close
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.goal import Goal
 
 
 def test_a_full_buffer_becomes_a_version_bit_for_bit_the_sum_without_masks() -> None:
@@ -328,30 +298,6 @@ def test_statistics_are_merged_as_a_weighted_mean_under_the_masks() -> None:
     np.testing.assert_allclose(newest(server, config).statistics, mean, rtol=1e-6)
 
 
-def forged(key: HelperKey, close: CloseRecord) -> bytes:
-    """Return an opening in the name of another helper."""
-    body = Opening(
-        federation=close.federation,
-        epoch=close.epoch,
-        helper=NAMES[1] if key.name != NAMES[1] else NAMES[0],
-        group=0,
-        digest="",
-        masks=memoryview(bytes(close.modulus.bytes_of(close.size))),
-    )
-    return bytes(opening_pieces(body))
-
-
-def test_an_opening_in_another_helpers_name_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
-    config = a_secure_config()
-    server = a_server(config, *(a_masked(name) for name in VALUES))
-    with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, config, Clock())
-        go_on(leader, broker, [Helper(name, server, config, changed=forged) for name in NAMES])
-
-    assert newest(server, config).version == 0
-    assert "comes from the RabbitMQ user 'helper-1'" in caplog.text
-
-
 def test_the_end_does_not_wait_for_a_sum_and_its_updates_are_refused() -> None:
     config, clock = a_secure_config(goal=Goal(max_seconds=5.0)), Clock()
     server = a_server(config, *(a_masked(name) for name in VALUES))
@@ -393,25 +339,3 @@ def test_what_waits_for_the_next_buffer_never_makes_one_larger_than_its_size() -
 
     assert [len(version.folded) for version in versions(server, config)] == [0, 3, 3, 3]
     assert unacked(server, config) == []
-
-
-def test_no_version_that_tells_of_refusals_comes_between_a_closed_sum_and_its_version() -> None:
-    config, clock = a_secure_config(), Clock()
-    server = a_server(config, *(a_masked(name, values=values) for name, values in VALUES.items()))
-    with FakeBroker(server) as first:
-        work_off(take_the_lead(first, config, Clock()), first)
-    # The updates do not come again, and something is refused meanwhile.
-    server.queue(config.topology.updates.name).ready.clear()
-    send(server, config, an_update("w4"))
-    with FakeBroker(server) as broker:
-        leader = take_the_lead(broker, config, clock)
-        for _ in range(5):
-            go_on(leader, broker, clock=clock)
-        assert newest(server, config).version == 0
-        go_on(leader, broker, helpers(server, config))
-        for _ in range(3):
-            go_on(leader, broker, helpers(server, config), clock)
-
-    [_, version, *_] = versions(server, config)
-    assert version.vector.tolist() == expected(((values, 64) for values in VALUES.values()), 3)
-    assert [one["reason"] for one in rejected(server, config)] == ["wrong-content"]

@@ -42,8 +42,8 @@ def of_a_version_to_come(version: int, model: GlobalModel) -> Refusal | None:
 def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
     """Let an update pass that the model does not contain."""
     update = incoming.update
-    if model.secure and update.id in model.secure.given_up:
-        return Refusal(*model.secure.given_up[update.id])
+    if model.secure and (why := model.secure.why_given_up(update.id)):
+        return Refusal(*why)
     if model.secure and update.id in model.secure.buffer:
         return Refusal(DUPLICATE, f"update {update.id} is in the buffer already")
     if update.id in model.applied:

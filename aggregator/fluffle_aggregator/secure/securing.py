@@ -22,10 +22,9 @@ from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.secure.opening import AwaitedSum, why_unsound
-from fluffle_aggregator.secure.state import SecureState
+from fluffle_aggregator.secure.state import NOT_OPENED, SecureState
 from fluffle_aggregator.secure.taking import take_sum
 
-NOT_OPENED = "not-opened"
 UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
 ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.0

@@ -6,12 +6,14 @@ from fluffle.secure.plan import LastSum, SecurePlan
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
 
+NOT_OPENED = "not-opened"
+
 
 class SecureState:
     """The buffer of masked updates, the sum that waits to be opened, and the sum before it.
 
-    `registered` are the workers that may take part. `given_up` says why the updates of a sum that was given
-    up are refused: reason and detail.
+    `registered` are the workers that may take part. `given_up` are the updates of sums that were given up in
+    this epoch.
     """
 
     def __init__(
@@ -27,13 +29,15 @@ class SecureState:
         self.plan = plan
         self.registered = registered
         self.closed: CloseRecord | None = None
-        self.given_up: dict[UpdateId, tuple[str, str]] = {}
+        self._why: dict[UpdateId, tuple[str, str]] = {}
         self._buffer_size = buffer_size
         self._fewest_workers = fewest_workers
         self.buffer = self._empty()
         last = record.last_sum
         is_of_epoch = last is not None and last.epoch == plan.epoch
-        self.last_sum = last if last and is_of_epoch else LastSum(epoch=plan.epoch, number=0, digest="")
+        begun = LastSum(epoch=plan.epoch, number=0, digest="")
+        self.last_sum = last if last and is_of_epoch else begun
+        self.given_up = record.given_up if is_of_epoch else AppliedUpdates()
 
     def _empty(self) -> MaskedBuffer:
         return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers)
@@ -59,5 +63,14 @@ class SecureState:
         self.buffer, self.closed = self._empty(), None
 
     def give_up(self, close: CloseRecord, reason: str, detail: str) -> None:
-        """Refuse the updates of a sum when they come again."""
-        self.given_up = {each.id: (reason, detail) for each in close.updates}
+        """Refuse the updates of a sum when they come again, however late."""
+        ids = [each.id for each in close.updates]
+        self.given_up = self.given_up.adding(ids)
+        self._why = dict.fromkeys(ids, (reason, detail))
+
+    def why_given_up(self, update: UpdateId) -> tuple[str, str] | None:
+        """Return reason and detail for which an update is refused, None unless its sum was given up."""
+        if update not in self.given_up:
+            return None
+        detail = "its sum was given up, and helpers open no update of it again: its worker trains anew"
+        return self._why.get(update, (NOT_OPENED, detail))

@@ -1,0 +1,79 @@
+"""Sums that nobody opens, or that nobody honest can have made, and buffers that do not fill."""
+
+import numpy as np
+import pytest
+from builders import SIZE, an_update
+from fake_broker import FakeBroker
+from leading import Clock, a_server, newest, rejected, send, take_the_lead, versions, work_off
+from securing import EPOCH, NAMES, VALUES, Helper, a_masked, a_secure_config, expected, go_on, helpers
+
+from fluffle.secure.closing import CloseRecord, Opening, opening_pieces
+from fluffle.secure.key_files import HelperKey
+
+
+def forged(key: HelperKey, close: CloseRecord) -> bytes:
+    """Return an opening in the name of another helper."""
+    body = Opening(
+        federation=close.federation,
+        epoch=close.epoch,
+        helper=NAMES[1] if key.name != NAMES[1] else NAMES[0],
+        group=0,
+        digest="",
+        masks=memoryview(bytes(close.modulus.bytes_of(close.size))),
+    )
+    return bytes(opening_pieces(body))
+
+
+def test_an_opening_in_another_helpers_name_does_not_count(caplog: pytest.LogCaptureFixture) -> None:
+    config = a_secure_config()
+    server = a_server(config, *(a_masked(name) for name in VALUES))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, Clock())
+        go_on(leader, broker, [Helper(name, server, config, changed=forged) for name in NAMES])
+
+    assert newest(server, config).version == 0
+    assert "comes from the RabbitMQ user 'helper-1'" in caplog.text
+
+
+def test_no_version_that_tells_of_refusals_comes_between_a_closed_sum_and_its_version() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name, values=values) for name, values in VALUES.items()))
+    with FakeBroker(server) as first:
+        work_off(take_the_lead(first, config, Clock()), first)
+    # The updates do not come again, and something is refused meanwhile.
+    server.queue(config.topology.updates.name).ready.clear()
+    send(server, config, an_update("w4"))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        for _ in range(5):
+            go_on(leader, broker, clock=clock)
+        assert newest(server, config).version == 0
+        go_on(leader, broker, helpers(server, config))
+        for _ in range(3):
+            go_on(leader, broker, helpers(server, config), clock)
+
+    [_, version, *_] = versions(server, config)
+    assert version.vector.tolist() == expected(((values, 64) for values in VALUES.values()), 3)
+    assert [one["reason"] for one in rejected(server, config)] == ["wrong-content"]
+
+
+def test_an_update_of_a_sum_that_was_given_up_spoils_no_later_one_even_under_another_leader() -> None:
+    config = a_secure_config()
+    nonsense = np.random.default_rng(0).integers(0, 2**32, SIZE, np.uint32)
+    burnt = a_masked("w1")
+    server = a_server(config, burnt, a_masked("w2"), EPOCH.masked(an_update("w3"), nonsense))
+    answering = helpers(server, config)
+    with FakeBroker(server) as first:
+        go_on(take_the_lead(first, config, Clock()), first, answering)
+    assert len(rejected(server, config)) == 3
+
+    # Somebody requeues it, while others send what is new.
+    base = newest(server, config)
+    fresh = [a_masked(name, 2, base_version=base.version, base_term=base.term) for name in ("w2", "w4", "w5")]
+    send(server, config, burnt, *fresh)
+    with FakeBroker(server) as broker:
+        go_on(take_the_lead(broker, config, Clock()), broker, answering)
+
+    assert [one.id.worker for one in newest(server, config).folded] == ["w2", "w4", "w5"]
+    [*_, last] = rejected(server, config)
+    assert (last["id"], last["reason"]) == ("w1/r1/1", "unsound-sum")
