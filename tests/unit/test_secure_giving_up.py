@@ -77,3 +77,28 @@ def test_an_update_of_a_sum_that_was_given_up_spoils_no_later_one_even_under_ano
     assert [one.id.worker for one in newest(server, config).folded] == ["w2", "w4", "w5"]
     [*_, last] = rejected(server, config)
     assert (last["id"], last["reason"]) == ("w1/r1/1", "unsound-sum")
+
+
+def test_after_a_reset_the_leader_goes_on_from_the_record_that_the_helpers_know() -> None:
+    config = a_secure_config()
+    first = a_server(config, *(a_masked(name) for name in VALUES))
+    known = helpers(first, config)
+    with FakeBroker(first) as broker:
+        go_on(take_the_lead(broker, config, Clock()), broker, known)
+    assert [each.ledger.number for each in known] == [1, 1, 1]
+
+    # The federation begins anew under its name, and the helpers keep their ledgers.
+    server = a_server(config, *(a_masked(name, 2) for name in VALUES))
+    answering = helpers(server, config)
+    for before, after in zip(known, answering, strict=True):
+        after.ledger = before.ledger
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, Clock())
+        go_on(leader, broker, answering)
+        assert {one["reason"] for one in rejected(server, config)} == {"not-opened"}
+        base = newest(server, config)
+        fresh = [a_masked(name, 3, base_version=base.version, base_term=base.term) for name in VALUES]
+        send(server, config, *fresh)
+        go_on(leader, broker, answering)
+
+    assert [one.id.sequence for one in newest(server, config).folded] == [3, 3, 3]
