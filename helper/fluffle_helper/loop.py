@@ -100,6 +100,7 @@ class Helper:
             reader = stack.enter_context(
                 broker.read_stream(self.topology.closes.name, offset="first", prefetch=PREFETCH)
             )
+            log.info("reading the close records", epoch=own.key.epoch, seen=ledger.number)
             while not self.stop.is_set():
                 is_busy = due or (others and others.waits)
                 body = reader.next_body(wait_s if is_busy else max(wait_s, POLL_S))

@@ -27,7 +27,7 @@ from fluffle_helper.loop import HelperResult
 from fluffle_helper.running import run_helper
 
 SOON_S = 30.0
-READY = "using the keys of an epoch"
+READY = "reading the close records"
 
 
 @pytest.fixture(scope="module")
