@@ -8,10 +8,12 @@ import numpy as np
 
 from fluffle.broker import Delivery
 from fluffle.codecs.floats import Float32Vector
+from fluffle.codecs.masked import MaskedVector
 from fluffle.compression import CompressedVector, compress, decompressed
 from fluffle.model import Layout, TensorSpec, Vector
 from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
+from fluffle.secure.modulus import Modulus
 from fluffle.sites import SiteEvaluation, SiteMetric
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
@@ -115,6 +117,16 @@ def a_version(
         integers=b"",
         finished=finished,
     )
+
+
+def a_masked_update(
+    worker: str = "w1", sequence: int = 1, *, size: int = SIZE, bits: int = 24, revision: int = 0
+) -> WeightUpdate:
+    """Return a masked update of so many numbers, which nobody can take the masks off."""
+    plain = an_update(worker, sequence)
+    numbers = np.random.default_rng(sequence).integers(0, 2**bits, size, np.uint32)
+    vector = MaskedVector.masking(Modulus(bits), numbers)
+    return replace(plain, codec=f"masked{bits}", vector=vector, loss=None, epoch=1, revision=revision)
 
 
 def an_evaluation(

@@ -51,7 +51,7 @@ CODECS: Mapping[str, Codec] = {
     "topk": TopK(0.01),
 }
 # Secure aggregation chooses these by itself.
-MASKED_CODECS: Mapping[str, Codec] = {f"{MASKED}{bits}": MaskedCodec(Modulus(bits)) for bits in BITS}
+MASKED_CODECS: Mapping[str, MaskedCodec] = {f"{MASKED}{bits}": MaskedCodec(Modulus(bits)) for bits in BITS}
 
 
 def require_codec(name: str) -> str:
@@ -113,6 +113,11 @@ def read_vector(name: str, size: int, received: memoryview) -> CompressedVector:
     codec = _codec(name)
     payload = _unpacked(received, codec.most_bytes(size)) if is_packed(name) else received
     return codec.read(size, payload)
+
+
+def masked_vector(name: str, payload: memoryview) -> CompressedVector:
+    """Return the masked vector that takes all of these bytes. Raises ValueError when none does."""
+    return MASKED_CODECS[name].read_all(payload)
 
 
 def most_bytes(name: str, size: int) -> int:

@@ -20,7 +20,7 @@ from fluffle.pieces import Body, Pieces
 from fluffle.topology import MAX_MESSAGE_BYTES
 
 PROTOCOL: Final = 5
-ALIGNMENT: Final = 64
+ALIGNMENT: Final = 16
 BIN32_PREFIX_BYTES: Final = 5
 NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"
 PROTOCOL_FIELD: Final = "fluffle"

@@ -68,8 +68,9 @@ class WeightUpdate:
     that the round took: both are for people. `absorbs` are the numbers of earlier updates of the run that
     were refused and whose content is in this one: they may not count any more.
 
-    With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise. The
-    statistics are then part of the masked vector, and integers and loss are not sent.
+    With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise, and
+    `revision` is that of the plan by which it was made. The statistics, and what the site has measured, are
+    then part of the masked vector, and integers and loss are not sent.
     """
 
     federation: ShortText
@@ -91,6 +92,7 @@ class WeightUpdate:
     train_s: float = 0.0
     absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()
     epoch: Count = 0
+    revision: Count = 0
 
     @property
     def local_work(self) -> float:

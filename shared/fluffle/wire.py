@@ -9,7 +9,7 @@ the field.
 from collections.abc import Mapping
 from typing import Final
 
-from fluffle.compression import is_masked, is_packed, leaves_out, read_vector, wire_bytes
+from fluffle.compression import is_masked, is_packed, leaves_out, masked_vector, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
 from fluffle.fields import Table, integer, take
@@ -27,7 +27,10 @@ Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 # Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
-_UPDATE: Final = Table(WeightUpdate, without=IN_PAYLOAD)
+_OF_MASKED: Final = ("epoch", "revision")
+_UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED))
+# What is masked is the delta of all layers, and absorbs nothing; statistics are part of its vector.
+_MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, "first_tensor", "sends", "loss", "absorbs"))
 _EVALUATION: Final = BareMessage("evaluation", Evaluation)
 _SITE_EVALUATION: Final = BareMessage("site-evaluation", SiteEvaluation)
 _HELLO: Final = BareMessage("hello", Hello)
@@ -36,7 +39,10 @@ _REPORT: Final = BareMessage("events", Report)
 
 
 def encode_update(update: WeightUpdate) -> bytes:
-    """Return the message of an update."""
+    """Return the message of an update, masked or plain."""
+    if is_masked(update.codec):
+        masked = {"kind": "masked", **_MASKED.write(update)}
+        return _encode_inbound(masked, [update.vector.payload], _read_masked)
     vector = wire_bytes(update.codec, update.vector)
     header = {
         "kind": "update",
@@ -82,6 +88,7 @@ def decode_inbound(body: bytes, *, most_parameters: int = MAX_PARAMETERS) -> Inb
     """
     readers: Mapping[str, Read[Inbound]] = {
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
+        "masked": _read_masked,
         "evaluation": _EVALUATION.read,
         "site-evaluation": _SITE_EVALUATION.read,
         "hello": _HELLO.read,
@@ -113,10 +120,8 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
         raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
     if absorbs and absorbs[-1] >= sequence:
         raise WireError(f"field absorbs: {absorbs[-1]} is not below the update's own number {sequence}")
-    if is_masked(codec) != bool(found["epoch"]):
-        raise WireError(f"field epoch: {found['epoch']} in {codec}: masked updates have one, and no others")
-    if is_masked(codec) and (found["sends"] != "delta" or found["first_tensor"] or absorbs):
-        raise WireError("field codec: what is masked is the delta of all layers, and absorbs nothing")
+    if is_masked(codec):
+        raise WireError(f"field codec: {codec} travels in a message of the kind masked")
     parameters = take(header, "parameters", integer(0, MAX_PARAMETERS))
     if is_packed(codec) and parameters > most_parameters:
         raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
@@ -128,6 +133,21 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
     statistics, integers = after_vector(payload[vector_bytes:], size)
     return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
+
+
+def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:
+    """Read a masked update; its vector is a view of the payload, all of which it takes."""
+    found = _MASKED.take(header)
+    codec = found["codec"]
+    if not is_masked(codec):
+        raise WireError(f"field codec: {codec} is none of masked numbers")
+    if not found["epoch"]:
+        raise WireError("field epoch: what is masked has one, and it is not 0")
+    try:
+        vector = masked_vector(codec, payload)
+    except ValueError as error:
+        raise WireError(f"the payload is not in {codec}: {error}") from error
+    return WeightUpdate(**found, sends="delta", vector=vector)
 
 
 def _read_statistics(header: Header, payload: memoryview) -> SiteStatistics:

@@ -131,8 +131,7 @@ def test_a_message_has_the_bytes_of_its_numbers_and_a_header(bits: int, site: Si
 
     body = encode_update(make(update.id))
 
-    # The names of the fields alone take some 200 bytes, and headers are multiples of 64.
-    assert layout.size * bits // 8 < len(body) <= layout.size * bits // 8 + 384
+    assert layout.size * bits // 8 < len(body) <= layout.size * bits // 8 + 300
 
 
 def test_a_worker_with_keys_refuses_a_plan_without_secure_aggregation_and_sends_nothing(site: Site) -> None:

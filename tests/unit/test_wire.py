@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 import msgpack
 import numpy as np
 import pytest
-from builders import SIZE, a_layout, a_vector, a_version, an_evaluation, an_update, float32s
+from builders import SIZE, a_layout, a_masked_update, a_vector, a_version, an_evaluation, an_update, float32s
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -41,6 +41,7 @@ from fluffle.record_wire import (
     moments_pieces,
     version_pieces,
 )
+from fluffle.secure.modulus import BITS
 from fluffle.topology import MIB
 from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound, encode_evaluation, encode_hello, encode_update
@@ -202,6 +203,14 @@ def test_an_update_comes_back_as_it_went(update: WeightUpdate) -> None:
     assert_same(decode_inbound(encode_update(update)), update)
 
 
+@pytest.mark.parametrize("bits", BITS)
+@given(sequence=st.integers(1, 2**40), size=st.integers(0, 50), revision=st.integers(0, 2**32))
+def test_a_masked_update_comes_back_as_it_went(bits: int, sequence: int, size: int, revision: int) -> None:
+    update = a_masked_update(sequence=sequence, size=size, bits=bits, revision=revision)
+
+    assert_same(decode_inbound(encode_update(update)), update)
+
+
 @given(evaluations)
 def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation) -> None:
     assert_same(decode_inbound(encode_evaluation(evaluation)), evaluation)
@@ -279,7 +288,7 @@ def test_a_kept_update_that_does_not_fit_its_bytes_is_refused_with_its_field(
 
 
 @given(updates.map(lambda update: replace(update, codec="float32")) | versions())
-def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of_64(
+def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of_16(
     message: WeightUpdate | ModelVersion,
 ) -> None:
     body = encode_update(message) if isinstance(message, WeightUpdate) else encode_version(message)
@@ -325,7 +334,7 @@ def test_a_header_of_any_length_leaves_the_vector_aligned() -> None:
     for length in range(1, 100):
         update = an_update("w" * length)
         body = encode_update(update)
-        assert (len(body) - 4 * SIZE) % 64 == 0
+        assert (len(body) - 4 * SIZE) % framing.ALIGNMENT == 0
         assert_same(decode_inbound(body), update)
 
 

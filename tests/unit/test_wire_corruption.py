@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgpack
 import pytest
-from builders import a_layout, a_vector, a_version, an_evaluation, an_update
+from builders import a_layout, a_masked_update, a_vector, a_version, an_evaluation, an_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import rewritten, taken_apart, with_payload, without
@@ -20,6 +20,7 @@ from fluffle.wire import INBOUND, decode_inbound, encode_evaluation, encode_hell
 
 ID = UpdateId("w1", "r1", 3)
 UPDATE = encode_update(an_update(loss=0.5, integers=b"\x01\x02"))
+MASKED = encode_update(a_masked_update())
 EVALUATION = encode_evaluation(an_evaluation(3, {"accuracy": 0.5}))
 HELLO = encode_hello(Hello("digits", "a1"))
 VERSION = encode_version(
@@ -35,7 +36,7 @@ MOMENTS = bytes(
     moments_pieces(MomentsRecord("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
 )
 COPY = encode_copy(decode_version(VERSION), "int8", "ab" * 32)
-INBOUND_BODIES = [UPDATE, EVALUATION, HELLO]
+INBOUND_BODIES = [UPDATE, MASKED, EVALUATION, HELLO]
 RECORDS = [VERSION, MOMENTS, COPY]
 
 
@@ -77,7 +78,7 @@ def test_a_flipped_bit_anywhere_is_a_wire_error_or_harmless(body: bytes) -> None
                 continue
 
 
-@pytest.mark.parametrize("body", [UPDATE, VERSION, MOMENTS, COPY], ids=kind_of)
+@pytest.mark.parametrize("body", [UPDATE, MASKED, VERSION, MOMENTS, COPY], ids=kind_of)
 def test_a_flipped_bit_in_the_payload_never_goes_unseen(body: bytes) -> None:
     _, payload = taken_apart(body)
 
@@ -144,7 +145,7 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
         (
             rewritten(UPDATE, kind="order"),
-            "field kind: unknown 'order', known are update, evaluation, site-evaluation, hello",
+            "field kind: unknown 'order', known are update, masked, evaluation, site-evaluation, hello",
         ),
         (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
         (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),
@@ -204,6 +205,17 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, train_s=False), "field train_s: expected int or float, found bool"),
         (rewritten(UPDATE, checksum=1), "field checksum: the payload's bytes are not those that were sent"),
         (rewritten(UPDATE, pad="text"), "field pad: expected bytes, found str"),
+        (
+            rewritten(UPDATE, codec="masked24"),
+            "field codec: masked24 travels in a message of the kind masked",
+        ),
+        (rewritten(MASKED, codec="float32"), "field codec: float32 is none of masked numbers"),
+        (rewritten(MASKED, epoch=0), "field epoch: what is masked has one, and it is not 0"),
+        (
+            with_payload(MASKED, bytes(10)),
+            "the payload is not in masked24: the vector takes 9 bytes, but has 10",
+        ),
+        (rewritten(MASKED, loss=0.5), "unknown field 'loss'"),
         (with_payload(EVALUATION, b"x"), "the payload must be empty, but has 1 bytes"),
         (with_payload(HELLO, b"x"), "the payload must be empty, but has 1 bytes"),
         (UPDATE + b"x", "the payload announces 18 bytes, but 19 follow"),

@@ -52,3 +52,7 @@ class MaskedCodec:
         """Return the vector in these bytes. Raises ValueError when they are none of this size."""
         require_length(self.most_bytes(size), payload)
         return MaskedVector(size, payload, self.modulus)
+
+    def read_all(self, payload: memoryview) -> MaskedVector:
+        """Return the vector of as many numbers as these bytes hold. Raises ValueError for a part of one."""
+        return self.read(8 * len(payload) // self.modulus.bits, payload)
