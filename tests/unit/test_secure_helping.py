@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import WireError
+from fluffle.framing import join, split
 from fluffle.secure.closing import (
+    MOST_UPDATES,
     ClosedUpdate,
     CloseRecord,
     Opening,
@@ -22,13 +24,13 @@ from fluffle.secure.closing import (
 )
 from fluffle.secure.committee import Committee
 from fluffle.secure.fixed_point import FixedPoint
-from fluffle.secure.helping import Ledger, Refused, decode_ledger, encode_ledger, openings
+from fluffle.secure.helping import LIMITS, Ledger, Refused, decode_ledger, encode_ledger, openings
 from fluffle.secure.key_files import WorkerKey, new_helper_keys, public_part
 from fluffle.secure.masks import Masked, add_masks, mask_key
 from fluffle.secure.modulus import Modulus, Residues, add_multiple
 from fluffle.secure.registry import Registry
 from fluffle.secure.weights import MOST_APART, MOST_FACTOR, factor_of
-from fluffle.update import UpdateId
+from fluffle.update import MAX_RUNS, UpdateId
 
 SIZE = 700
 MODULUS = Modulus(32)
@@ -197,6 +199,114 @@ def test_two_helpers_that_know_different_workers_agree_about_the_next_record() -
     assert refused
     assert (one.number, one.digest) == (other.number, other.digest)
     assert decode_ledger(encode_ledger(other)) == other
+
+
+def test_an_update_of_a_worker_that_this_helper_does_not_know_yet_is_never_opened_later() -> None:
+    # Another helper has a newer registry, with w4, and opens this record.
+    before = REGISTRY.model_copy(
+        update={"workers": {name: key for name, key in REGISTRY.workers.items() if name != "w4"}}
+    )
+    close = replace(CLOSE, updates=(*THREE, closed("w4")))
+    ledger, refused = EMPTY.checked(close, before)
+    assert refused
+    assert refused.rule == "unknown-worker"
+
+    # The same registry is here now: a sum that differs by one update would tell what w1 has sent.
+    differing = following(close, *(closed(name, 2, 10) for name in ("w1", "w2")), closed("w4", 1, 10))
+
+    assert str(refusal(differing, ledger)) == "opened-before: w4/run/1 was in an earlier sum"
+
+
+@given(st.data())
+def test_helpers_that_get_the_registry_at_different_times_open_no_two_sums_with_one_update(
+    data: st.DataObject,
+) -> None:
+    names = ("w1", "w2", "w3", "w4")
+    known_from = {
+        helper: {name: data.draw(st.sampled_from([0, 0, 1, 2]), f"{helper} knows {name}") for name in names}
+        for helper in ("one", "other")
+    }
+    ledgers, close = dict.fromkeys(known_from, EMPTY), None
+    opened_records: dict[int, CloseRecord] = {}
+    for at in range(4):
+        left_out = data.draw(st.sampled_from(names))
+        updates = tuple(
+            closed(name, data.draw(st.integers(1, 3)), 9 + at) for name in names if name != left_out
+        )
+        close = following(close, *updates) if close else replace(CLOSE, updates=updates)
+        for helper, since in known_from.items():
+            workers = {name: key for name, key in REGISTRY.workers.items() if since[name] <= at}
+            registry = REGISTRY.model_copy(update={"workers": workers})
+            ledgers[helper], refused = ledgers[helper].checked(close, registry)
+            if refused is None:
+                opened_records[close.number] = close
+
+    ids = [each.id for record in opened_records.values() for each in record.updates]
+    assert len(ids) == len(set(ids))
+
+
+def many_runs(start: int, count: int, worker: str = "invented") -> tuple[ClosedUpdate, ...]:
+    """Return updates of so many runs, each of another worker."""
+    return tuple(
+        replace(closed("w1"), id=UpdateId(f"{worker}-{number}", "r" * 100, 1))
+        for number in range(start, start + count)
+    )
+
+
+def test_a_ledger_that_can_remember_no_more_opens_nothing_more_in_its_epoch() -> None:
+    refused, ledger, close = None, EMPTY, replace(CLOSE, updates=many_runs(0, MOST_UPDATES))
+    for number in range(1, 5):
+        ledger, refused = ledger.checked(close, REGISTRY)
+        close = following(close, *many_runs(number * MOST_UPDATES, MOST_UPDATES))
+    assert refused is not None
+    assert refused.rule == "ledger-full"
+    assert "opens nothing more in this epoch: rotate the keys" in refused.detail
+
+    # The mark stays after the helper was started again, whatever comes.
+    read = decode_ledger(encode_ledger(ledger))
+    assert read == ledger
+    honest = replace(close, updates=tuple(closed(name, 1, close.version - 1) for name in ("w1", "w2", "w3")))
+    honest = replace(honest, number=read.number + 1, previous=read.digest)
+    after, refused = read.checked(honest, REGISTRY)
+    assert (refused and refused.rule, after.number) == ("ledger-full", read.number + 1)
+    assert after.checked(honest, REGISTRY) == (after, refused)
+
+
+def test_invented_workers_do_not_make_a_ledger_larger_than_can_be_read() -> None:
+    ledger, close = EMPTY, replace(CLOSE, updates=many_runs(0, 4000, "w" * 90))
+    for number in range(1, 6):
+        ledger, _ = ledger.checked(close, REGISTRY)
+        close = following(close, *many_runs(number * 4000, 4000, "w" * 90))
+
+    assert len(ledger.opened.runs) == MAX_RUNS
+    assert decode_ledger(encode_ledger(ledger)) == ledger
+
+
+def test_a_worker_that_was_started_1100_times_does_not_fill_a_ledger() -> None:
+    ledger, close = EMPTY, CLOSE
+    for number in range(1, 1101):
+        updates = (
+            replace(closed("w1", 1, close.version - 1), id=UpdateId("w1", f"run-{number}", 1)),
+            *(closed(name, number, close.version - 1) for name in ("w2", "w3")),
+        )
+        close = replace(close, updates=updates)
+        ledger = opened(close, ledger)
+        close = following(close)
+
+    assert ledger.number == 1100
+
+
+def test_an_older_ledger_is_read_only_if_nothing_is_missing_in_it() -> None:
+    """Older versions did not remember the updates of workers that were not in the registry."""
+
+    def older(ledger: Ledger) -> bytes:
+        header, _ = split(encode_ledger(ledger), LIMITS)
+        del header["is_full"]
+        return bytes(join(header, [], LIMITS))
+
+    assert decode_ledger(older(EMPTY)) == EMPTY
+    with pytest.raises(WireError, match="an older version wrote it, and did not remember all updates"):
+        decode_ledger(older(opened(CLOSE)))
 
 
 def test_a_helper_that_has_lost_its_ledger_opens_nothing_more_in_this_epoch() -> None:

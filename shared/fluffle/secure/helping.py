@@ -2,19 +2,21 @@
 
 A helper believes nothing of a close record. It opens each update once, in one sum, and so no two sums differ
 by a single update. Which record is the next one depends on the records alone, whether a helper opens or
-refuses them: so all helpers agree about it, also those that know more of who is revoked.
+refuses them: so all helpers agree about it, also those that know more of who is revoked. A helper remembers
+all updates of all records, also those of workers that it does not know: other helpers perhaps know them.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
+from fluffle.errors import WireError
 from fluffle.events import Text
 from fluffle.fields import Count, Positive, ShortText
-from fluffle.framing import HeaderLimits, join
+from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import BareMessage, decode
 from fluffle.secure.closing import ClosedUpdate, CloseRecord, NotOpened, Opening, digest_of
 from fluffle.secure.key_files import HelperKey
@@ -22,7 +24,7 @@ from fluffle.secure.masks import Masked, add_masks, mask_key
 from fluffle.secure.registry import Registry
 from fluffle.secure.weights import factor_of
 from fluffle.topology import MIB
-from fluffle.update import Applied, AppliedUpdates
+from fluffle.update import MAX_RUNS, Applied, AppliedUpdates
 
 FEWEST_WORKERS: Final = 3
 LIMITS: Final = HeaderLimits(8 * MIB, 400_000)
@@ -39,11 +41,19 @@ class Refused:
         return f"{self.rule}: {self.detail}"
 
 
+FULL: Final = Refused(
+    "ledger-full",
+    f"this helper remembers {MAX_RUNS} runs of workers, and opens nothing more in this epoch: rotate the "
+    "keys (`fluffle keys rotate`)",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """What a helper has seen in an epoch: how many close records, the digest of the last, all their updates.
 
-    `refused` says why the last one was not opened, None if it was.
+    `refused` says why the last one was not opened, None if it was. Once `is_full`, a record had more updates
+    than can be remembered, and nothing more is opened in this epoch.
     """
 
     epoch: Positive
@@ -51,6 +61,7 @@ class Ledger:
     digest: ShortText = ""
     opened: Applied = field(default_factory=AppliedUpdates)
     refused: Refused | None = None
+    is_full: bool = False
 
     def checked(
         self, close: CloseRecord, registry: Registry, *, fewest_workers: int = FEWEST_WORKERS
@@ -75,6 +86,9 @@ class Ledger:
                 f"number {close.number} follows {close.previous or 'none'}, and the last one here is number "
                 f"{self.number}, {self.digest or 'none'}: rotate the keys if this helper's ledger is lost",
             )
+        opened = self.opened.adding(each.id for each in close.updates)
+        if self.is_full or len(opened.runs) > MAX_RUNS:
+            return replace(self, number=close.number, digest=digest, refused=FULL, is_full=True), FULL
         refused = next(
             (
                 Refused(NAMES[rule], detail)
@@ -83,14 +97,6 @@ class Ledger:
             ),
             None,
         )
-        seen = [
-            each.id
-            for each in close.updates
-            if each.id.worker in registry.workers and not self.opened.why_full(each.id)
-        ]
-        opened = self.opened.adding(seen)
-        if refused is None and (lost := [one for one in seen if one not in opened]):
-            refused = Refused("ledger-full", f"{lost[0]} cannot be remembered")
         return Ledger(self.epoch, close.number, digest, opened, refused), refused
 
 
@@ -109,8 +115,6 @@ def _twice(close: CloseRecord, opened: AppliedUpdates, _registry: Registry, _few
             yield f"{each.id} was in an earlier sum"
         elif counts[each.id] > 1:
             yield f"{each.id} stands there {counts[each.id]} times"
-        elif why := opened.why_full(each.id):
-            yield why
 
 
 def _too_few(close: CloseRecord, _opened: AppliedUpdates, _registry: Registry, fewest: int) -> Iterator[str]:
@@ -150,8 +154,17 @@ def encode_ledger(ledger: Ledger) -> bytes:
 
 
 def decode_ledger(body: bytes) -> Ledger:
-    """Read a ledger. Raises WireError when the bytes are none."""
-    return decode(body, LIMITS, {"ledger": _LEDGER.read})
+    """Read a ledger. Raises WireError when the bytes are none, or when updates may be missing in it."""
+    return decode(body, LIMITS, {"ledger": _read_ledger})
+
+
+def _read_ledger(header: Header, payload: memoryview) -> Ledger:
+    if "is_full" not in header:
+        # It remembered no updates of workers that were not in the registry.
+        if header.get("number") != 0:
+            raise WireError("an older version wrote it, and did not remember all updates")
+        header["is_full"] = False
+    return _LEDGER.read(header, payload)
 
 
 def openings(
