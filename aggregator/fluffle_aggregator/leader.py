@@ -234,7 +234,7 @@ class Leader:
                 self.held, securing.held = securing.held, []
                 return [*opened, self._commit(now)]
             return [*securing.give_up(model, opened), *self.commit_newer(now)]
-        if securing.awaited.is_hopeless:
+        if securing.is_hopeless(now.clock):
             return [*securing.give_up(model), *self.commit_newer(now)]
         return securing.remind(now.clock)
 

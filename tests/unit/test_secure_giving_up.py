@@ -1,13 +1,27 @@
 """Sums that nobody opens, or that nobody honest can have made, and buffers that do not fill."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from builders import SIZE, an_update
 from fake_broker import FakeBroker
 from leading import Clock, a_server, newest, rejected, send, take_the_lead, versions, work_off
-from securing import EPOCH, NAMES, VALUES, Helper, a_masked, a_secure_config, expected, go_on, helpers
+from securing import (
+    EPOCH,
+    NAMES,
+    VALUES,
+    WITHOUT_W4,
+    Helper,
+    a_masked,
+    a_secure_config,
+    expected,
+    go_on,
+    helpers,
+)
 
-from fluffle.secure.closing import CloseRecord, Opening, opening_pieces
+from fluffle.secure.closing import CloseRecord, Opening, encode_not_opened, opening_pieces
+from fluffle.secure.helping import Ledger, Refused, not_opened
 from fluffle.secure.key_files import HelperKey
 
 
@@ -102,3 +116,61 @@ def test_after_a_reset_the_leader_goes_on_from_the_record_that_the_helpers_know(
         go_on(leader, broker, answering)
 
     assert [one.id.sequence for one in newest(server, config).folded] == [3, 3, 3]
+
+
+def refusing(
+    number: int, last: str, rule: str = "opened-before"
+) -> Callable[[HelperKey, CloseRecord], bytes]:
+    """Return what a helper answers that refuses each sum, and claims that another record is the newest."""
+
+    def answer(key: HelperKey, close: CloseRecord) -> bytes:
+        ledger = Ledger(close.epoch, number, last)
+        return encode_not_opened(not_opened(close, key.name, Refused(rule, "because"), ledger))
+
+    return answer
+
+
+@pytest.mark.parametrize("number", [2**40, 2**62 - 1, 2**62, 2**64 - 1])
+@pytest.mark.parametrize("liar", NAMES)
+def test_one_helper_that_names_another_newest_record_does_not_stop_the_federation(
+    number: int, liar: str
+) -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name) for name in ("w1", "w2", "w4")))
+    answering = [
+        Helper(name, server, config, registry=WITHOUT_W4)
+        if name != liar
+        else Helper(name, server, config, changed=refusing(number, "nonsense"))
+        for name in NAMES
+    ]
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        go_on(leader, broker, answering, clock)
+        assert {one["reason"] for one in rejected(server, config)} == {"not-opened"}
+        record = newest(server, config)
+        assert record.last_sum
+        assert record.last_sum.number == 1
+        send(server, config, *(a_masked(name, 4, base_version=record.version) for name in VALUES))
+        go_on(leader, broker, answering, clock)
+
+    assert [one.id.worker for one in newest(server, config).folded] == ["w1", "w2", "w3"]
+
+
+def test_while_helpers_disagree_about_the_newest_record_the_others_are_waited_for_but_not_for_ever() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name) for name in ("w1", "w2", "w4")))
+    answering = [
+        Helper(NAMES[0], server, config, changed=refusing(7, "nonsense")),
+        Helper(NAMES[1], server, config, registry=WITHOUT_W4),
+    ]
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        go_on(leader, broker, answering, clock)
+        assert rejected(server, config) == []
+        for _ in range(6):
+            go_on(leader, broker, answering, clock)
+
+    assert {one["reason"] for one in rejected(server, config)} == {"not-opened"}
+    last = newest(server, config).last_sum
+    assert last
+    assert last.number == 1

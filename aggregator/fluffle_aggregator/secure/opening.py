@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,24 @@ class AwaitedSum:
         """Whether so many helpers have refused that the others cannot open it."""
         left = [each for each in self._committee.helpers if each not in self.refusals]
         return not self.is_open and not self._committee.can_open(left)
+
+    @property
+    def newest_record(self) -> tuple[int, str] | None:
+        """The number and the digest of the newest close record; None while too few helpers agree.
+
+        Of those that do, at least one is honest. A helper that opens this sum has this record.
+        """
+        own = self.record.close.number, self.digest
+        said = dict.fromkeys(self.helpers, own) | {
+            name: (one.number, one.last) for name, one in self.refusals.items()
+        }
+        found = Counter(said.values()).most_common(1)
+        return found[0][0] if found and found[0][1] > self._committee.colluding else None
+
+    @property
+    def has_all_refusals(self) -> bool:
+        """Whether no helper is left that could answer otherwise."""
+        return len(self.refusals) == len(self._committee.helpers)
 
     @property
     def missing(self) -> str:

@@ -29,6 +29,8 @@ UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
 ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.0
 REMIND_EVERY_S = 10.0
+# How long helpers that have not answered are waited for when the others do not agree.
+DECIDE_WITHIN_S = 30.0
 # RabbitMQ closes a channel that keeps a message unacked for 30 minutes.
 RELEASE_AFTER_S = 1200.0
 MOST_COMPLAINTS = 100
@@ -59,6 +61,8 @@ class Securing:
         self._timeout_s = timeout_s
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = clock
         self._ask_after_s = ASK_AGAIN_AFTER_S
+        # Since when the helpers do not agree about the newest record.
+        self._undecided_from: float | None = None
         self._complaints: set[str] = set()
         state = _state(model)
         last = state.last_sum
@@ -158,6 +162,7 @@ class Securing:
         model.in_buffer.clear()
         self.aside, self._later = [*self._later, *self.aside], []
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
+        self._undecided_from = None
         self._ask_after_s = max(ASK_AGAIN_AFTER_S, TIMES_LAST_OPENING * last.opened_s)
         close = record.close
         return [PublishSum(record), Ask(close), Tell(Closed(close.version, len(close.updates)))]
@@ -191,6 +196,20 @@ class Securing:
             return []
         self._complaints.add(what)
         return [warning("an answer to a close record is wrong", because=what)]
+
+    def is_hopeless(self, now: float) -> bool:
+        """Return whether the sum is to be given up: helpers refuse it, and say from where to go on.
+
+        While they do not agree, the others are waited for: one that lies must not decide.
+        """
+        awaited = self.awaited
+        if awaited is None or not awaited.is_hopeless:
+            return False
+        if awaited.newest_record or awaited.has_all_refusals:
+            return True
+        if self._undecided_from is None:
+            self._undecided_from = now
+        return now - self._undecided_from >= DECIDE_WITHIN_S
 
     def remind(self, now: float) -> list[Effect]:
         """Ask the helpers again when they are late, and say what is missing."""
@@ -254,10 +273,9 @@ class Securing:
         last = replace(
             self._last(awaited, (), 0.0), given_up=f"{refusal.reason}: {refusal.detail}"[:MOST_WHY]
         )
-        # Helpers that have gone on from another record say from which.
-        for one in awaited.refusals.values():
-            if one.number >= last.number:
-                last = replace(last, number=one.number, digest=one.last)
+        # Helpers that have gone on from another record say from which. Those that open sums know this one.
+        if refusal.reason == NOT_OPENED and (newest := awaited.newest_record) and newest[0] >= last.number:
+            last = replace(last, number=newest[0], digest=newest[1])
         state, close = _state(model), awaited.record.close
         state.last_sum = last
         state.give_up(close, refusal.reason, refusal.detail)

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 from fluffle.errors import WireError
 from fluffle.events import Text
-from fluffle.fields import Count, Name, Positive, ShortText, Table, at_most, must
+from fluffle.fields import Count, Name, Positive, ShortText, Table, at_most, integer, must
 from fluffle.framing import Header, HeaderLimits, join, record_digest
 from fluffle.message import BareMessage, Read, decode, require_readable
 from fluffle.model import MAX_PARAMETERS
@@ -21,6 +21,8 @@ from fluffle.topology import MIB
 from fluffle.update import UpdateId
 
 MOST_UPDATES: Final = 4096
+# The leader goes on from a number that helpers name: the next one still fits into a message.
+MOST_RECORDS: Final = 2**62 - 1
 LIMITS: Final = HeaderLimits(MIB, 65_536)
 Size = Annotated[Positive, must(lambda size: size <= MAX_PARAMETERS, f"{{}} is more than {MAX_PARAMETERS}")]
 
@@ -92,7 +94,7 @@ class NotOpened:
     digest: ShortText
     rule: ShortText
     detail: Text
-    number: Count
+    number: Annotated[int, integer(0, MOST_RECORDS)]
     last: ShortText
 
 
