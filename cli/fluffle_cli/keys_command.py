@@ -4,12 +4,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from fluffle.command_line import new_app, plain_command
 from fluffle.consoles import print_table
+from fluffle.settings import SharedSettings, load_settings
 
 Folder = Annotated[Path, typer.Option(help="The operator's folder of keys.", metavar="PATH")]
-Federation = Annotated[str, typer.Option(help="Name of the federation.", metavar="TEXT")]
+Federation = Annotated[
+    str | None,
+    typer.Option(
+        help=escape("Name of the federation. [env: FLUFFLE_FEDERATION] [default: digits]"), metavar="TEXT"
+    ),
+]
 
 app = new_app(
     "Make the keys of secure aggregation, and the registry of who takes part.\n\n"
@@ -17,6 +24,11 @@ app = new_app(
     "worker runs `worker` where it works, and sends the file that ends with .pub to the operator. No private "
     "key is ever overwritten, and only its owner may read it."
 )
+
+
+def _federation_of(flag: str | None) -> str:
+    """Return the federation of the flag, or else of the environment or fluffle.toml, as all commands do."""
+    return load_settings(SharedSettings, {} if flag is None else {"federation": flag}).federation
 
 
 @plain_command
@@ -35,7 +47,7 @@ def init(folder: Folder = Path("keys")) -> None:
 @plain_command
 def helpers(
     names: Annotated[list[str], typer.Argument(help="A name for each helper.", metavar="NAME...")],
-    federation: Federation = "digits",
+    federation: Federation = None,
     colluding: Annotated[
         int,
         typer.Option(
@@ -54,19 +66,19 @@ def helpers(
     """
     from fluffle_cli import making_keys
 
-    typer.echo(making_keys.make_helpers(folder, names, federation, colluding))
+    typer.echo(making_keys.make_helpers(folder, names, _federation_of(federation), colluding))
 
 
 @plain_command
 def worker(
     name: Annotated[str, typer.Argument(help="Name of the worker.", metavar="NAME")],
-    federation: Federation = "digits",
+    federation: Federation = None,
     folder: Annotated[Path, typer.Option(help="Folder for the two files.", metavar="PATH")] = Path(),
 ) -> None:
     """Make a worker's key. Send the file NAME.pub to the operator, and keep NAME.key."""
     from fluffle_cli import making_keys
 
-    typer.echo(making_keys.make_worker(folder, name, federation))
+    typer.echo(making_keys.make_worker(folder, name, _federation_of(federation)))
 
 
 @plain_command
@@ -83,7 +95,7 @@ def registry(
     """Sign the registry of the newest epoch: its helpers, and the workers of the registry before with these.
 
     Example: `fluffle keys registry hospital-1.pub hospital-2.pub`. Send registry.json to everybody who takes
-    part, with the aggregator and the helpers: it holds no secret.
+    part, with the aggregator and the helpers: it holds no secret. A worker's key stays the same in an epoch.
     """
     from fluffle_cli import making_keys
 
@@ -91,29 +103,39 @@ def registry(
 
 
 @plain_command
-def rotate(folder: Folder = Path("keys")) -> None:
+def rotate(
+    workers: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A worker's public key, in place of its old one.", metavar="[NAME.pub]..."),
+    ] = None,
+    folder: Folder = Path("keys"),
+) -> None:
     """Make the same helpers keys for the next epoch, and sign the registry with them.
 
     Move NAME.key and NAME.ledger to each helper, in place of its old ones, and send registry.json to
     everybody. What was masked for the epoch before is refused from then on, and trained anew; nobody can open
-    it once the old keys are gone. Those that are still in this folder are deleted.
+    it once the old keys are gone. Those that are still in this folder are deleted last.
     """
     from fluffle_cli import making_keys
 
-    typer.echo(making_keys.rotate_keys(folder))
+    typer.echo(making_keys.rotate_keys(folder, workers or []))
 
 
 @plain_command
 def show(
     file: Annotated[Path, typer.Argument(help="The registry.", metavar="registry.json")],
     operator: Annotated[
-        Path, typer.Option(help="File with the operator's public key.", metavar="PATH")
-    ] = Path("operator.pub"),
+        Path | None,
+        typer.Option(
+            help="File with the operator's public key; by default operator.pub beside the registry.",
+            metavar="PATH",
+        ),
+    ] = None,
 ) -> None:
     """Check that the operator has signed a registry, and show who takes part."""
     from fluffle_cli import making_keys
 
-    said, rows = making_keys.verified(file, operator)
+    said, rows = making_keys.verified(file, operator or file.with_name(making_keys.OPERATOR_PUBLIC))
     typer.echo(f"{said}; the operator has signed it\n")
     print_table(["name", "part", "public key"], rows)
 
