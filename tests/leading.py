@@ -7,6 +7,8 @@ from brokers import commit
 from fake_broker import FakeBroker, FakeServer
 
 from fluffle.broker import Broker, Delivery
+from fluffle.event_sink import Sinks
+from fluffle.events import Event
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.record_wire import decode_version
 from fluffle.sites import SiteEvaluation
@@ -35,6 +37,18 @@ class UntilQuiet(FakeBroker):
         if self._quiet >= 2:
             self._stop.set()
         return delivery
+
+
+class Heard(Sinks):
+    """The events of an aggregator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        """See EventSink."""
+        self.events.append(event)
 
 
 class Clock:

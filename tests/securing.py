@@ -13,10 +13,10 @@ from fluffle.errors import Unroutable
 from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
-from fluffle.secure.closing import CloseRecord, decode_close, encode_not_opened, opening_pieces
+from fluffle.secure.closing import CloseRecord, Opening, decode_close, encode_not_opened, opening_pieces
 from fluffle.secure.committee import Committee
 from fluffle.secure.helping import Ledger, not_opened, openings
-from fluffle.secure.key_files import HelperKey, WorkerKey, new_helper_keys, public_part
+from fluffle.secure.key_files import WorkerKey, new_helper_keys, public_part
 from fluffle.secure.masking import Masks, whole_numbers
 from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.secure.plan import SecurePlan
@@ -145,7 +145,7 @@ class Helper:
         *,
         epoch: Epoch = EPOCH,
         registry: Registry | None = None,
-        changed: Callable[[HelperKey, CloseRecord], bytes | None] = lambda _key, _close: None,
+        changed: Callable[[CloseRecord, Opening], bytes] = lambda _, opening: bytes(opening_pieces(opening)),
     ) -> None:
         self.key = epoch.keys[name]
         self.registry = registry or epoch.registry
@@ -174,7 +174,7 @@ class Helper:
             asked = [at for at, helper in enumerate(close.asked) if helper == self.key.name]
             groups = None if before is self.ledger else asked
             for opening in openings(close, self.key, self.registry, of_groups=groups):
-                self._send(self._changed(self.key, close) or bytes(opening_pieces(opening)))
+                self._send(self._changed(close, opening))
 
     def _send(self, body: bytes) -> None:
         with FakeBroker(self._server, user=self.key.name) as broker:

@@ -228,15 +228,13 @@ class Leader:
             if due or not (delivery := securing.next_aside()):
                 return due
             return [*self.take_in(delivery, now), *self.tick(now)]
-        if securing.awaited.is_open:
-            opened = securing.opened(model, now.clock)
-            if not isinstance(opened, Refusal):
-                self.held, securing.held = securing.held, []
-                return [*opened, self._commit(now)]
-            return [*securing.give_up(model, opened), *self.commit_newer(now)]
-        if securing.is_hopeless(now.clock):
-            return [*securing.give_up(model), *self.commit_newer(now)]
-        return securing.remind(now.clock)
+        settled = securing.go_on(model, now.clock)
+        if isinstance(settled, list):
+            return settled
+        if not settled.is_in_model:
+            return [*settled.effects, *self.commit_newer(now)]
+        self.held, securing.held = securing.held, []
+        return [*settled.effects, self._commit(now)]
 
     def absent(self, workers: Sequence[str]) -> list[Effect]:
         """Go on without the evaluations of workers that RabbitMQ does not know any more."""

@@ -181,6 +181,14 @@ class Unmasked:
 
 
 @dataclass(frozen=True, slots=True)
+class Contradicted:
+    """Helpers have answered otherwise than others about the sum of a version: they, or some of them, lie."""
+
+    version: int
+    helpers: Text
+
+
+@dataclass(frozen=True, slots=True)
 class Awaiting:
     """Secure aggregation does not go on: for so many seconds something is missing."""
 
@@ -208,8 +216,9 @@ class Withheld:
 
 
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Leaders = Applied | Rejected | Committed | Evaluated | TookOver | Answered | Closed | Unmasked | Awaiting
-Event = Workers | Measured | Validated | Leaders | Opened | Withheld
+Leaders = Applied | Rejected | Committed | Evaluated | TookOver | Answered
+OfSums = Closed | Unmasked | Contradicted | Awaiting
+Event = Workers | Measured | Validated | Leaders | OfSums | Opened | Withheld
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}
 _ROWS: Final[Mapping[str, Kind]] = {word: kind_of(kind) for word, kind in KINDS.items()}
 

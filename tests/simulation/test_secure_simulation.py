@@ -1,10 +1,11 @@
-"""Short lives of a federation with secure aggregation: leaders and helpers die, freeze and come late.
+"""Short lives of a federation with secure aggregation: leaders and helpers die, freeze, lie and come late.
 
 More of them, or one again: FLUFFLE_SIMULATION_SEEDS=5000-9999 or =1234 before `pytest tests/simulation`.
 """
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -20,7 +21,8 @@ from fluffle.framing import record_digest
 from fluffle.model import Vector
 from fluffle.record import ModelVersion
 from fluffle.record_wire import decode_version
-from fluffle.secure.closing import decode_close
+from fluffle.secure.closing import CloseRecord, Opening, decode_close, encode_not_opened, opening_pieces
+from fluffle.secure.helping import Ledger, Refused, not_opened
 from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.update import UpdateId
 from fluffle.wire import encode_update
@@ -62,7 +64,9 @@ class SecureWorld:
             )
             for number in range(chance.randint(1, 3))
         ]
-        self._helpers = {name: Helper(name, self._server, self._config) for name in NAMES}
+        # In some lives one of the helpers lies, as many as may collude.
+        self._liar = chance.choice(NAMES) if chance.random() < 0.3 else ""
+        self._helpers = {name: self._helper(name) for name in NAMES}
         self._away: set[str] = set()
         self._sequences = dict.fromkeys(WORKERS, 0)
         self._numbers: dict[UpdateId, Residues] = {}
@@ -128,6 +132,23 @@ class SecureWorld:
         with FakeBroker(self._server, user=update.worker) as broker:
             broker.publish(self._topology.updates_in.name, "", self._bodies[update], {})
 
+    def _helper(self, name: str) -> Helper:
+        if name == self._liar:
+            return Helper(name, self._server, self._config, changed=self._lie)
+        return Helper(name, self._server, self._config)
+
+    def _lie(self, close: CloseRecord, opening: Opening) -> bytes:
+        """Answer as a helper does that wants to stop the federation, or lets it be for once."""
+        match self._chance.choice(["wrong masks", "wrong masks", "another record", "nothing"]):
+            case "wrong masks":
+                masks = memoryview(self._chance.randbytes(len(opening.masks)))
+                return bytes(opening_pieces(replace(opening, masks=masks)))
+            case "another record":
+                ledger = Ledger(close.epoch, close.number + 5, "another")
+                refused = Refused("missing-record", "so it says")
+                return encode_not_opened(not_opened(close, opening.helper, refused, ledger))
+        return bytes(opening_pieces(opening))
+
     def _let_a_helper_answer(self) -> str:
         name = self._chance.choice(NAMES)
         if name in self._away:
@@ -140,7 +161,7 @@ class SecureWorld:
         if name in self._away:
             self._away.remove(name)
             # It reads all records again, beside its ledger.
-            before, after = self._helpers[name], Helper(name, self._server, self._config)
+            before, after = self._helpers[name], self._helper(name)
             after.ledger, after.opened = before.ledger, before.opened
             self._helpers[name] = after
             return f"{name} is back"

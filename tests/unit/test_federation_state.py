@@ -23,6 +23,7 @@ from federation_states import (
 
 from fluffle.events import (
     AFTER_THE_END,
+    Contradicted,
     Evaluated,
     Joined,
     Left,
@@ -31,12 +32,14 @@ from fluffle.events import (
     Rejected,
     Started,
     TookOver,
+    Unmasked,
     Withheld,
 )
 from fluffle.record import Contributor, Folded, Rank
 from fluffle.update import UpdateId
 from fluffle_cli.dashboard.table import PAGE_ROWS
 from fluffle_cli.watching.as_json import with_workers
+from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.state import MOST_REASONS, MOST_REFUSALS, OTHER_REASONS, FederationState
 
 SCRIPT = "<script>alert(1)</script>"
@@ -282,6 +285,16 @@ def test_the_state_of_a_helper_says_what_it_opened_last_and_what_it_refused() ->
     }
     assert picture(state)["helpers"] == state.view(NOW).helpers
     assert state.view(NOW).parts == {}
+
+
+def test_helpers_that_contradict_each_other_are_found_and_stay_known() -> None:
+    state = a_state()
+    read(state, a_record(2))
+
+    told(state, Contradicted(3, "helper-2"), Unmasked(3, 0.1, "helper-1, helper-3"))
+
+    [found] = [each for each in findings_of(state.view(NOW)) if each.kind == "contradicting"]
+    assert found.says == "Helpers answered otherwise than others: helper-2."
 
 
 def test_a_program_that_starts_processes_can_set_their_states() -> None:

@@ -17,6 +17,7 @@ from fluffle.secure.modulus import add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SumRecord
 from fluffle.vector_math import matching_blocks, squared_length
+from fluffle_aggregator.secure.alternatives import Alternatives
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,27 +32,66 @@ class OpenedSum:
 
 
 class AwaitedSum:
-    """A closed sum that waits for the helpers' openings."""
+    """A closed sum that waits for the helpers' openings.
+
+    The masks of a group are taken off when its first member answers, and kept nowhere. If nobody honest can
+    have made what comes out, the sum is in doubt: then all answers are kept, until they show which are wrong.
+    """
 
     def __init__(self, record: SumRecord, committee: Committee) -> None:
         """Begin without any answer."""
         self.record = record
         self.digest = digest_of(record.close)
         self.refusals: dict[str, NotOpened] = {}
+        # Why what came out is unsound, and since when it is not clear what to do about the sum.
+        self.unsound = ""
+        self.undecided_from: float | None = None
         self._committee = committee
         self._total = record.residues.copy()
-        # Of each group that is opened, who answered first and a digest of the masks.
-        self._answers: dict[int, tuple[str, bytes]] = {}
+        self._is_tried = False
+        self._alternatives: Alternatives | None = None
+        # Of each group, a digest of the masks that are taken off.
+        self._choice: dict[int, bytes] = {}
+        # Of each group, who has answered since all answers count.
+        self._answered: list[set[str]] = [set() for _ in committee.groups]
+        # Of each group, digests of what each helper has ever answered: the first one, and one other at most.
+        self._seen: list[dict[str, list[bytes]]] = [{} for _ in committee.groups]
 
     @property
     def helpers(self) -> tuple[str, ...]:
-        """The helpers whose openings are in the sum."""
-        return tuple(sorted({helper for helper, _ in self._answers.values()}))
+        """The helpers whose openings are in the sum, but for the suspects."""
+        return tuple(sorted(set().union(*self._answered) - set(self.suspects)))
+
+    @property
+    def suspects(self) -> tuple[str, ...]:
+        """The helpers that have answered otherwise than others.
+
+        When a sum in doubt is opened, those that have not sent what is taken off. Else nobody knows which of
+        those that disagree is wrong.
+        """
+        found: set[str] = set()
+        for group, seen in enumerate(self._seen):
+            answers = {each for given in seen.values() for each in given}
+            right = {self._choice[group]} if self.is_in_doubt and group in self._choice else set()
+            if len(answers) > 1:
+                found |= {helper for helper, given in seen.items() if set(given) != right}
+        return tuple(sorted(found))
 
     @property
     def is_open(self) -> bool:
-        """Whether the masks of all groups are taken off."""
-        return len(self._answers) == len(self._committee.groups)
+        """Whether the masks of all groups are taken off, or can be."""
+        return not self._unanswered
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether all answers are kept, since what came out of the first ones is unsound."""
+        return self._alternatives is not None
+
+    @property
+    def has_all_answers(self) -> bool:
+        """Whether nobody is left that could open a group, or open it differently."""
+        groups = zip(self._committee.groups, self._answered, strict=True)
+        return all(set(members) <= {*answered, *self.refusals} for members, answered in groups)
 
     @property
     def is_hopeless(self) -> bool:
@@ -73,15 +113,15 @@ class AwaitedSum:
         return found[0][0] if found and found[0][1] > self._committee.colluding else None
 
     @property
-    def has_all_refusals(self) -> bool:
-        """Whether no helper is left that could answer otherwise."""
-        return len(self.refusals) == len(self._committee.helpers)
+    def missing(self) -> str:
+        """The groups of which no helper has answered, in words: those of their members that may yet do so."""
+        left = [[each for each in members if each not in self.refusals] for members in self._unanswered]
+        return ", ".join(" or ".join(members) for members in left if members)
 
     @property
-    def missing(self) -> str:
-        """The groups of which no helper has answered, in words."""
-        groups = enumerate(self._committee.groups)
-        return ", ".join(" or ".join(members) for number, members in groups if number not in self._answers)
+    def _unanswered(self) -> list[tuple[str, ...]]:
+        groups = zip(self._committee.groups, self._answered, strict=True)
+        return [members for members, answered in groups if not answered]
 
     def take_in(self, answer: Opening | NotOpened, sender: str | None) -> str:
         """Take in an answer of a verified sender; return what is wrong with it, empty if nothing is.
@@ -98,15 +138,49 @@ class AwaitedSum:
         groups = self._committee.groups
         if answer.group >= len(groups) or answer.helper not in groups[answer.group]:
             return f"{answer.helper} has no key of group {answer.group}"
-        seen = hashlib.sha256(answer.masks).digest()
-        if answer.group in self._answers:
-            first, known = self._answers[answer.group]
-            return "" if seen == known else f"{answer.helper} and {first} open the same group differently"
-        modulus, size = self.record.close.modulus, self.record.close.size
-        if not self.is_open:
-            add_multiple(self._total, modulus.unpack(answer.masks, size), -1)
-            self._answers[answer.group] = answer.helper, seen
-        return ""
+        return self._take_masks(answer)
+
+    def _take_masks(self, answer: Opening) -> str:
+        group, helper = answer.group, answer.helper
+        digest, seen = hashlib.sha256(answer.masks).digest(), self._seen[group]
+        others = [each for each, given in seen.items() if digest not in given]
+        own = seen.setdefault(helper, [])
+        if digest not in own and len(own) < 2:
+            own.append(digest)
+        self._answered[group].add(helper)
+        if self._alternatives:
+            self._alternatives.add(group, helper, digest, answer.masks)
+        elif group not in self._choice:
+            self._take_off(answer.masks)
+            self._choice[group] = digest
+        return f"{helper} and {others[0]} open the same group differently" if others else ""
+
+    def _take_off(self, masks: memoryview) -> None:
+        close = self.record.close
+        add_multiple(self._total, close.modulus.unpack(masks, close.size), -1)
+
+    def doubt(self, now: float) -> None:
+        """Begin anew, and keep all answers: all members of each group are to be asked again."""
+        self.undecided_from = now
+        self._alternatives = Alternatives(self._committee)
+        self._choice.clear()
+        self._answered = [set() for _ in self._committee.groups]
+
+    def open_anew(self) -> bool:
+        """Take the masks off in a way that was not tried before; False if there is none by now."""
+        if not self._alternatives:
+            is_new = self.is_open and not self._is_tried
+            self._is_tried |= is_new
+            return is_new
+        choice = self._alternatives.next_choice()
+        if choice is None:
+            self._choice = {}
+            return False
+        self._total = self.record.residues.copy()
+        for masks in self._alternatives.masks(choice):
+            self._take_off(masks)
+        self._choice = dict(enumerate(choice))
+        return True
 
     def opened(self, plan: SecurePlan, size: int) -> OpenedSum:
         """Return the sum of a model of `size` trained values. Raises ValueError while masks are on it."""

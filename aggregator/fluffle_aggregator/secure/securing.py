@@ -6,11 +6,11 @@ next buffer, and `aside` those that came while a sum waits for its openings.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluffle.broker import Delivery
 from fluffle.errors import WireError
-from fluffle.events import Awaiting, Closed, Unmasked
+from fluffle.events import Awaiting, Closed, Contradicted, Unmasked
 from fluffle.record import Rank
 from fluffle.secure.closing import NotOpened, decode_answer
 from fluffle.secure.committee import Committee
@@ -21,7 +21,7 @@ from fluffle_aggregator.effects import Ask, Effect, GiveBack, PublishSum, Tell, 
 from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.secure.opening import AwaitedSum, why_unsound
+from fluffle_aggregator.secure.opening import AwaitedSum, OpenedSum, why_unsound
 from fluffle_aggregator.secure.state import NOT_OPENED, SecureState
 from fluffle_aggregator.secure.taking import take_sum
 
@@ -29,11 +29,19 @@ UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
 ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.0
 REMIND_EVERY_S = 10.0
-# How long helpers that have not answered are waited for when the others do not agree.
-DECIDE_WITHIN_S = 30.0
+# How long helpers that have not answered are waited for when the others do not agree, or a sum is in doubt.
+DECIDE_WITHIN_S = 60.0
 # RabbitMQ closes a channel that keeps a message unacked for 30 minutes.
 RELEASE_AFTER_S = 1200.0
 MOST_COMPLAINTS = 100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Settled:
+    """What follows when a sum is awaited no more: the model contains it, or it is given up."""
+
+    effects: list[Effect]
+    is_in_model: bool
 
 
 class Securing:
@@ -61,8 +69,6 @@ class Securing:
         self._timeout_s = timeout_s
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = clock
         self._ask_after_s = ASK_AGAIN_AFTER_S
-        # Since when the helpers do not agree about the newest record.
-        self._undecided_from: float | None = None
         self._complaints: set[str] = set()
         state = _state(model)
         last = state.last_sum
@@ -162,7 +168,6 @@ class Securing:
         model.in_buffer.clear()
         self.aside, self._later = [*self._later, *self.aside], []
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
-        self._undecided_from = None
         self._ask_after_s = max(ASK_AGAIN_AFTER_S, TIMES_LAST_OPENING * last.opened_s)
         close = record.close
         return [PublishSum(record), Ask(close), Tell(Closed(close.version, len(close.updates)))]
@@ -197,26 +202,39 @@ class Securing:
         self._complaints.add(what)
         return [warning("an answer to a close record is wrong", because=what)]
 
-    def is_hopeless(self, now: float) -> bool:
-        """Return whether the sum is to be given up: helpers refuse it, and say from where to go on.
-
-        While they do not agree, the others are waited for: one that lies must not decide.
-        """
-        awaited = self.awaited
-        if awaited is None or not awaited.is_hopeless:
-            return False
-        if awaited.newest_record or awaited.has_all_refusals:
-            return True
-        if self._undecided_from is None:
-            self._undecided_from = now
-        return now - self._undecided_from >= DECIDE_WITHIN_S
-
-    def remind(self, now: float) -> list[Effect]:
-        """Ask the helpers again when they are late, and say what is missing."""
-        effects: list[Effect] = []
+    def go_on(self, model: GlobalModel, now: float) -> Settled | list[Effect]:
+        """Open the awaited sum, or give it up; a list is what to do while it waits."""
         awaited = self.awaited
         if awaited is None:
-            return effects
+            return []
+        if awaited.is_hopeless and self._is_decided(awaited, now):
+            return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
+        if opened := _sound_sum(model, awaited):
+            return Settled(self._take(model, awaited, opened, now), is_in_model=True)
+        if not awaited.unsound or awaited.is_hopeless:
+            return self._remind(awaited, now)
+        if not awaited.is_in_doubt and not awaited.has_all_answers:
+            # One that answers wrongly must not spoil it, nor let its workers be blamed.
+            awaited.doubt(now)
+            self._asked_at, self._ask_after_s = now, ASK_AGAIN_AFTER_S
+            line = "the sum is unsound: asking all helpers, since one of them may have answered wrongly"
+            return [warning(line, because=awaited.unsound), Ask(awaited.record.close)]
+        if self._is_decided(awaited, now):
+            detail = f"the sum for version {awaited.record.close.version} is discarded: {awaited.unsound}"
+            return Settled(self._give_up(model, awaited, Refusal(UNSOUND_SUM, detail)), is_in_model=False)
+        return self._remind(awaited, now)
+
+    def _is_decided(self, awaited: AwaitedSum, now: float) -> bool:
+        """Return whether a sum is to be given up now: no other helper could change that, or none does."""
+        if awaited.has_all_answers or (awaited.is_hopeless and awaited.newest_record):
+            return True
+        if awaited.undecided_from is None:
+            awaited.undecided_from = now
+        return now - awaited.undecided_from >= DECIDE_WITHIN_S
+
+    def _remind(self, awaited: AwaitedSum, now: float) -> list[Effect]:
+        """Ask the helpers again when they are late, and say what is missing."""
+        effects: list[Effect] = []
         if now - self._asked_at >= self._ask_after_s:
             self._asked_at = now
             self._ask_after_s = min(ASK_AGAIN_AT_MOST_EVERY_S, 2 * self._ask_after_s)
@@ -234,24 +252,15 @@ class Securing:
             ]
         return effects
 
-    def opened(self, model: GlobalModel, now: float) -> list[Effect] | Refusal:
-        """Take the opened sum into the model; a refusal of all its updates if nobody honest made it."""
-        awaited = self.awaited
-        state = _state(model)
-        plan = state.plan
-        if awaited is None:
-            raise ValueError("no sum is awaited")
-        opened = awaited.opened(plan, model.record.layout.size)
-        close = awaited.record.close
-        weights = [each.factor / plan.greatest for each in close.updates]
-        if why := why_unsound(opened, weights, plan):
-            return Refusal(UNSOUND_SUM, f"the sum for version {close.version} is discarded: {why}")
-        opened_s = now - self._closed_at
+    def _take(self, model: GlobalModel, awaited: AwaitedSum, opened: OpenedSum, now: float) -> list[Effect]:
+        """Take an opened sum into the model."""
+        state, close, opened_s = _state(model), awaited.record.close, now - self._closed_at
         take_sum(model, awaited.record, opened)
         state.drop()
         state.last_sum = self._last(awaited, awaited.helpers, opened_s)
         self.awaited = None
         return [
+            *_told_of_suspects(awaited),
             info(
                 "sum opened",
                 version=close.version,
@@ -262,14 +271,8 @@ class Securing:
             Tell(Unmasked(close.version, opened_s, ", ".join(awaited.helpers))),
         ]
 
-    def give_up(self, model: GlobalModel, refusal: Refusal | None = None) -> list[Effect]:
+    def _give_up(self, model: GlobalModel, awaited: AwaitedSum, refusal: Refusal) -> list[Effect]:
         """Refuse all updates of the sum: because helpers do, or because it is unsound."""
-        awaited = self.awaited
-        if awaited is None:
-            return []
-        if refusal is None:
-            said = sorted(f"{name} ({one.rule}: {one.detail})" for name, one in awaited.refusals.items())
-            refusal = Refusal(NOT_OPENED, f"helpers do not open the sum: {'; '.join(said)}")
         last = replace(
             self._last(awaited, (), 0.0), given_up=f"{refusal.reason}: {refusal.detail}"[:MOST_WHY]
         )
@@ -279,12 +282,13 @@ class Securing:
         state, close = _state(model), awaited.record.close
         state.last_sum = last
         state.give_up(close, refusal.reason, refusal.detail)
-        if refusal.reason == UNSOUND_SUM:
+        # Unless it may be a helper that has spoiled the sum.
+        if refusal.reason == UNSOUND_SUM and (not awaited.suspects or awaited.has_all_answers):
             model.contributors.note_suspected({each.id.worker for each in close.updates})
         line = warning(
             "the sum is given up", version=close.version, reason=refusal.reason, because=refusal.detail
         )
-        return [line, *self.release(model, "their sum is given up")]
+        return [*_told_of_suspects(awaited), line, *self.release(model, "their sum is given up")]
 
     def _last(self, awaited: AwaitedSum, helpers: Sequence[str], opened_s: float) -> LastSum:
         close = awaited.record.close
@@ -301,3 +305,34 @@ def _state(model: GlobalModel) -> SecureState:
     if model.secure is None:
         raise ValueError("this federation has no secure aggregation")
     return model.secure
+
+
+def _sound_sum(model: GlobalModel, awaited: AwaitedSum) -> OpenedSum | None:
+    """Open a sum in the ways that were not tried, until what comes out can be one of honest updates."""
+    plan = _state(model).plan
+    weights = [each.factor / plan.greatest for each in awaited.record.close.updates]
+    while awaited.open_anew():
+        opened = awaited.opened(plan, model.record.layout.size)
+        awaited.unsound = why_unsound(opened, weights, plan)
+        if not awaited.unsound:
+            return opened
+    return None
+
+
+def _not_opened(awaited: AwaitedSum) -> Refusal:
+    said = sorted(f"{name} ({one.rule}: {one.detail})" for name, one in awaited.refusals.items())
+    return Refusal(NOT_OPENED, f"helpers do not open the sum: {'; '.join(said)}")
+
+
+def _told_of_suspects(awaited: AwaitedSum) -> list[Effect]:
+    """Say which helpers have answered otherwise than others, if any have."""
+    if not (suspects := awaited.suspects):
+        return []
+    version = awaited.record.close.version
+    line = (
+        "helpers have answered with wrong masks: look at their machines, or replace them"
+        if awaited.is_in_doubt and not awaited.unsound
+        else "helpers contradict each other, and nobody knows which of them is right: look at their machines"
+    )
+    told = Tell(Contradicted(version, ", ".join(suspects)))
+    return [warning(line, version=version, helpers=list(suspects)), told]

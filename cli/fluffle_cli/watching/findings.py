@@ -81,6 +81,12 @@ def _sum_given_up(view: FederationView) -> Iterator[Finding]:
         yield Finding("sum-given-up", f"The last sum was given up: {last.given_up}.", do)
 
 
+def _contradicting(view: FederationView) -> Iterator[Finding]:
+    if view.contradicting:
+        do = "Look at their machines and logs. `fluffle keys rotate` makes new keys for the helpers."
+        yield Finding("contradicting", f"Helpers answered otherwise than others: {view.contradicting}.", do)
+
+
 def _suspected(view: FederationView) -> Iterator[Finding]:
     known = view.newest.contributors if view.newest else {}
     if suspected := {name: one.suspected for name, one in known.items() if one.suspected}:
@@ -310,7 +316,7 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(_no_aggregator, _survey_open, _sum_waits, _sum_given_up, _suspected),
+    *(_no_aggregator, _survey_open, _sum_waits, _sum_given_up, _contradicting, _suspected),
     *(_evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
     *(_loss_not_finite, _only_refused, _one_name_twice),
     *(_above_share, _parts_alone, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),

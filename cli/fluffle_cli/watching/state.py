@@ -295,7 +295,13 @@ class FederationState:
                 self._history.note_seconds(event.version, event.training_s)
                 self.known.commit_s = event.seconds
                 self._now = replace(self._now, commit_s=max(event.seconds, self._now.commit_s or 0.0))
-            case events.Answered() | events.Awaiting() | events.Unmasked() | events.Closed():
+            case (
+                events.Answered()
+                | events.Closed()
+                | events.Unmasked()
+                | events.Awaiting()
+                | events.Contradicted()
+            ):
                 self._hear_what_is_awaited(event)
             case _:
                 return
@@ -303,12 +309,12 @@ class FederationState:
         if not (self.known.finished and self.known.leader):
             self.known.leader = name
 
-    def _hear_what_is_awaited(
-        self, event: events.Answered | events.Awaiting | events.Unmasked | events.Closed
-    ) -> None:
+    def _hear_what_is_awaited(self, event: events.Answered | events.OfSums) -> None:
         match event:
             case events.Answered():
                 self.known.survey_answers = event.answered
+            case events.Contradicted():
+                self.known.contradicting = event.helpers
             case events.Awaiting():
                 self.known.sum_waits = f"{event.missing}, for {event.seconds:.0f} s"
             case _:

@@ -178,7 +178,8 @@ class FederationView:
     `parts` are the states of aggregators and evaluators by name, and `helpers` those of the helpers of secure
     aggregation. What follows them was counted from events, and knows nothing of what happened while nobody
     listened; `survey_answers` is how many workers were heard to have answered a survey, and `sum_waits` what
-    secure aggregation waits for, empty if it does not. `knows_standbys` says whether RabbitMQ was asked.
+    secure aggregation waits for, empty if it does not. `contradicting` are the helpers that answered
+    otherwise than others, the last time that some did. `knows_standbys` says whether RabbitMQ was asked.
     """
 
     federation: str
@@ -208,6 +209,7 @@ class FederationView:
     after_the_end: int = 0
     survey_answers: int = 0
     sum_waits: str = ""
+    contradicting: str = ""
 
     @property
     def open_survey(self) -> SurveyProgress | None:
