@@ -92,7 +92,8 @@ PURE = {
     *(
         f"fluffle_aggregator.secure.{name}"
         for name in (
-            *("combinations", "masked_buffer", "opening", "securing", "state", "taking", "weighing"),
+            *("alternatives", "combinations", "masked_buffer", "opening", "securing", "state", "taking"),
+            "weighing",
         )
     ),
     "fluffle.rabbit.acked_tags",
