@@ -126,7 +126,8 @@ def a_masked_update(
     plain = an_update(worker, sequence)
     numbers = np.random.default_rng(sequence).integers(0, 2**bits, size, np.uint32)
     vector = MaskedVector.masking(Modulus(bits), numbers)
-    return replace(plain, codec=f"masked{bits}", vector=vector, loss=None, epoch=1, revision=revision)
+    said = replace(plain, loss=None, examples=0, steps=0)
+    return replace(said, codec=f"masked{bits}", vector=vector, epoch=1, revision=revision)
 
 
 def an_evaluation(

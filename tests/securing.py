@@ -18,9 +18,11 @@ from fluffle.secure.committee import Committee
 from fluffle.secure.helping import Ledger, not_opened, openings
 from fluffle.secure.key_files import WorkerKey, new_helper_keys, public_part
 from fluffle.secure.masking import Masks, whole_numbers
+from fluffle.secure.measured import measured_values
 from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry
+from fluffle.sites import SiteEvaluation
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
@@ -65,9 +67,11 @@ class Epoch:
 EPOCH = Epoch(1)
 
 
-def numbers_of(values: Sequence[float], statistics: Sequence[float] = (), seed: int = 0) -> Residues:
-    """Return what is masked of an update with these values."""
-    return whole_numbers(a_vector(*values), a_vector(*statistics), PLAN, np.random.default_rng(seed))
+def numbers_of(
+    values: Sequence[float], behind: Sequence[float] = (), seed: int = 0, *, plan: SecurePlan = PLAN
+) -> Residues:
+    """Return what is masked of an update with these values, and others behind them."""
+    return whole_numbers(a_vector(*values), np.array(behind, np.float64), plan, np.random.default_rng(seed))
 
 
 def a_masked(
@@ -80,13 +84,16 @@ def a_masked(
     statistics: Sequence[float] = (),
     layout: Layout | None = None,
     epoch: Epoch = EPOCH,
+    plan: SecurePlan = PLAN,
+    found: SiteEvaluation | None = None,
 ) -> WeightUpdate:
-    """Return a masked update."""
+    """Return a masked update, with what its site has found at last."""
     plain = an_update(
         worker, sequence, base_version=base_version, base_term=base_term, layout=layout or a_layout()
     )
-    plan = replace(PLAN, epoch=epoch.number)
-    return epoch.masked(plain, numbers_of(values, statistics), plan)
+    plan = replace(plan, epoch=epoch.number)
+    behind = [*statistics, *measured_values(found, base_version, plan)]
+    return epoch.masked(plain, numbers_of(values, behind, plan=plan), plan)
 
 
 def a_secure_config(
@@ -100,12 +107,18 @@ def a_secure_config(
     registry: Registry | None = None,
     schedule: CommitSchedule | None = None,
     fewest_workers: int = 3,
+    secure: SecurePlan = PLAN,
 ) -> AggregatorConfig:
     """Return what an aggregator with secure aggregation is told when it starts."""
-    secure = replace(PLAN, epoch=epoch.number)
+    secure = replace(secure, epoch=epoch.number)
     registry = registry or epoch.registry
     strategy = secured(a_strategy(name, buffer_size=buffer_size, optimizer=optimizer), secure)
-    plan = Plan(secure=secure, codec=secure.codec, one_update_per_version=strategy.one_update_per_version)
+    plan = Plan(
+        secure=secure,
+        codec=secure.codec,
+        one_update_per_version=strategy.one_update_per_version,
+        sites_decide=bool(goal and goal.by_sites),
+    )
     schedule = schedule or CommitSchedule()
 
     def continue_from(head: Head) -> GlobalModel:

@@ -57,8 +57,8 @@ PURE = {
     "fluffle.record_wire",
     "fluffle.rights",
     "fluffle.codecs.masked",
-    *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "modulus")),
-    *(f"fluffle.secure.{name}" for name in ("plan", "sums", "weights")),
+    *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "measured")),
+    *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "weights")),
     "fluffle.sites",
     "fluffle.survey",
     *(

@@ -5,6 +5,7 @@ Time comes in as arguments, bytes never. The same updates in the same order give
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from fluffle.model import Vector, no_values
 from fluffle.plan import Plan
@@ -25,7 +26,7 @@ from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.contributors import Contributors
 from fluffle_aggregator.folding import folded_of
 from fluffle_aggregator.goal import Goal
-from fluffle_aggregator.judging import judged, sites_decide
+from fluffle_aggregator.judging import compare_as_whole, judged, sites_decide
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.secure.state import SecureState
@@ -164,7 +165,8 @@ class GlobalModel:
         weight = self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
-                update.examples,
+                # A masked update does not say how many it has, and weighs by its staleness alone.
+                1 if update.epoch else update.examples,
                 self.contributors.most_examples,
                 self.contributors.mean_examples,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,
@@ -294,8 +296,7 @@ class GlobalModel:
                 evaluation,
                 self.goal,
                 self.schedule,
-                is_better=self.goal.better(before.best, evaluation) is not before.best,
-                early_stop=self.goal.after_evaluation(before.early_stop, evaluation.metrics),
+                compare_as_whole(before, evaluation, self.goal),
             )
         return True
 
@@ -304,14 +305,13 @@ class GlobalModel:
         self.draft = replace(self.draft, site_evaluation=evaluation)
         if sites_decide(self.goal, self.draft):
             target, least = self.goal.target, evaluation.version if is_last else 0
-            comparison = self.sites.compare(self.draft, evaluation, self.goal, least_version=least)
+            compare = compare_as_whole if self.secure else partial(self.sites.compare, least_version=least)
             self.draft = judged(
                 self.draft,
                 evaluation,
                 self.goal,
                 self.schedule,
-                is_better=comparison.is_better,
-                early_stop=comparison.early_stop,
+                compare(self.draft, evaluation, self.goal),
                 is_missed=bool(target and self.sites.without(target.metric)),
             )
 

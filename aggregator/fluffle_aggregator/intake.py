@@ -17,7 +17,7 @@ from fluffle.wire import decode_inbound
 from fluffle_aggregator.gates.fitting import of_another_federation
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.gates.history import of_a_version_to_come
-from fluffle_aggregator.gates.sender import foreign_sender
+from fluffle_aggregator.gates.sender import FOREIGN_SENDER, foreign_sender
 from fluffle_aggregator.global_model import GlobalModel
 
 UNREADABLE = "unreadable"
@@ -66,6 +66,9 @@ def take_in(
     for gate in gates:
         passed = gate(incoming, model)
         if isinstance(passed, Refusal):
+            if passed.reason != FOREIGN_SENDER and model.secure and model.secure.has_closed(message.id):
+                # It counts, whatever the settings have become since its sum was closed.
+                return Postponed(message)
             return TurnedDown(passed, message)
         incoming = passed
     if model.secure and model.secure.has_to_wait(message, model.weigh(message).factor):

@@ -2,12 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fluffle.record import EarlyStopState, Evaluation, ModelVersion
 from fluffle.sites import MEAN, SPREAD, WORST, OverSites, is_of_sites, site_metric_in
 from fluffle_aggregator.goal import Goal, known_direction
 from fluffle_aggregator.schedules import Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Whether an evaluation is better than the best one so far, and how much patience is left."""
+
+    is_better: bool
+    early_stop: EarlyStopState
+
+
+def compare_as_whole(draft: ModelVersion, evaluation: Evaluation, goal: Goal) -> Comparison:
+    """Compare an evaluation with the best one, both of the same data, or of what is taken for that."""
+    return Comparison(
+        is_better=goal.better(draft.best, evaluation) is not draft.best,
+        early_stop=goal.after_evaluation(draft.early_stop, evaluation.metrics),
+    )
 
 
 def sites_decide(goal: Goal, draft: ModelVersion) -> bool:
@@ -25,22 +41,22 @@ def judged(
     evaluation: Evaluation,
     goal: Goal,
     schedule: Schedule,
+    comparison: Comparison,
     *,
-    is_better: bool,
-    early_stop: EarlyStopState,
     is_missed: bool = False,
 ) -> ModelVersion:
     """Return the draft of the next record after an evaluation that decides.
 
     With `is_missed` the target is missed, whatever the metrics say: a site cannot say that it is reached.
     """
+    is_better = comparison.is_better
     best = evaluation if is_better else draft.best
     return replace(
         draft,
         best=best,
         best_by=str(goal.yardstick(evaluation.metrics) or "") if best else "",
         plateau=schedule.after_evaluation(draft.plateau, is_better=is_better),
-        early_stop=early_stop,
+        early_stop=comparison.early_stop,
         target_held=0 if is_missed else goal.held(draft.target_held, evaluation.metrics),
         not_finite_held=draft.not_finite_held + 1 if goal.lost(evaluation.metrics) else 0,
     )

@@ -131,7 +131,8 @@ class Leader:
             # Until the workers read of it, they train and send what this leader would refuse.
             line = "the plan has changed: publishing the model with the new one"
             effects.append(warning(line, before=record.strategy, now=str(model.strategy)))
-        return [*effects, self._commit(now)]
+        # The sum that was closed for the next version brings the new plan with it.
+        return effects if self.awaits_openings else [*effects, self._commit(now)]
 
     def take_in(self, delivery: Delivery, now: Now) -> list[Effect]:
         """Take in one message: fold it, note it, or refuse it."""
@@ -234,7 +235,8 @@ class Leader:
         if not settled.is_in_model:
             return [*settled.effects, *self.commit_newer(now)]
         self.held, securing.held = securing.held, []
-        return [*settled.effects, self._commit(now)]
+        noted = self._reports.note_of_sum(settled.evaluation) if settled.evaluation else []
+        return [*settled.effects, *noted, self._commit(now)]
 
     def absent(self, workers: Sequence[str]) -> list[Effect]:
         """Go on without the evaluations of workers that RabbitMQ does not know any more."""

@@ -124,7 +124,8 @@ class Reports:
         """Warn while the goal needs evaluations, and none comes."""
         model, goal = self._model, self._model.goal
         by_sites = model.plan.sites_decide
-        is_reported = bool(model.sites.reports) or (not by_sites and model.draft.evaluation is not None)
+        of_sites = model.sites.reports or (model.secure and model.draft.site_evaluation)
+        is_reported = bool(of_sites) or (not by_sites and model.draft.evaluation is not None)
         is_needed = goal.target is not None or goal.patience is not None
         if not is_needed or is_reported or updates < self._warned_at:
             return []
@@ -217,6 +218,20 @@ class Reports:
             effects += self._note_site_evaluation(made)
         return effects
 
+    def note_of_sum(self, made: Evaluation) -> list[Effect]:
+        """Take in what the sites of a sum have measured, if it is of a newer version than the last one.
+
+        Version 0 does not count: nobody has trained it.
+        """
+        before = self._model.draft.site_evaluation
+        if self._model.over or made.version <= (before.version if before else 0):
+            return []
+        effects = self._note_site_evaluation(made)
+        if bad := not_finite(made.metrics):
+            line = "a metric is not finite at a site of the sum"
+            effects.append(warning(line, version=made.version, metrics=", ".join(bad)))
+        return effects
+
     def _note_site_evaluation(self, made: Evaluation, *, is_last: bool = False) -> list[Effect]:
         model = self._model
         model.note_site_evaluation(made, is_last=is_last)
@@ -231,7 +246,7 @@ class Reports:
             info(
                 "evaluated by the sites",
                 version=made.version,
-                sites=len(model.sites.reports),
+                **({} if model.secure else {"sites": len(model.sites.reports)}),
                 held=model.draft.target_held,
                 metrics=shown,
             ),

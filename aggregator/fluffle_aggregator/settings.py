@@ -27,7 +27,7 @@ from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.schedules import parse_schedule
-from fluffle_aggregator.secure.combinations import require_combinable
+from fluffle_aggregator.secure.combinations import metrics_in_sums, require_combinable
 from fluffle_aggregator.secure.masked_buffer import share_of_one
 from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_aggregator.secure.weighing import secured
@@ -270,18 +270,16 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         if not self.secure_aggregation:
             return None
         require_combinable(strategy, self.model_fields_set, getattr(self, "weigh_by", "none"))
-        if self.make_goal().by_sites:
-            raise ConfigError(
-                "secure_aggregation has no goal that is measured at the sites: what a site measures stays "
-                "there; start an evaluator, and name its metric in target and best"
-            )
         if parse_batch_size(self.batch_size)[1]:
             raise ConfigError(
                 "batch_size auto does not go together with secure_aggregation: updates of different batches "
                 "cannot be normalised, so give a number"
             )
         return self.make_secure_plan(
-            epoch, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
+            epoch,
+            strategy.buffer_size,
+            is_synchronous=strategy.one_update_per_version,
+            metrics=metrics_in_sums(self.make_goal()),
         )
 
     def make_survey_aim(self) -> SurveyAim:

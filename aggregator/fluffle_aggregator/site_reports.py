@@ -5,10 +5,11 @@ docs/decisions/0026 says why it is as it is.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fluffle.record import EarlyStopState, Evaluation, ModelVersion
 from fluffle.sites import (
+    SITES,
     SPREAD,
     WORST,
     Gain,
@@ -21,21 +22,11 @@ from fluffle.sites import (
     within_room,
 )
 from fluffle_aggregator.goal import Goal, Yardstick
-from fluffle_aggregator.judging import metrics_over_sites, worst_of
+from fluffle_aggregator.judging import Comparison, metrics_over_sites, worst_of
 
-# Who reports for all sites, in the record.
-SITES = "sites"
 # In so many evaluations a report counts at most: a worker that takes more than so many times as long as the
 # others no longer holds the mean to what it once measured.
 MOST_COUNTED = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Whether an evaluation is better than the best one so far, and how much patience is left."""
-
-    is_better: bool
-    early_stop: EarlyStopState
 
 
 class SiteReports:

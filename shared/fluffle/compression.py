@@ -21,7 +21,7 @@ from fluffle.codecs.top_k import TopK
 from fluffle.fields import parsed
 from fluffle.model import Vector
 from fluffle.secure.modulus import BITS, Modulus
-from fluffle.secure.plan import MASKED
+from fluffle.secure.plan import masked_codec
 
 __all__ = ["CompressedVector", "decompressed"]
 
@@ -51,7 +51,7 @@ CODECS: Mapping[str, Codec] = {
     "topk": TopK(0.01),
 }
 # Secure aggregation chooses these by itself.
-MASKED_CODECS: Mapping[str, MaskedCodec] = {f"{MASKED}{bits}": MaskedCodec(Modulus(bits)) for bits in BITS}
+MASKED_CODECS: Mapping[str, MaskedCodec] = {masked_codec(bits): MaskedCodec(Modulus(bits)) for bits in BITS}
 
 
 def require_codec(name: str) -> str:
@@ -88,6 +88,11 @@ def is_masked(name: str) -> bool:
     return name in MASKED_CODECS
 
 
+def bits_of_masked(name: str) -> int:
+    """Return how many bits each number of a codec of masked numbers has."""
+    return MASKED_CODECS[name].modulus.bits
+
+
 def compress(name: str, vector: Vector, random: np.random.Generator) -> CompressedVector:
     """Return a vector in a codec; the same state of `random` gives the same bits."""
     return _codec(name).of(vector, random)
@@ -113,11 +118,6 @@ def read_vector(name: str, size: int, received: memoryview) -> CompressedVector:
     codec = _codec(name)
     payload = _unpacked(received, codec.most_bytes(size)) if is_packed(name) else received
     return codec.read(size, payload)
-
-
-def masked_vector(name: str, payload: memoryview) -> CompressedVector:
-    """Return the masked vector that takes all of these bytes. Raises ValueError when none does."""
-    return MASKED_CODECS[name].read_all(payload)
 
 
 def most_bytes(name: str, size: int) -> int:

@@ -20,7 +20,8 @@ from fluffle.pieces import Body, Pieces
 from fluffle.topology import MAX_MESSAGE_BYTES
 
 PROTOCOL: Final = 5
-ALIGNMENT: Final = 16
+# Of a float32 and of a masked number; a body itself begins at a multiple of 16 bytes in Python.
+ALIGNMENT: Final = 4
 BIN32_PREFIX_BYTES: Final = 5
 NO_PAYLOAD: Final = b"\xc6\x00\x00\x00\x00"
 PROTOCOL_FIELD: Final = "fluffle"

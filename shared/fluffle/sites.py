@@ -25,6 +25,8 @@ from fluffle.fields import (
 )
 
 MAX_SITE_METRICS: Final = 64
+# Who reports for all sites, in the record.
+SITES: Final = "sites"
 # What stands before a metric's name where it is one of all sites: their mean, the worst of them, and the
 # standard deviation of their values.
 MEAN: Final = "sites."

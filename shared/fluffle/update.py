@@ -70,7 +70,8 @@ class WeightUpdate:
 
     With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise, and
     `revision` is that of the plan by which it was made. The statistics, and what the site has measured, are
-    then part of the masked vector, and integers and loss are not sent.
+    then part of the masked vector. Nothing more is sent but `train_s`: integers and loss are left out, and
+    examples, steps and batch size are 0.
     """
 
     federation: ShortText

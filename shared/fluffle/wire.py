@@ -9,14 +9,17 @@ the field.
 from collections.abc import Mapping
 from typing import Final
 
-from fluffle.compression import is_masked, is_packed, leaves_out, masked_vector, read_vector, wire_bytes
+from fluffle.codecs.masked import MaskedVector
+from fluffle.compression import bits_of_masked, is_masked, is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
-from fluffle.fields import Table, integer, take
+from fluffle.fields import Table, integer, kind_of, take
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
+from fluffle.secure.modulus import Modulus
+from fluffle.secure.plan import ModulusBits, masked_codec
 from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
 from fluffle.survey.packing import pack, unpack
@@ -28,9 +31,14 @@ Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 _OF_MASKED: Final = ("epoch", "revision")
+_NOT_MASKED: Final = (
+    *("sends", "codec", "first_tensor", "absorbs", "loss"),
+    *("examples", "steps", "batch_size", "learning_rate_scale"),
+)
 _UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED))
-# What is masked is the delta of all layers, and absorbs nothing; statistics are part of its vector.
-_MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, "first_tensor", "sends", "loss", "absorbs"))
+# What is masked is the delta of all layers, and absorbs nothing. Of what its worker has, no more is said.
+_MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_NOT_MASKED))
+_BITS: Final = kind_of(ModulusBits)
 _EVALUATION: Final = BareMessage("evaluation", Evaluation)
 _SITE_EVALUATION: Final = BareMessage("site-evaluation", SiteEvaluation)
 _HELLO: Final = BareMessage("hello", Hello)
@@ -41,7 +49,7 @@ _REPORT: Final = BareMessage("events", Report)
 def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update, masked or plain."""
     if is_masked(update.codec):
-        masked = {"kind": "masked", **_MASKED.write(update)}
+        masked = {"kind": "masked", **_MASKED.write(update), "bits": bits_of_masked(update.codec)}
         return _encode_inbound(masked, [update.vector.payload], _read_masked)
     vector = wire_bytes(update.codec, update.vector)
     header = {
@@ -138,16 +146,14 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
 def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:
     """Read a masked update; its vector is a view of the payload, all of which it takes."""
     found = _MASKED.take(header)
-    codec = found["codec"]
-    if not is_masked(codec):
-        raise WireError(f"field codec: {codec} is none of masked numbers")
+    bits = take(header, "bits", _BITS)
     if not found["epoch"]:
         raise WireError("field epoch: what is masked has one, and it is not 0")
     try:
-        vector = masked_vector(codec, payload)
+        vector = MaskedVector.reading(Modulus(bits), payload)
     except ValueError as error:
-        raise WireError(f"the payload is not in {codec}: {error}") from error
-    return WeightUpdate(**found, sends="delta", vector=vector)
+        raise WireError(f"the payload is no masked vector: {error}") from error
+    return WeightUpdate(**found, sends="delta", codec=masked_codec(bits), vector=vector, examples=0, steps=0)
 
 
 def _read_statistics(header: Header, payload: memoryview) -> SiteStatistics:

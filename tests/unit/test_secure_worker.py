@@ -112,7 +112,7 @@ def test_a_message_has_the_bytes_of_its_numbers_and_a_header(bits: int, site: Si
     layout = Layout.of(
         {"dense/kernel": np.zeros((784, 128), np.float32), "dense/bias": np.zeros(128, np.float32)}
     )
-    plan = replace(PLAN, bits=8, modulus_bits=bits)
+    plan = replace(PLAN, bits=10, modulus_bits=bits, metrics=("loss", "accuracy")).numbered()
     update = WeightUpdate(
         federation="digits",
         id=UpdateId("w1", "0123456789abcdef", 12_345),
@@ -127,11 +127,16 @@ def test_a_message_has_the_bytes_of_its_numbers_and_a_header(bits: int, site: Si
         batch_size=32,
         train_s=12.3456,
     )
-    make = site.keys().masking(update, np.zeros(layout.size, np.float32), plan, np.random.default_rng(0))
+    make = site.keys().masking(
+        update, np.zeros(layout.size, np.float32), None, plan, np.random.default_rng(0)
+    )
 
     body = encode_update(make(update.id))
 
-    assert layout.size * bits // 8 < len(body) <= layout.size * bits // 8 + 300
+    header_bytes = len(body) - plan.length(layout.size, 0) * bits // 8
+    assert 0 < header_bytes <= 216
+    if bits == 16:
+        assert len(body) <= 2 * layout.size + 300
 
 
 def test_a_worker_with_keys_refuses_a_plan_without_secure_aggregation_and_sends_nothing(site: Site) -> None:
@@ -192,19 +197,25 @@ def test_what_would_leave_the_site_in_the_clear_is_refused_before_training(
     assert (sent(server), task.started_from) == ([], [])
 
 
-def test_evaluations_stay_at_the_site_and_a_line_says_why_once(
+def test_what_is_measured_at_a_site_travels_in_its_updates_alone_and_a_line_says_so_once(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plain, server = a_federation(version(secure=None)), a_federation(version(evaluate_every=1))
+    plan = replace(PLAN, metrics=("accuracy", "loss"))
+    plain, server = a_federation(version(secure=None)), a_federation(version(secure=plan, evaluate_every=1))
     events: list[Event] = []
+    caplog.set_level("INFO")
     live(plain, SecretTask(), None, spool=Path("plain"))
 
     live(server, SecretTask(), site.keys(), updates=3, event_sink=noting(events))
 
     assert any(isinstance(each, SiteEvaluation) for each in sent(plain))
     assert all(isinstance(each, WeightUpdate) for each in sent(server))
-    assert caplog.text.count("what is measured at this site stays here") == 1
+    assert caplog.text.count("what is measured at this site travels masked") == 1
     assert not [each for each in events if isinstance(each, ValidatedEvent)]
+    for update in sent_updates(server):
+        # 5 examples, of the version that the round began from, with an accuracy and no loss.
+        values = decode_limbs(site.numbers(update)[SIZE:], plan.bits)[STATISTICS:]
+        assert values.tolist() == [5.0, 0.0, 1.25, 5.0, 0.0, 0.0]
 
 
 def test_a_clip_that_changes_many_elements_is_warned_of_at_powers_of_two(

@@ -17,6 +17,7 @@ from fluffle.fields import Metrics
 from fluffle.metrics.meters import Meter
 from fluffle.plan import Plan
 from fluffle.record import Contributor, Evaluation, ModelVersion
+from fluffle.secure.plan import SecurePlan
 from fluffle.sites import Gain, Pooling, SiteMetric, SiteReport
 from fluffle_cli.watching.as_json import as_json
 from fluffle_cli.watching.findings import findings_of
@@ -129,6 +130,18 @@ def test_workers_that_hold_out_nothing_are_named_where_the_goal_needs_them() -> 
     others = findings_of(a_view(a_record(plan=Plan())))
 
     assert "1 of 4 workers evaluate nothing: ward-4" in found.says
+    assert "--local-validation" in found.do
+    assert not [each for each in others if each.kind == "site-not-evaluated"]
+
+
+def test_sums_without_what_sites_measure_are_named_where_the_goal_needs_it() -> None:
+    plan = Plan(sites_decide=True, secure=SecurePlan(epoch=1, clip=1.0, metrics=("accuracy",)))
+    record = replace(a_record(plan=plan), sites={}, site_evaluation=None)
+
+    [found] = [each for each in findings_of(a_view(record)) if each.kind == "site-not-evaluated"]
+    others = findings_of(a_view(replace(record, site_evaluation=an_evaluation(3, {"sites.accuracy": 0.5}))))
+
+    assert "in no sum has any of them evaluated" in found.says
     assert "--local-validation" in found.do
     assert not [each for each in others if each.kind == "site-not-evaluated"]
 

@@ -86,6 +86,9 @@ updates = st.builds(
     loss=st.none() | st.floats(),
     train_s=numbers,
 )
+masked = st.builds(
+    a_masked_update, size=st.integers(0, 50), bits=st.sampled_from(BITS), revision=st.integers(0, 2**32)
+)
 evaluations = st.builds(Evaluation, texts, names, counts, metrics, numbers)
 
 
@@ -198,16 +201,8 @@ def assert_same(one: object, other: object) -> None:
             assert is_same(mine, others), field.name
 
 
-@given(updates)
+@given(updates | masked)
 def test_an_update_comes_back_as_it_went(update: WeightUpdate) -> None:
-    assert_same(decode_inbound(encode_update(update)), update)
-
-
-@pytest.mark.parametrize("bits", BITS)
-@given(sequence=st.integers(1, 2**40), size=st.integers(0, 50), revision=st.integers(0, 2**32))
-def test_a_masked_update_comes_back_as_it_went(bits: int, sequence: int, size: int, revision: int) -> None:
-    update = a_masked_update(sequence=sequence, size=size, bits=bits, revision=revision)
-
     assert_same(decode_inbound(encode_update(update)), update)
 
 
@@ -288,7 +283,7 @@ def test_a_kept_update_that_does_not_fit_its_bytes_is_refused_with_its_field(
 
 
 @given(updates.map(lambda update: replace(update, codec="float32")) | versions())
-def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of_16(
+def test_any_msgpack_library_reads_a_message_as_a_map_and_a_bin_at_a_multiple_of_4(
     message: WeightUpdate | ModelVersion,
 ) -> None:
     body = encode_update(message) if isinstance(message, WeightUpdate) else encode_version(message)

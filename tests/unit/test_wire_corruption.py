@@ -209,11 +209,11 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
             rewritten(UPDATE, codec="masked24"),
             "field codec: masked24 travels in a message of the kind masked",
         ),
-        (rewritten(MASKED, codec="float32"), "field codec: float32 is none of masked numbers"),
+        (rewritten(MASKED, bits=20), "field bits: 20 is none of 16, 24, 32"),
         (rewritten(MASKED, epoch=0), "field epoch: what is masked has one, and it is not 0"),
         (
             with_payload(MASKED, bytes(10)),
-            "the payload is not in masked24: the vector takes 9 bytes, but has 10",
+            "the payload is no masked vector: the vector takes 9 bytes, but has 10",
         ),
         (rewritten(MASKED, loss=0.5), "unknown field 'loss'"),
         (with_payload(EVALUATION, b"x"), "the payload must be empty, but has 1 bytes"),

@@ -21,6 +21,7 @@ from fluffle.errors import WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.record import ModelVersion
+from fluffle.sites import SiteEvaluation
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
@@ -44,16 +45,23 @@ class Compressed:
 
 
 def add_to_spool(
-    spool: Spool, trained: TrainedUpdate, version: ModelVersion, secure: SecureSite, *, seed: int
+    spool: Spool,
+    trained: TrainedUpdate,
+    found: SiteEvaluation | None,
+    version: ModelVersion,
+    secure: SecureSite,
+    *,
+    seed: int,
 ) -> None:
     """Compress an update, or mask it if the plan says so, and put it into the spool.
 
-    `version` is the one that the round started from, the newest that is known.
+    `version` is the one that the round started from, the newest that is known, and `found` the newest
+    evaluation at this site.
     """
     update, applied = trained.update, version.applied
     random = np.random.default_rng([seed, update.id.sequence, 1])
     if version.plan.secure:
-        secure.add_masked(spool, trained, version, random)
+        secure.add_masked(spool, trained, found, version, random)
         return
     if update.sends == "delta" and (leaves_out(update.codec) or spool.has_residual):
         try:

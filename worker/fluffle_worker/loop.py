@@ -242,7 +242,8 @@ class Worker:
         self._base.note_round(version, trained)
         if trained:
             self._validation.note_round(version, trained)
-            add_to_spool(self.spool, trained, version, self._secure, seed=self.seed)
+            found = self._validation.newest
+            add_to_spool(self.spool, trained, found, version, self._secure, seed=self.seed)
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""

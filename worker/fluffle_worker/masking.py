@@ -20,6 +20,7 @@ from fluffle.model import Vector
 from fluffle.model_stream import newest_version
 from fluffle.record import ModelVersion
 from fluffle.secure.plan import SecurePlan
+from fluffle.sites import SiteEvaluation
 from fluffle.stopping import StopRequested
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
@@ -50,9 +51,17 @@ class Keys(Protocol):
         """
 
     def masking(
-        self, update: WeightUpdate, delta: Vector, plan: SecurePlan, random: np.random.Generator
+        self,
+        update: WeightUpdate,
+        delta: Vector,
+        found: SiteEvaluation | None,
+        plan: SecurePlan,
+        random: np.random.Generator,
     ) -> Callable[[UpdateId], WeightUpdate]:
-        """Make whole numbers of a delta and its update's statistics; return what masks them under an id."""
+        """Make whole numbers of a delta, its update's statistics, and what this site has found at last.
+
+        Return what masks them under an id.
+        """
 
 
 @dataclass(kw_only=True, eq=False)
@@ -153,21 +162,29 @@ class SecureSite:
         return False
 
     def add_masked(
-        self, spool: Spool, trained: TrainedUpdate, version: ModelVersion, random: np.random.Generator
+        self,
+        spool: Spool,
+        trained: TrainedUpdate,
+        found: SiteEvaluation | None,
+        version: ModelVersion,
+        random: np.random.Generator,
     ) -> None:
-        """Mask an update, which began from this version, and put it into the spool."""
+        """Mask an update, which began from this version, and put it into the spool.
+
+        `found` is the newest evaluation at this site, which travels in the update.
+        """
         secure = version.plan.secure
         if self.keys is None or secure is None:
             raise ConfigError("only a worker with keys can mask, and only for a plan with secure aggregation")
         if spool.has_residual:
             log.warning("what earlier updates left out is dropped: it is of before secure aggregation")
             spool.forget_residual()
-        found = self._warnings.note(trained, version.layout, secure)
-        if not math.isfinite(found):
+        size = self._warnings.note(trained, version.layout, secure)
+        if not math.isfinite(size):
             # Behind its mask nobody could tell, and it would spoil the whole sum.
             log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
             return
-        under = self.keys.masking(trained.update, trained.vector, secure, random)
+        under = self.keys.masking(trained.update, trained.vector, found, secure, random)
         spool.add(under(trained.update.id), renamed=under)
 
     def _await_epoch(self, keys: Keys, epoch: int) -> None:

@@ -12,8 +12,10 @@ from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.secure.key_files import WorkerKey, public_part, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
+from fluffle.secure.measured import measured_values
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry, read_registry
+from fluffle.sites import SiteEvaluation
 from fluffle.update import UpdateId, WeightUpdate
 
 log = get_logger(__name__)
@@ -56,16 +58,24 @@ class SecureKeys:
         return ""
 
     def masking(
-        self, update: WeightUpdate, delta: Vector, plan: SecurePlan, random: np.random.Generator
+        self,
+        update: WeightUpdate,
+        delta: Vector,
+        found: SiteEvaluation | None,
+        plan: SecurePlan,
+        random: np.random.Generator,
     ) -> Callable[[UpdateId], WeightUpdate]:
-        """Make whole numbers of a delta and its update's statistics; return what masks them under an id.
+        """Make whole numbers of a delta, its update's statistics, and what this site has found at last.
 
+        Return what masks them under an id.
         They are rounded once, so that the same id has the same bytes. Raises ConfigError for a plan of
         another epoch.
         """
         if plan.epoch != self.epoch:
             raise ConfigError(f"the plan is of epoch {plan.epoch}, and the registry of epoch {self.epoch}")
-        masks, numbers = self._masks, whole_numbers(delta, update.statistics, plan, random)
+        measured = measured_values(found, update.base_version, plan)
+        values = np.concatenate([update.statistics, measured])
+        masks, numbers = self._masks, whole_numbers(delta, values, plan, random)
         return lambda other: masks.masked(replace(update, id=other), numbers, plan)
 
     def _accepted(self, registry: Registry) -> Masks:

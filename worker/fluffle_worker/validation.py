@@ -29,7 +29,7 @@ class SiteValidation:
 
     A report that no broker has taken waits in memory, and only the newest one: it is measured again after a
     restart, under the same id. With secure aggregation nothing is reported: what one site measures would
-    tell more of its data than its masked updates.
+    tell more of its data than its masked updates, so that each of those carries what is `newest`.
     """
 
     worker: str
@@ -42,7 +42,7 @@ class SiteValidation:
         """Begin with the first version that is received."""
         self.is_needed = True
         self._waiting: SiteEvaluation | None = None
-        self._newest: SiteEvaluation | None = None
+        self.newest: SiteEvaluation | None = None
         # The weights after the round that began with the newest one.
         self._after: Weights | None = None
         self._rounds = 0
@@ -51,7 +51,7 @@ class SiteValidation:
 
     def start_over(self) -> None:
         """Forget what was measured of another federation."""
-        self._waiting = self._newest = self._after = None
+        self._waiting = self.newest = self._after = None
         self._next_at = 0.0
 
     def evaluate_when_due(self, version: ModelVersion) -> None:
@@ -64,7 +64,7 @@ class SiteValidation:
 
     def evaluate(self, version: ModelVersion) -> None:
         """Evaluate a version, unless this site holds out nothing, or knows the version already."""
-        known = self._newest
+        known = self.newest
         if not self.is_needed or (known and version.rank <= Rank(known.term, known.version)):
             return
         began = time.monotonic()
@@ -77,14 +77,14 @@ class SiteValidation:
         # The first one takes longer, since the framework compiles it.
         self._pause(evaluate_s if known else 0.0)
         examples, metrics = found
-        self._newest = SiteEvaluation(
+        self.newest = SiteEvaluation(
             version.federation, self.worker, version.term, version.version, examples, metrics, evaluate_s
         )
         values = {each.name: each.value for each in metrics if each.count}
         if version.plan.secure:
             self._say_private()
         else:
-            self._waiting = self._newest
+            self._waiting = self.newest
             self.event_sink(Validated(version.version, evaluate_s, examples, values))
         shown = {name: round(value, 4) for name, value in values.items()}
         log.info("evaluated here", version=version.version, examples=examples, metrics=shown)
@@ -96,7 +96,7 @@ class SiteValidation:
 
         Where versions are averaged, that was the average, and the round began from the version itself.
         """
-        newest = self._newest
+        newest = self.newest
         if (
             version.average_decay == 0.0
             and newest
@@ -110,16 +110,16 @@ class SiteValidation:
 
         `version` is the newest one, whose plan says whether that is reported.
         """
-        if self._after is None or self._newest is None:
+        if self._after is None or self.newest is None:
             return
         began = time.monotonic()
         found = self.task.validate(self._after)
         self._after = None
         self._pause(time.monotonic() - began)
         if found:
-            self._newest = replace(self._newest, tuned=found[1])
+            self.newest = replace(self.newest, tuned=found[1])
             if version.plan.secure is None:
-                self._waiting = self._newest
+                self._waiting = self.newest
 
     def _pause(self, took_s: float) -> None:
         """Let the next evaluation wait until this one has taken a tenth of the time at most."""
@@ -149,9 +149,9 @@ class SiteValidation:
     def _say_private(self) -> None:
         if not self._has_said_private:
             self._has_said_private = True
-            log.warning(
-                "what is measured at this site stays here: with secure aggregation the aggregator may learn "
-                "sums alone, and evaluations are not masked"
+            log.info(
+                "what is measured at this site travels masked, in its updates: the aggregator learns what it "
+                "comes to over all sites of a sum"
             )
 
     def _warn_of_nothing(self, version: ModelVersion) -> None:

@@ -104,6 +104,12 @@ def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | N
         return Refusal(
             WRONG_CONTENT, f"the update came in {update.codec}, and sums are in {secure.plan.codec}"
         )
+    if update.revision != secure.plan.revision:
+        return Refusal(
+            WRONG_CONTENT,
+            f"the update was masked by revision {update.revision} of the plan, and this is revision "
+            f"{secure.plan.revision}: its worker trains anew",
+        )
     return None
 
 

@@ -6,7 +6,7 @@ from fluffle.broker import Delivery
 from fluffle.record import Rank, is_in_history
 from fluffle.sites import SiteEvaluation, SiteMetric
 from fluffle.topology import Topology
-from fluffle_aggregator.gates.fitting import of_another_federation
+from fluffle_aggregator.gates.fitting import WRONG_CONTENT, of_another_federation
 from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.history import UNKNOWN_BASE, of_a_version_to_come
 from fluffle_aggregator.gates.sender import foreign_sender
@@ -27,6 +27,9 @@ def site_refusal(
         or of_a_version_to_come(found.version, model)
     ):
         return refused
+    if model.secure:
+        detail = "the site's evaluation is not masked: it was measured for a plan that is no longer in force"
+        return Refusal(WRONG_CONTENT, detail)
     rank = Rank(found.term, found.version)
     if not is_in_history(rank, model.terms, model.version):
         return Refusal(

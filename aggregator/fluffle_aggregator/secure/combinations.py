@@ -3,6 +3,8 @@
 from typing import Final
 
 from fluffle.errors import ConfigError
+from fluffle.sites import MEAN, is_of_sites, site_metric_in
+from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies.strategy import Strategy
 
 STRATEGIES: Final = ("fedbuff", "fedavg")
@@ -19,8 +21,25 @@ REFUSED: Final = {
     "commit_every": "each opened sum is a version: leave commit_every out",
     "commit_after": "each opened sum is a version: leave commit_after out",
     "survey": "an answer would tell the aggregator about a single site's data: leave survey out",
-    "evaluate_every": "what a site measures stays at the site: leave evaluate_every out",
+    "min_examples": "no update says how many examples it has: leave min_examples out",
+    "limit_examples": "no update says how many examples it has: leave limit_examples out",
 }
+# What travels in sums where the goal names no metric of the sites.
+USUAL_METRICS: Final = ("loss", "accuracy")
+
+
+def metrics_in_sums(goal: Goal) -> tuple[str, ...]:
+    """Return the metrics of sites that travel in their updates: those of the goal, or the usual ones.
+
+    Raises ConfigError for a goal that needs the value of a single site.
+    """
+    of_sites = [each.metric for each in goal.yardsticks if is_of_sites(each.metric)]
+    if single := [metric for metric in of_sites if not metric.startswith(MEAN)]:
+        raise ConfigError(
+            f"secure_aggregation has no {single[0]}, since nobody learns what a single site measures: name "
+            f"{MEAN}{site_metric_in(single[0])}, the mean over the sites"
+        )
+    return tuple(dict.fromkeys(site_metric_in(metric) for metric in of_sites)) or USUAL_METRICS
 
 
 def require_combinable(strategy: Strategy, given: set[str], weigh_by: str) -> None:

@@ -63,10 +63,6 @@ class MaskedBuffer:
         self.updates.append(ClosedUpdate(update.id, update.base_term, update.base_version, factor))
         self._facts.append(
             SummedUpdate(
-                update.examples,
-                update.steps,
-                update.batch_size,
-                update.learning_rate_scale,
                 update.train_s,
                 published_at,
                 now,
@@ -104,4 +100,4 @@ class MaskedBuffer:
             asked=asked,
             updates=tuple(self.updates),
         )
-        return SumRecord(close=close, updates=tuple(self._facts), residues=self._total)
+        return SumRecord(close=close, plan=self.plan, updates=tuple(self._facts), residues=self._total)

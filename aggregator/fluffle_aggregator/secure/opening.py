@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fluffle.model import Vector
 from fluffle.secure.closing import NotOpened, Opening, digest_of
 from fluffle.secure.committee import Committee
-from fluffle.secure.limbs import decode_limbs
+from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit
+from fluffle.secure.measured import Values
 from fluffle.secure.modulus import add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SumRecord
@@ -24,11 +25,14 @@ from fluffle_aggregator.secure.alternatives import Alternatives
 class OpenedSum:
     """The sum over all updates of weight times value, where a fresh update has the weight 1.
 
-    `delta` is float32 [size], `statistics` float64 [statistics_size].
+    `delta` is float32 [size], `statistics` float64 [statistics_size], and `measured` float64
+    [plan.measured_size]. `largest_digit` is the largest magnitude of the sums of digits that they are from.
     """
 
     delta: Vector
     statistics: NDArray[np.float64]
+    measured: Values
+    largest_digit: int
 
 
 class AwaitedSum:
@@ -182,21 +186,33 @@ class AwaitedSum:
         self._choice = dict(enumerate(choice))
         return True
 
-    def opened(self, plan: SecurePlan, size: int) -> OpenedSum:
+    def opened(self, size: int) -> OpenedSum:
         """Return the sum of a model of `size` trained values. Raises ValueError while masks are on it."""
         if not self.is_open:
             raise ValueError(f"the masks of {self.missing} are still on the sum")
-        signed = self.record.close.modulus.signed(self._total)
+        plan, signed = self.record.plan, self.record.close.modulus.signed(self._total)
         delta = plan.fixed_point.decode(signed[:size], plan.greatest)
-        return OpenedSum(delta, decode_limbs(signed[size:], plan.bits) / plan.greatest)
+        values = decode_limbs(signed[size:], plan.bits) / plan.greatest
+        statistics_size = values.size - plan.measured_size
+        largest = int(np.max(np.abs(signed[size:].astype(np.int64)), initial=0))
+        return OpenedSum(delta, values[:statistics_size], values[statistics_size:], largest)
 
 
 def why_unsound(opened: OpenedSum, weights: Sequence[float], plan: SecurePlan) -> str:
     """Return why a sum cannot be one of honest updates with these weights, in words; empty when it can.
 
-    Each honest delta is at most as large as the clip, but for its rounding up by one step.
+    Each honest delta is at most as large as the clip, but for its rounding up by one step. What travels as
+    digits is bounded in each of them, and as a value.
     """
     weight = math.fsum(weights)
+    most_of_digits = round(weight * plan.greatest) * largest_digit(plan.bits)
+    if opened.largest_digit > most_of_digits:
+        found = f"a digit of its statistics is {opened.largest_digit}"
+        return f"{found}, and those of honest updates come to at most {most_of_digits}"
+    for each, what in ((opened.statistics, "statistics"), (opened.measured, "evaluations")):
+        largest = float(np.max(np.abs(each), initial=0.0))
+        if largest > weight * LARGEST * (1 + 1e-9):
+            return f"its {what} hold {largest:.3g}, and honest ones come to at most {weight * LARGEST:.3g}"
     step = plan.clip / plan.fixed_point.levels
     if plan.by_norm:
         norm = math.sqrt(squared_length(block for (block,) in matching_blocks(opened.delta)))

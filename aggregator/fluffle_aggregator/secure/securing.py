@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from fluffle.broker import Delivery
 from fluffle.errors import WireError
 from fluffle.events import Awaiting, Closed, Contradicted, Unmasked
-from fluffle.record import Rank
+from fluffle.record import Evaluation, Rank
 from fluffle.secure.closing import NotOpened, decode_answer
 from fluffle.secure.committee import Committee
+from fluffle.secure.measured import evaluation_of
 from fluffle.secure.plan import MOST_WHY, LastSum
 from fluffle.secure.sums import SumRecord
 from fluffle.update import WeightUpdate
@@ -38,10 +39,14 @@ MOST_COMPLAINTS = 100
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Settled:
-    """What follows when a sum is awaited no more: the model contains it, or it is given up."""
+    """What follows when a sum is awaited no more: the model contains it, or it is given up.
+
+    `evaluation` is what its sites have measured, if they have.
+    """
 
     effects: list[Effect]
     is_in_model: bool
+    evaluation: Evaluation | None = None
 
 
 class Securing:
@@ -210,7 +215,8 @@ class Securing:
         if awaited.is_hopeless and self._is_decided(awaited, now):
             return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
         if opened := _sound_sum(model, awaited):
-            return Settled(self._take(model, awaited, opened, now), is_in_model=True)
+            effects = self._take(model, awaited, opened, now)
+            return Settled(effects, is_in_model=True, evaluation=_evaluation_in(awaited, opened))
         if not awaited.unsound or awaited.is_hopeless:
             return self._remind(awaited, now)
         if not awaited.is_in_doubt and not awaited.has_all_answers:
@@ -309,14 +315,24 @@ def _state(model: GlobalModel) -> SecureState:
 
 def _sound_sum(model: GlobalModel, awaited: AwaitedSum) -> OpenedSum | None:
     """Open a sum in the ways that were not tried, until what comes out can be one of honest updates."""
-    plan = _state(model).plan
+    plan = awaited.record.plan
     weights = [each.factor / plan.greatest for each in awaited.record.close.updates]
     while awaited.open_anew():
-        opened = awaited.opened(plan, model.record.layout.size)
+        opened = awaited.opened(model.record.layout.size)
         awaited.unsound = why_unsound(opened, weights, plan)
         if not awaited.unsound:
             return opened
     return None
+
+
+def _evaluation_in(awaited: AwaitedSum, opened: OpenedSum) -> Evaluation | None:
+    close = awaited.record.close
+    return evaluation_of(
+        opened.measured,
+        awaited.record.plan,
+        federation=close.federation,
+        base_versions=[each.base_version for each in close.updates],
+    )
 
 
 def _not_opened(awaited: AwaitedSum) -> Refusal:

@@ -116,8 +116,13 @@ class SecureSettings(BaseModel):
             )
         return watch
 
-    def make_secure_plan(self, epoch: int, buffer_size: int, *, is_synchronous: bool) -> SecurePlan:
-        """Return what workers are told. Raises ConfigError when sums of so many updates could overflow."""
+    def make_secure_plan(
+        self, epoch: int, buffer_size: int, *, is_synchronous: bool, metrics: tuple[str, ...] = ()
+    ) -> SecurePlan:
+        """Return what workers are told; `metrics` are those that travel in updates.
+
+        Raises ConfigError when sums of so many updates could overflow.
+        """
         clip, by_norm = parse_clip(self.secure_clip)
         modulus = Modulus(self.secure_modulus)
         if self.secure_min_workers > buffer_size:
@@ -153,6 +158,13 @@ class SecureSettings(BaseModel):
                 f"sums of {buffer_size} updates (buffer_size) of {bits} bits can overflow modulo "
                 f"2**{modulus.bits}: {fits}; lower secure_bits or buffer_size, or raise secure_modulus"
             )
-        return SecurePlan(
-            epoch=epoch, clip=clip, by_norm=by_norm, bits=bits, modulus_bits=modulus.bits, greatest=factor
+        plan = SecurePlan(
+            epoch=epoch,
+            clip=clip,
+            by_norm=by_norm,
+            bits=bits,
+            modulus_bits=modulus.bits,
+            greatest=factor,
+            metrics=metrics,
         )
+        return plan.numbered()

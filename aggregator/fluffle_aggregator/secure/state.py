@@ -54,6 +54,10 @@ class SecureState:
         """Return whether an update cannot come into the buffer now."""
         return self.closed is not None or not self.buffer.has_room_for(update.id.worker, self.factor(weight))
 
+    def has_closed(self, update: UpdateId) -> bool:
+        """Return whether an update is in the sum that waits to be opened."""
+        return self.closed is not None and any(each.id == update for each in self.closed.updates)
+
     def awaits(self, close: CloseRecord) -> None:
         """Take note that the next version is made of the sum of this close record."""
         self.buffer, self.closed = self._empty(), close

@@ -8,11 +8,13 @@ from fluffle_aggregator.accumulators import RunningSum
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.sections import Coverage, Totals
 from fluffle_aggregator.secure.opening import OpenedSum
+from fluffle_aggregator.secure.weighing import IntegerWeights
 
 
 def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:
     """Note all updates of an opened sum in the order of its close record, and make the next version of it."""
     coverage, statistics = Coverage(), model.no_statistics()
+    weigh = IntegerWeights(record.plan.greatest)
     for each, facts in zip(record.close.updates, record.updates, strict=True):
         update = WeightUpdate(
             federation=record.close.federation,
@@ -23,13 +25,11 @@ def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:
             sends="delta",
             codec="float32",
             vector=Float32Vector.of(no_values()),
-            examples=facts.examples,
-            steps=facts.steps,
-            batch_size=facts.batch_size,
-            learning_rate_scale=facts.learning_rate_scale,
+            examples=0,
+            steps=0,
             train_s=facts.train_s,
         )
-        weight = model.weigh(update)
+        weight = weigh.of(model.staleness(update.base_version))
         one = Totals(weight.factor, weight.divisor, weight.mixing, 1, weight.staleness)
         coverage = coverage.adding(0, one)
         statistics = statistics.with_sum(opened.statistics, weight)

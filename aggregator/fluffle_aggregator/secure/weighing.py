@@ -19,8 +19,12 @@ class IntegerWeights:
 
     def __call__(self, facts: UpdateFacts) -> Weight:
         """Return what an update counts."""
-        discount = factor_of(facts.staleness, self.greatest) / self.greatest
-        return Weight(discount, 1.0, discount, discount, facts.staleness)
+        return self.of(facts.staleness)
+
+    def of(self, staleness: int) -> Weight:
+        """Return what an update counts that is so many versions late."""
+        discount = factor_of(staleness, self.greatest) / self.greatest
+        return Weight(discount, 1.0, discount, discount, staleness)
 
 
 def secured(strategy: Strategy, plan: SecurePlan | None) -> Strategy:

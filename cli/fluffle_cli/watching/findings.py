@@ -16,6 +16,8 @@ from fluffle_cli.watching.progress import progress_of, trend_of_metric, worse_in
 from fluffle_cli.watching.view import FederationView
 from fluffle_cli.words import MOST_NAMED, count, duration, in_a_row, number, percent
 
+NO_SITE_OF_A_SUM: Final = "The goal is measured at the sites, and in no sum has any of them evaluated."
+HOW_TO_HOLD_OUT: Final = "Start them with --local-validation 0.2, or give the task validation_data."
 # Warn of a worker that has more than this many times its share of the examples as weight.
 TIMES_ITS_SHARE: Final = 3.0
 # With fewer updates a share of the weight says little.
@@ -130,6 +132,12 @@ def _sites_not_finite(view: FederationView) -> Iterator[Finding]:
 def _sites_that_hold_out_nothing(view: FederationView) -> Iterator[Finding]:
     if view.newest is None or not view.newest.plan.sites_decide or view.is_over:
         return
+    if view.newest.plan.secure:
+        # Nobody knows which sites hold out data, only whether any of a sum does.
+        updates = sum(each.updates for each in view.workers.values())
+        if view.newest.site_evaluation is None and updates >= FEWEST_UPDATES:
+            yield Finding("site-not-evaluated", NO_SITE_OF_A_SUM, HOW_TO_HOLD_OUT)
+        return
     sites = view.newest.sites
     without = [each.name for each in view.workers.values() if each.updates and each.name not in sites]
     without = [name for name in without if not view.workers[name].state.startswith("left")]
@@ -138,7 +146,7 @@ def _sites_that_hold_out_nothing(view: FederationView) -> Iterator[Finding]:
         yield Finding(
             "site-not-evaluated",
             f"The goal is measured at the sites, and {of} evaluate nothing: {in_a_row(without)}.",
-            "Start them with --local-validation 0.2, or give the task validation_data.",
+            HOW_TO_HOLD_OUT,
         )
 
 
@@ -187,16 +195,16 @@ def _above_share(view: FederationView) -> Iterator[Finding]:
     if view.newest is None or view.newest.updates < FEWEST_UPDATES:
         return
     found = [
-        each
+        (each, share)
         for each in view.workers.values()
-        if each.example_share and each.weight_share / each.example_share > TIMES_ITS_SHARE
+        if (share := each.example_share) and each.weight_share / share > TIMES_ITS_SHARE
     ]
-    found.sort(key=lambda each: -each.weight_share)
-    for each in found[:MOST_NAMED]:
+    found.sort(key=lambda pair: -pair[0].weight_share)
+    for each, share in found[:MOST_NAMED]:
         yield Finding(
             "above-share",
-            f"{each.name} has {percent(each.weight_share)} of the weight, but {percent(each.example_share)} "
-            f"of the examples ({each.examples:,}).",
+            f"{each.name} has {percent(each.weight_share)} of the weight, but {percent(share)} "
+            f"of the examples ({each.examples or 0:,}).",
             "The model learns more from it than its data are worth. Start the aggregators with "
             "--limit-share or --min-examples, and without --weigh-by none.",
         )

@@ -102,7 +102,8 @@ class Worker:
 
     `state` is a word, and mostly a detail behind a colon; empty where nothing is known. `seen_s` is how many
     seconds ago something was heard of it, and `round_s` how long its last round took, in which it trained
-    `steps` minibatches of `batch_size` examples; None is unknown. `weight_share` is its
+    `steps` minibatches of `batch_size` examples; None is unknown.
+    With secure aggregation nothing is known of minibatches and examples. `weight_share` is its
     part of the weight of all applied updates, and `example_share` its part of the examples of all workers
     that have given an update. `model_share` is the part of the trained parameters that its last update had: 1
     unless it trains the last layers alone. All three are from 0 to 1. `refusal` says why its last refused
@@ -118,10 +119,10 @@ class Worker:
     steps: int | None = None
     batch_size: int | None = None
     updates: int = 0
-    examples: int = 0
+    examples: int | None = None
     mean_staleness: float = 0.0
     weight_share: float = 0.0
-    example_share: float = 0.0
+    example_share: float | None = None
     model_share: float = 1.0
     rejected: int = 0
     refusal: str = ""

@@ -33,6 +33,13 @@ class MaskedVector(CompressedVector):
         """Return a vector of numbers that are masked already."""
         return cls(residues.size, memoryview(modulus.pack(residues)), modulus)
 
+    @classmethod
+    def reading(cls, modulus: Modulus, payload: memoryview) -> Self:
+        """Return the vector that takes all of these bytes. Raises ValueError when a part of one is left."""
+        size = 8 * len(payload) // modulus.bits
+        require_length(modulus.bytes_of(size), payload)
+        return cls(size, payload, modulus)
+
 
 @dataclass(frozen=True, slots=True)
 class MaskedCodec:
@@ -52,7 +59,3 @@ class MaskedCodec:
         """Return the vector in these bytes. Raises ValueError when they are none of this size."""
         require_length(self.most_bytes(size), payload)
         return MaskedVector(size, payload, self.modulus)
-
-    def read_all(self, payload: memoryview) -> MaskedVector:
-        """Return the vector of as many numbers as these bytes hold. Raises ValueError for a part of one."""
-        return self.read(8 * len(payload) // self.modulus.bits, payload)

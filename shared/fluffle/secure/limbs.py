@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.model import Vector
 from fluffle.secure.modulus import Residues, Signed
 
 FRACTION_BITS: Final = 24
@@ -23,14 +22,19 @@ def limbs_per_value(bits: int) -> int:
     return -(-(WHOLE_BITS + 1) // (bits - 1))
 
 
-def encode_limbs(values: Vector, bits: int) -> Residues:
-    """Return float32 [size] as uint32 [limbs * size]: the lowest digits of all values, then the next ones.
+def largest_digit(bits: int) -> int:
+    """Return the largest magnitude of a digit."""
+    return 1 << bits - 2
+
+
+def encode_limbs(values: NDArray[np.floating], bits: int) -> Residues:
+    """Return float [size] as uint32 [limbs * size]: the lowest digits of all values, then the next ones.
 
     A value beyond 2**36 is clipped to that.
     """
     clipped = np.clip(values.astype(np.float64), -LARGEST, LARGEST)
     whole = np.rint(clipped * 2.0**FRACTION_BITS).astype(np.int64)
-    base, half = np.int64(1 << bits - 1), np.int64(1 << bits - 2)
+    base, half = np.int64(1 << bits - 1), np.int64(largest_digit(bits))
     digits = np.empty((limbs_per_value(bits), values.size), np.int32)
     for row in digits:
         # From -half to half - 1.

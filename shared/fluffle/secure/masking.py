@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
 
 from fluffle.codecs.masked import MaskedVector
 from fluffle.model import Vector, no_values
@@ -16,10 +17,13 @@ from fluffle.update import WeightUpdate
 
 
 def whole_numbers(
-    delta: Vector, statistics: Vector, plan: SecurePlan, random: np.random.Generator
+    delta: Vector, values: NDArray[np.floating], plan: SecurePlan, random: np.random.Generator
 ) -> Residues:
-    """Return a delta, float32, in whole numbers, and its statistics behind it: uint32, not masked yet."""
-    return np.concatenate([plan.fixed_point.encode(delta, random), encode_limbs(statistics, plan.bits)])
+    """Return a delta, float32, in whole numbers, as uint32 that are not masked yet.
+
+    Behind them are those of `values`: the update's statistics, and what its site has measured.
+    """
+    return np.concatenate([plan.fixed_point.encode(delta, random), encode_limbs(values, plan.bits)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +54,9 @@ class Masks:
             statistics=no_values(),
             integers=b"",
             loss=None,
+            examples=0,
+            steps=0,
+            batch_size=0,
+            learning_rate_scale=1.0,
+            revision=plan.revision,
         )

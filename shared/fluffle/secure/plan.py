@@ -1,9 +1,11 @@
 """What secure aggregation asks of each worker, and what a version says of its sum. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Annotated, Final
 
-from fluffle.fields import Count, Name, Positive, ShortText, integer, must, text
+import xxhash
+
+from fluffle.fields import Count, MetricName, Name, Positive, ShortText, at_most, integer, must, text
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint
 from fluffle.secure.limbs import limbs_per_value
 from fluffle.secure.modulus import BITS, Modulus
@@ -11,9 +13,17 @@ from fluffle.secure.weights import MOST_FACTOR
 
 MASKED: Final = "masked"
 MOST_WHY: Final = 500
+MOST_METRICS: Final = 16
+# So many values an update has of its site's evaluation, and of each of its metrics: see `measured`.
+MEASURED_VALUES: Final = 2
 ModulusBits = Annotated[Positive, must(BITS.__contains__, f"{{}} is none of {', '.join(map(str, BITS))}")]
 Factor = Annotated[int, integer(1, MOST_FACTOR)]
 Clip = Annotated[float, must(lambda clip: clip > 0, "{} is not more than 0")]
+
+
+def masked_codec(bits: int) -> str:
+    """Return the name of the codec in which masked numbers of so many bits travel."""
+    return f"{MASKED}{bits}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +32,9 @@ class SecurePlan:
 
     `epoch` is that of the helpers' keys. A delta is clipped to `clip`, each element by itself or with
     `by_norm` in its L2 norm, and rounded to whole numbers of so many `bits`. Sums are modulo
-    2**modulus_bits, and `greatest` is the integer weight of a fresh update.
+    2**modulus_bits, and `greatest` is the integer weight of a fresh update. `metrics` are those of a site's
+    evaluations that travel in its updates. Numbers that were made by another plan cannot be added to those of
+    this one, so each update names the `revision` of its plan: see `numbered`.
     """
 
     epoch: Positive
@@ -31,11 +43,13 @@ class SecurePlan:
     bits: Annotated[int, integer(FEWEST_BITS, MOST_BITS)] = 16
     modulus_bits: ModulusBits = 24
     greatest: Factor = MOST_FACTOR
+    metrics: Annotated[tuple[MetricName, ...], at_most(MOST_METRICS)] = ()
+    revision: Count = 0
 
     @property
     def codec(self) -> str:
         """The name of the codec in which masked numbers travel."""
-        return f"{MASKED}{self.modulus_bits}"
+        return masked_codec(self.modulus_bits)
 
     @property
     def modulus(self) -> Modulus:
@@ -47,9 +61,19 @@ class SecurePlan:
         """How a delta becomes whole numbers."""
         return FixedPoint(self.clip, self.bits, self.by_norm)
 
+    @property
+    def measured_size(self) -> int:
+        """How many values an update has of what its site has measured."""
+        return MEASURED_VALUES * (1 + len(self.metrics)) if self.metrics else 0
+
     def length(self, size: int, statistics_size: int) -> int:
         """Return how many numbers an update has, of a model of so many trained values and statistics."""
-        return size + limbs_per_value(self.bits) * statistics_size
+        return size + limbs_per_value(self.bits) * (statistics_size + self.measured_size)
+
+    def numbered(self) -> "SecurePlan":
+        """Return this plan with the revision that follows from its settings: any other plan has another."""
+        settings = astuple(replace(self, revision=0))
+        return replace(self, revision=xxhash.xxh32_intdigest(repr(settings).encode()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fluffle.errors import WireError
-from fluffle.fields import Count, Positive, Table, at_most
+from fluffle.fields import Table, at_most
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.pieces import Pieces
 from fluffle.record import Rank
 from fluffle.secure.closing import MOST_UPDATES, CloseRecord
 from fluffle.secure.modulus import Residues
+from fluffle.secure.plan import SecurePlan
 from fluffle.topology import MIB
-from fluffle.update import RateScale
 
 LIMITS: Final = HeaderLimits(2 * MIB, 131_072)
 
@@ -20,10 +20,6 @@ LIMITS: Final = HeaderLimits(2 * MIB, 131_072)
 class SummedUpdate:
     """What is to be known of an update in a sum besides its line in the close record, as in `Folded`."""
 
-    examples: Positive
-    steps: Positive
-    batch_size: Count
-    learning_rate_scale: RateScale
     train_s: float
     published_at: float
     received_at: float
@@ -33,11 +29,12 @@ class SummedUpdate:
 class SumRecord:
     """A close record, and the weighted sum of its updates under their masks.
 
-    `updates` are in the order of the close record's. Whoever leads next goes on from here, and needs the
-    updates themselves no more.
+    `updates` are in the order of the close record's, and `plan` says how their numbers were made. Whoever
+    leads next goes on from here, and needs the updates themselves no more, nor the settings of before.
     """
 
     close: CloseRecord
+    plan: SecurePlan
     updates: Annotated[tuple[SummedUpdate, ...], at_most(MOST_UPDATES)]
     residues: Residues
 
@@ -60,6 +57,11 @@ def read_sum(header: Header, payload: memoryview) -> SumRecord:
     """Read a sum. Raises WireError that names the field."""
     found = _SUM.take(header)
     close: CloseRecord = found["close"]
+    plan: SecurePlan = found["plan"]
+    if (plan.epoch, plan.modulus_bits, plan.greatest) != (close.epoch, close.bits, close.greatest):
+        raise WireError(
+            "field plan: its epoch, modulus and greatest weight are not those of the close record"
+        )
     if len(found["updates"]) != len(close.updates):
         raise WireError(f"field updates: {len(found['updates'])} of the {len(close.updates)} that are closed")
     try:
