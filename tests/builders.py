@@ -18,7 +18,7 @@ from fluffle.sites import SiteEvaluation, SiteMetric
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
-from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.gates.limits import Limits, gates_of
@@ -26,7 +26,6 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.intake import TakenIn, TurnedDown, take_in
-from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.survey import NO_AIM, SurveyAim

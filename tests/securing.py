@@ -24,12 +24,11 @@ from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry
 from fluffle.sites import SiteEvaluation
 from fluffle.update import WeightUpdate
-from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from fluffle_aggregator.strategies.strategy import Strategy
+
 # How long to wait for a message before looking at the clock again.
 POLL_S = 0.5
 
@@ -28,3 +30,11 @@ class CommitSchedule:
     def patience_s(self) -> float:
         """How long to wait for a message before looking at the clock again."""
         return min(POLL_S, self.buffer_timeout_s, POLL_S if self.after_s is None else self.after_s)
+
+
+def prefetch_of(strategy: Strategy, schedule: CommitSchedule, *, is_secure: bool = False) -> int:
+    """Return how many messages a leader may have: what a commit holds, two reports, one on its way.
+
+    With secure aggregation, updates that are for the next buffer wait beside those of this one.
+    """
+    return strategy.buffer_size * (2 if is_secure else schedule.every) + 3

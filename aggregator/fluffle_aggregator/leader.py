@@ -19,7 +19,7 @@ from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
-from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
 from fluffle_aggregator.gates.fitting import FINISHED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
@@ -32,7 +32,6 @@ from fluffle_aggregator.intake import Postponed, TakenIn, TurnedDown, take_in
 from fluffle_aggregator.missing import MissingUpdates
 from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.secure.securing import Securing
-from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.surveying import Surveying
 from fluffle_aggregator.told import told_at_takeover, told_of
 
@@ -43,14 +42,6 @@ CRASHES = "crashes"
 MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
-
-
-def prefetch_of(strategy: Strategy, schedule: CommitSchedule, *, is_secure: bool = False) -> int:
-    """Return how many messages a leader may have: what a commit holds, two reports, one on its way.
-
-    With secure aggregation, updates that are for the next buffer wait beside those of this one.
-    """
-    return strategy.buffer_size * (2 if is_secure else schedule.every) + 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +83,8 @@ class Leader:
             schedule.buffer_timeout_s if model.strategy.one_update_per_version else REFUSALS_TOLD_AFTER_S
         )
         self._missing = MissingUpdates()
-        # The suspicious message that a process has survived.
-        self._tried = 0
+        # The message that was counted and tried before.
+        self._known = 0
         # The tags of the updates that are folded but not committed yet.
         self.held: list[int] = []
         most_held = prefetch_of(model.strategy, schedule) - 1
@@ -136,10 +127,11 @@ class Leader:
 
     def take_in(self, delivery: Delivery, now: Now) -> list[Effect]:
         """Take in one message: fold it, note it, or refuse it."""
+        is_new = delivery.tag != self._known
         # Before anything is read of it, so that a flood is cheap.
-        if self._rates and (refused := self._rates.refusal(delivery, now=now.clock)):
+        if is_new and self._rates and (refused := self._rates.refusal(delivery, now=now.clock)):
             return self._refuse(delivery, refused, now)
-        if delivery.redeliveries >= SUSPICIOUS_AFTER and delivery.tag != self._tried:
+        if is_new and delivery.redeliveries >= SUSPICIOUS_AFTER:
             line = "trying a message in another process: aggregators died when they had it"
             return [warning(line, deliveries=delivery.redeliveries), TryOut(delivery)]
         secure = self.model.secure
@@ -177,7 +169,11 @@ class Leader:
         if ended:
             detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {ended}"
             return self._refuse(delivery, Refusal(CRASHES, detail), now)
-        self._tried = delivery.tag
+        return self._take_in_again(delivery, now)
+
+    def _take_in_again(self, delivery: Delivery, now: Now) -> list[Effect]:
+        """Take in a message that was tried, or that had to wait."""
+        self._known = delivery.tag
         return self.take_in(delivery, now)
 
     def tick(self, now: Now) -> list[Effect]:
@@ -222,14 +218,15 @@ class Leader:
 
     def _tick_secure(self, securing: Securing, now: Now) -> list[Effect]:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
-        model = self.model
         if securing.awaited is None:
+            effects: list[Effect] = []
             # A full buffer first: what waits beside it is for the next one.
-            due = securing.when_due(model, now.clock, self._oldest_held)
-            if due or not (delivery := securing.next_aside()):
-                return due
-            return [*self.take_in(delivery, now), *self.tick(now)]
-        settled = securing.go_on(model, now.clock)
+            while not (due := securing.when_due(self.model, now.clock, self._oldest_held)):
+                if (delivery := securing.next_aside()) is None:
+                    break
+                effects += self._take_in_again(delivery, now)
+            return [*effects, *due]
+        settled = securing.go_on(self.model, now.clock)
         if isinstance(settled, list):
             return settled
         if not settled.is_in_model:

@@ -28,12 +28,12 @@ from fluffle.settings import load_arguments
 from fluffle.survey.messages import Survey
 from fluffle.task import Task, name_of_task
 from fluffle.topology import topology_of
+from fluffle_aggregator.commit_schedule import prefetch_of
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
-from fluffle_aggregator.leader import prefetch_of
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.service import AggregatorResult, serve
