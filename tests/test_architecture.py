@@ -53,6 +53,8 @@ PURE = {
     "fluffle.plan",
     "fluffle.policies",
     "fluffle.policy_faults",
+    "fluffle.privacy",
+    *(f"fluffle.privacy.{name}" for name in ("correlated", "gaussian", "gaussian_noise")),
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
