@@ -66,7 +66,6 @@ class GlobalModel:
         Moments that are missing, or of another strategy or optimizer, begin anew. So does a missing average,
         from the record's own vector, unless `average_decay` is 0: then there is none. `cached_bytes` is the
         room for the updates that a strategy keeps; None means no limit. `survey_aim` says when a survey ends.
-        `secure` is the state of secure aggregation.
         """
         # Owned, since steps work in place; the record's vector may be a view of a message.
         self.vector = record.vector.copy()
@@ -90,6 +89,7 @@ class GlobalModel:
             strategy=str(strategy),
             average=self.average,
             average_decay=average_decay,
+            unmasked_runs=secure.unmasked_runs if secure else 0,
         )
         self.survey_aim = survey_aim
         self.survey: OpenSurvey | None = None

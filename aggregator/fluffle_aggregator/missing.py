@@ -5,7 +5,7 @@ in that order. So a missing number was refused, dropped by the worker (which say
 from the queue by a policy or a purge, which nobody else would notice.
 """
 
-from fluffle.update import AppliedUpdates, RunLog, UpdateId, WeightUpdate
+from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 
 # Beyond this many, the oldest refused updates are reported as missing if a later one of their run comes.
 MOST_REMEMBERED = 10_000
@@ -24,12 +24,22 @@ class MissingUpdates:
             del self._refused[next(iter(self._refused))]
 
     def before(self, update: WeightUpdate, applied: AppliedUpdates) -> list[range]:
-        """Return the missing numbers between the highest applied one of its run and this one, as ranges."""
-        run = update.id.worker, update.id.run
-        found = range(applied.runs.get(run, RunLog()).highest + 1, update.id.sequence)
+        """Return the missing numbers between the highest applied one of its run and this one, as ranges.
+
+        The numbers of a worker's new run begin with 1, or go on from those of its run before.
+        """
+        worker, run, sequence = update.id.worker, update.id.run, update.id.sequence
+        own = applied.runs.get((worker, run))
+        if own:
+            last = own.highest
+        else:
+            others = (log.highest for (name, _), log in applied.runs.items() if name == worker)
+            last = max((each for each in others if each < sequence), default=0)
+        found = range(last + 1, sequence)
         if not found:
             return []
-        came = {one.sequence for one in self._refused if (one.worker, one.run) == run} | set(update.absorbs)
+        came = {one.sequence for one in self._refused if one.worker == worker and (one.run == run or not own)}
+        came |= set(update.absorbs)
         gaps = []
         start = found.start
         for sequence in [*sorted(came.intersection(found)), found.stop]:

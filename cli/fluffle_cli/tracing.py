@@ -189,6 +189,8 @@ def _not_found(story: Story) -> list[str]:
         said = [f"in no version from {oldest.rank} to {newest.rank}, nor in what came before"]
     if story.refused is not None:
         said.append(f"not in {federation}.rejected either")
+    if newest and newest.plan.secure and newest.plan.secure.epoch > 1:
+        said.append(f"what was masked before epoch {newest.plan.secure.epoch} is forgotten, applied or not")
     if newest and update.worker not in newest.contributors:
         said.append(f"no version contains anything of worker {update.worker}")
     elif newest and (update.worker, update.run) not in newest.applied.runs:

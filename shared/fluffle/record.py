@@ -201,7 +201,9 @@ class ModelVersion:
     `average_decay`. It is empty, and the decay 0, unless versions are averaged; version 0 has none.
 
     `last_sum` is the newest sum of secure aggregation, None before the first one. `given_up` are the updates
-    of those sums of its epoch that nobody opened, or that were unsound: helpers never open them again.
+    of those sums of its epoch that nobody opened, or that were unsound: helpers never open them again. The
+    first `unmasked_runs` runs of `applied` are of before secure aggregation; the others are forgotten when
+    another epoch begins.
 
     What is read from the stream may be a rounded copy of a record: its vector and average were sent in
     `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
@@ -247,6 +249,7 @@ class ModelVersion:
     copy_of: ShortText = ""
     last_sum: LastSum | None = None
     given_up: Applied = field(default_factory=AppliedUpdates)
+    unmasked_runs: Count = 0
 
     @property
     def rank(self) -> Rank:

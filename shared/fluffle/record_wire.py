@@ -208,12 +208,18 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
 
 def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
     take(header, "average_bytes", _BESIDE_BYTES)
-    return ModelVersion(**_VERSION.take(header), vector=no_values())
+    return ModelVersion(**_version_fields(header), vector=no_values())
+
+
+def _version_fields(header: Header) -> Header:
+    # Records of before this field do not say which runs may be forgotten: none.
+    header.setdefault("unmasked_runs", MAX_RUNS)
+    return _VERSION.take(header)
 
 
 def _read_version(header: Header, payload: memoryview) -> ModelVersion:
     """Read a version's record, or a copy of one; float32 vectors are views of the payload."""
-    found, average_bytes = _VERSION.take(header), take(header, "average_bytes", _BESIDE_BYTES)
+    found, average_bytes = _version_fields(header), take(header, "average_bytes", _BESIDE_BYTES)
     layout, codec = found["layout"], found["codec"]
     if codec != "float32" and not found["copy_of"]:
         raise WireError(f"field codec: only a copy travels in {codec}, a record is float32")

@@ -171,7 +171,10 @@ class AppliedUpdates:
         if (update.worker, update.run) in self.runs:
             return ""
         if len(self.runs) >= MAX_RUNS:
-            return f"the federation has seen {MAX_RUNS} runs of workers, and remembers no more"
+            return (
+                f"the federation has seen {MAX_RUNS} runs of workers, and remembers no more: begin another "
+                "one with its model"
+            )
         if sum(worker == update.worker for worker, _ in self.runs) >= MAX_RUNS_PER_WORKER:
             return f"worker {update.worker} has come in {MAX_RUNS_PER_WORKER} runs: give it another name"
         return ""

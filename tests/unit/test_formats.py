@@ -19,7 +19,7 @@ from fluffle.errors import ConfigError
 from fluffle.framing import PROTOCOL
 from fluffle.record_file import read_record
 from fluffle.safetensors_file import read_model_file
-from fluffle.update import AppliedUpdates, WeightUpdate
+from fluffle.update import MAX_RUNS, AppliedUpdates, WeightUpdate
 from fluffle.wire import decode_inbound
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import open_spool, read_digested, write_digested
@@ -51,6 +51,8 @@ def test_the_oldest_record_that_can_be_read_is_read() -> None:
     assert version.plan.keep_optimizer
     assert version.contributors["site-a"].refusal == "large-norm: too large"
     assert version.best_by == "accuracy:max"
+    # It does not say which runs of workers may be forgotten.
+    assert version.unmasked_runs == MAX_RUNS
     assert version.evaluation is not None
     assert math.isnan(version.evaluation.metrics["loss"])
 

@@ -53,6 +53,15 @@ def test_what_was_refused_or_absorbed_is_not_missing(caplog: pytest.LogCaptureFi
     assert NEVER_CAME not in caplog.text
 
 
+def test_the_numbers_of_a_new_run_go_on_from_those_before_or_begin_with_1() -> None:
+    missing, applied = MissingUpdates(), AppliedUpdates().adding([UpdateId("w", "r1", 56)])
+    missing.note_refused(UpdateId("w", "r1", 57))
+
+    assert missing.before(an_update("w", 58, run="r2"), applied) == []
+    assert in_words(missing.before(an_update("w", 61, run="r2"), applied)) == "58-60"
+    assert in_words(missing.before(an_update("w", 3, run="r2"), applied)) == "1-2"
+
+
 @given(st.lists(st.sampled_from(["comes", "is refused", "is lost"]), min_size=1, max_size=30))
 def test_exactly_what_is_lost_below_an_applied_one_is_missed_once(fates: list[str]) -> None:
     missing, applied, missed = MissingUpdates(), AppliedUpdates(), []

@@ -6,7 +6,9 @@ import pytest
 from builders import a_version
 
 from fluffle.errors import ConfigError
+from fluffle.plan import Plan
 from fluffle.record import Folded, ModelVersion, Rank
+from fluffle.secure.plan import SecurePlan
 from fluffle.update import AppliedUpdates, UpdateId
 from fluffle_cli.tracing import Story, parse_update_id, read_records, story_lines
 
@@ -116,5 +118,9 @@ def test_the_story_of_an_unknown_update_says_where_it_may_be() -> None:
     assert "in no version from 0 (term 1) to 1 (term 1)" in waits
     assert "3 messages wait in digits.updates" in waits
     assert "no version contains anything of worker w9" in stranger
+    assert "is forgotten" not in stranger
+    secure = SecurePlan(epoch=2, clip=4.0, bits=16, modulus_bits=32, greatest=64)
+    masked = [replace(each, plan=Plan(secure=secure)) for each in chain]
+    assert "what was masked before epoch 2 is forgotten" in text_of(a_story(UpdateId("w9", "r1", 1), masked))
     assert "nothing waits in digits.updates; the leader may hold it until its next commit" in stranger
     assert "there is no version yet" in nothing

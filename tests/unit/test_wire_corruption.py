@@ -40,8 +40,17 @@ INBOUND_BODIES = [UPDATE, MASKED, EVALUATION, HELLO]
 RECORDS = [VERSION, MOMENTS, COPY]
 
 
+# Records of before this field are read.
+OPTIONAL = ("unmasked_runs",)
+
+
 def all_fields() -> list[tuple[bytes, str]]:
-    return [(body, field) for body in [*INBOUND_BODIES, *RECORDS] for field in taken_apart(body)[0]]
+    return [
+        (body, field)
+        for body in [*INBOUND_BODIES, *RECORDS]
+        for field in taken_apart(body)[0]
+        if field not in OPTIONAL
+    ]
 
 
 def decoder_of(body: bytes) -> Callable[[bytes], object]:

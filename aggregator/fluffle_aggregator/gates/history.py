@@ -3,6 +3,7 @@
 from pydantic import BaseModel, Field
 
 from fluffle.record import Rank, is_in_history
+from fluffle.update import UpdateId
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.strategies.strategy import Strategy
@@ -53,7 +54,7 @@ def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
             ABSORBS_APPLIED,
             f"the update takes the place of {', '.join(counted)}, which the model contains already",
         )
-    if full := model.applied.why_full(update.id):
+    if full := _why_full(update.id, model):
         return Refusal(TOO_MANY_RUNS, full)
     if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
         return Refusal(
@@ -61,6 +62,17 @@ def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
             f"worker {update.id.worker} has given its update for version {model.version} already",
         )
     return incoming
+
+
+def _why_full(update: UpdateId, model: GlobalModel) -> str:
+    secure = model.secure
+    if secure is None:
+        return model.applied.why_full(update)
+    full = secure.remembered(model.applied).why_full(update) or secure.given_up.why_full(update)
+    return full and (
+        f"{full}, or rotate the keys (`fluffle keys rotate`): with a new epoch the runs of older ones are "
+        "forgotten"
+    )
 
 
 def has_a_known_base(limits: StalenessLimit) -> Gate:

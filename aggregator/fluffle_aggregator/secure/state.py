@@ -13,7 +13,7 @@ class SecureState:
     """The buffer of masked updates, the sum that waits to be opened, and the sum before it.
 
     `registered` are the workers that may take part. `given_up` are the updates of sums that were given up in
-    this epoch.
+    this epoch. `unmasked_runs` is the number of runs of before secure aggregation; see `remembered`.
     """
 
     def __init__(
@@ -38,6 +38,8 @@ class SecureState:
         begun = LastSum(epoch=plan.epoch, number=0, digest="")
         self.last_sum = last if last and is_of_epoch else begun
         self.given_up = record.given_up if is_of_epoch else AppliedUpdates()
+        self.unmasked_runs = record.unmasked_runs if record.plan.secure else len(record.applied.runs)
+        self._is_new_epoch = not is_of_epoch
 
     def _empty(self) -> MaskedBuffer:
         return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers)
@@ -49,6 +51,24 @@ class SecureState:
     def with_waiting(self, applied: AppliedUpdates) -> AppliedUpdates:
         """Return these updates with those that wait in the buffer."""
         return applied.adding(each.id for each in self.buffer.updates)
+
+    def remembered(self, applied: AppliedUpdates) -> AppliedUpdates:
+        """Return what is remembered of these updates with the next sum.
+
+        The first sum of an epoch forgets the runs that were masked for older ones: their updates are refused
+        whenever they come, and by then those have come that a leader had not acked when it died. Each
+        worker's newest run stays, since it may go on.
+        """
+        if not self._is_new_epoch:
+            return applied
+        runs = list(applied.runs.items())
+        newest = {worker: run for (worker, run), _ in runs}
+        masked = [(key, log) for key, log in runs[self.unmasked_runs :] if newest[key[0]] == key[1]]
+        return AppliedUpdates(dict([*runs[: self.unmasked_runs], *masked]))
+
+    def note_sum(self) -> None:
+        """Forget nothing more in this epoch: a version is made of its first sum."""
+        self._is_new_epoch = False
 
     def has_to_wait(self, update: WeightUpdate, weight: float) -> bool:
         """Return whether an update cannot come into the buffer now."""

@@ -13,6 +13,9 @@ from fluffle_aggregator.secure.weighing import IntegerWeights
 
 def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:
     """Note all updates of an opened sum in the order of its close record, and make the next version of it."""
+    if model.secure:
+        model.applied = model.secure.remembered(model.applied)
+        model.secure.note_sum()
     coverage, statistics = Coverage(), model.no_statistics()
     weigh = IntegerWeights(record.plan.greatest)
     for each, facts in zip(record.close.updates, record.updates, strict=True):
