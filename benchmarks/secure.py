@@ -25,7 +25,6 @@ from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, 
 from benchmarks.publishers import HEARTBEAT_S
 from benchmarks.sides import RealAggregator, private_broker
 from fluffle.codecs.floats import Float32Vector
-from fluffle.model import no_values
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import write_model
@@ -90,7 +89,9 @@ class Side:
         secure = self.version.plan.secure
         random = np.random.default_rng(0)
         self._numbers = (
-            [whole_numbers(each, no_values(), secure, random) for each in self._vectors] if secure else []
+            [whole_numbers(each, np.zeros(secure.measured_size), secure, random) for each in self._vectors]
+            if secure
+            else []
         )
 
     def update(self, number: int) -> WeightUpdate:

@@ -12,12 +12,14 @@ from fluffle.record import ModelVersion
 from fluffle.safetensors_file import read_model, write_model
 from fluffle.secure.key_files import WorkerKey, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
+from fluffle.secure.measured import measured_values
 from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry, read_registry
 from fluffle.secure.weights import factor_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
+from fluffle_aggregator.secure.combinations import USUAL_METRICS
 from fluffle_cli.demo.keys import Keys
 
 PARAMETERS = 1000
@@ -25,7 +27,8 @@ WORKERS = tuple(f"site-{number}" for number in range(4))
 # In the order in which they come: three to a version, and each worker once in each.
 SENDERS = ("site-0", "site-1", "site-2", "site-3", "site-0", "site-1")
 K = 3
-PLAN = SecurePlan(epoch=1, clip=4.0, bits=16, modulus_bits=32, greatest=64)
+# As the aggregator makes it of its flags.
+PLAN = SecurePlan(epoch=1, clip=4.0, bits=16, modulus_bits=32, greatest=64, metrics=USUAL_METRICS).numbered()
 
 
 class Secured:
@@ -79,8 +82,8 @@ class Secured:
         return Masks(self.registry, key.private).masked(plain, self.numbers(number), PLAN)
 
     def numbers(self, number: int) -> Residues:
-        empty = np.empty(0, np.float32)
-        return whole_numbers(self.delta(number), empty, PLAN, np.random.default_rng(number))
+        measured = measured_values(None, 0, PLAN)
+        return whole_numbers(self.delta(number), measured, PLAN, np.random.default_rng(number))
 
     def send(self, numbers: Sequence[int], **base: int) -> None:
         with self.federation.connect() as broker:
@@ -95,7 +98,8 @@ class Secured:
         for step in steps:
             total = np.zeros(PARAMETERS, np.uint32)
             for number, staleness in step:
-                add_multiple(total, self.numbers(number), factor_of(staleness, PLAN.greatest))
+                numbers = self.numbers(number)[:PARAMETERS]
+                add_multiple(total, numbers, factor_of(staleness, PLAN.greatest))
             delta = PLAN.fixed_point.decode(PLAN.modulus.signed(total), PLAN.greatest)
             vector += np.divide(delta, np.float32(len(step)))
         return vector
