@@ -55,7 +55,7 @@ PURE = {
     "fluffle.policy_faults",
     "fluffle.privacy",
     *(f"fluffle.privacy.{name}" for name in ("correlated", "gaussian", "gaussian_noise", "grid")),
-    *(f"fluffle.privacy.{name}" for name in ("normals",)),
+    *(f"fluffle.privacy.{name}" for name in ("normals", "skellam")),
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
