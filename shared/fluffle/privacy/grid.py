@@ -64,9 +64,9 @@ class Grid:
     def add_clipped(self, total: Steps, blocks: Iterable[Vector], norm: float, weight: float = 1.0) -> None:
         """Add weight * vector to `total` in place, clipped and rounded: its norm is `clip` at most, exactly.
 
-        The vector is given in blocks, with its L2 norm, summed up in float64. A clipped vector counts by its
-        weight too: it is clipped before it is weighed. Raises ValueError when the norm is not finite, the
-        weight is not in (0, 1], or the sizes differ.
+        The vector is given in blocks, with its L2 norm, summed up in float64. It is clipped first, and then
+        weighed. Raises ValueError when the norm is not finite, the weight is not in (0, 1], or the sizes
+        differ.
         """
         if not (math.isfinite(norm) and norm >= 0):
             raise ValueError(f"an update whose norm is {norm} cannot be clipped")
@@ -76,15 +76,17 @@ class Grid:
         scale = weight * min(1.0, room / norm if norm else 1.0) / self.step
         start = 0
         for values in blocks:
-            steps = values.astype(np.float64)
-            steps *= scale
+            steps = np.multiply(values, scale, dtype=np.float64)
             total[start : start + steps.size] += np.rint(steps, out=steps).astype(np.int64)
             start += steps.size
         if start != total.size:
             raise ValueError(f"{start} elements cannot be added to {total.size}")
 
     def decode(self, total: Steps, divisor: float) -> Vector:
-        """Return a sum in steps, divided by `divisor`, as float32."""
+        """Return a sum in steps, divided by `divisor`, as float32.
+
+        What it is divided by must not depend on what workers know alone, such as their examples.
+        """
         decoded = np.empty(total.size, np.float32)
         for start in range(0, total.size, BLOCK_SIZE):
             block = slice(start, start + BLOCK_SIZE)
