@@ -7,7 +7,7 @@ one channel: an aggregator that has lost the lead can look, but can publish noth
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from fluffle.broker import Broker
 from fluffle.framing import record_digest
@@ -51,11 +51,11 @@ class HeadKeeper:
         downlink_codec: str,
         *,
         messages: int,
-        awaited: SumRecord | None = None,
+        sums: Sequence[SumRecord] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin when the head has this many messages, and perhaps a sum that waits to be opened."""
-        self._awaited = awaited
+        """Begin when the head has this many messages, and perhaps sums that wait to be opened."""
+        self._sums = list(sums)
         self._broker = broker
         self._topology = topology
         self._downlink_codec = downlink_codec
@@ -76,13 +76,13 @@ class HeadKeeper:
     def publish_sum(self, record: SumRecord) -> None:
         """Publish a sum that waits to be opened, from which the next leader goes on."""
         self._broker.publish(self._topology.head_in.name, "", sum_pieces(record), {"kind": "sum"})
-        self._awaited = record
+        self._sums.append(record)
         self._count()
 
     def publish(self, record: ModelVersion) -> str:
         """Publish a version's record to head and streams, and return its digest."""
         digest = publish_version(self._broker, self._topology, record, self._downlink_codec)
-        self._awaited = None
+        self._sums = [each for each in self._sums if each.close.version > record.version]
         self._count()
         return digest
 
@@ -148,8 +148,9 @@ class HeadKeeper:
             self.publish_moments(beside)
         self._broker.publish(self._topology.head_in.name, "", body, version_headers(record))
         self._count()
-        if self._awaited:
-            self.publish_sum(self._awaited)
+        sums, self._sums = self._sums, []
+        for each in sums:
+            self.publish_sum(each)
         log.warning("put the newest version back into the head", version=record.version, term=record.term)
         return True
 

@@ -71,7 +71,7 @@ class Leading:
             config.topology,
             config.downlink_codec,
             messages=head.messages,
-            awaited=head.sums[-1] if head.sums else None,
+            sums=[each for each in head.sums if each.close.version > head.record.version],
             clock=clock,
         )
         self._best = BestKeeper(broker, config.topology, clock=clock)

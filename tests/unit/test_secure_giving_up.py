@@ -155,6 +155,25 @@ def test_one_helper_that_names_another_newest_record_does_not_stop_the_federatio
     assert [one.id.worker for one in newest(server, config).folded] == ["w1", "w2", "w3"]
 
 
+def test_after_a_sum_that_waited_for_hours_helpers_are_soon_asked_again_about_the_next_one() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name) for name in VALUES))
+    answering = helpers(server, config)
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        clock.seconds += 7200
+        go_on(leader, broker, answering)
+        assert newest(server, config).version == 1
+        send(server, config, *(a_masked(name, 2, base_version=1) for name in VALUES))
+        # One that was asked first does not answer.
+        go_on(leader, broker, answering[::2])
+        for _ in range(2):
+            go_on(leader, broker, answering[::2], clock)
+
+    assert newest(server, config).version == 2
+
+
 def test_while_helpers_disagree_about_the_newest_record_the_others_are_waited_for_but_not_for_ever() -> None:
     config, clock = a_secure_config(), Clock()
     server = a_server(config, *(a_masked(name) for name in ("w1", "w2", "w4")))

@@ -12,7 +12,7 @@ from fluffle.broker import Delivery
 from fluffle.errors import WireError
 from fluffle.events import Awaiting, Closed, Contradicted, Unmasked
 from fluffle.record import Evaluation, Rank
-from fluffle.secure.closing import NotOpened, decode_answer
+from fluffle.secure.closing import NotOpened, decode_answer, digest_of
 from fluffle.secure.committee import Committee
 from fluffle.secure.measured import evaluation_of
 from fluffle.secure.plan import MOST_WHY, LastSum
@@ -68,6 +68,8 @@ class Securing:
         self.held: list[int] = []
         self.aside: list[Delivery] = []
         self.awaited: AwaitedSum | None = None
+        # The sums in the head that were closed for the next version.
+        self._closed: list[SumRecord] = []
         self._committee = committee
         self._later: list[Delivery] = []
         self._most_later = model.strategy.buffer_size
@@ -84,10 +86,15 @@ class Securing:
             if close.number == last.number and last.given_up:
                 reason, _, detail = last.given_up.partition(": ")
                 state.give_up(close, reason, detail)
-            is_next = close.number == last.number + 1 and close.version == model.version + 1
-            if is_next and self.awaited is None:
-                self.awaited = AwaitedSum(each, committee)
-                state.awaits(close)
+            if close.number == last.number + 1 and close.version == model.version + 1:
+                self._closed.append(each)
+        if self._closed:
+            # Of two leaders, one of which had lost the lead, the other one has asked the helpers more likely.
+            self._await(model, max(reversed(self._closed), key=lambda each: each.close.term))
+
+    def _await(self, model: GlobalModel, record: SumRecord) -> None:
+        self.awaited = AwaitedSum(record, self._committee)
+        _state(model).awaits(record.close)
 
     @property
     def is_at_work(self) -> bool:
@@ -168,12 +175,14 @@ class Securing:
             rank=Rank(model.term, model.version + 1),
             asked=self._asked(last),
         )
-        self.awaited = AwaitedSum(record, self._committee)
-        state.awaits(record.close)
+        self._await(model, record)
+        self._closed = [record]
         model.in_buffer.clear()
         self.aside, self._later = [*self._later, *self.aside], []
         self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
-        self._ask_after_s = max(ASK_AGAIN_AFTER_S, TIMES_LAST_OPENING * last.opened_s)
+        # The last one has perhaps waited an hour for its helpers.
+        usual_s = min(ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING * last.opened_s)
+        self._ask_after_s = max(ASK_AGAIN_AFTER_S, usual_s)
         close = record.close
         return [PublishSum(record), Ask(close), Tell(Closed(close.version, len(close.updates)))]
 
@@ -213,6 +222,10 @@ class Securing:
         if awaited is None:
             return []
         if awaited.is_hopeless and self._is_decided(awaited, now):
+            if known := self._closed_before(awaited):
+                self._await(model, known)
+                said = info("going on with another sum, which the helpers know", version=known.close.version)
+                return [said, *self._returned("they may be in the other sum"), Ask(known.close)]
             return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
         if opened := _sound_sum(model, awaited):
             effects = self._take(model, awaited, opened, now)
@@ -229,6 +242,12 @@ class Securing:
             detail = f"the sum for version {awaited.record.close.version} is discarded: {awaited.unsound}"
             return Settled(self._give_up(model, awaited, Refusal(UNSOUND_SUM, detail)), is_in_model=False)
         return self._remind(awaited, now)
+
+    def _closed_before(self, awaited: AwaitedSum) -> SumRecord | None:
+        """Return another sum for the same version that the helpers call the newest, None if there is none."""
+        _, newest = awaited.newest_record or (0, "")
+        others = (each for each in self._closed if each is not awaited.record)
+        return next((each for each in others if digest_of(each.close) == newest), None)
 
     def _is_decided(self, awaited: AwaitedSum, now: float) -> bool:
         """Return whether a sum is to be given up now: no other helper could change that, or none does."""
