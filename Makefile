@@ -103,6 +103,11 @@ peers: $(installed) ## Measure simulations beside Flower and pfl-research, 20 mi
 	@scripts/setup.sh peers
 	@$(bin)/python -m benchmarks.peers $(ARGS)
 
+.PHONY: secagg
+secagg: $(installed) rabbitmq ## Measure secure aggregation beside Flower's SecAgg+, 20 minutes (downloads some gigabytes)
+	@scripts/setup.sh peers
+	@$(bin)/python -m benchmarks.secagg $(ARGS)
+
 .PHONY: oracle
 oracle: $(installed) ## Compare single steps of FedAsync and FedBuff with those of FLSim (downloads some gigabytes)
 	@scripts/setup.sh peers

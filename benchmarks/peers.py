@@ -43,6 +43,7 @@ PEERS: Final = HERE.parent / ".venvs" / "peers" / "bin"
 ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers would yield to all other processes.
     "RAY_worker_niceness": "0",
