@@ -96,7 +96,7 @@ PURE = {
         f"fluffle_aggregator.secure.{name}"
         for name in (
             *("alternatives", "combinations", "masked_buffer", "opening", "securing", "state", "taking"),
-            "weighing",
+            *("waiting", "weighing"),
         )
     ),
     "fluffle.rabbit.acked_tags",

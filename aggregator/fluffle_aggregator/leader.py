@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluffle.broker import Delivery
-from fluffle.events import Applied, Committed, Rejected, TookOver
+from fluffle.events import Applied, Rejected, TookOver
 from fluffle.record import Evaluation, Folded, Hello, ModelVersion
 from fluffle.record_wire import checksum_of, require_readable_version
 from fluffle.secure.committee import Committee
@@ -33,13 +33,11 @@ from fluffle_aggregator.missing import MissingUpdates
 from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.secure.securing import Securing
 from fluffle_aggregator.surveying import Surveying
-from fluffle_aggregator.told import told_at_takeover, told_of
+from fluffle_aggregator.told import told_at_takeover, told_of, told_of_commit
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
 CRASHES = "crashes"
-# A line about a version names its updates if there are no more; `fluffle trace` knows the others too.
-MOST_NAMED = 8
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
 
@@ -87,7 +85,7 @@ class Leader:
         self._known = 0
         # The tags of the updates that are folded but not committed yet.
         self.held: list[int] = []
-        most_held = prefetch_of(model.strategy, schedule) - 1
+        most_held = prefetch_of(model.strategy, schedule, is_secure=committee is not None) - 1
         self._reports = Reports(model, topology, limits, most_held=most_held, clock=now.clock)
         self._surveying = Surveying(topology)
         self._securing: Securing | None = None
@@ -95,6 +93,11 @@ class Leader:
             self._securing = Securing(model, committee, sums, schedule.buffer_timeout_s, clock=now.clock)
         self._refused_from = now.clock
         self._led_from = self._committed_at = self._oldest_held = now.clock
+
+    @property
+    def unacked(self) -> int:
+        """The number of updates that no committed version contains yet."""
+        return len(self.held) + (len(self._securing.waiting) if self._securing else 0)
 
     @property
     def finished(self) -> str:
@@ -131,7 +134,7 @@ class Leader:
         # Before anything is read of it, so that a flood is cheap.
         if is_new and self._rates and (refused := self._rates.refusal(delivery, now=now.clock)):
             return self._refuse(delivery, refused, now)
-        if is_new and delivery.redeliveries >= SUSPICIOUS_AFTER:
+        if is_new and delivery.redeliveries >= SUSPICIOUS_AFTER and not self._has_returned(delivery):
             line = "trying a message in another process: aggregators died when they had it"
             return [warning(line, deliveries=delivery.redeliveries), TryOut(delivery)]
         secure = self.model.secure
@@ -141,7 +144,7 @@ class Leader:
             case TakenIn(incoming, folded):
                 return self._hold(incoming, folded, applied, now)
             case Postponed(update):
-                kept = self._securing.keep(delivery, update) if self._securing else []
+                kept = self._securing.keep(delivery, update, now.clock) if self._securing else []
                 return self._turn_down(delivery, kept, update, now) if isinstance(kept, Refusal) else kept
             case TurnedDown(refusal, update):
                 return self._turn_down(delivery, refusal, update, now)
@@ -170,6 +173,10 @@ class Leader:
             detail = f"after {delivery.redeliveries} deliveries, a process that tried this message {ended}"
             return self._refuse(delivery, Refusal(CRASHES, detail), now)
         return self._take_in_again(delivery, now)
+
+    def _has_returned(self, delivery: Delivery) -> bool:
+        """Return whether this leader has survived a message, and gave it back."""
+        return self._securing is not None and self._securing.waiting.has_returned(delivery)
 
     def _take_in_again(self, delivery: Delivery, now: Now) -> list[Effect]:
         """Take in a message that was tried, or that had to wait."""
@@ -222,7 +229,7 @@ class Leader:
             effects: list[Effect] = []
             # A full buffer first: what waits beside it is for the next one.
             while not (due := securing.when_due(self.model, now.clock, self._oldest_held)):
-                if (delivery := securing.next_aside()) is None:
+                if (delivery := securing.waiting.next_aside()) is None:
                     break
                 effects += self._take_in_again(delivery, now)
             return [*effects, *due]
@@ -231,7 +238,7 @@ class Leader:
             return settled
         if not settled.is_in_model:
             return [*settled.effects, *self.commit_newer(now)]
-        self.held, securing.held = securing.held, []
+        self.held = securing.waiting.take_held()
         noted = self._reports.note_of_sum(settled.evaluation) if settled.evaluation else []
         return [*settled.effects, *noted, self._commit(now)]
 
@@ -247,33 +254,10 @@ class Leader:
 
     def committed(self, record: ModelVersion, *, digest: str, took_s: float, now: Now) -> list[Effect]:
         """Go on from a version that the broker has confirmed: ack the messages that are in it."""
-        named = record.folded if len(record.folded) <= MOST_NAMED else ()
-        staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
         effects: list[Effect] = [
             Ack((*self.held, *self._surveying.held, *self._reports.release())),
-            Tell(
-                Committed(
-                    record.version,
-                    record.term,
-                    took_s,
-                    record.training_s,
-                    record.target_held,
-                    record.best.version if record.best else -1,
-                )
-            ),
-            info(
-                "version committed",
-                version=record.version,
-                term=record.term,
-                updates=len(record.folded),
-                applied=[str(one.id) for one in named],
-                mean_staleness=round(staleness, 2),
-            ),
+            *told_of_commit(record, took_s),
         ]
-        if record.finished:
-            line = "the federation has finished"
-            best = {"best_version": record.best.version, "best_by": record.best_by} if record.best else {}
-            effects.append(info(line, because=record.finished, version=record.version, **best))
         effects += self._reports.warn_of_no_report(record.updates)
         # Counted from the moment that the record tells of: publishing it took time as well.
         self._led_from += record.elapsed_s - self.model.record.elapsed_s
@@ -287,13 +271,15 @@ class Leader:
         """Keep the delivery of a folded update; `applied` are the updates that the model had before."""
         delivery, update, name = incoming.delivery, incoming.update, str(folded.id)
         # Held until committed: if this process dies now, the broker delivers it again.
-        held = self._securing.held if self._securing else self.held
-        if not held:
+        if not (self._securing.waiting.held if self._securing else self.held):
             self._oldest_held = now.clock
-        held.append(delivery.tag)
+        if self._securing:
+            self._securing.waiting.hold(delivery, now.clock)
+        else:
+            self.held.append(delivery.tag)
         self.model.note_start(self._elapsed_s(now))
         self.model.sites.note_heard(update.id.worker, elapsed_s=self._elapsed_s(now))
-        effects = self._reports.make_room(len(self.held))
+        effects = self._reports.make_room(self.unacked)
         effects += told_of(incoming, self.model, self._missing.before(update, applied))
         sizes = len(delivery.body), 4 * update.vector.tail.size
         staleness, weight = folded.staleness, folded.weight
@@ -323,7 +309,7 @@ class Leader:
         effects = self._reports.take_in(delivery, found, clock=now.clock, elapsed_s=elapsed_s)
         if isinstance(effects, Refusal):
             return self._refuse(delivery, effects, now)
-        return [*effects, *self._reports.make_room(len(self.held))]
+        return [*effects, *self._reports.make_room(self.unacked)]
 
     def _refuse(
         self, delivery: Delivery, refused: Refusal, now: Now, update: UpdateId | None = None

@@ -107,8 +107,8 @@ class Leading:
 
     @property
     def held(self) -> int:
-        """The number of updates that are folded but not committed yet."""
-        return len(self._leader.held)
+        """The number of updates that are not acked yet, since no committed version contains them."""
+        return self._leader.unacked
 
     def take_in(self, delivery: Delivery) -> None:
         """Take in one message."""

@@ -1,10 +1,15 @@
-"""What the log is to say at a takeover, and after an update was folded. Pure."""
+"""What the log is to say at a takeover, after an update was folded, and after a commit. Pure."""
 
+from fluffle.events import Committed
+from fluffle.record import ModelVersion
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
-from fluffle_aggregator.effects import Effect, warning
+from fluffle_aggregator.effects import Effect, Tell, info, warning
 from fluffle_aggregator.gates.gate import Incoming
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.missing import in_words
+
+# A line about a version names its updates if there are no more; `fluffle trace` knows the others too.
+MOST_NAMED = 8
 
 
 def told_at_takeover(model: GlobalModel) -> list[Effect]:
@@ -60,4 +65,31 @@ def told_of(incoming: Incoming, model: GlobalModel, skipped: list[range]) -> lis
             "let more workers train the whole model",
         )
         effects.append(line)
+    return effects
+
+
+def told_of_commit(record: ModelVersion, took_s: float) -> list[Effect]:
+    """Tell of a version that is published."""
+    named = record.folded if len(record.folded) <= MOST_NAMED else ()
+    staleness = sum(one.staleness for one in record.folded) / max(1, len(record.folded))
+    best_version = record.best.version if record.best else -1
+    effects: list[Effect] = [
+        Tell(
+            Committed(
+                record.version, record.term, took_s, record.training_s, record.target_held, best_version
+            )
+        ),
+        info(
+            "version committed",
+            version=record.version,
+            term=record.term,
+            updates=len(record.folded),
+            applied=[str(one.id) for one in named],
+            mean_staleness=round(staleness, 2),
+        ),
+    ]
+    if record.finished:
+        best = {"best_version": best_version, "best_by": record.best_by} if record.best else {}
+        line = "the federation has finished"
+        effects.append(info(line, because=record.finished, version=record.version, **best))
     return effects

@@ -156,6 +156,20 @@ def test_a_standby_gets_nothing_until_the_active_one_leaves_and_then_all_that_wa
     assert [delivery.redeliveries for delivery in taken_over] == [1, 1, 1]
 
 
+def test_what_is_given_back_comes_again_in_order_as_a_redelivery(broker: Broker, topology: Topology) -> None:
+    broker.consume(topology.updates.name, prefetch=10)
+    send(broker, topology, b"1", b"2", b"3")
+    first, second, third = receive(broker, 3)
+
+    broker.give_back([third.tag, first.tag])
+
+    again = receive(broker, 2)
+    assert bodies_of(again) == [b"1", b"3"]
+    # How many, RabbitMQ counts until version 4.2 only.
+    assert all(delivery.redeliveries >= 1 for delivery in again)
+    broker.ack([second.tag, *(delivery.tag for delivery in again)])
+
+
 def test_what_was_delivered_but_never_taken_goes_to_the_next_consumer_in_order(
     connect: Connect, broker: Broker, topology: Topology
 ) -> None:

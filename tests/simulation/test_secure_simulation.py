@@ -335,7 +335,8 @@ class ForgetsWhatWaits(Leader):
     def tick(self, now: Now) -> list[Effect]:
         """See Leader."""
         if self._securing and self._securing.awaited is None:
-            self._securing.aside.clear()
+            while self._securing.waiting.next_aside():
+                pass
         return super().tick(now)
 
 

@@ -46,12 +46,17 @@ class MaskedBuffer:
         """The workers of the updates."""
         return {each.id.worker for each in self.updates}
 
+    @property
+    def share_of_one(self) -> int:
+        """How many updates one worker may have."""
+        return share_of_one(self.buffer_size, self.fewest_workers)
+
     def has_room_for(self, worker: str, factor: int) -> bool:
         """Return whether an update of this worker and this weight may come into this buffer."""
         own = sum(each.id.worker == worker for each in self.updates)
         weight = factor + sum(each.factor for each in self.updates)
         is_below = weight <= self.buffer_size * self.plan.greatest and len(self.updates) < MOST_UPDATES
-        return is_below and own < share_of_one(self.buffer_size, self.fewest_workers)
+        return is_below and own < self.share_of_one
 
     def add(self, update: WeightUpdate, factor: int, *, now: float, published_at: float) -> None:
         """Add an update, whose vector is masked, with an integer weight."""

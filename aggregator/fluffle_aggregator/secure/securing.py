@@ -1,8 +1,7 @@
 """What the leader does under secure aggregation: it closes buffers, asks the helpers, and gives up. Pure.
 
 Masked updates stay unacked until a version contains their sum. The closed sum lies in the head, so that the
-next leader goes on from it. Updates that belong to no sum yet wait beside: `later` has those that are for the
-next buffer, and `aside` those that came while a sum waits for its openings.
+next leader goes on from it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.secure.opening import AwaitedSum, OpenedSum, why_unsound
 from fluffle_aggregator.secure.state import NOT_OPENED, SecureState
 from fluffle_aggregator.secure.taking import take_sum
+from fluffle_aggregator.secure.waiting import Waiting
 
 UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
@@ -32,8 +32,6 @@ ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.
 REMIND_EVERY_S = 10.0
 # How long helpers that have not answered are waited for when the others do not agree, or a sum is in doubt.
 DECIDE_WITHIN_S = 60.0
-# RabbitMQ closes a channel that keeps a message unacked for 30 minutes.
-RELEASE_AFTER_S = 1200.0
 MOST_COMPLAINTS = 100
 
 
@@ -50,7 +48,7 @@ class Settled:
 
 
 class Securing:
-    """The sums of one leader; `held` are the tags of the updates in the buffer, or in the closed sum."""
+    """The sums of one leader, and what waits for them."""
 
     def __init__(
         self,
@@ -65,19 +63,16 @@ class Securing:
 
         A buffer that does not fill within `timeout_s` is used as it is, if the helpers open that.
         """
-        self.held: list[int] = []
-        self.aside: list[Delivery] = []
         self.awaited: AwaitedSum | None = None
         # The sums in the head that were closed for the next version.
         self._closed: list[SumRecord] = []
         self._committee = committee
-        self._later: list[Delivery] = []
-        self._most_later = model.strategy.buffer_size
         self._timeout_s = timeout_s
-        self._closed_at = self._asked_at = self._reminded_at = self._released_at = clock
+        self._closed_at = self._asked_at = self._reminded_at = clock
         self._ask_after_s = ASK_AGAIN_AFTER_S
         self._complaints: set[str] = set()
         state = _state(model)
+        self.waiting = Waiting(model.strategy.buffer_size, state.buffer.share_of_one)
         last = state.last_sum
         for each in sums:
             close = each.close
@@ -99,7 +94,7 @@ class Securing:
     @property
     def is_at_work(self) -> bool:
         """Whether updates are in the buffer, or a sum waits to be opened."""
-        return bool(self.held) or self.awaited is not None
+        return bool(self.waiting.held) or self.awaited is not None
 
     def begin(self) -> list[Effect]:
         """Ask for the openings of a sum that the leader before has closed."""
@@ -109,25 +104,18 @@ class Securing:
         line = info("going on with the sum that the leader before has closed", version=close.version)
         return [line, Ask(close)]
 
-    def keep(self, delivery: Delivery, update: WeightUpdate) -> list[Effect] | Refusal:
+    def keep(self, delivery: Delivery, update: WeightUpdate, now: float) -> list[Effect] | Refusal:
         """Keep an update that cannot come into the buffer now; refuse it if too many wait already."""
-        worker = update.id.worker
         if self.awaited is None:
-            if len(self._later) < self._most_later:
-                self._later.append(delivery)
+            if self.waiting.keep_for_later(delivery, update, now):
                 return []
-            waiting = len(self._later)
-            detail = f"{worker} has given its share of this buffer, and {waiting} updates wait already"
+            detail = f"{update.id.worker} has given its share of this buffer, and of the next one"
             return Refusal(OVER_SHARE, detail)
         if any(each.id == update.id for each in self.awaited.record.close.updates):
-            self.held.append(delivery.tag)
+            self.waiting.hold(delivery, now)
         else:
-            self.aside.append(delivery)
+            self.waiting.set_aside(delivery, update, now)
         return []
-
-    def next_aside(self) -> Delivery | None:
-        """Return an update that waited for the sum before, now that no sum is awaited."""
-        return self.aside.pop(0) if self.aside and self.awaited is None else None
 
     def when_due(self, model: GlobalModel, now: float, held_from: float) -> list[Effect]:
         """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
@@ -137,7 +125,7 @@ class Securing:
         why_not, waited_s = buffer.why_not(), now - held_from
         if not why_not and (len(buffer) >= buffer.buffer_size or waited_s >= self._timeout_s):
             return self._close(model, now)
-        if waited_s >= RELEASE_AFTER_S:
+        if self.waiting.is_overdue(now):
             return self.release(model, "the buffer does not fill")
         if waited_s < self._timeout_s or now - self._reminded_at < REMIND_EVERY_S:
             return []
@@ -146,24 +134,12 @@ class Securing:
         line = warning("the buffer waits", updates=len(buffer), because=missing, seconds=round(waited_s))
         return [line, Tell(Awaiting(waited_s, missing))]
 
-    def _all_tags(self) -> tuple[int, ...]:
-        """Return the tags of all updates that wait, and keep none of them."""
-        tags = sorted([*self.held, *(each.tag for each in (*self._later, *self.aside))])
-        self.held, self._later, self.aside = [], [], []
-        return tuple(tags)
-
     def release(self, model: GlobalModel, because: str) -> list[Effect]:
         """Give all updates back to RabbitMQ, which delivers them again."""
         self.awaited = None
         _state(model).drop()
         model.in_buffer.clear()
-        return self._returned(because)
-
-    def _returned(self, because: str) -> list[Effect]:
-        tags = self._all_tags()
-        if not tags:
-            return []
-        return [info("updates return to the queue", updates=len(tags), because=because), GiveBack(tags)]
+        return _returned(self.waiting.release_all(), because)
 
     def _close(self, model: GlobalModel, now: float) -> list[Effect]:
         state = _state(model)
@@ -178,8 +154,8 @@ class Securing:
         self._await(model, record)
         self._closed = [record]
         model.in_buffer.clear()
-        self.aside, self._later = [*self._later, *self.aside], []
-        self._closed_at = self._asked_at = self._reminded_at = self._released_at = now
+        self.waiting.begin_next_buffer()
+        self._closed_at = self._asked_at = self._reminded_at = now
         # The last one has perhaps waited an hour for its helpers.
         usual_s = min(ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING * last.opened_s)
         self._ask_after_s = max(ASK_AGAIN_AFTER_S, usual_s)
@@ -225,7 +201,8 @@ class Securing:
             if known := self._closed_before(awaited):
                 self._await(model, known)
                 said = info("going on with another sum, which the helpers know", version=known.close.version)
-                return [said, *self._returned("they may be in the other sum"), Ask(known.close)]
+                back = _returned(self.waiting.release_all(), "they may be in the other sum")
+                return [said, *back, Ask(known.close)]
             return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
         if opened := _sound_sum(model, awaited):
             effects = self._take(model, awaited, opened, now)
@@ -264,10 +241,8 @@ class Securing:
             self._asked_at = now
             self._ask_after_s = min(ASK_AGAIN_AT_MOST_EVERY_S, 2 * self._ask_after_s)
             effects.append(Ask(awaited.record.close))
-        if now - self._released_at >= RELEASE_AFTER_S:
-            # They come again at once, and are kept for the sum that contains them.
-            self._released_at = now
-            effects += self._returned("the helpers do not answer")
+        # They come again at once, and are kept for the sum that contains them, or for the next one.
+        effects += _returned(self.waiting.release_overdue(now), "the helpers do not answer")
         if now - self._reminded_at >= REMIND_EVERY_S:
             self._reminded_at = now
             waited_s = now - self._closed_at
@@ -330,6 +305,12 @@ def _state(model: GlobalModel) -> SecureState:
     if model.secure is None:
         raise ValueError("this federation has no secure aggregation")
     return model.secure
+
+
+def _returned(tags: tuple[int, ...], because: str) -> list[Effect]:
+    if not tags:
+        return []
+    return [info("updates return to the queue", updates=len(tags), because=because), GiveBack(tags)]
 
 
 def _sound_sum(model: GlobalModel, awaited: AwaitedSum) -> OpenedSum | None:
