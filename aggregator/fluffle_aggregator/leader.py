@@ -229,7 +229,7 @@ class Leader:
             effects: list[Effect] = []
             # A full buffer first: what waits beside it is for the next one.
             while not (due := securing.when_due(self.model, now.clock, self._oldest_held)):
-                if (delivery := securing.waiting.next_aside()) is None:
+                if (delivery := securing.next_waiting(self.model)) is None:
                     break
                 effects += self._take_in_again(delivery, now)
             return [*effects, *due]

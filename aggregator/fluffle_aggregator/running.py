@@ -97,7 +97,10 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     """Return what the settings ask of an aggregator; ConfigError when they do not go together."""
     strategy, goal = settings.make_strategy(), settings.make_goal()
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
-    survey_aim, registry = settings.make_survey_aim(), settings.registry_watch(settings.federation)
+    survey_aim = settings.make_survey_aim()
+    registry = settings.registry_watch(
+        settings.federation, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
+    )
 
     def plan() -> Plan:
         return settings.make_plan(strategy, registry.registry.epoch if registry else 1)

@@ -1,13 +1,17 @@
 """The settings of secure aggregation: what fits is chosen, and what does not is refused with the numbers."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import ConfigError
+from fluffle.secure.closing import MOST_UPDATES
 from fluffle.secure.modulus import BITS
 from fluffle.secure.weights import MOST_FACTOR
 from fluffle_aggregator.secure.settings import SecureSettings, parse_clip
+from fluffle_cli.demo.keys import Keys
 
 
 def settings(**given: object) -> SecureSettings:
@@ -44,6 +48,37 @@ def test_a_clip_is_of_each_element_or_of_the_norm(text: str, expected: tuple[flo
 def test_more_workers_than_a_buffer_has_updates_are_refused() -> None:
     with pytest.raises(ConfigError, match="secure_min_workers is 5, and a buffer has 4 updates"):
         settings(secure_min_workers=5).make_secure_plan(1, 4, is_synchronous=False)
+
+
+def test_a_buffer_that_no_close_record_can_name_is_refused_with_the_largest() -> None:
+    with pytest.raises(
+        ConfigError, match="buffer_size is 4097, and with secure_aggregation it is at most 4096"
+    ):
+        settings().make_secure_plan(1, MOST_UPDATES + 1, is_synchronous=False)
+
+
+@pytest.mark.parametrize(
+    ("case", "warns"),
+    [
+        ((3, 4, False), False),
+        ((3, 100, False), False),
+        ((3, 3, True), False),
+        ((3, 4, True), True),
+        ((2, 5, False), True),
+        ((5, 5, True), False),
+    ],
+)
+def test_workers_that_never_fill_a_buffer_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: tuple[int, int, bool], warns: bool
+) -> None:
+    workers, buffer_size, is_synchronous = case
+    keys = Keys(tmp_path)
+    keys.make("digits", [f"w{number}" for number in range(workers)])
+    chosen = settings(**keys.public, secure_min_workers=min(3, workers))
+
+    assert chosen.registry_watch("digits", buffer_size, is_synchronous=is_synchronous)
+
+    assert ("never fill a buffer" in caplog.text) is warns
 
 
 def test_bits_that_do_not_fit_are_refused_with_those_that_would() -> None:

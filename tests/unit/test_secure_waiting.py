@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from builders import a_version
 from fake_broker import FakeBroker, FakeServer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -81,6 +82,47 @@ def test_updates_that_the_leader_gives_back_itself_are_no_messages_that_kill_lea
 
     assert newest(server, config).version == 1
     assert unacked(server, config) == []
+
+
+@pytest.mark.parametrize("waits", ["before", "after"])
+def test_a_fresh_update_among_late_ones_waits_for_no_new_worker(waits: str) -> None:
+    # Of three workers, one fresh update weighs 64, and two late ones 23 each.
+    config = a_secure_config(first=a_version(7))
+    late = [a_masked("w2"), a_masked("w3")]
+    fresh, more = a_masked("w1", base_version=7), a_masked("w2", 2)
+    server = a_server(config, *late, *([more, fresh] if waits == "before" else [fresh, more]))
+    with FakeBroker(server) as broker:
+        go_on(take_the_lead(broker, config, Clock()), broker, helpers(server, config))
+
+    version = newest(server, config)
+    assert {str(one.id): one.weight * 64 for one in version.folded} == {
+        "w1/r1/1": 64,
+        "w2/r1/1": 23,
+        "w2/r1/2": 23,
+        "w3/r1/1": 23,
+    }
+    assert unacked(server, config) == []
+
+
+def test_what_waited_for_a_sum_comes_into_a_full_buffer_in_which_one_worker_is_too_heavy() -> None:
+    config = a_secure_config(first=a_version(7))
+    server = a_server(config, *(a_masked(name, base_version=7) for name in VALUES))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, Clock())
+        answering = helpers(server, config)
+        work_off(leader, broker)
+        send(
+            server,
+            config,
+            a_masked("w1", 2, base_version=7),
+            a_masked("w2", 2),
+            a_masked("w3", 2),
+            a_masked("w4"),
+        )
+        work_off(leader, broker)
+        go_on(leader, broker, answering)
+
+    assert [one.id.worker for one in newest(server, config).folded] == ["w1", "w2", "w3", "w4"]
 
 
 class Impatient(FakeBroker):

@@ -15,8 +15,8 @@ from fluffle.update import UpdateId, WeightUpdate
 
 
 def share_of_one(buffer_size: int, fewest_workers: int) -> int:
-    """Return how many updates one worker may have in a buffer."""
-    return max(1, buffer_size // fewest_workers)
+    """Return how many updates one worker may have in a buffer: its equal share, and at most half of them."""
+    return max(1, min(-(-buffer_size // fewest_workers), buffer_size // 2))
 
 
 @dataclass(eq=False)
@@ -25,26 +25,31 @@ class MaskedBuffer:
 
     It is full with `buffer_size` of them, but the helpers open it only with updates of at least
     `fewest_workers`, none of which has more than half of the weight. So one worker gives at most its equal
-    share of a full buffer.
+    share of a full buffer, and places are kept for workers that are missing. Where a worker has more than
+    half of the weight of a full buffer, others may give more.
     """
 
     plan: SecurePlan
     buffer_size: int
     fewest_workers: int
     updates: list[ClosedUpdate] = field(default_factory=list)
+    _weights: Counter[str] = field(default_factory=Counter)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _weight: int = 0
+    _ids: set[UpdateId] = field(default_factory=set)
     _facts: list[SummedUpdate] = field(default_factory=list)
     _total: Residues | None = None
 
     def __contains__(self, update: UpdateId) -> bool:
-        return any(each.id == update for each in self.updates)
+        return update in self._ids
 
     def __len__(self) -> int:
         return len(self.updates)
 
     @property
-    def workers(self) -> set[str]:
-        """The workers of the updates."""
-        return {each.id.worker for each in self.updates}
+    def is_full(self) -> bool:
+        """Whether there are as many as belong into it."""
+        return len(self.updates) >= self.buffer_size
 
     @property
     def share_of_one(self) -> int:
@@ -53,10 +58,18 @@ class MaskedBuffer:
 
     def has_room_for(self, worker: str, factor: int) -> bool:
         """Return whether an update of this worker and this weight may come into this buffer."""
-        own = sum(each.id.worker == worker for each in self.updates)
-        weight = factor + sum(each.factor for each in self.updates)
-        is_below = weight <= self.buffer_size * self.plan.greatest and len(self.updates) < MOST_UPDATES
-        return is_below and own < self.share_of_one
+        own, weight = self._counts[worker], self._weight + factor
+        # A sum of more could overflow.
+        if weight > self.buffer_size * self.plan.greatest or len(self.updates) >= MOST_UPDATES:
+            return False
+        is_at_most_half = 2 * (self._weights[worker] + factor) <= weight
+        if self.is_full:
+            return is_at_most_half
+        missing = self.fewest_workers - len(self._counts.keys() | {worker})
+        if own and len(self.updates) + missing >= self.buffer_size:
+            return False
+        is_within_share = own < max(1, self.buffer_size // self.fewest_workers)
+        return is_within_share or (own < self.share_of_one and is_at_most_half)
 
     def add(self, update: WeightUpdate, factor: int, *, now: float, published_at: float) -> None:
         """Add an update, whose vector is masked, with an integer weight."""
@@ -66,6 +79,10 @@ class MaskedBuffer:
             self._total = np.zeros(update.vector.size, np.uint32)
         add_multiple(self._total, update.vector.residues, factor)
         self.updates.append(ClosedUpdate(update.id, update.base_term, update.base_version, factor))
+        self._ids.add(update.id)
+        self._counts[update.id.worker] += 1
+        self._weights[update.id.worker] += factor
+        self._weight += factor
         self._facts.append(
             SummedUpdate(
                 update.train_s,
@@ -76,14 +93,11 @@ class MaskedBuffer:
 
     def why_not(self) -> str:
         """Return why the helpers would not open what is there, in words; empty when they would."""
-        weights: Counter[str] = Counter()
-        for each in self.updates:
-            weights[each.id.worker] += each.factor
-        if len(weights) < self.fewest_workers:
-            return f"there are updates of {len(weights)} workers, and a sum needs {self.fewest_workers}"
-        for worker, weight in weights.items():
-            if 2 * weight > weights.total():
-                return f"{worker} has {weight} of the weight of {weights.total()}, more than half"
+        if (count := len(self._weights)) < self.fewest_workers:
+            return f"there are updates of {count} workers, and a sum needs {self.fewest_workers}"
+        for worker, weight in self._weights.items():
+            if 2 * weight > self._weight:
+                return f"{worker} has {weight} of the weight of {self._weight}, more than half"
         return ""
 
     def closed(

@@ -117,13 +117,25 @@ class Securing:
             self.waiting.set_aside(delivery, update, now)
         return []
 
+    def next_waiting(self, model: GlobalModel) -> Delivery | None:
+        """Return an update that may come into the buffer now; None when a sum is awaited, or none waits."""
+        if self.awaited:
+            return None
+        state = _state(model)
+
+        def has_room(update: WeightUpdate) -> bool:
+            return not state.has_to_wait(update, model.weigh(update).factor)
+
+        # What others have given since may have made room.
+        return self.waiting.next_for_later(has_room) or self.waiting.next_aside()
+
     def when_due(self, model: GlobalModel, now: float, held_from: float) -> list[Effect]:
         """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
         buffer = _state(model).buffer
         if not len(buffer):
             return []
         why_not, waited_s = buffer.why_not(), now - held_from
-        if not why_not and (len(buffer) >= buffer.buffer_size or waited_s >= self._timeout_s):
+        if not why_not and (buffer.is_full or waited_s >= self._timeout_s):
             return self._close(model, now)
         if self.waiting.is_overdue(now):
             return self.release(model, "the buffer does not fill")

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
+from fluffle.logs import get_logger
+from fluffle.secure.closing import MOST_UPDATES
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint, greatest_factor
 from fluffle.secure.modulus import Modulus
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.weights import MOST_APART, MOST_FACTOR
 from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.secure.masked_buffer import share_of_one
 
 if TYPE_CHECKING:
     from fluffle_aggregator.secure.registry_file import RegistryWatch
+
+log = get_logger(__name__)
 
 BITS_WITHOUT_NEED_OF_MORE: Final = 16
 BY_NORM: Final = "norm"
@@ -95,8 +100,13 @@ class SecureSettings(BaseModel):
             raise ValueError(f"{idle[0]} has no effect without secure_aggregation: give both, or none")
         return self
 
-    def registry_watch(self, federation: str) -> "RegistryWatch | None":
-        """Return who takes part; None without secure aggregation. Raises ConfigError if that is not known."""
+    def registry_watch(
+        self, federation: str, buffer_size: int, *, is_synchronous: bool
+    ) -> "RegistryWatch | None":
+        """Return who takes part; None without secure aggregation. Raises ConfigError if that is not known.
+
+        Warns when so few workers never fill a buffer; the operator may add others at any time.
+        """
         if not self.secure_aggregation:
             return None
         if self.secure_registry is None or self.secure_operator is None:
@@ -114,6 +124,15 @@ class SecureSettings(BaseModel):
                 f"{self.secure_registry} has {count} workers, and a sum needs updates of "
                 f"{self.secure_min_workers} (secure_min_workers): add workers with `fluffle keys registry`"
             )
+        of_one = 1 if is_synchronous else share_of_one(buffer_size, self.secure_min_workers)
+        if count * of_one < buffer_size:
+            log.warning(
+                "the workers in the registry never fill a buffer: lower buffer_size, or each version waits "
+                "for buffer_timeout_s",
+                workers=count,
+                updates_of_one=of_one,
+                buffer_size=buffer_size,
+            )
         return watch
 
     def make_secure_plan(
@@ -125,6 +144,10 @@ class SecureSettings(BaseModel):
         """
         clip, by_norm = parse_clip(self.secure_clip)
         modulus = Modulus(self.secure_modulus)
+        if buffer_size > MOST_UPDATES:
+            raise ConfigError(
+                f"buffer_size is {buffer_size}, and with secure_aggregation it is at most {MOST_UPDATES}"
+            )
         if self.secure_min_workers > buffer_size:
             raise ConfigError(
                 f"secure_min_workers is {self.secure_min_workers}, and a buffer has {buffer_size} updates "
