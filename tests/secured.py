@@ -1,6 +1,7 @@
 """A federation with secure aggregation on a real broker, whose workers the test plays."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,9 @@ class Secured:
             examples=10,
         )
         key = read_private(self.keys.folder / "workers" / f"{worker}.key", WorkerKey)
-        return Masks(self.registry, key.private).masked(plain, self.numbers(number), PLAN)
+        registry = self.registry
+        plan = replace(PLAN, epoch=registry.epoch).numbered()
+        return Masks(registry, key.private).masked(plain, self.numbers(number), plan)
 
     def numbers(self, number: int) -> Residues:
         measured = measured_values(None, 0, PLAN)
