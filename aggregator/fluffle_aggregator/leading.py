@@ -122,8 +122,12 @@ class Leading:
         return self._broker.next_delivery(0)
 
     def hear(self, timeout_s: float = 0.0) -> None:
-        """Take in what helpers answer, of which the first may take so long to come."""
-        while self._answers and self._leader.awaits_openings:
+        """Take in what helpers answer, of which the first may take so long to come.
+
+        After a moment this returns even if more answers wait: the leader has other work too.
+        """
+        until = self._clock() + max(timeout_s, ANSWER_PATIENCE_S)
+        while self._answers and self._leader.awaits_openings and self._clock() < until:
             answer = self._answers.next_delivery(timeout_s)
             if answer is None:
                 return

@@ -18,6 +18,8 @@ log = get_logger(__name__)
 
 # While a decision waits for the others, new close records are looked for so often.
 LOOK_EVERY_S = 0.05
+# New close records are looked for after so long even if other helpers never stop talking.
+LISTEN_FOR_S = 0.5
 # By then a helper that is at work has said what it has seen.
 SAY_AFTER_S = 10.0
 
@@ -79,9 +81,9 @@ class Others:
             self._broker.publish(self._exchange, "", encode_seen(seen), {"kind": "seen-close"})
 
     def _listen(self) -> None:
-        """Hear at least one message, which this waits for, and all that have come."""
-        wait_s = LOOK_EVERY_S
-        while delivery := self._listener.next_delivery(wait_s):
+        """Hear at least one message, which this waits for, and more for a moment if they have come."""
+        wait_s, until = LOOK_EVERY_S, time.monotonic() + LISTEN_FOR_S
+        while time.monotonic() < until and (delivery := self._listener.next_delivery(wait_s)):
             wait_s = 0.0
             try:
                 self._heard.hear(decode_seen(delivery.body), delivery.user)

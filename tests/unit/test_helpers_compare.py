@@ -12,7 +12,7 @@ from brokers import A_WHILE_S, SOON_S
 from fake_broker import FakeBroker, FakeServer
 from helping import HELPERS, Keys, closed, first_close, following
 
-from fluffle.broker import Listener
+from fluffle.broker import Delivery, Listener
 from fluffle.secure.closing import (
     CloseRecord,
     NotOpened,
@@ -33,6 +33,7 @@ from fluffle_helper.comparing import (
     encode_seen,
     needed_to_agree,
 )
+from fluffle_helper.deciding import Answer, Decision
 from fluffle_helper.loop import Helper
 from fluffle_helper.own_files import HelperFiles
 
@@ -121,6 +122,29 @@ def test_however_much_a_helper_says_little_is_kept() -> None:
 
     assert len(comparison._said["helper-1"]) == MOST_KEPT
     assert decode_seen(encode_seen(seen("helper-1", FIRST))) == seen("helper-1", FIRST)
+
+
+class Flood:
+    """A listener to whom another helper never stops talking."""
+
+    def next_delivery(self, timeout_s: float) -> Delivery | None:
+        """See Listener."""
+        return Delivery(0, encode_seen(seen("helper-2", OTHER)), 0, "helper-2", "digests", {})
+
+
+def test_a_helper_that_never_stops_talking_does_not_keep_another_one_from_its_work(
+    keys: Keys, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(others, "LISTEN_FOR_S", 0.05)
+    files = HelperFiles(key=keys.key(), registry=keys.registry, operator=keys.operator, federation="digits")
+    broker, exchange = FakeBroker(server), TOPOLOGY.digests_in.name
+    with broker.listen(exchange, name="helper-1"):
+        listening = others.Others(broker, Flood(), exchange, files.read())
+
+        held = listening.compared(Decision(LEDGER, Answer(FIRST, (0,))))
+
+    assert held is None
+    assert listening.waits
 
 
 class Leader:

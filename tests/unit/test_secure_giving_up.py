@@ -22,6 +22,7 @@ from securing import (
 
 from fluffle.secure.closing import CloseRecord, Opening, encode_not_opened, opening_pieces
 from fluffle.secure.helping import Ledger, Refused, not_opened
+from fluffle_aggregator.leading import ANSWER_PATIENCE_S
 
 
 def forged(close: CloseRecord, opening: Opening) -> bytes:
@@ -46,6 +47,35 @@ def test_an_opening_in_another_helpers_name_does_not_count(caplog: pytest.LogCap
 
     assert newest(server, config).version == 0
     assert "comes from the RabbitMQ user 'helper-1'" in caplog.text
+
+
+class Ticking(Clock):
+    """Seconds that pass with each look at the clock."""
+
+    def __call__(self) -> float:
+        """Return the time."""
+        self.seconds += 0.001
+        return self.seconds
+
+
+def test_a_flood_of_answers_does_not_keep_the_leader_from_its_other_work() -> None:
+    config = a_secure_config()
+    server = a_server(config, *(a_masked(name) for name in VALUES))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, Ticking())
+        work_off(leader, broker)
+        [heard] = server.listeners[config.topology.openings_in.name].values()
+        with FakeBroker(server, user=NAMES[0]) as flooding:
+            for _ in range(100):
+                flooding.publish(config.topology.openings_in.name, "", b"nonsense", {})
+        waiting = len(heard)
+
+        leader.hear(ANSWER_PATIENCE_S)
+        assert 0 < len(heard) < waiting
+
+        # The sum is opened once the flood has ended.
+        go_on(leader, broker, helpers(server, config))
+    assert newest(server, config).version == 1
 
 
 def test_no_version_that_tells_of_refusals_comes_between_a_closed_sum_and_its_version() -> None:
