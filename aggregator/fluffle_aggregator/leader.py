@@ -21,8 +21,9 @@ from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
-from fluffle_aggregator.gates.fitting import FINISHED
+from fluffle_aggregator.gates.fitting import FINISHED, NOT_REGISTERED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.gates.history import DUPLICATE, SECOND_IN_ROUND
 from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
@@ -77,9 +78,12 @@ class Leader:
         self._rates = Rates(limits) if has_rates else None
         self._gates = gates_of(limits, model.strategy, topology)
         # In synchronous rounds a version that only tells of refusals ends the round of everybody who trains.
+        self._is_synchronous = model.strategy.one_update_per_version
         self._refusals_told_after_s = (
-            schedule.buffer_timeout_s if model.strategy.one_update_per_version else REFUSALS_TOLD_AFTER_S
+            schedule.buffer_timeout_s if self._is_synchronous else REFUSALS_TOLD_AFTER_S
         )
+        # Whether an update of this synchronous round was refused: its worker waits for the next version.
+        self._is_round_short = False
         self._missing = MissingUpdates()
         # The message that was counted and tried before.
         self._known = 0
@@ -216,7 +220,8 @@ class Leader:
         refused_s = now.clock - self._refused_from
         # A sum makes the very next version: none may come before it.
         is_between = not (self._securing.is_at_work if self._securing else self.held)
-        if model.contributors.untold_refusals and is_between and refused_s >= self._refusals_told_after_s:
+        is_waited_for = model.contributors.untold_refusals or self._is_round_short
+        if is_waited_for and is_between and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)
         return [
             *self._reports.release_overdue(clock=now.clock, after_s=schedule.buffer_timeout_s),
@@ -227,6 +232,8 @@ class Leader:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
         if securing.awaited is None:
             effects: list[Effect] = []
+            if self._is_synchronous and (released := self._end_round(securing, now)):
+                return [*released, *self.commit_newer(now)]
             # A full buffer first: what waits beside it is for the next one.
             while not (due := securing.when_due(self.model, now.clock, self._oldest_held)):
                 if (delivery := securing.next_waiting(self.model)) is None:
@@ -241,6 +248,10 @@ class Leader:
         self.held = securing.waiting.take_held()
         noted = self._reports.note_of_sum(settled.evaluation) if settled.evaluation else []
         return [*settled.effects, *noted, self._commit(now)]
+
+    def _end_round(self, securing: Securing, now: Now) -> list[Effect]:
+        held_from, is_short = self._oldest_held, self._is_round_short
+        return securing.end_round(self.model, now.clock, held_from=held_from, is_short=is_short)
 
     def absent(self, workers: Sequence[str]) -> list[Effect]:
         """Go on without the evaluations of workers that RabbitMQ does not know any more."""
@@ -265,6 +276,7 @@ class Leader:
         self.parent = digest
         self.held, self._surveying.held = [], []
         self._committed_at = self._oldest_held = now.clock
+        self._is_round_short = False
         return effects
 
     def _hold(self, incoming: Incoming, folded: Folded, applied: AppliedUpdates, now: Now) -> list[Effect]:
@@ -292,6 +304,9 @@ class Leader:
     def _turn_down(
         self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now
     ) -> list[Effect]:
+        is_repeated = refusal.reason in {DUPLICATE, SECOND_IN_ROUND, NOT_REGISTERED, FOREIGN_SENDER}
+        if update is None or (update.base_version == self.model.version and not is_repeated):
+            self._is_round_short = self._is_synchronous
         if update is None:
             return self._refuse(delivery, refusal, now)
         if refusal.reason != FOREIGN_SENDER:

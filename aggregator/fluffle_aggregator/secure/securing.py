@@ -33,6 +33,8 @@ REMIND_EVERY_S = 10.0
 # How long helpers that have not answered are waited for when the others do not agree, or a sum is in doubt.
 DECIDE_WITHIN_S = 60.0
 MOST_COMPLAINTS = 100
+# After so many times 20 minutes, an update of a synchronous round is not waited for any more.
+MOST_RELEASES = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,6 +72,7 @@ class Securing:
         self._timeout_s = timeout_s
         self._closed_at = self._asked_at = self._reminded_at = clock
         self._ask_after_s = ASK_AGAIN_AFTER_S
+        self._releases = 0
         self._complaints: set[str] = set()
         state = _state(model)
         self.waiting = Waiting(model.strategy.buffer_size, state.buffer.share_of_one)
@@ -129,6 +132,18 @@ class Securing:
         # What others have given since may have made room.
         return self.waiting.next_for_later(has_room) or self.waiting.next_aside()
 
+    def end_round(self, model: GlobalModel, now: float, *, held_from: float, is_short: bool) -> list[Effect]:
+        """Give the updates of a synchronous round back that cannot be completed; nothing if it still can.
+
+        It `is_short` of an update that was refused. One that does not come for an hour is lost.
+        """
+        is_over = is_short or self._releases >= MOST_RELEASES
+        buffer = _state(model).buffer
+        if not (is_over and len(buffer) and buffer.why_not() and now - held_from >= self._timeout_s):
+            return []
+        self._releases = 0
+        return self.release(model, "an update of this round was refused, or never came")
+
     def when_due(self, model: GlobalModel, now: float, held_from: float) -> list[Effect]:
         """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
         buffer = _state(model).buffer
@@ -138,6 +153,7 @@ class Securing:
         if not why_not and (buffer.is_full or waited_s >= self._timeout_s):
             return self._close(model, now)
         if self.waiting.is_overdue(now):
+            self._releases += 1
             return self.release(model, "the buffer does not fill")
         if waited_s < self._timeout_s or now - self._reminded_at < REMIND_EVERY_S:
             return []
@@ -167,6 +183,7 @@ class Securing:
         self._closed = [record]
         model.in_buffer.clear()
         self.waiting.begin_next_buffer()
+        self._releases = 0
         self._closed_at = self._asked_at = self._reminded_at = now
         # The last one has perhaps waited an hour for its helpers.
         usual_s = min(ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING * last.opened_s)

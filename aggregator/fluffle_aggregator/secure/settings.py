@@ -128,7 +128,7 @@ class SecureSettings(BaseModel):
         if count * of_one < buffer_size:
             log.warning(
                 "the workers in the registry never fill a buffer: lower buffer_size, or each version waits "
-                "for buffer_timeout_s",
+                "for buffer_timeout",
                 workers=count,
                 updates_of_one=of_one,
                 buffer_size=buffer_size,
