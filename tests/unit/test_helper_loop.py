@@ -28,9 +28,10 @@ from fluffle.secure.closing import (
     encode_close,
 )
 from fluffle.secure.helping import openings
-from fluffle.secure.key_files import HelperKey, read_private
+from fluffle.secure.key_files import HelperKey, WorkerPublicKey, read_private, write_public
 from fluffle.secure.ledger_file import read_ledger
 from fluffle.topology import topology_of
+from fluffle_cli.making_keys import sign
 from fluffle_helper import loop
 from fluffle_helper.loop import Helper, HelperResult
 from fluffle_helper.own_files import HelperFiles
@@ -367,19 +368,16 @@ def test_rotated_keys_are_used_as_soon_as_they_lie_there_and_the_old_ones_are_go
 def test_a_public_key_with_which_nothing_can_be_agreed_on_is_refused(
     keys: Keys, server: FakeServer, leader: Leader
 ) -> None:
-    path = keys.folder / "w4.pub"
-    path.write_text(path.read_text().replace(public_hex(keys, "w4"), "00" * 32))
-    keys.sign()
-    close = replace(FIRST, updates=(*FIRST.updates, closed("w4")))
+    path = keys.folder / "w5.pub"
+    write_public(path, WorkerPublicKey(federation="digits", name="w5", public_key="00" * 32))
+    sign(keys.operator_folder, [path], [])
+    keys.send_registry()
+    close = replace(FIRST, updates=(*FIRST.updates, closed("w5")))
     with a_helper(keys, server):
         leader.close(close)
         assert leader.refusal(close).rule == "unusable-key"
         leader.close(following(close))
         assert leader.groups(following(close), 2) == [0, 1]
-
-
-def public_hex(keys: Keys, worker: str) -> str:
-    return keys.workers[worker].private.public_key().public_bytes_raw().hex()
 
 
 def wait_for(events: Heard, count: int) -> None:

@@ -129,7 +129,7 @@ class Flood:
 
     def next_delivery(self, timeout_s: float) -> Delivery | None:
         """See Listener."""
-        return Delivery(0, encode_seen(seen("helper-2", OTHER)), 0, "helper-2", "digests", {})
+        return Delivery(0, encode_seen(seen("helper-2", FIRST)), 0, "helper-2", "digests", {})
 
 
 def test_a_helper_that_never_stops_talking_does_not_keep_another_one_from_its_work(
