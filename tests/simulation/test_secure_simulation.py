@@ -34,7 +34,10 @@ SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-149")
 AT_ONCE = 75
 FAULTS: tuple[Heard, ...] = ("nothing", "all", "late")
 MORE_THAN_ANY_TIMEOUT_S = 100.0
-REASONS = {"duplicate", "unknown-base", "future-version", "over-share", "not-opened", "unsound-sum"}
+REASONS = {
+    *("duplicate", "unknown-base", "future-version", "over-share", "not-opened", "unsound-sum"),
+    *("too-stale", "second-in-round"),
+}
 
 
 class SecureWorld:
@@ -45,7 +48,11 @@ class SecureWorld:
         self.log: list[str] = []
         self._buffer_size = chance.choice([3, 3, 4])
         schedule = CommitSchedule(buffer_timeout_s=chance.choice([20.0, 60.0]))
-        self._config = a_secure_config(buffer_size=self._buffer_size, schedule=schedule)
+        self._config = a_secure_config(
+            buffer_size=self._buffer_size,
+            name=chance.choice(["fedbuff", "fedbuff", "fedavg"]),
+            schedule=schedule,
+        )
         self._topology = self._config.topology
         self._server = FakeServer(longest_wait_s=0)
         self._aftermath = Aftermath()
