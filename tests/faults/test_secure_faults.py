@@ -100,6 +100,31 @@ def test_without_two_helpers_the_federation_waits_says_so_and_goes_on_when_one_i
     secured.assert_all_in(secured.federation.newest())
 
 
+LIES = """
+import sys
+if any("helper-1.key" in word for word in sys.orig_argv):
+    from fluffle.secure import helping
+    right = helping.add_masks
+    helping.add_masks = lambda total, keys, modulus, factor: right(total, keys, modulus, factor + 1)
+"""
+
+
+def test_a_helper_that_answers_with_wrong_masks_is_named_and_the_two_others_go_on(
+    secured: Secured, tmp_path: Path
+) -> None:
+    inject(tmp_path, LIES)
+    for name in HELPERS:
+        secured.helper(name)
+    aggregator = secured.aggregator("first")
+    aggregator.wait_for("leading")
+    secured.send(range(len(SENDERS)))
+
+    assert aggregator.wait_for_exit() == 0
+    secured.assert_all_in(secured.federation.newest())
+    line = "helpers have answered with wrong masks: look at their machines, or replace them"
+    assert [said["helpers"] for said in aggregator.events(line)] == [["helper-1"]]
+
+
 def test_a_helper_without_its_ledger_opens_nothing_and_the_two_others_go_on(secured: Secured) -> None:
     parts = {name: secured.helper(name) for name in HELPERS}
     aggregator = secured.aggregator("first")
