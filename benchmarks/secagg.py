@@ -30,7 +30,7 @@ from benchmarks.secure import WORKERS, Side, a_side
 from benchmarks.sides import private_broker
 from benchmarks.verdicts import Verdict, exit_code
 from fluffle.codecs.floats import Float32Vector
-from fluffle.model import Vector, no_values
+from fluffle.model import Vector
 from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
@@ -150,7 +150,7 @@ class Fluffle:
             vector=Float32Vector.of(vector),
             examples=32,
         )
-        numbers = whole_numbers(vector, no_values(), self.plan, self._random)
+        numbers = whole_numbers(vector, np.zeros(self.plan.measured_size), self.plan, self._random)
         return encode_update(self._side.masks[worker].masked(update, numbers, self.plan))
 
     def _newest(self) -> ModelVersion:
