@@ -15,6 +15,7 @@ from fluffle.plan import Plan, Sends
 from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.secure.modulus import Modulus
 from fluffle.sites import SiteEvaluation, SiteMetric
+from fluffle.survey.shape import SurveyShape
 from fluffle.topology import topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
@@ -127,6 +128,12 @@ def a_masked_update(
     vector = MaskedVector.masking(Modulus(bits), numbers)
     said = replace(plain, loss=None, examples=0, steps=0)
     return replace(said, codec=f"masked{bits}", vector=vector, epoch=1, revision=revision)
+
+
+def a_masked_answer(worker: str = "w1", *, names: tuple[str, ...] = ("age", "pulse")) -> WeightUpdate:
+    """Return a masked answer to a survey, which nobody can take the masks off."""
+    shape = SurveyShape(names, (False,) * len(names), 2)
+    return replace(a_masked_update(worker, size=5, bits=32, revision=1), shape=shape)
 
 
 def an_evaluation(

@@ -12,14 +12,15 @@ from fluffle.events import Event
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.record_wire import decode_version
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.messages import SiteStatistics
 from fluffle.update import WeightUpdate
-from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_update
+from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_statistics, encode_update
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.service import serve
 
-Message = WeightUpdate | Evaluation | SiteEvaluation | bytes
+Message = WeightUpdate | Evaluation | SiteEvaluation | SiteStatistics | bytes
 
 
 class UntilQuiet(FakeBroker):
@@ -93,7 +94,7 @@ def sender_of(message: Message) -> str:
             return message.id.worker
         case Evaluation():
             return message.evaluator
-        case SiteEvaluation():
+        case SiteEvaluation() | SiteStatistics():
             return message.worker
     return "somebody"
 
@@ -107,6 +108,8 @@ def encoded(message: Message) -> bytes:
             return encode_evaluation(message)
         case SiteEvaluation():
             return encode_site_evaluation(message)
+        case SiteStatistics():
+            return encode_statistics(message)
     return message
 
 

@@ -32,6 +32,7 @@ from fluffle_aggregator.head import Head
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
+from fluffle_aggregator.survey import NO_AIM, SurveyAim
 
 NAMES = ("helper-1", "helper-2", "helper-3")
 COMMITTEE = Committee(NAMES, 1)
@@ -107,6 +108,7 @@ def a_secure_config(
     schedule: CommitSchedule | None = None,
     fewest_workers: int = 3,
     secure: SecurePlan = PLAN,
+    survey_aim: SurveyAim = NO_AIM,
 ) -> AggregatorConfig:
     """Return what an aggregator with secure aggregation is told when it starts."""
     secure = replace(secure, epoch=epoch.number)
@@ -128,12 +130,14 @@ def a_secure_config(
             plan=plan,
             goal=goal or Goal(),
             term=head.term + 1,
+            survey_aim=survey_aim,
             secure=SecureState(
                 secure,
                 head.record,
                 buffer_size=buffer_size,
                 fewest_workers=fewest_workers,
                 registered=frozenset(registry.workers),
+                survey_size=survey_aim.wanted if head.record.survey and head.record.survey.is_open else 0,
             ),
         )
 

@@ -61,12 +61,12 @@ PURE = {
     "fluffle.rights",
     "fluffle.codecs.masked",
     *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "measured")),
-    *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "weights")),
+    *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "surveyed", "weights")),
     "fluffle.sites",
     "fluffle.survey",
     *(
         f"fluffle.survey.{name}"
-        for name in ("columns", "grid", "messages", "packing", "result", "statistics")
+        for name in ("columns", "grid", "messages", "packing", "result", "shape", "statistics")
     ),
     "fluffle.topology",
     "fluffle.update",

@@ -18,12 +18,11 @@ from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
-from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
-from fluffle_aggregator.gates.fitting import FINISHED, NOT_REGISTERED
+from fluffle_aggregator.gates.fitting import DUPLICATE, FINISHED, NOT_REGISTERED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
-from fluffle_aggregator.gates.history import DUPLICATE, SECOND_IN_ROUND
+from fluffle_aggregator.gates.history import SECOND_IN_ROUND
 from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
@@ -34,7 +33,7 @@ from fluffle_aggregator.missing import MissingUpdates
 from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.secure.securing import Securing
 from fluffle_aggregator.surveying import Surveying
-from fluffle_aggregator.told import told_at_takeover, told_of, told_of_commit
+from fluffle_aggregator.told import told_at_takeover, told_of, told_of_commit, told_of_few
 
 # Deliveries before this one, after which a message may have been the cause that aggregators died.
 SUSPICIOUS_AFTER = 2
@@ -196,6 +195,7 @@ class Leader:
             return self._finish_when_evaluated(now)
         surveyed = self._surveying.when_due(model, elapsed_s=self._elapsed_s(now), now=now.clock)
         if surveyed is not None:
+            surveyed += self._securing.end_survey(model) if self._securing else []
             return [*surveyed, *self.commit_newer(now)]
         started_s = model.draft.started_s
         reached = model.goal.out_of_patience(model.draft) or model.goal.reached(
@@ -232,10 +232,16 @@ class Leader:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
         if securing.awaited is None:
             effects: list[Effect] = []
-            if self._is_synchronous and (released := self._end_round(securing, now)):
+            if (
+                self._is_synchronous
+                and not self.model.survey
+                and (released := self._end_round(securing, now))
+            ):
                 return [*released, *self.commit_newer(now)]
             # A full buffer first: what waits beside it is for the next one.
-            while not (due := securing.when_due(self.model, now.clock, self._oldest_held)):
+            while not (
+                due := securing.when_due(self.model, now.clock, self._oldest_held, self._elapsed_s(now))
+            ):
                 if (delivery := securing.next_waiting(self.model)) is None:
                     break
                 effects += self._take_in_again(delivery, now)
@@ -289,6 +295,8 @@ class Leader:
             self._securing.waiting.hold(delivery, now.clock)
         else:
             self.held.append(delivery.tag)
+        if update.shape and self.model.secure:
+            return self._surveying.masked(update.id.worker, len(self.model.secure.buffer), self.model)
         self.model.note_start(self._elapsed_s(now))
         self.model.sites.note_heard(update.id.worker, elapsed_s=self._elapsed_s(now))
         effects = self._reports.make_room(self.unacked)
@@ -355,12 +363,9 @@ class Leader:
 
     def _step_early(self) -> list[Effect]:
         """Step with what is in the buffer; warn when a robust rule can only average what is there."""
-        rule, count = self.model.strategy.rule, self.model.accumulator.totals.count
+        count = self.model.accumulator.totals.count
         self.model.step()
-        if not rule.holds_vectors or count == 0 or count >= FEWEST_TO_COMPARE:
-            return []
-        line = f"rule {rule} tells no outlier from fewer than {FEWEST_TO_COMPARE} updates: averaging them"
-        return [warning(line, updates=count)]
+        return told_of_few(self.model.strategy.rule, count)
 
     def _close_the_federation(self, reached: str, now: Now) -> list[Effect]:
         """End the training; where somebody evaluates, the last model is evaluated before all is over."""

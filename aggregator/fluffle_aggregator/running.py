@@ -132,6 +132,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             buffer_size=strategy.buffer_size,
             fewest_workers=settings.secure_min_workers,
             registered=frozenset(registry.registry.workers),
+            survey_size=survey_aim.wanted if record.survey and record.survey.is_open else 0,
         )
 
     def continue_from(head: Head) -> GlobalModel:
@@ -164,6 +165,8 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         prefetch=max(
             prefetch_of(strategy, commit_schedule, is_secure=registry is not None),
             MOST_HELD + 2 if survey_aim.is_asked else 0,
+            # Masked answers are held until their sum is opened.
+            survey_aim.wanted + 2 if registry else 0,
         ),
         downlink_codec=settings.downlink_codec,
         first_version=begin,

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fluffle.model import Layout, TensorSpec, Vector
+from fluffle.secure.surveyed import SurveySums
 from fluffle.survey.columns import is_of_input
 from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics, Survey
 from fluffle.survey.packing import MOST_OF_A_SITE, pack, unpack
@@ -92,6 +93,8 @@ class OpenSurvey:
         # Whether the next record says something that the last one did not.
         self.has_changed = self.state != recorded
         self._sums = unpack(memoryview(packed)) if packed else None
+        # What secure aggregation has opened, which takes the place of the sums.
+        self._opened: SurveySums | None = None
         self._committed = packed
 
     def claims_too_much(self, answer: SiteStatistics) -> str:
@@ -132,6 +135,14 @@ class OpenSurvey:
         self._sums = self._sums.merged(answer.statistics) if self._sums else answer.statistics
         self.state = replace(self.state, answered=(*self.state.answered, answer.worker))
 
+    def settle(self, opened: SurveySums, answered: tuple[str, ...]) -> None:
+        """Take the opened sum of the masked answers of these workers."""
+        self._opened, self.state = opened, replace(self.state, answered=answered)
+
+    def begin_again(self) -> None:
+        """Ask everybody to answer once more: the sum of their masked answers was given up."""
+        self.state = replace(self.state, attempt=self.state.attempt + 1)
+
     def packed(self) -> bytes:
         """Return the sums as they lie beside the next record."""
         return pack(self._sums) if self._sums else b""
@@ -147,9 +158,10 @@ class OpenSurvey:
 
     def closed(self) -> Survey | None:
         """Return the survey with its result, or None when nobody has answered."""
-        if self._sums is None:
+        sums = self._opened or self._sums
+        if sums is None:
             return None
-        result = result_of(self._sums, sites=len(self.state.answered), min_count=self.aim.min_count)
+        result = result_of(sums, sites=len(self.state.answered), min_count=self.aim.min_count)
         return replace(self.state, result=result)
 
     @property

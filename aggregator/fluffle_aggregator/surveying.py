@@ -7,17 +7,21 @@ from fluffle.events import Answered
 from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics
 from fluffle.topology import Topology
 from fluffle_aggregator.effects import Ack, Effect, Tell, info, warning
-from fluffle_aggregator.gates.fitting import FINISHED, of_another_federation
+from fluffle_aggregator.gates.fitting import (
+    DUPLICATE,
+    FINISHED,
+    NO_SURVEY,
+    OTHER_DATA,
+    SURVEY_OVER,
+    WRONG_CONTENT,
+    of_another_federation,
+)
 from fluffle_aggregator.gates.gate import Refusal
-from fluffle_aggregator.gates.history import DUPLICATE
 from fluffle_aggregator.gates.sender import foreign_sender
 from fluffle_aggregator.gates.values import BAD_EXAMPLES
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.survey import OpenSurvey
 
-NO_SURVEY = "no-survey"
-SURVEY_OVER = "survey-over"
-OTHER_DATA = "other-data"
 # Answers are in a version after so many seconds, or as soon as so many wait for one. Until then they are
 # unacked.
 COMMITTED_AFTER_S, MOST_HELD = 10.0, 16
@@ -62,6 +66,10 @@ class Surveying:
             or of_another_federation("the answer", answer.federation, model)
         ):
             return refused
+        if model.secure:
+            return Refusal(
+                WRONG_CONTENT, "the answer is not masked, and this federation has secure aggregation"
+            )
         recorded, survey = model.record.survey, model.survey
         if delivery.redeliveries and recorded and answer.worker in recorded.answered:
             # The commit that contains it was confirmed, but the leader died before its ack arrived.
@@ -94,6 +102,12 @@ class Surveying:
             *_warned_of(answer.worker, other_units),
         ]
 
+    def masked(self, worker: str, answers: int, model: GlobalModel) -> list[Effect]:
+        """Say that a worker has answered under its mask, as the last one of so many."""
+        wanted = model.survey.state.wanted if model.survey else 0
+        line = info("survey answered", worker=worker, answered=answers, wanted=wanted or "any")
+        return [Tell(Answered(worker, answers, wanted)), line]
+
     def when_due(self, model: GlobalModel, *, elapsed_s: float, now: float) -> list[Effect] | None:
         """Close the survey if it is time to; None when no version is to be published for it."""
         survey = model.survey
@@ -106,13 +120,16 @@ class Surveying:
         unfit = model.close_survey()
         if not sites:
             return [warning("the survey is ended without an answer: no --survey is asked for any more")]
-        return [
-            info("the survey has ended", sites=len(sites), rows=rows),
-            *(
-                warning("a layer does not fit the survey, and changes nothing", because=each)
-                for each in unfit
-            ),
-        ]
+        return told_of_survey(len(sites), rows, unfit)
+
+
+def told_of_survey(sites: int, rows: int, unfit: Sequence[str]) -> list[Effect]:
+    """Say that a survey has ended, and what does not fit it."""
+    line = "a layer does not fit the survey, and changes nothing"
+    return [
+        info("the survey has ended", sites=sites, rows=rows),
+        *(warning(line, because=each) for each in unfit),
+    ]
 
 
 def _warned_of(worker: str, other_units: Mapping[str, float]) -> list[Effect]:

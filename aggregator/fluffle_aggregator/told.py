@@ -7,6 +7,7 @@ from fluffle_aggregator.effects import Effect, Tell, info, warning
 from fluffle_aggregator.gates.gate import Incoming
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.missing import in_words
+from fluffle_aggregator.rules import Rule
 
 # A line about a version names its updates if there are no more; `fluffle trace` knows the others too.
 MOST_NAMED = 8
@@ -93,3 +94,11 @@ def told_of_commit(record: ModelVersion, took_s: float) -> list[Effect]:
         line = "the federation has finished"
         effects.append(info(line, because=record.finished, version=record.version, **best))
     return effects
+
+
+def told_of_few(rule: Rule, updates: int) -> list[Effect]:
+    """Warn of a step of so many updates, if the rule needs more to tell an outlier."""
+    if not rule.holds_vectors or updates == 0 or updates >= FEWEST_TO_COMPARE:
+        return []
+    line = f"rule {rule} tells no outlier from fewer than {FEWEST_TO_COMPARE} updates: averaging them"
+    return [warning(line, updates=updates)]

@@ -20,6 +20,7 @@ from fluffle.fields import (
 )
 from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
+from fluffle.survey.shape import SurveyShape
 
 # A batch is doubled or halved at most so often.
 _MOST_SCALE = 2.0**20
@@ -71,7 +72,8 @@ class WeightUpdate:
     With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise, and
     `revision` is that of the plan by which it was made. The statistics, and what the site has measured, are
     then part of the masked vector. Nothing more is sent but `train_s`: integers and loss are left out, and
-    examples, steps and batch size are 0.
+    examples, steps and batch size are 0. With a `shape` it is no update, but the answer to a survey, whose
+    statistics are in the vector.
     """
 
     federation: ShortText
@@ -94,6 +96,7 @@ class WeightUpdate:
     absorbs: Annotated[tuple[Positive, ...], at_most(MAX_ABSORBS), _require_ascending] = ()
     epoch: Count = 0
     revision: Count = 0
+    shape: SurveyShape | None = None
 
     @property
     def local_work(self) -> float:

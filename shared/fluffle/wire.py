@@ -6,14 +6,16 @@ payload. Nothing that a sender says is believed before it is checked: every faul
 the field.
 """
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from fluffle.codecs.masked import MaskedVector
 from fluffle.compression import bits_of_masked, is_masked, is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
-from fluffle.fields import Table, integer, kind_of, take
+from fluffle.fields import FieldError, Table, integer, kind_of, take
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
 from fluffle.model import MAX_PARAMETERS
@@ -23,6 +25,7 @@ from fluffle.secure.plan import ModulusBits, masked_codec
 from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
 from fluffle.survey.packing import pack, unpack
+from fluffle.survey.shape import SurveyShape
 from fluffle.topology import MIB
 from fluffle.update import WeightUpdate
 
@@ -30,15 +33,17 @@ Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 # Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
-_OF_MASKED: Final = ("epoch", "revision")
+_OF_MASKED: Final = ("epoch", "revision", "shape")
 _NOT_MASKED: Final = (
     *("sends", "codec", "first_tensor", "absorbs", "loss"),
-    *("examples", "steps", "batch_size", "learning_rate_scale"),
+    *("examples", "steps", "batch_size", "learning_rate_scale", "shape"),
 )
 _UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED))
 # What is masked is the delta of all layers, and absorbs nothing. Of what its worker has, no more is said.
 _MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_NOT_MASKED))
 _BITS: Final = kind_of(ModulusBits)
+_SHAPE: Final = kind_of(SurveyShape)
+_MOST_SHAPE_BYTES: Final = MIB
 _EVALUATION: Final = BareMessage("evaluation", Evaluation)
 _SITE_EVALUATION: Final = BareMessage("site-evaluation", SiteEvaluation)
 _HELLO: Final = BareMessage("hello", Hello)
@@ -49,8 +54,12 @@ _REPORT: Final = BareMessage("events", Report)
 def encode_update(update: WeightUpdate) -> bytes:
     """Return the message of an update, masked or plain."""
     if is_masked(update.codec):
-        masked = {"kind": "masked", **_MASKED.write(update), "bits": bits_of_masked(update.codec)}
-        return _encode_inbound(masked, [update.vector.payload], _read_masked)
+        masked = {**_MASKED.write(update), "bits": bits_of_masked(update.codec)}
+        if update.shape is None:
+            return _encode_inbound({"kind": "masked", **masked}, [update.vector.payload], _read_masked)
+        shape = json.dumps(_SHAPE.write(update.shape), separators=(",", ":")).encode()
+        answer = {"kind": "masked-survey", **masked, "shape_bytes": len(shape)}
+        return _encode_inbound(answer, [memoryview(shape), update.vector.payload], _read_masked_survey)
     vector = wire_bytes(update.codec, update.vector)
     header = {
         "kind": "update",
@@ -97,6 +106,7 @@ def decode_inbound(body: bytes, *, most_parameters: int = MAX_PARAMETERS) -> Inb
     readers: Mapping[str, Read[Inbound]] = {
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
         "masked": _read_masked,
+        "masked-survey": _read_masked_survey,
         "evaluation": _EVALUATION.read,
         "site-evaluation": _SITE_EVALUATION.read,
         "hello": _HELLO.read,
@@ -154,6 +164,20 @@ def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:
     except ValueError as error:
         raise WireError(f"the payload is no masked vector: {error}") from error
     return WeightUpdate(**found, sends="delta", codec=masked_codec(bits), vector=vector, examples=0, steps=0)
+
+
+def _read_masked_survey(header: Header, payload: memoryview) -> WeightUpdate:
+    """Read a masked answer to a survey: its shape as JSON, and the masked numbers."""
+    length = take(header, "shape_bytes", integer(0, min(len(payload), _MOST_SHAPE_BYTES)))
+    try:
+        shape: SurveyShape = _SHAPE.read(json.loads(bytes(payload[:length])))
+    except (ValueError, RecursionError) as error:
+        raise WireError(f"the payload's shape is no JSON: {error}") from error
+    except FieldError as error:
+        raise error.inside("shape") from None
+    if shape.fault:
+        raise WireError(f"the payload's shape: {shape.fault}")
+    return replace(_read_masked(header, payload[length:]), shape=shape)
 
 
 def _read_statistics(header: Header, payload: memoryview) -> SiteStatistics:

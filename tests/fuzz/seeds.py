@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from builders import a_masked_update, a_site_evaluation, a_version, an_evaluation, an_update
+from builders import a_masked_answer, a_masked_update, a_site_evaluation, a_version, an_evaluation, an_update
 from helping import HELPER, REGISTRY, first_close, following
 
 from fluffle.compression import compress
@@ -35,6 +35,7 @@ _SITE: Final = a_site_evaluation("w1", 0, tuned=0.75)
 INBOUND: Final[Sequence[bytes]] = [
     encode_update(an_update("w1", loss=0.5)),
     encode_update(a_masked_update("w1", revision=2)),
+    encode_update(a_masked_answer("w1")),
     *(encode_update(an_update("w1", codec=codec)) for codec in ("bfloat16", "int8", "topk", "float32+zstd")),
     encode_evaluation(an_evaluation(0, {"accuracy": 0.5})),
     encode_site_evaluation(_SITE),

@@ -27,7 +27,6 @@ from fluffle.model import Layout
 from fluffle.secure.limbs import LARGEST, decode_limbs
 from fluffle.secure.modulus import BITS
 from fluffle.sites import SiteEvaluation
-from fluffle.survey.messages import Survey
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
 from fluffle_worker.clipping import norm, statistics_beyond
@@ -182,7 +181,6 @@ def test_a_worker_without_keys_is_told_what_it_needs(caplog: pytest.LogCaptureFi
     [
         ({}, {"train_share": 0.5}, "without --train-share 0.5"),
         ({"sends": "weights"}, {}, "choose the strategy fedbuff or fedavg"),
-        ({"survey": Survey(2)}, {}, "start the aggregator without --survey"),
     ],
 )
 def test_what_would_leave_the_site_in_the_clear_is_refused_before_training(

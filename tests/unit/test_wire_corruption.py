@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import msgpack
 import pytest
-from builders import a_layout, a_masked_update, a_vector, a_version, an_evaluation, an_update
+from builders import a_layout, a_masked_answer, a_masked_update, a_vector, a_version, an_evaluation, an_update
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import rewritten, taken_apart, with_payload, without
@@ -21,6 +21,7 @@ from fluffle.wire import INBOUND, decode_inbound, encode_evaluation, encode_hell
 ID = UpdateId("w1", "r1", 3)
 UPDATE = encode_update(an_update(loss=0.5, integers=b"\x01\x02"))
 MASKED = encode_update(a_masked_update())
+ANSWER = encode_update(a_masked_answer())
 EVALUATION = encode_evaluation(an_evaluation(3, {"accuracy": 0.5}))
 HELLO = encode_hello(Hello("digits", "a1"))
 VERSION = encode_version(
@@ -36,7 +37,7 @@ MOMENTS = bytes(
     moments_pieces(MomentsRecord("digits", Rank(1, 5), {"m": a_vector(1, 2), "v": a_vector(3, 4)}))
 )
 COPY = encode_copy(decode_version(VERSION), "int8", "ab" * 32)
-INBOUND_BODIES = [UPDATE, MASKED, EVALUATION, HELLO]
+INBOUND_BODIES = [UPDATE, MASKED, ANSWER, EVALUATION, HELLO]
 RECORDS = [VERSION, MOMENTS, COPY]
 
 
@@ -154,7 +155,7 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
         (
             rewritten(UPDATE, kind="order"),
-            "field kind: unknown 'order', known are update, masked, evaluation, site-evaluation, hello",
+            "field kind: unknown 'order', known are update, masked, masked-survey, evaluation",
         ),
         (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
         (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),
@@ -224,6 +225,9 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
             with_payload(MASKED, bytes(10)),
             "the payload is no masked vector: the vector takes 9 bytes, but has 10",
         ),
+        (rewritten(ANSWER, shape_bytes=3), "the payload's shape is no JSON"),
+        (with_payload(ANSWER, b"[[],[],1]"), "field shape_bytes"),
+        (rewritten(ANSWER, bits=24), "the payload is no masked vector"),
         (rewritten(MASKED, loss=0.5), "unknown field 'loss'"),
         (with_payload(EVALUATION, b"x"), "the payload must be empty, but has 1 bytes"),
         (with_payload(HELLO, b"x"), "the payload must be empty, but has 1 bytes"),

@@ -113,9 +113,19 @@ class Worker:
             self.event_sink,
         )
         self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
-        self._survey = SurveyAtSite(self.name, task, self.site, self._site, self.topology, self.stop)
         self._secure = SecureSite(
             keys=self.keys, topology=self.topology, stop=self.stop, train_share=self.train_share
+        )
+        self._survey = SurveyAtSite(
+            self.name,
+            task,
+            self.site,
+            self._site,
+            self.topology,
+            self.stop,
+            self._secure,
+            self.spool,
+            self._send_all,
         )
         self._watcher = RoundWatcher(self.topology)
         self._refused = 0
@@ -184,17 +194,20 @@ class Worker:
                 self._validation.evaluate_when_due(version)
                 self._validation.send(broker, version)
                 self._train(version, broker)
-            send_all(
-                self.spool,
-                broker,
-                self.topology,
-                version,
-                worker=self.name,
-                stop=self.stop,
-                event_sink=self.event_sink,
-            )
+            self._send_all(version, broker)
             self._validation.evaluate_round(version)
             self._validation.send(broker, version)
+
+    def _send_all(self, version: ModelVersion, broker: Broker) -> None:
+        send_all(
+            self.spool,
+            broker,
+            self.topology,
+            version,
+            worker=self.name,
+            stop=self.stop,
+            event_sink=self.event_sink,
+        )
 
     def _train_until_connected(self, try_to_connect: Connect) -> Broker | None:
         """Train from the last version until a connection succeeds.

@@ -14,14 +14,16 @@ from typing import Final, Protocol
 import numpy as np
 
 from fluffle.broker import Broker
+from fluffle.codecs.floats import Float32Vector
 from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
-from fluffle.model import Vector
+from fluffle.model import Vector, no_values
 from fluffle.model_stream import newest_version
 from fluffle.record import ModelVersion
 from fluffle.secure.plan import SecurePlan
 from fluffle.sites import SiteEvaluation
 from fluffle.stopping import StopRequested
+from fluffle.survey.statistics import DataStatistics
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
@@ -62,6 +64,11 @@ class Keys(Protocol):
 
         Return what masks them under an id.
         """
+
+    def masking_answer(
+        self, update: WeightUpdate, statistics: DataStatistics, plan: SecurePlan
+    ) -> Callable[[UpdateId], WeightUpdate]:
+        """Make whole numbers of what a survey asks for; return what masks them under an id."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -123,11 +130,6 @@ class SecureSite:
                 f"{federation} uses secure aggregation, which is for deltas, and its plan wants weights: "
                 "choose the strategy fedbuff or fedavg at the aggregator"
             )
-        if version.survey and version.survey.is_open:
-            raise ConfigError(
-                f"{federation} uses secure aggregation, and its survey wants this site's statistics in the "
-                "clear: start the aggregator without --survey"
-            )
 
     def is_current(self, version: ModelVersion) -> bool:
         """Tell whether the keys are of the epoch of a version's plan, or none are needed."""
@@ -186,6 +188,25 @@ class SecureSite:
             return
         under = self.keys.masking(trained.update, trained.vector, found, secure, random)
         spool.add(under(trained.update.id), renamed=under)
+
+    def add_masked_answer(self, spool: Spool, statistics: DataStatistics, version: ModelVersion) -> None:
+        """Mask the answer to the survey of a version, and put it into the spool."""
+        secure = version.plan.secure
+        if self.keys is None or secure is None:
+            raise ConfigError("only a worker with keys can mask, and only for a plan with secure aggregation")
+        answer = WeightUpdate(
+            federation=version.federation,
+            id=spool.next_id,
+            base_term=version.term,
+            base_version=version.version,
+            layout_digest=version.layout.digest,
+            sends="delta",
+            codec="float32",
+            vector=Float32Vector.of(no_values()),
+            examples=0,
+        )
+        under = self.keys.masking_answer(answer, statistics, secure)
+        spool.add(under(answer.id), renamed=under)
 
     def _await_epoch(self, keys: Keys, epoch: int) -> None:
         """Look at the registry's file again and again, for a while."""

@@ -13,9 +13,12 @@ from fluffle.model import Vector
 from fluffle.secure.key_files import WorkerKey, public_part, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
 from fluffle.secure.measured import measured_values
+from fluffle.secure.modulus import Residues
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry, read_registry
+from fluffle.secure.surveyed import numbers_of, survey_plan
 from fluffle.sites import SiteEvaluation
+from fluffle.survey.statistics import DataStatistics
 from fluffle.update import UpdateId, WeightUpdate
 
 log = get_logger(__name__)
@@ -71,11 +74,26 @@ class SecureKeys:
         They are rounded once, so that the same id has the same bytes. Raises ConfigError for a plan of
         another epoch.
         """
-        if plan.epoch != self.epoch:
-            raise ConfigError(f"the plan is of epoch {plan.epoch}, and the registry of epoch {self.epoch}")
         measured = measured_values(found, update.base_version, plan)
         values = np.concatenate([update.statistics, measured])
-        masks, numbers = self._masks, whole_numbers(delta, values, plan, random)
+        return self._under(update, whole_numbers(delta, values, plan, random), plan)
+
+    def masking_answer(
+        self, update: WeightUpdate, statistics: DataStatistics, plan: SecurePlan
+    ) -> Callable[[UpdateId], WeightUpdate]:
+        """Make whole numbers of what a survey asks for; return what masks them under an id.
+
+        Raises ConfigError for a plan of another epoch, and TaskError for statistics that cannot be masked.
+        """
+        numbers, answer = numbers_of(statistics), replace(update, shape=statistics.shape)
+        return self._under(answer, numbers, survey_plan(plan))
+
+    def _under(
+        self, update: WeightUpdate, numbers: Residues, plan: SecurePlan
+    ) -> Callable[[UpdateId], WeightUpdate]:
+        if plan.epoch != self.epoch:
+            raise ConfigError(f"the plan is of epoch {plan.epoch}, and the registry of epoch {self.epoch}")
+        masks = self._masks
         return lambda other: masks.masked(replace(update, id=other), numbers, plan)
 
     def _accepted(self, registry: Registry) -> Masks:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from fluffle.broker import Broker
@@ -13,10 +14,13 @@ from fluffle.record import ModelVersion
 from fluffle.stopping import StopRequested
 from fluffle.survey.messages import SiteStatistics, Survey
 from fluffle.survey.result import SurveyResult
+from fluffle.survey.statistics import DataStatistics
 from fluffle.task import Site
 from fluffle.topology import Topology
 from fluffle.wire import encode_statistics
+from fluffle_worker.masking import SecureSite
 from fluffle_worker.site_state import SiteState
+from fluffle_worker.spool import Spool
 
 log = get_logger(__name__)
 
@@ -33,6 +37,10 @@ class SurveyAtSite:
     state: SiteState
     topology: Topology
     stop: threading.Event
+    secure: SecureSite
+    spool: Spool
+    # Sends what is in the spool.
+    send: Callable[[ModelVersion, Broker], None]
     _used: SurveyResult | None = None
 
     def is_open(self, version: ModelVersion, broker: Broker) -> bool:
@@ -40,8 +48,12 @@ class SurveyAtSite:
         survey = version.survey
         if survey is None or not survey.is_open:
             return False
+        if not self.secure.is_ready(version, broker):
+            return True
         if not self._has_answered(survey):
             self._answer(version, survey, broker)
+        if version.plan.secure:
+            self.send(version, broker)
         newest_version(broker, self.topology, stop=self.stop, newer_than=version.rank)
         return True
 
@@ -61,6 +73,10 @@ class SurveyAtSite:
     def _answer(self, version: ModelVersion, survey: Survey, broker: Broker) -> None:
         began = time.monotonic()
         statistics = self.task.statistics()
+        if version.plan.secure:
+            self.secure.add_masked_answer(self.spool, statistics, version)
+            self._note_answered(survey, statistics, began)
+            return
         body = encode_statistics(SiteStatistics(version.federation, self.worker, statistics))
         headers = {
             "kind": "survey",
@@ -76,12 +92,15 @@ class SurveyAtSite:
                 log.warning("the updates queue is full; waiting")
                 if self.stop.wait(RETRY_EVERY_S):
                     raise StopRequested from None
+        self._note_answered(survey, statistics, began, size_bytes=len(body))
+
+    def _note_answered(self, survey: Survey, statistics: DataStatistics, began: float, **said: int) -> None:
         # A process that dies before this answers again after its restart, and the second answer is refused.
         self.state.note_answered(survey.attempt)
         log.info(
             "survey answered: waiting for its result",
             rows=statistics.rows,
             columns=len(statistics.names),
-            size_bytes=len(body),
             seconds=round(time.monotonic() - began, 2),
+            **said,
         )

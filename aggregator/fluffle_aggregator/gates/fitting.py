@@ -6,15 +6,22 @@ from fluffle.codecs.tail import tail_of
 from fluffle.compression import most_bytes
 from fluffle.errors import LayoutError
 from fluffle.events import AFTER_THE_END
+from fluffle.secure.surveyed import size_of
+from fluffle.survey.shape import SurveyShape
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
 
 FINISHED = AFTER_THE_END
+DUPLICATE = "duplicate"
 WRONG_FEDERATION = "wrong-federation"
 WRONG_LAYOUT = "wrong-layout"
 WRONG_CONTENT = "wrong-content"
 SURVEY_OPEN = "survey-open"
+SURVEY_OVER = "survey-over"
+NO_SURVEY = "no-survey"
+OTHER_DATA = "other-data"
 OTHER_EPOCH = "other-epoch"
 NOT_REGISTERED = "not-registered"
 
@@ -39,8 +46,8 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             WRONG_FEDERATION,
             f"the update is for {update.federation!r}, this is {model.record.federation!r}",
         )
-    if model.survey:
-        return Refusal(SURVEY_OPEN, "the federation's survey is open: workers train when it has ended")
+    if refusal := _not_of_this_time(update, model):
+        return refusal
     if update.layout_digest != layout.digest:
         return Refusal(
             WRONG_LAYOUT,
@@ -74,6 +81,31 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
     return replace(incoming, update=replace(update, vector=tail_of(layout.size, update.vector)))
 
 
+def _not_of_this_time(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    """Return why an update comes while a survey is open, or an answer while none is; None otherwise."""
+    if update.shape is None:
+        if model.survey is None:
+            return None
+        return Refusal(SURVEY_OPEN, "the federation's survey is open: workers train when it has ended")
+    if model.survey is None or not model.survey.aim.is_asked:
+        if model.survey or model.draft.survey is None:
+            return Refusal(NO_SURVEY, "this federation has no survey")
+        return Refusal(SURVEY_OVER, "the survey has ended")
+    if model.secure is None:
+        return Refusal(WRONG_CONTENT, "the answer is masked, and this federation has no secure aggregation")
+    return None
+
+
+def _unlike_the_others(shape: SurveyShape, worker: str, buffer: MaskedBuffer) -> Refusal | None:
+    """Return why an answer to a survey cannot be added to those before it, or None when it can."""
+    if buffer.has_one_of(worker):
+        return Refusal(DUPLICATE, f"{worker} has answered this survey already: its first answer counts")
+    difference = buffer.shape.difference(shape) if buffer.shape else ""
+    first = buffer.updates[0].id.worker if buffer.updates else ""
+    said = f"the data of {worker} is not like that of {first}: {difference}"
+    return Refusal(OTHER_DATA, said) if difference else None
+
+
 def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
     """Return why an update is not masked as the plan says, or None when it is."""
     secure, epoch = model.secure, update.epoch
@@ -100,17 +132,16 @@ def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | N
             f"the update is masked for epoch {epoch}, and the helpers have the keys of epoch "
             f"{secure.plan.epoch}: its worker trains anew",
         )
-    if update.codec != secure.plan.codec:
-        return Refusal(
-            WRONG_CONTENT, f"the update came in {update.codec}, and sums are in {secure.plan.codec}"
-        )
-    if update.revision != secure.plan.revision:
+    plan = secure.buffer.plan
+    if update.codec != plan.codec:
+        return Refusal(WRONG_CONTENT, f"the update came in {update.codec}, and sums are in {plan.codec}")
+    if update.revision != plan.revision:
         return Refusal(
             WRONG_CONTENT,
             f"the update was masked by revision {update.revision} of the plan, and this is revision "
-            f"{secure.plan.revision}: its worker trains anew",
+            f"{plan.revision}: its worker trains anew",
         )
-    return None
+    return _unlike_the_others(update.shape, update.id.worker, secure.buffer) if update.shape else None
 
 
 def _wrong_sizes(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
@@ -121,7 +152,9 @@ def _wrong_sizes(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
         return Refusal(WRONG_LAYOUT, f"the update has no part of the model: {error}")
     found = update.vector.size, update.statistics.size, len(update.integers)
     expected = part.size, part.statistics_size, part.integers_size_bytes
-    if model.secure:
+    if update.shape:
+        expected = size_of(update.shape), 0, 0
+    elif model.secure:
         # Statistics are under the masks too.
         expected = model.secure.plan.length(part.size, part.statistics_size), 0, 0
     if found != expected:

@@ -4,11 +4,11 @@ from pydantic import BaseModel, Field
 
 from fluffle.record import Rank, is_in_history
 from fluffle.update import UpdateId
+from fluffle_aggregator.gates.fitting import DUPLICATE
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.strategies.strategy import Strategy
 
-DUPLICATE = "duplicate"
 ABSORBS_APPLIED = "absorbs-applied"
 TOO_MANY_RUNS = "too-many-runs"
 SECOND_IN_ROUND = "second-in-round"

@@ -20,7 +20,6 @@ REFUSED: Final = {
     "limit_share": "helpers open no sum of which one worker has more than half: leave limit_share out",
     "commit_every": "each opened sum is a version: leave commit_every out",
     "commit_after": "each opened sum is a version: leave commit_after out",
-    "survey": "an answer would tell the aggregator about a single site's data: leave survey out",
     "min_examples": "no update says how many examples it has: leave min_examples out",
     "limit_examples": "no update says how many examples it has: leave limit_examples out",
 }

@@ -11,6 +11,7 @@ from fluffle.secure.closing import MOST_UPDATES, ClosedUpdate, CloseRecord
 from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SummedUpdate, SumRecord
+from fluffle.survey.shape import SurveyShape
 from fluffle.update import UpdateId, WeightUpdate
 
 
@@ -33,6 +34,8 @@ class MaskedBuffer:
     buffer_size: int
     fewest_workers: int
     updates: list[ClosedUpdate] = field(default_factory=list)
+    # Of the answers to a survey: what the first one said of its data.
+    shape: SurveyShape | None = None
     _weights: Counter[str] = field(default_factory=Counter)
     _counts: Counter[str] = field(default_factory=Counter)
     _weight: int = 0
@@ -45,6 +48,10 @@ class MaskedBuffer:
 
     def __len__(self) -> int:
         return len(self.updates)
+
+    def has_one_of(self, worker: str) -> bool:
+        """Return whether an update of a worker is there."""
+        return worker in self._counts
 
     @property
     def is_full(self) -> bool:
@@ -77,6 +84,7 @@ class MaskedBuffer:
             raise TypeError(f"the vector of {update.id} is not masked")
         if self._total is None:
             self._total = np.zeros(update.vector.size, np.uint32)
+            self.shape = update.shape
         add_multiple(self._total, update.vector.residues, factor)
         self.updates.append(ClosedUpdate(update.id, update.base_term, update.base_version, factor))
         self._ids.add(update.id)
@@ -119,4 +127,6 @@ class MaskedBuffer:
             asked=asked,
             updates=tuple(self.updates),
         )
-        return SumRecord(close=close, plan=self.plan, updates=tuple(self._facts), residues=self._total)
+        return SumRecord(
+            close=close, plan=self.plan, updates=tuple(self._facts), shape=self.shape, residues=self._total
+        )

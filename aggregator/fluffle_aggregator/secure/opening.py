@@ -14,9 +14,10 @@ from fluffle.secure.closing import NotOpened, Opening, digest_of
 from fluffle.secure.committee import Committee
 from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit
 from fluffle.secure.measured import Values
-from fluffle.secure.modulus import add_multiple
+from fluffle.secure.modulus import Signed, add_multiple
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SumRecord
+from fluffle.secure.surveyed import SurveySums, sums_in
 from fluffle.vector_math import matching_blocks, squared_length
 from fluffle_aggregator.secure.alternatives import Alternatives
 
@@ -186,16 +187,43 @@ class AwaitedSum:
         self._choice = dict(enumerate(choice))
         return True
 
-    def opened(self, size: int) -> OpenedSum:
-        """Return the sum of a model of `size` trained values. Raises ValueError while masks are on it."""
+    @property
+    def signed(self) -> Signed:
+        """The numbers of the sum. Raises ValueError while masks are on it."""
         if not self.is_open:
             raise ValueError(f"the masks of {self.missing} are still on the sum")
-        plan, signed = self.record.plan, self.record.close.modulus.signed(self._total)
+        return self.record.close.modulus.signed(self._total)
+
+    def opened(self, size: int) -> OpenedSum:
+        """Return the sum of a model of `size` trained values. Raises ValueError while masks are on it."""
+        plan, signed = self.record.plan, self.signed
         delta = plan.fixed_point.decode(signed[:size], plan.greatest)
         values = decode_limbs(signed[size:], plan.bits) / plan.greatest
         statistics_size = values.size - plan.measured_size
         largest = int(np.max(np.abs(signed[size:].astype(np.int64)), initial=0))
         return OpenedSum(delta, values[:statistics_size], values[statistics_size:], largest)
+
+
+def sound_sum(awaited: AwaitedSum, size: int) -> OpenedSum | SurveySums | None:
+    """Open a sum in the ways that were not tried, until what comes out can be one of honest updates.
+
+    The model has `size` trained values. None if no way is left for now; then `unsound` says what was found.
+    """
+    record = awaited.record
+    weights = [each.factor / record.plan.greatest for each in record.close.updates]
+    while awaited.open_anew():
+        awaited.unsound = ""
+        if record.shape:
+            try:
+                return sums_in(awaited.signed, record.shape, len(weights))
+            except ValueError as error:
+                awaited.unsound = str(error)
+                continue
+        opened = awaited.opened(size)
+        awaited.unsound = why_unsound(opened, weights, record.plan)
+        if not awaited.unsound:
+            return opened
+    return None
 
 
 def why_unsound(opened: OpenedSum, weights: Sequence[float], plan: SecurePlan) -> str:

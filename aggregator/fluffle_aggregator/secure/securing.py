@@ -16,15 +16,17 @@ from fluffle.secure.committee import Committee
 from fluffle.secure.measured import evaluation_of
 from fluffle.secure.plan import MOST_WHY, LastSum
 from fluffle.secure.sums import SumRecord
+from fluffle.secure.surveyed import SurveySums
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.effects import Ask, Effect, GiveBack, PublishSum, Tell, info, warning
 from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.secure.opening import AwaitedSum, OpenedSum, why_unsound
+from fluffle_aggregator.secure.opening import AwaitedSum, OpenedSum, sound_sum
 from fluffle_aggregator.secure.state import NOT_OPENED, SecureState
-from fluffle_aggregator.secure.taking import take_sum
+from fluffle_aggregator.secure.taking import take_sum, take_survey
 from fluffle_aggregator.secure.waiting import Waiting
+from fluffle_aggregator.surveying import told_of_survey
 
 UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
@@ -144,13 +146,19 @@ class Securing:
         self._releases = 0
         return self.release(model, "an update of this round was refused, or never came")
 
-    def when_due(self, model: GlobalModel, now: float, held_from: float) -> list[Effect]:
-        """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`."""
+    def when_due(self, model: GlobalModel, now: float, held_from: float, elapsed_s: float) -> list[Effect]:
+        """Close the buffer if it is time to, or say what it waits for; it began to fill at `held_from`.
+
+        `elapsed_s` is how long the federation has had a leader: it ends a survey.
+        """
         buffer = _state(model).buffer
         if not len(buffer):
             return []
         why_not, waited_s = buffer.why_not(), now - held_from
-        if not why_not and (buffer.is_full or waited_s >= self._timeout_s):
+        is_late = waited_s >= self._timeout_s
+        if model.survey:
+            is_late = model.survey.aim.seconds is not None and elapsed_s >= model.survey.aim.seconds
+        if not why_not and (buffer.is_full or is_late):
             return self._close(model, now)
         if self.waiting.is_overdue(now):
             self._releases += 1
@@ -168,6 +176,11 @@ class Securing:
         _state(model).drop()
         model.in_buffer.clear()
         return _returned(self.waiting.release_all(), because)
+
+    def end_survey(self, model: GlobalModel) -> list[Effect]:
+        """Give back the answers to a survey that nobody asks for any more."""
+        _state(model).end_survey()
+        return self.release(model, "there is no survey any more")
 
     def _close(self, model: GlobalModel, now: float) -> list[Effect]:
         state = _state(model)
@@ -233,7 +246,7 @@ class Securing:
                 back = _returned(self.waiting.release_all(), "they may be in the other sum")
                 return [said, *back, Ask(known.close)]
             return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
-        if opened := _sound_sum(model, awaited):
+        if opened := sound_sum(awaited, model.record.layout.size):
             effects = self._take(model, awaited, opened, now)
             return Settled(effects, is_in_model=True, evaluation=_evaluation_in(awaited, opened))
         if not awaited.unsound or awaited.is_hopeless:
@@ -281,10 +294,16 @@ class Securing:
             ]
         return effects
 
-    def _take(self, model: GlobalModel, awaited: AwaitedSum, opened: OpenedSum, now: float) -> list[Effect]:
+    def _take(
+        self, model: GlobalModel, awaited: AwaitedSum, opened: OpenedSum | SurveySums, now: float
+    ) -> list[Effect]:
         """Take an opened sum into the model."""
         state, close, opened_s = _state(model), awaited.record.close, now - self._closed_at
-        take_sum(model, awaited.record, opened)
+        effects: list[Effect] = []
+        if isinstance(opened, SurveySums):
+            effects = told_of_survey(len(close.updates), opened.rows, take_survey(model, close, opened))
+        else:
+            take_sum(model, awaited.record, opened)
         state.drop()
         state.last_sum = self._last(awaited, awaited.helpers, opened_s)
         self.awaited = None
@@ -298,6 +317,7 @@ class Securing:
                 seconds=round(opened_s, 3),
             ),
             Tell(Unmasked(close.version, opened_s, ", ".join(awaited.helpers))),
+            *effects,
         ]
 
     def _give_up(self, model: GlobalModel, awaited: AwaitedSum, refusal: Refusal) -> list[Effect]:
@@ -309,6 +329,8 @@ class Securing:
         if refusal.reason == NOT_OPENED and (newest := awaited.newest_record) and newest[0] >= last.number:
             last = replace(last, number=newest[0], digest=newest[1])
         state, close = _state(model), awaited.record.close
+        if awaited.record.shape and model.survey:
+            model.survey.begin_again()
         state.last_sum = last
         state.give_up(close, refusal.reason, refusal.detail)
         # Unless it may be a helper that has spoiled the sum.
@@ -342,20 +364,10 @@ def _returned(tags: tuple[int, ...], because: str) -> list[Effect]:
     return [info("updates return to the queue", updates=len(tags), because=because), GiveBack(tags)]
 
 
-def _sound_sum(model: GlobalModel, awaited: AwaitedSum) -> OpenedSum | None:
-    """Open a sum in the ways that were not tried, until what comes out can be one of honest updates."""
-    plan = awaited.record.plan
-    weights = [each.factor / plan.greatest for each in awaited.record.close.updates]
-    while awaited.open_anew():
-        opened = awaited.opened(model.record.layout.size)
-        awaited.unsound = why_unsound(opened, weights, plan)
-        if not awaited.unsound:
-            return opened
-    return None
-
-
-def _evaluation_in(awaited: AwaitedSum, opened: OpenedSum) -> Evaluation | None:
+def _evaluation_in(awaited: AwaitedSum, opened: OpenedSum | SurveySums) -> Evaluation | None:
     close = awaited.record.close
+    if isinstance(opened, SurveySums):
+        return None
     return evaluation_of(
         opened.measured,
         awaited.record.plan,

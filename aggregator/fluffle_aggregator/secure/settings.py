@@ -135,6 +135,22 @@ class SecureSettings(BaseModel):
             )
         return watch
 
+    def _require_enough_answers(self) -> None:
+        """Raise ConfigError for a survey whose answers could never be opened."""
+        wanted = getattr(self, "survey", None)
+        if wanted is None:
+            if getattr(self, "survey_seconds", None) is not None:
+                raise ConfigError(
+                    "secure_aggregation needs a number of answers to a survey: give survey too, and "
+                    "survey_seconds ends it earlier"
+                )
+            return
+        if not self.secure_min_workers <= wanted <= MOST_UPDATES:
+            raise ConfigError(
+                f"survey asks for {wanted} answers, and secure_aggregation opens the sum of "
+                f"{self.secure_min_workers} (secure_min_workers) to {MOST_UPDATES}"
+            )
+
     def make_secure_plan(
         self, epoch: int, buffer_size: int, *, is_synchronous: bool, metrics: tuple[str, ...] = ()
     ) -> SecurePlan:
@@ -148,6 +164,7 @@ class SecureSettings(BaseModel):
             raise ConfigError(
                 f"buffer_size is {buffer_size}, and with secure_aggregation it is at most {MOST_UPDATES}"
             )
+        self._require_enough_answers()
         if self.secure_min_workers > buffer_size:
             raise ConfigError(
                 f"secure_min_workers is {self.secure_min_workers}, and a buffer has {buffer_size} updates "

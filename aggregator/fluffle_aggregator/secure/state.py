@@ -3,6 +3,7 @@
 from fluffle.record import ModelVersion
 from fluffle.secure.closing import CloseRecord
 from fluffle.secure.plan import LastSum, SecurePlan
+from fluffle.secure.surveyed import survey_plan
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
 
@@ -24,13 +25,18 @@ class SecureState:
         buffer_size: int,
         fewest_workers: int,
         registered: frozenset[str],
+        survey_size: int = 0,
     ) -> None:
-        """Go on from the sum that a record names, or begin in a new epoch."""
+        """Go on from the sum that a record names, or begin in a new epoch.
+
+        So many answers close the survey; 0 if none is open.
+        """
         self.plan = plan
         self.registered = registered
         self.closed: CloseRecord | None = None
         self._why: dict[UpdateId, tuple[str, str]] = {}
         self._buffer_size = buffer_size
+        self._survey_size = survey_size
         self._fewest_workers = fewest_workers
         self.buffer = self._empty()
         last = record.last_sum
@@ -42,11 +48,18 @@ class SecureState:
         self._is_new_epoch = not is_of_epoch
 
     def _empty(self) -> MaskedBuffer:
+        if self._survey_size:
+            return MaskedBuffer(survey_plan(self.plan), self._survey_size, self._fewest_workers)
         return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers)
+
+    def end_survey(self) -> None:
+        """Collect updates from now on."""
+        self._survey_size = 0
+        self.buffer = self._empty()
 
     def factor(self, weight: float) -> int:
         """Return the integer weight of an update that counts so much, where a fresh one counts 1."""
-        return round(weight * self.plan.greatest)
+        return max(1, round(weight * self.buffer.plan.greatest))
 
     def with_waiting(self, applied: AppliedUpdates) -> AppliedUpdates:
         """Return these updates with those that wait in the buffer."""

@@ -2,13 +2,28 @@
 
 from fluffle.codecs.floats import Float32Vector
 from fluffle.model import no_values
+from fluffle.secure.closing import CloseRecord
 from fluffle.secure.sums import SumRecord
+from fluffle.secure.surveyed import SurveySums
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.accumulators import RunningSum
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.sections import Coverage, Totals
 from fluffle_aggregator.secure.opening import OpenedSum
 from fluffle_aggregator.secure.weighing import IntegerWeights
+
+
+def take_survey(model: GlobalModel, close: CloseRecord, opened: SurveySums) -> list[str]:
+    """Make the next version with the survey's result; return what does not fit it, in words."""
+    answers = [each.id for each in close.updates]
+    if model.survey:
+        model.survey.settle(opened, tuple(each.worker for each in answers))
+    unfit = model.close_survey()
+    if model.secure:
+        model.secure.end_survey()
+    model.applied = model.applied.adding(answers)
+    model.make_newer()
+    return unfit
 
 
 def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:

@@ -14,8 +14,8 @@ from functools import cache
 from typing import NamedTuple
 
 from fluffle.plan import Plan
-from fluffle_aggregator.gates.fitting import FINISHED
-from fluffle_aggregator.gates.history import DUPLICATE, SECOND_IN_ROUND, TOO_STALE
+from fluffle_aggregator.gates.fitting import DUPLICATE, FINISHED
+from fluffle_aggregator.gates.history import SECOND_IN_ROUND, TOO_STALE
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
 from fluffle_aggregator.strategies.strategy import UpdateFacts
 from fluffle_cli.simulate.settings import SimulateSettings

@@ -14,8 +14,7 @@ from fluffle.safetensors_file import ModelFile
 from fluffle.topology import topology_of
 from fluffle_aggregator.commit_schedule import POLL_S
 from fluffle_aggregator.effects import Commit, Effect, Log, Tell
-from fluffle_aggregator.gates.fitting import FINISHED
-from fluffle_aggregator.gates.history import DUPLICATE
+from fluffle_aggregator.gates.fitting import DUPLICATE, FINISHED
 from fluffle_aggregator.gates.rates import TOO_MANY, TOO_MUCH
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.initial_model import first_version

@@ -11,6 +11,8 @@ from fluffle.record import Rank
 from fluffle.secure.closing import MOST_UPDATES, CloseRecord
 from fluffle.secure.modulus import Residues
 from fluffle.secure.plan import SecurePlan
+from fluffle.secure.surveyed import size_of
+from fluffle.survey.shape import SurveyShape
 from fluffle.topology import MIB
 
 LIMITS: Final = HeaderLimits(2 * MIB, 131_072)
@@ -29,13 +31,15 @@ class SummedUpdate:
 class SumRecord:
     """A close record, and the weighted sum of its updates under their masks.
 
-    `updates` are in the order of the close record's, and `plan` says how their numbers were made. Whoever
-    leads next goes on from here, and needs the updates themselves no more, nor the settings of before.
+    `updates` are in the order of the close record's, and `plan` says how their numbers were made. With a
+    `shape` they are answers to a survey. Whoever leads next goes on from here, and needs the updates
+    themselves no more, nor the settings of before.
     """
 
     close: CloseRecord
     plan: SecurePlan
     updates: Annotated[tuple[SummedUpdate, ...], at_most(MOST_UPDATES)]
+    shape: SurveyShape | None = None
     residues: Residues
 
     @property
@@ -62,6 +66,9 @@ def read_sum(header: Header, payload: memoryview) -> SumRecord:
         raise WireError(
             "field plan: its epoch, modulus and greatest weight are not those of the close record"
         )
+    shape: SurveyShape | None = found["shape"]
+    if shape and (fault := shape.fault or ("" if close.size == size_of(shape) else "it has another size")):
+        raise WireError(f"field shape: {fault}")
     if len(found["updates"]) != len(close.updates):
         raise WireError(f"field updates: {len(found['updates'])} of the {len(close.updates)} that are closed")
     try:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from fluffle.errors import WireError
 from fluffle.survey.columns import FRACTION_BITS, MAX_COLUMNS, ColumnSums
 from fluffle.survey.grid import HIGHEST_EXPONENT, LEAF_BITS, LEAVES, LOWEST_EXPONENT
-from fluffle.survey.statistics import MAX_CLASSES, MAX_COLUMN_NAME, DataStatistics
+from fluffle.survey.shape import MAX_CLASSES, MAX_COLUMN_NAME
+from fluffle.survey.statistics import DataStatistics
 
 # Values of a column: those of one site, and those of as many sites as may answer.
 MOST_OF_A_SITE: Final = 2**48

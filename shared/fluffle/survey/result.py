@@ -1,16 +1,17 @@
 """What is published of a survey: few numbers for each column, and none that stands for few rows. Pure."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Final
+from typing import Annotated, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.fields import Count, FieldError, Positive, at_most, must, of_type, text
-from fluffle.survey.columns import MAX_COLUMNS, ColumnSums
-from fluffle.survey.statistics import MAX_CLASSES, MAX_COLUMN_NAME, DataStatistics
+from fluffle.fields import Count, FieldError, Positive, at_most, of_type
+from fluffle.survey.columns import MAX_COLUMNS
+from fluffle.survey.shape import MAX_CLASSES, ColumnName
 
 # The shares of the values below each published quantile.
 LEVELS: Final = (0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
@@ -24,11 +25,6 @@ def _require_packed(found: bytes) -> None:
 
 
 Floats = NDArray[np.float64]
-ColumnName = Annotated[
-    str,
-    text(MAX_COLUMN_NAME),
-    must(lambda name: bool(name) and name.isprintable(), "{} is no name of a column"),
-]
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,50 @@ class SurveyResult:
         return counts / counts.sum() if counts.sum() else counts
 
 
-def result_of(statistics: DataStatistics, *, sites: int, min_count: int) -> SurveyResult:
+class Column(Protocol):
+    """The sums of one column over all sites."""
+
+    @property
+    def count(self) -> int:
+        """The number of values that are there."""
+
+    @property
+    def missing(self) -> int:
+        """The number of missing values."""
+
+    @property
+    def mean(self) -> float:
+        """The mean of the values."""
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the values, divided by their number."""
+
+    def ranked(self, ranks: NDArray[np.int64]) -> Floats:
+        """Return a value near to that of each rank, from 1 on."""
+
+
+class Merged(Protocol):
+    """The statistics of all sites together."""
+
+    @property
+    def rows(self) -> int:
+        """The rows of all sites."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the columns."""
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The sums of each column."""
+
+    @property
+    def classes(self) -> tuple[int, ...] | None:
+        """The rows of each class, None where there are none."""
+
+
+def result_of(statistics: Merged, *, sites: int, min_count: int) -> SurveyResult:
     """Return what is published of the merged statistics of so many sites.
 
     Nothing is in it that stands for fewer values than `min_count`: no class, no end of a column, no quantile
@@ -141,7 +180,7 @@ def result_of(statistics: DataStatistics, *, sites: int, min_count: int) -> Surv
     return SurveyResult(sites, statistics.rows, min_count, columns, classes)
 
 
-def _packed(column: ColumnSums, min_count: int) -> bytes:
+def _packed(column: Column, min_count: int) -> bytes:
     count, missing = column.count, column.missing
     numbers = np.full(len(FACTS) + len(LEVELS), np.nan)
     if count >= min_count:

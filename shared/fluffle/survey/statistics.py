@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle.survey.columns import MAX_COLUMNS, ColumnSums, Table, sums_of
-
-MAX_CLASSES = 10_000
-# A name is shown in terminals and on pages.
-MAX_COLUMN_NAME = 100
+from fluffle.survey.shape import MAX_CLASSES, MAX_COLUMN_NAME, SurveyShape
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,27 +61,19 @@ class DataStatistics:
             classes=classes,
         )
 
+    @property
+    def shape(self) -> SurveyShape:
+        """What all sites have in common."""
+        several = tuple(each.values != self.rows for each in self.columns)
+        return SurveyShape(self.names, several, -1 if self.classes is None else len(self.classes))
+
     def difference(self, other: "DataStatistics") -> str:
         """Return in which way the columns or classes of another one differ; empty where they do not."""
-        if len(other.names) != len(self.names):
-            return f"it has {len(other.names)} columns, and the others have {len(self.names)}"
-        for at, (name, wanted) in enumerate(zip(other.names, self.names, strict=True)):
-            if name != wanted:
-                return f"its column {at} is {name!r}, and that of the others is {wanted!r}"
-        for name, one, wanted_one in zip(self.names, other.columns, self.columns, strict=True):
-            found_kind, wanted_kind = one.values == other.rows, wanted_one.values == self.rows
-            if found_kind != wanted_kind:
-                said = ("several values", "one value")
-                return (
-                    f"a row of it has {said[found_kind]} of the column {name!r}, and one of the others has "
-                    f"{said[wanted_kind]}"
-                )
-        found, wanted_classes = (_in_words(each.classes) for each in (other, self))
-        return "" if found == wanted_classes else f"it has {found}, and the others have {wanted_classes}"
+        return self.shape.difference(other.shape)
 
     def __str__(self) -> str:
         names = ", ".join(self.names[:5]) + (" and more" if len(self.names) > 5 else "")
-        return f"{self.rows} rows, {len(self.names)} columns ({names}), {_in_words(self.classes)}"
+        return f"{self.rows} rows, {len(self.names)} columns ({names}), {self.shape.classes_in_words}"
 
     @property
     def most_values(self) -> int:
@@ -178,7 +167,3 @@ def _counted(labels: NDArray[np.generic] | None, classes: int) -> list[int]:
 def _printable(name: str) -> str:
     shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(name))
     return shown[:MAX_COLUMN_NAME] or "?"
-
-
-def _in_words(classes: tuple[int, ...] | None) -> str:
-    return "no classes" if classes is None else f"{len(classes)} classes"
