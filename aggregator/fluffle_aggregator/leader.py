@@ -232,11 +232,7 @@ class Leader:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
         if securing.awaited is None:
             effects: list[Effect] = []
-            if (
-                self._is_synchronous
-                and not self.model.survey
-                and (released := self._end_round(securing, now))
-            ):
+            if self._is_synchronous and (released := self._end_round(securing, now)):
                 return [*released, *self.commit_newer(now)]
             # A full buffer first: what waits beside it is for the next one.
             while not (

@@ -139,7 +139,7 @@ class Securing:
 
         It `is_short` of an update that was refused. One that does not come for an hour is lost.
         """
-        is_over = is_short or self._releases >= MOST_RELEASES
+        is_over = (is_short or self._releases >= MOST_RELEASES) and model.survey is None
         buffer = _state(model).buffer
         if not (is_over and len(buffer) and buffer.why_not() and now - held_from >= self._timeout_s):
             return []
