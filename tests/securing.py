@@ -15,7 +15,7 @@ from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.secure.closing import CloseRecord, Opening, decode_close, encode_not_opened, opening_pieces
 from fluffle.secure.committee import Committee
-from fluffle.secure.helping import Ledger, not_opened, openings
+from fluffle.secure.helping import Ledger, Refused, not_opened, openings
 from fluffle.secure.key_files import WorkerKey, new_helper_keys, public_part
 from fluffle.secure.masking import Masks, whole_numbers
 from fluffle.secure.measured import measured_values
@@ -167,6 +167,8 @@ class Helper:
         self.registry = registry or epoch.registry
         self.ledger = Ledger(epoch.number)
         self.answers = 0
+        # Why it refuses what its ledger would let it open.
+        self.refuses_with: Refused | None = None
         # The close records that it has opened.
         self.opened: set[bytes] = set()
         self._server = server
@@ -183,7 +185,7 @@ class Helper:
             self.ledger, refused = self.ledger.checked(close, self.registry)
             if number < len(bodies) or close.epoch < self.ledger.epoch:
                 continue
-            if refused:
+            if refused := refused or self.refuses_with:
                 self._send(encode_not_opened(not_opened(close, self.key.name, refused, self.ledger)))
                 continue
             self.opened.add(body)

@@ -204,6 +204,23 @@ def test_after_a_sum_that_waited_for_hours_helpers_are_soon_asked_again_about_th
     assert newest(server, config).version == 2
 
 
+def test_a_helper_that_has_refused_a_sum_and_opens_it_then_counts_as_one_that_opens_it() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name) for name in ("w1", "w2", "w4")))
+    first, second, third = (Helper(name, server, config) for name in NAMES)
+    first.refuses_with = third.refuses_with = Refused("unknown-worker", "the worker w4 is revoked")
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        go_on(leader, broker, [first], clock)
+        first.refuses_with = None
+        go_on(leader, broker, [first], clock)
+        go_on(leader, broker, [third], clock)
+        assert newest(server, config).version == 0
+        go_on(leader, broker, [second], clock)
+
+    assert [one.id.worker for one in newest(server, config).folded] == ["w1", "w2", "w4"]
+
+
 def test_while_helpers_disagree_about_the_newest_record_the_others_are_waited_for_but_not_for_ever() -> None:
     config, clock = a_secure_config(), Clock()
     server = a_server(config, *(a_masked(name) for name in ("w1", "w2", "w4")))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import SIZE, an_update
 from fake_broker import FakeBroker, FakeServer
-from leading import Clock, Heard, a_server, newest, rejected, send, take_the_lead
+from leading import Clock, Heard, a_server, newest, rejected, send, take_the_lead, work_off
 from securing import EPOCH, NAMES, VALUES, Helper, a_masked, a_secure_config, expected, go_on
 
 from fluffle.events import Contradicted
@@ -126,6 +126,23 @@ def test_while_a_helper_is_away_it_is_waited_for_before_workers_are_blamed_but_n
 
     assert {one["reason"] for one in rejected(server, config)} == {"unsound-sum"}
     assert {one.suspected for one in newest(server, config).contributors.values()} == {1}
+
+
+def test_helpers_that_need_long_to_answer_are_given_as_long_to_answer_again() -> None:
+    config, clock = a_secure_config(), Clock()
+    server = a_server(config, *(a_masked(name, values=values) for name, values in VALUES.items()))
+    by_name = helpers(server, config, {"helper-1": random_masks})
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        clock.seconds += 100
+        go_on(leader, broker, [by_name["helper-1"], by_name["helper-2"]])
+        clock.seconds += 250
+        go_on(leader, broker)
+        assert rejected(server, config) == []
+        go_on(leader, broker, list(by_name.values()), clock)
+
+    assert newest(server, config).vector.tolist() == SUM_OF_VALUES
 
 
 def test_a_helper_that_comes_back_shows_which_of_the_others_lies() -> None:

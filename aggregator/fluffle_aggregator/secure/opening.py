@@ -153,6 +153,8 @@ class AwaitedSum:
         if digest not in own and len(own) < 2:
             own.append(digest)
         self._answered[group].add(helper)
+        # Its operator has perhaps put its registry right.
+        self.refusals.pop(helper, None)
         if self._alternatives:
             self._alternatives.add(group, helper, digest, answer.masks)
         elif group not in self._choice:

@@ -32,8 +32,9 @@ UNSOUND_SUM = "unsound-sum"
 # Helpers that were not asked first answer too when they are asked again, so not much earlier than needed.
 ASK_AGAIN_AFTER_S, ASK_AGAIN_AT_MOST_EVERY_S, TIMES_LAST_OPENING = 0.5, 10.0, 3.0
 REMIND_EVERY_S = 10.0
-# How long helpers that have not answered are waited for when the others do not agree, or a sum is in doubt.
-DECIDE_WITHIN_S = 60.0
+# How long helpers that have not answered are waited for when the others do not agree, or a sum is in doubt:
+# at least, and at most if the first answers took long.
+DECIDE_WITHIN_S, DECIDE_AT_LAST_WITHIN_S = 60.0, 600.0
 MOST_COMPLAINTS = 100
 # After so many times 20 minutes, an update of a synchronous round is not waited for any more.
 MOST_RELEASES = 3
@@ -274,7 +275,9 @@ class Securing:
             return True
         if awaited.undecided_from is None:
             awaited.undecided_from = now
-        return now - awaited.undecided_from >= DECIDE_WITHIN_S
+        usual_s = TIMES_LAST_OPENING * (awaited.undecided_from - self._closed_at)
+        within_s = min(DECIDE_AT_LAST_WITHIN_S, max(DECIDE_WITHIN_S, usual_s))
+        return now - awaited.undecided_from >= within_s
 
     def _remind(self, awaited: AwaitedSum, now: float) -> list[Effect]:
         """Ask the helpers again when they are late, and say what is missing."""
