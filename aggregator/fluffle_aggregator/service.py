@@ -16,6 +16,7 @@ from fluffle.connection import say_hello
 from fluffle.logs import get_logger
 from fluffle.reconnecting import run_with_reconnect
 from fluffle.record import ModelVersion
+from fluffle.secure.closing import Finished, encode_finished
 from fluffle_aggregator.commit_schedule import POLL_S
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.head import StreamHealth
@@ -87,6 +88,7 @@ def stand_by_and_lead(
             if stop.is_set():
                 log.info("asked to stop: unacknowledged updates return to the queue", updates=leading.held)
                 return AggregatorResult("", leading.record)
+    tell_helpers(config, broker, leading.finished)
     wake_standby(config, broker)
     return AggregatorResult(leading.finished, leading.record)
 
@@ -120,6 +122,13 @@ def stand_by(
         if delivery := broker.next_delivery(POLL_S):
             return delivery
     return None
+
+
+def tell_helpers(config: AggregatorConfig, broker: Broker, because: str) -> None:
+    """Tell the helpers of secure aggregation, if there are any, that the federation has finished."""
+    if config.committee:
+        body = encode_finished(Finished(because=because))
+        broker.publish(config.topology.closes_in.name, "", body, {"kind": "finished"})
 
 
 def wake_standby(config: AggregatorConfig, broker: Broker) -> None:

@@ -6,7 +6,7 @@ from fluffle_helper.settings import HelperSettings
 
 
 def run(settings: HelperSettings) -> None:
-    """Run a helper until SIGTERM or Ctrl-C."""
+    """Run a helper until the federation has finished, or until SIGTERM or Ctrl-C."""
     # Only here: --help does not wait for the library of ciphers.
     from fluffle_helper.running import help_to_open
 

@@ -14,7 +14,7 @@ from fluffle.events import Opened, Withheld
 from fluffle.logs import get_logger
 from fluffle.pieces import Body
 from fluffle.reconnecting import run_with_reconnect, until_federation_is_gone
-from fluffle.secure.closing import CloseRecord, decode_close, encode_not_opened, opening_pieces
+from fluffle.secure.closing import CloseRecord, Finished, decode_for_helper, encode_not_opened, opening_pieces
 from fluffle.secure.helping import Ledger, Refused, not_opened, openings
 from fluffle.secure.registry import Registry
 from fluffle.topology import Topology
@@ -36,10 +36,14 @@ SAY_EVERY_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class HelperResult:
-    """What a helper did until it was asked to stop: how many sums it opened, and how many it refused."""
+    """What a helper did: how many sums it opened, and how many it refused.
+
+    `ended_by` is why the federation has finished, empty when the helper was asked to stop before.
+    """
 
     opened: int = 0
     refused: int = 0
+    ended_by: str = ""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -61,14 +65,21 @@ class Helper:
         self._epoch = self._missed_epoch = 0
 
     def work(self, connect: Callable[[], Broker], *, patience_s: float = math.inf) -> HelperResult:
-        """Answer close records until asked to stop. A lost connection is replaced."""
+        """Answer close records until the federation has finished, or until asked to stop.
+
+        A lost connection is replaced.
+        """
         work = until_federation_is_gone(self._work_on)
         run_with_reconnect(connect, work, self.stop, self.event_sink, patience_s=patience_s)
-        log.info("asked to stop", opened=self._result.opened, refused=self._result.refused)
+        done = {"opened": self._result.opened, "refused": self._result.refused}
+        if self._result.ended_by:
+            log.info("the federation has finished", because=self._result.ended_by, **done)
+        else:
+            log.info("asked to stop", **done)
         return self._result
 
     def _work_on(self, broker: Broker) -> None:
-        while not self.stop.is_set():
+        while not self.stop.is_set() and not self._result.ended_by:
             own = self._read_files()
             if own is None:
                 self.stop.wait(POLL_S)
@@ -92,8 +103,13 @@ class Helper:
         return own
 
     def _serve(self, broker: Broker, own: OwnFiles) -> None:
-        """Answer records until the files change. All records are read: each changes the ledger."""
-        ledger, due, wait_s = own.ledger, None, CATCH_UP_S
+        """Answer records until the files change, or the federation has finished.
+
+        All records are read: each changes the ledger.
+        """
+        ledger, wait_s = own.ledger, CATCH_UP_S
+        due: Decision | None = None
+        finished: Finished | None = None
         with ExitStack() as stack:
             # First, so that nothing is missed that the others say about a record.
             others = stack.enter_context(others_of(broker, self.topology, own)) if self.compares else None
@@ -115,14 +131,19 @@ class Helper:
                     due = None
                     if ready:
                         self._answer(broker, own, ready)
+                    if finished:
+                        self._result = replace(self._result, ended_by=finished.because)
+                        return
                     continue
                 try:
-                    close = decode_close(body)
+                    found = decode_for_helper(body)
                 except WireError as error:
                     log.warning("passed over a message that is no close record", because=str(error))
                     continue
-                decision = self._decide(close, ledger, own.registry)
-                ledger, due = decision.ledger, decision
+                finished = found if isinstance(found, Finished) else None
+                if isinstance(found, CloseRecord):
+                    due = self._decide(found, ledger, own.registry)
+                    ledger = due.ledger
 
     def _decide(self, close: CloseRecord, ledger: Ledger, registry: Registry) -> Decision:
         decision = decide(close, ledger, registry, helper=self.name, fewest_workers=self.fewest_workers)

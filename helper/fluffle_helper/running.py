@@ -27,7 +27,7 @@ from fluffle_helper.settings import HelperSettings
 
 
 def run_helper(*, stop: threading.Event | None = None, **settings: object) -> HelperResult:
-    """Open sums for a federation until `stop` is set.
+    """Open sums for a federation until it has finished, or until `stop` is set.
 
     `settings` are those of `fluffle helper`, such as `federation`, `broker_url` and
     `secure_key`; others come from the environment (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. Raises

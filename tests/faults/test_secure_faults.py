@@ -39,8 +39,7 @@ MOMENTS = {
 def test_wherever_the_leader_is_killed_the_next_one_opens_the_same_sum_to_the_last_bit(
     secured: Secured, tmp_path: Path, moment: str
 ) -> None:
-    for name in HELPERS:
-        secured.helper(name)
+    helpers = [secured.helper(name) for name in HELPERS]
     code = f"""
 def moment(kind, count, before):
     if {MOMENTS[moment]} and once({str(tmp_path / "died")!r}):
@@ -55,6 +54,8 @@ def moment(kind, count, before):
     assert secured.aggregator("second").wait_for_exit() == 0
 
     secured.assert_all_in(secured.federation.newest())
+    # They learn of the end too.
+    assert [each.wait_for_exit() for each in helpers] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("how", ["killed", "frozen"])

@@ -25,6 +25,7 @@ from fluffle.secure.closing import (
     Opening,
     decode_answer,
     decode_close,
+    decode_for_helper,
     encode_not_opened,
     opening_pieces,
 )
@@ -100,7 +101,13 @@ def read_secure(body: bytes) -> None:
     """Read what a helper and a leader send each other, and a ledger; what can be read is decided about."""
     close = first_close()
     for each in _tries(body):
-        for read in (decode_close, decode_ledger, decode_seen, lambda answer: decode_answer(answer, close)):
+        for read in (
+            decode_close,
+            decode_for_helper,
+            decode_ledger,
+            decode_seen,
+            lambda answer: decode_answer(answer, close),
+        ):
             try:
                 found = read(each)
             except WireError as error:

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 from builders import SIZE, a_vector, a_version, an_evaluation, an_update
 from fake_broker import FakeBroker
-from leading import Clock, a_server, newest, rejected, send, take_the_lead, unacked, versions, work_off
+from leading import (
+    Clock,
+    a_server,
+    aggregate,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    unacked,
+    versions,
+    work_off,
+)
 from securing import (
     EPOCH,
     NAMES,
@@ -22,7 +33,7 @@ from securing import (
 )
 
 from fluffle.model import Layout, TensorSpec
-from fluffle.secure.closing import decode_close
+from fluffle.secure.closing import Finished, decode_close, decode_for_helper
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.goal import Goal
 
@@ -327,6 +338,17 @@ def test_close_records_follow_each_other_across_leaders() -> None:
     assert [each.number for each in closes] == [1, 2, 3]
     assert newest(server, config).version == 3
     assert len(versions(server, config)) == 4
+
+
+def test_whoever_sees_the_end_tells_the_helpers() -> None:
+    finished = replace(a_version(), finished="3 versions")
+    config = a_secure_config(first=finished)
+    server = a_server(config)
+
+    aggregate(server, config)
+
+    [body] = server.bodies(config.topology.closes.name)
+    assert decode_for_helper(body) == Finished(because="3 versions")
 
 
 def test_what_waits_for_the_next_buffer_never_makes_one_larger_than_its_size() -> None:

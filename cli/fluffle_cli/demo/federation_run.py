@@ -210,13 +210,9 @@ class DemoFederation:
     def _let_leave(self, looks: Iterator[None]) -> None:
         """Give everyone the time to see the end and leave."""
         deadline = time.monotonic() + LEAVE_S
-        # A helper does not know of the end, and is stopped.
-        while self._still_to_leave() and time.monotonic() < deadline:
+        while self._processes.alive and time.monotonic() < deadline:
             self._look(looks)
         self._screen.show_now(self._look(looks))
-
-    def _still_to_leave(self) -> bool:
-        return any(child.part.role != "helper" for child in self._processes.alive)
 
     def _look(self, looks: Iterator[None], phase: str = "") -> FederationView:
         """Look once more, write down what has happened, show what is known, and return it."""

@@ -1,7 +1,8 @@
 """Close records and openings: which updates a sum has, and what the helpers answer. Pure.
 
 A close record comes from the aggregator. From then on the version that it names contains exactly its updates.
-For each group of helpers, one member answers with an opening; whoever refuses says why.
+For each group of helpers, one member answers with an opening; whoever refuses says why. Behind the last close
+record the aggregator says that the federation has finished.
 """
 
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class CloseRecord:
         return Modulus(self.bits)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The federation has finished, and why: unless a close record follows, helpers may leave."""
+
+    because: Text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Opening:
     """What a helper knows of the masks of a sum: the weighted sum of those of one of its groups.
@@ -99,6 +107,7 @@ class NotOpened:
 
 
 _CLOSE: Final = BareMessage("close", CloseRecord)
+_FINISHED: Final = BareMessage("finished", Finished)
 _OPENING: Final = Table(Opening, without=("masks",))
 _NOT_OPENED: Final = BareMessage("not-opened", NotOpened)
 
@@ -114,6 +123,17 @@ def encode_close(close: CloseRecord) -> bytes:
 def decode_close(body: bytes) -> CloseRecord:
     """Read a close record. Raises WireError that names the field."""
     return decode(body, LIMITS, {"close": _CLOSE.read})
+
+
+def encode_finished(finished: Finished) -> bytes:
+    """Return the message that tells helpers of the federation's end."""
+    return bytes(join(_FINISHED.header(finished), [], LIMITS))
+
+
+def decode_for_helper(body: bytes) -> CloseRecord | Finished:
+    """Read what an aggregator tells the helpers. Raises WireError that names the field."""
+    readers: dict[str, Read[CloseRecord | Finished]] = {"close": _CLOSE.read, "finished": _FINISHED.read}
+    return decode(body, LIMITS, readers)
 
 
 def digest_of(close: CloseRecord) -> str:
