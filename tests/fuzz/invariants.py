@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 
-from fluffle.compression import require_codec
+from fluffle.compression import MASKED_CODECS, require_codec
 from fluffle.errors import WireError
 from fluffle.fields import MAX_METRICS, is_metric_name, is_name
 from fluffle.model import MAX_PARAMETERS
@@ -53,9 +53,12 @@ def _of(message: Inbound) -> Iterator[tuple[str, bool]]:
             yield "base_term", type(message.base_term) is int and 1 <= message.base_term < 2**64
             yield "base_version", type(message.base_version) is int and 0 <= message.base_version < 2**64
             yield "sends", message.sends in {"delta", "weights"}
-            yield "codec", require_codec(message.codec) == message.codec
-            blocks = sum(block.size for block in message.vector.blocks())
-            yield "vector", blocks == message.vector.size
+            if message.epoch:
+                yield "codec", message.codec in MASKED_CODECS
+            else:
+                yield "codec", require_codec(message.codec) == message.codec
+                blocks = sum(block.size for block in message.vector.blocks())
+                yield "vector", blocks == message.vector.size
             yield "parameters", message.vector.size <= MAX_PARAMETERS
             yield "integers", type(message.integers) is bytes
             yield "examples", type(message.examples) is int

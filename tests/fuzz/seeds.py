@@ -12,7 +12,7 @@ from helping import HELPER, REGISTRY, first_close, following
 from fluffle.compression import compress
 from fluffle.record import CachedUpdate, Contributor, Folded, Hello, MomentsRecord, Rank
 from fluffle.record_wire import encode_copy, encode_version, moments_pieces
-from fluffle.secure.closing import encode_close, encode_not_opened, opening_pieces
+from fluffle.secure.closing import Finished, encode_close, encode_finished, encode_not_opened, opening_pieces
 from fluffle.secure.helping import Ledger, Refused, encode_ledger, not_opened, openings
 from fluffle.sites import SiteReport
 from fluffle.survey import statistics_of
@@ -65,6 +65,7 @@ LEDGER: Final = replace(Ledger(1).checked(_CLOSE, REGISTRY)[0], refused=Refused(
 SECURE: Final[Sequence[bytes]] = [
     encode_close(_CLOSE),
     encode_close(following(_CLOSE)),
+    encode_finished(Finished(because="3 versions")),
     *(bytes(opening_pieces(each)) for each in openings(_CLOSE, HELPER, REGISTRY)),
     encode_not_opened(not_opened(_CLOSE, "helper-1", Refused("wrong-weight", "one"), LEDGER)),
     encode_ledger(LEDGER),

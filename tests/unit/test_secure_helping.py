@@ -305,7 +305,9 @@ def test_an_older_ledger_is_read_only_if_nothing_is_missing_in_it() -> None:
         return bytes(join(header, [], LIMITS))
 
     assert decode_ledger(older(EMPTY)) == EMPTY
-    with pytest.raises(WireError, match="an older version wrote it, and did not remember all updates"):
+    with pytest.raises(
+        WireError, match="field is_full: an older version wrote it, and did not remember all updates"
+    ):
         decode_ledger(older(opened(CLOSE)))
 
 

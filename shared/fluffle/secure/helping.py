@@ -13,9 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from fluffle.errors import WireError
 from fluffle.events import Text
-from fluffle.fields import Count, Positive, ShortText
+from fluffle.fields import Count, FieldError, Positive, ShortText
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import BareMessage, decode
 from fluffle.secure.closing import ClosedUpdate, CloseRecord, NotOpened, Opening, digest_of
@@ -162,7 +161,7 @@ def _read_ledger(header: Header, payload: memoryview) -> Ledger:
     if "is_full" not in header:
         # It remembered no updates of workers that were not in the registry.
         if header.get("number") != 0:
-            raise WireError("an older version wrote it, and did not remember all updates")
+            raise FieldError("an older version wrote it, and did not remember all updates", "is_full")
         header["is_full"] = False
     return _LEDGER.read(header, payload)
 
