@@ -59,9 +59,12 @@ class Modulus:
 
     def signed(self, residues: Residues) -> Signed:
         """Return the number from -2**(bits - 1) to 2**(bits - 1) - 1 that each stands for."""
-        unused = np.int32(32 - self.bits)
-        # An arithmetic shift fills up with the sign.
-        return np.right_shift(np.left_shift(residues.view(np.int32), unused), unused)
+        sign = np.uint32(1 << self.bits - 1)
+        signed = residues & np.uint32(2**self.bits - 1)
+        # Numpy's shifts take ten times as long. What wraps here modulo 2**32 is the sign.
+        signed ^= sign
+        signed -= sign
+        return signed.view(np.int32)
 
 
 def add_multiple(total: Residues, residues: Residues, factor: int = 1) -> None:
