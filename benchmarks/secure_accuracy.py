@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--moduli", type=int, nargs="+", default=(16, 24))
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
-    report = Report("secure_accuracy", "secure_accuracy: after the same updates", shown=SHOWN)
+    report = Report("secure-accuracy", "secure_accuracy: after the same updates", shown=SHOWN)
     for task in arguments.tasks:
         runs: dict[int | None, list[float]] = {None: [], **{each: [] for each in arguments.moduli}}
         for seed in track(range(arguments.seeds), description=task):

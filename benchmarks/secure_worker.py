@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=PARAMETERS)
     parser.add_argument("--repeats", type=int, default=REPEATS, help=f"default: {REPEATS}")
     arguments = parser.parse_args()
-    report = Report("secure_worker", "secure_worker: CPU milliseconds for a million parameters")
+    report = Report("secure-worker", "secure_worker: CPU milliseconds for a million parameters")
     for bits in BITS:
         with report.row() as row:
             row.update({"modulus_bits": bits, **measured(bits, arguments.parameters, arguments.repeats)})
