@@ -162,7 +162,7 @@ def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:
     try:
         vector = MaskedVector.reading(Modulus(bits), payload)
     except ValueError as error:
-        raise WireError(f"the payload is no masked vector: {error}") from error
+        raise WireError(f"field vector: it is not masked: {error}") from error
     return WeightUpdate(**found, sends="delta", codec=masked_codec(bits), vector=vector, examples=0, steps=0)
 
 
@@ -172,11 +172,11 @@ def _read_masked_survey(header: Header, payload: memoryview) -> WeightUpdate:
     try:
         shape: SurveyShape = _SHAPE.read(json.loads(bytes(payload[:length])))
     except (ValueError, RecursionError) as error:
-        raise WireError(f"the payload's shape is no JSON: {error}") from error
+        raise WireError(f"field shape: it is no JSON: {error}") from error
     except FieldError as error:
         raise error.inside("shape") from None
     if shape.fault:
-        raise WireError(f"the payload's shape: {shape.fault}")
+        raise WireError(f"field shape: {shape.fault}")
     return replace(_read_masked(header, payload[length:]), shape=shape)
 
 
