@@ -15,6 +15,7 @@ from fluffle_cli.demo.program import command as demo
 from fluffle_cli.federation_command import app as federation
 from fluffle_cli.keys_command import app as keys
 from fluffle_cli.model_command import app as model
+from fluffle_cli.privacy.command import app as privacy
 from fluffle_cli.rejected_command import app as rejected
 from fluffle_cli.report.command import command as report
 from fluffle_cli.setup_command import command as setup
@@ -44,6 +45,7 @@ app.add_typer(broker, name="broker")
 app.add_typer(user, name="user")
 app.add_typer(federation, name="federation")
 app.add_typer(keys, name="keys")
+app.add_typer(privacy, name="privacy")
 app.command("aggregator")(aggregator)
 app.command("worker")(worker)
 app.command("evaluator")(evaluator)

@@ -20,7 +20,7 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview], *, mode: int = 
             # Before the rename, or a power cut leaves the new name on an empty file.
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
@@ -40,16 +40,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         yield partial
-        _sync_folder(partial)
+        sync_folder(partial)
         partial.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Write to the disk which files a folder has."""
     folder = os.open(path, os.O_RDONLY)
     try:
         # Some network file systems cannot sync a folder.

@@ -133,7 +133,7 @@ def other_operator(keys: Keys) -> None:
         (rotate, "registry.json is of digits, epoch 2, and "),
         (rotate_key_alone, "helper-1.ledger is of epoch 1, and "),
         (forge, "the registry is not signed with this operator's key, or was changed afterwards"),
-        (open_key, "others may read the private key"),
+        (open_key, "others may read the secret"),
         (lose_registry, "cannot read the registry"),
         (other_operator, "registry.json: "),
     ],

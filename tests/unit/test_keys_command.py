@@ -66,7 +66,7 @@ def test_only_the_owner_can_read_private_keys_and_none_is_overwritten_or_shown()
     assert len(private) == 5
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
     assert [done.exit_code for done in again] == [2, 2]
-    assert all("exists, and keys are never overwritten" in done.stderr for done in again)
+    assert all("exists, and secrets are never overwritten" in done.stderr for done in again)
     assert {path: path.read_bytes() for path in private} == before
     key = read_private(Path("hospital-1.key"), WorkerKey)
     assert key.private_key not in repr(key)
@@ -76,7 +76,7 @@ def test_a_key_that_others_may_read_is_refused_with_what_to_do() -> None:
     made("hospital-1")
     Path("hospital-1.key").chmod(0o644)
 
-    with pytest.raises(ConfigError, match=r"others may read the private key in hospital-1\.key: chmod 600"):
+    with pytest.raises(ConfigError, match=r"others may read the secret in hospital-1\.key: chmod 600"):
         read_private(Path("hospital-1.key"), WorkerKey)
 
 

@@ -1,7 +1,5 @@
-"""Files with private keys: only their owner may read them, and none is ever overwritten."""
+"""Files with the keys of secure aggregation, private and public ones."""
 
-import os
-import stat
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -10,12 +8,11 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fluffle.errors import ConfigError
+from fluffle.private_file import require_private, write_new_private
 from fluffle.secure.committee import Committee
 from fluffle.secure.registry import Key, first_fault
 from fluffle.settings import FederationName, PartName
 from fluffle.whole_file import write_whole
-
-PRIVATE = 0o600
 
 
 class OperatorKey(BaseModel):
@@ -162,31 +159,12 @@ def write_public(path: Path, content: BaseModel) -> None:
 
 def write_new(path: Path, content: BaseModel) -> None:
     """Write a private file that must not exist yet. Raises ConfigError when it does, or cannot be written."""
-    write_new_bytes(path, f"{content.model_dump_json(indent=2)}\n".encode())
-
-
-def write_new_bytes(path: Path, content: bytes) -> None:
-    """Write a private file in the same way; what is in it is no text."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE)
-    except FileExistsError as error:
-        raise ConfigError(f"{path} exists, and keys are never overwritten: move it away first") from error
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-    with open(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
+    write_new_private(path, f"{content.model_dump_json(indent=2)}\n".encode())
 
 
 def read_private(path: Path, kind: type[F]) -> F:
     """Read a file with a private key. Raises ConfigError also when others may read it."""
-    try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise ConfigError(f"others may read the private key in {path}: chmod 600 {path}")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    require_private(path)
     return read_file(path, kind)
 
 

@@ -6,8 +6,9 @@ from typing import Final
 import xxhash
 
 from fluffle.errors import ConfigError, WireError
+from fluffle.private_file import PRIVATE, write_new_private
 from fluffle.secure.helping import Ledger, decode_ledger, encode_ledger
-from fluffle.secure.key_files import PRIVATE, HelperKey, write_new_bytes
+from fluffle.secure.key_files import HelperKey
 from fluffle.whole_file import write_whole
 
 DIGEST_BYTES: Final = 16
@@ -24,7 +25,7 @@ def ledger_beside(key: Path) -> Path:
 
 def write_new_ledger(path: Path, key: HelperKey) -> None:
     """Write the ledger of a new key, in which nothing is opened. Raises ConfigError where one exists."""
-    write_new_bytes(path, _content(Ledger(key.epoch), key))
+    write_new_private(path, _content(Ledger(key.epoch), key))
 
 
 def write_ledger(path: Path, ledger: Ledger, key: HelperKey) -> None:

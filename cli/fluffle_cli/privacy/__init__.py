@@ -1,0 +1,1 @@
+"""`fluffle privacy`: the numbers of differential privacy before a federation begins, and its secret."""
