@@ -85,7 +85,7 @@ class Secured:
         return Masks(registry, key.private).masked(plain, self.numbers(number), plan)
 
     def numbers(self, number: int) -> Residues:
-        measured = measured_values(None, 0, PLAN)
+        measured = measured_values(None, PLAN)
         return whole_numbers(self.delta(number), measured, PLAN, np.random.default_rng(number))
 
     def send(self, numbers: Sequence[int], **base: int) -> None:

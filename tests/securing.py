@@ -92,7 +92,7 @@ def a_masked(
         worker, sequence, base_version=base_version, base_term=base_term, layout=layout or a_layout()
     )
     plan = replace(plan, epoch=epoch.number)
-    behind = [*statistics, *measured_values(found, base_version, plan)]
+    behind = [*statistics, *measured_values(found, plan)]
     return epoch.masked(plain, numbers_of(values, behind, plan=plan), plan)
 
 

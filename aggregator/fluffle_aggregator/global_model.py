@@ -18,7 +18,7 @@ from fluffle.record import (
     MomentsRecord,
     Rank,
 )
-from fluffle.update import AppliedUpdates, WeightUpdate
+from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
 from fluffle_aggregator.accumulators import Accumulator, RunningSum, Stack
 from fluffle_aggregator.averaging import decay_at, move_average
@@ -33,7 +33,7 @@ from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.site_reports import SiteReports
 from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
-from fluffle_aggregator.survey import NO_AIM, OpenSurvey, SurveyAim, with_survey
+from fluffle_aggregator.survey import NO_AIM, SurveyAim, open_survey, with_survey
 from fluffle_aggregator.throttle import repeats
 
 CONSTANT_RATE = Schedule()
@@ -92,9 +92,8 @@ class GlobalModel:
             unmasked_runs=secure.unmasked_runs if secure else 0,
         )
         self.survey_aim = survey_aim
-        self.survey: OpenSurvey | None = None
-        if record.survey and record.survey.is_open:
-            self.survey = OpenSurvey(record.survey, moments.survey if moments else b"", survey_aim)
+        anew = bool(secure and secure.asks_again(record))
+        self.survey = open_survey(record, moments, survey_aim, begins_anew=anew)
         self.statistics = record.statistics
         self.integers = record.integers
         size = record.layout.size
@@ -387,8 +386,8 @@ class GlobalModel:
             committed_at=now,
             moments_checksum=moments_checksum,
             survey=self.survey.state if self.survey else self.draft.survey,
-            last_sum=self.secure.last_sum if self.secure else None,
-            given_up=self.secure.given_up if self.secure else AppliedUpdates(),
+            last_sum=self.secure.last_sum if self.secure else self.draft.last_sum,
+            given_up=self.secure.given_up if self.secure else self.draft.given_up,
         )
 
     def advance(self, record: ModelVersion) -> None:

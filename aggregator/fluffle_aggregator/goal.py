@@ -35,6 +35,9 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
     "mae": False,
     "error": False,
 }
+# Those that are from 0 to 1, but for what is rounded on the way.
+SHARES = frozenset(("accuracy", "auc", "f1", "f1_score", "fbeta_score", "precision", "recall", "iou"))
+SLACK = 1e-3
 # Evaluations in a row by which the model is lost, after which nothing better is to come.
 MOST_NOT_FINITE = 3
 
@@ -131,6 +134,11 @@ def known_direction(metric: str) -> bool | None:
     if metric.startswith(SPREAD):
         return False
     return HIGHER_IS_BETTER.get(_known_end(metric))
+
+
+def is_impossible(metric: str, value: float) -> bool:
+    """Tell whether no model has such a value: an accuracy, an F1 and the like is a share, from 0 to 1."""
+    return _known_end(metric) in SHARES and math.isfinite(value) and not -SLACK <= value <= 1 + SLACK
 
 
 def _known_end(metric: str) -> str:

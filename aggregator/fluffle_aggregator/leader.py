@@ -219,7 +219,7 @@ class Leader:
             return [self._commit(now)]
         refused_s = now.clock - self._refused_from
         # A sum makes the very next version: none may come before it.
-        is_between = not (self._securing.is_at_work if self._securing else self.held)
+        is_between = not (self._securing.needs_the_next_version(model) if self._securing else self.held)
         is_waited_for = model.contributors.untold_refusals or self._is_round_short
         if is_waited_for and is_between and refused_s >= self._refusals_told_after_s:
             return self.commit_newer(now)

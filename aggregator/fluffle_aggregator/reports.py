@@ -15,6 +15,7 @@ from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.gates.site import site_refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import is_impossible
 from fluffle_aggregator.intake import evaluation_refusal
 
 # How long an evaluator and the sites have for the last model, besides three times their last evaluation.
@@ -226,6 +227,9 @@ class Reports:
         before = self._model.draft.site_evaluation
         if self._model.over or made.version <= (before.version if before else 0):
             return []
+        if wrong := [name for name, value in made.metrics.items() if is_impossible(name, value)]:
+            line = "a site of the sum claims what cannot be, and the evaluation does not count"
+            return [warning(line, version=made.version, metrics=", ".join(wrong))]
         effects = self._note_site_evaluation(made)
         if bad := not_finite(made.metrics):
             line = "a metric is not finite at a site of the sum"

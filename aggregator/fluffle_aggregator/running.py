@@ -35,7 +35,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.schedules import parse_schedule
-from fluffle_aggregator.secure.state import SecureState
+from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
 from fluffle_aggregator.surveying import MOST_HELD
@@ -140,6 +140,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
         asked = plan()
+        require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
             head.moments,

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from fluffle.model import Layout, TensorSpec, Vector
+from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.secure.surveyed import SurveySums
 from fluffle.survey.columns import is_of_input
 from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics, Survey
@@ -83,16 +84,18 @@ NO_AIM = SurveyAim()
 class OpenSurvey:
     """The answers of a survey that is open."""
 
-    def __init__(self, recorded: Survey, packed: bytes, aim: SurveyAim) -> None:
-        """Go on from a record and the sums beside it; where those are gone, everybody answers again."""
+    def __init__(self, recorded: Survey, packed: bytes, aim: SurveyAim, *, begins_anew: bool = False) -> None:
+        """Go on from a record and the sums beside it.
+
+        Where those are gone, or if it `begins_anew`, everybody answers again.
+        """
         self.aim = aim
         self.is_lost = bool(recorded.answered) and not packed
-        self.state = Survey(
-            aim.wanted, () if self.is_lost else recorded.answered, recorded.attempt + self.is_lost
-        )
+        self.begins_anew = is_anew = self.is_lost or begins_anew
+        self.state = Survey(aim.wanted, () if is_anew else recorded.answered, recorded.attempt + is_anew)
         # Whether the next record says something that the last one did not.
         self.has_changed = self.state != recorded
-        self._sums = unpack(memoryview(packed)) if packed else None
+        self._sums = unpack(memoryview(packed)) if packed and not begins_anew else None
         # What secure aggregation has opened, which takes the place of the sums.
         self._opened: SurveySums | None = None
         self._committed = packed
@@ -168,6 +171,15 @@ class OpenSurvey:
     def rows(self) -> int:
         """The rows of all sites that have answered."""
         return self._sums.rows if self._sums else 0
+
+
+def open_survey(
+    record: ModelVersion, moments: MomentsRecord | None, aim: SurveyAim, *, begins_anew: bool
+) -> OpenSurvey | None:
+    """Return the survey of a record if it is open, with the sums beside it; else None."""
+    if record.survey is None or not record.survey.is_open:
+        return None
+    return OpenSurvey(record.survey, moments.survey if moments else b"", aim, begins_anew=begins_anew)
 
 
 def with_survey(layout: Layout, statistics: Vector, result: SurveyResult) -> tuple[Vector, list[str]]:

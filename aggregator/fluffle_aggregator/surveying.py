@@ -55,6 +55,8 @@ class Surveying:
             return [warning(BEGINS_ANEW, attempt=survey.state.attempt)]
         answers, wanted = len(survey.state.answered), survey.state.wanted
         line = "the survey is open: workers answer before they train"
+        if survey.begins_anew:
+            line = "the survey begins anew, since answers were refused or were not masked: all answer again"
         return [info(line, answered=answers, wanted=wanted or "any")]
 
     def take_in(
@@ -111,7 +113,8 @@ class Surveying:
     def when_due(self, model: GlobalModel, *, elapsed_s: float, now: float) -> list[Effect] | None:
         """Close the survey if it is time to; None when no version is to be published for it."""
         survey = model.survey
-        if survey is None:
+        # A sum that is closed is opened first, whatever it is of.
+        if survey is None or (model.secure and model.secure.closed):
             return None
         if not survey.aim.is_reached(len(survey.state.answered), elapsed_s):
             is_due = self.held and (len(self.held) >= MOST_HELD or now - self._held_from >= COMMITTED_AFTER_S)

@@ -16,6 +16,7 @@ import numpy as np
 from fluffle.broker import Delivery
 from fluffle.logs import get_logger
 from fluffle.record_wire import decode_without_weights, version_pieces, without_weights
+from fluffle.secure.closing import MOST_UPDATES
 from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import topology_of
 from fluffle_aggregator.gates.limits import Limits, gates_of
@@ -26,6 +27,7 @@ from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_aggregator.strategies.registry import StrategySettings
+from fluffle_aggregator.survey import SurveyAim
 
 log = get_logger(__name__)
 
@@ -79,6 +81,9 @@ def main() -> None:
     strategy = StrategySettings.model_validate(request["StrategySettings"]).make_strategy()
     limits = Limits.model_validate(request["Limits"])
     strategy = secured(strategy, record.plan.secure)
+    # So that an answer is taken in too, if a survey is open.
+    is_open = record.survey is not None and record.survey.is_open
+    survey_aim = SurveyAim(wanted=MOST_UPDATES if is_open else 0)
     secure = None
     if plan := record.plan.secure:
         # Who takes part is for the leader to say: here all that have a name do.
@@ -88,9 +93,16 @@ def main() -> None:
             buffer_size=strategy.buffer_size,
             fewest_workers=1,
             registered=frozenset([str(request["delivery"][1])]),
+            survey_size=survey_aim.wanted,
         )
     model = GlobalModel(
-        zeros, strategy=strategy, plan=record.plan, goal=Goal(), term=record.term, secure=secure
+        zeros,
+        strategy=strategy,
+        plan=record.plan,
+        goal=Goal(),
+        term=record.term,
+        survey_aim=survey_aim,
+        secure=secure,
     )
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)

@@ -36,9 +36,12 @@ GROUPS: Final = "groups.json"
 
 
 def make_operator(folder: Path) -> str:
-    """Make the operator's key in a folder."""
-    key = OperatorKey.new()
-    write_new(folder / OPERATOR_KEY, key)
+    """Make the operator's key in a folder; go on if an earlier call was killed before the public key."""
+    if (folder / OPERATOR_KEY).exists() and not (folder / OPERATOR_PUBLIC).exists():
+        key = read_private(folder / OPERATOR_KEY, OperatorKey)
+    else:
+        key = OperatorKey.new()
+        write_new(folder / OPERATOR_KEY, key)
     public = key.private.public_key().public_bytes_raw().hex()
     write_whole(folder / OPERATOR_PUBLIC, [f"{public}\n".encode()])
     return f"made {folder / OPERATOR_KEY} and {folder / OPERATOR_PUBLIC}: {public}"
@@ -70,8 +73,9 @@ def make_worker(folder: Path, name: str, federation: str) -> str:
 def sign(folder: Path, workers: Sequence[Path], revoke: Sequence[str]) -> str:
     """Sign the registry of the newest epoch, with the workers of the one before and those in these files.
 
-    Raises ConfigError for workers of another federation, for a second key of a worker in one epoch, for
-    revoked workers that come back, and for unknown ones that are to be revoked.
+    The private keys of older epochs that are still in the folder are deleted. Raises ConfigError for workers
+    of another federation, for a second key of a worker in one epoch, for revoked workers that come back, and
+    for unknown ones that are to be revoked.
     """
     operator, groups = read_private(folder / OPERATOR_KEY, OperatorKey), _newest_groups(folder)
     if groups is None:
@@ -83,7 +87,8 @@ def sign(folder: Path, workers: Sequence[Path], revoke: Sequence[str]) -> str:
             f"{groups.epoch}: put {_folder_of(folder, before.epoch) / GROUPS} back, or rotate the keys"
         )
     publics = [read_file(path, WorkerPublicKey) for path in workers]
-    return _sign(folder, operator, _with_workers(groups, before, publics, revoke), before)
+    said = _sign(folder, operator, _with_workers(groups, before, publics, revoke), before)
+    return "\n".join([said, *_delete_older(folder, groups.epoch)])
 
 
 def rotate_keys(folder: Path, workers: Sequence[Path] = ()) -> str:

@@ -90,3 +90,32 @@ def test_a_rotation_that_is_killed_at_any_write_leaves_the_old_keys_or_the_new_o
         rotate_keys(folder)
         newest = epoch_of(folder)
         assert {path.parent.name for path in folder.rglob("helper-*.key")} == {f"epoch-{newest}"}
+
+
+def test_an_operator_whose_key_was_made_and_whose_public_key_was_not_goes_on_with_it(tmp_path: Path) -> None:
+    make_operator(tmp_path)
+    public = (tmp_path / "operator.pub").read_text()
+    (tmp_path / "operator.pub").unlink()
+
+    make_operator(tmp_path)
+
+    assert (tmp_path / "operator.pub").read_text() == public
+
+
+def test_the_private_keys_of_helpers_that_are_replaced_are_deleted_once_the_registry_is_signed(
+    tmp_path: Path,
+) -> None:
+    make_operator(tmp_path)
+    make_helpers(tmp_path, HELPERS, "digits", 1)
+    for name in WORKERS:
+        key = WorkerKey.new("digits", name)
+        write_public(tmp_path / f"{name}.pub", WorkerPublicKey.of(key))
+    sign(tmp_path, [tmp_path / f"{name}.pub" for name in WORKERS], [])
+    left = tmp_path / "epoch-1" / f"{HELPERS[0]}.key"
+    assert left.exists()
+
+    make_helpers(tmp_path, ("helper-4", "helper-5", "helper-6"), "digits", 1)
+    said = sign(tmp_path, [], [])
+
+    assert not left.exists()
+    assert f"deleted {left}" in said

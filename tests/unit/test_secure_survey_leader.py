@@ -4,13 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from builders import FEDERATION, a_layout, a_vector, a_version, an_update
+from builders import FEDERATION, a_vector, a_version
 from fake_broker import FakeBroker
 from leading import Clock, a_server, newest, rejected, send, take_the_lead, unacked, versions
+from secure_surveys import SITES, a_survey, an_answer, statistics
 from securing import (
-    EPOCH,
     NAMES,
-    PLAN,
     Helper,
     a_masked,
     a_secure_config,
@@ -19,39 +18,12 @@ from securing import (
 )
 
 from fluffle.model import Layout, TensorSpec
-from fluffle.record import ModelVersion
 from fluffle.secure.closing import CloseRecord, Opening, encode_not_opened
 from fluffle.secure.helping import Ledger, Refused, not_opened
-from fluffle.secure.surveyed import numbers_of, survey_plan
-from fluffle.survey import DataStatistics, statistics_of
-from fluffle.survey.messages import SiteStatistics, Survey
+from fluffle.survey import DataStatistics
+from fluffle.survey.messages import SiteStatistics
 from fluffle.survey.result import result_of
 from fluffle.update import WeightUpdate
-from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.survey import SurveyAim
-
-SITES = ("w1", "w2", "w3")
-
-
-def statistics(worker: str, *names: str, classes: int = 2) -> DataStatistics:
-    place = int(worker[1:])
-    x = np.random.default_rng(place).normal(10.0 * place, 3.0, (40, 2))
-    return statistics_of(x, np.full(40, place % 2), names=names or ("age", "pulse"), classes=classes)
-
-
-def an_answer(
-    worker: str, sequence: int = 1, *, found: DataStatistics | None = None, layout: Layout | None = None
-) -> WeightUpdate:
-    found = found or statistics(worker)
-    plain = replace(an_update(worker, sequence, layout=layout or a_layout()), shape=found.shape)
-    return EPOCH.masked(plain, numbers_of(found), survey_plan(PLAN))
-
-
-def a_survey(
-    wanted: int = 3, *, seconds: float | None = None, first: ModelVersion | None = None
-) -> AggregatorConfig:
-    aim = SurveyAim(wanted=wanted, seconds=seconds, min_count=5)
-    return a_secure_config(first=replace(first or a_version(), survey=Survey(wanted)), survey_aim=aim)
 
 
 def in_the_clear(*workers: str) -> DataStatistics:
@@ -201,3 +173,17 @@ def test_without_the_survey_at_a_restart_the_answers_go_back_and_training_begins
     assert len(newest(server, without).folded) == 3
     assert {each["reason"] for each in rejected(server, without)} == {"no-survey"}
     assert unacked(server, without) == []
+
+
+def test_what_a_survey_waits_for_is_said_in_words_of_a_survey(caplog: pytest.LogCaptureFixture) -> None:
+    config, clock = a_survey(4), Clock()
+    server = a_server(config, *map(an_answer, SITES))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        go_on(leader, broker)
+        clock.seconds += 100
+        go_on(leader, broker)
+
+    [said] = [each for each in caplog.messages if "waits" in each]
+    assert "the survey waits" in said
+    assert "more answers" in said

@@ -1,16 +1,18 @@
 """A worker's answer to a survey under secure aggregation: masked, kept until it is sent, and sent once."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_broker import FakeServer
-from secure_sites import PLAN, Site, a_site
+from secure_sites import PLAN, Site, a_site, registered
 from secure_working import SecretTask, version
 from working import TOPOLOGY, Scripted, a_federation, publish_versions, sent
 
 from fluffle.pieces import Body
+from fluffle.secure.key_files import WorkerKey
 from fluffle.secure.surveyed import sums_in, survey_plan
 from fluffle.survey import DataStatistics, SurveyResult, statistics_of
 from fluffle.survey.messages import Survey
@@ -115,3 +117,25 @@ def test_a_worker_that_died_before_its_answer_was_sent_sends_that_one_and_no_oth
 
     assert [getattr(each, "shape", None) is not None for each in sent(server)] == [True, False]
     assert server.bodies(TOPOLOGY.updates.name)[0] in masked
+
+
+def test_an_answer_that_was_masked_for_an_epoch_that_is_over_is_masked_and_sent_again(
+    site: Site, tmp_path: Path
+) -> None:
+    registry, _ = registered([WorkerKey.new("digits", "other")], epoch=2)
+    second, plan = registry.model_copy(update={"workers": site.registry.workers}), replace(PLAN, epoch=2)
+
+    def rotate_and_end(server: FakeServer, sent_so_far: int) -> None:
+        if sent_so_far == 1:
+            site.sign(second)
+            publish_versions(server, version(1, plan, survey=Survey(2)))
+        else:
+            publish_versions(server, version(9, plan, finished="enough"))
+
+    server = a_federation(version(survey=Survey(2)))
+    with open_spool(tmp_path, worker="w1", max_bytes=16 * MIB) as spool:
+        worker = Worker(name="w1", task=Surveyed(), topology=TOPOLOGY, spool=spool, keys=site.keys())
+        worker.work(lambda: Scripted(server, rotate_and_end))
+
+    answers = [each for each in sent(server) if isinstance(each, WeightUpdate)]
+    assert [(each.epoch, each.shape is not None) for each in answers] == [(1, True), (2, True)]

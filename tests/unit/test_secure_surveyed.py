@@ -144,6 +144,28 @@ def test_images_have_several_values_in_a_row() -> None:
     assert (sums.rows, [each.count for each in sums.columns]) == (40, [640, 640])
 
 
+def test_a_site_with_thirty_thousand_small_images_can_answer() -> None:
+    images = np.zeros((30_000, 28, 28, 1), np.uint8)
+    images[:, 3:20, 3:20] = 7
+
+    [pixel] = added([statistics_of(images, names=["pixel"])]).columns
+
+    assert pixel.count == images.size
+    assert pixel.mean == pytest.approx(float(images.mean()))
+
+
+@pytest.mark.parametrize("sites", [3, 4096])
+def test_no_digit_of_a_sum_overflows_however_many_sites_there_are(sites: int) -> None:
+    x = np.random.default_rng(0).normal(-1e9, 1e9, (500, 1))
+    total = np.zeros(size_of(statistics_of(x).shape), np.uint32)
+    add_multiple(total, numbers_of(statistics_of(x)), sites)
+
+    [column] = sums_in(M.signed(total), statistics_of(x).shape, sites).columns
+
+    assert column.count == 500 * sites
+    assert column.mean == pytest.approx(float(x.mean()), rel=1e-9)
+
+
 def test_values_that_are_too_large_are_refused_with_the_column() -> None:
     with pytest.raises(TaskError, match=r"the column 'dose' has values of up to 3.*give it another unit"):
         numbers_of(statistics_of(np.array([[1.0, 3e30]]), names=("age", "dose")))

@@ -1,5 +1,6 @@
 """What a worker of secure aggregation sends is masked, and nothing else leaves its site."""
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,18 @@ from working import (
 from fluffle.checked_task import CheckedTask
 from fluffle.codecs.masked import MaskedVector
 from fluffle.errors import ConfigError
-from fluffle.events import Event
+from fluffle.events import Event, Progressed
 from fluffle.events import Trained as TrainedEvent
 from fluffle.events import Validated as ValidatedEvent
-from fluffle.model import Layout
+from fluffle.model import Layout, Weights
+from fluffle.plan import Plan
 from fluffle.secure.limbs import LARGEST, decode_limbs
 from fluffle.secure.modulus import BITS
 from fluffle.sites import SiteEvaluation
+from fluffle.task import Progress, Trained
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
+from fluffle_worker import round as worker_round
 from fluffle_worker.clipping import norm, statistics_beyond
 
 
@@ -211,9 +215,51 @@ def test_what_is_measured_at_a_site_travels_in_its_updates_alone_and_a_line_says
     assert caplog.text.count("what is measured at this site travels masked") == 1
     assert not [each for each in events if isinstance(each, ValidatedEvent)]
     for update in sent_updates(server):
-        # 5 examples, of the version that the round began from, with an accuracy and no loss.
+        # The version that the round began from, with an accuracy of 5 examples and no loss.
         values = decode_limbs(site.numbers(update)[SIZE:], plan.bits)[STATISTICS:]
-        assert values.tolist() == [5.0, 0.0, 1.25, 5.0, 0.0, 0.0]
+        assert values.tolist() == [
+            1.0,
+            update.base_version,
+            pytest.approx(1.25 / 1024, abs=1e-7),
+            5.0,
+            0.0,
+            0.0,
+        ]
+
+
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_an_update_of_which_the_clip_leaves_few_levels_is_not_sent(
+    by_norm: bool, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Sums of numbers as small could be taken apart, since their weights differ.
+    server, stop = (
+        a_federation(version(secure=replace(PLAN, clip=10_000.0, by_norm=by_norm))),
+        threading.Event(),
+    )
+
+    live(server, SecretTask(meanwhile=stop.set), site.keys(), stop=stop)
+
+    assert sent(server) == []
+    assert "an update is not sent: the aggregator's clip is so wide" in caplog.text
+
+
+def test_the_progress_of_a_round_does_not_tell_how_many_minibatches_a_site_has(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_round, "REPORT_PROGRESS_EVERY_S", 0.0)
+    events: list[Event] = []
+
+    class Slow(SecretTask):
+        def train(self, weights: Weights, plan: Plan, *, seed: int, progress: Progress) -> Trained:
+            for batch in range(1, 54):
+                progress(batch, 53)
+            return super().train(weights, plan, seed=seed, progress=progress)
+
+    live(a_federation(version()), Slow(), site.keys(), event_sink=noting(events))
+
+    told = [each for each in events if isinstance(each, Progressed)]
+    assert told
+    assert {each.total for each in told} == {100}
 
 
 def test_a_clip_that_changes_many_elements_is_warned_of_at_powers_of_two(

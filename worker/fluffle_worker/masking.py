@@ -20,14 +20,16 @@ from fluffle.logs import get_logger
 from fluffle.model import Vector, no_values
 from fluffle.model_stream import newest_version
 from fluffle.record import ModelVersion
+from fluffle.secure.measured import too_large
 from fluffle.secure.plan import SecurePlan
 from fluffle.sites import SiteEvaluation
 from fluffle.stopping import StopRequested
 from fluffle.survey.statistics import DataStatistics
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
-from fluffle_worker.clipping import ClippingWarnings
+from fluffle_worker.clipping import ClippingWarnings, few_levels
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.spool import Spool
@@ -80,6 +82,7 @@ class SecureSite:
     stop: threading.Event
     train_share: TrainShare
     _waits: int = 0
+    _has_warned_of_metrics: bool = False
     _warnings: ClippingWarnings = field(default_factory=ClippingWarnings)
 
     @property
@@ -186,6 +189,19 @@ class SecureSite:
             # Behind its mask nobody could tell, and it would spoil the whole sum.
             log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
             return
+        if levels := few_levels(trained.vector, secure):
+            log.warning(
+                "an update is not sent: the aggregator's clip is so wide that it has few levels, and sums of "
+                "such updates could be taken apart; start the aggregator with a smaller --secure-clip",
+                update=str(trained.update.id),
+                levels=levels,
+                clip=secure.clip,
+                largest=float(f"{largest_magnitude(trained.vector):.3g}"),
+            )
+            return
+        if found and (large := too_large(found, secure)) and not self._has_warned_of_metrics:
+            self._has_warned_of_metrics = True
+            log.warning("metrics of this site are too large to be masked, and do not travel", metrics=large)
         under = self.keys.masking(trained.update, trained.vector, found, secure, random)
         spool.add(under(trained.update.id), renamed=under)
 

@@ -310,7 +310,10 @@ class Trainer:
             show(done, total)
             if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
                 told_at = time.monotonic()
-                self.event_sink(Progressed(done, total))
+                # Of the minibatches of a masked round, others learn which part is done, and not how many.
+                is_masked = watch.base.plan.secure is not None
+                told = (100 * done // max(1, total), 100) if is_masked else (done, total)
+                self.event_sink(Progressed(*told))
 
         return progress
 

@@ -74,7 +74,7 @@ class SecureKeys:
         They are rounded once, so that the same id has the same bytes. Raises ConfigError for a plan of
         another epoch.
         """
-        measured = measured_values(found, update.base_version, plan)
+        measured = measured_values(found, plan)
         values = np.concatenate([update.statistics, measured])
         return self._under(update, whole_numbers(delta, values, plan, random), plan)
 

@@ -11,6 +11,8 @@ from fluffle.errors import QueueFull
 from fluffle.logs import get_logger
 from fluffle.model_stream import newest_version
 from fluffle.record import ModelVersion
+from fluffle.secure.plan import SecurePlan
+from fluffle.secure.surveyed import survey_plan
 from fluffle.stopping import StopRequested
 from fluffle.survey.messages import SiteStatistics, Survey
 from fluffle.survey.result import SurveyResult
@@ -50,7 +52,7 @@ class SurveyAtSite:
             return False
         if not self.secure.is_ready(version, broker):
             return True
-        if not self._has_answered(survey):
+        if not self._has_answered(survey, version.plan.secure):
             self._answer(version, survey, broker)
         if version.plan.secure:
             self.send(version, broker)
@@ -67,15 +69,15 @@ class SurveyAtSite:
         known = {"sites": result.sites, "rows": result.rows, "columns": len(result.columns)} if result else {}
         log.info("data prepared with the survey's statistics", examples=examples, **known)
 
-    def _has_answered(self, survey: Survey) -> bool:
-        return self.worker in survey.answered or self.state.answered == survey.attempt
+    def _has_answered(self, survey: Survey, secure: SecurePlan | None) -> bool:
+        return self.worker in survey.answered or self.state.answered == _answered_as(survey, secure)
 
     def _answer(self, version: ModelVersion, survey: Survey, broker: Broker) -> None:
         began = time.monotonic()
         statistics = self.task.statistics()
         if version.plan.secure:
             self.secure.add_masked_answer(self.spool, statistics, version)
-            self._note_answered(survey, statistics, began)
+            self._note_answered(version, survey, statistics, began)
             return
         body = encode_statistics(SiteStatistics(version.federation, self.worker, statistics))
         headers = {
@@ -92,11 +94,18 @@ class SurveyAtSite:
                 log.warning("the updates queue is full; waiting")
                 if self.stop.wait(RETRY_EVERY_S):
                     raise StopRequested from None
-        self._note_answered(survey, statistics, began, size_bytes=len(body))
+        self._note_answered(version, survey, statistics, began, size_bytes=len(body))
 
-    def _note_answered(self, survey: Survey, statistics: DataStatistics, began: float, **said: int) -> None:
+    def _note_answered(
+        self,
+        version: ModelVersion,
+        survey: Survey,
+        statistics: DataStatistics,
+        began: float,
+        **said: int,
+    ) -> None:
         # A process that dies before this answers again after its restart, and the second answer is refused.
-        self.state.note_answered(survey.attempt)
+        self.state.note_answered(_answered_as(survey, version.plan.secure))
         log.info(
             "survey answered: waiting for its result",
             rows=statistics.rows,
@@ -104,3 +113,8 @@ class SurveyAtSite:
             seconds=round(time.monotonic() - began, 2),
             **said,
         )
+
+
+def _answered_as(survey: Survey, secure: SecurePlan | None) -> int:
+    """Return the number of an attempt; a masked answer counts only for the plan that it was masked by."""
+    return survey.attempt if secure is None else survey.attempt << 32 | survey_plan(secure).revision

@@ -46,7 +46,7 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             WRONG_FEDERATION,
             f"the update is for {update.federation!r}, this is {model.record.federation!r}",
         )
-    if refusal := _not_of_this_time(update, model):
+    if (update.shape or model.survey) and (refusal := _not_of_this_time(update, model)):
         return refusal
     if update.layout_digest != layout.digest:
         return Refusal(

@@ -93,7 +93,8 @@ def has_a_known_base(limits: StalenessLimit) -> Gate:
                 f"the update started from version {base}, which is not in the history of this model: the "
                 "aggregator that published it had lost the lead",
             )
-        limit = limits.staleness_limit(model.strategy)
+        # No version is made of a survey's answers one by one, so none of them is late.
+        limit = None if update.shape else limits.staleness_limit(model.strategy)
         if limit is not None and staleness > limit:
             return Refusal(
                 TOO_STALE,

@@ -57,6 +57,11 @@ class RegistryWatch:
             )
         return found
 
+    def _complain(self, because: str) -> None:
+        if because != self._complaint:
+            self._complaint = because
+            log.warning("the new registry is not used", because=because)
+
     def look(self) -> None:
         """Raise ConnectionLost when the registry has changed: then the leader begins again from the head.
 
@@ -68,9 +73,10 @@ class RegistryWatch:
         try:
             found = self._read()
         except ConfigError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                log.warning("the new registry is not used", because=str(error))
+            self._complain(str(error))
+            return
+        if found.epoch < self.registry.epoch:
+            self._complain(f"it is of epoch {found.epoch}, and the one in use is of {self.registry.epoch}")
             return
         self._complaint = ""
         if found == self.registry:

@@ -78,7 +78,7 @@ class Securing:
         self._releases = 0
         self._complaints: set[str] = set()
         state = _state(model)
-        self.waiting = Waiting(model.strategy.buffer_size, state.buffer.share_of_one)
+        self.waiting = Waiting(model.strategy.buffer_size, state.share_of_one)
         last = state.last_sum
         for each in sums:
             close = each.close
@@ -97,10 +97,12 @@ class Securing:
         self.awaited = AwaitedSum(record, self._committee)
         _state(model).awaits(record.close)
 
-    @property
-    def is_at_work(self) -> bool:
-        """Whether updates are in the buffer, or a sum waits to be opened."""
-        return bool(self.waiting.held) or self.awaited is not None
+    def needs_the_next_version(self, model: GlobalModel) -> bool:
+        """Whether the next version is that of a sum: updates are in the buffer, or a sum waits to be opened.
+
+        The answers to a survey make no version so soon that nobody could be told of anything before.
+        """
+        return self.awaited is not None or (bool(self.waiting.held) and model.survey is None)
 
     def begin(self) -> list[Effect]:
         """Ask for the openings of a sum that the leader before has closed."""
@@ -167,8 +169,9 @@ class Securing:
         if waited_s < self._timeout_s or now - self._reminded_at < REMIND_EVERY_S:
             return []
         self._reminded_at = now
-        missing = why_not or "more updates"
-        line = warning("the buffer waits", updates=len(buffer), because=missing, seconds=round(waited_s))
+        what, more = ("the survey", "answers") if model.survey else ("the buffer", "updates")
+        missing = why_not or f"more {more}"
+        line = warning(f"{what} waits", updates=len(buffer), because=missing, seconds=round(waited_s))
         return [line, Tell(Awaiting(waited_s, missing))]
 
     def release(self, model: GlobalModel, because: str) -> list[Effect]:
@@ -368,15 +371,9 @@ def _returned(tags: tuple[int, ...], because: str) -> list[Effect]:
 
 
 def _evaluation_in(awaited: AwaitedSum, opened: OpenedSum | SurveySums) -> Evaluation | None:
-    close = awaited.record.close
     if isinstance(opened, SurveySums):
         return None
-    return evaluation_of(
-        opened.measured,
-        awaited.record.plan,
-        federation=close.federation,
-        base_versions=[each.base_version for each in close.updates],
-    )
+    return evaluation_of(opened.measured, awaited.record.plan, federation=awaited.record.close.federation)
 
 
 def _not_opened(awaited: AwaitedSum) -> Refusal:

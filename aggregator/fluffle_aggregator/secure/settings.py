@@ -124,6 +124,12 @@ class SecureSettings(BaseModel):
                 f"{self.secure_registry} has {count} workers, and a sum needs updates of "
                 f"{self.secure_min_workers} (secure_min_workers): add workers with `fluffle keys registry`"
             )
+        if (wanted := getattr(self, "survey", None)) and wanted > count:
+            log.warning(
+                "the survey asks for more answers than the registry has workers, and waits for others",
+                survey=wanted,
+                workers=count,
+            )
         of_one = 1 if is_synchronous else share_of_one(buffer_size, self.secure_min_workers)
         if count * of_one < buffer_size:
             log.warning(

@@ -1,5 +1,6 @@
 """What the leader's model knows of secure aggregation from one sum to the next. Pure."""
 
+from fluffle.errors import ConfigError
 from fluffle.record import ModelVersion
 from fluffle.secure.closing import CloseRecord
 from fluffle.secure.plan import LastSum, SecurePlan
@@ -8,6 +9,15 @@ from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
 
 NOT_OPENED = "not-opened"
+
+
+def require_newest_epoch(asked: SecurePlan | None, before: SecurePlan | None) -> None:
+    """Raise ConfigError when the federation is in a newer epoch than the registry of this aggregator."""
+    if asked and before and asked.epoch < before.epoch:
+        raise ConfigError(
+            f"the registry of this aggregator is of epoch {asked.epoch}, and the federation is in epoch "
+            f"{before.epoch}: ask the operator for the new registry.json"
+        )
 
 
 class SecureState:
@@ -51,6 +61,20 @@ class SecureState:
         if self._survey_size:
             return MaskedBuffer(survey_plan(self.plan), self._survey_size, self._fewest_workers)
         return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers)
+
+    @staticmethod
+    def asks_again(record: ModelVersion) -> bool:
+        """Return whether everybody is to answer an open survey again.
+
+        Of answers in the clear no masked sum is made. And where messages were refused, answers may be among
+        them that would fit by now: those before them have perhaps been of a worker that is revoked since.
+        """
+        return bool(record.rejected or (record.survey and record.survey.answered))
+
+    @property
+    def share_of_one(self) -> int:
+        """How many updates one worker may have in a buffer."""
+        return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers).share_of_one
 
     def end_survey(self) -> None:
         """Collect updates from now on."""

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
-from fluffle.secure.closing import MOST_UPDATES
 from fluffle.secure.limbs import largest_digit
 from fluffle.secure.modulus import Residues, Signed
 from fluffle.secure.plan import SecurePlan
@@ -23,12 +22,12 @@ from fluffle.survey.columns import ColumnSums
 from fluffle.survey.shape import SurveyShape
 from fluffle.survey.statistics import DataStatistics
 
-# Of each digit. Sums of MOST_UPDATES digits stay within 32 bits.
+# Of each digit. Sums of 4096 digits, as many as a sum has updates at most, stay within 32 bits.
 BITS: Final = 20
 BASE: Final = 1 << BITS - 1
 # Values have at most so many bits before the point, and those of a sum so many behind it.
 MOST_BITS, FRACTION_BITS = 64, 64
-# Rows of all sites together.
+# Values of a column at one site.
 COUNT_BITS: Final = 36
 _COUNT_DIGITS: Final = -(-(COUNT_BITS + 1) // (BITS - 1))
 _TOTAL_DIGITS: Final = -(-(COUNT_BITS + MOST_BITS + FRACTION_BITS + 1) // (BITS - 1))
@@ -57,7 +56,7 @@ def size_of(shape: SurveyShape) -> int:
 
 def survey_plan(plan: SecurePlan) -> SecurePlan:
     """Return the plan by which the answers to a survey are masked: all weigh the same."""
-    changed = replace(plan, by_norm=False, bits=BITS, modulus_bits=32, greatest=1, metrics=())
+    changed = replace(plan, clip=1.0, by_norm=False, bits=BITS, modulus_bits=32, greatest=1, metrics=())
     return changed.numbered()
 
 
@@ -100,8 +99,8 @@ def numbers_of(statistics: DataStatistics) -> Residues:
     names = zip(statistics.names, statistics.columns, strict=True)
     sums = [_sums_of(name, column, fineness) for name, column in names]
     most = max(statistics.rows, statistics.most_values)
-    if most >= (1 << COUNT_BITS) // MOST_UPDATES:
-        raise TaskError(f"a masked survey takes at most 2**{COUNT_BITS - 12} values of a column, not {most}")
+    if most >> COUNT_BITS:
+        raise TaskError(f"a masked survey takes fewer than 2**{COUNT_BITS} values of a column, not {most}")
     counts = np.concatenate(
         [
             np.array([statistics.rows, *(each.missing for each in statistics.columns)], np.int64),
