@@ -127,6 +127,7 @@ PURE = {
     *(f"fluffle_cli.survey.{name}" for name in ("as_json", "terminal")),
     *(f"fluffle_cli.simulate.{name}" for name in ("availability", "devices", "population")),
     *(f"fluffle_cli.{name}" for name in ("held", "history", "over_seeds", "plain_json", "words")),
+    *(f"fluffle_cli.privacy.{name}" for name in ("pictures", "planning")),
     "fluffle_cli.simulate.recommend",
     *(
         f"fluffle_cli.watching.{name}"
@@ -149,6 +150,7 @@ PURE_MAY_IMPORT = {
         "fractions",
         "functools",
         "hashlib",
+        "html",
         "inspect",
     ),
     *("array", "contextlib", "itertools", "json", "math", "operator", "re", "shlex", "statistics", "struct"),

@@ -10,7 +10,12 @@ from fluffle_cli.report.page import asset
 STYLE = """
 svg { width: 100%; max-width: 32rem; height: auto; }
 svg rect { fill: var(--one); } svg rect.after { fill: var(--two); }
-svg text { fill: var(--faint); font-size: 11px; } .reason { color: var(--bad); font-weight: 600; }
+svg text { fill: var(--faint); font-size: 11px; }
+svg text.middle { text-anchor: middle; } svg text.end { text-anchor: end; }
+svg line { stroke: var(--line); } svg polyline { fill: none; stroke-width: 2; }
+svg .one { stroke: var(--one); } svg .two { stroke: var(--two); } svg .mark { stroke: var(--mark); }
+svg circle { fill: var(--one); } svg rect.paper { fill: var(--paper); }
+.reason { color: var(--bad); font-weight: 600; }
 """
 
 

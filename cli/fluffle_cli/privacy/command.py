@@ -1,16 +1,68 @@
-"""`fluffle privacy`: makes the secret of the noise."""
+"""`fluffle privacy`: the numbers of a promise before it is made, and the secret of the noise."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from fluffle.command_line import new_app, plain_command
+from fluffle.command_line import new_app, plain_command, settings_command
+from fluffle.consoles import print_table
+from fluffle.errors import ConfigError
+from fluffle.settings import SharedSettings
+from fluffle.whole_file import write_whole
+from fluffle_cli.plain_json import as_text
+from fluffle_cli.privacy.page import page, picture_file
+from fluffle_cli.privacy.settings import PrivacyPlanSettings
+from fluffle_cli.privacy.terminal import (
+    EXPLAINED,
+    as_plain,
+    buffer_rows,
+    compared_rows,
+    course,
+    epsilon_rows,
+    short,
+)
+
+DRAWERS: Final = {".html": page, ".svg": picture_file}
+MEANINGLESS: Final = frozenset(SharedSettings.model_fields) - {"verbose", "config", "log_format"}
 
 app = new_app(
-    "Make the secret from which the noise of differential privacy follows.\n\n"
-    "Differential privacy adds noise, so that the models tell next to nothing about any one worker."
+    "Find the numbers of differential privacy, and make the secret from which its noise follows.\n\n"
+    "Differential privacy adds noise, so that the models tell next to nothing about any one worker. Before "
+    "a federation begins, `plan` says how much noise a promise needs, and whether anything can be learnt "
+    "through it. It needs no broker."
 )
+
+
+def plan(settings: PrivacyPlanSettings) -> None:
+    """Say what a promise to each worker costs, before a federation begins: how much noise, how many versions.
+
+    Example: `fluffle privacy plan --workers 1000 --buffer-size 50 --parameters 100000 --epsilon 8`
+
+    The tables compare other epsilons and buffer sizes. What helps is more workers, larger buffers, fewer
+    parameters, and a separation. With --noise it goes the other way round, and says which epsilon a noise
+    multiplier gives.
+    """
+    if settings.out is not None and settings.out.suffix not in DRAWERS:
+        raise ConfigError(f"out must end with {' or '.join(DRAWERS)}, not {settings.out.name!r}")
+    found = settings.numbers()
+    if settings.out is not None:
+        write_whole(settings.out, [DRAWERS[settings.out.suffix](found).encode()])
+    if settings.as_json:
+        typer.echo(as_text(as_plain(found)))
+        return
+    if settings.noise is not None:
+        typer.echo(f"epsilon {short(found.epsilon)} with a noise multiplier of {settings.noise:g}.")
+    typer.echo(f"{found.promise}\n\n{course(found)}\n")
+    print_table(*compared_rows(found))
+    typer.echo(f"\n{EXPLAINED}\n")
+    for warning in found.warnings:
+        typer.echo(f"warning: {warning}\n")
+    print_table(*epsilon_rows(found))
+    typer.echo("")
+    print_table(*buffer_rows(found))
+    if settings.out is not None:
+        typer.echo(f"\nthe pictures are {settings.out}")
 
 
 @plain_command
@@ -31,4 +83,5 @@ def secret(file: Annotated[Path, typer.Argument(help="File to write.", metavar="
     )
 
 
+app.command("plan")(settings_command(PrivacyPlanSettings, plan, without=MEANINGLESS))
 app.command("secret")(secret)

@@ -9,9 +9,11 @@ from fluffle.privacy.noise import SECRET_BYTES, NoiseSecret
 from fluffle.private_file import require_private, write_new_private
 
 
-def write_new_secret(path: Path) -> None:
+def write_new_secret(path: Path) -> NoiseSecret:
     """Draw a secret and write it. Raises ConfigError when the file exists, or cannot be written."""
-    write_new_private(path, f"{secrets.token_hex(SECRET_BYTES)}\n".encode())
+    drawn = secrets.token_bytes(SECRET_BYTES)
+    write_new_private(path, f"{drawn.hex()}\n".encode())
+    return NoiseSecret(drawn)
 
 
 def read_secret(path: Path) -> NoiseSecret:

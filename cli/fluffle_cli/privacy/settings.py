@@ -1,0 +1,131 @@
+"""What `fluffle privacy plan` is asked."""
+
+from pathlib import Path
+from typing import ClassVar, Final, Self
+
+from pydantic import Field, model_validator
+
+from fluffle.errors import ConfigError
+from fluffle.model import MAX_PARAMETERS
+from fluffle.privacy.promise import Mechanism
+from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS
+from fluffle.settings import SharedSettings
+from fluffle_cli.privacy.planning import (
+    PrivacyNumbers,
+    PrivateRun,
+    numbers_for_epsilon,
+    numbers_for_noise,
+)
+
+USUAL_SEPARATION: Final = 10
+MOST_WORKERS: Final = 10_000_000
+MOST_UPDATES: Final = 100_000
+
+
+class PrivacyPlanSettings(SharedSettings):
+    """Flags of `fluffle privacy plan`, keys of the table [privacy]."""
+
+    part: ClassVar[str] = "privacy"
+
+    workers: int = Field(ge=1, le=MOST_WORKERS, description="Number of workers that will take part.")
+    buffer_size: int = Field(
+        ge=1, le=MOST_WORKERS, description="Updates per version. All of them share the noise of their sum."
+    )
+    parameters: int = Field(
+        ge=1, le=MAX_PARAMETERS, description="Size of the model. There is noise in each parameter."
+    )
+    epsilon: float | None = Field(
+        None,
+        description="What is promised to each worker: whatever can be seen is at most e^epsilon times as "
+        "likely with its updates as without them. 1 is strict, 8 is usual, more than 16 promises little.",
+    )
+    noise: float | None = Field(
+        None,
+        gt=0,
+        description="Noise multiplier, the standard deviation of the noise divided by the clip, to learn "
+        "which epsilon it gives.",
+    )
+    delta: float = Field(
+        1e-5,
+        description="Chance with which the promise does not hold. Take less than 1 divided by the workers.",
+    )
+    clip: float = Field(
+        1.0,
+        description="L2 norm to which longer updates are shortened. The noise grows with it: take about the "
+        "median norm of the updates.",
+    )
+    max_updates: int = Field(
+        8,
+        ge=1,
+        le=MOST_UPDATES,
+        description="Updates that each worker may send in all. Each of them spends a part of epsilon.",
+    )
+    separation: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_UPDATES,
+        description="Versions from one update of a worker to its next, at least. With more, correlated noise "
+        "takes back more, and buffer_size times so many workers are needed. Default: "
+        f"{USUAL_SEPARATION}, or 1 for plain noise.",
+    )
+    mechanism: Mechanism = Field(
+        "central",
+        description="Who adds the noise: the aggregator to each sum (central), the workers of a sum in "
+        "shares, under secure aggregation (distributed), or each worker all of it to each update (local).",
+    )
+    plain: bool = Field(
+        False,
+        description="Noise that is independent from version to version. Correlated noise takes back a part "
+        "of the noise before it, which only the mechanism central can do.",
+        json_schema_extra={"opposite": "--correlated"},
+    )
+    honest: int | None = Field(
+        None,
+        ge=1,
+        description="For the mechanism distributed: workers of each sum that add their share and tell "
+        "nobody, at least. Default: half of buffer_size.",
+    )
+    bits: int = Field(
+        16,
+        ge=FEWEST_BITS,
+        le=MOST_BITS,
+        description="For the mechanism distributed: bits of the whole numbers that workers send.",
+    )
+    as_json: bool = Field(
+        False, description="Print one JSON object, for programs.", json_schema_extra={"flag": "--json"}
+    )
+    out: Path | None = Field(
+        None,
+        description="File for pictures of epsilon and noise, and of the noise after each version: .html with "
+        "the tables, or .svg.",
+    )
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if (self.epsilon is None) == (self.noise is None):
+            raise ValueError("give either epsilon, such as 8, or noise, a noise multiplier")
+        if self.honest is not None and self.honest > self.buffer_size:
+            raise ValueError(f"honest is {self.honest}, more than the {self.buffer_size} workers of a sum")
+        return self
+
+    def numbers(self) -> PrivacyNumbers:
+        """Compute all numbers. Raises ConfigError when nothing could keep to what is asked for."""
+        correlated = not self.plain and self.mechanism == "central"
+        asked = PrivateRun(
+            workers=self.workers,
+            buffer_size=self.buffer_size,
+            parameters=self.parameters,
+            updates=self.max_updates,
+            separation=self.separation or (USUAL_SEPARATION if correlated else 1),
+            clip=self.clip,
+            delta=self.delta,
+            mechanism=self.mechanism,
+            correlated=correlated,
+            honest=self.honest or -(-self.buffer_size // 2),
+            bits=self.bits,
+        )
+        if self.noise is not None:
+            return numbers_for_noise(asked, self.noise)
+        if self.epsilon is not None:
+            return numbers_for_epsilon(asked, self.epsilon)
+        raise ConfigError("neither epsilon nor noise is set")
