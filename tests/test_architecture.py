@@ -55,7 +55,7 @@ PURE = {
     "fluffle.policy_faults",
     "fluffle.privacy",
     *(f"fluffle.privacy.{name}" for name in ("adaptive_clip", "correlated", "gaussian", "gaussian_noise")),
-    *(f"fluffle.privacy.{name}" for name in ("grid", "normals", "promise", "skellam", "usefulness")),
+    *(f"fluffle.privacy.{name}" for name in ("grid", "normals", "plan", "promise", "skellam", "usefulness")),
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
@@ -85,6 +85,7 @@ PURE = {
                 "effects",
                 "folding",
                 "global_model",
+                "norms",
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "sections", "staleness", "statistics", "transforms"),
@@ -99,11 +100,12 @@ PURE = {
             *("waiting", "weighing"),
         )
     ),
+    *(f"fluffle_aggregator.private.{name}" for name in ("clipped_sum", "combinations", "sums", "weighing")),
     "fluffle.rabbit.acked_tags",
     *(
         f"fluffle_aggregator.gates.{name}"
         for name in (
-            *("fitting", "gate", "history", "limits", "norm", "rates", "sender", "share"),
+            *("fitting", "gate", "history", "limits", "norm", "privacy", "rates", "sender", "share"),
             *("site", "values"),
         )
     ),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+from fluffle_aggregator.private.clipped_sum import ClippedSum
 from fluffle_aggregator.sections import Coverage, Section, Totals, Weight, overlaps
 
 EMPTY = Coverage()
@@ -130,5 +131,5 @@ class Stack:
         return delta
 
 
-Accumulator = RunningSum | Stack
+Accumulator = RunningSum | Stack | ClippedSum
 NOTHING_HELD = ValueError("an empty buffer makes no new model: fold an update first")

@@ -12,15 +12,18 @@ from fluffle_aggregator.local_steps import UsualSteps
 class Contributors(Mapping[str, Contributor]):
     """The workers by their name.
 
-    With `keeps_last` a worker's weight is that of its last update alone. `most_examples` are the most that
-    any worker's last update came from. `untold_refusals` are the workers whose refusals the next record tells
-    of, though nothing else may be new in it.
+    With `keeps_last` a worker's weight is that of its last update alone. With `tells_each` a worker is told
+    of each refusal, since it sends nothing before it knows what became of its last update. `most_examples`
+    are the most that any worker's last update came from. `untold_refusals` are the workers whose refusals the
+    next record tells of, though nothing else may be new in it.
     """
 
-    def __init__(self, known: Mapping[str, Contributor], *, keeps_last: bool) -> None:
+    def __init__(
+        self, known: Mapping[str, Contributor], *, keeps_last: bool, tells_each: bool = False
+    ) -> None:
         """Go on from what a record knows."""
         self._known = dict(known)
-        self._keeps_last = keeps_last
+        self._keeps_last, self._tells_each = keeps_last, tells_each
         self._examples_sum = sum(one.examples for one in known.values())
         self._contributing = sum(1 for one in known.values() if one.updates)
         self.most_examples = self._count_most_examples()
@@ -83,7 +86,7 @@ class Contributors(Mapping[str, Contributor]):
         before = self._known.get(worker, Contributor())
         rejected = before.rejected + 1
         self._known[worker] = replace(before, rejected=rejected, refusal=why[:MAX_REFUSAL_LENGTH])
-        if rejected.bit_count() == 1:
+        if rejected.bit_count() == 1 or self._tells_each:
             self.untold_refusals.add(worker)
 
     def note_suspected(self, workers: Iterable[str]) -> None:

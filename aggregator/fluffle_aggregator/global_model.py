@@ -3,11 +3,10 @@
 Time comes in as arguments, bytes never. The same updates in the same order give the same bits, whoever led.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from fluffle.model import Vector, no_values
+from fluffle.model import no_values
 from fluffle.plan import Plan
 from fluffle.record import (
     MAX_NORMS,
@@ -27,6 +26,7 @@ from fluffle_aggregator.contributors import Contributors
 from fluffle_aggregator.folding import folded_of
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import compare_as_whole, judged, sites_decide
+from fluffle_aggregator.private.sums import PrivateSums
 from fluffle_aggregator.schedules import Schedule
 from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.secure.state import SecureState
@@ -60,6 +60,7 @@ class GlobalModel:
         average_decay: float = 0.0,
         survey_aim: SurveyAim = NO_AIM,
         secure: SecureState | None = None,
+        private: PrivateSums | None = None,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
@@ -94,29 +95,25 @@ class GlobalModel:
         self.survey_aim = survey_aim
         anew = bool(secure and secure.asks_again(record))
         self.survey = open_survey(record, moments, survey_aim, begins_anew=anew)
-        self.statistics = record.statistics
-        self.integers = record.integers
+        self.statistics, self.integers = record.statistics, record.integers
         size = record.layout.size
         kept = moments if moments and strategy.fits(moments, size) else None
         # Whether the strategy does not go on with the moments that were found.
         self.begins_anew = kept is None and moments is not None and not moments.is_empty
-        self.moments: Mapping[str, Vector] = (
-            {name: vector.copy() for name, vector in kept.vectors.items()}
-            if kept
-            else strategy.starting_moments(size)
-        )
+        self.moments = strategy.moments_from(kept, size)
         self.cache = strategy.make_cache(size, kept.cached if kept else (), cached_bytes)
         # The weight that each worker has in the accumulator.
         self.in_buffer: dict[str, float] = {}
         self.applied = record.applied
-        self.norms = record.norms
-        self.window = record.window
+        self.norms, self.window = record.norms, record.window
         self.folded: list[Folded] = []
-        self.contributors = Contributors(record.contributors, keeps_last=bool(strategy.keeping))
+        self.contributors = Contributors(
+            record.contributors, keeps_last=bool(strategy.keeping), tells_each=private is not None
+        )
         self.sites = SiteReports(record)
         # The number of updates applied since version 0.
         self.updates = record.updates
-        self.secure = secure
+        self.secure, self.private = secure, private
         self._forgotten_told: set[tuple[str, str]] = set()
         self.accumulator = self._empty_buffer()
         self._statistics = self.no_statistics()
@@ -124,7 +121,7 @@ class GlobalModel:
         self._left_out, self._left_out_untold = 0, 0
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
-        return self.strategy.empty_buffer(self.cache)
+        return self.private.empty_buffer() if self.private else self.strategy.empty_buffer(self.cache)
 
     def no_statistics(self) -> StatisticsBuffer:
         """Return a buffer without statistics."""
@@ -246,6 +243,8 @@ class GlobalModel:
         if isinstance(self.accumulator, Stack) and self.accumulator.left_out:
             self._left_out += 1
             self._left_out_untold = self.accumulator.left_out
+        if self.private:
+            self.private.add_noise(self.accumulator, Rank(self.term, self.version + 1), self.in_buffer)
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
         self.accumulator = self._empty_buffer()
@@ -388,6 +387,7 @@ class GlobalModel:
             survey=self.survey.state if self.survey else self.draft.survey,
             last_sum=self.secure.last_sum if self.secure else self.draft.last_sum,
             given_up=self.secure.given_up if self.secure else self.draft.given_up,
+            privacy=self.private.state if self.private else None,
         )
 
     def advance(self, record: ModelVersion) -> None:

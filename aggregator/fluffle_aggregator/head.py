@@ -158,18 +158,21 @@ def publish_version(broker: Broker, topology: Topology, record: ModelVersion, do
 
     In float32, head and F.models get it in one publish with one confirm. In another codec the head gets the
     record, and F.models a copy once that is confirmed: should this process die between the two, F.models is
-    behind the head, and the next leader brings it up to date. The last version goes out as it is, for whoever
-    keeps it. F.records comes last, and nobody waits for it.
+    behind the head, and the next leader brings it up to date. With differential privacy it is the same, so
+    that nobody sees a version that another one, with other noise, takes the place of. The last version goes
+    out as it is, for whoever keeps it. F.records comes last, and nobody waits for it.
     """
     body = version_pieces(record)
     digest = record_digest(body)
     headers = version_headers(record)
-    if _travels_exactly(record, downlink_codec):
+    is_exact = _travels_exactly(record, downlink_codec)
+    if is_exact and record.privacy is None:
         broker.publish(topology.versions_in.name, "", body, headers)
     else:
         broker.publish(topology.head_in.name, "", body, headers)
-        headers["kind"] = "copy"
-        broker.publish(topology.models_in.name, "", encode_copy(record, downlink_codec, digest), headers)
+        copy = body if is_exact else encode_copy(record, downlink_codec, digest)
+        headers["kind"] = "version" if is_exact else "copy"
+        broker.publish(topology.models_in.name, "", copy, headers)
     publish_record(broker, topology, body)
     return digest
 

@@ -20,6 +20,7 @@ from fluffle.errors import ConfigError, ConnectionLost, LayoutError, TaskError
 from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.plan import Plan
+from fluffle.privacy.plan import PrivacyState
 from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import ModelFile, read_layout, read_model_file
 from fluffle.survey.messages import Survey
@@ -199,7 +200,13 @@ def require_same(federations: Layout, own: Layout, whose: str) -> None:
 
 
 def first_version(
-    file: ModelFile, *, federation: str, plan: Plan, strategy: str, survey: Survey | None = None
+    file: ModelFile,
+    *,
+    federation: str,
+    plan: Plan,
+    strategy: str,
+    survey: Survey | None = None,
+    privacy: PrivacyState | None = None,
 ) -> ModelVersion:
     """Return version 0 of a new federation."""
     flat = file.layout.flatten(file.weights)
@@ -217,4 +224,5 @@ def first_version(
         integers=flat.integers,
         committed_at=time.time(),
         survey=survey,
+        privacy=privacy,
     )

@@ -20,10 +20,9 @@ from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
 from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
-from fluffle_aggregator.gates.fitting import DUPLICATE, FINISHED, NOT_REGISTERED
+from fluffle_aggregator.gates.fitting import FINISHED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
-from fluffle_aggregator.gates.history import SECOND_IN_ROUND
-from fluffle_aggregator.gates.limits import Limits, gates_of
+from fluffle_aggregator.gates.limits import NOT_MISSED, Limits, gates_of
 from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
 from fluffle_aggregator.gates.share import OVER_SHARE
@@ -205,7 +204,8 @@ class Leader:
             target_held=model.draft.target_held,
             not_finite_held=model.draft.not_finite_held,
         )
-        if reached:
+        is_quiet = not self.held and now.clock - self._committed_at >= schedule.buffer_timeout_s
+        if reached := reached or (model.private.why_over if model.private and is_quiet else ""):
             return self._close_the_federation(reached, now)
         if self._securing and (effects := self._tick_secure(self._securing, now)):
             return effects
@@ -308,8 +308,8 @@ class Leader:
     def _turn_down(
         self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now
     ) -> list[Effect]:
-        is_repeated = refusal.reason in {DUPLICATE, SECOND_IN_ROUND, NOT_REGISTERED, FOREIGN_SENDER}
-        if update is None or (update.base_version == self.model.version and not is_repeated):
+        is_missed = refusal.reason not in NOT_MISSED
+        if update is None or (update.base_version == self.model.version and is_missed):
             self._is_round_short = self._is_synchronous
         if update is None:
             return self._refuse(delivery, refusal, now)

@@ -22,6 +22,7 @@ from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch, policy_watch_of
+from fluffle.privacy.plan import PrivacyPlan
 from fluffle.record import ModelVersion, version_size_bytes
 from fluffle.secure.plan import SecurePlan
 from fluffle.settings import load_arguments
@@ -34,6 +35,7 @@ from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
+from fluffle_aggregator.private.settings import begin_privately, same_privacy_plan
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
 from fluffle_aggregator.service import AggregatorResult, serve
@@ -102,8 +104,11 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         settings.federation, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
     )
 
-    def plan() -> Plan:
-        return settings.make_plan(strategy, registry.registry.epoch if registry else 1)
+    target, new_privacy = settings.privacy_target(), settings.new_privacy_plan()
+    private = begin_privately(settings.dp_secret, new_privacy)
+
+    def plan(privacy: PrivacyPlan | None) -> Plan:
+        return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy)
 
     def require_room(layout: Layout, workers: int = 0) -> None:
         settings.require_room(strategy, layout)
@@ -120,7 +125,12 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         require_room(file.layout)
         survey = Survey(survey_aim.wanted) if survey_aim.is_asked else None
         return first_version(
-            file, federation=settings.federation, plan=plan(), strategy=str(strategy), survey=survey
+            file,
+            federation=settings.federation,
+            plan=plan(new_privacy),
+            strategy=str(strategy),
+            survey=survey,
+            privacy=private.first_state(file.layout) if private else None,
         )
 
     def secure_state(record: ModelVersion, secure: SecurePlan | None) -> SecureState | None:
@@ -139,7 +149,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
-        asked = plan()
+        asked = plan(same_privacy_plan(target, head.record.plan.privacy))
         require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
@@ -153,9 +163,10 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             average_decay=settings.average_versions,
             survey_aim=survey_aim,
             secure=secure_state(head.record, asked.secure),
+            private=private.sums_of(head.record, buffer_size=strategy.buffer_size) if private else None,
         )
 
-    plan()
+    plan(new_privacy)
     # Refuses limits that have no meaning for the strategy before anything starts.
     gates_of(settings, strategy, topology)
     return AggregatorConfig(

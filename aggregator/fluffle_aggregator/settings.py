@@ -18,6 +18,7 @@ from fluffle.message_size import (
 )
 from fluffle.model import Layout
 from fluffle.plan import MAX_STEPS, Plan
+from fluffle.privacy.plan import PrivacyPlan
 from fluffle.secure.plan import SecurePlan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.sites import is_of_sites
@@ -26,6 +27,10 @@ from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
+from fluffle_aggregator.private.combinations import require_combinable as require_private
+from fluffle_aggregator.private.combinations import require_no_goal_of_sites
+from fluffle_aggregator.private.settings import PrivacySettings
+from fluffle_aggregator.private.weighing import private
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.combinations import metrics_in_sums, require_combinable
 from fluffle_aggregator.secure.masked_buffer import share_of_one
@@ -63,7 +68,7 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-class _AboutData(SurveySettings, SecureSettings):
+class _AboutData(SurveySettings, SecureSettings, PrivacySettings):
     """What the federation learns of the sites' data, and what it must not learn."""
 
 
@@ -219,7 +224,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         """Return the fields that each log line of this process carries."""
         return {**super().log_fields(), "aggregator": self.name}
 
-    def make_plan(self, strategy: Strategy, epoch: int = 1) -> Plan:
+    def make_plan(self, strategy: Strategy, epoch: int = 1, privacy: PrivacyPlan | None = None) -> Plan:
         """Return what the workers are asked for; ConfigError when they cannot send it in this codec.
 
         With secure aggregation, `epoch` is that of the registry.
@@ -241,6 +246,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         secure = self._secure_plan(strategy, epoch)
         return Plan(
             secure=secure,
+            privacy=privacy,
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,
             round_seconds=self.round_seconds,
@@ -321,6 +327,11 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
     def make_strategy(self) -> Strategy:
         """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
         strategy = super().make_strategy()
+        if self.dp:
+            given = {name: getattr(self, name) for name in self.model_fields_set}
+            require_private(strategy, given, codec=self.codec, is_auto=parse_batch_size(self.batch_size)[1])
+            require_no_goal_of_sites(self.make_goal())
+            return private(strategy)
         if secure := self._secure_plan(strategy, epoch=1):
             return secured(strategy, secure)
         is_chosen = self.round_seconds is not None or parse_batch_size(self.batch_size)[1]

@@ -23,6 +23,8 @@ from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import take_in
+from fluffle_aggregator.private.sums import NoNoise, PrivateSums, grid_of
+from fluffle_aggregator.private.weighing import private
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.settings import AggregatorSettings
@@ -84,6 +86,10 @@ def main() -> None:
     # So that an answer is taken in too, if a survey is open.
     is_open = record.survey is not None and record.survey.is_open
     survey_aim = SurveyAim(wanted=MOST_UPDATES if is_open else 0)
+    sums = None
+    if (promised := record.plan.privacy) and record.privacy:
+        strategy, grid = private(strategy), grid_of(promised, layout.size)
+        sums = PrivateSums(promised, record.privacy, NoNoise(), grid, buffer_size=strategy.buffer_size)
     secure = None
     if plan := record.plan.secure:
         # Who takes part is for the leader to say: here all that have a name do.
@@ -103,6 +109,7 @@ def main() -> None:
         term=record.term,
         survey_aim=survey_aim,
         secure=secure,
+        private=sums,
     )
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)

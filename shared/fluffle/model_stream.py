@@ -121,6 +121,23 @@ def stored_at_hand(
         return _newest_of_last_chunk(reader, decode_version, patience_s)
 
 
+def await_record(
+    broker: Broker,
+    topology: Topology,
+    is_wanted: Callable[[ModelVersion], bool],
+    *,
+    stop: threading.Event,
+    timeout_s: float,
+) -> None:
+    """Read records without weights until the newest one is wanted, `stop` is set, or time is out."""
+    began = time.monotonic()
+    with _read_records(broker, topology.records, "last") as reader:
+        while not stop.is_set() and time.monotonic() - began < timeout_s:
+            found = _newest_of_last_chunk(reader, decode_without_weights, POLL_S, most_s=MOST_READING_S)
+            if found and is_wanted(found.version):
+                return
+
+
 def best_at_hand(broker: Broker, topology: Topology, version: int) -> StoredVersion | None:
     """Return a version that was the best one when `F.models` was about to lose it, None if it was not."""
     try:

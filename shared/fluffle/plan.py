@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal
 
 from fluffle.compression import CodecName
 from fluffle.fields import Count, Positive, must
+from fluffle.privacy.plan import PrivacyPlan
 from fluffle.secure.plan import SecurePlan
 
 Sends = Literal["delta", "weights"]
@@ -35,7 +36,8 @@ class Plan:
     round; with None as often as takes a tenth of its time at most. `sites_decide` says that the federation
     ends, or calls a version best, by these evaluations.
 
-    With `secure` the workers mask what they send: secure aggregation.
+    With `secure` the workers mask what they send: secure aggregation. With `privacy` the aggregator adds
+    noise to the sums, and each worker sends no more updates, and no sooner, than that covers.
     """
 
     local_epochs: Positive = 1
@@ -57,6 +59,17 @@ class Plan:
     evaluate_every: Positive | None = None
     sites_decide: bool = False
     secure: SecurePlan | None = None
+    privacy: PrivacyPlan | None = None
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether a worker may send a second update from the same version."""
+        return not self.one_update_per_version and self.privacy is None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nothing is told of a single site besides its update: no loss, no metric and no example."""
+        return self.secure is not None or self.privacy is not None
 
     def examples_of_round(self, examples: int) -> int:
         """Return on how many examples a worker that has so many trains in one round."""

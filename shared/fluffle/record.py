@@ -23,6 +23,7 @@ from fluffle.fields import (
 )
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
+from fluffle.privacy.plan import PrivacyState
 from fluffle.secure.plan import LastSum
 from fluffle.sites import SiteReport
 from fluffle.survey.messages import Survey
@@ -205,6 +206,8 @@ class ModelVersion:
     first `unmasked_runs` runs of `applied` are of before secure aggregation; the others are forgotten when
     another epoch begins.
 
+    `privacy` is what differential privacy has released so far, None without it.
+
     What is read from the stream may be a rounded copy of a record: its vector and average were sent in
     `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
     """
@@ -250,6 +253,7 @@ class ModelVersion:
     last_sum: LastSum | None = None
     given_up: Applied = field(default_factory=AppliedUpdates)
     unmasked_runs: Count = 0
+    privacy: PrivacyState | None = None
 
     @property
     def rank(self) -> Rank:

@@ -1,7 +1,7 @@
 """The records of versions and what lies beside them in the head, to bytes and back; see wire.py. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Annotated, Final, Literal
 
@@ -38,6 +38,7 @@ from fluffle.framing import (
 from fluffle.message import IN_PAYLOAD, Read, after_vector, decode, payload_of, read_message, require_readable
 from fluffle.model import MAX_PARAMETERS, Vector, no_values
 from fluffle.pieces import Body, Pieces
+from fluffle.plan import Plan
 from fluffle.record import CachedUpdate, ModelVersion, MomentsRecord, Rank
 from fluffle.secure.sums import SumRecord, read_sum
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
@@ -58,6 +59,7 @@ _Size = Annotated[int, integer(0, MAX_PARAMETERS)]
 _CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, _Size, _Size, Count]
 _CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
 _BESIDE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
+_PLAN_FIELDS: Final = len(fields(Plan))
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 
@@ -214,6 +216,11 @@ def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
 def _version_fields(header: Header) -> Header:
     # Records of before this field do not say which runs may be forgotten: none.
     header.setdefault("unmasked_runs", MAX_RUNS)
+    # Nor do those of before differential privacy say anything of it, and their plan is one shorter.
+    header.setdefault("privacy", None)
+    plan = header.get("plan")
+    if isinstance(plan, list) and len(plan) == _PLAN_FIELDS - 1:
+        header["plan"] = [*plan, None]
     return _VERSION.take(header)
 
 

@@ -104,6 +104,20 @@ class WeightUpdate:
         return self.steps * self.learning_rate_scale
 
     @property
+    def saying_nothing(self) -> "WeightUpdate":
+        """The update without all that it tells of its round, and without integers, which are no sums."""
+        return replace(
+            self,
+            integers=b"",
+            examples=1,
+            steps=1,
+            batch_size=0,
+            learning_rate_scale=1.0,
+            loss=None,
+            train_s=0.0,
+        )
+
+    @property
     def absorbed(self) -> list[UpdateId]:
         """The ids of the updates whose content is in this one."""
         return [replace(self.id, sequence=sequence) for sequence in self.absorbs]

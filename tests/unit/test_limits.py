@@ -17,9 +17,10 @@ from fluffle.record_wire import decode_version, encode_version
 from fluffle.vector_math import BLOCK_SIZE
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.gates.limits import Limits
-from fluffle_aggregator.gates.norm import norm_bound, norm_of, shortened
+from fluffle_aggregator.gates.norm import norm_bound, shortened
 from fluffle_aggregator.gates.rates import MIB, Rates, TokenBuckets
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.norms import norm_of
 
 CLIP = Limits(limit_norm=2.0, on_large_norm="clip")
 

@@ -42,7 +42,7 @@ RECORDS = [VERSION, MOMENTS, COPY]
 
 
 # Records of before this field are read.
-OPTIONAL = ("unmasked_runs",)
+OPTIONAL = ("unmasked_runs", "privacy")
 
 
 def all_fields() -> list[tuple[bytes, str]]:

@@ -59,6 +59,8 @@ def add_to_spool(
     evaluation at this site.
     """
     update, applied = trained.update, version.applied
+    if version.plan.privacy:
+        update = update.saying_nothing
     random = np.random.default_rng([seed, update.id.sequence, 1])
     if version.plan.secure:
         secure.add_masked(spool, trained, found, version, random)

@@ -27,6 +27,7 @@ from fluffle_worker.feedback import add_to_spool
 from fluffle_worker.masking import Keys, SecureSite
 from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.share import TrainedPart, TrainShare
+from fluffle_worker.private_turn import PrivateTurn
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sending import send_all
@@ -44,8 +45,9 @@ Connect = Callable[[], Broker]
 class WorkerResult:
     """What a worker did, and why it ended.
 
-    `ended_by` is the reason for which the federation finished, such as "accuracy>=0.9 held"; empty when the
-    worker was asked to stop. `version` is the newest version that it trained from, None without a round.
+    `ended_by` is the reason for which the federation finished, such as "accuracy>=0.9 held", or for which
+    this worker left it before; empty when it was asked to stop. `version` is the newest version that it
+    trained from, None without a round.
     `aborted` counts the rounds that it ended early, since their updates would have been refused. `refused`
     counts its updates that the aggregator refused, `waiting` the unsent ones in its spool.
     """
@@ -116,6 +118,13 @@ class Worker:
         self._secure = SecureSite(
             keys=self.keys, topology=self.topology, stop=self.stop, train_share=self.train_share
         )
+        self._turn = PrivateTurn(
+            worker=self.name,
+            topology=self.topology,
+            stop=self.stop,
+            train_share=self.train_share,
+            spool=self.spool,
+        )
         self._survey = SurveyAtSite(
             self.name,
             task,
@@ -185,11 +194,15 @@ class Worker:
                 self._finish(version, broker)
                 return
             self._secure.require(version)
+            self._turn.begin(version)
+            if spent := self._turn.why_spent(version):
+                self._leave(spent)
+                return
             if self._survey.is_open(version, broker):
                 continue
             self._survey.prepare(version)
             if not self.spool.waiting:
-                if not self._secure.is_ready(version, broker):
+                if not (self._secure.is_ready(version, broker) and self._turn.is_ready(version, broker)):
                     continue
                 self._validation.evaluate_when_due(version)
                 self._validation.send(broker, version)
@@ -213,12 +226,12 @@ class Worker:
         """Train from the last version until a connection succeeds.
 
         None when there is no version to train from, or one of another epoch than the keys, when the
-        federation is missing, or in synchronous rounds, where a second update for the same version would be
-        refused: then the caller waits for the broker.
+        federation is missing, or in synchronous rounds and with differential privacy, where a second update
+        for the same version would be refused: then the caller waits for the broker.
         """
         base = self._base
         attempts, next_attempt = 0, time.monotonic()
-        while base.last and not base.last.plan.one_update_per_version and self._secure.is_current(base.last):
+        while base.last and base.last.plan.may_repeat and self._secure.is_current(base.last):
             if time.monotonic() >= next_attempt:
                 try:
                     return try_to_connect()
@@ -254,6 +267,7 @@ class Worker:
             trained = self._trainer.train(version, self.spool.next_id, watch)
         self._base.note_round(version, trained)
         if trained:
+            self._turn.note_sent(trained.update.id, version)
             self._validation.note_round(version, trained)
             found = self._validation.newest
             add_to_spool(self.spool, trained, found, version, self._secure, seed=self.seed)
@@ -264,6 +278,7 @@ class Worker:
             dropped = self.spool.start_over()
             self._site.start_over()
             self._base.start_over()
+            self._turn.start_over()
             self._validation.start_over()
             self._refused = 0
             say = log.warning if dropped else log.info
@@ -285,6 +300,13 @@ class Worker:
                     last=facts.refusal,
                 )
             self._refused = facts.rejected
+
+    def _leave(self, because: str) -> None:
+        """End before the federation does."""
+        self._ended_by = because
+        log.info("leaving", because=because, rounds=self._trainer.rounds)
+        if unsent := self.spool.clear():
+            log.info("dropped unsent updates from the spool: they would be refused", updates=unsent)
 
     def _finish(self, version: ModelVersion, broker: Broker) -> None:
         if not version.finished and not self._secure.insists:

@@ -274,9 +274,9 @@ class Trainer:
         self.aborted_in_a_row = 0
         update = self.pace.stamped(trained.update)
         trained = replace(trained, update=update)
-        # With secure aggregation the loss stays here: it would go to the live page.
-        loss = None if version.plan.secure else update.loss
-        self.event_sink(Trained(str(update_id), update.train_s, loss))
+        # With secure aggregation or differential privacy the loss stays here: it would go to the live page.
+        loss = None if version.plan.is_private else update.loss
+        self.event_sink(Trained(str(update_id), 0.0 if version.plan.privacy else update.train_s, loss))
         log.info(
             "round trained",
             update=str(update_id),
@@ -310,9 +310,9 @@ class Trainer:
             show(done, total)
             if time.monotonic() - told_at >= REPORT_PROGRESS_EVERY_S:
                 told_at = time.monotonic()
-                # Of the minibatches of a masked round, others learn which part is done, and not how many.
-                is_masked = watch.base.plan.secure is not None
-                told = (100 * done // max(1, total), 100) if is_masked else (done, total)
+                # Where nothing is told of a site, others learn which part is done, and not of how many.
+                is_private = watch.base.plan.is_private
+                told = (100 * done // max(1, total), 100) if is_private else (done, total)
                 self.event_sink(Progressed(*told))
 
         return progress
@@ -329,7 +329,8 @@ class Trainer:
         self.aborted += 1
         self.aborted_in_a_row += 1
         in_a_row, base = self.aborted_in_a_row, watch.base.version
-        self.event_sink(Aborted(base, watch.staleness, seconds))
+        told_s = 0.0 if watch.base.plan.privacy else seconds
+        self.event_sink(Aborted(base, watch.staleness, told_s))
         if watch.is_over:
             log.info("round aborted: the federation takes no more updates", version=base)
             return

@@ -29,7 +29,8 @@ class SiteValidation:
 
     A report that no broker has taken waits in memory, and only the newest one: it is measured again after a
     restart, under the same id. With secure aggregation nothing is reported: what one site measures would
-    tell more of its data than its masked updates, so that each of those carries what is `newest`.
+    tell more of its data than its masked updates, so that each of those carries what is `newest`. Nor is it
+    with differential privacy, whose noise does not cover it.
     """
 
     worker: str
@@ -81,8 +82,8 @@ class SiteValidation:
             version.federation, self.worker, version.term, version.version, examples, metrics, evaluate_s
         )
         values = {each.name: each.value for each in metrics if each.count}
-        if version.plan.secure:
-            self._say_private()
+        if version.plan.is_private:
+            self._say_private(version)
         else:
             self._waiting = self.newest
             self.event_sink(Validated(version.version, evaluate_s, examples, values))
@@ -118,7 +119,7 @@ class SiteValidation:
         self._pause(time.monotonic() - began)
         if found:
             self.newest = replace(self.newest, tuned=found[1])
-            if version.plan.secure is None:
+            if not version.plan.is_private:
                 self._waiting = self.newest
 
     def _pause(self, took_s: float) -> None:
@@ -126,8 +127,8 @@ class SiteValidation:
         self._next_at = max(time.monotonic(), self._next_at) + (SHARE_OF_TIME - 1) * took_s
 
     def send(self, broker: Broker, version: ModelVersion) -> None:
-        """Report what no broker has taken yet, unless the plan of the newest version has updates masked."""
-        if version.plan.secure:
+        """Report what no broker has taken yet, unless nothing is told of a single site."""
+        if version.plan.is_private:
             self._waiting = None
         if self._waiting is None:
             return
@@ -146,13 +147,16 @@ class SiteValidation:
             return
         self._waiting = None
 
-    def _say_private(self) -> None:
-        if not self._has_said_private:
-            self._has_said_private = True
-            log.info(
-                "what is measured at this site travels masked, in its updates: the aggregator learns what it "
-                "comes to over all sites of a sum"
-            )
+    def _say_private(self, version: ModelVersion) -> None:
+        if self._has_said_private:
+            return
+        self._has_said_private = True
+        log.info(
+            "what is measured at this site travels masked, in its updates: the aggregator learns what it "
+            "comes to over all sites of a sum"
+            if version.plan.secure
+            else "what is measured at this site stays here: differential privacy covers updates alone"
+        )
 
     def _warn_of_nothing(self, version: ModelVersion) -> None:
         if version.plan.sites_decide and not self._has_warned:

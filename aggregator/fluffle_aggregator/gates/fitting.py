@@ -59,7 +59,8 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
         return refusal
     found = update.vector.size, update.statistics.size, len(update.integers)
     is_whole = found == (layout.size, layout.statistics_size, layout.integers_size_bytes)
-    if (is_masked or update.first_tensor or not is_whole) and (refusal := _wrong_sizes(update, model)):
+    is_usual = is_whole and not (is_masked or model.private or update.first_tensor)
+    if not is_usual and (refusal := _wrong_sizes(update, model)):
         return refusal
     strategy, plan = model.strategy, model.plan
     if update.sends != strategy.sends:
@@ -157,6 +158,9 @@ def _wrong_sizes(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
     elif model.secure:
         # Statistics are under the masks too.
         expected = model.secure.plan.length(part.size, part.statistics_size), 0, 0
+    elif model.private:
+        # Integers are no sum that noise could be added to: they stay what they were.
+        expected = layout.size, 0, 0
     if found != expected:
         which = f" from tensor {update.first_tensor} on" if update.first_tensor else ""
         return Refusal(

@@ -3,16 +3,19 @@
 A limit that is not set has no gate, and costs nothing. Each module has a gate, its settings and its reasons.
 """
 
+from typing import Final
+
 from pydantic import ConfigDict
 
 from fluffle.errors import ConfigError
 from fluffle.topology import Topology
-from fluffle_aggregator.gates.fitting import fits_the_model
+from fluffle_aggregator.gates.fitting import DUPLICATE, NOT_REGISTERED, fits_the_model
 from fluffle_aggregator.gates.gate import Gate
-from fluffle_aggregator.gates.history import StalenessLimit, has_a_known_base, is_new
+from fluffle_aggregator.gates.history import SECOND_IN_ROUND, StalenessLimit, has_a_known_base, is_new
 from fluffle_aggregator.gates.norm import NormLimit, within_norm
+from fluffle_aggregator.gates.privacy import BUDGET_SPENT, TOO_SOON, within_privacy_budget
 from fluffle_aggregator.gates.rates import RateLimits
-from fluffle_aggregator.gates.sender import from_its_worker
+from fluffle_aggregator.gates.sender import FOREIGN_SENDER, from_its_worker
 from fluffle_aggregator.gates.share import (
     ShareLimit,
     within_share_of_the_buffer,
@@ -20,6 +23,11 @@ from fluffle_aggregator.gates.share import (
 )
 from fluffle_aggregator.gates.values import ExampleLimits, has_sound_values
 from fluffle_aggregator.strategies.strategy import Strategy
+
+# Refused for these reasons, an update is not missed: its worker has no part in the round, or has given it.
+NOT_MISSED: Final = frozenset(
+    {DUPLICATE, SECOND_IN_ROUND, NOT_REGISTERED, FOREIGN_SENDER, TOO_SOON, BUDGET_SPENT}
+)
 
 
 # In two steps, since pydantic's plugin for mypy fails on a class of five bases that is a base itself.
@@ -51,6 +59,8 @@ def gates_of(limits: Limits, strategy: Strategy, topology: Topology) -> tuple[Ga
         has_a_known_base(limits),
         has_sound_values(limits),
     ]
+    if strategy.is_private:
+        gates.append(within_privacy_budget)
     if limits.limit_share is not None and strategy.one_update_per_version:
         raise ConfigError(
             f"limit_share has no effect with {strategy.name}, where each worker gives one update to "

@@ -5,7 +5,6 @@ It follows from the norms in the model's record: a new leader decides as the one
 
 import math
 from dataclasses import replace
-from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -15,9 +14,10 @@ from fluffle.codecs.floats import Float32Vector
 from fluffle.codecs.tail import tail_of
 from fluffle.compression import CompressedVector, decompressed
 from fluffle.model import Vector
-from fluffle.vector_math import BLOCK_SIZE, matching_blocks, side_by_side
+from fluffle.vector_math import matching_blocks
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.norms import norm_of
 
 LARGE_NORM = "large-norm"
 # Fewer norms than these say little about what is usual.
@@ -71,24 +71,6 @@ def norm_bound(norms: tuple[float, ...], factor: float) -> float:
     if len(norms) < FEWEST_NORMS:
         return math.inf
     return factor * float(np.median(norms)) or math.inf
-
-
-def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
-    """Return the L2 norm of a vector, or of its difference from `base`, summed up in float64.
-
-    Never by BLAS, whose sums differ from machine to machine: a successor must come to the same bits.
-    """
-    scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
-    total = 0.0
-    beside = zip(repeat(None), vector.blocks()) if base is None else side_by_side(base, vector.blocks())
-    for origin, values in beside:
-        moved = scratch[: values.size]
-        if origin is None:
-            moved[:] = values
-        else:
-            np.subtract(values, origin, out=moved, dtype=np.float64)
-        total += float(np.sum(np.square(moved, out=moved)))
-    return math.sqrt(total)
 
 
 def shortened(vector: CompressedVector, scale: float, base: Vector | None = None) -> Vector:

@@ -30,6 +30,9 @@ def site_refusal(
     if model.secure:
         detail = "the site's evaluation is not masked: it was measured for a plan that is no longer in force"
         return Refusal(WRONG_CONTENT, detail)
+    if model.private:
+        detail = "with differential privacy no site reports what it measures: only noisy sums are shown"
+        return Refusal(WRONG_CONTENT, detail)
     rank = Rank(found.term, found.version)
     if not is_in_history(rank, model.terms, model.version):
         return Refusal(

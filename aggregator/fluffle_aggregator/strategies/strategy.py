@@ -61,7 +61,8 @@ class Strategy:
     for a new version before it trains again. If it `throttles`, `weigh` reads how often a worker repeats,
     and with a `direction` how well an update agrees with the moment of that name.
     With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`. If it
-    `normalizes_steps`, deltas are scaled to the usual number of local steps, see `local_steps.py`.
+    `normalizes_steps`, deltas are scaled to the usual number of local steps, see `local_steps.py`. If it
+    `is_private`, sums get noise, and no worker has more updates in them than that covers.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Strategy:
     throttles: bool = False
     direction: str = ""
     normalizes_steps: bool = False
+    is_private: bool = False
 
     def __str__(self) -> str:
         how = (self.keeping, self.cached_rule) if self.keeping else (f"rule={self.rule}",)
@@ -101,6 +103,12 @@ class Strategy:
         """Return how many bytes go beside each version, of a model of `size` elements and so many workers."""
         kept = self.keeping.size_bytes(size) if self.keeping else 0
         return 4 * size * len(self.moment_names) + workers * kept
+
+    def moments_from(self, kept: MomentsRecord | None, size: int) -> Moments:
+        """Return moments to go on with: copies of those that were kept, or else starting ones."""
+        if kept is None:
+            return self.starting_moments(size)
+        return {name: vector.copy() for name, vector in kept.vectors.items()}
 
     def fits(self, moments: MomentsRecord, size: int) -> bool:
         """Return whether a model of `size` elements can go on with these moments."""

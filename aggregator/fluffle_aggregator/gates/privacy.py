@@ -1,0 +1,35 @@
+"""Whether the promise of differential privacy covers one more update of a worker. Pure.
+
+Workers obey the plan, so that this refuses those alone that do not. It follows from the model's record: a new
+leader decides as the one before it, also about a message that an operator sends again.
+"""
+
+from dataclasses import replace
+
+from fluffle_aggregator.gates.gate import Incoming, Refusal
+from fluffle_aggregator.global_model import GlobalModel
+
+TOO_SOON = "too-soon"
+BUDGET_SPENT = "budget-spent"
+
+
+def within_privacy_budget(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
+    """Let an update pass that the promise covers, without what it says besides its vector."""
+    if model.private is None:
+        return incoming
+    worker, plan, state = incoming.update.id.worker, model.private.plan, model.private.state
+    if state.is_spent(worker, plan):
+        return Refusal(
+            BUDGET_SPENT,
+            f"the model contains {state.of(worker).updates} updates of {worker}, and the privacy budget "
+            f"allows {plan.updates} (dp_max_updates)",
+        )
+    if worker in model.in_buffer:
+        return Refusal(TOO_SOON, f"an update of {worker} is in this buffer already, and none may have two")
+    if wait := state.steps_to_wait(worker, plan):
+        return Refusal(
+            TOO_SOON,
+            f"the last update of {worker} is in sum {state.of(worker).last_step}, and this is sum "
+            f"{state.steps + 1}: {wait} more must come before its next (dp_separation)",
+        )
+    return replace(incoming, update=incoming.update.saying_nothing)

@@ -1,0 +1,43 @@
+"""The noise that follows from the secret file, and that the next leader makes again from the record."""
+
+import secrets
+
+from fluffle.privacy.grid import Grid, Steps
+from fluffle.privacy.noise import NoiseSecret, NoiseSequence
+from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
+from fluffle.record import Rank
+from fluffle.topology import MIB
+
+# The normal numbers of earlier sums are kept in at most so much memory, and made again beyond that.
+MEMORY_BYTES = 512 * MIB
+
+
+class SecretNoise:
+    """The noise of one leader, see `fluffle.privacy.noise`."""
+
+    def __init__(
+        self, secret: NoiseSecret, federation: str, plan: PrivacyPlan, state: PrivacyState, grid: Grid
+    ) -> None:
+        """Go on from what a record says has been released, under numbers that are drawn now."""
+        self._drawn = secrets.token_bytes(DRAWN_BYTES)
+        self._secret, self._federation = secret, federation
+        past = [
+            secret.key(federation, bytes.fromhex(each.drawn), Rank(each.term, each.version))
+            for each in state.last
+        ]
+        self._sequence = NoiseSequence(
+            plan.noise.coefficients,
+            plan.std / grid.step,
+            grid.size,
+            past=past,
+            kept=min(plan.bands - 1, MEMORY_BYTES // (8 * grid.size)) if grid.size else 0,
+        )
+
+    @property
+    def drawn(self) -> str:
+        """See Noise."""
+        return self._drawn.hex()
+
+    def add_next(self, rank: Rank, total: Steps) -> None:
+        """See Noise."""
+        self._sequence.add_next(self._secret.key(self._federation, self._drawn, rank), total)

@@ -1,0 +1,146 @@
+"""The settings of differential privacy, and the plan that follows from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from fluffle.errors import ConfigError
+from fluffle.privacy.plan import PrivacyPlan
+from fluffle.privacy.promise import PrivacyTarget
+
+if TYPE_CHECKING:
+    from fluffle_aggregator.private.starting import PrivateStart
+
+DEFAULT_STRATEGY: Final = "fedbuff"
+NEEDED: Final = {
+    "dp_epsilon": "such as 8: the smaller, the more private",
+    "dp_clip": "the L2 norm that updates are clipped to, such as 1",
+    "dp_max_updates": "the number of updates that each worker sends in all, such as 20",
+    "dp_secret": "a file that `fluffle privacy secret FILE` makes, and that all aggregators have",
+}
+OPTIONAL: Final = ("dp_delta", "dp_separation")
+
+
+class PrivacySettings(BaseModel):
+    """The settings of differential privacy."""
+
+    dp: Literal["central"] | None = Field(
+        None,
+        description="Differential privacy: central lets the aggregator clip each update, and add noise to "
+        "each sum before anybody sees it. The unit is one worker, with all its updates. Needs dp_epsilon, "
+        "dp_clip, dp_max_updates and dp_secret. The strategy is then fedbuff unless given.",
+    )
+    dp_epsilon: float | None = Field(
+        None,
+        description="The epsilon of each worker for the whole run: 1 is strict, 8 is usual. The noise "
+        "follows from it.",
+    )
+    dp_delta: float = Field(
+        1e-5, description="The delta of each worker: take less than 1 / number of workers."
+    )
+    dp_clip: float | None = Field(
+        None, description="L2 norm that each update is clipped to; the noise grows with it."
+    )
+    dp_max_updates: int | None = Field(
+        None,
+        description="Most updates of one worker in the whole run. It sends no more, and leaves when they are "
+        "in the model.",
+    )
+    dp_separation: int = Field(
+        1,
+        description="Fewest sums from one update of a worker to its next. With more, noise that is "
+        "correlated from sum to sum adds up to less.",
+    )
+    dp_secret: Path | None = Field(
+        None,
+        description="File with the secret of the noise, which all aggregators of the federation have, and "
+        "nobody else: made by `fluffle privacy secret FILE`.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_a_private_strategy(cls, given: Mapping[str, object]) -> Mapping[str, object]:
+        has_strategy = "strategy" in cls.model_fields
+        return {"strategy": DEFAULT_STRATEGY, **given} if has_strategy and given.get("dp") else given
+
+    @model_validator(mode="after")
+    def _needs_and_has_an_effect(self) -> Self:
+        given = [name for name in (*NEEDED, *OPTIONAL) if name in self.model_fields_set]
+        if self.dp is None:
+            if idle := [name for name in given if getattr(self, name) is not None]:
+                raise ValueError(f"{idle[0]} has no effect without dp: give dp central too, or neither")
+            return self
+        for name, what in NEEDED.items():
+            if getattr(self, name) is None:
+                raise ValueError(f"dp {self.dp} needs {name}, {what}")
+        return self
+
+    def privacy_target(self) -> PrivacyTarget | None:
+        """Return what each worker is promised; None without dp. Raises ConfigError for what cannot be."""
+        if self.dp is None or self.dp_epsilon is None or self.dp_clip is None or self.dp_max_updates is None:
+            return None
+        return PrivacyTarget(
+            epsilon=self.dp_epsilon,
+            delta=self.dp_delta,
+            clip=self.dp_clip,
+            updates=self.dp_max_updates,
+            separation=self.dp_separation,
+            mechanism=self.dp,
+            correlated=True,
+        )
+
+    def new_privacy_plan(self) -> PrivacyPlan | None:
+        """Return the plan of a new federation, with the noise that keeps the promise; None without dp."""
+        target = self.privacy_target()
+        return PrivacyPlan.keeping(target) if target else None
+
+
+def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -> PrivacyPlan | None:
+    """Return the plan of a federation that has `begun`, if the settings ask for the same.
+
+    Its noise is taken as it is: another machine may compute other last bits. Raises ConfigError for other
+    settings: what has been promised to workers stays.
+    """
+    if target is None and begun is None:
+        return None
+    anew = "begin a new federation (--federation), with --initial-model to go on from this model"
+    if begun is None:
+        raise ConfigError(
+            "dp cannot begin in a federation that runs without it, since its versions may tell of any "
+            f"worker: {anew}"
+        )
+    if target is None:
+        raise ConfigError(
+            f"the federation has promised differential privacy (epsilon {begun.epsilon:g}), which cannot be "
+            f"taken back: give the same dp settings as before; or {anew}"
+        )
+    for name, flag in _PROMISED.items():
+        before, now = getattr(begun, name), getattr(target, name)
+        if before != now:
+            raise ConfigError(
+                f"{flag} is {now}, and the federation has begun with {before}: what is promised to its "
+                f"workers stays, so give {before}; or {anew}"
+            )
+    return begun
+
+
+def begin_privately(path: Path | None, asked: PrivacyPlan | None) -> "PrivateStart | None":
+    """Read the secret in a file, and log what is promised; None without dp."""
+    if path is None or asked is None:
+        return None
+    # Only here: the library of ciphers takes long to load.
+    from fluffle_aggregator.private.starting import PrivateStart
+
+    return PrivateStart.reading(path, asked)
+
+
+_PROMISED: Final = {
+    "mechanism": "dp",
+    "epsilon": "dp_epsilon",
+    "delta": "dp_delta",
+    "clip": "dp_clip",
+    "updates": "dp_max_updates",
+    "separation": "dp_separation",
+}

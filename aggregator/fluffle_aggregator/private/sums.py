@@ -1,0 +1,70 @@
+"""The sums of a leader with differential privacy: their noise, and what each worker has spent. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+from fluffle.privacy.grid import Grid, Steps
+from fluffle.privacy.plan import NoisySum, PrivacyPlan, PrivacyState
+from fluffle.record import Rank
+from fluffle_aggregator.private.clipped_sum import ClippedSum
+
+
+class Noise(Protocol):
+    """The noise of one sum after the other; what a leader draws at random is in it."""
+
+    @property
+    def drawn(self) -> str:
+        """What this leader has drawn when it began, in hexadecimal."""
+
+    def add_next(self, rank: Rank, total: Steps) -> None:
+        """Add the noise of the sum of which the version of this rank is made, once and never again."""
+
+
+class NoNoise:
+    """No noise at all, for a trial whose result nobody sees."""
+
+    drawn = ""
+
+    def add_next(self, rank: Rank, total: Steps) -> None:
+        """See Noise."""
+
+
+class PrivateSums:
+    """The sums of one leader: `state` is what has been released so far, with the newest step."""
+
+    def __init__(
+        self, plan: PrivacyPlan, state: PrivacyState, noise: Noise, grid: Grid, *, buffer_size: int
+    ) -> None:
+        self.plan = plan
+        self.state = replace(state, drawn=noise.drawn)
+        self._noise = noise
+        self._grid = grid
+        self._buffer_size = buffer_size
+
+    def empty_buffer(self) -> ClippedSum:
+        """Return a buffer that holds no update yet."""
+        return ClippedSum.empty(self._grid, self._buffer_size)
+
+    def add_noise(self, buffer: object, rank: Rank, workers: Iterable[str]) -> None:
+        """Add noise to the sum of which a version is made, with one update of each of these workers.
+
+        From here on the updates are spent.
+        """
+        if not isinstance(buffer, ClippedSum):
+            raise TypeError(f"noise is for sums of clipped updates, not for {type(buffer).__name__}")
+        self._noise.add_next(rank, buffer.steps)
+        made = NoisySum(rank.term, rank.version, self._noise.drawn)
+        self.state = self.state.with_sum(made, tuple(workers), self.plan)
+
+    @property
+    def why_over(self) -> str:
+        """Why nobody can send an update any more; empty while somebody can, or nobody has begun."""
+        if not self.state.are_all_spent(self.plan):
+            return ""
+        return f"all workers have sent the {self.plan.updates} updates that the privacy budget allows"
+
+
+def grid_of(plan: PrivacyPlan, size: int) -> Grid:
+    """Return the grid for the sums of a model of so many parameters. Raises ValueError if noise hides all."""
+    return Grid.for_noise(plan.std, plan.clip, size)

@@ -1,0 +1,120 @@
+"""Differential privacy in tests: aggregators that have one secret, and their sums made again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from builders import a_config, a_strategy, a_version
+
+from fluffle.model import Vector
+from fluffle.plan import Plan
+from fluffle.privacy.noise import NoiseSecret, NoiseSequence
+from fluffle.privacy.plan import PrivacyPlan, PrivacyState
+from fluffle.privacy.promise import PrivacyTarget
+from fluffle.record import ModelVersion, Rank
+from fluffle.update import WeightUpdate
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.norms import norm_of
+from fluffle_aggregator.private.secret_noise import SecretNoise
+from fluffle_aggregator.private.sums import PrivateSums, grid_of
+from fluffle_aggregator.private.weighing import private
+
+SECRET = NoiseSecret(bytes(range(32)))
+
+
+def a_privacy_plan(
+    *,
+    epsilon: float = 8.0,
+    clip: float = 1.0,
+    updates: int = 4,
+    separation: int = 1,
+    bands: int | None = None,
+) -> PrivacyPlan:
+    """Return a plan; with so many bands, though fewer may be best."""
+    target = PrivacyTarget(
+        epsilon=epsilon, clip=clip, updates=updates, separation=separation, correlated=bands != 1
+    )
+    plan = PrivacyPlan.keeping(target)
+    return plan if bands is None else replace(plan, bands=bands)
+
+
+def a_private_version(plan: PrivacyPlan, version: ModelVersion | None = None) -> ModelVersion:
+    """Return version 0 of a federation with a promise."""
+    return replace(
+        version or a_version(),
+        plan=Plan(privacy=plan),
+        privacy=PrivacyState(commitment=SECRET.commitment),
+    )
+
+
+def a_private_config(
+    plan: PrivacyPlan | None = None,
+    *,
+    buffer_size: int = 2,
+    name: str = "fedbuff",
+    optimizer: str = "sgd",
+    staleness: str = "polynomial",
+    goal: Goal | None = None,
+    first: ModelVersion | None = None,
+    schedule: CommitSchedule | None = None,
+) -> AggregatorConfig:
+    """Return what an aggregator with differential privacy is told when it starts."""
+    promised = plan or a_privacy_plan()
+    strategy = private(a_strategy(name, buffer_size=buffer_size, optimizer=optimizer, staleness=staleness))
+    asked = Plan(privacy=promised, one_update_per_version=strategy.one_update_per_version)
+
+    def continue_from(head: Head) -> GlobalModel:
+        record = head.record
+        assert record.privacy is not None
+        grid = grid_of(promised, record.layout.size)
+        noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid)
+        return GlobalModel(
+            record,
+            head.moments,
+            strategy=strategy,
+            plan=asked,
+            goal=goal or Goal(),
+            term=head.term + 1,
+            private=PrivateSums(promised, record.privacy, noise, grid, buffer_size=buffer_size),
+        )
+
+    version = replace(a_private_version(promised, first), plan=asked)
+    return replace(
+        a_config(strategy, goal=goal, commit_schedule=schedule),
+        first_version=lambda: version,
+        continue_from=continue_from,
+    )
+
+
+def made_again(
+    records: Sequence[ModelVersion],
+    sums: Sequence[Sequence[tuple[WeightUpdate, float]]],
+    *,
+    buffer_size: int = 2,
+    secret: NoiseSecret = SECRET,
+) -> list[Vector]:
+    """Return the vectors of versions, made again of the updates in each with what they weigh.
+
+    `records` are all versions, from version 0 on; one that has no sum has no updates either.
+    """
+    plan = records[0].plan.privacy
+    assert plan is not None
+    vector, size = records[0].vector.copy(), records[0].layout.size
+    grid = grid_of(plan, size)
+    noise = NoiseSequence(plan.noise.coefficients, plan.std / grid.step, size, kept=0)
+    made = [vector.copy()]
+    for record, updates in zip(records[1:], sums, strict=True):
+        if updates:
+            total = np.zeros(size, np.int64)
+            for update, weight in updates:
+                grid.add_clipped(total, update.vector.blocks(), norm_of(update.vector), weight)
+            assert record.privacy is not None
+            drawn = bytes.fromhex(record.privacy.drawn)
+            noise.add_next(secret.key(record.federation, drawn, Rank(record.term, record.version)), total)
+            vector = vector + grid.decode(total, buffer_size)
+        made.append(vector.copy())
+    return made

@@ -1,0 +1,228 @@
+"""The leader with differential privacy: noise in each sum, and no more of a worker than its budget."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from builders import SIZE, a_site_evaluation, a_version, an_evaluation, an_update
+from fake_broker import FakeBroker
+from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
+from privately import a_privacy_plan, a_private_config, made_again
+
+from fluffle.model import Layout, TensorSpec
+from fluffle.pieces import Body
+from fluffle.privacy.plan import Participation
+from fluffle.record import Contributor
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+@pytest.mark.parametrize("name", ["fedbuff", "fedavg"])
+def test_each_version_is_the_one_before_and_a_clipped_sum_with_its_noise(bands: int, name: str) -> None:
+    config = a_private_config(a_privacy_plan(bands=bands), name=name)
+    sums = [
+        [(an_update("w1", 1, values=(9.0,) * SIZE), 1.0), (an_update("w2", 1, examples=99), 1.0)],
+        [(an_update("w1", 2, base_version=1), 1.0), (an_update("w2", 2, base_version=1), 1.0)],
+    ]
+    server = a_server(config, *(update for each in sums for update, _ in each))
+
+    aggregate(server, config)
+
+    found = versions(server, config)
+    assert [each.version for each in found] == [0, 1, 2]
+    assert [each.vector.tolist() for each in found] == [each.tolist() for each in made_again(found, sums)]
+    assert all(one.vector.tolist() != other.vector.tolist() for one, other in pairwise(found))
+
+
+def test_a_late_update_is_clipped_and_then_discounted() -> None:
+    config = a_private_config(a_privacy_plan(separation=1))
+    first = [(an_update(worker, 1), 1.0) for worker in ("w1", "w2")]
+    late = [(an_update("w3", 1, values=(50.0,) * SIZE), 0.5**0.5), (an_update("w4", 1), 0.5**0.5)]
+    server = a_server(config, *(update for update, _ in first + late))
+
+    aggregate(server, config)
+
+    found = versions(server, config)
+    assert [each.vector.tolist() for each in found] == [
+        each.tolist() for each in made_again(found, [first, late])
+    ]
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4])
+def test_the_next_leader_goes_on_with_the_noise_to_the_last_bit(bands: int) -> None:
+    config = a_private_config(a_privacy_plan(updates=9, bands=bands))
+    server = a_server(config)
+    sums = []
+    for number in range(1, 6):
+        before = newest(server, config)
+        one, other = (
+            an_update(worker, number, base_version=before.version, base_term=before.term)
+            for worker in ("w1", "w2")
+        )
+        sums.append([(one, 1.0), (other, 1.0)])
+        with FakeBroker(server) as broker:
+            # Each leader dies with an update in its buffer.
+            send(server, config, one)
+            work_off(take_the_lead(broker, config, Clock()), broker)
+        with FakeBroker(server) as broker:
+            send(server, config, other)
+            work_off(take_the_lead(broker, config, Clock()), broker)
+
+    found = versions(server, config)
+    assert [each.vector.tolist() for each in found] == [each.tolist() for each in made_again(found, sums)]
+    assert rejected(server, config) == []
+    assert len({each.privacy.drawn for each in found if each.privacy}) == 6
+
+
+def test_a_worker_has_one_update_in_a_sum_and_some_sums_between_two() -> None:
+    config = a_private_config(a_privacy_plan(separation=2))
+    server = a_server(config, *(an_update("w1", number) for number in (1, 2)), an_update("w2", 1))
+
+    aggregate(server, config)
+    send(server, config, an_update("w1", 3, base_version=1), an_update("w3", 1), an_update("w4", 1))
+    aggregate(server, config)
+    send(server, config, an_update("w1", 4, base_version=1))
+    aggregate(server, config)
+
+    assert [each["reason"] for each in rejected(server, config)] == ["too-soon", "too-soon"]
+    assert "an update of w1 is in this buffer already" in str(rejected(server, config)[0]["detail"])
+    assert "the last update of w1 is in sum 1, and this is sum 2: 1 more" in str(
+        rejected(server, config)[1]["detail"]
+    )
+    state = newest(server, config).privacy
+    assert state is not None
+    assert state.steps == 2
+    assert state.of("w1") == Participation(1, 1)
+
+
+def test_the_budget_holds_over_takeovers_and_messages_that_are_sent_again() -> None:
+    config = a_private_config(a_privacy_plan(updates=2), buffer_size=1)
+    server = a_server(config)
+    for number in range(1, 4):
+        send(server, config, an_update("w1", number))
+        aggregate(server, config)
+    refused = rejected(server, config)
+
+    send(server, config, an_update("w1", 3))
+    aggregate(server, config)
+
+    assert [each["reason"] for each in (*refused, rejected(server, config)[-1])] == ["budget-spent"] * 2
+    found = newest(server, config)
+    assert found.privacy is not None
+    assert found.updates == found.privacy.of("w1").updates == 2
+
+
+def test_separation_is_counted_in_sums_and_not_in_versions() -> None:
+    config = a_private_config(a_privacy_plan(separation=2), buffer_size=1)
+    server, clock = a_server(config, an_update("w1", 1)), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        for number in range(2, 6):
+            send(server, config, an_update("w1", number))
+            work_off(leader, broker)
+            # A version without a sum tells of the refusal.
+            clock.seconds += REFUSALS_TOLD_AFTER_S
+            work_off(leader, broker)
+
+    assert newest(server, config).version == 5
+    assert [each["reason"] for each in rejected(server, config)] == ["too-soon"] * 4
+
+
+def test_a_partial_buffer_is_divided_by_its_full_size_and_has_all_the_noise() -> None:
+    config = a_private_config(buffer_size=3, schedule=CommitSchedule(buffer_timeout_s=5))
+    update = an_update("w1", 1)
+    server, clock = a_server(config, update), Clock()
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        clock.seconds = 6
+        leader.tick()
+
+    found = versions(server, config)
+    [_, made] = made_again(found, [[(update, 1.0)]], buffer_size=3)
+    assert found[1].vector.tolist() == made.tolist()
+
+
+def test_the_federation_ends_when_all_workers_have_spent_their_budgets() -> None:
+    config = a_private_config(a_privacy_plan(updates=1), schedule=CommitSchedule(buffer_timeout_s=5))
+    server, clock = a_server(config, an_update("w1", 1), an_update("w2", 1)), Clock()
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        assert not leader.finished
+        clock.seconds = 6
+        leader.tick()
+        leader.tick()
+
+    ended = "all workers have sent the 1 updates that the privacy budget allows"
+    assert newest(server, config).finished == ended
+
+
+def test_records_say_nothing_of_a_site_besides_its_update() -> None:
+    config = a_private_config()
+    told = [
+        replace(
+            an_update(worker, 1, examples=777, loss=0.123, steps=55),
+            train_s=9.5,
+            batch_size=44,
+            learning_rate_scale=2.0,
+        )
+        for worker in ("w1", "w2")
+    ]
+    server = a_server(config, *told)
+
+    aggregate(server, config)
+
+    found = newest(server, config)
+    for each in found.folded:
+        assert (each.loss, each.train_s, each.steps, each.batch_size) == (None, 0.0, 1, 0)
+    for known in found.contributors.values():
+        assert known == Contributor(1, 1, 0, 1.0, 0, known.last_update_at, None, "", 1.0)
+
+
+def test_integers_stay_as_they_were_and_an_update_with_integers_is_refused() -> None:
+    layout = Layout(
+        (TensorSpec("dense/kernel", (SIZE,), "float32"), TensorSpec("count", (), "int64", "statistic"))
+    )
+    first = replace(a_version(layout=layout), integers=(7).to_bytes(8, "little"))
+    config = a_private_config(first=first)
+    given = [an_update(worker, 1, layout=layout) for worker in ("w1", "w2")]
+    server = a_server(config, an_update("w3", 1, layout=layout, integers=bytes(8)), *given)
+
+    aggregate(server, config)
+
+    assert newest(server, config).integers == (7).to_bytes(8, "little")
+    assert [each["reason"] for each in rejected(server, config)] == ["wrong-layout"]
+
+
+def test_what_a_site_has_measured_is_refused_and_an_evaluator_may_report() -> None:
+    config = a_private_config()
+    server = a_server(config, a_site_evaluation(), an_evaluation(0, {"accuracy": 0.5}))
+
+    aggregate(server, config)
+
+    assert [each["reason"] for each in rejected(server, config)] == ["wrong-content"]
+
+
+def test_a_version_goes_to_the_head_before_anybody_sees_it() -> None:
+    published: list[str] = []
+
+    class Listening(FakeBroker):
+        def publish(self, exchange: str, routing_key: str, body: Body, headers: Mapping[str, str]) -> None:
+            published.append(exchange)
+            super().publish(exchange, routing_key, body, headers)
+
+    config = a_private_config(buffer_size=1)
+    server = a_server(config, an_update("w1", 1))
+    with Listening(server) as broker:
+        work_off(take_the_lead(broker, config, Clock()), broker)
+
+    topology = config.topology
+    assert topology.versions_in.name not in published
+    assert published[-2:] == [topology.head_in.name, topology.models_in.name]
+    assert server.bodies(topology.head.name)[-1] == server.bodies(topology.models.name)[-1]
