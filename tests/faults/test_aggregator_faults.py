@@ -2,67 +2,25 @@
 
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from brokers import all_versions
 from federation import Federation, Part, applied_ids
 from injection import inject
+from real_history import assert_history_is_one_line, send, some_updates, write_initial_model
 
-from fluffle.codecs.floats import Float32Vector
-from fluffle.framing import record_digest
-from fluffle.model import Layout
 from fluffle.model_stream import all_records
 from fluffle.record import ModelVersion, Rank
-from fluffle.record_wire import decode_version
-from fluffle.safetensors_file import read_model, write_model
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_update
 from fluffle_cli.node import BrokerNode
 
-PARAMETERS = 1000
 UPDATES = 6
 BUFFER_SIZE = 2
 FLAGS = [
     *("--strategy", "ca2fl", "--initial-model", "initial.safetensors", "--buffer-size", str(BUFFER_SIZE)),
     *("--max-updates", str(UPDATES), "--server-optimizer", "adam", "--server-learning-rate", "0.1"),
 ]
-
-
-def write_initial_model(folder: Path) -> None:
-    weights = {"kernel": np.random.default_rng(0).standard_normal(PARAMETERS, np.float32)}
-    write_model(folder / "initial.safetensors", weights)
-
-
-def some_updates(federation: Federation, count: int = UPDATES) -> list[WeightUpdate]:
-    """Updates of two workers, all from version 0, and so more and more stale."""
-    rng = np.random.default_rng(1)
-    layout = Layout.of(read_model(federation.folder / "initial.safetensors"))
-    return [
-        WeightUpdate(
-            federation=federation.name,
-            id=UpdateId(f"site-{number % 2}", "run", number // 2 + 1),
-            base_term=1,
-            base_version=0,
-            layout_digest=layout.digest,
-            sends="delta",
-            codec="float32",
-            vector=Float32Vector.of(rng.standard_normal(PARAMETERS, np.float32)),
-            integers=b"",
-            examples=10,
-        )
-        for number in range(count)
-    ]
-
-
-def send(federation: Federation, updates: Sequence[WeightUpdate]) -> None:
-    """Publish updates, each in the name of its worker."""
-    with federation.connect() as broker:
-        for update in updates:
-            exchange = federation.topology.updates_in.name
-            broker.publish_as(update.id.worker, exchange, "", encode_update(update), {"kind": "update"})
 
 
 def history(federation: Federation) -> list[ModelVersion]:
@@ -77,29 +35,6 @@ def records(federation: Federation) -> list[tuple[Rank, str]]:
         return [(record.rank, record.parent) for record in all_records(broker, federation.topology)]
 
 
-def everything_in_the_stream(federation: Federation) -> list[bytes]:
-    """Return the messages in the stream, whoever published them."""
-    bodies = []
-    with (
-        federation.connect() as broker,
-        broker.read_stream(federation.topology.models.name, offset="first") as reader,
-    ):
-        while body := reader.next_body(1.0):
-            bodies.append(body)
-    return bodies
-
-
-def assert_history_is_one_line(federation: Federation) -> list[ModelVersion]:
-    """The stream holds one chain of records, in which each update is once; return it."""
-    bodies = everything_in_the_stream(federation)
-    versions = [decode_version(body) for body in bodies]
-    assert [version.rank for version in versions] == sorted({version.rank for version in versions})
-    assert [version.parent for version in versions[1:]] == [record_digest(body) for body in bodies[:-1]]
-    folded = [one.id for version in versions for one in version.folded]
-    assert len(folded) == len(set(folded)) == versions[-1].updates
-    return versions
-
-
 @pytest.fixture(scope="module")
 def undisturbed(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> ModelVersion:
     """The final version of a run in which nobody dies."""
@@ -108,7 +43,7 @@ def undisturbed(node: BrokerNode, tmp_path_factory: pytest.TempPathFactory) -> M
     with Federation("undisturbed", node.amqp_url, folder) as federation:
         aggregator = federation.aggregator("first", *FLAGS)
         aggregator.wait_for("leading")
-        send(federation, some_updates(federation))
+        send(federation, some_updates(federation, UPDATES))
         assert aggregator.wait_for_exit() == 0
         return assert_history_is_one_line(federation)[-1]
 
@@ -141,7 +76,7 @@ def moment(kind, count, before):
     with Federation(federation, node.amqp_url, tmp_path) as running:
         first = running.aggregator("first", *FLAGS)
         first.wait_for("leading")
-        send(running, some_updates(running))
+        send(running, some_updates(running, UPDATES))
         assert first.wait_for_exit() == -signal.SIGKILL
 
         assert running.aggregator("second", *FLAGS).wait_for_exit() == 0
@@ -151,7 +86,7 @@ def moment(kind, count, before):
         assert records(running) == [(version.rank, version.parent) for version in versions]
         assert final.vector.tobytes() == undisturbed.vector.tobytes()
         assert final.applied == undisturbed.applied
-        assert applied_ids(final) == {update.id for update in some_updates(running)}
+        assert applied_ids(final) == {update.id for update in some_updates(running, UPDATES)}
         assert running.waiting_in(running.topology.rejected.name) == set()
         assert running.waiting_in(running.topology.updates.name) == set()
 

@@ -1,0 +1,165 @@
+"""Differential privacy with real processes: the same noise and the same budgets, whoever dies."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from federation import Federation, assert_refused
+from injection import inject
+from privately import made_again
+from real_history import assert_history_is_one_line, send, some_updates, write_initial_model
+
+from fluffle.privacy.secret_file import read_secret, write_new_secret
+from fluffle.record import ModelVersion
+from fluffle.update import WeightUpdate
+from fluffle_cli.node import BrokerNode
+
+UPDATES_OF_EACH = 3
+PRIVATE = [
+    *("--dp", "central", "--dp-epsilon", "8", "--dp-clip", "2", "--dp-secret", "noise.secret"),
+    *("--dp-max-updates", str(UPDATES_OF_EACH), "--dp-separation", "1", "--buffer-timeout", "2"),
+]
+FLAGS = [*PRIVATE, "--buffer-size", "2", "--initial-model", "initial.safetensors"]
+# Version 0 is published to the head, and then to the stream.
+MOMENTS = {
+    "before the head": 'kind == "version" and count == 5 and before',
+    "between head and stream": 'kind == "version" and count == 5 and not before',
+    "between stream and records": 'kind == "record" and count == 3 and before',
+    "between the acks of one batch": 'kind == "ack" and count == 4',
+}
+
+
+def begin(folder: Path) -> None:
+    write_initial_model(folder)
+    write_new_secret(folder / "noise.secret")
+
+
+def assert_made_of(versions: list[ModelVersion], updates: list[WeightUpdate], folder: Path) -> None:
+    """The versions have the bits of the clipped sums of these updates, with the noise of the secret."""
+    by_id = {update.id: update for update in updates}
+    sums = [[(by_id[one.id], one.weight) for one in version.folded] for version in versions[1:]]
+    secret = read_secret(folder / "noise.secret")
+    expected = made_again(versions, sums, secret=secret)
+    assert [each.vector.tobytes() for each in versions] == [each.tobytes() for each in expected]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_wherever_the_aggregator_is_killed_the_next_one_goes_on_with_the_same_noise(
+    node: BrokerNode, tmp_path: Path, federation: str, moment: str
+) -> None:
+    begin(tmp_path)
+    code = f"""
+def moment(kind, count, before):
+    if {MOMENTS[moment]} and once({str(tmp_path / "died")!r}):
+        die()
+"""
+    inject(tmp_path, code, at_each_call=True)
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        first = running.aggregator("first", *FLAGS)
+        first.wait_for("leading")
+        updates = some_updates(running, 2 * UPDATES_OF_EACH)
+        send(running, updates)
+        assert first.wait_for_exit() == -signal.SIGKILL
+
+        second = running.aggregator("second", *FLAGS)
+        assert second.wait_for_exit() == 0
+
+        versions = assert_history_is_one_line(running)
+        final = versions[-1]
+        assert final.finished == "all workers have sent the 3 updates that the privacy budget allows"
+        assert_made_of(versions, updates, tmp_path)
+        assert final.privacy is not None
+        assert final.privacy.steps == UPDATES_OF_EACH
+        assert {each.updates for each in final.privacy.participations.values()} == {UPDATES_OF_EACH}
+        assert running.waiting_in(running.topology.rejected.name) == set()
+
+
+def test_workers_spend_their_budgets_and_leave_and_nothing_is_refused_though_the_leader_is_killed(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    write_new_secret(tmp_path / "noise.secret")
+    (tmp_path / "rounds").write_text("1000")
+    flags = [*PRIVATE, "--dp-separation", "2", "--buffer-size", "1"]
+    with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_sum_task:task") as running:
+        leader = running.aggregator("first", *flags)
+        leader.wait_for("leading")
+        standby = running.aggregator("second", *flags)
+        standby.wait_for("standing by")
+        workers = [running.worker(site, sites=3) for site in range(3)]
+        leader.wait_for("version committed", 2)
+        leader.kill()
+
+        assert [worker.wait_for_exit() for worker in workers] == [0, 0, 0]
+        assert standby.wait_for_exit() == 0
+
+        for worker in workers:
+            [left] = worker.events("leaving")
+            assert str(left["because"]).startswith("this worker's privacy budget of 3 updates is spent")
+        final = running.newest()
+        assert final.finished == "all workers have sent the 3 updates that the privacy budget allows"
+        assert final.privacy is not None
+        steps = final.privacy.participations
+        assert {name: each.updates for name, each in steps.items()} == dict.fromkeys(
+            ("site-0", "site-1", "site-2"), UPDATES_OF_EACH
+        )
+        assert running.waiting_in(running.topology.rejected.name) == set()
+        [promise] = leader.events("differential privacy")
+        assert "epsilon 8, delta 1e-05, at most 3 updates" in str(promise["promise"])
+
+
+def test_an_update_beyond_the_budget_is_refused_also_when_an_operator_sends_it_again(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    begin(tmp_path)
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        aggregator = running.aggregator("first", *FLAGS, "--buffer-timeout", "900")
+        aggregator.wait_for("leading")
+        updates = some_updates(running, 2 * UPDATES_OF_EACH + 1)
+        send(running, updates)
+        aggregator.wait_for("refused")
+        aggregator.kill()
+        another = running.aggregator("second", *FLAGS, "--buffer-timeout", "900")
+        another.wait_for("leading")
+
+        assert running.fluffle("rejected", "requeue", "all", "--yes").returncode == 0
+        another.wait_for("refused")
+
+        assert [each["reason"] for each in another.events("refused")] == ["budget-spent"]
+        assert running.newest().updates == 2 * UPDATES_OF_EACH
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--dp-epsilon", "20"], ("dp_epsilon is 20.0", "begun with 8.0")),
+        (["--dp-secret", "other.secret"], ("other.secret", "another secret")),
+    ],
+)
+def test_no_aggregator_leads_with_another_promise_or_another_secret(
+    node: BrokerNode, tmp_path: Path, federation: str, flags: list[str], words: tuple[str, ...]
+) -> None:
+    begin(tmp_path)
+    write_new_secret(tmp_path / "other.secret")
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        first = running.aggregator("first", *FLAGS)
+        first.wait_for("leading")
+        first.kill()
+
+        assert_refused(running.aggregator("second", *FLAGS, *flags), *words)
+
+
+def test_privacy_neither_begins_nor_ends_in_a_federation_that_runs(
+    node: BrokerNode, tmp_path: Path, federation: str
+) -> None:
+    begin(tmp_path)
+    plain = ["--initial-model", "initial.safetensors", "--strategy", "fedbuff"]
+    with Federation(federation, node.amqp_url, tmp_path) as running:
+        first = running.aggregator("first", *plain)
+        first.wait_for("leading")
+        first.kill()
+        assert_refused(running.aggregator("second", *FLAGS), "dp cannot begin in a federation that runs")
+    with Federation(f"{federation}-private", node.amqp_url, tmp_path) as running:
+        third = running.aggregator("third", *FLAGS)
+        third.wait_for("leading")
+        third.kill()
+        assert_refused(running.aggregator("fourth", *plain), "cannot be taken back")
