@@ -14,6 +14,7 @@ from fluffle.privacy.correlated import (
     MOST_BANDS,
     best_bands,
     coefficients,
+    noise_after,
     noise_against_plain,
     sensitivity,
     summed_noise,
@@ -111,6 +112,7 @@ def test_the_noise_of_a_model_is_that_of_the_explicit_matrices(steps: int, bands
     sums = np.tril(np.ones((steps, steps))) @ noise_matrix(steps, bands)
 
     np.testing.assert_allclose(summed_noise(steps, bands), np.linalg.norm(sums, axis=1), rtol=1e-12)
+    assert noise_after(steps, bands) == pytest.approx(summed_noise(steps, bands)[-1], rel=1e-12)
     plain = math.sqrt(3) * np.linalg.norm(np.tril(np.ones((steps, steps))))
     correlated = sensitivity(3, 7, bands) * np.linalg.norm(sums)
     assert noise_against_plain(steps, 3, 7, bands) == pytest.approx(correlated / plain, rel=1e-12)

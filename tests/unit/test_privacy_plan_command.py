@@ -169,7 +169,7 @@ def test_the_epsilon_of_noise_is_that_for_which_the_noise_was_made(run: PrivateR
 
 
 @settings(deadline=None)
-@given(a_central_or_local_run, st.floats(0.5, 100.0))
+@given(a_central_or_local_run, st.floats(0.5, 30.0))
 def test_the_noise_of_an_epsilon_is_that_from_which_the_epsilon_came(
     run: PrivateRun, multiplier: float
 ) -> None:
@@ -260,7 +260,8 @@ def test_the_noise_of_workers_that_nobody_counts_on_comes_on_top() -> None:
         (("--epsilon", "8", "--noise", "1"), "give either epsilon"),
         (("--epsilon", "0"), "epsilon must be above 0 and at most 1000, not 0"),
         (("--epsilon", "8", "--delta", "1"), "delta must be above 0 and below 1"),
-        (("--epsilon", "8", "--clip", "0"), "the clip must be a number above 0"),
+        (("--epsilon", "8", "--clip", "0"), "--clip must be greater than or equal to 0.000000001"),
+        (("--epsilon", "8", "--max-updates", "100001", "--separation", "10"), "max_updates times separation"),
         (
             ("--epsilon", "8", "--mechanism", "distributed", "--honest", "51"),
             "honest is 51, more than the 50",
@@ -324,6 +325,25 @@ def test_curves_stay_inside_of_their_picture(
         x, y = map(float, place.split(","))
         assert 0 <= x <= WIDTH
         assert 0 <= y <= HEIGHT
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--workers", "10000000", "--buffer-size", "1"),
+        ("--workers", "10000000", "--buffer-size", "10000", "--max-updates", "100000"),
+        ("--workers", "1", "--buffer-size", "10000000", "--max-updates", "1"),
+        ("--workers", "100", "--buffer-size", "3", "--separation", "100000", "--max-updates", "10"),
+        ("--workers", "100", "--buffer-size", "3", "--mechanism", "distributed", "--clip", "1e30"),
+        ("--workers", "100", "--buffer-size", "3", "--delta", "1e-300", "--clip", "1e-9"),
+    ],
+)
+def test_no_federation_is_too_large_or_too_small_to_compute(arguments: tuple[str, ...]) -> None:
+    said = told(*arguments, "--parameters", "1", "--epsilon", "1000", "--out", "plan.html")
+
+    assert "(epsilon 1000," in said
+    assert "nan" not in said
+    assert "nan" not in Path("plan.html").read_text()
 
 
 def documented() -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import numpy as np
 
 from fluffle.errors import ConfigError
-from fluffle.privacy.correlated import summed_noise
+from fluffle.privacy.correlated import noise_after
 from fluffle.privacy.gaussian import guess_rate
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.grid import Grid
@@ -168,11 +168,10 @@ class Numbers:
 
     def after_versions(self) -> list[tuple[float, float]]:
         """Return some versions, each with its noise divided by all updates of the run."""
-        steps = self.run.steps
-        noise = summed_noise(steps, self.run.bands)
-        last = self.run.noise_to_updates / float(noise[-1])
+        steps, bands = self.run.steps, self.run.bands
+        part = self.run.noise_to_updates / noise_after(steps, bands)
         chosen = np.unique(np.geomspace(1, steps, min(steps, MOST_POINTS)).round().astype(int))
-        return [(float(version), last * float(noise[version - 1])) for version in chosen.tolist()]
+        return [(float(version), part * noise_after(version, bands)) for version in chosen.tolist()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

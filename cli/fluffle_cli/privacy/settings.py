@@ -19,7 +19,8 @@ from fluffle_cli.privacy.planning import (
 
 USUAL_SEPARATION: Final = 10
 MOST_WORKERS: Final = 10_000_000
-MOST_UPDATES: Final = 100_000
+# So many versions are enough, and computed in a second.
+MOST_UPDATES: Final = 1_000_000
 
 
 class PrivacyPlanSettings(SharedSettings):
@@ -41,7 +42,8 @@ class PrivacyPlanSettings(SharedSettings):
     )
     noise: float | None = Field(
         None,
-        gt=0,
+        ge=1e-6,
+        le=1e9,
         description="Noise multiplier, the standard deviation of the noise divided by the clip, to learn "
         "which epsilon it gives.",
     )
@@ -51,6 +53,8 @@ class PrivacyPlanSettings(SharedSettings):
     )
     clip: float = Field(
         1.0,
+        ge=1e-9,
+        le=1e30,
         description="L2 norm to which longer updates are shortened. The noise grows with it: take about the "
         "median norm of the updates.",
     )
@@ -104,23 +108,32 @@ class PrivacyPlanSettings(SharedSettings):
     def _fit_each_other(self) -> Self:
         if (self.epsilon is None) == (self.noise is None):
             raise ValueError("give either epsilon, such as 8, or noise, a noise multiplier")
+        if self.max_updates * self._versions_apart > MOST_UPDATES:
+            raise ValueError(f"max_updates times separation must be at most {MOST_UPDATES:,}")
         if self.honest is not None and self.honest > self.buffer_size:
             raise ValueError(f"honest is {self.honest}, more than the {self.buffer_size} workers of a sum")
         return self
 
+    @property
+    def _is_correlated(self) -> bool:
+        return not self.plain and self.mechanism == "central"
+
+    @property
+    def _versions_apart(self) -> int:
+        return self.separation or (USUAL_SEPARATION if self._is_correlated else 1)
+
     def numbers(self) -> PrivacyNumbers:
         """Compute all numbers. Raises ConfigError when nothing could keep to what is asked for."""
-        correlated = not self.plain and self.mechanism == "central"
         asked = PrivateRun(
             workers=self.workers,
             buffer_size=self.buffer_size,
             parameters=self.parameters,
             updates=self.max_updates,
-            separation=self.separation or (USUAL_SEPARATION if correlated else 1),
+            separation=self._versions_apart,
             clip=self.clip,
             delta=self.delta,
             mechanism=self.mechanism,
-            correlated=correlated,
+            correlated=self._is_correlated,
             honest=self.honest or -(-self.buffer_size // 2),
             bits=self.bits,
         )

@@ -20,6 +20,7 @@ updates that depend on earlier versions.
 """
 
 import math
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -45,6 +46,7 @@ def coefficients(bands: int) -> tuple[float, ...]:
     return tuple(found)
 
 
+@lru_cache
 def sensitivity(updates: int, separation: int, bands: int) -> float:
     """Return how far one worker moves C G at most, when none of its updates is longer than 1.
 
@@ -72,6 +74,12 @@ def summed_noise(steps: int, bands: int) -> NDArray[np.float64]:
     return np.sqrt(variances)
 
 
+def noise_after(steps: int, bands: int) -> float:
+    """Return the last of those standard deviations, for any number of steps."""
+    counts = np.cumsum(coefficients(bands))[:steps]
+    return math.sqrt(float(counts @ counts) + (steps - counts.size) * float(counts[-1]) ** 2)
+
+
 def noise_against_plain(steps: int, updates: int, separation: int, bands: int) -> float:
     """Return how much noise a model has, compared with plain noise of the same epsilon: below 1 is less.
 
@@ -82,6 +90,7 @@ def noise_against_plain(steps: int, updates: int, separation: int, bands: int) -
     return math.sqrt(float(np.sum(np.square(noise)) / np.sum(np.square(plain))))
 
 
+@lru_cache
 def best_bands(steps: int, updates: int, separation: int, most: int) -> int:
     """Return the number of bands, of at most so many, with the least noise in a run of so many steps."""
     choices = (bands for bands in CHOICES if bands <= most)

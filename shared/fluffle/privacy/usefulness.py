@@ -9,7 +9,7 @@ import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
-from fluffle.privacy.correlated import summed_noise
+from fluffle.privacy.correlated import noise_after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class NoisyRun:
     def noise_to_updates(self) -> float:
         """How many times as long as all updates together the noise in the last model is."""
         of_sum = self.std * (math.sqrt(self.buffer_size) if self.to_each_update else 1.0)
-        noise = of_sum * float(summed_noise(self.steps, self.bands)[-1]) * math.sqrt(self.size)
+        noise = of_sum * noise_after(self.steps, self.bands) * math.sqrt(self.size)
         return noise / (self.buffer_size * self.steps * self.clip)
 
     def useful_buffer(self) -> int | None:
