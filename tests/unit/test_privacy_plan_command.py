@@ -19,7 +19,9 @@ from fluffle.privacy.gaussian import mu_of
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.grid import Steps
 from fluffle.privacy.noise import NoiseSequence
-from fluffle.privacy.promise import Mechanism, PrivacyTarget
+from fluffle.privacy.promise import Mechanism
+from fluffle.settings import load_settings
+from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.main import app
 from fluffle_cli.privacy.pictures import HEIGHT, WIDTH, Picture
 from fluffle_cli.privacy.planning import PrivateRun, numbers_for_epsilon, numbers_for_noise
@@ -102,13 +104,29 @@ def test_plain_noise_has_the_multiplier_of_the_formula() -> None:
     }
 
 
-def test_the_noise_is_that_of_the_aggregator() -> None:
-    found = numbers_for_epsilon(a_run(correlated=True), 8.0)
+@pytest.mark.parametrize(
+    "asked", [("--epsilon", "8"), ("--noise", "2.7", "--clip", "0.3", "--delta", "1e-6")]
+)
+def test_the_aggregator_command_makes_the_same_noise(asked: tuple[str, ...]) -> None:
+    found = as_json(*asked)
+    command = str(found["aggregator_command"])
 
-    target = PrivacyTarget(epsilon=8.0, clip=0.5, updates=8, separation=10, correlated=True)
-    noise = target.gaussian_noise()
-    assert found.chosen.run.std == noise.std
-    assert found.chosen.run.bands == noise.bands
+    words = command.removeprefix("fluffle aggregator ").split()
+    given = {
+        flag.removeprefix("--").replace("-", "_"): value
+        for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
+    settings = load_settings(AggregatorSettings, {**given, "task": "digits"})
+    begun = settings.new_privacy_plan()
+
+    assert begun is not None
+    assert settings.buffer_size == 50
+    by_noise = found["by_noise"]
+    assert isinstance(by_noise, dict)
+    assert by_noise["correlated"]["std"] == begun.std
+    assert by_noise["correlated"]["bands"] == begun.bands
+    assert f"To begin with it: {command}" in told(*RUN, *asked)
+    assert "To begin with it" not in told(*RUN, *asked, "--plain")
 
 
 def test_the_memory_of_the_noise_is_what_it_takes() -> None:
@@ -116,7 +134,9 @@ def test_the_memory_of_the_noise_is_what_it_takes() -> None:
     noise, chosen = run.noise_for(8.0, "correlated"), numbers_for_epsilon(run, 8.0).chosen
     assert isinstance(noise, GaussianNoise)
     total: Steps = np.zeros(run.parameters, np.int64)
-    sequence = NoiseSequence(noise.coefficients, 2.0**25, run.parameters, kept=noise.bands)
+    sequence = NoiseSequence(
+        noise.coefficients, 2.0**25, run.parameters, kept=noise.kept_sums(run.parameters)
+    )
 
     tracemalloc.start()
     for step in range(2 * noise.bands):
@@ -125,6 +145,14 @@ def test_the_memory_of_the_noise_is_what_it_takes() -> None:
     tracemalloc.stop()
 
     assert taken == pytest.approx(chosen.memory_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("size", "sums"), [(2**20, 6), (2**24, 5), (2**27, 0)])
+def test_the_memory_of_the_noise_has_a_limit(size: int, sums: int) -> None:
+    chosen = numbers_for_epsilon(replace(a_run(correlated=True), parameters=size), 8.0).chosen
+
+    assert chosen.run.bands == 6
+    assert chosen.memory_bytes == sums * 8 * size
 
 
 def test_json_has_all_numbers_of_the_tables() -> None:

@@ -6,10 +6,6 @@ from fluffle.privacy.grid import Grid, Steps
 from fluffle.privacy.noise import NoiseSecret, NoiseSequence
 from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
 from fluffle.record import Rank
-from fluffle.topology import MIB
-
-# The normal numbers of earlier sums are kept in at most so much memory, and made again beyond that.
-MEMORY_BYTES = 512 * MIB
 
 
 class SecretNoise:
@@ -30,7 +26,7 @@ class SecretNoise:
             plan.std / grid.step,
             grid.size,
             past=past,
-            kept=min(plan.bands - 1, MEMORY_BYTES // (8 * grid.size)) if grid.size else 0,
+            kept=plan.noise.kept_sums(grid.size),
         )
 
     @property

@@ -15,6 +15,7 @@ from fluffle_cli.privacy.page import page, picture_file
 from fluffle_cli.privacy.settings import PrivacyPlanSettings
 from fluffle_cli.privacy.terminal import (
     EXPLAINED,
+    aggregator_command,
     as_plain,
     buffer_rows,
     compared_rows,
@@ -61,6 +62,8 @@ def plan(settings: PrivacyPlanSettings) -> None:
     print_table(*epsilon_rows(found))
     typer.echo("")
     print_table(*buffer_rows(found))
+    if command := aggregator_command(found):
+        typer.echo(f"\nTo begin with it:\n{command}")
     if settings.out is not None:
         typer.echo(f"\nthe pictures are {settings.out}")
 

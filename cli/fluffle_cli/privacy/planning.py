@@ -26,7 +26,6 @@ Noise = GaussianNoise | SkellamNoise
 EPSILONS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # Of the buffer size that was asked for.
 BUFFERS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-BYTES_PER_NUMBER: Final = 8
 MOST_POINTS: Final = 100
 
 
@@ -121,9 +120,10 @@ class PrivateRun:
 
     def numbers(self, epsilon: float, noise: Noise) -> "Numbers":
         """Return what noise means for this federation."""
-        bands, right_in_100 = 1, None
+        bands, memory_bytes, right_in_100 = 1, 0, None
         if isinstance(noise, GaussianNoise):
-            std, bands, right_in_100 = noise.std, noise.bands, math.ceil(100 * guess_rate(noise.mu))
+            std, bands, memory_bytes = noise.std, noise.bands, noise.memory_bytes(self.parameters)
+            right_in_100 = math.ceil(100 * guess_rate(noise.mu))
         else:
             # In a sum are the shares of all workers, also of those that are not counted on.
             std = math.sqrt(noise.share * self.buffer_size) * self.clip / self.levels
@@ -142,7 +142,7 @@ class PrivateRun:
             epsilon=epsilon,
             multiplier=self.multiplier(noise),
             right_in_100=right_in_100,
-            memory_bytes=bands * BYTES_PER_NUMBER * self.parameters if bands > 1 else 0,
+            memory_bytes=memory_bytes,
             run=run,
         )
 

@@ -78,6 +78,23 @@ def buffer_rows(found: PrivacyNumbers) -> tuple[Sequence[str], list[list[str]]]:
     return ("buffer size", "versions", *columns, "workers needed"), rows
 
 
+def aggregator_command(found: PrivacyNumbers) -> str:
+    """Return how to start an aggregator that adds this noise; empty if it does not add such noise."""
+    asked = found.asked
+    if not asked.correlated:
+        return ""
+    numbers = {
+        "--buffer-size": asked.buffer_size,
+        "--dp-epsilon": found.epsilon,
+        "--dp-delta": asked.delta,
+        "--dp-clip": asked.clip,
+        "--dp-max-updates": asked.updates,
+        "--dp-separation": asked.separation,
+    }
+    flags = " ".join(f"{flag} {_exact(number)}" for flag, number in numbers.items())
+    return f"fluffle aggregator --dp central {flags} --dp-secret FILE"
+
+
 def as_plain(found: PrivacyNumbers) -> dict[str, object]:
     """Return the numbers in plain types, for JSON."""
     asked = found.asked
@@ -96,6 +113,7 @@ def as_plain(found: PrivacyNumbers) -> dict[str, object]:
         "separation": asked.separation,
         **({"honest": asked.honest, "bits": asked.bits} if is_distributed else {}),
         "versions": asked.versions,
+        "aggregator_command": aggregator_command(found),
         "warnings": list(found.warnings),
         "by_noise": _plain(found.by_kind),
         "by_epsilon": [
@@ -120,6 +138,11 @@ def short(value: float) -> str:
 def head(kind: Kind) -> str:
     """Return the name of a kind of noise."""
     return f"{kind} noise"
+
+
+def _exact(number: float) -> str:
+    rounded = f"{number:g}"
+    return rounded if float(rounded) == number else repr(number)
 
 
 def _plain(by_kind: Mapping[Kind, Numbers]) -> dict[str, object]:

@@ -1,10 +1,15 @@
 """How much Gaussian noise the aggregator or a worker adds, and what a worker has spent. Pure."""
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
 from fluffle.privacy.correlated import coefficients, sensitivity
 from fluffle.privacy.gaussian import epsilon_of, mu_of
+from fluffle.topology import MIB
+
+# The normal numbers of earlier sums are kept in at most so much memory, and made again beyond that.
+MEMORY_BYTES: Final = 512 * MIB
+BYTES_PER_NUMBER: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,15 @@ class GaussianNoise:
     def coefficients(self) -> tuple[float, ...]:
         """What z_t, z_(t-1), ... are multiplied by."""
         return coefficients(self.bands)
+
+    def kept_sums(self, size: int) -> int:
+        """Return how many earlier sums of a model of so many parameters have their normal numbers kept."""
+        return min(self.bands - 1, MEMORY_BYTES // (BYTES_PER_NUMBER * size)) if size else 0
+
+    def memory_bytes(self, size: int) -> int:
+        """Return how much memory those take while the next ones are drawn."""
+        kept = self.kept_sums(size)
+        return (kept + 1) * BYTES_PER_NUMBER * size if kept else 0
 
     @property
     def mu(self) -> float:
