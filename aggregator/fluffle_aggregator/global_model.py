@@ -161,8 +161,8 @@ class GlobalModel:
         weight = self.strategy.weigh(
             UpdateFacts(
                 self.staleness(update.base_version),
-                # A masked update does not say how many it has, and weighs by its staleness alone.
-                1 if update.epoch else update.examples,
+                # Of an update that does not say how many it has, the weight follows from its staleness alone.
+                update.examples or 1,
                 self.contributors.most_examples,
                 self.contributors.mean_examples,
                 repeats(update.id.worker, self.window) if self.strategy.throttles else 0,

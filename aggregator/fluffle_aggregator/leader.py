@@ -156,7 +156,7 @@ class Leader:
                 found = self._surveying.take_in(delivery, taken, self.model, now=now.clock)
                 return self._refuse(delivery, found, now) if isinstance(found, Refusal) else list(found)
             case Hello():
-                self._reports.note_hello(delivery)
+                self._reports.note_hello(delivery, taken.name)
                 greeting = Log("DEBUG", "connected", {"name": taken.name, "user": delivery.user})
                 return [greeting, Ack((delivery.tag,))]
 

@@ -50,9 +50,12 @@ class Reports:
         # The sites of whose evaluation the log has said that it is not finite.
         self._not_finite: set[str] = set()
 
-    def note_hello(self, delivery: Delivery) -> None:
-        """Note that somebody evaluates, if this hello says so."""
-        self._has_evaluator |= delivery.exchange == self._topology.evaluations_in.name
+    def note_hello(self, delivery: Delivery, name: str) -> None:
+        """Note that somebody evaluates, if this hello says so, or may have begun to train."""
+        is_evaluator = delivery.exchange == self._topology.evaluations_in.name
+        self._has_evaluator |= is_evaluator
+        if self._model.private and not is_evaluator:
+            self._model.private.note_hello(name)
 
     def take_in(
         self, delivery: Delivery, found: Evaluation | SiteEvaluation, *, clock: float, elapsed_s: float
@@ -113,10 +116,15 @@ class Reports:
         if is_over:
             missing = set(sites.missing(self._model.version))
             silent = [site for site in silent if site in missing]
+        elif self._model.private:
+            silent = self._model.private.late
         return [LookFor(tuple(silent[:MOST_LOOKED_FOR]))] if silent else []
 
     def forget(self, absent: Sequence[str]) -> list[Effect]:
         """Let sites that have left no longer count."""
+        if self._model.private:
+            self._model.private.forget(absent)
+            return []
         self._model.sites.forget(absent)
         line = "a site has left: what it measured last no longer counts"
         return [info(line, worker=site) for site in absent]

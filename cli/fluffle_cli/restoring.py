@@ -67,6 +67,12 @@ def put_back(broker: Broker, topology: Topology, stored: StoredVersion) -> Rank:
         terms.append(found.term)
     if exact:
         exchange, body = topology.head_in, exact.body
+    elif version.privacy:
+        raise ConfigError(
+            "the file has a version of a federation with differential privacy, and the broker cannot tell "
+            "that none came after it: what later versions have shown of the workers would not be counted. "
+            "Begin another federation with --initial-model"
+        )
     else:
         # Workers may have seen versions that came after the file, and a rounded copy is never taken for the
         # version itself. So this becomes a record of its own, whose term is above all of them.

@@ -10,12 +10,18 @@ from fake_broker import FakeBroker
 from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
 from privately import a_privacy_plan, a_private_config, made_again
 
+from fluffle.broker import Delivery
+from fluffle.connection import say_hello
 from fluffle.model import Layout, TensorSpec
 from fluffle.pieces import Body
 from fluffle.privacy.plan import Participation
 from fluffle.record import Contributor
+from fluffle.settings import load_settings
 from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
+from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -163,6 +169,75 @@ def test_the_federation_ends_when_all_workers_have_spent_their_budgets() -> None
     assert newest(server, config).finished == ended
 
 
+def test_the_federation_does_not_end_while_a_worker_trains_its_first_update() -> None:
+    config = a_private_config(a_privacy_plan(updates=1), schedule=CommitSchedule(buffer_timeout_s=5))
+    topology = config.topology
+    server, clock = a_server(config, an_update("w1", 1), an_update("w2", 1)), Clock()
+
+    with FakeBroker(server) as broker, FakeBroker(server) as late:
+        say_hello(late, topology.updates_in, federation=topology.federation, name="w3")
+        late.take_name(topology, "w3", label="w3", on_rival=print)
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        for _ in range(5):
+            clock.seconds += 6
+            leader.tick()
+        assert not leader.finished
+
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        say_hello(broker, topology.updates_in, federation=topology.federation, name="somebody")
+        work_off(leader, broker)
+        for _ in range(5):
+            clock.seconds += 6
+            leader.tick()
+
+        # Who said hello is no worker, or has left.
+        assert leader.finished
+
+
+def test_a_refusal_says_nothing_of_a_sites_numbers() -> None:
+    config = a_private_config()
+    nan, large = (float("nan"),) * SIZE, (2.0**60,) * SIZE
+    server = a_server(config, an_update("w1", 1, values=nan), an_update("w2", 1, values=large))
+
+    aggregate(server, config)
+
+    assert [(each["reason"], each["detail"]) for each in rejected(server, config)] == [
+        ("too-large", "the update holds numbers that cannot be clipped")
+    ] * 2
+
+
+def test_a_message_that_may_have_killed_aggregators_is_tried_and_counts_once() -> None:
+    given = {
+        "dp": "central",
+        "dp_epsilon": 8,
+        "dp_clip": 1,
+        "dp_max_updates": 4,
+        "dp_secret": "elsewhere",
+        "initial_model": "elsewhere.safetensors",
+        "buffer_size": 2,
+    }
+    settings = load_settings(AggregatorSettings, given)
+    config = a_private_config()
+    server = a_server(config, an_update("w1", 1), an_update("w2", 1))
+    for _ in range(3):
+        with FakeBroker(server) as broker:
+            take_the_lead(broker, config, Clock())
+            broker.next_delivery(0)
+    tried: list[str] = []
+
+    def trying(model: GlobalModel, delivery: Delivery) -> str:
+        tried.append(try_out(settings, model, delivery))
+        return tried[-1]
+
+    aggregate(server, replace(config, try_out=trying))
+
+    assert tried
+    assert set(tried) == {""}
+    assert newest(server, config).updates == 2
+
+
 def test_records_say_nothing_of_a_site_besides_its_update() -> None:
     config = a_private_config()
     told = [
@@ -180,9 +255,9 @@ def test_records_say_nothing_of_a_site_besides_its_update() -> None:
 
     found = newest(server, config)
     for each in found.folded:
-        assert (each.loss, each.train_s, each.steps, each.batch_size) == (None, 0.0, 1, 0)
+        assert (each.loss, each.train_s, each.steps, each.batch_size) == (None, 0.0, 0, 0)
     for known in found.contributors.values():
-        assert known == Contributor(1, 1, 0, 1.0, 0, known.last_update_at, None, "", 1.0)
+        assert known == Contributor(1, 0, 0, 1.0, 0, known.last_update_at)
 
 
 def test_integers_stay_as_they_were_and_an_update_with_integers_is_refused() -> None:

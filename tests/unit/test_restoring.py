@@ -10,6 +10,7 @@ from leading import a_server, aggregate, newest, publish, rejected, send, unacke
 from fluffle.errors import ConfigError
 from fluffle.framing import record_digest
 from fluffle.model_stream import StoredVersion, stored_at_hand
+from fluffle.privacy.plan import PrivacyState
 from fluffle.record import ModelVersion, Rank
 from fluffle.record_wire import encode_version
 from fluffle_aggregator.config import AggregatorConfig
@@ -156,3 +157,11 @@ def test_an_aggregator_at_work_is_not_restored_under(monkeypatch: pytest.MonkeyP
             restore(server, file)
 
     assert server.bodies(TOPOLOGY.head.name) == []
+
+
+def test_no_version_with_a_promise_is_put_back_that_others_may_have_come_after() -> None:
+    server = a_server(CHARGE, first=False)
+    version = replace(a_version(3), privacy=PrivacyState(commitment="ab"))
+
+    with pytest.raises(ConfigError, match="later versions have shown of the workers would not be counted"):
+        restore(server, stored(version))

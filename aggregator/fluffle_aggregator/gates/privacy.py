@@ -32,4 +32,5 @@ def within_privacy_budget(incoming: Incoming, model: GlobalModel) -> Incoming | 
             f"the last update of {worker} is in sum {state.of(worker).last_step}, and this is sum "
             f"{state.steps + 1}: {wait} more must come before its next (dp_separation)",
         )
-    return replace(incoming, update=incoming.update.saying_nothing)
+    # A record says of 0 that it is unknown.
+    return replace(incoming, update=replace(incoming.update.saying_nothing, examples=0, steps=0))

@@ -50,6 +50,9 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
         if update.statistics.size:
             # NaN passes through numpy's maximum, but not through Python's.
             largest = float(np.maximum(largest, largest_magnitude(update.statistics)))
+        if model.private and not largest <= MAX_MAGNITUDE:
+            # The record has the refusal, and must not say more of the site's numbers.
+            return Refusal(TOO_LARGE, "the update holds numbers that cannot be clipped")
         if not math.isfinite(largest):
             part = model.record.layout.tail(update.first_tensor)
             tensors = part.tensors_not_finite(decompressed(update.vector.tail), update.statistics)

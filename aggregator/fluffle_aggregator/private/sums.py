@@ -7,6 +7,7 @@ from typing import Protocol
 from fluffle.privacy.grid import Grid, Steps
 from fluffle.privacy.plan import NoisySum, PrivacyPlan, PrivacyState
 from fluffle.record import Rank
+from fluffle.update import MAX_RUNS
 from fluffle_aggregator.private.clipped_sum import ClippedSum
 
 
@@ -41,6 +42,7 @@ class PrivateSums:
         self._noise = noise
         self._grid = grid
         self._buffer_size = buffer_size
+        self._greeted: set[str] = set()
 
     def empty_buffer(self) -> ClippedSum:
         """Return a buffer that holds no update yet."""
@@ -57,10 +59,26 @@ class PrivateSums:
         made = NoisySum(rank.term, rank.version, self._noise.drawn)
         self.state = self.state.with_sum(made, tuple(workers), self.plan)
 
+    def note_hello(self, name: str) -> None:
+        """Note that somebody has connected, who may be a worker that trains its first update."""
+        if name not in self.state.participations and len(self._greeted) < MAX_RUNS:
+            self._greeted.add(name)
+
+    @property
+    def late(self) -> list[str]:
+        """Who has connected and sent no update yet, once all others have sent all of theirs."""
+        if not self.state.are_all_spent(self.plan):
+            return []
+        return sorted(self._greeted - self.state.participations.keys())
+
+    def forget(self, absent: Iterable[str]) -> None:
+        """Wait no more for those who have left, or are no workers."""
+        self._greeted -= set(absent)
+
     @property
     def why_over(self) -> str:
         """Why nobody can send an update any more; empty while somebody can, or nobody has begun."""
-        if not self.state.are_all_spent(self.plan):
+        if not self.state.are_all_spent(self.plan) or self.late:
             return ""
         return f"all workers have sent the {self.plan.updates} updates that the privacy budget allows"
 
