@@ -133,7 +133,7 @@ PURE = {
     "fluffle_cli.simulate.recommend",
     *(
         f"fluffle_cli.watching.{name}"
-        for name in ("as_json", "findings", "progress", "sites", "state", "view")
+        for name in ("as_json", "findings", "privacy", "progress", "sites", "state", "view")
     ),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.weights",

@@ -1,6 +1,6 @@
 """What the log is to say at a takeover, after an update was folded, and after a commit. Pure."""
 
-from fluffle.events import Committed
+from fluffle.events import Committed, Spent
 from fluffle.record import ModelVersion
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.effects import Effect, Tell, info, warning
@@ -89,6 +89,9 @@ def told_of_commit(record: ModelVersion, took_s: float) -> list[Effect]:
             mean_staleness=round(staleness, 2),
         ),
     ]
+    if record.plan.privacy and record.privacy:
+        updates, steps = record.privacy.most_updates, record.privacy.steps
+        effects.append(Tell(Spent(record.plan.privacy.epsilon_after(updates), updates, steps)))
     if record.finished:
         best = {"best_version": best_version, "best_by": record.best_by} if record.best else {}
         line = "the federation has finished"

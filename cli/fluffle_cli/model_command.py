@@ -35,6 +35,7 @@ from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.restoring import put_back
 from fluffle_cli.small_export import export_small
+from fluffle_cli.watching.privacy import about_privacy
 from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
@@ -152,6 +153,8 @@ def _export(settings: ExportSettings) -> None:
         about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
         if version.average_decay:
             about["average_decay"] = f"{version.average_decay:g}"
+        if version.plan.privacy and version.privacy:
+            about |= about_privacy(version.plan.privacy, version.privacy)
         write_model(out, version.weights_to_evaluate, about, layout=version.layout)
     typer.echo(f"version {version.rank} of {version.federation} is in {out}")
     if version.average_decay and out.suffix != ".fluffle":

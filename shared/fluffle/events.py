@@ -138,6 +138,18 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """With differential privacy, `epsilon` is what the worker with the most updates has spent after a commit.
+
+    It has `updates` in the model, which has `steps` sums.
+    """
+
+    epsilon: float
+    updates: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The leader has an evaluation of a version: of an evaluator, or of all sites together."""
 
@@ -216,7 +228,7 @@ class Withheld:
 
 
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Leaders = Applied | Rejected | Committed | Evaluated | TookOver | Answered
+Leaders = Applied | Rejected | Committed | Spent | Evaluated | TookOver | Answered
 OfSums = Closed | Unmasked | Contradicted | Awaiting
 Event = Workers | Measured | Validated | Leaders | OfSums | Opened | Withheld
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}

@@ -37,7 +37,7 @@ KEYS = {
         "terms",
         "metric",
     ),
-    *("first_term", "average_decay", "last_sum"),
+    *("first_term", "average_decay", "last_sum", "privacy"),
     *("metrics", "evaluations", "activity", "commit_s", "sent_bytes", "plain_bytes", "staleness"),
     *("reasons", "refusals", "after_the_end", "sites"),
 }
@@ -161,7 +161,8 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     assert set(found["workers"]["fast"]) == {
         *("name", "state", "seen_s", "round_s", "steps", "batch_size", "updates", "examples"),
         *("mean_staleness", "weight_share"),
-        *("example_share", "model_share", "rejected", "refusal", "loss", "losses", "rival", "is_of_two"),
+        *("example_share", "model_share", "epsilon", "rejected", "refusal", "loss", "losses", "rival"),
+        "is_of_two",
     }
     assert found["progress"] == {"state": "early", "says": "accuracy was best at version 5 of 6."}
     assert found["findings"] == []

@@ -234,6 +234,7 @@ class FederationState:
                 weight_share=given.weight_sum / weight if weight else 0.0,
                 example_share=given.examples / examples if given.updates and examples else None,
                 model_share=given.share,
+                epsilon=self.known.newest.epsilon_of(name) if self.known.newest else None,
                 rejected=given.rejected,
                 refusal=given.refusal,
                 loss=losses[-1] if losses else given.loss,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fluffle.plan import Plan
 from fluffle_cli.watching.findings import findings_beside_progress
+from fluffle_cli.watching.privacy import spent_privacy
 from fluffle_cli.watching.progress import progress_of
 from fluffle_cli.watching.sites import sites_table
 from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
@@ -105,6 +106,8 @@ def render(view: FederationView) -> RenderableType:
         said = f" (term {newest.term}) after {newest.elapsed_s:.0f} s, {newest.parameters:,} parameters, "
         version = ("version ", (str(newest.version), "bold"), f"{said}{newest.updates} updates{rate}")
         lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest)]
+        if privacy := spent_privacy(newest):
+            lines.append(Text(privacy.in_words, "dim"))
     lines.append(_queues(view))
     if others := sorted([*view.parts.items(), *view.helpers.items()]):
         parts = [Text.assemble(f"{name} ", _word(state)) for name, state in others]
@@ -185,9 +188,10 @@ def workers_table(view: FederationView) -> Table:
         *(["minibatches"] if has_steps else []),
         *("updates", "staleness", "share of weight"),
         *(["share of model"] if has_parts else []),
+        *(["epsilon"] if plan.privacy else []),
         "refused",
     ]
-    right = ["minibatches", "updates", "staleness", "share of model", "refused"]
+    right = ["minibatches", "updates", "staleness", "share of model", "epsilon", "refused"]
     if is_narrow:
         heads = [NARROW_HEADS.get(head, head) for head in heads]
         right = [NARROW_HEADS.get(head, head) for head in [*right, "share of weight"]]
@@ -219,6 +223,7 @@ def _worker(worker: Worker, *, has_state: bool, has_steps: bool, has_part: bool)
         f"{worker.mean_staleness:.1f}" if worker.updates else "",
         Text(share, "magenta") if worker.updates else "",
         *([percent(worker.model_share) if worker.updates else ""] if has_part else []),
+        *([] if worker.epsilon is None else [f"{worker.epsilon:.3g}"]),
         Text(str(worker.rejected), "bold red" if worker.rejected else "dim"),
     ]
 

@@ -6,6 +6,7 @@ from typing import Final, Self
 
 from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
+from fluffle.privacy.plan import PrivacyState
 from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank, deciding
 from fluffle.secure.plan import LastSum
 from fluffle.sites import MEAN, WORST, SiteReport
@@ -63,6 +64,7 @@ class Version:
     finished: str = ""
     survey: SurveyProgress | None = None
     last_sum: LastSum | None = None
+    privacy: PrivacyState | None = None
     folded: Sequence[Folded] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
     sites: Mapping[str, SiteReport] = field(default_factory=dict)
@@ -75,6 +77,11 @@ class Version:
         one = record.survey
         survey = SurveyProgress(len(one.answered), one.wanted, one.is_open) if one else None
         return cls(parameters=record.layout.size, survey=survey, **known)
+
+    def epsilon_of(self, worker: str) -> float | None:
+        """Return the epsilon that a worker has spent; None without differential privacy."""
+        plan = self.plan.privacy
+        return plan.epsilon_after(self.privacy.of(worker).updates) if plan and self.privacy else None
 
     @property
     def rank(self) -> Rank:
@@ -107,9 +114,9 @@ class Worker:
     part of the weight of all applied updates, and `example_share` its part of the examples of all workers
     that have given an update. `model_share` is the part of the trained parameters that its last update had: 1
     unless it trains the last layers alone. All three are from 0 to 1. `refusal` says why its last refused
-    message was refused. `losses` are the training losses of its rounds, and `loss` the last one; they may be
-    NaN. `rival` is the process that lately wanted its name; with `is_of_two` two processes send updates under
-    the name.
+    message was refused. `epsilon` is what it has spent of its privacy, None without a promise. `losses` are
+    the training losses of its rounds, and `loss` the last one; they may be NaN. `rival` is the process that
+    lately wanted its name; with `is_of_two` two processes send updates under the name.
     """
 
     name: str
@@ -124,6 +131,7 @@ class Worker:
     weight_share: float = 0.0
     example_share: float | None = None
     model_share: float = 1.0
+    epsilon: float | None = None
     rejected: int = 0
     refusal: str = ""
     loss: float | None = None

@@ -83,6 +83,8 @@ LEADERS: Final[Kinds] = {
     "fluffle_evaluated_version": (Gauge, "Version that was evaluated last."),
     "fluffle_evaluation": (Gauge, "What the evaluator, or all sites, measured last.", "metric"),
     "fluffle_last_commit_timestamp_seconds": (Gauge, "Unix time of the last commit."),
+    "fluffle_privacy_epsilon": (Gauge, "Epsilon that the worker with the most updates has spent."),
+    "fluffle_privacy_sums": (Gauge, "Sums with noise that were shown."),
 }
 
 
@@ -119,6 +121,9 @@ class Meter:
                 self._uncommitted.append(event)
             case events.Committed():
                 self._count_commit(event)
+            case events.Spent():
+                self._note("fluffle_privacy_epsilon", event.epsilon)
+                self._note("fluffle_privacy_sums", event.steps)
             case events.Rejected():
                 self._note("fluffle_rejected", 1, reason=event.reason)
             case events.Unmasked():

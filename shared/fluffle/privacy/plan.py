@@ -8,6 +8,7 @@ without a sum.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Annotated, Final, Literal, Self
 
 from fluffle.fields import Count, Name, Positive, ShortText, at_most, integer, must
@@ -91,7 +92,13 @@ class PrivacyPlan:
 
     def epsilon_after(self, updates: int) -> float:
         """Return the epsilon that a worker has spent after so many updates."""
-        return self.noise.epsilon_after(updates, self.delta)
+        return _epsilon_after(self.noise, updates, self.delta)
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_after(noise: GaussianNoise, updates: int, delta: float) -> float:
+    """Return the epsilon that was spent; views of thousands of workers ask again and again."""
+    return noise.epsilon_after(updates, delta)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,17 @@ function moreOf(picture) {
     ["saved_bytes", "saved by the codec", saved,
       saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : picture.plain_bytes ? "nothing" : "–"],
     ["parameters", "parameters", picture.parameters, number(picture.parameters)],
+    ...privacyOf(picture),
+  ];
+}
+
+function privacyOf({ privacy }) {
+  if (!privacy) return [];
+  const { spent, epsilon, delta, most_updates, updates, workers, workers_spent } = privacy;
+  return [
+    ["epsilon", `epsilon spent (delta ${delta})`, spent, `${number(spent)} of ${number(epsilon)}`],
+    ["most_updates", "most updates of a worker", most_updates, `${number(most_updates)} of ${number(updates)}`],
+    ["workers_spent", "workers whose budget is spent", workers_spent, `${number(workers_spent)} of ${number(workers)}`],
   ];
 }
 
