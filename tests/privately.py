@@ -1,5 +1,6 @@
 """Differential privacy in tests: aggregators that have one secret, and their sums made again."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from builders import a_config, a_strategy, a_version
 from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.privacy.noise import NoiseSecret, NoiseSequence
-from fluffle.privacy.plan import PrivacyPlan, PrivacyState
+from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
 from fluffle.privacy.promise import PrivacyTarget
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import WeightUpdate
@@ -71,7 +72,8 @@ def a_private_config(
         record = head.record
         assert record.privacy is not None
         grid = grid_of(promised, record.layout.size)
-        noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid)
+        drawn = secrets.token_bytes(DRAWN_BYTES)
+        noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid, drawn=drawn)
         return GlobalModel(
             record,
             head.moments,
@@ -99,7 +101,7 @@ def made_again(
 ) -> list[Vector]:
     """Return the vectors of versions, made again of the updates in each with what they weigh.
 
-    `records` are all versions, from version 0 on; one that has no sum has no updates either.
+    `records` are all versions, from version 0 on. One without updates has no sum, or one that was left out.
     """
     plan = records[0].plan.privacy
     assert plan is not None
@@ -107,14 +109,15 @@ def made_again(
     grid = grid_of(plan, size)
     noise = NoiseSequence(plan.noise.coefficients, plan.std / grid.step, size, kept=0)
     made = [vector.copy()]
+    steps = 0
     for record, updates in zip(records[1:], sums, strict=True):
-        if updates:
+        if record.privacy and record.privacy.steps > steps:
+            steps = record.privacy.steps
             total = np.zeros(size, np.int64)
             for update, weight in updates:
                 grid.add_clipped(total, update.vector.blocks(), norm_of(update.vector), weight)
-            assert record.privacy is not None
             drawn = bytes.fromhex(record.privacy.drawn)
             noise.add_next(secret.key(record.federation, drawn, Rank(record.term, record.version)), total)
-            vector = vector + grid.decode(total, buffer_size)
+            vector = vector + grid.decode(total, buffer_size) if updates else vector
         made.append(vector.copy())
     return made

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fluffle.broker import Delivery
-from fluffle.events import Applied, Rejected, TookOver
-from fluffle.record import Evaluation, Folded, Hello, ModelVersion
+from fluffle.events import Applied, Rejected
+from fluffle.record import Evaluation, Folded, Hello, ModelVersion, Rank
 from fluffle.record_wire import checksum_of, require_readable_version
 from fluffle.secure.committee import Committee
 from fluffle.secure.sums import SumRecord
@@ -113,11 +113,7 @@ class Leader:
             # It came to see the end and to leave: nobody takes that for a takeover.
             line = "the federation has finished already: to train on, export its model and start another one"
             return [info(line, because=self.finished, version=record.version)]
-        effects: list[Effect] = [
-            info("leading", version=record.version, term=model.term),
-            Tell(TookOver(model.term, record.version)),
-        ]
-        effects += told_at_takeover(model)
+        effects = told_at_takeover(model)
         effects += self._surveying.begin(model)
         if self._securing:
             effects += self._securing.begin()
@@ -207,6 +203,9 @@ class Leader:
         is_quiet = not self.held and now.clock - self._committed_at >= schedule.buffer_timeout_s
         if reached := reached or (model.private.why_over if model.private and is_quiet else ""):
             return self._close_the_federation(reached, now)
+        if is_quiet and model.private and model.private.is_stuck:
+            model.private.skip(Rank(model.term, model.version + 1))
+            return [info("no worker may send yet: leaving out a sum"), *self.commit_newer(now)]
         if self._securing and (effects := self._tick_secure(self._securing, now)):
             return effects
         if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:

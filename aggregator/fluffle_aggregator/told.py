@@ -1,6 +1,6 @@
 """What the log is to say at a takeover, after an update was folded, and after a commit. Pure."""
 
-from fluffle.events import Committed, Spent
+from fluffle.events import Committed, Spent, TookOver
 from fluffle.record import ModelVersion
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.effects import Effect, Tell, info, warning
@@ -14,9 +14,12 @@ MOST_NAMED = 8
 
 
 def told_at_takeover(model: GlobalModel) -> list[Effect]:
-    """Return the warnings of a leader that does not go on as the one before."""
-    effects: list[Effect] = []
+    """Tell of a leader that begins, and warn where it does not go on as the one before."""
     record = model.record
+    effects: list[Effect] = [
+        info("leading", version=record.version, term=model.term),
+        Tell(TookOver(model.term, record.version)),
+    ]
     if model.begins_anew:
         line = (
             "the strategy begins anew: what lies beside the newest version (moments, or workers' last "

@@ -74,12 +74,21 @@ def moment(kind, count, before):
         assert running.waiting_in(running.topology.rejected.name) == set()
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        ["--buffer-size", "1"],
+        # Each second round has no worker that may take part, and is left out.
+        ["--buffer-size", "3", "--strategy", "fedavg"],
+    ],
+    ids=["fedbuff", "fedavg"],
+)
 def test_workers_spend_their_budgets_and_leave_and_nothing_is_refused_though_the_leader_is_killed(
-    node: BrokerNode, tmp_path: Path, federation: str
+    node: BrokerNode, tmp_path: Path, federation: str, strategy: list[str]
 ) -> None:
     write_new_secret(tmp_path / "noise.secret")
     (tmp_path / "rounds").write_text("1000")
-    flags = [*PRIVATE, "--dp-separation", "2", "--buffer-size", "1"]
+    flags = [*PRIVATE, "--dp-separation", "2", *strategy]
     with Federation(federation, node.amqp_url, tmp_path, task="tasks.gated_sum_task:task") as running:
         leader = running.aggregator("first", *flags)
         leader.wait_for("leading")

@@ -301,3 +301,30 @@ def test_a_version_goes_to_the_head_before_anybody_sees_it() -> None:
     assert topology.versions_in.name not in published
     assert published[-2:] == [topology.head_in.name, topology.models_in.name]
     assert server.bodies(topology.head.name)[-1] == server.bodies(topology.models.name)[-1]
+
+
+@pytest.mark.parametrize("bands", [1, 3])
+def test_where_all_wait_for_a_sum_that_nobody_may_fill_it_is_left_out(bands: int) -> None:
+    config = a_private_config(
+        a_privacy_plan(updates=2, separation=3, bands=bands), schedule=CommitSchedule(buffer_timeout_s=5)
+    )
+    sums = [[(an_update(worker, 1), 1.0) for worker in ("w1", "w2")], [], []]
+    server, clock = a_server(config, *(update for update, _ in sums[0])), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        for _ in range(4):
+            clock.seconds += 6
+            leader.tick()
+        before = newest(server, config)
+        assert before.privacy is not None
+        assert (before.version, before.privacy.steps) == (3, 3)
+        last = [an_update(worker, 2, base_version=3, base_term=before.term) for worker in ("w1", "w2")]
+        send(server, config, *last)
+        work_off(leader, broker)
+
+    found = versions(server, config)
+    assert found[1].vector.tolist() == found[3].vector.tolist() != found[4].vector.tolist()
+    sums.append([(update, 1.0) for update in last])
+    assert [each.vector.tolist() for each in found] == [each.tolist() for each in made_again(found, sums)]
+    assert rejected(server, config) == []

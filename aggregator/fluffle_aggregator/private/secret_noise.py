@@ -1,10 +1,8 @@
 """The noise that follows from the secret file, and that the next leader makes again from the record."""
 
-import secrets
-
 from fluffle.privacy.grid import Grid, Steps
 from fluffle.privacy.noise import NoiseSecret, NoiseSequence
-from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
+from fluffle.privacy.plan import PrivacyPlan, PrivacyState
 from fluffle.record import Rank
 
 
@@ -12,11 +10,17 @@ class SecretNoise:
     """The noise of one leader, see `fluffle.privacy.noise`."""
 
     def __init__(
-        self, secret: NoiseSecret, federation: str, plan: PrivacyPlan, state: PrivacyState, grid: Grid
+        self,
+        secret: NoiseSecret,
+        federation: str,
+        plan: PrivacyPlan,
+        state: PrivacyState,
+        grid: Grid,
+        *,
+        drawn: bytes,
     ) -> None:
-        """Go on from what a record says has been released, under numbers that are drawn now."""
-        self._drawn = secrets.token_bytes(DRAWN_BYTES)
-        self._secret, self._federation = secret, federation
+        """Go on from what a record says has been released; this leader has `drawn` so many random bytes."""
+        self._drawn, self._secret, self._federation = drawn, secret, federation
         past = [
             secret.key(federation, bytes.fromhex(each.drawn), Rank(each.term, each.version))
             for each in state.last

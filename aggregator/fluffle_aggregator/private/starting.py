@@ -1,5 +1,6 @@
 """How a leader begins with differential privacy, or goes on with what the record says has been released."""
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fluffle.logs import get_logger
 from fluffle.model import Layout
 from fluffle.privacy.grid import Grid
 from fluffle.privacy.noise import NoiseSecret
-from fluffle.privacy.plan import PrivacyPlan, PrivacyState
+from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
 from fluffle.privacy.secret_file import read_secret
 from fluffle.record import ModelVersion
 from fluffle_aggregator.private.combinations import require_no_statistics
@@ -63,7 +64,8 @@ class PrivateStart:
                 "with: copy the file of the other aggregators"
             )
         grid = grid_for(plan, record.layout)
-        noise = SecretNoise(self.secret, record.federation, plan, state, grid)
+        drawn = secrets.token_bytes(DRAWN_BYTES)
+        noise = SecretNoise(self.secret, record.federation, plan, state, grid, drawn=drawn)
         return PrivateSums(plan, state, noise, grid, buffer_size=buffer_size)
 
 

@@ -59,6 +59,25 @@ class PrivateSums:
         made = NoisySum(rank.term, rank.version, self._noise.drawn)
         self.state = self.state.with_sum(made, tuple(workers), self.plan)
 
+    def skip(self, rank: Rank) -> None:
+        """Let the sum of which this version would be made count, though it is never shown.
+
+        Then less is shown than was promised to be bearable, and those who wait for it may go on. Its noise is
+        drawn, since that of later sums takes back a part of it.
+        """
+        self._noise.add_next(rank, self.empty_buffer().steps)
+        self.state = self.state.with_sum(NoisySum(rank.term, rank.version, self._noise.drawn), (), self.plan)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nobody known may have an update in the next sum, though not all have sent theirs.
+
+        So it is where fewer workers take part than `separation` sums in a row need.
+        """
+        known, state, plan = self.state.participations, self.state, self.plan
+        unspent = [worker for worker in known if not state.is_spent(worker, plan)]
+        return bool(unspent) and all(state.steps_to_wait(worker, plan) for worker in unspent)
+
     def note_hello(self, name: str) -> None:
         """Note that somebody has connected, who may be a worker that trains its first update."""
         if name not in self.state.participations and len(self._greeted) < MAX_RUNS:
