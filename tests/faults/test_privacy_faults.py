@@ -1,14 +1,19 @@
 """Differential privacy with real processes: the same noise and the same budgets, whoever dies."""
 
 import signal
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import pytest
 from federation import Federation, assert_refused
 from injection import inject
 from privately import made_again
 from real_history import assert_history_is_one_line, send, some_updates, write_initial_model
 
+from fluffle.broker import Delivery, Listener
+from fluffle.model_stream import all_stored
 from fluffle.privacy.secret_file import read_secret, write_new_secret
 from fluffle.record import ModelVersion
 from fluffle.update import WeightUpdate
@@ -27,6 +32,46 @@ MOMENTS = {
     "between stream and records": 'kind == "record" and count == 3 and before',
     "between the acks of one batch": 'kind == "ack" and count == 4',
 }
+
+TELLING_TASK = """
+import numpy as np
+from fluffle.task import MeanOf, Trained, Validated
+
+
+class Telling:
+    def initial_weights(self, seed):
+        return {"w": np.zeros(4, np.float32), "count": np.zeros((), np.int64)}
+
+    def prepare(self, site):
+        return 31337
+
+    def train(self, weights, plan, *, seed, progress):
+        for done in range(1, 78):
+            progress(done, 77)
+        new = {"w": weights["w"] + np.float32(0.1), "count": np.array(4242)}
+        return Trained(new, examples=31337, metrics={"loss": 0.734251})
+
+    def validate(self, weights):
+        return Validated(31337, {"accuracy": MeanOf(0.618034, 1)})
+
+    def evaluate(self, weights):
+        return {}
+
+    def save(self, weights, path):
+        pass
+
+    def load(self, path):
+        return self.initial_weights(0)
+
+
+task = Telling()
+"""
+
+
+def all_heard(listener: Listener) -> Iterator[Delivery]:
+    """Yield what a listener has heard so far."""
+    while delivery := listener.next_delivery(1.0):
+        yield delivery
 
 
 def begin(folder: Path) -> None:
@@ -112,6 +157,10 @@ def test_workers_spend_their_budgets_and_leave_and_nothing_is_refused_though_the
             ("site-0", "site-1", "site-2"), UPDATES_OF_EACH
         )
         assert running.waiting_in(running.topology.rejected.name) == set()
+        shown = running.fluffle("privacy", "status")
+        assert shown.returncode == 0, shown.stderr
+        assert "epsilon 8 of 8 spent" in shown.stdout
+        assert all(worker in shown.stdout for worker in ("site-0", "site-1", "site-2"))
         [promise] = leader.events("differential privacy")
         assert "epsilon 8, delta 1e-05, at most 3 updates" in str(promise["promise"])
 
@@ -172,3 +221,41 @@ def test_privacy_neither_begins_nor_ends_in_a_federation_that_runs(
         third.wait_for("leading")
         third.kill()
         assert_refused(running.aggregator("fourth", *plain), "cannot be taken back")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (PRIVATE, set()),
+        # So that the test is able to find them.
+        (["--strategy", "fedbuff", "--max-updates", "6"], {"loss", "metric", "examples", "integers"}),
+    ],
+    ids=["private", "plain"],
+)
+def test_no_record_and_no_event_has_what_a_site_knows_of_its_data(
+    node: BrokerNode, tmp_path: Path, federation: str, flags: list[str], expected: set[str]
+) -> None:
+    write_new_secret(tmp_path / "noise.secret")
+    (tmp_path / "telling_task.py").write_text(TELLING_TASK)
+    with Federation(federation, node.amqp_url, tmp_path, task="telling_task:task") as running:
+        aggregator = running.aggregator("first", *flags, "--buffer-size", "2")
+        aggregator.wait_for("leading")
+        with running.connect() as broker:
+            topology = running.topology
+            with broker.listen(topology.events.name, name="test", max_bytes=2**26) as listener:
+                workers = [running.worker(site, sites=2) for site in range(2)]
+                assert [worker.wait_for_exit() for worker in workers] == [0, 0]
+                assert aggregator.wait_for_exit() == 0
+                heard = [each.body for each in all_heard(listener)]
+            stored = [each.body for each in all_stored(broker, topology)]
+
+        assert len(stored) > UPDATES_OF_EACH
+        assert any(b"trained" in body for body in heard)
+        secrets = {
+            "loss": struct.pack(">d", 0.734251),
+            "metric": struct.pack(">d", 0.618034),
+            "examples": msgpack.packb(31337),
+            "integers": (4242).to_bytes(8, "little"),
+        }
+        told = {name for name, each in secrets.items() for body in (*heard, *stored) if each in body}
+        assert told == expected

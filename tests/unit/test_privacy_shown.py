@@ -17,7 +17,7 @@ from fluffle.record import Contributor, ModelVersion
 from fluffle_aggregator.effects import Tell
 from fluffle_aggregator.told import told_of_commit
 from fluffle_cli.watching.as_json import with_workers
-from fluffle_cli.watching.privacy import about_privacy, spent_privacy
+from fluffle_cli.watching.privacy import about_privacy, spent_by_worker, spent_privacy
 from fluffle_cli.watching.terminal import render
 from fluffle_cli.watching.view import Version
 
@@ -100,3 +100,11 @@ def test_the_leader_tells_prometheus_what_is_spent() -> None:
     epsilon = meter.registry.get_sample_value("fluffle_privacy_epsilon", labels)
     assert epsilon == pytest.approx(8.0)
     assert meter.registry.get_sample_value("fluffle_privacy_sums", labels) == 5
+
+
+def test_what_workers_have_spent_is_told_the_most_first() -> None:
+    found = spent_by_worker(Version.of(a_private_version()))
+
+    assert [(each.name, each.updates) for each in found] == [("w1", 4), ("w2", 2)]
+    assert found[0].epsilon > found[1].epsilon > 0
+    assert spent_by_worker(Version.of(a_version())) == []

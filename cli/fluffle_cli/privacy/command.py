@@ -13,6 +13,7 @@ from fluffle.whole_file import write_whole
 from fluffle_cli.plain_json import as_text
 from fluffle_cli.privacy.page import page, picture_file
 from fluffle_cli.privacy.settings import PrivacyPlanSettings
+from fluffle_cli.privacy.status import PrivacyStatusSettings, status
 from fluffle_cli.privacy.terminal import (
     EXPLAINED,
     aggregator_command,
@@ -88,3 +89,4 @@ def secret(file: Annotated[Path, typer.Argument(help="File to write.", metavar="
 
 app.command("plan")(settings_command(PrivacyPlanSettings, plan, without=MEANINGLESS))
 app.command("secret")(secret)
+app.command("status")(settings_command(PrivacyStatusSettings, status))

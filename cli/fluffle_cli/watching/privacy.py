@@ -45,6 +45,28 @@ class SpentPrivacy:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class SpentByWorker:
+    """What one worker has spent."""
+
+    name: str
+    updates: int
+    epsilon: float
+
+
+def spent_by_worker(version: Version) -> list[SpentByWorker]:
+    """Return what each worker with an update in the model has spent, the most first."""
+    plan, state = version.plan.privacy, version.privacy
+    if plan is None or state is None:
+        return []
+    found = [
+        SpentByWorker(name, each.updates, plan.epsilon_after(each.updates))
+        for name, each in state.participations.items()
+        if each.updates
+    ]
+    return sorted(found, key=lambda each: (-each.updates, each.name))
+
+
 def spent_privacy(version: Version | None) -> SpentPrivacy | None:
     """Return what a version says of differential privacy; None without it."""
     plan = version.plan.privacy if version else None
