@@ -28,7 +28,7 @@ from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_worker.round import ignore_progress, train_round
 
 SITES = 4
-ROUNDS = {"digits": 100, "fashion_mnist": 20}
+ROUNDS = {"digits": 30, "fashion_mnist": 20}
 PLANS = {
     "digits": Plan(local_epochs=3, learning_rate=0.2),
     "fashion_mnist": Plan(local_steps=60),

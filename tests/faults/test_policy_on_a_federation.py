@@ -86,17 +86,18 @@ def test_what_a_policy_takes_from_the_head_of_a_running_federation_is_said_and_p
     commit(running, leader, [1])
     with policy(node, rf"^{running.name}\.", {"message-ttl": TTL_MS}, name="short-lived"):
         # What was there before the policy does not expire: until it has been pushed out.
-        commit(running, leader, range(2, 2 + HEAD_LENGTH))
+        last = 1 + HEAD_LENGTH
+        commit(running, leader, range(2, last + 1))
 
         leader.wait_for(LOST)
         leader.wait_for(PUT_BACK)
         if may_ask:
             leader.wait_for("a policy loses messages")
     # What was published under the policy expires after its end, too.
-    commit(running, leader, [6])
+    commit(running, leader, [last + 1])
     leader.kill()
     successor = lead(running, "successor")
-    commit(running, successor, [7])
+    commit(running, successor, [last + 2])
 
     [lost, *_] = leader.events(LOST)
     assert "message-ttl" in str(lost["because"])
@@ -108,7 +109,7 @@ def test_what_a_policy_takes_from_the_head_of_a_running_federation_is_said_and_p
     } or not may_ask
     assert bool(leader.events("RabbitMQ's policies cannot be checked")) != may_ask
     newest = running.newest()
-    assert (newest.version, applied_ids(newest)) == (7, numbers(*range(1, 8)))
+    assert (newest.version, applied_ids(newest)) == (last + 2, numbers(*range(1, last + 3)))
 
 
 def test_a_purged_head_is_restored_and_the_next_leader_continues_from_it(

@@ -17,7 +17,7 @@ from fluffle_cli.node import BrokerNode
 
 pytestmark = pytest.mark.long
 
-STREAMS = ("best", "models", "records")
+STREAMS = ("best", "closes", "models", "records")
 FLAGS = ["--buffer-size", "2", "--heartbeat-s", "2"]
 
 
@@ -41,7 +41,7 @@ def zeros(stream: Path, _older: Path) -> None:
 
 
 def folders_of_the_streams(node: BrokerNode) -> list[Path]:
-    """Find where the node keeps the streams of the best version, of models and of records."""
+    """Find where the node keeps the streams of the best version, of close records, models and records."""
     found = sorted(path for path in (node.folder / "data").rglob("stream/*") if path.is_dir())
     assert len(found) == len(STREAMS)
     assert all(stream in path.name for stream, path in zip(STREAMS, found, strict=True))

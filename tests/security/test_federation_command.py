@@ -166,7 +166,7 @@ def test_a_deletion_says_what_is_lost_and_keeps_queues_that_fluffle_did_not_crea
 
     assert deleted.exit_code == 0, deleted.output
     assert "2 messages for the aggregator, most of them updates, 1 refused message" in deleted.output
-    assert "Deleted 10 exchanges with their bindings and 7 queues" in deleted.output
+    assert "Deleted 13 exchanges with their bindings and 8 queues" in deleted.output
     assert f"Not deleted, because Fluffle did not create it: queue {mine}" in deleted.output
     assert names_on_broker(management, federation) == [mine]
     assert names_on_broker(management, f"{federation}-2") == [other]
@@ -199,7 +199,7 @@ def test_a_federation_is_deleted_while_somebody_listens_and_the_listeners_queue_
         deleted = fluffle("federation", "delete", topology.federation, "--yes")
 
         assert deleted.exit_code == 0, deleted.output
-        assert "Deleted 10 exchanges with their bindings and 6 queues" in deleted.output
+        assert "Deleted 13 exchanges with their bindings and 7 queues" in deleted.output
         assert names_on_broker(management, topology.federation) == [f"{topology.events.name}.page"]
     wait_until(lambda: not names_on_broker(management, topology.federation), "the listener's queue to end")
 
