@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fluffle.model import Vector
 from fluffle.secure.closing import NotOpened, Opening, digest_of
 from fluffle.secure.committee import Committee
-from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit
+from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit, largest_in
 from fluffle.secure.measured import Values
 from fluffle.secure.modulus import Signed, add_multiple
 from fluffle.secure.plan import SecurePlan
@@ -202,8 +202,7 @@ class AwaitedSum:
         delta = plan.fixed_point.decode(signed[:size], plan.greatest)
         values = decode_limbs(signed[size:], plan.bits) / plan.greatest
         statistics_size = values.size - plan.measured_size
-        largest = int(np.max(np.abs(signed[size:].astype(np.int64)), initial=0))
-        return OpenedSum(delta, values[:statistics_size], values[statistics_size:], largest)
+        return OpenedSum(delta, values[:statistics_size], values[statistics_size:], largest_in(signed[size:]))
 
 
 def sound_sum(awaited: AwaitedSum, size: int) -> OpenedSum | SurveySums | None:

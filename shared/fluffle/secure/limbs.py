@@ -17,14 +17,37 @@ WHOLE_BITS: Final = 60
 LARGEST: Final = float(2 ** (WHOLE_BITS - FRACTION_BITS))
 
 
+def digits_for(whole_bits: int, bits: int) -> int:
+    """Return how many digits, in a base of 2**(bits - 1), a whole number below 2**whole_bits takes."""
+    return -(-(whole_bits + 1) // (bits - 1))
+
+
 def limbs_per_value(bits: int) -> int:
     """Return how many numbers of so many bits a statistic takes."""
-    return -(-(WHOLE_BITS + 1) // (bits - 1))
+    return digits_for(WHOLE_BITS, bits)
 
 
 def largest_digit(bits: int) -> int:
     """Return the largest magnitude of a digit."""
     return 1 << bits - 2
+
+
+def largest_in(digits: Signed) -> int:
+    """Return the largest magnitude of sums of digits; 0 of none."""
+    return int(np.max(np.abs(digits.astype(np.int64)), initial=0))
+
+
+def digits_of(whole: NDArray[np.int64] | NDArray[np.object_], count: int, bits: int) -> NDArray[np.int32]:
+    """Return whole numbers [size] as digits [count, size], the lowest ones first.
+
+    Each is from -2**(bits - 2) to 2**(bits - 2) - 1.
+    """
+    base, half = 1 << bits - 1, largest_digit(bits)
+    digits = np.empty((count, whole.size), np.int32)
+    for row in digits:
+        row[:] = ((whole + half) % base) - half
+        whole = (whole - row) // base
+    return digits
 
 
 def encode_limbs(values: NDArray[np.floating], bits: int) -> Residues:
@@ -34,13 +57,7 @@ def encode_limbs(values: NDArray[np.floating], bits: int) -> Residues:
     """
     clipped = np.clip(values.astype(np.float64), -LARGEST, LARGEST)
     whole = np.rint(clipped * 2.0**FRACTION_BITS).astype(np.int64)
-    base, half = np.int64(1 << bits - 1), np.int64(largest_digit(bits))
-    digits = np.empty((limbs_per_value(bits), values.size), np.int32)
-    for row in digits:
-        # From -half to half - 1.
-        row[:] = ((whole + half) % base) - half
-        whole = (whole - row) // base
-    return digits.reshape(-1).view(np.uint32)
+    return digits_of(whole, limbs_per_value(bits), bits).reshape(-1).view(np.uint32)
 
 
 def decode_limbs(total: Signed, bits: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
-from fluffle.secure.limbs import largest_digit
+from fluffle.secure.limbs import digits_for, digits_of, largest_digit, largest_in
 from fluffle.secure.modulus import Residues, Signed
 from fluffle.secure.plan import SecurePlan
 from fluffle.survey.columns import ColumnSums
@@ -29,9 +29,9 @@ BASE: Final = 1 << BITS - 1
 MOST_BITS, FRACTION_BITS = 64, 64
 # Values of a column at one site.
 COUNT_BITS: Final = 36
-_COUNT_DIGITS: Final = -(-(COUNT_BITS + 1) // (BITS - 1))
-_TOTAL_DIGITS: Final = -(-(COUNT_BITS + MOST_BITS + FRACTION_BITS + 1) // (BITS - 1))
-_SQUARES_DIGITS: Final = -(-(COUNT_BITS + 2 * (MOST_BITS + FRACTION_BITS) + 1) // (BITS - 1))
+_COUNT_DIGITS: Final = digits_for(COUNT_BITS, BITS)
+_TOTAL_DIGITS: Final = digits_for(COUNT_BITS + MOST_BITS + FRACTION_BITS, BITS)
+_SQUARES_DIGITS: Final = digits_for(COUNT_BITS + 2 * (MOST_BITS + FRACTION_BITS), BITS)
 # Magnitudes from 2**-32 to 2**32 have leaves of their own; below is 0, and above is the last leaf.
 LOWEST_POWER, POWERS = -32, 64
 # Each power of two is cut into 2**FINEST parts at most, and into fewer where there are many columns.
@@ -109,11 +109,11 @@ def numbers_of(statistics: DataStatistics) -> Residues:
         ]
     )
     digits = [
-        _digits(counts, _COUNT_DIGITS),
-        _digits(np.array([each.total for each in sums], object), _TOTAL_DIGITS),
-        _digits(np.array([each.squares for each in sums], object), _SQUARES_DIGITS),
+        digits_of(counts, _COUNT_DIGITS, BITS),
+        digits_of(np.array([each.total for each in sums], object), _TOTAL_DIGITS, BITS),
+        digits_of(np.array([each.squares for each in sums], object), _SQUARES_DIGITS, BITS),
     ]
-    return np.concatenate([each.reshape(-1) for each in digits]).astype(np.int32).view(np.uint32)
+    return np.concatenate([each.reshape(-1) for each in digits]).view(np.uint32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -141,16 +141,6 @@ def _sums_of(name: str, column: ColumnSums, fineness: int) -> _Sums:
     squares = n * edge**2 + 2 * edge * unit * column.total + unit**2 * column.squares
     whole = Fraction(1 << FRACTION_BITS)
     return _Sums(round(total * whole), round(squares * whole**2), np.rint(counts).astype(np.int64))
-
-
-def _digits(whole: NDArray[np.int64] | NDArray[np.object_], count: int) -> NDArray[np.int64]:
-    """Return digits [count, size], the lowest ones first, each from -BASE/2 to BASE/2 - 1."""
-    rows = []
-    for _ in range(count):
-        row = (whole + BASE // 2) % BASE - BASE // 2
-        rows.append(row.astype(np.int64))
-        whole = (whole - row) // BASE
-    return np.array(rows)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -204,7 +194,7 @@ class SurveySums:
 
 def sums_in(signed: Signed, shape: SurveyShape, sites: int) -> SurveySums:
     """Return what an opened sum of the answers of so many sites says. Raises ValueError if it is nonsense."""
-    largest = int(np.max(np.abs(signed.astype(np.int64)), initial=0))
+    largest = largest_in(signed)
     if largest > sites * largest_digit(BITS):
         raise ValueError(
             f"a digit is {largest}, and those of honest sites come to {sites * largest_digit(BITS)}"
