@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from fluffle.codecs.masked import MaskedVector
 from fluffle.compression import bits_of_masked, is_masked, is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
@@ -20,7 +19,6 @@ from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
-from fluffle.secure.modulus import Modulus
 from fluffle.secure.plan import ModulusBits, masked_codec
 from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
@@ -159,11 +157,12 @@ def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:
     bits = take(header, "bits", _BITS)
     if not found["epoch"]:
         raise WireError("field epoch: what is masked has one, and it is not 0")
+    codec = masked_codec(bits)
     try:
-        vector = MaskedVector.reading(Modulus(bits), payload)
+        vector = read_vector(codec, 8 * len(payload) // bits, payload)
     except ValueError as error:
         raise WireError(f"field vector: it is not masked: {error}") from error
-    return WeightUpdate(**found, sends="delta", codec=masked_codec(bits), vector=vector, examples=0, steps=0)
+    return WeightUpdate(**found, sends="delta", codec=codec, vector=vector, examples=0, steps=0)
 
 
 def _read_masked_survey(header: Header, payload: memoryview) -> WeightUpdate:

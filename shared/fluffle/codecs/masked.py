@@ -33,13 +33,6 @@ class MaskedVector(CompressedVector):
         """Return a vector of numbers that are masked already."""
         return cls(residues.size, memoryview(modulus.pack(residues)), modulus)
 
-    @classmethod
-    def reading(cls, modulus: Modulus, payload: memoryview) -> Self:
-        """Return the vector that takes all of these bytes. Raises ValueError when a part of one is left."""
-        size = 8 * len(payload) // modulus.bits
-        require_length(modulus.bytes_of(size), payload)
-        return cls(size, payload, modulus)
-
 
 @dataclass(frozen=True, slots=True)
 class MaskedCodec:
