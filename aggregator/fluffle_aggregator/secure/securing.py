@@ -119,7 +119,7 @@ class Securing:
                 return []
             detail = f"{update.id.worker} has given its share of this buffer, and of the next one"
             return Refusal(OVER_SHARE, detail)
-        if any(each.id == update.id for each in self.awaited.record.close.updates):
+        if update.id in self.awaited.record.close:
             self.waiting.hold(delivery, now)
         else:
             self.waiting.set_aside(delivery, update, now)

@@ -113,7 +113,7 @@ class SecureState:
 
     def has_closed(self, update: UpdateId) -> bool:
         """Return whether an update is in the sum that waits to be opened."""
-        return self.closed is not None and any(each.id == update for each in self.closed.updates)
+        return self.closed is not None and update in self.closed
 
     def awaits(self, close: CloseRecord) -> None:
         """Take note that the next version is made of the sum of this close record."""

@@ -60,6 +60,9 @@ class CloseRecord:
     asked: Annotated[tuple[Name, ...], at_most(MOST_GROUPS)]
     updates: Annotated[tuple[ClosedUpdate, ...], at_most(MOST_UPDATES)]
 
+    def __contains__(self, update: UpdateId) -> bool:
+        return any(each.id == update for each in self.updates)
+
     @property
     def modulus(self) -> Modulus:
         """The modulus of the sum."""
