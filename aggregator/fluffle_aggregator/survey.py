@@ -114,10 +114,7 @@ class OpenSurvey:
 
     def differs(self, answer: SiteStatistics) -> str:
         """Return in which way a worker's data is not like that of the others, in words; empty where it is."""
-        difference = self._sums.difference(answer.statistics) if self._sums else ""
-        if not difference:
-            return ""
-        return f"the data of {answer.worker} is not like that of {self.state.answered[0]}: {difference}"
+        return self._sums.difference(answer.statistics) if self._sums else ""
 
     def other_units(self, answer: SiteStatistics) -> Mapping[str, float]:
         """Return how many times as large as the others' a worker's values are, by the columns' names.

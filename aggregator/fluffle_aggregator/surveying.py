@@ -8,13 +8,13 @@ from fluffle.survey.messages import MAX_ANSWERS, SiteStatistics
 from fluffle.topology import Topology
 from fluffle_aggregator.effects import Ack, Effect, Tell, info, warning
 from fluffle_aggregator.gates.fitting import (
-    DUPLICATE,
     FINISHED,
     NO_SURVEY,
-    OTHER_DATA,
     SURVEY_OVER,
     WRONG_CONTENT,
+    has_answered,
     of_another_federation,
+    of_other_data,
 )
 from fluffle_aggregator.gates.gate import Refusal
 from fluffle_aggregator.gates.sender import foreign_sender
@@ -152,12 +152,10 @@ def _warned_of(worker: str, other_units: Mapping[str, float]) -> list[Effect]:
 def _does_not_fit(answer: SiteStatistics, survey: OpenSurvey) -> Refusal | None:
     answered = survey.state.answered
     if answer.worker in answered:
-        return Refusal(
-            DUPLICATE, f"{answer.worker} has answered this survey already: its first answer counts"
-        )
+        return has_answered(answer.worker)
     if len(answered) >= MAX_ANSWERS:
         return Refusal(SURVEY_OVER, f"the survey has {MAX_ANSWERS} answers and takes no more")
     if too_much := survey.claims_too_much(answer):
         return Refusal(BAD_EXAMPLES, too_much)
     difference = survey.differs(answer)
-    return Refusal(OTHER_DATA, difference) if difference else None
+    return of_other_data(answer.worker, answered[0], difference) if difference else None

@@ -36,6 +36,16 @@ def of_another_federation(report: str, federation: str, model: GlobalModel) -> R
     return Refusal(WRONG_FEDERATION, f"{report} is for {federation!r}")
 
 
+def has_answered(worker: str) -> Refusal:
+    """Return the refusal of a second answer to a survey."""
+    return Refusal(DUPLICATE, f"{worker} has answered this survey already: its first answer counts")
+
+
+def of_other_data(worker: str, first: str, difference: str) -> Refusal:
+    """Return the refusal of an answer whose data differs from that of the worker that answered first."""
+    return Refusal(OTHER_DATA, f"the data of {worker} is not like that of {first}: {difference}")
+
+
 def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
     """Let an update pass that this model can take in; of one with a part, say where the part begins."""
     update, layout = incoming.update, model.record.layout
@@ -100,11 +110,9 @@ def _not_of_this_time(update: WeightUpdate, model: GlobalModel) -> Refusal | Non
 def _unlike_the_others(shape: SurveyShape, worker: str, buffer: MaskedBuffer) -> Refusal | None:
     """Return why an answer to a survey cannot be added to those before it, or None when it can."""
     if buffer.has_one_of(worker):
-        return Refusal(DUPLICATE, f"{worker} has answered this survey already: its first answer counts")
+        return has_answered(worker)
     difference = buffer.shape.difference(shape) if buffer.shape else ""
-    first = buffer.updates[0].id.worker if buffer.updates else ""
-    said = f"the data of {worker} is not like that of {first}: {difference}"
-    return Refusal(OTHER_DATA, said) if difference else None
+    return of_other_data(worker, buffer.updates[0].id.worker, difference) if difference else None
 
 
 def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
