@@ -82,16 +82,19 @@ class ClippingWarnings:
             )
 
 
-def few_levels(vector: Vector, plan: SecurePlan) -> int:
+def few_levels(vector: Vector, size: float, plan: SecurePlan) -> int:
     """Return into how many levels the largest element falls, if these are too few to hide among; else 0.
+
+    `size` is what the clip is for, as `ClippingWarnings.note` returns it.
 
     With weights that differ, sums of numbers as small can be taken apart: 64, 45 and 24 times three numbers
     from -3 to 3 have one solution. No honest aggregator needs a clip as wide.
     """
-    scale = plan.fixed_point.levels / plan.clip
+    largest, scale = size, plan.fixed_point.levels / plan.clip
     if plan.by_norm:
-        scale *= min(1.0, plan.clip / max(norm(vector), plan.clip))
-    found = round(min(plan.fixed_point.levels, largest_magnitude(vector) * scale))
+        largest = largest_magnitude(vector)
+        scale *= min(1.0, plan.clip / max(size, plan.clip))
+    found = round(min(plan.fixed_point.levels, largest * scale))
     return found if 0 < found < FEWEST_LEVELS else 0
 
 

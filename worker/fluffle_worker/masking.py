@@ -189,7 +189,7 @@ class SecureSite:
             # Behind its mask nobody could tell, and it would spoil the whole sum.
             log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
             return
-        if levels := few_levels(trained.vector, secure):
+        if levels := few_levels(trained.vector, size, secure):
             log.warning(
                 "an update is not sent: the aggregator's clip is so wide that it has few levels, and sums of "
                 "such updates could be taken apart; start the aggregator with a smaller --secure-clip",
@@ -199,7 +199,7 @@ class SecureSite:
                 largest=float(f"{largest_magnitude(trained.vector):.3g}"),
             )
             return
-        if found and (large := too_large(found, secure)) and not self._has_warned_of_metrics:
+        if found and not self._has_warned_of_metrics and (large := too_large(found, secure)):
             self._has_warned_of_metrics = True
             log.warning("metrics of this site are too large to be masked, and do not travel", metrics=large)
         under = self.keys.masking(trained.update, trained.vector, found, secure, random)
