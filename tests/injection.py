@@ -47,6 +47,16 @@ BlockingChannel.basic_publish, BlockingChannel.basic_ack = publishing, acking
 """
 
 
+def inject_death(folder: Path, moment: str) -> None:
+    """Let the first process die that comes to a moment, an expression of `kind`, `count` and `before`."""
+    code = f"""
+def moment(kind, count, before):
+    if {moment} and once({str(folder / "died")!r}):
+        die()
+"""
+    inject(folder, code, at_each_call=True)
+
+
 def inject(folder: Path, code: str, *, at_each_call: bool = False) -> None:
     """Let the processes that start in this folder from now on run `code` first."""
     text = PRELUDE + code + (AT_EACH_CALL if at_each_call else "")

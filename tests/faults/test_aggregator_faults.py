@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from brokers import all_versions
 from federation import Federation, Part, applied_ids
-from injection import inject
+from injection import inject, inject_death
 from real_history import assert_history_is_one_line, send, some_updates, write_initial_model
 
 from fluffle.model_stream import all_records
@@ -67,12 +67,7 @@ def test_wherever_the_aggregator_is_killed_each_update_counts_once_and_the_bits_
     node: BrokerNode, tmp_path: Path, federation: str, undisturbed: ModelVersion, moment: str
 ) -> None:
     write_initial_model(tmp_path)
-    code = f"""
-def moment(kind, count, before):
-    if {MOMENTS[moment]} and once({str(tmp_path / "died")!r}):
-        die()
-"""
-    inject(tmp_path, code, at_each_call=True)
+    inject_death(tmp_path, MOMENTS[moment])
     with Federation(federation, node.amqp_url, tmp_path) as running:
         first = running.aggregator("first", *FLAGS)
         first.wait_for("leading")

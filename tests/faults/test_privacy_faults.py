@@ -8,7 +8,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from federation import Federation, assert_refused, wait_until
-from injection import inject
+from injection import inject_death
 from privately import made_again
 from real_history import assert_history_is_one_line, send, some_updates, write_initial_model
 
@@ -93,12 +93,7 @@ def test_wherever_the_aggregator_is_killed_the_next_one_goes_on_with_the_same_no
     node: BrokerNode, tmp_path: Path, federation: str, moment: str
 ) -> None:
     begin(tmp_path)
-    code = f"""
-def moment(kind, count, before):
-    if {MOMENTS[moment]} and once({str(tmp_path / "died")!r}):
-        die()
-"""
-    inject(tmp_path, code, at_each_call=True)
+    inject_death(tmp_path, MOMENTS[moment])
     with Federation(federation, node.amqp_url, tmp_path) as running:
         first = running.aggregator("first", *FLAGS)
         first.wait_for("leading")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation
-from injection import inject
+from injection import inject, inject_death
 from secured import SENDERS, Secured
 
 from fluffle.wire import encode_update
@@ -40,12 +40,7 @@ def test_wherever_the_leader_is_killed_the_next_one_opens_the_same_sum_to_the_la
     secured: Secured, tmp_path: Path, moment: str
 ) -> None:
     helpers = [secured.helper(name) for name in HELPERS]
-    code = f"""
-def moment(kind, count, before):
-    if {MOMENTS[moment]} and once({str(tmp_path / "died")!r}):
-        die()
-"""
-    inject(tmp_path, code, at_each_call=True)
+    inject_death(tmp_path, MOMENTS[moment])
     first = secured.aggregator("first")
     first.wait_for("leading")
     secured.send(range(len(SENDERS)))
