@@ -217,7 +217,7 @@ lock() {
   [[ $("$venv/bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] || quietly pip_install "uv==$uv_version"
   compile_lock requirements.lock pyproject.toml --extra demo --extra data --group dev "$@"
   # For the two container images; the same versions as above.
-  compile_lock requirements-worker.lock pyproject.toml --extra worker --extra data --constraint requirements.lock "$@"
+  compile_lock requirements-worker.lock pyproject.toml --extra worker --extra data --extra sealed --constraint requirements.lock "$@"
   compile_lock requirements-aggregator.lock pyproject.toml "$@"
   # For `make test-lowest` alone: the oldest version of each package that pyproject.toml names.
   compile_lock requirements-lowest.lock pyproject.toml --extra demo --extra data --group dev --resolution lowest-direct "$@"

@@ -36,6 +36,7 @@ ONE_IMPORTER = {
     "starlette": "fluffle_cli.dashboard.server",
     "uvicorn": "fluffle_cli.dashboard.server",
     "trustme": "fluffle_cli.certificates",
+    "tenseal": "fluffle.sealed.keys",
 }
 PURE = {
     "fluffle.broker",
@@ -62,6 +63,7 @@ PURE = {
     "fluffle.codecs.masked",
     *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "measured")),
     *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "surveyed", "weights")),
+    *("fluffle.sealed", "fluffle.sealed.parameters"),
     "fluffle.sites",
     "fluffle.survey",
     *(
