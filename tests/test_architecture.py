@@ -63,7 +63,8 @@ PURE = {
     "fluffle.codecs.masked",
     *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "measured")),
     *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "surveyed", "weights")),
-    *("fluffle.sealed", "fluffle.sealed.parameters"),
+    "fluffle.sealed",
+    *(f"fluffle.sealed.{name}" for name in ("parameters", "part", "plan", "residues")),
     "fluffle.sites",
     "fluffle.survey",
     *(
@@ -151,6 +152,7 @@ PURE_MAY_IMPORT = {
         "collections",
         "dataclasses",
         "enum",
+        "fnmatch",
         "fractions",
         "functools",
         "hashlib",
