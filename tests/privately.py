@@ -21,7 +21,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.norms import norm_of
 from fluffle_aggregator.private.secret_noise import SecretNoise
-from fluffle_aggregator.private.sums import PrivateSums, grid_of
+from fluffle_aggregator.private.sums import AddedNoise, PrivateSums, grid_of
 from fluffle_aggregator.private.weighing import private
 
 SECRET = NoiseSecret(bytes(range(32)))
@@ -81,7 +81,7 @@ def a_private_config(
             plan=asked,
             goal=goal or Goal(),
             term=head.term + 1,
-            private=PrivateSums(promised, record.privacy, noise, grid, buffer_size=buffer_size),
+            private=PrivateSums(promised, record.privacy, AddedNoise(noise, grid, buffer_size)),
         )
 
     version = replace(a_private_version(promised, first), plan=asked)

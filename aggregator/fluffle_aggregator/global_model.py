@@ -42,8 +42,7 @@ CONSTANT_RATE = Schedule()
 class GlobalModel:
     """What grows from one record to the next.
 
-    `record` is the newest published version. `draft` holds what the next record says of evaluations, limits
-    and the end; what each update changes stands in attributes of its own.
+    `record` is the newest published version, and `draft` the next one but for what each update changes.
     """
 
     def __init__(
@@ -121,7 +120,8 @@ class GlobalModel:
         self._left_out, self._left_out_untold = 0, 0
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
-        return self.private.empty_buffer() if self.private else self.strategy.empty_buffer(self.cache)
+        added = self.private.added if self.private else None
+        return added.empty_buffer() if added else self.strategy.empty_buffer(self.cache)
 
     def no_statistics(self) -> StatisticsBuffer:
         """Return a buffer without statistics."""
@@ -244,7 +244,7 @@ class GlobalModel:
             self._left_out += 1
             self._left_out_untold = self.accumulator.left_out
         if self.private:
-            self.private.add_noise(self.accumulator, Rank(self.term, self.version + 1), self.in_buffer)
+            self.private.note_sum(self.accumulator, Rank(self.term, self.version + 1), self.in_buffer)
         self.strategy.step(self.vector, self.accumulator, self.moments)
         self.statistics = self._statistics.merged_into(self.statistics)
         self.accumulator = self._empty_buffer()

@@ -35,7 +35,7 @@ from fluffle_aggregator.gates.limits import gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
-from fluffle_aggregator.private.settings import begin_privately, same_privacy_plan
+from fluffle_aggregator.private.settings import same_privacy_plan
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
 from fluffle_aggregator.service import AggregatorResult, serve
@@ -104,8 +104,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         settings.federation, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
     )
 
-    target, new_privacy = settings.privacy_target(), settings.new_privacy_plan()
-    private = begin_privately(settings.dp_secret, new_privacy)
+    private = settings.begin_privately()
 
     def plan(privacy: PrivacyPlan | None) -> Plan:
         return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy)
@@ -127,7 +126,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         return first_version(
             file,
             federation=settings.federation,
-            plan=plan(new_privacy),
+            plan=plan(private.plan_for(file.layout) if private else None),
             strategy=str(strategy),
             survey=survey,
             privacy=private.first_state(file.layout) if private else None,
@@ -149,7 +148,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
-        asked = plan(same_privacy_plan(target, head.record.plan.privacy))
+        asked = plan(same_privacy_plan(settings.privacy_target(), head.record.plan.privacy))
         require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
@@ -166,8 +165,8 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             private=private.sums_of(head.record, buffer_size=strategy.buffer_size) if private else None,
         )
 
-    plan(new_privacy)
-    # Refuses limits that have no meaning for the strategy before anything starts.
+    # Refuse settings and limits that have no meaning for the strategy before anything starts.
+    plan(None)
     gates_of(settings, strategy, topology)
     return AggregatorConfig(
         name=settings.name,

@@ -23,7 +23,7 @@ from fluffle_aggregator.gates.limits import Limits, gates_of
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import take_in
-from fluffle_aggregator.private.sums import NoNoise, PrivateSums, grid_of
+from fluffle_aggregator.private.sums import AddedNoise, NoNoise, PrivateSums, grid_of
 from fluffle_aggregator.private.weighing import private
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
@@ -88,8 +88,10 @@ def main() -> None:
     survey_aim = SurveyAim(wanted=MOST_UPDATES if is_open else 0)
     sums = None
     if (promised := record.plan.privacy) and record.privacy:
-        strategy, grid = private(strategy), grid_of(promised, layout.size)
-        sums = PrivateSums(promised, record.privacy, NoNoise(), grid, buffer_size=strategy.buffer_size)
+        strategy, added = private(strategy), None
+        if promised.mechanism == "central":
+            added = AddedNoise(NoNoise(), grid_of(promised, layout.size), strategy.buffer_size)
+        sums = PrivateSums(promised, record.privacy, added)
     secure = None
     if plan := record.plan.secure:
         # Who takes part is for the leader to say: here all that have a name do.

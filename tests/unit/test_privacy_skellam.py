@@ -67,7 +67,7 @@ def test_dp_accounting_makes_the_same_epsilon_of_the_divergences_of_fine_noise(
     a.compose(GaussianDpEvent(multiplier), updates)
     a.get_epsilon(delta)
     """
-    noise = SkellamNoise(l2=1e7, l1=1e7, honest=4, share=(multiplier * 1e7) ** 2 / 4)
+    noise = SkellamNoise(clip=1.0, l2=1e7, l1=1e7, honest=4, share=(multiplier * 1e7) ** 2 / 4)
 
     assert noise.epsilon_after(updates, delta) == pytest.approx(epsilon, abs=1e-4)
     # The exact epsilon of Gaussian noise is up to a tenth smaller.
@@ -93,7 +93,7 @@ def test_noise_keeps_a_promise_and_is_not_more_than_needed(
     )
 
     assert noise.epsilon_after(updates, 1e-6) <= epsilon < noise.epsilon_after(updates + 1, 1e-6)
-    less = SkellamNoise(l2=noise.l2, l1=noise.l1, honest=honest, share=noise.share * 0.998)
+    less = SkellamNoise(clip=1.0, l2=noise.l2, l1=noise.l1, honest=honest, share=noise.share * 0.998)
     assert less.epsilon_after(updates, 1e-6) > epsilon
     assert noise.epsilon_after(0, 1e-6) == 0.0
     assert noise.variance == pytest.approx(noise.share * honest)
@@ -134,7 +134,7 @@ def test_rounding_is_tried_again_until_the_norm_fits() -> None:
 
 @pytest.mark.parametrize("variance", [0.8, 30.0, 40_000.0])
 def test_shares_together_are_skellam_noise_of_their_variances_sum(variance: float) -> None:
-    noise = SkellamNoise(l2=1.0, l1=1.0, honest=5, share=variance / 5)
+    noise = SkellamNoise(clip=1.0, l2=1.0, l1=1.0, honest=5, share=variance / 5)
     random = np.random.default_rng(7)
     total = np.zeros(200_000, np.uint32)
 
@@ -151,7 +151,7 @@ def test_shares_together_are_skellam_noise_of_their_variances_sum(variance: floa
 
 @pytest.mark.parametrize("bits", [16, 24, 32])
 def test_shares_wrap_as_masked_sums_do_and_are_read_with_their_sign(bits: int) -> None:
-    modulus, noise = Modulus(bits), SkellamNoise(l2=1.0, l1=1.0, honest=3, share=1e6)
+    modulus, noise = Modulus(bits), SkellamNoise(clip=1.0, l2=1.0, l1=1.0, honest=3, share=1e6)
     numbers, plain = np.full(1000, 2**32 - 700, np.uint32), np.full(1000, -700)
     total = np.zeros(1000, np.uint32)
     for seed in range(3):
@@ -166,7 +166,7 @@ def test_shares_wrap_as_masked_sums_do_and_are_read_with_their_sign(bits: int) -
 
 
 def test_the_farthest_noise_is_not_much_further_than_one_sees() -> None:
-    noise = SkellamNoise(l2=1.0, l1=1.0, honest=1, share=1e4)
+    noise = SkellamNoise(clip=1.0, l2=1.0, l1=1.0, honest=1, share=1e4)
 
     # 2**-40 for any of a million is 8.6 standard deviations of a normal number.
     assert 850 < noise.farthest(1, 1_000_000) < 1000
@@ -174,7 +174,7 @@ def test_the_farthest_noise_is_not_much_further_than_one_sees() -> None:
 
 
 def test_the_largest_share_that_is_drawn_has_the_right_variance() -> None:
-    noise = SkellamNoise(l2=1.0, l1=1.0, honest=1, share=MOST_VARIANCE)
+    noise = SkellamNoise(clip=1.0, l2=1.0, l1=1.0, honest=1, share=MOST_VARIANCE)
     drawn = np.zeros(100_000, np.uint32)
 
     noise.add_share(drawn, np.random.default_rng(3))

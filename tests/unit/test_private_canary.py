@@ -26,7 +26,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import TakenIn, take_in
 from fluffle_aggregator.private.secret_noise import SecretNoise
-from fluffle_aggregator.private.sums import PrivateSums, grid_of
+from fluffle_aggregator.private.sums import AddedNoise, PrivateSums, grid_of
 from fluffle_aggregator.private.weighing import private
 
 GAMES, STEPS, BUFFER_SIZE, CLIP = 1000, 5, 2, 0.5
@@ -47,7 +47,7 @@ def a_private_model(plan: PrivacyPlan, number: int) -> GlobalModel:
         plan=Plan(privacy=plan),
         goal=Goal(),
         term=1,
-        private=PrivateSums(plan, record.privacy, noise, grid, buffer_size=BUFFER_SIZE),
+        private=PrivateSums(plan, record.privacy, AddedNoise(noise, grid, BUFFER_SIZE)),
     )
 
 

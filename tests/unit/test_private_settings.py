@@ -13,7 +13,7 @@ from fluffle.privacy.secret_file import write_new_secret
 from fluffle.settings import load_settings
 from fluffle_aggregator.private.combinations import REFUSED, require_no_statistics
 from fluffle_aggregator.private.settings import same_privacy_plan
-from fluffle_aggregator.private.starting import PrivateStart, grid_for
+from fluffle_aggregator.private.starting import SecretFile, grid_for
 from fluffle_aggregator.settings import AggregatorSettings
 
 GIVEN = {"dp": "central", "dp_epsilon": 8, "dp_clip": 1, "dp_max_updates": 10, "dp_secret": "noise.secret"}
@@ -133,4 +133,4 @@ def test_the_secret_file_must_be_its_owners_alone(tmp_path: Path) -> None:
     path.chmod(0o644)
 
     with pytest.raises(ConfigError, match="chmod 600"):
-        PrivateStart.reading(path, a_privacy_plan())
+        SecretFile.reading(path)

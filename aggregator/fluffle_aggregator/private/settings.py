@@ -18,6 +18,9 @@ NEEDED: Final = {
     "dp_epsilon": "such as 8: the smaller, the more private",
     "dp_clip": "the L2 norm that updates are clipped to, such as 1",
     "dp_max_updates": "the number of updates that each worker sends in all, such as 20",
+}
+# Where the aggregator adds the noise.
+NEEDED_FOR_CENTRAL: Final = {
     "dp_secret": "a file that `fluffle privacy secret FILE` makes, and that all aggregators have",
 }
 OPTIONAL: Final = ("dp_delta", "dp_separation")
@@ -67,12 +70,13 @@ class PrivacySettings(BaseModel):
 
     @model_validator(mode="after")
     def _needs_and_has_an_effect(self) -> Self:
-        given = [name for name in (*NEEDED, *OPTIONAL) if name in self.model_fields_set]
+        needed = NEEDED | NEEDED_FOR_CENTRAL
+        given = [name for name in (*needed, *OPTIONAL) if name in self.model_fields_set]
         if self.dp is None:
             if idle := [name for name in given if getattr(self, name) is not None]:
                 raise ValueError(f"{idle[0]} has no effect without dp: give dp central too, or neither")
             return self
-        for name, what in NEEDED.items():
+        for name, what in needed.items():
             if getattr(self, name) is None:
                 raise ValueError(f"dp {self.dp} needs {name}, {what}")
         return self
@@ -95,6 +99,18 @@ class PrivacySettings(BaseModel):
         """Return the plan of a new federation, with the noise that keeps the promise; None without dp."""
         target = self.privacy_target()
         return PrivacyPlan.keeping(target) if target else None
+
+    def begin_privately(self) -> "PrivateStart | None":
+        """Read the secret, and log what is promised; None without dp."""
+        asked = self.new_privacy_plan()
+        if asked is None:
+            return None
+        # Only here: the library of ciphers takes long to load.
+        from fluffle_aggregator.private.starting import PrivateStart, SecretFile, say_promise
+
+        secret = SecretFile.reading(self.dp_secret) if self.dp_secret else None
+        say_promise(asked)
+        return PrivateStart(lambda _: asked, secret)
 
 
 def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -> PrivacyPlan | None:
@@ -124,16 +140,6 @@ def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -
                 f"workers stays, so give {before}; or {anew}"
             )
     return begun
-
-
-def begin_privately(path: Path | None, asked: PrivacyPlan | None) -> "PrivateStart | None":
-    """Read the secret in a file, and log what is promised; None without dp."""
-    if path is None or asked is None:
-        return None
-    # Only here: the library of ciphers takes long to load.
-    from fluffle_aggregator.private.starting import PrivateStart
-
-    return PrivateStart.reading(path, asked)
 
 
 _PROMISED: Final = {

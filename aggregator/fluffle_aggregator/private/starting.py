@@ -1,6 +1,7 @@
 """How a leader begins with differential privacy, or goes on with what the record says has been released."""
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fluffle.privacy.secret_file import read_secret
 from fluffle.record import ModelVersion
 from fluffle_aggregator.private.combinations import require_no_statistics
 from fluffle_aggregator.private.secret_noise import SecretNoise
-from fluffle_aggregator.private.sums import PrivateSums, grid_of
+from fluffle_aggregator.private.sums import AddedNoise, PrivateSums, grid_of
 
 log = get_logger(__name__)
 
@@ -25,39 +26,23 @@ WHAT_STAYS = (
 
 
 @dataclass(frozen=True, slots=True)
-class PrivateStart:
-    """The secret of an aggregator with differential privacy, where it was read, and the plan that it asks."""
+class SecretFile:
+    """The secret of the noise that the aggregator adds, and where it was read."""
 
     path: Path
     secret: NoiseSecret
-    asked: PrivacyPlan
 
     @classmethod
-    def reading(cls, path: Path, asked: PrivacyPlan) -> "PrivateStart":
-        """Read the file with the secret, and log what is promised. Raises ConfigError when it has none."""
-        found = cls(path, read_secret(path), asked)
-        say_promise(asked)
-        return found
+    def reading(cls, path: Path) -> "SecretFile":
+        """Read the file with the secret. Raises ConfigError when it has none."""
+        return cls(path, read_secret(path))
 
-    def first_state(self, layout: Layout) -> PrivacyState:
-        """Return the state of a federation that has released nothing.
-
-        Raises ConfigError for a model that cannot be private.
-        """
-        grid_for(self.asked, layout)
-        return PrivacyState(commitment=self.secret.commitment)
-
-    def sums_of(self, record: ModelVersion, *, buffer_size: int) -> PrivateSums:
-        """Return the sums of a leader that goes on from a record, with the noise of its plan.
+    def noise_for(self, record: ModelVersion, buffer_size: int) -> AddedNoise:
+        """Return the noise of a leader that goes on from a record.
 
         Raises ConfigError when the federation was begun with another secret: its noise could not go on.
         """
-        plan, state = record.plan.privacy, record.privacy
-        if plan is None or state is None:
-            raise ConfigError(
-                f"version {record.version} has a promise of differential privacy, and does not say what was "
-                "released: begin a new federation"
-            )
+        plan, state = promised_by(record)
         if state.commitment != self.secret.commitment:
             raise ConfigError(
                 f"{self.path} (dp_secret) has another secret than the one that {record.federation} was begun "
@@ -66,12 +51,51 @@ class PrivateStart:
         grid = grid_for(plan, record.layout)
         drawn = secrets.token_bytes(DRAWN_BYTES)
         noise = SecretNoise(self.secret, record.federation, plan, state, grid, drawn=drawn)
-        return PrivateSums(plan, state, noise, grid, buffer_size=buffer_size)
+        return AddedNoise(noise, grid, buffer_size)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateStart:
+    """How an aggregator begins a federation with differential privacy: its plan, which may need the layout.
+
+    Without a `secret` the workers add the noise.
+    """
+
+    plan_for: Callable[[Layout], PrivacyPlan]
+    secret: SecretFile | None = None
+
+    def first_state(self, layout: Layout) -> PrivacyState:
+        """Return the state of a federation that has released nothing.
+
+        Raises ConfigError for a model that cannot be private.
+        """
+        require_no_statistics(layout)
+        if self.secret is None:
+            return PrivacyState(commitment="")
+        grid_for(self.plan_for(layout), layout)
+        return PrivacyState(commitment=self.secret.secret.commitment)
+
+    def sums_of(self, record: ModelVersion, *, buffer_size: int) -> PrivateSums:
+        """Return the sums of a leader that goes on from a record, with the noise of its plan."""
+        require_no_statistics(record.layout)
+        plan, state = promised_by(record)
+        added = self.secret.noise_for(record, buffer_size) if self.secret else None
+        return PrivateSums(plan, state, added)
+
+
+def promised_by(record: ModelVersion) -> tuple[PrivacyPlan, PrivacyState]:
+    """Return what a record promises, and what was released. Raises ConfigError when it does not say both."""
+    plan, state = record.plan.privacy, record.privacy
+    if plan is None or state is None:
+        raise ConfigError(
+            f"version {record.version} has a promise of differential privacy, and does not say what was "
+            "released: begin a new federation"
+        )
+    return plan, state
 
 
 def grid_for(plan: PrivacyPlan, layout: Layout) -> Grid:
-    """Return the grid for the sums of a model. Raises ConfigError when it cannot be private."""
-    require_no_statistics(layout)
+    """Return the grid for the sums of a model. Raises ConfigError when noise would hide all."""
     try:
         return grid_of(plan, layout.size)
     except ValueError as error:

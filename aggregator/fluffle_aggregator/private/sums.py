@@ -1,7 +1,7 @@
 """The sums of a leader with differential privacy: their noise, and what each worker has spent. Pure."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fluffle.privacy.grid import Grid, Steps
@@ -31,33 +31,41 @@ class NoNoise:
         """See Noise."""
 
 
-class PrivateSums:
-    """The sums of one leader: `state` is what has been released so far, with the newest step."""
+@dataclass(frozen=True, slots=True, eq=False)
+class AddedNoise:
+    """The noise that the aggregator adds to sums of clipped updates, which are divided by `buffer_size`."""
 
-    def __init__(
-        self, plan: PrivacyPlan, state: PrivacyState, noise: Noise, grid: Grid, *, buffer_size: int
-    ) -> None:
-        self.plan = plan
-        self.state = replace(state, drawn=noise.drawn)
-        self._noise = noise
-        self._grid = grid
-        self._buffer_size = buffer_size
-        self._greeted: set[str] = set()
+    noise: Noise
+    grid: Grid
+    buffer_size: int
 
     def empty_buffer(self) -> ClippedSum:
         """Return a buffer that holds no update yet."""
-        return ClippedSum.empty(self._grid, self._buffer_size)
+        return ClippedSum.empty(self.grid, self.buffer_size)
 
-    def add_noise(self, buffer: object, rank: Rank, workers: Iterable[str]) -> None:
+
+class PrivateSums:
+    """The sums of one leader: `state` is what has been released so far, with the newest step.
+
+    Without `added` the workers have added the noise, and the aggregator only counts.
+    """
+
+    def __init__(self, plan: PrivacyPlan, state: PrivacyState, added: AddedNoise | None = None) -> None:
+        self.plan = plan
+        self.added = added
+        self.state = replace(state, drawn=added.noise.drawn if added else "")
+        self._greeted: set[str] = set()
+
+    def note_sum(self, buffer: object, rank: Rank, workers: Iterable[str]) -> None:
         """Add noise to the sum of which a version is made, with one update of each of these workers.
 
         From here on the updates are spent.
         """
-        if not isinstance(buffer, ClippedSum):
-            raise TypeError(f"noise is for sums of clipped updates, not for {type(buffer).__name__}")
-        self._noise.add_next(rank, buffer.steps)
-        made = NoisySum(rank.term, rank.version, self._noise.drawn)
-        self.state = self.state.with_sum(made, tuple(workers), self.plan)
+        if self.added:
+            if not isinstance(buffer, ClippedSum):
+                raise TypeError(f"noise is for sums of clipped updates, not for {type(buffer).__name__}")
+            self.added.noise.add_next(rank, buffer.steps)
+        self._count(rank, workers)
 
     def skip(self, rank: Rank) -> None:
         """Let the sum of which this version would be made count, though it is never shown.
@@ -65,8 +73,11 @@ class PrivateSums:
         Then less is shown than was promised to be bearable, and those who wait for it may go on. Its noise is
         drawn, since that of later sums takes back a part of it.
         """
-        self._noise.add_next(rank, self.empty_buffer().steps)
-        self.state = self.state.with_sum(NoisySum(rank.term, rank.version, self._noise.drawn), (), self.plan)
+        self.note_sum(self.added.empty_buffer() if self.added else None, rank, ())
+
+    def _count(self, rank: Rank, workers: Iterable[str]) -> None:
+        made = NoisySum(rank.term, rank.version, self.state.drawn)
+        self.state = self.state.with_sum(made, tuple(workers), self.plan)
 
     @property
     def is_stuck(self) -> bool:

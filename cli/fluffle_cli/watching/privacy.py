@@ -98,6 +98,6 @@ def about_privacy(plan: PrivacyPlan, state: PrivacyState) -> dict[str, str]:
         "privacy": f"epsilon {plan.epsilon_after(state.most_updates):.4g}, delta {plan.delta:g}",
         "privacy.promised": f"epsilon {plan.epsilon:g}, delta {plan.delta:g}",
         "privacy.unit": UNIT,
-        "privacy.mechanism": f"{plan.mechanism}, Gaussian noise of {plan.bands} bands, clip {plan.clip:g}",
+        "privacy.mechanism": f"{plan.mechanism}, {plan.noise_in_words}, clip {plan.clip:g}",
         "privacy.not_covered": NOT_COVERED,
     }

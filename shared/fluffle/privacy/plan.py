@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Self
 
 from fluffle.fields import Count, Name, Positive, ShortText, at_most, integer, must
 from fluffle.privacy.correlated import MOST_BANDS
 from fluffle.privacy.gaussian_noise import GaussianNoise
-from fluffle.privacy.promise import MOST_EPSILON, PrivacyTarget, promise
+from fluffle.privacy.promise import MOST_EPSILON, Mechanism, PrivacyTarget, promise
+from fluffle.privacy.skellam import SkellamNoise
 
 DRAWN_BYTES: Final = 16
 _HEXADECIMAL: Final = re.compile(r"([0-9a-f]{2})*")
@@ -34,11 +35,12 @@ class PrivacyPlan:
     """What is promised to each worker, and the noise that keeps it.
 
     A worker has at most so many `updates` in the model, each at least `separation` sums after the one before
-    and clipped to an L2 norm of `clip`. The noise has so many `bands` and the standard deviation `std`. Both
-    are computed once, by the first leader: see `GaussianNoise`.
+    and clipped to an L2 norm of `clip`. The noise has so many `bands` and the standard deviation `std`: see
+    `GaussianNoise`. With the mechanism distributed there are `shares` of it, and `std` is that of the noise
+    in each sum that is counted on. All of it is computed once, by the first leader.
     """
 
-    mechanism: Literal["central"] = "central"
+    mechanism: Mechanism = "central"
     epsilon: Epsilon
     delta: Delta
     clip: _Number
@@ -46,12 +48,14 @@ class PrivacyPlan:
     separation: Positive
     bands: Annotated[int, integer(1, MOST_BANDS)]
     std: _Number
+    shares: SkellamNoise | None = None
 
     @classmethod
     def keeping(cls, target: PrivacyTarget) -> Self:
-        """Return the plan with the least noise for a target of the mechanism central."""
+        """Return the plan with the least noise for a target of the mechanism central or local."""
         noise = target.gaussian_noise()
         return cls(
+            mechanism=target.mechanism,
             epsilon=target.epsilon,
             delta=target.delta,
             clip=target.clip,
@@ -76,7 +80,7 @@ class PrivacyPlan:
 
     @property
     def noise(self) -> GaussianNoise:
-        """The noise in each sum."""
+        """The noise in each sum, or with the mechanism local in each update."""
         return GaussianNoise(
             clip=self.clip,
             updates=self.updates,
@@ -86,17 +90,24 @@ class PrivacyPlan:
         )
 
     @property
+    def noise_in_words(self) -> str:
+        """What kind of noise it is."""
+        if self.shares:
+            return f"Skellam noise in shares, of which {self.shares.honest} are counted on"
+        return f"Gaussian noise of {self.bands} bands"
+
+    @property
     def promise(self) -> str:
         """What is promised to each worker, for people."""
-        return promise(self.target, self.noise)
+        return promise(self.target, self.shares or self.noise)
 
     def epsilon_after(self, updates: int) -> float:
         """Return the epsilon that a worker has spent after so many updates."""
-        return _epsilon_after(self.noise, updates, self.delta)
+        return _epsilon_after(self.shares or self.noise, updates, self.delta)
 
 
 @lru_cache(maxsize=4096)
-def _epsilon_after(noise: GaussianNoise, updates: int, delta: float) -> float:
+def _epsilon_after(noise: GaussianNoise | SkellamNoise, updates: int, delta: float) -> float:
     """Return the epsilon that was spent; views of thousands of workers ask again and again."""
     return noise.epsilon_after(updates, delta)
 
@@ -122,9 +133,10 @@ class NoisySum:
 class PrivacyState:
     """What has been released so far.
 
-    `commitment` is that of the secret which all aggregators share. `drawn` is what the leader of this version
-    has drawn at random when it began, in hexadecimal. `steps` counts the sums that were released, of which
-    the `last` ones go on in the noise of the next: one fewer than the noise has bands, oldest first.
+    `commitment` is that of the secret which all aggregators share, empty where they add no noise. `drawn` is
+    what the leader of this version has drawn at random when it began, in hexadecimal. `steps` counts the sums
+    that were released, of which the `last` ones go on in the noise of the next: one fewer than the noise has
+    bands, oldest first.
     """
 
     commitment: ShortText

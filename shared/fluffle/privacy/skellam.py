@@ -13,10 +13,11 @@ Proposition 12, for epsilon and delta.
 
 import math
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Annotated, Final, Self
 
 import numpy as np
 
+from fluffle.fields import Positive, must
 from fluffle.model import Vector
 from fluffle.secure.fixed_point import FixedPoint
 from fluffle.secure.modulus import Residues
@@ -33,21 +34,23 @@ TOO_LONG: Final = math.exp(-0.5)
 # To draw a Poisson number, numpy compares logarithms of factorials. Up to here float64 rounds them by 2**-12
 # at most.
 MOST_VARIANCE: Final = 2.0**37
+_Number = Annotated[float, must(lambda number: number > 0, "{} is not more than 0")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SkellamNoise:
     """The noise in each sum of whole numbers, and in the share of one worker.
 
-    An update has an L2 norm of at most `l2` in whole numbers, and an L1 norm of at most `l1`. Each worker
-    adds a share of variance `share`. At least `honest` workers of each sum do so and tell nobody; their
-    shares together are what counts.
+    An update was clipped to an L2 norm of `clip` in whole numbers, and rounded. Then it has an L2 norm of at
+    most `l2`, and an L1 norm of at most `l1`. Each worker adds a share of variance `share`. At least `honest`
+    workers of each sum do so and tell nobody; their shares together are what counts.
     """
 
-    l2: float
-    l1: float
-    honest: int
-    share: float
+    clip: _Number
+    l2: _Number
+    l1: _Number
+    honest: Positive
+    share: _Number
 
     @classmethod
     def keeping(
@@ -82,7 +85,7 @@ class SkellamNoise:
                 too_small = middle
             else:
                 enough = middle
-        return cls(l2=l2, l1=l1, honest=honest, share=enough / honest)
+        return cls(clip=clip, l2=l2, l1=l1, honest=honest, share=enough / honest)
 
     @property
     def variance(self) -> float:
