@@ -36,7 +36,7 @@ ONE_IMPORTER = {
     "starlette": "fluffle_cli.dashboard.server",
     "uvicorn": "fluffle_cli.dashboard.server",
     "trustme": "fluffle_cli.certificates",
-    "tenseal": "fluffle.sealed.keys",
+    "tenseal": "fluffle.sealed.seal",
 }
 PURE = {
     "fluffle.broker",

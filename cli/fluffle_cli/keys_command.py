@@ -1,4 +1,4 @@
-"""`fluffle keys`: the keys of secure aggregation, and the registry that the operator signs."""
+"""`fluffle keys`: the keys of secure aggregation and its registry, and the key of a sealed federation."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +19,12 @@ Federation = Annotated[
 ]
 
 app = new_app(
-    "Make the keys of secure aggregation, and the registry of who takes part.\n\n"
-    "The operator runs `init`, `helpers` and `registry` on a machine that is not the aggregator's. Each "
-    "worker runs `worker` where it works, and sends the file that ends with .pub to the operator. No private "
-    "key is ever overwritten, and only its owner may read it."
+    "Make the keys of secure aggregation with the registry of who takes part, or the key of a sealed "
+    "federation.\n\n"
+    "For secure aggregation, the operator runs `init`, `helpers` and `registry` on a machine that is not the "
+    "aggregator's. Each worker runs `worker` where it works, and sends the file that ends with .pub to the "
+    "operator. For a sealed federation, one person runs `sealed`. No private key is ever overwritten, and "
+    "only its owner may read it."
 )
 
 
@@ -140,5 +142,19 @@ def show(
     print_table(["name", "part", "public key"], rows)
 
 
-for command in (init, helpers, worker, registry, rotate, show):
+@plain_command
+def sealed(
+    folder: Annotated[Path, typer.Argument(help="Folder for the two files.", metavar="FOLDER")],
+) -> None:
+    """Make the key of a sealed federation, whose aggregator and broker see neither updates nor the model.
+
+    Give sealed.secret to each worker and evaluator, in a way in which nobody else can read it: whoever has it
+    can read every update and the model. The aggregator gets sealed.public, which is no secret.
+    """
+    from fluffle_cli import making_sealed_key
+
+    typer.echo(making_sealed_key.make_key(folder))
+
+
+for command in (init, helpers, worker, registry, rotate, show, sealed):
     app.command(command.__name__)(command)

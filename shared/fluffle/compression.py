@@ -116,7 +116,7 @@ def read_vector(name: str, size: int, received: memoryview) -> CompressedVector:
     Nothing larger than such a vector may be is unpacked. Raises ValueError when the bytes are no such vector.
     """
     codec = _codec(name)
-    payload = _unpacked(received, codec.most_bytes(size)) if is_packed(name) else received
+    payload = unpacked(received, codec.most_bytes(size)) if is_packed(name) else received
     return codec.read(size, payload)
 
 
@@ -140,7 +140,8 @@ def _codec(name: str) -> Codec:
     return TopK(float(share[1]))
 
 
-def _unpacked(packed: memoryview, most: int) -> memoryview:
+def unpacked(packed: memoryview, most: int) -> memoryview:
+    """Return what is in a zstd frame. Raises ValueError when it is none, or holds more bytes than `most`."""
     try:
         announced = zstandard.get_frame_parameters(packed).content_size
         # A frame need not say its size, and then announces the largest number that there is.
