@@ -22,25 +22,20 @@ from statistics import median
 import numpy as np
 
 from benchmarks.floor import delete
+from benchmarks.many_workers import VECTORS, ManyWorkers
 from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
-from benchmarks.publishers import HEARTBEAT_S
-from benchmarks.sides import RealAggregator, private_broker
-from fluffle.codecs.floats import Float32Vector
-from fluffle.rabbit import RabbitBroker
-from fluffle.record import ModelVersion
+from benchmarks.sides import private_broker
 from fluffle.safetensors_file import write_model
 from fluffle.secure.key_files import WorkerKey, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
 from fluffle.secure.registry import read_registry
-from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import encode_update
+from fluffle.update import WeightUpdate
 from fluffle_cli.demo.keys import HELPERS, Keys
 from fluffle_cli.node import BrokerNode
 from harness.federation import Federation, Part
 
 BUFFER_SIZE = 10
 WORKERS = tuple(f"site-{number}" for number in range(BUFFER_SIZE))
-VECTORS = 4
 # Buffers that are filled one at a time.
 ALONE = 15
 SHOWN = (
@@ -77,61 +72,27 @@ def main() -> None:
 
 
 @dataclass
-class Side:
+class Side(ManyWorkers):
     """An aggregator, and what is sent to it."""
 
-    federation: Federation
-    part: Part
-    version: ModelVersion
-    masks: Mapping[str, Masks]
-    sent: int = 0
-    aggregator: RealAggregator = field(init=False)
+    masks: Mapping[str, Masks] = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        """Follow its log, and draw the vectors."""
-        self.aggregator = RealAggregator(self.part)
-        size = self.version.layout.size
-        self._vectors = [0.1 * random_floats(size, seed) for seed in range(VECTORS)]
-        secure = self.version.plan.secure
-        random = np.random.default_rng(0)
+        """Draw the numbers that are masked."""
+        super().__post_init__()
+        secure, random = self.version.plan.secure, np.random.default_rng(0)
         self._numbers = (
-            [whole_numbers(each, np.zeros(secure.measured_size), secure, random) for each in self._vectors]
+            [whole_numbers(each, np.zeros(secure.measured_size), secure, random) for each in self.vectors]
             if secure
             else []
         )
 
     def update(self, number: int) -> WeightUpdate:
-        """Return the update of this number, each time of the next worker."""
-        worker = WORKERS[number % len(WORKERS)]
-        plain = WeightUpdate(
-            federation=self.federation.name,
-            id=UpdateId(worker, "run", number // len(WORKERS) + 1),
-            base_term=self.version.term,
-            base_version=self.version.version,
-            layout_digest=self.version.layout.digest,
-            sends="delta",
-            codec="float32",
-            vector=Float32Vector.of(self._vectors[number % VECTORS]),
-            examples=32,
-        )
-        secure = self.version.plan.secure
+        """Return the update of this number, masked if this side masks."""
+        plain, secure = super().update(number), self.version.plan.secure
         if secure is None:
             return plain
-        return self.masks[worker].masked(plain, self._numbers[number % VECTORS], secure)
-
-    def take_in(self, count: int) -> float:
-        """Return the seconds from the first publish until so many are committed and acked."""
-        bodies = [
-            (one.id.worker, encode_update(one))
-            for one in map(self.update, range(self.sent, self.sent + count))
-        ]
-        self.sent += count
-        exchange = self.federation.topology.updates_in.name
-        with RabbitBroker(self.federation.broker_url, name="client", heartbeat_s=HEARTBEAT_S) as broker:
-            began = datetime.now().astimezone().timestamp()
-            for worker, body in bodies:
-                broker.publish_as(worker, exchange, "", body, {"kind": "update"})
-            return self.aggregator.wait_until_acked(self.sent) - began
+        return self.masks[plain.id.worker].masked(plain, self._numbers[number % VECTORS], secure)
 
     def waits_ms(self) -> tuple[list[float], list[float]]:
         """Return how long each sum took to be opened, and to be committed, in milliseconds."""
@@ -176,7 +137,7 @@ def a_side(place: Path, node: BrokerNode, parameters: int, modulus: int | None) 
         part.wait_for("leading")
         for helper in helpers:
             helper.wait_for("reading the close records")
-        yield Side(federation, part, federation.newest(), masks)
+        yield Side(federation, part, federation.newest(), WORKERS, masks=masks)
     delete(node.amqp_url, federation.topology)
 
 
@@ -199,9 +160,7 @@ def measured(
         for _ in range(ALONE):
             secure.take_in(BUFFER_SIZE)
         openings, commits = secure.waits_ms()
-        newest = secure.federation.newest()
-        if newest.updates != secure.sent:
-            raise RuntimeError(f"sent {secure.sent} updates, but {newest.updates} are applied")
+        secure.require_all_applied()
     return {
         "parameters": parameters,
         "modulus": modulus,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fluffle.model import Vector
-from fluffle.privacy.grid import Grid, Steps
+from fluffle.privacy.grid import MOST_STEPS, Grid, Steps, add_rounded
 from fluffle.privacy.noise import NoiseSequence
 from fluffle.vector_math import BLOCK_SIZE
 
@@ -46,6 +46,49 @@ def test_an_update_in_whole_steps_is_never_longer_than_its_clip(
     # It is not much shorter either, and points in the same direction.
     short = vector.astype(np.float64) * weight * min(1.0, clip / max(norm_of(vector), 1e-300))
     assert np.abs(total * grid.step - short).max() <= grid.step + clip * 2.0**-19
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.floats(-MOST_STEPS, MOST_STEPS, exclude_min=True, exclude_max=True),
+            st.integers(-(2**52) + 2, 2**52 - 2).map(lambda halves: halves / 2),
+            st.floats(-2.0, 2.0),
+        ),
+        min_size=1,
+        max_size=50,
+    ),
+    st.integers(-(2**53), 2**53),
+)
+def test_numbers_are_added_up_as_the_nearest_whole_ones_and_ties_as_even_ones(
+    numbers: list[float], before: int
+) -> None:
+    total = np.full(len(numbers), before, np.int64)
+
+    add_rounded(total, np.array(numbers))
+
+    # Python rounds exactly, and ties to even.
+    assert total.tolist() == [before + round(number) for number in numbers]
+
+
+@given(STDS, st.floats(0.01, 100.0), st.integers(1, 3000), st.floats(-5, 5), st.integers(0, 2**32 - 1))
+def test_an_update_is_rounded_element_by_element_as_in_exact_arithmetic(
+    std: float, multiplier: float, size: int, power: float, seed: int
+) -> None:
+    clip, random = std / multiplier, np.random.default_rng(seed)
+    vector = (random.standard_normal(size) * clip * 10.0**power).astype(np.float32)
+    grid, weight = Grid.for_noise(std, clip, size), float(random.uniform(0.01, 1.0))
+    total = random.integers(-(2**40), 2**40, size)
+    before = total.tolist()
+
+    add(grid, total, vector, weight)
+
+    norm = norm_of(vector)
+    room = grid.clip * (1 - 2.0**-20) - grid.rounding
+    scale = weight * min(1.0, room / norm if norm else 1.0) / grid.step
+    assert total.tolist() == [
+        one + round(float(element) * scale) for one, element in zip(before, vector, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("size", [1, 3, BLOCK_SIZE + 5])
@@ -113,6 +156,12 @@ def test_the_last_digits_of_what_is_shown_say_nothing_about_the_sum(byte: int) -
 def test_a_clip_that_rounding_would_take_away_is_refused() -> None:
     with pytest.raises(ValueError, match="is lost in the noise of a model of 100000000 parameters"):
         Grid.for_noise(1000.0, 0.1, 100_000_000)
+
+
+def test_noise_that_is_too_fine_for_float64_is_refused() -> None:
+    Grid.for_noise(1.0, 2.0**25, 1)
+    with pytest.raises(ValueError, match="the noise is lost in the clip"):
+        Grid.for_noise(1.0, 2.0**26, 1)
 
 
 @pytest.mark.parametrize(("std", "clip"), [(0.0, 1.0), (1.0, 0.0), (math.nan, 1.0), (1.0, math.inf)])

@@ -15,7 +15,7 @@ from scipy import stats
 
 from fluffle.privacy.correlated import coefficients
 from fluffle.privacy.grid import Steps
-from fluffle.privacy.noise import NoiseSecret, NoiseSequence, standard_normals
+from fluffle.privacy.noise import PIECE, NoiseSecret, NoiseSequence, standard_normals
 from fluffle.privacy.normals import Floats, normals_from
 from fluffle.record import Rank
 
@@ -77,6 +77,13 @@ def test_a_part_of_a_vector_is_that_part_of_the_whole(start: int, size: int) -> 
     whole = standard_normals(KEYS[1], 0, 200)
 
     assert standard_normals(KEYS[1], start, size).tolist() == whole[start : start + size].tolist()
+
+
+@pytest.mark.parametrize("size", [PIECE - 1, PIECE, PIECE + 1, 3 * PIECE + 77])
+def test_a_long_vector_has_the_same_numbers_as_its_short_parts(size: int) -> None:
+    parts = [standard_normals(KEYS[2], start, min(1000, size - start)) for start in range(0, size, 1000)]
+
+    assert standard_normals(KEYS[2], 0, size).tobytes() == np.concatenate(parts).tobytes()
 
 
 def test_a_part_that_begins_within_a_block_of_aes_is_refused() -> None:

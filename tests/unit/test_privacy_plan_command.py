@@ -130,7 +130,7 @@ def test_the_aggregator_command_makes_the_same_noise(asked: tuple[str, ...]) -> 
 
 
 def test_the_memory_of_the_noise_is_what_it_takes() -> None:
-    run = replace(a_run(correlated=True), parameters=2**18)
+    run = replace(a_run(correlated=True), parameters=2**20)
     noise, chosen = run.noise_for(8.0, "correlated"), numbers_for_epsilon(run, 8.0).chosen
     assert isinstance(noise, GaussianNoise)
     total: Steps = np.zeros(run.parameters, np.int64)

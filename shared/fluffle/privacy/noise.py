@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fluffle.privacy.grid import Steps
+from fluffle.privacy.grid import Steps, add_rounded
+from fluffle.privacy.normals import PIECE as NORMALS_PIECE
 from fluffle.privacy.normals import Floats, normals_from
 from fluffle.record import Rank
 
@@ -27,8 +28,9 @@ KEY_BYTES: Final = 16
 PURPOSE: Final = b"fluffle privacy noise 1"
 AES_BLOCK: Final = 16
 BITS_BYTES: Final = 8
-# Its arrays of float64 stay in the cache of one core; a whole number of blocks of AES.
-PIECE: Final = 8192
+# A few arrays of so many float64 stay in the cache of one core; a whole number of blocks of AES.
+PIECE: Final = 4 * NORMALS_PIECE
+ZEROS: Final = memoryview(bytes(BITS_BYTES * PIECE))
 
 Use = Literal["updates", "share"]
 
@@ -67,12 +69,21 @@ def standard_normals(key: bytes, start: int, size: int) -> Floats:
 
     Raises ValueError when `start` is odd: a block of AES makes two elements.
     """
+    found = np.empty(size)
+    for at in range(0, size, PIECE):
+        _draw(key, start + at, found[at : at + PIECE])
+    return found
+
+
+def _draw(key: bytes, start: int, out: Floats) -> None:
+    """Write the elements from `start` on to `out`, which is no longer than a piece."""
     first, odd = divmod(start * BITS_BYTES, AES_BLOCK)
     if odd:
         raise ValueError(f"normal numbers must be taken from an even element on, not from {start}")
     stream = Cipher(AES(key), CTR(first.to_bytes(AES_BLOCK, "big"))).encryptor()
-    bits = np.frombuffer(stream.update(bytes(size * BITS_BYTES)), "<u8")
-    return normals_from(bits.astype(np.uint64, copy=False))
+    bits = out.view("<u8")
+    stream.update_into(ZEROS[: bits.nbytes], bits.view(np.uint8).data)
+    normals_from(bits.astype(np.uint64, copy=False), out)
 
 
 class NoiseSequence:
@@ -101,15 +112,18 @@ class NoiseSequence:
             raise ValueError(f"noise of {self._size} elements cannot be added to {total.size}")
         most = len(self._coefficients) - 1
         fresh = np.empty(self._size) if min(most, self._kept) else None
+        noises, scratch = np.empty((2, min(self._size, PIECE)))
         for start in range(0, self._size, PIECE):
             piece = slice(start, min(start + PIECE, self._size))
-            noise = standard_normals(key, start, piece.stop - start)
+            noise, z = noises[: piece.stop - start], scratch[: piece.stop - start]
+            _draw(key, start, noise)
             if fresh is not None:
                 fresh[piece] = noise
             for coefficient, (past, normals) in zip(self._coefficients[1:], self._past, strict=False):
-                z = standard_normals(past, start, noise.size) if normals is None else normals[piece]
-                noise += coefficient * z
+                if normals is None:
+                    _draw(past, start, z)
+                noise += np.multiply(z if normals is None else normals[piece], coefficient, out=z)
             noise *= self._std
-            total[piece] += np.rint(noise, out=noise).astype(np.int64)
+            add_rounded(total[piece], noise)
         self._past = [(key, fresh), *self._past][:most]
         self._past[self._kept :] = [(past, None) for past, _ in self._past[self._kept :]]

@@ -53,33 +53,66 @@ FAR_TAIL: Final = (
 # No normal number of 64 bits is further from 0: the quantile of 2**-65.
 LARGEST: Final = 9.2
 LN_2: Final = 0.6931471805599453
+SIGN: Final = np.uint64(2**63)
+# A few arrays of so many float64 stay in the cache of one core. They are small enough for malloc to give the
+# same memory again and again; larger ones it may return to the system each time.
+PIECE: Final = 12_288
 # 1/23, 1/21, ..., 1/3, 1: log(m) = 2 (s + s**3 / 3 + ...) with s = (m - 1) / (m + 1).
 LOG_SERIES: Final = tuple(1 / odd for odd in range(23, 0, -2))
 
 
-def normals_from(bits: NDArray[np.uint64]) -> Floats:
+def normals_from(bits: NDArray[np.uint64], out: Floats | None = None) -> Floats:
     """Return the quantile of the normal distribution for each of these uniform numbers of 64 bits.
 
     The highest bit is the sign. The other bits say how much probability lies beyond the number, in units of
-    2**-64, so the far tails are as fine as the centre.
+    2**-64, so the far tails are as fine as the centre. The quantiles are written to `out` if it is given,
+    which may be the memory of the bits.
     """
-    beyond = (bits & np.uint64(2**63 - 1)).astype(np.float64)
+    found = np.empty(bits.size) if out is None else out
+    tails = [
+        _centre(bits[start : start + PIECE], found[start : start + PIECE], start)
+        for start in range(0, bits.size, PIECE)
+    ]
+    if tails:
+        # All at once, as they are few in each piece.
+        places = np.concatenate([places for places, _, _ in tails])
+        quantiles = _tail(np.concatenate([beyond for _, beyond, _ in tails]))
+        found[places] = _signed(quantiles, np.concatenate([signs for _, _, signs in tails]))
+    return found
+
+
+def _centre(
+    bits: NDArray[np.uint64], found: Floats, start: int
+) -> tuple[NDArray[np.intp], Floats, NDArray[np.uint64]]:
+    """Write the quantiles that are not in a tail.
+
+    Returns the places of the others, what lies beyond each, and its sign.
+    """
+    signs = bits & SIGN
+    beyond = (bits ^ signs).astype(np.float64)
     beyond += 0.5
     beyond *= 2.0**-64
     from_median = 0.5 - beyond
-    found = _quotient(CENTRE, 0.180625 - from_median * from_median)
-    found *= from_median
-    is_tail = from_median > 0.425
-    found[is_tail] = _tail(beyond[is_tail])
-    np.negative(found, out=found, where=bits >= np.uint64(2**63))
-    return found
+    places = np.flatnonzero(from_median > 0.425)
+    x = from_median * from_median
+    np.multiply(_quotient(CENTRE, np.subtract(0.180625, x, out=x)), from_median, out=found)
+    _signed(found, signs)
+    return places + start, beyond[places], signs[places]
+
+
+def _signed(quantiles: Floats, signs: NDArray[np.uint64]) -> Floats:
+    """Give numbers above 0 their signs, in place."""
+    as_bits = quantiles.view(np.uint64)
+    np.bitwise_or(as_bits, signs, out=as_bits)
+    return quantiles
 
 
 def _tail(beyond: Floats) -> Floats:
     root = np.sqrt(-_log(beyond))
     found = _quotient(TAIL, root - 1.6)
-    is_far = root > 5
-    found[is_far] = _quotient(FAR_TAIL, root[is_far] - 5)
+    is_far = np.flatnonzero(root > 5)
+    if is_far.size:
+        found[is_far] = _quotient(FAR_TAIL, root[is_far] - 5)
     return found
 
 
@@ -98,13 +131,14 @@ def _log(numbers: Floats) -> Floats:
 
 
 def _quotient(both: tuple[Sequence[float], Sequence[float]], x: Floats) -> Floats:
-    numerator, denominator = both
-    return np.divide(_polynomial(numerator, x), _polynomial(denominator, x))
+    numerator, denominator = (_polynomial(each, x) for each in both)
+    return np.divide(numerator, denominator, out=numerator)
 
 
 def _polynomial(highest_first: Sequence[float], x: Floats) -> Floats:
-    found = np.full_like(x, highest_first[0])
-    for coefficient in highest_first[1:]:
+    found = x * highest_first[0]
+    found += highest_first[1]
+    for coefficient in highest_first[2:]:
         found *= x
         found += coefficient
     return found
