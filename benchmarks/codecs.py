@@ -29,7 +29,6 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import small_networks
 from benchmarks.measuring import OtherWork, Report, Spread, in_processes, wide_console
-from benchmarks.small_networks import OneHiddenLayer
 from benchmarks.taking_in import WayIn
 from fluffle.codecs.floats import Float32Vector
 from fluffle.compression import compress, leaves_out
@@ -44,6 +43,7 @@ from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.strategies.fedbuff import FedBuffSettings
+from fluffle_cli.demo.small_network import OneHiddenLayer
 from fluffle_worker.feedback import compress_with_feedback
 from fluffle_worker.spool import Spool, open_spool
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.small_networks import OneHiddenLayer, a_few_digits
+from benchmarks.small_networks import a_few_digits
 from fluffle.connection import say_hello
 from fluffle.pieces import Body
 from fluffle.rabbit import RabbitBroker
 from fluffle.stopping import stop_on_signals
 from fluffle.task import Site
 from fluffle.topology import MIB, Topology, topology_of
+from fluffle_cli.demo.small_network import OneHiddenLayer
 from fluffle_worker.loop import Worker
 from fluffle_worker.spool import open_spool
 from fluffle_worker.tasks import digits as digits_data

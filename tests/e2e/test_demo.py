@@ -124,12 +124,28 @@ def assert_healthy(logs: Path, *, since: float) -> None:
             assert [
                 each for each in warnings if datetime.fromisoformat(each["time"]).timestamp() > since
             ] == []
-            assert {line["federation"] for line in lines} <= {"digits"}, log
+            assert {line["federation"] for line in lines} <= {"digits", "digits-in-numpy"}, log
 
 
 def lines_of(log: Path) -> list[dict[str, str]]:
     """Return the lines of a part's log."""
     return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_a_demo_with_differential_privacy_ends_well_when_all_workers_have_spent_it(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("--dp-epsilon", "8", "--dp-max-updates", "3", "--workers", "4", "--delay", "0.05")
+    with a_demo(out, *flags, cwd=tmp_path) as demo:
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+        assert demo.returncode == 0, said
+
+    [run] = read_run(out).federations
+    assert run.last.finished.startswith("all workers have sent the 3 updates")
+    assert "(epsilon 8, delta 1e-05, at most 3 updates)" in said
+    assert "privacy: epsilon 8 of 8 spent" in said
+    assert not list(out.rglob("*.secret")), "with the secret the noise could be taken off"
+    assert_healthy(out / "logs", since=run.began_at)
 
 
 COMPARISON = (

@@ -186,6 +186,7 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
             management_url="http://127.0.0.1:1",
             initial_model=Path("v0.safetensors"),
             keys=None,
+            secret=None,
         ),
     ]
 

@@ -17,7 +17,7 @@ from fluffle.topology import topology_of
 from fluffle_aggregator.strategies.registry import STRATEGIES
 from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
-from fluffle_cli.demo.keys import Keys
+from fluffle_cli.demo.keys import Keys, make_noise_secret
 from fluffle_cli.demo.processes import Processes
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.demo.setups import Setup
@@ -74,6 +74,7 @@ class DemoFederation:
         self.server = ""
         self._settings, self._setup, self._table = settings, setup, table
         self._keys = Keys(folder / "keys") if settings.secure_aggregation else None
+        self._secret = folder / "noise.secret"
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
@@ -104,6 +105,8 @@ class DemoFederation:
             if self._keys:
                 self._keys.make(self.federation, [each.name for each in self._setup.sites])
                 self._start(parts.helpers(self._keys, **where))
+            if self._settings.dp_epsilon is not None:
+                make_noise_secret(self._secret)
             workers = parts.workers(
                 self._settings, self._setup, **where, folder=self.folder, table=self._table, keys=self._keys
             )
@@ -121,6 +124,8 @@ class DemoFederation:
             self._processes.stop(patience_s=STOP_AT_ONCE_S if self._stop.is_set() else STOP_S)
             if self._keys:
                 self._keys.delete()
+            # With it the noise could be taken off the models of this demo.
+            self._secret.unlink(missing_ok=True)
 
     def _train(
         self, broker: Broker, where: Mapping[str, str | None], builder: Processes, initial_model: Path
@@ -131,7 +136,12 @@ class DemoFederation:
                 self._await_everyone(looks, builder, initial_model)
                 settings, setup = self._settings, self._setup
                 aggregators = parts.aggregators(
-                    settings, setup, **where, initial_model=initial_model, keys=self._keys
+                    settings,
+                    setup,
+                    **where,
+                    initial_model=initial_model,
+                    keys=self._keys,
+                    secret=self._secret,
                 )
                 self._start(aggregators)
                 self._follow(looks, broker)

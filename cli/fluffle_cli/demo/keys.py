@@ -1,4 +1,4 @@
-"""The keys of a demo with secure aggregation, made as an operator, the helpers and the workers make them."""
+"""The keys and secrets of a demo, made as an operator, the helpers and the workers make them."""
 
 import shutil
 from collections.abc import Iterable
@@ -48,3 +48,11 @@ class Keys:
     def delete(self) -> None:
         """Delete all keys: with them, what was masked in this demo could be read."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def make_noise_secret(path: Path) -> None:
+    """Make the secret of the noise of differential privacy."""
+    # Only here: the library of ciphers takes long to load.
+    from fluffle.privacy.secret_file import write_new_secret
+
+    write_new_secret(path)

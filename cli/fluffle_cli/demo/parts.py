@@ -110,9 +110,13 @@ def aggregators(
     *,
     initial_model: Path,
     keys: Keys | None = None,
+    secret: Path | None = None,
     **where: str | None,
 ) -> list[Part]:
-    """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by."""
+    """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by.
+
+    `secret` is the file with the secret of the noise, for differential privacy.
+    """
     return [
         _part(
             "aggregator",
@@ -127,6 +131,7 @@ def aggregators(
             target=settings.goal,
             max_seconds=settings.max_seconds,
             **({"secure_aggregation": True, **keys.public} if keys else {}),
+            **settings.of_aggregator(len(setup.sites), secret),
             **{
                 "local_epochs": settings.task_defaults.local_epochs,
                 "local_steps": settings.task_defaults.local_steps,

@@ -13,11 +13,14 @@ from fluffle.settings import SharedSettings, with_table
 from fluffle.task import READY_TASKS
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
+from fluffle_aggregator.private.combinations import require_combinable as require_private
+from fluffle_aggregator.private.settings import DEFAULT_STRATEGY as PRIVATE_STRATEGY
 from fluffle_aggregator.secure.combinations import REFUSED, require_combinable
 from fluffle_aggregator.secure.settings import DEFAULT_STRATEGY, FEWEST_WORKERS
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
+from fluffle_cli.demo.privacy import USUAL_TARGET, USUAL_TASK, USUAL_WORKERS, DemoPrivacySettings
 from fluffle_cli.demo.setups import UNEVEN_TASK, Setup, SiteSetup, uneven_setups
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.report.run import make_empty_folder
@@ -50,12 +53,13 @@ class TaskDefaults:
 TASK_DEFAULTS: Mapping[str, TaskDefaults] = {
     "digits": TaskDefaults(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
     UNEVEN_TASK: TaskDefaults(target="accuracy>=0.95", local_epochs=3, learning_rate=0.2),
+    USUAL_TASK: TaskDefaults(target=USUAL_TARGET, local_epochs=3, learning_rate=0.2),
     "fashion_mnist": TaskDefaults(target="accuracy>=0.8", local_steps=60, central_epochs=1),
     "diabetes": TaskDefaults(target="loss<=0.74", central_epochs=20),
 }
 
 
-class DemoSettings(StrategySettings, SharedSettings):
+class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
     """Flags of `fluffle demo`, keys of the table [demo]."""
 
     part: ClassVar[str] = "demo"
@@ -213,7 +217,35 @@ class DemoSettings(StrategySettings, SharedSettings):
 
         Raises ConfigError for what would otherwise be refused by a child process only.
         """
+        self.require_epsilon()
+        if self.dp_epsilon is not None:
+            return self._made_private()._checked()
         return self._secured()._checked() if self.secure_aggregation else self._checked()
+
+    def _made_private(self) -> Self:
+        if self.sites == "uneven" or self.compare or self.secure_aggregation:
+            raise ConfigError(
+                "--dp-epsilon trains one federation of alike sites, whose aggregator adds the noise: leave "
+                "out --sites uneven, --compare and --secure-aggregation"
+            )
+        given = self.model_fields_set
+        workers = self.workers if "workers" in given else USUAL_WORKERS
+        plan = self.privacy_plan(workers)
+        separation = self.separation_of(workers)
+        defaults: dict[str, object] = {
+            "workers": workers,
+            "task": USUAL_TASK,
+            "strategy": PRIVATE_STRATEGY,
+            "buffer_size": max(1, workers // separation),
+            # The noise would not be discounted, so that the late updates would drown in it.
+            "staleness": "constant",
+        }
+        private = self.model_copy(update={name: each for name, each in defaults.items() if name not in given})
+        if plan:
+            plan.target.require_workers(workers, private.buffer_size or 1)
+        chosen = {name: getattr(self, name) for name in given}
+        require_private(private.make_strategy(), chosen, codec="float32", is_auto=False)
+        return private
 
     def _secured(self) -> Self:
         if self.sites == "uneven":
