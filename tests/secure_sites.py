@@ -18,7 +18,7 @@ from fluffle.secure.key_files import (
     public_part,
     write_new,
 )
-from fluffle.secure.modulus import Modulus, Residues, Signed, add_multiple
+from fluffle.secure.modulus import Modulus, Signed
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.registry import Registry, signed_registry
 from fluffle.update import WeightUpdate
@@ -81,17 +81,12 @@ class Site:
         )
         total = np.zeros(close.size, np.uint32)
         for each, factor in folded:
-            add_multiple(total, residues_of(each), factor)
+            assert isinstance(each.vector, MaskedVector)
+            each.vector.add_multiple_to(total, factor)
         masks = {each.group: each for key in self.helpers for each in openings(close, key, self.registry)}
         for opening in masks.values():
-            add_multiple(total, close.modulus.unpack(opening.masks, close.size), -1)
+            close.modulus.add_packed(total, opening.masks, -1)
         return Modulus(close.bits).signed(total)
-
-
-def residues_of(update: WeightUpdate) -> Residues:
-    """Return the masked numbers of an update."""
-    assert isinstance(update.vector, MaskedVector)
-    return update.vector.residues
 
 
 def registered(

@@ -100,8 +100,8 @@ LIES = """
 import sys
 if any("helper-1.key" in word for word in sys.orig_argv):
     from fluffle.secure import helping
-    right = helping.add_masks
-    helping.add_masks = lambda total, keys, modulus, factor: right(total, keys, modulus, factor + 1)
+    right = helping.sums_of_masks
+    helping.sums_of_masks = lambda size, keys: right(size, [(key, factor + 1) for key, factor in keys])
 """
 
 

@@ -91,7 +91,7 @@ def masked(update: ClosedUpdate, values: Residues) -> Residues:
     about = Masked("digits", 1, update.id, update.base_term, update.base_version)
     own, total = WORKERS[update.id.worker].private, values.copy()
     keys = [mask_key(own, public, about, at) for at, public in enumerate(REGISTRY.public_group_keys)]
-    add_masks(total, keys, MODULUS)
+    add_masks(total, keys)
     return MODULUS.unpack(memoryview(MODULUS.pack(total)), values.size)
 
 

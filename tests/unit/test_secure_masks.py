@@ -57,6 +57,20 @@ def test_a_multiple_is_added_to_each_element(size: int) -> None:
     assert total.tolist() == expected.tolist()
 
 
+@given(st.sampled_from(MODULI), st.integers(-64, 64), st.data())
+def test_packed_numbers_are_added_up_as_the_numbers_themselves(
+    modulus: Modulus, factor: int, data: st.DataObject
+) -> None:
+    size = data.draw(st.sampled_from([0, 1, 2, 5, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1]))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    total, added = random.integers(0, 2**32, (2, size), np.uint32)
+    expected = total.astype(object) + factor * added.astype(object)
+
+    modulus.add_packed(total, memoryview(modulus.pack(added)), factor)
+
+    assert [int(each) % 2**modulus.bits for each in total] == (expected % 2**modulus.bits).tolist()
+
+
 @pytest.mark.parametrize("bits", [0, 8, 31, 64])
 def test_other_moduli_are_refused_with_the_possible_ones(bits: int) -> None:
     with pytest.raises(ValueError, match=f"must be one of 16, 24, 32 bits, not {bits}"):
@@ -66,6 +80,8 @@ def test_other_moduli_are_refused_with_the_possible_ones(bits: int) -> None:
 def test_bytes_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"3 numbers modulo 2\*\*24 take 9 bytes, not 8"):
         Modulus(24).unpack(memoryview(bytes(8)), 3)
+    with pytest.raises(ValueError, match=r"3 numbers modulo 2\*\*24 take 9 bytes, not 12"):
+        Modulus(24).add_packed(np.zeros(3, np.uint32), memoryview(bytes(12)))
     with pytest.raises(ValueError, match="2 numbers cannot be added to 3"):
         add_multiple(np.zeros(3, np.uint32), np.zeros(2, np.uint32))
 
@@ -92,13 +108,13 @@ def test_a_masked_weighted_sum_opens_to_that_without_masks(
     for factor, vector, own in zip(factors, vectors, keys, strict=True):
         encoded = point.encode(vector, random)
         plain += factor * encoded.view(np.int32).astype(object)
-        add_masks(encoded, own, modulus)
+        add_masks(encoded, own)
         add_multiple(total, modulus.unpack(memoryview(modulus.pack(encoded)), 1000), factor)
     for group in range(len(groups)):
         # What one helper of a group answers.
         opening = np.zeros(1000, np.uint32)
         for factor, own in zip(factors, keys, strict=True):
-            add_masks(opening, [own[group]], modulus, factor)
+            add_masks(opening, [own[group]], factor)
         opening = modulus.unpack(memoryview(modulus.pack(opening)), 1000)
         add_multiple(total, opening, -1)
 
@@ -177,9 +193,20 @@ def test_the_mask_is_the_key_stream_of_aes_in_counter_mode() -> None:
     # NIST SP 800-38A, F.5.1 uses another counter block; this one is AES-128 of zeros under a key of zeros.
     total = np.zeros(4, np.uint32)
 
-    add_masks(total, [bytes(16)], Modulus(32))
+    add_masks(total, [bytes(16)])
 
     assert total.astype("<u4").tobytes().hex() == "66e94bd4ef8a2c3b884cfa59ca342b2e"
+
+
+def test_of_each_four_bytes_of_the_key_stream_a_mask_has_the_low_ones() -> None:
+    total = np.zeros(4, np.uint32)
+
+    add_masks(total, [bytes(16)])
+
+    packed = {modulus.bits: modulus.pack(total).hex(" ", modulus.bits // 8) for modulus in MODULI}
+    assert packed[32] == "66e94bd4 ef8a2c3b 884cfa59 ca342b2e"
+    assert packed[24] == "66e94b ef8a2c 884cfa ca342b"
+    assert packed[16] == "66e9 ef8a 884c ca34"
 
 
 @pytest.mark.parametrize("modulus", MODULI, ids=str)
@@ -188,9 +215,9 @@ def test_masks_are_taken_off_by_the_same_keys(modulus: Modulus, size: int) -> No
     values = np.arange(size, dtype=np.uint32) % 2**16
     total, keys = values.copy(), [b"k" * 16, b"l" * 16]
 
-    add_masks(total, keys, modulus, 5)
+    add_masks(total, keys, 5)
     masked = total.copy()
-    add_masks(total, keys, modulus, -5)
+    add_masks(total, keys, -5)
 
     assert modulus.pack(total) == modulus.pack(values)
     assert size == 1 or modulus.pack(masked) != modulus.pack(values)
@@ -200,7 +227,7 @@ def test_masks_are_taken_off_by_the_same_keys(modulus: Modulus, size: int) -> No
 def test_masked_bytes_are_uniform_whatever_is_masked(modulus: Modulus) -> None:
     masked = np.full(500_000, 3, np.uint32)
 
-    add_masks(masked, [mask_key(KEY, OTHER.public_key(), MASKED, 0)], modulus)
+    add_masks(masked, [mask_key(KEY, OTHER.public_key(), MASKED, 0)])
 
     counts = np.bincount(np.frombuffer(modulus.pack(masked), np.uint8), minlength=256)
     assert stats.chisquare(counts).pvalue > 1e-4

@@ -8,7 +8,7 @@ import numpy as np
 from fluffle.codecs.masked import MaskedVector
 from fluffle.record import Rank
 from fluffle.secure.closing import MOST_UPDATES, ClosedUpdate, CloseRecord
-from fluffle.secure.modulus import Residues, add_multiple
+from fluffle.secure.modulus import Residues
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SummedUpdate, SumRecord
 from fluffle.survey.shape import SurveyShape
@@ -85,7 +85,7 @@ class MaskedBuffer:
         if self._total is None:
             self._total = np.zeros(update.vector.size, np.uint32)
             self.shape = update.shape
-        add_multiple(self._total, update.vector.residues, factor)
+        update.vector.add_multiple_to(self._total, factor)
         self.updates.append(ClosedUpdate(update.id, update.base_term, update.base_version, factor))
         self._ids.add(update.id)
         self._counts[update.id.worker] += 1

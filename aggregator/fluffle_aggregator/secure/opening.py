@@ -14,7 +14,7 @@ from fluffle.secure.closing import NotOpened, Opening, digest_of
 from fluffle.secure.committee import Committee
 from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit, largest_in
 from fluffle.secure.measured import Values
-from fluffle.secure.modulus import Signed, add_multiple
+from fluffle.secure.modulus import Signed
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SumRecord
 from fluffle.secure.surveyed import SurveySums, sums_in
@@ -163,8 +163,7 @@ class AwaitedSum:
         return f"{helper} and {others[0]} open the same group differently" if others else ""
 
     def _take_off(self, masks: memoryview) -> None:
-        close = self.record.close
-        add_multiple(self._total, close.modulus.unpack(masks, close.size), -1)
+        self.record.close.modulus.add_packed(self._total, masks, -1)
 
     def doubt(self, now: float) -> None:
         """Begin anew, and keep all answers: all members of each group are to be asked again."""

@@ -15,10 +15,9 @@ class MaskedVector(CompressedVector):
 
     modulus: Modulus
 
-    @property
-    def residues(self) -> Residues:
-        """The numbers, to be added up."""
-        return self.modulus.unpack(self.payload, self.size)
+    def add_multiple_to(self, total: Residues, factor: int) -> None:
+        """Add factor * the numbers to `total` in place. Raises ValueError when that has another size."""
+        self.modulus.add_packed(total, self.payload, factor)
 
     def magnitude_bound(self) -> float:
         """Return 0: what is masked is of no size."""

@@ -11,15 +11,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import numpy as np
-
 from fluffle.events import Text
 from fluffle.fields import Count, FieldError, Positive, ShortText
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import BareMessage, decode
 from fluffle.secure.closing import ClosedUpdate, CloseRecord, NotOpened, Opening, digest_of
 from fluffle.secure.key_files import HelperKey
-from fluffle.secure.masks import Masked, add_masks, mask_key
+from fluffle.secure.masks import Masked, mask_key, sums_of_masks
 from fluffle.secure.registry import Registry
 from fluffle.secure.weights import factor_of
 from fluffle.topology import MIB
@@ -175,18 +173,20 @@ def openings(
         group = groups.index(own.members)
         if of_groups is not None and group not in of_groups:
             continue
-        total = np.zeros(close.size, np.uint32)
-        for each in close.updates:
-            worker = registry.worker_key(each.id.worker)
-            mask = mask_key(own.private, worker, _masked(close, each), group)
-            add_masks(total, [mask], close.modulus, each.factor)
+        keys = [
+            (
+                mask_key(own.private, registry.worker_key(each.id.worker), _masked(close, each), group),
+                each.factor,
+            )
+            for each in close.updates
+        ]
         yield Opening(
             federation=close.federation,
             epoch=close.epoch,
             helper=key.name,
             group=group,
             digest=digest,
-            masks=memoryview(close.modulus.pack(total)),
+            masks=memoryview(close.modulus.packed(close.size, sums_of_masks(close.size, keys))),
         )
 
 

@@ -45,7 +45,7 @@ class Masks:
         publics = self.registry.public_group_keys
         keys = [mask_key(self.private, public, about, group) for group, public in enumerate(publics)]
         total = numbers.copy()
-        add_masks(total, keys, plan.modulus)
+        add_masks(total, keys)
         return replace(
             update,
             codec=plan.codec,

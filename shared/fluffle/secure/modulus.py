@@ -4,6 +4,7 @@ They stand in arrays of uint32, in which sums wrap modulo 2**32. Since 2**bits d
 those of the sum modulo 2**bits, and the others are dropped when the numbers are packed or read as signed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,19 +44,40 @@ class Modulus:
         packed["low"], packed["high"] = residues, residues >> np.uint32(16)
         return packed.tobytes()
 
+    def packed(self, size: int, blocks: Iterable[Residues]) -> bytearray:
+        """Return the bytes of so many numbers, which come in blocks."""
+        packed, end = bytearray(self.bytes_of(size)), 0
+        for block in blocks:
+            start, end = end, end + self.bytes_of(block.size)
+            packed[start:end] = self.pack(block)
+        return packed
+
     def unpack(self, payload: memoryview, size: int) -> Residues:
         """Return the numbers in these bytes. Raises ValueError when the bytes are not those of `size`."""
-        if len(payload) != self.bytes_of(size):
-            raise ValueError(
-                f"{size} numbers modulo 2**{self.bits} take {self.bytes_of(size)} bytes, not {len(payload)}"
-            )
+        self._require_bytes_of(size, payload)
         if self.bits in OF_NUMPY:
             return np.frombuffer(payload, OF_NUMPY[self.bits]).astype(np.uint32)
-        # Each number is read with the first byte of the next one, of which the last has none.
-        padded = np.zeros(len(payload) + 1, np.uint8)
-        padded[:-1] = np.frombuffer(payload, np.uint8)
-        overlapping: Residues = np.ndarray((size,), "<u4", padded, strides=(3,))
-        return overlapping & np.uint32(2**24 - 1)
+        numbers = np.empty(size, np.uint32)
+        if size:
+            # Each number is read with the first byte of the next one. There is none behind the last.
+            overlapping: Residues = np.ndarray((size - 1,), "<u4", payload, strides=(3,))
+            np.bitwise_and(overlapping, np.uint32(2**24 - 1), out=numbers[:-1])
+            numbers[-1] = int.from_bytes(payload[-3:], "little")
+        return numbers
+
+    def add_packed(self, total: Residues, payload: memoryview, factor: int = 1) -> None:
+        """Add factor * the numbers in these bytes to `total` in place, modulo 2**32.
+
+        Raises ValueError when there are not as many.
+        """
+        self._require_bytes_of(total.size, payload)
+        for start in range(0, total.size, BLOCK_SIZE):
+            block = total[start : start + BLOCK_SIZE]
+            packed = payload[self.bytes_of(start) :][: self.bytes_of(block.size)]
+            numbers = self.unpack(packed, block.size)
+            if factor != 1:
+                np.multiply(numbers, np.uint32(factor % 2**32), out=numbers)
+            np.add(block, numbers, out=block)
 
     def signed(self, residues: Residues) -> Signed:
         """Return the number from -2**(bits - 1) to 2**(bits - 1) - 1 that each stands for."""
@@ -65,6 +87,12 @@ class Modulus:
         signed ^= sign
         signed -= sign
         return signed.view(np.int32)
+
+    def _require_bytes_of(self, size: int, payload: memoryview) -> None:
+        if len(payload) != self.bytes_of(size):
+            raise ValueError(
+                f"{size} numbers modulo 2**{self.bits} take {self.bytes_of(size)} bytes, not {len(payload)}"
+            )
 
 
 def add_multiple(total: Residues, residues: Residues, factor: int = 1) -> None:
