@@ -60,7 +60,7 @@ PURE = {
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
-    "fluffle.codecs.masked",
+    *("fluffle.codecs.masked", "fluffle.codecs.sealed"),
     *(f"fluffle.secure.{name}" for name in ("closing", "committee", "fixed_point", "limbs", "measured")),
     *(f"fluffle.secure.{name}" for name in ("modulus", "plan", "sums", "surveyed", "weights")),
     "fluffle.sealed",

@@ -17,9 +17,11 @@ from fluffle.codecs.compressed import CompressedVector, decompressed
 from fluffle.codecs.floats import Bfloat16Vector, Float32Vector
 from fluffle.codecs.int8 import Int8Vector
 from fluffle.codecs.masked import MaskedCodec
+from fluffle.codecs.sealed import SealedCodec
 from fluffle.codecs.top_k import TopK
 from fluffle.fields import parsed
 from fluffle.model import Vector
+from fluffle.sealed.plan import SEALED
 from fluffle.secure.modulus import BITS, Modulus
 from fluffle.secure.plan import masked_codec
 
@@ -54,10 +56,16 @@ CODECS: Mapping[str, Codec] = {
 MASKED_CODECS: Mapping[str, MaskedCodec] = {masked_codec(bits): MaskedCodec(Modulus(bits)) for bits in BITS}
 
 
+# And a sealed federation this one.
+SEALED_CODEC = SealedCodec()
+
+
 def require_codec(name: str) -> str:
     """Return the name of a codec that may be chosen. Raises ValueError that names them for any other."""
     if name in MASKED_CODECS:
         raise ValueError(f"must not be {name}, which secure_aggregation chooses by itself: leave it out")
+    if name == SEALED:
+        raise ValueError("must not be sealed, which the setting sealed chooses by itself: leave it out")
     return _require_known(name)
 
 
@@ -128,6 +136,8 @@ def most_bytes(name: str, size: int) -> int:
 def _codec(name: str) -> Codec:
     if name in MASKED_CODECS:
         return MASKED_CODECS[name]
+    if name == SEALED:
+        return SEALED_CODEC
     plain = name.removesuffix(ZSTD)
     if plain in CODECS:
         return CODECS[plain]

@@ -13,7 +13,7 @@ from fluffle.model import Vector
 
 T = TypeVar("T")
 Read = Callable[[Header, memoryview], T]
-IN_PAYLOAD: Final = ("vector", "average", "statistics", "integers")
+IN_PAYLOAD: Final = ("vector", "average", "sealed_sum", "statistics", "integers")
 
 
 class BareMessage(Generic[T]):

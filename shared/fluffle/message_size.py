@@ -12,6 +12,9 @@ from fluffle.errors import MessageTooLarge
 from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.record import version_size_bytes
+from fluffle.sealed.parameters import bytes_of
+from fluffle.sealed.part import sealed_part
+from fluffle.sealed.plan import SealedPlan
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 
 HOW_TO_RAISE = (
@@ -45,6 +48,21 @@ def require_version_fits(layout: Layout, limit_bytes: int, *, is_averaged: bool 
         otherwise = "leave out FLUFFLE_AVERAGE_VERSIONS: without the average it takes half as much"
     size_bytes = version_size_bytes(layout, is_averaged=is_averaged)
     require_message_fits(what, size_bytes, limit_bytes, otherwise)
+
+
+def require_sealed_fits(layout: Layout, plan: SealedPlan, limit_bytes: int) -> None:
+    """Raise MessageTooLarge when an update or a version of a sealed model would be above the limit."""
+    part = sealed_part(layout, plan.only)
+    sealed_bytes = bytes_of(part.size)
+    update_bytes = sealed_bytes + 4 * part.open_size + layout.beside_vector_size_bytes
+    version_bytes = version_size_bytes(layout, is_averaged=False, sealed_bytes=sealed_bytes)
+    require_message_fits(
+        f"a version of this sealed model (of {layout.size:,} parameters, {part.size:,} are encrypted, in 27 "
+        f"bytes each; an update takes {_mib(update_bytes)} MiB)",
+        version_bytes,
+        limit_bytes,
+        "seal only some tensors (FLUFFLE_SEALED_ONLY)",
+    )
 
 
 def require_moments_fit(layout: Layout, count: int, of: str, limit_bytes: int) -> None:
@@ -89,6 +107,9 @@ def require_update_fits(layout: Layout, codec: str, limit_bytes: int) -> None:
 
 def require_planned_update_fits(layout: Layout, plan: Plan, limit_bytes: int) -> None:
     """Raise MessageTooLarge when an update as a plan wants it, masked or in a codec, may not fit."""
+    if plan.sealed:
+        require_sealed_fits(layout, plan.sealed, limit_bytes)
+        return
     if plan.secure is None:
         require_update_fits(layout, plan.codec, limit_bytes)
         return

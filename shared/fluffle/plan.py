@@ -6,6 +6,7 @@ from typing import Annotated, Final, Literal
 from fluffle.compression import CodecName
 from fluffle.fields import Count, Positive, must
 from fluffle.privacy.plan import PrivacyPlan
+from fluffle.sealed.plan import SealedPlan
 from fluffle.secure.plan import SecurePlan
 
 Sends = Literal["delta", "weights"]
@@ -37,7 +38,8 @@ class Plan:
     ends, or calls a version best, by these evaluations.
 
     With `secure` the workers mask what they send: secure aggregation. With `privacy` the aggregator adds
-    noise to the sums, and each worker sends no more updates, and no sooner, than that covers.
+    noise to the sums, and each worker sends no more updates, and no sooner, than that covers. With `sealed`
+    workers encrypt what they send, and decrypt the model.
     """
 
     local_epochs: Positive = 1
@@ -60,6 +62,7 @@ class Plan:
     sites_decide: bool = False
     secure: SecurePlan | None = None
     privacy: PrivacyPlan | None = None
+    sealed: SealedPlan | None = None
 
     @property
     def may_repeat(self) -> bool:

@@ -24,6 +24,7 @@ from fluffle.fields import (
 from fluffle.model import FlatWeights, Layout, Vector, Weights, no_values
 from fluffle.plan import Plan
 from fluffle.privacy.plan import PrivacyState
+from fluffle.sealed.plan import SealedState
 from fluffle.secure.plan import LastSum
 from fluffle.sites import SiteReport
 from fluffle.survey.messages import Survey
@@ -170,9 +171,12 @@ def _require_terms(terms: tuple[Rank, ...]) -> None:
         raise FieldError("expected one or more, in ascending order")
 
 
-def version_size_bytes(layout: Layout, *, is_averaged: bool) -> int:
-    """Return the number of bytes that a version of this layout takes in its record, without the header."""
-    return 4 * layout.size * (1 + is_averaged) + layout.beside_vector_size_bytes
+def version_size_bytes(layout: Layout, *, is_averaged: bool, sealed_bytes: int = 0) -> int:
+    """Return the number of bytes that a version of this layout takes in its record, without the header.
+
+    `sealed_bytes` are those of the sealed sum, if there is one.
+    """
+    return 4 * layout.size * (1 + is_averaged) + sealed_bytes + layout.beside_vector_size_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -207,6 +211,10 @@ class ModelVersion:
     another epoch begins.
 
     `privacy` is what differential privacy has released so far, None without it.
+
+    In a sealed federation the sealed elements of `vector` are those of version 0, and `sealed_sum` has the
+    packed ciphertexts of the sum of all updates since then, empty before the first one. `sealed` is what is
+    known of it without the key; None where nothing is sealed.
 
     What is read from the stream may be a rounded copy of a record: its vector and average were sent in
     `codec`, and `copy_of` is the digest of the record, which is empty for a record itself.
@@ -254,6 +262,8 @@ class ModelVersion:
     given_up: Applied = field(default_factory=AppliedUpdates)
     unmasked_runs: Count = 0
     privacy: PrivacyState | None = None
+    sealed: SealedState | None = None
+    sealed_sum: bytes = b""
 
     @property
     def rank(self) -> Rank:
@@ -297,7 +307,8 @@ class ModelVersion:
     @property
     def payload_size_bytes(self) -> int:
         """The number of bytes of this version's model, and average, in its record."""
-        return version_size_bytes(self.layout, is_averaged=self.average_decay > 0)
+        sealed_bytes = len(self.sealed_sum)
+        return version_size_bytes(self.layout, is_averaged=self.average_decay > 0, sealed_bytes=sealed_bytes)
 
     @property
     def updates(self) -> int:

@@ -40,6 +40,8 @@ from fluffle.model import MAX_PARAMETERS, Vector, no_values
 from fluffle.pieces import Body, Pieces
 from fluffle.plan import Plan
 from fluffle.record import CachedUpdate, ModelVersion, MomentsRecord, Rank
+from fluffle.sealed.part import sealed_part
+from fluffle.sealed.residues import require_residues
 from fluffle.secure.sums import SumRecord, read_sum
 from fluffle.topology import MAX_MESSAGE_BYTES, MIB
 from fluffle.update import MAX_RUNS
@@ -60,6 +62,8 @@ _CachedRow = tuple[Name, Magnitude, Count, _KeptCodec, Count, Count, AnyNumber, 
 _CACHED_ROWS: Final = kind_of(Annotated[tuple[_CachedRow, ...], at_most(2 * MAX_RUNS)])
 _BESIDE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _PLAN_FIELDS: Final = len(fields(Plan))
+# Of its last fields, so many are missing in older records.
+_LATER_PLAN_FIELDS: Final = 2
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 
@@ -92,6 +96,7 @@ def encode_version(version: ModelVersion) -> bytes:
 def version_pieces(version: ModelVersion) -> Pieces:
     """Return the message of a version's record; vector and average are not copied."""
     vectors = [Float32Vector.of(each).payload for each in (version.vector, version.average)]
+    vectors.append(memoryview(version.sealed_sum))
     return join(version_header(version), payload_of(vectors, version.statistics, version.integers), RECORD)
 
 
@@ -105,13 +110,19 @@ def encode_copy(version: ModelVersion, codec: str, digest: str) -> bytes:
     vectors = [wire_bytes(codec, compress(codec, each, random)) for each in given]
     average_bytes = sum(each.nbytes for each in vectors[1:])
     changed = {"codec": codec, "copy_of": digest, "average_bytes": average_bytes}
+    vectors.append(memoryview(version.sealed_sum))
     payload = payload_of(vectors, version.statistics, version.integers)
     return bytes(join({**version_header(version), **changed}, payload, RECORD))
 
 
 def version_header(version: ModelVersion) -> Header:
     """Return the header of a version's record, even for a version that was read from a copy."""
-    exact = {"codec": "float32", "copy_of": "", "average_bytes": version.average.nbytes}
+    exact = {
+        "codec": "float32",
+        "copy_of": "",
+        "average_bytes": version.average.nbytes,
+        "sealed_bytes": len(version.sealed_sum),
+    }
     return {"kind": "version", **_VERSION.write(version), **exact}
 
 
@@ -209,18 +220,22 @@ def _read_moments(header: Header, payload: memoryview) -> MomentsRecord:
 
 
 def _read_record(header: Header, _payload: memoryview) -> ModelVersion:
-    take(header, "average_bytes", _BESIDE_BYTES)
-    return ModelVersion(**_version_fields(header), vector=no_values())
+    found = _version_fields(header)
+    for beside in ("average_bytes", "sealed_bytes"):
+        take(header, beside, _BESIDE_BYTES)
+    return ModelVersion(**found, vector=no_values())
 
 
 def _version_fields(header: Header) -> Header:
     # Records of before this field do not say which runs may be forgotten: none.
     header.setdefault("unmasked_runs", MAX_RUNS)
-    # Nor do those of before differential privacy say anything of it, and their plan is one shorter.
+    # Nor do those of before differential privacy and sealed federations say anything of these.
     header.setdefault("privacy", None)
+    header.setdefault("sealed", None)
+    header.setdefault("sealed_bytes", 0)
     plan = header.get("plan")
-    if isinstance(plan, list) and len(plan) == _PLAN_FIELDS - 1:
-        header["plan"] = [*plan, None]
+    if isinstance(plan, list) and _PLAN_FIELDS - _LATER_PLAN_FIELDS <= len(plan) < _PLAN_FIELDS:
+        header["plan"] = [*plan, *[None] * (_PLAN_FIELDS - len(plan))]
     return _VERSION.take(header)
 
 
@@ -235,22 +250,49 @@ def _read_version(header: Header, payload: memoryview) -> ModelVersion:
             f"field average_bytes: {average_bytes} with an average_decay of {found['average_decay']:g}: only "
             "versions that are averaged have an average"
         )
-    vector_bytes = len(payload) - layout.beside_vector_size_bytes - average_bytes
+    sealed_bytes = take(header, "sealed_bytes", _BESIDE_BYTES)
+    _require_sealed_bytes(found, sealed_bytes)
+    vector_bytes = len(payload) - layout.beside_vector_size_bytes - average_bytes - sealed_bytes
     # Its record has it as float32: no codec makes room for a larger model.
     if layout.size > MAX_PARAMETERS or vector_bytes < 0:
         raise WireError(
             f"field layout: {layout.size} trained values, {layout.statistics_size} statistics and "
             f"{layout.integers_size_bytes} bytes of integers have no room in {len(payload)} bytes of "
-            f"payload, of which {average_bytes} are the average"
+            f"payload, of which {average_bytes} are the average and {sealed_bytes} the sealed sum"
         )
     end = vector_bytes + average_bytes
+    sealed_sum = bytes(payload[end : end + sealed_bytes])
     try:
         vector = _values(codec, layout.size, payload[:vector_bytes])
         average = _values(codec, layout.size, payload[vector_bytes:end]) if average_bytes else no_values()
     except ValueError as error:
         raise WireError(f"field layout: {layout.size} floats in {codec}: {error}") from error
-    statistics, integers = after_vector(payload[end:], layout.statistics_size)
-    return ModelVersion(**found, vector=vector, average=average, statistics=statistics, integers=integers)
+    if sealed_sum:
+        try:
+            require_residues(sealed_sum, sealed_part(layout, found["plan"].sealed.only).size)
+        except ValueError as error:
+            raise WireError(f"field sealed_bytes: {error}") from error
+    statistics, integers = after_vector(payload[end + sealed_bytes :], layout.statistics_size)
+    return ModelVersion(
+        **found,
+        vector=vector,
+        average=average,
+        sealed_sum=sealed_sum,
+        statistics=statistics,
+        integers=integers,
+    )
+
+
+def _require_sealed_bytes(found: Header, sealed_bytes: int) -> None:
+    """Raise WireError unless a record says of a sealed sum what its plan says."""
+    plan, state = found["plan"].sealed, found["sealed"]
+    if (plan is None) != (state is None):
+        raise WireError("field sealed: a record has it exactly if its plan does")
+    if bool(sealed_bytes) != bool(state and state.weights):
+        raise WireError(
+            f"field sealed_bytes: {sealed_bytes}, and the sealed sum has a weight of "
+            f"{state.weights if state else 0}"
+        )
 
 
 def _values(codec: str, size: int, payload: memoryview) -> Vector:

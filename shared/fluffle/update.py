@@ -20,6 +20,7 @@ from fluffle.fields import (
 )
 from fluffle.model import Vector, no_values
 from fluffle.plan import Sends
+from fluffle.sealed.plan import SealedRefresh
 from fluffle.survey.shape import SurveyShape
 
 # A batch is doubled or halved at most so often.
@@ -74,6 +75,9 @@ class WeightUpdate:
     then part of the masked vector. Nothing more is sent but `train_s`: integers and loss are left out, and
     examples, steps and batch size are 0. With a `shape` it is no update, but the answer to a survey, whose
     statistics are in the vector.
+
+    In a sealed federation `key` is the id of the key by which the vector is encrypted. With a `refresh` it is
+    no update, but what makes the sum of its base version one that was encrypted anew: see `SealedRefresh`.
     """
 
     federation: ShortText
@@ -97,6 +101,8 @@ class WeightUpdate:
     epoch: Count = 0
     revision: Count = 0
     shape: SurveyShape | None = None
+    key: ShortText = ""
+    refresh: SealedRefresh | None = None
 
     @property
     def local_work(self) -> float:

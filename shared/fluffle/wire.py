@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from fluffle.codecs.sealed import SealedVector
 from fluffle.compression import bits_of_masked, is_masked, is_packed, leaves_out, read_vector, wire_bytes
 from fluffle.errors import WireError
 from fluffle.events import Report
@@ -19,6 +20,7 @@ from fluffle.framing import Header, HeaderLimits, join
 from fluffle.message import IN_PAYLOAD, BareMessage, Read, after_vector, decode, payload_of, require_readable
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
+from fluffle.sealed.plan import SEALED
 from fluffle.secure.plan import ModulusBits, masked_codec
 from fluffle.sites import SiteEvaluation
 from fluffle.survey.messages import SiteStatistics
@@ -32,13 +34,20 @@ Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
 _OF_MASKED: Final = ("epoch", "revision", "shape")
+_OF_SEALED: Final = ("key", "refresh")
 _NOT_MASKED: Final = (
     *("sends", "codec", "first_tensor", "absorbs", "loss"),
     *("examples", "steps", "batch_size", "learning_rate_scale", "shape"),
 )
-_UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED))
+_UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED, *_OF_SEALED))
 # What is masked is the delta of all layers, and absorbs nothing. Of what its worker has, no more is said.
-_MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_NOT_MASKED))
+_MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_NOT_MASKED, *_OF_SEALED))
+# What is sealed is the delta of all layers too; what its worker says of its round travels as ever.
+_SEALED: Final = Table(
+    WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED, "first_tensor", "sends", "codec", "refresh")
+)
+_REFRESH: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, "epoch", "revision", *_NOT_MASKED))
+_SIZE: Final = integer(0, MAX_PARAMETERS)
 _BITS: Final = kind_of(ModulusBits)
 _SHAPE: Final = kind_of(SurveyShape)
 _MOST_SHAPE_BYTES: Final = MIB
@@ -58,6 +67,8 @@ def encode_update(update: WeightUpdate) -> bytes:
         shape = json.dumps(_SHAPE.write(update.shape), separators=(",", ":")).encode()
         answer = {"kind": "masked-survey", **masked, "shape_bytes": len(shape)}
         return _encode_inbound(answer, [memoryview(shape), update.vector.payload], _read_masked_survey)
+    if isinstance(update.vector, SealedVector):
+        return _encode_sealed(update, update.vector)
     vector = wire_bytes(update.codec, update.vector)
     header = {
         "kind": "update",
@@ -105,6 +116,8 @@ def decode_inbound(body: bytes, *, most_parameters: int = MAX_PARAMETERS) -> Inb
         "update": lambda header, payload: _read_update(header, payload, most_parameters),
         "masked": _read_masked,
         "masked-survey": _read_masked_survey,
+        "sealed": _read_sealed,
+        "sealed-refresh": _read_refresh,
         "evaluation": _EVALUATION.read,
         "site-evaluation": _SITE_EVALUATION.read,
         "hello": _HELLO.read,
@@ -134,11 +147,12 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     codec, sequence, absorbs = found["codec"], found["id"].sequence, found["absorbs"]
     if found["sends"] == "weights" and leaves_out(codec):
         raise WireError(f"field codec: {codec} leaves out a part of the weights: it is for deltas")
-    if absorbs and absorbs[-1] >= sequence:
-        raise WireError(f"field absorbs: {absorbs[-1]} is not below the update's own number {sequence}")
+    _require_earlier(absorbs, sequence)
     if is_masked(codec):
         raise WireError(f"field codec: {codec} travels in a message of the kind masked")
-    parameters = take(header, "parameters", integer(0, MAX_PARAMETERS))
+    if codec == SEALED:
+        raise WireError("field codec: sealed travels in a message of the kind sealed")
+    parameters = take(header, "parameters", _SIZE)
     if is_packed(codec) and parameters > most_parameters:
         raise WireError(f"field parameters: {parameters} are more than the {most_parameters} of the model")
     vector_bytes = take(header, "vector_bytes", integer(0, len(payload)))
@@ -149,6 +163,55 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
     size = take(header, "statistics_size", integer(0, (len(payload) - vector_bytes) // 4))
     statistics, integers = after_vector(payload[vector_bytes:], size)
     return WeightUpdate(**found, vector=vector, statistics=statistics, integers=integers)
+
+
+def _require_earlier(absorbs: tuple[int, ...], sequence: int) -> None:
+    if absorbs and absorbs[-1] >= sequence:
+        raise WireError(f"field absorbs: {absorbs[-1]} is not below the update's own number {sequence}")
+
+
+def _encode_sealed(update: WeightUpdate, vector: SealedVector) -> bytes:
+    if update.refresh:
+        header = {"kind": "sealed-refresh", **_REFRESH.write(update), "parameters": vector.sealed_size}
+        return _encode_inbound(header, [vector.payload], _read_refresh)
+    header = {
+        "kind": "sealed",
+        **_SEALED.write(update),
+        "parameters": vector.sealed_size,
+        "open_parameters": vector.size - vector.sealed_size,
+        "statistics_size": update.statistics.size,
+    }
+    return _encode_inbound(header, payload_of([vector.payload], update.statistics, b""), _read_sealed)
+
+
+def _read_sealed(header: Header, payload: memoryview) -> WeightUpdate:
+    """Read a sealed update; its vector is a view of the payload. There are no integers."""
+    found = _SEALED.take(header)
+    _require_earlier(found["absorbs"], found["id"].sequence)
+    sealed, others = (take(header, name, _SIZE) for name in ("parameters", "open_parameters"))
+    size = take(header, "statistics_size", integer(0, len(payload) // 4))
+    end = len(payload) - 4 * size
+    vector = _sealed_vector(sealed, others, payload[:end], found["key"])
+    statistics, _ = after_vector(payload[end:], size)
+    return WeightUpdate(**found, sends="delta", codec=SEALED, vector=vector, statistics=statistics)
+
+
+def _read_refresh(header: Header, payload: memoryview) -> WeightUpdate:
+    """Read what a worker sends to make a sealed sum one that was encrypted anew."""
+    found = _REFRESH.take(header)
+    if found["refresh"] is None:
+        raise WireError("field refresh: expected a list of refreshes, weights, largest")
+    vector = _sealed_vector(take(header, "parameters", _SIZE), 0, payload, found["key"])
+    return WeightUpdate(**found, sends="delta", codec=SEALED, vector=vector, examples=0, steps=0)
+
+
+def _sealed_vector(sealed: int, others: int, payload: memoryview, key: str) -> SealedVector:
+    if not key:
+        raise WireError("field key: what is sealed names its key")
+    try:
+        return SealedVector.read(sealed, others, payload)
+    except ValueError as error:
+        raise WireError(f"field parameters: {sealed} sealed ones and {others} others: {error}") from error
 
 
 def _read_masked(header: Header, payload: memoryview) -> WeightUpdate:

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Iterator, Mapping
 
+from fluffle.codecs.sealed import SealedVector
 from fluffle.compression import MASKED_CODECS, require_codec
 from fluffle.errors import WireError
 from fluffle.fields import MAX_METRICS, is_metric_name, is_name
 from fluffle.model import MAX_PARAMETERS
 from fluffle.record import Evaluation, Hello
+from fluffle.sealed.parameters import PRIME
+from fluffle.sealed.plan import SEALED
+from fluffle.sealed.residues import unpack
 from fluffle.sites import MAX_SITE_METRICS, SiteEvaluation, SiteMetric
 from fluffle.survey import MAX_COLUMNS
 from fluffle.survey.messages import SiteStatistics
@@ -55,6 +59,10 @@ def _of(message: Inbound) -> Iterator[tuple[str, bool]]:
             yield "sends", message.sends in {"delta", "weights"}
             if message.epoch:
                 yield "codec", message.codec in MASKED_CODECS
+            elif isinstance(message.vector, SealedVector):
+                yield "codec", message.codec == SEALED
+                yield "key", bool(message.key)
+                yield "residues", unpack(message.vector.sealed, message.vector.sealed_size).max() < PRIME
             else:
                 yield "codec", require_codec(message.codec) == message.codec
                 blocks = sum(block.size for block in message.vector.blocks())

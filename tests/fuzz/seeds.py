@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 from builders import a_masked_answer, a_masked_update, a_site_evaluation, a_version, an_evaluation, an_update
 from helping import HELPER, REGISTRY, first_close, following
+from sealing import a_refresh, a_sealed_update, a_sealed_version
 
 from fluffle.compression import compress
 from fluffle.record import CachedUpdate, Contributor, Folded, Hello, MomentsRecord, Rank
@@ -36,6 +37,8 @@ INBOUND: Final[Sequence[bytes]] = [
     encode_update(an_update("w1", loss=0.5)),
     encode_update(a_masked_update("w1", revision=2)),
     encode_update(a_masked_answer("w1")),
+    encode_update(a_sealed_update("w1")),
+    encode_update(a_refresh(a_sealed_version(5, (3.0,) * 4, weights=64))),
     *(encode_update(an_update("w1", codec=codec)) for codec in ("bfloat16", "int8", "topk", "float32+zstd")),
     encode_evaluation(an_evaluation(0, {"accuracy": 0.5})),
     encode_site_evaluation(_SITE),
@@ -55,7 +58,11 @@ _RECORD: Final = replace(
 )
 _NUMBERS: Final = np.arange(4, dtype=np.float32)
 _KEPT: Final = CachedUpdate("w1", 1.5, 3, "int8", compress("int8", _NUMBERS, np.random.default_rng(1)))
-VERSIONS: Final[Sequence[bytes]] = [encode_version(_RECORD), encode_copy(_RECORD, "int8", "ab" * 32)]
+VERSIONS: Final[Sequence[bytes]] = [
+    encode_version(_RECORD),
+    encode_copy(_RECORD, "int8", "ab" * 32),
+    encode_version(a_sealed_version(5, (3.0,) * 4, weights=64)),
+]
 MOMENTS: Final[Sequence[bytes]] = [
     bytes(moments_pieces(MomentsRecord("digits", Rank(2, 5), {"m": _NUMBERS, "v": _NUMBERS}))),
     bytes(moments_pieces(MomentsRecord("digits", Rank(2, 5), {}, (_KEPT,)))),

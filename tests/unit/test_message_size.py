@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from builders import a_layout, a_version
 from fake_broker import FakeBroker
+from sealing import a_sealed_plan
 from working import TOPOLOGY, CountingTask, a_federation, sent_updates
 
 from fluffle.compression import CODECS
@@ -51,6 +52,17 @@ def test_a_masked_update_that_does_not_fit_is_told_its_modulus_and_no_codec() ->
     require_planned_update_fits(FIVE_MILLION, plan, 20 * MIB)
     with pytest.raises(MessageTooLarge, match="in float32 takes"):
         require_planned_update_fits(FIVE_MILLION, Plan(), 16 * MIB)
+
+
+def test_a_sealed_model_that_does_not_fit_is_told_the_sizes_of_version_and_update() -> None:
+    sealed = a_sealed_plan()
+    plan, layout = Plan(codec="sealed", sealed=sealed), a_layout(1_000_000)
+
+    with pytest.raises(MessageTooLarge, match=r"an update takes 25.8 MiB\) takes 29.7 MiB"):
+        require_planned_update_fits(layout, plan, 16 * MIB)
+    require_planned_update_fits(layout, plan, 30 * MIB)
+    head_alone = replace(plan, sealed=replace(sealed, only=("no such tensor",)))
+    require_planned_update_fits(layout, head_alone, 16 * MIB)
 
 
 def test_a_version_that_does_not_fit_is_told_that_no_codec_makes_it_smaller() -> None:

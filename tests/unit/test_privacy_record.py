@@ -68,7 +68,7 @@ def test_a_record_of_before_differential_privacy_has_none() -> None:
 )
 def test_a_plan_that_cannot_be_is_named_by_its_field(changed: dict[str, object], says: str) -> None:
     fields = dict(zip(PrivacyPlan.__slots__, astuple(PLAN), strict=True))
-    plan: list[Any] = [*row(BODY, "plan")[:-1], list({**fields, **changed}.values())]
+    plan: list[Any] = [*row(BODY, "plan")[:-2], list({**fields, **changed}.values())]
 
     with pytest.raises(WireError, match=says):
         read(rewritten(BODY, plan=plan))

@@ -42,7 +42,7 @@ RECORDS = [VERSION, MOMENTS, COPY]
 
 
 # Records of before this field are read.
-OPTIONAL = ("unmasked_runs", "privacy")
+OPTIONAL = ("unmasked_runs", "privacy", "sealed", "sealed_bytes")
 
 
 def all_fields() -> list[tuple[bytes, str]]:
@@ -155,7 +155,7 @@ def test_an_unknown_field_is_named(body: bytes) -> None:
         (rewritten(UPDATE, fluffle=True), "field fluffle: expected int, found bool"),
         (
             rewritten(UPDATE, kind="order"),
-            "field kind: unknown 'order', known are update, masked, masked-survey, evaluation",
+            "field kind: unknown 'order', known are update, masked, masked-survey, sealed",
         ),
         (rewritten(UPDATE, kind="version"), "field kind: unknown 'version'"),
         (rewritten(UPDATE, federation=7), "field federation: expected str, found int"),

@@ -64,6 +64,9 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
+    if update.key:
+        detail = "the update is sealed, and this federation is not: its worker trains anew"
+        return Refusal(WRONG_CONTENT, detail)
     is_masked = bool(update.epoch or model.secure)
     if is_masked and (refusal := _differently_masked(update, model)):
         return refusal

@@ -7,6 +7,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluffle.model import Layout, TensorSpec, Vector
 
@@ -42,7 +43,7 @@ class SealedPart:
         """Return the elements of a vector that travel as usual, in their order."""
         return _gather(vector, self.open_ranges)
 
-    def add_sealed(self, vector: Vector, sealed: Vector) -> None:
+    def add_sealed(self, vector: Vector, sealed: NDArray[np.float64]) -> None:
         """Add to the sealed elements of a vector in place."""
         taken = 0
         for start, stop in self.ranges:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Annotated, Final
 
-from fluffle.fields import Count, FieldError, Magnitude, Positive, ShortText, at_most, integer, must, text
+from fluffle.fields import Count, Magnitude, Positive, ShortText, at_most, integer, must, text
 from fluffle.sealed.parameters import LARGEST_VALUE
 
 SEALED: Final = "sealed"
@@ -21,6 +21,9 @@ ASKED_FOR_VERSIONS: Final = 8
 _HEXADECIMAL: Final = re.compile(r"[0-9a-f]{16,64}")
 KeyId = Annotated[ShortText, must(lambda key: _HEXADECIMAL.fullmatch(key) is not None, "{} is no key id")]
 Pattern = Annotated[str, text(256)]
+Largest = Annotated[
+    float, must(lambda number: 0 <= number <= LARGEST_VALUE, "{} is not from 0 to what a sum may come to")
+]
 _Number = Annotated[float, must(lambda number: number > 0, "{} is not more than 0")]
 
 
@@ -114,10 +117,4 @@ class SealedRefresh:
 
     refreshes: Count
     weights: Count
-    largest: Magnitude
-
-    def __post_init__(self) -> None:
-        if self.largest > LARGEST_VALUE:
-            raise FieldError(f"{self.largest:g} is more than a sum may come to, {LARGEST_VALUE:g}").inside(
-                "largest"
-            )
+    largest: Largest
