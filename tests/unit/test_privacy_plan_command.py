@@ -85,7 +85,7 @@ def test_it_prints_the_promise_and_compares_correlated_with_plain_noise() -> Non
 
 
 def test_plain_noise_has_the_multiplier_of_the_formula() -> None:
-    found = as_json("--epsilon", "2", "--plain", "--max-updates", "5", "--clip", "0.1")
+    found = as_json("--epsilon", "2", "--dp-noise", "plain", "--max-updates", "5", "--clip", "0.1")
 
     assert found["separation"] == 1
     assert found["by_noise"] == {
@@ -105,7 +105,12 @@ def test_plain_noise_has_the_multiplier_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [("--epsilon", "8"), ("--noise", "2.7", "--clip", "0.3", "--delta", "1e-6")]
+    "asked",
+    [
+        ("--epsilon", "8"),
+        ("--noise", "2.7", "--clip", "0.3", "--delta", "1e-6"),
+        ("--epsilon", "4", "--dp-noise", "plain"),
+    ],
 )
 def test_the_aggregator_command_makes_the_same_noise(asked: tuple[str, ...]) -> None:
     found = as_json(*asked)
@@ -123,10 +128,10 @@ def test_the_aggregator_command_makes_the_same_noise(asked: tuple[str, ...]) -> 
     assert settings.buffer_size == 50
     by_noise = found["by_noise"]
     assert isinstance(by_noise, dict)
-    assert by_noise["correlated"]["std"] == begun.std
-    assert by_noise["correlated"]["bands"] == begun.bands
+    assert by_noise[found["noise"]]["std"] == begun.std
+    assert by_noise[found["noise"]]["bands"] == begun.bands
     assert f"To begin with it: {command}" in told(*RUN, *asked)
-    assert "To begin with it" not in told(*RUN, *asked, "--plain")
+    assert "To begin with it" not in told(*RUN, "--epsilon", "8", "--mechanism", "local")
 
 
 def test_the_memory_of_the_noise_is_what_it_takes() -> None:
@@ -221,7 +226,7 @@ def test_so_it_is_with_noise_in_shares_to_a_hundredth(
 
 
 def test_noise_is_told_with_the_epsilon_that_it_gives() -> None:
-    said = told(*RUN, "--noise", "1.7", "--plain")
+    said = told(*RUN, "--noise", "1.7", "--dp-noise", "plain")
 
     assert said.startswith("epsilon 7.99 with a noise multiplier of 1.7. Whoever sees all versions")
     assert "(epsilon 7.98695, delta 1e-05" in said
@@ -248,7 +253,7 @@ def test_noise_in_shares_that_cannot_be_drawn_is_refused() -> None:
 
 def test_it_warns_of_a_large_delta_of_too_few_workers_and_of_noise_that_is_too_strong() -> None:
     few = told("--workers", "200", "--buffer-size", "50", "--parameters", "100000", "--epsilon", "2")
-    strong = told(*RUN, "--epsilon", "1", "--delta", "0.01", "--plain")
+    strong = told(*RUN, "--epsilon", "1", "--delta", "0.01", "--dp-noise", "plain")
 
     assert "warning: 200 workers are too few: 10 versions in a row, of 50 updates each, need 500" in few
     assert "warning: the noise is too strong to learn through: after 32 versions it is" in few
@@ -259,7 +264,7 @@ def test_it_warns_of_a_large_delta_of_too_few_workers_and_of_noise_that_is_too_s
 def test_it_warns_of_a_clip_that_rounding_would_lose() -> None:
     said = told(
         *("--workers", "10", "--buffer-size", "2", "--parameters", "100000000", "--epsilon", "0.001"),
-        *("--max-updates", "100", "--plain"),
+        *("--max-updates", "100", "--dp-noise", "plain"),
     )
 
     assert "warning: the clip of 1 is lost in the noise of a model of 100000000 parameters" in said

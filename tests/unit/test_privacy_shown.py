@@ -81,7 +81,7 @@ def test_a_file_with_a_model_says_what_was_spent_and_what_is_not_covered() -> No
         "privacy": "epsilon 8, delta 1e-05",
         "privacy.promised": "epsilon 8, delta 1e-05",
         "privacy.unit": "one worker with all its updates",
-        "privacy.mechanism": f"central, Gaussian noise of {PLAN.bands} bands, clip 1",
+        "privacy.mechanism": f"central, {PLAN.noise_in_words}, clip 1",
         "privacy.not_covered": "who sends updates, and when",
     }
 

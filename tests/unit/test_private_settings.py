@@ -1,5 +1,6 @@
 """The settings of differential privacy: what is missing, idle or impossible is said in a sentence."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,12 @@ def test_what_a_promise_needs_must_be_given(name: str) -> None:
         load_settings(AggregatorSettings, given)
 
 
-@pytest.mark.parametrize("name", [*[name for name in GIVEN if name != "dp"], "dp_delta", "dp_separation"])
+@pytest.mark.parametrize(
+    "name", [*[name for name in GIVEN if name != "dp"], "dp_delta", "dp_separation", "dp_noise"]
+)
 def test_a_setting_without_dp_has_no_effect(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} has no effect without dp"):
-        load_settings(AggregatorSettings, {name: GIVEN.get(name, 1)})
+        load_settings(AggregatorSettings, {name: GIVEN.get(name, "plain" if name == "dp_noise" else 1)})
 
 
 @pytest.mark.parametrize(
@@ -119,6 +122,23 @@ def test_a_model_whose_clip_is_lost_in_the_noise_is_refused() -> None:
 def test_what_is_promised_stays(other: PrivacyPlan, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         same_privacy_plan(settings().privacy_target(), other)
+
+
+def test_plain_noise_has_the_mu_of_so_many_gaussian_mechanisms() -> None:
+    plan = settings(dp_noise="plain", dp_separation=5).new_privacy_plan()
+
+    assert plan is not None
+    assert plan.bands == 1
+    assert plan.noise.mu == pytest.approx(math.sqrt(10) / plan.noise.multiplier)
+    assert plan.epsilon_after(10) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("now", "before"), [("plain", "correlated"), ("correlated", "plain")])
+def test_the_kind_of_noise_stays(now: str, before: str) -> None:
+    begun = settings(dp_noise=before, dp_separation=5).new_privacy_plan()
+
+    with pytest.raises(ConfigError, match=f"dp_noise is {now}, and the federation has begun with {before}"):
+        same_privacy_plan(settings(dp_noise=now, dp_separation=5).privacy_target(), begun)
 
 
 def test_noise_is_taken_from_the_federation_that_has_begun() -> None:

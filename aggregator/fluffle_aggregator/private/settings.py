@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle.privacy.promise import PrivacyTarget
+from fluffle.privacy.promise import NoiseKind, PrivacyTarget
 
 if TYPE_CHECKING:
     from fluffle_aggregator.private.starting import PrivateStart
@@ -23,7 +23,7 @@ NEEDED: Final = {
 NEEDED_FOR_CENTRAL: Final = {
     "dp_secret": "a file that `fluffle privacy secret FILE` makes, and that all aggregators have",
 }
-OPTIONAL: Final = ("dp_delta", "dp_separation")
+OPTIONAL: Final = ("dp_delta", "dp_separation", "dp_noise")
 
 
 class PrivacySettings(BaseModel):
@@ -55,6 +55,11 @@ class PrivacySettings(BaseModel):
         1,
         description="Fewest sums from one update of a worker to its next. With more, noise that is "
         "correlated from sum to sum adds up to less.",
+    )
+    dp_noise: NoiseKind = Field(
+        "correlated",
+        description="Noise that the aggregator adds: correlated noise takes back a part of the noise of "
+        "earlier sums, so that less adds up in the model; plain noise is independent from sum to sum.",
     )
     dp_secret: Path | None = Field(
         None,
@@ -92,7 +97,7 @@ class PrivacySettings(BaseModel):
             updates=self.dp_max_updates,
             separation=self.dp_separation,
             mechanism=self.dp,
-            correlated=True,
+            correlated=self.dp_noise == "correlated",
         )
 
     def new_privacy_plan(self) -> PrivacyPlan | None:
@@ -132,14 +137,20 @@ def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -
             f"the federation has promised differential privacy (epsilon {begun.epsilon:g}), which cannot be "
             f"taken back: give the same dp settings as before; or {anew}"
         )
-    for name, flag in _PROMISED.items():
-        before, now = getattr(begun, name), getattr(target, name)
+    asked = {flag: (getattr(begun, name), getattr(target, name)) for name, flag in _PROMISED.items()}
+    asked["dp_noise"] = _noise_kind(begun), _noise_kind(PrivacyPlan.keeping(target))
+    for flag, (before, now) in asked.items():
         if before != now:
             raise ConfigError(
                 f"{flag} is {now}, and the federation has begun with {before}: what is promised to its "
                 f"workers stays, so give {before}; or {anew}"
             )
     return begun
+
+
+def _noise_kind(plan: PrivacyPlan) -> NoiseKind:
+    """Return the kind of noise of a plan; where correlated noise is of no use, it is plain."""
+    return "correlated" if plan.bands > 1 else "plain"
 
 
 _PROMISED: Final = {

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle.privacy.promise import PrivacyTarget
+from fluffle.privacy.promise import NoiseKind, PrivacyTarget
 from fluffle_cli.watching.view import Version
 
 # With fewer workers the noise of an epsilon of 8 hides what 4,810 parameters learn.
@@ -41,6 +41,11 @@ class DemoPrivacySettings(BaseModel):
         f"{USUAL_SEPARATION}. The buffer is then as large as the workers can fill.",
     )
 
+    dp_noise: NoiseKind = Field(
+        "correlated",
+        description="Correlated noise adds up to less in the model than plain noise of the same epsilon.",
+    )
+
     def require_epsilon(self) -> None:
         """Raise ConfigError for settings that have no effect without an epsilon."""
         idle = sorted(self.model_fields_set & (set(DemoPrivacySettings.model_fields) - {"dp_epsilon"}))
@@ -61,7 +66,7 @@ class DemoPrivacySettings(BaseModel):
             clip=self.dp_clip,
             updates=self.dp_max_updates,
             separation=self.separation_of(workers),
-            correlated=True,
+            correlated=self.dp_noise == "correlated",
         )
         return PrivacyPlan.keeping(target)
 
@@ -76,6 +81,7 @@ class DemoPrivacySettings(BaseModel):
             "dp_clip": self.dp_clip,
             "dp_max_updates": self.dp_max_updates,
             "dp_separation": self.separation_of(workers),
+            "dp_noise": self.dp_noise,
             "dp_secret": secret,
             "average_versions": AVERAGE,
         }

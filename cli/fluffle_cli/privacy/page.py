@@ -6,9 +6,10 @@ from html import escape
 from typing import Final
 
 from fluffle.errors import ConfigError
+from fluffle.privacy.promise import NoiseKind
 from fluffle_cli.drawn_page import STYLE, drawn_page, figure, section, table
 from fluffle_cli.privacy.pictures import HEIGHT, WIDTH, Picture, Points
-from fluffle_cli.privacy.planning import Kind, PrivacyNumbers
+from fluffle_cli.privacy.planning import PrivacyNumbers
 from fluffle_cli.privacy.terminal import (
     EXPLAINED,
     MULTIPLIER,
@@ -85,7 +86,7 @@ def _pictures(found: PrivacyNumbers) -> tuple[Picture, Picture]:
     )
 
 
-def _multipliers(found: PrivacyNumbers, kind: Kind) -> Points:
+def _multipliers(found: PrivacyNumbers, kind: NoiseKind) -> Points:
     """Return epsilons, also that which was asked for, each with the noise multiplier that it needs."""
     points = []
     for epsilon in sorted({*EPSILONS, found.epsilon}):

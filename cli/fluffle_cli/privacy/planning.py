@@ -7,7 +7,7 @@ noise.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 
@@ -16,12 +16,11 @@ from fluffle.privacy.correlated import noise_after
 from fluffle.privacy.gaussian import guess_rate
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.grid import Grid
-from fluffle.privacy.promise import MOST_EPSILON, Mechanism, PrivacyTarget, promise
+from fluffle.privacy.promise import MOST_EPSILON, Mechanism, NoiseKind, PrivacyTarget, promise
 from fluffle.privacy.skellam import MOST_VARIANCE, SkellamNoise
 from fluffle.privacy.usefulness import NoisyRun
 from fluffle.secure.fixed_point import FixedPoint
 
-Kind = Literal["correlated", "plain"]
 Noise = GaussianNoise | SkellamNoise
 EPSILONS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # Of the buffer size that was asked for.
@@ -50,7 +49,7 @@ class PrivateRun:
     bits: int
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def kinds(self) -> tuple[NoiseKind, ...]:
         """The noise that is asked for, and with correlated noise also plain one, to compare it with."""
         return ("correlated", "plain") if self.correlated else ("plain",)
 
@@ -69,7 +68,7 @@ class PrivateRun:
         honest = max(1, self.honest * buffer_size // self.buffer_size)
         return replace(self, buffer_size=buffer_size, honest=honest)
 
-    def target(self, epsilon: float, kind: Kind) -> PrivacyTarget:
+    def target(self, epsilon: float, kind: NoiseKind) -> PrivacyTarget:
         """Return what is promised. Raises ConfigError when nothing could keep to that."""
         return PrivacyTarget(
             epsilon=epsilon,
@@ -81,14 +80,14 @@ class PrivateRun:
             correlated=kind == "correlated",
         )
 
-    def noise_for(self, epsilon: float, kind: Kind) -> Noise:
+    def noise_for(self, epsilon: float, kind: NoiseKind) -> Noise:
         """Return the least noise with this epsilon. Raises ConfigError when there is none."""
         target = self.target(epsilon, kind)
         if self.mechanism == "distributed":
             return target.skellam_noise(levels=self.levels, size=self.parameters, honest=self.honest)
         return target.gaussian_noise()
 
-    def noise_of(self, multiplier: float, kind: Kind) -> Noise:
+    def noise_of(self, multiplier: float, kind: NoiseKind) -> Noise:
         """Return noise with this multiplier. Raises ConfigError when it could not be drawn."""
         least = self.noise_for(MOST_EPSILON, kind)
         if isinstance(least, GaussianNoise):
@@ -182,14 +181,14 @@ class PrivacyNumbers:
     epsilon: float
     promise: str
     warnings: tuple[str, ...]
-    by_kind: Mapping[Kind, Numbers]
+    by_kind: Mapping[NoiseKind, Numbers]
 
     @property
     def chosen(self) -> Numbers:
         """The numbers of the noise that was asked for."""
         return self.by_kind[self.asked.kinds[0]]
 
-    def by_epsilon(self) -> Iterator[dict[Kind, Numbers]]:
+    def by_epsilon(self) -> Iterator[dict[NoiseKind, Numbers]]:
         """Yield the numbers for other epsilons too, smallest first; none where noise cannot be drawn."""
         others = [each for each in EPSILONS if not math.isclose(each, self.epsilon, rel_tol=1e-6)]
         for epsilon in sorted([*others, self.epsilon]):
@@ -198,7 +197,7 @@ class PrivacyNumbers:
             except ConfigError:
                 continue
 
-    def by_buffer_size(self) -> Iterator[dict[Kind, Numbers]]:
+    def by_buffer_size(self) -> Iterator[dict[NoiseKind, Numbers]]:
         """Yield the numbers for other buffers too, smallest first: also the smallest useful one."""
         useful = self.chosen.useful_buffer or self.asked.buffer_size
         sizes = {max(1, round(factor * self.asked.buffer_size)) for factor in BUFFERS} | {useful}
@@ -228,7 +227,7 @@ def numbers_for_noise(asked: PrivateRun, multiplier: float) -> PrivacyNumbers:
     return numbers_for_epsilon(asked, asked.epsilon(asked.noise_of(multiplier, asked.kinds[0])))
 
 
-def _by_kind(asked: PrivateRun, epsilon: float) -> dict[Kind, Numbers]:
+def _by_kind(asked: PrivateRun, epsilon: float) -> dict[NoiseKind, Numbers]:
     return {kind: asked.numbers(epsilon, asked.noise_for(epsilon, kind)) for kind in asked.kinds}
 
 

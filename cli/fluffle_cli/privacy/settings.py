@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.model import MAX_PARAMETERS
-from fluffle.privacy.promise import Mechanism
+from fluffle.privacy.promise import Mechanism, NoiseKind
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS
 from fluffle.settings import SharedSettings
 from fluffle_cli.privacy.planning import (
@@ -77,11 +77,11 @@ class PrivacyPlanSettings(SharedSettings):
         description="Who adds the noise: the aggregator to each sum (central), the workers of a sum in "
         "shares, under secure aggregation (distributed), or each worker all of it to each update (local).",
     )
-    plain: bool = Field(
-        False,
-        description="Noise that is independent from version to version. Correlated noise takes back a part "
-        "of the noise before it, which only the mechanism central can do.",
-        json_schema_extra={"opposite": "--correlated"},
+    dp_noise: NoiseKind | None = Field(
+        None,
+        description="Correlated noise takes back a part of the noise before it, which only the mechanism "
+        "central can do; plain noise is independent from version to version. Default: correlated with the "
+        "mechanism central, and plain otherwise.",
     )
     honest: int | None = Field(
         None,
@@ -116,7 +116,7 @@ class PrivacyPlanSettings(SharedSettings):
 
     @property
     def _is_correlated(self) -> bool:
-        return not self.plain and self.mechanism == "central"
+        return (self.dp_noise or ("correlated" if self.mechanism == "central" else "plain")) == "correlated"
 
     @property
     def _versions_apart(self) -> int:

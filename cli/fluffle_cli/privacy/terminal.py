@@ -5,7 +5,8 @@ from typing import Final
 
 from rich.filesize import decimal
 
-from fluffle_cli.privacy.planning import Kind, Numbers, PrivacyNumbers
+from fluffle.privacy.promise import NoiseKind
+from fluffle_cli.privacy.planning import Numbers, PrivacyNumbers
 
 NOISE_TO_UPDATES: Final = "noise to updates"
 MULTIPLIER: Final = "noise multiplier"
@@ -81,8 +82,9 @@ def buffer_rows(found: PrivacyNumbers) -> tuple[Sequence[str], list[list[str]]]:
 def aggregator_command(found: PrivacyNumbers) -> str:
     """Return how to start an aggregator that adds this noise; empty if it does not add such noise."""
     asked = found.asked
-    if not asked.correlated:
+    if asked.mechanism != "central":
         return ""
+    kind = "" if asked.correlated else " --dp-noise plain"
     numbers = {
         "--buffer-size": asked.buffer_size,
         "--dp-epsilon": found.epsilon,
@@ -92,7 +94,7 @@ def aggregator_command(found: PrivacyNumbers) -> str:
         "--dp-separation": asked.separation,
     }
     flags = " ".join(f"{flag} {_exact(number)}" for flag, number in numbers.items())
-    return f"fluffle aggregator --dp central {flags} --dp-secret FILE"
+    return f"fluffle aggregator --dp central{kind} {flags} --dp-secret FILE"
 
 
 def as_plain(found: PrivacyNumbers) -> dict[str, object]:
@@ -135,7 +137,7 @@ def short(value: float) -> str:
     return f"{value:#.3g}".removesuffix(".")
 
 
-def head(kind: Kind) -> str:
+def head(kind: NoiseKind) -> str:
     """Return the name of a kind of noise."""
     return f"{kind} noise"
 
@@ -145,7 +147,7 @@ def _exact(number: float) -> str:
     return rounded if float(rounded) == number else repr(number)
 
 
-def _plain(by_kind: Mapping[Kind, Numbers]) -> dict[str, object]:
+def _plain(by_kind: Mapping[NoiseKind, Numbers]) -> dict[str, object]:
     return {
         kind: {
             "noise_multiplier": one.multiplier,
@@ -160,7 +162,7 @@ def _plain(by_kind: Mapping[Kind, Numbers]) -> dict[str, object]:
     }
 
 
-def _suffixes(kinds: Sequence[Kind]) -> list[str]:
+def _suffixes(kinds: Sequence[NoiseKind]) -> list[str]:
     return [f", {kind}" for kind in kinds] if len(kinds) > 1 else [""]
 
 

@@ -94,7 +94,9 @@ class PrivacyPlan:
         """What kind of noise it is."""
         if self.shares:
             return f"Skellam noise in shares, of which {self.shares.honest} are counted on"
-        return f"Gaussian noise of {self.bands} bands"
+        return (
+            f"correlated Gaussian noise of {self.bands} bands" if self.bands > 1 else "plain Gaussian noise"
+        )
 
     @property
     def promise(self) -> str:

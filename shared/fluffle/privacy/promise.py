@@ -11,6 +11,7 @@ from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.skellam import SkellamNoise
 
 Mechanism = Literal["central", "distributed", "local"]
+NoiseKind = Literal["correlated", "plain"]
 # Beyond this there is next to no noise.
 MOST_EPSILON: Final = 1000.0
 USUAL_BANDS: Final = 16
