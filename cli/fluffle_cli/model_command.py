@@ -36,6 +36,7 @@ from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.restoring import put_back
 from fluffle_cli.small_export import export_small
 from fluffle_cli.watching.privacy import about_privacy
+from fluffle_worker.sealed_versions import opened, read_key, require_key
 from fluffle_worker.site_state import LOCAL, read_local_weights
 
 app = new_app("List, export and restore versions of the model, or build version 0.")
@@ -74,6 +75,11 @@ class ExportSettings(ListSettings):
     )
     spool: Path = Field(
         Path(".fluffle/spool"), description="That worker's --spool, where its local weights lie."
+    )
+    sealed_secret: Path | None = Field(
+        None,
+        description="File sealed.secret with the key of a sealed federation, whose model nobody can read "
+        "without it. A .fluffle file needs none: it stays sealed.",
     )
 
 
@@ -138,13 +144,18 @@ def _export(settings: ExportSettings) -> None:
     """Write one version of the model to a file; the average of the versions where they are averaged.
 
     A site whose task has local weights, such as a personal head, writes its own model with --worker NAME and
-    a .keras file, on the machine where that worker ran.
+    a .keras file, on the machine where that worker ran. The model of a sealed federation is decrypted with
+    --sealed-secret.
     """
     _require_writable(settings)
+    key = read_key(settings.sealed_secret)
     out, topology = settings.out, topology_of(settings.federation)
     with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
         stored = _chosen(broker, topology, settings.version)
     version = stored.version
+    if version.plan.sealed and out.suffix != ".fluffle":
+        key = require_key(version.plan.sealed, key, federation=version.federation, who="command")
+        version = opened(version, version.plan.sealed, key)
     if settings.task is not None and out.suffix == ".keras":
         _write_keras(settings, settings.task, version)
     elif out.suffix == ".fluffle":

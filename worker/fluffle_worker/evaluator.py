@@ -22,6 +22,8 @@ from fluffle.survey.result import SurveyResult
 from fluffle.task import Task
 from fluffle.topology import Topology
 from fluffle.wire import encode_evaluation
+from fluffle_worker.sealed_versions import SharedKey
+from fluffle_worker.sealing import SealedSite
 
 log = get_logger(__name__)
 
@@ -45,7 +47,8 @@ class EvaluatorResult:
 class Evaluator:
     """Evaluates the newest version again and again; versions published meanwhile are skipped.
 
-    `note` is called with each evaluated version and its evaluation.
+    `note` is called with each evaluated version and its evaluation. With a `sealed_key` it evaluates versions
+    of a sealed federation, and no others; `sealed_only` is that of a worker.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Evaluator:
     stop: threading.Event = field(default_factory=threading.Event)
     event_sink: EventSink = NULL_SINK
     note: Note | None = None
+    sealed_key: SharedKey | None = None
+    sealed_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Build the model."""
@@ -64,6 +69,7 @@ class Evaluator:
                 "the task has local weights: they are evaluated as first built, not as a site has them",
                 weights=some_of(self._model.local),
             )
+        self._sealed = SealedSite(key=self.sealed_key, only=self.sealed_only, who="evaluator")
         self._last: Rank | None = None
         self._was_closing = False
         self._used: SurveyResult | None = None
@@ -73,7 +79,8 @@ class Evaluator:
         """Evaluate version after version until the federation has finished, or until asked to stop.
 
         A lost connection is replaced. If every connection ends within a second for `patience_s`, the last
-        error is raised. Raises LayoutError when the federation's model differs from the task's.
+        error is raised. Raises LayoutError when the federation's model differs from the task's, and
+        ConfigError when either the plan or this evaluator wants a sealed federation and the other does not.
         """
         with suppress(StopRequested):
             work = until_federation_is_gone(self._work_on)
@@ -83,8 +90,9 @@ class Evaluator:
         return self._result
 
     def _work_on(self, broker: Broker) -> None:
-        while version := newest_version(broker, self.topology, stop=self.stop, newer_than=self._last):
-            version.layout.require(self._model.layout)
+        while found := newest_version(broker, self.topology, stop=self.stop, newer_than=self._last):
+            found.layout.require(self._model.layout)
+            version = self._sealed.opened(found)
             if version.finished:
                 # The aggregator has left, so there is no report. A closing version had the same model.
                 is_known = self._was_closing and self._last and self._last.version == version.version - 1

@@ -30,6 +30,8 @@ from fluffle_worker.pace.share import TrainedPart, TrainShare
 from fluffle_worker.private_turn import PrivateTurn
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
+from fluffle_worker.sealed_versions import SharedKey
+from fluffle_worker.sealing import SealedSite
 from fluffle_worker.sending import send_all
 from fluffle_worker.site_state import SiteState
 from fluffle_worker.spool import Spool
@@ -73,7 +75,9 @@ class Worker:
     It waits `first_patience_s` for a newer version, or longer, when it has many updates in flight, before it
     trains again from the same version. `note` is called with each version that it reads.
 
-    With `keys` it takes part in secure aggregation, and in nothing else.
+    With `keys` it takes part in secure aggregation, and in nothing else. With a `sealed_key` it takes part in
+    a sealed federation, and in nothing else; tensors that match one of the patterns `sealed_only` must be
+    sealed, all of them without patterns.
     """
 
     name: str
@@ -94,6 +98,8 @@ class Worker:
     first_patience_s: float = FIRST_PATIENCE_S
     note: Callable[[ModelVersion], None] | None = None
     keys: Keys | None = None
+    sealed_key: SharedKey | None = None
+    sealed_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Build the model, and read what an earlier run left at this site."""
@@ -118,6 +124,7 @@ class Worker:
         self._secure = SecureSite(
             keys=self.keys, topology=self.topology, stop=self.stop, train_share=self.train_share
         )
+        self._sealed = SealedSite(key=self.sealed_key, only=self.sealed_only, train_share=self.train_share)
         self._turn = PrivateTurn(
             worker=self.name,
             topology=self.topology,
@@ -151,13 +158,14 @@ class Worker:
         within a second for `patience_s`, the last error is raised. An unconfirmed update is sent again under
         the same id. Raises LayoutError when the federation's model differs from the task's, MessageTooLarge
         when no update of it could be sent, and ConfigError when either the plan or this worker wants secure
-        aggregation and the other does not.
+        aggregation, or a sealed federation, and the other does not.
         """
 
         def connect_or_train() -> Broker:
             return (try_to_connect and self._train_until_connected(try_to_connect)) or connect()
 
         self._secure.prepare(self.spool)
+        self._sealed.prepare(self.spool)
         if self.spool.waiting:
             log.info("the spool has unsent updates of an earlier run", updates=self.spool.waiting)
         try:
@@ -184,8 +192,9 @@ class Worker:
         )
 
     def _work_on(self, broker: Broker) -> None:
-        while version := self._base.newest(broker, has_unsent=bool(self.spool.waiting)):
-            self._start_over_after_a_reset(version)
+        while found := self._base.newest(broker, has_unsent=bool(self.spool.waiting)):
+            self._start_over_after_a_reset(found)
+            version = found if found.finished else self._sealed.opened(found)
             self._warn_of_refusals(version)
             if self.note and version.rank != self._noted:
                 self.note(version)
@@ -195,6 +204,8 @@ class Worker:
                 return
             self._secure.require(version)
             self._turn.begin(version)
+            if self._sealed.add_refresh(self.spool, found, self.name):
+                self._send_all(version, broker)
             if spent := self._turn.why_spent(version):
                 self._leave(spent)
                 return
@@ -269,6 +280,9 @@ class Worker:
         if trained:
             self._turn.note_sent(trained.update.id, version)
             self._validation.note_round(version, trained)
+            if version.plan.sealed:
+                self._sealed.add_sealed(self.spool, trained, version)
+                return
             found = self._validation.newest
             add_to_spool(self.spool, trained, found, version, self._secure, seed=self.seed)
 
@@ -279,6 +293,7 @@ class Worker:
             self._site.start_over()
             self._base.start_over()
             self._turn.start_over()
+            self._sealed.start_over()
             self._validation.start_over()
             self._refused = 0
             say = log.warning if dropped else log.info

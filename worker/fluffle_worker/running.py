@@ -28,6 +28,7 @@ from fluffle_worker.loop import Worker, WorkerResult
 from fluffle_worker.masking import Keys
 from fluffle_worker.pace.precision import with_precision
 from fluffle_worker.round import ShowRound, show_nothing
+from fluffle_worker.sealed_versions import read_key
 from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 from fluffle_worker.spool import open_spool
 
@@ -63,7 +64,7 @@ def work(
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
-    keys = _keys_of(settings)
+    keys, sealed_key = _keys_of(settings), read_key(settings.sealed_secret)
     task = with_precision(with_data_table(task, settings.config), settings.quantize_training)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
@@ -100,6 +101,8 @@ def work(
             event_sink=event_sink,
             note=(lambda version: curves(version, None)) if curves else None,
             keys=keys,
+            sealed_key=sealed_key,
+            sealed_only=settings.must_be_sealed,
         )
         connector = worker_connector(
             settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink
@@ -113,6 +116,7 @@ def work(
 
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
+    sealed_key = read_key(settings.sealed_secret)
     task = with_data_table(task, settings.config)
     topology = topology_of(settings.federation)
     with metered(
@@ -130,6 +134,8 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
             stop=stop,
             event_sink=event_sink,
             note=_curves_in(settings.tensorboard) if settings.tensorboard else None,
+            sealed_key=sealed_key,
+            sealed_only=settings.must_be_sealed,
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)

@@ -54,7 +54,27 @@ class SiteSettings(SharedSettings):
         )
 
 
-class WorkerSettings(SiteSettings, ServiceSettings):
+class SealedSettings(SharedSettings):
+    """The key of a sealed federation."""
+
+    sealed_secret: Path | None = Field(
+        None,
+        description="File sealed.secret with the key of a sealed federation (fluffle keys sealed), which its "
+        "workers and evaluators share. With it, nothing is trained or evaluated that is not sealed.",
+    )
+    sealed_only: str = Field(
+        "",
+        description="Tensors that must be sealed, by patterns such as head/* with commas between them. The "
+        "others may travel in the clear if the aggregator says so. Default: all.",
+    )
+
+    @property
+    def must_be_sealed(self) -> tuple[str, ...]:
+        """The patterns of the tensors that must be sealed; without one each tensor must be."""
+        return tuple(each for text in self.sealed_only.split(",") if (each := text.strip()))
+
+
+class WorkerSettings(SiteSettings, SealedSettings, ServiceSettings):
     """Flags of `fluffle worker`, keys of the table [worker]."""
 
     part: ClassVar[str] = "worker"
@@ -158,7 +178,7 @@ class WorkerSettings(SiteSettings, ServiceSettings):
         return {**super().log_fields(), "worker": self.worker_name}
 
 
-class EvaluatorSettings(ServiceSettings):
+class EvaluatorSettings(SealedSettings, ServiceSettings):
     """Flags of `fluffle evaluator`, keys of the table [evaluator]."""
 
     part: ClassVar[str] = "evaluator"
