@@ -93,8 +93,7 @@ class Leader:
         self._securing: Securing | None = None
         if committee is not None:
             self._securing = Securing(model, committee, sums, schedule.buffer_timeout_s, clock=now.clock)
-        self._refused_from = now.clock
-        self._led_from = self._committed_at = self._oldest_held = now.clock
+        self._refused_from = self._led_from = self._committed_at = self._oldest_held = now.clock
 
     @property
     def unacked(self) -> int:
@@ -200,7 +199,8 @@ class Leader:
             target_held=model.draft.target_held,
             not_finite_held=model.draft.not_finite_held,
         )
-        is_quiet = not self.held and now.clock - self._committed_at >= schedule.buffer_timeout_s
+        is_idle = not self.held and (model.secure is None or model.secure.is_idle)
+        is_quiet = is_idle and now.clock - self._committed_at >= schedule.buffer_timeout_s
         if reached := reached or (model.private.why_over if model.private and is_quiet else ""):
             return self._close_the_federation(reached, now)
         if is_quiet and model.private and model.private.is_stuck:
@@ -318,6 +318,8 @@ class Leader:
                 line = "the model contains this update already"
                 return [info(line, update=str(update.id)), Ack((delivery.tag,))]
             self._missing.note_refused(update.id)
+            if self.model.private:
+                self.model.private.note_released(update.id.worker, update.released)
         return self._refuse(delivery, refusal, now, update.id)
 
     def _take_in_report(

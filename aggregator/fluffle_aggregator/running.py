@@ -101,13 +101,15 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     topology, commit_schedule = topology_of(settings.federation), settings.make_commit_schedule(strategy)
     survey_aim = settings.make_survey_aim()
     registry = settings.registry_watch(
-        settings.federation, strategy.buffer_size, is_synchronous=strategy.one_update_per_version
+        settings.federation,
+        strategy.buffer_size,
+        has_one_of_each=strategy.one_update_per_version or settings.dp == "distributed",
     )
 
-    private = settings.begin_privately()
+    private = settings.begin_privately(partial(settings.shared_sums, strategy.buffer_size))
 
-    def plan(privacy: PrivacyPlan | None) -> Plan:
-        return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy)
+    def plan(privacy: PrivacyPlan | None, size: int) -> Plan:
+        return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy, size=size)
 
     def require_room(layout: Layout, workers: int = 0) -> None:
         settings.require_room(strategy, layout)
@@ -126,7 +128,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         return first_version(
             file,
             federation=settings.federation,
-            plan=plan(private.plan_for(file.layout) if private else None),
+            plan=plan(private.plan_for(file.layout) if private else None, file.layout.size),
             strategy=str(strategy),
             survey=survey,
             privacy=private.first_state(file.layout) if private else None,
@@ -148,7 +150,9 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
-        asked = plan(same_privacy_plan(settings.privacy_target(), head.record.plan.privacy))
+        target, begun = settings.privacy_target(), head.record.plan.privacy
+        promised = same_privacy_plan(target, begun, honest=settings.secure_min_workers)
+        asked = plan(promised, layout.size)
         require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
@@ -166,7 +170,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         )
 
     # Refuse settings and limits that have no meaning for the strategy before anything starts.
-    plan(None)
+    plan(None, 0)
     gates_of(settings, strategy, topology)
     return AggregatorConfig(
         name=settings.name,

@@ -31,11 +31,12 @@ from fluffle_aggregator.private.combinations import require_combinable as requir
 from fluffle_aggregator.private.combinations import require_no_goal_of_sites
 from fluffle_aggregator.private.settings import PrivacySettings
 from fluffle_aggregator.private.weighing import private
+from fluffle_aggregator.round_length import require_one_length_of_rounds
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.secure.combinations import metrics_in_sums, require_combinable
 from fluffle_aggregator.secure.masked_buffer import share_of_one
 from fluffle_aggregator.secure.settings import SecureSettings
-from fluffle_aggregator.secure.weighing import secured
+from fluffle_aggregator.secure.weighing import IntegerWeights, secured
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.survey import SurveyAim, SurveySettings
@@ -224,17 +225,21 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         """Return the fields that each log line of this process carries."""
         return {**super().log_fields(), "aggregator": self.name}
 
-    def make_plan(self, strategy: Strategy, epoch: int = 1, privacy: PrivacyPlan | None = None) -> Plan:
+    def make_plan(
+        self, strategy: Strategy, epoch: int = 1, privacy: PrivacyPlan | None = None, *, size: int = 0
+    ) -> Plan:
         """Return what the workers are asked for; ConfigError when they cannot send it in this codec.
 
-        With secure aggregation, `epoch` is that of the registry.
+        With secure aggregation, `epoch` is that of the registry. With shares of noise, the model has so many
+        trained parameters.
         """
         if strategy.sends == "weights" and leaves_out(self.codec):
             raise ConfigError(
                 f"codec {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
                 "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
             )
-        self._require_one_length_of_rounds(strategy)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        require_one_length_of_rounds(given, self.min_steps, self.max_steps, strategy)
         batch_size, is_auto = parse_batch_size(self.batch_size)
         if not is_auto and "max_batch_size" in self.model_fields_set:
             raise ConfigError("max_batch_size has no effect without batch_size auto: leave it out")
@@ -244,6 +249,8 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
                 f"{self.max_batch_size}: raise it, or begin with fewer"
             )
         secure = self._secure_plan(strategy, epoch)
+        if privacy and privacy.shares:
+            secure = self.shared_sums(strategy.buffer_size, size).secure_plan(privacy, epoch)
         return Plan(
             secure=secure,
             privacy=privacy,
@@ -268,6 +275,8 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
 
     def _updates_per_version(self, strategy: Strategy) -> int:
         """Return how many updates a version usually contains; of one worker, with secure aggregation."""
+        if self.dp == "distributed":
+            return 1
         if self.secure_aggregation:
             return share_of_one(strategy.buffer_size, self.secure_min_workers)
         return strategy.buffer_size * self.make_commit_schedule(strategy).every
@@ -281,6 +290,9 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
                 "batch_size auto does not go together with secure_aggregation: updates of different batches "
                 "cannot be normalised, so give a number"
             )
+        if self.dp == "distributed":
+            self.require_openable(strategy.buffer_size)
+            return None
         return self.make_secure_plan(
             epoch,
             strategy.buffer_size,
@@ -297,41 +309,17 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
             most_rows=self.limit_examples,
         )
 
-    def _require_one_length_of_rounds(self, strategy: Strategy) -> None:
-        """Raise ConfigError for settings of how long a round is that contradict each other."""
-        given = self.model_fields_set
-        if self.round_seconds is None:
-            if idle := [name for name in ("min_steps", "max_steps") if name in given]:
-                raise ConfigError(
-                    f"{idle[0]} has no effect without round_seconds, for which workers choose their steps: "
-                    "give round_seconds, or local_steps for a fixed number"
-                )
-            return
-        for name in ("local_steps", "local_epochs"):
-            if name in given and getattr(self, name) is not None:
-                raise ConfigError(
-                    f"round_seconds and {name} both say how long a round is: leave one of them out"
-                )
-        if self.min_steps > self.max_steps:
-            raise ConfigError(
-                f"min_steps is {self.min_steps} and max_steps {self.max_steps}: the least must not be more "
-                "than the most"
-            )
-        if strategy.sends == "weights":
-            raise ConfigError(
-                f"{strategy.name} has workers send their weights, which cannot be normalised by the number "
-                "of local steps that round_seconds leaves to each worker: choose reuse or fedbuff, or give "
-                "local_steps instead"
-            )
-
     def make_strategy(self) -> Strategy:
         """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
         strategy = super().make_strategy()
         if self.dp:
             given = {name: getattr(self, name) for name in self.model_fields_set}
-            require_private(strategy, given, codec=self.codec, is_auto=parse_batch_size(self.batch_size)[1])
+            is_auto = parse_batch_size(self.batch_size)[1]
+            require_private(self.dp, strategy, given, codec=self.codec, is_auto=is_auto)
             require_no_goal_of_sites(self.make_goal())
-            return private(strategy)
+            strategy = private(strategy)
+            # Weights that differ would scale noise and sensitivity unequally.
+            return replace(strategy, weigh=IntegerWeights(1)) if self.dp == "distributed" else strategy
         if secure := self._secure_plan(strategy, epoch=1):
             return secured(strategy, secure)
         is_chosen = self.round_seconds is not None or parse_batch_size(self.batch_size)[1]

@@ -82,7 +82,6 @@ def main() -> None:
     )
     strategy = StrategySettings.model_validate(request["StrategySettings"]).make_strategy()
     limits = Limits.model_validate(request["Limits"])
-    strategy = secured(strategy, record.plan.secure)
     # So that an answer is taken in too, if a survey is open.
     is_open = record.survey is not None and record.survey.is_open
     survey_aim = SurveyAim(wanted=MOST_UPDATES if is_open else 0)
@@ -92,7 +91,7 @@ def main() -> None:
         if promised.mechanism == "central":
             added = AddedNoise(NoNoise(), grid_of(promised, layout.size), strategy.buffer_size)
         sums = PrivateSums(promised, record.privacy, added)
-    secure = None
+    strategy, secure = secured(strategy, record.plan.secure), None
     if plan := record.plan.secure:
         # Who takes part is for the leader to say: here all that have a name do.
         secure = SecureState(

@@ -33,7 +33,7 @@ Inbound = WeightUpdate | Evaluation | SiteEvaluation | Hello | SiteStatistics
 # Anyone may send these.
 INBOUND: Final = HeaderLimits(64 * 1024, 1024)
 REPORT: Final = HeaderLimits(MIB, 16_384)
-_OF_MASKED: Final = ("epoch", "revision", "shape")
+_OF_MASKED: Final = ("epoch", "revision", "released", "shape")
 _OF_SEALED: Final = ("key", "refresh")
 _NOT_MASKED: Final = (
     *("sends", "codec", "first_tensor", "absorbs", "loss"),

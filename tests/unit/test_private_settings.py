@@ -63,7 +63,7 @@ def test_a_setting_without_dp_has_no_effect(name: str) -> None:
 )
 def test_a_budget_that_cannot_be_is_refused(given: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        settings(**given).new_privacy_plan()
+        settings(**given).privacy_target()
 
 
 @pytest.mark.parametrize("name", REFUSED)

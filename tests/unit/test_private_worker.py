@@ -30,6 +30,7 @@ from fluffle.record import Contributor, ModelVersion
 from fluffle.topology import MIB
 from fluffle.update import UpdateId
 from fluffle_worker.private_turn import PrivateTurn
+from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.spool import Spool
 
 
@@ -157,7 +158,14 @@ def test_a_worker_that_was_ended_does_not_send_a_second_update_beside_its_last(t
 
 def test_a_worker_that_trains_a_part_refuses_a_federation_with_a_promise(tmp_path: Path) -> None:
     spool = Spool(tmp_path, worker="w1", max_bytes=MIB)
-    turn = PrivateTurn(worker="w1", topology=TOPOLOGY, stop=threading.Event(), train_share=0.5, spool=spool)
+    turn = PrivateTurn(
+        worker="w1",
+        topology=TOPOLOGY,
+        stop=threading.Event(),
+        train_share=0.5,
+        spool=spool,
+        released=ReleasedUpdates(tmp_path),
+    )
 
     with pytest.raises(ConfigError, match=r"start this worker without --train-share 0\.5"):
         turn.begin(first_version(a_privacy_plan()))

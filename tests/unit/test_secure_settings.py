@@ -76,7 +76,7 @@ def test_workers_that_never_fill_a_buffer_are_warned_of(
     keys.make("digits", [f"w{number}" for number in range(workers)])
     chosen = settings(**keys.public, secure_min_workers=min(3, workers))
 
-    assert chosen.registry_watch("digits", buffer_size, is_synchronous=is_synchronous)
+    assert chosen.registry_watch("digits", buffer_size, has_one_of_each=is_synchronous)
 
     assert ("never fill a buffer" in caplog.text) is warns
 

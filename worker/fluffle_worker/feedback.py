@@ -61,6 +61,7 @@ def add_to_spool(
     update, applied = trained.update, version.applied
     if version.plan.privacy:
         update = update.saying_nothing
+        trained = replace(trained, update=update)
     random = np.random.default_rng([seed, update.id.sequence, 1])
     if version.plan.secure:
         secure.add_masked(spool, trained, found, version, random)

@@ -28,6 +28,7 @@ from fluffle_worker.masking import Keys, SecureSite
 from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.share import TrainedPart, TrainShare
 from fluffle_worker.private_turn import PrivateTurn
+from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.round import ShowRound, Trainer, show_nothing
 from fluffle_worker.round_watch import RoundWatcher
 from fluffle_worker.sealed_versions import SharedKey
@@ -121,8 +122,13 @@ class Worker:
             self.event_sink,
         )
         self._validation = SiteValidation(self.name, task, self._site, self.topology, self.event_sink)
+        released = ReleasedUpdates(self.spool.folder)
         self._secure = SecureSite(
-            keys=self.keys, topology=self.topology, stop=self.stop, train_share=self.train_share
+            keys=self.keys,
+            topology=self.topology,
+            stop=self.stop,
+            train_share=self.train_share,
+            released=released,
         )
         self._sealed = SealedSite(key=self.sealed_key, only=self.sealed_only, train_share=self.train_share)
         self._turn = PrivateTurn(
@@ -131,6 +137,7 @@ class Worker:
             stop=self.stop,
             train_share=self.train_share,
             spool=self.spool,
+            released=released,
         )
         self._survey = SurveyAtSite(
             self.name,
@@ -278,13 +285,13 @@ class Worker:
             trained = self._trainer.train(version, self.spool.next_id, watch)
         self._base.note_round(version, trained)
         if trained:
-            self._turn.note_sent(trained.update.id, version)
             self._validation.note_round(version, trained)
             if version.plan.sealed:
                 self._sealed.add_sealed(self.spool, trained, version)
                 return
             found = self._validation.newest
             add_to_spool(self.spool, trained, found, version, self._secure, seed=self.seed)
+            self._turn.note_round(version)
 
     def _start_over_after_a_reset(self, version: ModelVersion) -> None:
         """Drop all state of the previous federation when another one has taken its place."""

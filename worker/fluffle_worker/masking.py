@@ -8,7 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector, no_values
 from fluffle.model_stream import newest_version
+from fluffle.privacy.skellam import SkellamNoise
 from fluffle.record import ModelVersion
 from fluffle.secure.measured import too_large
 from fluffle.secure.plan import SecurePlan
@@ -29,8 +30,9 @@ from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
-from fluffle_worker.clipping import ClippingWarnings, few_levels
+from fluffle_worker.clipping import ClippingWarnings, few_levels, norm
 from fluffle_worker.pace.share import TrainShare
+from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.spool import Spool
 
@@ -39,6 +41,8 @@ log = get_logger(__name__)
 SETTINGS: Final = "--secure-key, --secure-registry and --secure-operator"
 # How often the registry's file is read again, and how long before the newest version is looked at again.
 LOOK_EVERY_S, LOOK_FOR_S = 1.0, 30.0
+# How long before a full disk is tried again.
+WRITE_AGAIN_S = 5.0
 
 
 class Keys(Protocol):
@@ -67,6 +71,19 @@ class Keys(Protocol):
         Return what masks them under an id.
         """
 
+    def masking_with_noise(
+        self,
+        update: WeightUpdate,
+        delta: Vector,
+        noise: SkellamNoise,
+        plan: SecurePlan,
+        random: np.random.Generator,
+    ) -> Callable[[UpdateId], WeightUpdate]:
+        """Make whole numbers of a delta, and add this worker's share of the noise to them.
+
+        Return what masks them under an id.
+        """
+
     def masking_answer(
         self, update: WeightUpdate, statistics: DataStatistics, plan: SecurePlan
     ) -> Callable[[UpdateId], WeightUpdate]:
@@ -81,6 +98,7 @@ class SecureSite:
     topology: Topology
     stop: threading.Event
     train_share: TrainShare
+    released: ReleasedUpdates
     _waits: int = 0
     _has_warned_of_metrics: bool = False
     _warnings: ClippingWarnings = field(default_factory=ClippingWarnings)
@@ -184,6 +202,9 @@ class SecureSite:
         if spool.has_residual:
             log.warning("what earlier updates left out is dropped: it is of before secure aggregation")
             spool.forget_residual()
+        if version.plan.privacy and version.plan.privacy.shares:
+            self._add_with_noise(spool, trained, version, random)
+            return
         size = self._warnings.note(trained, version.layout, secure)
         if not math.isfinite(size):
             # Behind its mask nobody could tell, and it would spoil the whole sum.
@@ -204,6 +225,45 @@ class SecureSite:
             log.warning("metrics of this site are too large to be masked, and do not travel", metrics=large)
         under = self.keys.masking(trained.update, trained.vector, found, secure, random)
         spool.add(under(trained.update.id), renamed=under)
+
+    def _add_with_noise(
+        self,
+        spool: Spool,
+        trained: TrainedUpdate,
+        version: ModelVersion,
+        random: np.random.Generator,
+    ) -> None:
+        """Count an update, add this worker's share of the noise to it, mask it, and put it into the spool."""
+        secure, promised, first = version.plan.secure, version.plan.privacy, trained.update.id
+        noise = promised.shares if promised else None
+        if self.keys is None or secure is None or noise is None:
+            raise ConfigError("noise is added under masks alone")
+        if not math.isfinite(norm(trained.vector)):
+            log.warning("an update is dropped: its delta is not finite", update=str(first))
+            return
+        update = replace(trained.update, released=self._count(first.worker, version))
+        masked = self.keys.masking_with_noise(update, trained.vector, noise, secure, random)
+
+        def under(other: UpdateId) -> WeightUpdate:
+            if other == first:
+                return masked(other)
+            # Perhaps the first one is on the disk after all, and is sent when this worker starts again.
+            return replace(masked(other), released=self.released.note_next(other.worker, version))
+
+        try:
+            spool.add(under(first), renamed=under)
+        except ConfigError as error:
+            log.warning("an update is lost: the disk has no room for it", because=str(error))
+
+    def _count(self, worker: str, version: ModelVersion) -> int:
+        """Count one more update; wait while that cannot be written."""
+        while True:
+            try:
+                return self.released.note_next(worker, version)
+            except ConfigError as error:
+                log.warning("an update waits until it can be counted on the disk", because=str(error))
+            if self.stop.wait(WRITE_AGAIN_S):
+                raise StopRequested
 
     def add_masked_answer(self, spool: Spool, statistics: DataStatistics, version: ModelVersion) -> None:
         """Mask the answer to the survey of a version, and put it into the spool."""

@@ -18,6 +18,7 @@ from fluffle.record import ModelVersion
 from fluffle.topology import Topology
 from fluffle.update import UpdateId
 from fluffle_worker.pace.share import TrainShare
+from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.spool import Spool
 
 log = get_logger(__name__)
@@ -39,16 +40,23 @@ class PrivateTurn:
     stop: threading.Event
     train_share: TrainShare
     spool: Spool
+    released: ReleasedUpdates
+    _earlier: UpdateId | None = None
     _under_way: UpdateId | None = None
     _refused_before: int = 0
     _lost_at: float = 0.0
     _has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        """Note the last update of an earlier process, before this one begins a run of its own."""
+        self._earlier = self._newest
 
     def begin(self, version: ModelVersion) -> None:
         """Look at a version before anything is sent.
 
         Raises ConfigError when this worker could send nothing that a promise of privacy covers.
         """
+        self.released.require(version)
         if version.plan.privacy is None:
             return
         if not self._has_begun:
@@ -60,11 +68,17 @@ class PrivateTurn:
                 f"this worker without --train-share {self.train_share}"
             )
 
-    def note_sent(self, update: UpdateId, base: ModelVersion) -> None:
-        """Note an update that was trained from a version, and is sent now."""
-        if base.plan.privacy:
-            self._under_way, self._refused_before = update, _refused(base, self.worker)
+    def note_round(self, base: ModelVersion) -> None:
+        """Note the update in the spool, if there is one: it began from this version, and is sent now."""
+        if base.plan.privacy and self.spool.waiting:
+            self._under_way, self._refused_before = self._newest, _refused(base, self.worker)
             self._lost_at = time.monotonic() + LOST_AFTER_S
+
+    @property
+    def _newest(self) -> UpdateId | None:
+        """The newest update of the spool, None if there never was one."""
+        following = self.spool.next_id
+        return replace(following, sequence=following.sequence - 1) if following.sequence > 1 else None
 
     def start_over(self) -> None:
         """Forget what was sent to a federation that was reset."""
@@ -73,9 +87,14 @@ class PrivateTurn:
     def why_spent(self, version: ModelVersion) -> str:
         """Return why this worker has nothing more to send; empty while it has."""
         plan, state = version.plan.privacy, version.privacy
-        if plan is None or state is None or not state.is_spent(self.worker, plan):
+        if plan is None or state is None:
             return ""
-        return f"this worker's privacy budget of {plan.updates} updates is spent: the model contains them all"
+        if not state.is_spent(self.worker, plan):
+            has_sent_all = self._has_sent_all(version) and not self.spool.waiting
+            if not has_sent_all or self._is_under_way(version):
+                return ""
+        of_them = "it has sent them all" if plan.shares else "the model contains them all"
+        return f"this worker's privacy budget of {plan.updates} updates is spent: {of_them}"
 
     def is_ready(self, version: ModelVersion, broker: Broker) -> bool:
         """Tell whether a round may start from a version.
@@ -106,13 +125,9 @@ class PrivateTurn:
 
     def _look_for_earlier(self, version: ModelVersion) -> None:
         """Find the last update of an earlier process, of which nobody knows here what became of it."""
-        following = self.spool.next_id
-        if following.sequence == 1:
+        if self._earlier is None or version.applied.is_past(self._earlier):
             return
-        last = replace(following, sequence=following.sequence - 1)
-        if version.applied.is_past(last):
-            return
-        self._under_way, self._refused_before = last, _refused(version, self.worker)
+        self._under_way, self._refused_before = self._earlier, _refused(version, self.worker)
         may_be_refused = not self.spool.waiting and self._refused_before > 0
         patience_s = EARLIER_LOST_AFTER_S if may_be_refused else LOST_AFTER_S
         self._lost_at = time.monotonic() + patience_s
@@ -134,7 +149,14 @@ class PrivateTurn:
         plan, state = version.plan.privacy, version.privacy
         if plan is None or state is None:
             return True
-        return not self._is_under_way(version) and state.steps_to_wait(self.worker, plan) == 0
+        if self._is_under_way(version) or self._has_sent_all(version):
+            return False
+        return state.steps_to_wait(self.worker, plan) == 0
+
+    def _has_sent_all(self, version: ModelVersion) -> bool:
+        """Tell whether this worker has sent all updates that it may; only with shares of noise it counts."""
+        plan = version.plan.privacy
+        return bool(plan and plan.shares and self.released.count(self.worker, version) >= plan.updates)
 
 
 def _refused(version: ModelVersion, worker: str) -> int:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
+from fluffle.privacy.skellam import SkellamNoise, encode_within
 from fluffle.secure.key_files import WorkerKey, public_part, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
 from fluffle.secure.measured import measured_values
@@ -77,6 +78,24 @@ class SecureKeys:
         measured = measured_values(found, plan)
         values = np.concatenate([update.statistics, measured])
         return self._under(update, whole_numbers(delta, values, plan, random), plan)
+
+    def masking_with_noise(
+        self,
+        update: WeightUpdate,
+        delta: Vector,
+        noise: SkellamNoise,
+        plan: SecurePlan,
+        random: np.random.Generator,
+    ) -> Callable[[UpdateId], WeightUpdate]:
+        """Make whole numbers of a delta, and add this worker's share of the noise to them.
+
+        Return what masks them under an id. They are rounded with `random`, and the noise is drawn once, so
+        that the same id has the same bytes. Raises ConfigError for a plan of another epoch.
+        """
+        numbers = encode_within(plan.fixed_point, delta, noise.l2, random)
+        # Seeded by the operating system, and used for nothing else.
+        noise.add_share(numbers, np.random.default_rng())
+        return self._under(update, numbers, plan)
 
     def masking_answer(
         self, update: WeightUpdate, statistics: DataStatistics, plan: SecurePlan

@@ -24,6 +24,12 @@ def within_privacy_budget(incoming: Incoming, model: GlobalModel) -> Incoming | 
             f"the model contains {state.of(worker).updates} updates of {worker}, and the privacy budget "
             f"allows {plan.updates} (dp_max_updates)",
         )
+    if incoming.update.released > plan.updates:
+        return Refusal(
+            BUDGET_SPENT,
+            f"{worker} says that it has sent {incoming.update.released} updates, and the privacy budget "
+            f"allows {plan.updates} (dp_max_updates)",
+        )
     if worker in model.in_buffer:
         return Refusal(TOO_SOON, f"an update of {worker} is in this buffer already, and none may have two")
     if wait := state.steps_to_wait(worker, plan):

@@ -5,6 +5,7 @@ from typing import Final
 from fluffle.compression import is_packed
 from fluffle.errors import ConfigError
 from fluffle.model import Layout, some_of
+from fluffle.privacy.promise import Mechanism
 from fluffle.sites import is_of_sites
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.strategies.strategy import Strategy
@@ -12,8 +13,6 @@ from fluffle_aggregator.strategies.strategy import Strategy
 STRATEGIES: Final = ("fedbuff", "fedavg")
 # Setting, and why it cannot be had.
 REFUSED: Final = {
-    "secure_aggregation": "the aggregator clips single updates, which secure aggregation hides from it: give "
-    "one of the two",
     "throttle": "weights follow from staleness alone: leave throttle out",
     "normalize_steps": "it would show how many steps a site makes: leave normalize_steps out",
     "round_seconds": "it would show how fast a site is: give local_steps instead",
@@ -28,9 +27,25 @@ REFUSED: Final = {
     "survey": "the result would tell of the sites' data without noise: leave survey out",
     "survey_seconds": "the result would tell of the sites' data without noise: leave survey_seconds out",
 }
+# The same for one mechanism alone.
+REFUSED_FOR: Final = {
+    "central": {
+        "secure_aggregation": "the aggregator clips single updates, which secure aggregation hides from it: "
+        "give dp distributed, with which the workers clip, and add the noise",
+    },
+    "distributed": {
+        "dp_secret": "workers draw their shares of the noise at random: leave dp_secret out",
+        "dp_noise": "noise in shares is never correlated: leave dp_noise out",
+        "dp_separation": "noise in shares is the same for each sum: leave dp_separation out",
+        "secure_clip": "updates are clipped to dp_clip: leave secure_clip out",
+        "secure_bits": "as many bits are taken as fit beside the noise: leave secure_bits out",
+    },
+}
 
 
-def require_combinable(strategy: Strategy, given: dict[str, object], *, codec: str, is_auto: bool) -> None:
+def require_combinable(
+    mechanism: Mechanism, strategy: Strategy, given: dict[str, object], *, codec: str, is_auto: bool
+) -> None:
     """Raise ConfigError for settings, of those that are `given`, that noise does not cover.
 
     `is_auto` says that workers choose the size of their minibatches.
@@ -47,9 +62,15 @@ def require_combinable(strategy: Strategy, given: dict[str, object], *, codec: s
             "dp weighs all updates by their staleness alone, since noise covers no number of examples: leave "
             "weigh_by out"
         )
-    for name, why in REFUSED.items():
-        if given.get(name) not in (None, False):
-            raise ConfigError(f"{name} does not go together with dp: {why}")
+    for dp, refused in (("dp", REFUSED), (f"dp {mechanism}", REFUSED_FOR.get(mechanism, {}))):
+        for name, why in refused.items():
+            if given.get(name) not in (None, False):
+                raise ConfigError(f"{name} does not go together with {dp}: {why}")
+    if mechanism == "distributed" and not given.get("secure_aggregation"):
+        raise ConfigError(
+            "dp distributed needs secure_aggregation, under which no single update is seen: give both, or dp "
+            "central"
+        )
     if is_auto:
         raise ConfigError(
             "batch_size auto does not go together with dp: updates of different batches cannot be "

@@ -1,6 +1,6 @@
 """The settings of differential privacy, and the plan that follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self
 
@@ -8,7 +8,8 @@ from pydantic import BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle.privacy.promise import NoiseKind, PrivacyTarget
+from fluffle.privacy.promise import NoiseKind, PrivacyTarget, promise_of_shares
+from fluffle.privacy.shares import SharedSums
 
 if TYPE_CHECKING:
     from fluffle_aggregator.private.starting import PrivateStart
@@ -29,11 +30,13 @@ OPTIONAL: Final = ("dp_delta", "dp_separation", "dp_noise")
 class PrivacySettings(BaseModel):
     """The settings of differential privacy."""
 
-    dp: Literal["central"] | None = Field(
+    dp: Literal["central", "distributed"] | None = Field(
         None,
         description="Differential privacy: central lets the aggregator clip each update, and add noise to "
-        "each sum before anybody sees it. The unit is one worker, with all its updates. Needs dp_epsilon, "
-        "dp_clip, dp_max_updates and dp_secret. The strategy is then fedbuff unless given.",
+        "each sum before anybody sees it, and needs dp_secret; with distributed each worker adds its share "
+        "under secure_aggregation, so that the aggregator sees no sum with less noise. The unit is one "
+        "worker, with all its updates. Needs dp_epsilon, dp_clip and dp_max_updates. The strategy is then "
+        "fedbuff unless given.",
     )
     dp_epsilon: float | None = Field(
         None,
@@ -81,6 +84,8 @@ class PrivacySettings(BaseModel):
             if idle := [name for name in given if getattr(self, name) is not None]:
                 raise ValueError(f"{idle[0]} has no effect without dp: give dp central too, or neither")
             return self
+        if self.dp != "central":
+            needed = NEEDED
         for name, what in needed.items():
             if getattr(self, name) is None:
                 raise ValueError(f"dp {self.dp} needs {name}, {what}")
@@ -97,32 +102,41 @@ class PrivacySettings(BaseModel):
             updates=self.dp_max_updates,
             separation=self.dp_separation,
             mechanism=self.dp,
-            correlated=self.dp_noise == "correlated",
+            correlated=self.dp == "central" and self.dp_noise == "correlated",
         )
 
     def new_privacy_plan(self) -> PrivacyPlan | None:
-        """Return the plan of a new federation, with the noise that keeps the promise; None without dp."""
+        """Return the plan of a new federation; None without dp, and where it needs the size of the model."""
         target = self.privacy_target()
-        return PrivacyPlan.keeping(target) if target else None
+        return PrivacyPlan.keeping(target) if target and target.mechanism != "distributed" else None
 
-    def begin_privately(self) -> "PrivateStart | None":
-        """Read the secret, and log what is promised; None without dp."""
-        asked = self.new_privacy_plan()
-        if asked is None:
+    def begin_privately(self, shared_sums: Callable[[int], SharedSums]) -> "PrivateStart | None":
+        """Read the secret, and log what is promised; None without dp.
+
+        For a model of a size, `shared_sums` tells of the sums to which workers add their shares.
+        """
+        target, asked = self.privacy_target(), self.new_privacy_plan()
+        if target is None:
             return None
         # Only here: the library of ciphers takes long to load.
         from fluffle_aggregator.private.starting import PrivateStart, SecretFile, say_promise
 
+        if asked is None:
+            say_promise(promise_of_shares(target, shared_sums(1).honest))
+            return PrivateStart(lambda layout: shared_sums(layout.size).new_plan(target))
         secret = SecretFile.reading(self.dp_secret) if self.dp_secret else None
-        say_promise(asked)
+        say_promise(asked.promise)
         return PrivateStart(lambda _: asked, secret)
 
 
-def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -> PrivacyPlan | None:
+def same_privacy_plan(
+    target: PrivacyTarget | None, begun: PrivacyPlan | None, *, honest: int = 0
+) -> PrivacyPlan | None:
     """Return the plan of a federation that has `begun`, if the settings ask for the same.
 
-    Its noise is taken as it is: another machine may compute other last bits. Raises ConfigError for other
-    settings: what has been promised to workers stays.
+    With shares of noise, so many workers of each sum are to be `honest`. The noise is taken as it is: another
+    machine may compute other last bits. Raises ConfigError for other settings: what has been promised to
+    workers stays.
     """
     if target is None and begun is None:
         return None
@@ -138,7 +152,10 @@ def same_privacy_plan(target: PrivacyTarget | None, begun: PrivacyPlan | None) -
             f"taken back: give the same dp settings as before; or {anew}"
         )
     asked = {flag: (getattr(begun, name), getattr(target, name)) for name, flag in _PROMISED.items()}
-    asked["dp_noise"] = _noise_kind(begun), _noise_kind(PrivacyPlan.keeping(target))
+    if begun.shares:
+        asked["secure_min_workers"] = (begun.shares.honest, honest)
+    else:
+        asked["dp_noise"] = _noise_kind(begun), _noise_kind(PrivacyPlan.keeping(target))
     for flag, (before, now) in asked.items():
         if before != now:
             raise ConfigError(

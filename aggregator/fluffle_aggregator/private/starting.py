@@ -79,6 +79,7 @@ class PrivateStart:
         """Return the sums of a leader that goes on from a record, with the noise of its plan."""
         require_no_statistics(record.layout)
         plan, state = promised_by(record)
+        say_noise(plan)
         added = self.secret.noise_for(record, buffer_size) if self.secret else None
         return PrivateSums(plan, state, added)
 
@@ -102,13 +103,19 @@ def grid_for(plan: PrivacyPlan, layout: Layout) -> Grid:
         raise ConfigError(str(error)) from error
 
 
-def say_promise(plan: PrivacyPlan) -> None:
+def say_promise(promise: str) -> None:
     """Log what is promised to each worker, and what does not travel."""
-    log.info("differential privacy", promise=plan.promise)
+    log.info("differential privacy", promise=promise, besides=WHAT_STAYS)
+
+
+def say_noise(plan: PrivacyPlan) -> None:
+    """Log the noise with which sums are shown."""
+    shares = (
+        {"honest": plan.shares.honest, "weights": "all the same"} if plan.shares else {"bands": plan.bands}
+    )
     log.info(
         "with differential privacy, sums are shown with noise alone",
         noise=float(f"{plan.std:.6g}"),
-        bands=plan.bands,
         clip=plan.clip,
-        besides=WHAT_STAYS,
+        **shares,
     )

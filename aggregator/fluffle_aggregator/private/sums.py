@@ -79,15 +79,18 @@ class PrivateSums:
         made = NoisySum(rank.term, rank.version, self.state.drawn)
         self.state = self.state.with_sum(made, tuple(workers), self.plan)
 
+    def note_released(self, worker: str, updates: int) -> None:
+        """Note that a worker has sent so many updates with its shares of noise, whatever became of them."""
+        self.state = self.state.with_released(worker, min(updates, self.plan.updates))
+
     @property
     def is_stuck(self) -> bool:
         """Whether nobody known may have an update in the next sum, though not all have sent theirs.
 
         So it is where fewer workers take part than `separation` sums in a row need.
         """
-        known, state, plan = self.state.participations, self.state, self.plan
-        unspent = [worker for worker in known if not state.is_spent(worker, plan)]
-        return bool(unspent) and all(state.steps_to_wait(worker, plan) for worker in unspent)
+        left = self._left
+        return bool(left) and all(self.state.steps_to_wait(worker, self.plan) for worker in left)
 
     def note_hello(self, name: str) -> None:
         """Note that somebody has connected, who may be a worker that trains its first update."""
@@ -96,10 +99,9 @@ class PrivateSums:
 
     @property
     def late(self) -> list[str]:
-        """Who has connected and sent no update yet, once all others have sent all of theirs."""
-        if not self.state.are_all_spent(self.plan):
-            return []
-        return sorted(self._greeted - self.state.participations.keys())
+        """Who has connected and sent no update yet, once no sum comes about without one of them."""
+        known = self.state.participations
+        return sorted(self._greeted - known.keys()) if known and len(self._left) < self._fewest else []
 
     def forget(self, absent: Iterable[str]) -> None:
         """Wait no more for those who have left, or are no workers."""
@@ -107,10 +109,25 @@ class PrivateSums:
 
     @property
     def why_over(self) -> str:
-        """Why nobody can send an update any more; empty while somebody can, or nobody has begun."""
-        if not self.state.are_all_spent(self.plan) or self.late:
+        """Why no sum can come about any more; empty while one can, or nobody has begun."""
+        left = self._left
+        if not self.state.participations or len(left) + len(self.late) >= self._fewest:
             return ""
-        return f"all workers have sent the {self.plan.updates} updates that the privacy budget allows"
+        budget = f"the {self.plan.updates} updates that the privacy budget allows"
+        if not left:
+            return f"all workers have sent {budget}"
+        return f"{', '.join(left)} alone cannot make a sum, and all others have sent {budget}"
+
+    @property
+    def _left(self) -> list[str]:
+        """Who may send another update, of those who have sent one."""
+        known = self.state.participations
+        return sorted(worker for worker in known if not self.state.is_spent(worker, self.plan))
+
+    @property
+    def _fewest(self) -> int:
+        """How many workers a sum has at least."""
+        return self.plan.shares.honest if self.plan.shares else 1
 
 
 def grid_of(plan: PrivacyPlan, size: int) -> Grid:

@@ -96,6 +96,7 @@ class MaskedBuffer:
                 update.train_s,
                 published_at,
                 now,
+                update.released,
             )
         )
 
@@ -126,6 +127,7 @@ class MaskedBuffer:
             greatest=self.plan.greatest,
             asked=asked,
             updates=tuple(self.updates),
+            honest=self.plan.honest,
         )
         return SumRecord(
             close=close, plan=self.plan, updates=tuple(self._facts), shape=self.shape, residues=self._total

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.model import Vector
+from fluffle.privacy.plan import PrivacyPlan
+from fluffle.privacy.skellam import SkellamNoise
 from fluffle.secure.closing import NotOpened, Opening, digest_of
 from fluffle.secure.committee import Committee
 from fluffle.secure.limbs import LARGEST, decode_limbs, largest_digit, largest_in
@@ -204,12 +206,15 @@ class AwaitedSum:
         return OpenedSum(delta, values[:statistics_size], values[statistics_size:], largest_in(signed[size:]))
 
 
-def sound_sum(awaited: AwaitedSum, size: int) -> OpenedSum | SurveySums | None:
+def sound_sum(
+    awaited: AwaitedSum, size: int, promised: PrivacyPlan | None = None
+) -> OpenedSum | SurveySums | None:
     """Open a sum in the ways that were not tried, until what comes out can be one of honest updates.
 
-    The model has `size` trained values. None if no way is left for now; then `unsound` says what was found.
+    The model has `size` trained values, to which workers have added the shares of noise that were `promised`.
+    None if no way is left for now; then `unsound` says what was found.
     """
-    record = awaited.record
+    record, noise = awaited.record, promised.shares if promised else None
     weights = [each.factor / record.plan.greatest for each in record.close.updates]
     while awaited.open_anew():
         awaited.unsound = ""
@@ -220,17 +225,19 @@ def sound_sum(awaited: AwaitedSum, size: int) -> OpenedSum | SurveySums | None:
                 awaited.unsound = str(error)
                 continue
         opened = awaited.opened(size)
-        awaited.unsound = why_unsound(opened, weights, record.plan)
+        awaited.unsound = why_unsound(opened, weights, record.plan, noise)
         if not awaited.unsound:
             return opened
     return None
 
 
-def why_unsound(opened: OpenedSum, weights: Sequence[float], plan: SecurePlan) -> str:
+def why_unsound(
+    opened: OpenedSum, weights: Sequence[float], plan: SecurePlan, noise: SkellamNoise | None = None
+) -> str:
     """Return why a sum cannot be one of honest updates with these weights, in words; empty when it can.
 
-    Each honest delta is at most as large as the clip, but for its rounding up by one step. What travels as
-    digits is bounded in each of them, and as a value.
+    Each honest delta is at most as large as the clip, but for its rounding up by one step, and for the shares
+    of `noise`. What travels as digits is bounded in each of them, and as a value.
     """
     weight = math.fsum(weights)
     most_of_digits = round(weight * plan.greatest) * largest_digit(plan.bits)
@@ -245,6 +252,8 @@ def why_unsound(opened: OpenedSum, weights: Sequence[float], plan: SecurePlan) -
     if plan.by_norm:
         norm = math.sqrt(squared_length(block for (block,) in matching_blocks(opened.delta)))
         most = weight * (plan.clip + step * math.sqrt(opened.delta.size))
+        if noise:
+            most += step * noise.longest(len(weights), opened.delta.size)
         return f"its norm is {norm:.3g}, and honest updates have at most {most:.3g}" if norm > most else ""
     largest = float(np.max(np.abs(opened.delta), initial=0.0))
     # Decoding rounds to float32.

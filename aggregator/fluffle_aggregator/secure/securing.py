@@ -24,7 +24,7 @@ from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.secure.opening import AwaitedSum, OpenedSum, sound_sum
 from fluffle_aggregator.secure.state import NOT_OPENED, SecureState
-from fluffle_aggregator.secure.taking import take_sum, take_survey
+from fluffle_aggregator.secure.taking import spend, take_sum, take_survey
 from fluffle_aggregator.secure.waiting import Waiting
 from fluffle_aggregator.surveying import told_of_survey
 
@@ -250,7 +250,7 @@ class Securing:
                 back = _returned(self.waiting.release_all(), "they may be in the other sum")
                 return [said, *back, Ask(known.close)]
             return Settled(self._give_up(model, awaited, _not_opened(awaited)), is_in_model=False)
-        if opened := sound_sum(awaited, model.record.layout.size):
+        if opened := sound_sum(awaited, model.record.layout.size, model.plan.privacy):
             effects = self._take(model, awaited, opened, now)
             return Settled(effects, is_in_model=True, evaluation=_evaluation_in(awaited, opened))
         if not awaited.unsound or awaited.is_hopeless:
@@ -339,6 +339,7 @@ class Securing:
             model.survey.begin_again()
         state.last_sum = last
         state.give_up(close, refusal.reason, refusal.detail)
+        spend(model, awaited.record)
         # Unless it may be a helper that has spoiled the sum.
         if refusal.reason == UNSOUND_SUM and (not awaited.suspects or awaited.has_all_answers):
             model.contributors.note_suspected({each.id.worker for each in close.updates})

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
+from fluffle.privacy.shares import SharedSums
 from fluffle.secure.closing import MOST_UPDATES
 from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS, FixedPoint, greatest_factor
 from fluffle.secure.modulus import Modulus
@@ -101,11 +102,12 @@ class SecureSettings(BaseModel):
         return self
 
     def registry_watch(
-        self, federation: str, buffer_size: int, *, is_synchronous: bool
+        self, federation: str, buffer_size: int, *, has_one_of_each: bool
     ) -> "RegistryWatch | None":
         """Return who takes part; None without secure aggregation. Raises ConfigError if that is not known.
 
-        Warns when so few workers never fill a buffer; the operator may add others at any time.
+        A buffer `has_one_of_each` worker in synchronous rounds, and with shares of noise. Warns when so few
+        workers never fill a buffer; the operator may add others at any time.
         """
         if not self.secure_aggregation:
             return None
@@ -130,7 +132,7 @@ class SecureSettings(BaseModel):
                 survey=wanted,
                 workers=count,
             )
-        of_one = 1 if is_synchronous else share_of_one(buffer_size, self.secure_min_workers)
+        of_one = 1 if has_one_of_each else share_of_one(buffer_size, self.secure_min_workers)
         if count * of_one < buffer_size:
             log.warning(
                 "the workers in the registry never fill a buffer: lower buffer_size, or each version waits "
@@ -157,6 +159,27 @@ class SecureSettings(BaseModel):
                 f"{self.secure_min_workers} (secure_min_workers) to {MOST_UPDATES}"
             )
 
+    def require_openable(self, buffer_size: int) -> None:
+        """Raise ConfigError when nobody could open a full buffer."""
+        if buffer_size > MOST_UPDATES:
+            raise ConfigError(
+                f"buffer_size is {buffer_size}, and with secure_aggregation it is at most {MOST_UPDATES}"
+            )
+        if self.secure_min_workers > buffer_size:
+            raise ConfigError(
+                f"secure_min_workers is {self.secure_min_workers}, and a buffer has {buffer_size} updates "
+                "(buffer_size): no sum would ever be opened"
+            )
+
+    def shared_sums(self, buffer_size: int, size: int) -> SharedSums:
+        """Return the sums of a model of so many trained parameters, to which workers add shares of noise."""
+        return SharedSums(
+            size=size,
+            honest=self.secure_min_workers,
+            buffer_size=buffer_size,
+            modulus_bits=self.secure_modulus if "secure_modulus" in self.model_fields_set else None,
+        )
+
     def make_secure_plan(
         self, epoch: int, buffer_size: int, *, is_synchronous: bool, metrics: tuple[str, ...] = ()
     ) -> SecurePlan:
@@ -166,16 +189,8 @@ class SecureSettings(BaseModel):
         """
         clip, by_norm = parse_clip(self.secure_clip)
         modulus = Modulus(self.secure_modulus)
-        if buffer_size > MOST_UPDATES:
-            raise ConfigError(
-                f"buffer_size is {buffer_size}, and with secure_aggregation it is at most {MOST_UPDATES}"
-            )
+        self.require_openable(buffer_size)
         self._require_enough_answers()
-        if self.secure_min_workers > buffer_size:
-            raise ConfigError(
-                f"secure_min_workers is {self.secure_min_workers}, and a buffer has {buffer_size} updates "
-                "(buffer_size): no sum would ever be opened"
-            )
         # In synchronous rounds all updates weigh the same.
         wanted = 1 if is_synchronous else MOST_APART
 

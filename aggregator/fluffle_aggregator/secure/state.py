@@ -76,6 +76,11 @@ class SecureState:
         """How many updates one worker may have in a buffer."""
         return MaskedBuffer(self.plan, self._buffer_size, self._fewest_workers).share_of_one
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sum is awaited, and none could be made of what is in the buffer."""
+        return self.closed is None and (not len(self.buffer) or bool(self.buffer.why_not()))
+
     def end_survey(self) -> None:
         """Collect updates from now on."""
         self._survey_size = 0

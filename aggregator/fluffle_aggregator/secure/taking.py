@@ -52,4 +52,21 @@ def take_sum(model: GlobalModel, record: SumRecord, opened: OpenedSum) -> None:
         coverage = coverage.adding(0, one)
         statistics = statistics.with_sum(opened.statistics, weight)
         model.note_folded(update, weight, now=facts.received_at, published_at=facts.published_at, share=1.0)
+        model.in_buffer[each.id.worker] = weight.factor
     model.step_with(RunningSum(opened.delta, coverage), statistics)
+    _note_released(model, record)
+
+
+def spend(model: GlobalModel, record: SumRecord) -> None:
+    """Let the updates of a sum that is given up count as sent: perhaps somebody has opened it."""
+    if model.private:
+        for each in record.close.updates:
+            sent = model.private.state.of(each.id.worker).updates
+            model.private.note_released(each.id.worker, sent + 1)
+    _note_released(model, record)
+
+
+def _note_released(model: GlobalModel, record: SumRecord) -> None:
+    if model.private:
+        for each, facts in zip(record.close.updates, record.updates, strict=True):
+            model.private.note_released(each.id.worker, facts.released)

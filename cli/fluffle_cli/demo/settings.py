@@ -244,7 +244,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
         if plan:
             plan.target.require_workers(workers, private.buffer_size or 1)
         chosen = {name: getattr(self, name) for name in given}
-        require_private(private.make_strategy(), chosen, codec="float32", is_auto=False)
+        require_private("central", private.make_strategy(), chosen, codec="float32", is_auto=False)
         return private
 
     def _secured(self) -> Self:

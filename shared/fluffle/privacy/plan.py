@@ -116,7 +116,10 @@ def _epsilon_after(noise: GaussianNoise | SkellamNoise, updates: int, delta: flo
 
 @dataclass(frozen=True, slots=True)
 class Participation:
-    """How many updates of a worker the model contains, and the number of the last sum that has one."""
+    """How many updates of a worker the model contains, and the number of the last sum that has one.
+
+    With shares of noise, updates that are in no version count as well: the aggregator had them under masks.
+    """
 
     updates: Count = 0
     last_step: Count = 0
@@ -171,6 +174,13 @@ class PrivacyState:
             last=last[max(0, len(last) - plan.bands + 1) :],
             participations={**self.participations, **after},
         )
+
+    def with_released(self, worker: str, updates: int) -> "PrivacyState":
+        """Return the state in which a worker has sent so many updates at least, though none is in a sum."""
+        known = self.of(worker)
+        if updates <= known.updates:
+            return self
+        return replace(self, participations={**self.participations, worker: replace(known, updates=updates)})
 
     @property
     def most_updates(self) -> int:

@@ -121,17 +121,26 @@ class PrivacyTarget:
 
 def promise(target: PrivacyTarget, noise: GaussianNoise | SkellamNoise) -> str:
     """Return what a target and its noise promise to each worker, for people."""
-    numbers = f"epsilon {target.epsilon:g}, delta {target.delta:g}, at most {target.updates} updates"
     if isinstance(noise, SkellamNoise):
-        said = (
-            f"As long as {noise.honest} workers of each sum are honest, nothing that the sums show, also to "
-            f"the aggregator, is more than e^{target.epsilon:g} times as likely with the updates of one "
-            f"worker as without them, but for a chance of {target.delta:g}"
-        )
-    else:
-        right = math.ceil(100 * guess_rate(noise.mu))
-        said = (
-            f"Whoever {GUESSING[target.mechanism]} is right at most {right} times in 100, where tossing a "
-            "coin is right 50 times"
-        )
+        return promise_of_shares(target, noise.honest)
+    right = math.ceil(100 * guess_rate(noise.mu))
+    return _promise(
+        target,
+        f"Whoever {GUESSING[target.mechanism]} is right at most {right} times in 100, where tossing a coin "
+        "is right 50 times",
+    )
+
+
+def promise_of_shares(target: PrivacyTarget, honest: int) -> str:
+    """Return what shares of noise promise to each worker, as long as so many of each sum are honest."""
+    return _promise(
+        target,
+        f"As long as {honest} workers of each sum are honest, nothing that the sums show, also to the "
+        f"aggregator, is more than e^{target.epsilon:g} times as likely with the updates of one worker as "
+        f"without them, but for a chance of {target.delta:g}",
+    )
+
+
+def _promise(target: PrivacyTarget, said: str) -> str:
+    numbers = f"epsilon {target.epsilon:g}, delta {target.delta:g}, at most {target.updates} updates"
     return f"{said} ({numbers}); who sends updates, and when, is not protected."

@@ -85,7 +85,7 @@ class SkellamNoise:
                 too_small = middle
             else:
                 enough = middle
-        return cls(clip=clip, l2=l2, l1=l1, honest=honest, share=enough / honest)
+        return cls(clip=float(clip), l2=l2, l1=l1, honest=honest, share=enough / honest)
 
     @property
     def variance(self) -> float:
@@ -116,6 +116,17 @@ class SkellamNoise:
         """
         log_chance = math.log(2 * size) + 40 * math.log(2)
         return math.ceil(math.sqrt(2 * workers * self.share * log_chance) + log_chance / 3)
+
+    def longest(self, workers: int, size: int) -> float:
+        """Return how long the shares of so many workers are together at most, as an L2 norm.
+
+        There is a chance of 2**-39 that they are longer. No square is larger than that of `farthest`, and its
+        mean is 3 v**2 + v for the variance v. Source: Boucheron, Lugosi and Massart, section 2.8 (Bernstein).
+        """
+        variance, log_chance = workers * self.share, 40 * math.log(2)
+        of_squares = 2 * size * (3 * variance**2 + variance) * log_chance
+        most = 2 / 3 * self.farthest(workers, size) ** 2 * log_chance
+        return math.sqrt(size * variance + math.sqrt(of_squares) + most)
 
 
 def rounded_norm(clip: float, size: int) -> float:

@@ -45,7 +45,7 @@ class CloseRecord:
     `number` counts the close records of an epoch from 1, and `previous` is the digest of the one before,
     empty for the first. The sum has `size` numbers modulo 2**bits, and `greatest` is the weight of a fresh
     update. `asked` names, for each group of helpers, the member that is to answer; when the same record comes
-    again, all members answer.
+    again, all members answer. `honest` is that of the plan by which the updates were masked.
     """
 
     federation: ShortText
@@ -59,6 +59,7 @@ class CloseRecord:
     greatest: Factor
     asked: Annotated[tuple[Name, ...], at_most(MOST_GROUPS)]
     updates: Annotated[tuple[ClosedUpdate, ...], at_most(MOST_UPDATES)]
+    honest: Count = 0
 
     def __contains__(self, update: UpdateId) -> bool:
         return any(each.id == update for each in self.updates)

@@ -118,11 +118,23 @@ def _too_few(close: CloseRecord, _opened: AppliedUpdates, _registry: Registry, f
     weights: Counter[str] = Counter()
     for each in close.updates:
         weights[each.id.worker] += each.factor
-    if len(weights) < fewest:
-        yield f"the updates are of {len(weights)} workers, and at least {fewest} are needed"
+    needed = max(fewest, close.honest)
+    if len(weights) < needed:
+        yield f"the updates are of {len(weights)} workers, and at least {needed} are needed"
     for worker, weight in weights.items():
         if 2 * weight > weights.total():
             yield f"{worker} has {weight} of the weight of {weights.total()}, more than half"
+
+
+def _two_of_one(
+    close: CloseRecord, _opened: AppliedUpdates, _registry: Registry, _fewest: int
+) -> Iterator[str]:
+    if not close.honest:
+        return
+    counts = Counter(each.id.worker for each in close.updates)
+    for worker, count in counts.items():
+        if count > 1:
+            yield f"{worker} has {count} updates in it, and the noise of a sum covers one of each worker"
 
 
 def _wrong_weight(
@@ -140,6 +152,7 @@ NAMES: Final = {
     _unknown: "unknown-worker",
     _twice: "opened-before",
     _too_few: "too-few-workers",
+    _two_of_one: "two-of-one-worker",
     _wrong_weight: "wrong-weight",
 }
 _LEDGER: Final = BareMessage("ledger", Ledger)
@@ -205,4 +218,6 @@ def not_opened(close: CloseRecord, helper: str, refused: Refused, ledger: Ledger
 
 
 def _masked(close: CloseRecord, update: ClosedUpdate) -> Masked:
-    return Masked(close.federation, close.epoch, update.id, update.base_term, update.base_version)
+    return Masked(
+        close.federation, close.epoch, update.id, update.base_term, update.base_version, close.honest
+    )

@@ -40,7 +40,12 @@ class Masks:
         a group's public key with which nothing can be agreed on.
         """
         about = Masked(
-            update.federation, self.registry.epoch, update.id, update.base_term, update.base_version
+            update.federation,
+            self.registry.epoch,
+            update.id,
+            update.base_term,
+            update.base_version,
+            plan.honest,
         )
         publics = self.registry.public_group_keys
         keys = [mask_key(self.private, public, about, group) for group, public in enumerate(publics)]

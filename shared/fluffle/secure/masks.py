@@ -29,13 +29,18 @@ AES_BLOCK: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Masked:
-    """What is masked: an update that began from a version, in an epoch of a federation."""
+    """What is masked: an update that began from a version, in an epoch of a federation.
+
+    With shares of noise it says how many workers of its sum are to be `honest`: whoever tells the helpers of
+    fewer gets other masks from them.
+    """
 
     federation: str
     epoch: int
     id: UpdateId
     base_term: int
     base_version: int
+    honest: int = 0
 
     def info(self, group: int) -> bytes:
         """Return what the key of a group depends on: each part follows its length, so that it has one end."""
@@ -47,6 +52,8 @@ class Masked:
                 for number in (self.epoch, self.id.sequence, self.base_term, self.base_version, group)
             ),
         ]
+        if self.honest:
+            parts.append(self.honest.to_bytes(8, "big"))
         return b"".join(len(part).to_bytes(2, "big") + part for part in parts)
 
 

@@ -33,8 +33,10 @@ class SecurePlan:
     `epoch` is that of the helpers' keys. A delta is clipped to `clip`, each element by itself or with
     `by_norm` in its L2 norm, and rounded to whole numbers of so many `bits`. Sums are modulo
     2**modulus_bits, and `greatest` is the integer weight of a fresh update. `metrics` are those of a site's
-    evaluations that travel in its updates. Numbers that were made by another plan cannot be added to those of
-    this one, so each update names the `revision` of its plan: see `numbered`.
+    evaluations that travel in its updates. Where workers add shares of noise, a sum has at least as many
+    workers as are to be `honest`, and one update of each; otherwise that is 0. Numbers that were made by
+    another plan cannot be added to those of this one, so each update names the `revision` of its plan: see
+    `numbered`.
     """
 
     epoch: Positive
@@ -45,6 +47,7 @@ class SecurePlan:
     greatest: Factor = MOST_FACTOR
     metrics: Annotated[tuple[MetricName, ...], at_most(MOST_METRICS)] = ()
     revision: Count = 0
+    honest: Count = 0
 
     @property
     def codec(self) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from fluffle.errors import WireError
-from fluffle.fields import Table, at_most
+from fluffle.fields import Count, Table, at_most
 from fluffle.framing import Header, HeaderLimits, join
 from fluffle.pieces import Pieces
 from fluffle.record import Rank
@@ -20,11 +20,15 @@ LIMITS: Final = HeaderLimits(2 * MIB, 131_072)
 
 @dataclass(frozen=True, slots=True)
 class SummedUpdate:
-    """What is to be known of an update in a sum besides its line in the close record, as in `Folded`."""
+    """What is to be known of an update in a sum besides its line in the close record, as in `Folded`.
+
+    `released` is what the update says of its worker.
+    """
 
     train_s: float
     published_at: float
     received_at: float
+    released: Count = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -62,9 +66,11 @@ def read_sum(header: Header, payload: memoryview) -> SumRecord:
     found = _SUM.take(header)
     close: CloseRecord = found["close"]
     plan: SecurePlan = found["plan"]
-    if (plan.epoch, plan.modulus_bits, plan.greatest) != (close.epoch, close.bits, close.greatest):
+    asked = plan.epoch, plan.modulus_bits, plan.greatest, plan.honest
+    if asked != (close.epoch, close.bits, close.greatest, close.honest):
         raise WireError(
-            "field plan: its epoch, modulus and greatest weight are not those of the close record"
+            "field plan: its epoch, modulus, greatest weight and honest workers are not those of the close "
+            "record"
         )
     shape: SurveyShape | None = found["shape"]
     if shape and (fault := shape.fault or ("" if close.size == size_of(shape) else "it has another size")):
