@@ -92,7 +92,7 @@ PURE = {
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "sections", "staleness", "statistics", "transforms"),
-            "told",
+            *("told", "untold"),
             *("round_table", "survey", "surveying", "update_cache", "used_cache"),
         )
     ),
@@ -103,12 +103,24 @@ PURE = {
             *("waiting", "weighing"),
         )
     ),
+    *(f"fluffle_aggregator.sealed.{name}" for name in ("fitting", "sealed_model", "sealed_sum")),
     *(f"fluffle_aggregator.private.{name}" for name in ("clipped_sum", "combinations", "sums", "weighing")),
     "fluffle.rabbit.acked_tags",
     *(
         f"fluffle_aggregator.gates.{name}"
         for name in (
-            *("fitting", "gate", "history", "limits", "norm", "privacy", "rates", "sender", "share"),
+            *(
+                "fitting",
+                "gate",
+                "history",
+                "limits",
+                "norm",
+                "privacy",
+                "rates",
+                "sealing",
+                "sender",
+                "share",
+            ),
             *("site", "values"),
         )
     ),

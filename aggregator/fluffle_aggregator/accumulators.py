@@ -18,6 +18,7 @@ from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.vector_math import BLOCK_SIZE, matching_blocks
 from fluffle_aggregator.private.clipped_sum import ClippedSum
+from fluffle_aggregator.sealed.sealed_sum import SealedSum
 from fluffle_aggregator.sections import Coverage, Section, Totals, Weight, overlaps
 
 EMPTY = Coverage()
@@ -131,5 +132,5 @@ class Stack:
         return delta
 
 
-Accumulator = RunningSum | Stack | ClippedSum
+Accumulator = RunningSum | Stack | ClippedSum | SealedSum
 NOTHING_HELD = ValueError("an empty buffer makes no new model: fold an update first")

@@ -1,4 +1,4 @@
-"""What a leader asks for: the effects that its decisions have outside. Pure data."""
+"""What a leader is told and asks for: the time, and the effects of its decisions outside. Pure data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +9,14 @@ from fluffle.record import ModelVersion, MomentsRecord
 from fluffle.secure.closing import CloseRecord
 from fluffle.secure.sums import SumRecord
 from fluffle_aggregator.gates.gate import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """The time at which something happens, in seconds: a clock that never goes back, and Unix time."""
+
+    clock: float
+    unix: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from fluffle.record import (
 )
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import cosine
-from fluffle_aggregator.accumulators import Accumulator, RunningSum, Stack
+from fluffle_aggregator.accumulators import Accumulator, RunningSum
 from fluffle_aggregator.averaging import decay_at, move_average
 from fluffle_aggregator.cached_buffers import CachedBuffer
 from fluffle_aggregator.contributors import Contributors
@@ -28,6 +28,7 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.judging import compare_as_whole, judged, sites_decide
 from fluffle_aggregator.private.sums import PrivateSums
 from fluffle_aggregator.schedules import Schedule
+from fluffle_aggregator.sealed.sealed_model import SealedModel
 from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.site_reports import SiteReports
@@ -35,6 +36,7 @@ from fluffle_aggregator.statistics import StatisticsBuffer
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
 from fluffle_aggregator.survey import NO_AIM, SurveyAim, open_survey, with_survey
 from fluffle_aggregator.throttle import repeats
+from fluffle_aggregator.untold import Forgotten, LeftOut
 
 CONSTANT_RATE = Schedule()
 
@@ -60,6 +62,7 @@ class GlobalModel:
         survey_aim: SurveyAim = NO_AIM,
         secure: SecureState | None = None,
         private: PrivateSums | None = None,
+        sealed: SealedModel | None = None,
     ) -> None:
         """Continue from a record and the strategy's moments there.
 
@@ -112,14 +115,14 @@ class GlobalModel:
         self.sites = SiteReports(record)
         # The number of updates applied since version 0.
         self.updates = record.updates
-        self.secure, self.private = secure, private
-        self._forgotten_told: set[tuple[str, str]] = set()
+        self.secure, self.private, self.sealed = secure, private, sealed
         self.accumulator = self._empty_buffer()
         self._statistics = self.no_statistics()
-        # How often a robust rule did not move the first elements, and that the log has not told of the last.
-        self._left_out, self._left_out_untold = 0, 0
+        self.left_out, self.forgotten = LeftOut(), Forgotten()
 
     def _empty_buffer(self) -> Accumulator | CachedBuffer:
+        if self.sealed:
+            return self.sealed.empty_buffer()
         added = self.private.added if self.private else None
         return added.empty_buffer() if added else self.strategy.empty_buffer(self.cache)
 
@@ -136,6 +139,12 @@ class GlobalModel:
     def over(self) -> str:
         """Why no more updates are taken; empty while they are."""
         return self.draft.finished or self.draft.closing
+
+    def why_over(self, *, is_quiet: bool) -> str:
+        """Return why no update can follow; empty while one can. `is_quiet` says that none waits."""
+        if self.sealed and self.sealed.why_over:
+            return self.sealed.why_over
+        return self.private.why_over if self.private and is_quiet else ""
 
     @property
     def has_another_plan(self) -> bool:
@@ -231,6 +240,12 @@ class GlobalModel:
         self.contributors.note_update(update, folded)
         return folded
 
+    def refresh(self, update: WeightUpdate) -> None:
+        """Take in an admitted refresh of the sealed sum, which the next record contains."""
+        if self.sealed:
+            self.sealed.refresh(update)
+            self.applied = self.applied.adding([update.id])
+
     def step_with(self, total: RunningSum, statistics: StatisticsBuffer) -> None:
         """Make the next version of these sums."""
         self.accumulator, self._statistics = total, statistics
@@ -240,9 +255,9 @@ class GlobalModel:
         """Make the next version of what is in the buffer, full or not; nothing when it is empty."""
         if self.accumulator.totals.count == 0:
             return
-        if isinstance(self.accumulator, Stack) and self.accumulator.left_out:
-            self._left_out += 1
-            self._left_out_untold = self.accumulator.left_out
+        self.left_out.note(self.accumulator)
+        if self.sealed:
+            self.sealed.add(self.accumulator, self.version + 1, list(self.in_buffer))
         if self.private:
             self.private.note_sum(self.accumulator, Rank(self.term, self.version + 1), self.in_buffer)
         self.strategy.step(self.vector, self.accumulator, self.moments)
@@ -254,33 +269,13 @@ class GlobalModel:
             move_average(self.average, self.vector, decay_at(decay, self.version))
         self.version += 1
 
-    def take_forgotten(self) -> list[tuple[str, str]]:
-        """Return the workers that the cache has forgotten since the last call, and why; each pair once.
-
-        Where one message holds fewer updates than there are workers, each update makes it forget another one.
-        """
-        if self.cache is None:
-            return []
-        found, self.cache.forgotten = self.cache.forgotten, []
-        for worker, _ in found:
-            self.contributors.forget_weight(worker)
-        untold = [each for each in dict.fromkeys(found) if each not in self._forgotten_told]
-        self._forgotten_told.update(untold)
-        return untold
-
-    def take_left_out(self) -> int:
-        """Return how many elements a robust rule has not moved, since too few updates had them; mostly 0.
-
-        Each step's are returned once, and only after 1, 2, 4, 8 such steps and so on.
-        """
-        found, self._left_out_untold = self._left_out_untold, 0
-        return found if self._left_out.bit_count() == 1 else 0
-
     def make_newer(self) -> None:
         """Step, or make a version of the same values: readers look for a newer one."""
         self.step()
         if not self.steps:
             self.version += 1
+            if self.sealed:
+                self.sealed.ask_when_due(self.version, list(self.contributors))
 
     def note_evaluation(self, evaluation: Evaluation) -> bool:
         """Take in an evaluator's report, and return whether it counts: only newer versions' do."""
@@ -388,6 +383,8 @@ class GlobalModel:
             last_sum=self.secure.last_sum if self.secure else self.draft.last_sum,
             given_up=self.secure.given_up if self.secure else self.draft.given_up,
             privacy=self.private.state if self.private else None,
+            sealed=self.sealed.state if self.sealed else None,
+            sealed_sum=self.sealed.packed if self.sealed else b"",
         )
 
     def advance(self, record: ModelVersion) -> None:

@@ -40,6 +40,13 @@ class Postponed:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Refreshed:
+    """A refresh that has made the sealed sum one that was encrypted anew."""
+
+    update: WeightUpdate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TurnedDown:
     """A message that is not taken in, with the update that it holds if it could be read."""
 
@@ -49,7 +56,7 @@ class TurnedDown:
 
 def take_in(
     delivery: Delivery, model: GlobalModel, gates: Sequence[Gate], *, now: float
-) -> TakenIn | Postponed | TurnedDown | Evaluation | SiteEvaluation | Hello | SiteStatistics:
+) -> TakenIn | Refreshed | Postponed | TurnedDown | Evaluation | SiteEvaluation | Hello | SiteStatistics:
     """Read a message, believing nothing of it; pass an update through the gates, and fold it.
 
     `now` is Unix time in seconds. A refused update leaves the model as it was. Other messages are returned as
@@ -71,6 +78,9 @@ def take_in(
                 return Postponed(message)
             return TurnedDown(passed, message)
         incoming = passed
+    if message.refresh:
+        model.refresh(message)
+        return Refreshed(message)
     if model.secure and model.secure.has_to_wait(message, model.weigh(message).factor):
         return Postponed(message)
     folded = model.fold(

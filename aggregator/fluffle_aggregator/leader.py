@@ -6,7 +6,6 @@ next message is taken in.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from fluffle.broker import Delivery
 from fluffle.events import Applied, Rejected
@@ -19,7 +18,7 @@ from fluffle.survey.messages import SiteStatistics
 from fluffle.topology import Topology
 from fluffle.update import AppliedUpdates, UpdateId, WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule, prefetch_of
-from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Reject, Tell, TryOut, info, warning
+from fluffle_aggregator.effects import Ack, Commit, Effect, Log, Now, Reject, Tell, TryOut, info, warning
 from fluffle_aggregator.gates.fitting import FINISHED
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.gates.limits import NOT_MISSED, Limits, gates_of
@@ -27,7 +26,7 @@ from fluffle_aggregator.gates.rates import Rates
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER
 from fluffle_aggregator.gates.share import OVER_SHARE
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.intake import Postponed, TakenIn, TurnedDown, take_in
+from fluffle_aggregator.intake import Postponed, Refreshed, TakenIn, TurnedDown, take_in
 from fluffle_aggregator.missing import MissingUpdates
 from fluffle_aggregator.reports import Reports
 from fluffle_aggregator.secure.securing import Securing
@@ -39,14 +38,6 @@ SUSPICIOUS_AFTER = 2
 CRASHES = "crashes"
 # How long a worker that was refused waits to be told, while no version is made for other reasons.
 REFUSALS_TOLD_AFTER_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Now:
-    """The time at which something happens, in seconds: a clock that never goes back, and Unix time."""
-
-    clock: float
-    unix: float
 
 
 class Leader:
@@ -140,6 +131,8 @@ class Leader:
         match taken:
             case TakenIn(incoming, folded):
                 return self._hold(incoming, folded, applied, now)
+            case Refreshed(update):
+                return self._hold_refresh(delivery, update, now)
             case Postponed(update):
                 kept = self._securing.keep(delivery, update, now.clock) if self._securing else []
                 return self._turn_down(delivery, kept, update, now) if isinstance(kept, Refusal) else kept
@@ -201,7 +194,7 @@ class Leader:
         )
         is_idle = not self.held and (model.secure is None or model.secure.is_idle)
         is_quiet = is_idle and now.clock - self._committed_at >= schedule.buffer_timeout_s
-        if reached := reached or (model.private.why_over if model.private and is_quiet else ""):
+        if reached := reached or model.why_over(is_quiet=is_quiet):
             return self._close_the_federation(reached, now)
         if is_quiet and model.private and model.private.is_stuck:
             model.private.skip(Rank(model.term, model.version + 1))
@@ -210,7 +203,7 @@ class Leader:
             return effects
         if self.held and now.clock - self._oldest_held >= schedule.buffer_timeout_s:
             line = info("the buffer has waited long enough: using it as it is", updates=len(self.held))
-            return [*self._step_early(), line, self._commit(now)]
+            return [line, *self.commit_newer(now)]
         # Never with something in the buffer: the record would name it as applied, and its vector lack it.
         if not model.in_buffer and schedule.is_due(
             model.steps, since_commit_s=now.clock - self._committed_at
@@ -231,8 +224,11 @@ class Leader:
         """Go on with what secure aggregation waits for; nothing if there is nothing to do."""
         if securing.awaited is None:
             effects: list[Effect] = []
-            if self._is_synchronous and (released := self._end_round(securing, now)):
-                return [*released, *self.commit_newer(now)]
+            if self._is_synchronous:
+                held_from, is_short = self._oldest_held, self._is_round_short
+                released = securing.end_round(self.model, now.clock, held_from=held_from, is_short=is_short)
+                if released:
+                    return [*released, *self.commit_newer(now)]
             # A full buffer first: what waits beside it is for the next one.
             while not (
                 due := securing.when_due(self.model, now.clock, self._oldest_held, self._elapsed_s(now))
@@ -249,10 +245,6 @@ class Leader:
         self.held = securing.waiting.take_held()
         noted = self._reports.note_of_sum(settled.evaluation) if settled.evaluation else []
         return [*settled.effects, *noted, self._commit(now)]
-
-    def _end_round(self, securing: Securing, now: Now) -> list[Effect]:
-        held_from, is_short = self._oldest_held, self._is_round_short
-        return securing.end_round(self.model, now.clock, held_from=held_from, is_short=is_short)
 
     def absent(self, workers: Sequence[str]) -> list[Effect]:
         """Go on without the evaluations of workers that RabbitMQ does not know any more."""
@@ -303,6 +295,15 @@ class Leader:
             Tell(Applied(staleness, weight, update.examples, *sizes)),
             Log("DEBUG", "update folded", {"update": name, "staleness": staleness, "weight": weight}),
         ]
+
+    def _hold_refresh(self, delivery: Delivery, update: WeightUpdate, now: Now) -> list[Effect]:
+        """Keep the delivery of a refresh until a version contains it, which is made at once between two."""
+        if not self.held:
+            self._oldest_held = now.clock
+        self.held.append(delivery.tag)
+        line = info("the sealed sum was encrypted anew", worker=update.id.worker, update=str(update.id))
+        waits = self.model.in_buffer or self._is_synchronous
+        return [line] if waits else [line, *self.commit_newer(now)]
 
     def _turn_down(
         self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now

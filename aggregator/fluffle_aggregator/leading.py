@@ -24,6 +24,7 @@ from fluffle_aggregator.effects import (
     GiveBack,
     Log,
     LookFor,
+    Now,
     PublishSum,
     Reject,
     Tell,
@@ -31,7 +32,7 @@ from fluffle_aggregator.effects import (
 )
 from fluffle_aggregator.head import Head, StreamHealth, claimed_terms, publish_version, read_head
 from fluffle_aggregator.head_keeper import HeadKeeper
-from fluffle_aggregator.leader import Leader, Now
+from fluffle_aggregator.leader import Leader
 
 log = get_logger(__name__)
 

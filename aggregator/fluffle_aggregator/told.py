@@ -50,7 +50,7 @@ def told_of(incoming: Incoming, model: GlobalModel, skipped: list[range]) -> lis
         effects.append(warning("clipped", update=name, norm=incoming.norm_before, to=incoming.norm))
     effects += [
         warning("forgotten: its last update no longer counts", worker=worker, because=why)
-        for worker, why in model.take_forgotten()
+        for worker, why in model.forgotten.take(model.cache, model.contributors)
     ]
     effects += [
         warning(
@@ -61,7 +61,7 @@ def told_of(incoming: Incoming, model: GlobalModel, skipped: list[range]) -> lis
         )
         for worker, others in (model.cache.take_waits() if model.cache else ())
     ]
-    if elements := model.take_left_out():
+    if elements := model.left_out.take():
         line = warning(
             "the first layers did not move: too few updates of the buffer have them",
             elements=elements,

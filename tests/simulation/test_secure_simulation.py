@@ -27,8 +27,8 @@ from fluffle.secure.modulus import Residues, add_multiple
 from fluffle.update import UpdateId
 from fluffle.wire import encode_update
 from fluffle_aggregator.commit_schedule import CommitSchedule
-from fluffle_aggregator.effects import Effect
-from fluffle_aggregator.leader import Leader, Now
+from fluffle_aggregator.effects import Effect, Now
+from fluffle_aggregator.leader import Leader
 
 SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-149")
 AT_ONCE = 75

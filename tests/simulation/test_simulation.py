@@ -13,10 +13,10 @@ from simulation.world import World
 from fluffle.sites import SiteEvaluation
 from fluffle.update import AppliedUpdates
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.effects import Ack, Effect
+from fluffle_aggregator.effects import Ack, Effect, Now
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import Head
-from fluffle_aggregator.leader import Leader, Now
+from fluffle_aggregator.leader import Leader
 from fluffle_aggregator.site_reports import SiteReports
 
 SEEDS = os.environ.get("FLUFFLE_SIMULATION_SEEDS", "0-1499")

@@ -215,12 +215,14 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
     model = a_model(strategy_of("ace", forget_after=5))
     ones = np.ones(SIZE, np.float32)
     fold(model, [Arrival("gone", -ones), Arrival("here", ones)])
-    assert model.take_forgotten() == []
+    assert model.forgotten.take(model.cache, model.contributors) == []
 
     fold(model, [Arrival("here", ones)] * 10)
 
-    assert model.take_forgotten() == [("gone", "11 updates of others have come since it")]
-    assert model.take_forgotten() == []
+    assert model.forgotten.take(model.cache, model.contributors) == [
+        ("gone", "11 updates of others have come since it")
+    ]
+    assert model.forgotten.take(model.cache, model.contributors) == []
     assert model.cache is not None
     assert mean_of(model.cache).tolist() == [1] * SIZE
     # What counts of a worker is its last update, so that "share of weight" says who counts how much now.
@@ -235,9 +237,9 @@ def test_workers_for_which_there_is_no_room_are_told_of_once() -> None:
 
     fold(model, [Arrival(name, ones) for name in ("a", "b", "a", "b")])
 
-    assert {worker for worker, _ in model.take_forgotten()} == {"a", "b"}
+    assert {worker for worker, _ in model.forgotten.take(model.cache, model.contributors)} == {"a", "b"}
     fold(model, [Arrival(name, ones) for name in ("a", "b")])
-    assert model.take_forgotten() == []
+    assert model.forgotten.take(model.cache, model.contributors) == []
 
 
 def test_with_more_workers_than_fit_into_a_message_the_longest_kept_is_forgotten() -> None:

@@ -155,7 +155,7 @@ def test_a_worker_that_has_left_is_forgotten() -> None:
     model = a_model(strategy_of("reuse", forget_after=5))
     fold(model, [Arrival("gone", -ONES), *[Arrival("here", ONES)] * 11])
 
-    assert [worker for worker, _ in model.take_forgotten()] == ["gone"]
+    assert [worker for worker, _ in model.forgotten.take(model.cache, model.contributors)] == ["gone"]
     assert model.cache is not None
     assert [each.worker for each in model.cache.kept()] == ["here"]
 

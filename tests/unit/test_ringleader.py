@@ -145,7 +145,7 @@ def test_a_worker_that_has_left_is_waited_for_until_it_is_forgotten() -> None:
 
     assert found[:8] == [0] * 8
     assert any(found[8:])
-    assert [worker for worker, _ in model.take_forgotten()] == ["c"]
+    assert [worker for worker, _ in model.forgotten.take(model.cache, model.contributors)] == ["c"]
     assert model.cache is not None
     assert {each.worker for each in model.cache.kept()} == {"a", "b"}
 
@@ -212,6 +212,6 @@ def test_with_more_workers_than_fit_into_a_message_the_longest_unheard_is_forgot
 
     fold(model, sends("a", "b", "c", "c", "b"))
 
-    assert [worker for worker, _ in model.take_forgotten()] == ["a"]
+    assert [worker for worker, _ in model.forgotten.take(model.cache, model.contributors)] == ["a"]
     # Two of each worker, which is what fits.
     assert strategy.moments_bytes(SIZE, workers=1) - strategy.moments_bytes(SIZE, workers=0) == 2 * 4 * SIZE

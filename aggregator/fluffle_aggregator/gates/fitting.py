@@ -11,6 +11,7 @@ from fluffle.survey.shape import SurveyShape
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.gates.gate import Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.sealed.fitting import why_differently_sealed
 from fluffle_aggregator.secure.masked_buffer import MaskedBuffer
 
 FINISHED = AFTER_THE_END
@@ -64,15 +65,12 @@ def fits_the_model(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal
             f"the update's layout is {update.layout_digest!r}, the federation's {layout.digest!r}: "
             "worker and federation run different models",
         )
-    if update.key:
-        detail = "the update is sealed, and this federation is not: its worker trains anew"
-        return Refusal(WRONG_CONTENT, detail)
-    is_masked = bool(update.epoch or model.secure)
-    if is_masked and (refusal := _differently_masked(update, model)):
+    is_protected = bool(update.epoch or update.key or model.secure or model.sealed)
+    if is_protected and (refusal := _differently_protected(update, model)):
         return refusal
     found = update.vector.size, update.statistics.size, len(update.integers)
     is_whole = found == (layout.size, layout.statistics_size, layout.integers_size_bytes)
-    is_usual = is_whole and not (is_masked or model.private or update.first_tensor)
+    is_usual = is_whole and not (is_protected or model.private or update.first_tensor)
     if not is_usual and (refusal := _wrong_sizes(update, model)):
         return refusal
     strategy, plan = model.strategy, model.plan
@@ -116,6 +114,13 @@ def _unlike_the_others(shape: SurveyShape, worker: str, buffer: MaskedBuffer) ->
         return has_answered(worker)
     difference = buffer.shape.difference(shape) if buffer.shape else ""
     return of_other_data(worker, buffer.updates[0].id.worker, difference) if difference else None
+
+
+def _differently_protected(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
+    """Return why an update is not masked or sealed as the plan says, or None when it is."""
+    if why := why_differently_sealed(update, model.sealed):
+        return Refusal(*why)
+    return _differently_masked(update, model)
 
 
 def _differently_masked(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
@@ -169,6 +174,10 @@ def _wrong_sizes(update: WeightUpdate, model: GlobalModel) -> Refusal | None:
     elif model.secure:
         # Statistics are under the masks too.
         expected = model.secure.plan.length(part.size, part.statistics_size), 0, 0
+    elif model.sealed:
+        # A refresh has the sealed elements alone.
+        size = model.sealed.part.size if update.refresh else part.size
+        expected = size, 0 if update.refresh else part.statistics_size, 0
     elif model.private:
         # Integers are no sum that noise could be added to: they stay what they were.
         expected = layout.size, 0, 0

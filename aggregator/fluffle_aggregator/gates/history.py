@@ -56,7 +56,7 @@ def is_new(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
         )
     if full := _why_full(update.id, model):
         return Refusal(TOO_MANY_RUNS, full)
-    if model.strategy.one_update_per_version and update.id.worker in model.in_buffer:
+    if model.strategy.one_update_per_version and update.id.worker in model.in_buffer and not update.refresh:
         return Refusal(
             SECOND_IN_ROUND,
             f"worker {update.id.worker} has given its update for version {model.version} already",
@@ -93,8 +93,8 @@ def has_a_known_base(limits: StalenessLimit) -> Gate:
                 f"the update started from version {base}, which is not in the history of this model: the "
                 "aggregator that published it had lost the lead",
             )
-        # No version is made of a survey's answers one by one, so none of them is late.
-        limit = None if update.shape else limits.staleness_limit(model.strategy)
+        # No version is made of a survey's answers one by one, so none of them is late; nor is a refresh.
+        limit = None if update.shape or update.refresh else limits.staleness_limit(model.strategy)
         if limit is not None and staleness > limit:
             return Refusal(
                 TOO_STALE,

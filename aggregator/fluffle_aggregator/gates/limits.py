@@ -15,6 +15,7 @@ from fluffle_aggregator.gates.history import SECOND_IN_ROUND, StalenessLimit, ha
 from fluffle_aggregator.gates.norm import NormLimit, within_norm
 from fluffle_aggregator.gates.privacy import BUDGET_SPENT, TOO_SOON, within_privacy_budget
 from fluffle_aggregator.gates.rates import RateLimits
+from fluffle_aggregator.gates.sealing import within_sealed_range
 from fluffle_aggregator.gates.sender import FOREIGN_SENDER, from_its_worker
 from fluffle_aggregator.gates.share import (
     ShareLimit,
@@ -59,6 +60,8 @@ def gates_of(limits: Limits, strategy: Strategy, topology: Topology) -> tuple[Ga
         has_a_known_base(limits),
         has_sound_values(limits),
     ]
+    if strategy.is_sealed:
+        gates.append(within_sealed_range)
     if strategy.is_private:
         gates.append(within_privacy_budget)
     if limits.limit_share is not None and strategy.one_update_per_version:

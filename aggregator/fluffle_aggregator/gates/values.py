@@ -37,8 +37,9 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
 
     def gate(incoming: Incoming, model: GlobalModel) -> Incoming | Refusal:
         update = incoming.update
-        # A masked update does not say how many examples it has.
-        if not update.epoch and not limits.min_examples <= update.examples <= limits.limit_examples:
+        # A masked update does not say how many examples it has, and a refresh is of none.
+        has_examples = not (update.epoch or update.refresh)
+        if has_examples and not limits.min_examples <= update.examples <= limits.limit_examples:
             return Refusal(
                 BAD_EXAMPLES,
                 f"the update claims {update.examples} examples; expected {limits.min_examples} to "

@@ -62,7 +62,8 @@ class Strategy:
     and with a `direction` how well an update agrees with the moment of that name.
     With `keeping` each worker's last update is kept, and `cached_rule` takes the place of `rule`. If it
     `normalizes_steps`, deltas are scaled to the usual number of local steps, see `local_steps.py`. If it
-    `is_private`, sums get noise, and no worker has more updates in them than that covers.
+    `is_private`, sums get noise, and no worker has more updates in them than that covers. If it `is_sealed`,
+    it adds up what it cannot read.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Strategy:
     direction: str = ""
     normalizes_steps: bool = False
     is_private: bool = False
+    is_sealed: bool = False
 
     def __str__(self) -> str:
         how = (self.keeping, self.cached_rule) if self.keeping else (f"rule={self.rule}",)

@@ -13,12 +13,12 @@ from fluffle.record_wire import decode_version, encode_copy, encode_version
 from fluffle.safetensors_file import ModelFile
 from fluffle.topology import topology_of
 from fluffle_aggregator.commit_schedule import POLL_S
-from fluffle_aggregator.effects import Commit, Effect, Log, Tell
+from fluffle_aggregator.effects import Commit, Effect, Log, Now, Tell
 from fluffle_aggregator.gates.fitting import DUPLICATE, FINISHED
 from fluffle_aggregator.gates.rates import TOO_MANY, TOO_MUCH
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.initial_model import first_version
-from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S, Leader, Now
+from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S, Leader
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.state import refusal_of
