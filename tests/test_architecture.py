@@ -92,7 +92,7 @@ PURE = {
             ),
             *("goal", "intake", "judging", "local_steps", "reports", "site_reports", "throttle"),
             *("leader", "missing", "rules", "schedules", "sections", "staleness", "statistics", "transforms"),
-            *("told", "untold"),
+            *("batch_sizes", "rule_memory", "told", "untold"),
             *("round_table", "survey", "surveying", "update_cache", "used_cache"),
         )
     ),
@@ -103,7 +103,10 @@ PURE = {
             *("waiting", "weighing"),
         )
     ),
-    *(f"fluffle_aggregator.sealed.{name}" for name in ("fitting", "sealed_model", "sealed_sum")),
+    *(
+        f"fluffle_aggregator.sealed.{name}"
+        for name in ("combinations", "fitting", "sealed_model", "sealed_sum")
+    ),
     *(f"fluffle_aggregator.private.{name}" for name in ("clipped_sum", "combinations", "sums", "weighing")),
     "fluffle.rabbit.acked_tags",
     *(

@@ -23,6 +23,7 @@ from fluffle.plan import Plan
 from fluffle.privacy.plan import PrivacyState
 from fluffle.record import ModelVersion, Rank
 from fluffle.safetensors_file import ModelFile, read_layout, read_model_file
+from fluffle.sealed.plan import SealedState
 from fluffle.survey.messages import Survey
 from fluffle.task import Task
 from fluffle_aggregator.settings import AggregatorSettings
@@ -225,4 +226,5 @@ def first_version(
         committed_at=time.time(),
         survey=survey,
         privacy=privacy,
+        sealed=SealedState() if plan.sealed else None,
     )

@@ -298,12 +298,10 @@ class Leader:
 
     def _hold_refresh(self, delivery: Delivery, update: WeightUpdate, now: Now) -> list[Effect]:
         """Keep the delivery of a refresh until a version contains it, which is made at once between two."""
-        if not self.held:
-            self._oldest_held = now.clock
+        self._oldest_held = self._oldest_held if self.held else now.clock
         self.held.append(delivery.tag)
-        line = info("the sealed sum was encrypted anew", worker=update.id.worker, update=str(update.id))
-        waits = self.model.in_buffer or self._is_synchronous
-        return [line] if waits else [line, *self.commit_newer(now)]
+        line = info("the sealed sum was encrypted anew", update=str(update.id))
+        return [line] if self.model.in_buffer or self._is_synchronous else [line, *self.commit_newer(now)]
 
     def _turn_down(
         self, delivery: Delivery, refusal: Refusal, update: WeightUpdate | None, now: Now

@@ -24,6 +24,8 @@ from fluffle.policy_faults import Sizes
 from fluffle.policy_watch import PolicyWatch, policy_watch_of
 from fluffle.privacy.plan import PrivacyPlan
 from fluffle.record import ModelVersion, version_size_bytes
+from fluffle.sealed.parameters import bytes_of
+from fluffle.sealed.part import sealed_part
 from fluffle.secure.plan import SecurePlan
 from fluffle.settings import load_arguments
 from fluffle.survey.messages import Survey
@@ -37,6 +39,8 @@ from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.private.settings import same_privacy_plan
 from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.sealed.sealed_model import SealedModel
+from fluffle_aggregator.sealed.settings import same_sealed_plan
 from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
@@ -118,7 +122,12 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             strategy.moments_bytes(layout.size, workers=max(FEWEST_WORKERS, workers)),
             settings.max_message_bytes,
         )
-        version_bytes = version_size_bytes(layout, is_averaged=settings.average_versions > 0)
+        sealed = settings.make_sealed_plan(strategy)
+        version_bytes = version_size_bytes(
+            layout,
+            is_averaged=settings.average_versions > 0,
+            sealed_bytes=bytes_of(sealed_part(layout, sealed.only).size) if sealed else 0,
+        )
         policies.require_safe(Sizes(version_bytes, moments_bytes))
 
     def begin() -> ModelVersion:
@@ -153,6 +162,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         target, begun = settings.privacy_target(), head.record.plan.privacy
         promised = same_privacy_plan(target, begun, honest=settings.secure_min_workers)
         asked = plan(promised, layout.size)
+        same_sealed_plan(asked.sealed, head.record.plan.sealed)
         require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
@@ -167,6 +177,7 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             survey_aim=survey_aim,
             secure=secure_state(head.record, asked.secure),
             private=private.sums_of(head.record, buffer_size=strategy.buffer_size) if private else None,
+            sealed=SealedModel.of(head.record, asked.sealed),
         )
 
     # Refuse settings and limits that have no meaning for the strategy before anything starts.

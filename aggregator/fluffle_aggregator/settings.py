@@ -8,21 +8,23 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from fluffle.compression import leaves_out, most_bytes, require_codec, require_downlink_codec
+from fluffle.compression import leaves_out, require_codec, require_downlink_codec
 from fluffle.errors import ConfigError
 from fluffle.message_size import (
     require_cache_fits,
     require_moments_fit,
+    require_sealed_fits,
     require_update_fits,
     require_version_fits,
 )
 from fluffle.model import Layout
 from fluffle.plan import MAX_STEPS, Plan
 from fluffle.privacy.plan import PrivacyPlan
+from fluffle.sealed.plan import SEALED
 from fluffle.secure.plan import SecurePlan
 from fluffle.settings import ManagementUrl, PartName, ServiceSettings
 from fluffle.sites import is_of_sites
-from fluffle.topology import MIB
+from fluffle_aggregator.batch_sizes import parse_batch_size
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.gates.limits import Limits
@@ -32,7 +34,11 @@ from fluffle_aggregator.private.combinations import require_no_goal_of_sites
 from fluffle_aggregator.private.settings import PrivacySettings
 from fluffle_aggregator.private.weighing import private
 from fluffle_aggregator.round_length import require_one_length_of_rounds
+from fluffle_aggregator.rule_memory import require_rule_fits
 from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.sealed.combinations import require_combinable as require_sealed
+from fluffle_aggregator.sealed.combinations import require_sealable
+from fluffle_aggregator.sealed.settings import SealedSettings, sealed
 from fluffle_aggregator.secure.combinations import metrics_in_sums, require_combinable
 from fluffle_aggregator.secure.masked_buffer import share_of_one
 from fluffle_aggregator.secure.settings import SecureSettings
@@ -49,27 +55,17 @@ _OF_THE_GOAL = (
 )
 # Of the last update of a single worker there is nothing to make a mean of.
 FEWEST_WORKERS = 2
-FIRST_BATCH_SIZE = 32
-
-
-def parse_batch_size(text: str) -> tuple[int, bool]:
-    """Return the first size of minibatches, and whether workers look for a better one: "64" or "auto:64".
-
-    Raises ValueError, which says what is expected.
-    """
-    word, _, first = text.partition(":")
-    is_auto = word == "auto"
-    number = (first or str(FIRST_BATCH_SIZE)) if is_auto and text != "auto:" else text
-    if not (number.isascii() and number.isdecimal() and int(number) > 0):
-        raise ValueError(f"must be a number of examples from 1 up, or auto or auto:FIRST, not {text!r}")
-    return int(number), is_auto
 
 
 def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-class _AboutData(SurveySettings, SecureSettings, PrivacySettings):
+class _Protection(SecureSettings, PrivacySettings, SealedSettings):
+    """What nobody must learn of the sites' data."""
+
+
+class _AboutData(SurveySettings, _Protection):
     """What the federation learns of the sites' data, and what it must not learn."""
 
 
@@ -248,11 +244,13 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
                 f"batch_size {self.batch_size} begins with {batch_size}, and max_batch_size is "
                 f"{self.max_batch_size}: raise it, or begin with fewer"
             )
-        secure = self._secure_plan(strategy, epoch)
+        secure, sealed_plan = self._secure_plan(strategy, epoch), self.make_sealed_plan(strategy)
         if privacy and privacy.shares:
             secure = self.shared_sums(strategy.buffer_size, size).secure_plan(privacy, epoch)
+        codec = secure.codec if secure else self.codec
         return Plan(
             secure=secure,
+            sealed=sealed_plan,
             privacy=privacy,
             local_epochs=self.local_epochs,
             local_steps=self.local_steps,
@@ -265,7 +263,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
             keep_optimizer=self.keep_optimizer,
             proximal_mu=self.proximal_mu,
             sends=strategy.sends,
-            codec=secure.codec if secure else self.codec,
+            codec=SEALED if sealed_plan else codec,
             one_update_per_version=strategy.one_update_per_version,
             updates_per_version=self._updates_per_version(strategy),
             max_staleness=self.staleness_limit(strategy),
@@ -311,10 +309,13 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
 
     def make_strategy(self) -> Strategy:
         """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
-        strategy = super().make_strategy()
+        strategy, is_auto = super().make_strategy(), parse_batch_size(self.batch_size)[1]
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.sealed:
+            require_sealed(strategy, given, is_auto=is_auto)
+        if plan := self.make_sealed_plan(strategy):
+            return sealed(strategy, plan)
         if self.dp:
-            given = {name: getattr(self, name) for name in self.model_fields_set}
-            is_auto = parse_batch_size(self.batch_size)[1]
             require_private(self.dp, strategy, given, codec=self.codec, is_auto=is_auto)
             require_no_goal_of_sites(self.make_goal())
             strategy = private(strategy)
@@ -322,7 +323,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
             return replace(strategy, weigh=IntegerWeights(1)) if self.dp == "distributed" else strategy
         if secure := self._secure_plan(strategy, epoch=1):
             return secured(strategy, secure)
-        is_chosen = self.round_seconds is not None or parse_batch_size(self.batch_size)[1]
+        is_chosen = self.round_seconds is not None or is_auto
         if is_chosen and self.normalize_steps is None and strategy.sends == "delta":
             return replace(strategy, normalizes_steps=True)
         return strategy
@@ -346,6 +347,10 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
     def require_room(self, strategy: Strategy, layout: Layout) -> None:
         """Raise MessageTooLarge or ConfigError for a model that is too large for what the settings ask."""
         limit_bytes = self.max_message_bytes
+        if plan := self.make_sealed_plan(strategy):
+            require_sealable(layout, plan.only)
+            require_sealed_fits(layout, plan, limit_bytes)
+            return
         require_version_fits(layout, limit_bytes, is_averaged=self.average_versions > 0)
         if strategy.keeping:
             needed = strategy.moments_bytes(layout.size, workers=FEWEST_WORKERS)
@@ -354,28 +359,13 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         optimizer = self.server_optimizer if has_choice else strategy.name
         require_moments_fit(layout, len(strategy.moment_names), optimizer, limit_bytes)
         require_update_fits(layout, self.codec, limit_bytes)
-        self.require_rule_fits(strategy, layout)
+        # A clipped update is held in float32.
+        codec = "float32" if self.on_large_norm == "clip" else self.codec
+        require_rule_fits(strategy, layout, codec, memory_mib=self.rule_memory)
 
     def room_for_cache(self, strategy: Strategy, layout: Layout) -> int:
         """Return how many bytes of a message are left for the workers' updates that a strategy keeps."""
         return self.max_message_bytes - strategy.moments_bytes(layout.size, workers=0)
-
-    def require_rule_fits(self, strategy: Strategy, layout: Layout) -> None:
-        """Raise ConfigError when the updates of one buffer would take more memory than the rule may have.
-
-        A clipped update is held in float32, and so are statistics.
-        """
-        if not strategy.rule.holds_vectors:
-            return
-        codec = "float32" if self.on_large_norm == "clip" else self.codec
-        size = layout.size
-        held_bytes = strategy.buffer_size * (most_bytes(codec, size) + 4 * layout.statistics_size)
-        if held_bytes > self.rule_memory * MIB:
-            raise ConfigError(
-                f"rule {strategy.rule} holds {strategy.buffer_size} updates of {size} values in {codec}, "
-                f"{held_bytes / MIB:.3g} MiB, and rule_memory allows {self.rule_memory:g}: "
-                "raise it, or choose a smaller buffer_size or another codec"
-            )
 
     def make_commit_schedule(self, strategy: Strategy) -> CommitSchedule:
         """Return when to commit; ConfigError when the strategy's workers wait for each version."""

@@ -25,6 +25,8 @@ from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.intake import take_in
 from fluffle_aggregator.private.sums import AddedNoise, NoNoise, PrivateSums, grid_of
 from fluffle_aggregator.private.weighing import private
+from fluffle_aggregator.sealed.sealed_model import SealedModel
+from fluffle_aggregator.sealed.settings import sealed
 from fluffle_aggregator.secure.state import SecureState
 from fluffle_aggregator.secure.weighing import secured
 from fluffle_aggregator.settings import AggregatorSettings
@@ -92,6 +94,8 @@ def main() -> None:
             added = AddedNoise(NoNoise(), grid_of(promised, layout.size), strategy.buffer_size)
         sums = PrivateSums(promised, record.privacy, added)
     strategy, secure = secured(strategy, record.plan.secure), None
+    if sealed_plan := record.plan.sealed:
+        strategy = sealed(strategy, sealed_plan)
     if plan := record.plan.secure:
         # Who takes part is for the leader to say: here all that have a name do.
         secure = SecureState(
@@ -111,6 +115,7 @@ def main() -> None:
         survey_aim=survey_aim,
         secure=secure,
         private=sums,
+        sealed=SealedModel.of(zeros, record.plan.sealed),
     )
     redeliveries, user, exchange = request["delivery"]
     delivery = Delivery(0, sys.stdin.buffer.read(), redeliveries, user, exchange)

@@ -13,7 +13,8 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError, OutOfMemory, TaskError
 from fluffle.plan import Plan
 from fluffle.settings import load_arguments
-from fluffle_aggregator.settings import AggregatorSettings, parse_batch_size
+from fluffle_aggregator.batch_sizes import parse_batch_size
+from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_worker.pace.batch import GROWTH, ROUNDS_PER_SIZE, WARM_UP, BatchSize, Memory, with_batch_size
 from fluffle_worker.pace.pace import Pace

@@ -163,10 +163,10 @@ def test_a_buffer_that_would_take_more_memory_than_allowed_is_refused_at_the_sta
     )
     strategy = settings.make_strategy()
     if is_enough:
-        settings.require_rule_fits(strategy, a_layout(2**18))
+        settings.require_room(strategy, a_layout(2**18))
         return
     with pytest.raises(ConfigError, match=r"holds 4 updates of 262144 values in float32, 4 MiB, .* allows 1"):
-        settings.require_rule_fits(strategy, a_layout(2**18))
+        settings.require_room(strategy, a_layout(2**18))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from typing import Final
 
 from fluffle.settings import ServiceSettings
+from fluffle_aggregator.sealed.settings import SealedSettings
 from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_aggregator.survey import SurveySettings
 
@@ -14,6 +15,7 @@ NOT_SIMULATED: Final = frozenset(
         *(ServiceSettings.model_fields.keys() - {"max_message_mib"}),
         *SurveySettings.model_fields,
         *SecureSettings.model_fields,
+        *SealedSettings.model_fields,
         *("name", "management_url", "target_hold", "initial_model"),
     }
 )
