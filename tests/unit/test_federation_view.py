@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from working import TOPOLOGY, a_federation, publish_versions
 
 from fluffle.errors import TopologyMissing
 from fluffle.record import Contributor, Folded, ModelVersion
+from fluffle.secure.plan import LastSum
 from fluffle.update import UpdateId
 from fluffle.wire import encode_update
 from fluffle_cli.plain_json import as_text
@@ -112,6 +113,19 @@ def test_a_look_counts_waiting_updates_and_sees_whether_an_aggregator_is_active(
     assert queues == QueueStates(updates_waiting=1, aggregator_active=True, rejected_waiting=1)
 
 
+def test_a_look_sees_which_helpers_of_the_last_sum_are_gone() -> None:
+    last = LastSum(epoch=1, number=7, digest="d", helpers=("helper-1", "helper-3"))
+    server = a_federation(replace(a_version(), last_sum=last))
+    over = a_federation(replace(a_version(), last_sum=last, finished="enough"))
+    with FakeBroker(server) as helper:
+        helper.take_name(TOPOLOGY, "helper-3", label="h3", on_rival=print)
+
+        here, after_the_end = view_of(server).queues, view_of(over).queues
+
+    assert here == QueueStates(absent_helpers=("helper-1",))
+    assert after_the_end == QueueStates()
+
+
 def test_workers_are_shown_by_name_with_their_share_of_the_weight() -> None:
     workers = looked_at(a_busy_version(fast=3, slow=2), now=100.0).workers
 
@@ -166,7 +180,7 @@ def test_the_json_has_the_documented_keys_in_plain_types_with_and_without_a_vers
     }
     assert found["progress"] == {"state": "early", "says": "accuracy was best at version 5 of 6."}
     assert found["findings"] == []
-    assert found["queues"] == {"updates_waiting": 0, "aggregator_active": True, "rejected_waiting": 0}
+    assert found["queues"] == asdict(QUIET) | {"absent_helpers": []}
 
 
 def test_the_json_is_valid_when_a_metric_is_not_finite() -> None:

@@ -99,6 +99,24 @@ def test_a_missing_aggregator_is_found_until_the_end() -> None:
     assert kinds_of(over(alone)) == []
 
 
+def test_what_secure_aggregation_waits_for_is_found_until_the_end() -> None:
+    waiting = replace(a_view(), sum_waits="helpers: h2 or h3, for 20 s")
+
+    assert the_finding(waiting).says == "Secure aggregation waits: helpers: h2 or h3, for 20 s."
+    assert kinds_of(over(waiting)) == []
+
+
+def test_helpers_that_are_gone_are_found_until_the_end() -> None:
+    def without(*helpers: str) -> FederationView:
+        return replace(a_view(), queues=QueueStates(aggregator_active=True, absent_helpers=helpers))
+
+    one, two = without("h2"), without("h2", "h3")
+
+    assert the_finding(one).says == "h2 opened the last sum, and is not connected."
+    assert the_finding(two).says == "h2, h3 opened the last sum, and are not connected."
+    assert kinds_of(over(two)) == []
+
+
 def test_an_evaluation_that_is_not_finite_is_found_with_its_version_and_likely_causes() -> None:
     view = a_view({"accuracy": [0.5, 0.6, 0.7], "loss": [0.5, math.nan, math.inf]}, best=2)
 

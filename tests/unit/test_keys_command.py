@@ -308,6 +308,14 @@ def test_bad_input_is_one_sentence(arguments: tuple[str, ...], says: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("text", ["", "{", "no registry"])
+def test_a_file_that_is_no_json_is_refused_with_what_is_wrong(text: str) -> None:
+    made("hospital-1")
+
+    with pytest.raises(ConfigError, match=r"this is no registry: Invalid JSON: \w"):
+        read_registry(text, read_operator(Path("keys/operator.pub")))
+
+
 def test_files_of_another_kind_are_refused_by_name() -> None:
     made("hospital-1")
     keys("worker", "clinic-1", "--federation", "wards")

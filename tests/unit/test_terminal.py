@@ -214,6 +214,12 @@ def test_one_line_says_how_far_a_federation_is() -> None:
     )
 
 
+def test_one_line_says_what_secure_aggregation_waits_for() -> None:
+    view = replace(a_view(a_training_version()), sum_waits="helpers: helper-2 or helper-3, for 20 s")
+
+    assert plain_line(view).endswith(", waits: helpers: helper-2 or helper-3, for 20 s")
+
+
 def test_an_evaluation_of_the_average_of_the_versions_says_so() -> None:
     view = a_view(replace(a_training_version(), average_decay=0.9))
 

@@ -76,6 +76,16 @@ def _sum_waits(view: FederationView) -> Iterator[Finding]:
         yield Finding("sum-waits", f"Secure aggregation waits: {view.sum_waits}.", do)
 
 
+def _helpers_absent(view: FederationView) -> Iterator[Finding]:
+    if view.queues and (absent := view.queues.absent_helpers) and not view.is_over:
+        is_, it = ("is", "it") if len(absent) == 1 else ("are", "them")
+        yield Finding(
+            "helpers-absent",
+            f"{in_a_row(absent)} opened the last sum, and {is_} not connected.",
+            f"Start {it} again: without enough helpers the federation waits.",
+        )
+
+
 def _sum_given_up(view: FederationView) -> Iterator[Finding]:
     last = view.newest.last_sum if view.newest else None
     if last and last.given_up:
@@ -324,7 +334,8 @@ def _not_evaluated(view: FederationView) -> Iterator[Finding]:
 
 
 CHECKS: Final[Sequence[Check]] = (
-    *(_no_aggregator, _survey_open, _sum_waits, _sum_given_up, _contradicting, _suspected),
+    *(_no_aggregator, _survey_open),
+    *(_sum_waits, _helpers_absent, _sum_given_up, _contradicting, _suspected),
     *(_evaluations_not_finite, _sites_not_finite, _sites_that_hold_out_nothing),
     *(_loss_not_finite, _only_refused, _one_name_twice),
     *(_above_share, _parts_alone, _silent, _slow_worker, _queue_grows, _getting_worse, _flat, _not_evaluated),

@@ -138,6 +138,7 @@ def plain_line(view: FederationView) -> str:
     more = [f"and {len(workers) - MOST_NAMED} more"] if len(workers) > MOST_NAMED else []
     said += [" ".join([*workers[:MOST_NAMED], *more])] if workers else []
     said += [f"{newest.rejected} refused"] if newest.rejected else []
+    said += [f"waits: {view.sum_waits}"] if view.sum_waits else []
     said += [f"finished: {newest.finished}"] if newest.finished else []
     return ", ".join(said)
 

@@ -96,11 +96,15 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStates:
-    """What waits on the broker: updates that no aggregator holds yet, and refused messages."""
+    """What waits on the broker: updates that no aggregator holds yet, and refused messages.
+
+    `absent_helpers` are the helpers of secure aggregation that have opened the last sum, and work no more.
+    """
 
     updates_waiting: int = 0
     aggregator_active: bool = False
     rejected_waiting: int = 0
+    absent_helpers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

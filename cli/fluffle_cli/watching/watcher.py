@@ -13,7 +13,7 @@ from math import inf
 
 from fluffle.broker import Broker, Delivery, Listener
 from fluffle.connection import require_federation
-from fluffle.errors import AccessRefused, WireError
+from fluffle.errors import AccessRefused, TopologyMissing, WireError
 from fluffle.events import Report, Role
 from fluffle.logs import get_logger
 from fluffle.model_stream import QUIET_S, all_records, stored_record_at_hand
@@ -67,8 +67,8 @@ class Watcher:
         Raises TopologyMissing when the federation is not on this broker.
         """
         require_federation(broker, self._topology)
-        self._look_at_queues(broker)
         self._read(broker, threading.Event())
+        self._look_at_queues(broker)
         return self.view()
 
     def follow(
@@ -142,9 +142,21 @@ class Watcher:
             updates_waiting=updates.messages,
             aggregator_active=updates.consumers > 0,
             rejected_waiting=broker.state(self._topology.rejected.name).messages,
+            absent_helpers=tuple(each for each in self._helpers() if not self._is_at_work(broker, each)),
         )
         with self._lock:
             self._state.look(queues, time.time())
+
+    def _helpers(self) -> tuple[str, ...]:
+        """Return the helpers of secure aggregation that have opened the last sum."""
+        newest = self._state.known.newest
+        return newest.last_sum.helpers if newest and newest.last_sum and not newest.finished else ()
+
+    def _is_at_work(self, broker: Broker, helper: str) -> bool:
+        try:
+            return broker.state(self._topology.worker_lock(helper)).consumers > 0
+        except TopologyMissing:
+            return False
 
     def _is_time_to_read(self) -> bool:
         every_s = READ_EVERY_S if self._state.is_behind else READ_WITHOUT_NEWS_EVERY_S

@@ -89,7 +89,8 @@ class Registry(BaseModel):
 def first_fault(error: ValidationError) -> str:
     """Return where the first fault is and what it is, without the value that was found: it may be secret."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    # Text that is no JSON at all has no place.
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
 
 
 class _Signed(BaseModel):
