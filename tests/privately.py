@@ -34,10 +34,16 @@ def a_privacy_plan(
     updates: int = 4,
     separation: int = 1,
     bands: int | None = None,
+    adaptive: bool = False,
 ) -> PrivacyPlan:
-    """Return a plan; with so many bands, though fewer may be best."""
+    """Return a plan; with so many bands, though fewer may be best. An adaptive clip begins with `clip`."""
     target = PrivacyTarget(
-        epsilon=epsilon, clip=clip, updates=updates, separation=separation, correlated=bands != 1
+        epsilon=epsilon,
+        clip=clip,
+        updates=updates,
+        separation=separation,
+        correlated=bands != 1 and not adaptive,
+        adaptive=adaptive,
     )
     plan = PrivacyPlan.keeping(target)
     return plan if bands is None else replace(plan, bands=bands)
@@ -48,7 +54,9 @@ def a_private_version(plan: PrivacyPlan, version: ModelVersion | None = None) ->
     return replace(
         version or a_version(),
         plan=Plan(privacy=plan),
-        privacy=PrivacyState(commitment=SECRET.commitment),
+        privacy=PrivacyState(
+            commitment=SECRET.commitment, clip=None if plan.count_std is None else plan.clip
+        ),
     )
 
 
@@ -71,7 +79,7 @@ def a_private_config(
     def continue_from(head: Head) -> GlobalModel:
         record = head.record
         assert record.privacy is not None
-        grid = grid_of(promised, record.layout.size)
+        grid = grid_of(promised, record.layout.size, record.privacy.clip_of(promised))
         drawn = secrets.token_bytes(DRAWN_BYTES)
         noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid, drawn=drawn)
         return GlobalModel(
@@ -106,11 +114,15 @@ def made_again(
     plan = records[0].plan.privacy
     assert plan is not None
     vector, size = records[0].vector.copy(), records[0].layout.size
-    grid = grid_of(plan, size)
+    grid = grid_of(plan, size, plan.clip)
     noise = NoiseSequence(plan.noise.coefficients, plan.std / grid.step, size, kept=0)
     made = [vector.copy()]
     steps = 0
-    for record, updates in zip(records[1:], sums, strict=True):
+    for before, record, updates in zip(records, records[1:], sums, strict=False):
+        if before.privacy and before.privacy.clip:
+            # Each sum has a clip of its own, and plain noise.
+            grid = grid_of(plan, size, before.privacy.clip)
+            noise = NoiseSequence((1.0,), plan.std_at(before.privacy.clip) / grid.step, size, kept=0)
         if record.privacy and record.privacy.steps > steps:
             steps = record.privacy.steps
             total = np.zeros(size, np.int64)

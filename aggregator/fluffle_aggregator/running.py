@@ -110,7 +110,9 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         has_one_of_each=strategy.one_update_per_version or settings.dp == "distributed",
     )
 
-    private = settings.begin_privately(partial(settings.shared_sums, strategy.buffer_size))
+    private = settings.begin_privately(
+        strategy.buffer_size, partial(settings.shared_sums, strategy.buffer_size)
+    )
 
     def plan(privacy: PrivacyPlan | None, size: int) -> Plan:
         return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy, size=size)

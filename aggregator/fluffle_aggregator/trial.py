@@ -91,7 +91,8 @@ def main() -> None:
     if (promised := record.plan.privacy) and record.privacy:
         strategy, added = private(strategy), None
         if promised.mechanism == "central":
-            added = AddedNoise(NoNoise(), grid_of(promised, layout.size), strategy.buffer_size)
+            clip = record.privacy.clip_of(promised)
+            added = AddedNoise(NoNoise(), grid_of(promised, layout.size, clip), strategy.buffer_size)
         sums = PrivateSums(promised, record.privacy, added)
     strategy, secure = secured(strategy, record.plan.secure), None
     if sealed_plan := record.plan.sealed:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluffle.errors import ConfigError
-from fluffle.privacy.adaptive_clip import count_noise, next_clip, noisy_share, updates_multiplier
+from fluffle.privacy.adaptive_clip import LEAST, MOST, count_noise, next_clip, noisy_share, updates_multiplier
 
 
 @pytest.mark.parametrize("start", [0.01, 100.0])
@@ -19,7 +19,9 @@ def test_the_clip_goes_to_the_median_of_the_norms(start: float) -> None:
     clips = []
     for _ in range(400):
         fitting = int(np.sum(random.lognormal(math.log(3.0), 0.5, buffer_size) <= clip))
-        clip = next_clip(clip, noisy_share(fitting, buffer_size, noise, float(random.standard_normal())))
+        clip = next_clip(
+            clip, noisy_share(fitting, buffer_size, buffer_size, noise, float(random.standard_normal()))
+        )
         clips.append(clip)
 
     assert np.median(clips[200:]) == pytest.approx(3.0, rel=0.1)
@@ -50,11 +52,21 @@ def test_noise_of_the_count_that_would_spend_the_budget_alone_is_refused() -> No
 def test_a_share_is_between_none_and_all_and_has_no_digits_to_read(
     fitting: int, normal: float, count_std: float
 ) -> None:
-    share = noisy_share(fitting, 50, count_std, normal)
+    share = noisy_share(fitting, 50, 50, count_std, normal)
 
     assert 0.0 <= share <= 1.0
     assert share * 50 * 1024 == pytest.approx(round(share * 50 * 1024), abs=1e-6)
-    assert noisy_share(fitting, 50, count_std, 0.0) == fitting / 50
+    assert noisy_share(fitting, 50, 50, count_std, 0.0) == fitting / 50
+
+
+def test_what_is_missing_in_a_buffer_counts_as_one_half() -> None:
+    assert noisy_share(0, 0, 8, 1.0, 0.0) == 0.5
+    assert noisy_share(2, 2, 8, 1.0, 0.0) == (2 + 6 / 2) / 8
+
+
+def test_a_clip_has_an_end_in_both_directions() -> None:
+    assert next_clip(LEAST, 1.0) == LEAST
+    assert next_clip(MOST, 0.0) == MOST
 
 
 def test_the_clip_moves_as_in_the_paper() -> None:

@@ -105,14 +105,10 @@ def test_plain_noise_has_the_multiplier_of_the_formula() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
-    [
-        ("--epsilon", "8"),
-        ("--noise", "2.7", "--clip", "0.3", "--delta", "1e-6"),
-        ("--epsilon", "4", "--dp-noise", "plain"),
-    ],
+    "line", ["--epsilon 8", "--noise 2.7 --clip 0.3 --delta 1e-6", "--epsilon 4 --dp-noise plain"]
 )
-def test_the_aggregator_command_makes_the_same_noise(asked: tuple[str, ...]) -> None:
+def test_the_aggregator_command_makes_the_same_noise(line: str) -> None:
+    asked = line.split()
     found = as_json(*asked)
     command = str(found["aggregator_command"])
 

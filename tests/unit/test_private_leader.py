@@ -8,14 +8,16 @@ import pytest
 from builders import SIZE, a_site_evaluation, a_version, an_evaluation, an_update
 from fake_broker import FakeBroker
 from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
-from privately import a_privacy_plan, a_private_config, made_again
+from privately import SECRET, a_privacy_plan, a_private_config, made_again
 
 from fluffle.broker import Delivery
 from fluffle.connection import say_hello
 from fluffle.model import Layout, TensorSpec
 from fluffle.pieces import Body
+from fluffle.privacy.adaptive_clip import next_clip, noisy_share
+from fluffle.privacy.noise import standard_normals
 from fluffle.privacy.plan import Participation
-from fluffle.record import Contributor
+from fluffle.record import Contributor, Rank
 from fluffle.settings import load_settings
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.global_model import GlobalModel
@@ -80,6 +82,51 @@ def test_the_next_leader_goes_on_with_the_noise_to_the_last_bit(bands: int) -> N
     assert [each.vector.tolist() for each in found] == [each.tolist() for each in made_again(found, sums)]
     assert rejected(server, config) == []
     assert len({each.privacy.drawn for each in found if each.privacy}) == 6
+
+
+def test_an_adaptive_clip_stands_in_each_record_and_the_next_leader_goes_on_with_it() -> None:
+    plan = a_privacy_plan(updates=9, clip=0.5, adaptive=True)
+    config = a_private_config(plan)
+    server, sums = a_server(config), []
+    for number in range(1, 6):
+        before = newest(server, config)
+        one, other = (
+            an_update(worker, number, base_version=before.version, base_term=before.term, values=values)
+            for worker, values in (("w1", (0.01,) * SIZE), ("w2", (9.0,) * SIZE))
+        )
+        sums.append([(one, 1.0), (other, 1.0)])
+        send(server, config, one, other)
+        # A leader of its own makes each version.
+        aggregate(server, config)
+
+    found = versions(server, config)
+    assert [each.vector.tolist() for each in found] == [each.tolist() for each in made_again(found, sums)]
+    assert plan.count_std is not None
+    for before, after in pairwise(found):
+        assert before.privacy is not None
+        assert after.privacy is not None
+        rank, drawn = Rank(after.term, after.version), bytes.fromhex(after.privacy.drawn)
+        normal = standard_normals(SECRET.key(after.federation, drawn, rank, "share"), 0, 1)[0]
+        # One of the two fits.
+        share = noisy_share(1, 2, 2, plan.count_std, float(normal))
+        assert after.privacy.clip == next_clip(before.privacy.clip_of(plan), share)
+    assert len({each.privacy.clip for each in found if each.privacy}) > 3
+
+
+def test_a_sum_that_is_left_out_moves_no_clip() -> None:
+    plan = a_privacy_plan(updates=2, separation=3, adaptive=True)
+    config = a_private_config(plan, schedule=CommitSchedule(buffer_timeout_s=5))
+    server, clock = a_server(config, an_update("w1", 1), an_update("w2", 1)), Clock()
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        clock.seconds += 6
+        leader.tick()
+
+    found = versions(server, config)
+    clips = [each.privacy.clip for each in found if each.privacy]
+    assert [each.privacy.steps for each in found if each.privacy] == [0, 1, 2]
+    assert clips[0] != clips[1] == clips[2]
 
 
 def test_a_worker_has_one_update_in_a_sum_and_some_sums_between_two() -> None:

@@ -56,7 +56,10 @@ def test_a_setting_without_dp_has_no_effect(name: str) -> None:
         ({"dp_epsilon": 0}, "epsilon must be above 0 and at most 1000, not 0"),
         ({"dp_epsilon": -1}, "epsilon must be above 0 and at most 1000, not -1"),
         ({"dp_delta": 1}, "delta must be above 0 and below 1, not 1"),
-        ({"dp_clip": 0}, "the clip must be a number above 0, not 0"),
+        ({"dp_clip": 0}, "must be a number above 0 such as 1, or adaptive or adaptive:0.1, not '0'"),
+        ({"dp_clip": "adaptive:"}, "must be a number above 0 such as 1, or adaptive or"),
+        ({"dp_clip": "adaptive:-1"}, "must be a number above 0 such as 1, or adaptive or"),
+        ({"dp_clip": "adaptive"}, "an adaptive clip needs plain noise, since"),
         ({"dp_max_updates": 0}, "a worker must be allowed at least 1 update, not 0"),
         ({"dp_separation": 0}, "the separation must be at least 1, not 0"),
     ],
@@ -107,7 +110,7 @@ def test_a_model_with_averages_of_the_sites_data_is_refused_and_says_what_to_do(
 
 def test_a_model_whose_clip_is_lost_in_the_noise_is_refused() -> None:
     with pytest.raises(ConfigError, match="is lost in the noise of a model of"):
-        grid_for(a_privacy_plan(epsilon=1e-4, updates=1000), a_layout(10_000_000))
+        grid_for(a_privacy_plan(epsilon=1e-4, updates=1000), a_layout(10_000_000), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +134,25 @@ def test_plain_noise_has_the_mu_of_so_many_gaussian_mechanisms() -> None:
     assert plan.bands == 1
     assert plan.noise.mu == pytest.approx(math.sqrt(10) / plan.noise.multiplier)
     assert plan.epsilon_after(10) == pytest.approx(8.0)
+
+
+def test_an_adaptive_clip_begins_with_a_number_and_its_noise_is_a_part_of_the_promise() -> None:
+    plan = settings(dp_clip="adaptive:0.2", dp_noise="plain", buffer_size=100).new_privacy_plan(100)
+
+    assert plan is not None
+    assert (plan.clip, plan.count_std) == (0.2, 5.0)
+    of_sums, of_counts = plan.std_at(0.2) / 0.2, 2 * 5.0
+    assert 1 / of_sums**2 + 1 / of_counts**2 == pytest.approx(plan.noise.mu**2 / 10)
+    assert plan.std_at(0.4) == pytest.approx(2 * plan.std_at(0.2))
+    assert plan.epsilon_after(10) == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("now", "before"), [("adaptive:0.1", "1"), ("adaptive:0.1", "adaptive:0.2")])
+def test_an_adaptive_clip_stays_one_with_the_same_beginning(now: str, before: str) -> None:
+    begun = settings(dp_clip=before, dp_noise="plain").new_privacy_plan()
+
+    with pytest.raises(ConfigError, match=f"dp_clip is {now}, and the federation has begun with {before}"):
+        same_privacy_plan(settings(dp_clip=now, dp_noise="plain").privacy_target(), begun)
 
 
 @pytest.mark.parametrize(("now", "before"), [("plain", "correlated"), ("correlated", "plain")])

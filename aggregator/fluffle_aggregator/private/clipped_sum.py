@@ -1,6 +1,6 @@
 """A buffer of clipped updates, in whole steps, to which noise is added before anybody sees it. Pure."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,12 +18,14 @@ class ClippedSum:
     """The sum of the clipped and discounted updates, which is divided by `divisor`, however many there are.
 
     Were it divided by the number of updates, or by their weights, the result would tell of these as well.
+    `fitting` is the number of updates that were not longer than the clip.
     """
 
     grid: Grid
     divisor: int
     steps: Steps
     coverage: Coverage = EMPTY
+    fitting: int = 0
 
     @classmethod
     def empty(cls, grid: Grid, divisor: int) -> "ClippedSum":
@@ -37,11 +39,16 @@ class ClippedSum:
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "ClippedSum":
         """Return a sum of one more update."""
+        norm = norm_of(vector)
         # A discount of a large staleness may be too small for a float.
         if weight.discount > 0:
-            self.grid.add_clipped(self.steps, vector.blocks(), norm_of(vector), weight.discount)
+            self.grid.add_clipped(self.steps, vector.blocks(), norm, weight.discount)
         one = Totals(weight.factor, weight.divisor, weight.mixing, 1, weight.staleness)
-        return ClippedSum(self.grid, self.divisor, self.steps, self.coverage.adding(vector.start, one))
+        return replace(
+            self,
+            coverage=self.coverage.adding(vector.start, one),
+            fitting=self.fitting + (norm <= self.grid.clip),
+        )
 
     def sections(self) -> list[Section]:
         """Return the whole model as one section: also where no update has moved an element, noise does."""

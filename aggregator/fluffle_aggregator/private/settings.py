@@ -1,20 +1,25 @@
 """The settings of differential privacy, and the plan that follows from them."""
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
 from fluffle.privacy.promise import NoiseKind, PrivacyTarget, promise_of_shares
 from fluffle.privacy.shares import SharedSums
+from fluffle_aggregator.choices import readable_by
 
 if TYPE_CHECKING:
     from fluffle_aggregator.private.starting import PrivateStart
 
 DEFAULT_STRATEGY: Final = "fedbuff"
+ADAPTIVE: Final = "adaptive"
+# Updates are longer than that nearly always, and the clip grows by a tenth with each sum.
+FIRST_CLIP: Final = 0.1
 NEEDED: Final = {
     "dp_epsilon": "such as 8: the smaller, the more private",
     "dp_clip": "the L2 norm that updates are clipped to, such as 1",
@@ -25,6 +30,27 @@ NEEDED_FOR_CENTRAL: Final = {
     "dp_secret": "a file that `fluffle privacy secret FILE` makes, and that all aggregators have",
 }
 OPTIONAL: Final = ("dp_delta", "dp_separation", "dp_noise")
+
+
+def parse_clip(text: str) -> tuple[float, bool]:
+    """Return the L2 norm of a clip, or the first one of "adaptive:0.1", and True.
+
+    Raises ValueError, which says what is expected.
+    """
+    word, _, number = text.partition(":")
+    is_adaptive = word == ADAPTIVE
+    try:
+        clip = float(number or FIRST_CLIP) if is_adaptive and text != f"{ADAPTIVE}:" else float(text)
+    except ValueError:
+        clip = 0.0
+    if not 0 < clip < math.inf:
+        raise ValueError(f"must be a number above 0 such as 1, or {ADAPTIVE} or {ADAPTIVE}:0.1, not {text!r}")
+    return clip, is_adaptive
+
+
+def as_text(value: object) -> object:
+    """Return a number of a TOML file or of Python as the text that it is."""
+    return f"{value!r}" if type(value) in (int, float) else value
 
 
 class PrivacySettings(BaseModel):
@@ -46,8 +72,11 @@ class PrivacySettings(BaseModel):
     dp_delta: float = Field(
         1e-5, description="The delta of each worker: take less than 1 / number of workers."
     )
-    dp_clip: float | None = Field(
-        None, description="L2 norm that each update is clipped to; the noise grows with it."
+    dp_clip: Annotated[str, BeforeValidator(as_text), readable_by(parse_clip)] | None = Field(
+        None,
+        description="L2 norm that each update is clipped to; the noise grows with it. With adaptive, or "
+        f"adaptive:START ({FIRST_CLIP:g}), it follows the median of the norms, for plain noise of the "
+        "mechanism central; what that shows is accounted for.",
     )
     dp_max_updates: int | None = Field(
         None,
@@ -95,27 +124,33 @@ class PrivacySettings(BaseModel):
         """Return what each worker is promised; None without dp. Raises ConfigError for what cannot be."""
         if self.dp is None or self.dp_epsilon is None or self.dp_clip is None or self.dp_max_updates is None:
             return None
+        clip, is_adaptive = parse_clip(self.dp_clip)
         return PrivacyTarget(
             epsilon=self.dp_epsilon,
             delta=self.dp_delta,
-            clip=self.dp_clip,
+            clip=clip,
+            adaptive=is_adaptive,
             updates=self.dp_max_updates,
             separation=self.dp_separation,
             mechanism=self.dp,
             correlated=self.dp == "central" and self.dp_noise == "correlated",
         )
 
-    def new_privacy_plan(self) -> PrivacyPlan | None:
+    def new_privacy_plan(self, buffer_size: int = 1) -> PrivacyPlan | None:
         """Return the plan of a new federation; None without dp, and where it needs the size of the model."""
         target = self.privacy_target()
-        return PrivacyPlan.keeping(target) if target and target.mechanism != "distributed" else None
+        if target is None or target.mechanism == "distributed":
+            return None
+        return PrivacyPlan.keeping(target, buffer_size=buffer_size)
 
-    def begin_privately(self, shared_sums: Callable[[int], SharedSums]) -> "PrivateStart | None":
+    def begin_privately(
+        self, buffer_size: int, shared_sums: Callable[[int], SharedSums]
+    ) -> "PrivateStart | None":
         """Read the secret, and log what is promised; None without dp.
 
         For a model of a size, `shared_sums` tells of the sums to which workers add their shares.
         """
-        target, asked = self.privacy_target(), self.new_privacy_plan()
+        target, asked = self.privacy_target(), self.new_privacy_plan(buffer_size)
         if target is None:
             return None
         # Only here: the library of ciphers takes long to load.
@@ -152,6 +187,7 @@ def same_privacy_plan(
             f"taken back: give the same dp settings as before; or {anew}"
         )
     asked = {flag: (getattr(begun, name), getattr(target, name)) for name, flag in _PROMISED.items()}
+    asked["dp_clip"] = _clip_in_words(begun.target), _clip_in_words(target)
     if begun.shares:
         asked["secure_min_workers"] = (begun.shares.honest, honest)
     else:
@@ -165,6 +201,10 @@ def same_privacy_plan(
     return begun
 
 
+def _clip_in_words(target: PrivacyTarget) -> str:
+    return f"{ADAPTIVE}:{target.clip!r}" if target.adaptive else repr(target.clip)
+
+
 def _noise_kind(plan: PrivacyPlan) -> NoiseKind:
     """Return the kind of noise of a plan; where correlated noise is of no use, it is plain."""
     return "correlated" if plan.bands > 1 else "plain"
@@ -174,7 +214,6 @@ _PROMISED: Final = {
     "mechanism": "dp",
     "epsilon": "dp_epsilon",
     "delta": "dp_delta",
-    "clip": "dp_clip",
     "updates": "dp_max_updates",
     "separation": "dp_separation",
 }

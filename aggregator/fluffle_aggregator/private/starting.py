@@ -48,7 +48,7 @@ class SecretFile:
                 f"{self.path} (dp_secret) has another secret than the one that {record.federation} was begun "
                 "with: copy the file of the other aggregators"
             )
-        grid = grid_for(plan, record.layout)
+        grid = grid_for(plan, record.layout, state.clip_of(plan))
         drawn = secrets.token_bytes(DRAWN_BYTES)
         noise = SecretNoise(self.secret, record.federation, plan, state, grid, drawn=drawn)
         return AddedNoise(noise, grid, buffer_size)
@@ -72,8 +72,10 @@ class PrivateStart:
         require_no_statistics(layout)
         if self.secret is None:
             return PrivacyState(commitment="")
-        grid_for(self.plan_for(layout), layout)
-        return PrivacyState(commitment=self.secret.secret.commitment)
+        plan = self.plan_for(layout)
+        grid_for(plan, layout, plan.clip)
+        clip = None if plan.count_std is None else plan.clip
+        return PrivacyState(commitment=self.secret.secret.commitment, clip=clip)
 
     def sums_of(self, record: ModelVersion, *, buffer_size: int) -> PrivateSums:
         """Return the sums of a leader that goes on from a record, with the noise of its plan."""
@@ -95,10 +97,13 @@ def promised_by(record: ModelVersion) -> tuple[PrivacyPlan, PrivacyState]:
     return plan, state
 
 
-def grid_for(plan: PrivacyPlan, layout: Layout) -> Grid:
-    """Return the grid for the sums of a model. Raises ConfigError when noise would hide all."""
+def grid_for(plan: PrivacyPlan, layout: Layout, clip: float) -> Grid:
+    """Return the grid for the sums of a model with this clip.
+
+    Raises ConfigError when noise would hide all.
+    """
     try:
-        return grid_of(plan, layout.size)
+        return grid_of(plan, layout.size, clip)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

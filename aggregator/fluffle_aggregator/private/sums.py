@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from fluffle.privacy.adaptive_clip import next_clip, noisy_share
 from fluffle.privacy.grid import Grid, Steps
 from fluffle.privacy.plan import NoisySum, PrivacyPlan, PrivacyState
 from fluffle.record import Rank
@@ -21,6 +22,12 @@ class Noise(Protocol):
     def add_next(self, rank: Rank, total: Steps) -> None:
         """Add the noise of the sum of which the version of this rank is made, once and never again."""
 
+    def count_normal(self, rank: Rank) -> float:
+        """Return the standard normal number of the noise in how many updates of that sum fit the clip."""
+
+    def with_grid(self, grid: Grid) -> "Noise":
+        """Return plain noise for sums of another grid."""
+
 
 class NoNoise:
     """No noise at all, for a trial whose result nobody sees."""
@@ -29,6 +36,16 @@ class NoNoise:
 
     def add_next(self, rank: Rank, total: Steps) -> None:
         """See Noise."""
+
+    def count_normal(self, rank: Rank) -> float:
+        """See Noise."""
+        del rank
+        return 0.0
+
+    def with_grid(self, grid: Grid) -> "NoNoise":
+        """See Noise."""
+        del grid
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +59,18 @@ class AddedNoise:
     def empty_buffer(self) -> ClippedSum:
         """Return a buffer that holds no update yet."""
         return ClippedSum.empty(self.grid, self.buffer_size)
+
+    def clip_after(self, buffer: ClippedSum, rank: Rank, count_std: float) -> float:
+        """Return the adaptive clip of the sum that follows a buffer."""
+        normal, updates = self.noise.count_normal(rank), buffer.totals.count
+        return next_clip(
+            self.grid.clip, noisy_share(buffer.fitting, updates, self.buffer_size, count_std, normal)
+        )
+
+    def with_clip(self, clip: float, plan: PrivacyPlan) -> "AddedNoise":
+        """Return the noise of a sum with another clip."""
+        grid = grid_of(plan, self.grid.size, clip)
+        return AddedNoise(self.noise.with_grid(grid), grid, self.buffer_size)
 
 
 class PrivateSums:
@@ -65,6 +94,12 @@ class PrivateSums:
             if not isinstance(buffer, ClippedSum):
                 raise TypeError(f"noise is for sums of clipped updates, not for {type(buffer).__name__}")
             self.added.noise.add_next(rank, buffer.steps)
+            if self.plan.count_std is not None and buffer.totals.count:
+                clip = self.added.clip_after(buffer, rank, self.plan.count_std)
+                self.state, self.added = (
+                    replace(self.state, clip=clip),
+                    self.added.with_clip(clip, self.plan),
+                )
         self._count(rank, workers)
 
     def skip(self, rank: Rank) -> None:
@@ -130,6 +165,9 @@ class PrivateSums:
         return self.plan.shares.honest if self.plan.shares else 1
 
 
-def grid_of(plan: PrivacyPlan, size: int) -> Grid:
-    """Return the grid for the sums of a model of so many parameters. Raises ValueError if noise hides all."""
-    return Grid.for_noise(plan.std, plan.clip, size)
+def grid_of(plan: PrivacyPlan, size: int, clip: float) -> Grid:
+    """Return the grid for the sums of a model of so many parameters, with this clip.
+
+    Raises ValueError if noise hides all.
+    """
+    return Grid.for_noise(plan.std_at(clip), clip, size)

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
 from fluffle.privacy.promise import NoiseKind, PrivacyTarget
+from fluffle_aggregator.choices import readable_by
+from fluffle_aggregator.private.settings import as_text, parse_clip
 from fluffle_cli.watching.view import Version
 
 # With fewer workers the noise of an epsilon of 8 hides what 4,810 parameters learn.
@@ -16,7 +18,7 @@ USUAL_WORKERS: Final = 24
 # Each of them takes the memory of numpy alone: so many with Keras would take 10 GB.
 USUAL_TASK: Final = "fluffle_cli.demo.digits_in_numpy:task"
 USUAL_TARGET: Final = "accuracy>=0.75"
-USUAL_CLIP: Final = 0.3
+USUAL_CLIP: Final = "0.3"
 USUAL_UPDATES: Final = 20
 USUAL_SEPARATION: Final = 2
 # Noise makes single versions worse than their average.
@@ -33,7 +35,10 @@ class DemoPrivacySettings(BaseModel):
         "The demo also ends well when all workers have spent their privacy, unless a target is given.",
     )
     dp_delta: float = Field(1e-5, description="The delta of each worker.")
-    dp_clip: float = Field(USUAL_CLIP, description="L2 norm to which each update is clipped.")
+    dp_clip: Annotated[str, BeforeValidator(as_text), readable_by(parse_clip)] = Field(
+        USUAL_CLIP,
+        description="L2 norm to which each update is clipped; or adaptive[:START], with plain noise.",
+    )
     dp_max_updates: int = Field(USUAL_UPDATES, description="Most updates of one worker in the run.")
     dp_separation: int | None = Field(
         None,
@@ -60,10 +65,12 @@ class DemoPrivacySettings(BaseModel):
         """Return what each of so many workers is promised; None without an epsilon."""
         if self.dp_epsilon is None:
             return None
+        clip, is_adaptive = parse_clip(self.dp_clip)
         target = PrivacyTarget(
             epsilon=self.dp_epsilon,
             delta=self.dp_delta,
-            clip=self.dp_clip,
+            clip=clip,
+            adaptive=is_adaptive,
             updates=self.dp_max_updates,
             separation=self.separation_of(workers),
             correlated=self.dp_noise == "correlated",

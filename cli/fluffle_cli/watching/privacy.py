@@ -24,6 +24,7 @@ class SpentPrivacy:
     epsilon: float
     delta: float
     clip: float
+    is_adaptive: bool
     updates: int
     separation: int
     noise: float
@@ -38,10 +39,11 @@ class SpentPrivacy:
     @property
     def in_words(self) -> str:
         """Return it in a line."""
+        clip = f", clip {self.clip:.3g}" if self.is_adaptive else ""
         return (
             f"privacy: epsilon {self.spent:.3g} of {self.epsilon:g} spent (delta {self.delta:g}), at most "
             f"{self.most_updates} of {count(self.updates, 'update')} of a worker, "
-            f"{self.workers_spent} of {count(self.workers, 'worker')} done"
+            f"{self.workers_spent} of {count(self.workers, 'worker')} done{clip}"
         )
 
 
@@ -78,10 +80,11 @@ def spent_privacy(version: Version | None) -> SpentPrivacy | None:
         mechanism=plan.mechanism,
         epsilon=plan.epsilon,
         delta=plan.delta,
-        clip=plan.clip,
+        clip=state.clip_of(plan),
+        is_adaptive=plan.count_std is not None,
         updates=plan.updates,
         separation=plan.separation,
-        noise=plan.std,
+        noise=plan.std_at(state.clip_of(plan)),
         bands=plan.bands,
         spent=plan.epsilon_after(state.most_updates),
         most_updates=state.most_updates,
@@ -94,10 +97,11 @@ def spent_privacy(version: Version | None) -> SpentPrivacy | None:
 
 def about_privacy(plan: PrivacyPlan, state: PrivacyState) -> dict[str, str]:
     """Return what a file with a model says of the privacy of the workers that it was made of."""
+    clip = f"{'adaptive ' if plan.count_std else ''}clip {state.clip_of(plan):g}"
     return {
         "privacy": f"epsilon {plan.epsilon_after(state.most_updates):.4g}, delta {plan.delta:g}",
         "privacy.promised": f"epsilon {plan.epsilon:g}, delta {plan.delta:g}",
         "privacy.unit": UNIT,
-        "privacy.mechanism": f"{plan.mechanism}, {plan.noise_in_words}, clip {plan.clip:g}",
+        "privacy.mechanism": f"{plan.mechanism}, {plan.noise_in_words}, {clip}",
         "privacy.not_covered": NOT_COVERED,
     }

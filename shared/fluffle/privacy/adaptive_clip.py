@@ -18,6 +18,9 @@ WANTED_SHARE: Final = 0.5
 RATE: Final = 0.2
 # The noise of the share is rounded to whole parts of one update.
 PARTS: Final = 1024
+# So far a clip may move: nothing that an update may hold is longer, and float32 has smaller numbers.
+LEAST: Final = 2.0**-50
+MOST: Final = 2.0**50
 
 
 def count_noise(multiplier: float, buffer_size: int) -> float:
@@ -39,18 +42,20 @@ def updates_multiplier(multiplier: float, count_std: float) -> float:
         raise ConfigError(
             f"the noise of the count that fits must be more than {multiplier / 2:g}, not {count_std:g}"
         )
-    return 1 / math.sqrt(1 / multiplier**2 - 1 / (2 * count_std) ** 2)
+    # No powers: they may differ in their last bit from machine to machine.
+    return 1 / math.sqrt(1 / (multiplier * multiplier) - 1 / (4 * count_std * count_std))
 
 
-def noisy_share(fitting: int, buffer_size: int, count_std: float, normal: float) -> float:
-    """Return the share of a buffer's updates that fit the clip, with noise, from 0 to 1.
+def noisy_share(fitting: int, updates: int, buffer_size: int, count_std: float, normal: float) -> float:
+    """Return the share of so many updates that fit the clip, with noise, from 0 to 1.
 
-    `normal` is a standard normal number. The noise is rounded, so that its last digits tell nothing.
+    `normal` is a standard normal number. The noise is rounded, so that its last digits tell nothing. Where a
+    buffer is not full, what is missing counts as one half.
     """
-    count = fitting + round(normal * count_std * PARTS) / PARTS
+    count = fitting + (buffer_size - updates) / 2 + round(normal * count_std * PARTS) / PARTS
     return min(1.0, max(0.0, count / buffer_size))
 
 
 def next_clip(clip: float, share: float) -> float:
     """Return the clip for the next version, from the noisy share of updates that fit the last one."""
-    return clip * math.exp(-RATE * (share - WANTED_SHARE))
+    return min(MOST, max(LEAST, clip * math.exp(-RATE * (share - WANTED_SHARE))))

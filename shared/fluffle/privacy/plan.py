@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Annotated, Final, Self
 
 from fluffle.fields import Count, Name, Positive, ShortText, at_most, integer, must
+from fluffle.privacy.adaptive_clip import count_noise, updates_multiplier
 from fluffle.privacy.correlated import MOST_BANDS
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.promise import MOST_EPSILON, Mechanism, PrivacyTarget, promise
@@ -38,6 +39,10 @@ class PrivacyPlan:
     and clipped to an L2 norm of `clip`. The noise has so many `bands` and the standard deviation `std`: see
     `GaussianNoise`. With the mechanism distributed there are `shares` of it, and `std` is that of the noise
     in each sum that is counted on. All of it is computed once, by the first leader.
+
+    With a `count_std` the clip is adaptive, see `fluffle.privacy.adaptive_clip`: `clip` is the first one, and
+    `count_std` the standard deviation of the noise in the number of updates that fit. This noise and that in
+    a sum are together as private as noise of `std` alone would be.
     """
 
     mechanism: Mechanism = "central"
@@ -49,10 +54,14 @@ class PrivacyPlan:
     bands: Annotated[int, integer(1, MOST_BANDS)]
     std: _Number
     shares: SkellamNoise | None = None
+    count_std: _Number | None = None
 
     @classmethod
-    def keeping(cls, target: PrivacyTarget) -> Self:
-        """Return the plan with the least noise for a target of the mechanism central or local."""
+    def keeping(cls, target: PrivacyTarget, *, buffer_size: int = 1) -> Self:
+        """Return the plan with the least noise for a target of the mechanism central or local.
+
+        With an adaptive clip, a larger buffer has more noise in the number of updates that fit.
+        """
         noise = target.gaussian_noise()
         return cls(
             mechanism=target.mechanism,
@@ -63,6 +72,7 @@ class PrivacyPlan:
             separation=target.separation,
             bands=noise.bands,
             std=noise.std,
+            count_std=count_noise(noise.multiplier, buffer_size) if target.adaptive else None,
         )
 
     @property
@@ -76,7 +86,14 @@ class PrivacyPlan:
             separation=self.separation,
             mechanism=self.mechanism,
             correlated=self.bands > 1,
+            adaptive=self.count_std is not None,
         )
+
+    def std_at(self, clip: float) -> float:
+        """Return the standard deviation of the noise in a sum of updates with this clip."""
+        if self.count_std is None:
+            return self.std * (clip / self.clip)
+        return clip * updates_multiplier(self.std / self.clip, self.count_std)
 
     @property
     def noise(self) -> GaussianNoise:
@@ -138,6 +155,8 @@ class NoisySum:
 class PrivacyState:
     """What has been released so far.
 
+    `clip` is that of the next sum where it is adaptive, None where the plan has the one for all.
+
     `commitment` is that of the secret which all aggregators share, empty where they add no noise. `drawn` is
     what the leader of this version has drawn at random when it began, in hexadecimal. `steps` counts the sums
     that were released, of which the `last` ones go on in the noise of the next: one fewer than the noise has
@@ -149,6 +168,11 @@ class PrivacyState:
     steps: Count = 0
     last: Annotated[tuple[NoisySum, ...], at_most(MOST_BANDS)] = ()
     participations: Mapping[Name, Participation] = field(default_factory=dict)
+    clip: _Number | None = None
+
+    def clip_of(self, plan: PrivacyPlan) -> float:
+        """Return the clip of the next sum."""
+        return plan.clip if self.clip is None else self.clip
 
     def of(self, worker: str) -> Participation:
         """Return how a worker has taken part so far."""

@@ -30,8 +30,8 @@ class PrivacyTarget:
     A worker sends at most so many `updates` in the run, each at least `separation` versions after the one
     before, and clipped to an L2 norm of `clip`. With the mechanism `central` the aggregator adds noise to
     each sum, with `distributed` the workers of a sum do so together, and with `local` each worker adds all of
-    it to each of its updates. Only the aggregator can add noise that is `correlated` over versions. Raises
-    ConfigError when nothing could keep to that.
+    it to each of its updates. Only the aggregator can add noise that is `correlated` over versions. With an
+    `adaptive` clip, `clip` is the first one. Raises ConfigError when nothing could keep to that.
     """
 
     epsilon: float
@@ -41,6 +41,7 @@ class PrivacyTarget:
     separation: int = 1
     mechanism: Mechanism = "central"
     correlated: bool = False
+    adaptive: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= MOST_EPSILON:
@@ -63,6 +64,17 @@ class PrivacyTarget:
             raise ConfigError(
                 f"noise cannot be correlated with the mechanism {self.mechanism}, where nobody knows the "
                 "noise of the versions before: take plain noise, or the mechanism central"
+            )
+
+        if self.adaptive and self.mechanism != "central":
+            raise ConfigError(
+                f"no clip can be adaptive with the mechanism {self.mechanism}, where nobody sees how long "
+                "an update is: give a number"
+            )
+        if self.adaptive and self.correlated:
+            raise ConfigError(
+                "an adaptive clip needs plain noise, since correlated noise takes back a part of noise that "
+                "was for another clip: give dp_noise plain, or a number as the clip"
             )
 
     def require_workers(self, workers: int, buffer_size: int) -> None:
