@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from builders import a_layout, a_vector, a_version, an_update
+from builders import a_config, a_layout, a_strategy, a_vector, a_version, an_update
 from numpy.typing import NDArray
 
 from fluffle.codecs.sealed import SealedVector
@@ -20,6 +20,14 @@ from fluffle.sealed.part import sealed_part
 from fluffle.sealed.plan import SEALED, SealedPlan, SealedRefresh, SealedState
 from fluffle.sealed.residues import Residues, add_weighted, negated, pack, unpack, zeros
 from fluffle.update import WeightUpdate
+from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.goal import Goal
+from fluffle_aggregator.head import Head
+from fluffle_aggregator.sealed.sealed_model import SealedModel
+from fluffle_aggregator.sealed.settings import sealed
+from fluffle_aggregator.strategies.strategy import Strategy
 
 KEY = "0123456789abcdef" * 2
 OTHER_KEY = "fedcba9876543210" * 2
@@ -68,8 +76,8 @@ def a_sealed_update(
     part, vector = sealed_part(layout, only), a_vector(*values)
     plain = an_update(worker, sequence, base_version=base_version, layout=layout, loss=loss)
     residues = encrypted(part.sealed_of(vector), seed=sequence)
-    sealed = SealedVector.of(residues, part.size, part.open_of(vector))
-    return replace(plain, vector=sealed, codec=SEALED, key=key)
+    found = SealedVector.of(residues, part.size, part.open_of(vector))
+    return replace(plain, vector=found, codec=SEALED, key=key)
 
 
 def a_refresh(
@@ -106,6 +114,39 @@ def a_sealed_version(
     record = a_version(version, values=(0.5,) * len(values), layout=layout, plan=plan)
     total = pack(encrypted(values)) if weights else b""
     return replace(record, sealed=SealedState(weights=weights), sealed_sum=total)
+
+
+def a_sealed_config(
+    sealed_plan: SealedPlan | None = None,
+    *,
+    strategy: Strategy | None = None,
+    values: Sequence[float] = (0.5,) * 4,
+    layout: Layout | None = None,
+    goal: Goal | None = None,
+    schedule: CommitSchedule | None = None,
+) -> AggregatorConfig:
+    """Return what an aggregator of a sealed federation is told when it starts."""
+    plan = sealed_plan or a_sealed_plan()
+    how = sealed(strategy or a_strategy(buffer_size=plan.buffer_size), plan)
+    asked = Plan(codec=SEALED, sealed=plan, one_update_per_version=how.one_update_per_version)
+
+    def continue_from(head: Head) -> GlobalModel:
+        return GlobalModel(
+            head.record,
+            head.moments,
+            strategy=how,
+            plan=asked,
+            goal=goal or Goal(),
+            term=head.term + 1,
+            sealed=SealedModel.of(head.record, plan),
+        )
+
+    first = a_version(values=values, layout=layout or a_layout(len(values)), plan=asked)
+    return replace(
+        a_config(how, goal=goal, commit_schedule=schedule),
+        first_version=lambda: replace(first, sealed=SealedState()),
+        continue_from=continue_from,
+    )
 
 
 def opened(record: ModelVersion) -> list[float]:

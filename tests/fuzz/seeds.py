@@ -33,12 +33,15 @@ _TABLE: Final = statistics_of(
     np.array([[1.0, -2.5], [4.0, np.nan], [1e9, 7.25]]), np.array([0, 1, 1]), names=["age", "🐇"], classes=2
 )
 _SITE: Final = a_site_evaluation("w1", 0, tuned=0.75)
+SEALED: Final[Sequence[bytes]] = [
+    encode_update(a_sealed_update("w1")),
+    encode_update(a_refresh(a_sealed_version(5, (3.0,) * 4, weights=64))),
+]
 INBOUND: Final[Sequence[bytes]] = [
     encode_update(an_update("w1", loss=0.5)),
     encode_update(a_masked_update("w1", revision=2)),
     encode_update(a_masked_answer("w1")),
-    encode_update(a_sealed_update("w1")),
-    encode_update(a_refresh(a_sealed_version(5, (3.0,) * 4, weights=64))),
+    *SEALED,
     *(encode_update(an_update("w1", codec=codec)) for codec in ("bfloat16", "int8", "topk", "float32+zstd")),
     encode_evaluation(an_evaluation(0, {"accuracy": 0.5})),
     encode_site_evaluation(_SITE),

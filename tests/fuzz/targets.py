@@ -16,6 +16,7 @@ from fake_broker import FakeBroker
 from fuzz.invariants import BrokenInvariant, require_said_where, require_sound
 from helping import HELPER, REGISTRY, first_close
 from leading import Clock, a_server, newest, rejected, take_the_lead, unacked, work_off
+from sealing import a_sealed_config, a_sealed_plan, a_sealed_update
 
 from fluffle.errors import WireError
 from fluffle.record import ModelVersion, MomentsRecord
@@ -32,11 +33,13 @@ from fluffle.secure.closing import (
 from fluffle.secure.helping import Ledger, decode_ledger, encode_ledger, not_opened, openings
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
+from fluffle_aggregator.config import AggregatorConfig
 from fluffle_helper.comparing import decode_seen
 from fluffle_helper.deciding import decide
 
 MOST_OPENED = 10_000
 HONEST = an_update("honest")
+HONEST_SEALED = a_sealed_update("honest")
 
 
 def read_inbound(body: bytes) -> None:
@@ -76,14 +79,22 @@ def read_record(body: bytes) -> None:
 
 def lead(body: bytes) -> None:
     """Send to a leader, as a worker and as an evaluator, and then send it an honest update."""
-    config = a_config(a_strategy("fedbuff", buffer_size=1))
+    _lead(body, a_config(a_strategy("fedbuff", buffer_size=1)), HONEST)
+
+
+def lead_sealed(body: bytes) -> None:
+    """Send to the leader of a sealed federation, which cannot see what is in an update."""
+    _lead(body, a_sealed_config(a_sealed_plan(buffer_size=1)), HONEST_SEALED)
+
+
+def _lead(body: bytes, config: AggregatorConfig, honest: WeightUpdate) -> None:
     worker_exchange, evaluator_exchange = config.topology.updates_in.name, config.topology.evaluations_in.name
     for each in _tries(body):
         server = a_server(config)
         for user, exchange, message in (
             ("w1", worker_exchange, each),
             ("e1", evaluator_exchange, each),
-            ("honest", worker_exchange, encode_update(HONEST)),
+            ("honest", worker_exchange, encode_update(honest)),
         ):
             with FakeBroker(server, user=user) as sender:
                 sender.publish(exchange, "", message, {})
@@ -91,7 +102,7 @@ def lead(body: bytes) -> None:
             work_off(take_the_lead(broker, config, Clock()), broker)
 
         version, refused = newest(server, config), rejected(server, config)
-        if HONEST.id not in version.applied or not np.isfinite(version.vector).all():
+        if honest.id not in version.applied or not np.isfinite(version.vector).all():
             raise BrokenInvariant("the honest update is not in the model, or the model is spoilt")
         if unacked(server, config) or not all(line["reason"] and line["detail"] for line in refused):
             raise BrokenInvariant("a message is neither applied nor refused with a reason")

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from fuzz.seeds import INBOUND, MOMENTS, SECURE, SEEDS, VERSIONS
-from fuzz.targets import TARGETS, lead, read_inbound, read_record, read_secure
+from fuzz.seeds import INBOUND, MOMENTS, SEALED, SECURE, SEEDS, VERSIONS
+from fuzz.targets import TARGETS, lead, lead_sealed, read_inbound, read_record, read_secure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import Header, put_together, taken_apart, with_payload
@@ -76,6 +76,12 @@ def test_a_mutated_message_is_sound_or_refused_by_its_field(body: bytes) -> None
 @given(mutated(INBOUND))
 def test_a_leader_folds_or_refuses_a_mutated_message_and_applies_the_honest_one(body: bytes) -> None:
     lead(body)
+
+
+@settings(max_examples=50)
+@given(mutated(SEALED))
+def test_a_leader_that_cannot_read_updates_folds_or_refuses_a_mutated_one(body: bytes) -> None:
+    lead_sealed(body)
 
 
 @settings(max_examples=500)

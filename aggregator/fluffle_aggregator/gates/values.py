@@ -5,8 +5,10 @@ import math
 import numpy as np
 from pydantic import BaseModel, Field
 
+from fluffle.codecs.sealed import SealedVector
 from fluffle.compression import decompressed
-from fluffle.model import some_of
+from fluffle.model import Vector, some_of
+from fluffle.update import WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle_aggregator.gates.gate import Gate, Incoming, Refusal
 from fluffle_aggregator.global_model import GlobalModel
@@ -56,7 +58,7 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
             return Refusal(TOO_LARGE, "the update holds numbers that cannot be clipped")
         if not math.isfinite(largest):
             part = model.record.layout.tail(update.first_tensor)
-            tensors = part.tensors_not_finite(decompressed(update.vector.tail), update.statistics)
+            tensors = part.tensors_not_finite(_readable(update, model), update.statistics)
             return Refusal(NOT_FINITE, f"the update holds NaN or infinite values, in {some_of(tensors)}")
         if largest > MAX_MAGNITUDE:
             return Refusal(
@@ -67,3 +69,11 @@ def has_sound_values(limits: ExampleLimits) -> Gate:
         return incoming
 
     return gate
+
+
+def _readable(update: WeightUpdate, model: GlobalModel) -> Vector:
+    """Return the values of an update, with zeros where they are sealed."""
+    vector = update.vector.tail
+    if model.sealed and isinstance(vector, SealedVector):
+        return model.sealed.part.with_open(vector.open.values)
+    return decompressed(vector)

@@ -43,6 +43,14 @@ class SealedPart:
         """Return the elements of a vector that travel as usual, in their order."""
         return _gather(vector, self.open_ranges)
 
+    def with_open(self, others: Vector) -> Vector:
+        """Return a vector of the elements that travel as usual, with zeros where elements are sealed."""
+        vector, taken = np.zeros(self.length, np.float32), 0
+        for start, stop in self.open_ranges:
+            vector[start:stop] = others[taken : taken + stop - start]
+            taken += stop - start
+        return vector
+
     def add_sealed(self, vector: Vector, sealed: NDArray[np.float64]) -> None:
         """Add to the sealed elements of a vector in place."""
         taken = 0
