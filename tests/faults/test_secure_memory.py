@@ -1,12 +1,12 @@
 """Where an update could be found: in the aggregator's memory, and on the broker's disk."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import Federation, Part
+from federation import Federation
+from processes_memory import files_below, memory_of
 from secured import PARAMETERS, PLAN, Secured
 
 from fluffle_cli.demo.keys import HELPERS
@@ -33,29 +33,6 @@ def forms_of(secured: Secured, number: int) -> dict[str, bytes]:
         "float32": secured.delta(number)[part].tobytes(),
         "float64": secured.delta(number)[part].astype(np.float64).tobytes(),
     }
-
-
-def memory_of(part: Part) -> Iterator[bytes]:
-    """Yield what a process has in its memory, mapping by mapping."""
-    pid = part.process.pid
-    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            found = re.match(r"([0-9a-f]+)-([0-9a-f]+) rw", line)
-            if found is None:
-                continue
-            start, stop = (int(each, 16) for each in found.groups())
-            memory.seek(start)
-            try:
-                yield memory.read(stop - start)
-            except OSError:
-                # What the kernel keeps for itself.
-                continue
-
-
-def files_below(folder: Path) -> Iterator[bytes]:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            yield path.read_bytes()
 
 
 def test_neither_the_aggregators_memory_nor_the_brokers_disk_holds_an_update(

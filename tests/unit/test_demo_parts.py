@@ -177,8 +177,8 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
     where, [setup] = {"federation": "digits", "broker_url": URL}, settings.setups
 
     everyone = [
-        *parts.workers(settings, setup, **where, folder=Path("runs"), table=None, keys=None),
-        parts.evaluator(settings, **where, curves=Path("curves"), table=None),
+        *parts.workers(settings, setup, **where, folder=Path("runs"), table=None, keys=None, sealed=None),
+        parts.evaluator(settings, **where, curves=Path("curves"), table=None, sealed=None),
         *parts.aggregators(
             settings,
             setup,
@@ -187,6 +187,7 @@ def test_the_password_is_on_no_command_line_and_child_processes_ignore_the_confi
             initial_model=Path("v0.safetensors"),
             keys=None,
             secret=None,
+            sealed=None,
         ),
     ]
 
@@ -215,8 +216,8 @@ def test_the_table_data_is_that_of_all_sites_of_the_evaluator_and_of_training_in
     written = tomllib.loads(table.read_text(encoding="utf-8"))
     assert written == {"data": {"balance": "weights", "indicator": True, "augment": ["noise:0.2"]}}
     everyone = [
-        *parts.workers(settings, setup, **where, folder=tmp_path, table=table, keys=None),
-        parts.evaluator(settings, **where, curves=tmp_path, table=table),
+        *parts.workers(settings, setup, **where, folder=tmp_path, table=table, keys=None, sealed=None),
+        parts.evaluator(settings, **where, curves=tmp_path, table=table, sealed=None),
     ]
     assert {part.environment["FLUFFLE_CONFIG"] for part in everyone} == {str(table)}
     assert str(table) in parts.afterwards(settings, models={}, out=tmp_path, table=table).command[-1]

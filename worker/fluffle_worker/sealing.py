@@ -136,7 +136,7 @@ class SealedSite:
         if self.key:
             raise ConfigError(
                 f"this {self.who} insists on a sealed federation, and the plan of {version.federation} is "
-                f"not sealed: start the aggregator with --sealed-public, or this {self.who} without {SETTING}"
+                f"not sealed: start the aggregator with --sealed, or this {self.who} without {SETTING}"
             )
 
     def _require_all(self, version: ModelVersion, plan: SealedPlan) -> None:

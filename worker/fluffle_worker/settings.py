@@ -3,17 +3,23 @@
 import os
 import socket
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from fluffle.errors import ConfigError, TaskError
+from fluffle.sealed.plan import parse_patterns
 from fluffle.settings import PartName, ServiceSettings, SharedSettings
 from fluffle.task import Site
 from fluffle_worker.pace.precision import Precision
 from fluffle_worker.pace.share import TrainShare
 
 TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
+
+
+def _readable_patterns(text: str) -> str:
+    parse_patterns(text)
+    return text
 
 
 class SiteSettings(SharedSettings):
@@ -62,16 +68,16 @@ class SealedSettings(SharedSettings):
         description="File sealed.secret with the key of a sealed federation (fluffle keys sealed), which its "
         "workers and evaluators share. With it, nothing is trained or evaluated that is not sealed.",
     )
-    sealed_only: str = Field(
-        "",
-        description="Tensors that must be sealed, by patterns such as head/* with commas between them. The "
-        "others may travel in the clear if the aggregator says so. Default: all.",
+    sealed_only: Annotated[str, AfterValidator(_readable_patterns)] | None = Field(
+        None,
+        description="Tensors that must be sealed, by patterns such as head/*, with spaces between them. The "
+        "others may travel in the clear if the aggregator says so. All must be sealed if unset.",
     )
 
     @property
     def must_be_sealed(self) -> tuple[str, ...]:
         """The patterns of the tensors that must be sealed; without one each tensor must be."""
-        return tuple(each for text in self.sealed_only.split(",") if (each := text.strip()))
+        return parse_patterns(self.sealed_only) if self.sealed_only else ()
 
 
 class WorkerSettings(SiteSettings, SealedSettings, ServiceSettings):

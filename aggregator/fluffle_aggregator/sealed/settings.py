@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.sealed.parameters import LARGEST_VALUE
-from fluffle.sealed.plan import MOST_ERROR, MOST_PATTERNS, MOST_WEIGHT, SealedPlan
+from fluffle.sealed.plan import MOST_ERROR, MOST_WEIGHT, SealedPlan, parse_patterns
 from fluffle.sealed.public_file import read_public
 from fluffle.secure.weights import MOST_APART
 from fluffle_aggregator.choices import readable_by
@@ -20,14 +20,6 @@ from fluffle_aggregator.transforms import Sgd
 DEFAULT_STRATEGY: Final = "fedbuff"
 # Between two refreshes there is room for so many versions.
 FEWEST_VERSIONS: Final = 16
-
-
-def parse_patterns(text: str) -> tuple[str, ...]:
-    """Return the patterns in a text, with commas between them. Raises ValueError for none and too many."""
-    patterns = tuple(each for part in text.split(",") if (each := part.strip()))
-    if not patterns or len(patterns) > MOST_PATTERNS:
-        raise ValueError(f"must have 1 to {MOST_PATTERNS} patterns such as head/*, not {len(patterns)}")
-    return patterns
 
 
 class SealedSettings(BaseModel):

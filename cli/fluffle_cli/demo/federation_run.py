@@ -19,6 +19,7 @@ from fluffle_cli.dashboard.program import DashboardSettings, a_page
 from fluffle_cli.demo import parts
 from fluffle_cli.demo.keys import Keys, make_noise_secret
 from fluffle_cli.demo.processes import Processes
+from fluffle_cli.demo.sealed import DemoKey
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.demo.setups import Setup
 from fluffle_cli.held import HOLD_S
@@ -75,6 +76,7 @@ class DemoFederation:
         self._settings, self._setup, self._table = settings, setup, table
         self._keys = Keys(folder / "keys") if settings.secure_aggregation else None
         self._secret = folder / "noise.secret"
+        self._sealed = DemoKey(folder / "sealed") if settings.sealed else None
         self._screen, self._stop = screen, stop
         self._topology = topology_of(federation)
         self._processes = Processes(folder / "logs")
@@ -107,12 +109,9 @@ class DemoFederation:
                 self._start(parts.helpers(self._keys, **where))
             if self._settings.dp_epsilon is not None:
                 make_noise_secret(self._secret)
-            workers = parts.workers(
-                self._settings, self._setup, **where, folder=self.folder, table=self._table, keys=self._keys
-            )
-            self._start(workers)
-            curves = self.folder / "tensorboard"
-            self._start([parts.evaluator(self._settings, **where, curves=curves, table=self._table)])
+            if self._sealed:
+                self._sealed.make()
+            self._start_sites(where)
             while not node.serves():
                 self._wait("starting RabbitMQ, the workers and the evaluator")
             where["management_url"] = node.management_url
@@ -122,10 +121,28 @@ class DemoFederation:
                 return self._train(broker, where, builder, initial_model)
         finally:
             self._processes.stop(patience_s=STOP_AT_ONCE_S if self._stop.is_set() else STOP_S)
-            if self._keys:
-                self._keys.delete()
+            for each in (self._keys, self._sealed):
+                if each:
+                    each.delete()
             # With it the noise could be taken off the models of this demo.
             self._secret.unlink(missing_ok=True)
+
+    def _start_sites(self, where: Mapping[str, str | None]) -> None:
+        """Start the workers and the evaluator."""
+        settings, setup, table, sealed = self._settings, self._setup, self._table, self._sealed
+        self._start(
+            parts.workers(
+                settings,
+                setup,
+                **where,
+                folder=self.folder,
+                table=table,
+                keys=self._keys,
+                sealed=sealed,
+            )
+        )
+        curves = self.folder / "tensorboard"
+        self._start([parts.evaluator(settings, **where, curves=curves, table=table, sealed=sealed)])
 
     def _train(
         self, broker: Broker, where: Mapping[str, str | None], builder: Processes, initial_model: Path
@@ -142,6 +159,7 @@ class DemoFederation:
                     initial_model=initial_model,
                     keys=self._keys,
                     secret=self._secret,
+                    sealed=self._sealed,
                 )
                 self._start(aggregators)
                 self._follow(looks, broker)
@@ -151,7 +169,7 @@ class DemoFederation:
                 self._versions = list(all_versions(broker, self._topology))
                 append_lines(self.folder / METRICS, self._versions)
         if final := version_at_hand(broker, self._topology):
-            return final
+            return self._sealed.opened(final) if self._sealed else final
         raise FluffleError(f"the federation {self.federation!r} has no version yet")
 
     def _page(self, where: Mapping[str, str | None]) -> AbstractContextManager[object]:

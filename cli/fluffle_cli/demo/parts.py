@@ -10,6 +10,7 @@ from pathlib import Path
 from fluffle.events import Role
 from fluffle.settings import ENV_PREFIX, env_name
 from fluffle_cli.demo.keys import HELPERS, Keys
+from fluffle_cli.demo.sealed import DemoKey
 from fluffle_cli.demo.settings import DemoSettings
 from fluffle_cli.demo.setups import Setup, SiteSetup
 
@@ -45,11 +46,13 @@ def workers(
     folder: Path,
     table: Path | None = None,
     keys: Keys | None = None,
+    sealed: DemoKey | None = None,
     **where: str | None,
 ) -> list[Part]:
     """Return the workers of a federation whose files lie in `folder`; `where` is its name and broker.
 
-    `table` is the TOML file with the table [data] of all sites, and `keys` are those of secure aggregation.
+    `table` is the TOML file with the table [data] of all sites, `keys` are those of secure aggregation, and
+    `sealed` is the key of a sealed federation.
     """
     return [
         _part(
@@ -67,6 +70,7 @@ def workers(
             spool=folder / "spool",
             config=table_of(one, folder) if one.data else table,
             **(keys.of(one.name) if keys else {}),
+            **(sealed.of_site if sealed else {}),
             **one.settings,
         )
         for number, one in enumerate(setup.sites)
@@ -85,7 +89,12 @@ def text_of(table: Mapping[str, object]) -> str:
 
 
 def evaluator(
-    settings: DemoSettings, *, curves: Path, table: Path | None = None, **where: str | None
+    settings: DemoSettings,
+    *,
+    curves: Path,
+    table: Path | None = None,
+    sealed: DemoKey | None = None,
+    **where: str | None,
 ) -> Part:
     """Return the evaluator, which writes `curves` for TensorBoard."""
     return _part(
@@ -96,6 +105,7 @@ def evaluator(
         name=EVALUATOR,
         tensorboard=curves,
         config=table,
+        **(sealed.of_site if sealed else {}),
     )
 
 
@@ -111,6 +121,7 @@ def aggregators(
     initial_model: Path,
     keys: Keys | None = None,
     secret: Path | None = None,
+    sealed: DemoKey | None = None,
     **where: str | None,
 ) -> list[Part]:
     """Return two aggregators: RabbitMQ lets one of them lead, and the other stands by.
@@ -131,6 +142,7 @@ def aggregators(
             target=settings.goal,
             max_seconds=settings.max_seconds,
             **({"secure_aggregation": True, **keys.public} if keys else {}),
+            **(sealed.of_aggregator if sealed else {}),
             **settings.of_aggregator(len(setup.sites), secret),
             **{
                 "local_epochs": settings.task_defaults.local_epochs,

@@ -15,12 +15,15 @@ from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.private.combinations import require_combinable as require_private
 from fluffle_aggregator.private.settings import DEFAULT_STRATEGY as PRIVATE_STRATEGY
+from fluffle_aggregator.sealed.combinations import require_combinable as require_sealed
+from fluffle_aggregator.sealed.settings import DEFAULT_STRATEGY as SEALED_STRATEGY
 from fluffle_aggregator.secure.combinations import REFUSED, require_combinable
 from fluffle_aggregator.secure.settings import DEFAULT_STRATEGY, FEWEST_WORKERS
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_cli.demo.privacy import USUAL_TARGET, USUAL_TASK, USUAL_WORKERS, DemoPrivacySettings
+from fluffle_cli.demo.sealed import DemoSealedSettings
 from fluffle_cli.demo.setups import UNEVEN_TASK, Setup, SiteSetup, uneven_setups
 from fluffle_cli.held import HOLD_S
 from fluffle_cli.report.run import make_empty_folder
@@ -59,7 +62,7 @@ TASK_DEFAULTS: Mapping[str, TaskDefaults] = {
 }
 
 
-class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
+class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, SharedSettings):
     """Flags of `fluffle demo`, keys of the table [demo]."""
 
     part: ClassVar[str] = "demo"
@@ -154,8 +157,8 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
         """Return what an aggregator of this strategy is given: the settings that differ from its defaults."""
         kind = STRATEGIES[strategy]
         own = {name: getattr(self, name) for name in kind.model_fields}
-        if self.secure_aggregation:
-            # Weights follow from the integers that helpers compute.
+        if self.secure_aggregation or self.sealed:
+            # Weights follow from integers.
             own = {name: value for name, value in own.items() if name not in ("staleness", "weigh_by")}
         if kind.is_synchronous:
             own["buffer_size"] = len(self.setups[-1].sites)
@@ -220,13 +223,15 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
         self.require_epsilon()
         if self.dp_epsilon is not None:
             return self._made_private()._checked()
+        if self.sealed:
+            return self._made_sealed()._checked()
         return self._secured()._checked() if self.secure_aggregation else self._checked()
 
     def _made_private(self) -> Self:
-        if self.sites == "uneven" or self.compare or self.secure_aggregation:
+        if self.sites == "uneven" or self.compare or self.secure_aggregation or self.sealed:
             raise ConfigError(
                 "--dp-epsilon trains one federation of alike sites, whose aggregator adds the noise: leave "
-                "out --sites uneven, --compare and --secure-aggregation"
+                "out --sites uneven, --compare, --secure-aggregation and --sealed"
             )
         given = self.model_fields_set
         workers = self.workers if "workers" in given else USUAL_WORKERS
@@ -246,6 +251,19 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, SharedSettings):
         chosen = {name: getattr(self, name) for name in given}
         require_private("central", private.make_strategy(), chosen, codec="float32", is_auto=False)
         return private
+
+    def _made_sealed(self) -> Self:
+        if self.sites == "uneven" or self.secure_aggregation:
+            raise ConfigError(
+                "--sealed trains whole models, under one key that all sites share: leave out --sites uneven "
+                "and --secure-aggregation"
+            )
+        given = self.model_fields_set
+        defaults = {"strategy": SEALED_STRATEGY, "staleness": "polynomial:0.5"}
+        made = self.model_copy(update={name: each for name, each in defaults.items() if name not in given})
+        chosen = {name: getattr(self, name) for name in given}
+        require_sealed(made.make_strategy(), chosen, is_auto=False)
+        return made
 
     def _secured(self) -> Self:
         if self.sites == "uneven":

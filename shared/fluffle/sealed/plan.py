@@ -27,6 +27,14 @@ Largest = Annotated[
 _Number = Annotated[float, must(lambda number: number > 0, "{} is not more than 0")]
 
 
+def parse_patterns(text: str) -> tuple[str, ...]:
+    """Return the patterns in a text, with commas between them. Raises ValueError for none and too many."""
+    patterns = tuple(each for part in text.split(",") if (each := part.strip()))
+    if not patterns or len(patterns) > MOST_PATTERNS:
+        raise ValueError(f"must have 1 to {MOST_PATTERNS} patterns such as head/*, not {len(patterns)}")
+    return patterns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SealedPlan:
     """How updates are encrypted, and how the model follows from their sum.
