@@ -310,7 +310,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
     def make_strategy(self) -> Strategy:
         """Return the strategy; where workers choose their rounds, deltas are normalised unless forbidden."""
         strategy, is_auto = super().make_strategy(), parse_batch_size(self.batch_size)[1]
-        given = {name: getattr(self, name) for name in self.model_fields_set}
+        given = self.given()
         if self.sealed:
             require_sealed(strategy, given, is_auto=is_auto)
         if plan := self.make_sealed_plan(strategy):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
@@ -56,6 +56,9 @@ def as_text(value: object) -> object:
 class PrivacySettings(BaseModel):
     """The settings of differential privacy."""
 
+    # Whether the noise follows from a secret in a file.
+    has_noise_secret: ClassVar[bool] = True
+
     dp: Literal["central", "distributed"] | None = Field(
         None,
         description="Differential privacy: central lets the aggregator clip each update, and add noise to "
@@ -107,7 +110,7 @@ class PrivacySettings(BaseModel):
 
     @model_validator(mode="after")
     def _needs_and_has_an_effect(self) -> Self:
-        needed = NEEDED | NEEDED_FOR_CENTRAL
+        needed = NEEDED | (NEEDED_FOR_CENTRAL if self.has_noise_secret else {})
         given = [name for name in (*needed, *OPTIONAL) if name in self.model_fields_set]
         if self.dp is None:
             if idle := [name for name in given if getattr(self, name) is not None]:
@@ -119,6 +122,10 @@ class PrivacySettings(BaseModel):
             if getattr(self, name) is None:
                 raise ValueError(f"dp {self.dp} needs {name}, {what}")
         return self
+
+    def given(self) -> dict[str, object]:
+        """Return the settings of this process that were given, of which not all go together with dp."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
     def privacy_target(self) -> PrivacyTarget | None:
         """Return what each worker is promised; None without dp. Raises ConfigError for what cannot be."""

@@ -30,6 +30,7 @@ from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline
 from fluffle_cli.simulate.training import OneByOne, Round, make_trainer
+from fluffle_cli.simulate.turn import is_spent
 from fluffle_worker.pace.steps import stamped
 from fluffle_worker.round import wait_after_unusable
 
@@ -85,6 +86,7 @@ class SimulatedFederation(Timeline[Client]):
             plan=plan,
             optimizer_bytes=sum(array.nbytes for array in self._evaluator.optimizer_state().values()),
             local_bytes=sum(array.nbytes for array in self._local.values()),
+            noise_bytes=plan.privacy.noise.memory_bytes(model_bytes // 4) if plan.privacy else 0,
         )
         memory.require(needed, clients=clients, model_bytes=model_bytes)
 
@@ -111,11 +113,12 @@ class SimulatedFederation(Timeline[Client]):
 
     def _has_read(self, worker: Client) -> bool:
         newest = self._leader.newest
-        if not newest.is_over:
-            worker.read(newest)
-            if worker.begun % self._settings.evaluate_every == 0:
-                self._at(self.seconds, self._validate, worker, newest)
-        return not newest.is_over
+        if newest.is_over or is_spent(worker.name, newest):
+            return False
+        worker.read(newest)
+        if not newest.plan.is_private and worker.begun % self._settings.evaluate_every == 0:
+            self._at(self.seconds, self._validate, worker, newest)
+        return True
 
     def _must_wait(self, worker: Client) -> bool:
         return worker.must_wait(self._leader.newest)
@@ -152,7 +155,8 @@ class SimulatedFederation(Timeline[Client]):
         random = np.random.default_rng([one.seed, client.sent, 1])
         vector = compress(version.plan.codec, trained.vector, random)
         update = stamped(trained.update, version.plan, client.examples)
-        body = encode_update(replace(update, vector=vector, train_s=client.round_s))
+        whole = replace(update, vector=vector, train_s=client.round_s)
+        body = encode_update(whole.saying_nothing if version.plan.is_private else whole)
         client.note_sent(trained.update.id)
         bandwidth = self._settings.bandwidth
         sending_s = 8e-6 * len(body) / bandwidth if bandwidth else 0.0
@@ -199,7 +203,7 @@ class SimulatedFederation(Timeline[Client]):
         is_due = version.version % self._settings.evaluate_every == 0 or version.closing
         if is_due and not version.finished:
             self._at(self.seconds, self._evaluate, version)
-        if version.closing and not version.finished:
+        if version.closing and not version.finished and not version.plan.is_private:
             for client in self._clients:
                 self._at(self.seconds, self._validate, client, version)
         self._note_version(version.version, version.plan.max_staleness)

@@ -43,7 +43,7 @@ NOT_OF_SUMMARY: Final = frozenset(
 # What depends on the content of updates, on their bytes or on examples: --no-train has none of it.
 NEEDS_TRAINING: Final[tuple[str, ...]] = (
     *("target", "best", "limit_norm", "limit_share", "limit_messages", "limit_mib", "min_examples"),
-    *("limit_examples", "throttle", "bandwidth"),
+    *("limit_examples", "throttle", "bandwidth", "dp"),
 )
 OF_STRATEGIES: Final = frozenset(name for kind in STRATEGIES.values() for name in kind.model_fields)
 

@@ -8,6 +8,7 @@ from typing import Final
 from fluffle.broker import Delivery
 from fluffle.events import Applied, Rejected
 from fluffle.framing import record_digest
+from fluffle.model import Layout
 from fluffle.record import ModelVersion
 from fluffle.record_wire import decode_version, encode_copy, encode_version
 from fluffle.safetensors_file import ModelFile
@@ -19,6 +20,7 @@ from fluffle_aggregator.gates.rates import TOO_MANY, TOO_MUCH
 from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.initial_model import first_version
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S, Leader
+from fluffle_aggregator.private.sums import PrivateSums
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.watching.state import refusal_of
@@ -56,8 +58,15 @@ class LeaderInMemory:
         self._settings, self._on_commit = settings, on_commit
         strategy = settings.make_strategy()
         settings.require_room(strategy, file.layout)
-        plan = settings.make_plan(strategy)
-        first = first_version(file, federation=settings.federation, plan=plan, strategy=str(strategy))
+        private = _first_sums(settings, file.layout, strategy.buffer_size)
+        plan = settings.make_plan(strategy, privacy=private.plan if private else None)
+        first = first_version(
+            file,
+            federation=settings.federation,
+            plan=plan,
+            strategy=str(strategy),
+            privacy=private.state if private else None,
+        )
         self.newest = replace(first, committed_at=BEGINS_AT)
         model = GlobalModel(
             self.newest,
@@ -68,6 +77,7 @@ class LeaderInMemory:
             schedule=parse_schedule(settings.learning_rate_schedule),
             cached_bytes=settings.room_for_cache(strategy, file.layout),
             average_decay=settings.average_versions,
+            private=private,
         )
         self._schedule = settings.make_commit_schedule(strategy)
         parent = record_digest(encode_version(self.newest))
@@ -111,6 +121,8 @@ class LeaderInMemory:
         elif model.contributors.untold_refusals:
             is_synchronous = model.strategy.one_update_per_version
             due.append(self._refused_from + (timeout_s if is_synchronous else REFUSALS_TOLD_AFTER_S))
+        if model.private and not leader.held and (model.private.is_stuck or model.private.why_over):
+            due.append(self._committed_at + timeout_s)
         # Nothing is committed while the buffer holds a part of the next version.
         if model.steps and not model.in_buffer and schedule.after_s is not None:
             due.append(self._committed_at + schedule.after_s)
@@ -150,6 +162,19 @@ class LeaderInMemory:
         self._committed_at = at_s
         self._on_commit(self.newest)
         return effects
+
+
+def _first_sums(settings: SimulateSettings, layout: Layout, buffer_size: int) -> PrivateSums | None:
+    """Return the sums of a leader with differential privacy; None without it."""
+    plan = settings.new_privacy_plan(buffer_size)
+    if plan is None:
+        return None
+    # Only here: the library of ciphers takes long to load.
+    from fluffle_cli.simulate.noise import first_sums
+
+    return first_sums(
+        plan, layout, federation=settings.federation, buffer_size=buffer_size, seed=settings.seed
+    )
 
 
 def _now(at_s: float) -> Now:

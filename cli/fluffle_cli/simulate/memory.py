@@ -10,16 +10,23 @@ DEVICE_BYTES = 2_000
 
 
 def needed_bytes(
-    *, clients: int, model_bytes: int, plan: Plan, optimizer_bytes: int, local_bytes: int
+    *,
+    clients: int,
+    model_bytes: int,
+    plan: Plan,
+    optimizer_bytes: int,
+    local_bytes: int,
+    noise_bytes: int = 0,
 ) -> int:
     """Return the most that the devices of a simulation may hold at one time.
 
     Each device holds an update that has not been taken in, and its local weights and its optimizer. It keeps
     the version that it started from, too, unless all devices start from the same one (synchronous rounds).
+    With differential privacy, the leader keeps the noise of earlier sums.
     """
     own = model_bytes + local_bytes + (optimizer_bytes if plan.keep_optimizer else 0) + DEVICE_BYTES
     versions = 1 if plan.one_update_per_version else clients
-    return clients * own + versions * model_bytes
+    return clients * own + versions * model_bytes + noise_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ NOT_SIMULATED: Final = frozenset(
         *SurveySettings.model_fields,
         *SecureSettings.model_fields,
         *SealedSettings.model_fields,
-        *("name", "management_url", "target_hold", "initial_model"),
+        *("name", "management_url", "target_hold", "initial_model", "dp_secret"),
     }
 )
 # What may end a run before its time is over, so that those of a sweep with a target could not be compared.

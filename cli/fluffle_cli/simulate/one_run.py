@@ -94,7 +94,9 @@ def play(
     def note(version: ModelVersion) -> None:
         # Only those of the last version are read; with many clients they take far more room than all else.
         if versions:
-            versions[-1] = replace(versions[-1], contributors={}, sites={})
+            before = versions[-1]
+            privacy = before.privacy and replace(before.privacy, participations={})
+            versions[-1] = replace(before, contributors={}, sites={}, privacy=privacy)
         versions.append(Version.of(version))
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])

@@ -17,6 +17,7 @@ from fluffle_cli.simulate.one_run import line_of, play
 from fluffle_cli.simulate.queue_results import run_queue
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_cli.simulate.sweep import run_sweep
+from fluffle_cli.watching.privacy import spent_privacy
 from fluffle_cli.watching.view import Version
 
 MEANINGLESS: Final = NOT_SIMULATED - {"verbose", "config", "log_format"}
@@ -53,6 +54,8 @@ def run(settings: SimulateSettings) -> None:
 
 def _run_one(settings: SimulateSettings, console: Console) -> None:
     settings.check()
+    if plan := settings.new_privacy_plan():
+        console.print(f"Differential privacy: {plan.promise}", markup=False, soft_wrap=True)
     folder = settings.make_folder()
     began = time.monotonic()
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
@@ -75,6 +78,8 @@ def _run_one(settings: SimulateSettings, console: Console) -> None:
     for what, found in (ended | results(run.federations, run.metric, run.goal)).items():
         if found:
             console.print(f"{what:28} {found}", markup=False, soft_wrap=True)
+    if spent := spent_privacy(run.federations[-1].last):
+        console.print(spent.in_words, markup=False, soft_wrap=True)
     console.print(f"The report is {folder / FILE}", markup=False)
     for line in played.complaints:
         console.print(line, markup=False, soft_wrap=True)

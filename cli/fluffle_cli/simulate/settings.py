@@ -68,6 +68,7 @@ class SimulateSettings(AggregatorSettings):
 
     part: ClassVar[str] = "simulate"
     is_service: ClassVar[bool] = False
+    has_noise_secret: ClassVar[bool] = False
 
     task: str = Field(
         "digits",
@@ -185,6 +186,8 @@ class SimulateSettings(AggregatorSettings):
             )
         if "initial_model" in self.model_fields_set:
             raise ConfigError("a simulation begins with the weights of its task: leave initial_model out")
+        self._require_private_sites()
+        self.privacy_target()
         self.require_comparable()
         strategy = self.make_strategy()
         if strategy.one_update_per_version and strategy.buffer_size > self.clients:
@@ -210,9 +213,24 @@ class SimulateSettings(AggregatorSettings):
                 f"--codec {self.codec} is not simulated yet, because the worker keeps what it leaves out on "
                 "its disk: choose float32, bfloat16 or int8"
             )
-        if not (self.max_seconds or self.max_versions or self.max_updates):
+        self._require_an_end()
+
+    def _require_an_end(self) -> None:
+        """Raise ConfigError unless something ends the run; with dp its workers have sent all at some time."""
+        if not (self.dp or self.max_seconds or self.max_versions or self.max_updates):
             raise ConfigError(
                 "a simulation needs an end: give --max-seconds, --max-updates or --max-versions"
+            )
+
+    def _require_private_sites(self) -> None:
+        """Raise ConfigError for what has no effect on sites with differential privacy, or on their noise."""
+        if "dp_secret" in self.model_fields_set:
+            raise ConfigError("the noise of a simulation follows from its seed: leave dp_secret out")
+        if self.dp == "distributed":
+            raise ConfigError("a simulation has no secure aggregation, and only dp central: give that")
+        if self.dp and self.local_validation:
+            raise ConfigError(
+                "with dp no site reports what it measures, and local_validation has no effect: leave it out"
             )
 
     def _require_countable(self) -> None:
@@ -237,6 +255,10 @@ class SimulateSettings(AggregatorSettings):
         if kind.is_synchronous and "buffer_size" not in self.model_fields_set:
             return AggregatorSettings.make_strategy(self.model_copy(update={"buffer_size": self.clients}))
         return super().make_strategy()
+
+    def given(self) -> dict[str, object]:
+        """Return the settings that were given; those of the evaluator are none of the sites here."""
+        return {name: value for name, value in super().given().items() if name != "evaluate_every"}
 
     def make_goal(self) -> Goal:
         """Return what ends the federation: its target counts once it has held for `held_seconds`."""

@@ -237,7 +237,7 @@ class Timeline(ABC, Generic[W]):
                 self._abort_training(worker)
                 self._begin(worker)
         for worker in waiting.values():
-            self._begin(worker)
+            self._go_on(worker)
 
     def _go_on(self, worker: W) -> None:
         """Let a worker begin a round, or wait for a newer version."""
@@ -246,7 +246,7 @@ class Timeline(ABC, Generic[W]):
             return
         worker.waits += 1
         self._waiting[worker.index] = worker
-        if not worker.plan.one_update_per_version:
+        if worker.plan.may_repeat:
             self._at(self.seconds + worker.patience_s, self._end_vain_wait, worker, worker.waits)
 
     def _end_vain_wait(self, worker: W, wait: int) -> None:

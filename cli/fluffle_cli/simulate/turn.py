@@ -1,0 +1,34 @@
+"""When a simulated worker may train with differential privacy, as `fluffle worker` decides it. Pure."""
+
+from collections.abc import Sequence
+
+from fluffle.record import ModelVersion
+from fluffle.update import UpdateId
+
+
+def is_spent(worker: str, version: ModelVersion) -> bool:
+    """Tell whether a worker leaves, since a version contains all updates that it may send."""
+    plan, state = version.plan.privacy, version.privacy
+    return bool(plan and state and state.is_spent(worker, plan))
+
+
+def has_to_wait(
+    worker: str, version: ModelVersion, in_flight: Sequence[UpdateId], refused_before: int
+) -> bool:
+    """Tell whether a worker must wait for a later version before it trains.
+
+    Until then an update is under way, of which no version has told since so many of its updates had been
+    refused; or its next one would not count in the next sum.
+    """
+    plan, state = version.plan.privacy, version.privacy
+    if plan is None or state is None or version.is_over or state.is_spent(worker, plan):
+        return False
+    is_refused = refusals(worker, version) > refused_before
+    is_under_way = not is_refused and not all(map(version.applied.is_past, in_flight))
+    return is_under_way or state.steps_to_wait(worker, plan) > 0
+
+
+def refusals(worker: str, version: ModelVersion) -> int:
+    """Return how many updates of a worker were refused, as far as a version tells."""
+    known = version.contributors.get(worker)
+    return known.rejected if known else 0
