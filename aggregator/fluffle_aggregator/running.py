@@ -115,7 +115,10 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     )
 
     def plan(privacy: PrivacyPlan | None, size: int) -> Plan:
-        return settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy, size=size)
+        made = settings.make_plan(strategy, registry.registry.epoch if registry else 1, privacy, size=size)
+        if made.secure is None or registry is None:
+            return made
+        return replace(made, secure=made.secure.of_keys(registry.registry.keys_digest))
 
     def require_room(layout: Layout, workers: int = 0) -> None:
         settings.require_room(strategy, layout)

@@ -203,3 +203,17 @@ def test_an_aggregator_with_an_older_registry_than_the_federation_does_not_lead(
 
     require_newest_epoch(replace(PLAN, epoch=2), PLAN)
     require_newest_epoch(PLAN, None)
+
+
+def test_an_aggregator_with_other_keys_of_the_helpers_than_the_federation_does_not_lead() -> None:
+    mine, others = PLAN.of_keys("a" * 64), PLAN.of_keys("b" * 64)
+
+    with pytest.raises(
+        ConfigError, match=r"other keys of the helpers for epoch 1.*`fluffle federation reset`"
+    ):
+        require_newest_epoch(mine, others)
+
+    require_newest_epoch(mine, mine)
+    # Of before plans had a digest, and of the epoch before.
+    require_newest_epoch(mine, PLAN)
+    require_newest_epoch(replace(mine, epoch=2), others)

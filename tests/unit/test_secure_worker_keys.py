@@ -195,6 +195,23 @@ def test_a_worker_waits_for_the_registry_of_the_plans_epoch_and_then_uses_its_ke
     assert "the registry is older than the federation's plan" in caplog.text
 
 
+def test_a_worker_whose_registry_has_other_keys_of_the_same_epoch_sends_nothing(site: Site) -> None:
+    server = a_federation(version(secure=PLAN.of_keys("ab" * 32)))
+
+    with pytest.raises(ConfigError, match=r"other keys of the helpers for epoch 1.*ask the operator"):
+        live(server, SecretTask(), site.keys())
+
+    assert sent_updates(server) == []
+
+
+def test_a_worker_with_the_keys_of_the_plan_takes_part(site: Site) -> None:
+    server = a_federation(version(secure=PLAN.of_keys(site.registry.keys_digest)))
+
+    live(server, SecretTask(), site.keys())
+
+    assert len(sent_updates(server)) == 1
+
+
 @pytest.mark.usefixtures("quick_looks")
 def test_keys_that_are_rotated_while_a_worker_runs_are_used_from_the_next_round_on(site: Site) -> None:
     rotated = next_epoch(site)

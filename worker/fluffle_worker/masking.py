@@ -52,6 +52,10 @@ class Keys(Protocol):
     def epoch(self) -> int:
         """The epoch of the registry that was read last."""
 
+    @property
+    def digest(self) -> str:
+        """The digest of the helpers' keys in that registry."""
+
     def reread(self) -> str:
         """Read the registry's file again; return why it cannot be used, empty if it can.
 
@@ -162,13 +166,20 @@ class SecureSite:
 
         If its plan and the registry are of different epochs, wait for a newer file, or for a newer version,
         and return False after a while: the newest version is then to be looked at again. Raises StopRequested
-        when asked to stop, and ConfigError when this worker has no place in the new registry.
+        when asked to stop, and ConfigError when this worker has no place in the new registry, or one with
+        other keys.
         """
         keys, secure = self.keys, version.plan.secure
         if keys is None or secure is None:
             return True
         fault = keys.reread() if keys.epoch < secure.epoch else ""
         if keys.epoch == secure.epoch:
+            if secure.group_keys not in ("", keys.digest):
+                raise ConfigError(
+                    f"the registry of this worker has other keys of the helpers for epoch {secure.epoch} "
+                    "than that of the aggregator, and sums with its updates could not be opened: ask the "
+                    "operator for registry.json and operator.pub"
+                )
             self._waits = 0
             return True
         self._waits += 1

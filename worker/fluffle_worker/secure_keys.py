@@ -46,6 +46,11 @@ class SecureKeys:
         """The epoch of the registry that was read last."""
         return self._masks.registry.epoch
 
+    @property
+    def digest(self) -> str:
+        """The digest of the helpers' keys in that registry."""
+        return self._masks.registry.keys_digest
+
     def reread(self) -> str:
         """Read the registry's file again; return why it cannot be used, empty if it can.
 

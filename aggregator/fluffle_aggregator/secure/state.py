@@ -12,11 +12,17 @@ NOT_OPENED = "not-opened"
 
 
 def require_newest_epoch(asked: SecurePlan | None, before: SecurePlan | None) -> None:
-    """Raise ConfigError when the federation is in a newer epoch than the registry of this aggregator."""
+    """Raise ConfigError when this aggregator's registry is older than the federation's, or another one."""
     if asked and before and asked.epoch < before.epoch:
         raise ConfigError(
             f"the registry of this aggregator is of epoch {asked.epoch}, and the federation is in epoch "
             f"{before.epoch}: ask the operator for the new registry.json"
+        )
+    if asked and before and asked.epoch == before.epoch and before.group_keys not in ("", asked.group_keys):
+        raise ConfigError(
+            f"the registry of this aggregator has other keys of the helpers for epoch {asked.epoch} than the "
+            "federation: ask the operator for its registry.json. Where the operator has begun anew, "
+            "`fluffle federation reset` begins another federation"
         )
 
 

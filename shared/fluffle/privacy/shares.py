@@ -156,7 +156,7 @@ def why_not_kept(promised: PrivacyPlan, secure: SecurePlan | None, layout: Layou
         modulus_bits=secure.modulus_bits,
         greatest=1,
         honest=noise.honest,
-    ).numbered()
+    ).of_keys(secure.group_keys)
     if secure != own:
         return "its updates are not clipped, weighed and masked as its noise needs"
     spent = promised.epsilon_after(promised.updates)

@@ -30,13 +30,13 @@ def masked_codec(bits: int) -> str:
 class SecurePlan:
     """How a worker masks its updates.
 
-    `epoch` is that of the helpers' keys. A delta is clipped to `clip`, each element by itself or with
-    `by_norm` in its L2 norm, and rounded to whole numbers of so many `bits`. Sums are modulo
-    2**modulus_bits, and `greatest` is the integer weight of a fresh update. `metrics` are those of a site's
-    evaluations that travel in its updates. Where workers add shares of noise, a sum has at least as many
-    workers as are to be `honest`, and one update of each; otherwise that is 0. Numbers that were made by
-    another plan cannot be added to those of this one, so each update names the `revision` of its plan: see
-    `numbered`.
+    `epoch` is that of the helpers' keys, and `group_keys` their digest, empty where it is not known. A delta
+    is clipped to `clip`, each element by itself or with `by_norm` in its L2 norm, and rounded to whole
+    numbers of so many `bits`. Sums are modulo 2**modulus_bits, and `greatest` is the integer weight of a
+    fresh update. `metrics` are those of a site's evaluations that travel in its updates. Where workers add
+    shares of noise, a sum has at least as many workers as are to be `honest`, and one update of each;
+    otherwise that is 0. Numbers that were made by another plan cannot be added to those of this one, so each
+    update names the `revision` of its plan: see `numbered`.
     """
 
     epoch: Positive
@@ -48,6 +48,7 @@ class SecurePlan:
     metrics: Annotated[tuple[MetricName, ...], at_most(MOST_METRICS)] = ()
     revision: Count = 0
     honest: Count = 0
+    group_keys: ShortText = ""
 
     @property
     def codec(self) -> str:
@@ -72,6 +73,10 @@ class SecurePlan:
     def length(self, size: int, statistics_size: int) -> int:
         """Return how many numbers an update has, of a model of so many trained values and statistics."""
         return size + limbs_per_value(self.bits) * (statistics_size + self.measured_size)
+
+    def of_keys(self, group_keys: str) -> "SecurePlan":
+        """Return this plan for helpers whose public keys have this digest."""
+        return replace(self, group_keys=group_keys).numbered()
 
     def numbered(self) -> "SecurePlan":
         """Return this plan with the revision that follows from its settings: any other plan has another."""

@@ -5,6 +5,7 @@ some, and learn what the one real worker among them has sent. The signature is E
 `_signed_bytes` makes of the registry.
 """
 
+import hashlib
 import json
 from collections import Counter
 from typing import Annotated, Final, Self
@@ -73,6 +74,11 @@ class Registry(BaseModel):
     def public_group_keys(self) -> tuple[X25519PublicKey, ...]:
         """The public key of each group."""
         return tuple(X25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in self.group_keys)
+
+    @property
+    def keys_digest(self) -> str:
+        """The digest of the helpers' keys: all registries of one epoch have the same, if they go together."""
+        return hashlib.sha256("".join(self.group_keys).encode()).hexdigest()
 
     def worker_key(self, name: str) -> X25519PublicKey:
         """Return a worker's public key. Raises ConfigError for one that is revoked, or not registered."""
