@@ -39,6 +39,7 @@ from fluffle_aggregator.head import Head
 from fluffle_aggregator.initial_model import InitialModel, first_version, initial_model
 from fluffle_aggregator.private.settings import same_privacy_plan
 from fluffle_aggregator.schedules import parse_schedule
+from fluffle_aggregator.sealed.large_blocks import give_back_large_blocks
 from fluffle_aggregator.sealed.sealed_model import SealedModel
 from fluffle_aggregator.sealed.settings import same_sealed_plan
 from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
@@ -70,6 +71,8 @@ def aggregate(
     settings: AggregatorSettings, stop: threading.Event, task: Task | None = None
 ) -> AggregatorResult:
     """Be an aggregator as the settings say; see `run_aggregator`."""
+    if settings.sealed:
+        give_back_large_blocks()
     policies = policy_watch_of(settings, settings.management_url)
     name = f"{settings.federation}/aggregator/{settings.name}"
 

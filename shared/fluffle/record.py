@@ -263,7 +263,7 @@ class ModelVersion:
     unmasked_runs: Count = 0
     privacy: PrivacyState | None = None
     sealed: SealedState | None = None
-    sealed_sum: bytes = b""
+    sealed_sum: bytes | memoryview = b""
 
     @property
     def rank(self) -> Rank:

@@ -51,7 +51,7 @@ def why_no_room(weight: Weight, buffer: SealedSum, sealed: SealedModel) -> Why |
 
 def _why_no_refresh(update: WeightUpdate, sealed: SealedModel) -> Why | None:
     refresh, state = update.refresh, sealed.state
-    if refresh is None or not sealed.packed:
+    if refresh is None or not sealed.has_sum:
         return LATE_REFRESH, "there is no sealed sum yet that could be encrypted anew"
     if refresh.refreshes != state.refreshes or refresh.weights > state.weights:
         return LATE_REFRESH, (

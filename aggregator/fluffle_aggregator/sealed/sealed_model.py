@@ -8,7 +8,7 @@ from fluffle.model import Layout
 from fluffle.record import ModelVersion
 from fluffle.sealed.part import sealed_part
 from fluffle.sealed.plan import ASKED_FOR_VERSIONS, SealedPlan, SealedState
-from fluffle.sealed.residues import pack, sum_of_packed, unpack
+from fluffle.sealed.residues import Residues, add_weighted, packed_view, sum_of_packed, unpack
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.sealed.sealed_sum import SealedSum
 
@@ -16,13 +16,33 @@ from fluffle_aggregator.sealed.sealed_sum import SealedSum
 class SealedModel:
     """The sum of all updates since version 0, as ciphertexts that nobody here can read.
 
-    `packed` has its bytes as they stand in the next record; they are never changed in place.
+    Buffers are added to its packed bytes when a record is made of them: until then the message of the last
+    update takes memory too.
     """
 
-    def __init__(self, plan: SealedPlan, layout: Layout, state: SealedState, packed: bytes) -> None:
+    def __init__(
+        self, plan: SealedPlan, layout: Layout, state: SealedState, packed: bytes | memoryview
+    ) -> None:
         """Go on from what a record says; `packed` is empty before the first update."""
-        self.plan, self.state, self.packed = plan, state, packed
+        self.plan, self.state = plan, state
         self.part = sealed_part(layout, plan.only)
+        self._packed = packed
+        self._added: Residues | None = None
+
+    @property
+    def packed(self) -> bytes | memoryview:
+        """The bytes of the sum as they stand in the next record; they are never changed in place."""
+        if self._added is not None:
+            has_sum = len(self._packed) > 0
+            size, added = self.part.size, self._added
+            self._packed = sum_of_packed(self._packed, size, added) if has_sum else packed_view(added)
+            self._added = None
+        return self._packed
+
+    @property
+    def has_sum(self) -> bool:
+        """Whether there is an update in the sum."""
+        return self.state.weights > 0
 
     @classmethod
     def of(cls, record: ModelVersion, plan: SealedPlan | None) -> "SealedModel | None":
@@ -43,8 +63,7 @@ class SealedModel:
         """
         if not isinstance(buffer, SealedSum) or buffer.residues is None:
             raise TypeError("only a buffer of sealed updates can be added to a sealed sum")
-        size, added = self.part.size, buffer.residues
-        self.packed = sum_of_packed(self.packed, size, added) if self.packed else pack(added)
+        self._add(buffer.residues)
         self.state = self.state.with_updates(buffer.weight)
         self.ask_when_due(version, workers)
 
@@ -64,9 +83,14 @@ class SealedModel:
         """Make the sum one that was encrypted anew, with the largest value that its worker says."""
         if update.refresh is None or not isinstance(update.vector, SealedVector):
             raise TypeError(f"{update.id} is no refresh")
-        size = self.part.size
-        self.packed = sum_of_packed(self.packed, size, unpack(update.vector.sealed, size))
+        self._add(unpack(update.vector.sealed, self.part.size))
         self.state = self.state.refreshed(update.refresh.largest, update.refresh.weights)
+
+    def _add(self, residues: Residues) -> None:
+        if self._added is None:
+            self._added = residues
+        else:
+            add_weighted(self._added, residues)
 
     @property
     def why_over(self) -> str:

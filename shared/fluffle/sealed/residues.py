@@ -31,10 +31,15 @@ def zeros(size: int) -> Residues:
 
 def pack(residues: Residues) -> bytes:
     """Return the bytes of numbers below PRIME: ciphertext after ciphertext."""
+    return bytes(packed_view(residues))
+
+
+def packed_view(residues: Residues) -> memoryview:
+    """Return the same bytes, which nobody can change, without copying them."""
     packed = bytearray(bytes_of_ciphertexts(len(residues)))
     for block, part in _blocks(len(residues), memoryview(packed)):
         _pack_block(residues[block].reshape(-1, _IN_A_GROUP), part)
-    return bytes(packed)
+    return memoryview(packed).toreadonly()
 
 
 def unpack(payload: bytes | memoryview, size: int) -> Residues:
@@ -74,14 +79,14 @@ def add_packed(total: Residues, payload: bytes | memoryview, size: int, weight: 
         _add_block(total[block], numbers, weight)
 
 
-def sum_of_packed(payload: bytes | memoryview, size: int, residues: Residues) -> bytes:
+def sum_of_packed(payload: bytes | memoryview, size: int, residues: Residues) -> memoryview:
     """Return the bytes of the sum of the numbers in these bytes and others, block by block."""
     packed = bytearray(bytes_of(size))
     parts = _blocks(ciphertexts_of(size), memoryview(packed))
     for (block, numbers), (_, part) in zip(_unpacked(payload, size), parts, strict=True):
         _add_block(numbers, residues[block], 1)
         _pack_block(numbers.reshape(-1, _IN_A_GROUP), part)
-    return bytes(packed)
+    return memoryview(packed).toreadonly()
 
 
 def negated(residues: Residues) -> Residues:
