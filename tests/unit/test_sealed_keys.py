@@ -62,9 +62,11 @@ def test_the_largest_values_come_back_and_larger_ones_are_refused() -> None:
     found = KEYS.decrypt(KEYS.encrypt(vector), vector.size)
 
     np.testing.assert_allclose(found, vector, rtol=1e-12, atol=MOST_ERROR)
-    for beyond in (2 * LARGEST_VALUE, -2 * LARGEST_VALUE, np.inf, np.nan):
+
+    # SEAL itself computes with what is beyond its range: github.com/microsoft/SEAL/issues/732.
+    for beyond in (2 * LARGEST_VALUE, -2 * LARGEST_VALUE, -8.65801e306, np.inf, np.nan):
         with pytest.raises(ValueError, match="cannot be encrypted: the most is"):
-            KEYS.encrypt(np.array([0.0, beyond], np.float32))
+            KEYS.encrypt(np.array([0.0, beyond]))
 
 
 @settings(max_examples=15, deadline=None)

@@ -1,5 +1,6 @@
 """What a worker of a sealed federation sends is encrypted, and it trains from what it decrypts."""
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from builders import an_update
 from fake_broker import FakeBroker, FakeServer
+from hypothesis import given
+from hypothesis import strategies as st
 from sealed_sites import (
     KEY,
     LAYOUT,
@@ -30,6 +33,7 @@ from fluffle.model import Layout, TensorSpec
 from fluffle.pieces import Body
 from fluffle.record import Evaluation, ModelVersion
 from fluffle.sealed.keys import SealedKeys
+from fluffle.sealed.parameters import LARGEST_VALUE
 from fluffle.sealed.plan import MOST_ERROR, SEALED, SealedPlan, SealedState
 from fluffle.sealed.residues import add_weighted, unpack
 from fluffle.topology import MIB
@@ -37,7 +41,7 @@ from fluffle_worker.evaluator import Evaluator
 from fluffle_worker.loop import Worker
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.round import TrainedUpdate
-from fluffle_worker.sealing import SealedSite
+from fluffle_worker.sealing import SealedSite, rounded_up
 from fluffle_worker.spool import open_spool
 
 
@@ -240,11 +244,12 @@ def test_an_update_is_encrypted_in_the_spool_and_sent_as_it_is_after_a_restart(t
     assert body.startswith(sent_body)
 
 
-ASKED = SealedState(weights=64, refreshes=3, asked="w1", asked_at=7)
+# As if more than half of the range were used up.
+ASKED = SealedState(weights=1_200_000, refreshes=3, asked="w1", asked_at=7)
 
 
 def test_the_worker_that_is_asked_encrypts_the_sum_anew_once_and_trains_on() -> None:
-    total = np.linspace(-30, 30, LAYOUT.size)
+    total = np.linspace(-30.5, 30.5, LAYOUT.size)
     record = version(7, total=total, state=ASKED)
     server, task = a_federation(record), NoisyTask()
 
@@ -252,8 +257,8 @@ def test_the_worker_that_is_asked_encrypts_the_sum_anew_once_and_trains_on() -> 
 
     refresh, *updates = sent_updates(server)
     assert refresh.refresh
-    assert (refresh.refresh.refreshes, refresh.refresh.weights) == (3, 64)
-    assert refresh.refresh.largest == pytest.approx(30, abs=MOST_ERROR)
+    assert (refresh.refresh.refreshes, refresh.refresh.weights) == (3, 1_200_000)
+    assert refresh.refresh.largest == 32, "it is rounded up, since what is decrypted tells of the key"
     assert (refresh.base_version, refresh.base_term, refresh.key) == (7, 1, KEY.key_id)
     assert [each.refresh for each in updates] == [None, None], (
         "and not once more for each look at the version"
@@ -266,7 +271,7 @@ def test_the_worker_that_is_asked_encrypts_the_sum_anew_once_and_trains_on() -> 
 
 
 def test_a_worker_that_is_asked_again_encrypts_the_newer_sum() -> None:
-    first, again = np.full(LAYOUT.size, 1.0), np.full(LAYOUT.size, 2.0)
+    first, again = np.full(LAYOUT.size, 1.1), np.full(LAYOUT.size, 2.2)
     server = a_federation(version(7, total=first, state=ASKED))
 
     def script(server: FakeServer, number: int) -> None:
@@ -277,7 +282,7 @@ def test_a_worker_that_is_asked_again_encrypts_the_newer_sum() -> None:
     live(server, NoisyTask(), script=script)
 
     refreshes = [each.refresh for each in sent_updates(server) if each.refresh]
-    assert [round(each.largest, 3) for each in refreshes] == [1.0, 2.0]
+    assert [each.largest for each in refreshes] == [1.125, 2.25]
 
 
 def test_a_worker_that_is_not_asked_refreshes_nothing() -> None:
@@ -286,6 +291,23 @@ def test_a_worker_that_is_not_asked_refreshes_nothing() -> None:
     live(server, NoisyTask())
 
     assert [each.refresh for each in sent_updates(server)] == [None]
+
+
+def test_a_worker_that_is_asked_without_need_refreshes_nothing() -> None:
+    server = a_federation(version(7, total=np.ones(LAYOUT.size), state=replace(ASKED, weights=1_000_000)))
+
+    live(server, NoisyTask())
+
+    assert [each.refresh for each in sent_updates(server)] == [None]
+
+
+@given(number=st.floats(0, LARGEST_VALUE))
+def test_what_a_refresh_tells_of_the_largest_value_is_above_it_and_coarse(number: float) -> None:
+    told = rounded_up(number)
+
+    assert number <= told <= min(LARGEST_VALUE, number * 1.125)
+    mantissa = math.frexp(told)[0] * 16
+    assert told == LARGEST_VALUE or mantissa == int(mantissa)
 
 
 def an_evaluator(task: NoisyTask, key: SealedKeys | None) -> Evaluator:

@@ -6,6 +6,7 @@ ciphers, which those without a key need not load: `fluffle.sealed.keys` has the 
 
 import math
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector, no_values, some_of
 from fluffle.record import ModelVersion
+from fluffle.sealed.parameters import LARGEST_VALUE
 from fluffle.sealed.part import is_matching, sealed_part
 from fluffle.sealed.plan import SEALED, SealedPlan, SealedRefresh
 from fluffle.sealed.residues import add_weighted, negated, unpack
@@ -27,6 +29,9 @@ from fluffle_worker.sealed_versions import SETTING, SharedKey, largest_of, opene
 from fluffle_worker.spool import Spool
 
 log = get_logger(__name__)
+
+# Of the largest value of a sum, a refresh tells no more.
+TOLD_BITS: Final = 4
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,13 +105,14 @@ class SealedSite:
         """Encrypt the sum of a version anew if it asks this worker to; tell whether that is in the spool now.
 
         What travels is the difference of the new ciphertexts and the old ones. It encrypts zero, so that the
-        sum to which it is added may have grown meanwhile.
+        sum to which it is added may have grown meanwhile. Of the largest value no more is told than it takes:
+        what is decrypted tells of the key.
         """
         plan, state, key = version.plan.sealed, version.sealed, self.key
         if key is None or plan is None or state is None or not version.sealed_sum or state.asked != worker:
             return False
         request = state.refreshes, state.asked_at
-        if request == self._answered:
+        if request == self._answered or not state.wants_refresh(plan):
             return False
         self._answered = request
         part = sealed_part(version.layout, plan.only)
@@ -125,7 +131,7 @@ class SealedSite:
             examples=0,
             key=key.key_id,
             refresh=SealedRefresh(
-                refreshes=state.refreshes, weights=state.weights, largest=largest_of(values)
+                refreshes=state.refreshes, weights=state.weights, largest=rounded_up(largest_of(values))
             ),
         )
         spool.add(update)
@@ -176,6 +182,12 @@ class SealedSite:
                 clipped_share=round(share, 4),
                 updates=self._clipped,
             )
+
+
+def rounded_up(number: float) -> float:
+    """Return the least number with so few bits that is not below a number, and that a sum may come to."""
+    mantissa, exponent = math.frexp(number)
+    return min(LARGEST_VALUE, math.ldexp(math.ceil(math.ldexp(mantissa, TOLD_BITS)), exponent - TOLD_BITS))
 
 
 def _is_sealed(body: bytes, key_id: str) -> bool:

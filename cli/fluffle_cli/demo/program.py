@@ -252,6 +252,8 @@ def introduction(settings: DemoSettings, folder: Path) -> str:
     ]
     if plan := settings.privacy_plan(settings.workers):
         said.append(f"Differential privacy: {plan.promise}")
+    if settings.sealed:
+        said.append("Updates and model are encrypted: the aggregator and RabbitMQ see neither.")
     if (runs := len(seeds) * len(setups)) > 1:
         longest_s = runs * (settings.max_seconds + START_S)
         said.append(

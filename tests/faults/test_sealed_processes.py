@@ -37,8 +37,6 @@ FLAGS = (
 # The first version is version 0's, and the first ack the hello's.
 MOMENTS = {
     "before the commit": 'kind == "version" and count == 3 and before',
-    "between the commit and the records": 'kind == "version" and count == 3 and not before',
-    "after the records and before the acks": 'kind == "record" and count == 3 and not before',
     "between the acks of one batch": 'kind == "ack" and count == 4',
 }
 # With it, half of the range of ciphertexts is used by the eighth update of weight 64.
