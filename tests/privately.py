@@ -11,7 +11,7 @@ from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.privacy.noise import NoiseSecret, NoiseSequence
 from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
-from fluffle.privacy.promise import PrivacyTarget
+from fluffle.privacy.promise import Mechanism, PrivacyTarget
 from fluffle.record import ModelVersion, Rank
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
@@ -35,6 +35,7 @@ def a_privacy_plan(
     separation: int = 1,
     bands: int | None = None,
     adaptive: bool = False,
+    mechanism: Mechanism = "central",
 ) -> PrivacyPlan:
     """Return a plan; with so many bands, though fewer may be best. An adaptive clip begins with `clip`."""
     target = PrivacyTarget(
@@ -42,7 +43,8 @@ def a_privacy_plan(
         clip=clip,
         updates=updates,
         separation=separation,
-        correlated=bands != 1 and not adaptive,
+        correlated=bands != 1 and not adaptive and mechanism == "central",
+        mechanism=mechanism,
         adaptive=adaptive,
     )
     plan = PrivacyPlan.keeping(target)
@@ -73,15 +75,21 @@ def a_private_config(
 ) -> AggregatorConfig:
     """Return what an aggregator with differential privacy is told when it starts."""
     promised = plan or a_privacy_plan()
-    strategy = private(a_strategy(name, buffer_size=buffer_size, optimizer=optimizer, staleness=staleness))
+    strategy = private(
+        a_strategy(name, buffer_size=buffer_size, optimizer=optimizer, staleness=staleness),
+        promised.mechanism,
+    )
     asked = Plan(privacy=promised, one_update_per_version=strategy.one_update_per_version)
 
     def continue_from(head: Head) -> GlobalModel:
         record = head.record
         assert record.privacy is not None
-        grid = grid_of(promised, record.layout.size, record.privacy.clip_of(promised))
-        drawn = secrets.token_bytes(DRAWN_BYTES)
-        noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid, drawn=drawn)
+        added = None
+        if promised.mechanism == "central":
+            grid = grid_of(promised, record.layout.size, record.privacy.clip_of(promised))
+            drawn = secrets.token_bytes(DRAWN_BYTES)
+            noise = SecretNoise(SECRET, record.federation, promised, record.privacy, grid, drawn=drawn)
+            added = AddedNoise(noise, grid, buffer_size)
         return GlobalModel(
             record,
             head.moments,
@@ -89,7 +97,7 @@ def a_private_config(
             plan=asked,
             goal=goal or Goal(),
             term=head.term + 1,
-            private=PrivateSums(promised, record.privacy, AddedNoise(noise, grid, buffer_size)),
+            private=PrivateSums(promised, record.privacy, added),
         )
 
     version = replace(a_private_version(promised, first), plan=asked)
@@ -118,7 +126,7 @@ def made_again(
     noise = NoiseSequence(plan.noise.coefficients, plan.std / grid.step, size, kept=0)
     made = [vector.copy()]
     steps = 0
-    for before, record, updates in zip(records, records[1:], sums, strict=False):
+    for before, record, updates in zip(records[:-1], records[1:], sums, strict=True):
         if before.privacy and before.privacy.clip:
             # Each sum has a clip of its own, and plain noise.
             grid = grid_of(plan, size, before.privacy.clip)

@@ -238,6 +238,8 @@ class GlobalModel:
         self.applied = self.applied.adding([*update.absorbed, update.id])
         self.updates += 1
         self.contributors.note_update(update, folded)
+        if self.private:
+            self.private.note_folded(update.id.worker, update.released)
         return folded
 
     def refresh(self, update: WeightUpdate) -> None:

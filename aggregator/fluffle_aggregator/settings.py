@@ -318,7 +318,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
         if self.dp:
             require_private(self.dp, strategy, given, codec=self.codec, is_auto=is_auto)
             require_no_goal_of_sites(self.make_goal())
-            strategy = private(strategy)
+            strategy = private(strategy, self.dp)
             # Weights that differ would scale noise and sensitivity unequally.
             return replace(strategy, weigh=IntegerWeights(1)) if self.dp == "distributed" else strategy
         if secure := self._secure_plan(strategy, epoch=1):

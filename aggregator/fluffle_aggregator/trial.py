@@ -89,7 +89,7 @@ def main() -> None:
     survey_aim = SurveyAim(wanted=MOST_UPDATES if is_open else 0)
     sums = None
     if (promised := record.plan.privacy) and record.privacy:
-        strategy, added = private(strategy), None
+        strategy, added = private(strategy, promised.mechanism), None
         if promised.mechanism == "central":
             clip = record.privacy.clip_of(promised)
             added = AddedNoise(NoNoise(), grid_of(promised, layout.size, clip), strategy.buffer_size)

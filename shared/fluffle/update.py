@@ -73,9 +73,11 @@ class WeightUpdate:
     With secure aggregation `epoch` is that of the keys by which the vector is masked, and 0 otherwise, and
     `revision` is that of the plan by which it was made. The statistics, and what the site has measured, are
     then part of the masked vector. Nothing more is sent but `train_s`: integers and loss are left out, and
-    examples, steps and batch size are 0. With shares of noise, `released` is how many updates this worker has
-    ever sent, with this one: each of them spends its privacy, whatever becomes of it. With a `shape` it is no
-    update, but the answer to a survey, whose statistics are in the vector.
+    examples, steps and batch size are 0. With a `shape` it is no update, but the answer to a survey, whose
+    statistics are in the vector.
+
+    Where workers add the noise of differential privacy, `released` is how many updates this worker has ever
+    sent, with this one: each of them spends its privacy, whatever becomes of it.
 
     In a sealed federation `key` is the id of the key by which the vector is encrypted. With a `refresh` it is
     no update, but what makes the sum of its base version one that was encrypted anew: see `SealedRefresh`.

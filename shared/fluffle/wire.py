@@ -39,7 +39,7 @@ _NOT_MASKED: Final = (
     *("sends", "codec", "first_tensor", "absorbs", "loss"),
     *("examples", "steps", "batch_size", "learning_rate_scale", "shape"),
 )
-_UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_OF_MASKED, *_OF_SEALED))
+_UPDATE: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, "epoch", "revision", "shape", *_OF_SEALED))
 # What is masked is the delta of all layers, and absorbs nothing. Of what its worker has, no more is said.
 _MASKED: Final = Table(WeightUpdate, without=(*IN_PAYLOAD, *_NOT_MASKED, *_OF_SEALED))
 # What is sealed is the delta of all layers too; what its worker says of its round travels as ever.
@@ -70,9 +70,13 @@ def encode_update(update: WeightUpdate) -> bytes:
     if isinstance(update.vector, SealedVector):
         return _encode_sealed(update, update.vector)
     vector = wire_bytes(update.codec, update.vector)
+    told = _UPDATE.write(update)
+    if not update.released:
+        # Only a worker that adds all the noise itself counts.
+        del told["released"]
     header = {
         "kind": "update",
-        **_UPDATE.write(update),
+        **told,
         "parameters": update.vector.size,
         "vector_bytes": vector.nbytes,
         "statistics_size": update.statistics.size,
@@ -143,6 +147,7 @@ def _read_update(header: Header, payload: memoryview, most_parameters: int = MAX
 
     A vector of more than `most_parameters` is not unpacked.
     """
+    header.setdefault("released", 0)
     found = _UPDATE.take(header)
     codec, sequence, absorbs = found["codec"], found["id"].sequence, found["absorbs"]
     if found["sends"] == "weights" and leaves_out(codec):

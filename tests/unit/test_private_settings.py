@@ -12,14 +12,12 @@ from fluffle.model import Layout, TensorSpec
 from fluffle.privacy.plan import PrivacyPlan
 from fluffle.privacy.secret_file import write_new_secret
 from fluffle.settings import load_settings
-from fluffle_aggregator.private.combinations import REFUSED, require_no_statistics
+from fluffle_aggregator.private.combinations import require_no_statistics
 from fluffle_aggregator.private.settings import same_privacy_plan
 from fluffle_aggregator.private.starting import SecretFile, grid_for
 from fluffle_aggregator.settings import AggregatorSettings
 
 GIVEN = {"dp": "central", "dp_epsilon": 8, "dp_clip": 1, "dp_max_updates": 10, "dp_secret": "noise.secret"}
-# What is given of a refused setting where a number does not do.
-VALUES = {"secure_aggregation": True, "normalize_steps": True, "on_large_norm": "clip", "limit_share": 0.5}
 
 
 def settings(**given: object) -> AggregatorSettings:
@@ -67,12 +65,6 @@ def test_a_setting_without_dp_has_no_effect(name: str) -> None:
 def test_a_budget_that_cannot_be_is_refused(given: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         settings(**given).privacy_target()
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_noise_does_not_cover_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} does not go together with dp: "):
-        settings(**{name: VALUES.get(name, 2)}).make_strategy()
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ def test_the_command_says_what_is_promised_and_what_is_spent(
         ({"weigh_by": "examples"}, "leave weigh_by out"),
         ({"strategy": "fadas"}, "choose fedbuff or fedavg"),
         ({"dp_epsilon": -1.0}, "epsilon must be above 0"),
-        ({"dp": "distributed"}, "only dp central"),
+        ({"dp": "distributed"}, "no dp distributed: give dp central"),
+        ({"dp": "local"}, "no dp local: give dp central"),
     ],
 )
 def test_what_privacy_does_not_go_together_with_is_refused(given: dict[str, Any], says: str) -> None:

@@ -25,6 +25,7 @@ from fluffle.sites import SiteEvaluation
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
+from fluffle_worker.local_noise import norm_in_float64, with_noise
 from fluffle_worker.masking import SecureSite
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.spool import Damaged, NoRoomForResidual, Residual, Spool
@@ -55,6 +56,9 @@ def add_to_spool(
 ) -> None:
     """Compress an update, or mask it if the plan says so, and put it into the spool.
 
+    With differential privacy at the workers, noise is added first: error feedback then goes on with what has
+    the noise already.
+
     `version` is the one that the round started from, the newest that is known, and `found` the newest
     evaluation at this site.
     """
@@ -62,6 +66,12 @@ def add_to_spool(
     if version.plan.privacy:
         update = update.saying_nothing
         trained = replace(trained, update=update)
+        if version.plan.privacy.mechanism == "local":
+            if not math.isfinite(norm_in_float64(trained.vector)):
+                log.warning("an update is dropped: its delta is not finite", update=str(update.id))
+                return
+            update = replace(update, released=secure.count_next(update.id.worker, version))
+            trained = replace(trained, vector=with_noise(trained.vector, version.plan.privacy))
     random = np.random.default_rng([seed, update.id.sequence, 1])
     if version.plan.secure:
         secure.add_masked(spool, trained, found, version, random)

@@ -24,6 +24,7 @@ from fluffle.task import Site, Task
 from fluffle.topology import MAX_MESSAGE_BYTES, Topology
 from fluffle_worker.base_version import FIRST_PATIENCE_S, BaseVersion
 from fluffle_worker.feedback import add_to_spool
+from fluffle_worker.insisting import Insistence
 from fluffle_worker.masking import Keys, SecureSite
 from fluffle_worker.pace.pace import Pace
 from fluffle_worker.pace.share import TrainedPart, TrainShare
@@ -78,7 +79,7 @@ class Worker:
 
     With `keys` it takes part in secure aggregation, and in nothing else. With a `sealed_key` it takes part in
     a sealed federation, and in nothing else; tensors that match one of the patterns `sealed_only` must be
-    sealed, all of them without patterns.
+    sealed, all of them without patterns. With an `insistence` it takes part in nothing that is less private.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Worker:
     keys: Keys | None = None
     sealed_key: SharedKey | None = None
     sealed_only: tuple[str, ...] = ()
+    insistence: Insistence | None = None
 
     def __post_init__(self) -> None:
         """Build the model, and read what an earlier run left at this site."""
@@ -202,6 +204,8 @@ class Worker:
         while found := self._base.newest(broker, has_unsent=bool(self.spool.waiting)):
             self._start_over_after_a_reset(found)
             version = found if found.finished else self._sealed.opened(found)
+            if self.insistence and not version.finished:
+                self.insistence.require(version)
             self._warn_of_refusals(version)
             if self.note and version.rank != self._noted:
                 self.note(version)

@@ -41,8 +41,6 @@ log = get_logger(__name__)
 SETTINGS: Final = "--secure-key, --secure-registry and --secure-operator"
 # How often the registry's file is read again, and how long before the newest version is looked at again.
 LOOK_EVERY_S, LOOK_FOR_S = 1.0, 30.0
-# How long before a full disk is tried again.
-WRITE_AGAIN_S = 5.0
 
 
 class Keys(Protocol):
@@ -252,7 +250,7 @@ class SecureSite:
         if not math.isfinite(norm(trained.vector)):
             log.warning("an update is dropped: its delta is not finite", update=str(first))
             return
-        update = replace(trained.update, released=self._count(first.worker, version))
+        update = replace(trained.update, released=self.count_next(first.worker, version))
         masked = self.keys.masking_with_noise(update, trained.vector, noise, secure, random)
 
         def under(other: UpdateId) -> WeightUpdate:
@@ -266,15 +264,9 @@ class SecureSite:
         except ConfigError as error:
             log.warning("an update is lost: the disk has no room for it", because=str(error))
 
-    def _count(self, worker: str, version: ModelVersion) -> int:
-        """Count one more update; wait while that cannot be written."""
-        while True:
-            try:
-                return self.released.note_next(worker, version)
-            except ConfigError as error:
-                log.warning("an update waits until it can be counted on the disk", because=str(error))
-            if self.stop.wait(WRITE_AGAIN_S):
-                raise StopRequested
+    def count_next(self, worker: str, version: ModelVersion) -> int:
+        """Count one more update that leaves with noise of this worker; see `ReleasedUpdates`."""
+        return self.released.count_next(worker, version, self.stop)
 
     def add_masked_answer(self, spool: Spool, statistics: DataStatistics, version: ModelVersion) -> None:
         """Mask the answer to the survey of a version, and put it into the spool."""

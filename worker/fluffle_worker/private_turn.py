@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluffle.broker import Broker
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, WireError
 from fluffle.logs import get_logger
 from fluffle.model_stream import await_record
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
-from fluffle.update import UpdateId
+from fluffle.update import UpdateId, WeightUpdate
+from fluffle.wire import decode_inbound
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.spool import Spool
@@ -61,7 +62,11 @@ class PrivateTurn:
             return
         if not self._has_begun:
             self._has_begun = True
-            self._look_for_earlier(version)
+            log.info("differential privacy", promise=version.plan.privacy.promise)
+            if version.plan.privacy.mechanism == "local":
+                self._drop_without_noise()
+            else:
+                self._look_for_earlier(version)
         if self.train_share != 1:
             raise ConfigError(
                 f"{version.federation} has differential privacy, in which each update has all layers: start "
@@ -70,7 +75,7 @@ class PrivateTurn:
 
     def note_round(self, base: ModelVersion) -> None:
         """Note the update in the spool, if there is one: it began from this version, and is sent now."""
-        if base.plan.privacy and self.spool.waiting:
+        if _has_turns(base) and self.spool.waiting:
             self._under_way, self._refused_before = self._newest, _refused(base, self.worker)
             self._lost_at = time.monotonic() + LOST_AFTER_S
 
@@ -93,7 +98,7 @@ class PrivateTurn:
             has_sent_all = self._has_sent_all(version) and not self.spool.waiting
             if not has_sent_all or self._is_under_way(version):
                 return ""
-        of_them = "it has sent them all" if plan.shares else "the model contains them all"
+        of_them = "the model contains them all" if plan.mechanism == "central" else "it has sent them all"
         return f"this worker's privacy budget of {plan.updates} updates is spent: {of_them}"
 
     def is_ready(self, version: ModelVersion, broker: Broker) -> bool:
@@ -101,7 +106,7 @@ class PrivateTurn:
 
         If not, wait for a version that changes that, and return False: it is then to be read.
         """
-        if version.plan.privacy is None:
+        if not _has_turns(version):
             return True
         self._settle(version)
         if self._may_train(version):
@@ -132,6 +137,13 @@ class PrivateTurn:
         patience_s = EARLIER_LOST_AFTER_S if may_be_refused else LOST_AFTER_S
         self._lost_at = time.monotonic() + patience_s
 
+    def _drop_without_noise(self) -> None:
+        """Drop what an earlier life has kept that has no noise."""
+        if dropped := self.spool.drop(lambda body: not _has_noise(body)):
+            log.warning("dropped unsent updates of before differential privacy", updates=dropped)
+        if self.spool.has_residual and not self.released.has_any:
+            self.spool.forget_residual()
+
     def _settle(self, version: ModelVersion) -> None:
         """Forget the update under way once a version contains it, or tells that it was refused."""
         if self._under_way and not self._is_under_way(version):
@@ -154,9 +166,23 @@ class PrivateTurn:
         return state.steps_to_wait(self.worker, plan) == 0
 
     def _has_sent_all(self, version: ModelVersion) -> bool:
-        """Tell whether this worker has sent all updates that it may; only with shares of noise it counts."""
+        """Tell whether this worker has sent all updates that it may; it counts where it adds the noise."""
         plan = version.plan.privacy
-        return bool(plan and plan.shares and self.released.count(self.worker, version) >= plan.updates)
+        counts = plan is not None and plan.mechanism != "central"
+        return bool(plan and counts and self.released.count(self.worker, version) >= plan.updates)
+
+
+def _has_turns(version: ModelVersion) -> bool:
+    """Tell whether workers wait for turns: an update with all its noise may be sent at any time."""
+    return version.plan.privacy is not None and version.plan.privacy.mechanism != "local"
+
+
+def _has_noise(body: bytes) -> bool:
+    try:
+        update = decode_inbound(body)
+    except WireError:
+        return False
+    return isinstance(update, WeightUpdate) and update.released > 0
 
 
 def _refused(version: ModelVersion, worker: str) -> int:

@@ -1,9 +1,10 @@
-"""How many updates a worker has ever sent with its shares of noise: its own count, on its own disk.
+"""How many updates a worker has ever sent with noise of its own: its own count, on its own disk.
 
-Under masks nobody else can know what the noise has to cover. An update counts before it is kept to be sent,
+Nobody else can know what the noise has to cover. An update counts before it is kept to be sent,
 whatever becomes of it, and over restarts and resets of the federation.
 """
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,13 +12,20 @@ from typing import Final
 from fluffle.errors import ConfigError, WireError
 from fluffle.fields import Count
 from fluffle.framing import HeaderLimits, join
+from fluffle.logs import get_logger
 from fluffle.message import BareMessage, decode
 from fluffle.privacy.plan import PrivacyPlan
 from fluffle.privacy.shares import why_not_kept
 from fluffle.record import ModelVersion
+from fluffle.stopping import StopRequested
+from fluffle_worker.local_noise import why_not_local
 from fluffle_worker.spool import Damaged, read_digested, write_digested
 
+log = get_logger(__name__)
+
 NAME: Final = "released.ledger"
+# How long a worker waits until it tries to write again.
+WRITE_AGAIN_S: Final = 5.0
 LIMITS: Final = HeaderLimits(4096, 64)
 
 
@@ -50,10 +58,15 @@ class ReleasedUpdates:
                 "says counts alone"
             ) from error
 
+    @property
+    def has_any(self) -> bool:
+        """Whether this worker has ever sent an update with noise of its own."""
+        return self._known is not None
+
     def require(self, version: ModelVersion) -> None:
         """Raise ConfigError unless the plan of a version keeps to what it promises, and has promised before.
 
-        A plan without shares of noise passes, where this worker has never sent any.
+        A plan by which workers add no noise passes, where this worker has never added any.
         """
         promised, federation = version.plan.privacy, version.federation
         if self._known and self._known.promised != promised:
@@ -63,9 +76,12 @@ class ReleasedUpdates:
                 f"{self._known.promised.promise} Now it {now}. Delete {self._path} only if this worker may "
                 "spend another budget on top of that"
             )
-        if promised is None or promised.mechanism != "distributed":
+        if promised is None or promised.mechanism == "central":
             return
-        why = why_not_kept(promised, version.plan.secure, version.layout)
+        if promised.mechanism == "local":
+            why = why_not_local(promised, version.plan, version.layout)
+        else:
+            why = why_not_kept(promised, version.plan.secure, version.layout)
         if version.survey and version.survey.is_open:
             why = "a survey is open, whose answers have no noise"
         if why:
@@ -81,6 +97,19 @@ class ReleasedUpdates:
         """
         of_record = version.privacy.of(worker).updates if version.privacy else 0
         return max(of_record, self._known.updates if self._known else 0)
+
+    def count_next(self, worker: str, version: ModelVersion, stop: threading.Event) -> int:
+        """Count one more update as `note_next` does; wait while that cannot be written.
+
+        Raises StopRequested when asked to stop meanwhile.
+        """
+        while True:
+            try:
+                return self.note_next(worker, version)
+            except ConfigError as error:
+                log.warning("an update waits until it can be counted on the disk", because=str(error))
+            if stop.wait(WRITE_AGAIN_S):
+                raise StopRequested
 
     def note_next(self, worker: str, version: ModelVersion) -> int:
         """Count one more update, which is on the disk when this returns, and return how many there are.

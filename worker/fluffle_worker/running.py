@@ -101,6 +101,7 @@ def work(
             event_sink=event_sink,
             note=(lambda version: curves(version, None)) if curves else None,
             keys=keys,
+            insistence=settings.insistence,
             sealed_key=sealed_key,
             sealed_only=settings.must_be_sealed,
         )

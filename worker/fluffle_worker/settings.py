@@ -3,14 +3,16 @@
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from fluffle.errors import ConfigError, TaskError
+from fluffle.privacy.promise import Mechanism
 from fluffle.sealed.plan import parse_patterns
 from fluffle.settings import PartName, ServiceSettings, SharedSettings
 from fluffle.task import Site
+from fluffle_worker.insisting import Insistence
 from fluffle_worker.pace.precision import Precision
 from fluffle_worker.pace.share import TrainShare
 
@@ -152,6 +154,35 @@ class WorkerSettings(SiteSettings, SealedSettings, ServiceSettings):
     secure_operator: Path | None = Field(
         None, description="File operator.pub, the public key with which the registry must be signed."
     )
+
+    dp_epsilon: float | None = Field(
+        None,
+        gt=0,
+        description="The most epsilon that this worker's data may spend in a federation. The worker leaves "
+        "before it sends anything if the plan has no differential privacy, or spends more. With the "
+        "mechanism central it has to trust the aggregator, which alone adds the noise: see dp.",
+    )
+    dp_delta: float = Field(1e-5, gt=0, lt=1, description="The delta at which dp_epsilon holds.")
+    dp: Mechanism = Field(
+        "central",
+        description="With dp_epsilon, the mechanism that this worker insists on: central (the aggregator "
+        "must be trusted), distributed (enough other workers of each sum must be honest) or local (nobody "
+        "need be trusted). One that needs less trust will do too.",
+    )
+
+    @model_validator(mode="after")
+    def _insists_on_an_epsilon(self) -> Self:
+        given = sorted(self.model_fields_set & {"dp", "dp_delta"})
+        if given and self.dp_epsilon is None:
+            raise ValueError(f"{given[0]} has no effect without dp_epsilon: give both")
+        return self
+
+    @property
+    def insistence(self) -> Insistence | None:
+        """How private this worker's data must stay; None if that is left to the federation."""
+        if self.dp_epsilon is None:
+            return None
+        return Insistence(epsilon=self.dp_epsilon, delta=self.dp_delta, mechanism=self.dp)
 
     @property
     def secure_files(self) -> tuple[Path, Path, Path] | None:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle.privacy.promise import NoiseKind, PrivacyTarget, promise_of_shares
+from fluffle.privacy.promise import Mechanism, NoiseKind, PrivacyTarget, promise_of_shares
 from fluffle.privacy.shares import SharedSums
 from fluffle_aggregator.choices import readable_by
 
@@ -59,13 +59,14 @@ class PrivacySettings(BaseModel):
     # Whether the noise follows from a secret in a file.
     has_noise_secret: ClassVar[bool] = True
 
-    dp: Literal["central", "distributed"] | None = Field(
+    dp: Mechanism | None = Field(
         None,
         description="Differential privacy: central lets the aggregator clip each update, and add noise to "
         "each sum before anybody sees it, and needs dp_secret; with distributed each worker adds its share "
-        "under secure_aggregation, so that the aggregator sees no sum with less noise. The unit is one "
-        "worker, with all its updates. Needs dp_epsilon, dp_clip and dp_max_updates. The strategy is then "
-        "fedbuff unless given.",
+        "under secure_aggregation, so that the aggregator sees no sum with less noise; with local each "
+        "worker adds all the noise to each update, which nobody sees without. The unit is one worker, with "
+        "all its updates. Needs dp_epsilon, dp_clip and dp_max_updates. The strategy is then fedbuff unless "
+        "given.",
     )
     dp_epsilon: float | None = Field(
         None,

@@ -70,10 +70,11 @@ class PrivateStart:
         Raises ConfigError for a model that cannot be private.
         """
         require_no_statistics(layout)
+        plan = self.plan_for(layout)
+        if plan.mechanism != "distributed":
+            grid_for(plan, layout, plan.clip)
         if self.secret is None:
             return PrivacyState(commitment="")
-        plan = self.plan_for(layout)
-        grid_for(plan, layout, plan.clip)
         clip = None if plan.count_std is None else plan.clip
         return PrivacyState(commitment=self.secret.secret.commitment, clip=clip)
 

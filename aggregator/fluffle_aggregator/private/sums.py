@@ -85,6 +85,11 @@ class PrivateSums:
         self.state = replace(state, drawn=added.noise.drawn if added else "")
         self._greeted: set[str] = set()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether each update has all its noise, so that all that becomes of it is free."""
+        return self.plan.mechanism == "local"
+
     def note_sum(self, buffer: object, rank: Rank, workers: Iterable[str]) -> None:
         """Add noise to the sum of which a version is made, with one update of each of these workers.
 
@@ -100,7 +105,8 @@ class PrivateSums:
                     replace(self.state, clip=clip),
                     self.added.with_clip(clip, self.plan),
                 )
-        self._count(rank, workers)
+        # Updates that have all their noise count when they come, in whatever sums they are.
+        self._count(rank, () if self.is_local else workers)
 
     def skip(self, rank: Rank) -> None:
         """Let the sum of which this version would be made count, though it is never shown.
@@ -114,8 +120,13 @@ class PrivateSums:
         made = NoisySum(rank.term, rank.version, self.state.drawn)
         self.state = self.state.with_sum(made, tuple(workers), self.plan)
 
+    def note_folded(self, worker: str, released: int) -> None:
+        """Note an update that has all its noise, and says how many of them its worker has sent."""
+        if self.is_local:
+            self.note_released(worker, released or self.state.of(worker).updates + 1)
+
     def note_released(self, worker: str, updates: int) -> None:
-        """Note that a worker has sent so many updates with its shares of noise, whatever became of them."""
+        """Note that a worker has sent so many updates with its noise, whatever became of them."""
         self.state = self.state.with_released(worker, min(updates, self.plan.updates))
 
     @property

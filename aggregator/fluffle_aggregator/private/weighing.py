@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from fluffle.privacy.promise import Mechanism
 from fluffle_aggregator.sections import Weight
 from fluffle_aggregator.strategies.fedbuff import DiscountedMean
 from fluffle_aggregator.strategies.strategy import Strategy, UpdateFacts
@@ -19,9 +20,15 @@ class CountAlike:
         return Weight(1.0, 1.0, 1.0, 1.0, facts.staleness)
 
 
-def private(strategy: Strategy) -> Strategy:
-    """Return a strategy whose weights tell nothing of what an update was trained on."""
+def private(strategy: Strategy, mechanism: Mechanism = "central") -> Strategy:
+    """Return a strategy whose weights tell nothing of what an update was trained on.
+
+    Where each update has all its noise, any weight may follow from it, and from what is public: no update
+    says how many examples it has.
+    """
     weigh = strategy.weigh
+    if mechanism == "local" and not isinstance(weigh, DiscountedMean):
+        return replace(strategy, is_private=True)
     if isinstance(weigh, DiscountedMean):
         return replace(strategy, weigh=replace(weigh, weigh_by="none"), is_private=True)
     return replace(strategy, weigh=CountAlike(), is_private=True)

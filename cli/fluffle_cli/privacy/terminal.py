@@ -82,19 +82,21 @@ def buffer_rows(found: PrivacyNumbers) -> tuple[Sequence[str], list[list[str]]]:
 def aggregator_command(found: PrivacyNumbers) -> str:
     """Return how to start an aggregator that adds this noise; empty if it does not add such noise."""
     asked = found.asked
-    if asked.mechanism != "central":
+    if asked.mechanism == "distributed":
         return ""
-    kind = "" if asked.correlated else " --dp-noise plain"
+    is_central = asked.mechanism == "central"
+    kind = " --dp-noise plain" if is_central and not asked.correlated else ""
     numbers = {
         "--buffer-size": asked.buffer_size,
         "--dp-epsilon": found.epsilon,
         "--dp-delta": asked.delta,
         "--dp-clip": asked.clip,
         "--dp-max-updates": asked.updates,
-        "--dp-separation": asked.separation,
+        **({"--dp-separation": asked.separation} if is_central else {}),
     }
     flags = " ".join(f"{flag} {_exact(number)}" for flag, number in numbers.items())
-    return f"fluffle aggregator --dp central{kind} {flags} --dp-secret FILE"
+    secret = " --dp-secret FILE" if is_central else ""
+    return f"fluffle aggregator --dp {asked.mechanism}{kind} {flags}{secret}"
 
 
 def as_plain(found: PrivacyNumbers) -> dict[str, object]:
