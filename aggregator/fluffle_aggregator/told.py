@@ -94,7 +94,8 @@ def told_of_commit(record: ModelVersion, took_s: float) -> list[Effect]:
     ]
     if record.plan.privacy and record.privacy:
         updates, steps = record.privacy.most_updates, record.privacy.steps
-        effects.append(Tell(Spent(record.plan.privacy.epsilon_after(updates), updates, steps)))
+        promised = record.plan.privacy
+        effects.append(Tell(Spent(promised.epsilon_after(updates), updates, steps, promised.mechanism)))
     if record.finished:
         best = {"best_version": best_version, "best_by": record.best_by} if record.best else {}
         line = "the federation has finished"

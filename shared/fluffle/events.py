@@ -141,12 +141,13 @@ class Committed:
 class Spent:
     """With differential privacy, `epsilon` is what the worker with the most updates has spent after a commit.
 
-    It has `updates` in the model, which has `steps` sums.
+    It has `updates` in the model, which has `steps` sums. The noise is added as the `mechanism` says.
     """
 
     epsilon: float
     updates: int
     steps: int
+    mechanism: ShortText
 
 
 @dataclass(frozen=True, slots=True)

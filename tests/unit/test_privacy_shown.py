@@ -42,7 +42,8 @@ def test_what_the_federation_has_spent_is_what_its_most_active_worker_has() -> N
     assert found.spent == pytest.approx(8.0)
     assert (found.workers, found.workers_spent, found.steps) == (2, 1, 5)
     assert found.in_words == (
-        "privacy: epsilon 8 of 8 spent (delta 1e-05), at most 4 of 4 updates of a worker, 1 of 2 workers done"
+        "privacy: epsilon 8 of 8 spent (delta 1e-05), at most 4 of 4 updates of a worker, 1 of 2 workers done, "
+        "mechanism central"
     )
 
 
@@ -86,6 +87,22 @@ def test_a_file_with_a_model_says_what_was_spent_and_what_is_not_covered() -> No
     }
 
 
+def test_noise_at_the_workers_and_an_adaptive_clip_are_named_where_privacy_is_shown() -> None:
+    local, adaptive = a_privacy_plan(mechanism="local"), a_privacy_plan(clip=0.1, adaptive=True)
+    state = PrivacyState(commitment="", participations={"w1": Participation(2)})
+    of_local = spent_privacy(Version.of(replace(a_version(), plan=Plan(privacy=local), privacy=state)))
+    moved = replace(state, clip=0.25)
+    of_adaptive = spent_privacy(Version.of(replace(a_version(), plan=Plan(privacy=adaptive), privacy=moved)))
+
+    assert about_privacy(local, state)["privacy.mechanism"] == "local, plain Gaussian noise, clip 1"
+    assert about_privacy(adaptive, moved)["privacy.mechanism"].endswith("adaptive clip 0.25")
+    assert of_local is not None
+    assert of_local.in_words.endswith("0 of 1 worker done, mechanism local")
+    assert of_adaptive is not None
+    assert of_adaptive.in_words.endswith("mechanism central, clip 0.25")
+    assert of_adaptive.noise == adaptive.std_at(0.25)
+
+
 def test_the_leader_tells_prometheus_what_is_spent() -> None:
     meter = Meter("aggregator", "digits", "a1")
     [told] = [
@@ -97,7 +114,8 @@ def test_the_leader_tells_prometheus_what_is_spent() -> None:
     meter(told)
 
     labels = {"federation": "digits", "aggregator": "a1"}
-    epsilon = meter.registry.get_sample_value("fluffle_privacy_epsilon", labels)
+    by_mechanism = {**labels, "mechanism": "central"}
+    epsilon = meter.registry.get_sample_value("fluffle_privacy_epsilon", by_mechanism)
     assert epsilon == pytest.approx(8.0)
     assert meter.registry.get_sample_value("fluffle_privacy_sums", labels) == 5
 

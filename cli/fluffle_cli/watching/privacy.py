@@ -43,7 +43,7 @@ class SpentPrivacy:
         return (
             f"privacy: epsilon {self.spent:.3g} of {self.epsilon:g} spent (delta {self.delta:g}), at most "
             f"{self.most_updates} of {count(self.updates, 'update')} of a worker, "
-            f"{self.workers_spent} of {count(self.workers, 'worker')} done{clip}"
+            f"{self.workers_spent} of {count(self.workers, 'worker')} done, mechanism {self.mechanism}{clip}"
         )
 
 

@@ -18,7 +18,7 @@ from fluffle.fields import MAX_METRICS
 
 # The further values of a label are counted under this one.
 OTHER: Final = "other"
-MAX_VALUES: Final[Mapping[str, int]] = {"reason": 64, "rule": 16, "metric": MAX_METRICS}
+MAX_VALUES: Final[Mapping[str, int]] = {"reason": 64, "rule": 16, "mechanism": 3, "metric": MAX_METRICS}
 Staleness: Final = partial(Histogram, buckets=(0, 1, 2, 4, 8, 16, 32, 64, 128))
 CommitSeconds: Final = partial(
     Histogram, buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -83,7 +83,11 @@ LEADERS: Final[Kinds] = {
     "fluffle_evaluated_version": (Gauge, "Version that was evaluated last."),
     "fluffle_evaluation": (Gauge, "What the evaluator, or all sites, measured last.", "metric"),
     "fluffle_last_commit_timestamp_seconds": (Gauge, "Unix time of the last commit."),
-    "fluffle_privacy_epsilon": (Gauge, "Epsilon that the worker with the most updates has spent."),
+    "fluffle_privacy_epsilon": (
+        Gauge,
+        "Epsilon that the worker with the most updates has spent.",
+        "mechanism",
+    ),
     "fluffle_privacy_sums": (Gauge, "Sums with noise that were shown."),
 }
 
@@ -122,7 +126,7 @@ class Meter:
             case events.Committed():
                 self._count_commit(event)
             case events.Spent():
-                self._note("fluffle_privacy_epsilon", event.epsilon)
+                self._note("fluffle_privacy_epsilon", event.epsilon, mechanism=event.mechanism)
                 self._note("fluffle_privacy_sums", event.steps)
             case events.Rejected():
                 self._note("fluffle_rejected", 1, reason=event.reason)

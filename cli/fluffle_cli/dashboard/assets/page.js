@@ -44,9 +44,9 @@ function moreOf(picture) {
 
 function privacyOf({ privacy }) {
   if (!privacy) return [];
-  const { spent, epsilon, delta, most_updates, updates, workers, workers_spent } = privacy;
+  const { mechanism, spent, epsilon, delta, most_updates, updates, workers, workers_spent } = privacy;
   return [
-    ["epsilon", `epsilon spent (delta ${delta})`, spent, `${number(spent)} of ${number(epsilon)}`],
+    ["epsilon", `epsilon spent (${mechanism}, delta ${delta})`, spent, `${number(spent)} of ${number(epsilon)}`],
     ["most_updates", "most updates of a worker", most_updates, `${number(most_updates)} of ${number(updates)}`],
     ["workers_spent", "workers whose budget is spent", workers_spent, `${number(workers_spent)} of ${number(workers)}`],
   ];
