@@ -2,12 +2,16 @@
 
 import math
 from itertools import repeat
+from typing import Final
 
 import numpy as np
 
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
-from fluffle.vector_math import BLOCK_SIZE, side_by_side
+from fluffle.vector_math import BLOCK_SIZE, side_by_side, squared_length
+
+# Where products of float32 have not lost all their digits.
+LEAST_SQUARE: Final = 2.0**-80
 
 
 def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
@@ -26,3 +30,13 @@ def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
             np.subtract(values, origin, out=moved, dtype=np.float64)
         total += float(np.sum(np.square(moved, out=moved)))
     return math.sqrt(total)
+
+
+def quick_norm_of(vector: CompressedVector) -> float:
+    """Return the L2 norm of a vector, in half the time, and at most 2**-18 of it off.
+
+    Products are rounded to float32, and a block's are summed up by at most 75 additions in a row: each rounds
+    by at most 2**-24. A norm whose square is too small or too large for float32 is taken as `norm_of` has it.
+    """
+    square = squared_length(vector.blocks())
+    return math.sqrt(square) if LEAST_SQUARE <= square < math.inf else norm_of(vector)

@@ -20,7 +20,7 @@ from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.gates.norm import norm_bound, shortened
 from fluffle_aggregator.gates.rates import MIB, Rates, TokenBuckets
 from fluffle_aggregator.global_model import GlobalModel
-from fluffle_aggregator.norms import norm_of
+from fluffle_aggregator.norms import norm_of, quick_norm_of
 
 CLIP = Limits(limit_norm=2.0, on_large_norm="clip")
 
@@ -197,3 +197,25 @@ def test_the_model_remembers_the_last_101_norms_and_forgets_them_when_nobody_mea
 def test_a_record_with_impossible_norms_is_unreadable(norms: tuple[float, ...]) -> None:
     with pytest.raises(WireError, match="field norms"):
         decode_version(encode_version(replace(a_version(), norms=norms)))
+
+
+@given(
+    st.integers(1, 3 * BLOCK_SIZE),
+    st.floats(-40, 12),
+    st.sampled_from(["normal", "alike", "one", "heavy"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_the_quick_norm_is_next_to_the_exact_one(size: int, power: float, shape: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    elements = {
+        "normal": random.standard_normal(size),
+        # All rounded in the same direction.
+        "alike": np.full(size, random.uniform(1, 2)),
+        "one": np.eye(1, size).ravel(),
+        "heavy": random.standard_cauchy(size),
+    }[shape]
+    vector = (np.clip(elements, -1e3, 1e3) * 10.0**power).astype(np.float32)
+
+    exact = math.sqrt(math.fsum(np.square(vector, dtype=np.float64)))
+
+    assert quick_norm_of(float32s(vector)) == pytest.approx(exact, rel=2.0**-18, abs=0)

@@ -7,7 +7,7 @@ import numpy as np
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
 from fluffle.privacy.grid import Grid, Steps
-from fluffle_aggregator.norms import norm_of
+from fluffle_aggregator.norms import quick_norm_of
 from fluffle_aggregator.sections import Coverage, Section, Totals, Weight
 
 EMPTY = Coverage()
@@ -39,7 +39,7 @@ class ClippedSum:
 
     def adding(self, vector: CompressedVector, weight: Weight) -> "ClippedSum":
         """Return a sum of one more update."""
-        norm = norm_of(vector)
+        norm = quick_norm_of(vector)
         # A discount of a large staleness may be too small for a float.
         if weight.discount > 0:
             self.grid.add_clipped(self.steps, vector.blocks(), norm, weight.discount)

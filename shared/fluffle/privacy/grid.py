@@ -27,8 +27,8 @@ Steps = NDArray[np.int64]
 # A standard deviation of the noise is 2**25 to 2**26 steps. Far fewer would cost precision; with far more, a
 # step would have only a few of the normal numbers that float64 can tell apart.
 NOISE_BITS: Final = 25
-# For the errors of a norm in float64, of a product, and of a quotient.
-SLACK: Final = 2.0**-20
+# For the errors of a norm, which may be 2**-18 of it off, of a product, and of a quotient.
+SLACK: Final = 2.0**-17
 # Here the numbers of float64 are 1 apart: a number that is added to it is rounded to a whole one, which then
 # stands in the lowest bits.
 WHOLE: Final = 1.5 * 2.0**52
@@ -73,8 +73,8 @@ class Grid:
     def add_clipped(self, total: Steps, blocks: Iterable[Vector], norm: float, weight: float = 1.0) -> None:
         """Add weight * vector to `total` in place, clipped and rounded: its norm is `clip` at most, exactly.
 
-        The vector is given in blocks, with its L2 norm, summed up in float64. It is clipped first, and then
-        weighed. Raises ValueError when the norm is not finite, the weight is not in (0, 1], or the sizes
+        The vector is given in blocks, with its L2 norm, at most 2**-18 of it off. It is clipped first, and
+        then weighed. Raises ValueError when the norm is not finite, the weight is not in (0, 1], or the sizes
         differ.
         """
         if not (math.isfinite(norm) and norm >= 0):
