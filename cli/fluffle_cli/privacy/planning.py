@@ -17,9 +17,9 @@ from fluffle.privacy.gaussian import guess_rate
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.grid import Grid
 from fluffle.privacy.promise import MOST_EPSILON, Mechanism, NoiseKind, PrivacyTarget, promise
+from fluffle.privacy.shares import SharedSums, shares_of
 from fluffle.privacy.skellam import MOST_VARIANCE, SkellamNoise
 from fluffle.privacy.usefulness import NoisyRun
-from fluffle.secure.fixed_point import FixedPoint
 
 Noise = GaussianNoise | SkellamNoise
 EPSILONS: Final = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -32,8 +32,7 @@ MOST_POINTS: Final = 100
 class PrivateRun:
     """A federation with differential privacy, in which all workers send all the updates that they may.
 
-    `honest` and `bits` are for the mechanism distributed: so many workers of each sum are honest at least,
-    and updates are whole numbers of so many bits.
+    `honest` is for the mechanism distributed: so many workers of each sum are honest at least.
     """
 
     workers: int
@@ -46,7 +45,6 @@ class PrivateRun:
     mechanism: Mechanism
     correlated: bool
     honest: int
-    bits: int
 
     @property
     def kinds(self) -> tuple[NoiseKind, ...]:
@@ -57,11 +55,6 @@ class PrivateRun:
     def versions(self) -> int:
         """How many versions the federation makes."""
         return max(1, self.workers * self.updates // self.buffer_size)
-
-    @property
-    def levels(self) -> int:
-        """How many whole numbers the clip is, with the mechanism distributed."""
-        return FixedPoint(self.clip, self.bits).levels
 
     def with_buffer(self, buffer_size: int) -> "PrivateRun":
         """Return this federation with another buffer, of which the same share is honest."""
@@ -84,23 +77,27 @@ class PrivateRun:
         """Return the least noise with this epsilon. Raises ConfigError when there is none."""
         target = self.target(epsilon, kind)
         if self.mechanism == "distributed":
-            return target.skellam_noise(levels=self.levels, size=self.parameters, honest=self.honest)
+            return shares_of(self._sums.new_plan(target))
         return target.gaussian_noise()
+
+    @property
+    def _sums(self) -> SharedSums:
+        return SharedSums(size=self.parameters, honest=self.honest, buffer_size=self.buffer_size)
 
     def noise_of(self, multiplier: float, kind: NoiseKind) -> Noise:
         """Return noise with this multiplier. Raises ConfigError when it could not be drawn."""
         least = self.noise_for(MOST_EPSILON, kind)
         if isinstance(least, GaussianNoise):
             return replace(least, std=multiplier * self.clip)
-        share = (multiplier * self.levels) ** 2 / self.honest
+        share = (multiplier * least.clip) ** 2 / self.honest
         if share > MOST_VARIANCE:
-            raise ConfigError(f"so much noise as {multiplier:g} cannot be drawn exactly: use fewer bits")
+            raise ConfigError(f"so much noise as {multiplier:g} cannot be drawn exactly")
         return replace(least, share=share)
 
     def multiplier(self, noise: Noise) -> float:
         """Return the standard deviation of the noise that is counted on, divided by the clip."""
         return (
-            noise.multiplier if isinstance(noise, GaussianNoise) else math.sqrt(noise.variance) / self.levels
+            noise.multiplier if isinstance(noise, GaussianNoise) else math.sqrt(noise.variance) / noise.clip
         )
 
     def epsilon(self, noise: Noise) -> float:
@@ -119,13 +116,14 @@ class PrivateRun:
 
     def numbers(self, epsilon: float, noise: Noise) -> "Numbers":
         """Return what noise means for this federation."""
-        bands, memory_bytes, right_in_100 = 1, 0, None
+        bands, memory_bytes, right_in_100, bits = 1, 0, None, None
         if isinstance(noise, GaussianNoise):
             std, bands, memory_bytes = noise.std, noise.bands, noise.memory_bytes(self.parameters)
             right_in_100 = math.ceil(100 * guess_rate(noise.mu))
         else:
             # In a sum are the shares of all workers, also of those that are not counted on.
-            std = math.sqrt(noise.share * self.buffer_size) * self.clip / self.levels
+            std = math.sqrt(noise.share * self.buffer_size) * self.clip / noise.clip
+            bits = noise.bits
         run = NoisyRun(
             workers=self.workers,
             updates=self.updates,
@@ -142,6 +140,7 @@ class PrivateRun:
             multiplier=self.multiplier(noise),
             right_in_100=right_in_100,
             memory_bytes=memory_bytes,
+            bits=bits,
             run=run,
         )
 
@@ -151,13 +150,15 @@ class Numbers:
     """What one kind of noise means for a federation.
 
     `right_in_100` says how often whoever guesses about one worker is right, of 100 times; it is not known of
-    noise in shares. `memory_bytes` is what correlated noise takes at the aggregator.
+    noise in shares. `memory_bytes` is what correlated noise takes at the aggregator. With noise in shares
+    updates are whole numbers of so many `bits`.
     """
 
     epsilon: float
     multiplier: float
     right_in_100: int | None
     memory_bytes: int
+    bits: int | None
     run: NoisyRun
 
     @property

@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from fluffle.errors import ConfigError
 from fluffle.model import MAX_PARAMETERS
 from fluffle.privacy.promise import Mechanism, NoiseKind
-from fluffle.secure.fixed_point import FEWEST_BITS, MOST_BITS
 from fluffle.settings import SharedSettings
 from fluffle_cli.privacy.planning import (
     PrivacyNumbers,
@@ -87,13 +86,7 @@ class PrivacyPlanSettings(SharedSettings):
         None,
         ge=1,
         description="For the mechanism distributed: workers of each sum that add their share and tell "
-        "nobody, at least. Default: half of buffer_size.",
-    )
-    bits: int = Field(
-        16,
-        ge=FEWEST_BITS,
-        le=MOST_BITS,
-        description="For the mechanism distributed: bits of the whole numbers that workers send.",
+        "nobody, at least; the aggregator's secure_min_workers. Default: half of buffer_size.",
     )
     as_json: bool = Field(
         False, description="Print one JSON object, for programs.", json_schema_extra={"flag": "--json"}
@@ -112,6 +105,8 @@ class PrivacyPlanSettings(SharedSettings):
             raise ValueError(f"max_updates times separation must be at most {MOST_UPDATES:,}")
         if self.honest is not None and self.honest > self.buffer_size:
             raise ValueError(f"honest is {self.honest}, more than the {self.buffer_size} workers of a sum")
+        if self.mechanism == "distributed" and self._versions_apart > 1:
+            raise ValueError("separation has no effect with the mechanism distributed: leave it out")
         return self
 
     @property
@@ -135,7 +130,6 @@ class PrivacyPlanSettings(SharedSettings):
             mechanism=self.mechanism,
             correlated=self._is_correlated,
             honest=self.honest or -(-self.buffer_size // 2),
-            bits=self.bits,
         )
         if self.noise is not None:
             return numbers_for_noise(asked, self.noise)

@@ -15,6 +15,8 @@ EXPLAINED: Final = (
     "if all were as long as the clip and had one direction. Real updates add up to less: above 1 nothing is "
     "learnt, and something well below."
 )
+# Of secure aggregation: of fewer no sum is opened.
+FEWEST_WORKERS: Final = 2
 TOO_FEW: Final = "too few workers"
 
 
@@ -39,6 +41,8 @@ def compared_rows(found: PrivacyNumbers) -> tuple[Sequence[str], list[list[str]]
         [NOISE_TO_UPDATES, *(short(one.run.noise_to_updates) for one in each)],
         ["smallest useful buffer", *(_buffer(one) for one in each)],
     ]
+    if found.chosen.bits:
+        rows.append(["bits of an update's numbers", *(str(one.bits) for one in each)])
     if found.asked.correlated:
         rows += [
             ["bands", *(str(one.run.bands) for one in each)],
@@ -83,7 +87,7 @@ def aggregator_command(found: PrivacyNumbers) -> str:
     """Return how to start an aggregator that adds this noise; empty if it does not add such noise."""
     asked = found.asked
     if asked.mechanism == "distributed":
-        return ""
+        return _command_of_shares(found)
     is_central = asked.mechanism == "central"
     kind = " --dp-noise plain" if is_central and not asked.correlated else ""
     numbers = {
@@ -97,6 +101,25 @@ def aggregator_command(found: PrivacyNumbers) -> str:
     flags = " ".join(f"{flag} {_exact(number)}" for flag, number in numbers.items())
     secret = " --dp-secret FILE" if is_central else ""
     return f"fluffle aggregator --dp {asked.mechanism}{kind} {flags}{secret}"
+
+
+def _command_of_shares(found: PrivacyNumbers) -> str:
+    asked = found.asked
+    if asked.honest < FEWEST_WORKERS:
+        return ""
+    numbers = {
+        "--secure-min-workers": asked.honest,
+        "--buffer-size": asked.buffer_size,
+        "--dp-epsilon": found.epsilon,
+        "--dp-delta": asked.delta,
+        "--dp-clip": asked.clip,
+        "--dp-max-updates": asked.updates,
+    }
+    flags = " ".join(f"{flag} {_exact(number)}" for flag, number in numbers.items())
+    return (
+        f"fluffle aggregator --dp distributed {flags} --secure-registry FILE --secure-operator FILE "
+        "--secure-aggregation"
+    )
 
 
 def as_plain(found: PrivacyNumbers) -> dict[str, object]:
@@ -115,7 +138,7 @@ def as_plain(found: PrivacyNumbers) -> dict[str, object]:
         "parameters": asked.parameters,
         "max_updates": asked.updates,
         "separation": asked.separation,
-        **({"honest": asked.honest, "bits": asked.bits} if is_distributed else {}),
+        **({"honest": asked.honest, "bits": found.chosen.bits} if is_distributed else {}),
         "versions": asked.versions,
         "aggregator_command": aggregator_command(found),
         "warnings": list(found.warnings),

@@ -80,7 +80,7 @@ class SharedSums:
             epoch=epoch,
             clip=promised.clip,
             by_norm=True,
-            bits=round(noise.clip).bit_length() + 1,
+            bits=noise.bits,
             modulus_bits=fitting[0],
             greatest=1,
             honest=noise.honest,

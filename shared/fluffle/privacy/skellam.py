@@ -88,6 +88,11 @@ class SkellamNoise:
         return cls(clip=float(clip), l2=l2, l1=l1, honest=honest, share=enough / honest)
 
     @property
+    def bits(self) -> int:
+        """Of how many bits the whole numbers of an update are, without noise."""
+        return round(self.clip).bit_length() + 1
+
+    @property
     def variance(self) -> float:
         """The variance of the noise that is in each sum at least."""
         return self.share * self.honest
