@@ -87,7 +87,7 @@ class PrivateTurn:
 
     def start_over(self) -> None:
         """Forget what was sent to a federation that was reset."""
-        self._under_way = None
+        self._under_way = self._earlier = None
 
     def why_spent(self, version: ModelVersion) -> str:
         """Return why this worker has nothing more to send; empty while it has."""
