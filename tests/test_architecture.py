@@ -57,6 +57,7 @@ PURE = {
     "fluffle.privacy",
     *(f"fluffle.privacy.{name}" for name in ("adaptive_clip", "correlated", "gaussian", "gaussian_noise")),
     *(f"fluffle.privacy.{name}" for name in ("grid", "normals", "plan", "promise", "skellam", "usefulness")),
+    "fluffle.privacy.shares",
     "fluffle.record",
     "fluffle.record_wire",
     "fluffle.rights",
@@ -108,6 +109,7 @@ PURE = {
         for name in ("combinations", "fitting", "sealed_model", "sealed_sum")
     ),
     *(f"fluffle_aggregator.private.{name}" for name in ("clipped_sum", "combinations", "sums", "weighing")),
+    "fluffle_aggregator.round_length",
     "fluffle.rabbit.acked_tags",
     *(
         f"fluffle_aggregator.gates.{name}"
