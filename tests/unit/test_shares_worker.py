@@ -30,7 +30,7 @@ from fluffle.privacy.shares import SharedSums
 from fluffle.record import Contributor, ModelVersion
 from fluffle.survey.messages import Survey
 from fluffle.update import UpdateId
-from fluffle_worker import masking, private_turn, spool
+from fluffle_worker import private_turn, released, spool
 from fluffle_worker.released import NAME, ReleasedUpdates
 from fluffle_worker.secure_keys import SecureKeys
 
@@ -262,7 +262,7 @@ def test_no_update_is_sent_before_it_is_counted_on_the_disk(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(masking, "WRITE_AGAIN_S", 0.05)
+    monkeypatch.setattr(released, "WRITE_AGAIN_S", 0.05)
     first = first_version(1)
     server, stack = a_federation(first), ExitStack()
 
