@@ -161,6 +161,21 @@ COMPARISON = (
 )
 
 
+def test_a_sealed_demo_reaches_its_target_and_leaves_a_model_that_can_be_read_and_no_key(
+    tmp_path: Path,
+) -> None:
+    task = f"{EXAMPLES.name}.sklearn_task:task"
+    flags = ("--sealed", "--task", task, "--target", "accuracy>=0.85", "--delay", "0.1", "--workers", "2")
+    with a_demo(tmp_path / "run", *flags, cwd=EXAMPLES.parent) as demo:
+        said, _ = demo.communicate(timeout=DEADLINE_S)
+
+    assert demo.returncode == 0, said
+    assert "Updates and model are encrypted: the aggregator and RabbitMQ see neither." in said
+    weights = read_model(tmp_path / "run" / "model.safetensors")
+    assert load_task("examples.sklearn_task:task").evaluate(weights)["accuracy"] >= 0.85
+    assert list((tmp_path / "run").rglob("sealed.*")) == []
+
+
 @pytest.mark.long
 def test_a_comparison_runs_both_strategies_with_each_seed_and_shows_median_and_worst(tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -225,10 +225,15 @@ def test_who_has_no_key_or_another_one_ends_with_a_sentence_and_the_model_is_exp
             "first", *SEALED_FLAGS, "--sealed-clip", "10", "--buffer-size", "1", "--max-updates", "3"
         )
         leader.wait_for("leading")
-        assert_refused(running.worker(0), "is sealed, and this worker has no key")
-        assert_refused(running.worker(1, "--sealed-secret", "other/sealed.secret"), key.key_id, other.key_id)
-        assert_refused(running.worker(2, "--sealed-secret", "sealed.public"), "is the public file of a key")
-        assert_refused(running.evaluator(), "is sealed, and this evaluator has no key")
+        # At once: each takes long to start.
+        refused = [
+            (running.worker(0), ["is sealed, and this worker has no key"]),
+            (running.worker(1, "--sealed-secret", "other/sealed.secret"), [key.key_id, other.key_id]),
+            (running.worker(2, "--sealed-secret", "sealed.public"), ["is the public file of a key"]),
+            (running.evaluator(), ["is sealed, and this evaluator has no key"]),
+        ]
+        for part, words in refused:
+            assert_refused(part, *words)
         assert running.worker(3, *SECRET).wait_for_exit() == 0
         assert leader.wait_for_exit() == 0
 
