@@ -197,6 +197,8 @@ def test_a_silent_worker_is_found_and_that_synchronous_rounds_wait_for_it() -> N
 
     assert the_finding(silent).says == "w2 has been silent for 10 min."
     assert the_finding(in_rounds(silent)).do.startswith("Each version waits for it.")
+    both = with_workers(silent, replace(w1, seen_s=9 * SILENT_AFTER_S))
+    assert the_finding(in_rounds(both)).do.startswith("Each version waits for them. Are they at work")
     assert kinds_of(over(silent)) == []
     assert kinds_of(with_workers(silent, replace(w2, seen_s=999.0, state="left: enough"))) == []
 

@@ -246,12 +246,15 @@ def _silent(view: FederationView) -> Iterator[Finding]:
     ]
     if found:
         found.sort(reverse=True)
-        has = "has" if len(found) == 1 else "have"
-        waits = "Each version waits for it. " if view.waits_for_all else ""
+        if len(found) == 1:
+            has, it, ask = "has", "it", "Is it at work and connected? Its own log says so."
+        else:
+            has, it, ask = "have", "them", "Are they at work and connected? Their own logs say so."
+        waits = f"Each version waits for {it}. " if view.waits_for_all else ""
         yield Finding(
             "silent",
             f"{in_a_row([name for _, name in found])} {has} been silent for {duration(found[0][0])}.",
-            f"{waits}Is it at work and connected? Its own log says so.",
+            f"{waits}{ask}",
         )
 
 
