@@ -98,6 +98,6 @@ class SealedModel:
         if not self.state.is_full(self.plan):
             return ""
         return (
-            f"the sealed sum has come to {self.state.largest:.3g}, and its ciphertexts hold no more: go on "
-            "from its model in a new federation"
+            f"the sealed sum has come to {self.state.largest:.3g}, and its ciphertexts hold no more: export "
+            "its model; the aggregator of a new federation that goes on from it sees it"
         )

@@ -102,7 +102,7 @@ def same_sealed_plan(asked: SealedPlan | None, begun: SealedPlan | None) -> None
 
     The model follows from the sealed sum by these values, so they stay as they were.
     """
-    anew = "begin a new federation (--federation), with --initial-model to go on from this model"
+    anew = "begin a new federation (--federation), whose version 0 everybody sees"
     if asked is None and begun is None:
         return
     if begun is None:
