@@ -153,7 +153,7 @@ PURE = {
     "fluffle_cli.simulate.recommend",
     *(
         f"fluffle_cli.watching.{name}"
-        for name in ("as_json", "findings", "privacy", "progress", "sites", "state", "view")
+        for name in ("as_json", "findings", "privacy", "progress", "sealed", "sites", "state", "view")
     ),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.weights",

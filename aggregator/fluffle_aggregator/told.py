@@ -1,7 +1,8 @@
 """What the log is to say at a takeover, after an update was folded, and after a commit. Pure."""
 
-from fluffle.events import Committed, Spent, TookOver
+from fluffle.events import Committed, Spent, SumSealed, TookOver
 from fluffle.record import ModelVersion
+from fluffle.sealed.parameters import LARGEST_VALUE
 from fluffle_aggregator.accumulators import FEWEST_TO_COMPARE
 from fluffle_aggregator.effects import Effect, Tell, info, warning
 from fluffle_aggregator.gates.gate import Incoming
@@ -96,6 +97,9 @@ def told_of_commit(record: ModelVersion, took_s: float) -> list[Effect]:
         updates, steps = record.privacy.most_updates, record.privacy.steps
         promised = record.plan.privacy
         effects.append(Tell(Spent(promised.epsilon_after(updates), updates, steps, promised.mechanism)))
+    if record.plan.sealed and record.sealed:
+        used = record.sealed.bound(record.plan.sealed) / LARGEST_VALUE
+        effects.append(Tell(SumSealed(used, len(record.sealed_sum), record.sealed.refreshes)))
     if record.finished:
         best = {"best_version": best_version, "best_by": record.best_by} if record.best else {}
         line = "the federation has finished"

@@ -151,6 +151,18 @@ class Spent:
 
 
 @dataclass(frozen=True, slots=True)
+class SumSealed:
+    """In a sealed federation, `range_used` is the share of its range that the sum may have come to.
+
+    The sum has `size_bytes` in each version, and was encrypted anew `refreshes` times.
+    """
+
+    range_used: float
+    size_bytes: int
+    refreshes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """The leader has an evaluation of a version: of an evaluator, or of all sites together."""
 
@@ -229,7 +241,7 @@ class Withheld:
 
 
 Workers = Joined | Left | TurnedAway | Started | Progressed | Trained | Aborted | Published
-Leaders = Applied | Rejected | Committed | Spent | Evaluated | TookOver | Answered
+Leaders = Applied | Rejected | Committed | Spent | SumSealed | Evaluated | TookOver | Answered
 OfSums = Closed | Unmasked | Contradicted | Awaiting
 Event = Workers | Measured | Validated | Leaders | OfSums | Opened | Withheld
 KINDS: Final[Mapping[str, type[Event]]] = {kind.__name__.lower(): kind for kind in get_args(Event)}

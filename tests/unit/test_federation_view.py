@@ -38,7 +38,7 @@ KEYS = {
         "terms",
         "metric",
     ),
-    *("first_term", "average_decay", "last_sum", "privacy"),
+    *("first_term", "average_decay", "last_sum", "privacy", "sealed"),
     *("metrics", "evaluations", "activity", "commit_s", "sent_bytes", "plain_bytes", "staleness"),
     *("reasons", "refusals", "after_the_end", "sites"),
 }

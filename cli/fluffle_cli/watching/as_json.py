@@ -12,6 +12,7 @@ from fluffle_cli.history import EvaluatedVersion
 from fluffle_cli.watching.findings import findings_of
 from fluffle_cli.watching.privacy import spent_privacy
 from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.sealed import sealed_model
 from fluffle_cli.watching.sites import sites_of
 from fluffle_cli.watching.view import USUAL_METRICS, FederationView, QueueStates, Version
 
@@ -49,6 +50,7 @@ def as_json(view: FederationView) -> dict[str, object]:
         "survey": asdict(view.open_survey or newest.survey) if newest.survey else None,
         "last_sum": asdict(newest.last_sum) if newest.last_sum else None,
         "privacy": asdict(privacy) if (privacy := spent_privacy(view.newest)) else None,
+        "sealed": asdict(sealed) if (sealed := sealed_model(view.newest)) else None,
         "terms": [asdict(each) for each in view.terms],
         "metrics": metrics,
         "evaluations": [

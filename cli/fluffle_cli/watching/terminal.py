@@ -15,6 +15,7 @@ from fluffle.plan import Plan
 from fluffle_cli.watching.findings import findings_beside_progress
 from fluffle_cli.watching.privacy import spent_privacy
 from fluffle_cli.watching.progress import progress_of
+from fluffle_cli.watching.sealed import sealed_model
 from fluffle_cli.watching.sites import sites_table
 from fluffle_cli.watching.view import FederationView, QueueStates, Version, Worker
 from fluffle_cli.words import bar, count, duration, number, percent, sparkline
@@ -108,6 +109,8 @@ def render(view: FederationView) -> RenderableType:
         lines += [Text(newest.strategy, "dim"), Text.assemble(*version), *_quality(view, newest)]
         if privacy := spent_privacy(newest):
             lines.append(Text(privacy.in_words, "dim"))
+        if sealed := sealed_model(newest):
+            lines.append(Text(sealed.in_words, "dim"))
     lines.append(_queues(view))
     if others := sorted([*view.parts.items(), *view.helpers.items()]):
         parts = [Text.assemble(f"{name} ", _word(state)) for name, state in others]

@@ -8,6 +8,8 @@ from fluffle.plan import Plan
 from fluffle.policy_faults import PolicyFault
 from fluffle.privacy.plan import PrivacyState
 from fluffle.record import Contributor, Evaluation, Folded, ModelVersion, Rank, deciding
+from fluffle.sealed.part import sealed_part
+from fluffle.sealed.plan import SealedState
 from fluffle.secure.plan import LastSum
 from fluffle.sites import MEAN, WORST, SiteReport
 from fluffle_aggregator.goal import Yardstick, parse_yardstick
@@ -39,7 +41,7 @@ class Version:
     """A version's record without the model, in plain types; one line of `metrics.jsonl`.
 
     The fields are those of ModelVersion, but for `parameters`, the number of the model's trained parameters,
-    and of the survey only how far it is.
+    and `sealed_parameters`, of those that are encrypted. Of the survey there is only how far it is.
     """
 
     federation: str
@@ -65,6 +67,8 @@ class Version:
     survey: SurveyProgress | None = None
     last_sum: LastSum | None = None
     privacy: PrivacyState | None = None
+    sealed: SealedState | None = None
+    sealed_parameters: int = 0
     folded: Sequence[Folded] = ()
     contributors: Mapping[str, Contributor] = field(default_factory=dict)
     sites: Mapping[str, SiteReport] = field(default_factory=dict)
@@ -72,11 +76,13 @@ class Version:
     @classmethod
     def of(cls, record: ModelVersion) -> Self:
         """Take from a record what is worth knowing without the model."""
-        names = {each.name for each in fields(cls)} - {"parameters", "survey"}
+        names = {each.name for each in fields(cls)} - {"parameters", "sealed_parameters", "survey"}
         known = {name: getattr(record, name) for name in names}
         one = record.survey
         survey = SurveyProgress(len(one.answered), one.wanted, one.is_open) if one else None
-        return cls(parameters=record.layout.size, survey=survey, **known)
+        plan, layout = record.plan.sealed, record.layout
+        sealed = sealed_part(layout, plan.only).size if plan else 0
+        return cls(parameters=layout.size, sealed_parameters=sealed, survey=survey, **known)
 
     def epsilon_of(self, worker: str) -> float | None:
         """Return the epsilon that a worker has spent; None without differential privacy."""

@@ -89,6 +89,9 @@ LEADERS: Final[Kinds] = {
         "mechanism",
     ),
     "fluffle_privacy_sums": (Gauge, "Sums with noise that were shown."),
+    "fluffle_sealed_bytes": (Gauge, "Bytes of ciphertexts in each version."),
+    "fluffle_sealed_range_used": (Gauge, "Share of its range that the sealed sum may have come to."),
+    "fluffle_sealed_refreshes": (Gauge, "Times that the sealed sum was encrypted anew."),
 }
 
 
@@ -128,6 +131,10 @@ class Meter:
             case events.Spent():
                 self._note("fluffle_privacy_epsilon", event.epsilon, mechanism=event.mechanism)
                 self._note("fluffle_privacy_sums", event.steps)
+            case events.SumSealed():
+                self._note("fluffle_sealed_bytes", event.size_bytes)
+                self._note("fluffle_sealed_range_used", event.range_used)
+                self._note("fluffle_sealed_refreshes", event.refreshes)
             case events.Rejected():
                 self._note("fluffle_rejected", 1, reason=event.reason)
             case events.Unmasked():

@@ -39,6 +39,7 @@ function moreOf(picture) {
       saved > 0 ? `${bytes(saved)} of ${bytes(picture.plain_bytes)}` : picture.plain_bytes ? "nothing" : "–"],
     ["parameters", "parameters", picture.parameters, number(picture.parameters)],
     ...privacyOf(picture),
+    ...sealedOf(picture),
   ];
 }
 
@@ -49,6 +50,18 @@ function privacyOf({ privacy }) {
     ["epsilon", `epsilon spent (${mechanism}, delta ${delta})`, spent, `${number(spent)} of ${number(epsilon)}`],
     ["most_updates", "most updates of a worker", most_updates, `${number(most_updates)} of ${number(updates)}`],
     ["workers_spent", "workers whose budget is spent", workers_spent, `${number(workers_spent)} of ${number(workers)}`],
+  ];
+}
+
+function sealedOf({ sealed }) {
+  if (!sealed) return [];
+  const { key, parameters, sealed_parameters, sum_bytes, range_used, refreshes } = sealed;
+  return [
+    ["sealed", `sealed with the key ${key.slice(0, 8)}`, sealed_parameters,
+      `${number(sealed_parameters)} of ${number(parameters)} parameters`],
+    ["sum_bytes", "ciphertexts in each update and version", sum_bytes, bytes(sum_bytes)],
+    ["range_used", "range of the ciphertexts that is used", range_used, `${Math.round(100 * range_used)} %`],
+    ["refreshes", "times that the sum was encrypted anew", refreshes, number(refreshes)],
   ];
 }
 
