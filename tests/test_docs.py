@@ -100,7 +100,10 @@ def test_every_sample_of_output_is_what_the_code_prints() -> None:
     assert not faults_by_page(PAGES_OF_NOW, stale_samples)
 
 
-NAMING_REASONS = ("intake.py", "leader.py", "surveying.py", "secure/securing.py", "secure/state.py")
+NAMING_REASONS = (
+    *("intake.py", "leader.py", "surveying.py", "secure/securing.py", "secure/state.py"),
+    "sealed/fitting.py",
+)
 
 
 def test_the_page_of_refused_updates_has_every_reason() -> None:

@@ -93,6 +93,15 @@ def test_the_table_of_what_is_refused_is_tested_as_a_whole() -> None:
     assert set(NOT_TOGETHER) == set(REFUSED)
 
 
+def test_the_page_names_each_setting_that_is_refused() -> None:
+    page = (Path(__file__).parents[2] / "docs/sealed.md").read_text(encoding="utf-8")
+    rows = [line.partition(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+
+    missing = [name for name in REFUSED if not any(f"`--{name.replace('_', '-')}`" in row for row in rows)]
+
+    assert missing == []
+
+
 @pytest.mark.parametrize("name", NOT_TOGETHER)
 def test_what_needs_the_values_of_updates_is_refused_with_the_reason(public: Path, name: str) -> None:
     settings = settings_of(public, **{name: NOT_TOGETHER[name]}, **BESIDE.get(name, {}))
