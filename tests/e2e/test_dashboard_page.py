@@ -12,11 +12,14 @@ import pytest
 from browser import a_browser, complaints_of, rows_of, text_of, texts_of
 from builders import a_version, an_evaluation
 from federation import wait_until
+from sealing import a_sealed_version
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 
 from fluffle.events import Committed, Evaluated, Event, Happened, Rejected, Report, Role, TookOver, Trained
 from fluffle.record import Contributor, ModelVersion, Rank
+from fluffle.sealed.parameters import LARGEST_VALUE
+from fluffle.sealed.plan import SealedState
 from fluffle.sites import Gain, SiteMetric, SiteReport
 from fluffle_cli.dashboard.server import PageServer, serving
 from fluffle_cli.watching.state import FederationState
@@ -195,6 +198,24 @@ def test_the_page_begins_with_at_most_eight_figures_and_folds_the_others_away(br
         label = browser.find_element(By.CSS_SELECTOR, "#quality .plot").get_attribute("aria-label")
         assert label is not None
         assert label.endswith(", best: version 5")
+
+
+def test_the_page_of_a_sealed_federation_says_what_is_encrypted_and_how_far_its_range_is_used(
+    browser: Chrome,
+) -> None:
+    told = Told(time())
+    state = SealedState(weights=64, counted_from=64, largest=LARGEST_VALUE / 4, refreshes=2)
+    told.read(replace(a_sealed_version(9, weights=64), sealed=state))
+
+    with shown_in(browser, told):
+        wait_until(lambda: "sealed with the key 01234567" in texts_of(browser, "#more dt"), "the figures")
+        browser.find_element(By.CSS_SELECTOR, "details:has(#more) summary").click()
+        figures = dict(zip(texts_of(browser, "#more dt"), texts_of(browser, "#more dd"), strict=True))
+
+    assert figures["sealed with the key 01234567"] == "4 of 4 parameters"
+    assert figures["range of the ciphertexts that is used"] == "25 %"
+    assert figures["times that the sum was encrypted anew"] == "2"
+    assert not complaints_of(browser)
 
 
 def test_what_is_wrong_stands_under_the_figures_and_a_number_that_is_not_finite_is_shown(

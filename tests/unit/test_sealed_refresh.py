@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from builders import a_strategy
 from fake_broker import FakeBroker
 from leading import (
     Clock,
@@ -28,9 +29,9 @@ from fluffle.sealed.plan import ASKED_FOR_VERSIONS, SealedPlan
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
 
 
-def narrow(versions_to_the_end: float) -> SealedPlan:
+def narrow(versions_to_the_end: float, *, greatest: int = 64) -> SealedPlan:
     """A plan whose range is used up after so many versions."""
-    plan = a_sealed_plan()
+    plan = a_sealed_plan(greatest=greatest)
     return replace(plan, clip=LARGEST_VALUE / plan.divisor / versions_to_the_end)
 
 
@@ -219,3 +220,34 @@ def test_a_refresh_of_a_federation_without_a_sum_is_refused() -> None:
     assert refusals(other, config) == [
         ("late-refresh", "there is no sealed sum yet that could be encrypted anew")
     ]
+
+
+def test_in_synchronous_rounds_a_refresh_ends_no_round_and_comes_with_the_next_version() -> None:
+    plan = narrow(10.0, greatest=1)
+    config = a_sealed_config(plan, strategy=a_strategy("fedavg", buffer_size=2))
+    server, clock = a_server(config), Clock()
+    fill(server, config, first=1, count=6)
+    asking = newest(server, config)
+
+    send(server, config, a_refresh(asking, "w2", 100))
+    aggregate(server, config)
+    during = newest(server, config)
+    fill(server, config, first=7, count=1)
+    after = newest(server, config)
+
+    # Those who train for this round would have been too late for another version.
+    assert during.version == asking.version
+    assert after.version == asking.version + 1
+    assert after.sealed is not None
+    assert after.sealed.refreshes == 1
+    assert opened(after) == pytest.approx([value + 1.0 for value in opened(asking)], abs=EXACT)
+
+    # And where nobody trains, since the range is full, it comes when the buffer has waited long enough.
+    send(server, config, a_refresh(after, "w1", 101))
+    with FakeBroker(server) as broker:
+        leader = take_the_lead(broker, config, clock)
+        work_off(leader, broker)
+        clock.seconds += config.commit_schedule.buffer_timeout_s
+        leader.tick()
+    assert newest(server, config).version == after.version + 1
+    assert unacked(server, config) == []
