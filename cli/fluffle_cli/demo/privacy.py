@@ -23,6 +23,8 @@ USUAL_UPDATES: Final = 20
 USUAL_SEPARATION: Final = 2
 # Noise makes single versions worse than their average.
 AVERAGE: Final = 0.9
+# So long nothing comes once all have sent theirs, until the demo ends; the slowest worker takes 2 s.
+BUFFER_TIMEOUT_S: Final = 8.0
 
 
 class DemoPrivacySettings(BaseModel):
@@ -91,6 +93,7 @@ class DemoPrivacySettings(BaseModel):
             "dp_noise": self.dp_noise,
             "dp_secret": secret,
             "average_versions": AVERAGE,
+            "buffer_timeout": BUFFER_TIMEOUT_S,
         }
 
 
