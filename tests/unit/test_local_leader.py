@@ -8,8 +8,13 @@ from fake_broker import FakeBroker
 from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
 from privately import a_privacy_plan, a_private_config
 
+from fluffle.broker import Delivery
+from fluffle.settings import load_settings
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
+from fluffle_aggregator.global_model import GlobalModel
+from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
 
 PLAN = a_privacy_plan(updates=3, mechanism="local")
 
@@ -76,6 +81,29 @@ def test_more_than_was_promised_is_refused_whether_the_worker_says_so_or_not() -
     aggregate(server, config)
 
     assert [each["reason"] for each in rejected(server, config)] == ["budget-spent", "budget-spent"]
+
+
+def test_a_message_that_may_have_killed_aggregators_is_tried_and_counts_once() -> None:
+    given = {"dp": "local", "dp_epsilon": 8, "dp_clip": 1, "dp_max_updates": 3, "strategy": "reuse"}
+    settings = load_settings(AggregatorSettings, {**given, "initial_model": "elsewhere.safetensors"})
+    config = a_private_config(PLAN, name="reuse", buffer_size=1)
+    server = a_server(config, told("w1", 1))
+    for _ in range(3):
+        with FakeBroker(server) as broker:
+            take_the_lead(broker, config, Clock())
+            broker.next_delivery(0)
+    tried: list[str] = []
+
+    def trying(model: GlobalModel, delivery: Delivery) -> str:
+        tried.append(try_out(settings, model, delivery))
+        return tried[-1]
+
+    aggregate(server, replace(config, try_out=trying))
+
+    assert set(tried) == {""}
+    found = newest(server, config).privacy
+    assert found is not None
+    assert found.of("w1").updates == 1
 
 
 def test_the_federation_ends_when_all_have_sent_theirs_though_some_were_refused() -> None:

@@ -27,6 +27,7 @@ from fluffle_cli.privacy.pictures import HEIGHT, WIDTH, Picture
 from fluffle_cli.privacy.planning import PrivateRun, numbers_for_epsilon, numbers_for_noise
 
 ROOT = Path(__file__).parent.parent.parent
+LINES = ("--epsilon 8", "--noise 2.7 --clip 0.3", "--noise 4 --dp-noise plain", "--noise 4 --mechanism local")
 RUN = ("--workers", "1000", "--buffer-size", "50", "--parameters", "100000")
 
 
@@ -103,7 +104,7 @@ def test_plain_noise_has_the_multiplier_of_the_formula() -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["--epsilon 8", "--noise 2.7 --clip 0.3", "--dp-noise plain --epsilon 4"])
+@pytest.mark.parametrize("line", LINES)
 def test_the_aggregator_command_makes_the_same_noise(line: str) -> None:
     asked = line.split()
     found = as_json(*asked)

@@ -42,8 +42,8 @@ def test_what_the_federation_has_spent_is_what_its_most_active_worker_has() -> N
     assert found.spent == pytest.approx(8.0)
     assert (found.workers, found.workers_spent, found.steps) == (2, 1, 5)
     assert found.in_words == (
-        "privacy: epsilon 8 of 8 spent (delta 1e-05), at most 4 of 4 updates of a worker, 1 of 2 workers done, "
-        "mechanism central"
+        "privacy: epsilon 8 of 8 spent (delta 1e-05), at most 4 of 4 updates of a worker, "
+        "1 of 2 workers done, mechanism central"
     )
 
 
