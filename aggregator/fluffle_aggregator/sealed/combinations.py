@@ -81,7 +81,7 @@ def require_sealable(layout: Layout, only: tuple[str, ...]) -> None:
 
     Those are merged by their values, which nobody can read once they are sealed.
     """
-    trained = [each.name for each in trained_tensors(layout)]
+    trained = [each.name for each in trained_tensors(layout) if each.size]
     for pattern in only:
         if not any(is_matching(name, (pattern,)) for name in trained):
             raise ConfigError(
