@@ -1,10 +1,12 @@
 """Noise in shares: its bound against exact divergences, and its shares against their distribution."""
 
+import json
 import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from federation import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
@@ -73,6 +75,18 @@ def test_dp_accounting_makes_the_same_epsilon_of_the_divergences_of_fine_noise(
     # The exact epsilon of Gaussian noise is up to a tenth smaller.
     gaussian = epsilon_of(math.sqrt(updates) / multiplier, delta)
     assert gaussian < noise.epsilon_after(updates, delta) < 1.1 * gaussian
+
+
+OF_DP_ACCOUNTING = json.loads((ROOT / "tests/reference/dp_accounting_epsilons.json").read_text())
+
+
+@pytest.mark.parametrize("row", OF_DP_ACCOUNTING)
+def test_dp_accounting_makes_the_same_epsilon_of_the_divergences_of_skellam_noise(
+    row: dict[str, float],
+) -> None:
+    noise = SkellamNoise(clip=1.0, l2=row["l2"], l1=row["l1"], honest=1, share=row["variance"])
+
+    assert noise.epsilon_after(int(row["updates"]), row["delta"]) == pytest.approx(row["epsilon"], rel=1e-4)
 
 
 @settings(max_examples=40)
