@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean
 from typing import Any, Final
 
 from benchmarks.measuring import Cell, OtherWork, Report, Spread, in_processes, short, wide_console
@@ -87,6 +88,7 @@ def play(case: Case) -> Outcome:
         held = held_from(curve, goal.target, hold_s=settings.held_seconds, until_s=federation.seconds)
     return Outcome(
         values=tuple(values.values()),
+        updates=tuple(course[version][1] for version in values),
         held_s=NEVER if held is None else held,
         held_updates=next((course[each][1] for each in values if course[each][0] == held), NEVER),
         end_s=federation.seconds,
@@ -145,8 +147,21 @@ def _rows(section: Section, chosen: Mapping[str, str], found: Found) -> dict[str
             if section.against and measure is next(iter(section.measures.values())):
                 above = points(measure, side, section.against)(found)
                 cells[f"above {section.against}"] = "" if side == section.against else above
+        cells |= _course(outcomes)
         rows[side] = cells
     return rows
+
+
+def _course(outcomes: Sequence[Outcome]) -> dict[str, Cell]:
+    """Return the updates and the mean, the least and the greatest value over the seeds, for a plot."""
+    by_version = list(zip(*(zip(one.updates, one.values, strict=True) for one in outcomes), strict=False))
+    values = [[value for _, value in each] for each in by_version]
+    return {
+        "course_updates_values": [mean(updates for updates, _ in each) for each in by_version],
+        "course_mean_values": [mean(each) for each in values],
+        "course_least_values": [min(each) for each in values],
+        "course_greatest_values": [max(each) for each in values],
+    }
 
 
 def _word(verdict: Verdict) -> str:

@@ -62,6 +62,19 @@ def _stragglers(figure: Figure, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=8, loc="lower right")
 
 
+def _privacy(figure: Figure, rows: Sequence[Row]) -> None:
+    axes = figure.subplots()
+    for row in rows:
+        updates, middle, least, greatest = (
+            _numbers(row, f"course_{name}_values") for name in ("updates", "mean", "least", "greatest")
+        )
+        [line] = axes.plot(updates, middle, label=str(row["side"]))
+        axes.fill_between(updates, least, greatest, color=line.get_color(), alpha=0.2)
+    axes.set_ylim(0.6, 0.9)
+    _dress(axes, "1,000 sites, at most 8 updates of each", "updates", "accuracy on test data")
+    axes.legend(fontsize=8, loc="lower right")
+
+
 def _fleet_course(figure: Figure, rows: Sequence[Row]) -> None:
     largest = max(rows, key=lambda row: _number(row, "workers"))
     late, deep = _pair(figure)
@@ -99,6 +112,7 @@ PLOTS: Mapping[str, Mapping[str, tuple[str, Callable[[Figure, Sequence[Row]], No
     "ingest": {"ingest": ("Megabytes a second, Fluffle beside the floor", _ingest)},
     "memory": {"memory": ("Peak memory by the model's size", _memory)},
     "stragglers": {"stragglers": ("Accuracy over seconds", _stragglers)},
+    "privacy-accuracy": {"privacy-accuracy": ("Accuracy with and without privacy", _privacy)},
     "fleet": {
         "fleet-course": ("Staleness and queue over time", _fleet_course),
         "fleet-growth": ("What grows with the number of workers", _fleet_growth),

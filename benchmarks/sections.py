@@ -14,13 +14,14 @@ LAST: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One run: `seconds`, `updates` and the metric at each evaluated version.
+    """One run: the `values` of the metric at each evaluated version, and the `updates` that it contains.
 
     `held_s` and `held_updates` are infinite when the target did not hold, and without one. `staleness` is the
     mean over all updates, and `most_staleness` the greatest.
     """
 
     values: Sequence[float]
+    updates: Sequence[int]
     held_s: float
     held_updates: float
     end_s: float

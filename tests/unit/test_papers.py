@@ -18,7 +18,9 @@ CASES = {
 
 
 def an_outcome(updates: float) -> Outcome:
-    return Outcome((0.5,), held_s=updates, held_updates=updates, end_s=1.0, staleness=0.0, most_staleness=0)
+    return Outcome(
+        (0.5,), (1,), held_s=updates, held_updates=updates, end_s=1.0, staleness=0.0, most_staleness=0
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
