@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from fluffle.errors import ConfigError
+from fluffle.sealed import seal as seal_module
 from fluffle.sealed.keys import SealedKeys, new_secret
 from fluffle.sealed.parameters import DEGREE, LARGEST_VALUE, POLYNOMIALS, PRIME, SLOTS
 from fluffle.sealed.plan import MOST_ERROR
@@ -229,6 +230,14 @@ def test_without_tenseal_the_command_says_what_to_install(
     assert done.exit_code == 2
     assert "needs TenSEAL: pip install 'fluffle[sealed]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tenseal_that_saves_ciphertexts_in_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = seal_module._saved
+    monkeypatch.setattr(seal_module, "_saved", lambda *given: memoryview(bytes(1) + bytes(saved(*given))))
+
+    with pytest.raises(ConfigError, match=r"in a form that Fluffle does not know: install tenseal 0\.3\.18"):
+        SealedKeys(new_secret())
 
 
 class SealsOwn:

@@ -31,7 +31,7 @@ from fluffle.codecs.sealed import SealedVector
 from fluffle.errors import ConfigError, QueueFull
 from fluffle.model import Layout, TensorSpec
 from fluffle.pieces import Body
-from fluffle.record import Evaluation, ModelVersion
+from fluffle.record import Evaluation, ModelVersion, Rank
 from fluffle.sealed.keys import SealedKeys
 from fluffle.sealed.parameters import LARGEST_VALUE
 from fluffle.sealed.plan import MOST_ERROR, SEALED, SealedPlan, SealedState
@@ -283,6 +283,22 @@ def test_a_worker_that_is_asked_again_encrypts_the_newer_sum() -> None:
 
     refreshes = [each.refresh for each in sent_updates(server) if each.refresh]
     assert [each.largest for each in refreshes] == [1.125, 2.25]
+
+
+def test_after_a_reset_a_worker_answers_what_the_federation_before_has_asked_too() -> None:
+    record = version(7, total=np.ones(LAYOUT.size), state=ASKED)
+    server = a_federation(record)
+
+    def script(server: FakeServer, number: int) -> None:
+        if number == 2:
+            publish_versions(server, replace(record, term=1000, terms=(Rank(1000, 0),)))
+        if number == 4:
+            ended = version(1000, finished="enough")
+            publish_versions(server, replace(ended, term=1000, terms=(Rank(1000, 0),)))
+
+    live(server, NoisyTask(), script=script)
+
+    assert [bool(each.refresh) for each in sent_updates(server)] == [True, False, True, False]
 
 
 def test_a_worker_that_is_not_asked_refreshes_nothing() -> None:

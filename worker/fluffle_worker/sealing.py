@@ -62,8 +62,8 @@ class SealedSite:
             )
 
     def start_over(self) -> None:
-        """Forget what was read of a federation that was reset: another one has the same numbers."""
-        self._opened = self._answered = None
+        """Forget what a federation that was reset has asked: another one has the same numbers."""
+        self._answered = None
 
     def opened(self, version: ModelVersion) -> ModelVersion:
         """Return a version with the values of its model: decrypted, if it is sealed.
@@ -99,7 +99,7 @@ class SealedSite:
         self._note_clip(trained, values, plan)
         sealed = self.key.encrypt(np.clip(values, -plan.clip, plan.clip))
         vector = SealedVector.of(sealed, part.size, part.open_of(trained.vector))
-        spool.add(replace(trained.update, codec=SEALED, key=self.key.key_id, vector=vector, integers=b""))
+        spool.add(replace(trained.update, codec=SEALED, key=self.key.key_id, vector=vector))
 
     def add_refresh(self, spool: Spool, version: ModelVersion, worker: str) -> bool:
         """Encrypt the sum of a version anew if it asks this worker to; tell whether that is in the spool now.
