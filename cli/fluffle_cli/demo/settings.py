@@ -34,6 +34,8 @@ BASELINE = FedAvgSettings.named
 SEEDS_TO_COMPARE = 5
 # Without remedies the target is not reached: nobody need wait for long to see that.
 UNEVEN_SECONDS: Final = 60.0
+# On a slow machine two dozen workers take so long to spend their privacy.
+PRIVATE_SECONDS: Final = 300.0
 # What says which sites there are, or what is compared: uneven sites have their own.
 OF_ALIKE_SITES: Final = frozenset(("compare", "workers", "task", "split", "slowdown"))
 
@@ -244,6 +246,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
             "buffer_size": max(1, workers // separation),
             # The noise would not be discounted, so that the late updates would drown in it.
             "staleness": "constant",
+            "max_seconds": PRIVATE_SECONDS,
         }
         private = self.model_copy(update={name: each for name, each in defaults.items() if name not in given})
         if plan:
