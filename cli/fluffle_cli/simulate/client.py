@@ -6,7 +6,7 @@ from fluffle.model import Weights
 from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId
-from fluffle_cli.simulate.turn import has_to_wait, refusals
+from fluffle_cli.simulate.turn import has_to_wait, has_turns, refusals
 from fluffle_worker.base_version import (
     FIRST_PATIENCE_S,
     LONGEST_PATIENCE_S,
@@ -26,7 +26,8 @@ class Client:
     updates. `in_flight` are the updates that the version that it read last does not contain. `waits` counts
     how often it had to wait for a newer version. `speed` is what it has measured of its rounds. `unusable`
     counts the rounds in a row whose update must not be sent, such as one with NaN. `refused_before` is how
-    many of its updates had been refused when it began the round of the last one.
+    many of its updates had been refused when it began the round of the last one. `released` counts those that
+    left with noise of its own.
     """
 
     index: int
@@ -45,6 +46,7 @@ class Client:
     speed: Speed = UNKNOWN
     unusable: int = 0
     refused_before: int = 0
+    released: int = 0
 
     @property
     def round_plan(self) -> Plan:
@@ -70,7 +72,7 @@ class Client:
 
     def note_sent(self, update: UpdateId) -> None:
         """Remember the update of the round that ends."""
-        if self.plan.privacy:
+        if has_turns(self.plan):
             self.in_flight, self.refused_before = [], refusals(self.name, self.base)
         self.in_flight.append(update)
         self.patience_s = max(self.patience_s, ROUNDS_OF_PATIENCE * self.round_s)
@@ -92,7 +94,7 @@ class Client:
     def must_wait(self, newest: ModelVersion) -> bool:
         """Return whether it waits for a version newer than the newest one."""
         base = self.base
-        if newest.plan.privacy:
+        if has_turns(newest.plan):
             return has_to_wait(self.name, newest, self.in_flight, self.refused_before)
         if self.is_new or newest.version > base.version:
             return False

@@ -31,6 +31,7 @@ from fluffle_cli.simulate.sites import Sites
 from fluffle_cli.simulate.timeline import Timeline
 from fluffle_cli.simulate.training import OneByOne, Round, make_trainer
 from fluffle_cli.simulate.turn import is_spent
+from fluffle_worker.local_noise import with_noise
 from fluffle_worker.pace.steps import stamped
 from fluffle_worker.round import wait_after_unusable
 
@@ -113,7 +114,7 @@ class SimulatedFederation(Timeline[Client]):
 
     def _has_read(self, worker: Client) -> bool:
         newest = self._leader.newest
-        if newest.is_over or is_spent(worker.name, newest):
+        if newest.is_over or is_spent(worker.name, newest, worker.released):
             return False
         worker.read(newest)
         if not newest.plan.is_private and worker.begun % self._settings.evaluate_every == 0:
@@ -152,11 +153,17 @@ class SimulatedFederation(Timeline[Client]):
             return
         client.unusable = 0
         client.local = trained.local
-        random = np.random.default_rng([one.seed, client.sent, 1])
-        vector = compress(version.plan.codec, trained.vector, random)
         update = stamped(trained.update, version.plan, client.examples)
-        whole = replace(update, vector=vector, train_s=client.round_s)
-        body = encode_update(whole.saying_nothing if version.plan.is_private else whole)
+        whole, promised = trained.vector, version.plan.privacy
+        if promised and promised.mechanism == "local":
+            # Not the operating system's bits, so that a seed gives the same run.
+            whole = with_noise(whole, promised, np.random.default_rng([one.seed, client.sent, 2]).bytes)
+            client.released += 1
+            update = replace(update, released=client.released)
+        random = np.random.default_rng([one.seed, client.sent, 1])
+        vector = compress(version.plan.codec, whole, random)
+        update = replace(update, vector=vector, train_s=client.round_s)
+        body = encode_update(update.saying_nothing if version.plan.is_private else update)
         client.note_sent(trained.update.id)
         bandwidth = self._settings.bandwidth
         sending_s = 8e-6 * len(body) / bandwidth if bandwidth else 0.0

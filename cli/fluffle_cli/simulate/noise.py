@@ -20,6 +20,8 @@ def first_sums(
     """
     require_no_statistics(layout)
     grid = grid_for(plan, layout, plan.clip)
+    if plan.mechanism == "local":
+        return PrivateSums(plan, PrivacyState(commitment=""))
     secret = NoiseSecret(sha256(f"fluffle simulate {seed}".encode()).digest())
     state = PrivacyState(commitment=secret.commitment, clip=None if plan.count_std is None else plan.clip)
     noise = SecretNoise(secret, federation, plan, state, grid, drawn=bytes(DRAWN_BYTES))

@@ -226,10 +226,8 @@ class SimulateSettings(AggregatorSettings):
         """Raise ConfigError for what has no effect on sites with differential privacy, or on their noise."""
         if "dp_secret" in self.model_fields_set:
             raise ConfigError("the noise of a simulation follows from its seed: leave dp_secret out")
-        if self.dp in ("distributed", "local"):
-            raise ConfigError(
-                f"a simulation has noise at the aggregator alone, and no dp {self.dp}: give dp central"
-            )
+        if self.dp == "distributed":
+            raise ConfigError("a simulation has no secure aggregation: give dp central or dp local")
         if self.dp and self.local_validation:
             raise ConfigError(
                 "with dp no site reports what it measures, and local_validation has no effect: leave it out"

@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 
+from fluffle.plan import Plan
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId
 
 
-def is_spent(worker: str, version: ModelVersion) -> bool:
-    """Tell whether a worker leaves, since a version contains all updates that it may send."""
+def has_turns(plan: Plan) -> bool:
+    """Tell whether workers wait for their turns: not where each update has all its noise."""
+    return plan.privacy is not None and plan.privacy.mechanism != "local"
+
+
+def is_spent(worker: str, version: ModelVersion, released: int) -> bool:
+    """Tell whether a worker leaves, since a version contains all updates that it may send.
+
+    Where it adds the noise itself, it leaves when it has `released` so many.
+    """
     plan, state = version.plan.privacy, version.privacy
-    return bool(plan and state and state.is_spent(worker, plan))
+    if plan is None or state is None:
+        return False
+    return state.is_spent(worker, plan) or (plan.mechanism == "local" and released >= plan.updates)
 
 
 def has_to_wait(
