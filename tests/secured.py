@@ -29,7 +29,7 @@ WORKERS = tuple(f"site-{number}" for number in range(4))
 SENDERS = ("site-0", "site-1", "site-2", "site-3", "site-0", "site-1")
 K = 3
 # As the aggregator makes it of its flags.
-PLAN = SecurePlan(epoch=1, clip=4.0, bits=16, modulus_bits=32, greatest=64, metrics=USUAL_METRICS).numbered()
+PLAN = SecurePlan(epoch=1, clip=4.0, bits=16, modulus_bits=32, greatest=64, metrics=USUAL_METRICS)
 
 
 class Secured:
@@ -81,7 +81,7 @@ class Secured:
         )
         key = read_private(self.keys.folder / "workers" / f"{worker}.key", WorkerKey)
         registry = self.registry
-        plan = replace(PLAN, epoch=registry.epoch).numbered()
+        plan = replace(PLAN, epoch=registry.epoch).of_keys(registry.keys_digest)
         return Masks(registry, key.private).masked(plain, self.numbers(number), plan)
 
     def numbers(self, number: int) -> Residues:
