@@ -10,8 +10,8 @@ import pytest
 from brokers import all_versions
 from federation import Federation, Part, applied_ids, assert_refused, wait_until
 from injection import inject, inject_death
-from processes_memory import files_below, memory_of
 from real_history import PARAMETERS, assert_history_is_one_line, send, some_updates, write_initial_model
+from searched_memory import files_below, memory_of
 from tasks.gated_sum_task import DELTA
 
 from fluffle.codecs.compressed import decompressed

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import Federation
-from processes_memory import files_below, memory_of
+from searched_memory import files_below, memory_of
 from secured import PARAMETERS, PLAN, Secured
 
 from fluffle_cli.demo.keys import HELPERS
