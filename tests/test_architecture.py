@@ -157,6 +157,7 @@ PURE = {
     ),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.weights",
+    "fluffle_worker.insisting",
     *(f"fluffle_worker.pace.{name}" for name in ("batch", "speed", "steps")),
     "fluffle_worker.splits",
 }

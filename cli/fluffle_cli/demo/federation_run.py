@@ -203,7 +203,7 @@ class DemoFederation:
         """Wait until version 0 is built and everybody is connected to take it: a fair start for each."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
-            view = self._look(looks, "the workers and the evaluator load TensorFlow and their data")
+            view = self._look(looks, "the workers and the evaluator load their libraries and data")
             # The first thing that a process says is that it is connected.
             states = [*view.parts.values(), *(each.state for each in view.workers.values())]
             if initial_model.exists() and STARTING not in states:

@@ -50,7 +50,7 @@ def status(settings: PrivacyStatusSettings) -> None:
     if found is None:
         raise ConfigError(
             f"the federation {settings.federation!r} has no differential privacy: a new one has it when its "
-            "aggregator is started with --dp central"
+            "aggregator is started with --dp"
         )
     if settings.as_json:
         known = {"federation": settings.federation, "version": newest.version, **asdict(found)}
