@@ -25,6 +25,7 @@ PRIVATE = [
     *("--dp-max-updates", str(UPDATES_OF_EACH), "--dp-separation", "1", "--buffer-timeout", "2"),
 ]
 FLAGS = [*PRIVATE, "--buffer-size", "2", "--initial-model", "initial.safetensors"]
+ADAPTIVE = ["--dp-noise", "plain", "--dp-clip", "adaptive:0.5"]
 # Version 0 is published to the head, and then to the stream.
 MOMENTS = {
     "before the head": 'kind == "version" and count == 5 and before',
@@ -88,20 +89,22 @@ def assert_made_of(versions: list[ModelVersion], updates: list[WeightUpdate], fo
     assert [each.vector.tobytes() for each in versions] == [each.tobytes() for each in expected]
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    ("moment", "more"), [*((each, []) for each in MOMENTS), ("between head and stream", ADAPTIVE)]
+)
 def test_wherever_the_aggregator_is_killed_the_next_one_goes_on_with_the_same_noise(
-    node: BrokerNode, tmp_path: Path, federation: str, moment: str
+    node: BrokerNode, tmp_path: Path, federation: str, moment: str, more: list[str]
 ) -> None:
     begin(tmp_path)
     inject_death(tmp_path, MOMENTS[moment])
     with Federation(federation, node.amqp_url, tmp_path) as running:
-        first = running.aggregator("first", *FLAGS)
+        first = running.aggregator("first", *FLAGS, *more)
         first.wait_for("leading")
         updates = some_updates(running, 2 * UPDATES_OF_EACH)
         send(running, updates)
         assert first.wait_for_exit() == -signal.SIGKILL
 
-        second = running.aggregator("second", *FLAGS)
+        second = running.aggregator("second", *FLAGS, *more)
         assert second.wait_for_exit() == 0
 
         versions = assert_history_is_one_line(running)
