@@ -11,17 +11,22 @@ from leading import Clock, a_server, newest, rejected, send, take_the_lead, vers
 from securing import Helper, go_on, helpers
 from sharing import SECURE, SUMS, TARGET, a_noisy, a_shares_config, noisy_numbers, step_of
 
+from fluffle.broker import Delivery
 from fluffle.connection import say_hello
 from fluffle.privacy.plan import PrivacyPlan, PrivacyState
 from fluffle.privacy.shares import shares_of
 from fluffle.secure.closing import decode_close
 from fluffle.secure.helping import Refused
+from fluffle.settings import load_settings
 from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
 from fluffle_aggregator.secure.securing import DECIDE_WITHIN_S
+from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
 
 THREE = ("w1", "w2", "w3")
 SOON = CommitSchedule(buffer_timeout_s=5.0)
@@ -295,6 +300,35 @@ def test_whoever_hides_from_helpers_how_many_are_to_be_honest_gets_other_masks()
     found = versions(server, lying)[-1].vector
     numbers = [noisy_numbers((0.1,) * SIZE, 10 + at) for at in range(3)]
     assert found.tolist() != step_of(*numbers).tolist()
+
+
+def test_a_message_that_may_have_killed_aggregators_is_tried_in_a_process_of_its_own() -> None:
+    given: dict[str, object] = {
+        "task": "digits",
+        "dp": "distributed",
+        "dp_epsilon": 8,
+        "dp_clip": 1,
+        "dp_max_updates": 3,
+        "secure_aggregation": True,
+        "buffer_size": 3,
+    }
+    settings, tried = load_settings(AggregatorSettings, given), []
+
+    def trying(model: GlobalModel, delivery: Delivery) -> str:
+        tried.append(try_out(settings, model, delivery))
+        return tried[-1]
+
+    config = replace(a_shares_config(), try_out=trying)
+    server = a_server(config, *three())
+    for _ in range(3):
+        with FakeBroker(server) as broker:
+            take_the_lead(broker, config, Clock())
+            broker.next_delivery(0)
+    with FakeBroker(server) as broker:
+        go_on(take_the_lead(broker, config, Clock()), broker, helpers(server, config))
+
+    assert tried[:1] == [""]
+    assert newest(server, config).updates == 3
 
 
 def test_an_update_says_on_the_wire_how_many_its_worker_has_sent() -> None:

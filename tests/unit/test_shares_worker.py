@@ -1,5 +1,6 @@
 """A worker that adds its share of the noise: it counts on its own disk what it sends, and believes nobody."""
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -195,6 +196,23 @@ def test_after_a_restart_a_worker_waits_for_the_update_of_its_earlier_life(
         publish_versions(server, with_sum(with_sum(first, sent_before.id), sent_updates(server)[-1].id))
 
     a_worker(CountingTask(), folder, keys=keys).work(lambda: Scripted(server, script))
+
+    assert [(each.base_version, each.released) for each in sent_updates(server)] == [(0, 1), (1, 2)]
+
+
+def test_an_update_that_waits_long_in_a_masked_buffer_is_not_trained_anew(
+    folder: Path, keys: SecureKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without masks it is lost by then.
+    monkeypatch.setattr(private_turn, "LOST_AFTER_S", 0.1)
+    monkeypatch.setattr(private_turn, "LOOK_FOR_S", 0.05)
+    first = first_version(2)
+    accept = accepting(first)
+
+    def script(server: FakeServer, count: int) -> None:
+        threading.Timer(0.5, lambda: accept(server, count)).start()
+
+    server, _ = work(folder, keys, first, script)
 
     assert [(each.base_version, each.released) for each in sent_updates(server)] == [(0, 1), (1, 2)]
 

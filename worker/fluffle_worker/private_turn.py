@@ -28,6 +28,8 @@ log = get_logger(__name__)
 LOOK_FOR_S: Final = 30.0
 # An update of which no version has told for so long is lost: no buffer waits longer than 900 s.
 LOST_AFTER_S: Final = 1200.0
+# Under masks a buffer waits for its workers. RabbitMQ delivers an update 20 times, each for 20 minutes.
+LOST_UNDER_MASKS_AFTER_S: Final = 7 * 3600.0
 # So long one of an earlier process of this worker is waited for that may have been refused meanwhile.
 EARLIER_LOST_AFTER_S: Final = 10.0
 
@@ -77,7 +79,7 @@ class PrivateTurn:
         """Note the update in the spool, if there is one: it began from this version, and is sent now."""
         if _has_turns(base) and self.spool.waiting:
             self._under_way, self._refused_before = self._newest, _refused(base, self.worker)
-            self._lost_at = time.monotonic() + LOST_AFTER_S
+            self._lost_at = time.monotonic() + _lost_after_s(base)
 
     @property
     def _newest(self) -> UpdateId | None:
@@ -134,7 +136,7 @@ class PrivateTurn:
             return
         self._under_way, self._refused_before = self._earlier, _refused(version, self.worker)
         may_be_refused = not self.spool.waiting and self._refused_before > 0
-        patience_s = EARLIER_LOST_AFTER_S if may_be_refused else LOST_AFTER_S
+        patience_s = EARLIER_LOST_AFTER_S if may_be_refused else _lost_after_s(version)
         self._lost_at = time.monotonic() + patience_s
 
     def _drop_without_noise(self) -> None:
@@ -175,6 +177,10 @@ class PrivateTurn:
 def _has_turns(version: ModelVersion) -> bool:
     """Tell whether workers wait for turns: an update with all its noise may be sent at any time."""
     return version.plan.privacy is not None and version.plan.privacy.mechanism != "local"
+
+
+def _lost_after_s(version: ModelVersion) -> float:
+    return LOST_UNDER_MASKS_AFTER_S if version.plan.secure else LOST_AFTER_S
 
 
 def _has_noise(body: bytes) -> bool:
