@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal
 
 from fluffle.compression import CodecName
 from fluffle.fields import Count, Positive, must
-from fluffle.privacy.plan import PrivacyPlan
+from fluffle.privacy.plan import BoundedPlan
 from fluffle.sealed.plan import SealedPlan
 from fluffle.secure.plan import SecurePlan
 
@@ -61,7 +61,7 @@ class Plan:
     evaluate_every: Positive | None = None
     sites_decide: bool = False
     secure: SecurePlan | None = None
-    privacy: PrivacyPlan | None = None
+    privacy: BoundedPlan | None = None
     sealed: SealedPlan | None = None
 
     @property

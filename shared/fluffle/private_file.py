@@ -30,7 +30,10 @@ def write_new_private(path: Path, content: bytes) -> None:
 def require_private(path: Path) -> None:
     """Raise ConfigError when others than its owner may read a file, or it cannot be read."""
     try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ConfigError(f"{path} is a folder: give the file with the secret")
+        if stat.S_IMODE(mode) & 0o077:
             raise ConfigError(f"others may read the secret in {path}: chmod 600 {path}")
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

@@ -125,7 +125,13 @@ def test_the_aggregator_command_makes_the_same_noise(line: str) -> None:
     assert by_noise[found["noise"]]["std"] == begun.std
     assert by_noise[found["noise"]]["bands"] == begun.bands
     assert f"To begin with it: {command}" in told(*RUN, *asked)
-    assert "To begin with it" not in told(*RUN, "--epsilon", "8", "--mechanism", "distributed")
+
+
+def test_the_command_for_noise_in_shares_has_what_secure_aggregation_needs() -> None:
+    text = told(*RUN, "--epsilon", "8", "--mechanism", "distributed")
+
+    assert "fluffle aggregator --dp distributed --secure-min-workers 25 --buffer-size 50" in text
+    assert "--secure-registry FILE --secure-operator FILE --secure-aggregation" in text
 
 
 def test_the_memory_of_the_noise_is_what_it_takes() -> None:

@@ -29,10 +29,17 @@ TARGET = PrivacyTarget(epsilon=8.0, clip=0.5, updates=8, separation=10)
         (lambda: replace(TARGET, delta=0.0), "delta must be above 0 and below 1, not 0: 1e-5 is usual"),
         (lambda: replace(TARGET, delta=1.0), "not 1: "),
         (lambda: replace(TARGET, delta=math.nan), "not nan"),
-        (lambda: replace(TARGET, clip=0.0), "the clip must be a number above 0, not 0"),
+        (lambda: replace(TARGET, clip=0.0), r"the clip must be from 1e-09 to 1e\+30, not 0"),
         (lambda: replace(TARGET, clip=math.inf), "not inf"),
+        (lambda: replace(TARGET, clip=math.nan), "not nan"),
+        (lambda: replace(TARGET, clip=1e-300), "not 1e-300"),
         (lambda: replace(TARGET, updates=0), "a worker must be allowed at least 1 update, not 0"),
         (lambda: replace(TARGET, separation=0), "no worker has two updates in one version"),
+        (
+            lambda: replace(TARGET, updates=10**12),
+            "must be at most 1,000,000, not 1,000,000,000,000 times 10",
+        ),
+        (lambda: replace(TARGET, separation=10**6), "not 8 times 1,000,000"),
     ],
 )
 def test_what_nobody_could_keep_is_refused(wrong: Callable[[], PrivacyTarget], says: str) -> None:

@@ -62,6 +62,10 @@ def test_a_record_of_before_differential_privacy_has_none() -> None:
         ({"delta": 1.0}, r"plan\.privacy\.delta: 1\.0 is not above 0 and below 1"),
         ({"bands": 65}, r"plan\.privacy\.bands: 65 is not from 1 to 64"),
         ({"updates": 0}, r"plan\.privacy\.updates: 0 is not from 1"),
+        (
+            {"updates": 10**6, "separation": 2},
+            r"plan\.privacy: updates times separation is more than 1,000,000",
+        ),
         ({"std": -1.0}, r"plan\.privacy\.std: -1\.0 is not more than 0"),
         ({"mechanism": "none"}, r"plan\.privacy\.mechanism: unknown 'none', known are central"),
     ],

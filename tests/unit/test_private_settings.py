@@ -59,6 +59,7 @@ def test_a_setting_without_dp_has_no_effect(name: str) -> None:
         ({"dp_clip": "adaptive:-1"}, "must be a number above 0 such as 1, or adaptive or"),
         ({"dp_clip": "adaptive"}, "an adaptive clip needs plain noise, since"),
         ({"dp_max_updates": 0}, "a worker must be allowed at least 1 update, not 0"),
+        ({"dp_max_updates": 10**11}, "must be at most 1,000,000, not 100,000,000,000 times 1"),
         ({"dp_separation": 0}, "the separation must be at least 1, not 0"),
     ],
 )
@@ -168,3 +169,5 @@ def test_the_secret_file_must_be_its_owners_alone(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="chmod 600"):
         SecretFile.reading(path)
+    with pytest.raises(ConfigError, match="is a folder: give the file"):
+        SecretFile.reading(tmp_path)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from fluffle.errors import ConfigError
 from fluffle.model import MAX_PARAMETERS
-from fluffle.privacy.promise import Mechanism, NoiseKind
+from fluffle.privacy.promise import LEAST_CLIP, MOST_CLIP, MOST_SUMS, Mechanism, NoiseKind
 from fluffle.settings import SharedSettings
 from fluffle_cli.privacy.planning import (
     PrivacyNumbers,
@@ -18,8 +18,6 @@ from fluffle_cli.privacy.planning import (
 
 USUAL_SEPARATION: Final = 10
 MOST_WORKERS: Final = 10_000_000
-# So many versions are enough, and computed in a second.
-MOST_UPDATES: Final = 1_000_000
 
 
 class PrivacyPlanSettings(SharedSettings):
@@ -52,21 +50,21 @@ class PrivacyPlanSettings(SharedSettings):
     )
     clip: float = Field(
         1.0,
-        ge=1e-9,
-        le=1e30,
+        ge=LEAST_CLIP,
+        le=MOST_CLIP,
         description="L2 norm to which longer updates are shortened. The noise grows with it: take about the "
         "median norm of the updates.",
     )
     max_updates: int = Field(
         8,
         ge=1,
-        le=MOST_UPDATES,
+        le=MOST_SUMS,
         description="Updates that each worker may send in all. Each of them spends a part of epsilon.",
     )
     separation: int | None = Field(
         None,
         ge=1,
-        le=MOST_UPDATES,
+        le=MOST_SUMS,
         description="Versions from one update of a worker to its next, at least. With more, correlated noise "
         "takes back more, and buffer_size times so many workers are needed. Default: "
         f"{USUAL_SEPARATION}, or 1 for plain noise.",
@@ -101,8 +99,8 @@ class PrivacyPlanSettings(SharedSettings):
     def _fit_each_other(self) -> Self:
         if (self.epsilon is None) == (self.noise is None):
             raise ValueError("give either epsilon, such as 8, or noise, a noise multiplier")
-        if self.max_updates * self._versions_apart > MOST_UPDATES:
-            raise ValueError(f"max_updates times separation must be at most {MOST_UPDATES:,}")
+        if self.max_updates * self._versions_apart > MOST_SUMS:
+            raise ValueError(f"max_updates times separation must be at most {MOST_SUMS:,}")
         if self.honest is not None and self.honest > self.buffer_size:
             raise ValueError(f"honest is {self.honest}, more than the {self.buffer_size} workers of a sum")
         if self.mechanism == "distributed" and self._versions_apart > 1:

@@ -15,7 +15,7 @@ from fluffle.fields import Count, Name, Positive, ShortText, at_most, integer, m
 from fluffle.privacy.adaptive_clip import count_noise, updates_multiplier
 from fluffle.privacy.correlated import MOST_BANDS
 from fluffle.privacy.gaussian_noise import GaussianNoise
-from fluffle.privacy.promise import MOST_EPSILON, Mechanism, PrivacyTarget, promise
+from fluffle.privacy.promise import MOST_EPSILON, MOST_SUMS, Mechanism, PrivacyTarget, promise
 from fluffle.privacy.skellam import SkellamNoise
 
 DRAWN_BYTES: Final = 16
@@ -129,6 +129,16 @@ class PrivacyPlan:
 def _epsilon_after(noise: GaussianNoise | SkellamNoise, updates: int, delta: float) -> float:
     """Return the epsilon that was spent; views of thousands of workers ask again and again."""
     return noise.epsilon_after(updates, delta)
+
+
+# A plan as a message has it: nobody computes an epsilon of more sums, which would take all memory.
+BoundedPlan = Annotated[
+    PrivacyPlan,
+    must(
+        lambda plan: plan.updates * plan.separation <= MOST_SUMS,
+        f"updates times separation is more than {MOST_SUMS:,}",
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,11 @@ Mechanism = Literal["central", "distributed", "local"]
 NoiseKind = Literal["correlated", "plain"]
 # Beyond this there is next to no noise.
 MOST_EPSILON: Final = 1000.0
+# So many sums are enough, and their noise is computed in a second.
+MOST_SUMS: Final = 1_000_000
+# Beyond these, noise and updates have no room in a model's float32 numbers.
+LEAST_CLIP: Final = 1e-9
+MOST_CLIP: Final = 1e30
 USUAL_BANDS: Final = 16
 
 # What somebody does who guesses about one worker.
@@ -51,14 +56,19 @@ class PrivacyTarget:
             )
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta must be above 0 and below 1, not {self.delta:g}: 1e-5 is usual")
-        if not (math.isfinite(self.clip) and self.clip > 0):
-            raise ConfigError(f"the clip must be a number above 0, not {self.clip:g}")
+        if not LEAST_CLIP <= self.clip <= MOST_CLIP:
+            raise ConfigError(f"the clip must be from {LEAST_CLIP:g} to {MOST_CLIP:g}, not {self.clip:g}")
         if self.updates < 1:
             raise ConfigError(f"a worker must be allowed at least 1 update, not {self.updates}")
         if self.separation < 1:
             raise ConfigError(
                 f"the separation must be at least 1, not {self.separation}: no worker has two updates in one "
                 "version"
+            )
+        if self.updates * self.separation > MOST_SUMS:
+            raise ConfigError(
+                f"a worker's updates (dp_max_updates) times their separation must be at most {MOST_SUMS:,}, "
+                f"not {self.updates:,} times {self.separation:,}"
             )
         if self.correlated and self.mechanism != "central":
             raise ConfigError(
