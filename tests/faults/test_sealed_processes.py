@@ -16,10 +16,12 @@ from tasks.gated_sum_task import DELTA
 
 from fluffle.codecs.compressed import decompressed
 from fluffle.codecs.sealed import SealedVector
+from fluffle.errors import ConfigError
 from fluffle.model import Vector
 from fluffle.record import ModelVersion
 from fluffle.safetensors_file import read_model
 from fluffle.sealed.keys import SealedKeys
+from fluffle.sealed.parameters import PRIME
 from fluffle.sealed.plan import SEALED
 from fluffle.sealed.residues import add_packed, pack, zeros
 from fluffle.update import WeightUpdate
@@ -250,3 +252,62 @@ def test_who_has_no_key_or_another_one_ends_with_a_sentence_and_the_model_is_exp
     assert (done.returncode, kept.returncode) == (0, 0), done.stderr + kept.stderr
     exported = read_model(tmp_path / "model.safetensors")["w"].astype(np.float64)
     np.testing.assert_allclose(exported, 3 * DELTA, rtol=1e-6)
+
+
+@pytest.mark.long
+def test_a_federation_whose_sum_was_spoiled_goes_back_to_a_sealed_version_of_before(
+    tmp_path: Path,
+) -> None:
+    key = a_key(tmp_path)
+    write_initial_model(tmp_path)
+    flags = (
+        *SEALED_FLAGS,
+        "--sealed-clip",
+        "6",
+        "--buffer-size",
+        "1",
+        "--initial-model",
+        "initial.safetensors",
+    )
+    with (
+        BrokerNode.start(tmp_path / "broker") as node,
+        Federation("spoiled", node.amqp_url, tmp_path) as running,
+    ):
+        leader = running.aggregator("first", *flags)
+        leader.wait_for("leading")
+        honest, lie = sealed_updates(running, key, 2)
+        send(running, [honest])
+        leader.wait_for("version committed")
+        assert isinstance(lie.vector, SealedVector)
+        noise = np.random.default_rng(0).integers(0, PRIME, zeros(PARAMETERS).shape, np.uint64)
+        send(running, [replace(lie, vector=SealedVector.of(noise, PARAMETERS, np.empty(0, np.float32)))])
+        leader.wait_for("version committed", 2)
+        before, spoiled = model_at(running, 1), running.newest()
+        with pytest.raises(ConfigError, match="decrypts to values up to"):
+            model_of(spoiled, key)
+        leader.ask_to_stop()
+        assert leader.wait_for_exit() == 0
+
+        for command in (
+            ("model", "export", "--version", "1", "--out", "before.fluffle"),
+            ("federation", "reset", "spoiled", "--yes", "--management-url", node.management_url),
+            ("model", "restore", "before.fluffle"),
+        ):
+            done = running.fluffle(*command)
+            assert done.returncode == 0, done.stderr
+        again = running.aggregator("second", *flags, "--max-updates", "2")
+        again.wait_for("leading")
+        send(running, [replace(sealed_updates(running, key, 4)[3], base_term=before.term, base_version=1)])
+        assert again.wait_for_exit() == 0
+
+        final = running.newest()
+        assert final.updates == 2
+        assert honest.id in final.applied
+        assert lie.id not in final.applied
+        assert np.isfinite(model_of(final, key)).all()
+
+
+def model_at(running: Federation, number: int) -> ModelVersion:
+    """Return a version by its number."""
+    with running.connect() as broker:
+        return next(each for each in all_versions(broker, running.topology) if each.version == number)

@@ -83,8 +83,7 @@ def sum_of(version: ModelVersion, plan: SealedPlan, key: SharedKey) -> Values:
         raise ConfigError(
             f"version {version.rank} of {version.federation} decrypts to values up to {largest:.4g}, and "
             f"honest updates come to {bound:.4g} at most: another worker has another key, or has spoiled the "
-            "sum. Compare sealed.secret at all sites, and begin anew from a version of before (`fluffle "
-            "model restore`)"
+            "sum. Compare sealed.secret at all sites, and go back to a version of before (docs/sealed.md)"
         )
     return values
 
