@@ -66,6 +66,7 @@ def test_a_record_of_before_differential_privacy_has_none() -> None:
             {"updates": 10**6, "separation": 2},
             r"plan\.privacy: updates times separation is more than 1,000,000",
         ),
+        ({"count_std": 1e-9}, r"plan\.privacy: the noise of count_std alone spends more than epsilon"),
         ({"std": -1.0}, r"plan\.privacy\.std: -1\.0 is not more than 0"),
         ({"mechanism": "none"}, r"plan\.privacy\.mechanism: unknown 'none', known are central"),
     ],

@@ -138,6 +138,10 @@ BoundedPlan = Annotated[
         lambda plan: plan.updates * plan.separation <= MOST_SUMS,
         f"updates times separation is more than {MOST_SUMS:,}",
     ),
+    must(
+        lambda plan: plan.count_std is None or plan.std / plan.clip < 2 * plan.count_std,
+        "the noise of count_std alone spends more than epsilon",
+    ),
 ]
 
 
