@@ -10,7 +10,6 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, ProtocolMismatch, StreamUnreadable, TopologyMissing
 from fluffle.framing import record_digest
 from fluffle.logs import get_logger
-from fluffle.model import Layout
 from fluffle.model_stream import record_at_hand, stored_at_hand, version_at_hand
 from fluffle.pieces import Body
 from fluffle.record import ModelVersion, MomentsRecord, Rank
@@ -107,7 +106,7 @@ class StreamHealth:
         self._has_seen_versions = False
         self._look_at_head_at = clock()
         self._is_compared = False
-        self._layout: Layout | None = None
+        self._record: ModelVersion | None = None
 
     def look_at_head_when_due(self, broker: Broker, topology: Topology) -> None:
         """See now and then whether the head holds a version; for a standby, which does not read it."""
@@ -116,21 +115,20 @@ class StreamHealth:
         self._look_at_head_at = self._clock() + LOOK_AT_HEAD_EVERY_S
         self._has_seen_versions = broker.state(topology.head.name).messages > 0
 
-    def layout_to_compare(self, broker: Broker, topology: Topology) -> Layout | None:
-        """Return the layout of the newest version, once it has been read, and None at all other calls.
+    def record_to_compare(self, broker: Broker, topology: Topology) -> ModelVersion | None:
+        """Return the newest version without its weights, once it has been read, and None at all other calls.
 
         It is read once and in the background: a stream that cannot be read must not hold up a standby.
         """
 
         def read(background: Broker) -> None:
-            found = record_at_hand(background, topology)
-            self._layout = found.layout if found else None
+            self._record = record_at_hand(background, topology)
 
         if self._has_seen_versions and not self._is_compared:
             self._is_compared = True
             broker.in_background(read)
-        layout, self._layout = self._layout, None
-        return layout
+        record, self._record = self._record, None
+        return record
 
     def note_version(self) -> None:
         """Take note that the head holds a version."""

@@ -11,6 +11,7 @@ the same for a task that is named by its module.
 import threading
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from structlog.contextvars import bound_contextvars
 
@@ -45,8 +46,12 @@ from fluffle_aggregator.sealed.settings import same_sealed_plan
 from fluffle_aggregator.secure.state import SecureState, require_newest_epoch
 from fluffle_aggregator.service import AggregatorResult, serve
 from fluffle_aggregator.settings import FEWEST_WORKERS, AggregatorSettings
+from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.surveying import MOST_HELD
 from fluffle_aggregator.trial import try_out
+
+if TYPE_CHECKING:
+    from fluffle_aggregator.private.starting import PrivateStart
 
 
 def run_aggregator(
@@ -163,14 +168,15 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
             survey_size=survey_aim.wanted if record.survey and record.survey.is_open else 0,
         )
 
+    def compare(record: ModelVersion) -> None:
+        initial.compare(record.layout)
+        promised_before(settings, private, strategy, record)
+
     def continue_from(head: Head) -> GlobalModel:
         layout = head.record.layout
         require_room(layout, len(head.record.contributors))
         initial.compare(layout)
-        target, begun = settings.privacy_target(), head.record.plan.privacy
-        promised = same_privacy_plan(target, begun, honest=settings.secure_min_workers)
-        asked = plan(promised, layout.size)
-        same_sealed_plan(asked.sealed, head.record.plan.sealed)
+        asked = plan(promised_before(settings, private, strategy, head.record), layout.size)
         require_newest_epoch(asked.secure, head.record.plan.secure)
         return GlobalModel(
             head.record,
@@ -208,7 +214,22 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
         require_same_model=initial.look,
         committee=(lambda: registry.registry.committee) if registry else None,
         look_at_registry=registry.look if registry else lambda: None,
-        compare=None if type(initial) is InitialModel else initial.compare,
+        compare=compare,
         try_out=partial(try_out, settings),
         event_sink=ReportingSink(topology, role="aggregator", name=settings.name),
     )
+
+
+def promised_before(
+    settings: AggregatorSettings, private: "PrivateStart | None", strategy: Strategy, record: ModelVersion
+) -> PrivacyPlan | None:
+    """Return what a running federation has promised.
+
+    Raises ConfigError when the settings promise something else, or when their keys are others.
+    """
+    begun = record.plan.privacy
+    promised = same_privacy_plan(settings.privacy_target(), begun, honest=settings.secure_min_workers)
+    same_sealed_plan(settings.make_sealed_plan(strategy), record.plan.sealed)
+    if private:
+        private.require_same_secret(record)
+    return promised

@@ -115,9 +115,9 @@ def stand_by(
         watch.look_when_due()
         stream_health.look_at_head_when_due(broker, config.topology)
         if config.compare and time.monotonic() - began > STANDBY_AFTER_S:
-            # Otherwise another architecture would be found only when this standby is needed.
-            if layout := stream_health.layout_to_compare(broker, config.topology):
-                config.compare(layout)
+            # Otherwise another architecture or promise would be found only when this standby is needed.
+            if record := stream_health.record_to_compare(broker, config.topology):
+                config.compare(record)
             config.require_same_model()
         if delivery := broker.next_delivery(POLL_S):
             return delivery

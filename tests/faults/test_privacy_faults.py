@@ -202,6 +202,8 @@ def test_no_aggregator_leads_with_another_promise_or_another_secret(
     with Federation(federation, node.amqp_url, tmp_path) as running:
         first = running.aggregator("first", *FLAGS)
         first.wait_for("leading")
+        # A standby leaves while the leader is at work, not only when it is needed.
+        assert_refused(running.aggregator("standby", *FLAGS, *flags), *words)
         first.kill()
 
         assert_refused(running.aggregator("second", *FLAGS, *flags), *words)

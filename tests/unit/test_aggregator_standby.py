@@ -15,7 +15,7 @@ from fluffle.broker import Broker
 from fluffle.errors import ConnectionLost, LayoutError, TopologyMissing
 from fluffle.events import Event, Left, Rejected
 from fluffle.framing import record_digest
-from fluffle.model import Layout
+from fluffle.record import ModelVersion
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.head import StreamHealth
@@ -109,7 +109,7 @@ def test_a_standby_of_another_architecture_ends_while_the_leader_is_at_work() ->
     server.longest_wait_s = SOON_S
     queue = server.queue(config.topology.updates.name)
 
-    def compare(_: Layout) -> None:
+    def compare(_: ModelVersion) -> None:
         raise LayoutError("another architecture")
 
     leader = Aggregator(server, config)

@@ -37,17 +37,18 @@ class SecretFile:
         """Read the file with the secret. Raises ConfigError when it has none."""
         return cls(path, read_secret(path))
 
-    def noise_for(self, record: ModelVersion, buffer_size: int) -> AddedNoise:
-        """Return the noise of a leader that goes on from a record.
-
-        Raises ConfigError when the federation was begun with another secret: its noise could not go on.
-        """
-        plan, state = promised_by(record)
+    def require_same(self, record: ModelVersion) -> None:
+        """Raise ConfigError when a federation was begun with another secret: its noise could not go on."""
+        _, state = promised_by(record)
         if state.commitment != self.secret.commitment:
             raise ConfigError(
                 f"{self.path} (dp_secret) has another secret than the one that {record.federation} was begun "
                 "with: copy the file of the other aggregators"
             )
+
+    def noise_for(self, record: ModelVersion, buffer_size: int) -> AddedNoise:
+        """Return the noise of a leader that goes on from a record, which has the same secret."""
+        plan, state = promised_by(record)
         grid = grid_for(plan, record.layout, state.clip_of(plan))
         drawn = secrets.token_bytes(DRAWN_BYTES)
         noise = SecretNoise(self.secret, record.federation, plan, state, grid, drawn=drawn)
@@ -77,6 +78,11 @@ class PrivateStart:
             return PrivacyState(commitment="")
         clip = None if plan.count_std is None else plan.clip
         return PrivacyState(commitment=self.secret.secret.commitment, clip=clip)
+
+    def require_same_secret(self, record: ModelVersion) -> None:
+        """Raise ConfigError when the federation of a record was begun with another secret of the noise."""
+        if self.secret:
+            self.secret.require_same(record)
 
     def sums_of(self, record: ModelVersion, *, buffer_size: int) -> PrivateSums:
         """Return the sums of a leader that goes on from a record, with the noise of its plan."""
