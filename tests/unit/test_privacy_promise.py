@@ -213,3 +213,21 @@ def test_a_run_that_learns_nothing_is_warned_about_with_the_buffer_that_would_do
     ]
     assert replace(run, buffer_size=37).warnings() == []
     assert replace(run, workers=20, buffer_size=20).warnings()[0].endswith("or fewer parameters")
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 10**6), st.sampled_from([1, 4, 16]))
+def test_with_one_worker_fewer_than_enough_the_noise_is_as_long_as_the_updates(
+    buffer_size: int, updates: int, size: int, bands: int
+) -> None:
+    run = replace(RUN, workers=1, buffer_size=buffer_size, updates=updates, size=size, bands=bands)
+
+    enough = run.enough_workers()
+
+    assert enough is not None
+    assert replace(run, workers=enough).is_useful
+    assert enough == 1 or not replace(run, workers=enough - 1).is_useful
+
+
+def test_no_number_of_workers_is_enough_for_noise_that_is_far_too_strong() -> None:
+    assert replace(RUN, bands=1, std=1e9).enough_workers() is None

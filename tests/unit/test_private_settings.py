@@ -14,7 +14,7 @@ from fluffle.privacy.secret_file import write_new_secret
 from fluffle.settings import load_settings
 from fluffle_aggregator.private.combinations import require_no_statistics
 from fluffle_aggregator.private.settings import same_privacy_plan
-from fluffle_aggregator.private.starting import SecretFile, grid_for
+from fluffle_aggregator.private.starting import SecretFile, grid_for, run_of, say_noise
 from fluffle_aggregator.settings import AggregatorSettings
 
 GIVEN = {"dp": "central", "dp_epsilon": 8, "dp_clip": 1, "dp_max_updates": 10, "dp_secret": "noise.secret"}
@@ -171,3 +171,20 @@ def test_the_secret_file_must_be_its_owners_alone(tmp_path: Path) -> None:
         SecretFile.reading(path)
     with pytest.raises(ConfigError, match="is a folder: give the file"):
         SecretFile.reading(tmp_path)
+
+
+def test_as_many_workers_as_the_log_says_are_enough_for_the_numbers_of_a_plan() -> None:
+    plan = a_privacy_plan(updates=20, separation=4)
+
+    enough = run_of(plan, 4810, 4).enough_workers()
+
+    assert enough == 135
+
+
+@pytest.mark.parametrize(("buffer_size", "warns"), [(4, True), (100, False)])
+def test_noise_that_hides_what_so_few_workers_send_is_warned_about(
+    caplog: pytest.LogCaptureFixture, buffer_size: int, warns: bool
+) -> None:
+    say_noise(a_privacy_plan(updates=20, separation=4), 4810, buffer_size)
+
+    assert ("the noise hides all that fewer workers" in caplog.text) == warns

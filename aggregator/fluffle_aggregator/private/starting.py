@@ -1,5 +1,6 @@
 """How a leader begins with differential privacy, or goes on with what the record says has been released."""
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fluffle.privacy.grid import Grid
 from fluffle.privacy.noise import NoiseSecret
 from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
 from fluffle.privacy.secret_file import read_secret
+from fluffle.privacy.usefulness import NoisyRun
 from fluffle.record import ModelVersion
 from fluffle_aggregator.private.combinations import require_no_statistics
 from fluffle_aggregator.private.secret_noise import SecretNoise
@@ -88,7 +90,7 @@ class PrivateStart:
         """Return the sums of a leader that goes on from a record, with the noise of its plan."""
         require_no_statistics(record.layout)
         plan, state = promised_by(record)
-        say_noise(plan)
+        say_noise(plan, record.layout.size, buffer_size)
         added = self.secret.noise_for(record, buffer_size) if self.secret else None
         return PrivateSums(plan, state, added)
 
@@ -120,8 +122,8 @@ def say_promise(promise: str) -> None:
     log.info("differential privacy", promise=promise, besides=WHAT_STAYS)
 
 
-def say_noise(plan: PrivacyPlan) -> None:
-    """Log the noise with which sums are shown."""
+def say_noise(plan: PrivacyPlan, size: int, buffer_size: int) -> None:
+    """Log the noise with which sums are shown, and warn if more workers are needed than fill the buffers."""
     shares = (
         {"honest": plan.shares.honest, "weights": "all the same"} if plan.shares else {"bands": plan.bands}
     )
@@ -130,4 +132,29 @@ def say_noise(plan: PrivacyPlan) -> None:
         noise=float(f"{plan.std:.6g}"),
         clip=plan.clip,
         **shares,
+    )
+    enough = run_of(plan, size, buffer_size).enough_workers()
+    if enough is None or enough > plan.separation * buffer_size:
+        log.warning(
+            "the noise hides all that fewer workers than this can send",
+            workers=enough or "no number of workers is enough",
+            advice="see `fluffle privacy plan`: a larger buffer_size or epsilon, more updates of each, "
+            "or a smaller model",
+        )
+
+
+def run_of(plan: PrivacyPlan, size: int, buffer_size: int) -> NoisyRun:
+    """Return the run of a plan, for a model of so many parameters, with as many workers as fill a buffer."""
+    # All workers of a full buffer add their share.
+    shares = buffer_size / plan.shares.honest if plan.shares else 1.0
+    return NoisyRun(
+        workers=buffer_size,
+        updates=plan.updates,
+        separation=plan.separation,
+        buffer_size=buffer_size,
+        size=size,
+        clip=plan.clip,
+        std=plan.std_at(plan.clip) * math.sqrt(shares),
+        bands=plan.bands,
+        to_each_update=plan.mechanism == "local",
     )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from fluffle.errors import ConfigError
 from fluffle.model import MAX_PARAMETERS
 from fluffle.privacy.promise import LEAST_CLIP, MOST_CLIP, MOST_SUMS, Mechanism, NoiseKind
+from fluffle.privacy.usefulness import MOST_WORKERS
 from fluffle.settings import SharedSettings
 from fluffle_cli.privacy.planning import (
     PrivacyNumbers,
@@ -17,7 +18,6 @@ from fluffle_cli.privacy.planning import (
 )
 
 USUAL_SEPARATION: Final = 10
-MOST_WORKERS: Final = 10_000_000
 
 
 class PrivacyPlanSettings(SharedSettings):

@@ -8,8 +8,11 @@ whose noise is as long as that has learnt nothing.
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import Final
 
 from fluffle.privacy.correlated import noise_after
+
+MOST_WORKERS: Final = 10_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,14 +52,23 @@ class NoisyRun:
         None if the workers can fill no such buffer.
         """
         sizes = range(self.buffer_size, self.workers // self.separation + 1)
-        first = bisect_left(
-            sizes, True, key=lambda size: replace(self, buffer_size=size).noise_to_updates < 1
-        )
+        first = bisect_left(sizes, True, key=lambda size: replace(self, buffer_size=size).is_useful)
         return sizes[first] if first < len(sizes) else None
+
+    def enough_workers(self) -> int | None:
+        """Return from how many workers on the noise is shorter than the updates; None if from none on."""
+        numbers = range(1, MOST_WORKERS + 1)
+        first = bisect_left(numbers, True, key=lambda workers: replace(self, workers=workers).is_useful)
+        return numbers[first] if first < len(numbers) else None
+
+    @property
+    def is_useful(self) -> bool:
+        """Whether the noise is shorter than all updates together can be."""
+        return self.noise_to_updates < 1
 
     def warnings(self) -> list[str]:
         """Return what to say to whoever starts such a run; nothing if something can be learnt."""
-        if self.noise_to_updates < 1:
+        if self.is_useful:
             return []
         advice = "a larger epsilon, more workers or fewer parameters"
         if useful := self.useful_buffer():
