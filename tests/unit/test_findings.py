@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from privately import a_privacy_plan
 
 from fluffle.plan import Plan
 from fluffle.record import Contributor
@@ -239,6 +240,14 @@ def test_a_loss_that_rises_for_long_is_found_while_another_metric_improves() -> 
         "loss has risen from about 0.5000 to 0.9400 since version 0.",
     )
     assert progress_of(rising).state == "improving"
+
+
+def test_noise_is_named_where_a_model_with_differential_privacy_gets_worse() -> None:
+    view = a_view({"accuracy": [*[0.9] * 10, *[0.5] * 20]}, best=0)
+    private = replace(view, newest=replace(newest_of(view), plan=Plan(privacy=a_privacy_plan())))
+
+    assert "fewer local epochs" in the_finding(view).do
+    assert "noise of differential privacy adds up in the model" in the_finding(private).do
 
 
 def test_a_model_that_gets_worse_or_no_better_is_found() -> None:

@@ -295,11 +295,16 @@ def _getting_worse(view: FederationView) -> Iterator[Finding]:
     for metric, higher_is_better in metrics.items():
         found = trend_of_metric(view, metric, higher_is_better=higher_is_better)
         if found and found[0].course == "worse":
+            advice = "A lower learning rate, fewer local epochs or --learning-rate-schedule plateau may help."
+            if view.newest and view.newest.plan.privacy:
+                advice = (
+                    "The noise of differential privacy adds up in the model: a larger --buffer-size or lower "
+                    "--server-learning-rate lets less of it in, see `fluffle privacy plan`."
+                )
             yield Finding(
                 "getting-worse",
                 worse_in_words(metric, higher_is_better, *found),
-                "`fluffle model export --version best` has the best version. A lower learning rate, fewer "
-                "local epochs or --learning-rate-schedule plateau may help.",
+                f"`fluffle model export --version best` has the best version. {advice}",
             )
 
 
