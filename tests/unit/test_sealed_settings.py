@@ -14,9 +14,11 @@ from fluffle.model import Layout
 from fluffle.plan import Plan
 from fluffle.sealed.plan import SealedPlan, SealedState
 from fluffle.sealed.public_file import SealedPublic, write_public
+from fluffle.settings import SharedSettings, load_settings
 from fluffle_aggregator.sealed.combinations import REFUSED, require_sealable
 from fluffle_aggregator.sealed.settings import same_sealed_plan
 from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_worker.settings import EvaluatorSettings, WorkerSettings
 
 
 @pytest.fixture
@@ -161,6 +163,12 @@ def test_what_needs_no_values_goes_together(public: Path, given: dict[str, objec
 def test_a_setting_without_sealed_has_no_effect_and_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="has no effect without sealed"):
         AggregatorSettings.model_validate(given)
+
+
+@pytest.mark.parametrize("settings", [WorkerSettings, EvaluatorSettings])
+def test_a_site_that_says_what_must_be_sealed_has_the_key(settings: type[SharedSettings]) -> None:
+    with pytest.raises(ConfigError, match="sealed_only has no effect without sealed_secret: give both"):
+        load_settings(settings, {"task": "digits", "sealed_only": "head/*"})
 
 
 @pytest.mark.parametrize("text", ["", " , ", ",".join(f"p{n}" for n in range(65))])

@@ -76,6 +76,12 @@ class SealedSettings(SharedSettings):
         "others may travel in the clear if the aggregator says so. All must be sealed if unset.",
     )
 
+    @model_validator(mode="after")
+    def _sealed_only_has_an_effect(self) -> Self:
+        if self.sealed_only is not None and self.sealed_secret is None:
+            raise ValueError("sealed_only has no effect without sealed_secret: give both, or none")
+        return self
+
     @property
     def must_be_sealed(self) -> tuple[str, ...]:
         """The patterns of the tensors that must be sealed; without one each tensor must be."""
