@@ -147,7 +147,7 @@ class Spent:
     epsilon: float
     updates: int
     steps: int
-    mechanism: ShortText
+    mechanism: Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ LABELS = 10
 LEARNING_RATE = 0.1
 
 
-@dataclass
+@dataclass(eq=False)
 class OneHiddenLayer:
     """Inputs, 64 units with ReLU, ten labels with softmax; plain SGD on the cross-entropy."""
 
