@@ -255,9 +255,9 @@ def test_it_warns_of_a_large_delta_of_too_few_workers_and_of_noise_that_is_too_s
     strong = told(*RUN, "--epsilon", "1", "--delta", "0.01", "--dp-noise", "plain")
 
     assert "warning: 200 workers are too few: 10 versions in a row, of 50 updates each, need 500" in few
-    assert "warning: the noise is too strong to learn through: after 32 versions it is" in few
+    assert "warning: the noise is so strong that little can be learnt: after 32 versions it is" in few
     assert "warning: delta 0.01 is more than 1 / 1000 workers" in strong
-    assert re.search(r"too strong to learn through: .* take a buffer_size of \d+ or more", strong)
+    assert re.search(r"so strong that little can be learnt: .* take a buffer_size of \d+ or more", strong)
 
 
 def test_it_warns_of_a_clip_that_rounding_would_lose() -> None:
@@ -323,7 +323,7 @@ def test_the_page_has_the_promise_the_warnings_the_tables_and_two_pictures() -> 
 
     page = Path("plan.html").read_text()
     assert "right at most 56 times in 100" in page
-    assert '<p class="reason">the noise is too strong to learn through' in page
+    assert '<p class="reason">the noise is so strong that little can be learnt' in page
     assert page.count("<table>") == 3
     assert page.count("<svg") == page.count("</svg>") == 2
     assert "<script" not in page

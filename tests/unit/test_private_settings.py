@@ -174,17 +174,18 @@ def test_the_secret_file_must_be_its_owners_alone(tmp_path: Path) -> None:
 
 
 def test_as_many_workers_as_the_log_says_are_enough_for_the_numbers_of_a_plan() -> None:
-    plan = a_privacy_plan(updates=20, separation=4)
+    # Those of docs/privacy.md.
+    plan = a_privacy_plan(updates=20, separation=2, clip=0.3)
 
-    enough = run_of(plan, 4810, 4).enough_workers()
+    enough = run_of(plan, 4810, 12).enough_workers()
 
-    assert enough == 135
+    assert enough == 81
 
 
 @pytest.mark.parametrize(("buffer_size", "warns"), [(4, True), (100, False)])
-def test_noise_that_hides_what_so_few_workers_send_is_warned_about(
+def test_noise_that_is_longer_than_all_updates_of_so_few_workers_is_warned_about(
     caplog: pytest.LogCaptureFixture, buffer_size: int, warns: bool
 ) -> None:
     say_noise(a_privacy_plan(updates=20, separation=4), 4810, buffer_size)
 
-    assert ("the noise hides all that fewer workers" in caplog.text) == warns
+    assert ("with fewer workers than this, the noise" in caplog.text) == warns

@@ -136,7 +136,7 @@ def say_noise(plan: PrivacyPlan, size: int, buffer_size: int) -> None:
     enough = run_of(plan, size, buffer_size).enough_workers()
     if enough is None or enough > plan.separation * buffer_size:
         log.warning(
-            "the noise hides all that fewer workers than this can send",
+            "with fewer workers than this, the noise in the model is longer than all updates together",
             workers=enough or "no number of workers is enough",
             advice="see `fluffle privacy plan`: a larger buffer_size or epsilon, more updates of each, "
             "or a smaller model",

@@ -74,6 +74,6 @@ class NoisyRun:
         if useful := self.useful_buffer():
             advice = f"a buffer_size of {useful} or more"
         return [
-            f"the noise is too strong to learn through: after {self.steps} versions it is "
+            f"the noise is so strong that little can be learnt: after {self.steps} versions it is "
             f"{self.noise_to_updates:.1f} times as long as all updates together can be; take {advice}"
         ]
