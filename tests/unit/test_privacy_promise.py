@@ -208,8 +208,8 @@ def test_a_run_that_learns_nothing_is_warned_about_with_the_buffer_that_would_do
     run = NoisyRun(workers=1000, updates=8, separation=1, buffer_size=4, size=100_000, clip=1.0, std=1.7)
 
     assert run.warnings() == [
-        "the noise is so strong that little can be learnt: after 2000 versions it is 3.0 times as long as all "
-        "updates together can be; take a buffer_size of 37 or more"
+        "the noise is so strong that little can be learnt: after 2000 versions it is 3.0 times as long as "
+        "all updates together can be; take a buffer_size of 37 or more"
     ]
     assert replace(run, buffer_size=37).warnings() == []
     assert replace(run, workers=20, buffer_size=20).warnings()[0].endswith("or fewer parameters")
