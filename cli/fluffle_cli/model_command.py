@@ -227,7 +227,8 @@ def _restore(settings: RestoreSettings) -> None:
     If the file has the newest version of the stream, that version goes to the head queue unchanged. If the
     stream is empty or behind, it goes to both. Nobody knows then which versions came after the file, so its
     term is raised by 1000, and every worker accepts it. The term of a rounded copy (--downlink-codec) is
-    raised too. A file that is older than head or stream is refused.
+    raised too. A file that is older than head or stream is refused; with differential privacy so is one after
+    which something may have come.
     """
     stored, name = read_record(settings.file), f"{settings.federation}/model"
     with (

@@ -298,6 +298,10 @@ def test_the_noise_of_workers_that_nobody_counts_on_comes_on_top() -> None:
             ("--epsilon", "8", "--mechanism", "distributed", "--honest", "51"),
             "honest is 51, more than the 50",
         ),
+        (
+            ("--epsilon", "8", "--mechanism", "local", "--dp-noise", "plain"),
+            "dp_noise has no effect with the mechanism local",
+        ),
         (("--epsilon", "8", "--mechanism", "none"), "must be 'central', 'distributed' or 'local'"),
         (("--epsilon", "8", "--out", "plan.png"), "out must end with .html or .svg, not 'plan.png'"),
     ],

@@ -105,6 +105,8 @@ class PrivacyPlanSettings(SharedSettings):
             raise ValueError(f"honest is {self.honest}, more than the {self.buffer_size} workers of a sum")
         if self.mechanism == "distributed" and self._versions_apart > 1:
             raise ValueError("separation has no effect with the mechanism distributed: leave it out")
+        if self.dp_noise is not None and self.mechanism != "central":
+            raise ValueError(f"dp_noise has no effect with the mechanism {self.mechanism}: leave it out")
         return self
 
     @property

@@ -7,13 +7,14 @@ from rich.filesize import decimal
 
 from fluffle.privacy.promise import NoiseKind
 from fluffle_cli.privacy.planning import Numbers, PrivacyNumbers
+from fluffle_cli.words import count
 
 NOISE_TO_UPDATES: Final = "noise to updates"
 MULTIPLIER: Final = "noise multiplier"
 EXPLAINED: Final = (
     "Noise to updates is the length of the noise in the last model, divided by that of all updates together "
-    "if all were as long as the clip and had one direction. Real updates add up to less: above 1 nothing is "
-    "learnt, and something well below."
+    "if all were as long as the clip and had one direction. Real updates add up to less: above 1 little is "
+    "learnt, and much well below."
 )
 # Of secure aggregation: of fewer no sum is opened.
 FEWEST_WORKERS: Final = 2
@@ -25,8 +26,9 @@ def course(found: PrivacyNumbers) -> str:
     asked = found.asked
     apart = f", at least {asked.separation:,} versions apart" if asked.separation > 1 else ""
     return (
-        f"{asked.workers:,} workers make {asked.versions:,} versions of {asked.buffer_size:,} updates: each "
-        f"worker sends at most {asked.updates:,} updates{apart}."
+        f"{count(asked.workers, 'worker')} make {count(asked.versions, 'version')} of "
+        f"{count(asked.buffer_size, 'update')}: each worker sends at most {count(asked.updates, 'update')}"
+        f"{apart}."
     )
 
 
