@@ -112,8 +112,11 @@ def test_a_demo_trains_to_its_target_and_leaves_all_that_it_promises(tmp_path: P
     assert "\x1b" not in said, "there are no colour codes where there is no terminal"
 
 
-def assert_healthy(logs: Path, *, since: float) -> None:
-    """Since the first version nobody has warned of anything, and each line of a part is one JSON object."""
+def assert_healthy(logs: Path, *, since: float, but: str = "") -> None:
+    """Since the first version nobody has warned of anything, and each line of a part is one JSON object.
+
+    A warning of this text is not counted.
+    """
     for log in logs.glob("*.log"):
         text = log.read_text()
         if log.stem in {"initial-model", "afterwards", "report"}:
@@ -122,7 +125,9 @@ def assert_healthy(logs: Path, *, since: float) -> None:
             lines = lines_of(log)
             warnings = [line for line in lines if line["level"] not in {"debug", "info"}]
             assert [
-                each for each in warnings if datetime.fromisoformat(each["time"]).timestamp() > since
+                each
+                for each in warnings
+                if datetime.fromisoformat(each["time"]).timestamp() > since and each["event"] != but
             ] == []
             assert {line["federation"] for line in lines} <= {"digits", "digits-in-numpy"}, log
 
@@ -145,7 +150,8 @@ def test_a_demo_with_differential_privacy_ends_well_when_all_workers_have_spent_
     assert "(epsilon 8, delta 1e-05, at most 3 updates)" in said
     assert "privacy: epsilon 8 of 8 spent" in said
     assert not list(out.rglob("*.secret")), "with the secret the noise could be taken off"
-    assert_healthy(out / "logs", since=run.began_at)
+    strong = "with fewer workers than this, the noise in the model is longer than all updates together"
+    assert_healthy(out / "logs", since=run.began_at, but=strong)
 
 
 COMPARISON = (
