@@ -1,35 +1,26 @@
 """The L2 norm of an update, to which it is limited or clipped. Pure."""
 
 import math
-from itertools import repeat
 from typing import Final
 
 import numpy as np
 
 from fluffle.compression import CompressedVector
 from fluffle.model import Vector
-from fluffle.vector_math import BLOCK_SIZE, side_by_side, squared_length
+from fluffle.vector_math import norm_in_float64, side_by_side, squared_length
 
 # Where products of float32 have not lost all their digits.
 LEAST_SQUARE: Final = 2.0**-80
 
 
 def norm_of(vector: CompressedVector, base: Vector | None = None) -> float:
-    """Return the L2 norm of a vector, or of its difference from `base`, summed up in float64.
-
-    Never by BLAS, whose sums differ from machine to machine: a successor must come to the same bits.
-    """
-    scratch = np.empty(min(vector.size, BLOCK_SIZE), np.float64)
-    total = 0.0
-    beside = zip(repeat(None), vector.blocks()) if base is None else side_by_side(base, vector.blocks())
-    for origin, values in beside:
-        moved = scratch[: values.size]
-        if origin is None:
-            moved[:] = values
-        else:
-            np.subtract(values, origin, out=moved, dtype=np.float64)
-        total += float(np.sum(np.square(moved, out=moved)))
-    return math.sqrt(total)
+    """Return the L2 norm of a vector, or of its difference from `base`, summed up in float64."""
+    if base is None:
+        return norm_in_float64(vector.blocks())
+    return norm_in_float64(
+        np.subtract(values, origin, dtype=np.float64)
+        for origin, values in side_by_side(base, vector.blocks())
+    )
 
 
 def quick_norm_of(vector: CompressedVector) -> float:

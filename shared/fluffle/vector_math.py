@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluffle.model import Vector
 
@@ -82,6 +83,25 @@ def squared_length(blocks: Iterable[Vector]) -> float:
     """Return the inner product of a vector, given in blocks, with itself; see `inner_product`."""
     scratch = scratch_block(BLOCK_SIZE)
     return sum(_product(block, block, scratch) for block in blocks)
+
+
+def norm(vector: Vector) -> float:
+    """Return the L2 norm of a vector; infinite where a square is too large for float32."""
+    return math.sqrt(squared_length(block for (block,) in matching_blocks(vector)))
+
+
+def norm_in_float64(blocks: Iterable[NDArray[np.floating]]) -> float:
+    """Return the L2 norm of a vector, given in blocks, summed up in float64.
+
+    Never by BLAS, whose sums differ from machine to machine: a successor must come to the same bits.
+    """
+    scratch = np.empty(BLOCK_SIZE, np.float64)
+    total = 0.0
+    for block in blocks:
+        squares = scratch[: block.size]
+        squares[:] = block
+        total += float(np.sum(np.square(squares, out=squares)))
+    return math.sqrt(total)
 
 
 def cosine(blocks: Iterable[Vector], vector: Vector) -> float:

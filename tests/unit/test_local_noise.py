@@ -18,7 +18,8 @@ from fluffle.privacy.gaussian import epsilon_of
 from fluffle.privacy.gaussian_noise import GaussianNoise
 from fluffle.privacy.grid import Grid
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle_worker.local_noise import norm_in_float64, why_not_local, with_noise
+from fluffle.vector_math import norm_in_float64
+from fluffle_worker.local_noise import why_not_local, with_noise
 
 GAMES, UPDATES, CLIP, EPSILON = 1000, 2, 0.5, 4.0
 PLAN = a_privacy_plan(epsilon=EPSILON, clip=CLIP, updates=UPDATES, mechanism="local")
@@ -56,8 +57,8 @@ def test_an_update_is_clipped_before_it_has_noise_and_is_not_written_to(values: 
 
     found = without_noise(vector, PLAN)
 
-    assert norm_in_float64(found) <= CLIP * (1 + 1e-6)
-    scale = min(1.0, CLIP / max(norm_in_float64(vector), 1e-300))
+    assert norm_in_float64([found]) <= CLIP * (1 + 1e-6)
+    scale = min(1.0, CLIP / max(norm_in_float64([vector]), 1e-300))
     assert found == pytest.approx(vector * scale, abs=CLIP * 1e-5)
     assert vector.tolist() == before.tolist()
 

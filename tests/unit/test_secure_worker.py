@@ -31,9 +31,10 @@ from fluffle.secure.modulus import BITS
 from fluffle.sites import SiteEvaluation
 from fluffle.task import Progress, Trained
 from fluffle.update import UpdateId, WeightUpdate
+from fluffle.vector_math import norm
 from fluffle.wire import encode_update
 from fluffle_worker import round as worker_round
-from fluffle_worker.clipping import norm, statistics_beyond
+from fluffle_worker.clipping import statistics_beyond
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector, some_of
 from fluffle.secure.limbs import LARGEST
 from fluffle.secure.plan import SecurePlan
-from fluffle.vector_math import largest_magnitude, matching_blocks, squared_length
+from fluffle.vector_math import largest_magnitude, matching_blocks, norm
 from fluffle_worker.round import TrainedUpdate
 
 log = get_logger(__name__)
@@ -98,9 +98,11 @@ def few_levels(vector: Vector, size: float, plan: SecurePlan) -> int:
     return found if 0 < found < FEWEST_LEVELS else 0
 
 
-def norm(vector: Vector) -> float:
-    """Return the L2 norm of a vector; infinite where a square is too large for float32."""
-    return math.sqrt(squared_length(block for (block,) in matching_blocks(vector)))
+def is_finite(size: float, trained: TrainedUpdate) -> bool:
+    """Tell whether an update's delta is finite by this size of it; if not, say that it is dropped."""
+    if not math.isfinite(size):
+        log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
+    return math.isfinite(size)
 
 
 def share_beyond(vector: Vector, clip: float) -> float:

@@ -25,7 +25,8 @@ from fluffle.sites import SiteEvaluation
 from fluffle.update import MAX_ABSORBS, AppliedUpdates, RunLog, UpdateId, WeightUpdate
 from fluffle.vector_math import largest_magnitude
 from fluffle.wire import decode_inbound
-from fluffle_worker.local_noise import norm_in_float64, with_noise
+from fluffle_worker.clipping import is_finite
+from fluffle_worker.local_noise import with_noise
 from fluffle_worker.masking import SecureSite
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.spool import Damaged, NoRoomForResidual, Residual, Spool
@@ -67,8 +68,7 @@ def add_to_spool(
         update = update.saying_nothing
         trained = replace(trained, update=update)
         if version.plan.privacy.mechanism == "local":
-            if not math.isfinite(norm_in_float64(trained.vector)):
-                log.warning("an update is dropped: its delta is not finite", update=str(update.id))
+            if not is_finite(largest_magnitude(trained.vector), trained):
                 return
             update = replace(update, released=secure.count_next(update.id.worker, version))
             trained = replace(trained, vector=with_noise(trained.vector, version.plan.privacy))

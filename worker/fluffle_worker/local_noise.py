@@ -4,7 +4,6 @@ Whoever sees the updates, the aggregator and the broker too, sees them with this
 their whole steps are those of `fluffle.privacy.grid`, and the random bits those of the operating system.
 """
 
-import math
 import os
 from collections.abc import Callable
 from typing import Final
@@ -16,7 +15,7 @@ from fluffle.plan import Plan
 from fluffle.privacy.grid import Grid, add_rounded
 from fluffle.privacy.normals import normals_from
 from fluffle.privacy.plan import PrivacyPlan
-from fluffle.vector_math import BLOCK_SIZE, matching_blocks
+from fluffle.vector_math import BLOCK_SIZE, matching_blocks, norm_in_float64
 
 BITS_BYTES: Final = 8
 SLACK: Final = 1e-9
@@ -31,7 +30,8 @@ def with_noise(vector: Vector, promised: PrivacyPlan, draw: Draw = os.urandom) -
     """
     grid = Grid.for_noise(promised.std, promised.clip, vector.size)
     steps = np.zeros(vector.size, np.int64)
-    grid.add_clipped(steps, (block for (block,) in matching_blocks(vector)), norm_in_float64(vector))
+    blocks = [block for (block,) in matching_blocks(vector)]
+    grid.add_clipped(steps, blocks, norm_in_float64(blocks))
     for start in range(0, steps.size, BLOCK_SIZE):
         piece = steps[start : start + BLOCK_SIZE]
         bits = np.frombuffer(draw(piece.size * BITS_BYTES), np.uint64)
@@ -39,13 +39,6 @@ def with_noise(vector: Vector, promised: PrivacyPlan, draw: Draw = os.urandom) -
         noise *= promised.std / grid.step
         add_rounded(piece, noise)
     return grid.decode(steps, 1.0)
-
-
-def norm_in_float64(vector: Vector) -> float:
-    """Return the L2 norm of a vector, summed up in float64; NaN or infinite if an element is."""
-    return math.sqrt(
-        sum(float(np.sum(np.square(block, dtype=np.float64))) for (block,) in matching_blocks(vector))
-    )
 
 
 def why_not_local(promised: PrivacyPlan, plan: Plan, layout: Layout) -> str:

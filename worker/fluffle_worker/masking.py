@@ -4,7 +4,6 @@ A worker that has keys sends nothing in the clear. This module does without the 
 workers without keys need not load: `fluffle_worker.secure_keys` has the keys themselves.
 """
 
-import math
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import numpy as np
 
 from fluffle.broker import Broker
 from fluffle.codecs.floats import Float32Vector
-from fluffle.errors import ConfigError, WireError
+from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle.model import Vector, no_values
 from fluffle.model_stream import newest_version
@@ -28,13 +27,13 @@ from fluffle.stopping import StopRequested
 from fluffle.survey.statistics import DataStatistics
 from fluffle.topology import Topology
 from fluffle.update import UpdateId, WeightUpdate
-from fluffle.vector_math import largest_magnitude
-from fluffle.wire import decode_inbound
-from fluffle_worker.clipping import ClippingWarnings, few_levels, norm
+from fluffle.vector_math import largest_magnitude, norm
+from fluffle_worker.clipping import ClippingWarnings, few_levels, is_finite
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.spool import Spool
+from fluffle_worker.unsent import drop_residual, drop_unsent
 
 log = get_logger(__name__)
 
@@ -119,7 +118,7 @@ class SecureSite:
         if self.keys is None:
             return
         spool.begin_run()
-        if dropped := spool.drop(lambda body: not _is_masked_update(body)):
+        if dropped := drop_unsent(spool, _is_masked):
             log.warning(
                 "dropped unsent updates of before secure aggregation: they are not masked",
                 updates=dropped,
@@ -208,16 +207,13 @@ class SecureSite:
         secure = version.plan.secure
         if self.keys is None or secure is None:
             raise ConfigError("only a worker with keys can mask, and only for a plan with secure aggregation")
-        if spool.has_residual:
-            log.warning("what earlier updates left out is dropped: it is of before secure aggregation")
-            spool.forget_residual()
+        drop_residual(spool, "before secure aggregation")
         if version.plan.privacy and version.plan.privacy.shares:
             self._add_with_noise(spool, trained, version, random)
             return
         size = self._warnings.note(trained, version.layout, secure)
-        if not math.isfinite(size):
-            # Behind its mask nobody could tell, and it would spoil the whole sum.
-            log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
+        # Behind its mask nobody could tell, and it would spoil the whole sum.
+        if not is_finite(size, trained):
             return
         if levels := few_levels(trained.vector, size, secure):
             log.warning(
@@ -247,8 +243,7 @@ class SecureSite:
         noise = promised.shares if promised else None
         if self.keys is None or secure is None or noise is None:
             raise ConfigError("noise is added under masks alone")
-        if not math.isfinite(norm(trained.vector)):
-            log.warning("an update is dropped: its delta is not finite", update=str(first))
+        if not is_finite(norm(trained.vector), trained):
             return
         update = replace(trained.update, released=self.count_next(first.worker, version))
         masked = self.keys.masking_with_noise(update, trained.vector, noise, secure, random)
@@ -310,10 +305,6 @@ def _warn_of_epoch(own: int, plans: int, fault: str) -> None:
     )
 
 
-def _is_masked_update(body: bytes) -> bool:
-    try:
-        update = decode_inbound(body)
-    except WireError:
-        return False
+def _is_masked(update: WeightUpdate) -> bool:
     # The protocol refuses an epoch in an update that is not masked.
-    return isinstance(update, WeightUpdate) and update.epoch > 0
+    return update.epoch > 0

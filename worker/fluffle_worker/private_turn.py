@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from fluffle.broker import Broker
-from fluffle.errors import ConfigError, WireError
+from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle.model_stream import await_record
 from fluffle.record import ModelVersion
 from fluffle.topology import Topology
-from fluffle.update import UpdateId, WeightUpdate
-from fluffle.wire import decode_inbound
+from fluffle.update import UpdateId
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.released import ReleasedUpdates
 from fluffle_worker.spool import Spool
+from fluffle_worker.unsent import drop_unsent
 
 log = get_logger(__name__)
 
@@ -141,7 +141,7 @@ class PrivateTurn:
 
     def _drop_without_noise(self) -> None:
         """Drop what an earlier life has kept that has no noise."""
-        if dropped := self.spool.drop(lambda body: not _has_noise(body)):
+        if dropped := drop_unsent(self.spool, lambda update: update.released > 0):
             log.warning("dropped unsent updates of before differential privacy", updates=dropped)
         if self.spool.has_residual and not self.released.has_any:
             self.spool.forget_residual()
@@ -181,14 +181,6 @@ def _has_turns(version: ModelVersion) -> bool:
 
 def _lost_after_s(version: ModelVersion) -> float:
     return LOST_UNDER_MASKS_AFTER_S if version.plan.secure else LOST_AFTER_S
-
-
-def _has_noise(body: bytes) -> bool:
-    try:
-        update = decode_inbound(body)
-    except WireError:
-        return False
-    return isinstance(update, WeightUpdate) and update.released > 0
 
 
 def _refused(version: ModelVersion, worker: str) -> int:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from fluffle.codecs.sealed import SealedVector
-from fluffle.errors import ConfigError, WireError
+from fluffle.errors import ConfigError
 from fluffle.logs import get_logger
 from fluffle.model import Layout, Vector, no_values, some_of
 from fluffle.record import ModelVersion
@@ -21,12 +21,12 @@ from fluffle.sealed.plan import SEALED, SealedPlan, SealedRefresh
 from fluffle.sealed.residues import add_weighted, negated, unpack
 from fluffle.update import WeightUpdate
 from fluffle.vector_math import largest_magnitude
-from fluffle.wire import decode_inbound
-from fluffle_worker.clipping import MOST_CLIPPED, share_beyond
+from fluffle_worker.clipping import MOST_CLIPPED, is_finite, share_beyond
 from fluffle_worker.pace.share import TrainShare
 from fluffle_worker.round import TrainedUpdate
 from fluffle_worker.sealed_versions import SETTING, SharedKey, largest_of, opened, require_key, sum_of
 from fluffle_worker.spool import Spool
+from fluffle_worker.unsent import drop_residual, drop_unsent
 
 log = get_logger(__name__)
 
@@ -54,7 +54,7 @@ class SealedSite:
         if self.key is None:
             return
         key_id = self.key.key_id
-        if dropped := spool.drop(lambda body: not _is_sealed(body, key_id)):
+        if dropped := drop_unsent(spool, lambda update: update.codec == SEALED and update.key == key_id):
             log.warning(
                 "dropped unsent updates that are not encrypted with this key",
                 updates=dropped,
@@ -86,13 +86,9 @@ class SealedSite:
         plan = version.plan.sealed
         if self.key is None or plan is None:
             raise ConfigError("only a worker with a key can encrypt, and only for a plan that is sealed")
-        if spool.has_residual:
-            log.warning("what earlier updates left out is dropped: it is of before the federation was sealed")
-            spool.forget_residual()
-        size = largest_magnitude(trained.vector)
-        if not math.isfinite(size):
-            # In a ciphertext nobody could tell, and it would spoil the sum for ever.
-            log.warning("an update is dropped: its delta is not finite", update=str(trained.update.id))
+        drop_residual(spool, "before the federation was sealed")
+        # In a ciphertext nobody could tell, and it would spoil the sum for ever.
+        if not is_finite(largest_magnitude(trained.vector), trained):
             return
         part = sealed_part(version.layout, plan.only)
         values = part.sealed_of(trained.vector)
@@ -188,11 +184,3 @@ def rounded_up(number: float) -> float:
     """Return the least number with so few bits that is not below a number, and that a sum may come to."""
     mantissa, exponent = math.frexp(number)
     return min(LARGEST_VALUE, math.ldexp(math.ceil(math.ldexp(mantissa, TOLD_BITS)), exponent - TOLD_BITS))
-
-
-def _is_sealed(body: bytes, key_id: str) -> bool:
-    try:
-        update = decode_inbound(body)
-    except WireError:
-        return False
-    return isinstance(update, WeightUpdate) and update.codec == SEALED and update.key == key_id

@@ -20,7 +20,7 @@ from fluffle.secure.modulus import Signed
 from fluffle.secure.plan import SecurePlan
 from fluffle.secure.sums import SumRecord
 from fluffle.secure.surveyed import SurveySums, sums_in
-from fluffle.vector_math import matching_blocks, squared_length
+from fluffle.vector_math import norm
 from fluffle_aggregator.secure.alternatives import Alternatives
 
 
@@ -250,11 +250,13 @@ def why_unsound(
             return f"its {what} hold {largest:.3g}, and honest ones come to at most {weight * LARGEST:.3g}"
     step = plan.clip / plan.fixed_point.levels
     if plan.by_norm:
-        norm = math.sqrt(squared_length(block for (block,) in matching_blocks(opened.delta)))
+        length = norm(opened.delta)
         most = weight * (plan.clip + step * math.sqrt(opened.delta.size))
         if noise:
             most += step * noise.longest(len(weights), opened.delta.size)
-        return f"its norm is {norm:.3g}, and honest updates have at most {most:.3g}" if norm > most else ""
+        return (
+            f"its norm is {length:.3g}, and honest updates have at most {most:.3g}" if length > most else ""
+        )
     largest = float(np.max(np.abs(opened.delta), initial=0.0))
     # Decoding rounds to float32.
     most = weight * plan.clip * (1 + 1e-6)

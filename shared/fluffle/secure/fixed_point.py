@@ -8,7 +8,7 @@ import numpy as np
 
 from fluffle.model import Vector
 from fluffle.secure.modulus import Modulus, Residues, Signed
-from fluffle.vector_math import BLOCK_SIZE, matching_blocks, squared_length
+from fluffle.vector_math import BLOCK_SIZE, norm
 
 FEWEST_BITS: Final = 8
 MOST_BITS: Final = 20
@@ -68,8 +68,8 @@ class FixedPoint:
         """Return what a vector is multiplied by to be no longer than the clip."""
         if not self.by_norm:
             return 1.0
-        norm = math.sqrt(squared_length(block for (block,) in matching_blocks(vector)))
-        return min(1.0, self.clip / norm) if norm else 1.0
+        length = norm(vector)
+        return min(1.0, self.clip / length) if length else 1.0
 
 
 def greatest_factor(modulus: Modulus, fixed_point: FixedPoint, count: int) -> int:
