@@ -31,17 +31,16 @@ from fluffle_aggregator.gates.limits import Limits
 from fluffle_aggregator.goal import Goal, parse_target, parse_yardstick
 from fluffle_aggregator.private.combinations import require_combinable as require_private
 from fluffle_aggregator.private.combinations import require_no_goal_of_sites
-from fluffle_aggregator.private.settings import PrivacySettings
 from fluffle_aggregator.private.weighing import private
+from fluffle_aggregator.protection import ProtectionSettings
 from fluffle_aggregator.round_length import require_one_length_of_rounds
 from fluffle_aggregator.rule_memory import require_rule_fits
 from fluffle_aggregator.schedules import parse_schedule
 from fluffle_aggregator.sealed.combinations import require_combinable as require_sealed
 from fluffle_aggregator.sealed.combinations import require_sealable
-from fluffle_aggregator.sealed.settings import SealedSettings, sealed
+from fluffle_aggregator.sealed.settings import sealed
 from fluffle_aggregator.secure.combinations import metrics_in_sums, require_combinable
 from fluffle_aggregator.secure.masked_buffer import share_of_one
-from fluffle_aggregator.secure.settings import SecureSettings
 from fluffle_aggregator.secure.weighing import IntegerWeights, secured
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
 from fluffle_aggregator.strategies.strategy import Strategy
@@ -61,11 +60,7 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-class _Protection(SecureSettings, PrivacySettings, SealedSettings):
-    """What nobody must learn of the sites' data."""
-
-
-class _AboutData(SurveySettings, _Protection):
+class _AboutData(SurveySettings, ProtectionSettings):
     """What the federation learns of the sites' data, and what it must not learn."""
 
 
@@ -234,8 +229,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
                 f"codec {self.codec} leaves out a part of what is sent, and {strategy.name} needs "
                 "all of the weights: choose float32, bfloat16 or int8, or the strategy fedbuff"
             )
-        given = {name: getattr(self, name) for name in self.model_fields_set}
-        require_one_length_of_rounds(given, self.min_steps, self.max_steps, strategy)
+        require_one_length_of_rounds(self.given(), self.min_steps, self.max_steps, strategy)
         batch_size, is_auto = parse_batch_size(self.batch_size)
         if not is_auto and "max_batch_size" in self.model_fields_set:
             raise ConfigError("max_batch_size has no effect without batch_size auto: leave it out")

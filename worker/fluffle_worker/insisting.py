@@ -40,8 +40,7 @@ class Insistence:
                 f"of {federation} its updates leave with less protection: start the aggregator with --dp "
                 f"{self.mechanism}, or this worker with --dp {promised.mechanism}"
             )
-        noise = promised.shares or promised.noise
-        spent = noise.epsilon_after(promised.updates, self.delta)
+        spent = promised.epsilon_after(promised.updates, self.delta)
         if spent > self.epsilon * (1 + SLACK):
             raise ConfigError(
                 f"{wanted}, and {promised.updates} updates for {federation} spend {spent:.3g} at a delta of "

@@ -1,7 +1,7 @@
 """The settings of differential privacy, and the plan that follows from them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Self
 
@@ -16,7 +16,6 @@ from fluffle_aggregator.choices import readable_by
 if TYPE_CHECKING:
     from fluffle_aggregator.private.starting import PrivateStart
 
-DEFAULT_STRATEGY: Final = "fedbuff"
 ADAPTIVE: Final = "adaptive"
 # Updates are longer than that nearly always, and the clip grows by a tenth with each sum.
 FIRST_CLIP: Final = 0.1
@@ -102,12 +101,6 @@ class PrivacySettings(BaseModel):
         description="File with the secret of the noise, which all aggregators of the federation have, and "
         "nobody else: made by `fluffle privacy secret FILE`.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_a_private_strategy(cls, given: Mapping[str, object]) -> Mapping[str, object]:
-        has_strategy = "strategy" in cls.model_fields
-        return {"strategy": DEFAULT_STRATEGY, **given} if has_strategy and given.get("dp") else given
 
     @model_validator(mode="after")
     def _needs_and_has_an_effect(self) -> Self:

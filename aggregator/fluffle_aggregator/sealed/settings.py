@@ -1,6 +1,5 @@
 """The settings of a sealed federation, and the plan that follows from them."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Self
@@ -17,7 +16,6 @@ from fluffle_aggregator.secure.weighing import IntegerWeights
 from fluffle_aggregator.strategies.strategy import Strategy
 from fluffle_aggregator.transforms import Sgd
 
-DEFAULT_STRATEGY: Final = "fedbuff"
 # Between two refreshes there is room for so many versions.
 FEWEST_VERSIONS: Final = 16
 
@@ -43,12 +41,6 @@ class SealedSettings(BaseModel):
         description="Seal only the tensors whose names match one of these patterns, such as head/*; the "
         "others travel as usual. Several stand with commas between them. All are sealed if unset.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_a_sealed_strategy(cls, given: Mapping[str, object]) -> Mapping[str, object]:
-        has_strategy = "strategy" in cls.model_fields
-        return {"strategy": DEFAULT_STRATEGY, **given} if has_strategy and given.get("sealed") else given
 
     @model_validator(mode="after")
     def _has_an_effect_on_what_is_sealed(self) -> Self:

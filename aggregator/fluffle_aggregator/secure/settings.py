@@ -1,6 +1,5 @@
 """The settings of secure aggregation, and the plan that follows from them."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
@@ -25,7 +24,6 @@ log = get_logger(__name__)
 BITS_WITHOUT_NEED_OF_MORE: Final = 16
 BY_NORM: Final = "norm"
 FEWEST_WORKERS: Final = 3
-DEFAULT_STRATEGY: Final = "fedbuff"
 
 
 def parse_clip(text: str) -> tuple[float, bool]:
@@ -85,14 +83,6 @@ class SecureSettings(BaseModel):
         ge=2,
         description="Fewest workers in a sum. The helpers open no sum of fewer than their own setting says.",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choose_a_strategy(cls, given: Mapping[str, object]) -> Mapping[str, object]:
-        is_secure = str(given.get("secure_aggregation", "")).lower() in ("1", "true", "yes", "on", "t", "y")
-        return (
-            {"strategy": DEFAULT_STRATEGY, **given} if is_secure and "strategy" in cls.model_fields else given
-        )
 
     @model_validator(mode="after")
     def _has_an_effect(self) -> Self:

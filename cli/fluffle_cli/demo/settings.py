@@ -14,11 +14,10 @@ from fluffle.task import READY_TASKS
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.private.combinations import require_combinable as require_private
-from fluffle_aggregator.private.settings import DEFAULT_STRATEGY as PRIVATE_STRATEGY
+from fluffle_aggregator.protection import PROTECTED_STRATEGY
 from fluffle_aggregator.sealed.combinations import require_combinable as require_sealed
-from fluffle_aggregator.sealed.settings import DEFAULT_STRATEGY as SEALED_STRATEGY
 from fluffle_aggregator.secure.combinations import REFUSED, require_combinable
-from fluffle_aggregator.secure.settings import DEFAULT_STRATEGY, FEWEST_WORKERS
+from fluffle_aggregator.secure.settings import FEWEST_WORKERS
 from fluffle_aggregator.staleness import parse_discount
 from fluffle_aggregator.strategies.fedavg import FedAvgSettings
 from fluffle_aggregator.strategies.registry import STRATEGIES, StrategySettings
@@ -242,7 +241,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
         defaults: dict[str, object] = {
             "workers": workers,
             "task": USUAL_TASK,
-            "strategy": PRIVATE_STRATEGY,
+            "strategy": PROTECTED_STRATEGY,
             "buffer_size": max(1, workers // separation),
             # The noise would not be discounted, so that the late updates would drown in it.
             "staleness": "constant",
@@ -262,7 +261,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
                 "and --secure-aggregation"
             )
         given = self.model_fields_set
-        defaults = {"strategy": SEALED_STRATEGY, "staleness": "polynomial:0.5"}
+        defaults = {"strategy": PROTECTED_STRATEGY, "staleness": "polynomial:0.5"}
         made = self.model_copy(update={name: each for name, each in defaults.items() if name not in given})
         chosen = {name: getattr(self, name) for name in given}
         require_sealed(made.make_strategy(), chosen, is_auto=False)
@@ -278,7 +277,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
                 f"--secure-aggregation needs {FEWEST_WORKERS} workers for each sum, not {self.workers}"
             )
         defaults = {
-            "strategy": DEFAULT_STRATEGY,
+            "strategy": PROTECTED_STRATEGY,
             "buffer_size": FEWEST_WORKERS,
             "staleness": "polynomial:0.5",
         }

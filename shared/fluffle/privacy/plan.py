@@ -120,9 +120,12 @@ class PrivacyPlan:
         """What is promised to each worker, for people."""
         return promise(self.target, self.shares or self.noise)
 
-    def epsilon_after(self, updates: int) -> float:
-        """Return the epsilon that a worker has spent after so many updates."""
-        return _epsilon_after(self.shares or self.noise, updates, self.delta)
+    def epsilon_after(self, updates: int, delta: float | None = None) -> float:
+        """Return the epsilon that a worker has spent after so many updates.
+
+        It is that of the promised delta, or of another one.
+        """
+        return _epsilon_after(self.shares or self.noise, updates, self.delta if delta is None else delta)
 
 
 @lru_cache(maxsize=4096)
