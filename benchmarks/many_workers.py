@@ -1,22 +1,66 @@
 """Updates in the names of many workers, which this process publishes: each worker sends few of them."""
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
+from typing import Protocol
 
-from benchmarks.measuring import random_floats
+from benchmarks.measuring import Cell, Report, Spread, random_floats, wide_console
 from benchmarks.publishers import HEARTBEAT_S
-from benchmarks.sides import RealAggregator
+from benchmarks.sides import RealAggregator, private_broker
 from fluffle.codecs.floats import Float32Vector
 from fluffle.model import Vector
 from fluffle.rabbit import RabbitBroker
 from fluffle.record import ModelVersion
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import encode_update
+from fluffle_cli.node import BrokerNode
 from harness.federation import Federation, Part
 
 # Distinct vectors: each message is a different one, without minutes spent on drawing them.
 VECTORS = 4
+
+
+class Measured(Protocol):
+    """Measures a model of so many parameters with one choice, and returns the row."""
+
+    def __call__(
+        self, place: Path, node: BrokerNode, parameters: int, choice: int, /, *, updates: int, repeats: int
+    ) -> Mapping[str, Cell | Spread]:
+        """Work in the folder `place`, which is there yet to make."""
+
+
+def measure_each(
+    measured: Measured,
+    report: Report,
+    *,
+    about: str,
+    parameters: Sequence[int],
+    choices: tuple[str, Sequence[int]],
+    repeats: int,
+) -> None:
+    """Read the flags of a benchmark, measure each number of parameters with each choice, write and print.
+
+    `choices` are the name of their flag and its default.
+    """
+    name, default = choices
+    parser = argparse.ArgumentParser(prog=report.benchmark, description=about)
+    parser.add_argument("--parameters", type=int, nargs="+", default=parameters)
+    parser.add_argument(f"--{name}", type=int, nargs="+", default=default, dest="choices")
+    parser.add_argument("--updates", type=int, default=60, help="updates of a turn")
+    parser.add_argument("--repeats", type=int, default=repeats, help="turns that count")
+    given = parser.parse_args()
+    with private_broker(report) as (folder, node):
+        for size in given.parameters:
+            for choice in given.choices:
+                place = folder / f"{report.benchmark}-{size}-{choice}"
+                with report.row() as row:
+                    row.update(
+                        measured(place, node, size, choice, updates=given.updates, repeats=given.repeats)
+                    )
+    report.show(wide_console())
 
 
 @dataclass

@@ -9,15 +9,13 @@ The time goes from the first publish until the last update is acked, so the nois
 parameters), which is an overhead of 15 %. `cpu_ms` are the CPU milliseconds of an update in the aggregator.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.floor import delete
-from benchmarks.many_workers import ManyWorkers
-from benchmarks.measuring import Cell, Report, Spread, cpu_s, in_turns, random_floats, wide_console
-from benchmarks.sides import private_broker
+from benchmarks.many_workers import ManyWorkers, measure_each
+from benchmarks.measuring import Cell, Report, Spread, cpu_s, in_turns, random_floats
 from fluffle.privacy.secret_file import write_new_secret
 from fluffle.safetensors_file import write_model
 from fluffle_cli.node import BrokerNode
@@ -34,29 +32,14 @@ SHOWN = (
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="private", description="Measure what differential privacy costs.")
-    parser.add_argument("--parameters", type=int, nargs="+", default=(250_000, 2_500_000))
-    parser.add_argument("--separations", type=int, nargs="+", default=(1, 10))
-    parser.add_argument("--updates", type=int, default=60, help="updates of a turn")
-    parser.add_argument("--repeats", type=int, default=6, help="turns that count")
-    arguments = parser.parse_args()
-    report = Report("private", "private: updates with --dp central beside those without", shown=SHOWN)
-    with private_broker(report) as (folder, node):
-        for parameters in arguments.parameters:
-            for separation in arguments.separations:
-                place = folder / f"private-{parameters}-{separation}"
-                with report.row() as row:
-                    row.update(
-                        measured(
-                            place,
-                            node,
-                            parameters,
-                            separation,
-                            updates=arguments.updates,
-                            repeats=arguments.repeats,
-                        )
-                    )
-    report.show(wide_console())
+    measure_each(
+        measured,
+        Report("private", "private: updates with --dp central beside those without", shown=SHOWN),
+        about="Measure what differential privacy costs.",
+        parameters=(250_000, 2_500_000),
+        choices=("separations", (1, 10)),
+        repeats=6,
+    )
 
 
 @contextmanager

@@ -11,7 +11,6 @@ the time from the full buffer to its opened sum, and `commit_ms` that to the com
 with a million parameters. `flood_commit_ms` is the same while updates go on coming.
 """
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,9 +21,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.floor import delete
-from benchmarks.many_workers import VECTORS, ManyWorkers
-from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats, wide_console
-from benchmarks.sides import private_broker
+from benchmarks.many_workers import VECTORS, ManyWorkers, measure_each
+from benchmarks.measuring import Cell, Report, Spread, in_turns, random_floats
 from fluffle.safetensors_file import write_model
 from fluffle.secure.key_files import WorkerKey, read_operator, read_private
 from fluffle.secure.masking import Masks, whole_numbers
@@ -46,29 +44,14 @@ SHOWN = (
 
 def main() -> None:
     """Measure, write and print."""
-    parser = argparse.ArgumentParser(prog="secure", description="Measure what secure aggregation costs.")
-    parser.add_argument("--parameters", type=int, nargs="+", default=(1_000_000, 2_500_000))
-    parser.add_argument("--moduli", type=int, nargs="+", default=(16, 24, 32))
-    parser.add_argument("--updates", type=int, default=60, help="updates of a turn")
-    parser.add_argument("--repeats", type=int, default=4, help="turns that count")
-    arguments = parser.parse_args()
-    report = Report("secure", "secure: masked updates beside float32, three helpers", shown=SHOWN)
-    with private_broker(report) as (folder, node):
-        for parameters in arguments.parameters:
-            for modulus in arguments.moduli:
-                place = folder / f"secure-{parameters}-{modulus}"
-                with report.row() as row:
-                    row.update(
-                        measured(
-                            place,
-                            node,
-                            parameters,
-                            modulus,
-                            updates=arguments.updates,
-                            repeats=arguments.repeats,
-                        )
-                    )
-    report.show(wide_console())
+    measure_each(
+        measured,
+        Report("secure", "secure: masked updates beside float32, three helpers", shown=SHOWN),
+        about="Measure what secure aggregation costs.",
+        parameters=(1_000_000, 2_500_000),
+        choices=("moduli", (16, 24, 32)),
+        repeats=4,
+    )
 
 
 @dataclass
