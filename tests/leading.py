@@ -16,9 +16,12 @@ from fluffle.survey.messages import SiteStatistics
 from fluffle.update import WeightUpdate
 from fluffle.wire import encode_evaluation, encode_site_evaluation, encode_statistics, encode_update
 from fluffle_aggregator.config import AggregatorConfig
+from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.head import StreamHealth
 from fluffle_aggregator.leading import Leading
 from fluffle_aggregator.service import serve
+from fluffle_aggregator.settings import AggregatorSettings
+from fluffle_aggregator.trial import try_out
 
 Message = WeightUpdate | Evaluation | SiteEvaluation | SiteStatistics | bytes
 
@@ -50,6 +53,19 @@ class Heard(Sinks):
     def __call__(self, event: Event) -> None:
         """See EventSink."""
         self.events.append(event)
+
+
+class Trials:
+    """Tries messages as an aggregator of these settings does, in another process; notes how that ended."""
+
+    def __init__(self, settings: AggregatorSettings) -> None:
+        self.ended: list[str] = []
+        self._settings = settings
+
+    def __call__(self, model: GlobalModel, delivery: Delivery) -> str:
+        """See AggregatorConfig."""
+        self.ended.append(try_out(self._settings, model, delivery))
+        return self.ended[-1]
 
 
 class Clock:
@@ -153,3 +169,11 @@ def unacked(server: FakeServer, config: AggregatorConfig) -> list[bytes]:
 def rejected(server: FakeServer, config: AggregatorConfig) -> list[Mapping[str, object]]:
     """Return the headers of the refused messages."""
     return [delivery.headers for delivery in server.queue(config.topology.rejected.name).ready]
+
+
+def die_with_a_message(server: FakeServer, config: AggregatorConfig, *, leaders: int) -> None:
+    """Let so many leaders die, one after the other, with a message that they have received."""
+    for _ in range(leaders):
+        with FakeBroker(server) as broker:
+            take_the_lead(broker, config, Clock())
+            broker.next_delivery(0)

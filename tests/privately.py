@@ -10,10 +10,10 @@ from builders import a_config, a_strategy, a_version
 from fluffle.model import Vector
 from fluffle.plan import Plan
 from fluffle.privacy.noise import NoiseSecret, NoiseSequence
-from fluffle.privacy.plan import DRAWN_BYTES, PrivacyPlan, PrivacyState
+from fluffle.privacy.plan import DRAWN_BYTES, NoisySum, PrivacyPlan, PrivacyState
 from fluffle.privacy.promise import Mechanism, PrivacyTarget
 from fluffle.record import ModelVersion, Rank
-from fluffle.update import WeightUpdate
+from fluffle.update import UpdateId, WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
 from fluffle_aggregator.global_model import GlobalModel
@@ -105,6 +105,20 @@ def a_private_config(
         a_config(strategy, goal=goal, commit_schedule=schedule),
         first_version=lambda: version,
         continue_from=continue_from,
+    )
+
+
+def with_sum(record: ModelVersion, *updates: UpdateId) -> ModelVersion:
+    """Return the next version, made of a sum of these updates."""
+    plan, state = record.plan.privacy, record.privacy
+    assert plan is not None
+    assert state is not None
+    made = NoisySum(record.term, record.version + 1, "ab")
+    return replace(
+        record,
+        version=record.version + 1,
+        applied=record.applied.adding(updates),
+        privacy=state.with_sum(made, tuple(each.worker for each in updates), plan),
     )
 
 

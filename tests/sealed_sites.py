@@ -9,7 +9,7 @@ import numpy as np
 from builders import a_version
 from fake_broker import FakeServer
 from numpy.typing import ArrayLike
-from working import TOPOLOGY, CountingTask, Scripted, nothing, publish_versions
+from working import TOPOLOGY, CountingTask, Scripted, ends_after, nothing
 
 from fluffle.checked_task import CheckedTask
 from fluffle.codecs.sealed import SealedVector
@@ -98,12 +98,7 @@ def version(
 
 def until(count: int) -> Callable[[FakeServer, int], None]:
     """End the federation when so many messages were sent."""
-
-    def script(server: FakeServer, number: int) -> None:
-        if number == count:
-            publish_versions(server, version(1000, finished="enough"))
-
-    return script
+    return ends_after(count, version(1000, finished="enough"))
 
 
 def live(

@@ -32,6 +32,16 @@ def nothing() -> None:
     """Happen not."""
 
 
+def ends_after(count: int, last: ModelVersion) -> Callable[[FakeServer, int], None]:
+    """Return a script that publishes the last version when so many messages were sent."""
+
+    def script(server: FakeServer, number: int) -> None:
+        if number == count:
+            publish_versions(server, last)
+
+    return script
+
+
 class CountingTask:
     """Training adds one to every weight; `meanwhile` happens in the middle of each round."""
 

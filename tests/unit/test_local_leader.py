@@ -5,16 +5,25 @@ from dataclasses import replace
 import pytest
 from builders import an_update
 from fake_broker import FakeBroker
-from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
+from leading import (
+    Clock,
+    Trials,
+    a_server,
+    aggregate,
+    die_with_a_message,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    versions,
+    work_off,
+)
 from privately import a_privacy_plan, a_private_config
 
-from fluffle.broker import Delivery
 from fluffle.settings import load_settings
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
-from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.settings import AggregatorSettings
-from fluffle_aggregator.trial import try_out
 
 PLAN = a_privacy_plan(updates=3, mechanism="local")
 
@@ -88,19 +97,12 @@ def test_a_message_that_may_have_killed_aggregators_is_tried_and_counts_once() -
     settings = load_settings(AggregatorSettings, {**given, "initial_model": "elsewhere.safetensors"})
     config = a_private_config(PLAN, name="reuse", buffer_size=1)
     server = a_server(config, told("w1", 1))
-    for _ in range(3):
-        with FakeBroker(server) as broker:
-            take_the_lead(broker, config, Clock())
-            broker.next_delivery(0)
-    tried: list[str] = []
+    die_with_a_message(server, config, leaders=3)
+    trials = Trials(settings)
 
-    def trying(model: GlobalModel, delivery: Delivery) -> str:
-        tried.append(try_out(settings, model, delivery))
-        return tried[-1]
+    aggregate(server, replace(config, try_out=trials))
 
-    aggregate(server, replace(config, try_out=trying))
-
-    assert set(tried) == {""}
+    assert set(trials.ended) == {""}
     found = newest(server, config).privacy
     assert found is not None
     assert found.of("w1").updates == 1

@@ -23,7 +23,6 @@ from fluffle.privacy.promise import Mechanism
 from fluffle.settings import load_settings
 from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.main import app
-from fluffle_cli.privacy.pictures import HEIGHT, WIDTH, Picture
 from fluffle_cli.privacy.planning import PrivateRun, numbers_for_epsilon, numbers_for_noise
 
 ROOT = Path(__file__).parent.parent.parent
@@ -344,23 +343,6 @@ def test_the_picture_is_a_file_of_its_own_whose_colours_every_program_knows(mech
     # Each curve has a line in the legend too; the second picture has the updates besides.
     assert len(drawn.findall(".//{*}polyline")) == (10 if mechanism == "central" else 6)
     assert "var(" not in text
-
-
-@given(
-    st.lists(st.tuples(st.floats(1e-6, 1e9), st.floats(1e-6, 1e9)), min_size=1, max_size=20),
-    st.lists(st.tuples(st.floats(1e-6, 1e9), st.floats(1e-6, 1e9)), min_size=1, max_size=20),
-)
-def test_curves_stay_inside_of_their_picture(
-    one: list[tuple[float, float]], other: list[tuple[float, float]]
-) -> None:
-    drawn = Picture("both", "x", (("one", one), ("other", other)), dot=one[0]).drawn()
-
-    places = [place for points in re.findall('points="([^"]*)"', drawn) for place in points.split()]
-    assert len(places) == len(one) + len(other) + 4
-    for place in places:
-        x, y = map(float, place.split(","))
-        assert 0 <= x <= WIDTH
-        assert 0 <= y <= HEIGHT
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,21 @@ from itertools import pairwise
 import pytest
 from builders import SIZE, a_site_evaluation, a_version, an_evaluation, an_update
 from fake_broker import FakeBroker
-from leading import Clock, a_server, aggregate, newest, rejected, send, take_the_lead, versions, work_off
+from leading import (
+    Clock,
+    Trials,
+    a_server,
+    aggregate,
+    die_with_a_message,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    versions,
+    work_off,
+)
 from privately import SECRET, a_privacy_plan, a_private_config, made_again
 
-from fluffle.broker import Delivery
 from fluffle.connection import say_hello
 from fluffle.model import Layout, TensorSpec
 from fluffle.pieces import Body
@@ -20,10 +31,8 @@ from fluffle.privacy.plan import Participation
 from fluffle.record import Contributor, Rank
 from fluffle.settings import load_settings
 from fluffle_aggregator.commit_schedule import CommitSchedule
-from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
 from fluffle_aggregator.settings import AggregatorSettings
-from fluffle_aggregator.trial import try_out
 
 
 @pytest.mark.parametrize("bands", [1, 3])
@@ -268,20 +277,13 @@ def test_a_message_that_may_have_killed_aggregators_is_tried_and_counts_once() -
     settings = load_settings(AggregatorSettings, given)
     config = a_private_config()
     server = a_server(config, an_update("w1", 1), an_update("w2", 1))
-    for _ in range(3):
-        with FakeBroker(server) as broker:
-            take_the_lead(broker, config, Clock())
-            broker.next_delivery(0)
-    tried: list[str] = []
+    die_with_a_message(server, config, leaders=3)
+    trials = Trials(settings)
 
-    def trying(model: GlobalModel, delivery: Delivery) -> str:
-        tried.append(try_out(settings, model, delivery))
-        return tried[-1]
+    aggregate(server, replace(config, try_out=trials))
 
-    aggregate(server, replace(config, try_out=trying))
-
-    assert tried
-    assert set(tried) == {""}
+    assert trials.ended
+    assert set(trials.ended) == {""}
     assert newest(server, config).updates == 2
 
 

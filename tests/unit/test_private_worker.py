@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_broker import FakeServer
 from leading import Heard
-from privately import a_privacy_plan, a_private_version
+from privately import a_privacy_plan, a_private_version, with_sum
 from working import (
     TOPOLOGY,
     CountingTask,
@@ -25,7 +25,7 @@ from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError
 from fluffle.events import Progressed, Trained, Validated
 from fluffle.plan import Plan
-from fluffle.privacy.plan import NoisySum, PrivacyPlan
+from fluffle.privacy.plan import PrivacyPlan
 from fluffle.record import Contributor, ModelVersion
 from fluffle.topology import MIB
 from fluffle.update import UpdateId
@@ -36,20 +36,6 @@ from fluffle_worker.spool import Spool
 
 def first_version(plan: PrivacyPlan) -> ModelVersion:
     return a_private_version(plan, version_of(CheckedTask(CountingTask()).model(), Plan()))
-
-
-def with_sum(record: ModelVersion, *updates: UpdateId) -> ModelVersion:
-    """Return the next version, with a sum of these updates."""
-    plan, state = record.plan.privacy, record.privacy
-    assert plan is not None
-    assert state is not None
-    made = NoisySum(record.term, record.version + 1, "ab")
-    return replace(
-        record,
-        version=record.version + 1,
-        applied=record.applied.adding(updates),
-        privacy=state.with_sum(made, tuple(each.worker for each in updates), plan),
-    )
 
 
 def work(

@@ -11,6 +11,7 @@ from builders import a_config, a_strategy, an_evaluation, an_update
 from fake_broker import FakeBroker, FakeServer
 from leading import (
     Clock,
+    Trials,
     a_server,
     aggregate,
     newest,
@@ -30,7 +31,6 @@ from sealing import (
     opened,
 )
 
-from fluffle.broker import Delivery
 from fluffle.codecs.sealed import SealedVector
 from fluffle.model import Layout, TensorSpec
 from fluffle.sealed.public_file import SealedPublic, write_public
@@ -38,10 +38,8 @@ from fluffle.secure.weights import factor_of
 from fluffle.update import WeightUpdate
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.goal import Goal
 from fluffle_aggregator.settings import AggregatorSettings
-from fluffle_aggregator.trial import try_out
 
 
 def test_two_updates_become_a_version_of_which_the_leader_knows_no_value() -> None:
@@ -255,14 +253,8 @@ def test_a_message_that_may_have_killed_aggregators_is_tried_in_another_process(
 ) -> None:
     public = tmp_path / "sealed.public"
     write_public(public, SealedPublic(KEY))
-    settings = AggregatorSettings.model_validate({"sealed": public, "buffer_size": 2})
-    tried: list[str] = []
-
-    def trying(model: GlobalModel, delivery: Delivery) -> str:
-        tried.append(try_out(settings, model, delivery))
-        return tried[-1]
-
-    config = replace(a_sealed_config(), try_out=trying)
+    trials = Trials(AggregatorSettings.model_validate({"sealed": public, "buffer_size": 2}))
+    config = replace(a_sealed_config(), try_out=trials)
     server = a_server(config, a_sealed_update("w1"), a_sealed_update("w2"))
     for _ in range(2):
         with FakeBroker(server) as broker:
@@ -271,5 +263,5 @@ def test_a_message_that_may_have_killed_aggregators_is_tried_in_another_process(
 
     aggregate(server, config)
 
-    assert tried == ["", ""]
+    assert trials.ended == ["", ""]
     assert opened(newest(server, config)) == pytest.approx([1.5] * 4, abs=EXACT)

@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 from builders import SIZE
 from fake_broker import FakeBroker, FakeServer
-from leading import Clock, a_server, newest, rejected, send, take_the_lead, versions, work_off
+from leading import (
+    Clock,
+    Trials,
+    a_server,
+    die_with_a_message,
+    newest,
+    rejected,
+    send,
+    take_the_lead,
+    versions,
+    work_off,
+)
 from securing import Helper, go_on, helpers
 from sharing import SECURE, SUMS, TARGET, a_noisy, a_shares_config, noisy_numbers, step_of
 
-from fluffle.broker import Delivery
 from fluffle.connection import say_hello
 from fluffle.privacy.plan import PrivacyPlan, PrivacyState
 from fluffle.privacy.shares import shares_of
@@ -22,11 +32,9 @@ from fluffle.update import WeightUpdate
 from fluffle.wire import decode_inbound, encode_update
 from fluffle_aggregator.commit_schedule import CommitSchedule
 from fluffle_aggregator.config import AggregatorConfig
-from fluffle_aggregator.global_model import GlobalModel
 from fluffle_aggregator.leader import REFUSALS_TOLD_AFTER_S
 from fluffle_aggregator.secure.securing import DECIDE_WITHIN_S
 from fluffle_aggregator.settings import AggregatorSettings
-from fluffle_aggregator.trial import try_out
 
 THREE = ("w1", "w2", "w3")
 SOON = CommitSchedule(buffer_timeout_s=5.0)
@@ -312,22 +320,14 @@ def test_a_message_that_may_have_killed_aggregators_is_tried_in_a_process_of_its
         "secure_aggregation": True,
         "buffer_size": 3,
     }
-    settings, tried = load_settings(AggregatorSettings, given), []
-
-    def trying(model: GlobalModel, delivery: Delivery) -> str:
-        tried.append(try_out(settings, model, delivery))
-        return tried[-1]
-
-    config = replace(a_shares_config(), try_out=trying)
+    trials = Trials(load_settings(AggregatorSettings, given))
+    config = replace(a_shares_config(), try_out=trials)
     server = a_server(config, *three())
-    for _ in range(3):
-        with FakeBroker(server) as broker:
-            take_the_lead(broker, config, Clock())
-            broker.next_delivery(0)
+    die_with_a_message(server, config, leaders=3)
     with FakeBroker(server) as broker:
         go_on(take_the_lead(broker, config, Clock()), broker, helpers(server, config))
 
-    assert tried[:1] == [""]
+    assert trials.ended[:1] == [""]
     assert newest(server, config).updates == 3
 
 

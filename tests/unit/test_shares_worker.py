@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from broken_files import failing
 from fake_broker import FakeServer
+from privately import with_sum
 from securing import EPOCH
 from sharing import keys_of
 from working import (
@@ -25,12 +26,11 @@ from working import (
 from fluffle.checked_task import CheckedTask
 from fluffle.errors import ConfigError
 from fluffle.plan import Plan
-from fluffle.privacy.plan import NoisySum, PrivacyPlan, PrivacyState
+from fluffle.privacy.plan import PrivacyPlan, PrivacyState
 from fluffle.privacy.promise import PrivacyTarget
 from fluffle.privacy.shares import SharedSums
 from fluffle.record import Contributor, ModelVersion
 from fluffle.survey.messages import Survey
-from fluffle.update import UpdateId
 from fluffle_worker import private_turn, released, spool
 from fluffle_worker.released import NAME, ReleasedUpdates
 from fluffle_worker.secure_keys import SecureKeys
@@ -45,20 +45,6 @@ def first_version(updates: int = 3, *, term: int = 1, survey: Survey | None = No
     plan = Plan(secure=secure, privacy=promised, codec=secure.codec)
     record = version_of(CheckedTask(CountingTask()).model(), plan)
     return replace(record, privacy=PrivacyState(commitment=""), survey=survey)
-
-
-def with_sum(record: ModelVersion, *updates: UpdateId) -> ModelVersion:
-    """Return the next version, made of a sum of these updates."""
-    plan, state = record.plan.privacy, record.privacy
-    assert plan is not None
-    assert state is not None
-    made = NoisySum(record.term, record.version + 1, "")
-    return replace(
-        record,
-        version=record.version + 1,
-        applied=record.applied.adding(updates),
-        privacy=state.with_sum(made, tuple(each.worker for each in updates), plan),
-    )
 
 
 def with_refusals(record: ModelVersion, count: int) -> ModelVersion:
