@@ -139,8 +139,8 @@ class Hdfs:
             # The NameNode takes 12 s to notice that a DataNode was killed: this is what the new one says.
             datanode = _bean(self.datanode_ports[1], "DataNode,name=DataNodeInfo")
             [connection] = json.loads(datanode["BPServiceActorInfo"])
-            is_connected = connection["ActorState"] == "RUNNING"
-            return is_connected and namenode["NumLiveDataNodes"] == 1 and namenode["FSState"] == "Operational"
+            states = (connection["ActorState"], namenode["NumLiveDataNodes"], namenode["FSState"])
+            return states == ("RUNNING", 1, "Operational")
         return False
 
     def _launch(self, name: str, main: str) -> None:
