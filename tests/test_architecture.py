@@ -16,6 +16,7 @@ PACKAGES = {
     "fluffle_worker": ROOT / "worker/fluffle_worker",
     "fluffle_helper": ROOT / "helper/fluffle_helper",
     "fluffle_cli": ROOT / "cli/fluffle_cli",
+    "fluffle_spark": ROOT / "spark/fluffle_spark",
 }
 MAY_IMPORT = {
     "fluffle": set[str](),
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "fluffle_worker": {"fluffle"},
     "fluffle_helper": {"fluffle"},
     "fluffle_cli": {"fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_helper"},
+    "fluffle_spark": {"fluffle", "fluffle_worker"},
 }
 # A library that one module or package alone knows, so that it can be exchanged there.
 ONE_IMPORTER = {
@@ -37,6 +39,7 @@ ONE_IMPORTER = {
     "uvicorn": "fluffle_cli.dashboard.server",
     "trustme": "fluffle_cli.certificates",
     "tenseal": "fluffle.sealed.seal",
+    "pyspark": "fluffle_spark",
 }
 PURE = {
     "fluffle.broker",

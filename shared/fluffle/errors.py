@@ -1,7 +1,8 @@
 """All exceptions that Fluffle raises on purpose, in one tree.
 
     FluffleError
-    ├── ConfigError, LayoutError
+    ├── ConfigError: SpoolInUse
+    ├── LayoutError
     ├── TaskError: NoHeldOutData, OutOfMemory
     ├── WireError: ProtocolMismatch
     └── BrokerError: ConnectionLost, LimitReached, LoginRefused, AccessRefused, NameTaken,
@@ -17,6 +18,10 @@ class FluffleError(Exception):
 
 class ConfigError(FluffleError):
     """A setting is wrong or unknown, or contradicts another one: correct it and start again."""
+
+
+class SpoolInUse(ConfigError):
+    """Another process works with the same spool: give this worker another name or folder, or stop one."""
 
 
 class LayoutError(FluffleError):

@@ -34,7 +34,7 @@ from fluffle.consoles import PlainConsole
 from fluffle.settings import LogFormat
 
 _HANDLER_NAME = "fluffle"
-_OWN_LOGGERS = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli")
+_OWN_LOGGERS = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli", "fluffle_spark")
 # Hidden unless verbose: pika logs a traceback for each attempt to connect, which we log in one line; httpx
 # logs each request.
 _LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING}

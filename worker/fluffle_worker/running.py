@@ -16,7 +16,7 @@ from structlog.contextvars import bound_contextvars
 from fluffle.checked_task import CheckedTask
 from fluffle.connection import evaluator_connector, worker_connector
 from fluffle.errors import ConfigError
-from fluffle.event_sink import ReportingSink
+from fluffle.event_sink import NULL_SINK, EventSink, ReportingSink, Sinks
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.settings import load_arguments
@@ -35,18 +35,25 @@ from fluffle_worker.spool import open_spool
 log = get_logger(__name__)
 
 
-def run_worker(task: Task, *, stop: threading.Event | None = None, **settings: object) -> WorkerResult:
+def run_worker(
+    task: Task,
+    *,
+    stop: threading.Event | None = None,
+    event_sink: EventSink = NULL_SINK,
+    **settings: object,
+) -> WorkerResult:
     """Train a task round after round until the federation has finished, or until `stop` is set.
 
     `settings` are those of `fluffle worker`, such as `federation`, `broker_url`, `name`, `site` and `sites`;
     others come from the environment (FLUFFLE_BROKER_URL), fluffle.toml and the defaults. Unconfirmed updates
-    stay in the spool, and the next call with the same name sends them. Raises ConfigError for wrong settings,
+    stay in the spool, and the next call with the same name sends them. `event_sink` is told of each trained
+    round and of each update that RabbitMQ has confirmed. Raises ConfigError for wrong settings,
     TaskError for a mistake in the task, and BrokerError when the broker refuses the worker permanently or
     cannot be reached for `connect_timeout_s`.
     """
     checked = load_arguments(WorkerSettings, {"task": name_of_task(task), **settings})
     with bound_contextvars(**checked.log_fields()):
-        return work(task, checked, stop or threading.Event())
+        return work(task, checked, stop or threading.Event(), event_sink=event_sink)
 
 
 def run_evaluator(task: Task, *, stop: threading.Event | None = None, **settings: object) -> EvaluatorResult:
@@ -60,7 +67,12 @@ def run_evaluator(task: Task, *, stop: threading.Event | None = None, **settings
 
 
 def work(
-    task: Task, settings: WorkerSettings, stop: threading.Event, *, show_round: ShowRound = show_nothing
+    task: Task,
+    settings: WorkerSettings,
+    stop: threading.Event,
+    *,
+    show_round: ShowRound = show_nothing,
+    event_sink: EventSink = NULL_SINK,
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
@@ -74,14 +86,14 @@ def work(
     with (
         open_spool(settings.spool_folder, worker=settings.worker_name, max_bytes=max_bytes) as spool,
         metered(
-            ReportingSink(topology, role="worker", name=settings.worker_name),
+            Sinks(ReportingSink(topology, role="worker", name=settings.worker_name), event_sink),
             host=settings.metrics_host,
             port=settings.metrics_port,
             federation=settings.federation,
             role="worker",
             name=settings.worker_name,
             waiting=lambda: spool.waiting,
-        ) as event_sink,
+        ) as metered_sink,
     ):
         worker = Worker(
             name=settings.worker_name,
@@ -98,7 +110,7 @@ def work(
             show_round=show_round,
             stop=stop,
             max_message_bytes=settings.max_message_bytes,
-            event_sink=event_sink,
+            event_sink=metered_sink,
             note=(lambda version: curves(version, None)) if curves else None,
             keys=keys,
             insistence=settings.insistence,
@@ -106,7 +118,7 @@ def work(
             sealed_only=settings.must_be_sealed,
         )
         connector = worker_connector(
-            settings, topology, worker=settings.worker_name, stop=stop, event_sink=event_sink
+            settings, topology, worker=settings.worker_name, stop=stop, event_sink=metered_sink
         )
         return worker.work(
             connector.connect,

@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 
 from fluffle.codecs.floats import Float32Vector
-from fluffle.errors import ConfigError, WireError
+from fluffle.errors import ConfigError, SpoolInUse, WireError
 from fluffle.logs import get_logger
 from fluffle.model import Vector
 from fluffle.record_wire import require_protocol
@@ -93,7 +93,7 @@ def _digest(path: Path, *parts: bytes | memoryview) -> bytes:
 def open_spool(folder: Path, *, worker: str, max_bytes: int) -> "Iterator[Spool]":
     """Open the spool of a worker for this process; it holds at most `max_bytes`, or one larger update.
 
-    Raises ConfigError when the folder cannot be used, or when another process uses it.
+    Raises ConfigError when the folder cannot be used, and SpoolInUse when another process uses it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -107,7 +107,7 @@ def open_spool(folder: Path, *, worker: str, max_bytes: int) -> "Iterator[Spool]
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(
+            raise SpoolInUse(
                 f"another process uses the spool {folder} ({error.strerror}): is a worker of the name "
                 f"{worker!r} running already? Give this one another --name or --spool"
             ) from error

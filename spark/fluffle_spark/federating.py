@@ -1,0 +1,212 @@
+"""`federate`: a data frame's sites train one model together, each in a Spark task."""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+from pyspark import SparkContext, TaskContext
+from pyspark.sql import DataFrame
+
+from fluffle.errors import ConfigError, FluffleError
+from fluffle.logs import get_logger
+from fluffle.settings import DEFAULT_CONFIG, load_arguments
+from fluffle_spark.beside import parts_beside
+from fluffle_spark.columns import chosen_columns
+from fluffle_spark.driver_errors import in_one_sentence
+from fluffle_spark.logins import urls_from_files, users_for_the_run
+from fluffle_spark.order import Order, SiteReport
+from fluffle_spark.site_task import SPARK_SCHEMA, run_site
+from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
+from fluffle_spark.task_code import code_of
+from fluffle_spark.watched import Watched
+from fluffle_worker.settings import WorkerSettings
+
+log = get_logger(__name__)
+
+
+def federate(
+    df: DataFrame,
+    *,
+    task: str,
+    federation: str,
+    broker_url: str,
+    label: str,
+    features: str | Sequence[str] | None = None,
+    workers: int | None = None,
+    site_column: str | None = None,
+    password_folder: str | Path | None = None,
+    make_users: bool = False,
+    management_url: str | None = None,
+    aggregator: bool | Mapping[str, object] = False,
+    evaluator: bool | Mapping[str, object] = False,
+    waves: int = 0,
+    **settings: object,
+) -> DataFrame:
+    """Train a task on the rows of a data frame, asynchronously, in a worker for each site.
+
+    Either the rows are divided evenly among `workers` sites, or each value of `site_column` is a site. A site
+    is a Spark task, which runs until the federation has finished. Its rows are the training data of `task`
+    ("module:name", or a ready task), whose own `train_data` is not called: x is float32 [rows, features], or
+    what the one column of arrays in `features` holds, or a dictionary with an array for each column where
+    there are both; y is the column `label`. Without `features` they are all other columns.
+
+    All sites log in as `broker_url` says. With `password_folder` each logs in under its own name, with the
+    password in FOLDER/SITE.password; with `make_users` RabbitMQ gets a user for each site for the time of the
+    run, over its management interface (`management_url`), and `broker_url` is an administrator's.
+
+    With `aggregator` and `evaluator`, True or their settings, these run beside the driver. With `waves` there
+    may be more sites than Spark has slots: a site ends after so many confirmed updates and lets another one
+    work. `settings` are those of `fluffle worker`.
+
+    Returns a data frame with a row for each site, see `fluffle_spark.order.SiteReport`. Raises ConfigError
+    and TaskError for what is wrong before anything starts, FluffleError when all sites failed or when Spark
+    could not run them.
+    """
+    spark = df.sparkSession
+    if not hasattr(spark, "sparkContext") or not hasattr(spark, "_jsparkSession"):
+        raise ConfigError(
+            "federate needs a classic Spark session: Spark Connect has no broadcasts and accumulators"
+        )
+    if (workers is None) == (site_column is None):
+        raise ConfigError("say what a site is: give either workers=N, or site_column=COLUMN")
+    if make_users and password_folder is not None:
+        raise ConfigError("make_users and password_folder do not go together: give one of them")
+    checked = load_arguments(
+        WorkerSettings, {**settings, "task": task, "federation": federation, "broker_url": broker_url}
+    )
+    inputs = chosen_columns(df, features, label, site_column)
+    code = code_of(task)
+    sites = _sites(df, workers, site_column, [*inputs, label])
+    require_slots(spark.sparkContext, len(sites.names), takes_turns=bool(waves))
+    with ExitStack() as running:
+        urls: Mapping[str, str] = {}
+        if make_users:
+            urls = running.enter_context(users_for_the_run(checked, management_url, sites.names))
+        elif password_folder is not None:
+            urls = urls_from_files(broker_url, Path(password_folder), sites.names)
+        orders = [
+            Order(
+                site=name,
+                task=task,
+                features=inputs,
+                label=label,
+                settings={
+                    **{key: _plain(value) for key, value in settings.items()},
+                    "name": name,
+                    "site": at,
+                    "sites": len(sites.names),
+                    "federation": federation,
+                    "broker_url": urls.get(name, broker_url),
+                },
+                config=_config_text(checked.config),
+                code=code,
+                rounds_per_turn=waves,
+            )
+            for at, name in enumerate(sites.names)
+        ]
+        shared = {"task": task, "federation": federation, "broker_url": broker_url, "config": checked.config}
+        parts = {
+            part: {**shared, **(given if isinstance(given, Mapping) else {})}
+            for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
+            if given is not False
+        }
+        job = _Job(spark.sparkContext, f"Fluffle {federation}: {len(orders)} sites train {task}")
+        running.enter_context(parts_beside(parts, job.cancel))
+        reports = job.run(sites, orders)
+    _judge(reports)
+    rows = [tuple(getattr(report, name) for name in SiteReport.__slots__) for report in reports]
+    return spark.createDataFrame(rows, SPARK_SCHEMA)
+
+
+def _sites(df: DataFrame, workers: int | None, site_column: str | None, columns: Sequence[str]) -> Sites:
+    with in_one_sentence():
+        if site_column is not None:
+            return by_column(df, site_column, columns)
+        return evenly_divided(df, workers or 0, columns)
+
+
+def _plain(value: object) -> object:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _config_text(config: Path | None) -> str:
+    """Return the settings file of the driver, which the workers get too."""
+    file = config or DEFAULT_CONFIG
+    return file.read_text(encoding="utf-8") if config or file.exists() else ""
+
+
+def _judge(reports: Sequence[SiteReport]) -> None:
+    failed = [report for report in reports if report.error]
+    if failed and len(failed) == len(reports):
+        raise FluffleError(f"no site could train: site {failed[0].site}: {failed[0].error}")
+
+
+class _Job:
+    """The Spark jobs of one federation, which `cancel` ends."""
+
+    def __init__(self, sc: SparkContext, description: str) -> None:
+        self._sc, self._description = sc, description
+        self._tag = f"fluffle-{uuid.uuid4().hex}"
+        self._because = ""
+
+    def cancel(self, because: str) -> None:
+        """End the sites; `run` raises FluffleError with this sentence."""
+        self._because = because
+        self._sc.cancelJobsWithTag(self._tag)
+
+    def run(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
+        """Run all sites to their end, turn after turn where they take turns."""
+        takes_turns = orders[0].rounds_per_turn > 0
+        if takes_turns:
+            sites.rows.persist()
+        try:
+            reports = self._turn(sites, orders)
+            while takes_turns and any(not report.ended and not report.error for report in reports):
+                later = self._turn(sites, orders)
+                reports = [one.then(two) for one, two in zip(reports, later, strict=True)]
+        finally:
+            if takes_turns:
+                sites.rows.unpersist()
+        return reports
+
+    def _turn(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
+        # Not logged, not in the configuration and not in the plan, unlike what a job's description holds.
+        shared = self._sc.broadcast(tuple(orders))
+        try:
+            with Watched(self._sc, len(orders)) as watched, self._described(), in_one_sentence(self._why):
+                tasks = partial(_run_partition, shared, watched.accumulator)
+                rows = sites.rows.mapInArrow(tasks, SPARK_SCHEMA).collect()
+        finally:
+            shared.destroy()
+        found = {row["site"]: SiteReport(**row.asDict()) for row in rows}
+        return [found[order.site] for order in orders]
+
+    def _why(self) -> str:
+        return self._because
+
+    @contextmanager
+    def _described(self) -> Iterator[None]:
+        before = self._sc.getLocalProperty("spark.job.description")
+        self._sc.addJobTag(self._tag)
+        self._sc.setJobDescription(self._description)
+        try:
+            yield
+        finally:
+            self._sc.removeJobTag(self._tag)
+            # None removes it.
+            self._sc.setLocalProperty("spark.job.description", cast("str", before))
+
+
+def _run_partition(
+    orders: Any, accumulator: Any, batches: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Be the site whose number is that of the partition."""
+    context = TaskContext.get()
+    if context is None:
+        raise RuntimeError("a site runs in a Spark task only")
+    order = orders.value[context.partitionId()]
+    yield from run_site(batches, order, lambda report: accumulator.add([report.encode()]))

@@ -1,0 +1,88 @@
+"""How each site logs in to RabbitMQ: one login for all, a password of its own, or a user made for the run.
+
+A site's RabbitMQ user has the name of its worker, so that no site can speak for another.
+"""
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+from fluffle.errors import BrokerError, ConfigError
+from fluffle.logs import get_logger
+from fluffle.management import ADMINISTRATOR, Management
+from fluffle.rights import password_hash, rights_of
+from fluffle.settings import SharedSettings
+
+log = get_logger(__name__)
+
+SALT_BYTES = 4
+
+
+def url_with(url: str, user: str, password: str) -> str:
+    """Return a broker URL with this login in the place of its own."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
+
+
+def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, str]:
+    """Return a broker URL for each site, with the password in FOLDER/SITE.password on the driver's machine.
+
+    Raises ConfigError, which names the sites, when a file is missing or empty.
+    """
+    found: dict[str, str] = {}
+    missing: list[str] = []
+    for site in sites:
+        try:
+            password = (folder / f"{site}.password").read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError):
+            password = ""
+        if password:
+            found[site] = url_with(url, site, password)
+        else:
+            missing.append(site)
+    if missing:
+        more = f" and {len(missing) - 3} more" if missing[3:] else ""
+        raise ConfigError(
+            f"{folder} has no password of {', '.join(missing[:3])}{more}: it must hold a file SITE.password "
+            f"for each site, as `fluffle user add {missing[0]} --role worker --password-file "
+            f"{folder / missing[0]}.password` makes it"
+        )
+    return found
+
+
+@contextmanager
+def users_for_the_run(
+    settings: SharedSettings, management_url: str | None, sites: Sequence[str]
+) -> Iterator[Mapping[str, str]]:
+    """Make a RabbitMQ user for each site with a new password, yield their broker URLs, and remove them again.
+
+    The broker URL's own login must be an administrator's. Raises ConfigError for a user that exists, which is
+    not touched.
+    """
+    made: dict[str, str] = {}
+    with Management(settings.broker_address(), management_url, tag=ADMINISTRATOR) as management:
+        taken = {account.name for account in management.accounts()} & set(sites)
+        if taken:
+            raise ConfigError(
+                f"RabbitMQ has a user {min(taken)!r} already, so that none can be made for this site: remove "
+                f"it with `fluffle user remove {min(taken)}`, or give password_folder"
+            )
+        with ExitStack() as undoing:
+            for site in sites:
+                password = secrets.token_urlsafe(24)
+                hashed = password_hash(password, secrets.token_bytes(SALT_BYTES))
+                undoing.callback(_remove, management, site)
+                management.put_user(site, rights_of("worker", settings.federation, site), hashed)
+                made[site] = url_with(settings.broker_url, site, password)
+            log.info("made a RabbitMQ user for each site", sites=len(made))
+            yield made
+
+
+def _remove(management: Management, site: str) -> None:
+    try:
+        management.delete_user(site)
+    except BrokerError as error:
+        log.warning("a RabbitMQ user could not be removed", user=site, because=str(error))
