@@ -40,6 +40,9 @@ ONE_IMPORTER = {
     "trustme": "fluffle_cli.certificates",
     "tenseal": "fluffle.sealed.seal",
     "pyspark": "fluffle_spark",
+    "fsspec": "fluffle.storage",
+    "hdfs_native": "fluffle.storage",
+    "requests": "fluffle.storage",
 }
 PURE = {
     "fluffle.broker",

@@ -4,6 +4,7 @@
     ├── ConfigError: SpoolInUse
     ├── LayoutError
     ├── TaskError: NoHeldOutData, OutOfMemory
+    ├── StorageError
     ├── WireError: ProtocolMismatch
     └── BrokerError: ConnectionLost, LimitReached, LoginRefused, AccessRefused, NameTaken,
         TopologyMissing, RequestRefused, StreamUnreadable, QueueFull, Unroutable, MessageTooLarge
@@ -38,6 +39,10 @@ class NoHeldOutData(TaskError):
 
 class OutOfMemory(TaskError):
     """A task's code asked for more memory than there is: smaller minibatches may help."""
+
+
+class StorageError(FluffleError):
+    """A file, folder or object store cannot be read or written; the text says why, and what to do."""
 
 
 class WireError(FluffleError):

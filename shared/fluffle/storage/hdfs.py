@@ -1,0 +1,187 @@
+"""HDFS by hdfs-native, a client in Rust: no Java is needed."""
+
+import io
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import hdfs_native
+import pyarrow as pa
+from pyarrow import fs
+
+Answer = TypeVar("Answer")
+
+# hdfs-native itself waits for ever for a NameNode or DataNode that has stopped and keeps its connections.
+TIMEOUT_S = 120.0
+# Where nothing answers, hdfs-native would try for three minutes; four times are about ten seconds.
+SETTINGS = {"dfs.client.failover.max.attempts": "4"}
+
+
+def hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:
+    """Return the filesystem of this NameNode, or of this name service in the folder HADOOP_CONF_DIR."""
+    authority = f"{host}:{port}" if port else host
+    return fs.PyFileSystem(_Hdfs(f"hdfs://{authority}"))
+
+
+def within_timeout(call: Callable[[], Answer]) -> Answer:
+    """Return what a call returns, or raise an OSError; TimeoutError if it takes more than `TIMEOUT_S`.
+
+    A call that hangs is left behind in its thread, which ends with the process.
+    """
+    outcome: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put((True, call()))
+        except BaseException as error:  # hdfs-native's panics too
+            outcome.put((False, error))
+
+    threading.Thread(target=run, name="fluffle-hdfs", daemon=True).start()
+    try:
+        is_answer, found = outcome.get(timeout=TIMEOUT_S)
+    except Empty:
+        raise TimeoutError(f"timed out after {TIMEOUT_S:.0f} s") from None
+    if is_answer:
+        answer: Answer = found
+        return answer
+    if isinstance(found, RuntimeError) or not isinstance(found, Exception):
+        raise OSError(str(found)) from found
+    raise found
+
+
+class _Hdfs(fs.FileSystemHandler):
+    """What pyarrow asks of a filesystem, answered by hdfs-native's client."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = hdfs_native.Client(url, SETTINGS)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hdfs) and other._url == self._url
+
+    def __hash__(self) -> int:
+        return hash(self._url)
+
+    def get_type_name(self) -> str:
+        return "hdfs-native"
+
+    def normalize_path(self, path: str) -> str:
+        return path
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        return [self._info(path) for path in paths]
+
+    def _info(self, path: str) -> fs.FileInfo:
+        try:
+            return _as_info(within_timeout(lambda: self._client.get_file_info(path)))
+        except FileNotFoundError:
+            return fs.FileInfo(path, fs.FileType.NotFound)
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        folder, deep = selector.base_dir, selector.recursive
+        try:
+            found = within_timeout(lambda: list(self._client.list_status(folder, deep)))
+        except FileNotFoundError:
+            if selector.allow_not_found:
+                return []
+            raise
+        if [each.path for each in found] == [folder] and not found[0].isdir:
+            raise NotADirectoryError(folder)
+        return [_as_info(each) for each in found]
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        within_timeout(lambda: self._client.mkdirs(path, create_parent=recursive))
+
+    def delete_dir(self, path: str) -> None:
+        within_timeout(lambda: self._client.delete(path, recursive=True))
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        for each in self.get_file_info_selector(fs.FileSelector(path, missing_dir_ok)):
+            self.delete_dir(each.path)
+
+    def delete_root_dir_contents(self) -> None:
+        self.delete_dir_contents("/")
+
+    def delete_file(self, path: str) -> None:
+        if not within_timeout(lambda: self._client.delete(path)):
+            raise FileNotFoundError(path)
+
+    def move(self, src: str, dest: str) -> None:
+        within_timeout(lambda: self._client.rename(src, dest, overwrite=True))
+
+    def copy_file(self, src: str, dest: str) -> None:
+        raise NotImplementedError("HDFS cannot copy a file by itself")
+
+    def open_input_stream(self, path: str) -> pa.PythonFile:
+        return self.open_input_file(path)
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        return pa.PythonFile(_Reader(within_timeout(lambda: self._client.read(path))), mode="r")
+
+    def open_output_stream(self, path: str, _metadata: object) -> pa.PythonFile:
+        options = hdfs_native.WriteOptions(overwrite=True)
+        return _writing(lambda: self._client.create(path, options))
+
+    def open_append_stream(self, path: str, _metadata: object) -> pa.PythonFile:
+        return _writing(lambda: self._client.append(path))
+
+
+class _Reader(io.RawIOBase):
+    """An open file; hdfs-native panics where a read begins or ends behind the last byte."""
+
+    def __init__(self, file: hdfs_native.FileReader) -> None:
+        self._file = file
+        self._at, self._size = 0, len(file)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = begin + offset
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        begin = self._at
+        left = max(0, self._size - begin)
+        size = left if size < 0 else min(size, left)
+        if not size:
+            return b""
+        found = within_timeout(lambda: self._file.read_range(begin, size))
+        self._at = begin + len(found)
+        return found
+
+
+class _Writer(io.RawIOBase):
+    """A file that is being written; closing it tells the NameNode its length."""
+
+    def __init__(self, file: hdfs_native.FileWriter) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        return within_timeout(lambda: self._file.write(content))
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            within_timeout(self._file.close)
+
+
+def _writing(call: Callable[[], hdfs_native.FileWriter]) -> pa.PythonFile:
+    return pa.PythonFile(_Writer(within_timeout(call)), mode="w")
+
+
+def _as_info(found: hdfs_native.FileStatus) -> fs.FileInfo:
+    kind = fs.FileType.Directory if found.isdir else fs.FileType.File
+    size = None if found.isdir else found.length
+    return fs.FileInfo(found.path, kind, size=size, mtime=found.modification_time / 1000)

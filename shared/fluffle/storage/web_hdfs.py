@@ -1,0 +1,70 @@
+"""HDFS over HTTP (WebHDFS and HttpFS), by fsspec: where a firewall lets nothing else through."""
+
+from typing import Any
+
+import requests
+from fsspec.implementations.webhdfs import WebHDFS
+from pyarrow import fs
+from requests.adapters import HTTPAdapter
+
+from fluffle.storage.errors import without_secrets
+
+# To connect, and until the next bytes arrive. Without these, requests waits for ever.
+TIMEOUTS_S = (5.0, 60.0)
+DEFAULT_PORT = 9870
+
+
+def web_hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:
+    """Return the filesystem of this NameNode; FSSPEC_WEBHDFS_USER, _KERBEROS and others say how to log in."""
+    return fs.PyFileSystem(fs.FSSpecHandler(_WebHdfs(host, port or DEFAULT_PORT)))
+
+
+class _WebHdfs(WebHDFS):
+    """Fsspec's WebHDFS with timeouts, times of modification, and errors that show no token."""
+
+    # Another login in the environment is another filesystem.
+    cachable = False
+
+    def __init__(self, host: str, port: int, **settings: Any) -> None:
+        super().__init__(host, port, **settings)
+        self.session.mount("http://", _Bounded())
+        self.session.mount("https://", _Bounded())
+        self.session.hooks["response"].append(_refused)
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return _with_time(super().info(path))
+
+    def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
+        infos = [_with_time(each) for each in super().ls(path, detail=True)]
+        return infos if detail else [each["name"] for each in infos]
+
+
+class _Bounded(HTTPAdapter):
+    """Sends requests that do not wait for ever."""
+
+    def send(self, *request: Any, **settings: Any) -> requests.Response:
+        try:
+            return super().send(*request, **{**settings, "timeout": TIMEOUTS_S})
+        except requests.RequestException as error:
+            # The URL in its text may hold a delegation token.
+            raise OSError(without_secrets(str(error))) from None
+
+
+def _with_time(info: dict[str, Any]) -> dict[str, Any]:
+    return {**info, "mtime": info["modificationTime"] / 1000}
+
+
+def _refused(response: requests.Response, **_: Any) -> None:
+    """Raise what the NameNode reports, without the URL, which may hold a delegation token."""
+    if response.status_code < 400:
+        return
+    try:
+        remote = response.json()["RemoteException"]
+        kind, said = str(remote["exception"]), str(remote["message"])
+    except (ValueError, KeyError, TypeError):
+        kind, said = f"HTTP status {response.status_code}", str(response.reason)
+    if kind == "FileNotFoundException":
+        raise FileNotFoundError(said)
+    if kind in ("AccessControlException", "SecurityException"):
+        raise PermissionError(said)
+    raise OSError(f"{kind}: {said}")
