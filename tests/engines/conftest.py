@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from pyspark.sql import SparkSession
 
 from fluffle.errors import ConfigError
 from harness.hdfs import Hdfs
 from harness.java import find_java
 from harness.s3 import S3Server
+from harness.spark import SparkCluster
 
 
 @contextmanager
@@ -47,3 +49,13 @@ def s3() -> Iterator[S3Server]:
     """One S3 server for all tests that do it no harm, each with a prefix of its own."""
     with tempfile.TemporaryDirectory(prefix="fluffle-s3-") as folder, S3Server.start(Path(folder)) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def spark(java: str) -> Iterator[SparkSession]:
+    """One session with two executors for all tests that do it no harm: a process can have one at a time."""
+    with tempfile.TemporaryDirectory(prefix="fluffle-spark-") as folder:
+        with skipped_outside_ci():
+            cluster = SparkCluster.prepare(Path(folder) / "spark")
+        with cluster.session("tests") as session:
+            yield session
