@@ -170,7 +170,7 @@ class Hdfs:
 
     def _java(self, main: str, *arguments: str) -> list[str]:
         folders = [str(self.folder / "conf"), str(self.folder / "web")]
-        return [find_java(), *_JVM, "-cp", os.pathsep.join([*folders, *_jars()]), main, *arguments]
+        return [find_java(), *_JVM, "-cp", os.pathsep.join([*folders, *find_jars()]), main, *arguments]
 
     def _log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()[-3000:]
@@ -216,8 +216,8 @@ def _cells(name: str, value: str) -> Iterator[str]:
     yield f"<value>{escape(value)}</value>"
 
 
-def _jars() -> list[str]:
-    """Return what a NameNode and a DataNode are made of, in the order of the class path."""
+def find_jars() -> list[str]:
+    """Return what both processes are made of, in the order of the class path; ConfigError if not there."""
     if not (HADOOP / "installed.lock").exists():
         raise ConfigError(f"there is no HDFS in {HADOOP}: run scripts/setup.sh hdfs")
     jars = sorted((HADOOP / "jars").glob("*.jar"), key=lambda jar: (jar.name.startswith(_LAST_JAR), jar.name))

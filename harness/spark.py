@@ -1,7 +1,7 @@
 """A Spark cluster on this machine for tests and demos: executors are processes of their own, on loopback.
 
-`scripts/setup.sh spark` brings it. Spark reads all that is said here from the folder that SPARK_HOME names, so
-that `spark-submit` and a session of this process are the same as a user's, without a flag.
+`scripts/setup.sh spark` brings it. Spark finds its whole configuration in the folder that SPARK_HOME names:
+`spark-submit` needs no flag for it.
 """
 
 import os
@@ -47,9 +47,9 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class SparkCluster:
-    """A folder from which Spark starts `local-cluster[executors,cores,memory]`; nothing runs before a session.
+    """A folder from which Spark starts `local-cluster[executors,cores,memory]`, for one session at a time.
 
-    The executors' logs are in `folder/work`, and with `has_event_log` Spark's record of jobs in `folder/events`.
+    The executors' logs are in `folder/work`, and event logs, if spark.eventLog.enabled, in `folder/events`.
     """
 
     folder: Path
@@ -115,7 +115,7 @@ class SparkCluster:
 
     @contextmanager
     def session(self, name: str) -> Iterator[SparkSession]:
-        """Yield a session of this process, which can have one at a time; afterwards no process of it is left."""
+        """Yield a session, of which a process can have one at a time; no process of it is left behind."""
         on_interrupt = signal.getsignal(signal.SIGINT)
         with patch.dict(os.environ, self.environment):
             session = SparkSession.builder.appName(name).getOrCreate()

@@ -1,19 +1,24 @@
-"""What tests of data and engines share: a real HDFS, a real S3 server, and a Java."""
+"""What tests of data and engines share: a real HDFS, a real S3 server, and a real Spark.
+
+A module that imports pyspark begins with `pytest.importorskip("pyspark")`.
+"""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from pyspark.sql import SparkSession
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 from fluffle.errors import ConfigError
 from harness.hdfs import Hdfs
 from harness.java import find_java
 from harness.s3 import S3Server
-from harness.spark import SparkCluster
 
 
 @contextmanager
@@ -52,10 +57,11 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def spark(java: str) -> Iterator[SparkSession]:
+def spark(java: str) -> Iterator["SparkSession"]:
     """One session with two executors for all tests that do it no harm: a process can have one at a time."""
+    from harness.spark import SparkCluster
+
     with tempfile.TemporaryDirectory(prefix="fluffle-spark-") as folder:
-        with skipped_outside_ci():
-            cluster = SparkCluster.prepare(Path(folder) / "spark")
+        cluster = SparkCluster.prepare(Path(folder) / "spark")
         with cluster.session("tests") as session:
             yield session

@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
+
+pytest.importorskip("pyspark", reason="there is no Spark here: run scripts/setup.sh spark")
+
 from pyspark.sql import SparkSession
 
 from harness.federation import wait_until
