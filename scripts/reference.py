@@ -23,6 +23,7 @@ from fluffle.settings import (
     panel_of,
 )
 from fluffle_cli.main import app
+from fluffle_spark.settings import SparkSettings
 from fluffle_worker.data import DataSteps
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,8 @@ def settings_by_command() -> Iterator[tuple[str, type[SharedSettings]]]:
         settings_class = getattr(unwrap(command), "settings_class", None)
         if settings_class is not None:
             yield name, settings_class
+    # It is no command of `fluffle`, since Spark starts it.
+    yield "fluffle-spark.py", SparkSettings
 
 
 def page() -> str:

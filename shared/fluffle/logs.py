@@ -36,8 +36,8 @@ from fluffle.settings import LogFormat
 _HANDLER_NAME = "fluffle"
 _OWN_LOGGERS = ("fluffle", "fluffle_aggregator", "fluffle_worker", "fluffle_cli", "fluffle_spark")
 # Hidden unless verbose: pika logs a traceback for each attempt to connect, which we log in one line; httpx
-# logs each request.
-_LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING}
+# logs each request, and py4j the end of each connection to Spark.
+_LIBRARIES = {"pika": logging.CRITICAL, "httpx": logging.WARNING, "py4j": logging.WARNING}
 _RESET, _RED, _YELLOW, _BLUE, _CYAN, _DIM = (f"\x1b[{code}m" for code in (0, 31, 33, 34, 36, 2))
 
 

@@ -13,11 +13,12 @@ from pyspark.sql import DataFrame
 
 from fluffle.errors import ConfigError, FluffleError
 from fluffle.logs import get_logger
-from fluffle.settings import DEFAULT_CONFIG, load_arguments
+from fluffle.settings import SharedSettings, load_arguments
 from fluffle_spark.beside import parts_beside
 from fluffle_spark.columns import chosen_columns
+from fluffle_spark.data_table import data_table
 from fluffle_spark.driver_errors import in_one_sentence
-from fluffle_spark.logins import urls_from_files, users_for_the_run
+from fluffle_spark.logins import own_url, urls_from_files, users_for_the_run
 from fluffle_spark.order import Order, SiteReport
 from fluffle_spark.site_task import SPARK_SCHEMA, run_site
 from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
@@ -75,9 +76,8 @@ def federate(
         raise ConfigError("say what a site is: give either workers=N, or site_column=COLUMN")
     if make_users and password_folder is not None:
         raise ConfigError("make_users and password_folder do not go together: give one of them")
-    checked = load_arguments(
-        WorkerSettings, {**settings, "task": task, "federation": federation, "broker_url": broker_url}
-    )
+    named = {"task": task, "federation": federation, "broker_url": broker_url}
+    checked = load_arguments(WorkerSettings, {**settings, **named})
     inputs = chosen_columns(df, features, label, site_column)
     code = code_of(task)
     sites = _sites(df, workers, site_column, [*inputs, label])
@@ -95,20 +95,20 @@ def federate(
                 features=inputs,
                 label=label,
                 settings={
-                    **{key: _plain(value) for key, value in settings.items()},
+                    **_settings_of_sites(checked),
                     "name": name,
                     "site": at,
                     "sites": len(sites.names),
-                    "federation": federation,
-                    "broker_url": urls.get(name, broker_url),
+                    "broker_url": urls.get(name) or own_url(checked),
                 },
-                config=_config_text(checked.config),
+                data_table=data_table(checked.config),
                 code=code,
                 rounds_per_turn=waves,
             )
             for at, name in enumerate(sites.names)
         ]
-        shared = {"task": task, "federation": federation, "broker_url": broker_url, "config": checked.config}
+        given = checked.model_fields_set & set(SharedSettings.model_fields)
+        shared = {name: getattr(checked, name) for name in given | {"task"}}
         parts = {
             part: {**shared, **(given if isinstance(given, Mapping) else {})}
             for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
@@ -129,14 +129,11 @@ def _sites(df: DataFrame, workers: int | None, site_column: str | None, columns:
         return evenly_divided(df, workers or 0, columns)
 
 
-def _plain(value: object) -> object:
-    return str(value) if isinstance(value, Path) else value
-
-
-def _config_text(config: Path | None) -> str:
-    """Return the settings file of the driver, which the workers get too."""
-    file = config or DEFAULT_CONFIG
-    return file.read_text(encoding="utf-8") if config or file.exists() else ""
+def _settings_of_sites(checked: WorkerSettings) -> dict[str, Any]:
+    """Return what is set for the workers: here, in the environment or in the file."""
+    given = checked.model_fields_set - {"task", "config", "broker_password_file"}
+    values = {name: getattr(checked, name) for name in given}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 def _judge(reports: Sequence[SiteReport]) -> None:

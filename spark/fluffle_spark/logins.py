@@ -27,6 +27,14 @@ def url_with(url: str, user: str, password: str) -> str:
     return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
 
 
+def own_url(settings: SharedSettings) -> str:
+    """Return the broker URL with its password, also where that is in a file of the driver's."""
+    user, password = settings.broker_address().login()
+    if settings.broker_password_file is None or password is None:
+        return settings.broker_url
+    return url_with(settings.broker_url, user, password)
+
+
 def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, str]:
     """Return a broker URL for each site, with the password in FOLDER/SITE.password on the driver's machine.
 

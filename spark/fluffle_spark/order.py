@@ -17,9 +17,10 @@ from typing import Any
 class Order:
     """What one site shall do: the name of its worker, the task, the columns, and the worker's settings.
 
-    `features` are the columns of the inputs, in this order, and `label` the column of the targets. `config`
-    is the text of a TOML file with settings, and `code` the task's module; both are empty for none. After
-    `rounds_per_turn` confirmed updates the worker ends; with 0 it works until the federation has finished.
+    `features` are the columns of the inputs, in this order, and `label` the column of the targets.
+    `data_table` is a TOML text with the table [data] alone, and `code` the task's module; both are empty for
+    none. After `rounds_per_turn` confirmed updates the worker ends; with 0 it works until the federation has
+    finished.
     """
 
     site: str
@@ -27,7 +28,7 @@ class Order:
     features: tuple[str, ...]
     label: str
     settings: Mapping[str, Any] = field(repr=False)
-    config: str = field(default="", repr=False)
+    data_table: str = ""
     code: bytes = field(default=b"", repr=False)
     rounds_per_turn: int = 0
 

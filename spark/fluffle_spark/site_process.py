@@ -103,10 +103,9 @@ def _work(order: Order, source: BinaryIO, reporter: Reporter, stop: StopSignal) 
         task = _task_with(order, rows)
         reporter.tell(rows=rows.rows)
         settings = dict(order.settings)
-        if order.config:
-            config = Path(folder) / "fluffle.toml"
-            config.write_text(order.config, encoding="utf-8")
-            settings["config"] = config
+        if order.data_table:
+            settings["config"] = Path(folder) / "data.toml"
+            settings["config"].write_text(order.data_table, encoding="utf-8")
         while not stop.is_set():
             try:
                 result = run_worker(task, stop=stop, event_sink=reporter, **settings)
@@ -143,7 +142,7 @@ def _task_with(order: Order, rows: SiteRows) -> Task:
             "with_train_data(train_data) that returns a task with this function instead of its own"
         )
     has_steps = isinstance(task, TaskWithSteps) and task.data_steps is not None
-    if rows.nulls and not has_steps and "[data]" not in order.config:
+    if rows.nulls and not has_steps and not order.data_table:
         name, count = next(iter(rows.nulls.items()))
         raise TaskError(
             f"the column {name!r} is null in {count} of {rows.rows} rows, and the task takes no data steps: "
