@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from fluffle.events import AFTER_THE_END
 from fluffle_cli.main import app
 from fluffle_cli.rejected import MOVED_BECAUSE
+from fluffle_spark.command import command as spark_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -32,10 +33,10 @@ SAMPLE = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(?:^|\s)fluffle ((?:[a-z\[(]|-).*)")
 FLAG = re.compile(r"--[a-z][a-z-]+")
-FOLDERS = "shared|aggregator|worker|cli|tests|docs|examples|monitoring|broker_config|scripts|benchmarks"
+FOLDERS = "shared|aggregator|worker|helper|cli|spark|tests|docs|examples|monitoring|broker_config|scripts|benchmarks"
 # A folder, a file, or a decision by its number.
 PLACE = re.compile(rf"(?<![\w/.])((?:{FOLDERS})/[\w./-]*(?:/|\.[a-z]+|/[0-9]{{4}}))(?![\w/])")
-DOTTED = re.compile(r"\b(fluffle(?:_aggregator|_worker|_cli)?(?:\.(?!toml)\w+)+)")
+DOTTED = re.compile(r"\b(fluffle(?:_aggregator|_worker|_helper|_cli|_spark)?(?:\.(?!toml)\w+)+)")
 # Two words or more that are no command: a log line, an error, or a column of a table.
 PHRASE = re.compile(r"(?!(?:fluffle|docker|make|pip|process|rabbitmqctl) )[A-Za-z][\w']*(?: [\w']+)+")
 
@@ -175,7 +176,8 @@ def unknown_commands_and_flags(page: Path) -> list[str]:
 
 
 def unknown_variables(page: Path) -> list[str]:
-    settings = {f"FLUFFLE_{name.upper()}" for name in names_of_parameters(command_line())}
+    names = names_of_parameters(command_line()) | names_of_parameters(spark_program())
+    settings = {f"FLUFFLE_{name.upper()}" for name in names}
     named = set(re.findall(r"FLUFFLE_\w+", text_of(page)))
     return sorted(named - settings - words_of_the_code())
 
@@ -266,6 +268,14 @@ def command_line() -> TyperGroup:
     return cast(TyperGroup, typer.main.get_command(app))
 
 
+@cache
+def spark_program() -> Command:
+    """Return the program that spark-submit starts, which is no command of `fluffle`."""
+    program = typer.Typer()
+    program.command()(spark_command)
+    return cast(Command, typer.main.get_command(program))
+
+
 def commands_below(command: Command) -> dict[str, Command]:
     return cast(dict[str, Command], command.commands) if isinstance(command, TyperGroup) else {}
 
@@ -276,7 +286,7 @@ def options_of(command: Command) -> set[str]:
 
 @cache
 def known_options() -> frozenset[str]:
-    return frozenset(all_options(command_line()))
+    return frozenset(all_options(command_line()) | options_of(spark_program()))
 
 
 def all_options(command: Command) -> set[str]:
