@@ -1,4 +1,4 @@
-"""The program for spark-submit; see `spark-submit fluffle-spark.py --help` and docs/spark.md."""
+"""The program for spark-submit; `spark-submit fluffle-spark.py --help` lists its flags."""
 
 from fluffle_spark.command import run
 

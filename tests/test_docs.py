@@ -33,7 +33,10 @@ SAMPLE = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
 COMMAND = re.compile(r"(?:^|\s)fluffle ((?:[a-z\[(]|-).*)")
 FLAG = re.compile(r"--[a-z][a-z-]+")
-FOLDERS = "shared|aggregator|worker|helper|cli|spark|tests|docs|examples|monitoring|broker_config|scripts|benchmarks"
+FOLDERS = (
+    "shared|aggregator|worker|helper|cli|spark|tests|docs"
+    "|examples|monitoring|broker_config|scripts|benchmarks"
+)
 # A folder, a file, or a decision by its number.
 PLACE = re.compile(rf"(?<![\w/.])((?:{FOLDERS})/[\w./-]*(?:/|\.[a-z]+|/[0-9]{{4}}))(?![\w/])")
 DOTTED = re.compile(r"\b(fluffle(?:_aggregator|_worker|_helper|_cli|_spark)?(?:\.(?!toml)\w+)+)")
