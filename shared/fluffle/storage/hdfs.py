@@ -15,7 +15,8 @@ Answer = TypeVar("Answer")
 # hdfs-native itself waits for ever for a NameNode or DataNode that has stopped and keeps its connections.
 TIMEOUT_S = 120.0
 # Where nothing answers, hdfs-native would try for three minutes; four times are about ten seconds.
-SETTINGS = {"dfs.client.failover.max.attempts": "4"}
+# A DataNode that does not answer costs half a minute, and then another one is asked.
+SETTINGS = {"dfs.client.failover.max.attempts": "4", "dfs.client.socket-timeout": "30000"}
 
 
 def hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:

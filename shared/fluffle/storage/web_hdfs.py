@@ -38,6 +38,10 @@ class _WebHdfs(WebHDFS):
         infos = [_with_time(each) for each in super().ls(path, detail=True)]
         return infos if detail else [each["name"] for each in infos]
 
+    def mv(self, path1: str, path2: str, **_: Any) -> None:
+        # Without the option, a file that is there already stays, and nobody says so.
+        self._call("RENAME", method="put", path=path1, destination=path2, renameoptions="OVERWRITE")
+
 
 class _Bounded(HTTPAdapter):
     """Sends requests that do not wait for ever."""

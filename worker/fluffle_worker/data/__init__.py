@@ -1,9 +1,10 @@
-"""What a worker does with its data before and during training: cleaning, balancing, augmentation.
+"""What a worker does with its data before and during training: reading, cleaning, balancing, augmentation.
 
 Everything is fitted on the training rows of this site, and nothing of it leaves the machine. No Keras: what
 acts inside the training step stands in `fluffle_worker.keras_task`.
 """
 
 from fluffle_worker.data.settings import DataSteps
+from fluffle_worker.data.stored.dataset import Dataset, open_dataset
 
-__all__ = ["DataSteps"]
+__all__ = ["DataSteps", "Dataset", "open_dataset"]

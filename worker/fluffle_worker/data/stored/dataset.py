@@ -1,0 +1,211 @@
+"""A data set in files as arrays, or as minibatches that can be read again and again."""
+
+import importlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import ConfigError, TaskError
+from fluffle.free_memory import available_bytes
+from fluffle.storage import StoredFile, locate
+from fluffle.task import Site
+from fluffle_worker.data.stored.opening import Files
+from fluffle_worker.data.stored.prefetch import read_ahead
+from fluffle_worker.data.stored.source import RowForm, Source, Wanted
+
+# (x, y), or (x,) where there is no label.
+Arrays: TypeAlias = tuple[NDArray[Any], ...]
+
+# The formats by the end of a file's name: the module and the class that reads it.
+FORMATS = {
+    ".parquet": ("fluffle_worker.data.stored.parquet", "ParquetSource"),
+    ".csv": ("fluffle_worker.data.stored.csv_files", "CsvSource"),
+    ".csv.gz": ("fluffle_worker.data.stored.csv_files", "CsvSource"),
+}
+# So many rows are mixed with each other where minibatches come in a random order.
+MIXED_BYTES = 64 << 20
+# Arrays of unknown length begin with so many rows, and double.
+FIRST_ROWS = 65_536
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """The rows of one site, in files; nothing but their form is in memory."""
+
+    url: str
+    source: Source
+
+    @property
+    def form(self) -> RowForm:
+        """What a row becomes."""
+        return self.source.form
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the columns in `x`, in their order."""
+        return self.form.features
+
+    @property
+    def label(self) -> str | None:
+        """The name of the column in `y`; None where there is none."""
+        return self.form.label
+
+    @property
+    def classes(self) -> tuple[str | int, ...]:
+        """The classes whose numbers `y` holds; empty where `y` holds what the files hold."""
+        return self.form.classes
+
+    def arrays(self) -> Arrays:
+        """Read all rows: (x, y), or (x,) without a label; little more memory is needed than they take.
+
+        `x` is float32 [rows, ...], and `y` int64 for classes and whole numbers, float32 for targets. Missing
+        values are NaN. Rows without a label are left out. Raises TaskError, StorageError.
+        """
+        known = [part.rows for part in self.source.parts]
+        rows = None if None in known else sum(each or 0 for each in known)
+        self._require_room(rows or FIRST_ROWS)
+        x, y = self.form.empty(rows or FIRST_ROWS)
+        at = 0
+        blocks = (block for part in self.source.parts for block in self.source.blocks(part))
+        for block in read_ahead(blocks):
+            end = at + len(block)
+            while end > len(x):
+                self._require_room(len(x))
+                _resize(x, 2 * len(x))
+                _resize(y, 2 * len(x))
+            block.write(x[at:end], None if y is None else y[at:end])
+            at = end
+        if not at:
+            what = "row" if y is None else f"row with a value in the label column {self.label!r}"
+            raise TaskError(f"{self.url} has no {what}: put the data there first, or name another label")
+        _resize(x, at)
+        _resize(y, at)
+        return (x,) if y is None else (x, y)
+
+    def minibatches(self, batch_size: int, *, shuffle_seed: int | None = None) -> "StoredMinibatches":
+        """Return the rows as minibatches, which are read anew each time that they are iterated.
+
+        With a seed, each pass has another random order: of the files and row groups, and of the rows within
+        some 64 MB. Without one, rows come in the order of the files.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        return StoredMinibatches(self, batch_size, shuffle_seed)
+
+    def _require_room(self, rows: int) -> None:
+        wanted, free = rows * self.form.row_bytes, available_bytes()
+        if free is not None and wanted > free:
+            raise TaskError(
+                f"{self.url} takes {wanted / 1e9:.1f} GB as arrays, and {free / 1e9:.1f} GB of memory are "
+                "free: read it minibatch by minibatch, with open_dataset(...).minibatches(32), or read "
+                "fewer columns"
+            )
+
+
+class StoredMinibatches:
+    """Minibatches (x, y), or (x,), of a data set in files: a new pass over the files for each iteration."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, shuffle_seed: int | None) -> None:
+        self.dataset = dataset
+        self._batch_size = batch_size
+        self._seed = shuffle_seed
+        self._passes = count()
+
+    def __iter__(self) -> Iterator[Arrays]:
+        """Read all rows once. Raises TaskError when a file has changed since the data set was opened."""
+        form, source = self.dataset.form, self.dataset.source
+        order = np.arange(len(source.parts))
+        rng = None if self._seed is None else np.random.default_rng([self._seed, next(self._passes)])
+        rows = self._batch_size
+        if rng is not None:
+            rng.shuffle(order)
+            rows *= max(1, MIXED_BYTES // form.row_bytes // self._batch_size)
+        blocks = (block for at in order for block in source.blocks(source.parts[int(at)]))
+        return self._cut(read_ahead(blocks), rows, rng)
+
+    def _cut(self, blocks: Iterator[Any], rows: int, rng: np.random.Generator | None) -> Iterator[Arrays]:
+        """Collect rows in arrays of a fixed length, and yield minibatches of them when they are full."""
+        form = self.dataset.form
+        x, y = form.empty(rows)
+        filled = 0
+        for block in blocks:
+            more_x, more_y = form.empty(len(block))
+            block.write(more_x, more_y)
+            at = 0
+            while at < len(block):
+                some = min(rows - filled, len(block) - at)
+                x[filled : filled + some] = more_x[at : at + some]
+                if y is not None and more_y is not None:
+                    y[filled : filled + some] = more_y[at : at + some]
+                filled, at = filled + some, at + some
+                if filled == rows:
+                    yield from self._batches(x, y, filled, rng)
+                    filled = 0
+        yield from self._batches(x, y, filled, rng)
+
+    def _batches(
+        self, x: NDArray[np.float32], y: NDArray[Any] | None, rows: int, rng: np.random.Generator | None
+    ) -> Iterator[Arrays]:
+        order = np.arange(rows) if rng is None else rng.permutation(rows)
+        for begin in range(0, rows, self._batch_size):
+            some = order[begin : begin + self._batch_size]
+            yield (x[some],) if y is None else (x[some], y[some])
+
+
+def open_dataset(
+    url: str | os.PathLike[str],
+    *,
+    columns: Sequence[str] | None = None,
+    label: str | None = None,
+    classes: Sequence[str | int] = (),
+    shard: Site | None = None,
+) -> Dataset:
+    """Open a data set in files, without reading its rows yet.
+
+    `url` names a file, a folder or a pattern at `hdfs://`, `webhdfs://`, `s3://` or on this machine.
+    `columns` are the features in their order, all but the label where they are not given. `classes` are the
+    values of the label in the order of their numbers; without them, `y` holds the label's own numbers. Of
+    `shard.count` sites that read the same data, each row belongs to exactly one.
+
+    Raises StorageError where the files cannot be read, TaskError for what they hold, and ConfigError for a
+    request that makes no sense.
+    """
+    location = locate(url)
+    found = location.files()
+    module, name = FORMATS[_format(found)]
+    wanted = Wanted(None if columns is None else tuple(columns), label, tuple(classes))
+    source: Source = getattr(importlib.import_module(module), name)(
+        Files(location), found, wanted, shard or Site()
+    )
+    return Dataset(location.url, source)
+
+
+def _format(files: Sequence[StoredFile]) -> str:
+    """Return the end of the files' names. Raises TaskError for several formats, and for an unknown one."""
+    formats = {_end_of(file): file for file in files}
+    if len(formats) > 1:
+        one, other = list(formats.values())[:2]
+        raise TaskError(
+            f"{one.url} and {other.url} are of two formats: name the files of one, as in *.parquet"
+        )
+    return next(iter(formats))
+
+
+def _end_of(file: StoredFile) -> str:
+    for end in FORMATS:
+        if file.path.lower().endswith(end):
+            return end
+    raise TaskError(
+        f"{file.url} is of no known format: the name of a file must end with {', '.join(FORMATS)}"
+    )
+
+
+def _resize(array: NDArray[Any] | None, rows: int) -> None:
+    """Change the number of rows in place: the system moves pages, and nothing is copied twice."""
+    if array is not None and len(array) != rows:
+        array.resize((rows, *array.shape[1:]), refcheck=False)

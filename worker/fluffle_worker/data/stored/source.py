@@ -1,0 +1,107 @@
+"""What every format offers: the parts of a data set that a site reads, and their rows, block by block."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fluffle.errors import ConfigError
+from fluffle.storage import StoredFile
+
+# A block has about so many bytes as arrays.
+BLOCK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the caller asks for; `columns` None are all but the label.
+
+    Raises ConfigError when classes stand there twice, or are of two kinds.
+    """
+
+    columns: tuple[str, ...] | None = None
+    label: str | None = None
+    classes: tuple[str | int, ...] = ()
+
+    def __post_init__(self) -> None:
+        classes = self.classes
+        if len(set(classes)) != len(classes) or len({type(each) for each in classes}) > 1:
+            raise ConfigError(f"classes= must name different texts or different numbers, not {list(classes)}")
+        if self.columns is not None and (self.label in self.columns or not self.columns):
+            raise ConfigError(
+                f"columns= must name at least one column, and not the label: it names {list(self.columns)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of one file, which are read in one go: `begin` to `end`, of its row group where it has some.
+
+    `step` is how many rows there are from one to the next, for files whose number of rows nobody knows; then
+    `end` is None.
+    """
+
+    file: StoredFile
+    group: int = 0
+    begin: int = 0
+    end: int | None = None
+    step: int = 1
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows it has, where that is known."""
+        return None if self.end is None else self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowForm:
+    """What one row becomes: the shapes of its inputs and its label, and the names of features and classes.
+
+    `label_dtype` is None where there is no label.
+    """
+
+    features: tuple[str, ...]
+    row_shape: tuple[int, ...]
+    label: str | None
+    label_shape: tuple[int, ...]
+    label_dtype: Any
+    classes: tuple[str | int, ...]
+
+    def empty(self, rows: int) -> tuple[NDArray[np.float32], NDArray[Any] | None]:
+        """Return arrays for so many rows."""
+        x = np.empty((rows, *self.row_shape), np.float32)
+        if self.label_dtype is None:
+            return x, None
+        return x, np.empty((rows, *self.label_shape), self.label_dtype)
+
+    @property
+    def row_bytes(self) -> int:
+        """How many bytes a row has as arrays."""
+        x, y = self.empty(1)
+        return x.nbytes + (0 if y is None else y.nbytes)
+
+
+class Block(Protocol):
+    """Some rows that have been read."""
+
+    def __len__(self) -> int: ...
+
+    def write(self, x: NDArray[np.float32], y: NDArray[Any] | None) -> None:
+        """Write them into arrays of this length."""
+
+
+class Source(Protocol):
+    """A data set in files of one format, as one site reads it."""
+
+    @property
+    def form(self) -> RowForm:
+        """What a row becomes."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """What the site reads, in the order of the files."""
+
+    def blocks(self, part: Part) -> Iterator[Block]:
+        """Read the rows of a part, some at a time. Raises TaskError, StorageError."""

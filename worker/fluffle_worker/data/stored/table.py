@@ -1,0 +1,203 @@
+"""Tables of columns as rows for training: which columns are features and which the label, and checks."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fluffle.errors import TaskError
+from fluffle_worker.data.stored.columns import UNKNOWN, Column, column_of, dense, in_words, with_length
+from fluffle_worker.data.stored.source import RowForm, Wanted
+
+Columns = Mapping[str, Column]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which columns make the inputs of a row, and which its label.
+
+    One column of lists alone keeps its shape; otherwise all columns stand side by side.
+    """
+
+    features: tuple[Column, ...]
+    label: Column | None
+    classes: tuple[str | int, ...] = ()
+
+    @property
+    def form(self) -> RowForm:
+        """What a row becomes: whole numbers and classes as label are int64, targets float32."""
+        row_shape: tuple[int, ...] = (sum(prod(each.shape) for each in self.features),)
+        if len(self.features) == 1 and self.features[0].shape:
+            row_shape = self.features[0].shape
+        names = tuple(each.name for each in self.features)
+        label = self.label
+        if label is None:
+            return RowForm(names, row_shape, None, (), None, ())
+        is_class = bool(self.classes) or (label.is_whole and not label.shape)
+        dtype = np.int64 if is_class else np.float32
+        return RowForm(names, row_shape, label.name, label.shape, dtype, self.classes)
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns to read."""
+        return (*self.features, *([self.label] if self.label else ()))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns to read."""
+        return [each.name for each in self.columns]
+
+    def with_lengths(self, batch: pa.RecordBatch, file: str) -> "Layout":
+        """Return the layout with the lengths that lists have in the first rows, where their type has none."""
+
+        def known(column: Column) -> Column:
+            return with_length(column, batch.column(column.name), file) if UNKNOWN in column.shape else column
+
+        label = self.label and known(self.label)
+        return replace(self, features=tuple(map(known, self.features)), label=label)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the length of all lists is known."""
+        return not any(UNKNOWN in column.shape for column in self.columns)
+
+
+def columns_of(schema: pa.Schema, file: str) -> Columns:
+    """Return the columns of a file by name. Raises TaskError when two have one name."""
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise TaskError(f"{file} has more than one column {twice[0]!r}: give each a name of its own")
+    return {each.name: column_of(each) for each in schema}
+
+
+def layout_of(columns: Columns, wanted: Wanted, file: str) -> Layout:
+    """Return the layout of a file's rows. Raises TaskError for columns that are missing or cannot be used."""
+    for name in (*(wanted.columns or ()), *([wanted.label] if wanted.label else ())):
+        if name not in columns:
+            what = "label column" if name == wanted.label else "column"
+            raise TaskError(
+                f"{file} has no {what} {name!r}: it has {in_words(list(columns))}; correct the name"
+            )
+    names = wanted.columns or tuple(name for name in columns if name != wanted.label)
+    if not names:
+        raise TaskError(
+            f"{file} has no column beside the label {wanted.label!r}: there is nothing to learn from"
+        )
+    features = tuple(_feature(columns[name], file) for name in names)
+    label = None if wanted.label is None else _label(columns[wanted.label], wanted, file)
+    return Layout(features, label, wanted.classes)
+
+
+def _feature(column: Column, file: str) -> Column:
+    if column.kind == "number":
+        return column
+    found = "text" if column.kind == "text" else column.said
+    raise TaskError(
+        f"the column {column.name!r} of {file} holds {found} where numbers are expected: name the others "
+        "with columns=, or turn it into numbers first, such as one 0-or-1 column for each value"
+    )
+
+
+def _label(column: Column, wanted: Wanted, file: str) -> Column:
+    if column.kind == "number" and not (wanted.classes and (column.shape or not column.is_whole)):
+        return column
+    if column.kind == "text" and not column.shape:
+        if wanted.classes:
+            return column
+        raise TaskError(
+            f"the label column {column.name!r} of {file} holds text: name its values with classes=, in one "
+            "order for all sites, or number them from 0"
+        )
+    found = "numbers that are not whole" if column.kind == "number" else column.said
+    raise TaskError(
+        f"the label column {column.name!r} of {file} holds {found} where a class or a number is expected: "
+        "name another column with label="
+    )
+
+
+def common_layout(first: Layout, other: Columns, wanted: Wanted, *, files: tuple[str, str]) -> Layout:
+    """Return the layout of two files, of which the first is known. Raises TaskError when they differ."""
+    mine, theirs = files
+    known = {*first.names}
+    if wanted.columns is None and (extra := [name for name in other if name not in known]):
+        raise TaskError(
+            f"{theirs} has the column {extra[0]!r}, which {mine} does not have: all files must have the same "
+            "columns, or name those that all have with columns="
+        )
+    if missing := [name for name in first.names if name not in other]:
+        raise TaskError(
+            f"{theirs} has no column {missing[0]!r}, which {mine} has: all files must have the same columns, "
+            "or name those that all have with columns="
+        )
+    for before in first.columns:
+        after = other[before.name]
+        if len(before.shape) != len(after.shape) or before.kind != after.kind:
+            raise TaskError(
+                f"the column {after.name!r} holds {after.said} in {theirs}, and {before.said} in {mine}: "
+                "write it in the same way to all files, or leave it out with columns="
+            )
+    layout = layout_of(other, wanted, theirs)
+    if first.label and layout.label and first.label.is_whole and not layout.label.is_whole:
+        return replace(first, label=replace(first.label, is_whole=False))
+    return first
+
+
+@dataclass(slots=True, eq=False)
+class TableBlock:
+    """Some rows of a table, which can be written into arrays."""
+
+    layout: Layout
+    batch: pa.RecordBatch
+    file: str
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    def write(self, x: NDArray[np.float32], y: NDArray[Any] | None) -> None:
+        """Write the inputs into `x` [rows, ...] and the labels into `y` [rows, ...]."""
+        flat = x.reshape(len(x), -1)
+        at = 0
+        # Numbers too large for float32 become infinite, and the data steps take them for missing.
+        with np.errstate(over="ignore"):
+            for column in self.layout.features:
+                width = prod(column.shape)
+                values = dense(self.batch.column(column.name), column, self.file)
+                flat[:, at : at + width] = values.reshape(len(x), width)
+                at += width
+            if y is not None and self.layout.label is not None:
+                y[:] = self._labels(self.layout.label)
+
+    def _labels(self, label: Column) -> NDArray[Any]:
+        values = self.batch.column(label.name)
+        if not self.layout.classes:
+            return dense(values, label, self.file)
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        known = pa.array(self.layout.classes).cast(values.type)
+        found = pc.index_in(values, value_set=known)
+        if found.null_count:
+            other = values.filter(found.is_null())[0].as_py()
+            raise TaskError(
+                f"the label column {label.name!r} of {self.file} holds {other!r}, which is none of the "
+                f"classes {in_words([str(each) for each in self.layout.classes])}: correct it, or name it "
+                "with classes="
+            )
+        numbers: NDArray[Any] = found.to_numpy()
+        return numbers
+
+
+def labelled(batch: pa.RecordBatch, label: Column | None) -> pa.RecordBatch:
+    """Return the rows that have a label: a null and a NaN are none."""
+    if label is None:
+        return batch
+    missing = pc.is_null(batch.column(label.name), nan_is_null=True)
+    return batch.filter(pc.invert(missing)) if pc.any(missing).as_py() else batch
+
+
+def rows_in(row_bytes: int, block_bytes: int) -> int:
+    """Return how many rows a block of about so many bytes has."""
+    return max(1, min(65_536, block_bytes // max(1, row_bytes)))
