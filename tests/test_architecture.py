@@ -74,6 +74,7 @@ PURE = {
     *(f"fluffle.sealed.{name}" for name in ("parameters", "part", "plan", "residues")),
     "fluffle.sites",
     "fluffle.survey",
+    "fluffle.table_model",
     *(
         f"fluffle.survey.{name}"
         for name in ("columns", "grid", "messages", "packing", "result", "shape", "statistics")

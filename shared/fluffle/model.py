@@ -4,6 +4,7 @@ Each tensor belongs to a group. *Trained* tensors are changed by an optimizer: t
 the strategy and the server optimizer. *Statistics* are computed from data, such as the moving mean and
 variance of BatchNormalization: they are sent and averaged as values. *Frozen* tensors never change and are
 not sent; the layout holds their digest. *Local* tensors stay with their worker, and are not in the layout.
+Of a model of a table the layout says, too, which columns it takes.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Literal, get_args
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from fluffle.errors import LayoutError
 from fluffle.fields import Count, FieldError, Positive, ShortText, at_most, integer, one_of, text
+from fluffle.table_model import TableModel
 from fluffle.topology import MAX_MESSAGE_BYTES
 
 Vector = NDArray[np.float32]
@@ -129,10 +131,12 @@ class Layout:
 
     Float tensors of any width become float32, one after the other in C order: trained ones in the vector,
     statistics in a second one. Integer and boolean tensors are bytes. `frozen` describes what is not sent.
+    `table` says what the inputs and outputs of a model of a table are, None for any other model.
     """
 
     tensors: tuple[TensorSpec, ...]
     frozen: FrozenPart | None = None
+    table: TableModel | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.tensors]
@@ -149,7 +153,9 @@ class Layout:
                 )
 
     @classmethod
-    def of(cls, weights: Weights, groups: Mapping[str, Group] = {}) -> "Layout":
+    def of(
+        cls, weights: Weights, groups: Mapping[str, Group] = {}, table: TableModel | None = None
+    ) -> "Layout":
         """Describe named arrays, in their order; those that `groups` does not name are trained.
 
         Local tensors are left out.
@@ -166,7 +172,7 @@ class Layout:
                     specs.append(TensorSpec(name, array.shape, array.dtype.name))
                 case _:
                     specs.append(TensorSpec(name, array.shape, array.dtype.name, "statistic"))
-        return cls(tuple(specs), FrozenPart.of(frozen))
+        return cls(tuple(specs), FrozenPart.of(frozen), table)
 
     @cached_property
     def size(self) -> int:
@@ -193,7 +199,9 @@ class Layout:
         """Sixteen hexadecimal characters that differ between different layouts."""
         tensors = [[spec.name, list(spec.shape), spec.dtype, spec.group] for spec in self.tensors]
         frozen = self.frozen and [self.frozen.tensors, self.frozen.parameters, self.frozen.digest]
-        return hashlib.sha256(json.dumps([tensors, frozen]).encode()).hexdigest()[:16]
+        # As before there were models of tables, where this is none.
+        table = [] if self.table is None else [self.table.as_list()]
+        return hashlib.sha256(json.dumps([tensors, frozen, *table]).encode()).hexdigest()[:16]
 
     def flatten(self, weights: Weights) -> FlatWeights:
         """Return the values of named arrays, which are this layout's tensors in any order.
@@ -247,7 +255,7 @@ class Layout:
         """
         if not first:
             return self
-        tail = Layout(self.tensors[first:], self.frozen)
+        tail = replace(self, tensors=self.tensors[first:])
         if not tail.size:
             raise LayoutError(
                 f"no tensor from number {first} on is trained: the model has {len(self.tensors)} tensors"
@@ -276,6 +284,8 @@ class Layout:
 
         `whose` says what this layout belongs to.
         """
+        if self.table != other.table and (difference := self._table_difference(other, whose)):
+            return difference
         for expected, found in zip(self.tensors, other.tensors, strict=False):
             if expected != found:
                 return f"{whose} has {expected} where this one has {found}"
@@ -294,6 +304,12 @@ class Layout:
             else "freeze the same layers at every site"
         )
         return f"{whose} has {there}, this one has {here}: {remedy}"
+
+    def _table_difference(self, other: "Layout", whose: str) -> str | None:
+        if self.table and other.table:
+            return self.table.difference(other.table, whose)
+        here, there = ("of a table" if each.table else "of no table" for each in (other, self))
+        return f"{whose} is {there}, this one is {here}"
 
     def _of_group(self, group: str) -> Iterator[TensorSpec]:
         return (spec for spec in self.tensors if spec.is_float and spec.group == group)

@@ -36,7 +36,7 @@ from fluffle.framing import (
     split_without_payload,
 )
 from fluffle.message import IN_PAYLOAD, Read, after_vector, decode, payload_of, read_message, require_readable
-from fluffle.model import MAX_PARAMETERS, Vector, no_values
+from fluffle.model import MAX_PARAMETERS, Layout, Vector, no_values
 from fluffle.pieces import Body, Pieces
 from fluffle.plan import Plan
 from fluffle.record import CachedUpdate, ModelVersion, MomentsRecord, Rank
@@ -64,6 +64,7 @@ _BESIDE_BYTES: Final = integer(0, MAX_MESSAGE_BYTES)
 _PLAN_FIELDS: Final = len(fields(Plan))
 # Of its last fields, so many are missing in older records.
 _LATER_PLAN_FIELDS: Final = 2
+_LAYOUT_FIELDS: Final = len(fields(Layout))
 _RANK_FIELDS: Final = {"term": kind_of(Positive), "version": kind_of(Count)}
 
 
@@ -236,6 +237,10 @@ def _version_fields(header: Header) -> Header:
     plan = header.get("plan")
     if isinstance(plan, list) and _PLAN_FIELDS - _LATER_PLAN_FIELDS <= len(plan) < _PLAN_FIELDS:
         header["plan"] = [*plan, *[None] * (_PLAN_FIELDS - len(plan))]
+    layout = header.get("layout")
+    if isinstance(layout, list) and len(layout) == _LAYOUT_FIELDS - 1:
+        # Nor is it said of older ones that their models are of no table.
+        header["layout"] = [*layout, None]
     return _VERSION.take(header)
 
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from fluffle.errors import ConfigError, LayoutError
 from fluffle.model import INTEGERS, FrozenPart, Layout, SharedGroup, TensorSpec, Weights, some_of
+from fluffle.table_model import TableModel
 from fluffle.whole_file import write_whole
 
 # The format keeps no order: its library sorts by the width of the dtype, then by name.
@@ -47,6 +48,7 @@ def write_model(
     described = {
         "tensors": [[spec.name, spec.group] for spec in layout.tensors],
         "frozen": layout.frozen and [layout.frozen.tensors, layout.frozen.parameters, layout.frozen.digest],
+        "table": layout.table and layout.table.as_list(),
     }
     metadata = {**about, FORMAT_KEY: FORMAT, LAYOUT_KEY: json.dumps(described)}
     write_whole(path, [save(contiguous, metadata)])
@@ -91,7 +93,8 @@ def _layout(found: Mapping[str, tuple[str, tuple[int, ...]]], said: Mapping[str,
     if unknown := found.keys() - {name for name, _ in groups}:
         raise LayoutError(f"it lacks {some_of(unknown)}")
     tensors = tuple(_spec(name, *found[name], group) for name, group in groups)
-    return Layout(tensors, said.get("frozen") and FrozenPart(*said["frozen"]))
+    frozen, table = (said.get(name) for name in ("frozen", "table"))
+    return Layout(tensors, frozen and FrozenPart(*frozen), table and TableModel.from_list(table))
 
 
 def _spec(name: str, dtype: str, shape: tuple[int, ...], group: SharedGroup) -> TensorSpec:
