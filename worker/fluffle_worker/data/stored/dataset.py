@@ -2,10 +2,10 @@
 
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from fluffle.task import Site
 from fluffle_worker.data.stored.opening import Files
 from fluffle_worker.data.stored.prefetch import read_ahead
 from fluffle_worker.data.stored.source import RowForm, Source, Wanted
+
+if TYPE_CHECKING:
+    from fluffle_worker.data.stored.table import Columns
 
 # (x, y), or (x,) where there is no label.
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
@@ -175,14 +178,30 @@ def open_dataset(
     Raises StorageError where the files cannot be read, TaskError for what they hold, and ConfigError for a
     request that makes no sense.
     """
+    return opened(url, Wanted(None if columns is None else tuple(columns), label, tuple(classes)), shard)
+
+
+def opened(url: str | os.PathLike[str], wanted: Wanted, shard: Site | None = None) -> Dataset:
+    """Open a data set as `open_dataset` does."""
     location = locate(url)
     found = location.files()
     module, name = FORMATS[_format(found)]
-    wanted = Wanted(None if columns is None else tuple(columns), label, tuple(classes))
     source: Source = getattr(importlib.import_module(module), name)(
         Files(location), found, wanted, shard or Site()
     )
     return Dataset(location.url, source)
+
+
+def columns_in(url: str | os.PathLike[str]) -> "Columns":
+    """Return the columns of the first file of a data set by name, and what each holds.
+
+    Raises TaskError, StorageError as `open_dataset` does.
+    """
+    location = locate(url)
+    found = location.files()
+    module, _ = FORMATS[_format(found)]
+    read: Callable[[Files, StoredFile], Columns] = importlib.import_module(module).columns_in
+    return read(Files(location), found[0])
 
 
 def _format(files: Sequence[StoredFile]) -> str:

@@ -14,6 +14,7 @@ from fluffle_worker.data.stored.opening import Files
 from fluffle_worker.data.stored.sharding import row_ranges, whole_units
 from fluffle_worker.data.stored.source import BLOCK_BYTES, Part, RowForm, Wanted
 from fluffle_worker.data.stored.table import (
+    Columns,
     TableBlock,
     columns_of,
     common_layout,
@@ -26,6 +27,12 @@ from fluffle_worker.data.stored.table import (
 WHOLE_GROUP_BYTES = 64 << 20
 
 
+def columns_in(files: Files, file: StoredFile) -> Columns:
+    """Return the columns of one file by name."""
+    with files.open(file) as stream, _readable(file):
+        return columns_of(pq.read_schema(stream), file.url)
+
+
 class ParquetSource:
     """The row groups that a site reads of Parquet files."""
 
@@ -34,6 +41,8 @@ class ParquetSource:
         self._footers: dict[str, Any] = {}
         self.parts = self._divided(found, shard)
         if not self.parts:
+            if shard.count == 1:
+                raise TaskError(f"{files.location.url} has no row: put the data there first")
             raise TaskError(
                 f"site {shard.index} of {shard.count} gets no row of {files.location.url}: there are fewer "
                 "rows than sites"
@@ -61,7 +70,7 @@ class ParquetSource:
                 to_skip = max(0, to_skip - len(batch))
                 left -= len(rows)
                 if len(rows):
-                    yield TableBlock(self.layout, labelled(rows, self.layout.label), part.file.url)
+                    yield TableBlock(self.layout, labelled(rows, self.layout), part.file.url)
                 if not left:
                     break
 

@@ -1,6 +1,6 @@
 """What every format offers: the parts of a data set that a site reads, and their rows, block by block."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +14,16 @@ from fluffle.storage import StoredFile
 BLOCK_BYTES = 8 << 20
 
 
+# From labels [rows] of whatever type to numbers [rows].
+CodeLabels = Callable[[NDArray[Any]], NDArray[Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the caller asks for; `columns` None are all but the label.
+
+    `code_labels` turns the labels of some rows, as the files have them, into float32. With it all rows are
+    read, also those without a label.
 
     Raises ConfigError when classes stand there twice, or are of two kinds.
     """
@@ -24,6 +31,7 @@ class Wanted:
     columns: tuple[str, ...] | None = None
     label: str | None = None
     classes: tuple[str | int, ...] = ()
+    code_labels: CodeLabels | None = None
 
     def __post_init__(self) -> None:
         classes = self.classes

@@ -1,5 +1,6 @@
 """Tables of columns as rows for training: which columns are features and which the label, and checks."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
 from fluffle_worker.data.stored.columns import UNKNOWN, Column, column_of, dense, in_words, with_length
-from fluffle_worker.data.stored.source import RowForm, Wanted
+from fluffle_worker.data.stored.source import CodeLabels, RowForm, Wanted
 
 Columns = Mapping[str, Column]
+# What a data frame calls its rows, as pandas writes it beside the columns.
+INDEX_OF_PANDAS = re.compile(r"__index_level_[0-9]+__")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,7 @@ class Layout:
     features: tuple[Column, ...]
     label: Column | None
     classes: tuple[str | int, ...] = ()
+    code_labels: CodeLabels | None = None
 
     @property
     def form(self) -> RowForm:
@@ -38,7 +42,7 @@ class Layout:
         label = self.label
         if label is None:
             return RowForm(names, row_shape, None, (), None, ())
-        is_class = bool(self.classes) or (label.is_whole and not label.shape)
+        is_class = bool(self.classes) or (label.is_whole and not label.shape and not self.code_labels)
         dtype = np.int64 if is_class else np.float32
         return RowForm(names, row_shape, label.name, label.shape, dtype, self.classes)
 
@@ -71,7 +75,7 @@ def columns_of(schema: pa.Schema, file: str) -> Columns:
     """Return the columns of a file by name. Raises TaskError when two have one name."""
     if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
         raise TaskError(f"{file} has more than one column {twice[0]!r}: give each a name of its own")
-    return {each.name: column_of(each) for each in schema}
+    return {each.name: column_of(each) for each in schema if not INDEX_OF_PANDAS.fullmatch(each.name)}
 
 
 def layout_of(columns: Columns, wanted: Wanted, file: str) -> Layout:
@@ -89,7 +93,7 @@ def layout_of(columns: Columns, wanted: Wanted, file: str) -> Layout:
         )
     features = tuple(_feature(columns[name], file) for name in names)
     label = None if wanted.label is None else _label(columns[wanted.label], wanted, file)
-    return Layout(features, label, wanted.classes)
+    return Layout(features, label, wanted.classes, wanted.code_labels)
 
 
 def _feature(column: Column, file: str) -> Column:
@@ -103,6 +107,8 @@ def _feature(column: Column, file: str) -> Column:
 
 
 def _label(column: Column, wanted: Wanted, file: str) -> Column:
+    if wanted.code_labels:
+        return column
     if column.kind == "number" and not (wanted.classes and (column.shape or not column.is_whole)):
         return column
     if column.kind == "text" and not column.shape:
@@ -173,10 +179,12 @@ class TableBlock:
 
     def _labels(self, label: Column) -> NDArray[Any]:
         values = self.batch.column(label.name)
-        if not self.layout.classes:
+        if not (self.layout.classes or self.layout.code_labels):
             return dense(values, label, self.file)
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
+        if self.layout.code_labels:
+            return self.layout.code_labels(values.to_numpy(zero_copy_only=False))
         known = pa.array(self.layout.classes).cast(values.type)
         found = pc.index_in(values, value_set=known)
         if found.null_count:
@@ -190,11 +198,11 @@ class TableBlock:
         return numbers
 
 
-def labelled(batch: pa.RecordBatch, label: Column | None) -> pa.RecordBatch:
-    """Return the rows that have a label: a null and a NaN are none."""
-    if label is None:
+def labelled(batch: pa.RecordBatch, layout: Layout) -> pa.RecordBatch:
+    """Return the rows that have a label: a null and a NaN are none. All of them where the caller codes it."""
+    if layout.label is None or layout.code_labels:
         return batch
-    missing = pc.is_null(batch.column(label.name), nan_is_null=True)
+    missing = pc.is_null(batch.column(layout.label.name), nan_is_null=True)
     return batch.filter(pc.invert(missing)) if pc.any(missing).as_py() else batch
 
 
