@@ -25,6 +25,7 @@ from fluffle.settings import (
 from fluffle_cli.main import app
 from fluffle_spark.settings import SparkSettings
 from fluffle_worker.data import DataSteps
+from fluffle_worker.tabular.settings import TabularSettings
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs/reference/settings.md"
@@ -78,6 +79,14 @@ have no flags and no variables: in Python they are the arguments of `DataSteps`
 ([how to use them](../how-to/data.md)).
 """
 
+TABULAR = """\
+
+## Tables
+
+Table `[tabular]` of an aggregator with the task `tabular`. Its keys have no flags and no variables
+([how to use them](../how-to/tabular.md)).
+"""
+
 
 def settings_by_command() -> Iterator[tuple[str, type[SharedSettings]]]:
     """Yield every command that has settings, in the order of `fluffle --help`, with its settings class."""
@@ -107,7 +116,7 @@ def page() -> str:
             f"Table `[{settings_class.part}]`.\n",
         ]
         parts += [_table(settings_class, own)] if own else ["It has only shared settings.\n"]
-    return "\n".join([*parts, DATA, _keys(DataSteps)])
+    return "\n".join([*parts, DATA, _keys(DataSteps), TABULAR, _keys(TabularSettings)])
 
 
 def known_settings() -> str:
@@ -121,7 +130,7 @@ def known_settings() -> str:
     }
     lines = ["# Written by `make reference` from the settings classes. Do not edit."]
     for key, names in (
-        ("tables", {DataSteps.part, *(each.part for each in classes)}),
+        ("tables", {DataSteps.part, TabularSettings.part, *(each.part for each in classes)}),
         ("variables", variables),
     ):
         lines += [f"{key} = [", *(f'    "{name}",' for name in sorted(names)), "]"]

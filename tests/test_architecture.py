@@ -163,10 +163,12 @@ PURE = {
         for name in ("as_json", "findings", "privacy", "progress", "sealed", "sites", "state", "view")
     ),
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
+    "fluffle_worker.data.named",
     "fluffle_worker.data.weights",
     "fluffle_worker.insisting",
     *(f"fluffle_worker.pace.{name}" for name in ("batch", "speed", "steps")),
     "fluffle_worker.splits",
+    "fluffle_worker.tabular.labels",
 }
 PURE_MAY_IMPORT = {
     *(
@@ -184,7 +186,19 @@ PURE_MAY_IMPORT = {
         "html",
         "inspect",
     ),
-    *("array", "contextlib", "itertools", "json", "math", "operator", "re", "shlex", "statistics", "struct"),
+    *(
+        "array",
+        "contextlib",
+        "difflib",
+        "itertools",
+        "json",
+        "math",
+        "operator",
+        "re",
+        "shlex",
+        "statistics",
+        "struct",
+    ),
     *("types", "typing"),
     *("ml_dtypes", "msgpack", "numpy", "pydantic", "xxhash", "zstandard"),
 }

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fluffle.checked_task import CheckedTask, TaskModel
+from fluffle.data_source import DataSource, reading_from
 from fluffle.errors import ConfigError, ConnectionLost, LayoutError, TaskError
 from fluffle.logs import get_logger
 from fluffle.model import Layout
@@ -103,12 +104,21 @@ class ModelOfChild(InitialModel):
     """A child process builds a task that is named, and writes it into a folder of its own."""
 
     def __init__(
-        self, task: str, seed: int, source: Path | None, folder: Path, stop: threading.Event
+        self,
+        task: str,
+        seed: int,
+        path: Path | None,
+        folder: Path,
+        stop: threading.Event,
+        *,
+        source: DataSource,
     ) -> None:
         self._path, self._said = folder / "initial.safetensors", folder / "stderr"
         self._command = [sys.executable, "-m", "fluffle.initial_model", "--task", task]
         self._command += ["--seed", str(seed), "--out", str(self._path)]
-        self._command += ["--from", str(source)] if source else []
+        given = {"from": path, "data": source.data, "label": source.label, "config": source.config}
+        # In one word, so that no value looks like another flag.
+        self._command += [f"--{name}={value}" for name, value in given.items() if value is not None]
         self._task, self._seed, self._stop = task, seed, stop
         self._child: subprocess.Popen[bytes] | None = None
         self._to_compare: Layout | None = None
@@ -175,16 +185,21 @@ def initial_model(
     settings: AggregatorSettings, stop: threading.Event, task: Task | None = None
 ) -> Iterator[InitialModel]:
     """Give the model that the settings name, or that a task object builds."""
-    path = settings.initial_model
+    path, source = settings.initial_model, settings.source
+    if (source.data or source.label) and (settings.task is None or (path and path.suffix == ".safetensors")):
+        raise ConfigError(
+            "--data and --label say of a task's model which columns it takes, and have no effect without "
+            "--task, or with a .safetensors file, which says it itself: leave them out"
+        )
     if path and path.suffix == ".safetensors":
         yield ModelInFile(path)
     elif task is not None:
-        yield ModelOfTask(task, settings.seed, path)
+        yield ModelOfTask(reading_from(task, source), settings.seed, path)
     elif settings.task is None:
         yield InitialModel()
     else:
         with tempfile.TemporaryDirectory(prefix="fluffle-") as folder:
-            child = ModelOfChild(settings.task, settings.seed, path, Path(folder), stop)
+            child = ModelOfChild(settings.task, settings.seed, path, Path(folder), stop, source=source)
             try:
                 yield child
             finally:

@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from fluffle.broker import Broker
 from fluffle.connection import Connector
 from fluffle.event_sink import ReportingSink
+from fluffle.logs import get_logger
 from fluffle.metrics import metered
 from fluffle.model import Layout
 from fluffle.plan import Plan
@@ -52,6 +53,8 @@ from fluffle_aggregator.trial import try_out
 
 if TYPE_CHECKING:
     from fluffle_aggregator.private.starting import PrivateStart
+
+log = get_logger(__name__)
 
 
 def run_aggregator(
@@ -146,6 +149,8 @@ def config_of(settings: AggregatorSettings, policies: PolicyWatch, initial: Init
     def begin() -> ModelVersion:
         file = initial.read()
         require_room(file.layout)
+        if table := file.layout.table:
+            log.info("the model is of a table", **table.in_words)
         survey = Survey(survey_aim.wanted) if survey_aim.is_asked else None
         return first_version(
             file,

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from fluffle.compression import leaves_out, require_codec, require_downlink_codec
+from fluffle.data_source import SourceSettings
 from fluffle.errors import ConfigError
 from fluffle.message_size import (
     require_cache_fits,
@@ -64,7 +65,7 @@ class _AboutData(SurveySettings, ProtectionSettings):
     """What the federation learns of the sites' data, and what it must not learn."""
 
 
-class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
+class AggregatorSettings(Limits, StrategySettings, _AboutData, SourceSettings, ServiceSettings):
     """Flags of `fluffle aggregator`, keys of the table [aggregator]."""
 
     part: ClassVar[str] = "aggregator"
@@ -77,7 +78,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, ServiceSettings):
     task: str | None = Field(
         None,
         description="Task whose initial weights become version 0 of the model: digits, fashion_mnist, "
-        "diabetes, or your own task as package.module:name.",
+        "diabetes, tabular, or your own task as package.module:name.",
     )
     initial_model: Path | None = Field(
         None, description="File to use as version 0 instead: .safetensors, or .keras (needs the task)."

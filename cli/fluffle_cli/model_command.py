@@ -16,6 +16,7 @@ from fluffle.checked_task import CheckedTask
 from fluffle.command_line import new_app, settings_command
 from fluffle.connection import connect, found_federation
 from fluffle.consoles import print_table
+from fluffle.data_source import SourceSettings, TaskOfTables
 from fluffle.errors import ConfigError, LayoutError, TopologyMissing
 from fluffle.initial_model import write_initial_model
 from fluffle.model import Weights, some_of
@@ -30,7 +31,7 @@ from fluffle.model_stream import (
 from fluffle.record import ModelVersion, is_in_history
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
-from fluffle.task import load_task
+from fluffle.task import Task, load_task
 from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import QuerySettings
 from fluffle_cli.restoring import put_back
@@ -92,7 +93,7 @@ class RestoreSettings(ListSettings):
     )
 
 
-class InitSettings(ListSettings):
+class InitSettings(ListSettings, SourceSettings):
     """Flags of `fluffle model init`."""
 
     task: str = Field(description="Task whose seeded weights are built; it may load TensorFlow.")
@@ -168,6 +169,8 @@ def _export(settings: ExportSettings) -> None:
             about |= about_privacy(version.plan.privacy, version.privacy)
         write_model(out, version.weights_to_evaluate, about, layout=version.layout)
     typer.echo(f"version {version.rank} of {version.federation} is in {out}")
+    if table := version.layout.table:
+        typer.echo(f"It takes the columns {', '.join(table.columns)}, and tells {table.label}: {table.told}")
     if version.average_decay and out.suffix != ".fluffle":
         typer.echo(
             "It is the running average of the versions up to this one, as the evaluators evaluate it "
@@ -196,7 +199,7 @@ def _require_writable(settings: ExportSettings) -> None:
 
 def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion) -> None:
     try:
-        task = CheckedTask(load_task(task_name))
+        task = CheckedTask(_of_table(load_task(task_name), version))
         local = _local_weights(settings, task) if settings.worker else {}
         weights = {**version.weights_to_evaluate, **local}
         if settings.quantize or settings.prune:
@@ -215,6 +218,12 @@ def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion
         raise ConfigError(
             f"--task {task_name} has another model than the task of the federation: {error}"
         ) from error
+
+
+def _of_table(task: Task, version: ModelVersion) -> Task:
+    """Return a task of tables with the model of this version, and any other task as it is."""
+    table = version.layout.table
+    return task.with_table_model(table) if table and isinstance(task, TaskOfTables) else task
 
 
 def _restore(settings: RestoreSettings) -> None:
@@ -246,7 +255,7 @@ def _init(settings: InitSettings) -> None:
     """Build version 0 of a task as a file, where TensorFlow is, for an aggregator without it."""
     if settings.out.suffix != ".safetensors":
         raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
-    write_initial_model(settings.task, seed=settings.seed, out=settings.out)
+    write_initial_model(settings.task, seed=settings.seed, out=settings.out, source=settings.source)
     typer.echo(f"version 0 of {settings.task} is in {settings.out}")
 
 

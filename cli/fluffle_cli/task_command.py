@@ -17,13 +17,15 @@ from fluffle import logs
 from fluffle.checked_task import CheckedTask, TaskModel
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import table_console
+from fluffle.data_source import reading_from
 from fluffle.errors import LayoutError, NoHeldOutData, TaskError
 from fluffle.message_size import codecs_that_fit, require_version_fits
 from fluffle.model import Weights, some_of
 from fluffle.plan import Plan
 from fluffle.safetensors_file import ModelFile
 from fluffle.sites import SiteMetric
-from fluffle.task import READY_TASKS, Progress, load_task
+from fluffle.table_model import named
+from fluffle.task import DATA_SETS, Progress, load_task
 from fluffle.update import UpdateId
 from fluffle_aggregator.goal import usual_yardstick
 from fluffle_aggregator.initial_model import first_version
@@ -48,7 +50,8 @@ class CheckSettings(SiteSettings):
 def check(settings: CheckSettings) -> None:
     """Do once what a worker and an evaluator do repeatedly, and show the results."""
     with _step("task", "importing it") as said:
-        task = CheckedTask(with_data_table(load_task(settings.task), settings.config))
+        loaded = reading_from(load_task(settings.task), settings.source)
+        task = CheckedTask(with_data_table(loaded, settings.config))
         said.append("imported")
     with _step("model", "building it") as said:
         model = _build_twice(task, settings.seed)
@@ -92,6 +95,10 @@ def check(settings: CheckSettings) -> None:
             f"the round did not change {some_of(unmoved)}: does the model's output depend on it? "
             "Freeze weights that are not to be trained, and they are not sent"
         )
+    if table := model.layout.table:
+        _say(f"the model takes {named(table.columns)}, and tells {table.label!r}: {table.outputs}")
+        _say(f"{settings.task} works with this data. docs/how-to/tabular.md has the commands of a federation")
+        return
     _say(
         f"{settings.task} works. Watch it in a federation: "
         f"fluffle demo --task {settings.task}{_target_for(settings.task, metrics)}"
@@ -186,7 +193,7 @@ def _table(model: TaskModel) -> Table:
 
 def _target_for(task: str, metrics: Mapping[str, float]) -> str:
     """Return the flag that a demo of this task needs: a bound for one of its metrics."""
-    if task in READY_TASKS or not metrics:
+    if task in DATA_SETS or not metrics:
         return ""
     yardstick = usual_yardstick(metrics)
     if yardstick is None:

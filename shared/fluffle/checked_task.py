@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.checked_validation import site_metrics
+from fluffle.data_source import TaskOfTables
 from fluffle.errors import LayoutError, TaskError
 from fluffle.fields import MAX_METRIC_NAME_LENGTH, MAX_METRICS, is_metric_name
 from fluffle.model import GROUPS, Group, Layout, Weights, some_of
@@ -22,6 +23,7 @@ from fluffle.sites import SiteMetric
 from fluffle.stopping import interrupting
 from fluffle.survey.result import SurveyResult
 from fluffle.survey.statistics import DataStatistics
+from fluffle.table_model import TableModel
 from fluffle.task import Progress, Site, Task, Trained, name_of_task
 from fluffle.task_errors import blamed_on
 
@@ -213,12 +215,19 @@ class CheckedTask:
             result: object = getattr(self._task, function)(*arguments, **options)
             return result
 
+    def _table(self) -> TableModel | None:
+        """Return which columns the model takes; None for a model of no table."""
+        if not isinstance(self._task, TaskOfTables):
+            return None
+        with blamed_on("table_model"):
+            return self._task.table_model()
+
     def _described(self, function: str, weights: object) -> TaskModel:
         arrays = _arrays(function, weights)
         has_groups = getattr(self._task, "tensor_groups", None)
         self._groups = _groups(self._call("tensor_groups") if has_groups else {}, arrays)
         try:
-            self._layout = Layout.of(arrays, self._groups)
+            self._layout = Layout.of(arrays, self._groups, self._table())
         except LayoutError as error:
             raise TaskError(f"{function}: {error}") from error
         self._first_tensor = 0

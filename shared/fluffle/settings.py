@@ -298,6 +298,12 @@ def with_table(base: T, config: Path | None) -> T | None:
         raise ConfigError(f"{error} ({where})") from error
 
 
+def has_table(name: str, config: Path | None) -> bool:
+    """Tell whether the TOML file has a table of this name; `config` is the setting."""
+    found = _read_document(config, "the configuration")
+    return found is not None and isinstance(found[1].get(name), dict)
+
+
 def _read_document(path: object, name: str) -> tuple[Path, dict[str, object]] | None:
     """Return a TOML file and what is in it; None where no file is named and the default one is not there."""
     if path is None and not DEFAULT_CONFIG.exists():
@@ -319,7 +325,8 @@ def _read_config(settings_class: type[SharedSettings], path: object, written_as:
     own, shared = (set(each.model_fields) - {"config"} for each in (settings_class, SharedSettings))
     written: Written = {}
     for key, value in document.items():
-        if key in own - shared:
+        # [data] is a table, and some parts have a setting of that name.
+        if key in own - shared and not (key in tables and isinstance(value, dict)):
             raise ConfigError(f"{key} in {file} must stand in the table [{part}], not at the top level")
         if key not in tables:
             _require_known(key, shared, f"in {file}", tables)

@@ -23,8 +23,10 @@ from fluffle.survey.result import SurveyResult
 from fluffle.survey.statistics import DataStatistics
 from fluffle.task_errors import in_one_line, place_of
 
+# These bring a public data set, which is dealt out to the sites.
+DATA_SETS = ("digits", "fashion_mnist", "diabetes")
 READY_TASKS: Mapping[str, str] = {
-    name: f"fluffle_worker.tasks.{name}:task" for name in ("digits", "fashion_mnist", "diabetes")
+    name: f"fluffle_worker.tasks.{name}:task" for name in (*DATA_SETS, "tabular")
 }
 
 # Fewer messages on stderr, and the same order of summation on CPUs of different kinds (small networks do not

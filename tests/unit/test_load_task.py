@@ -51,7 +51,7 @@ def test_ones_own_task_is_found_from_the_working_directory(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("digit", "unknown task 'digit': say one of digits, fashion_mnist, diabetes, or your own as"),
+        ("digit", "unknown task 'digit': say one of digits, fashion_mnist, diabetes, tabular, or your own"),
         ("no_such_package.module:task", "cannot be imported: ModuleNotFoundError: No module named"),
         (":task", "must read like package.module:name"),
         ("fluffle.errors:task", "module 'fluffle.errors' has no attribute 'task'"),

@@ -9,21 +9,25 @@ No signal handler is set, any thread will do, and several may run in one process
 """
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from structlog.contextvars import bound_contextvars
 
 from fluffle.checked_task import CheckedTask
-from fluffle.connection import evaluator_connector, worker_connector
+from fluffle.connection import evaluator_connector, federation_connector, worker_connector
+from fluffle.data_source import reading_from
 from fluffle.errors import ConfigError
 from fluffle.event_sink import NULL_SINK, EventSink, ReportingSink, Sinks
 from fluffle.logs import get_logger
 from fluffle.metrics import metered
-from fluffle.settings import load_arguments
+from fluffle.settings import SharedSettings, load_arguments
+from fluffle.stopping import StopRequested
 from fluffle.task import Task, name_of_task
-from fluffle.topology import MIB, topology_of
+from fluffle.topology import MIB, Topology, topology_of
 from fluffle_worker.data.table import with_data_table
 from fluffle_worker.evaluator import Evaluator, EvaluatorResult, Note
+from fluffle_worker.federation_table import with_federations_table
 from fluffle_worker.loop import Worker, WorkerResult
 from fluffle_worker.masking import Keys
 from fluffle_worker.pace.precision import with_precision
@@ -77,10 +81,15 @@ def work(
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
     keys, sealed_key = _keys_of(settings), read_key(settings.sealed_secret)
-    task = with_precision(with_data_table(task, settings.config), settings.quantize_training)
+    task = with_data_table(reading_from(task, settings.source), settings.config)
+    task = with_precision(task, settings.quantize_training)
+    topology = topology_of(settings.federation)
+    try:
+        task = _of_federation(task, settings, topology, stop, name=f"worker/{settings.worker_name}")
+    except StopRequested:
+        return WorkerResult(ended_by="", rounds=0, aborted=0, version=None, refused=0, waiting=0)
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
-    topology = topology_of(settings.federation)
     max_bytes = settings.spool_max_mib * MIB
     curves = _curves_in(settings.tensorboard) if settings.tensorboard else None
     with (
@@ -130,8 +139,13 @@ def work(
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
     sealed_key = read_key(settings.sealed_secret)
-    task = with_data_table(task, settings.config)
+    source = replace(settings.source, is_held_out=True)
+    task = with_data_table(reading_from(task, source), settings.config)
     topology = topology_of(settings.federation)
+    try:
+        task = _of_federation(task, settings, topology, stop, name=f"evaluator/{settings.name}")
+    except StopRequested:
+        return EvaluatorResult(ended_by="", evaluated=0, newest=None)
     with metered(
         ReportingSink(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,
@@ -152,6 +166,14 @@ def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> 
         )
         connector = evaluator_connector(settings, topology, evaluator=settings.name, stop=stop)
         return evaluator.work(connector.connect, patience_s=settings.connect_timeout_s)
+
+
+def _of_federation(
+    task: Task, settings: SharedSettings, topology: Topology, stop: threading.Event, *, name: str
+) -> Task:
+    name = f"{topology.federation}/{name}/table"
+    connector = federation_connector(settings, topology, name=name, stop=stop)
+    return with_federations_table(task, connector, topology, stop, patience_s=settings.connect_timeout_s)
 
 
 def _keys_of(settings: WorkerSettings) -> Keys | None:

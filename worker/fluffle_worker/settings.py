@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from fluffle.data_source import SourceSettings
 from fluffle.errors import ConfigError, TaskError
 from fluffle.privacy.promise import Mechanism
 from fluffle.sealed.plan import parse_patterns
@@ -16,7 +17,7 @@ from fluffle_worker.insisting import Insistence
 from fluffle_worker.pace.precision import Precision
 from fluffle_worker.pace.share import TrainShare
 
-TASK = "digits, fashion_mnist, diabetes, or your own task as package.module:name."
+TASK = "digits, fashion_mnist, diabetes, tabular, or your own task as package.module:name."
 
 
 def _readable_patterns(text: str) -> str:
@@ -24,7 +25,7 @@ def _readable_patterns(text: str) -> str:
     return text
 
 
-class SiteSettings(SharedSettings):
+class SiteSettings(SourceSettings):
     """What a worker trains: a task, and this site's part of the data."""
 
     task: str = Field(description=f"Task to train: {TASK}")
@@ -221,7 +222,7 @@ class WorkerSettings(SiteSettings, SealedSettings, ServiceSettings):
         return {**super().log_fields(), "worker": self.worker_name}
 
 
-class EvaluatorSettings(SealedSettings, ServiceSettings):
+class EvaluatorSettings(SealedSettings, SourceSettings, ServiceSettings):
     """Flags of `fluffle evaluator`, keys of the table [evaluator]."""
 
     part: ClassVar[str] = "evaluator"

@@ -1,7 +1,6 @@
 """`fluffle data check`: a report on a site's data in the terminal and as a page, before anything is sent."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -10,6 +9,7 @@ from pydantic import Field
 
 from fluffle.command_line import new_app, settings_command
 from fluffle.consoles import print_table
+from fluffle.data_source import reading_from
 from fluffle.errors import ConfigError, TaskError
 from fluffle.survey.result import SurveyResult
 from fluffle.task import Site, load_task
@@ -44,12 +44,13 @@ class DataCheckSettings(SiteSettings):
 
 def check(settings: DataCheckSettings) -> None:
     """Show the report and write the page; exit with 1 when training would be senseless or refused."""
-    task, site = with_data_table(load_task(settings.task), settings.config), settings.make_site()
+    task, site = reading_from(load_task(settings.task), settings.source), settings.make_site()
+    task = with_data_table(task, settings.config)
     if not isinstance(task, KerasTask):
         raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")
     survey = None if settings.survey_file is None else read_survey(settings.survey_file)
     site = replace(site, statistics=survey)
-    task = _reading_once(task, site)
+    task = task.reading_once(site)
     found = look_at(task.raw_rows(site), task.data_steps, task=settings.task, site=site)
     if not found.reason:
         found = replace(found, reason=_refusal(task, site))
@@ -61,12 +62,6 @@ def check(settings: DataCheckSettings) -> None:
     if found.reason:
         typer.echo(f"training would be senseless or refused here: {found.reason}", err=True)
         raise typer.Exit(EXIT_SENSELESS)
-
-
-def _reading_once(task: KerasTask, site: Site) -> KerasTask:
-    """Return a task that asks for this site's data once: to read it may take minutes."""
-    read = cache(lambda: task.train_data(site))
-    return task.with_train_data(lambda _: read())
 
 
 def _show(found: DataCheck) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from fluffle.errors import ConfigError
 from fluffle.settings import SharedSettings, with_table
-from fluffle.task import READY_TASKS
+from fluffle.task import DATA_SETS
 from fluffle_aggregator.choices import readable_by
 from fluffle_aggregator.goal import Target, parse_target
 from fluffle_aggregator.private.combinations import require_combinable as require_private
@@ -143,7 +143,7 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
         """What suits the task; ConfigError when it is the user's own and no target is given."""
         if self.task not in TASK_DEFAULTS and self.target is None:
             raise ConfigError(
-                f"--target is not set, and only the ready tasks ({', '.join(READY_TASKS)}) have one: give "
+                f"--target is not set, and only the ready tasks ({', '.join(DATA_SETS)}) have one: give "
                 'a metric of your task\'s evaluation and a bound, such as --target "accuracy>=0.9" or '
                 '"loss<=0.5"'
             )
@@ -289,8 +289,8 @@ class DemoSettings(StrategySettings, DemoPrivacySettings, DemoSealedSettings, Sh
         return secured
 
     def _checked(self) -> Self:
-        if ":" not in self.task and self.task not in READY_TASKS:
-            known = ", ".join(READY_TASKS)
+        if ":" not in self.task and self.task not in DATA_SETS:
+            known = ", ".join(DATA_SETS)
             raise ConfigError(f"--task must be one of {known}, or package.module:name, not {self.task!r}")
         _ = self.goal
         if self.sites == "uneven" and (given := sorted(OF_ALIKE_SITES & self.model_fields_set)):

@@ -17,6 +17,7 @@ NOT_SIMULATED: Final = frozenset(
         *SecureSettings.model_fields,
         *SealedSettings.model_fields,
         *("name", "management_url", "target_hold", "initial_model", "dp_secret"),
+        *("data", "label"),
     }
 )
 # What may end a run before its time is over, so that those of a sweep with a target could not be compared.

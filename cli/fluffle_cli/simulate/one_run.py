@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from fluffle.data_source import TaskOfTables
+from fluffle.errors import ConfigError
 from fluffle.record import ModelVersion
 from fluffle.sites import WORST, site_metric_in
-from fluffle.task import load_task
+from fluffle.task import DATA_SETS, load_task
 from fluffle_cli.held import held_from
 from fluffle_cli.report.command import write_report
 from fluffle_cli.report.run import (
@@ -101,7 +103,13 @@ def play(
         sent[version.version] = federation.sent_bytes
         on_version(versions[-1])
 
-    federation = make(settings, with_data_table(load_task(settings.task), settings.config), note, memory)
+    task = load_task(settings.task)
+    if isinstance(task, TaskOfTables):
+        raise ConfigError(
+            f"the task {settings.task} reads the tables of real sites, and a simulation deals out a data "
+            f"set: simulate {', '.join(DATA_SETS)} or a task of your own"
+        )
+    federation = make(settings, with_data_table(task, settings.config), note, memory)
     hopeless = ""
     try:
         federation.run()

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from fluffle.logs import get_logger
-from fluffle.task import READY_TASKS, Site, Task
+from fluffle.task import DATA_SETS, Site, Task
 from fluffle_cli.simulate.settings import SimulateSettings
 from fluffle_worker.keras_task import KerasTask
 from fluffle_worker.splits import MIN_EXAMPLES, split_indices
@@ -21,7 +21,7 @@ class Sites:
 
     def __init__(self, settings: SimulateSettings, task: Task) -> None:
         self._settings, self.count, self.task = settings, settings.clients, task
-        if settings.task in READY_TASKS and isinstance(task, KerasTask):
+        if settings.task in DATA_SETS and isinstance(task, KerasTask):
             self.task = self._from_memory(task)
 
     def of(self, device: int) -> Site:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
+from fluffle_worker.data.named import NamedTable
 
 Indices = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
@@ -233,6 +234,8 @@ def _is_category(column: Any) -> bool:
 
 def _numbers(name: str, part: Any) -> Any:
     """Return a part as numbers, with NaN for what a data frame calls missing."""
+    if isinstance(part, NamedTable):
+        return _one_column(name, part)
     if _is_frame(part):
         if twice := [each for each, count in Counter(part.columns).items() if count > 1]:
             raise TaskError(

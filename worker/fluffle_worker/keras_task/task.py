@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,12 @@ class KerasTask:
         """Return a task with this one's model and held-out data that gets its training data elsewhere."""
         other = copy(self)
         other._train_data, other._site = train_data, None
+        return other
+
+    def reading_once(self, site: Site) -> "KerasTask":
+        """Return a task that asks for this site's training data once: to read it may take minutes."""
+        other, read = copy(self), cache(lambda: self.train_data(site))
+        other._train_data, other._site = lambda _: read(), None
         return other
 
     def with_data_steps(self, steps: DataSteps) -> "KerasTask":
