@@ -136,11 +136,12 @@ class Hdfs:
         with suppress(OSError, LookupError, ValueError):
             # When the NameNode starts it is in safe mode, until it has heard of all blocks.
             namenode = _bean(self.http_port, "NameNode,name=FSNamesystemState")
+            missing = _bean(self.http_port, "NameNode,name=FSNamesystem")["MissingBlocks"]
             # The NameNode takes 12 s to notice that a DataNode was killed: this is what the new one says.
             datanode = _bean(self.datanode_ports[1], "DataNode,name=DataNodeInfo")
             [connection] = json.loads(datanode["BPServiceActorInfo"])
-            states = (connection["ActorState"], namenode["NumLiveDataNodes"], namenode["FSState"])
-            return states == ("RUNNING", 1, "Operational")
+            states = (connection["ActorState"], namenode["NumLiveDataNodes"], namenode["FSState"], missing)
+            return states == ("RUNNING", 1, "Operational", 0)
         return False
 
     def _launch(self, name: str, main: str) -> None:
@@ -194,7 +195,7 @@ class Hdfs:
             "dfs.heartbeat.interval": "1",
             "dfs.namenode.heartbeat.recheck-interval": "1000",
         }
-        (self.folder / "conf").mkdir()
+        (self.folder / "conf").mkdir(parents=True)
         # The pages of HDFS's web interface, which are not in the package: without folders it does not start.
         for page in ("hdfs", "datanode", "static"):
             (self.folder / "web" / "webapps" / page).mkdir(parents=True)

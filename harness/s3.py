@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +17,7 @@ from harness.federation import wait_until
 
 REGION = "us-east-1"
 START_TIMEOUT_S = 60.0
-_EVERYTHING = {
-    "Version": "2012-10-17",
-    "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}],
-}
+_EVERYTHING = {"Effect": "Allow", "Action": "*", "Resource": "*"}
 # moto checks who asks once a user, a policy, a key and a bucket are there.
 _BEFORE_CHECKS = 4
 
@@ -49,12 +47,13 @@ class S3Server:
             guard.watch(process.pid)
             try:
                 _wait_for(process, port, folder / "s3.log")
-                key = cls(process, port, "nobody-yet", "nobody-yet")._make_user_and_bucket()
+                server = cls(process, port, "nobody-yet", "nobody-yet").with_user("site", _EVERYTHING)
+                server.client().create_bucket(Bucket=server.bucket)
             except BaseException:  # Ctrl-C too: without this the process would stay behind
                 process.kill()
                 guard.release(process.pid)
                 raise
-        return cls(process, port, *key)
+        return server
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +81,15 @@ class S3Server:
             "AWS_ENDPOINT_URL": self.endpoint_url,
         }
 
+    def with_user(self, name: str, *rights: Mapping[str, object]) -> Self:
+        """Return the same server for a new user, who has these rights: statements of a policy."""
+        users = self.client("iam")
+        users.create_user(UserName=name)
+        policy = json.dumps({"Version": "2012-10-17", "Statement": rights})
+        users.put_user_policy(UserName=name, PolicyName="rights", PolicyDocument=policy)
+        key = users.create_access_key(UserName=name)["AccessKey"]
+        return replace(self, access_key=str(key["AccessKeyId"]), secret_key=str(key["SecretAccessKey"]))
+
     def client(self, service: str = "s3") -> Any:
         """Return Amazon's own client, to look at what others have stored."""
         return boto3.client(
@@ -97,16 +105,6 @@ class S3Server:
         self.process.kill()
         self.process.wait()
         guard.release(self.process.pid)
-
-    def _make_user_and_bucket(self) -> tuple[str, str]:
-        users = self.client("iam")
-        users.create_user(UserName="site")
-        users.put_user_policy(
-            UserName="site", PolicyName="everything", PolicyDocument=json.dumps(_EVERYTHING)
-        )
-        key = users.create_access_key(UserName="site")["AccessKey"]
-        self.client().create_bucket(Bucket=self.bucket)
-        return str(key["AccessKeyId"]), str(key["SecretAccessKey"])
 
 
 def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
 import typer
@@ -31,6 +31,7 @@ from fluffle.model_stream import (
 from fluffle.record import ModelVersion, is_in_history
 from fluffle.record_file import read_record, write_record
 from fluffle.safetensors_file import write_model
+from fluffle.storage import written_to
 from fluffle.task import Task, load_task
 from fluffle.topology import STREAM_MAX_BYTES, Topology, topology_of
 from fluffle_cli.query_settings import QuerySettings
@@ -52,9 +53,11 @@ class ListSettings(QuerySettings):
 class ExportSettings(ListSettings):
     """Flags of `fluffle model export`."""
 
-    out: Path = Field(
-        Path("model.safetensors"),
-        description="File to write: .safetensors, .keras (needs the task), or .fluffle for `model restore`.",
+    out: str = Field(
+        "model.safetensors",
+        description="File to write, as a path or URL (hdfs://, webhdfs://, s3://): .safetensors, .keras "
+        "(needs the task), or .fluffle for `model restore`.",
+        json_schema_extra={"metavar": "PATH"},
     )
     version: str = Field("newest", description="Which version: newest, best, or a number from `model list`.")
     task: str | None = Field(None, description="Task that knows how to write a .keras file.")
@@ -87,9 +90,9 @@ class ExportSettings(ListSettings):
 class RestoreSettings(ListSettings):
     """Flags of `fluffle model restore`."""
 
-    file: Path = Field(
-        description="File of `fluffle model export --out NAME.fluffle`.",
-        json_schema_extra={"argument": True},
+    file: str = Field(
+        description="File of `fluffle model export --out NAME.fluffle`, as a path or URL.",
+        json_schema_extra={"argument": True, "metavar": "PATH"},
     )
 
 
@@ -149,29 +152,12 @@ def _export(settings: ExportSettings) -> None:
     --sealed-secret.
     """
     _require_writable(settings)
-    key = read_key(settings.sealed_secret)
-    out, topology = settings.out, topology_of(settings.federation)
-    with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
-        stored = _chosen(broker, topology, settings.version)
-    version = stored.version
-    if version.plan.sealed and out.suffix != ".fluffle":
-        key = require_key(version.plan.sealed, key, federation=version.federation, who="command")
-        version = opened(version, version.plan.sealed, key)
-    if settings.task is not None and out.suffix == ".keras":
-        _write_keras(settings, settings.task, version)
-    elif out.suffix == ".fluffle":
-        write_record(out, stored.body)
-    else:
-        about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
-        if version.average_decay:
-            about["average_decay"] = f"{version.average_decay:g}"
-        if version.plan.privacy and version.privacy:
-            about |= about_privacy(version.plan.privacy, version.privacy)
-        write_model(out, version.weights_to_evaluate, about, layout=version.layout)
-    typer.echo(f"version {version.rank} of {version.federation} is in {out}")
+    with written_to(settings.out) as out:
+        version = _written(settings, out)
+    typer.echo(f"version {version.rank} of {version.federation} is in {settings.out}")
     if table := version.layout.table:
         typer.echo(f"It takes the columns {', '.join(table.columns)}, and tells {table.label}: {table.told}")
-    if version.average_decay and out.suffix != ".fluffle":
+    if version.average_decay and not settings.out.endswith(".fluffle"):
         typer.echo(
             "It is the running average of the versions up to this one, as the evaluators evaluate it "
             f"(--average-versions {version.average_decay:g})."
@@ -184,9 +170,34 @@ def _export(settings: ExportSettings) -> None:
         )
 
 
+def _written(settings: ExportSettings, out: Path) -> ModelVersion:
+    """Write the version that is wanted to a file, and return it."""
+    key = read_key(settings.sealed_secret)
+    topology = topology_of(settings.federation)
+    with found_federation(settings, topology, name=f"{settings.federation}/model") as broker:
+        stored = _chosen(broker, topology, settings.version)
+    version = stored.version
+    if version.plan.sealed and out.suffix != ".fluffle":
+        key = require_key(version.plan.sealed, key, federation=version.federation, who="command")
+        version = opened(version, version.plan.sealed, key)
+    if settings.task is not None and out.suffix == ".keras":
+        _write_keras(settings, settings.task, version, out)
+    elif out.suffix == ".fluffle":
+        write_record(out, stored.body)
+    else:
+        about = {"federation": version.federation, "version": str(version.version), "term": str(version.term)}
+        if version.average_decay:
+            about["average_decay"] = f"{version.average_decay:g}"
+        if version.plan.privacy and version.privacy:
+            about |= about_privacy(version.plan.privacy, version.privacy)
+        write_model(out, version.weights_to_evaluate, about, layout=version.layout)
+    return version
+
+
 def _require_writable(settings: ExportSettings) -> None:
     """Raise ConfigError when a file of this kind cannot hold what is wanted."""
-    out, is_keras = settings.out, settings.out.suffix == ".keras"
+    out = PurePosixPath(settings.out)
+    is_keras = out.suffix == ".keras"
     if out.suffix not in (".safetensors", ".keras", ".fluffle"):
         raise ConfigError(f"--out must end in .safetensors, .keras or .fluffle, not {out.name!r}")
     if (settings.quantize or settings.prune) and not is_keras:
@@ -197,7 +208,7 @@ def _require_writable(settings: ExportSettings) -> None:
         raise ConfigError(f"--worker: only a .keras file holds local weights, not {out.name}")
 
 
-def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion) -> None:
+def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion, out: Path) -> None:
     try:
         task = CheckedTask(_of_table(load_task(task_name), version))
         local = _local_weights(settings, task) if settings.worker else {}
@@ -205,9 +216,9 @@ def _write_keras(settings: ExportSettings, task_name: str, version: ModelVersion
         if settings.quantize or settings.prune:
             if version.survey and version.survey.result:
                 task.use_statistics(version.survey.result)
-            export_small(task, weights, settings.out, quantize=bool(settings.quantize), prune=settings.prune)
+            export_small(task, weights, out, quantize=bool(settings.quantize), prune=settings.prune)
         else:
-            task.save(weights, settings.out)
+            task.save(weights, out)
         if not local and (initial := task.model().local):
             typer.echo(
                 f"Each site keeps its own {some_of(initial)}: in this file they have their initial values. "

@@ -1,11 +1,13 @@
 """`.fluffle` files: the bytes of a version's record, and their SHA-256 as the last line."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from fluffle.errors import ConfigError, WireError
 from fluffle.model_stream import StoredVersion
 from fluffle.record_wire import decode_version
+from fluffle.storage import content_of
 from fluffle.whole_file import write_whole
 
 _LABEL = b"\nsha256 "
@@ -17,14 +19,12 @@ def write_record(path: Path, body: bytes) -> None:
     write_whole(path, [body, _trailer(body)])
 
 
-def read_record(path: Path) -> StoredVersion:
-    """Read the record of a version. Raises ConfigError when there is none, or when it is damaged."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(f"there is no file {path}") from error
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+def read_record(path: str | os.PathLike[str]) -> StoredVersion:
+    """Read the record of a version from a path or URL.
+
+    Raises ConfigError when it is not there or damaged, and StorageError when a URL cannot be read.
+    """
+    content = content_of(path)
     body, trailer = content[:-_TRAILER_BYTES], content[-_TRAILER_BYTES:]
     if not trailer.startswith(_LABEL):
         raise ConfigError(

@@ -11,5 +11,6 @@ are what the libraries find by themselves: nothing of them stands in a URL.
 """
 
 from fluffle.storage.location import Location, StoredFile, locate, shown, write_to
+from fluffle.storage.whole import content_of, is_url, written_to
 
-__all__ = ["Location", "StoredFile", "locate", "shown", "write_to"]
+__all__ = ["Location", "StoredFile", "content_of", "is_url", "locate", "shown", "write_to", "written_to"]

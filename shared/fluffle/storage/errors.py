@@ -18,8 +18,9 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
         "the NameNode is in safe mode: wait until it has left it, or ask who runs the cluster",
     ),
     (
-        r"All DataNodes failed|No active nodes|BlocksNotFound|could only be written to 0 of|BlockMissing",
-        "no DataNode answers that has its blocks: see whether the DataNodes run",
+        r"All DataNodes failed|No active nodes|BlocksNotFound|could only be written to 0 of|BlockMissing"
+        r"|Failed to complete file|Failed to find datanode",
+        "no DataNode answers that has its blocks, or takes new ones: see whether the DataNodes run",
     ),
     (
         r"NO_SUCH_BUCKET|bucket does not exist|Bucket '[^']*' not found",

@@ -175,7 +175,12 @@ class _Writer(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            within_timeout(self._file.close)
+            try:
+                within_timeout(self._file.close)
+            finally:
+                # hdfs-native never takes note of it: Python would close the file once more when it lets go of
+                # it, in whatever the program does then, and wait for 15 s where the DataNodes are gone.
+                io.RawIOBase.close(self._file)
 
 
 def _writing(call: Callable[[], hdfs_native.FileWriter]) -> pa.PythonFile:

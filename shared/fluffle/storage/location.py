@@ -91,6 +91,21 @@ class Location:
         with explained(f"cannot look at {self.url}"):
             return bool(self._info(self.path).type != FileType.NotFound)
 
+    def only_file(self) -> StoredFile:
+        """Return the one file that is meant. Raises StorageError when there are several, or none."""
+        found = self.files()
+        if len(found) > 1:
+            raise StorageError(f"{self.url} means {len(found)} files, and one is expected: name it")
+        return found[0]
+
+    def require_no_folder(self) -> None:
+        """Raise StorageError when a folder is there, which a file would replace or stand beside."""
+        from pyarrow.fs import FileType
+
+        with explained(f"cannot write {self.url}"):
+            if self._info(self.path).type == FileType.Directory:
+                raise IsADirectoryError(self.path)
+
     def _info(self, path: str) -> Any:
         [info] = self.filesystem.get_file_info([path])
         return info
@@ -208,10 +223,11 @@ def write_to(url: str | os.PathLike[str], parts: Iterable[bytes | memoryview]) -
     Raises StorageError when that fails, and ConfigError as `locate` does.
     """
     location = locate(url)
+    location.require_no_folder()
     with explained(f"cannot write {location.url}"):
-        folder = location.path.rpartition("/")[0]
-        if "/" in folder.strip("/") or not location.url.startswith("s3://"):
-            location.filesystem.create_dir(folder or "/", recursive=True)
+        # An object store has no folders, and to make one takes rights that writing does not need.
+        if not location.url.startswith("s3://"):
+            location.filesystem.create_dir(location.path.rpartition("/")[0] or "/", recursive=True)
         with _partial(location) as partial, location.filesystem.open_output_stream(partial) as stream:
             for part in parts:
                 view = memoryview(part).cast("B")
