@@ -56,23 +56,38 @@ def labelled(rows: Rows) -> NDArray[np.bool_]:
     return found
 
 
+def _usual_value(kind: str, column: NDArray[Any]) -> Any:
+    """Return the value that fills a column: of those that are there; 0 where there are none."""
+    there = column[~is_missing(column)]
+    if not there.size:
+        return 0
+    match kind:
+        case "mean":
+            return np.mean(there, dtype=np.float64)
+        case "most_frequent":
+            different, counts = np.unique(there, return_counts=True)
+            return different[counts.argmax()]
+        case _:
+            return np.median(there)
+
+
 def fitted_imputer(
     rows: Rows, table: Table, choice: Choice, *, keep_empty: bool, rng: np.random.Generator
 ) -> Callable[[Table], Table]:
     """Return a function that fills the missing values of a table as those of `table` say, the rows' own.
 
-    It is fitted when it is first called: scikit-learn takes a while to import. Categories are filled with the
-    most frequent one. With `keep_empty`, columns without any value are filled with 0; otherwise they raise
-    TaskError.
+    It is fitted when it is first called. Categories are filled with the most frequent one. With `keep_empty`,
+    columns without any value are filled with 0; otherwise they raise TaskError.
     """
-    categories = list(rows.categories)
     numbers = [at for at in range(table.shape[1]) if at not in rows.categories]
+    is_knn = choice.name == "knn"
     sample: Any = slice(None)
-    if choice.name == "knn" and len(table) > MOST_NEIGHBOURS:
+    if is_knn and len(table) > MOST_NEIGHBOURS:
         sample = np.sort(rng.choice(len(table), MOST_NEIGHBOURS, replace=False))
 
     @cache
-    def fitted() -> Any:
+    def usual() -> dict[int, Any]:
+        """Return what columns are filled with in whichever row, by their numbers."""
         empty = np.flatnonzero(is_missing(table).all(axis=0))
         if empty.size and not keep_empty:
             raise TaskError(
@@ -80,19 +95,24 @@ def fitted_imputer(
                 f"{names_of(rows, empty)}, so that nothing says how to fill them: leave them out at every "
                 "site, or set indicator, which fills them with 0 and marks them"
             )
+        # Column by column: masks and copies of a whole table would take several times its memory.
+        kinds = {} if is_knn else dict.fromkeys(numbers, choice.name)
+        kinds |= dict.fromkeys(rows.categories, "most_frequent")
+        return {at: _usual_value(kind, table[:, at]) for at, kind in kinds.items()}
+
+    @cache
+    def neighbours() -> Any:
         impute = import_for(f"impute {choice}", "sklearn.impute", extra="worker")
-        if choice.name == "knn":
-            imputer = impute.KNNImputer(n_neighbors=int(choice.number), keep_empty_features=True)
-        else:
-            imputer = impute.SimpleImputer(strategy=choice.name, keep_empty_features=True)
-        often = impute.SimpleImputer(strategy="most_frequent", keep_empty_features=True)
-        both = (numbers, imputer), (categories, often)
-        return [(columns, each.fit(table[sample][:, columns])) for columns, each in both if columns]
+        imputer = impute.KNNImputer(n_neighbors=int(choice.number), keep_empty_features=True)
+        return imputer.fit(table[sample][:, numbers])
 
     def fill(given: Table) -> Table:
         filled = given.copy()
-        for columns, imputer in fitted():
-            filled[:, columns] = imputer.transform(given[:, columns])
+        for at, value in usual().items():
+            column = filled[:, at]
+            column[is_missing(column)] = value
+        if is_knn and numbers:
+            filled[:, numbers] = neighbours().transform(given[:, numbers])
         return filled
 
     return fill

@@ -128,7 +128,8 @@ def _cleaned(parts: Minibatch, steps: DataSteps | None, site: Site) -> _Arrays:
         rows, filled = prepared.train, prepared.missing
         inputs = dict(_without_texts(_inputs(rows.x, lambda leaf: leaf)))
         if filled is not None:
-            inputs = {"": np.where(filled.reshape(rows.x.shape), np.nan, rows.x.astype(np.float64))}
+            # Only floats have values that are missing.
+            inputs = {"": np.where(filled.reshape(rows.x.shape), rows.x.dtype.type(np.nan), rows.x)}
         return _Arrays(inputs, {"": rows.columns}, rows.y)
     columns: dict[str, tuple[str, ...]] = {}
     inputs = {}
