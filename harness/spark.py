@@ -127,7 +127,18 @@ class SparkCluster:
             session.stop()
             _end_java()
             signal.signal(signal.SIGINT, on_interrupt)
-        wait_until(lambda: not any(map(_is_alive, started)), "the end of Spark", deadline_s=STOP_TIMEOUT_S)
+
+        def is_over() -> bool:
+            return not any(map(_is_alive, started)) and not any(self._processes())
+
+        wait_until(is_over, "the end of Spark", deadline_s=STOP_TIMEOUT_S)
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        """Yield what works in the folder of an executor, which may be gone itself."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if _is_alive(process) and Path(process.cwd()).is_relative_to(self.folder / "work"):
+                    yield process
 
 
 def driver_pid() -> int:

@@ -2,13 +2,15 @@
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
+from py4j.protocol import Py4JError
 from pyspark import SparkContext, TaskContext
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from fluffle.errors import ConfigError, FluffleError
@@ -177,6 +179,11 @@ class _Job:
             with Watched(self._sc, len(orders)) as watched, self._described(), in_one_sentence(self._why):
                 tasks = partial(_run_partition, shared, watched.accumulator)
                 rows = sites.rows.mapInArrow(tasks, SPARK_SCHEMA).collect()
+        except BaseException:
+            # Ctrl-C too: PySpark's own handler cannot cancel a job while its thread waits for Java.
+            with suppress(PySparkException, Py4JError):
+                self._sc.cancelJobsWithTag(self._tag)
+            raise
         finally:
             shared.destroy()
         found = {row["site"]: SiteReport(**row.asDict()) for row in rows}

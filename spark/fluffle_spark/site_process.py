@@ -6,6 +6,7 @@ closed, stops as on SIGTERM, and publishes what it has finished (see docs/decisi
 """
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -97,8 +98,8 @@ def _own_stdout() -> BinaryIO:
 def _work(order: Order, source: BinaryIO, reporter: Reporter, stop: StopSignal) -> None:
     with pa.ipc.open_stream(source) as batches:
         rows = SiteRows(order.features, order.label).add_all(batches)
-    _stop_when_closed(source)
     with tempfile.TemporaryDirectory(prefix="fluffle-") as folder:
+        is_working = _stop_when_closed(source, folder)
         unpack(order.code, Path(folder) / "task")
         task = _task_with(order, rows)
         reporter.tell(rows=rows.rows)
@@ -106,6 +107,7 @@ def _work(order: Order, source: BinaryIO, reporter: Reporter, stop: StopSignal) 
         if order.data_table:
             settings["config"] = Path(folder) / "data.toml"
             settings["config"].write_text(order.data_table, encoding="utf-8")
+        is_working.set()
         while not stop.is_set():
             try:
                 result = run_worker(task, stop=stop, event_sink=reporter, **settings)
@@ -118,17 +120,26 @@ def _work(order: Order, source: BinaryIO, reporter: Reporter, stop: StopSignal) 
                 return
 
 
-def _stop_when_closed(source: BinaryIO) -> None:
-    """Stop this process, as SIGTERM does, when its Spark task closes the pipe or dies."""
+def _stop_when_closed(source: BinaryIO, folder: str) -> threading.Event:
+    """Stop this process, as SIGTERM does, when its Spark task closes the pipe or dies.
+
+    Before the returned event is set it ends at once: there is nothing to publish, and nothing interrupts the
+    import of TensorFlow. Its `folder` is removed then.
+    """
+    is_working = threading.Event()
 
     def wait() -> None:
         # Not through the buffer, whose lock a thread that reads would still hold at the end of this process.
         while os.read(source.fileno(), 1):
             pass
+        if not is_working.is_set():
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(0)
         log.info("the Spark task has ended: stopping, what is trained is published first")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="spark task", daemon=True).start()
+    return is_working
 
 
 def _task_with(order: Order, rows: SiteRows) -> Task:
