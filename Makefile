@@ -30,6 +30,13 @@ rabbitmq: $(installed)
 demo: $(installed) rabbitmq ## Install what is missing, then watch four workers train one model
 	@$(bin)/fluffle demo $(ARGS)
 
+.PHONY: demo-spark
+demo-spark: $(installed) rabbitmq ## Install Spark and HDFS, then watch four sites train in Spark's executors
+	@scripts/setup.sh data
+	@scripts/setup.sh spark
+	@scripts/setup.sh hdfs
+	@PYTHONPATH=examples $(bin)/python -m clothing_on_spark.demo $(ARGS)
+
 .PHONY: test-tools
 test-tools: $(installed) rabbitmq
 	@scripts/setup.sh prometheus
