@@ -185,7 +185,7 @@ def initial_model(
     settings: AggregatorSettings, stop: threading.Event, task: Task | None = None
 ) -> Iterator[InitialModel]:
     """Give the model that the settings name, or that a task object builds."""
-    path, source = settings.initial_model, settings.source
+    path, source = settings.initial_model, settings.source("begin")
     if (source.data or source.label) and (settings.task is None or (path and path.suffix == ".safetensors")):
         raise ConfigError(
             "--data and --label say of a task's model which columns it takes, and have no effect without "

@@ -266,7 +266,7 @@ def _init(settings: InitSettings) -> None:
     """Build version 0 of a task as a file, where TensorFlow is, for an aggregator without it."""
     if settings.out.suffix != ".safetensors":
         raise ConfigError(f"--out must end in .safetensors, not {settings.out.name!r}")
-    write_initial_model(settings.task, seed=settings.seed, out=settings.out, source=settings.source)
+    write_initial_model(settings.task, seed=settings.seed, out=settings.out, source=settings.source("begin"))
     typer.echo(f"version 0 of {settings.task} is in {settings.out}")
 
 

@@ -50,7 +50,7 @@ class CheckSettings(SiteSettings):
 def check(settings: CheckSettings) -> None:
     """Do once what a worker and an evaluator do repeatedly, and show the results."""
     with _step("task", "importing it") as said:
-        loaded = reading_from(load_task(settings.task), settings.source)
+        loaded = reading_from(load_task(settings.task), settings.source("train"))
         task = CheckedTask(with_data_table(loaded, settings.config))
         said.append("imported")
     with _step("model", "building it") as said:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
@@ -15,17 +15,21 @@ from fluffle.task import Task, name_of_task
 TABLE = "tabular"
 
 
+Use = Literal["begin", "train", "evaluate"]
+
+
 @dataclass(frozen=True, slots=True)
 class DataSource:
     """The rows of a table: `data` is a file, a folder or a pattern, `label` the column that is told.
 
-    `config` is the setting of that name. With `is_held_out` the rows are not trained on but evaluated on.
+    `config` is the setting of that name, and `use` says what the rows are for: a federation begins with a
+    model of them, a site trains on them, or they are held out to evaluate on.
     """
 
     data: str | None = None
     label: str | None = None
     config: Path | None = None
-    is_held_out: bool = False
+    use: Use = "begin"
 
 
 class SourceSettings(SharedSettings):
@@ -39,10 +43,9 @@ class SourceSettings(SharedSettings):
     )
     label: str | None = Field(None, description="Column of these rows that the model learns to tell.")
 
-    @property
-    def source(self) -> DataSource:
-        """Where to read."""
-        return DataSource(self.data, self.label, self.config)
+    def source(self, use: Use) -> DataSource:
+        """Return where to read, and what for."""
+        return DataSource(self.data, self.label, self.config, use)
 
 
 @runtime_checkable

@@ -17,6 +17,7 @@ from fluffle.plan import Plan
 from fluffle.task import Site, load_task
 from fluffle_worker.data import DataSteps
 from fluffle_worker.data.named import NamedTable
+from fluffle_worker.round import ignore_progress
 from fluffle_worker.tabular.task import TabularTask
 
 
@@ -49,16 +50,12 @@ def rows_of(task: TabularTask) -> tuple[NDArray[np.generic], NDArray[np.generic]
     return x.to_numpy(), y
 
 
-def silent(done: int, total: int) -> None:
-    """Report nothing."""
-
-
 def a_round(task: TabularTask, site: Site) -> Mapping[str, float]:
     """Train a round as a worker does; the weights must be finite."""
     checked = CheckedTask(task)
     model = checked.model(0)
     checked.prepare(site)
-    trained = checked.train(model.weights, Plan(local_epochs=3), seed=0, progress=silent)
+    trained = checked.train(model.weights, Plan(local_epochs=3), seed=0, progress=ignore_progress)
     assert all(np.isfinite(each).all() for each in trained.weights.values())
     return trained.metrics
 
@@ -276,7 +273,7 @@ def test_an_evaluator_fills_what_is_missing_and_drops_rows_without_a_label(tmp_p
     write_tables("tumours", tmp_path)
     beginning = tabular(HELD_OUT, LABEL)
     config = Path("own.toml")
-    source = DataSource("site-1", LABEL, config, is_held_out=True)
+    source = DataSource("site-1", LABEL, config, "evaluate")
     judge = TabularTask().with_source(source).with_table_model(beginning.table_model())
 
     metrics = judge.evaluate(judge.initial_weights(0))

@@ -95,11 +95,25 @@ def test_a_table_in_the_settings_is_refused_by_a_task_that_does_not_read_it() ->
     assert "the table [tabular] of the TOML file would have no effect" in result.output
 
 
-def test_the_table_of_data_steps_and_the_flag_of_the_rows_have_one_name(tmp_path: Path) -> None:
+def test_the_table_of_data_steps_and_the_flag_of_the_rows_may_have_one_name(tmp_path: Path) -> None:
     write_tables("wines", tmp_path)
     Path("fluffle.toml").write_text('[data]\nimpute = "mean"\n', encoding="utf-8")
 
-    result = fluffle("task", "check", "--task", "tabular", "--data", "site-1", "--label", LABEL)
+    result = fluffle("data", "check", "--task", "tabular", "--data", "site-1", "--label", LABEL)
 
-    # Of its one column of text, and not of a key "data" that stands at the wrong place.
-    assert "the column 'ward' of site-1 holds" in result.output
+    assert result.exit_code == 0, result.output
+    assert "impute mean" in result.output
+
+
+def test_a_column_of_text_is_left_out_where_a_site_is_looked_at_and_refused_where_a_federation_begins(
+    tmp_path: Path,
+) -> None:
+    write_tables("wines", tmp_path)
+    where = ["--task", "tabular", "--data", "site-1", "--label", LABEL]
+
+    looked, begun = fluffle("data", "check", *where), fluffle("model", "init", *where)
+
+    assert "44 rows of 13 inputs" in looked.output
+    assert "'ward'" in looked.output
+    assert begun.exit_code == 2
+    assert "the column 'ward' of site-1 holds text" in begun.output

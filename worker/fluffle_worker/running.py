@@ -9,7 +9,6 @@ No signal handler is set, any thread will do, and several may run in one process
 """
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 from structlog.contextvars import bound_contextvars
@@ -81,7 +80,7 @@ def work(
     """Be a worker as the settings say; see `run_worker`."""
     site = settings.make_site()
     keys, sealed_key = _keys_of(settings), read_key(settings.sealed_secret)
-    task = with_data_table(reading_from(task, settings.source), settings.config)
+    task = with_data_table(reading_from(task, settings.source("train")), settings.config)
     task = with_precision(task, settings.quantize_training)
     topology = topology_of(settings.federation)
     try:
@@ -139,8 +138,7 @@ def work(
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
     sealed_key = read_key(settings.sealed_secret)
-    source = replace(settings.source, is_held_out=True)
-    task = with_data_table(reading_from(task, source), settings.config)
+    task = with_data_table(reading_from(task, settings.source("evaluate")), settings.config)
     topology = topology_of(settings.federation)
     try:
         task = _of_federation(task, settings, topology, stop, name=f"evaluator/{settings.name}")

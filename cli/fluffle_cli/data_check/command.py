@@ -44,7 +44,7 @@ class DataCheckSettings(SiteSettings):
 
 def check(settings: DataCheckSettings) -> None:
     """Show the report and write the page; exit with 1 when training would be senseless or refused."""
-    task, site = reading_from(load_task(settings.task), settings.source), settings.make_site()
+    task, site = reading_from(load_task(settings.task), settings.source("train")), settings.make_site()
     task = with_data_table(task, settings.config)
     if not isinstance(task, KerasTask):
         raise ConfigError(f"only the data of a KerasTask can be looked at, and {settings.task} is none")

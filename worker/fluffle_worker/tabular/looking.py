@@ -1,6 +1,7 @@
 """Which model a table asks for: its columns, and whether the label has classes or is a number."""
 
 from fluffle.errors import LayoutError, TaskError
+from fluffle.logs import get_logger
 from fluffle.survey.columns import MAX_COLUMNS
 from fluffle.survey.shape import MAX_COLUMN_NAME
 from fluffle.table_model import TableModel, named
@@ -8,14 +9,20 @@ from fluffle_worker.tabular.labels import LabelSurvey
 from fluffle_worker.tabular.reading import Kinds, columns_of, require_numbers, survey_labels
 from fluffle_worker.tabular.settings import TabularSettings
 
+log = get_logger(__name__)
 
-def look_at(data: str | None, label: str | None, settings: TabularSettings) -> TableModel:
+
+def look_at(data: str | None, label: str | None, settings: TabularSettings, *, begins: bool) -> TableModel:
     """Return the model that the settings ask for, and where they leave it open, the rows.
 
     Of the rows, the types of the columns and the labels are read. Raises TaskError, which says what to set,
-    where neither says it.
+    where neither says it. A column that holds no numbers is an error where a federation begins with this
+    model. At a site that is only looked at it is left out, as it would be in a federation without it.
     """
     kinds: Kinds = columns_of(data) if data else {}
+    if not begins and (others := [name for name, other in kinds.items() if other and name != label]):
+        log.info("columns are left out, since they hold no numbers", columns=named(others))
+        kinds = {name: other for name, other in kinds.items() if name not in others}
     if label is None:
         known = f": the columns are {named(list(kinds))}" if kinds else ""
         raise TaskError(f"nothing says which column the model tells: give --label COLUMN{known}")

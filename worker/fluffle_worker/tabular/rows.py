@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fluffle.data_source import Use
 from fluffle.errors import NoHeldOutData, TaskError
 from fluffle.logs import get_logger
 from fluffle.table_model import TableModel, named
@@ -25,18 +26,18 @@ log = get_logger(__name__)
 class RowSource:
     """The rows of one process: in files, or what the function `rows` returns for a site.
 
-    With `is_held_out` they are for evaluation, and not to train on.
+    `use` is what they are for.
     """
 
     settings: TabularSettings = field(default_factory=TabularSettings)
     data: str | None = None
     label: str | None = None
-    is_held_out: bool = False
+    use: Use = "begin"
     rows: Callable[[Site], object] | None = None
 
     def table_model(self) -> TableModel:
         """Return the model that the settings and the rows ask for. Raises TaskError where they do not."""
-        return look_at(self.data, self.label, self.settings)
+        return look_at(self.data, self.label, self.settings, begins=self.use == "begin")
 
     def require_agreement(self, table: TableModel) -> None:
         """Raise TaskError for settings that say something else than the model of the federation."""
@@ -85,7 +86,7 @@ class RowSource:
 
     def held_out_rows(self, table: TableModel) -> tuple[NamedTable, Values]:
         """Return the rows to evaluate on. Raises NoHeldOutData where there are none."""
-        if not self.is_held_out:
+        if self.use != "evaluate":
             raise NoHeldOutData("these rows are trained on: start an evaluator with --data for others")
         return self._read(table)
 

@@ -48,7 +48,7 @@ class TabularTask(KerasTask):
                 settings=settings,
                 data=source.data or self._source.data,
                 label=source.label or self._source.label,
-                is_held_out=source.is_held_out,
+                use=source.use,
             ),
             self._table,
         )
