@@ -24,6 +24,7 @@ from fluffle_spark.logins import own_url, urls_from_files, users_for_the_run
 from fluffle_spark.order import Order, SiteReport
 from fluffle_spark.site_task import SPARK_SCHEMA, run_site
 from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
+from fluffle_spark.tables import TABULAR, table_settings
 from fluffle_spark.task_code import code_of
 from fluffle_spark.watched import Watched
 from fluffle_worker.settings import WorkerSettings
@@ -61,7 +62,9 @@ def federate(
     password in FOLDER/SITE.password; with `make_users` RabbitMQ gets a user for each site for the time of the
     run, over its management interface (`management_url`), and `broker_url` is an administrator's.
 
-    With `aggregator` and `evaluator`, True or their settings, these run beside the driver. With `waves` there
+    With `aggregator` and `evaluator`, True or their settings, these run beside the driver. With the task
+    tabular the aggregator learns columns and classes from the data frame, and an evaluator needs rows of its
+    own: {"data": URL}. With `waves` there
     may be more sites than Spark has slots: a site ends after so many confirmed updates and lets another one
     work. `settings` are those of `fluffle worker`.
 
@@ -116,6 +119,9 @@ def federate(
             for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
             if given is not False
         }
+        if task == TABULAR and "aggregator" in parts:
+            described = table_settings(df, inputs, label, parts["aggregator"])
+            parts["aggregator"] = running.enter_context(described)
         job = _Job(spark.sparkContext, f"Fluffle {federation}: {len(orders)} sites train {task}")
         running.enter_context(parts_beside(parts, job.cancel))
         reports = job.run(sites, orders)

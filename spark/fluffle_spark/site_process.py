@@ -23,11 +23,13 @@ from fluffle.event_sink import Sinks
 from fluffle.events import Event, Published, Trained, Validated
 from fluffle.stopping import StopSignal, stop_on_signals
 from fluffle.task import Task, load_task
+from fluffle_spark.named_rows import with_named_rows
 from fluffle_spark.order import Order, SiteReport
 from fluffle_spark.rows import SiteRows
 from fluffle_spark.task_code import unpack
 from fluffle_worker.data.table import TaskWithSteps
 from fluffle_worker.running import run_worker
+from fluffle_worker.tabular.task import TabularTask
 
 log = logs.get_logger(__name__)
 
@@ -152,6 +154,8 @@ def _task_with(order: Order, rows: SiteRows) -> Task:
             f"the task {order.task!r} cannot take rows from Spark: make it a KerasTask, or give it a method "
             "with_train_data(train_data) that returns a task with this function instead of its own"
         )
+    if isinstance(task, TabularTask):
+        return with_named_rows(task, order.features, order.label, parts)
     has_steps = isinstance(task, TaskWithSteps) and task.data_steps is not None
     if rows.nulls and not has_steps and not order.data_table:
         name, count = next(iter(rows.nulls.items()))

@@ -42,6 +42,8 @@ class TabularTask(KerasTask):
     def with_source(self, source: DataSource) -> "TabularTask":
         """See `fluffle.data_source.TaskOfTables`."""
         settings = with_table(TabularSettings(), source.config) or self._source.settings
+        if source.data is not None and self._source.rows is not None:
+            raise ConfigError("the rows of this task come from elsewhere: leave --data out")
         return self._made(
             replace(
                 self._source,
