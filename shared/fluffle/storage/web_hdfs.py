@@ -3,6 +3,7 @@
 from typing import Any
 
 import requests
+from fsspec.caching import BaseCache
 from fsspec.implementations.webhdfs import WebHDFS
 from pyarrow import fs
 from requests.adapters import HTTPAdapter
@@ -37,6 +38,13 @@ class _WebHdfs(WebHDFS):
     def ls(self, path: str, detail: bool = False, **_: Any) -> list[Any]:
         infos = [_with_time(each) for each in super().ls(path, detail=True)]
         return infos if detail else [each["name"] for each in infos]
+
+    def _open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
+        file = super()._open(path, mode, **settings)
+        if mode == "rb":
+            # Whoever reads here and there would have 5 MB read behind each place.
+            file.cache = BaseCache(file.blocksize, file._fetch_range, file.size)
+        return file
 
     def mv(self, path1: str, path2: str, **_: Any) -> None:
         # Without the option, a file that is there already stays, and nobody says so.

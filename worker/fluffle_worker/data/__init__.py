@@ -5,6 +5,7 @@ acts inside the training step stands in `fluffle_worker.keras_task`.
 """
 
 from fluffle_worker.data.settings import DataSteps
+from fluffle_worker.data.stored.cache import Cache
 from fluffle_worker.data.stored.dataset import Dataset, open_dataset
 
-__all__ = ["DataSteps", "Dataset", "open_dataset"]
+__all__ = ["Cache", "DataSteps", "Dataset", "open_dataset"]

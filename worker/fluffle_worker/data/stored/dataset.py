@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from fluffle.errors import ConfigError, TaskError
 from fluffle.free_memory import available_bytes
-from fluffle.storage import StoredFile, locate
+from fluffle.storage import Location, StoredFile, locate
 from fluffle.task import Site
-from fluffle_worker.data.stored.opening import Files
+from fluffle_worker.data.stored.cache import Cache
+from fluffle_worker.data.stored.following import followed
 from fluffle_worker.data.stored.prefetch import read_ahead
-from fluffle_worker.data.stored.source import RowForm, Source, Wanted
+from fluffle_worker.data.stored.source import Block, Part, RowForm, Source, Wanted
 
 if TYPE_CHECKING:
     from fluffle_worker.data.stored.table import Columns
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
 
 # The formats by the end of a file's name: the module and the class that reads it.
+_MODULES = "fluffle_worker.data.stored"
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 FORMATS = {
-    ".parquet": ("fluffle_worker.data.stored.parquet", "ParquetSource"),
-    ".csv": ("fluffle_worker.data.stored.csv_files", "CsvSource"),
-    ".csv.gz": ("fluffle_worker.data.stored.csv_files", "CsvSource"),
+    ".parquet": (f"{_MODULES}.parquet", "ParquetSource"),
+    **dict.fromkeys((".csv", ".csv.gz"), (f"{_MODULES}.csv_files", "CsvSource")),
+    ".npz": (f"{_MODULES}.npz", "NpzSource"),
+    **dict.fromkeys(_IMAGES, (f"{_MODULES}.images", "ImageSource")),
 }
 # So many rows are mixed with each other where minibatches come in a random order.
 MIXED_BYTES = 64 << 20
@@ -63,19 +67,27 @@ class Dataset:
         """The classes whose numbers `y` holds; empty where `y` holds what the files hold."""
         return self.form.classes
 
+    @property
+    def rows(self) -> int | None:
+        """How many rows the site has, those without a label too; None where only reading them would tell."""
+        known = [part.rows for part in self.source.parts]
+        return None if None in known else sum(each or 0 for each in known)
+
+    def blocks(self, parts: Iterable[Part], *, is_first: bool = True) -> Generator[Block, None, None]:
+        """Read the rows of some parts, with lines in the log where that takes long."""
+        return followed(self.source.blocks(parts), url=self.url, rows=self.rows, is_first=is_first)
+
     def arrays(self) -> Arrays:
         """Read all rows: (x, y), or (x,) without a label; little more memory is needed than they take.
 
         `x` is float32 [rows, ...], and `y` int64 for classes and whole numbers, float32 for targets. Missing
         values are NaN. Rows without a label are left out. Raises TaskError, StorageError.
         """
-        known = [part.rows for part in self.source.parts]
-        rows = None if None in known else sum(each or 0 for each in known)
+        rows = self.rows
         self._require_room(rows or FIRST_ROWS)
         x, y = self.form.empty(rows or FIRST_ROWS)
         at = 0
-        blocks = (block for part in self.source.parts for block in self.source.blocks(part))
-        for block in read_ahead(blocks):
+        for block in read_ahead(self.blocks(self.source.parts)):
             end = at + len(block)
             while end > len(x):
                 self._require_room(len(x))
@@ -123,13 +135,14 @@ class StoredMinibatches:
         """Read all rows once. Raises TaskError when a file has changed since the data set was opened."""
         form, source = self.dataset.form, self.dataset.source
         order = np.arange(len(source.parts))
-        rng = None if self._seed is None else np.random.default_rng([self._seed, next(self._passes)])
+        number = next(self._passes)
+        rng = None if self._seed is None else np.random.default_rng([self._seed, number])
         rows = self._batch_size
         if rng is not None:
             rng.shuffle(order)
             rows *= max(1, MIXED_BYTES // form.row_bytes // self._batch_size)
-        blocks = (block for at in order for block in source.blocks(source.parts[int(at)]))
-        return self._cut(read_ahead(blocks), rows, rng)
+        parts = (source.parts[int(at)] for at in order)
+        return self._cut(read_ahead(self.dataset.blocks(parts, is_first=number == 0)), rows, rng)
 
     def _cut(self, blocks: Iterator[Any], rows: int, rng: np.random.Generator | None) -> Iterator[Arrays]:
         """Collect rows in arrays of a fixed length, and yield minibatches of them when they are full."""
@@ -167,28 +180,33 @@ def open_dataset(
     label: str | None = None,
     classes: Sequence[str | int] = (),
     shard: Site | None = None,
+    image_size: tuple[int, int] | None = None,
+    cache: Cache | None = None,
 ) -> Dataset:
     """Open a data set in files, without reading its rows yet.
 
     `url` names a file, a folder or a pattern at `hdfs://`, `webhdfs://`, `s3://` or on this machine.
     `columns` are the features in their order, all but the label where they are not given. `classes` are the
     values of the label in the order of their numbers; without them, `y` holds the label's own numbers. Of
-    `shard.count` sites that read the same data, each row belongs to exactly one.
+    `shard.count` sites that read the same data, each row belongs to exactly one. Images are scaled to
+    `image_size`, height and width, where it is given. With a `cache`, remote files are read from local
+    copies.
 
     Raises StorageError where the files cannot be read, TaskError for what they hold, and ConfigError for a
     request that makes no sense.
     """
-    return opened(url, Wanted(None if columns is None else tuple(columns), label, tuple(classes)), shard)
+    wanted = Wanted(None if columns is None else tuple(columns), label, tuple(classes), image_size)
+    return opened(url, wanted, shard, cache)
 
 
-def opened(url: str | os.PathLike[str], wanted: Wanted, shard: Site | None = None) -> Dataset:
+def opened(
+    url: str | os.PathLike[str], wanted: Wanted, shard: Site | None = None, cache: Cache | None = None
+) -> Dataset:
     """Open a data set as `open_dataset` does."""
     location = locate(url)
     found = location.files()
-    module, name = FORMATS[_format(found)]
-    source: Source = getattr(importlib.import_module(module), name)(
-        Files(location), found, wanted, shard or Site()
-    )
+    module, name = _format(found)
+    source: Source = getattr(module, name)(_files(location, cache), found, wanted, shard or Site())
     return Dataset(location.url, source)
 
 
@@ -199,26 +217,42 @@ def columns_in(url: str | os.PathLike[str]) -> "Columns":
     """
     location = locate(url)
     found = location.files()
-    module, _ = FORMATS[_format(found)]
-    read: Callable[[Files, StoredFile], Columns] = importlib.import_module(module).columns_in
-    return read(Files(location), found[0])
+    module, _ = _format(found)
+    if not hasattr(module, "columns_in"):
+        raise TaskError(f"{found[0].url} is no table of columns: name Parquet or CSV files")
+    columns: Columns = module.columns_in(_files(location, None), found[0])
+    return columns
 
 
-def _format(files: Sequence[StoredFile]) -> str:
-    """Return the end of the files' names. Raises TaskError for several formats, and for an unknown one."""
-    formats = {_end_of(file): file for file in files}
+def _files(location: Location, cache: Cache | None) -> Any:
+    """Return the files; their module knows pyarrow, which `locate` has found to be there."""
+    return importlib.import_module(f"{_MODULES}.opening").Files(location, cache)
+
+
+def _format(files: Sequence[StoredFile]) -> tuple[Any, str]:
+    """Return the module and the name of what reads these files.
+
+    Raises TaskError for several formats and for an unknown one, ConfigError for a library that is missing.
+    """
+    formats = {_reader_of(file): file for file in files}
     if len(formats) > 1:
         one, other = list(formats.values())[:2]
         raise TaskError(
             f"{one.url} and {other.url} are of two formats: name the files of one, as in *.parquet"
         )
-    return next(iter(formats))
+    [(module, name)] = formats
+    try:
+        return importlib.import_module(module), name
+    except ImportError as error:
+        raise ConfigError(
+            f"{files[0].url} needs a library that is not installed: pip install 'fluffle[storage]' ({error})"
+        ) from error
 
 
-def _end_of(file: StoredFile) -> str:
-    for end in FORMATS:
+def _reader_of(file: StoredFile) -> tuple[str, str]:
+    for end, reader in FORMATS.items():
         if file.path.lower().endswith(end):
-            return end
+            return reader
     raise TaskError(
         f"{file.url} is of no known format: the name of a file must end with {', '.join(FORMATS)}"
     )

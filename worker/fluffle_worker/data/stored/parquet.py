@@ -1,6 +1,7 @@
 """Parquet: row group by row group, and only the columns that are wanted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow.parquet as pq
 from fluffle.errors import TaskError
 from fluffle.storage import StoredFile
 from fluffle.task import Site
+from fluffle_worker.data.stored.fetched import fetch, group_bytes
 from fluffle_worker.data.stored.opening import Files
+from fluffle_worker.data.stored.prefetch import ahead_of
 from fluffle_worker.data.stored.sharding import row_ranges, whole_units
 from fluffle_worker.data.stored.source import BLOCK_BYTES, Part, RowForm, Wanted
 from fluffle_worker.data.stored.table import (
@@ -18,18 +21,17 @@ from fluffle_worker.data.stored.table import (
     TableBlock,
     columns_of,
     common_layout,
-    labelled,
     layout_of,
     rows_in,
 )
 
-# A row group up to this size is read in one piece for each column; of a larger one, so much at a time.
-WHOLE_GROUP_BYTES = 64 << 20
+# A row group up to this size is read in one go; of a larger one, so much at a time of all columns.
+WHOLE_GROUP_BYTES = 80 << 20
 
 
 def columns_in(files: Files, file: StoredFile) -> Columns:
     """Return the columns of one file by name."""
-    with files.open(file) as stream, _readable(file):
+    with _readable(file), files.open(file) as stream:
         return columns_of(pq.read_schema(stream), file.url)
 
 
@@ -53,35 +55,61 @@ class ParquetSource:
         for file, each in zip(used[1:], columns[1:], strict=True):
             self.layout = common_layout(self.layout, each, wanted, files=(used[0].url, file.url))
         if not self.layout.is_known:
-            with self._batches(self.parts[0], 1024) as batches:
-                self.layout = self.layout.with_lengths(next(batches), used[0].url)
+            first = self.parts[0]
+            with _readable(first.file), self._batches(first, self._fetched(first), 1024) as batches:
+                self.layout = self.layout.with_lengths(next(batches), first.file.url)
 
     @property
     def form(self) -> RowForm:
         """What a row becomes."""
         return self.layout.form
 
-    def blocks(self, part: Part) -> Iterator[TableBlock]:
-        """Read the rows of a part of a row group."""
+    def blocks(self, parts: Iterable[Part]) -> Generator[TableBlock, None, None]:
+        """Read the rows of some row groups, or of parts of them."""
+        with ThreadPoolExecutor(1, "fluffle-fetch") as pool:
+            for part, memory in ahead_of(pool, 1, self._fetched, parts):
+                with _readable(part.file):
+                    yield from self._blocks_of(part, memory)
+
+    def _blocks_of(self, part: Part, memory: Any) -> Iterator[TableBlock]:
         left, to_skip = part.rows or 0, part.begin
-        with self._batches(part, rows_in(self.form.row_bytes, BLOCK_BYTES)) as batches:
+        with self._batches(part, memory, rows_in(self.form.row_bytes, BLOCK_BYTES)) as batches:
             for batch in batches:
                 rows = batch.slice(to_skip, left)
                 to_skip = max(0, to_skip - len(batch))
                 left -= len(rows)
                 if len(rows):
-                    yield TableBlock(self.layout, labelled(rows, self.layout), part.file.url)
+                    yield TableBlock.of(self.layout, rows, part.file.url)
                 if not left:
                     break
 
     @contextmanager
-    def _batches(self, part: Part, rows: int) -> Iterator[Iterator[pa.RecordBatch]]:
-        footer = self._footer(part.file)
-        is_small = footer.row_group(part.group).total_byte_size <= WHOLE_GROUP_BYTES
-        buffer_bytes = 0 if is_small else max(1 << 20, WHOLE_GROUP_BYTES // len(self.layout.names))
-        with self._files.open(part.file) as stream, _readable(part.file):
-            file = pq.ParquetFile(stream, metadata=footer, buffer_size=buffer_bytes, pre_buffer=is_small)
-            yield file.iter_batches(rows, row_groups=[part.group], columns=self.layout.names)
+    def _batches(self, part: Part, memory: Any, rows: int) -> Iterator[Iterator[pa.RecordBatch]]:
+        footer, names = self._footer(part.file), self.layout.names
+        groups = [part.group]
+        if memory is not None:
+            yield pq.ParquetFile(memory, metadata=footer).iter_batches(rows, groups, names)
+            return
+        is_small = self._bytes_of(part) <= WHOLE_GROUP_BYTES
+        buffer_bytes = 0 if is_small else max(1 << 20, WHOLE_GROUP_BYTES // len(names))
+        is_ours = self._files.is_read_through_python(part.file)
+        with self._files.open(part.file) as stream:
+            file = pq.ParquetFile(
+                stream, metadata=footer, buffer_size=buffer_bytes, pre_buffer=is_small and not is_ours
+            )
+            yield file.iter_batches(rows, groups, names, use_threads=not is_ours)
+
+    def _fetched(self, part: Part) -> Any:
+        """Return a small row group in memory, where pyarrow should not read it itself; else None."""
+        is_small = self._bytes_of(part) <= WHOLE_GROUP_BYTES
+        if not (is_small and self._files.is_read_through_python(part.file)):
+            return None
+        group = self._footer(part.file).row_group(part.group)
+        with self._files.open(part.file) as stream:
+            return fetch(stream, group, self.layout.names, part.file.size_bytes)
+
+    def _bytes_of(self, part: Part) -> int:
+        return group_bytes(self._footer(part.file).row_group(part.group), self.layout.names)
 
     def _divided(self, found: Sequence[StoredFile], shard: Site) -> list[Part]:
         """Return the site's parts: whole files if these balance, or row groups, or else ranges of rows."""
@@ -106,7 +134,7 @@ class ParquetSource:
 
     def _footer(self, file: StoredFile) -> Any:
         if file.path not in self._footers:
-            with self._files.open(file) as stream, _readable(file):
+            with _readable(file), self._files.open(file) as stream:
                 self._footers[file.path] = pq.read_metadata(stream)
         return self._footers[file.path]
 
@@ -116,5 +144,6 @@ def _readable(file: StoredFile) -> Iterator[None]:
     """Convert what pyarrow raises about the content of a file to a TaskError."""
     try:
         yield
-    except pa.ArrowException as error:
-        raise TaskError(f"{file.url} is no readable Parquet file: write it again ({error})") from error
+    except (pa.ArrowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise TaskError(f"{file.url} is no readable Parquet file: write it again ({said})") from error

@@ -1,11 +1,14 @@
 """Reading ahead: the next blocks are read in a thread while the last one is worked on."""
 
 import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, Full, Queue
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 LOOK_S = 0.2
 
 
@@ -16,6 +19,25 @@ def read_ahead(items: Generator[Item, None, None], most: int = 2) -> Iterator[It
         yield from reader.items()
     finally:
         reader.stop()
+
+
+def ahead_of(
+    pool: ThreadPoolExecutor, most: int, call: Callable[[Item], Found], items: Iterable[Item]
+) -> Iterator[tuple[Item, Found]]:
+    """Yield each item with what the call returns for it, in their order; so many calls are made ahead."""
+    waiting: deque[tuple[Item, Future[Found]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(call, item)))
+            if len(waiting) > most:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()
 
 
 class _Reader(Generic[Item]):

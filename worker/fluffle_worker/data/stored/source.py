@@ -1,6 +1,6 @@
 """What every format offers: the parts of a data set that a site reads, and their rows, block by block."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ CodeLabels = Callable[[NDArray[Any]], NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the caller asks for; `columns` None are all but the label.
+    """What the caller asks for; `columns` None are all but the label. `image_size` is height and width.
 
     `code_labels` turns the labels of some rows, as the files have them, into float32. With it all rows are
     read, also those without a label.
@@ -31,6 +31,7 @@ class Wanted:
     columns: tuple[str, ...] | None = None
     label: str | None = None
     classes: tuple[str | int, ...] = ()
+    image_size: tuple[int, int] | None = None
     code_labels: CodeLabels | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +95,10 @@ class RowForm:
 class Block(Protocol):
     """Some rows that have been read."""
 
+    @property
+    def left_out(self) -> int:
+        """How many rows were left out here, since they have no label."""
+
     def __len__(self) -> int: ...
 
     def write(self, x: NDArray[np.float32], y: NDArray[Any] | None) -> None:
@@ -111,5 +116,5 @@ class Source(Protocol):
     def parts(self) -> Sequence[Part]:
         """What the site reads, in the order of the files."""
 
-    def blocks(self, part: Part) -> Iterator[Block]:
-        """Read the rows of a part, some at a time. Raises TaskError, StorageError."""
+    def blocks(self, parts: Iterable[Part]) -> Generator[Block, None, None]:
+        """Read the rows of some parts, one block after the other. Raises TaskError, StorageError."""

@@ -152,13 +152,28 @@ def common_layout(first: Layout, other: Columns, wanted: Wanted, *, files: tuple
     return first
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class TableBlock:
-    """Some rows of a table, which can be written into arrays."""
+    """Some rows of a table that have a label, which can be written into arrays."""
 
     layout: Layout
     batch: pa.RecordBatch
     file: str
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, layout: Layout, batch: pa.RecordBatch, file: str) -> "TableBlock":
+        """Return a block of these rows without those whose label is null or NaN.
+
+        Of all of them where the caller codes the labels.
+        """
+        if layout.label is None or layout.code_labels:
+            return cls(layout, batch, file)
+        missing = pc.is_null(batch.column(layout.label.name), nan_is_null=True)
+        if not pc.any(missing).as_py():
+            return cls(layout, batch, file)
+        kept = batch.filter(pc.invert(missing))
+        return cls(layout, kept, file, len(batch) - len(kept))
 
     def __len__(self) -> int:
         return int(self.batch.num_rows)
@@ -196,14 +211,6 @@ class TableBlock:
             )
         numbers: NDArray[Any] = found.to_numpy()
         return numbers
-
-
-def labelled(batch: pa.RecordBatch, layout: Layout) -> pa.RecordBatch:
-    """Return the rows that have a label: a null and a NaN are none. All of them where the caller codes it."""
-    if layout.label is None or layout.code_labels:
-        return batch
-    missing = pc.is_null(batch.column(layout.label.name), nan_is_null=True)
-    return batch.filter(pc.invert(missing)) if pc.any(missing).as_py() else batch
 
 
 def rows_in(row_bytes: int, block_bytes: int) -> int:
