@@ -49,7 +49,7 @@ class Executor:
 class SparkCluster:
     """A folder from which Spark starts `local-cluster[executors,cores,memory]`, for one session at a time.
 
-    The executors' logs are in `folder/work`, and event logs, if spark.eventLog.enabled, in `folder/events`.
+    The executors' logs are in `folder/work`, and the event logs in `folder/events`.
     """
 
     folder: Path
@@ -81,6 +81,8 @@ class SparkCluster:
             "spark.executor.memory": f"{memory_mb}m",
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
+            "spark.eventLog.enabled": "true",
+            "spark.eventLog.compress": "false",
             "spark.eventLog.dir": (folder / "events").as_uri(),
             "spark.sql.warehouse.dir": (folder / "warehouse").as_uri(),
             # Quick to start, which matters more here than how fast a long job runs.
@@ -93,6 +95,17 @@ class SparkCluster:
         (folder / "conf" / "spark-defaults.conf").write_text(lines)
         (folder / "conf" / "log4j2.properties").write_text(_LOG4J)
         return cls(folder)
+
+    @property
+    def work(self) -> Path:
+        """The folder with a folder for each executor, in which its log is called stderr."""
+        return self.folder / "work"
+
+    def events_text(self) -> Iterator[str]:
+        """Yield the text of each event log: the configuration, and all that Spark's UI shows."""
+        for file in (self.folder / "events").rglob("*"):
+            if file.is_file():
+                yield file.read_text(errors="replace")
 
     @property
     def environment(self) -> dict[str, str]:

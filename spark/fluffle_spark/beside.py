@@ -58,7 +58,8 @@ def _started(part: str, settings: Mapping[str, object]) -> "subprocess.Popen[byt
     log.info("starting", part=part)
     return subprocess.Popen(
         [sys.executable, "-m", "fluffle_cli", part],
-        env=os.environ | given,
+        # The task's module may be where the driver alone looks for it.
+        env=os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL,
         # Ctrl-C reaches the driver alone, which stops its parts in their order.
         start_new_session=True,

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pyarrow as pa
 from py4j.protocol import Py4JError
-from pyspark import SparkContext, TaskContext
+from pyspark import SparkContext, StorageLevel, TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
@@ -122,7 +122,7 @@ def federate(
         if task == TABULAR and "aggregator" in parts:
             described = table_settings(df, inputs, label, parts["aggregator"])
             parts["aggregator"] = running.enter_context(described)
-        job = _Job(spark.sparkContext, f"Fluffle {federation}: {len(orders)} sites train {task}")
+        job = _Job(spark.sparkContext, federation)
         running.enter_context(parts_beside(parts, job.cancel))
         reports = job.run(sites, orders)
     _judge(reports)
@@ -153,8 +153,8 @@ def _judge(reports: Sequence[SiteReport]) -> None:
 class _Job:
     """The Spark jobs of one federation, which `cancel` ends."""
 
-    def __init__(self, sc: SparkContext, description: str) -> None:
-        self._sc, self._description = sc, description
+    def __init__(self, sc: SparkContext, federation: str) -> None:
+        self._sc, self._federation = sc, federation
         self._tag = f"fluffle-{uuid.uuid4().hex}"
         self._because = ""
 
@@ -166,23 +166,30 @@ class _Job:
     def run(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
         """Run all sites to their end, turn after turn where they take turns."""
         takes_turns = orders[0].rounds_per_turn > 0
-        if takes_turns:
-            sites.rows.persist()
+        # On two executors, if there are two: if one is lost, the other still has the rows. Without them Spark
+        # starts every site once more (see fluffle_spark.superseded).
+        sites.rows.persist(StorageLevel.DISK_ONLY_2)
         try:
+            with self._described("the rows go to their sites"), in_one_sentence(self._why):
+                sites.rows.count()
             reports = self._turn(sites, orders)
             while takes_turns and any(not report.ended and not report.error for report in reports):
                 later = self._turn(sites, orders)
                 reports = [one.then(two) for one, two in zip(reports, later, strict=True)]
         finally:
-            if takes_turns:
-                sites.rows.unpersist()
+            sites.rows.unpersist()
         return reports
 
     def _turn(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
         # Not logged, not in the configuration and not in the plan, unlike what a job's description holds.
         shared = self._sc.broadcast(tuple(orders))
         try:
-            with Watched(self._sc, len(orders)) as watched, self._described(), in_one_sentence(self._why):
+            what = f"{len(orders)} sites train {orders[0].task}"
+            with (
+                Watched(self._sc, len(orders), self._tag) as watched,
+                self._described(what),
+                in_one_sentence(self._why),
+            ):
                 tasks = partial(_run_partition, shared, watched.accumulator)
                 rows = sites.rows.mapInArrow(tasks, SPARK_SCHEMA).collect()
         except BaseException:
@@ -199,10 +206,10 @@ class _Job:
         return self._because
 
     @contextmanager
-    def _described(self) -> Iterator[None]:
+    def _described(self, what: str) -> Iterator[None]:
         before = self._sc.getLocalProperty("spark.job.description")
         self._sc.addJobTag(self._tag)
-        self._sc.setJobDescription(self._description)
+        self._sc.setJobDescription(f"Fluffle {self._federation}: {what}")
         try:
             yield
         finally:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,8 +34,9 @@ from fluffle_worker.tabular.task import TabularTask
 
 log = logs.get_logger(__name__)
 
-# How often a copy of a site's task tries to take the site's name, while another one has it.
-RETRY_EVERY_S = 2.0
+# How long a copy of a site waits before it tries again to take the site's name, more each time.
+RETRY_AFTER_S = 1.0
+LONGEST_WAIT_S = 15.0
 
 
 class Reporter(Sinks):
@@ -110,13 +112,15 @@ def _work(order: Order, source: BinaryIO, reporter: Reporter, stop: StopSignal) 
             settings["config"] = Path(folder) / "data.toml"
             settings["config"].write_text(order.data_table, encoding="utf-8")
         is_working.set()
-        while not stop.is_set():
+        for attempt in count(1):
             try:
                 result = run_worker(task, stop=stop, event_sink=reporter, **settings)
             except (NameTaken, SpoolInUse) as error:
                 # Spark runs this site twice at once, or an attempt that it has given up still ends.
-                log.info("another attempt of this site is at work: waiting for it to end", because=str(error))
-                stop.wait(RETRY_EVERY_S)
+                say = log.info if attempt == 1 else log.debug
+                say("another attempt of this site is at work: waiting for it to end", because=str(error))
+                if stop.wait(min(attempt * RETRY_AFTER_S, LONGEST_WAIT_S)):
+                    return
             else:
                 reporter.tell(ended=result.ended_by, refused=result.refused)
                 return

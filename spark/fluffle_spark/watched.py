@@ -1,18 +1,23 @@
 """What the driver shows while the sites work: each site that has ended, and all their rounds and updates."""
 
 import threading
+from itertools import count
 from types import TracebackType
 from typing import Self
 
+from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.accumulators import AccumulatorParam
 
 from fluffle.logs import get_logger
 from fluffle_spark.order import SiteReport
+from fluffle_spark.superseded import SupersededTasks
 
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
+# How many of these looks go by between two at the stages.
+LOOKS_AT_STAGES = 6
 
 
 class _Lines(AccumulatorParam[list[bytes]]):
@@ -26,9 +31,13 @@ class _Lines(AccumulatorParam[list[bytes]]):
 
 
 class Watched:
-    """Logs at the driver, as soon as a site's task ends, how it ended; sites that still train go on."""
+    """Logs at the driver, as soon as a site's task ends, how it ended; sites that still train go on.
 
-    def __init__(self, sc: SparkContext, sites: int) -> None:
+    The jobs have the tag `tag`.
+    """
+
+    def __init__(self, sc: SparkContext, sites: int, tag: str) -> None:
+        self._superseded = SupersededTasks(sc, tag)
         self.accumulator = sc.accumulator([], _Lines())
         self._sites, self._told = sites, 0
         self._over = threading.Event()
@@ -46,8 +55,15 @@ class Watched:
         self._tell()
 
     def _run(self) -> None:
-        while not self._over.wait(LOOK_EVERY_S):
+        for look in count(1):
+            if self._over.wait(LOOK_EVERY_S):
+                return
             self._tell()
+            if look % LOOKS_AT_STAGES == 0:
+                try:
+                    self._superseded.end()
+                except Py4JError as error:
+                    log.debug("Spark does not tell of its stages", because=str(error))
 
     def _tell(self) -> None:
         reports = [SiteReport.decode(line) for line in self.accumulator.value[self._told :]]

@@ -15,6 +15,8 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from harness.spark import SparkCluster
+
 from fluffle.errors import ConfigError
 from harness.hdfs import Hdfs
 from harness.java import find_java
@@ -57,11 +59,16 @@ def s3() -> Iterator[S3Server]:
 
 
 @pytest.fixture(scope="session")
-def spark(java: str) -> Iterator["SparkSession"]:
-    """One session with two executors for all tests that do it no harm: a process can have one at a time."""
+def spark_cluster(java: str) -> Iterator["SparkCluster"]:
+    """The folders of a Spark with two executors of one core each, and the logs in them."""
     from harness.spark import SparkCluster
 
     with tempfile.TemporaryDirectory(prefix="fluffle-spark-") as folder:
-        cluster = SparkCluster.prepare(Path(folder) / "spark")
-        with cluster.session("tests") as session:
-            yield session
+        yield SparkCluster.prepare(Path(folder) / "spark")
+
+
+@pytest.fixture(scope="session")
+def spark(spark_cluster: "SparkCluster") -> Iterator["SparkSession"]:
+    """One session for all tests: a process can have one at a time. A killed executor is replaced."""
+    with spark_cluster.session("tests") as session:
+        yield session
