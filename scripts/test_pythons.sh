@@ -6,7 +6,7 @@
 # jax: the tests of Keras tasks with Keras on JAX (requirements-jax.lock beside requirements.lock).
 # torch: the tests of the PyTorch example (requirements-torch.lock beside requirements.lock; some gigabytes on Linux).
 # all: every test, on the oldest and on the newest Python that is on this machine; on the oldest one with the lowest
-# versions too. A version of Python that is not here is named.
+# versions too, and each time with Spark (requirements-spark.lock). A version of Python that is not here is named.
 #
 # Each environment lies in .venvs/ and is made anew when its lock has changed. Pythons are looked for on the PATH and
 # in pyenv's folder; PYTHONS="/path/to/python3.13 ..." names others.
@@ -84,9 +84,10 @@ case ${1:-} in
     ;;
   torch) run_tests "$oldest" requirements.lock,requirements-torch.lock -q tests/worker/test_pytorch_example.py "${@:2}" ;;
   all)
-    run_tests "$oldest" requirements-lowest.lock "${everything[@]}" "${@:2}"
+    # The environment has the name of its last lock.
+    run_tests "$oldest" requirements-spark.lock,requirements-lowest.lock "${everything[@]}" "${@:2}"
     for version in $(printf '%s\n' "$oldest" "$newest" | uniq); do
-      run_tests "$version" requirements.lock "${everything[@]}" "${@:2}"
+      run_tests "$version" requirements-spark.lock,requirements.lock "${everything[@]}" "${@:2}"
     done
     ;;
   *)
