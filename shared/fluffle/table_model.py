@@ -4,6 +4,7 @@ Two models with the same tensors are not the same model when the first input of 
 other the weight: their updates must never be added up. So this is a part of a model's layout.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -14,8 +15,8 @@ from fluffle.survey.shape import ColumnName
 
 MAX_TABLE_CLASSES = 1_000
 MAX_HIDDEN = 16
-# Names in a sentence, before "and 7 more".
-MOST_NAMED = 5
+# Names in a sentence, before "and 7 more", and in a line of the log.
+MOST_NAMED, MOST_LOGGED = 5, 50
 
 Dropout = Annotated[float, must(lambda share: 0 <= share < 1, "{} is not at least 0 and below 1")]
 Scale = Annotated[float, must(lambda scale: scale > 0, "{} is not above 0")]
@@ -86,7 +87,7 @@ class TableModel:
         """All of it for a line of the log."""
         return {
             "columns": len(self.columns),
-            "names": named(self.columns),
+            "names": named(self.columns, MOST_LOGGED),
             "label": self.label,
             "tells": self.outputs,
             "network": self.network,
@@ -123,7 +124,7 @@ class TableModel:
         return f"takes {self.columns[at]!r} as its column {at}, where this one takes {other.columns[at]!r}"
 
 
-def named(names: tuple[str, ...] | list[str]) -> str:
+def named(names: Sequence[str], most: int = MOST_NAMED) -> str:
     """Return some names for a sentence: 'age', 'weight' and 3 more."""
-    shown = ", ".join(repr(each) for each in names[:MOST_NAMED])
-    return f"{shown} and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else shown
+    shown = ", ".join(repr(each) for each in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

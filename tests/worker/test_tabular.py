@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.typing import NDArray
 from tables import HELD_OUT, LABEL, SITES, table_of, write_tables
@@ -74,6 +75,8 @@ def test_each_site_trains_a_round_whatever_its_files_are_like(
     assert np.isfinite(metrics["loss"])
     assert ("impute median" in caplog.text) == (data != "site-0")
     assert ("columns are left out" in caplog.text and "'ward'" in caplog.text) == (data == "site-1")
+    lacks_a_class = data == "site-2.csv" and name != "diabetes"
+    assert ("no row here has one of these classes" in caplog.text) == lacks_a_class
 
 
 def test_columns_are_found_by_their_names_in_whatever_order_they_lie(tmp_path: Path) -> None:
@@ -207,6 +210,13 @@ def test_without_rows_the_settings_say_it_all() -> None:
         (HELD_OUT, "hue", f'target = "classes"\nleave_out = ["{LABEL}"]', "numbers that are not whole"),
         ("text.parquet", LABEL, "", "the column 'sex' of text.parquet holds text.*leave_out"),
         ("one.parquet", LABEL, "", "all labels 'outcome' of the data are 'class_0'"),
+        ("odd.parquet", "day", "", "the label 'day' of odd.parquet holds timestamp.*name another column"),
+        (
+            "odd.parquet",
+            LABEL,
+            'leave_out = ["day"]',
+            "the name 'xxx.* cannot be used: it must have 1 to 100",
+        ),
     ],
 )
 def test_a_model_that_nobody_has_described_is_refused_in_one_sentence(
@@ -215,6 +225,8 @@ def test_a_model_that_nobody_has_described_is_refused_in_one_sentence(
     whole = write_tables("wines", tmp_path)
     whole.assign(sex="f").to_parquet("text.parquet", index=False)
     whole[whole[LABEL] == "class_0"].to_parquet("one.parquet", index=False)
+    odd = whole[["hue", LABEL]].assign(day=pd.Timestamp("2024-01-01")).rename(columns={"hue": "x" * 101})
+    odd.to_parquet("odd.parquet", index=False)
 
     with pytest.raises(TaskError) as refused:
         tabular(data, label, toml).table_model()

@@ -1,13 +1,18 @@
 """The commands with the task tabular: what they show, and which flags they refuse."""
 
 import re
+import threading
 from pathlib import Path
 
 import pytest
 from tables import HELD_OUT, LABEL, write_tables
 from typer.testing import CliRunner, Result
 
+from fluffle.errors import LayoutError
 from fluffle.safetensors_file import read_layout
+from fluffle.task import load_task
+from fluffle_aggregator.initial_model import initial_model
+from fluffle_aggregator.settings import AggregatorSettings
 from fluffle_cli.main import app
 
 
@@ -56,6 +61,24 @@ def test_the_commands_that_look_at_a_site_show_its_table(tmp_path: Path) -> None
     assert tried.exit_code == 0, tried.output
     assert "the model takes 'alcohol', 'malic_acid', 'ash'" in tried.output
     assert "3 classes ('class_0', 'class_1', 'class_2')" in tried.output
+
+
+def test_an_aggregator_that_is_started_again_with_other_rows_is_told_in_which_column_they_differ(
+    tmp_path: Path,
+) -> None:
+    whole = write_tables("wines", tmp_path)
+    whole.drop(columns="hue").to_parquet("other.parquet", index=False)
+    fluffle("model", "init", "--task", "tabular", "--data", HELD_OUT, "--label", LABEL)
+    layout = read_layout(Path("initial.safetensors"))
+
+    def compare(data: str) -> None:
+        settings = AggregatorSettings(task="tabular", data=data, label=LABEL)
+        with initial_model(settings, threading.Event(), load_task("tabular")) as initial:
+            initial.compare(layout)
+
+    compare(HELD_OUT)
+    with pytest.raises(LayoutError, match=r"takes 'hue', and this one does not\. Leave it out to go on"):
+        compare("other.parquet")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from fluffle.survey.columns import MAX_COLUMNS
 from fluffle.survey.shape import MAX_COLUMN_NAME
 from fluffle.table_model import TableModel, named
 from fluffle_worker.tabular.labels import LabelSurvey
-from fluffle_worker.tabular.reading import Kinds, columns_of, require_numbers, survey_labels
+from fluffle_worker.tabular.reading import Kinds, columns_of, require_label, require_numbers, survey_labels
 from fluffle_worker.tabular.settings import TabularSettings
 
 log = get_logger(__name__)
@@ -28,6 +28,8 @@ def look_at(data: str | None, label: str | None, settings: TabularSettings, *, b
         raise TaskError(f"nothing says which column the model tells: give --label COLUMN{known}")
     if kinds and label not in kinds:
         raise TaskError(f"{data} has no column {label!r}: its columns are {named(list(kinds))}")
+    if kinds and data:
+        require_label(kinds, label, data)
     columns = _columns(kinds, label, settings, data)
     classes, (center, scale) = settings.classes, (settings.center, settings.scale)
     if classes is None and None in (center, scale):

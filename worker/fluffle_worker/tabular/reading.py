@@ -32,6 +32,15 @@ def require_numbers(kinds: Kinds, columns: Sequence[str], data: str, instead: st
         )
 
 
+def require_label(kinds: Kinds, label: str, data: str) -> None:
+    """Raise TaskError for a column that holds neither numbers nor text."""
+    if kinds[label] not in ("", "text"):
+        raise TaskError(
+            f"the label {label!r} of {data} holds {kinds[label]}, and a model tells a number, or classes "
+            "that are text or whole numbers: name another column"
+        )
+
+
 def survey_labels(data: str, kinds: Kinds, label: str) -> LabelSurvey:
     """Return what the labels of a table are like; of each row little more than its label is read."""
     beside = next((name for name, other in kinds.items() if name != label and not other), None)

@@ -16,7 +16,7 @@ from fluffle.task import Site
 from fluffle_worker.data.named import NamedTable
 from fluffle_worker.tabular.labels import Values, classes_of_rows, targets_of_rows
 from fluffle_worker.tabular.looking import look_at
-from fluffle_worker.tabular.reading import columns_of, read_rows, require_numbers
+from fluffle_worker.tabular.reading import columns_of, read_rows, require_label, require_numbers
 from fluffle_worker.tabular.settings import TabularSettings
 
 log = get_logger(__name__)
@@ -96,10 +96,12 @@ class RowSource:
         known = list(kinds)
         require_columns(table, known, where)
         require_numbers(kinds, table.columns, where)
+        require_label(kinds, table.label, where)
         left = [name for name in known if name not in table.columns and name != table.label]
         if left:
             log.info("columns are left out, since the model does not take them", columns=named(left))
         x, labels = read_rows(where, table.columns, table.label, partial(of_labels, table))
+        _say_which_are_lacking(table, labels)
         is_whole = table.classes is not None and bool(np.isfinite(labels).all())
         return NamedTable(table.columns, x), labels.astype(np.int64) if is_whole else labels
 
@@ -136,6 +138,12 @@ def of_labels(table: TableModel, labels: Values) -> Values:
     if table.classes is None:
         return targets_of_rows(table.label, labels)
     return classes_of_rows(table.label, labels, table.classes)
+
+
+def _say_which_are_lacking(table: TableModel, labels: Values) -> None:
+    lacking = [name for at, name in enumerate(table.classes or ()) if not (labels == at).any()]
+    if lacking:
+        log.info("no row here has one of these classes", classes=named(lacking))
 
 
 def _of_parts(parts: object, table: TableModel) -> tuple[NamedTable, Values]:
