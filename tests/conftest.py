@@ -23,8 +23,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # another order here than in the processes that tests start.
 set_keras_environment()
 
-# On a machine with much to do an example may take long; that says nothing about the code.
-settings.register_profile("fluffle", deadline=None)
+# On a machine with much to do an example may take long; that says nothing about the code. Where CI is set,
+# hypothesis would try the same examples each time.
+settings.register_profile("fluffle", settings.get_profile("default"), deadline=None)
 settings.load_profile("fluffle")
 
 
