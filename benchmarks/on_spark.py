@@ -2,11 +2,11 @@
 
     python -m benchmarks.on_spark
 
-Two workers train a small Keras network on the digits, with one thread each: as processes that `fluffle worker`
-starts, and in two executors of a Spark cluster on this machine, in turns. The rate is that of updates in the
-newest version over `SECONDS`, from the `WARM_UP`-th update on. `ratio` is Spark's rate over the other one; to
-reach, 0.9. `first_update_s` is the time from the call of `federate` on a running session until a version has
-its first update, with a task that needs no TensorFlow; to reach, 5.
+Two workers train a small Keras network on the digits, with one thread each: as processes of `fluffle worker`,
+and in two executors of a Spark cluster on this machine, in turns. The rate is that of updates in the newest
+version over `SECONDS`, from the `WARM_UP`-th update on. `ratio` is Spark's rate over the other one; to reach,
+0.9. `first_update_s` is the time from the call of `federate` on a running session until a version has its
+first update, with a task that needs no TensorFlow; to reach, 5.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from harness.spark import SparkCluster
 WARM_UP = 100
 SECONDS = 15.0
 PACKAGE = "benchmarks.spark_tasks"
-STARTS = 5
+STARTS = 3
 _numbers = count(1)
 
 

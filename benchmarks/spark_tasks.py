@@ -1,4 +1,4 @@
-"""The tasks of benchmarks.on_spark: a Keras network on digits, and a softmax regression without TensorFlow."""
+"""The tasks of benchmarks.on_spark: a Keras network, and a softmax regression without TensorFlow."""
 
 from collections.abc import Callable
 from copy import copy

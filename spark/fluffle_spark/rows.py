@@ -47,6 +47,7 @@ class SiteRows:
 
     Columns of numbers become one array [rows, columns]; one column of arrays becomes an array [rows, ...].
     Where there are both, or several columns of arrays, the inputs are a dictionary with an array for each.
+    `missing` counts the values of each feature that are null or NaN.
     """
 
     def __init__(self, features: Sequence[str], label: str) -> None:
@@ -55,7 +56,7 @@ class SiteRows:
         self._table: GrowingArray | None = None
         self._y: GrowingArray | None = None
         self._texts: list[NDArray[Any]] = []
-        self.nulls: dict[str, int] = {}
+        self.missing: dict[str, int] = {}
         self.rows = 0
 
     def add_all(self, batches: Iterable[pa.RecordBatch]) -> "SiteRows":
@@ -68,7 +69,6 @@ class SiteRows:
         """Add one batch; raises TaskError for a column that cannot be used."""
         if not batch.num_rows:
             return
-        self._count_nulls(batch)
         scalars = [name for name in self._features if not _is_nested(batch.schema.field(name).type)]
         if len(scalars) == len(self._features):
             self._add_table(batch)
@@ -88,10 +88,9 @@ class SiteRows:
         arrays = {name: column.finish() for name, column in self._x.items()}
         return (next(iter(arrays.values())) if len(arrays) == 1 else arrays), y
 
-    def _count_nulls(self, batch: pa.RecordBatch) -> None:
-        for name in self._features:
-            if found := batch.column(name).null_count:
-                self.nulls[name] = self.nulls.get(name, 0) + found
+    def _count_missing(self, name: str, values: NDArray[Any]) -> None:
+        if found := int(np.isnan(values).sum()):
+            self.missing[name] = self.missing.get(name, 0) + found
 
     def _add_table(self, batch: pa.RecordBatch) -> None:
         if self._table is None:
@@ -99,6 +98,7 @@ class SiteRows:
         into = self._table.add(batch.num_rows)
         for at, name in enumerate(self._features):
             into[:, at] = _numbers(name, batch.column(name))
+            self._count_missing(name, into[:, at])
 
     def _add_column(self, name: str, column: pa.Array) -> None:
         values = _nested(name, column) if _is_nested(column.type) else _numbers(name, column)
@@ -111,6 +111,7 @@ class SiteRows:
                 f"{values.shape[1:]}: give each row as many values"
             )
         into[...] = values
+        self._count_missing(name, values)
 
     def _add_label(self, column: pa.Array) -> None:
         if column.null_count:

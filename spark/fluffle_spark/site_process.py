@@ -161,11 +161,12 @@ def _task_with(order: Order, rows: SiteRows) -> Task:
     if isinstance(task, TabularTask):
         return with_named_rows(task, order.features, order.label, parts)
     has_steps = isinstance(task, TaskWithSteps) and task.data_steps is not None
-    if rows.nulls and not has_steps and not order.data_table:
-        name, count = next(iter(rows.nulls.items()))
+    if rows.missing and not has_steps and not order.data_table:
+        name, missing = next(iter(rows.missing.items()))
         raise TaskError(
-            f"the column {name!r} is null in {count} of {rows.rows} rows, and the task takes no data steps: "
-            'fill them in Spark, drop the rows, or let KerasTask(data=DataSteps(impute="median")) fill them'
+            f"the column {name!r} has {missing} missing values in {rows.rows} rows, and the task takes no "
+            "data steps: fill them in Spark, drop the rows, or let "
+            'KerasTask(data=DataSteps(impute="median")) fill them'
         )
     found: Task = takes_data(lambda _site: parts)
     return found
