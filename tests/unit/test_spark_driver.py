@@ -105,8 +105,8 @@ def test_the_table_of_data_steps_alone_goes_to_the_sites(tmp_path: Path) -> None
             "the executors have no fluffle_spark: install",
         ),
         (
-            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: 3.11, "
-            "PySpark cannot run",
+            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.12 than that in driver: "
+            "3.11, PySpark cannot run",
             "the executors have Python 3.12 and the driver 3.11: set PYSPARK_PYTHON",
         ),
         (
