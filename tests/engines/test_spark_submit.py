@@ -114,6 +114,7 @@ def flags(federation: str, data: Path, *more: str) -> list[str]:
     return [*(word for pair in given.items() for word in pair), "--federation", federation, *more]
 
 
+@pytest.mark.long
 def test_a_copy_of_a_site_waits_while_the_first_one_works_and_users_of_the_run_are_removed(
     tmp_path: Path, managed_node: BrokerNode, federation: str, data: Path, java: str
 ) -> None:
@@ -152,6 +153,7 @@ def users_of(node: BrokerNode) -> set[str]:
         return {account.name for account in management.accounts()}
 
 
+@pytest.mark.long
 def test_workers_end_when_the_driver_is_killed(
     tmp_path: Path, managed_node: BrokerNode, federation: str, data: Path, java: str
 ) -> None:
@@ -164,18 +166,6 @@ def test_workers_end_when_the_driver_is_killed(
         process.send_signal(signal.SIGKILL)
 
         wait_until(lambda: not site_processes(cluster.work), "the end of the workers", deadline_s=60)
-
-
-def test_more_sites_than_slots_are_refused_with_both_numbers(
-    tmp_path: Path, managed_node: BrokerNode, federation: str, data: Path, java: str
-) -> None:
-    cluster = SparkCluster.prepare(tmp_path / "spark")
-    with submitted(cluster, managed_node, tmp_path, *flags(federation, data, "--workers", "3")) as process:
-        assert process.wait(DEADLINE_S) == 2
-
-    log = (tmp_path / "driver.log").read_text()
-    assert "3 sites need 3 slots for their tasks at once, and this Spark cluster has 2" in log
-    assert "Traceback" not in log
 
 
 def test_the_program_explains_itself_without_spark() -> None:
