@@ -127,6 +127,10 @@ class Hdfs:
 
         wait_until(is_there, "HDFS", deadline_s=START_TIMEOUT_S)
 
+    def pid_of(self, name: Literal["namenode", "datanode"]) -> int:
+        """Return the process that may be frozen."""
+        return self._processes[name].pid
+
     def stop(self) -> None:
         """Stop both processes, the one that needs the other first."""
         for name in ("datanode", "namenode"):

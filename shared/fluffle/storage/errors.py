@@ -34,8 +34,8 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"AccessControlException|Permission denied",
-        "this user has no right to it: set HADOOP_USER_NAME or get a Kerberos ticket with kinit, or ask who "
-        "runs the cluster",
+        "this user has no right to it: ask for it, or be another one (for HDFS with HADOOP_USER_NAME, or a "
+        "Kerberos ticket)",
     ),
     (
         r"GSSAPI|Kerberos|SASL|No valid SASL|AuthenticationException|SPNEGO",
@@ -83,7 +83,7 @@ def explained(what: str) -> Iterator[None]:
     except PermissionError as error:
         raise StorageError(f"{what}: {_meaning(f'Permission denied {error}')}") from error
     except OSError as error:
-        raise StorageError(f"{what}: {_meaning(str(error))}") from error
+        raise StorageError(f"{what}: {_meaning(str(error) or type(error).__name__)}") from error
 
 
 def _meaning(said: str) -> str:

@@ -15,6 +15,8 @@ Answer = TypeVar("Answer")
 
 # hdfs-native itself waits for ever for a NameNode or DataNode that has stopped and keeps its connections.
 TIMEOUT_S = 120.0
+# How long an interrupted program waits for a call, so as not to end in the middle of it.
+INTERRUPTED_S = 3.0
 # Where nothing answers, hdfs-native would try for three minutes; four times are about ten seconds.
 # A DataNode that does not answer costs half a minute, and then another one is asked.
 SETTINGS = {"dfs.client.failover.max.attempts": "4", "dfs.client.socket-timeout": "30000"}
@@ -29,7 +31,8 @@ def hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:
 def within_timeout(call: Callable[[], Answer]) -> Answer:
     """Return what a call returns, or raise an OSError; TimeoutError if it takes more than `TIMEOUT_S`.
 
-    A call that hangs is left behind in its thread, which ends with the process.
+    A call that hangs is left behind in its thread, which ends with the process. Any other must be waited for
+    also when the process ends: Python would end its thread in the middle of hdfs-native's code.
     """
     outcome: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
 
@@ -39,11 +42,15 @@ def within_timeout(call: Callable[[], Answer]) -> Answer:
         except BaseException as error:  # hdfs-native's panics too
             outcome.put((False, error))
 
-    threading.Thread(target=run, name="fluffle-hdfs", daemon=True).start()
+    thread = threading.Thread(target=run, name="fluffle-hdfs", daemon=True)
+    thread.start()
     try:
         is_answer, found = outcome.get(timeout=TIMEOUT_S)
     except Empty:
         raise TimeoutError(f"timed out after {TIMEOUT_S:.0f} s") from None
+    except KeyboardInterrupt:
+        thread.join(INTERRUPTED_S)
+        raise
     if is_answer:
         answer: Answer = found
         return answer
@@ -57,7 +64,10 @@ class _Hdfs(fs.FileSystemHandler):
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._client = hdfs_native.Client(url, SETTINGS)
+        try:
+            self._client = hdfs_native.Client(url, SETTINGS)
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hdfs) and other._url == self._url

@@ -59,14 +59,11 @@ class Location:
             info = self._info(self.path)
             if info.type == FileType.File:
                 return [self._stored(info)]
-            if info.type == FileType.Directory:
-                found = list(self._below(self.path))
-            elif WILD.search(self.path):
-                found = list(self._fitting())
-            else:
-                raise FileNotFoundError(self.path)
+            is_pattern = info.type == FileType.NotFound and WILD.search(self.path)
+            # Looking into what is not there raises; it tells a missing bucket from a missing folder.
+            found = list(self._fitting() if is_pattern else self._below(self.path))
         if not found:
-            kind = "holds no file" if info.type == FileType.Directory else "fits no file"
+            kind = "fits no file" if is_pattern else "holds no file"
             raise StorageError(f"{self.url} {kind}: correct the path, or put the data there first")
         return sorted((self._stored(each) for each in found), key=lambda file: file.path)
 
@@ -147,7 +144,7 @@ class Location:
     def _entries(self, folder: str, pattern: str) -> Iterator[Any]:
         from pyarrow.fs import FileSelector
 
-        for each in self.filesystem.get_file_info(FileSelector(folder, allow_not_found=True)):
+        for each in self.filesystem.get_file_info(FileSelector(folder)):
             is_hidden = each.base_name.startswith(HIDDEN) and not pattern.startswith(HIDDEN)
             if fnmatch.fnmatchcase(each.base_name, pattern) and not is_hidden:
                 yield each

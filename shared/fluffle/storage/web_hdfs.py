@@ -28,8 +28,8 @@ class _WebHdfs(WebHDFS):
 
     def __init__(self, host: str, port: int, **settings: Any) -> None:
         super().__init__(host, port, **settings)
-        self.session.mount("http://", _Bounded())
-        self.session.mount("https://", _Bounded())
+        for scheme in ("http://", "https://"):
+            self.session.mount(scheme, _Bounded(self.url))
         self.session.hooks["response"].append(_refused)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
@@ -54,12 +54,18 @@ class _WebHdfs(WebHDFS):
 class _Bounded(HTTPAdapter):
     """Sends requests that do not wait for ever."""
 
+    def __init__(self, namenode_url: str) -> None:
+        super().__init__()
+        self._namenode_url = namenode_url
+
     def send(self, *request: Any, **settings: Any) -> requests.Response:
         try:
             return super().send(*request, **{**settings, "timeout": TIMEOUTS_S})
         except requests.RequestException as error:
             # The URL in its text may hold a delegation token.
-            raise OSError(without_secrets(str(error))) from None
+            said = without_secrets(str(error))
+            is_namenode = request[0].url.startswith(self._namenode_url)
+            raise OSError(said if is_namenode else f"All DataNodes failed: {said}") from None
 
 
 def _with_time(info: dict[str, Any]) -> dict[str, Any]:

@@ -131,7 +131,8 @@ def _parsed(piece: bytes, names: list[str] | None, options: Any) -> pa.Table:
     """Return the rows of a piece; its first line has the names, unless they are given."""
     return csv.read_csv(
         pa.BufferReader(piece),
-        csv.ReadOptions(column_names=names),
+        # Without pyarrow's threads, see `fluffle_worker.data.stored.fetched`.
+        csv.ReadOptions(column_names=names, use_threads=False),
         csv.ParseOptions(newlines_in_values=True),
         options,
     )

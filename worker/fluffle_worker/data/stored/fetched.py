@@ -1,7 +1,8 @@
 """The bytes of a row group in memory, at the places where Parquet's footer says that they are.
 
-pyarrow would read through Python from threads of its own, and a process that ends meanwhile is aborted. So
-files behind such a filesystem are read here, in a few large pieces, and pyarrow decodes them in memory.
+pyarrow would read through Python from threads of its own, and a process that ends soon after hangs or is
+aborted (apache/arrow#34314, #50482). So files behind such a filesystem are read here, in a few large pieces,
+and decoded in memory, without pyarrow's threads.
 """
 
 import mmap

@@ -88,7 +88,8 @@ class ParquetSource:
         footer, names = self._footer(part.file), self.layout.names
         groups = [part.group]
         if memory is not None:
-            yield pq.ParquetFile(memory, metadata=footer).iter_batches(rows, groups, names)
+            file = pq.ParquetFile(memory, metadata=footer)
+            yield file.iter_batches(rows, groups, names, use_threads=False)
             return
         is_small = self._bytes_of(part) <= WHOLE_GROUP_BYTES
         buffer_bytes = 0 if is_small else max(1 << 20, WHOLE_GROUP_BYTES // len(names))

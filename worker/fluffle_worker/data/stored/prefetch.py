@@ -47,7 +47,8 @@ class _Reader(Generic[Item]):
         self._items = items
         self._queue: Queue[Item | BaseException | None] = Queue(most)
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._read, name="fluffle-read-ahead", daemon=True)
+        # No daemon: Python would end one in the middle of a library's code, which aborts the process.
+        self._thread = threading.Thread(target=self._read, name="fluffle-read-ahead", daemon=False)
         self._thread.start()
 
     def items(self) -> Iterator[Item]:
@@ -80,7 +81,8 @@ class _Reader(Generic[Item]):
 
     def _put(self, item: Item | BaseException | None) -> bool:
         """Wait until there is room in the queue. Return False when nobody wants the items any more."""
-        while not self._is_over.is_set():
+        # Python waits for this thread before it exits, also where an iterator was never closed.
+        while not self._is_over.is_set() and threading.main_thread().is_alive():
             try:
                 self._queue.put(item, timeout=LOOK_S)
             except Full:
