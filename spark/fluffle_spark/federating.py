@@ -59,7 +59,7 @@ def federate(
     there are both; y is the column `label`. Without `features` they are all other columns.
 
     All sites log in as `broker_url` says. With `password_folder` each logs in under its own name, with the
-    password in FOLDER/SITE.password; with `make_users` RabbitMQ gets a user for each site for the time of the
+    password in FOLDER/SITE; with `make_users` RabbitMQ gets a user for each site for the time of the
     run, over its management interface (`management_url`), and `broker_url` is an administrator's.
 
     With `aggregator` and `evaluator`, True or their settings, these run beside the driver. With the task

@@ -36,7 +36,7 @@ def own_url(settings: SharedSettings) -> str:
 
 
 def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, str]:
-    """Return a broker URL for each site, with the password in FOLDER/SITE.password on the driver's machine.
+    """Return a broker URL for each site, with the password in FOLDER/SITE on the driver's machine.
 
     Raises ConfigError, which names the sites, when a file is missing or empty.
     """
@@ -44,7 +44,7 @@ def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, s
     missing: list[str] = []
     for site in sites:
         try:
-            password = (folder / f"{site}.password").read_text(encoding="utf-8").rstrip("\r\n")
+            password = (folder / site).read_text(encoding="utf-8").rstrip("\r\n")
         except (OSError, UnicodeDecodeError):
             password = ""
         if password:
@@ -54,9 +54,9 @@ def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, s
     if missing:
         more = f" and {len(missing) - 3} more" if missing[3:] else ""
         raise ConfigError(
-            f"{folder} has no password of {', '.join(missing[:3])}{more}: it must hold a file SITE.password "
+            f"{folder} has no password of {', '.join(missing[:3])}{more}: it must hold a file SITE "
             f"for each site, as `fluffle user add {missing[0]} --role worker --password-file "
-            f"{folder / missing[0]}.password` makes it"
+            f"{folder / missing[0]}` makes it"
         )
     return found
 

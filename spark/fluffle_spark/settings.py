@@ -42,8 +42,8 @@ class SparkSettings(SharedSettings):
     )
     password_folder: Path | None = Field(
         None,
-        description="Folder on the driver's machine with a file SITE.password for each site, whose RabbitMQ "
-        "user has the site's name.",
+        description="Folder on the driver's machine with the password of each site's RabbitMQ user, in a "
+        "file of the site's name, as `fluffle broker setup` makes it.",
     )
     make_users: bool = Field(
         False,

@@ -38,7 +38,7 @@ def test_the_value_of_a_site_becomes_a_name_that_rabbitmq_may_have(value: object
 
 
 def test_each_site_logs_in_with_its_own_password(tmp_path: Path) -> None:
-    (tmp_path / "north.password").write_text("p/w:1\n")
+    (tmp_path / "north").write_text("p/w:1\n")
 
     assert urls_from_files(URL, tmp_path, ["north"]) == {
         "north": "amqp://north:p%2Fw%3A1@rabbit:5672/%2Fhospital"
@@ -47,7 +47,7 @@ def test_each_site_logs_in_with_its_own_password(tmp_path: Path) -> None:
 
 
 def test_missing_passwords_are_named_with_the_command_that_makes_them(tmp_path: Path) -> None:
-    (tmp_path / "south.password").write_text("")
+    (tmp_path / "south").write_text("")
 
     with pytest.raises(
         ConfigError, match=r"no password of north, south: .*fluffle user add north --role worker"
