@@ -43,10 +43,11 @@ DOTTED = re.compile(r"\b(fluffle(?:_aggregator|_worker|_helper|_cli|_spark)?(?:\
 # Two words or more that are no command: a log line, an error, or a column of a table.
 PHRASE = re.compile(r"(?!(?:fluffle|docker|make|pip|process|rabbitmqctl) )[A-Za-z][\w']*(?: [\w']+)+")
 
-# Flags of docker, rabbitmqctl, pip and tensorboard.
+# Flags of docker, rabbitmqctl, pip, tensorboard and spark-submit.
 FOREIGN_FLAGS = frozenset(
     f"--{name}"
     for name in (
+        *("archives", "deploy-mode", "master", "py-files"),
         *("apply-to", "build", "cap-drop", "env-file", "force-recreate", "gpus", "init", "logdir"),
         *(
             "no-cache-dir",

@@ -14,14 +14,14 @@ GAP_S = 0.05
 
 
 def draw(run: FederationRun, target: Target, executor_of: Mapping[str, str], path: Path) -> None:
-    """Draw a federation, whose sites ran in the executors that `executor_of` names, as SVG or PNG."""
+    """Draw a federation, whose sites ran in the executors that `executor_of` names, as SVG."""
     # Text stays text, which can be searched for.
     rcParams["svg.fonttype"] = "none"
     figure = Figure(figsize=(10, 5), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     _draw_quality(above, run, target)
     _draw_rounds(below, run, executor_of)
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def _draw_quality(axes: Axes, run: FederationRun, target: Target) -> None:

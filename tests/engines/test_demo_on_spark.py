@@ -79,6 +79,7 @@ def test_the_demo_trains_four_shops_in_two_executors_and_draws_who_trained_what(
     assert not [line for line in said.splitlines() if "WARN" in line or line.startswith("{")]
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_demo_and_all_its_servers_and_workers(java: str, tmp_path: Path) -> None:
     out, output = tmp_path / "run", tmp_path / "output"
 
