@@ -29,7 +29,7 @@ FIRST_BYTES = 1 << 20
 # A quotation mark that nothing closes for so long is no beginning of a value with line breaks.
 LONGEST_VALUE_BYTES = 8 << 20
 BAD_VALUE = re.compile(
-    r"In CSV column #(\d+): CSV conversion error to (\w+): invalid value '(.*)'", re.DOTALL
+    r"In CSV column #(\d+): (?:Row #\d+: )?CSV conversion error to (\w+): invalid value '(.*)'", re.DOTALL
 )
 
 
@@ -117,14 +117,14 @@ def _schema(files: Files, file: StoredFile) -> pa.Schema:
 @contextmanager
 def _pieces(files: Files, file: StoredFile, piece_bytes: int, names: list[str]) -> Iterator[Iterator[bytes]]:
     """Yield the text in pieces of whole rows. Raises TaskError for what is wrong with them."""
-    try:
-        with files.open(file) as stream:
-            is_compressed = file.path.lower().endswith(".gz")
+    with files.open(file) as stream:
+        is_compressed = file.path.lower().endswith(".gz")
+        try:
             yield _whole_rows(gzip.GzipFile(fileobj=stream) if is_compressed else stream, piece_bytes)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise TaskError(f"{file.url} is no readable gzip file: write it again ({error})") from error
-    except pa.ArrowException as error:
-        raise TaskError(_what_is_wrong(str(error), file, names)) from error
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise TaskError(f"{file.url} is no readable gzip file: write it again ({error})") from error
+        except pa.ArrowException as error:
+            raise TaskError(_what_is_wrong(str(error), file, names)) from error
 
 
 def _parsed(piece: bytes, names: list[str] | None, options: Any) -> pa.Table:

@@ -11,7 +11,7 @@ from fluffle.errors import ConfigError
 from fluffle.storage import StoredFile
 
 # A block has about so many bytes as arrays.
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 
 
 # From labels [rows] of whatever type to numbers [rows].

@@ -180,7 +180,7 @@ class TableBlock:
 
     def write(self, x: NDArray[np.float32], y: NDArray[Any] | None) -> None:
         """Write the inputs into `x` [rows, ...] and the labels into `y` [rows, ...]."""
-        flat = x.reshape(len(x), -1)
+        flat = x.reshape(len(x), prod(x.shape[1:]))
         at = 0
         # Numbers too large for float32 become infinite, and the data steps take them for missing.
         with np.errstate(over="ignore"):
