@@ -43,6 +43,7 @@ ONE_IMPORTER = {
     "fsspec": "fluffle.storage",
     "hdfs_native": "fluffle.storage",
     "requests": "fluffle.storage",
+    "PIL": "fluffle_worker.data.stored.images",
 }
 PURE = {
     "fluffle.broker",
@@ -165,6 +166,7 @@ PURE = {
     *(f"fluffle_worker.data.{name}" for name in ("augment", "choices", "duplicates", "holding_out", "rows")),
     "fluffle_worker.data.named",
     "fluffle_worker.data.weights",
+    "fluffle_worker.data.stored.sharding",
     "fluffle_worker.insisting",
     *(f"fluffle_worker.pace.{name}" for name in ("batch", "speed", "steps")),
     "fluffle_worker.splits",

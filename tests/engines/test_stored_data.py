@@ -29,6 +29,9 @@ from fluffle.task import Site
 from fluffle_worker.data import Cache, open_dataset
 from fluffle_worker.data.stored import following, parquet
 from fluffle_worker.data.stored.dataset import Arrays
+from harness.federation import ROOT
+from harness.hdfs import Hdfs
+from harness.s3 import S3Server
 
 ROWS = 500
 ENDS_SOON_S = 60
@@ -255,3 +258,38 @@ def test_a_process_that_ends_right_after_it_has_read_ends_well(remote: Place, ki
             timeout=ENDS_SOON_S,
         )
         assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_the_code_of_the_docs_reads_what_lies_in_hdfs_and_in_a_bucket(
+    hdfs: Hdfs, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Place("", s3.environment).log_in(monkeypatch)
+    table = a_table().rename_columns(["a", "b", "c", "d", "outcome"])
+    write_to(f"{hdfs.url}/hospital/train/part-0.parquet", [as_parquet(table)])
+    write_to(f"{s3.url}/shown/held-out.csv", [as_csv(table)])
+    for name in ("cat", "dog"):
+        content = io.BytesIO()
+        Image.new("RGB", (9, 9)).save(content, "png")
+        write_to(f"{s3.url}/shown/photos/{name}/1.png", [content.getvalue()])
+    places = {
+        "hdfs://namenode:8020": hdfs.url,
+        "s3://hospital": f"{s3.url}/shown",
+        "/var/tmp/fluffle": str(tmp_path),
+    }
+    page = (ROOT / "docs" / "data.md").read_text()
+    for said, real in places.items():
+        assert said in page
+        page = page.replace(said, real)
+
+    names: dict[str, Any] = {}
+    found: list[Any] = []
+    for snippet in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(snippet, names)
+        found.append(names["train_data"](Site(index=1, count=2)))
+
+    arrays, minibatches, images = found
+    assert len(arrays[0]) == len(arrays[1]) == ROWS // 2
+    assert len(names["eval_data"]()[0]) == ROWS
+    assert [len(x) for x, _ in minibatches] == [64, 64, 64, ROWS // 2 - 192]
+    assert [x.shape for x, _ in images] == [(1, 64, 64, 3)]
+    assert len(list(tmp_path.glob("*.copy"))) == 1
