@@ -43,6 +43,11 @@ def _translated(text: str) -> FluffleError:
             f"the executors have Python {found[1].rstrip(',')} and the driver {found[2].rstrip('.')}: set "
             "PYSPARK_PYTHON to the same version on both"
         )
+    if found := re.search(r'Cannot run program "(\S+)": error=\d+, ([\w ]+)', text):
+        return ConfigError(
+            f"the executors cannot run the Python that PYSPARK_PYTHON names, {found[1]}: {found[2]}. Install "
+            "it there, or send it with --archives; a venv needs the Python that made it, at the same path"
+        )
     if "cancelled" in text and "Job" in text:
         return SparkFailed("the Spark job was cancelled: the workers have published what they had finished")
     if found := re.search(r"SiteDied: (.*)", text):

@@ -110,6 +110,14 @@ def test_the_table_of_data_steps_alone_goes_to_the_sites(tmp_path: Path) -> None
             "the executors have Python 3.12 and the driver 3.11: set PYSPARK_PYTHON",
         ),
         (
+            # As jcrist/venv-pack#20 reports it, and Spark 4 does where no archive was sent. The last cause
+            # alone says that there is no file, and not which.
+            'java.io.IOException: Cannot run program "./environment/bin/python": error=2, No such file or '
+            "directory\n\tat java.base/java.lang.ProcessBuilder.start(ProcessBuilder.java:1143)\nCaused by: "
+            "java.io.IOException: error=2, No such file or directory",
+            "cannot run the Python that PYSPARK_PYTHON names, ./environment/bin/python: No such file or",
+        ),
+        (
             "[SPARK_JOB_CANCELLED] Job 4 cancelled as part of cancellation of all jobs",
             "the Spark job was cancelled",
         ),
