@@ -213,17 +213,23 @@ def set_keras_environment() -> None:
         os.environ.setdefault(variable, value)
 
 
-def load_task(name: str) -> Task:
-    """Find a task by the name of a ready one or as "package.module:attribute".
-
-    Raises TaskError when the module cannot be imported, or when the attribute is missing or is no task.
-    """
+def place_of_task(name: str) -> tuple[str, str]:
+    """Return the module of a task and its name in there; raises TaskError for a name that says neither."""
     if ":" not in name and name not in READY_TASKS:
         known = ", ".join(READY_TASKS)
         raise TaskError(f"unknown task {name!r}: say one of {known}, or your own as package.module:name")
     module_name, _, attribute = READY_TASKS.get(name, name).partition(":")
     if not module_name or not attribute:
         raise TaskError(f"the task {name!r} must read like package.module:name")
+    return module_name, attribute
+
+
+def load_task(name: str) -> Task:
+    """Find a task by the name of a ready one or as "package.module:attribute".
+
+    Raises TaskError when the module cannot be imported, or when the attribute is missing or is no task.
+    """
+    module_name, attribute = place_of_task(name)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     set_keras_environment()

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 from fluffle.errors import TaskError
-from fluffle.task import READY_TASKS
+from fluffle.task import READY_TASKS, place_of_task
 
 # Code is small; a data set in the folder of a package is not.
 MOST_BYTES = 16 * 2**20
@@ -22,10 +22,10 @@ def code_of(task: str) -> bytes:
     """Return the module or package of a task as a zip archive; empty for a ready or an installed one.
 
     What it imports besides must be installed on the executors, or be sent with `addPyFile` or --archives.
-    Raises TaskError when the driver does not find the module, and when it is too large.
+    Raises TaskError for a task whose module the driver does not find or that is too large.
     """
-    module, _, attribute = task.partition(":")
-    if task in READY_TASKS or not attribute:
+    module, _ = place_of_task(task)
+    if task in READY_TASKS:
         return b""
     top = module.partition(".")[0]
     if str(Path.cwd()) not in sys.path:
@@ -55,17 +55,21 @@ def _is_installed(path: Path) -> bool:
 
 def _zipped(top: Path, files: list[Path]) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    # Some images and package stores date all files 1970, which a zip archive cannot say.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for file in files:
-            if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, file.relative_to(top.parent))
-    code = buffer.getvalue()
-    if len(code) > MOST_BYTES:
-        raise TaskError(
-            f"the task's package {top} is too large to be sent to the executors: {len(code):,} bytes in a "
-            f"zip archive, and {MOST_BYTES:,} are allowed. Keep data outside of it, or install it there"
-        )
-    return code
+            name = file.relative_to(top.parent)
+            # Hidden files are no code: .git, .env with passwords, a notebook's checkpoints.
+            if "__pycache__" in name.parts or any(part.startswith(".") for part in name.parts):
+                continue
+            if file.is_file():
+                archive.write(file, name)
+            if buffer.tell() > MOST_BYTES:
+                raise TaskError(
+                    f"the task's package {top} is too large to be sent to the executors: a zip archive of it "
+                    f"has more than {MOST_BYTES:,} bytes. Keep data outside of it, or install it there"
+                )
+    return buffer.getvalue()
 
 
 def unpack(code: bytes, folder: Path) -> None:

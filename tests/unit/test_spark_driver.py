@@ -1,5 +1,6 @@
 """What a driver of a federation on Spark does by itself: names, logins, code, one sentence for an error."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -65,6 +66,8 @@ def test_a_module_and_a_package_travel_and_an_edited_one_is_sent_anew(
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "inner.py").write_text("task = 2")
+    (package / ".env").write_text("PASSWORD=secret")
+    os.utime(package / "inner.py", (0, 0))
     first = code_of("ward_task:task")
     module.write_text("task = 'edited'")
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -75,6 +78,7 @@ def test_a_module_and_a_package_travel_and_an_edited_one_is_sent_anew(
     assert code_of("ward_task:task") != first
     assert (tmp_path / "there/ward_task.py").read_text() == "task = 'edited'"
     assert (tmp_path / "there/ward_package/inner.py").read_text() == "task = 2"
+    assert not (tmp_path / "there/ward_package/.env").exists()
     assert code_of("digits") == b""
     assert code_of("sklearn.datasets:anything") == b""
 
@@ -84,8 +88,13 @@ def test_a_package_with_data_in_it_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("fluffle_spark.task_code.MOST_BYTES", 100)
     (tmp_path / "large_task.py").write_text("task = 1 # " + "".join(map(chr, range(33, 126))) * 3)
 
-    with pytest.raises(TaskError, match=r"too large to be sent to the executors: .* bytes in a zip archive"):
+    with pytest.raises(TaskError, match=r"too large to be sent to the executors: .* has more than 100 bytes"):
         code_of("large_task:task")
+
+
+def test_a_task_that_names_no_module_is_refused_by_the_driver() -> None:
+    with pytest.raises(TaskError, match=r"unknown task 'hospital': say one of digits"):
+        code_of("hospital")
 
 
 def test_the_table_of_data_steps_alone_goes_to_the_sites(tmp_path: Path) -> None:
