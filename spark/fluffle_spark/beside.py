@@ -54,7 +54,7 @@ def parts_beside(
 
 
 def _started(part: str, settings: Mapping[str, object]) -> "subprocess.Popen[bytes]":
-    given = {env_name(name): _as_text(value) for name, value in settings.items() if value is not None}
+    given = {env_name(name): _as_text(value) for name, value in settings.items()}
     log.info("starting", part=part)
     return subprocess.Popen(
         [sys.executable, "-m", "fluffle_cli", part],
@@ -67,6 +67,9 @@ def _started(part: str, settings: Mapping[str, object]) -> "subprocess.Popen[byt
 
 
 def _as_text(value: object) -> str:
+    """Return a setting as a variable has it; that of None is empty, which means that it is not set."""
+    if value is None:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

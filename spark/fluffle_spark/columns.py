@@ -52,6 +52,11 @@ def chosen_columns(
     return tuple(inputs)
 
 
+def quoted(name: str) -> str:
+    """Return a column's name as Spark's functions take it, where a dot would mean a field of a struct."""
+    return f"`{name.replace('`', '``')}`"
+
+
 def _is_numeric(kind: DataType) -> bool:
     element = getattr(kind, "elementType", None)
     return _is_numeric(element) if element is not None else kind.simpleString().partition("(")[0] in NUMBERS

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JError
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 
 from fluffle.errors import ConfigError, FluffleError
 
@@ -27,7 +27,11 @@ def in_one_sentence(cancelled_because: Callable[[], str] = str) -> Iterator[None
     except (PySparkException, Py4JError) as error:
         if because := cancelled_because():
             raise SparkFailed(because) from error
-        raise _translated(str(error)) from error
+        text = str(error)
+        if isinstance(error, AnalysisException):
+            # The first line says why Spark refuses the query; its plan follows.
+            text = text.partition("\n")[0]
+        raise _translated(text) from error
 
 
 def _translated(text: str) -> FluffleError:

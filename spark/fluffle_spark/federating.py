@@ -1,5 +1,6 @@
 """`federate`: a data frame's sites train one model together, each in a Spark task."""
 
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from fluffle_spark.beside import parts_beside
 from fluffle_spark.columns import chosen_columns
 from fluffle_spark.data_table import data_table
 from fluffle_spark.driver_errors import in_one_sentence
-from fluffle_spark.logins import own_url, urls_from_files, users_for_the_run
+from fluffle_spark.logins import NO_PASSWORD_FILE, own_url, urls_from_files, users_for_the_run
 from fluffle_spark.order import Order, SiteReport
 from fluffle_spark.site_task import SPARK_SCHEMA, run_site
 from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
@@ -30,6 +31,8 @@ from fluffle_spark.watched import Watched
 from fluffle_worker.settings import WorkerSettings
 
 log = get_logger(__name__)
+
+CANCEL_EVERY_S = 0.5
 
 
 def federate(
@@ -72,13 +75,7 @@ def federate(
     and TaskError for what is wrong before anything starts, FluffleError when all sites failed or when Spark
     could not run them.
     """
-    spark = df.sparkSession
-    if not hasattr(spark, "sparkContext") or not hasattr(spark, "_jsparkSession"):
-        raise ConfigError(
-            "federate needs a classic Spark session: Spark Connect has no broadcasts and accumulators"
-        )
-    if (workers is None) == (site_column is None):
-        raise ConfigError("say what a site is: give either workers=N, or site_column=COLUMN")
+    _require_rows_and_sites(df, workers, site_column, waves)
     if make_users and password_folder is not None:
         raise ConfigError("make_users and password_folder do not go together: give one of them")
     named = {"task": task, "federation": federation, "broker_url": broker_url}
@@ -86,6 +83,7 @@ def federate(
     inputs = chosen_columns(df, features, label, site_column)
     code = code_of(task)
     sites = _sites(df, workers, site_column, [*inputs, label])
+    spark = df.sparkSession
     require_slots(spark.sparkContext, len(sites.names), takes_turns=bool(waves))
     with ExitStack() as running:
         urls: Mapping[str, str] = {}
@@ -105,6 +103,7 @@ def federate(
                     "site": at,
                     "sites": len(sites.names),
                     "broker_url": urls.get(name) or own_url(checked),
+                    **NO_PASSWORD_FILE,
                 },
                 data_table=data_table(checked.config),
                 code=code,
@@ -115,19 +114,38 @@ def federate(
         given = checked.model_fields_set & set(SharedSettings.model_fields)
         shared = {name: getattr(checked, name) for name in given | {"task"}}
         parts = {
-            part: {**shared, **(given if isinstance(given, Mapping) else {})}
+            part: _settings_beside(shared, given)
             for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
-            if given is not False
+            if given is not False and given is not None
         }
         if task == TABULAR and "aggregator" in parts:
             described = table_settings(df, inputs, label, parts["aggregator"])
             parts["aggregator"] = running.enter_context(described)
         job = _Job(spark.sparkContext, federation)
         running.enter_context(parts_beside(parts, job.cancel))
+        running.callback(job.end)
         reports = job.run(sites, orders)
     _judge(reports)
     rows = [tuple(getattr(report, name) for name in SiteReport.__slots__) for report in reports]
     return spark.createDataFrame(rows, SPARK_SCHEMA)
+
+
+def _require_rows_and_sites(df: object, workers: object, site_column: object, waves: object) -> None:
+    """Raise ConfigError for data that is no data frame to train on, and unless it is clear what a site is."""
+    if not isinstance(df, DataFrame):
+        raise ConfigError(f"federate takes a data frame of Spark, not {type(df).__name__}")
+    if df.isStreaming:
+        raise ConfigError("federate takes no stream: write it to a table, and read that")
+    spark = df.sparkSession
+    if not hasattr(spark, "sparkContext") or not hasattr(spark, "_jsparkSession"):
+        raise ConfigError(
+            "federate needs a classic Spark session: Spark Connect has no broadcasts and accumulators"
+        )
+    if (workers is None) == (site_column is None):
+        raise ConfigError("say what a site is: give either workers=N, or site_column=COLUMN")
+    for name, number, least in (("workers", workers, 1), ("waves", waves, 0)):
+        if number is not None and (not isinstance(number, int) or number < least):
+            raise ConfigError(f"{name} must be a whole number from {least} on, not {number!r}")
 
 
 def _sites(df: DataFrame, workers: int | None, site_column: str | None, columns: Sequence[str]) -> Sites:
@@ -144,6 +162,14 @@ def _settings_of_sites(checked: WorkerSettings) -> dict[str, Any]:
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
+def _settings_beside(shared: Mapping[str, Any], given: bool | Mapping[str, object]) -> dict[str, Any]:
+    """Return the settings of a part beside the driver: its own ones before the shared ones."""
+    own = given if isinstance(given, Mapping) else {}
+    # The password file belongs to the URL that it was given with.
+    login = NO_PASSWORD_FILE if "broker_url" in own else {}
+    return {**shared, **login, **own}
+
+
 def _judge(reports: Sequence[SiteReport]) -> None:
     failed = [report for report in reports if report.error]
     if failed and len(failed) == len(reports):
@@ -157,11 +183,20 @@ class _Job:
         self._sc, self._federation = sc, federation
         self._tag = f"fluffle-{uuid.uuid4().hex}"
         self._because = ""
+        self._is_over = threading.Event()
 
     def cancel(self, because: str) -> None:
-        """End the sites; `run` raises FluffleError with this sentence."""
+        """End the sites, and return after `end`; `run` raises FluffleError with this sentence."""
         self._because = because
-        self._sc.cancelJobsWithTag(self._tag)
+        # Spark cancels the jobs of this moment only, and another one may be about to begin.
+        with suppress(PySparkException, Py4JError):
+            self._sc.cancelJobsWithTag(self._tag)
+            while not self._is_over.wait(CANCEL_EVERY_S):
+                self._sc.cancelJobsWithTag(self._tag)
+
+    def end(self) -> None:
+        """Tell `cancel` that no more jobs will come."""
+        self._is_over.set()
 
     def run(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
         """Run all sites to their end, turn after turn where they take turns."""

@@ -18,6 +18,8 @@ from fluffle.settings import SharedSettings
 log = get_logger(__name__)
 
 SALT_BYTES = 4
+# The setting of a process that has the password in its broker URL: its environment may name the file too.
+NO_PASSWORD_FILE = {"broker_password_file": None}
 
 
 def url_with(url: str, user: str, password: str) -> str:

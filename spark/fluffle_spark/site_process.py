@@ -83,7 +83,9 @@ def main() -> None:
     stop = stop_on_signals()
     source, reports = sys.stdin.buffer, _own_stdout()
     order = Order.decode(source.readline())
-    logs.configure("json", verbose=False, part="worker", fields={"worker": order.site})
+    logs.configure(
+        "json", verbose=bool(order.settings.get("verbose")), part="worker", fields={"worker": order.site}
+    )
     reporter = Reporter(order, reports, stop)
     try:
         _work(order, source, reporter, stop)

@@ -13,13 +13,15 @@ from pyspark.sql.types import IntegerType, StructField, StructType
 
 from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH
+from fluffle_spark.columns import quoted
 
 # More values than these in the column of the sites is hardly what was meant.
 MOST_SITES = 1000
 # A cluster that has not grown for so long has all its executors.
 EXECUTORS_WAIT_S = 5.0
 POLL_S = 0.2
-# The column with the number of a row's site.
+# The columns with the value and the number of a row's site.
+VALUE = "__fluffle_value"
 NUMBER = "__fluffle_site"
 
 
@@ -33,9 +35,7 @@ class Sites:
 
 def evenly_divided(df: DataFrame, workers: int, columns: Sequence[str]) -> Sites:
     """Divide the rows among so many sites; raises ConfigError when there are fewer rows than sites."""
-    if workers < 1:
-        raise ConfigError(f"workers must be at least 1, not {workers}")
-    chosen = df.select(*columns)
+    chosen = df.select(*map(quoted, columns))
     rows = chosen.limit(workers).count()
     if rows < workers:
         raise ConfigError(
@@ -48,18 +48,24 @@ def evenly_divided(df: DataFrame, workers: int, columns: Sequence[str]) -> Sites
 def by_column(df: DataFrame, column: str, columns: Sequence[str]) -> Sites:
     """Make each value of a column a site. Raises ConfigError for nulls, and for too many values."""
     # One more than allowed is enough to refuse, however many there are.
-    found = df.groupBy(column).count().limit(MOST_SITES + 1).collect()
+    found = (
+        df.select(functions.col(quoted(column)).alias(VALUE))
+        .groupBy(VALUE)
+        .count()
+        .limit(MOST_SITES + 1)
+        .collect()
+    )
     if len(found) > MOST_SITES:
-        different = df.select(functions.approx_count_distinct(column)).collect()[0][0]
+        different = df.select(functions.approx_count_distinct(quoted(column))).collect()[0][0]
         raise ConfigError(
             f"site_column {column!r} has about {different:,} different values, and there may be "
             f"{MOST_SITES:,} sites at most: name a column that says whose the data is, or use workers=N"
         )
-    if nulls := [row["count"] for row in found if row[column] is None]:
+    if nulls := [row["count"] for row in found if row[VALUE] is None]:
         raise ConfigError(
             f"site_column {column!r} is null in {nulls[0]} rows, which belong to no site: fill or drop them"
         )
-    values = sorted(row[column] for row in found)
+    values = sorted(row[VALUE] for row in found)
     if not values:
         raise ConfigError("the data has no rows: nothing could be trained")
     names = [name_of(value) for value in values]
@@ -70,10 +76,11 @@ def by_column(df: DataFrame, column: str, columns: Sequence[str]) -> Sites:
             f"worker's name {twice[0]!r}: rename one"
         )
     kind = df.schema[column].dataType
-    schema = StructType([StructField(column, kind), StructField(NUMBER, IntegerType())])
+    schema = StructType([StructField(VALUE, kind), StructField(NUMBER, IntegerType())])
     numbers = df.sparkSession.createDataFrame([(value, at) for at, value in enumerate(values)], schema)
-    numbered = df.select(column, *columns).join(functions.broadcast(numbers), column)
-    rows = numbered.repartitionById(len(values), functions.col(NUMBER)).select(*columns)
+    chosen = df.select(functions.col(quoted(column)).alias(VALUE), *map(quoted, columns))
+    numbered = chosen.join(functions.broadcast(numbers), VALUE)
+    rows = numbered.repartitionById(len(values), functions.col(NUMBER)).select(*map(quoted, columns))
     return Sites(tuple(names), rows)
 
 

@@ -16,6 +16,7 @@ from fluffle.data_source import TABLE
 from fluffle.errors import ConfigError
 from fluffle.settings import DEFAULT_CONFIG, with_table
 from fluffle.table_model import MAX_TABLE_CLASSES
+from fluffle_spark.columns import quoted
 from fluffle_spark.driver_errors import in_one_sentence
 from fluffle_worker.tabular.labels import LabelSurvey
 from fluffle_worker.tabular.settings import TabularSettings
@@ -71,13 +72,13 @@ def _left_open(
     if said.classes is not None:
         return found
     with in_one_sentence():
-        labels = df.select(label).where(of.col(label).isNotNull())
+        labels = df.select(quoted(label)).where(of.col(quoted(label)).isNotNull())
         different = [row[0] for row in labels.distinct().limit(MAX_TABLE_CLASSES + 1).collect()]
         survey = LabelSurvey(label)
         survey.add(np.array(different, object))
         if not said.says_number and (said.target == "classes" or survey.are_classes):
             return {**found, "classes": list(survey.classes())}
-        number = of.col(label).cast("double")
+        number = of.col(quoted(label)).cast("double")
         center, scale = labels.select(of.mean(number), of.stddev_pop(number)).first() or (0.0, 1.0)
     if said.center is None:
         found["center"] = float(center)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,7 +152,15 @@ def test_the_aggregator_beside_the_driver_ends_everything_at_the_target_and_no_p
 ) -> None:
     started = Federation(federation, node.amqp_url, tmp_path)
     target = {"target": "accuracy>=0.8", "strategy": "fedbuff", "buffer_size": 2}
-    with training(started, digits(spark), aggregator=target, evaluator=True, delay=0.05) as run:
+    password_file = tmp_path / "password"
+    password_file.write_text(node.password)
+    login: dict[str, Any] = {
+        "broker_url": node.amqp_url.replace(f":{node.password}@", "@"),
+        "broker_password_file": password_file,
+        # A login of its own, with which the password file has nothing to do.
+        "evaluator": {"broker_url": node.amqp_url},
+    }
+    with training(started, digits(spark), aggregator=target, delay=0.05, **login) as run:
         run.wait()
 
     assert run.error is None

@@ -17,6 +17,7 @@ from pyspark.sql.types import IntegerType, StructField, StructType
 from fluffle.errors import ConfigError, FluffleError, TaskError
 from fluffle_cli.node import BrokerNode
 from fluffle_spark import federate
+from fluffle_spark.sites import by_column, evenly_divided
 
 NOWHERE = "amqp://127.0.0.1:9/%2F"
 
@@ -54,6 +55,10 @@ def with_wards_alike(spark: SparkSession) -> DataFrame:
     return patients(spark).withColumn("ward", ward)
 
 
+def as_stream(spark: SparkSession) -> DataFrame:
+    return spark.readStream.format("rate").load().selectExpr("value as age", "'a' as ward", "1 as outcome")
+
+
 def twice_the_age(spark: SparkSession) -> DataFrame:
     return patients(spark).select("age", functions.col("bmi").alias("age"), "ward", "outcome")
 
@@ -86,13 +91,15 @@ def twice_the_age(spark: SparkSession) -> DataFrame:
         (
             patients,
             {"site_column": None, "features": ["age"], "workers": 0},
-            "workers must be at least 1, not 0",
+            "workers must be a whole number from 1 on, not 0",
         ),
         (
             patients,
             {"site_column": None, "features": ["age"], "workers": 9},
             "9 sites need 9 slots for their tasks at once",
         ),
+        (patients, {"waves": -1}, "waves must be a whole number from 0 on, not -1"),
+        (as_stream, {}, "federate takes no stream"),
         (patients, {"federation": "No Name"}, "federation"),
         (patients, {"delai": 1}, "did you mean delay?"),
         (patients, {"aggregator": {"targett": "x"}}, "unknown setting 'targett' of the aggregator"),
@@ -116,6 +123,23 @@ def test_what_is_wrong_is_said_before_anything_starts(
 
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_columns_with_dots_in_their_names_and_a_label_that_is_the_site_divide_the_rows(
+    spark: SparkSession,
+) -> None:
+    data = patients(spark).withColumnsRenamed({"age": "a.ge", "ward": "the.ward"})
+
+    sites = by_column(data, "the.ward", ["a.ge", "the.ward"])
+    evenly = evenly_divided(data, 2, ["a.ge"])
+
+    assert sites.names == ("north", "south")
+    assert sites.rows.columns == ["a.ge", "the.ward"]
+    assert [{row["the.ward"] for row in part} for part in sites.rows.rdd.glom().collect()] == [
+        {"north"},
+        {"south"},
+    ]
+    assert evenly.rows.count() == 40
 
 
 def test_a_task_that_is_nowhere_is_refused_by_the_driver(spark: SparkSession) -> None:

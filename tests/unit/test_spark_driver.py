@@ -12,11 +12,13 @@ from pyspark.errors import PySparkException
 
 from fluffle.errors import ConfigError, FluffleError, TaskError
 from fluffle.fields import is_name
+from fluffle.settings import load_arguments
 from fluffle_spark.data_table import data_table
 from fluffle_spark.driver_errors import in_one_sentence
-from fluffle_spark.logins import url_with, urls_from_files
+from fluffle_spark.logins import NO_PASSWORD_FILE, url_with, urls_from_files
 from fluffle_spark.sites import name_of
 from fluffle_spark.task_code import code_of, unpack
+from fluffle_worker.settings import WorkerSettings
 
 URL = "amqp://driver:secret@rabbit:5672/%2Fhospital"
 
@@ -95,6 +97,15 @@ def test_a_package_with_data_in_it_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_task_that_names_no_module_is_refused_by_the_driver() -> None:
     with pytest.raises(TaskError, match=r"unknown task 'hospital': say one of digits"):
         code_of("hospital")
+
+
+def test_a_site_does_not_look_for_the_password_file_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLUFFLE_BROKER_PASSWORD_FILE", "/run/secrets/driver")
+    given = {"task": "digits", "federation": "wards", "broker_url": URL}
+
+    settings = load_arguments(WorkerSettings, {**given, **NO_PASSWORD_FILE})
+
+    assert settings.broker_password_file is None
 
 
 def test_the_table_of_data_steps_alone_goes_to_the_sites(tmp_path: Path) -> None:
