@@ -27,6 +27,7 @@ from fluffle_spark.site_task import SPARK_SCHEMA, run_site
 from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
 from fluffle_spark.tables import TABULAR, table_settings
 from fluffle_spark.task_code import code_of
+from fluffle_spark.terminated import clean_up_on_sigterm
 from fluffle_spark.watched import Watched
 from fluffle_worker.settings import WorkerSettings
 
@@ -86,6 +87,7 @@ def federate(
     spark = df.sparkSession
     require_slots(spark.sparkContext, len(sites.names), takes_turns=bool(waves))
     with ExitStack() as running:
+        running.enter_context(clean_up_on_sigterm())
         urls: Mapping[str, str] = {}
         if make_users:
             urls = running.enter_context(users_for_the_run(checked, management_url, sites.names))
@@ -125,7 +127,8 @@ def federate(
         running.enter_context(parts_beside(parts, job.cancel))
         running.callback(job.end)
         reports = job.run(sites, orders)
-    _judge(reports)
+        # In here: parts beside the driver are not waited for where nothing was trained.
+        _judge(reports)
     rows = [tuple(getattr(report, name) for name in SiteReport.__slots__) for report in reports]
     return spark.createDataFrame(rows, SPARK_SCHEMA)
 

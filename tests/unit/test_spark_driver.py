@@ -1,7 +1,9 @@
 """What a driver of a federation on Spark does by itself: names, logins, code, one sentence for an error."""
 
 import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from fluffle_spark.driver_errors import in_one_sentence
 from fluffle_spark.logins import NO_PASSWORD_FILE, url_with, urls_from_files
 from fluffle_spark.sites import name_of
 from fluffle_spark.task_code import code_of, unpack
+from fluffle_spark.terminated import clean_up_on_sigterm
 from fluffle_worker.settings import WorkerSettings
 
 URL = "amqp://driver:secret@rabbit:5672/%2Fhospital"
@@ -97,6 +100,19 @@ def test_a_package_with_data_in_it_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_task_that_names_no_module_is_refused_by_the_driver() -> None:
     with pytest.raises(TaskError, match=r"unknown task 'hospital': say one of digits"):
         code_of("hospital")
+
+
+def test_sigterm_ends_the_driver_as_an_exception_that_cleans_up() -> None:
+    @clean_up_on_sigterm()
+    def wait_for_spark() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with pytest.raises(SystemExit) as raised:
+        wait_for_spark()
+
+    assert raised.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_site_does_not_look_for_the_password_file_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
