@@ -34,6 +34,8 @@ from fluffle_worker.settings import WorkerSettings
 log = get_logger(__name__)
 
 CANCEL_EVERY_S = 0.5
+# Settings of a worker that say what the data frame says here.
+OF_EACH_SITE = ("name", "site", "sites", "data", "label")
 
 
 def federate(
@@ -79,6 +81,8 @@ def federate(
     _require_rows_and_sites(df, workers, site_column, waves)
     if make_users and password_folder is not None:
         raise ConfigError("make_users and password_folder do not go together: give one of them")
+    if own := [name for name in OF_EACH_SITE if name in settings]:
+        raise ConfigError(f"{own[0]} is no argument of federate: each site gets it from the data frame")
     named = {"task": task, "federation": federation, "broker_url": broker_url}
     checked = load_arguments(WorkerSettings, {**settings, **named})
     inputs = chosen_columns(df, features, label, site_column)
@@ -106,6 +110,9 @@ def federate(
                     "sites": len(sites.names),
                     "broker_url": urls.get(name) or own_url(checked),
                     **NO_PASSWORD_FILE,
+                    # FLUFFLE_LABEL is for the driver: the rows come with their labels.
+                    "data": None,
+                    "label": None,
                 },
                 data_table=data_table(checked.config),
                 code=code,
@@ -170,7 +177,8 @@ def _settings_beside(shared: Mapping[str, Any], given: bool | Mapping[str, objec
     own = given if isinstance(given, Mapping) else {}
     # The password file belongs to the URL that it was given with.
     login = NO_PASSWORD_FILE if "broker_url" in own else {}
-    return {**shared, **login, **own}
+    # FLUFFLE_LABEL is for the driver, and only the task tabular takes one.
+    return {**shared, "label": None, **login, **own}
 
 
 def _judge(reports: Sequence[SiteReport]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -148,7 +149,11 @@ def test_a_federation_outlives_a_restart_of_the_broker(
 
 
 def test_the_aggregator_beside_the_driver_ends_everything_at_the_target_and_no_password_is_logged(
-    node: BrokerNode, federation: str, spark: SparkSession, spark_cluster: SparkCluster, tmp_path: Path
+    node: BrokerNode,
+    federation: str,
+    spark: SparkSession,
+    spark_cluster: SparkCluster,
+    tmp_path: Path,
 ) -> None:
     started = Federation(federation, node.amqp_url, tmp_path)
     target = {"target": "accuracy>=0.8", "strategy": "fedbuff", "buffer_size": 2}
@@ -160,7 +165,11 @@ def test_the_aggregator_beside_the_driver_ends_everything_at_the_target_and_no_p
         # A login of its own, with which the password file has nothing to do.
         "evaluator": {"broker_url": node.amqp_url},
     }
-    with training(started, digits(spark), aggregator=target, delay=0.05, **login) as run:
+    # As a driver that has its settings from the environment.
+    with (
+        patch.dict(os.environ, {"FLUFFLE_LABEL": "digit"}),
+        training(started, digits(spark), aggregator=target, delay=0.05, **login) as run,
+    ):
         run.wait()
 
     assert run.error is None

@@ -98,6 +98,7 @@ def twice_the_age(spark: SparkSession) -> DataFrame:
             {"site_column": None, "features": ["age"], "workers": 9},
             "9 sites need 9 slots for their tasks at once",
         ),
+        (patients, {"name": "north"}, "name is no argument of federate"),
         (patients, {"waves": -1}, "waves must be a whole number from 0 on, not -1"),
         (as_stream, {}, "federate takes no stream"),
         (patients, {"federation": "No Name"}, "federation"),
