@@ -112,6 +112,7 @@ def test_a_cancelled_job_ends_its_workers_within_seconds_and_they_publish_what_i
     assert_balanced(in_spark, spark_cluster.work)
 
 
+@pytest.mark.long
 def test_an_executor_that_spark_takes_away_costs_nothing(
     spark: SparkSession, spark_cluster: SparkCluster, in_spark: Federation
 ) -> None:
@@ -130,6 +131,7 @@ def test_an_executor_that_spark_takes_away_costs_nothing(
     assert_balanced(in_spark, spark_cluster.work)
 
 
+@pytest.mark.long
 def test_a_federation_outlives_a_restart_of_the_broker(
     own_node: BrokerNode, federation: str, tmp_path: Path, spark: SparkSession, spark_cluster: SparkCluster
 ) -> None:
