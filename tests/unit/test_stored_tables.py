@@ -177,6 +177,10 @@ def test_a_request_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     write_parquet(a_table(3), tmp_path / "table")
 
     assert "not the label" in refused(tmp_path, ConfigError, columns=["ill"], label="ill")
+    assert "classes= numbers the values of a label" in refused(tmp_path, ConfigError, classes=["a", "b"])
+    assert "lists of names, not the text 'age'" in refused(tmp_path, ConfigError, columns="age")
+    assert "image_size= scales images" in refused(tmp_path, ConfigError, image_size=(2, 2))
+    assert "a height and a width" in refused(tmp_path, ConfigError, image_size=(2, 0))
     assert "different texts" in refused(tmp_path, ConfigError, label="ill", classes=["a", "a"])
 
 

@@ -35,7 +35,7 @@ FORMATS = {
     **dict.fromkeys(_IMAGES, (f"{_MODULES}.images", "ImageSource")),
 }
 # So many rows are mixed with each other where minibatches come in a random order.
-MIXED_BYTES = 64 << 20
+MIXED_BYTES = 32 << 20
 # Arrays of unknown length begin with so many rows, and double.
 FIRST_ROWS = 65_536
 
@@ -106,7 +106,7 @@ class Dataset:
         """Return the rows as minibatches, which are read anew each time that they are iterated.
 
         With a seed, each pass has another random order: of the files and row groups, and of the rows within
-        some 64 MB. Without one, rows come in the order of the files.
+        some 32 MB. Without one, rows come in the order of the files.
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
@@ -195,6 +195,8 @@ def open_dataset(
     Raises StorageError where the files cannot be read, TaskError for what they hold, and ConfigError for a
     request that makes no sense.
     """
+    if isinstance(columns, str) or isinstance(classes, str):
+        raise ConfigError(f"columns= and classes= are lists of names, not the text {columns or classes!r}")
     wanted = Wanted(None if columns is None else tuple(columns), label, tuple(classes), image_size)
     return opened(url, wanted, shard, cache)
 
@@ -206,6 +208,8 @@ def opened(
     location = locate(url)
     found = location.files()
     module, name = _format(found)
+    if wanted.image_size and name != "ImageSource":
+        raise ConfigError(f"image_size= scales images, and {found[0].url} is none: leave it out")
     source: Source = getattr(module, name)(_files(location, cache), found, wanted, shard or Site())
     return Dataset(location.url, source)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 # Two column chunks that are no further apart are read together.
 GAP_BYTES = 1 << 16
-PIECE_BYTES = 16 << 20
+PIECE_BYTES = 8 << 20
 # A mapping as long as the file, of which only what is read takes memory. Python 3.11 has no name for that.
 FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
 

@@ -25,7 +25,7 @@ class Wanted:
     `code_labels` turns the labels of some rows, as the files have them, into float32. With it all rows are
     read, also those without a label.
 
-    Raises ConfigError when classes stand there twice, or are of two kinds.
+    Raises ConfigError for what cannot be meant.
     """
 
     columns: tuple[str, ...] | None = None
@@ -35,7 +35,9 @@ class Wanted:
     code_labels: CodeLabels | None = None
 
     def __post_init__(self) -> None:
-        classes = self.classes
+        classes, size = self.classes, self.image_size
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise ConfigError(f"image_size= must be a height and a width in pixels, not {size}")
         if len(set(classes)) != len(classes) or len({type(each) for each in classes}) > 1:
             raise ConfigError(f"classes= must name different texts or different numbers, not {list(classes)}")
         if self.columns is not None and (self.label in self.columns or not self.columns):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fluffle.errors import TaskError
+from fluffle.errors import ConfigError, TaskError
 from fluffle_worker.data.stored.columns import UNKNOWN, Column, column_of, dense, in_words, with_length
 from fluffle_worker.data.stored.source import CodeLabels, RowForm, Wanted
 
@@ -80,6 +80,8 @@ def columns_of(schema: pa.Schema, file: str) -> Columns:
 
 def layout_of(columns: Columns, wanted: Wanted, file: str) -> Layout:
     """Return the layout of a file's rows. Raises TaskError for columns that are missing or cannot be used."""
+    if wanted.classes and not wanted.label:
+        raise ConfigError("classes= numbers the values of a label: name its column with label=")
     for name in (*(wanted.columns or ()), *([wanted.label] if wanted.label else ())):
         if name not in columns:
             what = "label column" if name == wanted.label else "column"
