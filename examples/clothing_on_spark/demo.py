@@ -39,10 +39,10 @@ from harness.federation import HEARTBEAT_S
 SAY_EVERY_S: Final = 3.0
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SUBMIT: Final = """\
-The same without a program of your own:
+The same without a program of your own, in the folder examples with .venv activated:
   export FLUFFLE_BROKER_URL=amqp://USER:PASSWORD@{broker}
   export FLUFFLE_TARGET="{target}"
-  spark-submit --master "{master}" fluffle-spark.py \\
+  spark-submit --master "{master}" ../spark/fluffle-spark.py \\
     --task clothing_on_spark.task:task --federation {federation} --data {data} \\
     --features pixels --label kind --site-column shop --with-aggregator --with-evaluator"""
 
