@@ -179,8 +179,10 @@ def test_the_aggregator_beside_the_driver_ends_everything_at_the_target_and_no_p
     for row in run.rows.values():
         assert row.error == ""
         assert "accuracy>=0.8" in row.ended
-        assert row.rounds >= row.updates > 0
-        assert row.metrics["loss"] > 0
+        assert row.rounds >= row.updates
+        # On a busy machine one executor can reach the target before the other one has started.
+        assert not row.rounds or row.metrics["loss"] > 0
+    assert sum(row.updates for row in run.rows.values()) > 0
     assert sum(row.rows for row in run.rows.values()) == 1797 - 300
     assert len({row.ran_on for row in run.rows.values()}) == 2
     assert_no_password(spark_cluster, node.password)
