@@ -33,16 +33,16 @@ def parts_beside(
             raise ConfigError(
                 f"unknown setting {unknown[0]!r} of the {part}: `fluffle {part} --help` lists them"
             )
-    processes = {part: _started(part, settings) for part, settings in parts.items()}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    watchers: list[threading.Thread] = []
     over = threading.Event()
-    watchers = [
-        threading.Thread(target=_watch, args=(part, process, over, on_failure), name=part, daemon=True)
-        for part, process in processes.items()
-    ]
-    for watcher in watchers:
-        watcher.start()
     is_clean = False
     try:
+        for part, settings in parts.items():
+            processes[part] = _started(part, settings)
+            given = (part, processes[part], over, on_failure)
+            watchers.append(threading.Thread(target=_watch, args=given, name=part, daemon=True))
+            watchers[-1].start()
         yield
         is_clean = True
     finally:

@@ -32,6 +32,8 @@ def chosen_columns(
             raise ConfigError(f"the data has {known.count(name)} columns {name!r}: rename all but one")
     if not inputs:
         raise ConfigError(f"the data has no column besides {label!r} to train on: give it features")
+    if label == site_column:
+        raise ConfigError(f"label and site_column both name {label!r}: each site would have one label alone")
     if label in inputs or len(set(inputs)) < len(inputs):
         twice = label if label in inputs else next(name for name in inputs if inputs.count(name) > 1)
         raise ConfigError(

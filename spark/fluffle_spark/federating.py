@@ -223,7 +223,8 @@ class _Job:
                 later = self._turn(sites, orders)
                 reports = [one.then(two) for one, two in zip(reports, later, strict=True)]
         finally:
-            sites.rows.unpersist()
+            with suppress(PySparkException, Py4JError):
+                sites.rows.unpersist()
         return reports
 
     def _turn(self, sites: Sites, orders: Sequence[Order]) -> list[SiteReport]:
@@ -244,7 +245,9 @@ class _Job:
                 self._sc.cancelJobsWithTag(self._tag)
             raise
         finally:
-            shared.destroy()
+            # Where the session has been stopped, it is gone already.
+            with suppress(PySparkException, Py4JError):
+                shared.destroy()
         found = {row["site"]: SiteReport(**row.asDict()) for row in rows}
         return [found[order.site] for order in orders]
 

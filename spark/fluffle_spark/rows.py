@@ -128,6 +128,10 @@ class SiteRows:
             values = column.cast(pa.int64()).to_numpy()
         else:
             values = _numbers(self._label, column)
+            if missing := int(np.isnan(values).sum()):
+                raise TaskError(
+                    f"the label {self._label!r} is NaN in {missing} of these rows: fill it, or drop the rows"
+                )
         if self._y is None:
             self._y = GrowingArray(values.shape[1:], values.dtype)
         self._y.add(len(values))[...] = values

@@ -1,5 +1,6 @@
 """Which sites a data frame has, which rows are theirs, and whether they can all run at once."""
 
+import hashlib
 import re
 import time
 import unicodedata
@@ -15,6 +16,8 @@ from fluffle.errors import ConfigError
 from fluffle.fields import MAX_NAME_LENGTH
 from fluffle_spark.columns import quoted
 
+# With fewer rows for each site than these, a row more or less counts.
+FEW_ROWS = 1000
 # More values than these in the column of the sites is hardly what was meant.
 MOST_SITES = 1000
 # A cluster that has not grown for so long has all its executors.
@@ -36,12 +39,15 @@ class Sites:
 def evenly_divided(df: DataFrame, workers: int, columns: Sequence[str]) -> Sites:
     """Divide the rows among so many sites; raises ConfigError when there are fewer rows than sites."""
     chosen = df.select(*map(quoted, columns))
-    rows = chosen.limit(workers).count()
+    rows = chosen.limit(workers * FEW_ROWS).count()
     if rows < workers:
         raise ConfigError(
             f"the data has {rows} rows for {workers} workers, so that some would have none: give fewer "
             "workers, or more data"
         )
+    if rows < workers * FEW_ROWS:
+        # Spark deals each partition out by itself, so that of many small ones a site might get nothing.
+        chosen = chosen.coalesce(1)
     return Sites(tuple(f"site-{number}" for number in range(workers)), chosen.repartition(workers))
 
 
@@ -88,8 +94,12 @@ def name_of(value: object) -> str:
     """Return the name of the worker of a site: its value with letters, digits, "_", "." and "-" only."""
     plain = unicodedata.normalize("NFKD", str(value)).encode("ascii", "ignore").decode()
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-.")[:MAX_NAME_LENGTH]
+    if not name:
+        # Nothing of it can be written in such letters.
+        name = hashlib.sha256(str(value).encode()).hexdigest()[:8]
+        return f"site-{name}"
     # A number alone is a name too, but says little in RabbitMQ's UI.
-    return f"site-{name}" if not name or name.isdigit() else name
+    return f"site-{name}" if name.isdigit() else name
 
 
 def require_slots(sc: SparkContext, sites: int, *, takes_turns: bool) -> None:

@@ -74,6 +74,7 @@ def twice_the_age(spark: SparkSession) -> DataFrame:
         (patients, {"features": "weight"}, "the data has no column 'weight', which features names"),
         (patients, {"site_column": "clinic"}, "the data has no column 'clinic', which site_column names"),
         (patients, {"features": ["age", "outcome"]}, "the column 'outcome' is named twice"),
+        (patients, {"label": "ward"}, "label and site_column both name 'ward'"),
         (with_text, {}, "the column 'sex' holds string where numbers are expected"),
         (with_vector, {}, "vector_to_array"),
         (twice_the_age, {}, "the data has 2 columns 'age': rename all but one"),
@@ -202,3 +203,12 @@ def test_when_no_site_can_train_the_driver_says_why(
 
     assert isinstance(run.error, FluffleError)
     assert "no site could train: site ward-0: the label 'digit' is null in" in str(run.error)
+
+
+def test_few_rows_in_many_partitions_are_divided_evenly(spark: SparkSession) -> None:
+    rows = spark.range(9).repartition(6).selectExpr("double(id) as age", "1 as outcome")
+
+    divided = evenly_divided(rows, 4, ["age", "outcome"])
+
+    found = divided.rows.groupBy(functions.spark_partition_id().alias("site")).count().collect()
+    assert sorted(row["count"] for row in found) == [2, 2, 2, 3]

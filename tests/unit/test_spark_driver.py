@@ -33,7 +33,7 @@ URL = "amqp://driver:secret@rabbit:5672/%2Fhospital"
         ("St. Mary's Hospital", "St.-Mary-s-Hospital"),
         ("Köln", "Koln"),
         (7, "site-7"),
-        ("東京", "site-"),
+        ("東京", "site-130016b2"),
         (-3, "site-3"),
         ("x" * 300, "x" * 100),
     ],

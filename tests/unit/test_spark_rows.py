@@ -96,6 +96,7 @@ def test_texts_are_labels_as_they_are() -> None:
     [
         (a_batch(a=["x"], y=[1]), "the column 'a' holds string where numbers are expected"),
         (a_batch(a=[1.0], y=pa.array([None], pa.int32())), "the label 'y' is null in 1 of these rows"),
+        (a_batch(a=[1.0], y=[float("nan")]), "the label 'y' is NaN in 1 of these rows"),
         (a_batch(a=[[1.0], [1.0, 2.0]], y=[1, 1]), "have from 1 to 2 values"),
         (
             a_batch(a=[[1.0], None], y=[1, 1]),
