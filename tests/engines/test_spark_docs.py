@@ -42,6 +42,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerNode]:
         yield started
 
 
+@pytest.mark.long
 def test_all_that_the_page_shows_trains_both_hospitals_and_writes_no_password(
     hdfs: Hdfs, broker: BrokerNode, tmp_path: Path
 ) -> None:
