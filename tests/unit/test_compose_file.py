@@ -207,11 +207,10 @@ def test_every_variable_of_a_container_is_a_setting_of_what_runs_in_it() -> None
 
 
 def test_every_setting_of_the_aggregator_can_be_given_in_env() -> None:
-    # Files would have to be mounted, and the initial model is built by another container.
+    # Files and data would have to be mounted, and the initial model is built by another container.
     elsewhere = {"broker_password_file", "broker_ca_file", "broker_cert_file", "broker_key_file"} | {
-        "config",
-        "task",
-        "seed",
+        *("config", "data", "label"),
+        *("task", "seed"),
     }
 
     wanted = {env_name(name) for name in AggregatorSettings.model_fields if name not in elsewhere}
