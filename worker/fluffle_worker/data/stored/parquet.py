@@ -28,7 +28,7 @@ from fluffle_worker.data.stored.table import (
 # A row group up to this size is read in one go, of a larger one so much at a time: of all columns together,
 # but not less of one than pays for a request.
 WHOLE_GROUP_BYTES = 80 << 20
-STREAMED_BYTES, LEAST_BYTES = 32 << 20, 256 << 10
+LEAST_BYTES = 256 << 10
 
 
 def columns_in(files: Files, file: StoredFile) -> Columns:
@@ -94,7 +94,7 @@ class ParquetSource:
             yield file.iter_batches(rows, groups, names, use_threads=False)
             return
         is_small = self._bytes_of(part) <= WHOLE_GROUP_BYTES
-        buffer_bytes = 0 if is_small else max(LEAST_BYTES, STREAMED_BYTES // len(names))
+        buffer_bytes = 0 if is_small else max(LEAST_BYTES, WHOLE_GROUP_BYTES // len(names))
         is_ours = self._files.is_read_through_python(part.file)
         with self._files.open(part.file) as stream:
             file = pq.ParquetFile(
