@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers import ENVIRONMENT, HERE, PEERS
+from fluffle import guard
 from fluffle.secure.plan import SecurePlan
-from fluffle_cli import guard
 from fluffle_cli.rabbitmq_server import LOOPBACK, free_ports, is_free
 from harness.federation import DEADLINE_S, wait_until
 

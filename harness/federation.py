@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fluffle import guard
 from fluffle.broker import Delivery
 from fluffle.model_stream import newest_version
 from fluffle.rabbit import RabbitBroker
@@ -19,7 +20,6 @@ from fluffle.record import ModelVersion
 from fluffle.topology import Topology, topology_of
 from fluffle.update import UpdateId, WeightUpdate
 from fluffle.wire import decode_inbound
-from fluffle_cli import guard
 
 DEADLINE_S = 300.0
 ROOT = Path(__file__).parent.parent

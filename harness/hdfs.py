@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from xml.sax.saxutils import escape
 
+from fluffle import guard
 from fluffle.errors import ConfigError
-from fluffle_cli import guard
 from fluffle_cli.rabbitmq_server import LOOPBACK, free_ports
 from harness.federation import ROOT, wait_until
 from harness.java import find_java

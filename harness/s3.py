@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import boto3
 
-from fluffle_cli import guard
+from fluffle import guard
 from fluffle_cli.rabbitmq_server import LOOPBACK, free_ports, is_free
 from harness.federation import wait_until
 

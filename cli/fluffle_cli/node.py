@@ -22,8 +22,8 @@ from typing import IO, Self
 
 from pydantic import PrivateAttr
 
+from fluffle import guard
 from fluffle.errors import BrokerError, ConfigError
-from fluffle_cli import guard
 from fluffle_cli.rabbitmq_server import (
     LOOPBACK,
     NodeSettings,

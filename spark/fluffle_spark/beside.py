@@ -1,17 +1,18 @@
 """The aggregator and the evaluator beside the driver, each a process of its own without Spark."""
 
+import json
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from fluffle import guard, logs
 from fluffle.errors import ConfigError
-from fluffle.logs import get_logger
 from fluffle.settings import env_name, known_names
 
-log = get_logger(__name__)
+log = logs.get_logger(__name__)
 
 # How long the aggregator gets to finish after the last site, and any part to stop.
 FINISH_WITHIN_S = 30.0
@@ -25,8 +26,9 @@ def parts_beside(
     """Run parts, such as an aggregator, by their names and settings while the block lasts.
 
     Their settings travel in their environment, since a command line can be read by all users of a machine.
-    `on_failure` is called with a sentence when one ends too early. After the block they get some time to end
-    by themselves, as they do when the federation has finished.
+    Their log goes to this process's standard error, which a notebook shows. `on_failure` is called with a
+    sentence when one ends too early. After the block they get some time to end by themselves, as they do when
+    the federation has finished. If this process is killed, they are too.
     """
     for part, settings in parts.items():
         if unknown := [name for name in settings if env_name(name) not in known_names("variables")]:
@@ -55,15 +57,19 @@ def parts_beside(
 
 def _started(part: str, settings: Mapping[str, object]) -> "subprocess.Popen[bytes]":
     given = {env_name(name): _as_text(value) for name, value in settings.items()}
+    own_format = {env_name("log_format"): "json" if logs.is_json() else "pretty"}
     log.info("starting", part=part)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "fluffle_cli", part],
         # The task's module may be where the driver alone looks for it.
-        env=os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env=own_format | os.environ | given | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         # Ctrl-C reaches the driver alone, which stops its parts in their order.
         start_new_session=True,
     )
+    guard.watch(process.pid)
+    return process
 
 
 def _as_text(value: object) -> str:
@@ -81,9 +87,26 @@ def _watch(
     over: threading.Event,
     on_failure: Callable[[str], None],
 ) -> None:
+    error = ""
+    # Closes the pipe when the last process that has it has ended.
+    with process:
+        for line in process.stderr or ():
+            text = line.decode(errors="replace")
+            sys.stderr.write(text)
+            error = _error_in(text) or error
     code = process.wait()
     if code and not over.is_set():
-        on_failure(f"the {part} beside the driver ended with exit code {code}: see its last lines above")
+        why = error or f"exit code {code}, see its last lines above"
+        on_failure(f"the {part} beside the driver has ended: {why}")
+
+
+def _error_in(line: str) -> str:
+    """Return the error that a line of a log tells; empty for any other line."""
+    if line.startswith("{"):
+        with suppress(ValueError):
+            said = json.loads(line)
+            return str(said["event"]) if said.get("level") == "error" else ""
+    return line.removeprefix("error: ").strip() if line.startswith("error: ") else ""
 
 
 def _end(part: str, process: "subprocess.Popen[bytes]", finish_within_s: float) -> None:
@@ -97,3 +120,4 @@ def _end(part: str, process: "subprocess.Popen[bytes]", finish_within_s: float) 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    guard.release(process.pid)

@@ -12,7 +12,7 @@ from federation import wait_until
 # A program that starts another, prints its number, and sleeps.
 STARTER = """
 import subprocess, sys, time
-from fluffle_cli import guard
+from fluffle import guard
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 guard.watch(child.pid)
 {then}

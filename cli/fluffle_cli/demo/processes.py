@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fluffle import guard
 from fluffle.settings import ENV_PREFIX
-from fluffle_cli import guard
 from fluffle_cli.demo.parts import Part
 
 POLL_S = 0.05
