@@ -18,6 +18,8 @@ FEDERATION_NAME = r"(?!amq\Z)[a-z][a-z0-9_-]{0,47}"
 WILDCARD, ANY_NAME_PART = "*", "[a-z0-9_-]*"
 NOT_RABBITMQS = "(?!amq[.])"
 HASHING_ALGORITHM = "rabbit_password_hashing_sha256"
+# The tag of users that are removed when what they were made for has ended. It gives no right.
+MADE_FOR_A_RUN = "fluffle-run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def membership_of(rights: Rights, name: str) -> Membership | None:
 
     An aggregator may have the tag `management` too, with which it may look at the broker's policies.
     """
+    rights = replace(rights, tags=rights.tags - {MADE_FOR_A_RUN})
     if rights == ROLES["operator"]:
         return Membership("operator", Scope((WILDCARD,)))
     # The federations stand before the dot.

@@ -6,13 +6,14 @@ A site's RabbitMQ user has the name of its worker, so that no site can speak for
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from fluffle.errors import BrokerError, ConfigError
 from fluffle.logs import get_logger
-from fluffle.management import ADMINISTRATOR, Management
-from fluffle.rights import password_hash, rights_of
+from fluffle.management import ADMINISTRATOR, Account, Management
+from fluffle.rights import MADE_FOR_A_RUN, Rights, password_hash, rights_of
 from fluffle.settings import SharedSettings
 
 log = get_logger(__name__)
@@ -70,25 +71,39 @@ def users_for_the_run(
     """Make a RabbitMQ user for each site with a new password, yield their broker URLs, and remove them again.
 
     The broker URL's own login must be an administrator's. Raises ConfigError for a user that exists, which is
-    not touched.
+    not touched, unless a call for the same federation made it whose driver was killed.
     """
     made: dict[str, str] = {}
+    rights = {site: _rights(settings.federation, site) for site in sites}
     with Management(settings.broker_address(), management_url, tag=ADMINISTRATOR) as management:
-        taken = {account.name for account in management.accounts()} & set(sites)
-        if taken:
+        known = [account for account in management.accounts() if account.name in rights]
+        left = [each.name for each in known if _was_left(each, rights[each.name], management)]
+        if taken := sorted({each.name for each in known} - set(left)):
             raise ConfigError(
-                f"RabbitMQ has a user {min(taken)!r} already, so that none can be made for this site: remove "
-                f"it with `fluffle user remove {min(taken)}`, or give password_folder"
+                f"RabbitMQ has a user {taken[0]!r} already, so that none can be made for this site: remove "
+                f"it with `fluffle user remove {taken[0]}`, or give password_folder"
             )
+        if left:
+            log.info("users of an earlier call get new passwords", users=len(left))
         with ExitStack() as undoing:
             for site in sites:
                 password = secrets.token_urlsafe(24)
                 hashed = password_hash(password, secrets.token_bytes(SALT_BYTES))
                 undoing.callback(_remove, management, site)
-                management.put_user(site, rights_of("worker", settings.federation, site), hashed)
+                management.put_user(site, rights[site], hashed)
                 made[site] = url_with(settings.broker_url, site, password)
             log.info("made a RabbitMQ user for each site", sites=len(made))
             yield made
+
+
+def _rights(federation: str, site: str) -> Rights:
+    return replace(rights_of("worker", federation, site), tags=frozenset({MADE_FOR_A_RUN}))
+
+
+def _was_left(account: Account, rights: Rights, management: Management) -> bool:
+    """Tell whether a call that has ended made this user, and could not remove it any more."""
+    is_made = account.tags == rights.tags and account.rights in ({}, {management.vhost: rights})
+    return is_made and not management.connections_of(account.name)
 
 
 def _remove(management: Management, site: str) -> None:
