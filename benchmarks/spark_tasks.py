@@ -1,11 +1,9 @@
-"""The tasks of benchmarks.on_spark: a Keras network, and a softmax regression without TensorFlow."""
+"""The Keras network that benchmarks.on_spark trains."""
 
-from collections.abc import Callable
-from copy import copy
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-from numpy_task import HELD_OUT, SoftmaxRegression
+from numpy_task import HELD_OUT
 from sklearn.datasets import load_digits
 
 from fluffle.task import Site
@@ -37,25 +35,4 @@ def network() -> KerasModel:
     return model
 
 
-class SoftmaxOfRows(SoftmaxRegression):
-    """Softmax regression on the rows that it is given."""
-
-    _train_data: Callable[[Site], Any] = staticmethod(rows_of)
-
-    def with_train_data(self, train_data: Callable[[Site], Any]) -> Self:
-        """Return a task that trains on other rows."""
-        other = copy(self)
-        other._train_data = train_data
-        return other
-
-    def prepare(self, site: Site) -> int:
-        """Take the rows."""
-        pixels, labels = self._train_data(site)
-        self._images = np.concatenate([self._images[:HELD_OUT], pixels.astype(np.float64) / 16])
-        self._labels = np.concatenate([self._labels[:HELD_OUT], labels])
-        self._mine = np.arange(HELD_OUT, self._labels.size)
-        return int(self._mine.size)
-
-
 keras_digits = KerasTask(network, rows_of)
-softmax = SoftmaxOfRows()

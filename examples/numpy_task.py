@@ -6,10 +6,12 @@ Whatever you train with (PyTorch, JAX, scikit-learn), write a class like this on
 and come out, and how they are trained in between is yours. `fluffle.task.Task` says what each method must do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from itertools import islice
 from math import ceil
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from fluffle.task import MeanOf, Progress, Site, Trained, Validated
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
+# From a site to the pixels and digits that it trains on.
+TrainData = Callable[[Site], tuple[NDArray[np.float32], Labels]]
+
 LEARNING_RATE = 0.5
 HELD_OUT = 300
 
@@ -36,6 +41,13 @@ class SoftmaxRegression:
         self._images: Floats = images / 16
         self._labels: Labels = labels.astype(np.int64)
         self._mine = self._own = np.empty(0, np.int64)
+        self._train_data: TrainData | None = None
+
+    def with_train_data(self, train_data: TrainData) -> Self:
+        """Return a task that trains on these rows; only a task for Spark needs this method."""
+        other = copy(self)
+        other._train_data = train_data
+        return other
 
     def initial_weights(self, seed: int) -> Weights:
         """Return small random numbers drawn from the seed."""
@@ -50,7 +62,13 @@ class SoftmaxRegression:
 
         Of these, the site may hold out a share itself (`fluffle worker --local-validation 0.2`).
         """
-        mine = np.arange(HELD_OUT + site.index, self._labels.size, site.count)
+        if self._train_data is None:
+            mine = np.arange(HELD_OUT + site.index, self._labels.size, site.count)
+        else:
+            pixels, digits = self._train_data(site)
+            self._images = np.concatenate([self._images[:HELD_OUT], pixels / 16])
+            self._labels = np.concatenate([self._labels[:HELD_OUT], digits])
+            mine = np.arange(HELD_OUT, self._labels.size)
         self._own, self._mine = np.split(mine, [round(site.validation * mine.size)])
         return self._mine.size
 

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from fluffle.update import UpdateId
 from fluffle_spark import federate
 
-TASK = "tasks.digits_of_rows:task"
+TASK = "numpy_task:task"
 # Slow enough that a round can be hit in its middle.
 ROUND_S = 0.3
 HELD_OUT = 300
