@@ -99,6 +99,12 @@ def configure(
         logging.getLogger(name).setLevel(logging.INFO if verbose else level)
 
 
+def show_to_people(part: str) -> None:
+    """Send log lines for people to stderr, unless this program has set up logging itself, as it may do."""
+    if not logging.getLogger().handlers:
+        configure("pretty", verbose=False, part=part)
+
+
 def console() -> Console:
     """Return the console that the log lines go to, for whatever else is shown there meanwhile."""
     ours = [each for each in logging.getLogger().handlers if isinstance(each, _ConsoleHandler)]

@@ -1,5 +1,6 @@
 """`federate`: a data frame's sites train one model together, each in a Spark task."""
 
+import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +15,16 @@ from pyspark import SparkContext, StorageLevel, TaskContext
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
+from fluffle import logs
 from fluffle.errors import ConfigError, FluffleError
-from fluffle.logs import get_logger
-from fluffle.settings import SharedSettings, load_arguments
+from fluffle.settings import SharedSettings, env_name, load_arguments
 from fluffle_spark.beside import parts_beside
 from fluffle_spark.columns import chosen_columns
 from fluffle_spark.data_table import data_table
 from fluffle_spark.driver_errors import in_one_sentence
 from fluffle_spark.logins import NO_PASSWORD_FILE, own_url, urls_from_files, users_for_the_run
 from fluffle_spark.order import Order, SiteReport
+from fluffle_spark.preflight import look_at_broker
 from fluffle_spark.site_task import SPARK_SCHEMA, run_site
 from fluffle_spark.sites import Sites, by_column, evenly_divided, require_slots
 from fluffle_spark.tables import TABULAR, table_settings
@@ -30,8 +32,6 @@ from fluffle_spark.task_code import code_of
 from fluffle_spark.terminated import clean_up_on_sigterm
 from fluffle_spark.watched import Watched
 from fluffle_worker.settings import WorkerSettings
-
-log = get_logger(__name__)
 
 CANCEL_EVERY_S = 0.5
 # Settings of a worker that say what the data frame says here.
@@ -78,7 +78,9 @@ def federate(
     and TaskError for what is wrong before anything starts, FluffleError when all sites failed or when Spark
     could not run them.
     """
+    logs.show_to_people("driver")
     _require_rows_and_sites(df, workers, site_column, waves)
+    _require_settings(aggregator=aggregator, evaluator=evaluator)
     if make_users and password_folder is not None:
         raise ConfigError("make_users and password_folder do not go together: give one of them")
     if own := [name for name in OF_EACH_SITE if name in settings]:
@@ -94,6 +96,7 @@ def federate(
         running.enter_context(clean_up_on_sigterm())
         urls: Mapping[str, str] = {}
         if make_users:
+            management_url = management_url or os.environ.get(env_name("management_url"))
             urls = running.enter_context(users_for_the_run(checked, management_url, sites.names))
         elif password_folder is not None:
             urls = urls_from_files(broker_url, Path(password_folder), sites.names)
@@ -125,11 +128,12 @@ def federate(
         parts = {
             part: _settings_beside(shared, given)
             for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
-            if given is not False and given is not None
+            if given is not False
         }
         if task == TABULAR and "aggregator" in parts:
             described = table_settings(df, inputs, label, parts["aggregator"])
             parts["aggregator"] = running.enter_context(described)
+        look_at_broker(checked, urls.get(sites.names[0]), expects_aggregator="aggregator" not in parts)
         job = _Job(spark.sparkContext, federation)
         running.enter_context(parts_beside(parts, job.cancel))
         running.callback(job.end)
@@ -156,6 +160,13 @@ def _require_rows_and_sites(df: object, workers: object, site_column: object, wa
     for name, number, least in (("workers", workers, 1), ("waves", waves, 0)):
         if number is not None and (not isinstance(number, int) or number < least):
             raise ConfigError(f"{name} must be a whole number from {least} on, not {number!r}")
+
+
+def _require_settings(**parts: object) -> None:
+    """Raise ConfigError for a part beside the driver that is neither wanted nor described."""
+    for part, given in parts.items():
+        if not isinstance(given, bool | Mapping):
+            raise ConfigError(f"{part} must be True, False or a dictionary of its settings, not {given!r}")
 
 
 def _sites(df: DataFrame, workers: int | None, site_column: str | None, columns: Sequence[str]) -> Sites:
@@ -213,7 +224,7 @@ class _Job:
         """Run all sites to their end, turn after turn where they take turns."""
         takes_turns = orders[0].rounds_per_turn > 0
         # On two executors, if there are two: if one is lost, the other still has the rows. Without them Spark
-        # starts every site once more (see fluffle_spark.superseded).
+        # starts every site once more (see fluffle_spark.stages).
         sites.rows.persist(StorageLevel.DISK_ONLY_2)
         try:
             with self._described("the rows go to their sites"), in_one_sentence(self._why):
@@ -275,4 +286,4 @@ def _run_partition(
     if context is None:
         raise RuntimeError("a site runs in a Spark task only")
     order = orders.value[context.partitionId()]
-    yield from run_site(batches, order, lambda report: accumulator.add([report.encode()]))
+    yield from run_site(batches, order, lambda report: accumulator.add((report.encode(),)))

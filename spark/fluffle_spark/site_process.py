@@ -92,6 +92,10 @@ def main() -> None:
     except FluffleError as error:
         log.warning("this site cannot go on", because=str(error))
         reporter.tell(error=str(error))
+    except Exception as error:
+        # A fault, after which Spark starts the site again: the task tells the driver what it was.
+        reporter.tell(error=f"{type(error).__name__}: {error}")
+        raise
 
 
 def _own_stdout() -> BinaryIO:

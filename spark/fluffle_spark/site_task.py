@@ -52,9 +52,10 @@ def run_site(
         finally:
             _end(process)
         if process.returncode:
+            why = report.error or "-9 means that it was killed, often for lack of memory"
             raise SiteDied(
-                f"the worker process of site {order.site} ended with {process.returncode}: see the "
-                "executor's stderr; -9 means that it was killed, often for lack of memory"
+                f"the worker process of site {order.site} ended with {process.returncode}: {why} (see the "
+                "executor's stderr)"
             )
     report = replace(report, ran_on=_executor())
     on_end(report)

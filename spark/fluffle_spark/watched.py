@@ -1,4 +1,4 @@
-"""What the driver shows while the sites work: each site that has ended, and all their rounds and updates."""
+"""What the driver shows while the sites work: how many are at work, and each that has ended."""
 
 import threading
 from itertools import count
@@ -7,27 +7,17 @@ from typing import Self
 
 from py4j.protocol import Py4JError
 from pyspark import SparkContext
-from pyspark.accumulators import AccumulatorParam
+from pyspark.accumulators import AddingAccumulatorParam
 
 from fluffle.logs import get_logger
 from fluffle_spark.order import SiteReport
-from fluffle_spark.superseded import SupersededTasks
+from fluffle_spark.stages import Stages
 
 log = get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 # How many of these looks go by between two at the stages.
 LOOKS_AT_STAGES = 6
-
-
-class _Lines(AccumulatorParam[list[bytes]]):
-    """Collects the last reports of sites; Spark counts those of a task once, whatever fails."""
-
-    def zero(self, value: list[bytes]) -> list[bytes]:
-        return value[:0]
-
-    def addInPlace(self, value1: list[bytes], value2: list[bytes]) -> list[bytes]:  # noqa: N802
-        return value1 + value2
 
 
 class Watched:
@@ -37,8 +27,10 @@ class Watched:
     """
 
     def __init__(self, sc: SparkContext, sites: int, tag: str) -> None:
-        self._superseded = SupersededTasks(sc, tag)
-        self.accumulator = sc.accumulator([], _Lines())
+        self._stages = Stages(sc, tag)
+        self._at_work = self._waiting = 0
+        # The last reports of sites; Spark counts those of a task once, whatever fails.
+        self.accumulator = sc.accumulator((), AddingAccumulatorParam(()))
         self._sites, self._told = sites, 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="sites", daemon=True)
@@ -61,9 +53,17 @@ class Watched:
             self._tell()
             if look % LOOKS_AT_STAGES == 0:
                 try:
-                    self._superseded.end()
+                    self._stages.end_superseded()
+                    self._tell_who_works(*self._stages.tasks())
                 except Py4JError as error:
                     log.debug("Spark does not tell of its stages", because=str(error))
+
+    def _tell_who_works(self, at_work: int, waiting: int) -> None:
+        # Sites that have ended have their own line.
+        if at_work > self._at_work or waiting > self._waiting:
+            said = {"waiting_for_a_slot": waiting} if waiting else {}
+            log.info("sites at work", sites=at_work, **said)
+        self._at_work, self._waiting = at_work, waiting
 
     def _tell(self) -> None:
         reports = [SiteReport.decode(line) for line in self.accumulator.value[self._told :]]

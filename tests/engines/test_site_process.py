@@ -3,13 +3,19 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pytest
+
+pytest.importorskip("pyspark", reason="there is no Spark here: run scripts/setup.sh spark")
+
 from federation import wait_until
 
-from fluffle_spark.order import Order
+from fluffle_spark.order import Order, SiteReport
+from fluffle_spark.site_task import SiteDied, run_site
 from fluffle_spark.task_code import code_of
 
 END_WITHIN_S = 10.0
@@ -49,3 +55,21 @@ def test_a_process_whose_spark_task_is_gone_before_it_trains_ends_at_once_and_le
 
     assert process.wait(END_WITHIN_S) == 0
     assert list(temporary.iterdir()) == []
+
+
+def test_a_process_that_dies_while_its_rows_come_ends_its_task(tmp_path: Path) -> None:
+    """In yahoo/TensorFlowOnSpark#288 feeding waited for ever for a process that had died."""
+    batch = pa.record_batch({"x": [0.5] * 100_000, "y": [1] * 100_000})
+    order = Order(site="north", task="t:task", features=("x",), label="y", settings={})
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        yield batch
+        [process] = [each for each in psutil.Process().children() if "north" in each.cmdline()]
+        process.kill()
+        for _ in range(100):
+            yield batch
+
+    ended: list[SiteReport] = []
+    with pytest.raises(SiteDied, match="worker process of site north ended with -9"):
+        list(run_site(rows(), order, ended.append))
+    assert ended == []

@@ -104,6 +104,11 @@ def twice_the_age(spark: SparkSession) -> DataFrame:
         (as_stream, {}, "federate takes no stream"),
         (patients, {"federation": "No Name"}, "federation"),
         (patients, {"delai": 1}, "did you mean delay?"),
+        (
+            patients,
+            {"aggregator": "fedavg"},
+            "aggregator must be True, False or a dictionary of its settings",
+        ),
         (patients, {"aggregator": {"targett": "x"}}, "unknown setting 'targett' of the aggregator"),
         (patients, {"password_folder": "nowhere"}, "nowhere has no password of north, south"),
         (patients, {"password_folder": "nowhere", "make_users": True}, "do not go together"),

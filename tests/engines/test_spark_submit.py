@@ -5,8 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,9 +22,13 @@ from federation import DEADLINE_S, ROOT, wait_until
 from on_spark import HELD_OUT, TASK, confirmed_in, log_lines, runs_in, site_processes, wait_for_updates
 from sklearn.datasets import load_digits
 
+from fluffle.connection import Connector
+from fluffle.errors import ConfigError
 from fluffle.management import ADMINISTRATOR, Management
+from fluffle.rights import MADE_FOR_A_RUN, password_hash, rights_of
 from fluffle.settings import SharedSettings
 from fluffle_cli.node import BrokerNode
+from fluffle_spark.logins import users_for_the_run
 from harness.spark import SparkCluster
 
 TARGET = '[aggregator]\ntarget = "accuracy>=0.8"\nstrategy = "fedbuff"\nbuffer_size = 2\n'
@@ -147,6 +153,29 @@ def test_a_copy_of_a_site_waits_while_the_first_one_works_and_users_of_the_run_a
     assert "site-0" in log
 
 
+def test_users_that_a_killed_driver_has_left_are_made_anew_and_others_are_not_touched(
+    managed_node: BrokerNode, federation: str
+) -> None:
+    settings = SharedSettings(broker_url=managed_node.amqp_url, federation=federation)
+    sites = ["left-by-a-driver", "somebodys"]
+    rights = {site: rights_of("worker", federation, site) for site in sites}
+    rights[sites[0]] = replace(rights[sites[0]], tags=frozenset({MADE_FOR_A_RUN}))
+    hashed = password_hash("before", b"salt")
+
+    with Management(settings.broker_address(), managed_node.management_url, tag=ADMINISTRATOR) as management:
+        for site in sites:
+            management.put_user(site, rights[site], hashed)
+        refused = pytest.raises(ConfigError, match="has a user 'somebodys' already")
+        with refused, users_for_the_run(settings, managed_node.management_url, sites):
+            pass
+        with users_for_the_run(settings, managed_node.management_url, sites[:1]) as urls:
+            own = settings.model_copy(update={"broker_url": urls[sites[0]]})
+            Connector(own, name=sites[0], stop=threading.Event()).connect_at_once().close()
+
+        assert management.account(sites[0]) is None
+        assert management.account(sites[1]) is not None
+
+
 def users_of(node: BrokerNode) -> set[str]:
     settings = SharedSettings(broker_url=node.amqp_url)
     with Management(settings.broker_address(), node.management_url, tag=ADMINISTRATOR) as management:
@@ -154,7 +183,7 @@ def users_of(node: BrokerNode) -> set[str]:
 
 
 @pytest.mark.long
-def test_workers_end_when_the_driver_is_killed(
+def test_workers_and_the_aggregator_beside_a_driver_end_when_it_is_killed(
     tmp_path: Path, managed_node: BrokerNode, federation: str, data: Path, java: str
 ) -> None:
     cluster = SparkCluster.prepare(tmp_path / "spark")
@@ -162,10 +191,22 @@ def test_workers_end_when_the_driver_is_killed(
     with submitted(cluster, managed_node, tmp_path, *arguments) as process:
         wait_for_updates(cluster.work, federation, 1, sites=2)
         assert len(site_processes(cluster.work)) == 2
+        [aggregator] = aggregators_of(federation)
 
         process.send_signal(signal.SIGKILL)
 
         wait_until(lambda: not site_processes(cluster.work), "the end of the workers", deadline_s=60)
+        wait_until(lambda: not aggregator.is_running(), "the end of the aggregator beside the driver")
+
+
+def aggregators_of(federation: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            is_one = process.cmdline()[1:] == ["-m", "fluffle_cli", "aggregator"]
+            if is_one and process.environ().get("FLUFFLE_FEDERATION") == federation:
+                found.append(process)
+    return found
 
 
 def test_the_program_explains_itself_without_spark() -> None:

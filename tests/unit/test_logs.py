@@ -190,6 +190,20 @@ def test_auto_means_json_for_a_service_without_a_terminal(
     assert logs.resolved("pretty", is_service=True) == "pretty"
 
 
+def test_a_call_in_a_notebook_shows_its_lines_unless_logging_is_set_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+
+    logs.show_to_people("driver")
+    log.info("sites at work", sites=2)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
+    logs.show_to_people("driver")
+    log.info("nobody reads this")
+
+    assert capsys.readouterr().err.endswith("driver  sites at work  sites=2\n")
+
+
 def test_colours_show_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)

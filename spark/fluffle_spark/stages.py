@@ -1,4 +1,4 @@
-"""Tasks of a stage that Spark has started once more, which keep the slots that the new ones need.
+"""What Spark does with the tasks of the sites, and an end to those that keep the slots of new ones.
 
 When the rows of a lost executor are nowhere else, Spark starts every site again, also those that are still at
 work. Their new tasks wait for them, and a lost site waits too where no slot is left for it. Then the old
@@ -19,16 +19,23 @@ log = get_logger(__name__)
 MOST_TASKS = 10_000
 
 
-class SupersededTasks:
-    """Looks at the stages of the jobs with a tag, and kills what is superseded."""
+class Stages:
+    """The stages of the jobs with a tag that run now."""
 
     def __init__(self, sc: SparkContext, tag: str) -> None:
         self._context, self._tag = sc._jsc.sc(), tag
         self._waited_before = False
 
-    def end(self) -> None:
+    def tasks(self) -> tuple[int, int]:
+        """Return how many tasks run, and how many wait for a slot."""
+        newest = [self._context.statusStore().lastStageAttempt(stage) for stage in self._last_ones()]
+        at_work = sum(stage.numActiveTasks() for stage in newest)
+        left = sum(stage.numTasks() - stage.numCompleteTasks() for stage in newest)
+        return at_work, max(0, left - at_work)
+
+    def end_superseded(self) -> None:
         """Kill old tasks where new ones have waited for a slot since the last call."""
-        for stage in self._stages():
+        for stage in self._last_ones():
             newest = self._context.statusStore().lastStageAttempt(stage)
             done = newest.numActiveTasks() + newest.numCompleteTasks()
             if newest.attemptId() == 0 or done >= newest.numTasks():
@@ -40,7 +47,7 @@ class SupersededTasks:
                 self._kill_running(stage, attempt)
         self._waited_before = False
 
-    def _stages(self) -> list[int]:
+    def _last_ones(self) -> list[int]:
         """Return the last stage of each job that runs."""
         tracker = self._context.statusTracker()
         infos = [tracker.getJobInfo(job) for job in tracker.getJobIdsForTag(self._tag)]
