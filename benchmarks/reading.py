@@ -12,6 +12,7 @@ that it keeps; to reach, 300. Everything is on one machine, so a network would s
 
 import argparse
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from hdfs_native.fsspec import HdfsFileSystem
 from pyarrow import fs
 
 from benchmarks.measuring import OtherWork, Report, in_turns, wide_console
-from benchmarks.verdicts import Verdict
+from benchmarks.verdicts import Verdict, exit_code
 from fluffle.storage import write_to
 from fluffle_worker.data import open_dataset
 from harness.hdfs import Hdfs
@@ -76,9 +77,8 @@ def main() -> None:
     console = wide_console()
     report.show(console)
     for verdict in verdicts:
-        console.print(
-            f"{verdict.what}: {verdict.measured:.3g}, {verdict.sense} {verdict.required:g}: {verdict}"
-        )
+        console.print(verdict.sentence)
+    sys.exit(exit_code(verdicts))
 
 
 class Side:

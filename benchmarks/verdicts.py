@@ -36,6 +36,13 @@ class Verdict:
         """Whether it falls short by more than is tolerated."""
         return self.shortfall > self.tolerance
 
+    @property
+    def sentence(self) -> str:
+        """What was required, what was measured, and the verdict."""
+        return (
+            f"{self.what}: {self.measured:.3g}{self.unit}, {self.sense} {self.required:g}{self.unit}: {self}"
+        )
+
     def __str__(self) -> str:
         if self.fails:
             return f"FALLS SHORT by {self.shortfall:.0%}"
