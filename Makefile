@@ -39,15 +39,12 @@ demo-spark: $(installed) rabbitmq ## Install Spark and HDFS, then watch four sit
 
 .PHONY: test-tools
 test-tools: $(installed) rabbitmq
-	@scripts/setup.sh prometheus
-	@scripts/setup.sh browser
-	@scripts/setup.sh data
-	@scripts/setup.sh engines
+	@scripts/setup.sh tests
 
 # Most tests wait for other processes, so that three at a time keep two cores busy; -n 0 runs one after the other. In their
 # own order, the slow files come first, and the many quick ones fill what is left.
 .PHONY: test
-test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, in 15 minutes
+test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, in 20 minutes
 	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 .PHONY: test-long
@@ -96,6 +93,12 @@ bench-quick: $(installed) rabbitmq ## Measure the required ratios, 8 minutes; fa
 .PHONY: bench-fleet
 bench-fleet: $(installed) rabbitmq ## Watch one aggregator serve 10 to 500 workers, 14 minutes
 	@$(bin)/python -m benchmarks.fleet $(ARGS)
+
+.PHONY: bench-engines
+bench-engines: $(installed) rabbitmq ## Measure workers in Spark and reading from HDFS, 10 minutes; fails when one falls short
+	@scripts/setup.sh engines
+	@PYTHONPATH=examples $(bin)/python -m benchmarks.on_spark
+	@$(bin)/python -m benchmarks.reading
 
 .PHONY: race
 race: $(installed) rabbitmq ## Race the strategies with real processes, 5 seeds each (ARGS="--seeds 2"; see benchmarks/race.py)

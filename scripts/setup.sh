@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What the Makefile needs on this machine, one step at a time: setup.sh python | rabbitmq | prometheus | browser |
-# data | spark | hdfs | engines | fuzzer | docs | peers | lock
+# data | spark | hdfs | engines | tests | fuzzer | docs | peers | lock
 #
 # Each step says in one line what it does, shows a command's output only when it fails, and does nothing when there
 # is nothing to do. System packages come from apt, and only where that needs no password; elsewhere the one command
@@ -36,11 +36,15 @@ may_use_apt() {
 }
 
 apt_install() {
+  # One at a time: apt itself does not wait for another one that reads its lists.
+  exec 9>"${TMPDIR:-/tmp}/fluffle-apt-$UID.lock"
+  flock 9
   say "installing $* with apt"
   # A new machine has no package lists yet, and an old one has outdated ones.
   quietly as_root apt-get update -q
   quietly as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
     -o DPkg::Lock::Timeout=120 "$@"
+  exec 9>&-
 }
 
 # --- Python ---------------------------------------------------------------------------------------------------------
@@ -242,6 +246,17 @@ download_debs() {
   quietly apt-get download -q "$@"
 }
 
+# All that the tests need beside Python and RabbitMQ: one part waits for the network while the other unpacks.
+install_tests() {
+  local engines
+  install_engines &
+  engines=$!
+  install_prometheus
+  install_browser
+  install_data
+  wait "$engines"
+}
+
 # For `make test`: a machine without Java and without apt goes without these tests, and CI never does.
 install_engines() {
   local missing
@@ -337,6 +352,7 @@ case ${1:-} in
   spark) install_spark ;;
   hdfs) install_hdfs ;;
   engines) install_engines ;;
+  tests) install_tests ;;
   fuzzer) install_fuzzer ;;
   docs) install_docs ;;
   peers) install_peers ;;

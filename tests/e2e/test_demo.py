@@ -137,6 +137,7 @@ def lines_of(log: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_a_demo_with_differential_privacy_ends_well_when_all_workers_have_spent_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ("--dp-epsilon", "8", "--dp-max-updates", "3", "--workers", "4", "--delay", "0.05")
@@ -167,6 +168,7 @@ COMPARISON = (
 )
 
 
+@pytest.mark.long
 def test_a_sealed_demo_reaches_its_target_and_leaves_a_model_that_can_be_read_and_no_key(
     tmp_path: Path,
 ) -> None:

@@ -52,6 +52,7 @@ def marked(mark: str) -> Iterator[psutil.Process]:
                 yield process
 
 
+@pytest.mark.long
 def test_the_demo_trains_four_shops_in_two_executors_and_draws_who_trained_what(
     java: str, tmp_path: Path
 ) -> None:

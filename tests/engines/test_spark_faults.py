@@ -29,9 +29,11 @@ from pyspark.sql import SparkSession
 
 from fluffle.errors import FluffleError
 from fluffle_cli.node import BrokerNode
+from fluffle_spark import federate
 from harness.spark import SparkCluster, driver_pid, executors_of
 
 STOP_WITHIN_S = 5.0
+INTERRUPTED_S = 30.0
 
 
 @pytest.fixture
@@ -217,3 +219,36 @@ def test_sites_take_turns_when_there_are_fewer_slots(
 def test_no_process_and_no_thread_is_left_behind(spark_cluster: SparkCluster) -> None:
     wait_until(lambda: not site_processes(spark_cluster.work), "the end of all workers", deadline_s=10)
     assert not [each for each in threading.enumerate() if each.name in ("sites", "aggregator", "evaluator")]
+
+
+def test_after_ctrl_c_no_job_and_no_worker_goes_on(
+    spark: SparkSession, spark_cluster: SparkCluster, in_spark: Federation
+) -> None:
+    """With PySpark alone the job would go on, as in jupyter-server/enterprise_gateway#1112.
+
+    Its handler asks Java to cancel over the connection on which its own thread waits for the job.
+    """
+
+    def interrupt() -> None:
+        wait_for_updates(spark_cluster.work, in_spark.name, 1, sites=2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        federate(
+            digits(spark),
+            task=TASK,
+            federation=in_spark.name,
+            broker_url=in_spark.broker_url,
+            features="pixels",
+            label="digit",
+            site_column="ward",
+            delay=0.3,
+        )
+
+    thread.join()
+    tracker = spark.sparkContext.statusTracker()
+    wait_until(lambda: not tracker.getActiveJobsIds(), "the end of the job", deadline_s=INTERRUPTED_S)
+    wait_until(lambda: not site_processes(spark_cluster.work), "the workers", deadline_s=INTERRUPTED_S)

@@ -123,7 +123,7 @@ class _Hdfs(fs.FileSystemHandler):
         within_timeout(lambda: self._client.rename(src, dest, overwrite=True))
 
     def copy_file(self, src: str, dest: str) -> None:
-        raise NotImplementedError("HDFS cannot copy a file by itself")
+        raise io.UnsupportedOperation(f"HDFS cannot copy {src} to {dest} by itself")
 
     def open_input_stream(self, path: str) -> pa.PythonFile:
         return self.open_input_file(path)
