@@ -1,6 +1,7 @@
 """One site as a Spark task: it gives its rows to a worker process and waits for it. Runs in the executors."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -52,10 +53,11 @@ def run_site(
         finally:
             _end(process)
         if process.returncode:
-            why = report.error or "-9 means that it was killed, often for lack of memory"
+            was_killed = process.returncode == -signal.SIGKILL
+            why = report.error or ("it was killed, often for lack of memory" if was_killed else "a crash")
             raise SiteDied(
-                f"the worker process of site {order.site} ended with {process.returncode}: {why} (see the "
-                "executor's stderr)"
+                f"the worker process of site {order.site} ended with {process.returncode} "
+                f"(see the executor's stderr): {why}"
             )
     report = replace(report, ran_on=_executor())
     on_end(report)

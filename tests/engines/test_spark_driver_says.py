@@ -69,5 +69,5 @@ def test_an_error_in_the_code_of_a_task_is_named_by_the_driver(
         run.wait()
 
     assert isinstance(run.error, FluffleError)
-    assert "ended with 1: KeyError: 'thing'" in str(run.error)
+    assert "ended with 1 (see the executor's stderr): KeyError: 'thing'" in str(run.error)
     assert "\n" not in str(run.error)
