@@ -1,6 +1,8 @@
 """Copies of remote files on a local disk: bounded, checked, and shared by processes."""
 
+import io
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -114,6 +116,30 @@ def test_a_fetch_that_fails_leaves_nothing(remote: Remote, tmp_path: Path) -> No
         cache.copy_of(remote.files["a"], broken)
 
     assert not [path for path in Path(cache.folder).iterdir() if path.suffix != ".lock"]
+
+
+def test_a_disk_that_takes_only_a_part_of_a_file_is_an_error_and_no_copy_is_left(
+    remote: Remote, tmp_path: Path
+) -> None:
+    """The system writes up to the limit, says how much that was, and raises an error the next time."""
+    cache = Cache(tmp_path / "cache")
+
+    @contextmanager
+    def longer(file: StoredFile) -> Iterator[Any]:
+        yield io.BytesIO(b"a" * 2000)
+
+    before = os.listdir("/dev/fd")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match=r"cannot write to the cache folder .*: File too large"):
+            cache.copy_of(remote.files["a"], longer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert not [path for path in Path(cache.folder).iterdir() if path.suffix != ".lock"]
+    assert os.listdir("/dev/fd") == before
+    assert remote.read(cache, "a") == b"a" * 1000
 
 
 def test_a_part_that_a_dead_process_has_left_is_removed(remote: Remote, tmp_path: Path) -> None:

@@ -94,17 +94,21 @@ class Cache:
             self._make_room(file.size_bytes)
             # Nobody else on this machine need read what a site's data are.
             target = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(target, "wb", buffering=0, closefd=False) as sink:
+        try:
             # So that other processes count it with its whole size.
             with self._explained():
-                sink.truncate(file.size_bytes)
+                os.truncate(target, file.size_bytes)
             while piece := source.read(COPY_BYTES):
                 checksum.update(piece)
                 with self._explained():
-                    sink.write(piece)
-        whole = self._path / f"{key}-{checksum.hexdigest()}{COPY}"
-        part.rename(whole)
-        self._checked.add(_identity(whole, target))
+                    _write_all(target, piece)
+            whole = self._path / f"{key}-{checksum.hexdigest()}{COPY}"
+            part.rename(whole)
+            self._checked.add(_identity(whole, target))
+        except BaseException:
+            # While it is open, a part that has been removed still takes room on the disk.
+            os.close(target)
+            raise
         return target
 
     def _make_room(self, size_bytes: int) -> None:
@@ -144,6 +148,13 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _write_all(descriptor: int, piece: bytes) -> None:
+    """Write a piece, or raise OSError: on a disk that is nearly full, the system writes only a part of it."""
+    left = memoryview(piece)
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _identity(path: Path, descriptor: int) -> tuple[str, int, int]:
