@@ -178,7 +178,7 @@ def test_a_request_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 
     assert "not the label" in refused(tmp_path, ConfigError, columns=["ill"], label="ill")
     assert "classes= numbers the values of a label" in refused(tmp_path, ConfigError, classes=["a", "b"])
-    assert "lists of names, not the text 'age'" in refused(tmp_path, ConfigError, columns="age")
+    assert "must be a list" in refused(tmp_path, ConfigError, columns="age")
     assert "image_size= scales images" in refused(tmp_path, ConfigError, image_size=(2, 2))
     assert "a height and a width" in refused(tmp_path, ConfigError, image_size=(2, 0))
     assert "different texts" in refused(tmp_path, ConfigError, label="ill", classes=["a", "a"])
@@ -251,7 +251,7 @@ def test_decimals_categories_of_numbers_and_columns_of_nulls_are_numbers(tmp_pat
             "ward": pa.array([7, 8]).dictionary_encode(),
             "unknown": pa.nulls(2),
             "half": pa.array([0.5, 1.5]).cast(pa.float16()),
-            "huge": pa.array([1e300, 1.0]),
+            "endless": pa.array([np.inf, 1.0]),
         }
     )
     write_parquet(table, tmp_path / "table")
@@ -348,5 +348,7 @@ def reading() -> list[str]:
 def test_a_minibatch_has_at_least_one_row(tmp_path: Path, batch_size: int) -> None:
     write_parquet(a_table(3), tmp_path / "table")
 
-    with pytest.raises(ConfigError, match=f"batch_size must be at least 1, not {batch_size}"):
+    with pytest.raises(
+        ConfigError, match=f"batch_size must be a whole number and at least 1, not {batch_size}"
+    ):
         open_dataset(tmp_path, label="ill").minibatches(batch_size)

@@ -21,7 +21,8 @@ UNKNOWN = -1
 class Column:
     """What a column holds: `shape` of its value in one row, () for a number.
 
-    `is_whole` says that its numbers are integers or booleans, and `name` is its name in the file.
+    `is_whole` says that its numbers are integers or booleans, and `name` is its name in the file. `is_null`
+    says that no value has been found, so that it agrees with whatever the column holds elsewhere.
     """
 
     name: str
@@ -29,12 +30,13 @@ class Column:
     shape: tuple[int, ...] = ()
     is_whole: bool = False
     said: str = ""
+    is_null: bool = False
 
 
 def column_of(field: pa.Field) -> Column:
     """Return what a column of this type holds."""
     kind, shape, is_whole = _described(field.type)
-    return Column(field.name, kind, shape, is_whole, str(field.type))
+    return Column(field.name, kind, shape, is_whole, str(field.type), pa.types.is_null(field.type))
 
 
 def _described(given: Any) -> tuple[Kind, tuple[int, ...], bool]:
@@ -63,7 +65,7 @@ def with_length(column: Column, values: Any, file: str) -> Column:
     for axis in range(len(shape)):
         at = at.drop_null()
         if shape[axis] == UNKNOWN:
-            if not len(at):
+            if not len(at) or pa.types.is_null(at.type):
                 raise TaskError(
                     f"the column {column.name!r} of {file} begins with rows without any list, so nobody "
                     "knows how long its lists are: leave it out, or put a row with a whole list first"
@@ -77,6 +79,8 @@ def dense(values: Any, column: Column, file: str) -> NDArray[np.floating[Any]]:
     """Return the numbers of a column [rows, *shape] as floats, NaN for nulls, perhaps as a view."""
     shape = column.shape
     values = _storage(values)
+    if pa.types.is_null(values.type):
+        return np.broadcast_to(np.float32(np.nan), (len(values), *shape))
     if not shape:
         return _floats(values)
     found = _flat(values, shape, column, file)
@@ -98,23 +102,27 @@ def _flat(values: Any, shape: tuple[int, ...], column: Column, file: str) -> NDA
     if not values.null_count:
         return inner
     width = prod(shape)
-    whole = np.full((len(values), width), np.nan, np.float32)
+    whole = np.full((len(values), width), np.nan, inner.dtype if inner.dtype.kind == "f" else np.float32)
     whole[values.is_valid().to_numpy(zero_copy_only=False)] = inner.reshape(-1, width)
     return whole.reshape(-1)
 
 
 def _floats(values: Any) -> NDArray[Any]:
-    """Return numbers without copying them where that is possible; nulls become NaN."""
+    """Return numbers without copying them where that is possible; nulls become NaN.
+
+    None of them loses its size: pyarrow's cast to float32 would make infinity of what is too large.
+    """
     given = values.type
     if pa.types.is_dictionary(given):
         return _floats(values.dictionary_decode())
-    is_plain = pa.types.is_integer(given) or pa.types.is_floating(given)
-    if is_plain and not values.null_count:
+    if pa.types.is_integer(given) and not values.null_count:
         array: NDArray[Any] = values.to_numpy()
         return array
     if pa.types.is_decimal(given):
         values = values.cast(pa.float64())
-    numbers: NDArray[Any] = values.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+    elif not pa.types.is_floating(given):
+        values = values.cast(pa.float32(), safe=False)
+    numbers: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return numbers
 
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,15 @@ from fluffle.task import Site
 from fluffle_worker.data.stored.cache import Cache
 from fluffle_worker.data.stored.following import followed
 from fluffle_worker.data.stored.prefetch import read_ahead
-from fluffle_worker.data.stored.source import Block, Part, RowForm, Source, Wanted
+from fluffle_worker.data.stored.source import Block, Part, RowForm, Source, Wanted, is_whole_number
 
 if TYPE_CHECKING:
     from fluffle_worker.data.stored.table import Columns
 
 # (x, y), or (x,) where there is no label.
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
+
+Item = TypeVar("Item")
 
 # The formats by the end of a file's name: the module and the class that reads it.
 _MODULES = "fluffle_worker.data.stored"
@@ -113,8 +115,10 @@ class Dataset:
         With a seed, each pass has another random order: of the files and row groups, and of the rows within
         some 32 MB. Without one, rows come in the order of the files.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        if not is_whole_number(batch_size, least=1):
+            raise ConfigError(f"batch_size must be a whole number and at least 1, not {batch_size!r}")
+        if shuffle_seed is not None and not is_whole_number(shuffle_seed, least=0):
+            raise ConfigError(f"shuffle_seed must be a whole number from 0, or None, not {shuffle_seed!r}")
         return StoredMinibatches(self, batch_size, shuffle_seed)
 
     def _require_room(self, rows: int) -> None:
@@ -200,10 +204,18 @@ def open_dataset(
     Raises StorageError where the files cannot be read, TaskError for what they hold, and ConfigError for a
     request that makes no sense.
     """
-    if isinstance(columns, str) or isinstance(classes, str):
-        raise ConfigError(f"columns= and classes= are lists of names, not the text {columns or classes!r}")
-    wanted = Wanted(None if columns is None else tuple(columns), label, tuple(classes), image_size)
-    return opened(url, wanted, shard, cache)
+    for name, given, kind in (("shard", shard, Site), ("cache", cache, Cache)):
+        if not isinstance(given, (kind, type(None))):
+            raise ConfigError(f"{name}= must be a {kind.__name__}, not {given!r}")
+    names = None if columns is None else _in_order("columns", columns)
+    return opened(url, Wanted(names, label, _in_order("classes", classes), image_size), shard, cache)
+
+
+def _in_order(argument: str, given: Sequence[Item]) -> tuple[Item, ...]:
+    # A set is in another order in each process.
+    if isinstance(given, (list, tuple)):
+        return tuple(given)
+    raise ConfigError(f"{argument}= must be a list, since its order counts, not {given!r}")
 
 
 def opened(
@@ -229,7 +241,7 @@ def columns_in(url: str | os.PathLike[str]) -> "Columns":
     module, _ = _format(found)
     if not hasattr(module, "columns_in"):
         raise TaskError(f"{found[0].url} is no table of columns: name Parquet or CSV files")
-    columns: Columns = module.columns_in(_files(location, None), found[0])
+    columns: Columns = module.columns_in(_files(location, None), found)
     return columns
 
 

@@ -57,7 +57,8 @@ class ImageSource:
         """Read and decode some images, one block for each."""
         with ThreadPoolExecutor(THREADS, "fluffle-images") as pool:
             for part, pixels in ahead_of(pool, THREADS, self._pixels_like_the_first, parts):
-                yield NumpyBlock(pixels[None], np.array([self._numbers[part.file]], np.int64))
+                label = np.array([self._numbers[part.file]], np.int64)
+                yield NumpyBlock(pixels[None], label, part.file.url, ("image", "class"))
 
     def _class_of(self, file: StoredFile) -> str:
         """Return the name of the class: that of the folder just below the one that the URL names."""

@@ -16,7 +16,7 @@ from fluffle.storage import StoredFile
 from fluffle.task import Site
 from fluffle_worker.data.stored.opening import Files
 from fluffle_worker.data.stored.sharding import row_ranges, whole_units
-from fluffle_worker.data.stored.source import BLOCK_BYTES, Part, RowForm, Wanted
+from fluffle_worker.data.stored.source import BLOCK_BYTES, Part, RowForm, Wanted, require_float32
 
 X, Y = "x", "y"
 SKIP_BYTES = 8 << 20
@@ -41,17 +41,25 @@ class NumpyBlock:
 
     x: NDArray[Any]
     y: NDArray[Any] | None
+    file: str
+    names: tuple[str, str | None]
     left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.x)
 
     def write(self, x: NDArray[np.float32], y: NDArray[Any] | None) -> None:
-        """Write them into arrays of this length."""
-        with np.errstate(over="ignore"):
-            x[:] = self.x
-        if y is not None:
-            y[:] = self.y
+        """Write them into arrays of this length. Raises TaskError for a number too large for float32."""
+        try:
+            with np.errstate(over="raise"):
+                x[:] = self.x
+                if y is not None:
+                    y[:] = self.y
+        except FloatingPointError:
+            for numbers, name in zip((self.x, self.y), self.names, strict=True):
+                if numbers is not None:
+                    require_float32(numbers, f"the array {name!r} of {self.file}")
+            raise
 
 
 class NpzSource:
@@ -68,11 +76,16 @@ class NpzSource:
         self.parts = self._divided(found, shard)
         if not self.parts:
             raise TaskError(f"{files.location.url} has no row for site {shard.index} of {shard.count}")
-        used = list(dict.fromkeys(part.file for part in self.parts))
-        x, y = self._heads_of(used[0])
-        for file in used[1:]:
-            self._require_like(used[0], file)
-        is_whole = all(y.dtype.kind in "biu" for file in used if (y := self._heads_of(file)[1]) is not None)
+        own = {part.file for part in self.parts}
+        with_rows = (file for file in found if self._rows_of(file))
+        first = next(with_rows)
+        x, y = self._heads_of(first)
+        is_whole = self._is_whole(first)
+        for file in with_rows:
+            # The labels of all sites have one dtype, so those of other sites count until one is not whole.
+            if file in own or is_whole:
+                self._require_like(first, file)
+                is_whole &= self._is_whole(file)
         dtype = None if y is None else np.int64 if is_whole else np.float32
         shape = x.shape[1:] or (1,)
         self.form = RowForm((x.name,), shape, y.name if y else None, y.shape[1:] if y else (), dtype, ())
@@ -97,7 +110,12 @@ class NpzSource:
             for begin in range(part.begin, end, some):
                 rows = min(some, end - begin)
                 read = [_rows(each, stream, rows) for each, stream in streams]
-                yield NumpyBlock(read[0].reshape(rows, *self.form.row_shape), read[1] if y else None)
+                yield NumpyBlock(
+                    read[0].reshape(rows, *self.form.row_shape),
+                    read[1] if y else None,
+                    part.file.url,
+                    (x.name, y.name if y else None),
+                )
 
     def _divided(self, found: Sequence[StoredFile], shard: Site) -> list[Part]:
         own = whole_units([file.size_bytes for file in found], index=shard.index, count=shard.count)
@@ -112,6 +130,10 @@ class NpzSource:
 
     def _rows_of(self, file: StoredFile) -> int:
         return self._heads_of(file)[0].shape[0]
+
+    def _is_whole(self, file: StoredFile) -> bool:
+        y = self._heads_of(file)[1]
+        return y is not None and y.dtype.kind in "biu"
 
     def _heads_of(self, file: StoredFile) -> tuple[_Array, _Array | None]:
         """Return what the arrays of a file are, without their rows."""

@@ -20,8 +20,7 @@ from fluffle_worker.data.stored.table import (
     Columns,
     TableBlock,
     columns_of,
-    common_layout,
-    layout_of,
+    common_layout_of,
     rows_in,
 )
 
@@ -31,10 +30,11 @@ WHOLE_GROUP_BYTES = 80 << 20
 LEAST_BYTES = 256 << 10
 
 
-def columns_in(files: Files, file: StoredFile) -> Columns:
-    """Return the columns of one file by name."""
-    with _readable(file), files.open(file) as stream:
-        return columns_of(pq.read_schema(stream), file.url)
+def columns_in(files: Files, found: Sequence[StoredFile]) -> Columns:
+    """Return the columns of the first file by name, or of the first that has rows."""
+    footers = _Footers(files)
+    file = next(footers.with_rows(found), found[0])
+    return footers.columns(file)
 
 
 class ParquetSource:
@@ -42,7 +42,7 @@ class ParquetSource:
 
     def __init__(self, files: Files, found: Sequence[StoredFile], wanted: Wanted, shard: Site) -> None:
         self._files = files
-        self._footers: dict[str, Any] = {}
+        self._footers = _Footers(files)
         self.parts = self._divided(found, shard)
         if not self.parts:
             if shard.count == 1:
@@ -51,13 +51,11 @@ class ParquetSource:
                 f"site {shard.index} of {shard.count} gets no row of {files.location.url}: there are fewer "
                 "rows than sites"
             )
-        used = list(dict.fromkeys(part.file for part in self.parts))
-        columns = [columns_of(self._footer(file).schema.to_arrow_schema(), file.url) for file in used]
-        self.layout = layout_of(columns[0], wanted, used[0].url)
-        for file, each in zip(used[1:], columns[1:], strict=True):
-            self.layout = common_layout(self.layout, each, wanted, files=(used[0].url, file.url))
+        own = {part.file for part in self.parts}
+        with_rows = self._footers.with_rows
+        self.layout = common_layout_of(with_rows(found), own, self._footers.columns, wanted)
         if not self.layout.is_known:
-            first = self.parts[0]
+            first = self._groups(next(with_rows(found)))[0]
             with _readable(first.file), self._batches(first, self._fetched(first), 1024) as batches:
                 self.layout = self.layout.with_lengths(next(batches), first.file.url)
 
@@ -87,7 +85,7 @@ class ParquetSource:
 
     @contextmanager
     def _batches(self, part: Part, memory: Any, rows: int) -> Iterator[Iterator[pa.RecordBatch]]:
-        footer, names = self._footer(part.file), self.layout.names
+        footer, names = self._footers.of(part.file), self.layout.names
         groups = [part.group]
         if memory is not None:
             file = pq.ParquetFile(memory, metadata=footer)
@@ -107,12 +105,12 @@ class ParquetSource:
         is_small = self._bytes_of(part) <= WHOLE_GROUP_BYTES
         if not (is_small and self._files.is_read_through_python(part.file)):
             return None
-        group = self._footer(part.file).row_group(part.group)
+        group = self._footers.of(part.file).row_group(part.group)
         with self._files.open(part.file) as stream:
             return fetch(stream, group, self.layout.names, part.file.size_bytes)
 
     def _bytes_of(self, part: Part) -> int:
-        return group_bytes(self._footer(part.file).row_group(part.group), self.layout.names)
+        return group_bytes(self._footers.of(part.file).row_group(part.group), self.layout.names)
 
     def _divided(self, found: Sequence[StoredFile], shard: Site) -> list[Part]:
         """Return the site's parts: whole files if these balance, or row groups, or else ranges of rows."""
@@ -131,15 +129,29 @@ class ParquetSource:
         ]
 
     def _groups(self, file: StoredFile) -> list[Part]:
-        footer = self._footer(file)
+        footer = self._footers.of(file)
         groups = range(footer.num_row_groups)
         return [Part(file, at, 0, rows) for at in groups if (rows := footer.row_group(at).num_rows)]
 
-    def _footer(self, file: StoredFile) -> Any:
-        if file.path not in self._footers:
+
+class _Footers:
+    """The footers of files, each of which is read once."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+        self._known: dict[str, Any] = {}
+
+    def of(self, file: StoredFile) -> Any:
+        if file.path not in self._known:
             with _readable(file), self._files.open(file) as stream:
-                self._footers[file.path] = pq.read_metadata(stream)
-        return self._footers[file.path]
+                self._known[file.path] = pq.read_metadata(stream)
+        return self._known[file.path]
+
+    def columns(self, file: StoredFile) -> Columns:
+        return columns_of(self.of(file).schema.to_arrow_schema(), file.url)
+
+    def with_rows(self, found: Iterable[StoredFile]) -> Iterator[StoredFile]:
+        return (file for file in found if self.of(file).num_rows)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fluffle.errors import ConfigError
+from fluffle.errors import ConfigError, TaskError
 from fluffle.storage import StoredFile
 
 # A block has about so many bytes as arrays.
@@ -36,14 +36,35 @@ class Wanted:
 
     def __post_init__(self) -> None:
         classes, size = self.classes, self.image_size
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise ConfigError(f"image_size= must be a height and a width in pixels, not {size}")
-        if len(set(classes)) != len(classes) or len({type(each) for each in classes}) > 1:
-            raise ConfigError(f"classes= must name different texts or different numbers, not {list(classes)}")
+        if not all(isinstance(name, str) for name in self.columns or ()):
+            raise ConfigError(f"columns= must be a list of names, not {list(self.columns or ())}")
+        if self.label is not None and not isinstance(self.label, str):
+            raise ConfigError(f"label= must be the name of one column, not {self.label!r}")
+        if size is not None and not _is_size(size):
+            raise ConfigError(
+                f"image_size= must be a height and a width in pixels, such as (64, 64), not {size!r}"
+            )
+        are_numbers = all(isinstance(each, (int, np.integer)) for each in classes)
+        are_texts = all(isinstance(each, str) for each in classes)
+        if not (are_numbers or are_texts) or len(set(classes)) != len(classes):
+            raise ConfigError(
+                f"classes= must name different texts or different whole numbers, not {list(classes)}"
+            )
         if self.columns is not None and (self.label in self.columns or not self.columns):
             raise ConfigError(
                 f"columns= must name at least one column, and not the label: it names {list(self.columns)}"
             )
+
+
+def _is_size(given: object) -> bool:
+    if not isinstance(given, (list, tuple)) or len(given) != 2:
+        return False
+    return all(is_whole_number(each, least=1) for each in given)
+
+
+def is_whole_number(given: object, *, least: int) -> bool:
+    """Return whether this is a whole number, of Python or of numpy, and not too small."""
+    return isinstance(given, (int, np.integer)) and bool(given >= least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +113,22 @@ class RowForm:
         """How many bytes a row has as arrays."""
         x, y = self.empty(1)
         return x.nbytes + (0 if y is None else y.nbytes)
+
+
+def require_float32(numbers: NDArray[Any], what: str) -> None:
+    """Raise TaskError for a finite number that float32 cannot hold; `what` says where it lies."""
+    with np.errstate(over="ignore"):
+        too_large = np.isinf(numbers.astype(np.float32)) & np.isfinite(numbers)
+    if too_large.any():
+        raise too_large_for_float32(f"{numbers[too_large][0]:g}", what)
+
+
+def too_large_for_float32(value: str, what: str) -> TaskError:
+    """Return the error for such a number."""
+    return TaskError(
+        f"{what} holds {value}, and models train on float32, up to 3.4e38: leave the value empty if it is "
+        "missing, or divide them all"
+    )
 
 
 class Block(Protocol):
