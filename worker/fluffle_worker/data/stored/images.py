@@ -2,8 +2,10 @@
 
 import io
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +21,18 @@ from fluffle_worker.data.stored.source import Part, RowForm, Wanted
 
 # So many are read and decoded at once, since a store takes its time for each.
 THREADS = 8
-# Modes of Pillow that have one channel.
-GREY = {"1", "L", "LA", "I", "I;16", "F"}
+# Modes of Pillow that have one channel of 8 bits, and those of 16 bits, 32 bits and floats.
+GREY = {"1", "L", "LA"}
+DEEP = {"I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+# What images become, and how it is called.
+SAID = {"L": "grey with 8 bits", "RGB": "coloured with 8 bits", "F": "grey with more than 8 bits"}
 
 
 class ImageSource:
-    """The images that a site reads: every so-manieth, so that each site has some of each class."""
+    """The images that a site reads: every so-manieth, so that each site has some of each class.
+
+    The first of all images decides for all sites whether `x` has grey, deep grey or coloured pixels.
+    """
 
     def __init__(self, files: Files, found: Sequence[StoredFile], wanted: Wanted, shard: Site) -> None:
         if wanted.columns is not None or wanted.label is not None:
@@ -46,11 +54,11 @@ class ImageSource:
             )
         self._numbers = {file: number_of[names[file]] for file in own}
         self.parts = [Part(file, end=1) for file in own]
-        with Image.open(io.BytesIO(self._content(own[0]))) as first:
-            self._mode = "L" if first.mode in GREY else "RGB"
         self._size = wanted.image_size
-        shape = self._pixels(own[0]).shape
-        self._first = own[0]
+        self._first = found[0]
+        with self._opened(self._first) as first:
+            self._mode = _mode_of(first)
+        shape = self._pixels(self._first).shape
         self.form = RowForm(("image",), shape, "class", (), np.int64, classes)
 
     def blocks(self, parts: Iterable[Part]) -> Generator[NumpyBlock, None, None]:
@@ -76,14 +84,15 @@ class ImageSource:
             content: bytes = stream.read()
         return content
 
-    def _pixels(self, file: StoredFile) -> NDArray[np.uint8]:
-        """Return the pixels of an image [height, width, channels], 0 to 255, the right way up."""
+    @contextmanager
+    def _opened(self, file: StoredFile) -> Iterator[Image.Image]:
+        """Open an image. Raises TaskError where the file is none, or is damaged."""
         try:
             with warnings.catch_warnings():
                 # Pillow warns of an image that is far larger than any photograph.
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(self._content(file))) as opened:
-                    image = ImageOps.exif_transpose(opened).convert(self._mode)
+                with Image.open(io.BytesIO(self._content(file))) as image:
+                    yield image
         except (
             OSError,
             SyntaxError,
@@ -95,13 +104,37 @@ class ImageSource:
             raise TaskError(
                 f"{file.url} is no readable image: take it away, or write it again ({said})"
             ) from error
+
+    def _pixels(self, file: StoredFile) -> NDArray[Any]:
+        """Return the pixels of an image [height, width, channels], the right way up.
+
+        They are 0 to 255, or what the file holds where it has more than 8 bits.
+        """
+        with self._opened(file) as opened:
+            image = self._converted(ImageOps.exif_transpose(opened), file)
         if self._size:
             height, width = self._size
             image = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.uint8)
+        pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    def _pixels_like_the_first(self, part: Part) -> NDArray[np.uint8]:
+    def _converted(self, image: Image.Image, file: StoredFile) -> Image.Image:
+        """Return an image in the mode of the first one. Raises TaskError where that would lose something."""
+        mode = _mode_of(image)
+        if mode == self._mode or (mode, self._mode) == ("L", "RGB"):
+            # Some versions of Pillow clip to 8 bits on the way to F (python-pillow/Pillow#9931).
+            is_deep = mode == "F"
+            return Image.fromarray(np.asarray(image, np.float32)) if is_deep else image.convert(self._mode)
+        if (mode, self._mode) == ("RGB", "L"):
+            red, green, blue = image.convert("RGB").split()
+            if red == green == blue:
+                return red
+        raise TaskError(
+            f"{file.url} is {SAID[mode]}, and {self._first.url}, the first of all, is {SAID[self._mode]}: "
+            "write all images in the same way"
+        )
+
+    def _pixels_like_the_first(self, part: Part) -> NDArray[Any]:
         pixels = self._pixels(part.file)
         if pixels.shape != self.form.row_shape:
             (height, width), (other_height, other_width) = self.form.row_shape[:2], pixels.shape[:2]
@@ -110,3 +143,10 @@ class ImageSource:
                 f"{height} x {width}: say image_size=(height, width), to which all are scaled"
             )
         return pixels
+
+
+def _mode_of(image: Image.Image) -> str:
+    """Return the mode of Pillow that holds all of an image but its transparency."""
+    if image.mode in DEEP:
+        return "F"
+    return "L" if image.mode in GREY else "RGB"
