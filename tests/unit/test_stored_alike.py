@@ -74,6 +74,15 @@ def test_arrays_of_npz_files_have_the_dtype_and_the_shapes_of_all_files_at_every
         sites_of(tmp_path)
 
 
+def test_an_npz_file_without_rows_agrees_with_all_others(tmp_path: Path) -> None:
+    write_npz({"x": np.array([]), "y": np.array([])}, tmp_path / "1")
+    write_npz({"x": np.ones((2, 3)), "y": [1, 2]}, tmp_path / "2")
+
+    x, y = open_dataset(tmp_path).arrays()
+
+    assert (x.shape, str(y.dtype), y.tolist()) == ((2, 3), "int64", [1, 2])
+
+
 def test_lists_have_the_length_that_the_first_file_tells_at_every_site(tmp_path: Path) -> None:
     write_parquet({"wave": [[1.0, 2.0]]}, tmp_path / "1")
     write_parquet({"wave": [[1.0]]}, tmp_path / "2")
