@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from fluffle.checked_task import CheckedTask, TaskModel
@@ -119,6 +120,7 @@ class ModelOfChild(InitialModel):
         given = {"from": path, "data": source.data, "label": source.label, "config": source.config}
         # In one word, so that no value looks like another flag.
         self._command += [f"--{name}={value}" for name, value in given.items() if value is not None]
+        self._command += [] if source.surveyed else ["--without-survey"]
         self._task, self._seed, self._stop = task, seed, stop
         self._child: subprocess.Popen[bytes] | None = None
         self._to_compare: Layout | None = None
@@ -185,7 +187,8 @@ def initial_model(
     settings: AggregatorSettings, stop: threading.Event, task: Task | None = None
 ) -> Iterator[InitialModel]:
     """Give the model that the settings name, or that a task object builds."""
-    path, source = settings.initial_model, settings.source("begin")
+    path = settings.initial_model
+    source = replace(settings.source("begin"), surveyed=settings.survey is not None)
     if (source.data or source.label) and (settings.task is None or (path and path.suffix == ".safetensors")):
         raise ConfigError(
             "--data and --label say of a task's model which columns it takes, and have no effect without "

@@ -61,6 +61,12 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
+def _of_this_machine(value: object) -> object:
+    if "://" in str(value):
+        raise ValueError("must be a file of this machine: copy it here first")
+    return value
+
+
 class _AboutData(SurveySettings, ProtectionSettings):
     """What the federation learns of the sites' data, and what it must not learn."""
 
@@ -80,7 +86,7 @@ class AggregatorSettings(Limits, StrategySettings, _AboutData, SourceSettings, S
         description="Task whose initial weights become version 0 of the model: digits, fashion_mnist, "
         "diabetes, tabular, or your own task as package.module:name.",
     )
-    initial_model: Path | None = Field(
+    initial_model: Annotated[Path | None, BeforeValidator(_of_this_machine)] = Field(
         None, description="File to use as version 0 instead: .safetensors, or .keras (needs the task)."
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Random seed of the task's initial weights.")

@@ -23,13 +23,15 @@ class DataSource:
     """The rows of a table: `data` is a file, a folder or a pattern, `label` the column that is told.
 
     `config` is the setting of that name, and `use` says what the rows are for: a federation begins with a
-    model of them, a site trains on them, or they are held out to evaluate on.
+    model of them, a site trains on them, or they are held out to evaluate on. `surveyed` says whether a
+    federation that begins will ask its sites for a survey.
     """
 
     data: str | None = None
     label: str | None = None
     config: Path | None = None
     use: Use = "begin"
+    surveyed: bool = True
 
 
 class SourceSettings(SharedSettings):

@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", help="rows of a table, for the task tabular")
     parser.add_argument("--label", help="column of these rows that the model learns to tell")
     parser.add_argument("--config", type=Path, metavar="FILE.toml", help="settings of the task tabular")
+    parser.add_argument("--without-survey", action="store_true", help="no layer of it scales the columns")
     given = parser.parse_args(arguments)
-    source = DataSource(given.data, given.label, given.config)
+    source = DataSource(given.data, given.label, given.config, surveyed=not given.without_survey)
     try:
         write_initial_model(given.task, seed=given.seed, out=given.out, begin=given.begin, source=source)
     except FluffleError as error:

@@ -29,12 +29,14 @@ class TableModel:
     `columns` are its inputs, in their order, and `label` the column that it tells. With `classes` its outputs
     are these, as text; None is a number, which the outputs of the network are scaled to: it expects a mean of
     about `center` and a standard deviation of about `scale`. `hidden` are the units of each hidden layer.
+    With `surveyed` a layer before them scales each column by the federation's survey.
     """
 
     columns: Annotated[tuple[ColumnName, ...], at_most(MAX_COLUMNS)]
     label: ColumnName
     classes: Annotated[tuple[ColumnName, ...], at_most(MAX_TABLE_CLASSES)] | None = None
     hidden: Annotated[tuple[Positive, ...], at_most(MAX_HIDDEN)] = ()
+    surveyed: bool = True
     dropout: Dropout = 0.0
     center: float = 0.0
     scale: Scale = 1.0
@@ -57,15 +59,15 @@ class TableModel:
     @classmethod
     def from_list(cls, found: list[Any]) -> Self:
         """Return what `as_list` gave."""
-        columns, label, classes, hidden, *numbers = found
+        columns, label, classes, hidden, surveyed, *numbers = found
         known = None if classes is None else tuple(classes)
-        return cls(tuple(columns), label, known, tuple(hidden), *map(float, numbers))
+        return cls(tuple(columns), label, known, tuple(hidden), bool(surveyed), *map(float, numbers))
 
     def as_list(self) -> list[Any]:
         """Return the fields as JSON has them, the same for equal models."""
         classes = None if self.classes is None else list(self.classes)
         numbers = map(float, (self.dropout, self.center, self.scale))
-        return [list(self.columns), self.label, classes, list(self.hidden), *numbers]
+        return [list(self.columns), self.label, classes, list(self.hidden), self.surveyed, *numbers]
 
     def difference(self, other: "TableModel", whose: str) -> str | None:
         """Return the first difference to the model of another table in words, or None.
@@ -110,7 +112,8 @@ class TableModel:
         """The rest of the model, in words."""
         units = ", ".join(map(str, self.hidden)) or "none"
         scaled = "" if self.classes is not None else f", center {self.center:g}, scale {self.scale:g}"
-        return f"hidden units {units}, dropout {self.dropout:g}{scaled}"
+        inputs = "scaled by the survey" if self.surveyed else "not scaled"
+        return f"hidden units {units}, dropout {self.dropout:g}{scaled}, inputs {inputs}"
 
     def _other_columns(self, other: "TableModel") -> str:
         missing = [each for each in self.columns if each not in other.columns]

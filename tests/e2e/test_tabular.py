@@ -15,11 +15,14 @@ from tables import HELD_OUT, LABEL, SITES, table_of, write_tables
 from fluffle.task import load_task
 from fluffle_aggregator.running import run_aggregator
 from fluffle_aggregator.service import AggregatorResult
+from fluffle_cli.making_sealed_key import make_key
 from fluffle_cli.node import BrokerNode
 from fluffle_worker.evaluator import EvaluatorResult
 from fluffle_worker.loop import WorkerResult
 from fluffle_worker.running import run_evaluator, run_worker
 
+NOISY_SITES = ("--dp-epsilon", "500")
+SEALED_SITES = ("--sealed-secret", "sealed.secret")
 PAGE = ROOT / "docs/how-to/tabular.md"
 MODULES = {"aggregator": "fluffle_aggregator", "worker": "fluffle_worker", "evaluator": "fluffle_cli.main"}
 
@@ -97,6 +100,36 @@ def test_a_table_is_learnt_in_the_threads_of_one_process_too(
         assert (each.ended_by, each.refused, each.waiting) == (led.ended_by, 0, 0)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("protection", "of_sites"),
+    [
+        (("--dp", "local", "--dp-clip", "0.5", "--dp-epsilon", "500", "--dp-max-updates", "3"), NOISY_SITES),
+        (("--sealed", "sealed.public", "--sealed-clip", "2", "--max-versions", "3"), SEALED_SITES),
+    ],
+)
+def test_without_a_survey_a_table_is_learnt_with_noise_or_sealed(
+    node: BrokerNode, tmp_path: Path, federation: str, protection: tuple[str, ...], of_sites: tuple[str, ...]
+) -> None:
+    whole = table_of("tumours")
+    inputs = whole.drop(columns=LABEL)
+    whole[inputs.columns] = (inputs - inputs.mean()) / inputs.std()
+    for name, rows in {"held-out": whole[:100], "site-0": whole[100:300], "site-1": whole[300:]}.items():
+        rows.to_parquet(tmp_path / f"{name}.parquet", index=False)
+    make_key(tmp_path)
+    with Federation(federation, node.amqp_url, tmp_path, task="tabular") as running:
+        begin = ("--data", "held-out.parquet", "--label", LABEL, "--buffer-size", "2")
+        leader = running.aggregator("leader", *begin, *protection)
+        workers = [running.worker(site, "--data", f"site-{site}.parquet", *of_sites) for site in range(2)]
+
+        for part in (*workers, leader):
+            assert part.wait_for_exit() == 0, part.log.read_text()[-2000:]
+        final = running.newest()
+        assert final.layout.table is not None
+        assert not final.layout.table.surveyed
+        assert final.version >= 3
+
+
 def test_a_worker_that_joins_late_needs_nothing_but_its_rows_and_one_with_other_rows_is_refused(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:
@@ -121,7 +154,7 @@ def test_a_worker_that_joins_late_needs_nothing_but_its_rows_and_one_with_other_
         assert_refused(running.worker(3, "--data", "site-0", "--label", "hue"), "tells 'outcome'")
 
         [table] = late.events("the federation's model is of a table")
-        assert table["network"] == "hidden units 8, dropout 0"
+        assert table["network"] == "hidden units 8, dropout 0, inputs scaled by the survey"
         assert late.events("columns are left out, since the model does not take them")
         assert running.newest().sites["site-0"].metrics
         for part in (first, late, aggregator):

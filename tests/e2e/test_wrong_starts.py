@@ -1,5 +1,6 @@
 """What is wrong at the start becomes one clear sentence and exit code 2, never a traceback."""
 
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation, Part, assert_refused, wait_until
+from tasks.slow_to_begin import BEGUN
 
 from fluffle_cli.node import BrokerNode
 
@@ -164,3 +166,18 @@ def test_sigterm_lets_everybody_leave_in_good_order(
 
         assert [part.wait_for_exit() for part in parts] == [0, 0, 0]
         wait_until(lambda: all(part.process.poll() is not None for part in parts), "the end")
+
+
+@pytest.mark.parametrize(("role", "what"), [("worker", "round"), ("evaluator", "evaluation")])
+def test_whoever_still_reads_its_data_or_builds_its_model_leaves_in_good_order_too(
+    node: BrokerNode, tmp_path: Path, federation: str, role: str, what: str
+) -> None:
+    with Federation(federation, node.amqp_url, tmp_path, task="tasks.slow_to_begin:task") as running:
+        part = running.worker(0) if role == "worker" else running.evaluator()
+        wait_until((tmp_path / BEGUN).exists, "the beginning")
+
+        part.process.send_signal(signal.SIGINT)
+
+        assert part.wait_for_exit() == 0
+        assert part.events(f"asked to stop before the first {what}")
+        assert "bug" not in part.log.read_text()

@@ -14,8 +14,8 @@ from fluffle.record_wire import decode_version, encode_version
 from fluffle.safetensors_file import read_layout, write_model
 from fluffle.table_model import MAX_TABLE_CLASSES, TableModel
 
-TABLE = TableModel(("age", "bmi"), "outcome", ("healthy", "ill"), (8, 4), 0.5)
-NUMBER = TableModel(("age", "bmi"), "months", None, (8,), 0.0, 20.5, 3.25)
+TABLE = TableModel(("age", "bmi"), "outcome", ("healthy", "ill"), (8, 4), True, 0.5)
+NUMBER = TableModel(("age", "bmi"), "months", None, (8,), True, 0.0, 20.5, 3.25)
 
 
 def of(table: TableModel | None) -> Layout:
@@ -67,7 +67,11 @@ def test_a_record_of_before_there_were_models_of_tables_is_read() -> None:
         (replace(TABLE, label="result"), "tells the column 'outcome', this one 'result'"),
         (replace(TABLE, classes=("a", "b", "c")), "tells 2 classes ('healthy', 'ill'), this one 3 classes"),
         (replace(NUMBER, label="outcome"), "tells 2 classes ('healthy', 'ill'), this one a number"),
-        (replace(TABLE, dropout=0.0), "has hidden units 8, 4, dropout 0.5, this one hidden units 8, 4, drop"),
+        (replace(TABLE, dropout=0.0), "dropout 0.5, inputs scaled by the survey, this one hidden units 8, 4"),
+        (
+            replace(TABLE, surveyed=False),
+            "inputs scaled by the survey, this one hidden units 8, 4, dropout 0.5, ",
+        ),
         (None, "the federation's model is of a table, this one is of no table"),
     ],
 )

@@ -209,6 +209,7 @@ def test_without_rows_the_settings_say_it_all() -> None:
         ),
         (HELD_OUT, "hue", f'target = "classes"\nleave_out = ["{LABEL}"]', "numbers that are not whole"),
         ("text.parquet", LABEL, "", "the column 'sex' of text.parquet holds text.*leave_out"),
+        ("index.csv", LABEL, "", "a column of index.csv has no name, as where pandas writes its index"),
         ("one.parquet", LABEL, "", "all labels 'outcome' of the data are 'class_0'"),
         ("odd.parquet", "day", "", "the label 'day' of odd.parquet holds timestamp.*name another column"),
         (
@@ -227,11 +228,28 @@ def test_a_model_that_nobody_has_described_is_refused_in_one_sentence(
     whole[whole[LABEL] == "class_0"].to_parquet("one.parquet", index=False)
     odd = whole[["hue", LABEL]].assign(day=pd.Timestamp("2024-01-01")).rename(columns={"hue": "x" * 101})
     odd.to_parquet("odd.parquet", index=False)
+    whole.to_csv("index.csv")
 
     with pytest.raises(TaskError) as refused:
         tabular(data, label, toml).table_model()
 
     assert re.search(said, str(refused.value))
+
+
+def test_without_a_survey_the_model_has_no_averages_of_the_sites_data(tmp_path: Path) -> None:
+    """Where these would have to travel, differential privacy and sealing refuse the model."""
+    write_tables("wines", tmp_path)
+
+    models = {
+        surveyed: CheckedTask(
+            reading_from(load_task("tabular"), DataSource(HELD_OUT, LABEL, surveyed=surveyed))
+        ).model(0)
+        for surveyed in (True, False)
+    }
+
+    groups = {surveyed: {spec.group for spec in model.layout.tensors} for surveyed, model in models.items()}
+    assert groups == {True: {"trained", "statistic"}, False: {"trained"}}
+    assert models[False].layout.difference(models[True].layout)
 
 
 def test_columns_can_be_left_out_and_an_index_of_pandas_is_no_column(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_an_aggregator_that_is_started_again_with_other_rows_is_told_in_which_co
     layout = read_layout(Path("initial.safetensors"))
 
     def compare(data: str) -> None:
-        settings = AggregatorSettings(task="tabular", data=data, label=LABEL)
+        settings = AggregatorSettings(task="tabular", data=data, label=LABEL, survey=3)
         with initial_model(settings, threading.Event(), load_task("tabular")) as initial:
             initial.compare(layout)
 
@@ -92,6 +92,8 @@ def test_an_aggregator_that_is_started_again_with_other_rows_is_told_in_which_co
             ["aggregator", "--task", "tabular", "--data", "x", "--initial-model", "a.safetensors"],
             r"or with a \.safetensors file",
         ),
+        (["aggregator", "--initial-model", "s3://models/a.safetensors"], "must be a file of this machine"),
+        (["worker", "--task", "tabular", "--data", "x", "--split", "iid"], "--split would have no effect"),
         (["worker", "--task", "tabular"], "give --data FILE, FOLDER or PATTERN"),
         (["worker", "--task", "tabular", "--data", "nowhere.parquet"], "nowhere.parquet"),
         (["demo", "--task", "tabular"], "--task must be one of digits, fashion_mnist, diabetes, or package"),

@@ -15,7 +15,7 @@ from structlog.contextvars import bound_contextvars
 
 from fluffle.checked_task import CheckedTask
 from fluffle.connection import evaluator_connector, federation_connector, worker_connector
-from fluffle.data_source import reading_from
+from fluffle.data_source import TaskOfTables, reading_from
 from fluffle.errors import ConfigError
 from fluffle.event_sink import NULL_SINK, EventSink, ReportingSink, Sinks
 from fluffle.logs import get_logger
@@ -78,15 +78,29 @@ def work(
     event_sink: EventSink = NULL_SINK,
 ) -> WorkerResult:
     """Be a worker as the settings say; see `run_worker`."""
+    try:
+        return _work(task, settings, stop, show_round=show_round, event_sink=event_sink)
+    except StopRequested:
+        log.info("asked to stop before the first round")
+        return WorkerResult(ended_by="", rounds=0, aborted=0, version=None, refused=0, waiting=0)
+
+
+def _work(
+    task: Task,
+    settings: WorkerSettings,
+    stop: threading.Event,
+    *,
+    show_round: ShowRound,
+    event_sink: EventSink,
+) -> WorkerResult:
     site = settings.make_site()
     keys, sealed_key = _keys_of(settings), read_key(settings.sealed_secret)
     task = with_data_table(reading_from(task, settings.source("train")), settings.config)
+    if isinstance(task, TaskOfTables):
+        _require_no_division(settings)
     task = with_precision(task, settings.quantize_training)
     topology = topology_of(settings.federation)
-    try:
-        task = _of_federation(task, settings, topology, stop, name=f"worker/{settings.worker_name}")
-    except StopRequested:
-        return WorkerResult(ended_by="", rounds=0, aborted=0, version=None, refused=0, waiting=0)
+    task = _of_federation(task, settings, topology, stop, name=f"worker/{settings.worker_name}")
     examples = CheckedTask(task, stop).prepare(site)
     log.info("data prepared", task=settings.task, site=site.index, sites=site.count, examples=examples)
     max_bytes = settings.spool_max_mib * MIB
@@ -135,15 +149,31 @@ def work(
         )
 
 
+def _require_no_division(settings: WorkerSettings) -> None:
+    """Raise ConfigError for a way to divide a table, and say so where it would be divided among sites."""
+    if "split" in settings.model_fields_set:
+        raise ConfigError(
+            "--split would have no effect: all rows of --data are this site's. Leave it out, and give each "
+            "site files of its own"
+        )
+    if settings.data is not None and "sites" in settings.model_fields_set:
+        log.info("all rows of --data are this site's: --sites divides only the data of other ready tasks")
+
+
 def evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     """Be an evaluator as the settings say; see `run_evaluator`."""
+    try:
+        return _evaluate(task, settings, stop)
+    except StopRequested:
+        log.info("asked to stop before the first evaluation")
+        return EvaluatorResult(ended_by="", evaluated=0, newest=None)
+
+
+def _evaluate(task: Task, settings: EvaluatorSettings, stop: threading.Event) -> EvaluatorResult:
     sealed_key = read_key(settings.sealed_secret)
     task = with_data_table(reading_from(task, settings.source("evaluate")), settings.config)
     topology = topology_of(settings.federation)
-    try:
-        task = _of_federation(task, settings, topology, stop, name=f"evaluator/{settings.name}")
-    except StopRequested:
-        return EvaluatorResult(ended_by="", evaluated=0, newest=None)
+    task = _of_federation(task, settings, topology, stop, name=f"evaluator/{settings.name}")
     with metered(
         ReportingSink(topology, role="evaluator", name=settings.name),
         host=settings.metrics_host,

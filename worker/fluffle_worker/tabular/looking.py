@@ -12,7 +12,9 @@ from fluffle_worker.tabular.settings import TabularSettings
 log = get_logger(__name__)
 
 
-def look_at(data: str | None, label: str | None, settings: TabularSettings, *, begins: bool) -> TableModel:
+def look_at(
+    data: str | None, label: str | None, settings: TabularSettings, *, begins: bool, surveyed: bool
+) -> TableModel:
     """Return the model that the settings ask for, and where they leave it open, the rows.
 
     Of the rows, the types of the columns and the labels are read. Raises TaskError, which says what to set,
@@ -40,10 +42,15 @@ def look_at(data: str | None, label: str | None, settings: TabularSettings, *, b
             scale = found.deviation if scale is None else scale
         else:
             classes = found.classes()
+    if "" in columns:
+        raise TaskError(
+            f"a column of {data} has no name, as where pandas writes its index to a CSV file: write it with "
+            'index=False, or leave it out with leave_out = [""] in [tabular]'
+        )
     _require_names([*columns, label, *(classes or ())])
     numbers = (settings.dropout, 0.0 if center is None else center, 1.0 if scale is None else scale)
     try:
-        return TableModel(columns, label, classes, settings.hidden, *map(float, numbers))
+        return TableModel(columns, label, classes, settings.hidden, surveyed, *map(float, numbers))
     except LayoutError as error:
         raise TaskError(str(error)) from error
 

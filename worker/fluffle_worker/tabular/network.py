@@ -14,7 +14,9 @@ def network_of(table: TableModel) -> KerasModel:
     Its outputs are probabilities of the classes, or a number.
     """
     keras = import_keras()
-    layers = [keras.Input((len(table.columns),)), keras_task.SurveyNormalization()]
+    layers = [keras.Input((len(table.columns),))]
+    if table.surveyed:
+        layers.append(keras_task.SurveyNormalization())
     for units in table.hidden:
         layers.append(keras.layers.Dense(units, "relu"))
         if table.dropout:

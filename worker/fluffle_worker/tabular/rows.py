@@ -26,18 +26,20 @@ log = get_logger(__name__)
 class RowSource:
     """The rows of one process: in files, or what the function `rows` returns for a site.
 
-    `use` is what they are for.
+    `use` is what they are for, and `surveyed` whether a federation that begins will have a survey.
     """
 
     settings: TabularSettings = field(default_factory=TabularSettings)
     data: str | None = None
     label: str | None = None
     use: Use = "begin"
+    surveyed: bool = True
     rows: Callable[[Site], object] | None = None
 
     def table_model(self) -> TableModel:
         """Return the model that the settings and the rows ask for. Raises TaskError where they do not."""
-        return look_at(self.data, self.label, self.settings, begins=self.use == "begin")
+        begins = self.use == "begin"
+        return look_at(self.data, self.label, self.settings, begins=begins, surveyed=self.surveyed)
 
     def require_agreement(self, table: TableModel) -> None:
         """Raise TaskError for settings that say something else than the model of the federation."""
@@ -114,7 +116,7 @@ class RowSource:
         return self.data
 
 
-FIELDS = ("columns", "label", "classes", "hidden", "dropout", "center", "scale")
+FIELDS = ("columns", "label", "classes", "hidden", "surveyed", "dropout", "center", "scale")
 
 
 def require_columns(table: TableModel, known: list[str], where: str) -> None:

@@ -51,6 +51,7 @@ class TabularTask(KerasTask):
                 data=source.data or self._source.data,
                 label=source.label or self._source.label,
                 use=source.use,
+                surveyed=source.surveyed,
             ),
             self._table,
         )
