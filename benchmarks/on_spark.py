@@ -24,6 +24,7 @@ from numpy_task import HELD_OUT
 from pyspark.sql import DataFrame, SparkSession
 from sklearn.datasets import load_digits
 
+from benchmarks.floor import server_version
 from benchmarks.measuring import OtherWork, Report, Spread, in_turns, wide_console
 from benchmarks.spark_tasks import SITES
 from benchmarks.verdicts import Verdict, exit_code
@@ -52,6 +53,7 @@ def main() -> None:
         BrokerNode.start(Path(folder) / "broker", management=False) as node,
         SparkCluster.prepare(Path(folder) / "spark").session("benchmark") as spark,
     ):
+        report.rabbitmq = server_version(node.amqp_url)
         sides = Sides(node, Path(folder), digits(spark))
         # Seconds for each update, so that the rates of the two are compared turn by turn.
         found = in_turns({"spark": sides.on_spark, "plain": sides.plain}, given.repeats)
