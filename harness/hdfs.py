@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from xml.sax.saxutils import escape
 
+from hdfs_native import Client, WriteOptions
+
 from fluffle import guard
 from fluffle.errors import ConfigError
 from fluffle_cli.rabbitmq_server import LOOPBACK, free_ports
@@ -137,7 +139,7 @@ class Hdfs:
             self._end(name, signal.SIGTERM)
 
     def _serves(self) -> bool:
-        with suppress(OSError, LookupError, ValueError):
+        with suppress(OSError, LookupError, ValueError, RuntimeError):
             # When the NameNode starts it is in safe mode, until it has heard of all blocks.
             namenode = _bean(self.http_port, "NameNode,name=FSNamesystemState")
             missing = _bean(self.http_port, "NameNode,name=FSNamesystem")["MissingBlocks"]
@@ -145,7 +147,11 @@ class Hdfs:
             datanode = _bean(self.datanode_ports[1], "DataNode,name=DataNodeInfo")
             [connection] = json.loads(datanode["BPServiceActorInfo"])
             states = (connection["ActorState"], namenode["NumLiveDataNodes"], namenode["FSState"], missing)
-            return states == ("RUNNING", 1, "Operational", 0)
+            if states == ("RUNNING", 1, "Operational", 0):
+                # All of that may be true for a moment in which the DataNode takes no block yet.
+                with Client(self.url).create("/.serves", WriteOptions(overwrite=True)) as file:
+                    file.write(b"yes")
+                return True
         return False
 
     def _launch(self, name: str, main: str) -> None:

@@ -58,7 +58,8 @@ _MEANINGS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Connection refused|Could not connect|Failed to connect|NewConnectionError|Connection reset"
-        r"|disconnected|Network is unreachable|No route to host|Connection aborted|RemoteDisconnected",
+        r"|disconnected|Network is unreachable|No route to host|Connection aborted|RemoteDisconnected"
+        r"|EOFException",
         "nothing answers there: see whether it runs, and whether host and port are right",
     ),
     (

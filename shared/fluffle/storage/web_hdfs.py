@@ -13,6 +13,8 @@ from fluffle.storage.errors import without_secrets
 # To connect, and until the next bytes arrive. Without these, requests waits for ever.
 TIMEOUTS_S = (5.0, 60.0)
 DEFAULT_PORT = 9870
+# What a DataNode says when the NameNode was started again: it asks over a connection that is gone, only once.
+LOST_NAMENODE = "EOFException"
 
 
 def web_hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:
@@ -60,12 +62,19 @@ class _Bounded(HTTPAdapter):
 
     def send(self, *request: Any, **settings: Any) -> requests.Response:
         try:
-            return super().send(*request, **{**settings, "timeout": TIMEOUTS_S})
+            return self._answer(*request, **{**settings, "timeout": TIMEOUTS_S})
         except requests.RequestException as error:
             # The URL in its text may hold a delegation token.
             said = without_secrets(str(error))
             is_namenode = request[0].url.startswith(self._namenode_url)
             raise OSError(said if is_namenode else f"All DataNodes failed: {said}") from None
+
+    def _answer(self, *request: Any, **settings: Any) -> requests.Response:
+        answer = super().send(*request, **settings)
+        is_read = request[0].method == "GET"
+        if is_read and answer.status_code >= 400 and LOST_NAMENODE in answer.text:
+            return super().send(*request, **settings)
+        return answer
 
 
 def _with_time(info: dict[str, Any]) -> dict[str, Any]:
