@@ -15,6 +15,7 @@ TESTS, ROOT = Path(__file__).parent.parent, Path(__file__).parent.parent.parent
 SITES, UPDATES = 2, 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
     [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy_task
+import pytest
 from federation import Federation
 from secured import as_flags
 
@@ -13,6 +14,7 @@ SITES, UPDATES = 4, 5
 PROMISE = ("--dp", "distributed", "--dp-epsilon", "200", "--dp-clip", "2", "--dp-max-updates", str(UPDATES))
 
 
+@pytest.mark.long
 def test_sites_add_their_shares_leave_when_they_have_sent_all_and_learn_something(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

@@ -130,6 +130,7 @@ def test_without_a_survey_a_table_is_learnt_with_noise_or_sealed(
         assert final.version >= 3
 
 
+@pytest.mark.long
 def test_a_worker_that_joins_late_needs_nothing_but_its_rows_and_one_with_other_rows_is_refused(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

@@ -167,6 +167,7 @@ def test_hdfs_in_safe_mode_keeps_the_old_file_and_then_hdfs_that_is_gone_is_name
         assert refusal.startswith(f"cannot write {url}: nothing answers there: see whether it runs")
 
 
+@pytest.mark.long
 def test_hdfs_without_a_datanode_keeps_the_old_file(own: Hdfs) -> None:
     url, what = f"{own.url}/model.bin", "no DataNode answers that has its blocks, or takes new"
     put(url, b"old")

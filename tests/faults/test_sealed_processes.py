@@ -215,6 +215,7 @@ def test_neither_the_aggregators_memory_nor_the_brokers_disk_holds_an_update_or_
                 assert not any(form in each for each in on_disk), f"{what} on the disk"
 
 
+@pytest.mark.long
 def test_who_has_no_key_or_another_one_ends_with_a_sentence_and_the_model_is_exported_with_the_key(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

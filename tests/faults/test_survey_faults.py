@@ -113,6 +113,7 @@ def test_a_killed_aggregator_and_a_killed_worker_lose_no_answer_and_none_counts_
     assert not reborn.events("survey answered: waiting for its result")
 
 
+@pytest.mark.long
 def test_sites_that_lie_differ_or_answer_twice_are_refused_and_told_and_the_others_go_on(
     node: BrokerNode, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -269,6 +269,7 @@ def test_an_expired_server_is_refused(certificates: Path, tmp_path: Path, federa
         assert_refused(aggregator, "the certificate of RabbitMQ", "has expired")
 
 
+@pytest.mark.long
 def test_a_private_broker_is_started_with_tls_and_keeps_it_and_its_certificates(tmp_path: Path) -> None:
     folder = ["--folder", str(tmp_path)]
 
