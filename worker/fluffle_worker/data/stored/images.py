@@ -58,7 +58,8 @@ class ImageSource:
         self._first = found[0]
         with self._opened(self._first) as first:
             self._mode = _mode_of(first)
-        shape = self._pixels(self._first).shape
+            image = self._converted(first, self._first)
+        shape = self._pixels_of(image).shape
         self.form = RowForm(("image",), shape, "class", (), np.int64, classes)
 
     def blocks(self, parts: Iterable[Part]) -> Generator[NumpyBlock, None, None]:
@@ -106,20 +107,27 @@ class ImageSource:
             ) from error
 
     def _pixels(self, file: StoredFile) -> NDArray[Any]:
-        """Return the pixels of an image [height, width, channels], the right way up.
+        with self._opened(file) as opened:
+            image = self._converted(opened, file)
+        return self._pixels_of(image)
+
+    def _pixels_of(self, image: Image.Image) -> NDArray[Any]:
+        """Return the pixels of a converted image [height, width, channels].
 
         They are 0 to 255, or what the file holds where it has more than 8 bits.
         """
-        with self._opened(file) as opened:
-            image = self._converted(ImageOps.exif_transpose(opened), file)
         if self._size:
             height, width = self._size
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         pixels = np.asarray(image)
         return pixels.reshape(*pixels.shape[:2], -1)
 
-    def _converted(self, image: Image.Image, file: StoredFile) -> Image.Image:
-        """Return an image in the mode of the first one. Raises TaskError where that would lose something."""
+    def _converted(self, opened: Image.Image, file: StoredFile) -> Image.Image:
+        """Return an image the right way up, and in the mode of the first one.
+
+        Raises TaskError where that would lose something.
+        """
+        image = ImageOps.exif_transpose(opened)
         mode = _mode_of(image)
         if mode == self._mode or (mode, self._mode) == ("L", "RGB"):
             # Some versions of Pillow clip to 8 bits on the way to F (python-pillow/Pillow#9931).
