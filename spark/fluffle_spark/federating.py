@@ -1,6 +1,5 @@
 """`federate`: a data frame's sites train one model together, each in a Spark task."""
 
-import os
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,8 @@ from pyspark.sql import DataFrame
 
 from fluffle import logs
 from fluffle.errors import ConfigError, FluffleError
-from fluffle.settings import SharedSettings, env_name, load_arguments
+from fluffle.management import ManagementSettings
+from fluffle.settings import SharedSettings, load_arguments
 from fluffle_spark.beside import parts_beside
 from fluffle_spark.columns import chosen_columns
 from fluffle_spark.data_table import data_table
@@ -87,6 +87,8 @@ def federate(
         raise ConfigError(f"{own[0]} is no argument of federate: each site gets it from the data frame")
     named = {"task": task, "federation": federation, "broker_url": broker_url}
     checked = load_arguments(WorkerSettings, {**settings, **named})
+    shared_names = checked.model_fields_set & set(SharedSettings.model_fields)
+    shared: dict[str, Any] = {name: getattr(checked, name) for name in shared_names}
     inputs = chosen_columns(df, features, label, site_column)
     code = code_of(task)
     sites = _sites(df, workers, site_column, [*inputs, label])
@@ -96,8 +98,9 @@ def federate(
         running.enter_context(clean_up_on_sigterm())
         urls: Mapping[str, str] = {}
         if make_users:
-            management_url = management_url or os.environ.get(env_name("management_url"))
-            urls = running.enter_context(users_for_the_run(checked, management_url, sites.names))
+            given = shared if management_url is None else {**shared, "management_url": management_url}
+            administrator = load_arguments(ManagementSettings, given)
+            urls = running.enter_context(users_for_the_run(administrator, sites.names))
         elif password_folder is not None:
             urls = urls_from_files(broker_url, Path(password_folder), sites.names)
         orders = [
@@ -123,10 +126,8 @@ def federate(
             )
             for at, name in enumerate(sites.names)
         ]
-        given = checked.model_fields_set & set(SharedSettings.model_fields)
-        shared = {name: getattr(checked, name) for name in given | {"task"}}
         parts = {
-            part: _settings_beside(shared, given)
+            part: _settings_beside({**shared, "task": task}, given)
             for part, given in (("aggregator", aggregator), ("evaluator", evaluator))
             if given is not False
         }

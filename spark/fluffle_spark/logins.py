@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from fluffle.errors import BrokerError, ConfigError
 from fluffle.logs import get_logger
-from fluffle.management import ADMINISTRATOR, Account, Management
+from fluffle.management import Account, Management, ManagementSettings
 from fluffle.rights import MADE_FOR_A_RUN, Rights, password_hash, rights_of
 from fluffle.settings import SharedSettings
 
@@ -65,9 +65,7 @@ def urls_from_files(url: str, folder: Path, sites: Sequence[str]) -> dict[str, s
 
 
 @contextmanager
-def users_for_the_run(
-    settings: SharedSettings, management_url: str | None, sites: Sequence[str]
-) -> Iterator[Mapping[str, str]]:
+def users_for_the_run(settings: ManagementSettings, sites: Sequence[str]) -> Iterator[Mapping[str, str]]:
     """Make a RabbitMQ user for each site with a new password, yield their broker URLs, and remove them again.
 
     The broker URL's own login must be an administrator's. Raises ConfigError for a user that exists, which is
@@ -75,7 +73,7 @@ def users_for_the_run(
     """
     made: dict[str, str] = {}
     rights = {site: _rights(settings.federation, site) for site in sites}
-    with Management(settings.broker_address(), management_url, tag=ADMINISTRATOR) as management:
+    with settings.management() as management:
         known = [account for account in management.accounts() if account.name in rights]
         left = [each.name for each in known if _was_left(each, rights[each.name], management)]
         if taken := sorted({each.name for each in known} - set(left)):

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 
 from fluffle.connection import Connector
 from fluffle.errors import ConfigError
-from fluffle.management import ADMINISTRATOR, Management
+from fluffle.management import ADMINISTRATOR, Management, ManagementSettings
 from fluffle.rights import MADE_FOR_A_RUN, password_hash, rights_of
 from fluffle.settings import SharedSettings
 from fluffle_cli.node import BrokerNode
@@ -156,19 +156,21 @@ def test_a_copy_of_a_site_waits_while_the_first_one_works_and_users_of_the_run_a
 def test_users_that_a_killed_driver_has_left_are_made_anew_and_others_are_not_touched(
     managed_node: BrokerNode, federation: str
 ) -> None:
-    settings = SharedSettings(broker_url=managed_node.amqp_url, federation=federation)
+    settings = ManagementSettings(
+        broker_url=managed_node.amqp_url, federation=federation, management_url=managed_node.management_url
+    )
     sites = ["left-by-a-driver", "somebodys"]
     rights = {site: rights_of("worker", federation, site) for site in sites}
     rights[sites[0]] = replace(rights[sites[0]], tags=frozenset({MADE_FOR_A_RUN}))
     hashed = password_hash("before", b"salt")
 
-    with Management(settings.broker_address(), managed_node.management_url, tag=ADMINISTRATOR) as management:
+    with settings.management() as management:
         for site in sites:
             management.put_user(site, rights[site], hashed)
         refused = pytest.raises(ConfigError, match="has a user 'somebodys' already")
-        with refused, users_for_the_run(settings, managed_node.management_url, sites):
+        with refused, users_for_the_run(settings, sites):
             pass
-        with users_for_the_run(settings, managed_node.management_url, sites[:1]) as urls:
+        with users_for_the_run(settings, sites[:1]) as urls:
             own = settings.model_copy(update={"broker_url": urls[sites[0]]})
             Connector(own, name=sites[0], stop=threading.Event()).connect_at_once().close()
 
