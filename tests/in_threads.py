@@ -1,8 +1,10 @@
 """A whole federation in the threads of one process, and the rows of scikit-learn that its sites train on."""
 
 import asyncio
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,25 @@ Data = tuple[NDArray[Any], NDArray[Any]]
 
 
 async def all_of(*calls: Callable[[], object]) -> list[object]:
-    """Make all calls at once, each in a thread of its own, and return their results in this order."""
-    return await asyncio.wait_for(asyncio.gather(*map(asyncio.to_thread, calls)), DEADLINE_S)
+    """Make all calls at once, each in a thread of its own, and return their results in this order.
+
+    The first error is raised at once: other calls, which may wait for the one that failed, are left behind.
+    """
+    return await asyncio.wait_for(asyncio.gather(*map(_in_a_thread, calls)), DEADLINE_S)
+
+
+def _in_a_thread(call: Callable[[], object]) -> asyncio.Future[object]:
+    outcome: Future[object] = Future()
+
+    def run() -> None:
+        outcome.set_running_or_notify_cancel()
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 def rounds_by_worker(node: BrokerNode, federation: str) -> Mapping[str, Sequence[Folded]]:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,16 @@ def test_a_schema_that_differs_among_files_names_both_and_the_column(place: Plac
     }
     write_to(f"{url}/part-2.parquet", [as_parquet(more)])
     assert len(open_dataset(url, columns=["column 1"], label="ill").arrays()[0]) == 2 * ROWS
+
+
+def test_threads_of_one_process_read_from_hdfs_at_the_same_time(hdfs: Hdfs) -> None:
+    url = put_table(Place(f"{hdfs.url}/threads", {}), "csv", files=1)
+
+    def rows_of(_: int) -> int:
+        return len(open_dataset(url, label="ill").arrays()[0])
+
+    with ThreadPoolExecutor(6) as pool:
+        assert set(pool.map(rows_of, range(600))) == {ROWS}
 
 
 def test_a_cache_holds_what_a_second_worker_reads(remote: Place, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """HDFS by hdfs-native, a client in Rust: no Java is needed."""
 
 import io
+import os
 import threading
 from collections.abc import Callable
+from functools import cache
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
@@ -20,12 +22,40 @@ INTERRUPTED_S = 3.0
 # Where nothing answers, hdfs-native would try for three minutes; four times are about ten seconds.
 # A DataNode that does not answer costs half a minute, and then another one is asked.
 SETTINGS = {"dfs.client.failover.max.attempts": "4", "dfs.client.socket-timeout": "30000"}
+# What hdfs-native takes from the environment: who the user is, and where the cluster's configuration lies.
+ENVIRONMENT = (
+    "HADOOP_USER_NAME",
+    "HADOOP_PROXY_USER",
+    "HADOOP_TOKEN_FILE_LOCATION",
+    "HADOOP_CONF_DIR",
+    "HADOOP_HOME",
+    "KRB5CCNAME",
+    "KRB5_CONFIG",
+)
 
 
 def hdfs_filesystem(host: str, port: int | None) -> fs.FileSystem:
     """Return the filesystem of this NameNode, or of this name service in the folder HADOOP_CONF_DIR."""
     authority = f"{host}:{port}" if port else host
     return fs.PyFileSystem(_Hdfs(f"hdfs://{authority}"))
+
+
+def _client(url: str) -> hdfs_native.Client:
+    """Return this process's client of a NameNode. Raises OSError for a URL that means none.
+
+    All clients share their connections to DataNodes, and one that is let go of ends those that it made, also
+    while another one reads from them. So a client stays as long as the process.
+    """
+    login = tuple(os.environ.get(name) for name in ENVIRONMENT)
+    return _lasting_client(url, tuple(SETTINGS.items()), login, os.getpid())
+
+
+@cache
+def _lasting_client(url: str, settings: tuple[tuple[str, str], ...], *_: object) -> hdfs_native.Client:
+    try:
+        return hdfs_native.Client(url, dict(settings))
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def within_timeout(call: Callable[[], Answer]) -> Answer:
@@ -64,10 +94,7 @@ class _Hdfs(fs.FileSystemHandler):
 
     def __init__(self, url: str) -> None:
         self._url = url
-        try:
-            self._client = hdfs_native.Client(url, SETTINGS)
-        except RuntimeError as error:
-            raise OSError(str(error)) from error
+        self._client = _client(url)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Hdfs) and other._url == self._url
