@@ -18,6 +18,7 @@ from fluffle import logs
 from fluffle.errors import ConfigError, FluffleError
 from fluffle.management import ManagementSettings
 from fluffle.settings import SharedSettings, load_arguments
+from fluffle_spark.accumulators import counted
 from fluffle_spark.beside import parts_beside
 from fluffle_spark.columns import chosen_columns
 from fluffle_spark.data_table import data_table
@@ -250,7 +251,8 @@ class _Job:
                 in_one_sentence(self._why),
             ):
                 tasks = partial(_run_partition, shared, watched.accumulator)
-                rows = sites.rows.mapInArrow(tasks, SPARK_SCHEMA).collect()
+                ended = sites.rows.mapInArrow(tasks, SPARK_SCHEMA)
+                rows = counted(ended, ("rounds", "updates")).collect()
         except BaseException:
             # Ctrl-C too: PySpark's own handler cannot cancel a job while its thread waits for Java.
             with suppress(PySparkException, Py4JError):

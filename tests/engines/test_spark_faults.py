@@ -1,5 +1,6 @@
 """Workers in Spark executors that are killed, cancelled or taken away: nothing is lost or counts twice."""
 
+import json
 import os
 import signal
 import threading
@@ -187,7 +188,29 @@ def test_the_aggregator_beside_the_driver_ends_everything_at_the_target_and_no_p
     assert sum(row.updates for row in run.rows.values()) > 0
     assert sum(row.rows for row in run.rows.values()) == 1797 - 300
     assert len({row.ran_on for row in run.rows.values()}) == 2
+    counts = {name: sum(getattr(row, name) for row in run.rows.values()) for name in ("rounds", "updates")}
+    wait_until(lambda: counts_in_ui(spark_cluster, federation) == counts, "Spark's UI to count the rounds")
     assert_no_password(spark_cluster, node.password)
+
+
+def counts_in_ui(cluster: SparkCluster, federation: str) -> dict[str, int]:
+    """Return the accumulators of the sites' stage, as the event log has them for Spark's UI."""
+    lines = [line for text in cluster.events_text() for line in text.splitlines()]
+    events = [json.loads(line) for line in lines if line.startswith('{"Event"') and line.endswith("}")]
+    stages = {
+        stage
+        for event in events
+        if event["Event"] == "SparkListenerJobStart"
+        if f"Fluffle {federation}: 2 sites train" in event["Properties"].get("spark.job.description", "")
+        for stage in event["Stage IDs"]
+    }
+    return {
+        accumulator["Name"]: int(accumulator["Value"])
+        for event in events
+        if event["Event"] == "SparkListenerStageCompleted" and event["Stage Info"]["Stage ID"] in stages
+        for accumulator in event["Stage Info"]["Accumulables"]
+        if accumulator["Name"] in ("rounds", "updates")
+    }
 
 
 def assert_no_password(cluster: SparkCluster, password: str) -> None:
