@@ -1,7 +1,7 @@
 """Arrow batches of one site to the arrays that a task trains on, in bounded memory. Pure.
 
 Each column is copied once, into an array that grows in place, so that nothing but one batch lies in memory
-besides the arrays. Numbers and booleans become float32, and null becomes NaN.
+besides the arrays. Numbers and booleans become float32, and null becomes NaN, as in files of a data set.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fluffle.errors import TaskError
+from fluffle_worker.data.stored.columns import Column, column_of, dense, with_length
+from fluffle_worker.data.stored.source import require_float32
 
+# What a sentence says of where a column lies.
+WHERE = "the data frame"
 # An array that must grow gets this many times its size. What is not written to yet takes no memory.
 GROWTH = 2
 FIRST_ROWS = 4096
@@ -52,6 +56,7 @@ class SiteRows:
 
     def __init__(self, features: Sequence[str], label: str) -> None:
         self._features, self._label = tuple(features), label
+        self._columns: dict[str, Column] = {}
         self._x: dict[str, GrowingArray] = {}
         self._table: GrowingArray | None = None
         self._y: GrowingArray | None = None
@@ -69,13 +74,16 @@ class SiteRows:
         """Add one batch; raises TaskError for a column that cannot be used."""
         if not batch.num_rows:
             return
-        scalars = [name for name in self._features if not _is_nested(batch.schema.field(name).type)]
-        if len(scalars) == len(self._features):
-            self._add_table(batch)
-        else:
+        for name in (*self._features, self._label):
+            if name not in self._columns:
+                column = column_of(batch.schema.field(name))
+                self._columns[name] = with_length(column, batch.column(name), WHERE)
+        if any(self._columns[name].shape for name in self._features):
             for name in self._features:
-                self._add_column(name, batch.column(name))
-        self._add_label(batch.column(self._label))
+                self._add_column(name, batch)
+        else:
+            self._add_table(batch)
+        self._add_label(batch)
         self.rows += batch.num_rows
 
     def parts(self) -> tuple[object, NDArray[Any]]:
@@ -88,85 +96,58 @@ class SiteRows:
         arrays = {name: column.finish() for name, column in self._x.items()}
         return (next(iter(arrays.values())) if len(arrays) == 1 else arrays), y
 
-    def _count_missing(self, name: str, values: NDArray[Any]) -> None:
-        if found := int(np.isnan(values).sum()):
-            self.missing[name] = self.missing.get(name, 0) + found
-
     def _add_table(self, batch: pa.RecordBatch) -> None:
         if self._table is None:
             self._table = GrowingArray((len(self._features),), np.dtype(np.float32))
         into = self._table.add(batch.num_rows)
         for at, name in enumerate(self._features):
-            into[:, at] = _numbers(name, batch.column(name))
-            self._count_missing(name, into[:, at])
+            self._write_feature(into[:, at], name, batch)
 
-    def _add_column(self, name: str, column: pa.Array) -> None:
-        values = _nested(name, column) if _is_nested(column.type) else _numbers(name, column)
+    def _add_column(self, name: str, batch: pa.RecordBatch) -> None:
         if name not in self._x:
-            self._x[name] = GrowingArray(values.shape[1:], np.dtype(np.float32))
-        into = self._x[name].add(len(values))
-        if into.shape != values.shape:
-            raise TaskError(
-                f"the arrays in the column {name!r} have different sizes, {into.shape[1:]} and "
-                f"{values.shape[1:]}: give each row as many values"
-            )
-        into[...] = values
-        self._count_missing(name, values)
+            self._x[name] = GrowingArray(self._columns[name].shape, np.dtype(np.float32))
+        self._write_feature(self._x[name].add(batch.num_rows), name, batch)
 
-    def _add_label(self, column: pa.Array) -> None:
-        if column.null_count:
+    def _write_feature(self, into: NDArray[np.float32], name: str, batch: pa.RecordBatch) -> None:
+        _write(into, self._numbers(name, batch), f"the column {name!r} of {WHERE}")
+        if missing := int(np.isnan(into).sum()):
+            self.missing[name] = self.missing.get(name, 0) + missing
+
+    def _add_label(self, batch: pa.RecordBatch) -> None:
+        values, column = batch.column(self._label), self._columns[self._label]
+        if values.null_count:
             raise TaskError(
-                f"the label {self._label!r} is null in {column.null_count} of these rows: fill it, or drop "
+                f"the label {self._label!r} is null in {values.null_count} of these rows: fill it, or drop "
                 "the rows"
             )
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            self._texts.append(column.to_numpy(zero_copy_only=False).astype(str))
+        if column.kind == "text" and not column.shape:
+            self._texts.append(values.to_numpy(zero_copy_only=False).astype(str))
             return
-        if _is_nested(column.type):
-            values = _nested(self._label, column)
-        elif pa.types.is_integer(column.type) or pa.types.is_boolean(column.type):
-            values = column.cast(pa.int64()).to_numpy()
-        else:
-            values = _numbers(self._label, column)
-            if missing := int(np.isnan(values).sum()):
-                raise TaskError(
-                    f"the label {self._label!r} is NaN in {missing} of these rows: fill it, or drop the rows"
-                )
+        numbers = self._numbers(self._label, batch)
+        if missing := int(np.isnan(numbers).sum()):
+            raise TaskError(
+                f"the label {self._label!r} is NaN in {missing} of these rows: fill it, or drop the rows"
+            )
         if self._y is None:
-            self._y = GrowingArray(values.shape[1:], values.dtype)
-        self._y.add(len(values))[...] = values
+            is_class = column.is_whole and not column.shape
+            self._y = GrowingArray(column.shape, np.dtype(np.int64 if is_class else np.float32))
+        _write(self._y.add(len(numbers)), numbers, f"the label {self._label!r} of {WHERE}")
+
+    def _numbers(self, name: str, batch: pa.RecordBatch) -> NDArray[Any]:
+        column = self._columns[name]
+        if column.kind != "number":
+            raise TaskError(
+                f"the column {name!r} holds {column.said} where numbers are expected: turn it into numbers, "
+                "or leave it out of the features"
+            )
+        return dense(batch.column(name), column, WHERE)
 
 
-def _is_nested(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _numbers(name: str, column: pa.Array) -> NDArray[Any]:
-    """Return a column of numbers or booleans as float32, null as NaN."""
-    kind = column.type
-    if pa.types.is_decimal(kind):
-        column = column.cast(pa.float64())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
-        raise TaskError(
-            f"the column {name!r} holds {kind} where numbers are expected: turn it into numbers, or leave it "
-            "out of the features"
-        )
-    return np.asarray(column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False))
-
-
-def _nested(name: str, column: pa.Array) -> NDArray[Any]:
-    """Return a column of arrays, or of arrays of arrays, as [rows, ...] float32."""
-    if column.null_count:
-        raise TaskError(
-            f"the column {name!r} is null in {column.null_count} rows, and an array cannot be filled: drop "
-            "these rows"
-        )
-    inner = column.flatten()
-    sizes = np.unique(np.asarray(column.value_lengths()))
-    if len(sizes) != 1:
-        raise TaskError(
-            f"the arrays in the column {name!r} have from {sizes.min()} to {sizes.max()} values: give each "
-            "row as many"
-        )
-    values = _nested(name, inner) if _is_nested(inner.type) else _numbers(name, inner)
-    return values.reshape(len(column), int(sizes[0]), *values.shape[1:])
+def _write(into: NDArray[Any], numbers: NDArray[Any], what: str) -> None:
+    """Write numbers into an array; raises TaskError for one that is too large for float32."""
+    try:
+        with np.errstate(over="raise"):
+            into[...] = numbers
+    except FloatingPointError:
+        require_float32(numbers, what)
+        raise

@@ -70,6 +70,7 @@ def test_nan_counts_as_missing_as_null_does() -> None:
     """Libraries on Spark crashed on NaN where null was expected: dmlc/xgboost#2917 and #4714."""
     assert rows_of(a_batch(a=[1.0, float("nan"), 3.0], y=[0, 1, 0])).missing == {"a": 1}
     assert rows_of(a_batch(a=[[1.0, float("nan")], [1.0, 2.0]], y=[0, 1])).missing == {"a": 1}
+    assert rows_of(a_batch(a=[[1.0, 2.0], None], y=[0, 1])).missing == {"a": 2}
 
 
 def test_a_column_of_arrays_is_the_input_and_several_columns_are_a_dictionary() -> None:
@@ -97,11 +98,12 @@ def test_texts_are_labels_as_they_are() -> None:
         (a_batch(a=["x"], y=[1]), "the column 'a' holds string where numbers are expected"),
         (a_batch(a=[1.0], y=pa.array([None], pa.int32())), "the label 'y' is null in 1 of these rows"),
         (a_batch(a=[1.0], y=[float("nan")]), "the label 'y' is NaN in 1 of these rows"),
-        (a_batch(a=[[1.0], [1.0, 2.0]], y=[1, 1]), "have from 1 to 2 values"),
-        (
-            a_batch(a=[[1.0], None], y=[1, 1]),
-            "the column 'a' is null in 1 rows, and an array cannot be filled",
-        ),
+        (a_batch(a=[[1.0], [1.0, 2.0]], y=[1, 1]), "holds lists of 1 and of 2 values"),
+        (a_batch(a=[1.0], y=[[float("nan")]]), "the label 'y' is NaN in 1 of these rows"),
+        (a_batch(a=[["x"]], y=[1]), "the column 'a' holds list<item: string> where numbers are expected"),
+        (a_batch(a=[1e300], y=[1]), "the column 'a' of the data frame holds 1e\\+300, and models train on"),
+        (a_batch(a=[[-1e39]], y=[1]), "the column 'a' of the data frame holds -1e\\+39, and models train on"),
+        (a_batch(a=[1.0], y=[1e39]), "the label 'y' of the data frame holds 1e\\+39, and models train on"),
     ],
 )
 def test_what_cannot_be_trained_on_is_named(batch: pa.RecordBatch, sentence: str) -> None:
@@ -110,7 +112,7 @@ def test_what_cannot_be_trained_on_is_named(batch: pa.RecordBatch, sentence: str
 
 
 def test_arrays_of_another_size_in_a_later_batch_are_refused() -> None:
-    with pytest.raises(TaskError, match="have different sizes"):
+    with pytest.raises(TaskError, match="holds lists of 2 and of 1 values"):
         rows_of(a_batch(a=[[1.0, 2.0]], y=[1]), a_batch(a=[[1.0]], y=[1]))
 
 
