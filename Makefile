@@ -48,7 +48,7 @@ test: test-tools ## Run the tests, with real RabbitMQ nodes and real training, i
 	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not long" $(ARGS)
 
 .PHONY: test-long
-test-long: test-tools ## Run the tests that take longer: kills, power cuts, clusters, refusals, half an hour
+test-long: test-tools ## Run the tests that take longer: kills, power cuts, clusters, refusals, 40 minutes
 	@$(bin)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 .PHONY: test-pythons

@@ -119,7 +119,7 @@ class Federation:
 
     def evaluator(self, *flags: str) -> Part:
         """Start an evaluator."""
-        return self.start("evaluator", "fluffle_cli.main", "evaluator", "--name", "evaluator", *flags)
+        return self.start("evaluator", "fluffle_cli", "evaluator", "--name", "evaluator", *flags)
 
     def connect(self) -> RabbitBroker:
         """Return a connection of this process."""
@@ -162,7 +162,7 @@ class Federation:
     def fluffle(self, *arguments: str, broker_url: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command of `fluffle` to its end, as somebody types it; nobody is at its terminal."""
         return subprocess.run(
-            [sys.executable, "-m", "fluffle_cli.main", *arguments],
+            [sys.executable, "-m", "fluffle_cli", *arguments],
             env=os.environ
             | {"FLUFFLE_FEDERATION": self.name, "FLUFFLE_BROKER_URL": broker_url or self.broker_url},
             cwd=self.folder,

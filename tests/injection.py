@@ -1,6 +1,10 @@
 """Faults at a chosen point of a real process: code that Python runs when the process starts."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 # Python imports `sitecustomize` from PYTHONPATH first; tests/federation.py puts its folder there.
 PRELUDE = '''\
@@ -61,3 +65,8 @@ def inject(folder: Path, code: str, *, at_each_call: bool = False) -> None:
     """Let the processes that start in this folder from now on run `code` first."""
     text = PRELUDE + code + (AT_EACH_CALL if at_each_call else "")
     (folder / "sitecustomize.py").write_text(text)
+
+
+def moments(every: Iterable[str], *soon: str) -> list[Any]:
+    """Return the parameters of a test: `make test` takes the moments named, `make test-long` the rest."""
+    return [each if each in soon else pytest.param(each, marks=pytest.mark.long) for each in every]

@@ -103,7 +103,10 @@ def declared(node: BrokerNode, topology: Topology) -> Topology:
 
 @pytest.mark.parametrize(
     ("label", "says"),
-    [(SECOND, f"{FIRST} holds"), (FIRST, "the last connection of this process holds")],
+    [
+        (SECOND, f"{FIRST} holds"),
+        pytest.param(FIRST, "the last connection of this process holds", marks=pytest.mark.long),
+    ],
     ids=["another process", "the same process"],
 )
 def test_a_connection_that_is_gone_without_a_word_holds_a_name_until_its_heartbeats_are_missed(

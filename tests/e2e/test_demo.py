@@ -260,6 +260,7 @@ def test_ctrl_c_ends_a_demo_at_once_and_leaves_nothing_running(tmp_path: Path) -
     assert json.loads((out / "metrics.jsonl").read_text().splitlines()[0])["version"] == 0
 
 
+@pytest.mark.long
 def test_a_demo_that_is_killed_takes_all_that_it_has_started_with_it(tmp_path: Path) -> None:
     out = tmp_path / "run"
     flags = ("--task", "numpy_task:task", "--target", "2.0", "--workers", "2", "--delay", "0.05")

@@ -61,7 +61,10 @@ class Replay:
         self.leader.tick(at_s)
 
 
-@pytest.mark.parametrize("given", [{}, {"strategy": "fedasync", "codec": "float32", "mixing": 0.4}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, pytest.param({"strategy": "fedasync", "codec": "float32", "mixing": 0.4}, marks=pytest.mark.long)],
+)
 def test_the_updates_of_a_real_run_in_their_order_make_the_same_versions_in_a_simulation(
     node: BrokerNode, tmp_path: Path, federation: str, given: dict[str, str | float]
 ) -> None:

@@ -40,6 +40,7 @@ def started(running: Federation, command: list[str], *more: str) -> Part:
     return running.start(f"{part}-{len(running.parts)}", MODULES[part], *before, *flags, *more)
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_train_a_good_model_on_a_table_that_no_code_knows(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

@@ -54,6 +54,7 @@ def test_a_login_that_all_sites_share_is_tried_at_the_driver(
     assert isinstance(run.error, LoginRefused)
 
 
+@pytest.mark.long
 def test_an_error_in_the_code_of_a_task_is_named_by_the_driver(
     spark: SparkSession,
     node: BrokerNode,

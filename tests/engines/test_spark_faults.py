@@ -222,6 +222,7 @@ def assert_no_password(cluster: SparkCluster, password: str) -> None:
         assert password not in file.read_text(errors="replace")
 
 
+@pytest.mark.long
 def test_sites_take_turns_when_there_are_fewer_slots(
     node: BrokerNode, federation: str, spark: SparkSession, tmp_path: Path
 ) -> None:

@@ -116,7 +116,9 @@ def test_a_standby_leads_soon_after_the_leader_is_killed(
         assert [version.term for version in assert_history_is_one_line(running)] == [1, 1, 1, 2]
 
 
-@pytest.mark.parametrize("moment", ["between two updates", "on the way to a publish"])
+@pytest.mark.parametrize(
+    "moment", [pytest.param("between two updates", marks=pytest.mark.long), "on the way to a publish"]
+)
 def test_a_leader_that_freezes_and_wakes_up_publishes_nothing_more(
     node: BrokerNode, tmp_path: Path, federation: str, moment: str
 ) -> None:

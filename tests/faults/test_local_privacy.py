@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation
-from injection import inject_death
+from injection import inject_death, moments
 
 from fluffle_cli.node import BrokerNode
 
@@ -20,7 +20,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", moments(MOMENTS, "before its confirm"))
 def test_a_worker_that_is_killed_with_an_update_under_way_pays_for_it_once(
     node: BrokerNode, tmp_path: Path, federation: str, moment: str
 ) -> None:

@@ -165,7 +165,7 @@ def test_evaluators_and_aggregators_may_share_a_name(
         standby = running.start("standby", "fluffle_aggregator", "--name", "leader", "--buffer-size", "1")
         standby.wait_for("standing by")
         evaluators = [
-            running.start(f"evaluator-{number}", "fluffle_cli.main", "evaluator", "--name", "evaluator")
+            running.start(f"evaluator-{number}", "fluffle_cli", "evaluator", "--name", "evaluator")
             for number in range(2)
         ]
         for evaluator in evaluators:

@@ -90,7 +90,12 @@ def assert_made_of(versions: list[ModelVersion], updates: list[WeightUpdate], fo
 
 
 @pytest.mark.parametrize(
-    ("moment", "more"), [*((each, []) for each in MOMENTS), ("between head and stream", ADAPTIVE)]
+    ("moment", "more"),
+    [
+        ("between head and stream", ADAPTIVE),
+        ("between stream and records", []),
+        *(pytest.param(each, [], marks=pytest.mark.long) for each in MOMENTS if "records" not in each),
+    ],
 )
 def test_wherever_the_aggregator_is_killed_the_next_one_goes_on_with_the_same_noise(
     node: BrokerNode, tmp_path: Path, federation: str, moment: str, more: list[str]
@@ -122,7 +127,7 @@ def test_wherever_the_aggregator_is_killed_the_next_one_goes_on_with_the_same_no
     [
         ["--buffer-size", "1"],
         # Each second round has no worker that may take part, and is left out.
-        ["--buffer-size", "3", "--strategy", "fedavg"],
+        pytest.param(["--buffer-size", "3", "--strategy", "fedavg"], marks=pytest.mark.long),
     ],
     ids=["fedbuff", "fedavg"],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from federation import Federation
-from injection import inject, inject_death
+from injection import inject, inject_death, moments
 from secured import SENDERS, Secured
 
 from fluffle.wire import encode_update
@@ -35,7 +35,9 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize(
+    "moment", moments(MOMENTS, "between the sum and the question", "after the commit and before the acks")
+)
 def test_wherever_the_leader_is_killed_the_next_one_opens_the_same_sum_to_the_last_bit(
     secured: Secured, tmp_path: Path, moment: str
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import Federation, Part, applied_ids
-from injection import inject_death
+from injection import inject_death, moments
 from real_history import PARAMETERS, write_initial_model
 from secured import as_flags
 
@@ -115,7 +115,7 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", moments(MOMENTS, "after the question"))
 def test_the_next_leader_opens_the_same_noisy_sum_to_the_last_bit_and_each_update_is_counted_once(
     shared: Shared, tmp_path: Path, moment: str
 ) -> None:

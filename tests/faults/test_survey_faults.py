@@ -55,6 +55,7 @@ def the_end(federation: Federation, parts: list[Part]) -> ModelVersion:
     return federation.newest()
 
 
+@pytest.mark.long
 def test_three_workers_are_surveyed_and_train_with_the_result_and_a_latecomer_finds_it(
     node: BrokerNode, tmp_path: Path, federation: str
 ) -> None:

@@ -163,6 +163,7 @@ def certificate_of_a_leaver(broker: Broker, federation: str) -> list[str]:
     return certificate_flags(own)
 
 
+@pytest.mark.long
 def test_a_certificate_can_be_replaced_while_its_worker_is_at_work(
     broker: Broker, tmp_path: Path, federation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

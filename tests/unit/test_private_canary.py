@@ -113,7 +113,7 @@ def lower_bound(plan: PrivacyPlan) -> float:
     return epsilon_of(mu, TARGET.delta) if mu > 0 else 0.0
 
 
-@pytest.mark.parametrize("is_correlated", [False, True])
+@pytest.mark.parametrize("is_correlated", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_the_aggregator_shows_no_more_of_a_canary_than_it_promises(is_correlated: bool) -> None:
     plan = PrivacyPlan.keeping(replace(TARGET, correlated=is_correlated))
 

@@ -97,6 +97,7 @@ def test_opened_sums_show_no_more_of_a_canary_than_is_promised(table: Table) -> 
     assert TARGET.epsilon / 2 < lower_bound(table, PROMISED) <= TARGET.epsilon
 
 
+@pytest.mark.long
 def test_the_game_finds_noise_that_is_three_times_too_small(table: Table) -> None:
     small = with_share(PROMISED, shares_of(PROMISED).share / 9)
 
