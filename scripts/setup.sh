@@ -93,7 +93,8 @@ install_python() {
   quietly pip_install --no-deps --no-build-isolation -e .
 }
 
-pip_install() { "$venv/bin/python" -m pip install -q --disable-pip-version-check "$@"; }
+# Python compiles a module when it is first imported; to compile all of TensorFlow's takes half of the time here.
+pip_install() { "$venv/bin/python" -m pip install -q --no-compile --disable-pip-version-check "$@"; }
 
 # --- RabbitMQ -------------------------------------------------------------------------------------------------------
 
