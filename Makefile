@@ -5,6 +5,8 @@ SHELL := /bin/bash
 # What is given to the command behind a target: make demo ARGS="--strategy fedasync --workers 8"
 ARGS ?=
 MINUTES ?=
+# Many containers set it, and then each of hundreds of processes would compile Fluffle anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 bin := .venv/bin
 # Renewed when the pinned packages or the package itself have changed.

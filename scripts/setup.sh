@@ -88,13 +88,14 @@ make_venv() {
 install_python() {
   make_venv
   say "installing the pinned packages into $venv (some minutes the first time: TensorFlow is large)"
-  quietly pip_install --require-hashes -r requirements.lock
+  quietly pip_install --no-compile --require-hashes -r requirements.lock
+  # On all cores, which pip does not. Some packages hold files that no Python of today compiles.
+  "$venv/bin/python" -m compileall -q -j 0 "$venv/lib" >/dev/null 2>&1 || true
   # The build tool is among the pinned packages, so nothing is fetched here.
   quietly pip_install --no-deps --no-build-isolation -e .
 }
 
-# Python compiles a module when it is first imported; to compile all of TensorFlow's takes half of the time here.
-pip_install() { "$venv/bin/python" -m pip install -q --no-compile --disable-pip-version-check "$@"; }
+pip_install() { "$venv/bin/python" -m pip install -q --disable-pip-version-check "$@"; }
 
 # --- RabbitMQ -------------------------------------------------------------------------------------------------------
 
