@@ -150,6 +150,10 @@ class Federation:
         """Return the messages in a queue, once nobody else consumes it; they stay there."""
         deliveries: list[Delivery] = []
         with self.connect() as broker:
+            # A moment after a consumer has gone, RabbitMQ returns what it had not acknowledged.
+            wait_until(
+                lambda: broker.state(queue).consumers == 0, f"the consumers of {queue} to go", deadline_s=30
+            )
             messages = broker.state(queue).messages
             broker.consume(queue, prefetch=messages + 1)
             while len(deliveries) < messages:

@@ -55,6 +55,8 @@ def own_node(tmp_path: Path) -> Iterator[BrokerNode]:
 def assert_balanced(federation: Federation, work: Path) -> None:
     """Each update that RabbitMQ confirmed to a worker in an executor is applied, once, or lies in a queue."""
     [aggregator] = federation.parts
+    # They publish what they have finished after the job has ended.
+    wait_until(lambda: not site_processes(work), "the end of the workers")
     with federation.connect() as broker:
         queue = federation.topology.updates.name
         wait_until(lambda: broker.state(queue).messages == 0, "the aggregator to take all updates")
