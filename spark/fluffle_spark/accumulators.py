@@ -4,6 +4,7 @@ import threading
 import uuid
 import zipfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def counted(df: DataFrame, columns: Sequence[str]) -> DataFrame:
     return df
 
 
+@cache
 def _class_for_executors(sc: SparkContext) -> Any:
     """Compile the class with the compiler that Spark compiles queries with, and ship it."""
     compiler = sc._jvm.org.codehaus.janino.SimpleCompiler()
